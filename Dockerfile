@@ -1,0 +1,44 @@
+# The image of the daemon: a Python base, one virtual environment, one user without rights.
+#   docker build -t cachd:0.1.0 .
+# Any other base that holds python3 >= 3.11, pip and useradd will do: --build-arg BASE=...
+ARG BASE=docker.io/library/python:3.13-slim
+
+FROM ${BASE} AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY cachd ./cachd
+# pip works on the environment from outside, so the environment itself never holds pip.
+RUN python3 -m venv --without-pip /opt/cachd \
+    && python3 -m pip --python /opt/cachd install --no-cache-dir .
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="cachd" \
+      org.opencontainers.image.description="Node-local model cache daemon" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# A daemon needs no installer. The cache directory is made, with its owner, for a volume of plain Docker.
+RUN python3 -m pip uninstall --yes --root-user-action=ignore pip \
+    && useradd --uid 65532 --user-group --no-log-init --no-create-home --home-dir /tmp \
+               --shell /usr/sbin/nologin cachd \
+    && install --directory --owner=65532 --group=65532 --mode=0755 /var/lib/cachd
+
+COPY --from=build /opt/cachd /opt/cachd
+
+# The root file system may be read-only: no bytecode is written, and HOME is where a writable /tmp is mounted.
+ENV PATH=/opt/cachd/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    CACHD_ROOT=/var/lib/cachd
+
+# By number: runAsNonRoot cannot judge a name.
+USER 65532:65532
+WORKDIR /tmp
+EXPOSE 8470
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["cachd"]
+CMD ["serve"]

@@ -1,0 +1,3 @@
+"""cachd: a node-local model cache daemon."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,118 @@
+"""What can go wrong, in classes that say what the caller may do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class CachdError(Exception):
+    """A failure with a stable `code`, a `detail` that names the thing and its numbers, and a `mend`.
+
+    `mend` says what the reader can do about it; `facts` carries the numbers for machines. None of them
+    ever holds a secret or the query of a signed URL.
+    """
+
+    code = "internal"
+    retryable = False
+
+    def __init__(self, detail: str, *, code: str | None = None, mend: str = "", **facts: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or type(self).code
+        self.mend = mend
+        self.facts: Mapping[str, object] = facts
+
+    def __str__(self) -> str:
+        return f"{self.detail} ({self.mend})" if self.mend else self.detail
+
+    def as_document(self) -> dict[str, object]:
+        """The error as JSON members: code, detail, mend when there is one, and the facts."""
+        mend = {"mend": self.mend} if self.mend else {}
+        return {"code": self.code, "detail": self.detail, **mend, **self.facts}
+
+
+class Invalid(CachdError):
+    """The request cannot be understood. Change it."""
+
+    code = "invalid"
+
+
+class Forbidden(CachdError):
+    """Policy, a token or the source says no. Change the permission, not the request."""
+
+    code = "forbidden"
+
+
+class Unauthorized(Forbidden):
+    """The daemon wants a bearer token it was not given."""
+
+    code = "unauthorized"
+
+
+class NotFound(CachdError):
+    """There is no such model, revision or file."""
+
+    code = "not_found"
+
+
+class InUse(CachdError):
+    """Somebody holds the thing: a pin, an open file, a running pull, another daemon."""
+
+    code = "in_use"
+
+
+class TooBig(CachdError):
+    """It can never fit on this disk."""
+
+    code = "too_big"
+
+
+class NoSpace(CachdError):
+    """It does not fit now."""
+
+    code = "no_space"
+    retryable = True
+
+
+class Changed(CachdError):
+    """The source's validator moved: what was read belongs to another revision. Resolve again."""
+
+    code = "changed"
+    retryable = True
+
+
+class Corrupt(CachdError):
+    """The bytes disagree with their digest and were discarded."""
+
+    code = "corrupt"
+
+
+class Unavailable(CachdError):
+    """The source did not answer as it should. Try again after `retry_after` seconds, when it said so."""
+
+    code = "unavailable"
+    retryable = True
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        mend: str = "",
+        **facts: object,
+    ) -> None:
+        super().__init__(detail, code=code, mend=mend, **facts)
+        self.retry_after = retry_after
+
+
+class DiskFailed(CachdError):
+    """The node's disk refused an operation for a reason other than space."""
+
+    code = "disk_failed"
+
+
+class Cancelled(CachdError):
+    """The pull was told to stop."""
+
+    code = "cancelled"

@@ -1,0 +1,18 @@
+"""How long to wait before asking again."""
+
+from __future__ import annotations
+
+FIRST_SECONDS = 0.5
+LONGEST_SECONDS = 60.0
+LONGEST_TOLD_SECONDS = 600.0
+
+
+def delay(failures: int, *, told: float | None, chance: float) -> float:
+    """Seconds to wait after `failures` in a row without progress (1 or more).
+
+    Exponential with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"): `chance` is
+    uniform in [0, 1). What the origin told (Retry-After) is a floor, capped at ten minutes.
+    """
+    ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
+    jittered = ceiling * (0.5 + chance / 2)
+    return jittered if told is None else min(told, LONGEST_TOLD_SECONDS) + jittered * chance

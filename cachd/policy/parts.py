@@ -1,0 +1,70 @@
+"""Which bytes of a file are asked for in one request, and which have landed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from cachd.model import Extent
+
+MIN_PART_BYTES = 4 << 20
+MAX_PART_BYTES = 32 << 20
+
+
+class Landed:
+    """The extents of a file that are here: disjoint, sorted, merged when they touch."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, extent: Extent) -> None:
+        """Count `extent` as here, whatever of it was already."""
+        if not extent.size:
+            return
+        first = bisect_left(self._stops, extent.start)
+        last = first
+        start, stop = extent.start, extent.stop
+        while last < len(self._starts) and self._starts[last] <= stop:
+            start, stop = min(start, self._starts[last]), max(stop, self._stops[last])
+            last += 1
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._stops) - sum(self._starts)
+
+    @property
+    def prefix(self) -> int:
+        """Bytes from the start of the file that are here without a gap."""
+        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
+
+    def gaps(self, size: int) -> Iterator[Extent]:
+        """What is missing of a file of `size` bytes, in order."""
+        reached = 0
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            if start > reached:
+                yield Extent(reached, start)
+            reached = stop
+        if reached < size:
+            yield Extent(reached, size)
+
+
+def part_bytes(size: int, streams: int) -> int:
+    """How long a part of a file of `size` bytes is: four for every stream, within the limits, in whole MiB.
+
+    Parts of 8 to 32 MiB cost an origin few requests; smaller ones keep all streams busy on a small file.
+    """
+    wanted = -(-size // (4 * streams))
+    whole = -(-wanted // (1 << 20)) << 20
+    return min(max(whole, MIN_PART_BYTES), MAX_PART_BYTES)
+
+
+def split(gap: Extent, length: int) -> Iterator[Extent]:
+    """`gap` in parts that begin at multiples of `length` wherever they can."""
+    start = gap.start
+    while start < gap.stop:
+        stop = min(gap.stop, (start // length + 1) * length)
+        yield Extent(start, stop)
+        start = stop

@@ -1,0 +1,127 @@
+"""Which addresses, URLs and paths a source may reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from posixpath import normpath
+from typing import Self
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from cachd.errors import Forbidden, Invalid
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+class Reach:
+    """What `allow` opens beyond the public internet by TLS.
+
+    Public addresses may be reached by https. Private, loopback, link-local and other special addresses,
+    plain http and local paths only where an entry covers them. An entry is a network (`10.0.0.0/8`) or a
+    URL prefix (`http://minio.storage:9000/models/`, `file:///mnt/share/`).
+    """
+
+    def __init__(self, allow: Iterable[str]) -> None:
+        self._networks = []
+        self._prefixes: list[SplitResult] = []
+        for entry in allow:
+            if "://" in entry:
+                self._prefixes.append(_prefix(entry))
+                continue
+            try:
+                self._networks.append(ip_network(entry, strict=False))
+            except ValueError as error:
+                raise Invalid(
+                    f"allow entry {entry!r} is neither a network nor a URL prefix: {error}",
+                    code="bad_option",
+                    mend="write 10.0.0.0/8, http://host:port/path/ or file:///mnt/share/",
+                ) from error
+
+    def also(self, entries: Iterable[str]) -> Self:
+        """The same reach with more entries: what the operator configured elsewhere, such as an endpoint."""
+        more = type(self)(entries)
+        more._networks += self._networks
+        more._prefixes += self._prefixes
+        return more
+
+    def covers(self, url: SplitResult) -> bool:
+        """Whether a URL prefix covers `url`."""
+        return any(_covers(prefix, url) for prefix in self._prefixes)
+
+    def check_url(self, url: SplitResult) -> None:
+        """Raises Forbidden for a scheme other than https, unless a prefix covers it."""
+        if url.scheme == "https" or self.covers(url):
+            return
+        if url.scheme == "http" and self._networks:
+            return  # a network may cover the address it resolves to
+        if url.scheme == "http":
+            raise _plaintext(url)
+        raise Forbidden(
+            f"{url.scheme}://{url.netloc}{url.path} is not under any prefix of allow",
+            code="path_refused",
+            mend=f'add a prefix that covers it to allow, such as "{url.scheme}://{url.netloc}{url.path}"',
+        )
+
+    def check_address(self, url: SplitResult, address: str) -> None:
+        """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
+        ip = _embedded(ip_address(address.partition("%")[0]))
+        if self.covers(url) or any(ip in network for network in self._networks):
+            return
+        if ip.is_global and not ip.is_multicast:
+            if url.scheme == "https":
+                return
+            raise _plaintext(url)
+        raise Forbidden(
+            f"{url.hostname} is at {ip}, which is not a public address",
+            code="private_address",
+            mend=f"add {ip}/{ip.max_prefixlen} or {url.scheme}://{url.netloc}/ to allow if it is meant",
+            address=str(ip),
+        )
+
+
+def _prefix(entry: str) -> SplitResult:
+    try:
+        url = urlsplit(entry)
+        _ = url.port
+    except ValueError as error:
+        raise Invalid(f"allow entry {entry!r} is not a URL: {error}", code="bad_option") from error
+    if "@" in url.netloc or url.query or url.fragment or (not url.netloc and url.scheme != "file"):
+        raise Invalid(
+            f"allow entry for {url.hostname or 'a URL'} is not a plain URL prefix",
+            code="bad_option",
+            mend="write scheme://host:port/path/ with no user, query or fragment",
+        )
+    return url
+
+
+def _covers(prefix: SplitResult, url: SplitResult) -> bool:
+    same_host = (
+        prefix.scheme == url.scheme
+        and (prefix.hostname or "") == (url.hostname or "")
+        and _port(prefix) == _port(url)
+    )
+    wanted = unquote(prefix.path).rstrip("/")
+    path = normpath(unquote(url.path) or "/")
+    return same_host and (path == (wanted or "/") or path.startswith(wanted + "/"))
+
+
+def _port(url: SplitResult) -> int | None:
+    return url.port or _DEFAULT_PORTS.get(url.scheme)
+
+
+def _plaintext(url: SplitResult) -> Forbidden:
+    return Forbidden(
+        f"http://{url.netloc}{url.path} would come in plain text",
+        code="plaintext_refused",
+        mend=f'use https, or add "http://{url.netloc}/" to allow',
+    )
+
+
+def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address inside a mapped, 6to4 or NAT64 address: that is where the packets end."""
+    if isinstance(ip, IPv6Address):
+        if ip in _NAT64:
+            return IPv4Address(int(ip) & 0xFFFFFFFF)
+        return ip.ipv4_mapped or ip.sixtofour or ip
+    return ip

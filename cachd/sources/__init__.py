@@ -1,0 +1,1 @@
+"""Where bytes come from. Nothing here touches the cache's directory."""

@@ -1,0 +1,133 @@
+"""hf:// : the Hugging Face Hub. Its own client lists and authenticates; the bytes are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
+
+from cachd import __version__
+from cachd.errors import Forbidden, NotFound, Unavailable
+from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
+from cachd.sources.http import Http, Response, Target, retry_after
+from cachd.sources.secrets import Secret
+
+_ANSWER_SECONDS = 60.0
+
+
+class HubSource:
+    """Models of one Hub. A revision becomes its commit first; every file is then asked for at that commit.
+
+    Digests: the LFS sha256 of large files, the git-sha1 of small ones; the Hub publishes one for each.
+    """
+
+    def __init__(self, http: Http, *, endpoint: str, token: Secret) -> None:
+        self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
+
+    def resolve(self, ref: Ref) -> Manifest:
+        """See `Source.resolve`. One call: it names the commit and lists its files."""
+        api = HfApi(
+            endpoint=self._endpoint,
+            token=self._token.read() or False,
+            library_name="cachd",
+            library_version=__version__,
+        )
+        with _hub_errors(ref):
+            found = api.model_info(
+                ref.location, revision=ref.revision, files_metadata=True, timeout=_ANSWER_SECONDS
+            )
+        if not found.sha:
+            raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
+        files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
+        return Manifest(ref.base, found.sha, files)
+
+    def open(self, file: File, extent: Extent) -> Response:
+        """See `Source.open`."""
+        repo, _, rest = file.origin.removeprefix("hf://").partition("@")
+        commit, _, path = rest.partition("/")
+        url = f"{self._endpoint}/{repo}/resolve/{commit}/{quoted(path)}"
+        token = self._token.read()
+        secrets = {"Authorization": f"Bearer {token}"} if token else {}
+        return self._http.open(Target(url, file.size, secrets), extent)
+
+
+def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
+    size, blob_id = sibling.size, sibling.blob_id
+    if size is None or (sibling.lfs is None and blob_id is None):
+        raise Unavailable(
+            f"{ref} lists {sibling.rfilename!r:.120} without its size or digest", code="origin_protocol"
+        )
+    digest = Digest("sha256", sibling.lfs.sha256) if sibling.lfs else Digest("git-sha1", str(blob_id))
+    return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest)
+
+
+@contextmanager
+def _hub_errors(ref: Ref) -> Iterator[None]:
+    """Turn the Hub client's exceptions into ours. Its messages may name URLs, so none is repeated."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise Forbidden(
+            f"{ref.base} is gated and this token has no access",
+            code="gated",
+            mend="accept its terms on the Hub with the account of the token in hf_token_file",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise NotFound(
+            f"{ref.base} has no revision {ref.revision!r}", code="revision_not_found", mend="check the branch"
+        ) from error
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:
+            raise Forbidden(
+                f"{ref.base} does not exist, or is private and the token was not accepted",
+                code="source_unauthorized",
+                mend="check the name, and the token in hf_token_file",
+                status=401,
+            ) from error
+        raise NotFound(
+            f"{ref.base} does not exist, or is private",
+            code="repo_not_found",
+            mend="check the name; a private model needs hf_token_file",
+        ) from error
+    except DisabledRepoError as error:
+        raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
+    except HfHubHTTPError as error:
+        raise _by_status(ref, error) from error
+    except httpx2.TransportError as error:
+        raise Unavailable(
+            f"the Hub did not answer for {ref.base}: {type(error).__name__}", code="connection_failed"
+        ) from error
+
+
+def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:
+    status = error.response.status_code
+    if status == 401:
+        return Forbidden(
+            f"the Hub refused the token for {ref.base}",
+            code="source_unauthorized",
+            mend="check the token in hf_token_file",
+            status=status,
+        )
+    if status == 403:
+        return Forbidden(
+            f"the token may not read {ref.base}",
+            code="source_forbidden",
+            mend="check its rights",
+            status=status,
+        )
+    return Unavailable(
+        f"the Hub answered {status} for {ref.base}",
+        code="rate_limited" if status == 429 else "origin_failed",
+        retry_after=retry_after(error.response.headers),
+        status=status,
+    )

@@ -1,0 +1,181 @@
+"""s3:// : a bucket of AWS or of any server that speaks S3. boto3 lists and signs; the bytes are ours."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import botocore.config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
+from cachd.model import Digest, Extent, File, Manifest, Ref
+from cachd.sources import sums
+from cachd.sources.http import Http, Response, Target
+
+_ASKED_AT_ONCE = 16
+_LINK_SECONDS = 3600
+_SESSION_SECONDS = 300.0
+# S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
+_CHECKSUMS = {
+    "ChecksumSHA256": "sha256",
+    "ChecksumCRC64NVME": "crc64nvme",
+    "ChecksumCRC32C": "crc32c",
+    "ChecksumSHA1": "sha1",
+    "ChecksumCRC32": "crc32",
+}
+
+
+class BucketSource:
+    """Objects below a prefix. Digests: full-object checksums, else the prefix's SHA256SUMS, else none.
+
+    A COMPOSITE checksum is a digest of part digests and an ETag is no digest at all: neither is believed.
+    """
+
+    def __init__(self, http: Http, *, endpoint_url: str | None, region: str | None) -> None:
+        self._http, self._endpoint_url, self._region = http, endpoint_url, region
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._made = 0.0
+
+    def resolve(self, ref: Ref) -> Manifest:
+        """See `Source.resolve`."""
+        bucket, _, prefix = ref.location.partition("/")
+        client = self._signed_in(renew=True)
+        with _bucket_errors(ref.base):
+            keys = self._list(client, bucket, prefix)
+            if not keys:
+                raise NotFound(
+                    f"{ref.base} holds no objects",
+                    code="file_not_found",
+                    mend="check bucket and prefix; without s3:ListBucket nothing is seen",
+                )
+            digests = self._sums(client, bucket, keys)
+            with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+                asked = [(key, path) for path, key in keys.items() if path != sums.NAME]
+                files = tuple(pool.map(lambda k: self._ask(client, bucket, *k, digests.get(k[1])), asked))
+        told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.blob}\n" for f in files)
+        return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
+
+    def open(self, file: File, extent: Extent) -> Response:
+        """See `Source.open`."""
+        bucket, _, key = file.origin.removeprefix("s3://").partition("/")
+        try:
+            return self._open(self._signed_in(), bucket, key, file, extent)
+        except Forbidden as error:
+            if error.facts.get("status") != 403:
+                raise
+            return self._open(self._signed_in(renew=True), bucket, key, file, extent)
+
+    def _open(self, client: Any, bucket: str, key: str, file: File, extent: Extent) -> Response:
+        with _bucket_errors(file.origin):
+            url = client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
+            )
+        return self._http.open(Target(url, file.size, validator=file.validator), extent)
+
+    def _signed_in(self, *, renew: bool = False) -> Any:
+        """A client whose credentials were read from where they are kept not long ago."""
+        with self._lock:
+            if self._client is None or renew or time.monotonic() - self._made > _SESSION_SECONDS:
+                self._client = boto3.session.Session().client(
+                    "s3",
+                    endpoint_url=self._endpoint_url,
+                    region_name=self._region,
+                    config=botocore.config.Config(
+                        signature_version="s3v4",
+                        connect_timeout=10,
+                        read_timeout=60,
+                        max_pool_connections=_ASKED_AT_ONCE,
+                        retries={"total_max_attempts": 1},
+                        s3={"addressing_style": "path"} if self._endpoint_url else None,
+                    ),
+                )
+                self._made = time.monotonic()
+            return self._client
+
+    def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, str]:
+        """Key of every object by its path below the prefix. "Directory" objects are passed over."""
+        keys = {}
+        folder = prefix if prefix.endswith("/") else prefix + "/"
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for found in page.get("Contents", ()):
+                key = found["Key"]
+                if key == prefix and not key.endswith("/"):
+                    return {key.rpartition("/")[2]: key}
+                if key.startswith(folder) and not key.endswith("/"):
+                    keys[key.removeprefix(folder)] = key
+        return keys
+
+    def _sums(self, client: Any, bucket: str, keys: Mapping[str, str]) -> dict[str, Digest]:
+        if sums.NAME not in keys:
+            return {}
+        body = client.get_object(Bucket=bucket, Key=keys[sums.NAME])["Body"]
+        return sums.parse(body.read(sums.LONGEST_BYTES), f"s3://{bucket}/{keys[sums.NAME]}")
+
+    def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
+        with _bucket_errors(f"s3://{bucket}/{key}"):
+            head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        digest = listed or _full_object_checksum(head)
+        return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
+
+
+def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
+    """What head_object says of the whole object's content (S3 User Guide, "Checking object integrity")."""
+    if head.get("ChecksumType") == "COMPOSITE":
+        return None
+    for name, algorithm in _CHECKSUMS.items():
+        told = head.get(name)
+        if told and "-" not in told:
+            return Digest(algorithm, base64.b64decode(told).hex())
+    return None
+
+
+@contextmanager
+def _bucket_errors(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        raise _by_code(shown, error) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise Forbidden(
+            f"no credentials for {shown}",
+            code="source_unauthorized",
+            mend="set AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
+        ) from error
+    except BotoCoreError as error:
+        raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
+
+
+def _by_code(shown: str, error: ClientError) -> CachdError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    answer = error.response.get("ResponseMetadata", {})
+    status = int(answer.get("HTTPStatusCode", 0))
+    if code == "InvalidObjectState":
+        return Forbidden(f"{shown} is archived", code="archived", mend="restore it first", status=status)
+    if status in (401, 403):
+        return Forbidden(
+            f"{shown}: {code}",
+            code="source_forbidden",
+            mend="it is missing, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
+            status=status,
+        )
+    if status == 404:
+        return NotFound(f"{shown}: {code}", code="file_not_found", mend="check bucket and key")
+    return Unavailable(
+        f"{shown}: {status} {code}",
+        code="rate_limited" if code in ("SlowDown", "Throttling") or status == 429 else "origin_failed",
+        status=status,
+    )

@@ -1,0 +1,79 @@
+"""https:// (and http:// where allowed): one file, or a directory that publishes SHA256SUMS."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
+
+from cachd.errors import Invalid, NotFound
+from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
+from cachd.sources import sums
+from cachd.sources.http import Http, Response, Target
+
+_ASKED_AT_ONCE = 8
+_REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
+
+
+class WebSource:
+    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530)."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def resolve(self, ref: Ref) -> Manifest:
+        """See `Source.resolve`."""
+        if ref.location.endswith("/"):
+            return self._resolve_directory(ref)
+        file = self._ask(ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest)
+        return Manifest(ref.base, _revision(file), (file,))
+
+    def open(self, file: File, extent: Extent) -> Response:
+        """See `Source.open`."""
+        validator = None if (file.validator or "").startswith("once:") else file.validator
+        return self._http.open(Target(file.origin, file.size, validator=validator), extent)
+
+    def _resolve_directory(self, ref: Ref) -> Manifest:
+        url = ref.base + sums.NAME
+        try:
+            listing = self._http.read(url, at_most=sums.LONGEST_BYTES)
+        except NotFound as error:
+            raise NotFound(
+                f"{ref.base} has no {sums.NAME}",
+                code="no_sums",
+                mend=f"publish one there (sha256sum * > {sums.NAME}), or ask for one file",
+            ) from error
+        digests = sums.parse(listing, url)
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            files = tuple(
+                pool.map(lambda told: self._ask(ref.base + quoted(told[0]), *told), digests.items())
+            )
+        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), files)
+
+    def _ask(self, url: str, path: str, digest: Digest | None) -> File:
+        head = self._http.head(url)
+        if head.size is None:
+            raise Invalid(
+                f"{url} does not say how long it is",
+                code="size_unknown",
+                mend="serve it with a Content-Length",
+            )
+        # Without a validator nothing tells this file from a later one: it is this one only once.
+        validator = head.validator or f"once:{uuid.uuid4()}"
+        return File(path, head.size, url, digest or _repr_digest(head.headers.get("Repr-Digest")), validator)
+
+
+def _revision(file: File) -> str:
+    return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.blob}\n".encode()).hexdigest()
+
+
+def _repr_digest(header: str | None) -> Digest | None:
+    found = _REPR_DIGEST.search(header or "")
+    try:
+        return Digest("sha256", base64.b64decode(found[1], validate=True).hex()) if found else None
+    except (binascii.Error, Invalid):
+        return None

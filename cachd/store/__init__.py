@@ -1,0 +1,1 @@
+"""Where bytes rest: everything that touches the cache's directory."""

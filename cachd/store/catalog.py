@@ -1,0 +1,100 @@
+"""The disk read back at start: which names are ready, which pulls were running. Nothing is hashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from cachd import __version__
+from cachd.errors import CachdError
+from cachd.model import Manifest, Snapshot, Wish
+from cachd.store.layout import Layout
+
+log = structlog.get_logger(__name__)
+
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, CachdError)
+
+
+def ready_document(snapshot: Snapshot) -> dict[str, object]:
+    """What a ready file and the API say of a published snapshot."""
+    return {
+        **snapshot.wish.as_document(),
+        "revision": snapshot.revision,
+        "manifest": snapshot.manifest,
+        "bytes": snapshot.size,
+        "files": snapshot.files,
+        "verified": snapshot.verified,
+        "published_at": datetime.fromtimestamp(snapshot.published_at, UTC).isoformat(),
+        "path": f"models/{snapshot.name}",
+        "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
+        "cachd": __version__,
+    }
+
+
+def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
+    """Every name whose ready file tells the truth: its link, tree and manifest are what it says.
+
+    A ready file that does not is removed: readiness is withdrawn before anything else is done.
+    """
+    found = {}
+    for path in sorted(layout.ready.glob("[!.]*.json")):
+        try:
+            snapshot = _read_ready(path)
+            told = f".trees/{snapshot.manifest}"
+            tree = layout.tree(snapshot.manifest)
+            if str(layout.model(snapshot.name).readlink()) == told and tree.is_dir():
+                if not layout.manifest(snapshot.manifest).is_file():
+                    raise FileNotFoundError(layout.manifest(snapshot.manifest))
+                found[snapshot.name] = snapshot
+                continue
+            reason = "its link or its tree is another"
+        except _UNREADABLE as error:
+            reason = repr(error)
+        log.warning("readiness withdrawn", file=path.name, reason=reason)
+        path.unlink(missing_ok=True)
+    return found
+
+
+def read_manifest(layout: Layout, manifest: str) -> Manifest:
+    """The files of a snapshot. Raises OSError when it is gone, Invalid when it is no manifest."""
+    return Manifest.from_document(json.loads(layout.manifest(manifest).read_bytes()))
+
+
+def read_shown(manifest: Path) -> list[str]:
+    """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
+    try:
+        return list(json.loads(manifest.read_bytes())["shown"])
+    except FileNotFoundError:
+        return []
+
+
+def read_wishes(layout: Layout) -> Iterator[Wish]:
+    """The pulls that were running when the daemon ended."""
+    for path in sorted(layout.wishes.glob("[!.]*.json")):
+        try:
+            yield Wish.from_document(json.loads(path.read_bytes()))
+        except _UNREADABLE as error:
+            log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
+            path.unlink(missing_ok=True)
+
+
+def _read_ready(path: Path) -> Snapshot:
+    told = json.loads(path.read_bytes())
+    wish = Wish.from_document(told)
+    if path.stem != wish.name:
+        raise ValueError(f"{path.name} speaks of {wish.name}")
+    return Snapshot(
+        wish=wish,
+        manifest=str(told["manifest"]),
+        revision=str(told["revision"]),
+        size=int(told["bytes"]),
+        files=int(told["files"]),
+        verified=bool(told["verified"]),
+        published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
+        repo=str(told["hub"]["repo"]),
+        commit=str(told["hub"]["commit"]),
+    )

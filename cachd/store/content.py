@@ -1,0 +1,112 @@
+"""Blobs: verified, immutable, named by digest."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cachd.errors import Corrupt
+from cachd.model import Digest, File, Manifest
+from cachd.store import durable
+from cachd.store.ingest import Ingest
+from cachd.store.layout import Layout
+
+
+class ContentStore:
+    """The blobs of one root, and the ingests on their way to become blobs."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._claims: Counter[Digest] = Counter()
+
+    def path(self, blob: Digest) -> Path:
+        return self._layout.blob(blob)
+
+    def has(self, file: File) -> bool:
+        """Whether the file's blob is here, at its size."""
+        try:
+            return os.lstat(self.path(file.blob)).st_size == file.size
+        except FileNotFoundError:
+            return False
+
+    def missing(self, manifest: Manifest) -> list[File]:
+        """One file for each blob that is not here."""
+        return [f for f in {f.blob: f for f in manifest.files}.values() if not self.has(f)]
+
+    def allocated(self, file: File) -> int:
+        """Bytes of disk that an ingest of the file holds already."""
+        try:
+            return os.lstat(self._layout.ingest(file.blob) / "data").st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def begin(self, file: File) -> Ingest:
+        """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed."""
+        return Ingest(self._layout.ingest(file.blob), file)
+
+    def commit(self, ingest: Ingest) -> None:
+        """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong."""
+        file, got = ingest.file, ingest.digest()
+        if file.digest is not None and got != file.digest:
+            ingest.discard()
+            raise Corrupt(
+                f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
+                mend="nothing was published; if it happens again the source or the way to it is damaged",
+                file=file.path,
+                expected=str(file.digest),
+                got=str(got),
+            )
+        target = self.path(file.blob)
+        data = ingest.seal()
+        with durable.disk_errors(target):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            if file.digest is None:
+                durable.write_file(_told(target), str(got).encode())
+            durable.move(data, target)
+        ingest.discard()
+
+    def sync(self, blobs: Iterable[Digest]) -> None:
+        """Make the names of committed blobs durable."""
+        for directory in {self.path(blob).parent for blob in blobs}:
+            with durable.disk_errors(directory):
+                durable.sync_directory(directory)
+        with durable.disk_errors(self._layout.blobs):
+            durable.sync_directory(self._layout.blobs)
+
+    @contextmanager
+    def claim(self, manifest: Manifest) -> Iterator[None]:
+        """Keep the manifest's blobs while a pull needs them, linked or not."""
+        blobs = {f.blob for f in manifest.files}
+        with self._lock:
+            self._claims.update(blobs)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims.subtract(blobs)
+                self._claims = +self._claims
+
+    def free(self, manifest: Manifest) -> int:
+        """Remove the manifest's blobs that no view links to and no pull claims; bytes freed."""
+        freed = 0
+        for file in {f.blob: f for f in manifest.files}.values():
+            path, trash = self.path(file.blob), self._layout.trash / file.blob.hex
+            with durable.disk_errors(path), suppress(FileNotFoundError):
+                with self._lock:  # a claim made from here on finds the blob gone
+                    if file.blob in self._claims or os.lstat(path).st_nlink > 1:
+                        continue
+                    durable.move(path, trash)
+                durable.remove(_told(path))
+                os.unlink(trash)
+                freed += file.size
+        return freed
+
+
+def _told(blob: Path) -> Path:
+    """Where the sha256 of a blob stands whose source published no digest."""
+    return blob.with_name(blob.name + ".sha256")

@@ -1,0 +1,156 @@
+"""Every system call that must survive a crash: write, sync, rename, link, unlink.
+
+The rules (man 2 fsync, man 2 rename): a file's bytes are synced before it gets its final name; a name is
+durable once its directory is synced; a failed sync is final, what it covered is fetched again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cachd.errors import DiskFailed, NoSpace
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusals into NoSpace or DiskFailed, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in _FULL:
+            raise NoSpace(
+                f"{path}: {reason}", mend="free space or inodes on the cache's file system"
+            ) from error
+        raise DiskFailed(
+            f"{path}: {reason}", mend="look at the node's kernel log", errno=error.errno
+        ) from error
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write the whole of `view` at `offset`. Raises OSError."""
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def preallocate(fd: int, size: int) -> None:
+    """Give the file `size` bytes of real blocks, so that a full disk is met now. Raises OSError.
+
+    Where the file system cannot (man 3 posix_fallocate: EOPNOTSUPP, EINVAL), the size alone is set.
+    """
+    if not size:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size)
+
+
+def sync(fd: int) -> None:
+    """Make the file's bytes durable. Raises OSError."""
+    os.fdatasync(fd)
+
+
+def seal(fd: int) -> None:
+    """Make the file read-only for everybody, and bytes, size and mode durable. Raises OSError."""
+    os.fchmod(fd, 0o444)
+    os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in `path` durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def append(fd: int, text: str) -> None:
+    """Append to a journal, durably. Raises OSError."""
+    pending = text.encode()
+    while pending:
+        pending = pending[os.write(fd, pending) :]
+    os.fdatasync(fd)
+
+
+def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Create or replace `path` so that any reader, after any crash, sees the old or the new whole."""
+    beside = path.with_name(f".{path.name}.new")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(fd, mode)
+        write_at(fd, memoryview(content), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(beside, path)
+    sync_directory(path.parent)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target` in one step for every observer, durably."""
+    beside = link.with_name(f".{link.name}.new")
+    with suppress(FileNotFoundError):
+        os.unlink(beside)
+    os.symlink(target, beside)
+    os.rename(beside, link)
+    sync_directory(link.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename; the caller syncs the directories it cares for. Raises OSError."""
+    os.rename(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Add the name `target` to the file `source`; done already is fine. Raises OSError."""
+    with suppress(FileExistsError):
+        os.link(source, target, follow_symlinks=False)
+        return
+    if not os.path.samestat(source.lstat(), target.lstat()):
+        beside = target.with_name(f".{target.name}.new")
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        os.link(source, beside, follow_symlinks=False)
+        os.rename(beside, target)
+
+
+def remove(path: Path) -> None:
+    """Unlink `path` durably; gone already is fine."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+        sync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with all below it, whatever the modes; gone already is fine."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.chmod(path, 0o700)
+        with os.scandir(path) as entries:
+            below = list(entries)
+        for entry in below:
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(Path(entry.path))
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+        os.rmdir(path)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether `path` itself, not what it may point at, is a regular file."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False

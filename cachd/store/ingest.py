@@ -1,0 +1,229 @@
+"""The resumable write of one blob.
+
+    ingest/<algorithm>-<hex>/
+        data         the file at its full size; parts are written in place, in any order
+        about.json   the file as its manifest describes it; written before the first journal line
+        journal      one line a finished part: "<start> <stop> <xxh3-128 of its bytes>"
+
+A line follows its data to the disk, never the other way round. A file of one part has no journal: it is
+whole or it is fetched again.
+
+    begun --write*, landed*--> whole --follow*--> hashed --commit--> blob
+      |                                              |
+      +--close--> kept, resumed by the next begin    +--discard--> gone
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from cachd.errors import DiskFailed
+from cachd.model import Digest, Extent, File
+from cachd.policy.parts import Landed
+from cachd.store import durable
+from cachd.store.digests import hasher
+
+READ_BYTES = 1 << 20
+
+
+class Ingest:
+    """One blob being written. Streams call `write`, `landed` and `finish` from many threads for disjoint
+    parts; one thread at a time calls `follow`. Whoever closes it has seen every other thread leave.
+
+    Raises NoSpace when the file system cannot hold the file, DiskFailed when it refuses otherwise.
+    """
+
+    def __init__(self, directory: Path, file: File) -> None:
+        self.file = file
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._landed = Landed()
+        self._unwritten: list[str] = []
+        self._journalling = False
+        self._journal: int | None = None
+        self._hasher = hasher(file.digest.algorithm if file.digest else "sha256", file.size)
+        self._hashed = 0
+        with durable.disk_errors(directory):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                if not self._resume():
+                    os.ftruncate(self._data, file.size)
+                durable.preallocate(self._data, file.size)
+            except BaseException:
+                self.close()
+                raise
+        self.resumed = self._landed.bytes
+
+    # --- what is here ---
+
+    @property
+    def is_whole(self) -> bool:
+        return self.prefix == self.file.size
+
+    @property
+    def is_hashed(self) -> bool:
+        return self._hashed == self.file.size
+
+    @property
+    def prefix(self) -> int:
+        """Bytes from the start that are here without a gap."""
+        with self._lock:
+            return self._landed.prefix
+
+    def gaps(self) -> list[Extent]:
+        """The extents still to be fetched."""
+        with self._lock:
+            return list(self._landed.gaps(self.file.size))
+
+    # --- streams ---
+
+    def write(self, offset: int, view: memoryview) -> None:
+        with durable.disk_errors(self.directory):
+            durable.write_at(self._data, view, offset)
+
+    def landed(self, extent: Extent) -> None:
+        """Count bytes just written as here: for this life of the daemon, not yet for the next."""
+        with self._lock:
+            self._landed.add(extent)
+
+    def finish(self, part: Extent, xxh3: str) -> None:
+        """Make a landed part survive a crash. One thread syncs for all parts finished meanwhile."""
+        if part.size == self.file.size:
+            return
+        with self._lock:
+            self._unwritten.append(f"{part.start} {part.stop} {xxh3}\n")
+            if self._journalling:
+                return
+            self._journalling = True
+        try:
+            while lines := self._take_unwritten():
+                with durable.disk_errors(self.directory):
+                    durable.sync(self._data)  # the journal must never promise bytes that are not there
+                    durable.append(self._open_journal(), "".join(lines))
+        except BaseException:
+            with self._lock:
+                self._journalling = False
+            raise
+
+    def _take_unwritten(self) -> list[str]:
+        with self._lock:
+            lines, self._unwritten = self._unwritten, []
+            self._journalling = bool(lines)
+            return lines
+
+    def _open_journal(self) -> int:
+        if self._journal is None:
+            about = json.dumps(_about(self.file), indent=1)
+            durable.write_file(self.directory / "about.json", about.encode(), mode=0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._journal = os.open(self.directory / "journal", flags, 0o600)
+            size = os.fstat(self._journal).st_size
+            if size and os.pread(self._journal, 1, size - 1) != b"\n":
+                durable.append(self._journal, "\n")  # a torn line must not swallow the next
+        return self._journal
+
+    # --- the digest ---
+
+    def follow(self, buffer: memoryview) -> None:
+        """Take the digest of the prefix as far as it reaches now, reading into `buffer`."""
+        prefix = self.prefix
+        while self._hashed < prefix:
+            view = buffer[: min(len(buffer), prefix - self._hashed)]
+            self._hasher.update(view[: self._read(view, self._hashed)])
+            self._hashed += len(view)
+
+    def digest(self) -> Digest:
+        """The digest of the whole file, by the algorithm its manifest names, else sha256."""
+        if not self.is_hashed:
+            raise ValueError(f"{self.file.path}: digest asked at {self._hashed} of {self.file.size} bytes")
+        return self._hasher.digest()
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        with durable.disk_errors(self.directory):
+            got = 0
+            while got < len(view):
+                n = os.preadv(self._data, [view[got:]], offset + got)
+                if not n:
+                    raise DiskFailed(f"{self.directory}: data ends at {offset + got}", code="disk_failed")
+                got += n
+        return got
+
+    # --- the end ---
+
+    def seal(self) -> Path:
+        """Make the data read-only and durable; it is then at the path returned."""
+        with durable.disk_errors(self.directory):
+            durable.seal(self._data)
+        return self.directory / "data"
+
+    def close(self) -> None:
+        """Keep what is here for the next begin. Closing twice is fine."""
+        for name in ("_data", "_journal"):
+            fd = getattr(self, name, None)
+            if fd is not None and fd >= 0:
+                os.close(fd)
+            setattr(self, name, -1 if name == "_data" else None)
+
+    def discard(self) -> None:
+        """Forget everything that was written."""
+        self.close()
+        with durable.disk_errors(self.directory):
+            durable.remove_tree(self.directory)
+
+    # --- resume ---
+
+    def _resume(self) -> bool:
+        """Believe each journalled part whose bytes still hash to what its line says."""
+        if not _describes(self.directory / "about.json", self.file):
+            for name in ("journal", "about.json"):
+                durable.remove(self.directory / name)
+            return False
+        buffer = memoryview(bytearray(READ_BYTES))
+        for part, expected in _parts(self.directory / "journal", self.file.size):
+            if os.fstat(self._data).st_size >= part.stop and self._xxh3(part, buffer) == expected:
+                self._landed.add(part)
+        return True
+
+    def _xxh3(self, part: Extent, buffer: memoryview) -> str:
+        digest = xxhash.xxh3_128()
+        offset = part.start
+        while offset < part.stop:
+            view = buffer[: min(len(buffer), part.stop - offset)]
+            self._read(view, offset)
+            digest.update(view)
+            offset += len(view)
+        return digest.hexdigest()
+
+
+def _about(file: File) -> dict[str, object]:
+    return {"origin": file.origin, "size": file.size, "blob": str(file.blob), "validator": file.validator}
+
+
+def _describes(about: Path, file: File) -> bool:
+    """Whether an earlier life of the daemon wrote these very bytes: same blob, same size."""
+    try:
+        told = json.loads(about.read_bytes())
+        return bool(told["blob"] == str(file.blob) and told["size"] == file.size)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
+    """The parts a journal lists. Lines that are torn or make no sense are passed over."""
+    try:
+        lines = journal.read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        words = line.split(" ")
+        if len(words) == 3 and words[0].isdecimal() and words[1].isdecimal():
+            start, stop = int(words[0]), int(words[1])
+            if start < stop <= size:
+                yield Extent(start, stop), words[2]

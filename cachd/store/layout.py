@@ -1,0 +1,109 @@
+"""Every path below the cache's root.
+
+models/<name> -> .trees/<id>      the plain view: a relative link, swapped by rename
+models/.trees/<id>/...            hard links to blobs, files 0444, directories 0555
+hub/models--org--name/...         the Hub view: refs/, snapshots/<commit>/..., trees/<commit>.json
+ready/<name>.json                 written last, removed first
+.cachd/                           private, 0700
+    format                        what wrote this root
+    lock                          held by the one daemon
+    blobs/<algorithm>/<hex>       verified, read-only
+    ingest/<algorithm>-<hex>/     data, journal
+    manifests/<id>.json
+    wishes/<name>.json            pulls to go on with after a restart
+    pins/<name>
+    staging/                      views being built
+    trash/                        trees being deleted
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachd.model import Digest
+
+PUBLIC = ("models", "models/.trees", "hub", "ready")
+PRIVATE = (
+    ".cachd",
+    ".cachd/blobs",
+    ".cachd/ingest",
+    ".cachd/manifests",
+    ".cachd/wishes",
+    ".cachd/pins",
+    ".cachd/staging",
+    ".cachd/trash",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    root: Path
+
+    @property
+    def format(self) -> Path:
+        return self.root / ".cachd/format"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".cachd/lock"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / ".cachd/blobs"
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / ".cachd/manifests"
+
+    @property
+    def staging(self) -> Path:
+        return self.root / ".cachd/staging"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / ".cachd/trash"
+
+    @property
+    def wishes(self) -> Path:
+        return self.root / ".cachd/wishes"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def trees(self) -> Path:
+        return self.root / "models/.trees"
+
+    @property
+    def hub(self) -> Path:
+        return self.root / "hub"
+
+    @property
+    def ready(self) -> Path:
+        return self.root / "ready"
+
+    def blob(self, digest: Digest) -> Path:
+        return self.blobs / digest.algorithm / digest.hex
+
+    def ingest(self, digest: Digest) -> Path:
+        return self.root / ".cachd/ingest" / f"{digest.algorithm}-{digest.hex}"
+
+    def manifest(self, manifest: str) -> Path:
+        return self.manifests / f"{manifest}.json"
+
+    def wish(self, name: str) -> Path:
+        return self.wishes / f"{name}.json"
+
+    def pin(self, name: str) -> Path:
+        return self.root / ".cachd/pins" / name
+
+    def tree(self, manifest: str) -> Path:
+        return self.trees / manifest
+
+    def model(self, name: str) -> Path:
+        return self.models / name
+
+    def ready_file(self, name: str) -> Path:
+        return self.ready / f"{name}.json"

@@ -1,0 +1,178 @@
+"""One cache directory, opened: the parts of the store put together under one lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
+from cachd.model import Manifest, Wish
+from cachd.store import catalog, durable
+from cachd.store.content import ContentStore
+from cachd.store.layout import PRIVATE, PUBLIC, Layout
+from cachd.store.snapshots import Snapshots
+from cachd.store.space import Reservation, Space
+
+log = structlog.get_logger(__name__)
+
+FORMAT = "cachd 1\n"
+# The Cache Directory Tagging Specification: backup tools pass such a directory over.
+_CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Models kept by cachd.\n"
+
+
+class Store:
+    """The store of one root. Opening it takes the lock; closing gives it back.
+
+    Raises Invalid, Forbidden, InUse or DiskFailed when the root cannot be used, with the reason.
+    """
+
+    def __init__(self, root: Path, *, reserve_free: int = 0) -> None:
+        self.layout = Layout(root)
+        _check_root(root)
+        with durable.disk_errors(root):
+            for name in PUBLIC:
+                (root / name).mkdir(mode=0o755, exist_ok=True)
+            for name in PRIVATE:
+                (root / name).mkdir(mode=0o700, exist_ok=True)
+        self._lock = _take_lock(self.layout.lock)
+        try:
+            with durable.disk_errors(root):
+                _check_format(self.layout)
+                _check_links(self.layout)
+                for leftover in (*self.layout.staging.iterdir(), *self.layout.trash.iterdir()):
+                    _delete(leftover)
+                for tagged in (root, self.layout.hub):
+                    (tagged / "CACHEDIR.TAG").write_bytes(_CACHEDIR_TAG)
+            self.content = ContentStore(self.layout)
+            self.snapshots = Snapshots(self.layout, self.content)
+            self.snapshots.forget_links()
+            self.space = Space(root, reserve_free=reserve_free)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    @contextmanager
+    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
+        """Promise the space of what is missing, and keep what is here, while a pull needs it.
+
+        Raises TooBig or NoSpace.
+        """
+        with self.content.claim(manifest):
+            missing = self.content.missing(manifest)
+            need = sum(max(f.size - self.content.allocated(f), 0) for f in missing)
+            with self.space.reserve(need, total=manifest.size) as reservation:
+                yield reservation
+
+    # --- pulls to go on with after a restart ---
+
+    def remember(self, wish: Wish) -> None:
+        """Keep a wish until it is forgotten, across restarts."""
+        path = self.layout.wish(wish.name)
+        with durable.disk_errors(path):
+            durable.write_file(path, json.dumps(wish.as_document()).encode())
+
+    def forget(self, name: str) -> None:
+        with durable.disk_errors(self.layout.wish(name)):
+            durable.remove(self.layout.wish(name))
+
+    def remembered(self) -> list[Wish]:
+        return list(catalog.read_wishes(self.layout))
+
+
+def _check_root(root: Path) -> None:
+    mend = f"make it first: install -d -m 0755 -o {os.getuid()} -g {os.getgid()} {root}"
+    try:
+        status = root.lstat()
+    except FileNotFoundError as error:
+        raise Invalid(f"root {root} does not exist", code="bad_root", mend=mend) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise Invalid(f"root {root} is not a directory", code="bad_root", mend=mend)
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise Forbidden(
+            f"root {root} can be written by everybody (mode {stat.S_IMODE(status.st_mode):04o})",
+            code="bad_root",
+            mend=f"chmod 0755 {root}: whoever can write there can change what pods load",
+        )
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise Forbidden(
+            f"root {root} belongs to uid {status.st_uid} and uid {os.getuid()} cannot write there",
+            code="bad_root",
+            mend=f"chown {os.getuid()}:{os.getgid()} {root}",
+        )
+
+
+def _take_lock(path: Path) -> int:
+    with durable.disk_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    except OSError as error:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise InUse(
+            f"another cachd (pid {holder or 'unknown'}) works in {path.parent.parent}",
+            code="root_locked",
+            mend="ask it instead (cachd pull without --direct), or stop it",
+        ) from error
+    return fd
+
+
+def _check_format(layout: Layout) -> None:
+    try:
+        found = layout.format.read_text()
+    except FileNotFoundError:
+        durable.write_file(layout.format, FORMAT.encode())
+        return
+    if found != FORMAT:
+        raise Invalid(
+            f"{layout.root} has the format {found.strip()!r:.40}; this cachd knows {FORMAT.strip()!r}",
+            code="bad_format",
+            mend="run the cachd that wrote it, or use another root",
+        )
+
+
+def _check_links(layout: Layout) -> None:
+    """Both views are hard links and renames within one file system: try one of each."""
+    probe, linked = layout.staging / "probe", layout.ready / ".probe"
+    try:
+        for leftover in (probe, linked):
+            leftover.unlink(missing_ok=True)
+        durable.write_file(probe, b"")
+        durable.link(probe, linked)
+        durable.move(linked, layout.models / ".probe")
+    except OSError as error:
+        raise DiskFailed(
+            f"{layout.root} cannot link and rename between its directories: {error.strerror}",
+            code="no_hard_links",
+            mend="give cachd one mount of one ordinary file system (ext4, xfs, btrfs, tmpfs) for all of it",
+        ) from error
+    finally:
+        for leftover in (probe, linked, layout.models / ".probe"):
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        durable.remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)

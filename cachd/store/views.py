@@ -1,0 +1,148 @@
+"""The shapes a snapshot is shown in: a plain directory and a Hub cache, both of hard links.
+
+The Hub view follows huggingface_hub's cache (docs: "Understand caching"): `refs/<revision>` holds the
+commit with no newline, `snapshots/<commit>/` the files, `trees/<commit>.json` their list, which makes an
+offline client notice a missing file. Plain files in `snapshots/` are the client's own no-symlink form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from cachd.model import Digest, File, Manifest
+from cachd.store import durable
+from cachd.store.content import ContentStore
+from cachd.store.layout import Layout
+
+
+class PlainView:
+    """`models/.trees/<id>`: one immutable directory a manifest."""
+
+    def __init__(self, layout: Layout, content: ContentStore) -> None:
+        self._layout, self._content = layout, content
+
+    def build(self, manifest: Manifest) -> None:
+        """Show the manifest's files, durably, before any name points at them."""
+        tree = self._layout.tree(manifest.id)
+        if tree.exists():
+            return
+        staged = self._layout.staging / manifest.id
+        durable.remove_tree(staged)
+        _link_all(self._content, {f.path: f for f in manifest.files}, staged)
+        durable.move(staged, tree)
+        for directory in _directories(tree):
+            directory.chmod(0o555)
+        durable.sync_directory(tree.parent)
+
+    def remove(self, manifest: str) -> None:
+        """Take the tree out of sight in one step, then delete it. Readers keep what they have open."""
+        tree, trash = self._layout.tree(manifest), self._layout.trash / manifest
+        durable.remove_tree(trash)
+        with suppress(FileNotFoundError):
+            tree.chmod(0o755)  # moving a directory rewrites its '..'
+            durable.move(tree, trash)
+            durable.sync_directory(tree.parent)
+        durable.remove_tree(trash)
+
+
+class HubView:
+    """`hub/models--org--name`: every snapshot of one repository, one directory a commit.
+
+    Pulls of one commit under different names or patterns share that directory: it shows all their files.
+    """
+
+    def __init__(self, layout: Layout, content: ContentStore) -> None:
+        self._layout, self._content = layout, content
+
+    def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
+        """Show `files`, the union over all snapshots of this commit, durably; no branch names it yet."""
+        repo = self._layout.hub / folder
+        (repo / "snapshots").mkdir(parents=True, exist_ok=True)
+        target = repo / "snapshots" / commit
+        if target.exists():
+            _link_all(self._content, files, target)
+        else:
+            staged = self._layout.staging / f"{folder}@{commit}"
+            durable.remove_tree(staged)
+            _link_all(self._content, files, staged)
+            durable.move(staged, target)
+        durable.sync_directory(target.parent)
+        (repo / "trees").mkdir(exist_ok=True)
+        durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
+        durable.sync_directory(repo)
+        durable.sync_directory(self._layout.hub)
+
+    def point(self, folder: str, revision: str, commit: str) -> None:
+        """Let a branch or tag name a commit."""
+        ref = self._layout.hub / folder / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
+
+    def unpoint(self, folder: str, revision: str) -> None:
+        durable.remove(self._layout.hub / folder / "refs" / revision)
+
+    def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
+        """Take the paths in `gone` but not in `left` out of a commit's directory, and it when empty."""
+        repo = self._layout.hub / folder
+        target, listing = repo / "snapshots" / commit, repo / "trees" / f"{commit}.json"
+        if left:
+            durable.write_file(listing, _tree_document(left))
+            for path in gone:
+                if path not in left:
+                    durable.remove(target / path)
+            return
+        durable.remove(listing)
+        trash = self._layout.trash / f"{folder}@{commit}"
+        durable.remove_tree(trash)
+        with suppress(FileNotFoundError):
+            durable.move(target, trash)
+            durable.sync_directory(target.parent)
+        durable.remove_tree(trash)
+        if not any((repo / "snapshots").glob("*")):
+            durable.remove_tree(repo)
+
+
+def _link_all(content: ContentStore, files: Mapping[str, File], target: Path) -> None:
+    """Link every file below `target` and make all the names durable, bottom up."""
+    target.mkdir(exist_ok=True)
+    for path, file in files.items():
+        place = target / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        durable.link(content.path(file.blob), place)
+    for directory in _directories(target):
+        directory.chmod(0o755)
+        durable.sync_directory(directory)
+
+
+def _directories(root: Path) -> list[Path]:
+    """`root` and every directory below it, deepest first."""
+    return [Path(at) for at, _, _ in os.walk(root, topdown=False)]
+
+
+def _tree_document(files: Mapping[str, File]) -> bytes:
+    """The list of files as huggingface_hub's `trees/<commit>.json` (its `_tree_cache.py`, version 1)."""
+    entries = {path: _tree_entry(files[path]) for path in sorted(files)}
+    return json.dumps({"format_version": 1, "files": entries}, indent=1).encode()
+
+
+def _tree_entry(file: File) -> dict[str, object]:
+    digest = file.digest or file.blob
+    if digest.algorithm != "sha256":
+        return {"size": file.size, "blob_id": digest.hex}
+    return {
+        "size": file.size,
+        "blob_id": _lfs_pointer_id(digest, file.size),
+        "lfs_sha256": digest.hex,
+        "lfs_size": file.size,
+    }
+
+
+def _lfs_pointer_id(digest: Digest, size: int) -> str:
+    """git's id of the pointer file that stands for large content (git-lfs spec, "The Pointer")."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest.hex}\nsize {size}\n".encode()
+    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()

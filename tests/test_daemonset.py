@@ -1,0 +1,408 @@
+"""The shipped Kubernetes objects and the image keep the promises their comments make."""
+
+import contextlib
+import http.client
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cachd import __version__
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "daemonset"
+EXAMPLE = BASE / "examples" / "vllm.yaml"
+CACHE = "/var/lib/cachd"
+Object = dict[str, Any]
+
+OLDEST = "1.30"
+NEWEST = kubernetes_validate.latest_version()
+
+
+def documents(text: str) -> list[Object]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def base() -> list[Object]:
+    """The objects of the base: composed by kubectl where there is one, else the resources as they stand."""
+    if kubectl := shutil.which("kubectl"):
+        composed = subprocess.run([kubectl, "kustomize", BASE], check=True, capture_output=True, text=True)
+        return documents(composed.stdout)
+    resources = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    return [document for name in resources for document in documents((BASE / name).read_text())]
+
+
+OBJECTS = {document["kind"]: document for document in base()}
+DEPLOYMENT = documents(EXAMPLE.read_text())[0]
+DAEMON_POD = OBJECTS["DaemonSet"]["spec"]["template"]["spec"]
+CONSUMER_POD = DEPLOYMENT["spec"]["template"]["spec"]
+DAEMON = DAEMON_POD["containers"][0]
+OPTIONS = yaml.safe_load(OBJECTS["ConfigMap"]["data"]["config.yaml"])
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def containers(pod: Object) -> Iterator[Object]:
+    yield from pod["initContainers"]
+    yield from pod["containers"]
+
+
+def host_paths(pod: Object) -> dict[str, Object]:
+    return {volume["name"]: volume["hostPath"] for volume in pod["volumes"] if "hostPath" in volume}
+
+
+def mounts(container: Object) -> dict[str, Object]:
+    return {mount["name"]: mount for mount in container["volumeMounts"]}
+
+
+def environment(container: Object) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def serving(config: Path, port: int) -> Iterator[None]:
+    """The image's command over `config`, from its first accepted connection until SIGTERM ends it in time."""
+    command = [sys.executable, "-c", "from cachd.cli import main; main()", *DAEMON["args"]]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CACHD_CONFIG": str(config)}) as daemon:
+        try:
+            while not listens(port):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.wait(0.05)
+                assert daemon.returncode is None, f"the daemon ended with {daemon.returncode}"
+            yield
+            daemon.terminate()
+            daemon.wait(DAEMON_POD["terminationGracePeriodSeconds"])
+        finally:
+            daemon.kill()
+
+
+def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a tool installed beside this Python."""
+    path = Path(sys.executable).with_name(name)
+    return subprocess.run([path, *arguments], check=False, capture_output=True, text=True)
+
+
+# --- the schemas -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("document", [*OBJECTS.values(), DEPLOYMENT], ids=lambda document: document["kind"])
+def test_every_object_passes_the_strict_schema(document: Object, version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_schema_refuses_a_field_that_does_not_exist() -> None:
+    planted = yaml.safe_load(yaml.safe_dump(OBJECTS["DaemonSet"]))
+    planted["spec"]["template"]["spec"]["containers"][0]["readOnlyRootFileSystem"] = True
+    with pytest.raises(kubernetes_validate.ValidationError, match="readOnlyRootFileSystem"):
+        kubernetes_validate.validate(planted, NEWEST, strict=True)
+
+
+def test_the_kustomization_takes_in_every_file_of_the_base() -> None:
+    resources = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    assert sorted([*resources, "kustomization.yaml"]) == sorted(path.name for path in BASE.glob("*.yaml"))
+    assert sorted(OBJECTS) == ["ConfigMap", "DaemonSet", "Namespace", "Service", "ServiceAccount"]
+
+
+def test_yamllint_finds_nothing_but_long_lines_of_comments() -> None:
+    rules = "{extends: relaxed, rules: {line-length: {max: 110}}}"
+    linted = tool("yamllint", "--strict", "-d", rules, BASE)
+    assert linted.returncode == 0, linted.stdout
+
+
+# --- the daemon's pod ------------------------------------------------------------------------------------
+
+
+def test_the_daemon_mounts_its_whole_root_through_one_host_path() -> None:
+    assert host_paths(DAEMON_POD) == {"root": {"path": CACHE, "type": "DirectoryOrCreate"}}
+    assert mounts(DAEMON)["root"] == {"name": "root", "mountPath": CACHE}
+    assert [mount for mount in DAEMON["volumeMounts"] if mount["mountPath"].startswith(CACHE)] == [
+        mounts(DAEMON)["root"]
+    ]
+    assert OPTIONS["root"] == CACHE
+
+
+def test_the_daemon_runs_without_root_and_without_rights() -> None:
+    assert DAEMON_POD["securityContext"]["runAsNonRoot"] is True
+    assert DAEMON_POD["securityContext"]["runAsUser"] == 65532
+    assert DAEMON_POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert DAEMON["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not DAEMON_POD.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    assert all("hostPort" not in port for port in DAEMON["ports"])
+
+
+def test_the_one_container_that_is_root_may_chown_the_root_directory_and_nothing_else() -> None:
+    (chown,) = DAEMON_POD["initContainers"]
+    assert chown["command"] == ["chown", "65532:65532", CACHE]
+    assert chown["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
+    assert chown["securityContext"]["readOnlyRootFilesystem"] is True
+    assert chown["securityContext"]["allowPrivilegeEscalation"] is False
+    assert list(mounts(chown)) == ["root"]
+    assert chown["image"] == DAEMON["image"]
+
+
+def test_no_pod_holds_a_token_for_the_kubernetes_api() -> None:
+    assert OBJECTS["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert DAEMON_POD["automountServiceAccountToken"] is False
+    assert CONSUMER_POD["automountServiceAccountToken"] is False
+
+
+def test_no_service_turns_into_environment_options() -> None:
+    assert DAEMON_POD["enableServiceLinks"] is False
+    assert CONSUMER_POD["enableServiceLinks"] is False
+
+
+def test_what_is_writable_is_the_root_and_a_bounded_tmp() -> None:
+    assert [mount["name"] for mount in DAEMON["volumeMounts"] if not mount.get("readOnly")] == ["root", "tmp"]
+    (tmp,) = [volume for volume in DAEMON_POD["volumes"] if volume["name"] == "tmp"]
+    assert tmp["emptyDir"]["sizeLimit"]
+
+
+def test_the_configuration_is_mounted_as_a_directory_so_that_changes_arrive() -> None:
+    assert mounts(DAEMON)["config"] == {"name": "config", "mountPath": "/etc/cachd", "readOnly": True}
+    assert environment(DAEMON)["CACHD_CONFIG"] == "/etc/cachd/config.yaml"
+
+
+def test_the_token_is_required_and_the_origins_secrets_are_not() -> None:
+    (config,) = [volume["projected"] for volume in DAEMON_POD["volumes"] if volume["name"] == "config"]
+    optional = {
+        "/etc/cachd/" + item["path"]: source["secret"].get("optional", False)
+        for source in config["sources"]
+        if "secret" in source
+        for item in source["secret"]["items"]
+    }
+    assert optional == {
+        "/etc/cachd/secrets/token": False,
+        "/etc/cachd/secrets/hf-token": True,
+        "/etc/cachd/secrets/aws-credentials": True,
+    }
+    assert OPTIONS["token_file"] in optional
+    assert config["defaultMode"] == 0o440
+    assert DAEMON_POD["securityContext"]["fsGroup"] == 65532
+
+
+def test_two_daemons_never_run_on_one_node() -> None:
+    strategy = OBJECTS["DaemonSet"]["spec"]["updateStrategy"]
+    assert strategy["type"] == "RollingUpdate"
+    assert strategy["rollingUpdate"]["maxSurge"] == 0
+    assert DAEMON_POD["terminationGracePeriodSeconds"] == 30
+
+
+def test_the_taints_of_gpu_nodes_are_tolerated() -> None:
+    tolerated = {toleration["key"]: toleration["operator"] for toleration in DAEMON_POD["tolerations"]}
+    assert tolerated == {"nvidia.com/gpu": "Exists", "amd.com/gpu": "Exists"}
+
+
+def test_memory_is_limited_and_cpu_is_not() -> None:
+    for container in containers(DAEMON_POD):
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+        assert "cpu" not in container["resources"]["limits"]
+
+
+def test_a_daemon_with_this_configuration_passes_the_probes_and_answers_to_its_names(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    (tmp_path / "root").mkdir()
+    port = free_port()
+    here = {
+        "root": str(tmp_path / "root"),
+        "listen": f"127.0.0.1:{port}",
+        "token_file": str(tmp_path / "token"),
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(OPTIONS | here | {"models": []}))
+
+    def status(path: str, host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers={"Host": f"{host}:8470"})
+            return connection.getresponse().status
+
+    with serving(tmp_path / "config.yaml", port):
+        for probe in PROBES:
+            assert status(DAEMON[probe]["httpGet"]["path"], host="10.1.2.3") == 200
+        for host in OPTIONS["allowed_hosts"]:
+            assert status("/v1/models", host) == 200
+        assert status("/v1/models", host="cachd.example.com") in range(400, 500)
+
+
+def test_prometheus_is_told_where_to_scrape() -> None:
+    annotations = OBJECTS["DaemonSet"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    assert annotations["prometheus.io/port"] == str(DAEMON["ports"][0]["containerPort"])
+    assert annotations["prometheus.io/path"] == "/metrics"
+
+
+# --- the other objects -----------------------------------------------------------------------------------
+
+
+def test_the_service_leads_to_the_daemon_of_the_callers_node() -> None:
+    spec = OBJECTS["Service"]["spec"]
+    labels = OBJECTS["DaemonSet"]["spec"]["template"]["metadata"]["labels"]
+    assert spec["internalTrafficPolicy"] == "Local"
+    assert spec.get("clusterIP") != "None"  # a headless Service ignores the policy
+    assert spec["selector"].items() <= labels.items()
+    assert spec["ports"][0]["targetPort"] == DAEMON["ports"][0]["name"]
+    assert OPTIONS["listen"] == f"0.0.0.0:{DAEMON['ports'][0]['containerPort']}"
+
+
+def test_every_name_of_the_service_is_an_allowed_host() -> None:
+    name, namespace = (OBJECTS["Service"]["metadata"][key] for key in ("name", "namespace"))
+    short = f"{name}.{namespace}"
+    assert OPTIONS["allowed_hosts"] == [name, short, f"{short}.svc", f"{short}.svc.cluster.local"]
+
+
+def test_the_namespace_admits_host_paths_and_holds_every_object() -> None:
+    namespace = OBJECTS["Namespace"]["metadata"]
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    others = [document for kind, document in OBJECTS.items() if kind != "Namespace"]
+    assert {document["metadata"]["namespace"] for document in others} == {namespace["name"]}
+
+
+def test_every_object_carries_the_recommended_labels() -> None:
+    recommended = {f"app.kubernetes.io/{key}" for key in ("name", "instance", "part-of")}
+    for document in OBJECTS.values():
+        assert document["metadata"]["labels"].keys() >= recommended
+
+
+def test_a_new_version_leaves_the_selector_alone() -> None:
+    selectors = (
+        OBJECTS["DaemonSet"]["spec"]["selector"]["matchLabels"],
+        OBJECTS["Service"]["spec"]["selector"],
+    )
+    for selector in selectors:
+        assert selector == {"app.kubernetes.io/name": "cachd", "app.kubernetes.io/instance": "cachd"}
+
+
+def test_every_place_that_names_the_version_names_this_one() -> None:
+    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+    assert [image["newTag"] for image in kustomization["images"]] == [__version__]
+    assert [labels["pairs"]["app.kubernetes.io/version"] for labels in kustomization["labels"]] == [
+        __version__
+    ]
+    assert {container["image"] for container in containers(DAEMON_POD)} == {f"cachd:{__version__}"}
+    assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_config_map_holds_only_options_the_daemon_knows() -> None:
+    from cachd.config import Config
+
+    assert OPTIONS.keys() <= Config.model_fields.keys()
+    config = Config.model_validate(OPTIONS)
+    assert [model.name for model in config.models] == ["qwen-instruct"]
+
+
+def test_the_options_shown_as_comments_are_known_too() -> None:
+    from cachd.config import Config
+
+    text = OBJECTS["ConfigMap"]["data"]["config.yaml"]
+    shown = re.findall(r"^# ([a-z0-9_]+):", text, re.MULTILINE)
+    assert shown
+    assert set(shown) <= Config.model_fields.keys()
+
+
+# --- a pod that uses the cache ---------------------------------------------------------------------------
+
+
+def test_a_consumer_mounts_the_root_read_only_and_never_creates_it() -> None:
+    assert host_paths(CONSUMER_POD) == {"cache": {"path": CACHE, "type": "Directory"}}
+    for container in containers(CONSUMER_POD):
+        assert mounts(container)["cache"] == {"name": "cache", "mountPath": "/cache", "readOnly": True}
+
+
+def test_a_consumer_serves_a_model_of_the_config_map() -> None:
+    (wait,), (engine,) = CONSUMER_POD["initContainers"], CONSUMER_POD["containers"]
+    name = environment(wait)["MODEL"]
+    assert name in [model["name"] for model in OPTIONS["models"]]
+    assert f"/cache/models/{name}" in engine["command"]
+
+
+def test_a_consumer_is_offline_and_writes_outside_the_cache() -> None:
+    variables = environment(CONSUMER_POD["containers"][0])
+    assert variables["HF_HUB_CACHE"] == "/cache/hub"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    writable = [
+        mount["mountPath"]
+        for mount in CONSUMER_POD["containers"][0]["volumeMounts"]
+        if not mount.get("readOnly")
+    ]
+    for name in ("HOME", "HF_HOME", "VLLM_CACHE_ROOT"):
+        assert any(Path(variables[name]).is_relative_to(path) for path in writable)
+
+
+def wait_for_model(cache: Path, timeout_seconds: int) -> subprocess.Popen[str]:
+    """Start the example's init container as its image would, over `cache`."""
+    (wait,) = CONSUMER_POD["initContainers"]
+    variables = {"CACHE": str(cache), "TIMEOUT_SECONDS": str(timeout_seconds)}
+    return subprocess.Popen(
+        wait["command"],
+        env={**os.environ, **environment(wait), **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_wait_ends_when_the_ready_file_appears(tmp_path: Path) -> None:
+    (tmp_path / "ready").mkdir()
+    with wait_for_model(tmp_path, 60) as waiting:
+        assert waiting.poll() is None
+        (tmp_path / "ready" / "qwen-instruct.json").write_text("{}")
+        assert waiting.wait(30) == 0
+
+
+def test_the_wait_that_runs_out_names_the_model_and_the_seconds(tmp_path: Path) -> None:
+    with wait_for_model(tmp_path, 0) as waiting:
+        _, message = waiting.communicate(timeout=30)
+    assert waiting.returncode == 1
+    assert f"no {tmp_path}/ready/qwen-instruct.json after 0 s" in message
+
+
+# --- the image -------------------------------------------------------------------------------------------
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    linted = tool("hadolint", ROOT / "Dockerfile")
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_the_image_runs_as_the_user_of_the_daemon_set() -> None:
+    instructions = (ROOT / "Dockerfile").read_text().splitlines()
+    user = DAEMON_POD["securityContext"]["runAsUser"]
+    group = DAEMON_POD["securityContext"]["runAsGroup"]
+    assert f"USER {user}:{group}" in instructions
+    assert 'ENTRYPOINT ["cachd"]' in instructions
+    assert DAEMON["args"] == ["serve"]
+    assert f"EXPOSE {DAEMON['ports'][0]['containerPort']}" in instructions
+
+
+def test_the_build_sees_only_what_it_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    assert allowed == set(" ".join(copied).split())

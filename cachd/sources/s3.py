@@ -63,9 +63,12 @@ class BucketSource:
                     mend="check bucket and prefix; without s3:ListBucket nothing is seen",
                 )
             digests = self._sums(client, bucket, keys)
+
+            def ask(path: str) -> File:
+                return self._ask(client, bucket, keys[path], path, digests.get(path))
+
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-                asked = [(key, path) for path, key in keys.items() if path != sums.NAME]
-                files = tuple(pool.map(lambda k: self._ask(client, bucket, *k, digests.get(k[1])), asked))
+                files = tuple(pool.map(ask, sorted(keys.keys() - {sums.NAME})))
         told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.blob}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
 

@@ -26,7 +26,7 @@ class Body(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-class NoRanges(Exception):  # noqa: N818 a fact about an origin, not a failure of the pull
+class NoRanges(Exception):
     """The origin answers a request for a part with the whole file."""
 
 

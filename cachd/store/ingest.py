@@ -57,7 +57,7 @@ class Ingest:
                     os.ftruncate(self._data, file.size)
                 durable.preallocate(self._data, file.size)
             except BaseException:
-                self.close()
+                self.discard()  # half-allocated blocks help nobody on a full disk
                 raise
         self.resumed = self._landed.bytes
 
@@ -70,6 +70,11 @@ class Ingest:
     @property
     def is_hashed(self) -> bool:
         return self._hashed == self.file.size
+
+    @property
+    def hashed(self) -> int:
+        """Bytes from the start that the digest has taken in."""
+        return self._hashed
 
     @property
     def prefix(self) -> int:

@@ -101,7 +101,9 @@ class Snapshots:
         with self._changing, durable.disk_errors(self._layout.root):
             snapshot = self._named.get(name)
             if snapshot is None:
-                raise NotFound(f"no model is named {name!r}", mend="cachd ls shows what is here")
+                raise NotFound(
+                    f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
+                )
             if not force:
                 self._check_free(snapshot)
             durable.remove(self._layout.ready_file(name))

@@ -14,11 +14,13 @@ from cachd.errors import NoSpace, TooBig
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of the cache's file system: its size, what is free to us, what is promised to pulls."""
+    """Bytes of the cache's file system: its size, what is free to us, what of that is promised to pulls,
+    what pulls leave free; and inodes that are free."""
 
     total: int
     free: int
     reserved: int
+    reserve_free: int
     free_inodes: int
 
 
@@ -47,7 +49,13 @@ class Space:
     def capacity(self) -> Capacity:
         stat = os.statvfs(self._root)
         block = stat.f_frsize
-        return Capacity(stat.f_blocks * block, stat.f_bavail * block, self._promised, stat.f_favail)
+        return Capacity(
+            total=stat.f_blocks * block,
+            free=stat.f_bavail * block,
+            reserved=self._promised,
+            reserve_free=self._reserve_free,
+            free_inodes=stat.f_favail,
+        )
 
     @contextmanager
     def reserve(self, size: int, *, total: int) -> Iterator[Reservation]:

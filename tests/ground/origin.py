@@ -187,7 +187,7 @@ class Reply:
         return replace(self, headers={name: value for name, value in merged.items() if value is not None})
 
     def whole(self) -> Reply:
-        """The same file from its first to its last byte with status 200, if bytes of a file were asked for."""
+        """The same file from its first to its last byte with status 200, if bytes were asked for."""
         if self.status not in {200, 206, 416}:
             return self
         size = self.content.size
@@ -199,7 +199,7 @@ class Reply:
         return replace(self, stop=min(self.stop, self.start + at), ending=ending)
 
     def gzipped(self) -> Reply:
-        """The whole file coded, chunked, with a weak ETag: what a compressing CDN sends, whatever the range."""
+        """The whole file coded, chunked, with a weak ETag: what a compressing CDN makes of any range."""
         whole = self.whole()
         etag = whole.headers.get("ETag")
         weak = f"W/{etag}" if etag and not etag.startswith("W/") else etag
@@ -214,7 +214,7 @@ def quoted(etag: str) -> str:
 
 
 def extent_asked(value: str | None, size: int) -> tuple[int, int] | None:
-    """Half-open extent of a single-range Range header; open ends are settled with `size`. None: no such range."""
+    """Half-open extent of a Range header, its open ends settled with `size`; None when it is no single range."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", value or "")
     if match is None or match.group(0) == "bytes=-":
         return None
@@ -271,7 +271,7 @@ class Fault:
         """The file the server pretends to hold."""
         return file
 
-    def reply(self, seen: Seen, reply: Reply) -> Reply:  # noqa: ARG002
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
         """What goes out instead of the correct reply."""
         return reply
 
@@ -303,7 +303,7 @@ class Redirect(Fault):
 class LoginPage(Fault):
     """200 and a page of HTML, as a captive portal says."""
 
-    page: bytes = b"<!doctype html><title>Sign in</title><form><input name=user><input name=password></form>\n"
+    page: bytes = b"<!doctype html><title>Sign in</title><form><input name=user><input name=word></form>\n"
 
     def reply(self, seen: Seen, reply: Reply) -> Reply:
         return Reply.of(200, {"Content-Type": "text/html; charset=utf-8"}, self.page)
@@ -471,7 +471,7 @@ class Trickle(Fault):
 # Servers
 
 
-def _always(seen: Seen) -> bool:  # noqa: ARG001
+def _always(seen: Seen) -> bool:
     return True
 
 
@@ -508,7 +508,7 @@ class Hold:
 
 
 class Server:
-    """A loopback server in a thread of its own, for synchronous tests; leaving the context stops all of it."""
+    """A loopback server in a thread of its own; leaving its context stops and joins all of it."""
 
     def __init__(self, *, tls: bool = False) -> None:
         self.rate: float | None = None  # body bytes per second and connection; None is unlimited
@@ -540,7 +540,8 @@ class Server:
 
     def bytes_sent(self, path: str | None = None) -> int:
         """Body bytes sent to GETs, of `path` or all."""
-        return sum(seen.sent for seen in list(self._log) if seen.method == "GET" and path in {None, seen.path})
+        gets = (seen for seen in list(self._log) if seen.method == "GET")
+        return sum(seen.sent for seen in gets if path in {None, seen.path})
 
     def fault(
         self,
@@ -561,7 +562,7 @@ class Server:
         self._faults = []
 
     def hold(self, path: str, after: int) -> Hold:
-        """Make the responses to GETs of `path` ("*": any) that begin from now on wait after `after` body bytes."""
+        """Make GETs of `path` ("*": any) that come from now on wait after `after` bytes of their body."""
         hold = Hold(path, after, self._loop)
         self._holds.append(hold)
         return hold
@@ -626,7 +627,7 @@ class Server:
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = reply.length
         assert request.transport is not None
-        request.transport.set_write_buffer_limits(high=0)  # drained means handed to the kernel
+        request.transport.set_write_buffer_limits(high=1)  # drained: the kernel has it; 0 would never resume TLS
         writer = await response.prepare(request)
         if request.method == "HEAD" or writer is None:
             return response
@@ -666,7 +667,7 @@ class Server:
         await self._write(seen, replace(reply, start=at), response)
 
     async def _write(self, seen: Seen, reply: Reply, response: web.StreamResponse) -> None:
-        """Send `reply.content[start:stop]` at the rate of the reply, else of the server as it is just then."""
+        """Send `reply.content[start:stop]` at the reply's rate, else at the server's as it is just then."""
         at, due = reply.start, time.monotonic()
         while at < reply.stop:
             rate = reply.rate or self.rate
@@ -687,7 +688,8 @@ class Server:
             await asyncio.Event().wait()
         if ending is Ending.RESET:
             connection = transport.get_extra_info("socket")
-            while _unacknowledged(connection):  # a reset would throw away what is still on its way
+            # a reset throws away what is still on its way, and no event tells when that has arrived
+            while _unacknowledged(connection):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
@@ -754,16 +756,24 @@ def certify(pem_file: Path) -> None:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     loopback = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
     now = datetime.datetime.now(datetime.UTC)
-    usages = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
-    usages += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
-    usage = x509.KeyUsage(**{name: name in {"digital_signature", "key_cert_sign"} for name in usages})
+    signs_and_serves = x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName(loopback), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(signs_and_serves, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )

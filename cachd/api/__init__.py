@@ -1,0 +1,1 @@
+"""The HTTP API. Routes validate, call one thing below, and answer; they decide nothing."""

@@ -1,0 +1,131 @@
+"""What the API says of models: the documents, and where each figure comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from cachd.errors import CachdError, NotFound
+from cachd.model import NAME_PATTERN, Ref, Snapshot, Wish, check_name
+from cachd.store.catalog import ready_document
+from cachd.store.snapshots import Snapshots
+from cachd.transfer.pulls import Pull, Pulls
+
+
+class Asked(BaseModel):
+    """The body of POST /v1/models."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"ref": "hf://org/model@main", "exclude": ["*.bin"]}]}
+    )
+
+    ref: str = Field(max_length=2048, description="hf://, s3://, https:// or file://")
+    name: str | None = Field(None, description=f"local name, {NAME_PATTERN}; default: from the ref")
+    include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
+    exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
+    pin: bool = Field(False, description="refuse to delete it until unpinned")
+    priority: int = Field(0, ge=-100, le=100, description="higher goes first")
+    refresh: bool = Field(False, description="resolve the ref again though it is ready")
+
+    def wish(self) -> Wish:
+        """Raises Invalid."""
+        ref = Ref.parse(self.ref)
+        name = check_name(self.name) if self.name is not None else ref.default_name
+        return Wish(ref, name, tuple(self.include), tuple(self.exclude))
+
+
+class Models:
+    """Snapshots and pulls seen as one: the models this node has, gets, or failed to get."""
+
+    def __init__(self, snapshots: Snapshots, pulls: Pulls) -> None:
+        self.snapshots, self.pulls = snapshots, pulls
+
+    def names(self) -> list[str]:
+        ready = {s.name for s in self.snapshots.all()}
+        return sorted(ready | {p.wish.name for p in self.pulls.known()})
+
+    def state(self, name: str) -> str:
+        if self.snapshots.get(name):
+            return "ready"
+        pull = self.pulls.get(name)
+        return pull.progress.state if pull else "unknown"
+
+    def counted(self) -> Mapping[str, int]:
+        """How many models are in which state."""
+        counts: dict[str, int] = {}
+        for name in self.names():
+            state = self.state(name)
+            counts[state] = counts.get(state, 0) + 1
+        return counts
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The document of one model. Raises NotFound. Blocks: it asks the kernel what is in use."""
+        snapshot, pull = self.snapshots.get(name), self.pulls.get(name)
+        if snapshot is None and pull is None:
+            raise unknown_model(name)
+        wish = snapshot.wish if snapshot else pull.wish if pull else None
+        document: dict[str, Any] = {
+            "name": name,
+            "state": self.state(name),
+            "ref": str(wish.ref) if wish else "",
+            "verified": snapshot.verified if snapshot else _verified(pull),
+            "pinned": self.snapshots.is_pinned(name),
+            "in_use": self._in_use(snapshot) if snapshot else False,
+            "ready": ready_document(snapshot) if snapshot else None,
+            "pull": pull_document(pull) if pull else None,
+        }
+        return document
+
+    def _in_use(self, snapshot: Snapshot) -> bool:
+        try:
+            return self.snapshots.is_in_use(snapshot)
+        except NotFound:
+            return False
+
+
+def unknown_model(name: str) -> NotFound:
+    return NotFound(
+        f"no model is named {name!r:.120}",
+        code="no_such_model",
+        mend="ask for it with POST /v1/models (cachd pull REF)",
+    )
+
+
+def pull_document(pull: Pull) -> dict[str, Any]:
+    """Where a pull is: bytes, rate, ETA, files, and why it failed."""
+    progress, manifest = pull.progress, pull.progress.manifest
+    return {
+        **pull.wish.as_document(),
+        "state": progress.state,
+        "priority": pull.share.priority,
+        "revision": manifest.revision if manifest else None,
+        "bytes": {
+            "total": progress.total,
+            "done": progress.done,
+            "fetched": progress.fetched,
+            "resumed": progress.resumed,
+        },
+        "files": {"total": len(manifest.files) if manifest else 0, "done": progress.files_done},
+        "rate_bytes_per_second": round(progress.rate),
+        "eta_seconds": progress.eta_seconds,
+        "verified": _verified(pull),
+        "error": error_document(pull.error),
+    }
+
+
+def error_document(error: CachdError | None) -> dict[str, object] | None:
+    return error.as_document() if error else None
+
+
+def _verified(pull: Pull | None) -> bool | None:
+    """Whether the source published a digest of every file; None before it is resolved."""
+    return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
+
+
+def models_of(request: Request) -> Models:
+    """The FastAPI dependency that hands routes their models."""
+    models: Models = request.app.state.models
+    return models

@@ -1,0 +1,128 @@
+"""What a request must pass before any route sees it: its Host, its Origin, its size and its token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import aiofiles
+from fastapi import Header
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cachd.api.problems import problem
+from cachd.errors import CachdError, Forbidden, Invalid, TooBig, Unauthorized
+from cachd.metrics import Metrics
+
+MOST_BODY_BYTES = 1 << 20
+
+
+class Guard:
+    """Refuses foreign hosts and origins (a browser led here by another site) and bodies past 1 MiB."""
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+        self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = self._refusal(Headers(scope=scope))
+            if refusal:
+                await problem(refusal)(scope, receive, watched)
+            else:
+                await self._app(scope, _limited(receive), watched)
+        finally:
+            route = scope.get("route")
+            op = getattr(route, "name", "none")
+            self._metrics.requests.labels(op, f"{status // 100}xx").inc()
+
+    def _refusal(self, headers: Headers) -> CachdError | None:
+        host = headers.get("host", "")
+        if not self._is_ours(f"//{host}"):
+            return Forbidden(
+                f"Host {host!r:.120} is not one of this daemon's names",
+                code="foreign_host",
+                mend="ask by address, or add the name to allowed_hosts",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._is_ours(origin):
+            return Forbidden("requests from other sites' pages are refused", code="foreign_origin")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return Invalid("Content-Length is no number", code="invalid_request")
+        if int(length) > MOST_BODY_BYTES:
+            return _too_long()
+        return None
+
+    def _is_ours(self, url: str) -> bool:
+        with suppress(ValueError):
+            host = urlsplit(url).hostname or ""
+            if host in self._allowed:
+                return True
+            ip_address(host)  # a page that rebinds a name still sends the name: an address is no attack
+            return True
+        return False
+
+
+def _limited(receive: Receive) -> Receive:
+    """Stop reading a body that is longer than it said or that said nothing."""
+    got = 0
+
+    async def limited() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > MOST_BODY_BYTES:
+            raise _too_long()
+        return message
+
+    return limited
+
+
+def _too_long() -> TooBig:
+    return TooBig(f"the body is longer than {MOST_BODY_BYTES} bytes", code="body_too_long")
+
+
+class WriteToken:
+    """A FastAPI dependency: the bearer token that writes need, as the file holds it now."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    async def __call__(self, authorization: Annotated[str, Header()] = "") -> None:
+        if self._file is None:
+            return
+        try:
+            async with aiofiles.open(self._file, "rb") as opened:
+                expected = (await opened.read()).strip()
+        except OSError as error:
+            raise Unauthorized(
+                "the daemon's token_file cannot be read, so no token can be right",
+                code="token_unreadable",
+                mend="write the file, readable for the daemon",
+            ) from error
+        scheme, _, given = authorization.partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), expected)
+        if not expected or scheme.lower() != "bearer" or not right:
+            raise Unauthorized(
+                "writes need the daemon's bearer token",
+                code="unauthorized",
+                mend="send Authorization: Bearer with the content of its token_file"
+                " (cachd: --token-file or CACHD_TOKEN_FILE)",
+            )

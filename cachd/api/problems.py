@@ -1,0 +1,94 @@
+"""Errors as RFC 9457 problem documents. Error class -> status is the one table here."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from cachd import errors
+
+log = structlog.get_logger(__name__)
+
+STATUS: dict[type[errors.CachdError], int] = {
+    errors.Invalid: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.InUse: 409,
+    errors.Cancelled: 409,
+    errors.TooBig: 413,
+    errors.DiskFailed: 500,
+    errors.Changed: 502,
+    errors.Corrupt: 502,
+    errors.Unavailable: 503,
+    errors.NoSpace: 507,
+}
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
+    "4XX": {
+        "description": "a problem document: code, detail, and mend",
+        "content": {"application/problem+json": {}},
+    },
+    "5XX": {
+        "description": "a problem document: code, detail, and mend",
+        "content": {"application/problem+json": {}},
+    },
+}
+
+
+def status_of(error: errors.CachdError) -> int:
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def problem(error: errors.CachdError, *, status: int | None = None) -> JSONResponse:
+    """The answer for an error: its document, and Retry-After when it knows when to come back."""
+    status = status or status_of(error)
+    headers = {}
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="cachd"'
+    document = error.as_document()
+    document.pop("status", None)  # the source's status is not this answer's
+    about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    return JSONResponse(
+        about | document, status_code=status, headers=headers, media_type="application/problem+json"
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let every failure of the app answer with a problem document."""
+
+    @app.exception_handler(errors.CachdError)
+    async def known(_request: Request, error: errors.CachdError) -> Response:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_request: Request, error: RequestValidationError) -> Response:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors())
+        invalid = errors.Invalid(
+            f"the request is wrong: {wrong}"[:2000],
+            code="invalid_request",
+            mend="/docs shows what the call takes",
+        )
+        return problem(invalid, status=422)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "refused")
+        refusal = errors.Invalid(
+            f"{request.method} {request.url.path}: {error.detail}", code=code, mend="/docs lists the calls"
+        )
+        return problem(refusal, status=error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        log.error("a request failed in a way it should not", path=request.url.path, exc_info=error)
+        return problem(errors.CachdError(f"{type(error).__name__}", mend="see the daemon's log"))

@@ -1,0 +1,175 @@
+"""Every option once: name, type, default, help. From flags, the environment (CACHD_NAME) or a YAML file."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cachd.errors import CachdError, Invalid
+from cachd.model import Ref, Wish
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {unit + "i": 1 << (10 * power) for power, unit in enumerate("KMGT", start=1)}
+
+
+def _bytes(value: object) -> object:
+    """`10GiB`, `500 MB`, `1Gi` or a plain number, as bytes."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", value.strip()) if isinstance(value, str) else None
+    )
+    return int(float(found[1]) * _UNITS[found[2]]) if found else value
+
+
+def _listen(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470")
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Listen = Annotated[str, AfterValidator(_listen)]
+
+
+class Model(BaseModel):
+    """One entry of `models`: pulled at start, and when it appears in the file later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ref: str = Field(description="what to pull")
+    name: str | None = Field(None, description="its local name; default: from the ref")
+    required: bool = Field(False, description="/readyz?set=required waits for it")
+    pin: bool = Field(False, description="keep it: refuse to delete it")
+    include: tuple[str, ...] = Field((), description="patterns of files to take; none: all")
+    exclude: tuple[str, ...] = Field((), description="patterns of files to leave out")
+    priority: int = Field(0, ge=-100, le=100, description="higher goes first")
+
+    @functools.cached_property
+    def wish(self) -> Wish:
+        """Raises Invalid."""
+        ref = Ref.parse(self.ref)
+        return Wish(ref, self.name or ref.default_name, self.include, self.exclude)
+
+
+class Config(BaseSettings):
+    """The daemon's options. A flag wins over the environment, that over the file, that over the default."""
+
+    model_config = SettingsConfigDict(env_prefix="CACHD_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    root: Path = Field(Path("/var/lib/cachd"), description="the cache's directory; one file system")
+    listen: Listen = Field("127.0.0.1:8470", description="address of the HTTP API, HOST:PORT")
+    config: Path | None = Field(None, description="the YAML file these keys may stand in")
+    models: tuple[Model, ...] = Field(
+        (), description="models to pull at start; re-read when the file changes"
+    )
+    token_file: Path | None = Field(None, description="bearer token that writes need; re-read at every use")
+    anonymous_writes: bool = Field(False, description="accept writes without a token even beyond loopback")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="host names accepted in the Host header; addresses and localhost always are"
+    )
+    allow: tuple[str, ...] = Field(
+        (),
+        description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
+    )
+    streams: int = Field(8, ge=1, le=256, description="threads that receive bytes, shared by all pulls")
+    pulls: int = Field(4, ge=1, le=256, description="models pulled at once; the others wait")
+    retries: int = Field(8, ge=0, le=100, description="tries of a part that makes no progress")
+    stall_seconds: float = Field(
+        30.0, gt=0, le=3600, description="a connection without a byte for so long is dropped"
+    )
+    connect_seconds: float = Field(10.0, gt=0, le=600, description="patience with a new connection")
+    reserve_free: Bytes = Field(0, description="bytes of the file system that pulls leave free")
+    ca_file: Path | None = Field(None, description="PEM of the authorities to trust; default: the system's")
+    hf_endpoint: str = Field("https://huggingface.co", description="the Hub, or a mirror of it")
+    hf_token_file: Path | None = Field(None, description="the Hub token; default: the environment's HF_TOKEN")
+    s3_endpoint_url: str | None = Field(None, description="an S3 server other than AWS")
+    s3_region: str | None = Field(None, description="region to sign for; default: the AWS client's own")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severity that is logged"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, json elsewhere"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 no .env file is read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _File(settings_cls, init_settings, env_settings)
+
+
+class _File(PydanticBaseSettingsSource):
+    """The YAML file that the flag or the environment names."""
+
+    def __init__(self, settings_cls: type[BaseSettings], *above: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._above = above
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = next((told for told in (source().get("config") for source in self._above) if told), None)
+        return read_file(Path(path)) if path else {}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file. Raises Invalid."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"configuration file {path} cannot be read: {error}", code="bad_config", mend="check the path"
+        ) from error
+    except yaml.YAMLError as error:
+        raise Invalid(f"configuration file {path} is not YAML: {error}", code="bad_config") from error
+    if not isinstance(found, dict | None):
+        raise Invalid(
+            f"configuration file {path} holds no keys", code="bad_config", mend="write 'key: value' lines"
+        )
+    return {key: value for key, value in (found or {}).items() if value is not None}
+
+
+def load(**flags: object) -> Config:
+    """The options in force, flags that are None left out. Raises Invalid, naming each wrong one."""
+    try:
+        config = Config(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+        for model in config.models:
+            _ = model.wish
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise Invalid(
+            f"options are wrong: {wrong}", code="bad_option", mend="cachd serve --help lists them"
+        ) from error
+    return config
+
+
+def load_models(path: Path) -> tuple[Model, ...]:
+    """The `models` of the file as it is now. Raises Invalid."""
+    try:
+        listed = [Model.model_validate(entry) for entry in read_file(path).get("models", ())]
+        for model in listed:
+            _ = model.wish
+    except (ValidationError, CachdError) as error:
+        reason = error.detail if isinstance(error, CachdError) else str(error.errors()[0]["msg"])
+        raise Invalid(f"models in {path}: {reason}", code="bad_config") from error
+    return tuple(listed)
+
+
+def table() -> Iterator[tuple[str, str, str, str]]:
+    """(key, environment variable, default, help) of every option, for the documentation."""
+    for name, field in Config.model_fields.items():
+        default = "" if field.default in (None, ()) else str(field.default)
+        yield name, f"CACHD_{name.upper()}", default, field.description or ""

@@ -1,0 +1,106 @@
+"""Every metric: name, labels, help, buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cachd import __version__
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled")
+# As the kubelet measures image pulls: from seconds to an hour.
+_PULL_SECONDS = (1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600)
+_SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
+
+
+def size_class(size: int) -> str:
+    """The label that stands for a model of `size` bytes."""
+    return next(label for limit, label in _SIZE_CLASSES if size < limit)
+
+
+class Metrics:
+    """One registry. Labels are small closed sets; no URL, file or request id is ever one."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        Gauge("cachd_build_info", "1, labelled with the version", ["version"], registry=registry).labels(
+            __version__
+        ).set(1)
+        self.requests = Counter(
+            "cachd_requests_total", "API requests answered", ["op", "result"], registry=registry
+        )
+        self.hits = Counter("cachd_hits_total", "Requests for a model that was ready", registry=registry)
+        self.misses = Counter("cachd_misses_total", "Requests that began a pull", registry=registry)
+        self.joins = Counter("cachd_joins_total", "Requests that joined a running pull", registry=registry)
+        self.download_bytes = Counter(
+            "cachd_download_bytes_total", "Bytes received from sources", ["source"], registry=registry
+        )
+        self.resumed_bytes = Counter(
+            "cachd_resumed_bytes_total", "Bytes found in journals and not fetched again", registry=registry
+        )
+        self.origin_requests = Counter(
+            "cachd_origin_requests_total",
+            "Requests for bytes, by the class of the answer",
+            ["source", "code_class"],
+            registry=registry,
+        )
+        self.origin_retries = Counter(
+            "cachd_origin_retries_total", "Parts asked for again", ["reason"], registry=registry
+        )
+        self.verify_failures = Counter(
+            "cachd_verify_failures_total",
+            "Files whose bytes disagreed with their digest",
+            ["stage"],
+            registry=registry,
+        )
+        self.verify_failures.labels("pull")
+        self.pull_seconds = Histogram(
+            "cachd_pull_duration_seconds",
+            "From the start of a pull to its end",
+            ["result", "size_class"],
+            buckets=_PULL_SECONDS,
+            registry=registry,
+        )
+        self.pulls_in_progress = Gauge("cachd_pulls_in_progress", "Pulls at work", registry=registry)
+        self.pull_queue_length = Gauge("cachd_pull_queue_length", "Pulls waiting", registry=registry)
+        self.last_pull = Gauge(
+            "cachd_last_successful_pull_timestamp_seconds", "When a pull last ended ready", registry=registry
+        )
+
+    def watch(
+        self,
+        *,
+        gauges: Callable[[], Iterable[tuple[str, str, float]]],
+        models: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Measure at each scrape: (name, help, value) gauges, and how many models are in which state."""
+        self.registry.register(_Measured(gauges, models))
+
+    def text(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class _Measured(Collector):
+    def __init__(
+        self,
+        gauges: Callable[[], Iterable[tuple[str, str, float]]],
+        models: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._gauges, self._models = gauges, models
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for name, text, value in self._gauges():
+            yield GaugeMetricFamily(name, text, value=value)
+        states = GaugeMetricFamily("cachd_models", "Models by state", labels=["state"])
+        counted = self._models()
+        for state in MODEL_STATES:
+            states.add_metric([state], counted.get(state, 0))
+        yield states

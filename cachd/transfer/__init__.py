@@ -1,0 +1,1 @@
+"""How bytes move from a source into the store. Begin with pull.py."""

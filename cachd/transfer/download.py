@@ -1,0 +1,401 @@
+"""One file: its parts spread over the streams into an ingest, its digest following, then the commit.
+
+This is the only place where bytes are asked for again. A part that breaks off goes on where it stopped;
+a part that makes no progress `retries` times in a row ends the download.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import structlog
+import xxhash
+
+from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
+from cachd.metrics import Metrics
+from cachd.model import Digest, Extent, File
+from cachd.policy import backoff
+from cachd.policy.parts import part_bytes, split
+from cachd.sources.source import Body, NoRanges, Source
+from cachd.store.content import ContentStore
+from cachd.store.ingest import Ingest
+from cachd.transfer.streams import BUFFER_BYTES, Share, Streams
+
+log = structlog.get_logger(__name__)
+
+_FOLLOW_BYTES = 4 << 20
+
+
+class Part:
+    """An extent on its way: how far it got, the hash of what came, and failures since the last byte."""
+
+    def __init__(self, extent: Extent) -> None:
+        self.extent = extent
+        self.reached = extent.start
+        self.hash = xxhash.xxh3_128()
+        self.failures = 0
+
+    @property
+    def rest(self) -> Extent:
+        return Extent(self.reached, self.extent.stop)
+
+
+class Download:
+    """The transfer of one blob. `done` resolves when it is committed, or carries the reason it is not.
+
+    Threads enter and leave; whoever leaves last after the end closes the ingest, so that no descriptor is
+    ever closed under a running thread.
+    """
+
+    def __init__(
+        self,
+        scheme: str,
+        source: Source,
+        file: File,
+        content: ContentStore,
+        engine: Engine,
+        on_allocated: Callable[[int], None],
+    ) -> None:
+        self.file = file
+        self.done: Future[None] = Future()
+        self.done.set_running_or_notify_cancel()
+        self.askers = 1
+        self.resumed = 0
+        self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
+        self._on_allocated = on_allocated
+        self._share = Share()
+        self._lock = threading.Lock()
+        self._ingest: Ingest | None = None
+        self._fetched = 0
+        self._bodies: set[Body] = set()
+        self._inside = 0
+        self._following = False
+        self._by_parts = True
+        self._everything = Part(Extent(0, file.size))
+        self._committing = False
+        self._over = False
+        self._outcome: CachdError | None = None
+
+    # --- for the pull ---
+
+    @property
+    def landed(self) -> int:
+        """Bytes of the file that are here, resumed ones included."""
+        return self.resumed + self._fetched
+
+    @property
+    def fetched(self) -> int:
+        """Bytes received from the source in this life of the daemon."""
+        return self._fetched
+
+    def start(self, share: Share) -> None:
+        """Queue the download behind what its pull's share already holds."""
+        self._share = share
+        self._engine.streams.append(share, self._begin)
+
+    def cancel(self) -> None:
+        """End the download as soon as its threads have left. What has landed stays for a resume."""
+        self._end(Cancelled(f"{self.file.path}: cancelled after {self.landed} of {self.file.size} bytes"))
+
+    # --- on a stream ---
+
+    def _begin(self, buffer: memoryview) -> None:
+        with self._inside_or_over() as inside:
+            if not inside:
+                return
+            if self._content.has(self.file):  # committed by another download since the pull looked
+                self._end(None)
+                return
+            held = self._content.allocated(self.file)
+            ingest = self._ingest = self._content.begin(self.file)
+            self._on_allocated(max(self.file.size - held, 0))
+            self.resumed = ingest.resumed
+            self._engine.metrics.resumed_bytes.inc(ingest.resumed)
+            length = part_bytes(self.file.size, self._engine.streams.count)
+            parts = [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
+            self._follow_if_worthwhile()
+            self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
+            if parts:
+                self._fetch(parts[0], buffer)
+
+    def _task(self, part: Part) -> Callable[[memoryview], None]:
+        def run(buffer: memoryview) -> None:
+            with self._inside_or_over() as inside:
+                if inside and self._by_parts:
+                    self._fetch(part, buffer)
+
+        return run
+
+    def _fetch(self, part: Part, buffer: memoryview) -> None:
+        """Fetch what is left of a part; on a passing failure, ask for the rest of it later."""
+        try:
+            with self._open(part.rest) as body:
+                self._copy(body, part, buffer)
+        except NoRanges:
+            self._fetch_whole_instead()
+        except Unavailable as error:
+            self._again(part, error, self._task(part))
+
+    def _fetch_whole_instead(self) -> None:
+        """The origin sends whole files only: let one stream read it from the start."""
+        with self._lock:
+            if not self._by_parts:
+                return
+            self._by_parts = False
+        log.info("no ranges: one stream", file=self.file.path, origin=self.file.origin)
+        self._engine.streams.submit(self._share, self._whole)
+
+    def _whole(self, buffer: memoryview) -> None:
+        """Read the file from its first byte, keep what is missing and drop what is here."""
+        with self._inside_or_over() as inside:
+            if not inside:
+                return
+            before, read = self._fetched, 0
+            try:
+                with self._open(self._everything.extent) as body:
+                    for gap in self._ingest_here().gaps():
+                        self._drop(body, gap.start - read, buffer)
+                        for extent in split(gap, part_bytes(self.file.size, 1)):
+                            self._copy(body, Part(extent), buffer)
+                        read = gap.stop
+            except Unavailable as error:
+                if self._fetched > before:
+                    self._everything.failures = 0
+                self._again(self._everything, error, self._whole)
+
+    def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
+        ingest = self._ingest_here()
+        received = self._engine.metrics.download_bytes.labels(self._scheme)
+        while part.reached < part.extent.stop:
+            view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
+            count = body.readinto(view)
+            if self._over:
+                return
+            part.hash.update(view[:count])
+            ingest.write(part.reached, view[:count])
+            part.reached += count
+            part.failures = 0
+            ingest.landed(Extent(part.extent.start, part.reached))
+            with self._lock:
+                self._fetched += count
+            received.inc(count)
+            self._follow_if_worthwhile()
+        ingest.finish(part.extent, part.hash.hexdigest())
+
+    def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
+        while count > 0 and not self._over:
+            count -= body.readinto(buffer[: min(len(buffer), count)])
+
+    @contextmanager
+    def _open(self, extent: Extent) -> Iterator[Body]:
+        """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
+        count = self._engine.metrics.origin_requests
+        try:
+            opened = self._source.open(self.file, extent)
+        except CachdError as error:
+            status = error.facts.get("status")
+            count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
+            raise
+        count.labels(self._scheme, "2xx").inc()
+        with opened as body:
+            with self._lock:
+                self._bodies.add(body)
+            try:
+                if not self._over:
+                    yield body
+            finally:
+                with self._lock:
+                    self._bodies.discard(body)
+
+    def _again(self, part: Part, error: Unavailable, task: Callable[[memoryview], None]) -> None:
+        if self._over:
+            return
+        part.failures += 1
+        if part.failures > self._engine.retries:
+            raise error
+        seconds = backoff.delay(part.failures, told=error.retry_after, chance=random.random())  # noqa: S311
+        self._engine.metrics.origin_retries.labels(error.code).inc()
+        log.info(
+            "part asked again",
+            file=self.file.path,
+            at=part.reached,
+            code=error.code,
+            in_seconds=round(seconds, 1),
+        )
+        self._engine.streams.submit_later(self._share, task, seconds)
+
+    # --- on a hashing thread ---
+
+    def _follow_if_worthwhile(self) -> None:
+        ingest = self._ingest_here()
+        with self._lock:
+            behind = ingest.prefix - ingest.hashed
+            if self._following or not (behind >= _FOLLOW_BYTES or ingest.is_whole):
+                return
+            self._following = True
+        self._engine.hashers.submit(self._follow)
+
+    def _follow(self) -> None:
+        """Take the digest of what has landed; when that is the whole file, commit it."""
+        with self._inside_or_over() as inside:
+            if not inside:
+                return
+            ingest = self._ingest_here()
+            while not self._over:
+                ingest.follow(self._engine.hash_buffer())
+                with self._lock:
+                    if ingest.prefix == ingest.hashed:
+                        self._following = False
+                        break
+
+    def _commit(self) -> None:
+        """Nobody is inside and every byte is hashed."""
+        with self._inside_or_over() as inside:
+            if inside:
+                self._content.commit(self._ingest_here())
+                self._end(None)
+
+    # --- the end ---
+
+    def _ingest_here(self) -> Ingest:
+        if self._ingest is None:
+            raise AssertionError(f"{self.file.path}: no ingest has begun")
+        return self._ingest
+
+    @contextmanager
+    def _inside_or_over(self) -> Iterator[bool]:
+        """Be counted while working on the ingest; False when the download is over.
+
+        A failure inside ends the download with it.
+        """
+        with self._lock:
+            if self._over:
+                inside = False
+            else:
+                self._inside += 1
+                inside = True
+        if not inside:
+            yield False
+            return
+        try:
+            yield True
+        except CachdError as error:
+            self._end(error)
+        except Exception as error:
+            log.exception("a download failed in a way it should not", file=self.file.path)
+            self._end(CachdError(f"{self.file.path}: {type(error).__name__}", mend="see the daemon's log"))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            close = self._over and not self._inside
+            whole = (
+                not self._over and not self._inside and self._ingest is not None and self._ingest.is_hashed
+            )
+            commit = whole and not self._committing
+            self._committing |= commit
+        if close:
+            self._close()
+        elif commit:  # not before every stream has left: a journal may still be synced
+            self._engine.hashers.submit(self._commit)
+
+    def _end(self, outcome: CachdError | None) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over, self._outcome = True, outcome
+            bodies, last = list(self._bodies), not self._inside
+        for body in bodies:
+            body.abort()
+        if last:
+            self._close()
+
+    def _close(self) -> None:
+        """Nobody is inside any more: close the ingest, then tell the pulls."""
+        if self._ingest is not None:
+            if isinstance(self._outcome, Changed | NoSpace | DiskFailed):
+                self._ingest.discard()
+            self._ingest.close()
+        if isinstance(self._outcome, Corrupt):
+            self._engine.metrics.verify_failures.labels("pull").inc()
+        if self._outcome is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(self._outcome)
+
+
+class Engine:
+    """What every download works with: streams, hashing threads, metrics, and the patience with an origin."""
+
+    def __init__(self, streams: Streams, metrics: Metrics, *, retries: int) -> None:
+        self.streams, self.metrics, self.retries = streams, metrics, retries
+        # Two more than cores: while some wait for the disk's sync, every core still hashes.
+        self.hashers = ThreadPoolExecutor((os.cpu_count() or 1) + 2, thread_name_prefix="hash")
+        self._buffers = threading.local()
+
+    def hash_buffer(self) -> memoryview:
+        """This thread's buffer to read back into."""
+        if not hasattr(self._buffers, "buffer"):
+            self._buffers.buffer = memoryview(bytearray(BUFFER_BYTES))
+        buffer: memoryview = self._buffers.buffer
+        return buffer
+
+    def close(self) -> None:
+        """Join every thread; downloads have ended before."""
+        self.streams.close()
+        self.hashers.shutdown()
+
+
+class Downloads:
+    """The downloads in flight, one a blob however many pulls ask for it."""
+
+    def __init__(self, content: ContentStore, engine: Engine) -> None:
+        self._content, self._engine = content, engine
+        self._lock = threading.Lock()
+        self._running: dict[Digest, Download] = {}
+
+    def join(
+        self,
+        file: File,
+        source: Source,
+        share: Share,
+        *,
+        scheme: str,
+        on_allocated: Callable[[int], None],
+    ) -> Download:
+        """Start the file's download, or join the one that runs. Every join is owed a `leave`."""
+        while True:
+            with self._lock:
+                running = self._running.get(file.blob)
+                if running is None:
+                    download = Download(scheme, source, file, self._content, self._engine, on_allocated)
+                    self._running[file.blob] = download
+                    break
+                if running.askers:
+                    running.askers += 1
+                    return running
+            wait([running.done])  # the last asker left it: let it close its ingest first
+        download.done.add_done_callback(lambda _: self._forget(download))
+        download.start(share)
+        return download
+
+    def leave(self, download: Download) -> None:
+        """Want it no more. The last asker to leave cancels it; returns when it has ended, then."""
+        with self._lock:
+            download.askers -= 1
+            last = not download.askers
+        if last and not download.done.done():
+            download.cancel()
+            wait([download.done])
+
+    def _forget(self, download: Download) -> None:
+        with self._lock:
+            if self._running.get(download.file.blob) is download:
+                del self._running[download.file.blob]

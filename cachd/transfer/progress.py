@@ -1,0 +1,88 @@
+"""How far a pull is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from cachd.model import Manifest
+from cachd.transfer.download import Download
+
+_WINDOW_SECONDS = 10.0
+
+
+class Progress:
+    """What a pull has done and has left. Written by its thread, read by anybody.
+
+    `state` is queued, resolving, downloading, publishing, ready, failed or cancelled. Bytes count equal
+    content once.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.state = "queued"
+        self.manifest: Manifest | None = None
+        self.cancelled = threading.Event()
+        self._clock = clock
+        self._present = 0
+        self._downloads: list[Download] = []
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def begin(self, manifest: Manifest, missing: int) -> None:
+        """The manifest is known; `missing` of its bytes are no blobs yet."""
+        self.manifest = manifest
+        self._present = manifest.size - missing
+        self._downloads = []
+        self.state = "downloading"
+
+    def watch(self, download: Download) -> None:
+        self._downloads.append(download)
+
+    def sample(self) -> None:
+        """Remember how far it is now, for the rate."""
+        now = self._clock()
+        self._samples.append((now, self.fetched))
+        while now - self._samples[0][0] > _WINDOW_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def total(self) -> int:
+        """Bytes of the model; 0 before it is resolved."""
+        return self.manifest.size if self.manifest else 0
+
+    @property
+    def done(self) -> int:
+        """Bytes that are here: blobs from before, resumed parts, and what has landed."""
+        return self._present + sum(d.landed for d in self._downloads)
+
+    @property
+    def fetched(self) -> int:
+        """Bytes received from the source for this pull."""
+        return sum(d.fetched for d in self._downloads)
+
+    @property
+    def resumed(self) -> int:
+        """Bytes that an earlier life of the daemon left and that were believed."""
+        return sum(d.resumed for d in self._downloads)
+
+    @property
+    def files_done(self) -> int:
+        """Files that are whole; those that were here before included."""
+        if self.manifest is None:
+            return 0
+        unfinished = {d.file.blob for d in self._downloads if not d.done.done()}
+        return sum(f.blob not in unfinished for f in self.manifest.files)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second received over the last ten seconds."""
+        if len(self._samples) < 2:
+            return 0.0
+        (began, first), (ended, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (ended - began) if ended > began else 0.0
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until the last byte at the present rate; None when that cannot be said."""
+        return (self.total - self.done) / self.rate if self.rate > 0 and self.manifest else None

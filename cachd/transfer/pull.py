@@ -1,0 +1,107 @@
+"""One model: from a ref to a ready snapshot. The file to read first.
+
+    resolve   ref -> manifest: one revision, every file with size, digest, validator
+    reserve   the space of what is missing, before the first byte
+    download  each missing blob: parts -> ingest -> digest -> commit
+    publish   views, then the name, then the ready file
+
+Killed at any of these, the next pull of the same ref begins where the disk says this one ended.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import FIRST_EXCEPTION, wait
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled, Changed, Unavailable
+from cachd.model import File, Manifest, Snapshot, Wish
+from cachd.policy import backoff
+from cachd.sources.source import Source
+from cachd.store.space import Reservation
+from cachd.store.store import Store
+from cachd.transfer.download import Downloads
+from cachd.transfer.progress import Progress
+from cachd.transfer.streams import Share
+
+log = structlog.get_logger(__name__)
+
+_SAMPLE_SECONDS = 0.5
+_RESOLVE_RETRIES = 4
+
+
+def pull(
+    wish: Wish, source: Source, store: Store, downloads: Downloads, *, share: Share, progress: Progress
+) -> Snapshot:
+    """Make a wish come true. Raises CachdError, and then nothing new is published."""
+    try:
+        return _pull_once(wish, source, store, downloads, share, progress)
+    except Changed as error:
+        log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
+        return _pull_once(wish, source, store, downloads, share, progress)
+
+
+def _pull_once(
+    wish: Wish, source: Source, store: Store, downloads: Downloads, share: Share, progress: Progress
+) -> Snapshot:
+    progress.state = "resolving"
+    manifest = _resolve(wish, source, progress).select(wish.include, wish.exclude)
+    with store.reserve(manifest) as reservation:
+        missing = store.content.missing(manifest)
+        progress.begin(manifest, sum(f.size for f in missing))
+        _download(missing, wish, source, downloads, share, reservation, progress)
+        progress.state = "publishing"
+        return store.snapshots.publish(wish, manifest, now=time.time())
+
+
+def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:
+    """Ask the source what the ref means now; a source that is briefly away is asked again."""
+    failures = 0
+    while True:
+        try:
+            return source.resolve(wish.ref)
+        except Unavailable as error:
+            failures += 1
+            if failures > _RESOLVE_RETRIES:
+                raise
+            seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
+            log.info("resolve asked again", name=wish.name, code=error.code, in_seconds=round(seconds, 1))
+            if progress.cancelled.wait(seconds):
+                raise Cancelled(f"{wish.name}: cancelled while its source was away") from error
+
+
+def _download(
+    missing: list[File],
+    wish: Wish,
+    source: Source,
+    downloads: Downloads,
+    share: Share,
+    reservation: Reservation,
+    progress: Progress,
+) -> None:
+    """Fetch every missing blob, the largest first; the first failure ends the others."""
+    joined = []
+    try:
+        for file in sorted(missing, key=lambda f: -f.size):
+            download = downloads.join(
+                file, source, share, scheme=wish.ref.scheme, on_allocated=reservation.spend
+            )
+            joined.append(download)
+            progress.watch(download)
+        unfinished = {d.done for d in joined}
+        while unfinished:
+            progress.sample()
+            ended, unfinished = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
+            if progress.cancelled.is_set():
+                raise Cancelled(f"{wish.name}: cancelled after {progress.done} of {progress.total} bytes")
+        progress.sample()
+    except CachdError as error:
+        error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
+        raise
+    finally:
+        for download in joined:
+            downloads.leave(download)

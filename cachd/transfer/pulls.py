@@ -1,0 +1,246 @@
+"""Pulls in flight: joined, ordered by priority, cancelled, remembered across restarts."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled, InUse, NotFound, Unavailable
+from cachd.metrics import Metrics, size_class
+from cachd.model import Snapshot, Wish
+from cachd.sources.source import Source
+from cachd.store.store import Store
+from cachd.transfer.download import Downloads
+from cachd.transfer.progress import Progress
+from cachd.transfer.pull import pull
+from cachd.transfer.streams import Share
+
+log = structlog.get_logger(__name__)
+
+MOST_WAITING = 10_000
+
+
+class Pull:
+    """One running request to make a wish come true. `done` resolves to its snapshot, or carries why not."""
+
+    def __init__(self, wish: Wish, *, priority: int = 0) -> None:
+        self.wish = wish
+        self.progress = Progress()
+        self.share = Share(priority)
+        self.error: CachdError | None = None
+        self.ended_at: float | None = None
+        self.done: Future[Snapshot] = Future()
+        self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
+
+
+class Pulls:
+    """Runs pulls, a few at a time, the highest priority first. Safe from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        sources: Mapping[str, Source],
+        downloads: Downloads,
+        metrics: Metrics,
+        *,
+        at_once: int,
+    ) -> None:
+        self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
+        self._waiting: list[tuple[int, int, Pull]] = []
+        self._sequence = itertools.count()
+        self._changed = threading.Condition()
+        self._running: dict[str, Pull] = {}
+        self._latest: dict[str, Pull] = {}
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"pull-{i}", daemon=True) for i in range(at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, wish: Wish, *, priority: int = 0, refresh: bool = False) -> Pull | None:
+        """Start or join the pull of a wish; None when it is ready already.
+
+        `refresh` resolves the ref again though it is ready. Raises InUse when another wish is being pulled
+        under the same name, Unavailable when too many wait.
+        """
+        with self._changed:
+            running = self._running.get(wish.name)
+            if running is not None:
+                return self._join(running, wish)
+            ready = self._store.snapshots.get(wish.name)
+            if ready is not None and ready.wish == wish and not refresh:
+                self._metrics.hits.inc()
+                return None
+            if len(self._waiting) >= MOST_WAITING or self._closed:
+                raise Unavailable(
+                    f"{len(self._waiting)} pulls are waiting", code="queue_full", retry_after=60.0
+                )
+            self._metrics.misses.inc()
+            started = Pull(wish, priority=priority)
+            self._running[wish.name] = started
+            self._remember_latest(started)
+        try:
+            self._store.remember(wish)  # durable before anybody is told that it runs
+        except CachdError as error:
+            self._ended(started, "failed", time.monotonic(), error)
+            raise
+        with self._changed:
+            heapq.heappush(self._waiting, (-priority, next(self._sequence), started))
+            self._metrics.pull_queue_length.set(len(self._waiting))
+            self._changed.notify()
+        return started
+
+    def resume(self) -> None:
+        """Go on with the pulls that an earlier life of the daemon did not finish."""
+        for wish in self._store.remembered():
+            log.info("pull resumed", name=wish.name, ref=str(wish.ref))
+            self.start(wish, refresh=True)
+        self._sweep({pull.wish.ref.base for pull in self.running()})
+
+    def get(self, name: str) -> Pull | None:
+        """The newest pull of a name since the daemon started, running or ended."""
+        return self._latest.get(name)
+
+    def running(self) -> list[Pull]:
+        with self._changed:
+            return list(self._running.values())
+
+    def known(self) -> list[Pull]:
+        """The newest pull of each name."""
+        return [self._latest[name] for name in sorted(self._latest)]
+
+    def delete(self, name: str, *, force: bool = False) -> int:
+        """Cancel the name's pull, withdraw its snapshot and free its bytes; how many.
+
+        Raises NotFound, or InUse when it is pinned or open and not forced.
+        """
+        known = self._latest.get(name)
+        snapshot = self._store.snapshots.get(name)
+        if known is None and snapshot is None:
+            raise NotFound(
+                f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
+            )
+        freed = self._store.snapshots.withdraw(name, force=force) if snapshot else 0
+        if known is not None:
+            known.progress.cancelled.set()
+            wait([known.done])
+            self._store.snapshots.unpin(name)
+            with self._changed:
+                if self._latest.get(name) is known:
+                    del self._latest[name]
+            if self._store.snapshots.get(name):  # it was published before it heard of the cancel
+                freed += self._store.snapshots.withdraw(name, force=force)
+            if known.progress.manifest:
+                freed += self._store.content.free(known.progress.manifest)
+        return freed
+
+    def close(self) -> None:
+        """Stop every pull where it is; they go on when the daemon starts again."""
+        with self._changed:
+            self._closed = True
+            for running in self._running.values():
+                running.progress.cancelled.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # --- inside ---
+
+    def _join(self, running: Pull, wish: Wish) -> Pull:
+        if running.wish != wish:
+            raise InUse(
+                f"{wish.name} is being pulled from {running.wish.ref}",
+                code="name_busy",
+                mend=f"wait for it, delete it (cachd rm {wish.name}), or take another name",
+            )
+        self._metrics.joins.inc()
+        return running
+
+    def _remember_latest(self, started: Pull) -> None:
+        if len(self._latest) >= MOST_WAITING:
+            self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
+        self._latest[started.wish.name] = started
+
+    def _run(self) -> None:
+        while (next_pull := self._next()) is not None:
+            self._metrics.pulls_in_progress.inc()
+            try:
+                self._pull(next_pull)
+            finally:
+                self._metrics.pulls_in_progress.dec()
+
+    def _next(self) -> Pull | None:
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            _, _, found = heapq.heappop(self._waiting)
+            self._metrics.pull_queue_length.set(len(self._waiting))
+            return found
+
+    def _pull(self, running: Pull) -> None:
+        wish, began = running.wish, time.monotonic()
+        progress = running.progress
+        try:
+            if progress.cancelled.is_set():
+                raise Cancelled(f"{wish.name}: cancelled before it began")
+            source = self._sources[wish.ref.scheme]
+            snapshot = pull(
+                wish, source, self._store, self._downloads, share=running.share, progress=progress
+            )
+        except CachdError as error:
+            self._ended(running, "cancelled" if isinstance(error, Cancelled) else "failed", began, error)
+        except Exception as error:
+            log.exception("a pull failed in a way it should not", name=wish.name)
+            internal = CachdError(f"{wish.name}: {type(error).__name__}", mend="see the daemon's log")
+            self._ended(running, "failed", began, internal)
+        else:
+            self._metrics.last_pull.set(snapshot.published_at)
+            self._ended(running, "ready", began, snapshot)
+
+    def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
+        wish, progress = running.wish, running.progress
+        seconds = time.monotonic() - began
+        self._metrics.pull_seconds.labels(state, size_class(progress.total)).observe(seconds)
+        log.info(
+            "pull ended",
+            name=wish.name,
+            ref=str(wish.ref),
+            state=state,
+            seconds=round(seconds, 2),
+            size_bytes=progress.total,
+            fetched_bytes=progress.fetched,
+            resumed_bytes=progress.resumed,
+            code=outcome.code if isinstance(outcome, CachdError) else "",
+            detail=outcome.detail if isinstance(outcome, CachdError) else "",
+        )
+        with suppress(CachdError):
+            if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
+                self._store.forget(wish.name)
+        with self._changed:
+            del self._running[wish.name]
+            keep = {other.wish.ref.base for other in self._running.values()}
+        progress.state = state
+        running.ended_at = time.time()
+        if isinstance(outcome, CachdError):
+            running.error = outcome
+            running.done.set_exception(outcome)
+        else:
+            running.done.set_result(outcome)
+            self._sweep(keep)
+
+    def _sweep(self, keep: set[str]) -> None:
+        """Free what a newer snapshot replaced, once nobody reads it."""
+        try:
+            self._store.snapshots.sweep(keep=keep)
+        except (CachdError, OSError, ValueError) as error:
+            log.warning("sweep failed", reason=repr(error))

@@ -26,9 +26,10 @@ class CachdError(Exception):
         return f"{self.detail} ({self.mend})" if self.mend else self.detail
 
     def as_document(self) -> dict[str, object]:
-        """The error as JSON members: code, detail, mend when there is one, and the facts."""
+        """The error as JSON members: code, detail, mend when there is one, its class, and the facts."""
         mend = {"mend": self.mend} if self.mend else {}
-        return {"code": self.code, "detail": self.detail, **mend, **self.facts}
+        about = {"code": self.code, "detail": self.detail, **mend, "error_class": type(self).__name__}
+        return about | dict(self.facts)
 
 
 class Invalid(CachdError):

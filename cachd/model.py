@@ -321,7 +321,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise NoFiles(self.base)
+            raise Invalid(
+                f"{self.base} holds no files",
+                code="no_files",
+                mend="check the name; nothing can be served from it",
+            )
         if len(self.files) > _MOST_FILES:
             raise Invalid(f"{self.base} lists {len(self.files)} files", code="too_many_files")
         object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
@@ -404,15 +408,6 @@ class Manifest:
                 for f in files
             ),
         )
-
-
-class NoFiles(Invalid):
-    """A source listed no file."""
-
-    code = "no_files"
-
-    def __init__(self, base: str) -> None:
-        super().__init__(f"{base} holds no files", mend="check the name; nothing can be served from it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cachd.errors import CachdError, NotFound
 from cachd.model import NAME_PATTERN, Ref, Snapshot, Wish, check_name
 from cachd.store.catalog import ready_document
-from cachd.store.snapshots import Snapshots
+from cachd.store.store import Store
 from cachd.transfer.pulls import Pull, Pulls
 
 
@@ -40,8 +41,8 @@ class Asked(BaseModel):
 class Models:
     """Snapshots and pulls seen as one: the models this node has, gets, or failed to get."""
 
-    def __init__(self, snapshots: Snapshots, pulls: Pulls) -> None:
-        self.snapshots, self.pulls = snapshots, pulls
+    def __init__(self, store: Store, pulls: Pulls) -> None:
+        self.store, self.snapshots, self.pulls = store, store.snapshots, pulls
 
     def names(self) -> list[str]:
         ready = {s.name for s in self.snapshots.all()}
@@ -67,17 +68,30 @@ class Models:
         if snapshot is None and pull is None:
             raise unknown_model(name)
         wish = snapshot.wish if snapshot else pull.wish if pull else None
-        document: dict[str, Any] = {
+        return {
             "name": name,
             "state": self.state(name),
             "ref": str(wish.ref) if wish else "",
+            "path": str(self.store.layout.model(name)),
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
             "in_use": self._in_use(snapshot) if snapshot else False,
             "ready": ready_document(snapshot) if snapshot else None,
             "pull": pull_document(pull) if pull else None,
         }
-        return document
+
+    def describe_all(self) -> list[dict[str, Any]]:
+        """The documents of all models. Blocks."""
+        documents = []
+        for name in self.names():
+            with suppress(NotFound):  # deleted meanwhile
+                documents.append(self.describe(name))
+        return documents
+
+    def check_known(self, name: str) -> None:
+        """Raises Invalid or NotFound unless the name is ready, on its way, or failed."""
+        if self.state(check_name(name)) == "unknown":
+            raise unknown_model(name)
 
     def _in_use(self, snapshot: Snapshot) -> bool:
         try:

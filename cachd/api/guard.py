@@ -11,7 +11,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import aiofiles
-from fastapi import Header
+from fastapi import Header, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -100,12 +100,13 @@ def _too_long() -> TooBig:
 
 
 class WriteToken:
-    """A FastAPI dependency: the bearer token that writes need, as the file holds it now."""
+    """The bearer token that writes need, as its file holds it now."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
 
-    async def __call__(self, authorization: Annotated[str, Header()] = "") -> None:
+    async def check(self, authorization: str) -> None:
+        """Raises Unauthorized unless the Authorization header carries the token."""
         if self._file is None:
             return
         try:
@@ -126,3 +127,9 @@ class WriteToken:
                 mend="send Authorization: Bearer with the content of its token_file"
                 " (cachd: --token-file or CACHD_TOKEN_FILE)",
             )
+
+
+async def write_allowed(request: Request, authorization: Annotated[str, Header()] = "") -> None:
+    """The FastAPI dependency of every route that writes."""
+    token: WriteToken = request.app.state.write_token
+    await token.check(authorization)

@@ -57,6 +57,10 @@ class Space:
             free_inodes=stat.f_favail,
         )
 
+    def is_read_only(self) -> bool:
+        """Whether the file system was remounted read-only, as ext4 does after an error."""
+        return bool(os.statvfs(self._root).f_flag & os.ST_RDONLY)
+
     @contextmanager
     def reserve(self, size: int, *, total: int) -> Iterator[Reservation]:
         """Promise `size` bytes of a model of `total` bytes. Raises TooBig or NoSpace."""

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Literal, Protocol, Self
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -214,7 +214,7 @@ def quoted(etag: str) -> str:
 
 
 def extent_asked(value: str | None, size: int) -> tuple[int, int] | None:
-    """Half-open extent of a Range header, its open ends settled with `size`; None when it is no single range."""
+    """Half-open extent of a Range header, open ends settled with `size`; None when it is no single range."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", value or "")
     if match is None or match.group(0) == "bytes=-":
         return None
@@ -230,7 +230,8 @@ def answer(seen: Seen, file: File) -> Reply:
     """What a correct server says (RFC 9110, sections 13 and 14)."""
     size = file.content.size
     validators = {"ETag": file.etag, "Last-Modified": file.last_modified}
-    headers = {"Accept-Ranges": "bytes", **{k: v for k, v in validators.items() if v}, **file.headers}
+    always = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+    headers = {**always, **{name: value for name, value in validators.items() if value}, **file.headers}
     none = Reply(412, headers, file.content)
     if "if-match" in seen.headers and not _matches(seen.headers["if-match"], file.etag, weakly=False):
         return none
@@ -582,8 +583,13 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
+        self.stop()
+
+    def stop(self) -> None:
+        """Cut all connections and stop listening; once is enough, twice does no harm."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
         self._resources.close()
 
     def _certified(self) -> ssl.SSLContext:
@@ -627,7 +633,8 @@ class Server:
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = reply.length
         assert request.transport is not None
-        request.transport.set_write_buffer_limits(high=1)  # drained: the kernel has it; 0 would never resume TLS
+        # so that drained means handed to the kernel; 0 would never resume a TLS connection
+        request.transport.set_write_buffer_limits(high=1)
         writer = await response.prepare(request)
         if request.method == "HEAD" or writer is None:
             return response
@@ -717,17 +724,17 @@ class Origin(Server):
         last_modified: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Hold `content` at `path` (decoded, with its leading slash) and give its URL, the path as it stands.
+        """Hold `content` at `path` (decoded, with its leading slash) and give its URL.
 
-        A Path is opened now and never read as a whole once it has an `etag`. ETag is strong and made from the
-        content unless given: as it is when quoted, like `W/"a"`, else quoted here; None sends none.
+        An empty `etag` stands for a strong one made from the content, None sends none, and any other goes out
+        quoted unless it is already. A Path is opened now, and read through only to make that etag.
         """
         held = self._opened(content) if isinstance(content, Path) else Memory(content)
         if etag == "":
             etag = _digest(held)
         said = formatdate(time.time(), usegmt=True) if last_modified else None
         self._files[path] = File(held, quoted(etag) if etag else None, said, headers or {})
-        return self.url + path
+        return self.url + quote(path)
 
     def remove(self, path: str) -> None:
         """Answer 404 for `path` from now on."""

@@ -1,0 +1,119 @@
+"""/v1/models: ask for models, see them, wait for them, keep them, remove them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import JSONResponse
+
+from cachd.api.documents import Asked, Models, error_document, models_of, unknown_model
+from cachd.api.guard import write_allowed
+from cachd.api.problems import problem
+from cachd.errors import CachdError, Unavailable
+from cachd.model import check_name
+from cachd.store.catalog import ready_document
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+_RETRY_SECONDS = 5.0
+_LONGEST_RETRY_SECONDS = 60.0
+_WRITES = [Depends(write_allowed)]
+
+AnyModels = Annotated[Models, Depends(models_of)]
+
+
+@router.post("", status_code=202, dependencies=_WRITES)
+async def pull(asked: Asked, models: AnyModels) -> JSONResponse:
+    """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing."""
+    wish = asked.wish()
+    if asked.pin:
+        await asyncio.to_thread(models.snapshots.pin, wish.name)
+    started = await asyncio.to_thread(
+        models.pulls.start, wish, priority=asked.priority, refresh=asked.refresh
+    )
+    document = await asyncio.to_thread(models.describe, wish.name)
+    location = {"Location": f"/v1/models/{wish.name}"}
+    return JSONResponse(document, status_code=202 if started else 200, headers=location)
+
+
+@router.get("")
+async def list_models(models: AnyModels) -> dict[str, Any]:
+    """Every model of this node: ready, on its way, or failed."""
+    return {"models": await asyncio.to_thread(models.describe_all)}
+
+
+@router.get("/{name}")
+async def show(name: str, models: AnyModels) -> dict[str, Any]:
+    """State, revision, bytes, rate, ETA, files, error, in use, pinned."""
+    return await asyncio.to_thread(models.describe, check_name(name))
+
+
+@router.get("/{name}/ready")
+async def ready(
+    name: str,
+    models: AnyModels,
+    wait: Annotated[float, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
+) -> JSONResponse:
+    """200 with the ready document, else 503 with Retry-After. The probe for pods."""
+    check_name(name)
+    running = models.pulls.get(name)
+    if wait and running and not models.snapshots.get(name):
+        with suppress(TimeoutError, CachdError):  # shielded: a client that hangs up ends no pull
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running.done)), wait)
+    snapshot = models.snapshots.get(name)
+    if snapshot:
+        return JSONResponse(ready_document(snapshot))
+    return problem(_not_ready(name, models))
+
+
+@router.put("/{name}/pin", status_code=204, dependencies=_WRITES)
+async def pin(name: str, models: AnyModels) -> Response:
+    """Refuse to delete the model until it is unpinned."""
+    models.check_known(name)
+    await asyncio.to_thread(models.snapshots.pin, name)
+    return Response(status_code=204)
+
+
+@router.delete("/{name}/pin", status_code=204, dependencies=_WRITES)
+async def unpin(name: str, models: AnyModels) -> Response:
+    """Let the model be deleted again."""
+    models.check_known(name)
+    await asyncio.to_thread(models.snapshots.unpin, name)
+    return Response(status_code=204)
+
+
+@router.delete("/{name}", dependencies=_WRITES)
+async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
+    """Cancel its pull, unpublish it, then free its bytes. 409 when pinned or in use, unless forced."""
+    check_name(name)
+    freed = await asyncio.to_thread(models.pulls.delete, name, force=force)
+    return {"name": name, "freed_bytes": freed}
+
+
+def _not_ready(name: str, models: Models) -> CachdError:
+    """Why a model is not ready, and when to ask again."""
+    pull = models.pulls.get(name)
+    if pull is None:
+        return unknown_model(name)
+    progress = pull.progress
+    if pull.error is not None:
+        return Unavailable(
+            f"{name}: the pull {progress.state}: {pull.error.detail}",
+            code=pull.error.code,
+            mend=pull.error.mend,
+            state=progress.state,
+            error=error_document(pull.error),
+        )
+    eta = progress.eta_seconds
+    return Unavailable(
+        f"{name} is {progress.state}: {progress.done} of {progress.total} bytes",
+        code="not_ready",
+        retry_after=min(_RETRY_SECONDS if eta is None else eta, _LONGEST_RETRY_SECONDS),
+        state=progress.state,
+        bytes_done=progress.done,
+        bytes_total=progress.total,
+        eta_seconds=eta,
+    )

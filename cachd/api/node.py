@@ -1,0 +1,68 @@
+"""The node: capacity, probes, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from cachd.api.documents import Models, models_of
+from cachd.api.problems import problem
+from cachd.errors import DiskFailed, Unavailable
+from cachd.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["node"])
+
+_RETRY_SECONDS = 5.0
+
+AnyModels = Annotated[Models, Depends(models_of)]
+
+
+@router.get("/v1/capacity")
+async def capacity(models: AnyModels) -> dict[str, int]:
+    """The cache's file system: bytes in all, free, promised to pulls, left free by them; free inodes."""
+    now = await asyncio.to_thread(models.store.space.capacity)
+    return {
+        "total_bytes": now.total,
+        "free_bytes": now.free,
+        "reserved_bytes": now.reserved,
+        "reserve_free_bytes": now.reserve_free,
+        "free_inodes": now.free_inodes,
+    }
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+async def readyz(
+    request: Request,
+    models: AnyModels,
+    wanted: Annotated[str | None, Query(alias="set", pattern="^required$")] = None,
+) -> JSONResponse:
+    """The daemon can work; with set=required, also: every model marked `required` is ready."""
+    if await asyncio.to_thread(models.store.space.is_read_only):
+        return problem(DiskFailed("the cache's file system is read-only", code="read_only"), status=503)
+    required = request.app.state.required() if wanted else ()
+    absent = sorted(name for name in required if not models.snapshots.get(name))
+    if absent:
+        return problem(
+            Unavailable(
+                f"{len(absent)} required models are not ready: {', '.join(absent[:20])}",
+                code="not_ready",
+                retry_after=_RETRY_SECONDS,
+                models=absent,
+            )
+        )
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE)

@@ -1,0 +1,352 @@
+"""The command line: argv in, text out. `serve` and `pull --direct` work here; the rest asks the daemon.
+
+Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent import futures
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.filesize import decimal
+
+from cachd import __version__, config, daemon, errors, terminal
+from cachd.api.documents import Models
+from cachd.client import Client, Unreachable, error_of
+from cachd.errors import CachdError, Invalid
+from cachd.model import Ref, Wish
+
+T = TypeVar("T")
+
+
+class WaitTimeout(CachdError):
+    """The command's patience ended before the pull did."""
+
+    code = "wait_timeout"
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "failed for another reason",
+    2: "the command line, an option or a ref is wrong",
+    3: "no such model, revision or file",
+    4: "not ready in time",
+    5: "refused: token, permission or policy",
+    6: "no daemon answers",
+    7: "no space",
+    8: "bytes disagree with their digest",
+    9: "in use, pinned or busy",
+    10: "the source is away or does not keep to its protocol",
+    130: "interrupted",
+}
+EXIT_BY_ERROR: dict[type, int] = {
+    errors.Invalid: 2,
+    errors.NotFound: 3,
+    WaitTimeout: 4,
+    errors.Forbidden: 5,
+    Unreachable: 6,
+    errors.NoSpace: 7,
+    errors.TooBig: 7,
+    errors.Corrupt: 8,
+    errors.InUse: 9,
+    errors.Changed: 10,
+    errors.Unavailable: 10,
+}
+_POLL_SECONDS = 0.3
+_ENDED = ("ready", "failed", "cancelled")
+
+app = typer.Typer(
+    name="cachd",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Node-local model cache: pull once, verify every byte, serve every pod.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+)
+
+
+class Output(StrEnum):
+    text = "text"
+    json = "json"
+    name = "name"
+
+
+Server = Annotated[str, typer.Option(envvar="CACHD_SERVER", help="address of the daemon", show_default=True)]
+TokenFile = Annotated[
+    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token for writes (or CACHD_TOKEN)")
+]
+Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
+ROOT = Annotated[Path | None, typer.Option(help="the cache's directory", envvar="CACHD_ROOT")]
+CONFIG = Annotated[Path | None, typer.Option(help="YAML file with options", envvar="CACHD_CONFIG")]
+SERVER = "http://127.0.0.1:8470"
+
+
+@app.command(epilog="Example: cachd serve --root /var/lib/cachd --config /etc/cachd/config.yaml")
+def serve(
+    root: ROOT = None,
+    listen: Annotated[
+        str | None, typer.Option(help="address of the API, HOST:PORT", envvar="CACHD_LISTEN")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with options", envvar="CACHD_CONFIG")
+    ] = None,
+) -> None:
+    """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
+    daemon.serve(config.load(root=root, listen=listen, config=config_file))
+
+
+@app.command(epilog="Example: cachd pull hf://org/model@main --wait")
+def pull(
+    ref: Annotated[
+        str, typer.Argument(help="hf://org/model[@rev], s3://bucket/prefix/, https://…, file:///…")
+    ],
+    name: Annotated[str | None, typer.Option(help="local name; default: from the ref")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="pattern of files to take")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="pattern of files to leave out")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="refuse to delete it")] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="higher goes first")] = 0,
+    refresh: Annotated[bool, typer.Option("--refresh", help="resolve again though it is ready")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="return when it is ready")] = False,
+    timeout: Annotated[float, typer.Option(help="seconds to wait at most")] = 86400.0,
+    direct: Annotated[bool, typer.Option("--direct", help="pull here, with no daemon")] = False,
+    root: ROOT = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="options for --direct", envvar="CACHD_CONFIG")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="--direct: private network or prefix to reach")
+    ] = None,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Ask for a model. The last line printed is its path."""
+    asked = {
+        "ref": ref,
+        "name": name,
+        "include": include or [],
+        "exclude": exclude or [],
+        "pin": pin,
+        "priority": priority,
+        "refresh": refresh,
+    }
+    if direct:
+        document = _pull_here(asked, config.load(root=root, config=config_file, allow=allow), timeout)
+    else:
+        document = _ask(server, token_file, lambda client: _pull_there(client, asked, wait, timeout))
+    _print(document, output, lambda: print(document["path"]))
+
+
+@app.command("ls", epilog="Example: cachd ls -o json")
+def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
+    """List the models of this node."""
+    found = _ask(server, None, lambda client: client.models())
+    if output is Output.name:
+        for model in found:
+            print(model["name"])
+        return
+    rows = [terminal.model_row(model) for model in found]
+    _print({"models": found}, output, lambda: terminal.show_table(terminal.MODEL_HEADINGS, rows))
+
+
+@app.command(epilog="Example: cachd show org--model")
+def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None:
+    """Show one model: state, revision, bytes, rate, error, in use, pinned."""
+    document = _ask(server, None, lambda client: client.model(name))
+    _print(document, output, lambda: terminal.show_model(document))
+
+
+@app.command(epilog="Example: cachd wait org--model --timeout 600")
+def wait(
+    name: str,
+    timeout: Annotated[float, typer.Option(help="seconds to wait at most")] = 86400.0,
+    server: Server = SERVER,
+    output: Form = Output.text,
+) -> None:
+    """Wait until a model is ready, with its progress. The last line printed is its path."""
+    document = _ask(server, None, lambda client: _follow(client, name, timeout))
+    _print(document, output, lambda: print(document["path"]))
+
+
+@app.command(epilog="Example: cachd pin org--model")
+def pin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
+    """Refuse to delete a model until it is unpinned."""
+    _ask(server, token_file, lambda client: client.pin(name))
+
+
+@app.command(epilog="Example: cachd unpin org--model")
+def unpin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
+    """Let a model be deleted again."""
+    _ask(server, token_file, lambda client: client.unpin(name))
+
+
+@app.command(epilog="Example: cachd rm org--model")
+def rm(
+    name: str,
+    force: Annotated[bool, typer.Option("--force", help="though it is pinned or in use")] = False,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Cancel a model's pull, unpublish it and free its bytes."""
+    document = _ask(server, token_file, lambda client: client.delete(name, force=force))
+    _print(document, output, lambda: print(f"{name}: {decimal(document['freed_bytes'])} freed"))
+
+
+@app.command(epilog="Example: cachd doctor")
+def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
+    """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
+    findings = _ask(server, None, _examine)
+    wrong = [f for f in findings if not f["ok"]]
+
+    def text() -> None:
+        for finding in findings:
+            print(f"{'ok  ' if finding['ok'] else 'FAIL'} {finding['what']}")
+
+    _print({"findings": findings}, output, text)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command(epilog="Example: cachd options -o json")
+def options(output: Form = Output.text) -> None:
+    """List every option of the daemon: key of the file, environment variable, default, meaning."""
+    rows = list(config.table())
+    headings = ("key", "env", "default", "help")
+    document = {"options": [dict(zip(headings, row, strict=True)) for row in rows]}
+    _print(document, output, lambda: terminal.show_table(("KEY", "ENV", "DEFAULT", "MEANING"), rows))
+
+
+@app.command(epilog="Example: cachd version")
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """The entry point: errors become lines on standard error and an exit code."""
+    try:
+        app()
+    except CachdError as error:
+        terminal.show_error(error)
+        sys.exit(_exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _exit_code(error: CachdError) -> int:
+    return next((EXIT_BY_ERROR[kind] for kind in type(error).__mro__ if kind in EXIT_BY_ERROR), 1)
+
+
+def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
+    """Run one conversation with the daemon."""
+    try:
+        token = token_file.read_text().strip() if token_file else os.environ.get("CACHD_TOKEN")
+    except OSError as error:
+        raise Invalid(
+            f"token file {token_file} cannot be read: {error.strerror}", code="bad_secret"
+        ) from error
+
+    async def session() -> T:
+        async with Client(server, token) as client:
+            return await call(client)
+
+    return asyncio.run(session())
+
+
+async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
+    document = await client.pull(asked)
+    return await _follow(client, document["name"], seconds) if wait else document
+
+
+async def _follow(client: Client, name: str, seconds: float) -> dict[str, Any]:
+    """Show the progress of a model until it is ready. Raises what its pull failed with, or WaitTimeout."""
+    deadline = time.monotonic() + seconds
+    with terminal.progress_bar(name) as update:
+        while True:
+            document = await client.model(name)
+            pull = document["pull"]
+            if document["state"] == "ready" and (not pull or pull["state"] in _ENDED):
+                return document
+            moved = pull["bytes"]
+            update(pull["state"], moved["done"], moved["total"])
+            if pull["state"] in ("failed", "cancelled"):
+                raise error_of(pull["error"])
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(
+                    f"{name} is {pull['state']} after {seconds:.0f} s:"
+                    f" {moved['done']} of {moved['total']} bytes",
+                    mend="wait longer (--timeout); the pull goes on",
+                )
+            with suppress(CachdError):  # the next document says why it is not ready
+                await client.ready(name, wait=min(_POLL_SECONDS, left))
+
+
+def _pull_here(asked: dict[str, Any], options: config.Config, timeout: float) -> dict[str, Any]:
+    """One pull in this process, for an init container or a Job. What it leaves is resumed next time."""
+    daemon.configure_logs("warning", options.log_format)
+    ref = Ref.parse(asked["ref"])
+    wish = Wish(ref, asked["name"] or ref.default_name, tuple(asked["include"]), tuple(asked["exclude"]))
+    with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
+        deadline = time.monotonic() + timeout
+        if asked["pin"]:
+            parts.store.snapshots.pin(wish.name)
+        running = parts.pulls.start(wish, refresh=asked["refresh"])
+        while running and not running.done.done():
+            progress = running.progress
+            update(progress.state, progress.done, progress.total)
+            futures.wait([running.done], timeout=_POLL_SECONDS)
+            if time.monotonic() > deadline:
+                raise WaitTimeout(
+                    f"{wish.name}: {progress.done} of {progress.total} bytes after {timeout:.0f} s",
+                    mend="run it again: it goes on where it stopped",
+                )
+        if running and running.error:
+            raise running.error
+        return Models(parts.store, parts.pulls).describe(wish.name)
+
+
+async def _examine(client: Client) -> list[dict[str, Any]]:
+    """What the daemon says of itself: a finding each, with whether it is well."""
+    findings = []
+    for path, what in (("/livez", "the daemon answers"), ("/readyz", "its disk can be written")):
+        findings.append(await _finding(client, path, what))
+    findings.append(await _finding(client, "/readyz?set=required", "every required model is ready"))
+    capacity = await client.get("/v1/capacity")
+    free = capacity["free_bytes"] - capacity["reserved_bytes"]
+    text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
+    findings.append({"ok": free > 0.05 * capacity["total_bytes"], "what": text})
+    for model in await client.models():
+        error = (model["pull"] or {}).get("error")
+        if error:
+            text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('mend', '')}".rstrip()
+            findings.append({"ok": False, "what": text})
+    return findings
+
+
+async def _finding(client: Client, path: str, what: str) -> dict[str, Any]:
+    try:
+        await client.get(path)
+    except Unreachable:
+        raise
+    except CachdError as error:
+        return {"ok": False, "what": f"{what}: no: {error.detail}"}
+    return {"ok": True, "what": what}
+
+
+def _print(document: dict[str, Any], output: Output, text: Callable[[], object]) -> None:
+    if output is Output.json:
+        terminal.show_json(document)
+    elif output is Output.name and "name" in document:
+        print(document["name"])
+    else:
+        text()

@@ -1,0 +1,93 @@
+"""The daemon's API from the outside, as the command line uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from cachd import errors
+from cachd.errors import CachdError
+
+
+class Unreachable(CachdError):
+    """No daemon answers at the address."""
+
+    code = "daemon_unreachable"
+
+
+class Client:
+    """One session with a daemon. An async context manager.
+
+    A call raises the CachdError that the daemon's problem document names, or Unreachable.
+    """
+
+    def __init__(self, server: str, token: str | None = None) -> None:
+        self._server = server.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(sock_connect=5))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def pull(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Start or join a pull; the model's document."""
+        return await self._call("POST", "/v1/models", json=asked)
+
+    async def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self._call("GET", "/v1/models"))["models"]
+        return found
+
+    async def model(self, name: str) -> dict[str, Any]:
+        return await self._call("GET", f"/v1/models/{name}")
+
+    async def ready(self, name: str, *, wait: float) -> dict[str, Any]:
+        """The ready document, waited for at most `wait` seconds."""
+        return await self._call("GET", f"/v1/models/{name}/ready", params={"wait": f"{wait:.3f}"})
+
+    async def pin(self, name: str) -> None:
+        await self._call("PUT", f"/v1/models/{name}/pin")
+
+    async def unpin(self, name: str) -> None:
+        await self._call("DELETE", f"/v1/models/{name}/pin")
+
+    async def delete(self, name: str, *, force: bool) -> dict[str, Any]:
+        return await self._call("DELETE", f"/v1/models/{name}", params={"force": str(force).lower()})
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Any other document, such as /readyz or /v1/capacity."""
+        return await self._call("GET", path)
+
+    async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            async with self._session.request(method, self._server + path, **options) as response:
+                if response.status == 204:
+                    return {}
+                document: dict[str, Any] = await response.json(content_type=None)
+                if response.status >= 400:
+                    raise error_of(document)
+                return document
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise Unreachable(
+                f"no cachd answers at {self._server}: {error or type(error).__name__}",
+                mend="start it (cachd serve), or give its address with --server or CACHD_SERVER",
+            ) from error
+
+
+def error_of(document: Mapping[str, Any]) -> CachdError:
+    """The error that a document tells of, of the class it had in the daemon."""
+    kind = getattr(errors, str(document.get("error_class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, CachdError)):
+        kind = CachdError
+    detail, mend = str(document.get("detail", "no detail")), str(document.get("mend", ""))
+    return kind(detail, code=str(document.get("code", "internal")), mend=mend)

@@ -1,0 +1,230 @@
+"""The composition root: builds every object from the options, starts and stops them in written order."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+import uvicorn
+
+from cachd import __version__
+from cachd.api.app import create_app
+from cachd.api.documents import Models
+from cachd.config import Config, load_models
+from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.metrics import Metrics
+from cachd.policy.reach import Reach
+from cachd.sources.http import Http
+from cachd.sources.huggingface import HubSource
+from cachd.sources.s3 import BucketSource
+from cachd.sources.secrets import Secret
+from cachd.sources.share import ShareSource
+from cachd.sources.source import Source
+from cachd.sources.web import WebSource
+from cachd.store.store import Store
+from cachd.transfer.download import Downloads, Engine
+from cachd.transfer.prewarm import Desired, Prewarm
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.streams import Streams
+
+log = structlog.get_logger(__name__)
+
+_GRACEFUL_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a pull needs, put together: with a daemon around it or without."""
+
+    store: Store
+    metrics: Metrics
+    pulls: Pulls
+
+
+@contextmanager
+def assembled(config: Config) -> Iterator[Parts]:
+    """Open the root and start the threads; stop them and give the root back in the end.
+
+    Raises CachdError when the root or an option cannot be used.
+    """
+    _set_limits()
+    with ExitStack() as stack:
+        sources = build_sources(config)
+        store = stack.enter_context(Store(config.root, reserve_free=config.reserve_free))
+        metrics = Metrics()
+        engine = Engine(Streams(config.streams), metrics, retries=config.retries)
+        stack.callback(engine.close)
+        downloads = Downloads(store.content, engine)
+        pulls = Pulls(store, sources, downloads, metrics, at_once=config.pulls)
+        stack.callback(pulls.close)
+        yield Parts(store, metrics, pulls)
+
+
+def build_sources(config: Config) -> Mapping[str, Source]:
+    """One source a scheme. The endpoints an operator configured are within reach by that alone."""
+    reach = Reach(config.allow)
+    ca_file = str(config.ca_file) if config.ca_file else None
+
+    def http(*endpoints: str | None) -> Http:
+        return Http(
+            reach.also(endpoint for endpoint in endpoints if endpoint),
+            stall_seconds=config.stall_seconds,
+            connect_seconds=config.connect_seconds,
+            ca_file=ca_file,
+        )
+
+    web = WebSource(http())
+    return {
+        "hf": HubSource(
+            http(config.hf_endpoint),
+            endpoint=config.hf_endpoint,
+            token=Secret(config.hf_token_file, "HF_TOKEN"),
+        ),
+        "s3": BucketSource(
+            http(config.s3_endpoint_url), endpoint_url=config.s3_endpoint_url, region=config.s3_region
+        ),
+        "https": web,
+        "http": web,
+        "file": ShareSource(reach),
+    }
+
+
+def serve(config: Config) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
+    configure_logs(config.log_level, config.log_format)
+    check_listen(config)
+    with assembled(config) as parts, _listening(config.listen) as sock:
+        watched = _Models(config)
+        prewarm = Prewarm(parts.pulls, parts.store.snapshots, watched.look)
+        models = Models(parts.store, parts.pulls)
+        parts.metrics.watch(gauges=lambda: _gauges(parts.store), models=models.counted)
+        app = create_app(
+            models,
+            metrics=parts.metrics,
+            required=prewarm.required,
+            token_file=config.token_file,
+            allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
+        )
+        parts.pulls.resume()
+        prewarm.start()
+        try:
+            host, port = sock.getsockname()[:2]
+            log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
+            options = uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+            )
+            uvicorn.Server(options).run(sockets=[sock])
+        finally:
+            prewarm.close()
+    log.info("stopped")
+
+
+def check_listen(config: Config) -> None:
+    """Raises Forbidden when anybody on the network could write."""
+    host = urlsplit(f"//{config.listen}").hostname or ""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not (is_loopback or config.token_file or config.anonymous_writes):
+        raise Forbidden(
+            f"listening on {config.listen} would let anybody on the network pull and delete models",
+            code="open_writes",
+            mend="set token_file, or anonymous_writes: true if the network is trusted",
+        )
+
+
+def configure_logs(level: str, form: str) -> None:
+    """Log events as key and value, to standard error."""
+    as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+@contextmanager
+def _listening(listen: str) -> Iterator[socket.socket]:
+    parts = urlsplit(f"//{listen}")
+    host, port = parts.hostname or "", parts.port or 0
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot listen on {listen}: {error.strerror}",
+            code="cannot_listen",
+            mend="is another daemon there? choose another --listen",
+        ) from error
+    with sock:
+        yield sock
+
+
+class _Models:
+    """The `models` of the configuration file, whenever its content changed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._seen = config, b""
+        self._first = True
+
+    def look(self) -> Iterable[Desired] | None:
+        path = self._config.config
+        content = _content(path) if path else b""
+        if not self._first and content == self._seen:
+            return None
+        first, self._first, self._seen = self._first, False, content
+        try:
+            models = self._config.models if first or path is None else load_models(path)
+        except CachdError as error:
+            log.warning("configuration file not taken over", reason=error.detail)
+            return None
+        return [Desired(m.wish, required=m.required, pin=m.pin, priority=m.priority) for m in models]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _gauges(store: Store) -> Iterator[tuple[str, str, float]]:
+    now = store.space.capacity()
+    snapshots = {s.manifest: s.size for s in store.snapshots.all()}
+    yield "cachd_cache_size_bytes", "Bytes of published snapshots", sum(snapshots.values())
+    yield "cachd_fs_size_bytes", "Size of the cache's file system", now.total
+    yield "cachd_fs_free_bytes", "Bytes free to cachd on its file system", now.free
+    yield "cachd_fs_free_inodes", "Inodes free on the cache's file system", now.free_inodes
+    yield "cachd_reserved_bytes", "Bytes promised to running pulls", now.reserved
+
+
+def _set_limits() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the tokens
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.umask(0o022)

@@ -1,0 +1,117 @@
+"""What the command line shows a person: tables, rows, a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from cachd.errors import CachdError
+
+stderr = Console(stderr=True)
+
+
+def show_error(error: CachdError) -> None:
+    """What went wrong, what to do, and the stable code, on standard error."""
+    stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if error.mend:
+        stderr.print(f"  mend: {error.mend}", markup=False, highlight=False, soft_wrap=True)
+    stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_json(document: object) -> None:
+    print(json.dumps(document, indent=1, default=str))
+
+
+def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as kubectl shows them: no lines, upper-case headings, one row a thing."""
+    table = Table(*headings, box=None, header_style="", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 1000  # a pipe gets whole lines
+    console.print(table)
+
+
+def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """NAME STATE SIZE DONE VERIFIED PINNED IN-USE REF AGE of one model's document."""
+    ready, pull = model["ready"], model["pull"]
+    total = ready["bytes"] if ready else pull["bytes"]["total"]
+    done = total if ready else pull["bytes"]["done"]
+    age = _age(ready["published_at"]) if ready else "-"
+    return (
+        model["name"],
+        model["state"],
+        decimal(total) if total else "-",
+        f"{100 * done // total}%" if total else "-",
+        _yes(model["verified"]),
+        _yes(model["pinned"]),
+        _yes(model["in_use"]),
+        model["ref"],
+        age,
+    )
+
+
+MODEL_HEADINGS = ("NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE", "REF", "AGE")
+
+
+def show_model(model: Mapping[str, Any]) -> None:
+    """One fact a line."""
+    ready, pull = model["ready"], model["pull"]
+    facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
+    facts |= {k: _yes(model[k]) for k in ("verified", "pinned", "in_use")}
+    if ready:
+        facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
+        facts |= {"size": decimal(ready["bytes"]), "hub": f"{ready['hub']['repo']}@{ready['hub']['commit']}"}
+    if pull:
+        moved = pull["bytes"]
+        facts["pull"] = (
+            f"{pull['state']}: {decimal(moved['done'])} of {decimal(moved['total'])},"
+            f" {decimal(moved['fetched'])} fetched, {decimal(moved['resumed'])} resumed,"
+            f" {decimal(pull['rate_bytes_per_second'])}/s"
+        )
+        if pull["error"]:
+            facts |= {f"error {k}": v for k, v in pull["error"].items()}
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, silence in a pipe. Yields a function of state, bytes done and bytes in all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+
+        def update(state: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{name} {state}", completed=done, total=total or None)
+
+        yield update
+
+
+def _yes(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[value]
+
+
+def _age(published_at: str) -> str:
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(published_at)).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{max(seconds, 0)}s"

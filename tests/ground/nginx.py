@@ -1,0 +1,183 @@
+"""A real nginx on loopback that serves one directory and remembers what was asked of it.
+
+The listening socket is made here and handed down (`NGINX=<descriptor>;`, nginx's own way of an
+upgrade in flight), so the port is never free for another to take and a connection waits from the first moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Self
+
+from tests.ground.origin import certify
+
+LOOPBACK = "127.0.0.1"
+STOP_SECONDS = 5.0
+MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
+
+# One process: killing it leaves no worker behind, and it runs as the test's user, who owns the files.
+# A request is logged in the turn of the event loop that sent its last byte, so whoever gets an answer
+# from `barrier` knows that everything answered before is in the log.
+CONFIGURATION = """
+daemon off;
+master_process off;
+pid {state}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    types {{ application/json json; }}
+    default_type application/octet-stream;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 100000;
+    log_format asked escape=json '{{"method":"$request_method","path":"$request_uri","status":$status,'
+                                 '"body_bytes":$body_bytes_sent,"range":"$http_range"}}';
+    access_log {state}/access.log asked;
+    client_body_temp_path {state}/body;
+    proxy_temp_path {state}/proxy;
+    fastcgi_temp_path {state}/fastcgi;
+    uwsgi_temp_path {state}/uwsgi;
+    scgi_temp_path {state}/scgi;
+    server {{
+        listen {address}{tls};
+        root "{root}";
+        location = /.barrier {{ access_log off; return 204; }}
+        location / {{ limit_except GET {{ deny all; }} }}
+    }}
+}}
+"""
+TLS = """ ssl;
+        ssl_certificate {state}/ca.pem;
+        ssl_certificate_key {state}/ca.pem"""
+
+
+class NginxNotStarted(RuntimeError):
+    """nginx ended at once. The message ends with what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One answered request, as nginx logged it. `path` is as sent, query included."""
+
+    method: str
+    path: str
+    status: int
+    body_bytes: int
+    range: str | None
+
+
+class Nginx:
+    """nginx serving `directory` read-only on 127.0.0.1, between `start` and `stop` or inside `with`.
+
+    With `tls` the certificate for 127.0.0.1 and localhost is its own authority, in PEM at `ca_file`.
+    """
+
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+        self.directory = directory
+        self.url = ""
+        self.ca_file: Path | None = None
+        self._tls = tls
+        self._port = 0
+        self._state = contextlib.ExitStack()
+        self._access_log = Path()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return once requests are answered. Raises NginxNotStarted, FileNotFoundError (no nginx)."""
+        binary = _binary()
+        if binary is None:
+            raise FileNotFoundError(MISSING)
+        with contextlib.ExitStack() as undo:
+            state = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
+            listening = undo.enter_context(socket.create_server((LOOPBACK, self._port), backlog=511))
+            self._port = listening.getsockname()[1]
+            self.url = f"http{'s' if self._tls else ''}://{LOOPBACK}:{self._port}"
+            self._access_log = state / "access.log"
+            if self._tls:
+                self.ca_file = state / "ca.pem"
+                certify(self.ca_file)
+            undo.enter_context(self._running(binary, state, listening))
+            listening.close()
+            self._wait_for_an_answer(state)
+            self._state = undo.pop_all()
+
+    def stop(self) -> None:
+        """End nginx, reap it, and remove its own files. The port is taken again by the next `start`."""
+        self._state.close()
+
+    def requests(self) -> list[Asked]:
+        """Every request answered before this call, in the order in which the answers ended."""
+        self._barrier()
+        lines = self._access_log.read_text().splitlines()
+        return [Asked(**{**line, "range": line["range"] or None}) for line in map(json.loads, lines)]
+
+    @contextlib.contextmanager
+    def _running(self, binary: str, state: Path, listening: socket.socket) -> Iterator[None]:
+        configuration = state / "nginx.conf"
+        configuration.write_text(
+            CONFIGURATION.format(
+                state=state,
+                address=f"{LOOPBACK}:{self._port}",
+                root=self.directory.resolve(),
+                tls=TLS.format(state=state) if self._tls else "",
+            )
+        )
+        with open(state / "error.log", "wb") as errors:
+            process = subprocess.Popen(
+                [binary, "-p", state, "-c", configuration, "-e", "stderr"],
+                env={"NGINX": f"{listening.fileno()};", "PATH": os.defpath},
+                pass_fds=[listening.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _wait_for_an_answer(self, state: Path) -> None:
+        try:
+            self._barrier()
+        except (OSError, HTTPException) as error:
+            raise NginxNotStarted(f"nginx does not answer:\n{(state / 'error.log').read_text()}") from error
+
+    def _barrier(self) -> None:
+        if self.ca_file:
+            trust = ssl.create_default_context(cafile=self.ca_file)
+            connection: HTTPConnection = HTTPSConnection(LOOPBACK, self._port, timeout=10, context=trust)
+        else:
+            connection = HTTPConnection(LOOPBACK, self._port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/.barrier")
+            connection.getresponse().read()
+
+
+def available() -> bool:
+    """Whether there is an nginx to start; if not, `MISSING` says what to install."""
+    return _binary() is not None
+
+
+def _binary() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")

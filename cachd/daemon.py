@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -127,10 +128,21 @@ def serve(config: Config) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=_GRACEFUL_SECONDS,
             )
-            uvicorn.Server(options).run(sockets=[sock])
+            _run(uvicorn.Server(options), sock)
         finally:
             prewarm.close()
     log.info("stopped")
+
+
+def _run(server: uvicorn.Server, sock: socket.socket) -> None:
+    """Answer until told to stop. uvicorn raises the signal again behind itself: it must not end us there."""
+
+    def stop(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    server.run(sockets=[sock])
 
 
 def check_listen(config: Config) -> None:

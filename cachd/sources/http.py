@@ -265,7 +265,7 @@ class Response:
         self._response, self._connection, self._shown = response, connection, _bare(url)
         self._sock = connection.sock
         self._stall_seconds = stall_seconds
-        self._size: int | None = None
+        self._size: int | None = response.length
         self._got = 0
         self._window_began, self._window_got = time.monotonic(), 0
 
@@ -276,7 +276,7 @@ class Response:
         self.close()
 
     def expect(self, size: int) -> None:
-        """The body has exactly `size` bytes; without this it ends where the origin ends it."""
+        """The body has exactly `size` bytes, whatever the origin said or left unsaid."""
         self._size = size
 
     def readinto(self, view: memoryview) -> int:
@@ -307,7 +307,7 @@ class Response:
 
     def close(self) -> None:
         """Keep the connection if its answer was read to the end, else drop it."""
-        whole = self._response.length == 0 or self._response.isclosed() or self._got == self._size
+        whole = self._got == self._size
         if whole and not self._response.will_close:
             self._response.close()
             self._connection.keep()

@@ -116,6 +116,8 @@ def _check_root(root: Path) -> None:
             code="bad_root",
             mend=f"chown {os.getuid()}:{os.getgid()} {root}",
         )
+    if not status.st_mode & stat.S_IXOTH:
+        log.warning("pods of other users cannot read here", root=str(root), mend=f"chmod 0755 {root}")
 
 
 def _take_lock(path: Path) -> int:

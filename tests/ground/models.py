@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 SHA256SUMS = "SHA256SUMS"
 WRITE_BYTES = 8 << 20
-LEAST_SHARD_BYTES = 4096
 COLUMNS = 64
+HEADER_BYTES = 1024  # room for five tensors, and a multiple of 8 as the format wants
+LEAST_TENSOR_BYTES = 2048
 
 
 def minilm() -> Path:
-    """Directory of a real BERT model: 13 files, one of them model.safetensors of 90.9 MB. Raises FileNotFoundError.
+    """Directory of a real BERT model: 13 files, model.safetensors of 90.9 MB. Raises FileNotFoundError.
 
     Found without importing the package that ships it, which would import torch.
     """
@@ -34,16 +36,19 @@ def safetensors_model(directory: Path, *, shards: int, shard_bytes: int, seed: i
     The tensors are noise, the same for the same seed: they do not compress and no two blocks are alike.
     Beside them lie the index, a config, a tokenizer that loads, a file in a folder and an empty file.
     """
+    tensor_bytes = shard_bytes - 8 - HEADER_BYTES
+    if tensor_bytes < LEAST_TENSOR_BYTES:
+        least = LEAST_TENSOR_BYTES + 8 + HEADER_BYTES
+        raise ValueError(f"a shard of {shard_bytes} bytes is too small, the least is {least}")
     directory.mkdir(parents=True, exist_ok=True)
     noise = np.random.Generator(np.random.PCG64(seed))
     weight_map: dict[str, str] = {}
-    total_bytes = 0
     for number in range(1, shards + 1):
         shard = directory / f"model-{number:05d}-of-{shards:05d}.safetensors"
-        tensors = _tensors_of(number, shard_bytes)
-        total_bytes += _write_shard(shard, tensors, shard_bytes, noise)
+        tensors = _tensors_of(number, tensor_bytes)
+        _write_shard(shard, tensors, tensor_bytes, noise)
         weight_map |= dict.fromkeys(tensors, shard.name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": shards * tensor_bytes}, "weight_map": weight_map}
     _write_json(directory / "model.safetensors.index.json", index)
     _write_json(directory / "config.json", {"model_type": "noise", "hidden_size": COLUMNS, "seed": seed})
     _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": COLUMNS})
@@ -58,43 +63,40 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def write_sha256sums(directory: Path) -> Path:
-    """Write SHA256SUMS for all other files below `directory`, as `sha256sum -c` reads it. Returns its path."""
+    """Write SHA256SUMS for the other files below `directory`, as `sha256sum -c` reads it."""
     sums = directory / SHA256SUMS
     lines = [_sum_line(name, digest) for name, digest in digests(directory).items() if name != SHA256SUMS]
     sums.write_text("".join(lines))
     return sums
 
 
-def _tensors_of(number: int, shard_bytes: int) -> dict[str, tuple[str, list[int]]]:
-    """Names, types and shapes that fill most of a shard; the bytes left over go to the last, of single bytes."""
-    rows = max(1, shard_bytes // 4 // 4 // COLUMNS)  # three F32 matrices, each about a quarter
-    matrices = {f"layers.{number}.{part}.weight": ("F32", [rows, COLUMNS]) for part in ("up", "down", "gate")}
-    return matrices | {f"layers.{number}.norm.bias": ("F16", [COLUMNS]), f"layers.{number}.rest": ("U8", [-1])}
+def _tensors_of(number: int, tensor_bytes: int) -> dict[str, tuple[str, list[int]]]:
+    """Name, type and shape of every tensor of one shard; together they take exactly `tensor_bytes`."""
+    rows = tensor_bytes // 4 // 4 // COLUMNS  # three F32 matrices of at most a quarter each
+    matrices = {f"layers.{number}.{part}.weight": ("F32", [rows, COLUMNS]) for part in ("down", "gate", "up")}
+    left_bytes = tensor_bytes - 3 * 4 * rows * COLUMNS - 2 * COLUMNS
+    return matrices | {
+        f"layers.{number}.norm.bias": ("F16", [COLUMNS]),
+        f"layers.{number}.table": ("U8", [left_bytes]),
+    }
 
 
 def _write_shard(
-    shard: Path, tensors: Mapping[str, tuple[str, list[int]]], shard_bytes: int, noise: np.random.Generator
-) -> int:
-    """Write one safetensors file: u64 length, JSON header padded with spaces, tensors. Returns tensor bytes."""
-    if shard_bytes < LEAST_SHARD_BYTES:
-        raise ValueError(f"a shard of {shard_bytes} bytes is too small, {LEAST_SHARD_BYTES} is the least")
-    header_bytes = 1024  # enough for five tensors, and a multiple of 8 as the format wants
-    tensor_bytes = shard_bytes - 8 - header_bytes
+    shard: Path, tensors: Mapping[str, tuple[str, list[int]]], tensor_bytes: int, noise: np.random.Generator
+) -> None:
+    """Write one safetensors file: the header's length in 8 bytes, JSON padded with spaces, tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "np"}}
     start = 0
     for name, (kind, shape) in tensors.items():
-        width = {"F32": 4, "F16": 2, "U8": 1}[kind]
-        sizes = [tensor_bytes - start if size == -1 else size for size in shape]
-        stop = start + width * int(np.prod(sizes))
-        header[name] = {"dtype": kind, "shape": sizes, "data_offsets": [start, stop]}
+        stop = start + {"F32": 4, "F16": 2, "U8": 1}[kind] * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, stop]}
         start = stop
     with open(shard, "wb") as out:
-        out.write(header_bytes.to_bytes(8, "little"))
-        out.write(json.dumps(header).encode().ljust(header_bytes))
+        out.write(HEADER_BYTES.to_bytes(8, "little"))
+        out.write(json.dumps(header).encode().ljust(HEADER_BYTES))
         for length in _steps(tensor_bytes):
             words = noise.integers(0, 1 << 64, size=-(-length // 8), dtype=np.uint64)
-            out.write(memoryview(words).cast("B")[:length])
-    return tensor_bytes
+            out.write(words.tobytes()[:length])
 
 
 def _steps(total_bytes: int) -> Iterator[int]:
@@ -103,7 +105,7 @@ def _steps(total_bytes: int) -> Iterator[int]:
 
 
 def _write_tokenizer(file: Path) -> None:
-    words = ["[UNK]", *"a cache holds what every pod reads from it once".split()]
+    words = ["[UNK]", "a", "cache", "holds", "what", "every", "pod", "reads", "once"]
     tokenizer = Tokenizer(
         models.WordLevel(vocab={word: number for number, word in enumerate(words)}, unk_token=words[0])
     )

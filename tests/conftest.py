@@ -1,0 +1,120 @@
+"""What the tests share: origins, roots, and the engine or the whole daemon over them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cachd.config import Config
+from cachd.daemon import Parts, assembled
+from cachd.model import Digest, Ref, Snapshot, Wish
+from tests.ground.hub import Hub
+from tests.ground.node import Node
+from tests.ground.origin import Origin
+from tests.ground.s3 import S3Server
+
+os.environ.pop("HF_TOKEN", None)
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin() as started:
+        yield started
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty directory that a daemon may use."""
+    made = tmp_path / "cache"
+    made.mkdir(mode=0o755)
+    return made
+
+
+class Engine:
+    """cachd without its API, in this process: opened over a root, asked for models, closed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
+
+    def pull(self, ref: str, **asked: object) -> Snapshot:
+        """Pull and wait. Raises what the pull failed with."""
+        wish = wish_of(ref, **asked)
+        running = self.pulls.start(wish)
+        if running is not None:
+            return running.done.result(PATIENCE_SECONDS)
+        ready = self.store.snapshots.get(wish.name)
+        assert ready is not None
+        return ready
+
+
+def wish_of(ref: str, **asked: object) -> Wish:
+    parsed = Ref.parse(ref)
+    return Wish(parsed, **{"name": None, **asked, "name": asked.get("name") or parsed.default_name})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
+    """Opens engines over the test's root: `engine()`, or with other options, `engine(streams=2)`."""
+    before = set(threading.enumerate())
+    with ExitStack() as stack:
+
+        def opened(**options: object) -> Engine:
+            plain = {"root": root, "allow": ("127.0.0.0/8", "http://127.0.0.1/"), "retries": 3, **options}
+            return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
+
+        yield opened
+    left = [
+        t for t in threading.enumerate() if t not in before and t.name.startswith(("stream", "pull", "hash"))
+    ]
+    assert not left, f"threads left behind: {left}"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Starts daemons: `node()`, or with options of the configuration file, `node(streams=2)`."""
+    with ExitStack() as stack:
+
+        def started(root: str = "node", env: dict[str, str] | None = None, **options: object) -> Node:
+            return stack.enter_context(Node(tmp_path / root, options, **(env or {})))
+
+        yield started
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Bytes that do not compress and have no holes."""
+    return random.Random(seed).randbytes(size)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest_of(path: Path, algorithm: str) -> Digest:
+    """The digest of a file computed here, by the standard library or a second implementation."""
+    content = path.read_bytes()
+    if algorithm == "git-sha1":
+        return Digest(algorithm, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    return Digest(algorithm, hashlib.new(algorithm, content).hexdigest())

@@ -44,10 +44,12 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    # a list the client would else fetch from the real Hub, whatever `endpoint=` says
+    agents = tmp_path / "agents.json"
+    agents.write_text('{"standardEnvVars": [], "harnesses": {}}')
+    monkeypatch.setattr(huggingface_hub.constants, "AGENT_HARNESSES_PATH", str(agents))
     with Hub() as hub:
-        # `endpoint=` does not reach the client's look for agents, which would leave the machine
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         yield hub
 
 

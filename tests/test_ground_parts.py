@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,6 @@ CHECKSUMS: dict[Checksum, Callable[[bytes], bytes]] = {
 }
 
 needs_nginx = pytest.mark.skipif(not nginx.available(), reason=nginx.MISSING)
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from cachd.errors import Corrupt
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
+
+log = structlog.get_logger(__name__)
 
 
 class ContentStore:
@@ -69,6 +73,7 @@ class ContentStore:
                 durable.write_file(_told(target), str(got).encode())
             durable.move(data, target)
         ingest.discard()
+        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def sync(self, blobs: Iterable[Digest]) -> None:
         """Make the names of committed blobs durable."""

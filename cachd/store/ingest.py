@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import structlog
 import xxhash
 
 from cachd.errors import DiskFailed
@@ -28,6 +29,8 @@ from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
 from cachd.store.digests import hasher
+
+log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
 
@@ -112,6 +115,7 @@ class Ingest:
                 with durable.disk_errors(self.directory):
                     durable.sync(self._data)  # the journal must never promise bytes that are not there
                     durable.append(self._open_journal(), "".join(lines))
+                log.debug("part made durable", path=self.file.path, parts=len(lines))
         except BaseException:
             with self._lock:
                 self._journalling = False

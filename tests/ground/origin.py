@@ -680,6 +680,8 @@ class Server:
             rate = reply.rate or self.rate
             step = WRITE_BYTES if rate is None else max(1, int(rate * PACE_SECONDS))
             piece = reply.content.read(at, min(reply.stop, at + step))
+            if not piece:
+                raise EOFError(f"{seen.path}: nothing to read at {at} of {reply.stop} bytes")
             at += len(piece)
             seen.sent += len(piece)  # before the write: a client that has the bytes finds them counted
             await response.write(piece)

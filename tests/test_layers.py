@@ -1,0 +1,141 @@
+"""The structure: imports point down, and so do the calls of a pull."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+from types import CodeType, FrameType
+
+from cachd.api.app import create_app
+from cachd.api.documents import Models
+from cachd.config import Config
+from cachd.daemon import assembled
+from tests.conftest import noise, wish_of
+from tests.ground.hub import Hub
+
+PROJECT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+
+
+def rows() -> dict[str, int]:
+    """Each top-level module of cachd with its row, the highest first, as pyproject.toml draws them."""
+    contract = next(c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    return {
+        module.strip(): row for row, layer in enumerate(contract["layers"]) for module in layer.split("|")
+    }
+
+
+def test_imports_point_down() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    ended = subprocess.run([linter, "--no-cache"], cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_an_import_upward_is_caught(tmp_path: Path) -> None:
+    copy = tmp_path / "cachd"
+    subprocess.run(["cp", "-r", PROJECT / "cachd", copy], check=True)
+    (tmp_path / "pyproject.toml").write_text((PROJECT / "pyproject.toml").read_text())
+    with (copy / "store/space.py").open("a") as module:
+        module.write("\nfrom cachd.transfer import pull as upward\n")
+    linter = Path(sys.executable).with_name("lint-imports")
+    ended = subprocess.run([linter, "--no-cache"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "cachd.store.space -> cachd.transfer.pull" in ended.stdout.replace("\n", " ")
+
+
+class Walk:
+    """Every call from one module of cachd into another, in all threads, while it is entered."""
+
+    def __init__(self) -> None:
+        self.calls: set[tuple[str, str]] = set()
+        self._modules: dict[CodeType, str] = {}
+
+    def __enter__(self) -> Walk:
+        threading.setprofile_all_threads(self._seen) if sys.version_info >= (3, 12) else None
+        threading.setprofile(self._seen)
+        sys.setprofile(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+    def _seen(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event != "call" or frame.f_back is None:
+            return
+        callee = self._module(frame)
+        caller = self._module(frame.f_back)
+        if caller and callee and caller != callee:
+            self.calls.add((caller, callee))
+
+    def _module(self, frame: FrameType) -> str:
+        code = frame.f_code
+        if code not in self._modules:
+            name = frame.f_globals.get("__name__", "")
+            is_body = code.co_name in ("<lambda>", "<module>") or "." not in name
+            self._modules[code] = "" if is_body or not name.startswith("cachd.") else name
+        return self._modules[code]
+
+
+def upward(calls: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    order = rows()
+    return {
+        (caller, callee)
+        for caller, callee in calls
+        if order[caller.split(".")[1]] > order[callee.split(".")[1]]
+        or (
+            caller.split(".")[1] != callee.split(".")[1]
+            and order[caller.split(".")[1]] == order[callee.split(".")[1]]
+        )
+    }
+
+
+def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> None:
+    """The data's walk: api -> transfer -> sources and store -> policy -> model; nothing calls back up."""
+    hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(20 << 20)})
+    options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",))
+    with Walk() as walk, assembled(options) as parts:
+        models = Models(parts.store, parts.pulls)
+        create_app(models, metrics=parts.metrics, required=list, token_file=None, allowed_hosts=())
+        started = parts.pulls.start(wish_of("hf://org/model"))
+        assert started is not None
+        started.done.result(60)
+        models.describe("org--model")
+        parts.pulls.delete("org--model")
+    assert upward(walk.calls) == set()
+    for step in WALK:
+        assert step in walk.calls, f"the walk has no step {step}"
+
+
+WALK: tuple[tuple[str, str], ...] = (
+    ("cachd.transfer.pulls", "cachd.transfer.pull"),
+    ("cachd.transfer.pull", "cachd.sources.huggingface"),
+    ("cachd.sources.huggingface", "cachd.model"),
+    ("cachd.transfer.pull", "cachd.store.store"),
+    ("cachd.transfer.pull", "cachd.transfer.download"),
+    ("cachd.transfer.download", "cachd.policy.parts"),
+    ("cachd.transfer.download", "cachd.store.content"),
+    ("cachd.store.content", "cachd.store.ingest"),
+    ("cachd.sources.huggingface", "cachd.sources.http"),
+    ("cachd.transfer.download", "cachd.sources.http"),
+    ("cachd.transfer.download", "cachd.store.ingest"),
+    ("cachd.store.ingest", "cachd.store.durable"),
+    ("cachd.transfer.pull", "cachd.store.snapshots"),
+    ("cachd.store.snapshots", "cachd.store.views"),
+    ("cachd.store.views", "cachd.store.durable"),
+)
+
+
+def test_a_call_upward_would_be_seen() -> None:
+    assert upward({("cachd.store.ingest", "cachd.transfer.pull")})
+    assert upward({("cachd.store.ingest", "cachd.sources.http")})
+    assert not upward({("cachd.transfer.pull", "cachd.store.ingest")})
+
+
+def test_no_module_or_function_has_a_name_that_says_nothing() -> None:
+    empty = ("util", "helper", "common", "misc", "manager", "service", "process", "info")
+    names = [path.stem for path in (PROJECT / "cachd").rglob("*.py")]
+    assert not [name for name in names if any(word in name for word in empty)]

@@ -1,0 +1,125 @@
+"""What a pod finds: both views, through a read-only mount, as another user, offline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Engine, noise
+from tests.ground import pod as pods
+from tests.ground.hub import Hub
+from tests.ground.models import digests, minilm, safetensors_model
+from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, read_model, run_in_pod
+
+Engines = Callable[..., Engine]
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(
+    not pods.available(), reason="this machine permits no mount namespace (unshare -m): no pod can be run"
+)
+
+
+def loaded(ended: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """What the pod found, less the place where it found it."""
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    found.pop("snapshot", None)
+    return found
+
+
+def add_model(hub: Hub, model: Path, repo: str) -> str:
+    return hub.add(repo, {path: model / path for path in digests(model)})
+
+
+def test_a_pod_loads_the_real_model_from_the_plain_view(hub: Hub, root: Path, engine: Engines) -> None:
+    add_model(hub, minilm(), "org/minilm")
+    engine(hf_endpoint=hub.url).pull("hf://org/minilm")
+    found = loaded(run_in_pod(root, LOAD_DIRECTORY, env={"MODEL_DIR": "models/org--minilm"}))
+    assert found == read_model(str(minilm()))
+    assert found["tensors"] == 104
+
+
+def test_a_pod_loads_the_real_model_by_its_repository_id(hub: Hub, root: Path, engine: Engines) -> None:
+    commit = add_model(hub, minilm(), "org/minilm")
+    engine(hf_endpoint=hub.url).pull("hf://org/minilm")
+    expected = read_model(str(minilm()))
+    assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "org/minilm"})) == expected
+    pinned = {"REPO": "org/minilm", "REVISION": commit}
+    assert loaded(run_in_pod(root, LOAD_HUB, env=pinned)) == expected
+
+
+def test_a_sharded_model_with_folders_loads_from_both_views(
+    hub: Hub, root: Path, engine: Engines, tmp_path: Path
+) -> None:
+    model = safetensors_model(tmp_path / "made", shards=4, shard_bytes=5 * MIB, seed=8)
+    add_model(hub, model, "org/sharded")
+    engine(hf_endpoint=hub.url).pull("hf://org/sharded")
+    expected = read_model(str(model))
+    assert loaded(run_in_pod(root, LOAD_DIRECTORY, env={"MODEL_DIR": "models/org--sharded"})) == expected
+    assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "org/sharded"})) == expected
+
+
+@pytest.mark.parametrize("subpath", ["models", "hub"])
+def test_no_link_leaves_a_mount_of_one_view(hub: Hub, root: Path, engine: Engines, subpath: str) -> None:
+    add_model(hub, minilm(), "org/minilm")
+    engine(hf_endpoint=hub.url).pull("hf://org/minilm")
+    if subpath == "models":
+        ended = run_in_pod(root, LOAD_DIRECTORY, env={"MODEL_DIR": "org--minilm"}, subpath=subpath)
+    else:
+        env = {"REPO": "org/minilm", "HF_HUB_CACHE": "$CACHE"}
+        ended = run_in_pod(root, LOAD_HUB, env=env, subpath=subpath)
+    assert loaded(ended) == read_model(str(minilm()))
+
+
+def test_a_model_of_another_source_loads_by_its_name_from_the_hub_view(
+    root: Path, engine: Engines, tmp_path: Path
+) -> None:
+    model = safetensors_model(tmp_path / "share" / "mine", shards=2, shard_bytes=2 * MIB, seed=9)
+    engine(allow=[f"file://{tmp_path}/share/"]).pull(f"file://{model}")
+    assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "mine"})) == read_model(str(model))
+
+
+def test_an_offline_client_misses_nothing_of_a_filtered_pull(hub: Hub, root: Path, engine: Engines) -> None:
+    files = {path: minilm() / path for path in digests(minilm())}
+    hub.add("org/two", files | {"pytorch_model.bin": noise(MIB)})
+    engine(hf_endpoint=hub.url).pull("hf://org/two", exclude=("*.bin",))
+    assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "org/two"})) == read_model(str(minilm()))
+
+
+def test_a_pod_cannot_enter_the_private_part(hub: Hub, root: Path, engine: Engines) -> None:
+    if pods.way() is not pods.Way.OTHER_USER:
+        pytest.skip("needs root: only then does the pod run as another user")
+    hub.add("org/small", {"config.json": b"{}"})
+    engine(hf_endpoint=hub.url).pull("hf://org/small")
+    ended = run_in_pod(root, "import os; os.listdir(os.environ['CACHE'] + '/.cachd')")
+    assert ended.returncode != 0
+    assert "PermissionError" in ended.stderr
+
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+print(snapshot_download("org/model", endpoint=sys.argv[1], cache_dir=sys.argv[2], token=False))
+"""
+
+
+def test_cachd_publishes_what_the_hubs_own_client_downloads(
+    hub: Hub, root: Path, engine: Engines, tmp_path: Path
+) -> None:
+    model = safetensors_model(tmp_path / "made", shards=2, shard_bytes=3 * MIB, seed=10)
+    commit = add_model(hub, model, "org/model")
+    theirs = tmp_path / "theirs"
+    subprocess.run([sys.executable, "-c", DOWNLOAD, hub.url, str(theirs)], check=True, capture_output=True)
+    engine(hf_endpoint=hub.url).pull("hf://org/model")
+    repo = "models--org--model"
+    assert digests(root / "hub" / repo / "snapshots" / commit) == digests(
+        theirs / repo / "snapshots" / commit
+    )
+    for file in ("refs/main", f"trees/{commit}.json"):
+        ours, client = ((cache / repo / file).read_text() for cache in (root / "hub", theirs))
+        assert (json.loads(ours) == json.loads(client)) if file.endswith("json") else ours == client

@@ -54,7 +54,6 @@ class Walk:
         self._modules: dict[CodeType, str] = {}
 
     def __enter__(self) -> Walk:
-        threading.setprofile_all_threads(self._seen) if sys.version_info >= (3, 12) else None
         threading.setprofile(self._seen)
         sys.setprofile(self._seen)
         return self
@@ -64,18 +63,20 @@ class Walk:
         threading.setprofile(None)  # type: ignore[arg-type]
 
     def _seen(self, frame: FrameType, event: str, _argument: object) -> None:
-        if event != "call" or frame.f_back is None:
+        callee = self._module(frame) if event == "call" else ""
+        if not callee:
             return
-        callee = self._module(frame)
-        caller = self._module(frame.f_back)
-        if caller and callee and caller != callee:
-            self.calls.add((caller, callee))
+        above = frame.f_back
+        while above is not None and not self._module(above):  # through contextlib and the like
+            above = above.f_back
+        if above is not None and self._module(above) != callee:
+            self.calls.add((self._module(above), callee))
 
     def _module(self, frame: FrameType) -> str:
         code = frame.f_code
         if code not in self._modules:
             name = frame.f_globals.get("__name__", "")
-            is_body = code.co_name in ("<lambda>", "<module>") or "." not in name
+            is_body = code.co_name.startswith("<") or "." not in name  # an expression, not a function
             self._modules[code] = "" if is_body or not name.startswith("cachd.") else name
         return self._modules[code]
 

@@ -6,23 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
 
 from cachd import __version__
-from cachd.errors import Forbidden, NotFound, Unavailable
+from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources.http import Http, Response, Target, retry_after
 from cachd.sources.secrets import Secret
 
 _ANSWER_SECONDS = 60.0
+
+# Telemetry would ask huggingface.co even where another endpoint is configured, and wait for it.
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 class HubSource:
@@ -98,6 +102,12 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
             f"{ref.base} does not exist, or is private",
             code="repo_not_found",
             mend="check the name; a private model needs hf_token_file",
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise Invalid(
+            "HF_HUB_OFFLINE is set where the daemon runs, so no Hub can be asked",
+            code="offline",
+            mend="unset it for the daemon; it is meant for the pods",
         ) from error
     except DisabledRepoError as error:
         raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error

@@ -33,7 +33,8 @@ from cachd.sources.share import ShareSource
 from cachd.sources.source import Source
 from cachd.sources.web import WebSource
 from cachd.store.store import Store
-from cachd.transfer.download import Downloads, Engine
+from cachd.transfer.downloads import Downloads
+from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.streams import Streams

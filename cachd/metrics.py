@@ -33,7 +33,7 @@ class Metrics:
     """One registry. Labels are small closed sets; no URL, file or request id is ever one."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         Gauge("cachd_build_info", "1, labelled with the version", ["version"], registry=registry).labels(
             __version__

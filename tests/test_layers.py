@@ -114,7 +114,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
 WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.pulls", "cachd.transfer.pull"),
     ("cachd.transfer.pull", "cachd.sources.huggingface"),
-    ("cachd.sources.huggingface", "cachd.model"),
+    ("cachd.sources.huggingface", "cachd.model.manifest"),
     ("cachd.transfer.pull", "cachd.store.store"),
     ("cachd.transfer.pull", "cachd.transfer.download"),
     ("cachd.transfer.download", "cachd.policy.parts"),

@@ -20,7 +20,9 @@ from huggingface_hub.hf_api import RepoSibling
 from cachd import __version__
 from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
-from cachd.sources.http import Http, Response, Target, retry_after
+from cachd.sources.answers import retry_after
+from cachd.sources.connection import Response
+from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
 
 _ANSWER_SECONDS = 60.0

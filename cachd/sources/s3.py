@@ -23,7 +23,8 @@ from botocore.exceptions import (
 from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.sources import sums
-from cachd.sources.http import Http, Response, Target
+from cachd.sources.connection import Response
+from cachd.sources.http import Http, Target
 
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600

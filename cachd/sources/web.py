@@ -13,7 +13,8 @@ from urllib.parse import unquote
 from cachd.errors import Invalid, NotFound
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import sums
-from cachd.sources.http import Http, Response, Target
+from cachd.sources.connection import Response
+from cachd.sources.http import Http, Target
 
 _ASKED_AT_ONCE = 8
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")

@@ -6,25 +6,24 @@ a part that makes no progress `retries` times in a row ends the download.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import structlog
 import xxhash
 
 from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
-from cachd.metrics import Metrics
-from cachd.model import Digest, Extent, File
+from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split
 from cachd.sources.source import Body, NoRanges, Source
 from cachd.store.content import ContentStore
 from cachd.store.ingest import Ingest
-from cachd.transfer.streams import BUFFER_BYTES, Share, Streams
+from cachd.transfer.engine import Engine
+from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
 
@@ -329,73 +328,3 @@ class Download:
             self.done.set_result(None)
         else:
             self.done.set_exception(self._outcome)
-
-
-class Engine:
-    """What every download works with: streams, hashing threads, metrics, and the patience with an origin."""
-
-    def __init__(self, streams: Streams, metrics: Metrics, *, retries: int) -> None:
-        self.streams, self.metrics, self.retries = streams, metrics, retries
-        # Two more than cores: while some wait for the disk's sync, every core still hashes.
-        self.hashers = ThreadPoolExecutor((os.cpu_count() or 1) + 2, thread_name_prefix="hash")
-        self._buffers = threading.local()
-
-    def hash_buffer(self) -> memoryview:
-        """This thread's buffer to read back into."""
-        if not hasattr(self._buffers, "buffer"):
-            self._buffers.buffer = memoryview(bytearray(BUFFER_BYTES))
-        buffer: memoryview = self._buffers.buffer
-        return buffer
-
-    def close(self) -> None:
-        """Join every thread; downloads have ended before."""
-        self.streams.close()
-        self.hashers.shutdown()
-
-
-class Downloads:
-    """The downloads in flight, one a blob however many pulls ask for it."""
-
-    def __init__(self, content: ContentStore, engine: Engine) -> None:
-        self._content, self._engine = content, engine
-        self._lock = threading.Lock()
-        self._running: dict[Digest, Download] = {}
-
-    def join(
-        self,
-        file: File,
-        source: Source,
-        share: Share,
-        *,
-        scheme: str,
-        on_allocated: Callable[[int], None],
-    ) -> Download:
-        """Start the file's download, or join the one that runs. Every join is owed a `leave`."""
-        while True:
-            with self._lock:
-                running = self._running.get(file.blob)
-                if running is None:
-                    download = Download(scheme, source, file, self._content, self._engine, on_allocated)
-                    self._running[file.blob] = download
-                    break
-                if running.askers:
-                    running.askers += 1
-                    return running
-            wait([running.done])  # the last asker left it: let it close its ingest first
-        download.done.add_done_callback(lambda _: self._forget(download))
-        download.start(share)
-        return download
-
-    def leave(self, download: Download) -> None:
-        """Want it no more. The last asker to leave cancels it; returns when it has ended, then."""
-        with self._lock:
-            download.askers -= 1
-            last = not download.askers
-        if last and not download.done.done():
-            download.cancel()
-            wait([download.done])
-
-    def _forget(self, download: Download) -> None:
-        with self._lock:
-            if self._running.get(download.file.blob) is download:
-                del self._running[download.file.blob]

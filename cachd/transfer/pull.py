@@ -22,7 +22,7 @@ from cachd.policy import backoff
 from cachd.sources.source import Source
 from cachd.store.space import Reservation
 from cachd.store.store import Store
-from cachd.transfer.download import Downloads
+from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.streams import Share
 

@@ -17,7 +17,7 @@ from cachd.metrics import Metrics, size_class
 from cachd.model import Snapshot, Wish
 from cachd.sources.source import Source
 from cachd.store.store import Store
-from cachd.transfer.download import Downloads
+from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.pull import pull
 from cachd.transfer.streams import Share

@@ -1,0 +1,24 @@
+"""The nouns: frozen values that refuse nonsense when they are made."""
+
+from cachd.model.digest import Digest, Extent
+from cachd.model.manifest import File, Manifest
+from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
+from cachd.model.ref import SCHEMES, Ref
+from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
+
+__all__ = [
+    "NAME_PATTERN",
+    "SCHEMES",
+    "Digest",
+    "Extent",
+    "File",
+    "Manifest",
+    "Ref",
+    "Snapshot",
+    "Wish",
+    "check_name",
+    "check_path",
+    "commit_of",
+    "quoted",
+    "snapshot_of",
+]

@@ -1,0 +1,73 @@
+"""Extents of files, and digests of their content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from cachd.errors import Invalid
+
+_HEX_DIGITS = {
+    "sha256": 64,
+    "git-sha1": 40,
+    "sha1": 40,
+    "crc64nvme": 16,
+    "crc32c": 8,
+    "crc32": 8,
+    "origin": 64,
+}
+_NAMES_CONTENT = frozenset({"sha256", "git-sha1", "sha1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A half-open byte interval `[start, stop)`."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"extent [{self.start}, {self.stop}) is not an interval of a file")
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """`algorithm:hex` of content.
+
+    Algorithms: sha256; git-sha1 (SHA-1 of `blob <size>\\0` and the content); sha1, crc64nvme, crc32c and
+    crc32 as S3 keeps them. `origin` is no digest of content: it names a blob whose content no strong
+    digest names (see `File.blob`).
+    """
+
+    algorithm: str
+    hex: str
+
+    def __post_init__(self) -> None:
+        digits = _HEX_DIGITS.get(self.algorithm)
+        if digits is None:
+            raise Invalid(f"digest algorithm {self.algorithm!r:.40} is not known", code="bad_digest")
+        if len(self.hex) != digits or not set(self.hex) <= set("0123456789abcdef"):
+            raise Invalid(
+                f"{self.hex!r:.140} is not a {self.algorithm} digest",
+                code="bad_digest",
+                mend=f"give {digits} lower-case hexadecimal digits",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `algorithm:hex`; upper-case hex is folded. Raises Invalid."""
+        algorithm, _, digits = text.partition(":")
+        return cls(algorithm, digits.lower())
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+    @property
+    def names_content(self) -> bool:
+        """Whether equal digests may be taken for equal bytes. A 64-bit checksum detects damage only."""
+        return self.algorithm in _NAMES_CONTENT

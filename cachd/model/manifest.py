@@ -1,0 +1,151 @@
+"""Manifests: every file of a model at one revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Self
+
+from cachd.errors import Invalid
+from cachd.model.digest import Digest
+from cachd.model.name import check_path
+
+_MOST_FILES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a model at one revision.
+
+    `path`: where it lies in the model, with '/'. `size`: bytes. `origin`: where its source keeps it,
+    without any secret. `digest`: what the source says of its content, None when it says nothing.
+    `validator`: the source's change mark for it, None when the origin is immutable by itself.
+    """
+
+    path: str
+    size: int
+    origin: str
+    digest: Digest | None = None
+    validator: str | None = None
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        if self.size < 0:
+            raise Invalid(f"{self.path}: size {self.size} is negative", code="bad_manifest")
+
+    @property
+    def blob(self) -> Digest:
+        """The name of its blob: the digest where that names content, else a name for exactly this origin
+        under exactly this validator, so that a weak checksum never makes two files one."""
+        if self.digest is not None and self.digest.names_content:
+            return self.digest
+        told = [self.origin, self.size, self.validator, str(self.digest or "")]
+        return Digest("origin", hashlib.sha256(json.dumps(told).encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Every file of a model at one revision, sorted by path.
+
+    `base` is the ref without its movable part, `revision` the immutable id it resolved to: 40 hex digits
+    from the Hub, 64 elsewhere.
+    """
+
+    base: str
+    revision: str
+    files: tuple[File, ...]
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise Invalid(
+                f"{self.base} holds no files",
+                code="no_files",
+                mend="check the name; nothing can be served from it",
+            )
+        if len(self.files) > _MOST_FILES:
+            raise Invalid(f"{self.base} lists {len(self.files)} files", code="too_many_files")
+        object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
+        paths = [f.path for f in self.files]
+        folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}
+        if len(set(paths)) != len(paths) or folders & set(paths):
+            seen = Counter(paths)
+            twice = next((p for p in paths if seen[p] > 1 or p in folders), "")
+            raise Invalid(
+                f"{self.base} lists {twice!r} twice, or as a file and a directory",
+                code="bad_manifest",
+                mend="the listing contradicts itself; report it to whoever keeps the source",
+            )
+        told = [self.base, self.revision, [[f.path, f.size, str(f.blob)] for f in self.files]]
+        object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, equal content counted once."""
+        return sum({f.blob: f.size for f in self.files}.values())
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the source publishes a digest of every file."""
+        return all(f.digest is not None for f in self.files)
+
+    def select(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> Manifest:
+        """The files that match any of `include` (all when empty) and none of `exclude`. Raises Invalid.
+
+        Patterns are those of a shell and match the whole path; `*` crosses '/', and `dir/` means all below.
+        """
+
+        def matches(path: str, patterns: tuple[str, ...]) -> bool:
+            return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
+
+        kept = tuple(
+            f
+            for f in self.files
+            if (not include or matches(f.path, include)) and not matches(f.path, exclude)
+        )
+        if not kept:
+            raise Invalid(
+                f"none of the {len(self.files)} files of {self.base} passes include and exclude",
+                code="nothing_selected",
+                mend="loosen the patterns; they match whole paths, and '*' crosses '/'",
+            )
+        return Manifest(self.base, self.revision, kept)
+
+    def as_document(self) -> dict[str, object]:
+        """The manifest as JSON members, read back by `from_document`."""
+        files = [
+            {
+                "path": f.path,
+                "size": f.size,
+                "origin": f.origin,
+                "digest": str(f.digest) if f.digest else None,
+                "validator": f.validator,
+            }
+            for f in self.files
+        ]
+        return {"base": self.base, "revision": self.revision, "files": files}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Self:
+        """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
+        files = document["files"]
+        if not isinstance(files, list):
+            raise Invalid("a manifest's files are no list", code="bad_manifest")
+        return cls(
+            base=str(document["base"]),
+            revision=str(document["revision"]),
+            files=tuple(
+                File(
+                    path=f["path"],
+                    size=f["size"],
+                    origin=f["origin"],
+                    digest=Digest.parse(f["digest"]) if f["digest"] else None,
+                    validator=f["validator"],
+                )
+                for f in files
+            ),
+        )

@@ -1,0 +1,57 @@
+"""What may name a model, and a file of a model."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from cachd.errors import Invalid
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+
+_NAME = re.compile(NAME_PATTERN)
+_LONGEST_PATH = 1024
+_LONGEST_COMPONENT = 255
+
+
+def check_name(name: str) -> str:
+    """`name` if it can name a model in the views, the API and a URL. Raises Invalid."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise Invalid(
+            f"model name {name!r:.120} is not allowed",
+            code="bad_name",
+            mend=f"use 1 to 96 of letters, digits, '.', '_', '-', beginning with a letter or digit"
+            f" and without '..' (pattern {NAME_PATTERN})",
+        )
+    return name
+
+
+def check_path(path: str) -> str:
+    """`path` if it stays inside a model's directory on every system that reads it. Raises Invalid."""
+    parts = path.split("/")
+    reason = ""
+    if not path or path.startswith("/") or not is_clean(parts) or re.match(r"[A-Za-z]:", path):
+        reason = "it leaves the model's directory or is not relative"
+    elif any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in path):
+        reason = "it holds control or invisible characters"
+    elif len(path.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_COMPONENT for p in parts):
+        reason = f"it is longer than {_LONGEST_PATH} bytes, or a part of it than {_LONGEST_COMPONENT}"
+    if reason:
+        raise Invalid(
+            f"file name {path[:120]!r} of the source is refused: {reason}",
+            code="unsafe_path",
+            mend="the whole model is refused; report the name to whoever keeps the source",
+        )
+    return path
+
+
+def is_clean(parts: Iterable[str]) -> bool:
+    """Whether no part is empty, climbs, or holds what some system takes for a separator."""
+    return all(part not in ("", ".", "..") and "\0" not in part and "\\" not in part for part in parts)
+
+
+def quoted(path: str) -> str:
+    """`path` as the path of a URL, '/' kept."""
+    return quote(path, safe="/")

@@ -1,0 +1,169 @@
+"""Refs: what a user asks for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from cachd.errors import Invalid
+from cachd.model.digest import Digest
+from cachd.model.name import check_name, is_clean
+
+SCHEMES = ("hf", "s3", "https", "http", "file")
+
+_HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What a user asks for, possibly movable.
+
+    `hf://org/model[@revision]`, `s3://bucket/prefix/`, `https://host/file[#sha256=HEX]`, `https://host/dir/`
+    or `file:///path`. `location` is everything between `://` and the revision or fragment.
+    """
+
+    scheme: str
+    location: str
+    revision: str | None = None
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a ref as a user writes it. Raises Invalid with the form that would be right."""
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in SCHEMES:
+            raise Invalid(
+                f"ref {_shown(text)} has no scheme that cachd knows",
+                code="unknown_scheme",
+                mend="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
+                " https://host/dir/ or file:///path",
+            )
+        if len(text) > 2048 or any(unicodedata.category(c) in ("Cc", "Cf", "Cs") or c == "\\" for c in text):
+            raise Invalid(
+                f"ref {_shown(text)} holds characters that no ref has, or is longer than 2048",
+                code="bad_ref",
+                mend="write it in plain characters, percent-encoded where it is a URL",
+            )
+        if scheme == "hf":
+            return cls(scheme, *_hub_location(text, rest))
+        if scheme == "s3":
+            return cls(scheme, _bucket_location(text, rest))
+        return cls(scheme, *_url_location(text, scheme, rest))
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        fragment = f"#{self.digest.algorithm}={self.digest.hex}" if self.digest else ""
+        return f"{self.base}{revision}{fragment}"
+
+    @property
+    def base(self) -> str:
+        """The ref without its movable part: what two revisions of a model have in common."""
+        return f"{self.scheme}://{self.location}"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the ref names one revision for ever: a Hub commit."""
+        return self.scheme == "hf" and bool(self.revision and _COMMIT.fullmatch(self.revision))
+
+    @property
+    def default_name(self) -> str:
+        """`org--model` for the Hub, the last path component elsewhere. Raises Invalid if that is no name."""
+        if self.scheme == "hf":
+            return check_name(self.location.replace("/", "--"))
+        last = unquote(self.location.rstrip("/").rpartition("/")[2])
+        try:
+            return check_name(last)
+        except Invalid as refusal:
+            raise Invalid(
+                f"the last part of {self.base} ({last!r:.120}) cannot be a model name",
+                code="bad_name",
+                mend="give a name of your own",
+            ) from refusal
+
+
+def _shown(text: str) -> str:
+    """A rejected ref as an error may show it: no user, password, query or fragment, and not long."""
+    head = re.split(r"[?#]", text, maxsplit=1)[0]
+    return repr(re.sub(r"//[^/]*@", "//", head)[:120])
+
+
+def _hub_location(text: str, rest: str) -> tuple[str, str | None]:
+    repo, at, revision = rest.partition("@")
+    parts = repo.split("/")
+    plain = all(_HUB_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
+    if len(parts) != 2 or not plain or repo.endswith(".git"):
+        raise Invalid(
+            f"{_shown(text)} does not name a Hub model",
+            code="bad_ref",
+            mend="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
+            " '.', '_' and single '-'",
+        )
+    good_revision = _HUB_REVISION.fullmatch(revision) and ".." not in revision and len(revision) <= 200
+    if at and not good_revision:
+        raise Invalid(
+            f"revision {revision!r:.120} of {repo} is not allowed",
+            code="bad_revision",
+            mend="give a branch, a tag, refs/pr/N or a full 40-digit commit",
+        )
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        raise Invalid(
+            f"revision {revision!r} of {repo} looks like a shortened commit",
+            code="bad_revision",
+            mend="give all 40 digits",
+        )
+    return repo, revision or None
+
+
+def _bucket_location(text: str, rest: str) -> str:
+    bucket, slash, prefix = rest.partition("/")
+    parts = prefix.rstrip("/").split("/")
+    if not _BUCKET.fullmatch(bucket) or not slash or not prefix.strip("/") or not is_clean(parts):
+        raise Invalid(
+            f"{_shown(text)} does not name objects of a bucket",
+            code="bad_ref",
+            mend="write s3://bucket/prefix/ (or s3://bucket/key for one object), without '..' or '//'",
+        )
+    return rest
+
+
+def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest | None]:
+    try:
+        url = urlsplit(f"{scheme}://{rest}")
+        port = url.port
+    except ValueError as error:
+        raise Invalid(f"{_shown(text)} is not a URL: {error}", code="bad_ref", mend="check it") from error
+    if "@" in url.netloc:
+        raise Invalid(
+            f"{_shown(text)} carries a user or password",
+            code="url_secrets",
+            mend="leave them out: a ref is shown in listings and files",
+        )
+    if url.query:
+        raise Invalid(
+            f"{_shown(text)} carries a query",
+            code="url_query",
+            mend="leave it out: queries hold signatures, and a ref is shown in listings and files",
+        )
+    digest = None
+    if url.fragment:
+        algorithm, _, digits = url.fragment.partition("=")
+        if algorithm != "sha256":
+            raise Invalid(
+                f"fragment of {_shown(text)} is not a digest", code="bad_ref", mend="write #sha256=HEX"
+            )
+        digest = Digest(algorithm, digits.lower())
+    parts = unquote(url.path).strip("/").split("/")
+    if (scheme == "file") == bool(url.netloc) or not parts[0] or not is_clean(parts):
+        raise Invalid(
+            f"{_shown(text)} does not name a file or directory",
+            code="bad_ref",
+            mend="write https://host/file, https://host/dir/ or file:///path, without '..' or '//'",
+        )
+    host = (url.hostname or "") if url.hostname is None or ":" not in url.hostname else f"[{url.hostname}]"
+    return f"{host}{f':{port}' if port else ''}{url.path}", None, digest

@@ -1,0 +1,95 @@
+"""Wishes, and the snapshots that make them true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from cachd.errors import Invalid
+from cachd.model.manifest import Manifest
+from cachd.model.name import check_name
+from cachd.model.ref import Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user asked for: a ref under a name, narrowed by patterns. Two equal wishes are one pull."""
+
+    ref: Ref
+    name: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    def as_document(self) -> dict[str, object]:
+        """The wish as JSON members, read back by `from_document`."""
+        return {
+            "ref": str(self.ref),
+            "name": self.name,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Self:
+        """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
+        include, exclude = document["include"], document["exclude"]
+        if not isinstance(include, list) or not isinstance(exclude, list):
+            raise Invalid("include and exclude are lists of patterns", code="invalid")
+        return cls(Ref.parse(str(document["ref"])), str(document["name"]), tuple(include), tuple(exclude))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One manifest whose blobs are all here, under a name, declared ready.
+
+    `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
+    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view.
+    """
+
+    wish: Wish
+    manifest: str
+    revision: str
+    size: int
+    files: int
+    verified: bool
+    published_at: float
+    repo: str
+    commit: str
+
+    @property
+    def name(self) -> str:
+        return self.wish.name
+
+    @property
+    def hub_folder(self) -> str:
+        """Its folder in the Hub view: `models--org--model`."""
+        return "models--" + self.repo.replace("/", "--")
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The movable revision a Hub client would ask for, None when the wish names a commit."""
+        return None if self.wish.ref.is_pinned else self.wish.ref.revision or "main"
+
+
+def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot:
+    """What publishing `manifest` under the wish's name declares."""
+    return Snapshot(
+        wish=wish,
+        manifest=manifest.id,
+        revision=manifest.revision,
+        size=manifest.size,
+        files=len(manifest.files),
+        verified=manifest.is_verified,
+        published_at=published_at,
+        repo=wish.ref.location if wish.ref.scheme == "hf" else wish.name,
+        commit=commit_of(manifest),
+    )
+
+
+def commit_of(manifest: Manifest) -> str:
+    """The 40 digits that stand for the manifest's revision in the Hub view."""
+    return manifest.revision[:40]

@@ -1,0 +1,140 @@
+"""What an HTTP answer must be before a byte of it is believed, and what any other one means."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import re
+import socket
+import ssl
+import time
+from contextlib import suppress
+from typing import Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
+from cachd.model import Extent
+from cachd.sources.source import NoRanges
+
+BROKEN = (OSError, http.client.HTTPException)
+_RATE_LIMIT_WAIT = re.compile(r"\bt=(\d+)")
+
+
+def bare(url: str) -> str:
+    """A URL as it may be shown: signatures live in queries."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def number(text: str | None) -> int | None:
+    """A header's plain decimal number, None when it is anything else."""
+    return int(text) if text and text.isdecimal() else None
+
+
+def validator_of(response: http.client.HTTPResponse) -> str | None:
+    """The strong ETag of an answer, else its date, else None."""
+    tag = response.getheader("ETag") or ""
+    if tag.startswith('"'):  # a weak one (W/"...") promises less than equal bytes
+        return tag
+    return response.getheader("Last-Modified")
+
+
+def check_status(response: http.client.HTTPResponse, url: str) -> None:
+    """Raises what a status other than 200 and 206 means: Forbidden, NotFound, Changed or Unavailable."""
+    status, shown = response.status, bare(url)
+    if status in (200, 206):
+        return
+    reason = f"{shown}: {status} {response.reason}".rstrip()
+    if status == 401:
+        raise Forbidden(reason, code="source_unauthorized", mend="check the token", status=status)
+    if status in (403, 451):
+        raise Forbidden(
+            reason,
+            code="source_forbidden",
+            mend="check that the token may read it; some origins say this of what does not exist",
+            status=status,
+        )
+    if status in (404, 410):
+        raise NotFound(reason, code="file_not_found", mend="check the name", status=status)
+    if status in (412, 416):
+        raise Changed(f"{shown}: the file is not what it was ({status})", status=status)
+    raise Unavailable(
+        reason,
+        code="rate_limited" if status == 429 else "origin_failed",
+        retry_after=retry_after(response.headers),
+        status=status,
+    )
+
+
+class Headers(Protocol):
+    """The headers of an answer, whichever client brought them."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+
+def retry_after(headers: Headers) -> float | None:
+    """Seconds the origin asks for: Retry-After as seconds or a date (RFC 9110), or RateLimit's t."""
+    told = (headers.get("Retry-After") or "").strip()
+    if told.isdecimal():
+        return float(told)
+    with suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+    limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
+    return float(limit[1]) + 1 if limit else None
+
+
+def check_encoding(response: http.client.HTTPResponse, url: str) -> None:
+    """Raises Unavailable for coded bytes: they are not the ones a digest speaks of."""
+    encoding = response.getheader("Content-Encoding") or "identity"
+    if encoding != "identity":
+        raise protocol_error(url, f"Content-Encoding {encoding:.40} though identity was asked for")
+
+
+def check_validator(response: http.client.HTTPResponse, url: str, validator: str | None) -> None:
+    """Raises Changed when the answer is about another state of the file than `validator` marks."""
+    now = validator_of(response)
+    if validator and now and now != validator:
+        raise Changed(f"{bare(url)}: the file is now {now:.80}, and was {validator:.80}")
+
+
+def announced(response: http.client.HTTPResponse, url: str, size: int, extent: Extent) -> int:
+    """How many bytes an answer must hold, once its headers were found to say so too.
+
+    Raises NoRanges for a whole file where a part was asked for, Changed when the size is another, Unavailable
+    when the headers contradict what was asked.
+    """
+    length = number(response.getheader("Content-Length"))
+    if response.status == 206:
+        told = response.getheader("Content-Range") or "none"
+        exact = f"bytes {extent.start}-{extent.stop - 1}/{size}"
+        if told != exact:
+            raise protocol_error(url, f"Content-Range is {told:.60}, not {exact}")
+    elif extent.size != size:
+        raise NoRanges(url)
+    elif length is not None and length != size:
+        kind = response.getheader("Content-Type") or "no type"
+        raise Changed(f"{bare(url)}: {length} bytes of {kind:.60} where {size} were expected")
+    if length is not None and length != extent.size:
+        raise protocol_error(url, f"Content-Length is {length}, not {extent.size}")
+    return extent.size
+
+
+def protocol_error(url: str, what: str) -> Unavailable:
+    """The origin does not keep to HTTP: `what` it did instead."""
+    return Unavailable(f"{bare(url)}: {what}", code="origin_protocol")
+
+
+def broken(url: SplitResult, error: Exception) -> CachdError:
+    """What a failed connection means."""
+    shown = f"{url.scheme}://{url.netloc}{url.path}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Forbidden(
+            f"{shown}: {error.verify_message}",
+            code="tls_untrusted",
+            mend="set ca_file if the origin has its own authority; check the node's clock",
+        )
+    if isinstance(error, socket.gaierror):
+        return Unavailable(f"{url.hostname} cannot be resolved: {error.strerror}", code="dns_failed")
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"{shown}: no byte for too long", code="stalled")
+    return Unavailable(f"{shown}: {type(error).__name__}: {error}", code="connection_failed")

@@ -1,0 +1,32 @@
+"""What every download works with."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from cachd.metrics import Metrics
+from cachd.transfer.streams import BUFFER_BYTES, Streams
+
+
+class Engine:
+    """What every download works with: streams, hashing threads, metrics, and the patience with an origin."""
+
+    def __init__(self, streams: Streams, metrics: Metrics, *, retries: int) -> None:
+        self.streams, self.metrics, self.retries = streams, metrics, retries
+        # Two more than cores: while some wait for the disk's sync, every core still hashes.
+        self.hashers = ThreadPoolExecutor((os.cpu_count() or 1) + 2, thread_name_prefix="hash")
+        self._buffers = threading.local()
+
+    def hash_buffer(self) -> memoryview:
+        """This thread's buffer to read back into."""
+        if not hasattr(self._buffers, "buffer"):
+            self._buffers.buffer = memoryview(bytearray(BUFFER_BYTES))
+        buffer: memoryview = self._buffers.buffer
+        return buffer
+
+    def close(self) -> None:
+        """Join every thread; downloads have ended before."""
+        self.streams.close()
+        self.hashers.shutdown()

@@ -7,6 +7,8 @@ of a fair one. What is printed was measured in this run.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -26,7 +28,7 @@ STREAMS = 4
 BYTES_PER_SECOND = 8_000_000
 PLACE = Path(__file__).parent.parent / ".demo"
 
-console = Console(highlight=False)
+console = Console(highlight=False, record=True, width=int(os.environ.get("COLUMNS", "144")))
 
 
 def main() -> None:
@@ -55,6 +57,9 @@ def main() -> None:
             second_pull(node, hub)
             look(node)
     say("done", f"{time.monotonic() - began:.1f} s in all")
+    if picture := os.environ.get("DEMO_SVG"):
+        svg = console.export_svg(title="make demo")
+        Path(picture).write_text(re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL))  # no web fonts
 
 
 def pull_and_kill(node: Node) -> None:
@@ -70,13 +75,12 @@ def pull_and_kill(node: Node) -> None:
 def resume(node: Node, hub: Hub) -> dict[str, Any]:
     """Start the daemon again: it goes on by itself. Wait for the ready file as a pod would."""
     before = hub.cdn.bytes_sent()
-    began = time.monotonic()
     node.start()
     answer = node.ready(NAME)
-    seconds = time.monotonic() - began
     if answer.status != 200:
         raise SystemExit(f"not ready: {answer.document}")
     moved = bytes_of(node)
+    seconds = node.wait_for("pull ended")["seconds"]
     say(
         "resumed",
         f"{decimal(moved['resumed'])} found in the journal, hashed again and believed;"
@@ -84,7 +88,7 @@ def resume(node: Node, hub: Hub) -> dict[str, Any]:
         f" (the origin sent {decimal(hub.cdn.bytes_sent() - before)} of weights)",
     )
     ready: dict[str, Any] = json.loads((node.root / "ready" / f"{NAME}.json").read_bytes())
-    say("ready", f"{node.root}/ready/{NAME}.json after {seconds:.1f} s")
+    say("ready", f"{node.root}/ready/{NAME}.json, {seconds:.1f} s after the start")
     return ready
 
 
@@ -148,7 +152,7 @@ def bytes_of(node: Node) -> dict[str, int]:
 
 
 def say(what: str, how: str) -> None:
-    console.print(f"[bold cyan]{what:>8}[/]  {how}", soft_wrap=True)
+    console.print(f"[bold cyan]{what:>8}[/]  {how.replace(str(PLACE.parent), '.')}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -226,14 +226,15 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _gauges(store: Store) -> Iterator[tuple[str, str, float]]:
+def _gauges(store: Store) -> Mapping[str, float]:
     now = store.space.capacity()
-    snapshots = {s.manifest: s.size for s in store.snapshots.all()}
-    yield "cachd_cache_size_bytes", "Bytes of published snapshots", sum(snapshots.values())
-    yield "cachd_fs_size_bytes", "Size of the cache's file system", now.total
-    yield "cachd_fs_free_bytes", "Bytes free to cachd on its file system", now.free
-    yield "cachd_fs_free_inodes", "Inodes free on the cache's file system", now.free_inodes
-    yield "cachd_reserved_bytes", "Bytes promised to running pulls", now.reserved
+    return {
+        "cachd_cache_size_bytes": sum({s.manifest: s.size for s in store.snapshots.all()}.values()),
+        "cachd_fs_size_bytes": now.total,
+        "cachd_fs_free_bytes": now.free,
+        "cachd_fs_free_inodes": now.free_inodes,
+        "cachd_reserved_bytes": now.reserved,
+    }
 
 
 def _set_limits() -> None:

@@ -19,6 +19,14 @@ from cachd import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled")
+# Measured when scraped.
+MEASURED = {
+    "cachd_cache_size_bytes": "Bytes of published snapshots, shared ones counted once",
+    "cachd_fs_size_bytes": "Size of the cache's file system",
+    "cachd_fs_free_bytes": "Bytes free to cachd on its file system",
+    "cachd_fs_free_inodes": "Inodes free on the cache's file system",
+    "cachd_reserved_bytes": "Bytes promised to running pulls",
+}
 # As the kubelet measures image pulls: from seconds to an hour.
 _PULL_SECONDS = (1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600)
 _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
@@ -80,12 +88,9 @@ class Metrics:
         )
 
     def watch(
-        self,
-        *,
-        gauges: Callable[[], Iterable[tuple[str, str, float]]],
-        models: Callable[[], Mapping[str, int]],
+        self, *, gauges: Callable[[], Mapping[str, float]], models: Callable[[], Mapping[str, int]]
     ) -> None:
-        """Measure at each scrape: (name, help, value) gauges, and how many models are in which state."""
+        """Measure at each scrape: the gauges of `MEASURED` by name, and how many models are in which state."""
         self.registry.register(_Measured(gauges, models))
 
     def text(self) -> bytes:
@@ -95,9 +100,7 @@ class Metrics:
 
 class _Measured(Collector):
     def __init__(
-        self,
-        gauges: Callable[[], Iterable[tuple[str, str, float]]],
-        models: Callable[[], Mapping[str, int]],
+        self, gauges: Callable[[], Mapping[str, float]], models: Callable[[], Mapping[str, int]]
     ) -> None:
         self._gauges, self._models = gauges, models
 
@@ -105,8 +108,9 @@ class _Measured(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        for name, text, value in self._gauges():
-            yield GaugeMetricFamily(name, text, value=value)
+        measured = self._gauges()
+        for name, text in MEASURED.items():
+            yield GaugeMetricFamily(name, text, value=measured[name])
         states = GaugeMetricFamily("cachd_models", "Models by state", labels=["state"])
         counted = self._models()
         for state in MODEL_STATES:

@@ -1,0 +1,46 @@
+"""The parts of README.md that come from elsewhere: options and metrics from the code, figures from a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cachd import config
+from cachd.metrics import MEASURED, Metrics
+
+PROJECT = Path(__file__).parent.parent
+README = PROJECT / "README.md"
+MEASUREMENTS = PROJECT / "bench" / "measurements.md"
+
+
+def rendered(text: str) -> str:
+    """README.md with every marked part as it should be now."""
+    parts = {"options": options(), "metrics": metrics(), "measurements": MEASUREMENTS.read_text().strip()}
+    for name, content in parts.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        text = re.sub(f"{begin}.*?{end}", lambda _, c=content: f"{begin}{c}\n{end}", text, flags=re.DOTALL)
+    return text
+
+
+def options() -> str:
+    rows = [f"| `{key}` | `{env}` | {_code(default)} | {text} |" for key, env, default, text in config.table()]
+    return "\n".join(["| Key | Environment | Default | Meaning |", "|---|---|---|---|", *rows])
+
+
+def metrics() -> str:
+    told = Metrics()
+    told.watch(gauges=lambda: dict.fromkeys(MEASURED, 0.0), models=dict)
+    families = {
+        family.name + ("_total" if family.type == "counter" else ""): family.documentation
+        for family in told.registry.collect()
+    }
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in sorted(families.items())]
+    return "\n".join(["| Metric | Meaning |", "|---|---|", *rows])
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))

@@ -1,0 +1,140 @@
+"""The README tells the truth: its commands run, its tables are the code's, its promises are tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.readme import rendered
+from cachd.cli import EXIT_CODES
+from cachd.config import Model
+from tests.conftest import noise
+from tests.ground.hub import Hub
+from tests.ground.node import Node
+
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text()
+MAKEFILE = (PROJECT / "Makefile").read_text()
+REPO = "Qwen/Qwen2.5-0.5B-Instruct"
+MODEL = {"config.json": b"{}", "model.safetensors": noise(6 << 20), "pytorch_model.bin": noise(1 << 20, 2)}
+
+# Commands that another part of the checks runs; each names it.
+RUN_ELSEWHERE = {
+    "make demo": ".ci/run",
+    "make test": ".ci/run",
+    "pip install .": "Dockerfile",
+    "kubectl apply -k daemonset": "tests/test_daemonset.py",
+    "cachd serve --root /var/lib/cachd": "tests/ground/node.py",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    return [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node]]:
+    with Hub() as hub:
+        hub.add(REPO, MODEL)
+        place = tmp_path_factory.mktemp("readme")
+        with Node(place / "node", {"hf_endpoint": hub.url, "allow": ["127.0.0.0/8"]}) as node:
+            yield hub, node
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE])
+def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
+    """As it stands, but for the address of the daemon and the place of the root."""
+    hub, node = served
+    if "ready?wait" in command or " qwen" in command:
+        for asked in ({"exclude": ["*.bin"], "name": "qwen"}, {}):
+            node.pull(f"hf://{REPO}", **asked)
+            node.ready(asked.get("name", REPO.replace("/", "--")))
+    root = tmp_path / "cachd"
+    root.mkdir(mode=0o755)
+    here = command.replace("http://127.0.0.1:8470", node.url).replace("/var/lib/cachd", str(root))
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CACHD_SERVER": node.url,
+        "CACHD_HF_ENDPOINT": hub.url,
+        "CACHD_ALLOW": '["127.0.0.0/8"]',
+    }
+    ended = subprocess.run(["bash", "-c", here], env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "error_class" not in ended.stdout
+    if " pull " in command or " wait " in command:
+        assert Path(ended.stdout.splitlines()[-1]).name.startswith(("qwen", "Qwen"))
+
+
+@pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items())
+def test_the_other_commands_are_run_where_it_is_said(command: str, place: str) -> None:
+    assert command in commands()
+    text = (PROJECT / place).read_text()
+    words = command.removesuffix(" .").split()
+    assert words[0] in text or "cachd" in text
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", MAKEFILE, flags=re.MULTILINE)
+        # `make check` runs every test too
+        assert f"make {words[1]}" in text or (words[1] == "test" and "make check" in text)
+
+
+def test_options_metrics_and_figures_are_the_code_s_own() -> None:
+    assert rendered(README) == README, "run: python -m bench.readme"
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    promises = README.split("## Promises")[1].split("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ") and "test_" in line]
+    assert len(rows) >= 8
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for module, test in named:
+            assert f"def {test or 'test_'}" in (PROJECT / "tests" / module).read_text(), (module, test)
+
+
+def test_the_exit_codes_are_all_told() -> None:
+    told = README.split("Exit codes:")[1].split("\n\n")[0]
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", told))) == set(EXIT_CODES)
+
+
+def test_every_call_told_is_one_of_the_api(served: tuple[Hub, Node]) -> None:
+    _, node = served
+    routes = node.ask("GET", "/openapi.json").document["paths"]
+    table = README.split("| Call | Does |")[1].split("\n\n")[0]
+    told = {path.split("?")[0] for path in re.findall(r"(/(?:v1/|livez|readyz|metrics)[^`\s]*)", table)}
+    assert told == set(routes)
+
+
+def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models() -> None:
+    pod, options = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL))
+    assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
+    assert [Model.model_validate(entry).wish.name for entry in options["models"]] == ["qwen"]
+
+
+def test_the_picture_is_the_demonstration() -> None:
+    """Its words are those that the script prints."""
+    picture = (PROJECT / "bench/demo.svg").read_text()
+    script = (PROJECT / "bench/demo.py").read_text()
+    for word in re.findall(r'say\(\s*"(\w+)"', script):
+        assert word in picture
+
+
+def test_nothing_in_the_project_needs_what_lies_outside_it() -> None:
+    git = shutil.which("git")
+    listed = subprocess.run([str(git), "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        path = PROJECT / name
+        if path.is_file() and path.suffix not in (".svg", ".png") and path != Path(__file__):
+            assert not re.search(r"\.\./shared|/work/|/root/\w", path.read_text(errors="replace")), name
+
+

@@ -68,6 +68,7 @@ def cold(place: Path) -> dict[str, list[float]]:
     digest = subprocess.run(["sha256sum", web / "model.bin"], capture_output=True, text=True, check=True)
     sha256 = digest.stdout.split()[0]
     with serving(web) as url:
+        ref = f"{url}/model.bin#sha256={sha256}"
         ways: dict[str, Callable[[], object]] = {
             "cachd, verified, synced, published": lambda: direct_pull(
                 place, f"{url}/model.bin#sha256={sha256}"

@@ -23,7 +23,9 @@ def rendered(text: str) -> str:
 
 
 def options() -> str:
-    rows = [f"| `{key}` | `{env}` | {_code(default)} | {text} |" for key, env, default, text in config.table()]
+    rows = [
+        f"| `{key}` | `{env}` | {_code(default)} | {text} |" for key, env, default, text in config.table()
+    ]
     return "\n".join(["| Key | Environment | Default | Meaning |", "|---|---|---|---|", *rows])
 
 

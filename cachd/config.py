@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cachd.errors import CachdError, Invalid
 from cachd.model import Ref, Wish
@@ -27,6 +28,13 @@ def _bytes(value: object) -> object:
     return int(float(found[1]) * _UNITS[found[2]]) if found else value
 
 
+def _list(value: object) -> object:
+    """A list, JSON or not: an environment variable may also hold `a, b`."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",")]
+
+
 def _listen(value: str) -> str:
     host, colon, port = value.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
@@ -35,6 +43,7 @@ def _listen(value: str) -> str:
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Listen = Annotated[str, AfterValidator(_listen)]
 
 
@@ -71,10 +80,10 @@ class Config(BaseSettings):
     )
     token_file: Path | None = Field(None, description="bearer token that writes need; re-read at every use")
     anonymous_writes: bool = Field(False, description="accept writes without a token even beyond loopback")
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: Strings = Field(
         (), description="host names accepted in the Host header; addresses and localhost always are"
     )
-    allow: tuple[str, ...] = Field(
+    allow: Strings = Field(
         (),
         description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
     )
@@ -171,5 +180,5 @@ def load_models(path: Path) -> tuple[Model, ...]:
 def table() -> Iterator[tuple[str, str, str, str]]:
     """(key, environment variable, default, help) of every option, for the documentation."""
     for name, field in Config.model_fields.items():
-        default = "" if field.default in (None, ()) else str(field.default)
+        default = "" if field.default in (None, ()) else str(field.default).replace("False", "false")
         yield name, f"CACHD_{name.upper()}", default, field.description or ""

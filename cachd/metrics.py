@@ -90,7 +90,7 @@ class Metrics:
     def watch(
         self, *, gauges: Callable[[], Mapping[str, float]], models: Callable[[], Mapping[str, int]]
     ) -> None:
-        """Measure at each scrape: the gauges of `MEASURED` by name, and how many models are in which state."""
+        """Measure at each scrape: the gauges of `MEASURED`, and how many models are in which state."""
         self.registry.register(_Measured(gauges, models))
 
     def text(self) -> bytes:

@@ -69,9 +69,9 @@ class Engine:
         return ready
 
 
-def wish_of(ref: str, **asked: object) -> Wish:
+def wish_of(ref: str, *, name: str | None = None, **patterns: tuple[str, ...]) -> Wish:
     parsed = Ref.parse(ref)
-    return Wish(parsed, **{"name": None, **asked, "name": asked.get("name") or parsed.default_name})  # type: ignore[arg-type]
+    return Wish(parsed, name or parsed.default_name, **patterns)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, safetensors_model, write_sha256sums
 from tests.ground.nginx import Nginx
 from tests.ground.origin import (
-    ChangeETag,
     Chunked,
     Endless,
     Flip,
@@ -179,6 +178,19 @@ def test_a_new_revision_fetches_only_what_differs_and_moves_the_name(
     running.pulls.close()  # the sweep that follows a pull is done
     assert not (root / "hub/models--org--model/snapshots" / first).exists()
     assert len(list((root / ".cachd/blobs/sha256").iterdir())) == 2
+
+
+def test_a_blob_that_lost_its_tail_is_fetched_anew_and_its_links_follow(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    content = noise(6 * MIB)
+    origin.add("/model.bin", content)
+    running = engine()
+    snapshot = running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
+    os.truncate(root / "models/model.bin/model.bin", MIB)
+    running.pulls.start(snapshot.wish, refresh=True).done.result(60)
+    assert (root / "models/model.bin/model.bin").read_bytes() == content
+    assert (hub_snapshot(root, "model.bin") / "model.bin").read_bytes() == content
 
 
 def test_streams_share_a_file(origin: Origin, engine: Engines) -> None:

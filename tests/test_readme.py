@@ -116,7 +116,9 @@ def test_every_call_told_is_one_of_the_api(served: tuple[Hub, Node]) -> None:
 
 
 def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models() -> None:
-    pod, options = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL))
+    pod, options = (
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    )
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
     assert [Model.model_validate(entry).wish.name for entry in options["models"]] == ["qwen"]
 
@@ -136,5 +138,3 @@ def test_nothing_in_the_project_needs_what_lies_outside_it() -> None:
         path = PROJECT / name
         if path.is_file() and path.suffix not in (".svg", ".png") and path != Path(__file__):
             assert not re.search(r"\.\./shared|/work/|/root/\w", path.read_text(errors="replace")), name
-
-

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -16,6 +19,8 @@ from cachd.api.guard import Guard, WriteToken
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.metrics import Metrics
 
+_THREADS = 32
+
 
 def create_app(
     models: Models,
@@ -26,7 +31,15 @@ def create_app(
     allowed_hosts: Collection[str],
 ) -> FastAPI:
     """The API over one store and its pulls. `required` names the models that /readyz?set=required wants."""
+
+    @asynccontextmanager
+    async def threads(_app: FastAPI) -> AsyncIterator[None]:
+        """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "api"))
+        yield
+
     app = FastAPI(
+        lifespan=threads,
         title="cachd",
         version=__version__,
         description="Node-local model cache: pull once, verify every byte, serve every pod.",

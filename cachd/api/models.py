@@ -29,11 +29,11 @@ AnyModels = Annotated[Models, Depends(models_of)]
 async def pull(asked: Asked, models: AnyModels) -> JSONResponse:
     """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing."""
     wish = asked.wish()
-    if asked.pin:
-        await asyncio.to_thread(models.snapshots.pin, wish.name)
     started = await asyncio.to_thread(
         models.pulls.start, wish, priority=asked.priority, refresh=asked.refresh
     )
+    if asked.pin:
+        await asyncio.to_thread(models.snapshots.pin, wish.name)
     document = await asyncio.to_thread(models.describe, wish.name)
     location = {"Location": f"/v1/models/{wish.name}"}
     return JSONResponse(document, status_code=202 if started else 200, headers=location)

@@ -24,6 +24,9 @@ class File:
     `path`: where it lies in the model, with '/'. `size`: bytes. `origin`: where its source keeps it,
     without any secret. `digest`: what the source says of its content, None when it says nothing.
     `validator`: the source's change mark for it, None when the origin is immutable by itself.
+
+    `blob` names its blob: the digest where that names content, else a name for exactly this origin under
+    exactly this validator, so that a weak checksum never makes two files one.
     """
 
     path: str
@@ -31,16 +34,15 @@ class File:
     origin: str
     digest: Digest | None = None
     validator: str | None = None
+    blob: Digest = field(init=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
         if self.size < 0:
             raise Invalid(f"{self.path}: size {self.size} is negative", code="bad_manifest")
+        object.__setattr__(self, "blob", self._blob())
 
-    @property
-    def blob(self) -> Digest:
-        """The name of its blob: the digest where that names content, else a name for exactly this origin
-        under exactly this validator, so that a weak checksum never makes two files one."""
+    def _blob(self) -> Digest:
         if self.digest is not None and self.digest.names_content:
             return self.digest
         told = [self.origin, self.size, self.validator, str(self.digest or "")]
@@ -52,13 +54,15 @@ class Manifest:
     """Every file of a model at one revision, sorted by path.
 
     `base` is the ref without its movable part, `revision` the immutable id it resolved to: 40 hex digits
-    from the Hub, 64 elsewhere.
+    from the Hub, 64 elsewhere. `id` names exactly this base, revision and choice of files; `size` is the
+    bytes of all files, equal content counted once.
     """
 
     base: str
     revision: str
     files: tuple[File, ...]
     id: str = field(init=False)
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -81,12 +85,8 @@ class Manifest:
                 mend="the listing contradicts itself; report it to whoever keeps the source",
             )
         told = [self.base, self.revision, [[f.path, f.size, str(f.blob)] for f in self.files]]
+        object.__setattr__(self, "size", sum({f.blob: f.size for f in self.files}.values()))
         object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files, equal content counted once."""
-        return sum({f.blob: f.size for f in self.files}.values())
 
     @property
     def is_verified(self) -> bool:

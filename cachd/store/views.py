@@ -28,13 +28,18 @@ class PlainView:
 
     def build(self, manifest: Manifest) -> None:
         """Show the manifest's files, durably, before any name points at them."""
-        tree = self._layout.tree(manifest.id)
+        tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
         if tree.exists():
-            return
-        staged = self._layout.staging / manifest.id
-        durable.remove_tree(staged)
-        _link_all(self._content, {f.path: f for f in manifest.files}, staged)
-        durable.move(staged, tree)
+            if _links_all(self._content, files, tree):
+                return
+            for directory in _directories(tree):
+                directory.chmod(0o755)
+            _link_all(self._content, files, tree)  # a blob was fetched anew: its links follow, one by one
+        else:
+            staged = self._layout.staging / manifest.id
+            durable.remove_tree(staged)
+            _link_all(self._content, files, staged)
+            durable.move(staged, tree)
         for directory in _directories(tree):
             directory.chmod(0o555)
         durable.sync_directory(tree.parent)
@@ -117,6 +122,17 @@ def _link_all(content: ContentStore, files: Mapping[str, File], target: Path) ->
     for directory in _directories(target):
         directory.chmod(0o755)
         durable.sync_directory(directory)
+
+
+def _links_all(content: ContentStore, files: Mapping[str, File], target: Path) -> bool:
+    """Whether every file below `target` is the blob it should be."""
+    try:
+        return all(
+            os.path.samestat((target / path).lstat(), content.path(file.blob).lstat())
+            for path, file in files.items()
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _directories(root: Path) -> list[Path]:

@@ -41,6 +41,7 @@ class Downloads:
                     break
                 if running.askers:
                     running.askers += 1
+                    on_allocated(file.size)  # its space is promised to whoever asked first
                     return running
             wait([running.done])  # the last asker left it: let it close its ingest first
         download.done.add_done_callback(lambda _: self._forget(download))

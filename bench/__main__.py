@@ -55,7 +55,8 @@ def main() -> None:
 
 def machine() -> str:
     """Cores and kernel, which is all that the figures need to be read."""
-    return f"{os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    kernel = platform.release().split("-")[0]
+    return f"{os.cpu_count()} cores, Linux {kernel}, Python {platform.python_version()}"
 
 
 def cold(place: Path) -> dict[str, list[float]]:
@@ -70,9 +71,7 @@ def cold(place: Path) -> dict[str, list[float]]:
     with serving(web) as url:
         ref = f"{url}/model.bin#sha256={sha256}"
         ways: dict[str, Callable[[], object]] = {
-            "cachd, verified, synced, published": lambda: direct_pull(
-                place, f"{url}/model.bin#sha256={sha256}"
-            ),
+            "cachd, verified, synced, published": lambda: direct_pull(place, ref),
             "curl": lambda: curl(place, url, verify=False),
             "curl, sync, sha256sum": lambda: curl(place, url, verify=True),
             "sha256sum of the file alone": lambda: run("sha256sum", web / "model.bin"),

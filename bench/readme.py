@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cachd import config
@@ -17,8 +16,9 @@ def rendered(text: str) -> str:
     """README.md with every marked part as it should be now."""
     parts = {"options": options(), "metrics": metrics(), "measurements": MEASUREMENTS.read_text().strip()}
     for name, content in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        text = re.sub(f"{begin}.*?{end}", lambda _, c=content: f"{begin}{c}\n{end}", text, flags=re.DOTALL)
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        text = f"{before}{begin}{content}\n{end}{after}"
     return text
 
 

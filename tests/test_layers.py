@@ -122,7 +122,7 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.download", "cachd.store.content"),
     ("cachd.store.content", "cachd.store.ingest"),
     ("cachd.sources.huggingface", "cachd.sources.http"),
-    ("cachd.transfer.download", "cachd.sources.http"),
+    ("cachd.transfer.download", "cachd.sources.connection"),
     ("cachd.transfer.download", "cachd.store.ingest"),
     ("cachd.store.ingest", "cachd.store.durable"),
     ("cachd.transfer.pull", "cachd.store.snapshots"),

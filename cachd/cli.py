@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from concurrent import futures
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -19,19 +18,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.filesize import decimal
 
-from cachd import __version__, config, daemon, errors, terminal
-from cachd.api.documents import Models
+from cachd import __version__, errors, terminal
 from cachd.client import Client, Unreachable, error_of
 from cachd.errors import CachdError, Invalid
-from cachd.model import Ref, Wish
 
 T = TypeVar("T")
-
-
-class WaitTimeout(CachdError):
-    """The command's patience ended before the pull did."""
-
-    code = "wait_timeout"
 
 
 EXIT_CODES = {
@@ -51,7 +42,7 @@ EXIT_CODES = {
 EXIT_BY_ERROR: dict[type, int] = {
     errors.Invalid: 2,
     errors.NotFound: 3,
-    WaitTimeout: 4,
+    errors.WaitTimeout: 4,
     errors.Forbidden: 5,
     Unreachable: 6,
     errors.NoSpace: 7,
@@ -101,6 +92,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
+    from cachd import config, daemon  # their libraries take longer to load than most commands to run
+
     daemon.serve(config.load(root=root, listen=listen, config=config_file))
 
 
@@ -140,7 +133,10 @@ def pull(
         "refresh": refresh,
     }
     if direct:
-        document = _pull_here(asked, config.load(root=root, config=config_file, allow=allow), timeout)
+        from cachd import config
+        from cachd.direct import pull_here
+
+        document = pull_here(asked, config.load(root=root, config=config_file, allow=allow), timeout)
     else:
         document = _ask(server, token_file, lambda client: _pull_there(client, asked, wait, timeout))
     _print(document, output, lambda: print(document["path"]))
@@ -219,6 +215,8 @@ def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
 @app.command(epilog="Example: cachd options -o json")
 def options(output: Form = Output.text) -> None:
     """List every option of the daemon: key of the file, environment variable, default, meaning."""
+    from cachd import config
+
     rows = list(config.table())
     headings = ("key", "env", "default", "help")
     document = {"options": [dict(zip(headings, row, strict=True)) for row in rows]}
@@ -282,37 +280,13 @@ async def _follow(client: Client, name: str, seconds: float) -> dict[str, Any]:
                 raise error_of(pull["error"])
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(
+                raise errors.WaitTimeout(
                     f"{name} is {pull['state']} after {seconds:.0f} s:"
                     f" {moved['done']} of {moved['total']} bytes",
                     mend="wait longer (--timeout); the pull goes on",
                 )
             with suppress(CachdError):  # the next document says why it is not ready
                 await client.ready(name, wait=min(_POLL_SECONDS, left))
-
-
-def _pull_here(asked: dict[str, Any], options: config.Config, timeout: float) -> dict[str, Any]:
-    """One pull in this process, for an init container or a Job. What it leaves is resumed next time."""
-    daemon.configure_logs("warning", options.log_format)
-    ref = Ref.parse(asked["ref"])
-    wish = Wish(ref, asked["name"] or ref.default_name, tuple(asked["include"]), tuple(asked["exclude"]))
-    with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
-        deadline = time.monotonic() + timeout
-        if asked["pin"]:
-            parts.store.snapshots.pin(wish.name)
-        running = parts.pulls.start(wish, refresh=asked["refresh"])
-        while running and not running.done.done():
-            progress = running.progress
-            update(progress.state, progress.done, progress.total)
-            futures.wait([running.done], timeout=_POLL_SECONDS)
-            if time.monotonic() > deadline:
-                raise WaitTimeout(
-                    f"{wish.name}: {progress.done} of {progress.total} bytes after {timeout:.0f} s",
-                    mend="run it again: it goes on where it stopped",
-                )
-        if running and running.error:
-            raise running.error
-        return Models(parts.store, parts.pulls).describe(wish.name)
 
 
 async def _examine(client: Client) -> list[dict[str, Any]]:

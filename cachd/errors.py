@@ -117,3 +117,9 @@ class Cancelled(CachdError):
     """The pull was told to stop."""
 
     code = "cancelled"
+
+
+class WaitTimeout(CachdError):
+    """The caller's patience ended before the pull did; the pull goes on."""
+
+    code = "wait_timeout"

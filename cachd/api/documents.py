@@ -23,7 +23,7 @@ class Asked(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"ref": "hf://org/model@main", "exclude": ["*.bin"]}]}
     )
 
-    ref: str = Field(max_length=2048, description="hf://, s3://, https:// or file://")
+    ref: str = Field(description="hf://, s3://, https:// or file://")
     name: str | None = Field(None, description=f"local name, {NAME_PATTERN}; default: from the ref")
     include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
     exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")

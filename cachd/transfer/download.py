@@ -36,7 +36,7 @@ class Part:
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
         self.reached = extent.start
-        self.hash = xxhash.xxh3_128()
+        self.hash: xxhash.xxh3_128 | None = None  # from the first byte on: many parts wait
         self.failures = 0
 
     @property
@@ -170,12 +170,13 @@ class Download:
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
         received = self._engine.metrics.download_bytes.labels(self._scheme)
+        hashed = part.hash = part.hash or xxhash.xxh3_128()
         while part.reached < part.extent.stop:
             view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
             count = body.readinto(view)
             if self._over:
                 return
-            part.hash.update(view[:count])
+            hashed.update(view[:count])
             ingest.write(part.reached, view[:count])
             part.reached += count
             part.failures = 0
@@ -184,7 +185,7 @@ class Download:
                 self._fetched += count
             received.inc(count)
             self._follow_if_worthwhile()
-        ingest.finish(part.extent, part.hash.hexdigest())
+        ingest.finish(part.extent, hashed.hexdigest())
 
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:

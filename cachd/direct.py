@@ -1,0 +1,42 @@
+"""One pull with no daemon: for an init container or a Job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent import futures
+from typing import Any
+
+from cachd import daemon, terminal
+from cachd.api.documents import Asked, Models
+from cachd.config import Config
+from cachd.errors import WaitTimeout
+
+_LOOK_SECONDS = 0.3
+
+
+def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
+    """The document of the model once it is ready. What an interruption leaves is resumed next time.
+
+    Raises what the pull fails with, or WaitTimeout.
+    """
+    daemon.configure_logs("warning", options.log_format)
+    request = Asked.model_validate(asked)
+    wish = request.wish()
+    deadline = time.monotonic() + seconds
+    with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
+        running = parts.pulls.start(wish, refresh=request.refresh)
+        while running and not running.done.done():
+            progress = running.progress
+            update(progress.state, progress.done, progress.total)
+            futures.wait([running.done], timeout=_LOOK_SECONDS)
+            if time.monotonic() > deadline:
+                raise WaitTimeout(
+                    f"{wish.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
+                    mend="run it again: it goes on where it stopped",
+                )
+        if running and running.error:
+            raise running.error
+        if request.pin:
+            parts.store.snapshots.pin(wish.name)
+        return Models(parts.store, parts.pulls).describe(wish.name)

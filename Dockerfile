@@ -20,9 +20,12 @@ LABEL org.opencontainers.image.title="cachd" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# A daemon needs no installer. The cache directory is made, with its owner, for a volume of plain Docker.
-RUN python3 -m pip uninstall --yes --root-user-action=ignore pip \
-    && useradd --uid 65532 --user-group --no-log-init --no-create-home --home-dir /tmp \
+# A daemon needs no installer; only a pip that the distribution packaged stays, for pip cannot remove that.
+# The group first: useradd alone would choose its number. The cache directory is made, with its owner, for a
+# volume of plain Docker.
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip uninstall --yes --root-user-action=ignore pip \
+    && groupadd --gid 65532 cachd \
+    && useradd --uid 65532 --gid 65532 --no-log-init --no-create-home --home-dir /tmp \
                --shell /usr/sbin/nologin cachd \
     && install --directory --owner=65532 --group=65532 --mode=0755 /var/lib/cachd
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cachd.errors import CachdError, Invalid
@@ -65,6 +73,9 @@ class Model(BaseModel):
         """Raises Invalid."""
         ref = Ref.parse(self.ref)
         return Wish(ref, self.name or ref.default_name, self.include, self.exclude)
+
+
+_MODELS = TypeAdapter(tuple[Model, ...])
 
 
 class Config(BaseSettings):
@@ -168,13 +179,13 @@ def load(**flags: object) -> Config:
 def load_models(path: Path) -> tuple[Model, ...]:
     """The `models` of the file as it is now. Raises Invalid."""
     try:
-        listed = [Model.model_validate(entry) for entry in read_file(path).get("models", ())]
+        listed = _MODELS.validate_python(read_file(path).get("models", ()))
         for model in listed:
             _ = model.wish
     except (ValidationError, CachdError) as error:
         reason = error.detail if isinstance(error, CachdError) else str(error.errors()[0]["msg"])
         raise Invalid(f"models in {path}: {reason}", code="bad_config") from error
-    return tuple(listed)
+    return listed
 
 
 def table() -> Iterator[tuple[str, str, str, str]]:

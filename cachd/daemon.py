@@ -9,10 +9,12 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 import structlog
@@ -129,10 +131,22 @@ def serve(config: Config) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=_GRACEFUL_SECONDS,
             )
-            _run(uvicorn.Server(options), sock)
+            _run(_Server(options, parts.pulls), sock)
         finally:
             prewarm.close()
     log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Ends the pulls when it is told to stop, so that those who wait for them get their answer."""
+
+    def __init__(self, options: uvicorn.Config, pulls: Pulls) -> None:
+        super().__init__(options)
+        self._pulls = pulls
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        threading.Thread(target=self._pulls.interrupt, name="stop", daemon=True).start()
 
 
 def _run(server: uvicorn.Server, sock: socket.socket) -> None:
@@ -194,6 +208,8 @@ def _listening(listen: str) -> Iterator[socket.socket]:
             code="cannot_listen",
             mend="is another daemon there? choose another --listen",
         ) from error
+    # Inherited by what is accepted: a head and a body sent apart must not wait for an acknowledgement.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with sock:
         yield sock
 

@@ -43,10 +43,11 @@ class Guard:
 
         try:
             refusal = self._refusal(Headers(scope=scope))
-            if refusal:
-                await problem(refusal)(scope, receive, watched)
+            body = b"" if refusal else await _read(receive)
+            if refusal or body is None:
+                await problem(refusal or _too_long())(scope, receive, watched)
             else:
-                await self._app(scope, _limited(receive), watched)
+                await self._app(scope, _replayed(body, receive), watched)
         finally:
             route = scope.get("route")
             op = getattr(route, "name", "none")
@@ -54,14 +55,14 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> CachdError | None:
         host = headers.get("host", "")
-        if not self._is_ours(f"//{host}"):
+        if not self._is_name(host) and not _is_address(host):
             return Forbidden(
                 f"Host {host!r:.120} is not one of this daemon's names",
                 code="foreign_host",
                 mend="ask by address, or add the name to allowed_hosts",
             )
         origin = headers.get("origin")
-        if origin is not None and not self._is_ours(origin):
+        if origin is not None and origin.partition("://")[2] != host and not self._is_name(origin):
             return Forbidden("requests from other sites' pages are refused", code="foreign_origin")
         length = headers.get("content-length", "0")
         if not length.isdecimal():
@@ -70,29 +71,50 @@ class Guard:
             return _too_long()
         return None
 
-    def _is_ours(self, url: str) -> bool:
-        with suppress(ValueError):
-            host = urlsplit(url).hostname or ""
-            if host in self._allowed:
-                return True
-            ip_address(host)  # a page that rebinds a name still sends the name: an address is no attack
-            return True
-        return False
+    def _is_name(self, place: str) -> bool:
+        """Whether the host of a Host or Origin header is one of this daemon's names."""
+        return _host(place) in self._allowed
 
 
-def _limited(receive: Receive) -> Receive:
-    """Stop reading a body that is longer than it said or that said nothing."""
-    got = 0
+def _host(place: str) -> str:
+    try:
+        return urlsplit(place if "://" in place else f"//{place}").hostname or ""
+    except ValueError:
+        return ""
 
-    async def limited() -> Message:
-        nonlocal got
+
+def _is_address(host: str) -> bool:
+    """A page that rebinds a name still sends the name: an address is no attack."""
+    with suppress(ValueError):
+        ip_address(_host(host))
+        return True
+    return False
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None when it is too long, whatever its headers said."""
+    body: bytes = b""
+    while True:
         message = await receive()
-        got += len(message.get("body", b""))
-        if got > MOST_BODY_BYTES:
-            raise _too_long()
-        return message
+        body += bytes(message.get("body", b""))
+        if len(body) > MOST_BODY_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return body
 
-    return limited
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """What was read, given to the application as it expects it; then what comes after."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
 
 
 def _too_long() -> TooBig:

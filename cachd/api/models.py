@@ -88,7 +88,10 @@ async def unpin(name: str, models: AnyModels) -> Response:
 @router.delete("/{name}", dependencies=_WRITES)
 async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
     """Cancel its pull, unpublish it, then free its bytes. 409 when pinned or in use, unless forced."""
-    check_name(name)
+    stopped = await asyncio.to_thread(models.pulls.cancel, check_name(name), force=force)
+    if stopped:
+        with suppress(CachdError):  # here and not in the thread: many may wait for one slow source
+            await asyncio.shield(asyncio.wrap_future(stopped.done))
     freed = await asyncio.to_thread(models.pulls.delete, name, force=force)
     return {"name": name, "freed_bytes": freed}
 

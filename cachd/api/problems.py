@@ -86,7 +86,9 @@ def install(app: FastAPI) -> None:
         refusal = errors.Invalid(
             f"{request.method} {request.url.path}: {error.detail}", code=code, mend="/docs lists the calls"
         )
-        return problem(refusal, status=error.status_code)
+        answer = problem(refusal, status=error.status_code)
+        answer.headers.update(error.headers or {})  # a 405 says which methods there are
+        return answer
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:

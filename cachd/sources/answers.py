@@ -44,15 +44,19 @@ def check_status(response: http.client.HTTPResponse, url: str) -> None:
     status, shown = response.status, bare(url)
     if status in (200, 206):
         return
+    hub_says = response.getheader("X-Error-Code")  # the Hub's reason, where a status alone is ambiguous
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
-        raise Forbidden(reason, code="source_unauthorized", mend="check the token", status=status)
+        raise Forbidden(
+            reason, code="source_unauthorized", mend="check the token", status=status, hub_says=hub_says
+        )
     if status in (403, 451):
         raise Forbidden(
             reason,
             code="source_forbidden",
             mend="check that the token may read it; some origins say this of what does not exist",
             status=status,
+            hub_says=hub_says,
         )
     if status in (404, 410):
         raise NotFound(reason, code="file_not_found", mend="check the name", status=status)

@@ -64,7 +64,12 @@ class HubSource:
         url = f"{self._endpoint}/{repo}/resolve/{commit}/{quoted(path)}"
         token = self._token.read()
         secrets = {"Authorization": f"Bearer {token}"} if token else {}
-        return self._http.open(Target(url, file.size, secrets), extent)
+        try:
+            return self._http.open(Target(url, file.size, secrets), extent)
+        except Forbidden as error:
+            if error.facts.get("hub_says") == "GatedRepo":
+                raise _gated(f"hf://{repo}") from error
+            raise
 
 
 def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
@@ -83,11 +88,7 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise Forbidden(
-            f"{ref.base} is gated and this token has no access",
-            code="gated",
-            mend="accept its terms on the Hub with the account of the token in hf_token_file",
-        ) from error
+        raise _gated(ref.base) from error
     except RevisionNotFoundError as error:
         raise NotFound(
             f"{ref.base} has no revision {ref.revision!r}", code="revision_not_found", mend="check the branch"
@@ -119,6 +120,14 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise Unavailable(
             f"the Hub did not answer for {ref.base}: {type(error).__name__}", code="connection_failed"
         ) from error
+
+
+def _gated(base: str) -> Forbidden:
+    return Forbidden(
+        f"{base} is gated and this token has no access",
+        code="gated",
+        mend="accept its terms on the Hub with the account of the token in hf_token_file",
+    )
 
 
 def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:

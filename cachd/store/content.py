@@ -97,13 +97,18 @@ class ContentStore:
                 self._claims = +self._claims
 
     def free(self, manifest: Manifest) -> int:
-        """Remove the manifest's blobs that no view links to and no pull claims; bytes freed."""
+        """Remove the manifest's blobs that no view links to and no pull claims, and what interrupted pulls
+        left of them; bytes freed."""
         freed = 0
         for file in {f.blob: f for f in manifest.files}.values():
             path, trash = self.path(file.blob), self._layout.trash / file.blob.hex
             with durable.disk_errors(path), suppress(FileNotFoundError):
                 with self._lock:  # a claim made from here on finds the blob gone
-                    if file.blob in self._claims or os.lstat(path).st_nlink > 1:
+                    if file.blob in self._claims:
+                        continue
+                    freed += self.allocated(file)
+                    durable.remove_tree(self._layout.ingest(file.blob))
+                    if os.lstat(path).st_nlink > 1:
                         continue
                     durable.move(path, trash)
                 durable.remove(_told(path))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cachd.errors import DiskFailed, NoSpace
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise NoSpace(
                 f"{path}: {reason}", mend="free space or inodes on the cache's file system"
             ) from error

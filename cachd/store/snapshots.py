@@ -105,7 +105,7 @@ class Snapshots:
                     f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
                 )
             if not force:
-                self._check_free(snapshot)
+                self.check_unused(name)
             durable.remove(self._layout.ready_file(name))
             del self._named[name]
             self._pins.remove(name)
@@ -136,21 +136,21 @@ class Snapshots:
             if link.is_symlink() and link.name not in self._named:
                 durable.remove(link)
 
-    # --- inside, under the lock ---
-
-    def _check_free(self, snapshot: Snapshot) -> None:
-        if self.is_pinned(snapshot.name):
-            raise InUse(
-                f"{snapshot.name} is pinned",
-                code="pinned",
-                mend=f"cachd unpin {snapshot.name}, or force",
-            )
+    def check_unused(self, name: str) -> None:
+        """Raises InUse when the name is pinned, or its files are open and no other name shows them."""
+        if self.is_pinned(name):
+            raise InUse(f"{name} is pinned", code="pinned", mend=f"cachd unpin {name}, or force")
+        snapshot = self._named.get(name)
+        if snapshot is None:
+            return
         shared = sum(s.manifest == snapshot.manifest for s in self._named.values()) > 1
         if not shared and self._is_open(self.manifest(snapshot)):
             raise InUse(
-                f"files of {snapshot.name} are open in a process on this node",
+                f"files of {name} are open in a process on this node",
                 mend="stop the pods that serve it, or force: what they have open stays readable",
             )
+
+    # --- inside, under the lock ---
 
     def _used(self) -> set[str]:
         return {s.manifest for s in self._named.values()}

@@ -49,8 +49,9 @@ class Store:
                 _check_links(self.layout)
                 for leftover in (*self.layout.staging.iterdir(), *self.layout.trash.iterdir()):
                     _delete(leftover)
-                for tagged in (root, self.layout.hub):
-                    (tagged / "CACHEDIR.TAG").write_bytes(_CACHEDIR_TAG)
+                for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
+                    if not tag.exists():
+                        tag.write_bytes(_CACHEDIR_TAG)
             self.content = ContentStore(self.layout)
             self.snapshots = Snapshots(self.layout, self.content)
             self.snapshots.forget_links()
@@ -162,6 +163,9 @@ def _check_links(layout: Layout) -> None:
         durable.link(probe, linked)
         durable.move(linked, layout.models / ".probe")
     except OSError as error:
+        if error.errno in durable.FULL:
+            log.warning("no room to try a link: the disk is full", root=str(layout.root))
+            return  # a full disk still serves, and must still be able to free
         raise DiskFailed(
             f"{layout.root} cannot link and rename between its directories: {error.strerror}",
             code="no_hard_links",

@@ -69,7 +69,7 @@ class Pulls:
         """Start or join the pull of a wish; None when it is ready already.
 
         `refresh` resolves the ref again though it is ready. Raises InUse when another wish is being pulled
-        under the same name, Unavailable when too many wait.
+        under the same name, Unavailable when too many wait, NoSpace or DiskFailed when it cannot be kept.
         """
         with self._changed:
             running = self._running.get(wish.name)
@@ -79,30 +79,22 @@ class Pulls:
             if ready is not None and ready.wish == wish and not refresh:
                 self._metrics.hits.inc()
                 return None
-            if len(self._waiting) >= MOST_WAITING or self._closed:
-                raise Unavailable(
-                    f"{len(self._waiting)} pulls are waiting", code="queue_full", retry_after=60.0
-                )
-            self._metrics.misses.inc()
-            started = Pull(wish, priority=priority)
-            self._running[wish.name] = started
-            self._remember_latest(started)
+            started = self._admit(wish, priority)
         try:
             self._store.remember(wish)  # durable before anybody is told that it runs
         except CachdError as error:
             self._ended(started, "failed", time.monotonic(), error)
             raise
-        with self._changed:
-            heapq.heappush(self._waiting, (-priority, next(self._sequence), started))
-            self._metrics.pull_queue_length.set(len(self._waiting))
-            self._changed.notify()
+        self._queue(started)
         return started
 
     def resume(self) -> None:
         """Go on with the pulls that an earlier life of the daemon did not finish."""
         for wish in self._store.remembered():
             log.info("pull resumed", name=wish.name, ref=str(wish.ref))
-            self.start(wish, refresh=True)
+            with self._changed:
+                started = self._admit(wish, priority=0)
+            self._queue(started)
         self._sweep({pull.wish.ref.base for pull in self.running()})
 
     def get(self, name: str) -> Pull | None:
@@ -117,38 +109,61 @@ class Pulls:
         """The newest pull of each name."""
         return [self._latest[name] for name in sorted(self._latest)]
 
-    def delete(self, name: str, *, force: bool = False) -> int:
-        """Cancel the name's pull, withdraw its snapshot and free its bytes; how many.
+    def cancel(self, name: str, *, force: bool = False) -> Pull | None:
+        """Tell the name's pull to stop, and do not wait for it; None when there was none.
 
-        Raises NotFound, or InUse when it is pinned or open and not forced.
+        Raises NotFound, or InUse when the name is pinned or its model open, and not forced.
         """
         known = self._latest.get(name)
-        snapshot = self._store.snapshots.get(name)
-        if known is None and snapshot is None:
+        if known is None and self._store.snapshots.get(name) is None:
             raise NotFound(
                 f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
             )
-        freed = self._store.snapshots.withdraw(name, force=force) if snapshot else 0
+        if not force:
+            self._store.snapshots.check_unused(name)
+        if known is None:
+            return None
+        known.progress.cancelled.set()
+        with self._changed:
+            waited = [entry for entry in self._waiting if entry[2] is known]
+            for entry in waited:
+                self._waiting.remove(entry)
+            heapq.heapify(self._waiting)
+        if waited:
+            cancelled = Cancelled(f"{name}: cancelled before it began")
+            self._ended(known, "cancelled", time.monotonic(), cancelled)
+        return known
+
+    def delete(self, name: str, *, force: bool = False) -> int:
+        """Cancel the name's pull, wait for its end, withdraw its snapshot and free its bytes; how many.
+
+        Raises as `cancel` does.
+        """
+        known = self.cancel(name, force=force)
         if known is not None:
-            known.progress.cancelled.set()
             wait([known.done])
-            self._store.snapshots.unpin(name)
+        snapshots = self._store.snapshots
+        freed = snapshots.withdraw(name, force=force) if snapshots.get(name) else 0
+        if known is not None:
             with self._changed:
                 if self._latest.get(name) is known:
                     del self._latest[name]
-            if self._store.snapshots.get(name):  # it was published before it heard of the cancel
-                freed += self._store.snapshots.withdraw(name, force=force)
+            snapshots.unpin(name)
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest)
         return freed
 
-    def close(self) -> None:
-        """Stop every pull where it is; they go on when the daemon starts again."""
+    def interrupt(self) -> None:
+        """Tell every pull to stop where it is; they go on when the daemon starts again."""
         with self._changed:
             self._closed = True
             for running in self._running.values():
                 running.progress.cancelled.set()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Interrupt every pull and join its thread."""
+        self.interrupt()
         for thread in self._threads:
             thread.join()
 
@@ -164,10 +179,23 @@ class Pulls:
         self._metrics.joins.inc()
         return running
 
-    def _remember_latest(self, started: Pull) -> None:
+    def _admit(self, wish: Wish, priority: int) -> Pull:
+        """Register a pull under its name. Called with the lock. Raises Unavailable."""
+        if len(self._waiting) >= MOST_WAITING or self._closed:
+            raise Unavailable(f"{len(self._waiting)} pulls are waiting", code="queue_full", retry_after=60.0)
+        self._metrics.misses.inc()
+        started = Pull(wish, priority=priority)
+        self._running[wish.name] = started
         if len(self._latest) >= MOST_WAITING:
             self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
-        self._latest[started.wish.name] = started
+        self._latest[wish.name] = started
+        return started
+
+    def _queue(self, started: Pull) -> None:
+        with self._changed:
+            heapq.heappush(self._waiting, (-started.share.priority, next(self._sequence), started))
+            self._metrics.pull_queue_length.set(len(self._waiting))
+            self._changed.notify()
 
     def _run(self) -> None:
         while (next_pull := self._next()) is not None:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +53,6 @@ EXIT_BY_ERROR: dict[type, int] = {
     errors.Unavailable: 10,
 }
 _POLL_SECONDS = 0.3
-_ENDED = ("ready", "failed", "cancelled")
 
 app = typer.Typer(
     name="cachd",
@@ -169,7 +168,7 @@ def wait(
     output: Form = Output.text,
 ) -> None:
     """Wait until a model is ready, with its progress. The last line printed is its path."""
-    document = _ask(server, None, lambda client: _follow(client, name, timeout))
+    document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
     _print(document, output, lambda: print(document["path"]))
 
 
@@ -262,18 +261,30 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 
 async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
     document = await client.pull(asked)
-    return await _follow(client, document["name"], seconds) if wait else document
+    return await _follow(client, document["name"], seconds, _has_ended_ready) if wait else document
 
 
-async def _follow(client: Client, name: str, seconds: float) -> dict[str, Any]:
-    """Show the progress of a model until it is ready. Raises what its pull failed with, or WaitTimeout."""
+def _has_ended_ready(model: Mapping[str, Any]) -> bool:
+    """For who asked for this pull: an older model under the same name is not what was asked for."""
+    return model["pull"] is None or model["pull"]["state"] == "ready"
+
+
+def _is_ready(model: Mapping[str, Any]) -> bool:
+    """For who asked for the name: whichever model it leads to."""
+    return bool(model["state"] == "ready")
+
+
+async def _follow(
+    client: Client, name: str, seconds: float, is_done: Callable[[Mapping[str, Any]], bool]
+) -> dict[str, Any]:
+    """Show the progress of a model until it is done. Raises what its pull failed with, or WaitTimeout."""
     deadline = time.monotonic() + seconds
     with terminal.progress_bar(name) as update:
         while True:
-            document = await client.model(name)
-            pull = document["pull"]
-            if document["state"] == "ready" and (not pull or pull["state"] in _ENDED):
-                return document
+            model = await client.model(name)
+            if is_done(model):
+                return model
+            pull = model["pull"]
             moved = pull["bytes"]
             update(pull["state"], moved["done"], moved["total"])
             if pull["state"] in ("failed", "cancelled"):
@@ -285,8 +296,16 @@ async def _follow(client: Client, name: str, seconds: float) -> dict[str, Any]:
                     f" {moved['done']} of {moved['total']} bytes",
                     mend="wait longer (--timeout); the pull goes on",
                 )
-            with suppress(CachdError):  # the next document says why it is not ready
-                await client.ready(name, wait=min(_POLL_SECONDS, left))
+            await _pause(client, model, min(_POLL_SECONDS, left))
+
+
+async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> None:
+    """Until the model is ready, or for `seconds`, so that the end of a pull is seen at once."""
+    if model["state"] == "ready":
+        await asyncio.sleep(seconds)
+        return
+    with suppress(CachdError):  # the next document says why it is not ready
+        await client.ready(model["name"], wait=seconds)
 
 
 async def _examine(client: Client) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import aiohttp
 
 from cachd import errors
 from cachd.errors import CachdError
+from cachd.model import check_name
 
 
 class Unreachable(CachdError):
@@ -49,20 +50,22 @@ class Client:
         return found
 
     async def model(self, name: str) -> dict[str, Any]:
-        return await self._call("GET", f"/v1/models/{name}")
+        return await self._call("GET", f"/v1/models/{check_name(name)}")
 
     async def ready(self, name: str, *, wait: float) -> dict[str, Any]:
         """The ready document, waited for at most `wait` seconds."""
-        return await self._call("GET", f"/v1/models/{name}/ready", params={"wait": f"{wait:.3f}"})
+        return await self._call("GET", f"/v1/models/{check_name(name)}/ready", params={"wait": f"{wait:.3f}"})
 
     async def pin(self, name: str) -> None:
-        await self._call("PUT", f"/v1/models/{name}/pin")
+        await self._call("PUT", f"/v1/models/{check_name(name)}/pin")
 
     async def unpin(self, name: str) -> None:
-        await self._call("DELETE", f"/v1/models/{name}/pin")
+        await self._call("DELETE", f"/v1/models/{check_name(name)}/pin")
 
     async def delete(self, name: str, *, force: bool) -> dict[str, Any]:
-        return await self._call("DELETE", f"/v1/models/{name}", params={"force": str(force).lower()})
+        return await self._call(
+            "DELETE", f"/v1/models/{check_name(name)}", params={"force": str(force).lower()}
+        )
 
     async def get(self, path: str) -> dict[str, Any]:
         """Any other document, such as /readyz or /v1/capacity."""

@@ -345,6 +345,7 @@ def test_a_pull_that_still_waits_for_its_turn_is_deleted_at_once(alone: Callable
         deleting = other.submit(ground.node.ask, "DELETE", "/v1/models/queued.bin")
         try:
             assert deleting.result(5).status == 200
+            assert ground.node.metric("cachd_pull_queue_length") == 0
         finally:
             hold.release()
 

@@ -78,6 +78,9 @@ class Pulls:
             ready = self._store.snapshots.get(wish.name)
             if ready is not None and ready.wish == wish and not refresh:
                 self._metrics.hits.inc()
+                latest = self._latest.get(wish.name)
+                if latest is not None and latest.error is not None:
+                    del self._latest[wish.name]  # what failed since was about another wish, and is over
                 return None
             started = self._admit(wish, priority)
         try:

@@ -252,6 +252,11 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
             f"token file {token_file} cannot be read: {error.strerror}", code="bad_secret"
         ) from error
 
+    if token and not (token.isascii() and token.isprintable()):
+        raise Invalid(
+            "the token holds characters no token has", code="bad_secret", mend="write it on one line"
+        )
+
     async def session() -> T:
         async with Client(server, token) as client:
             return await call(client)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 
+from pydantic import ValidationError
+
 from cachd import daemon, terminal
 from cachd.api.documents import Asked, Models
 from cachd.config import Config
-from cachd.errors import WaitTimeout
+from cachd.errors import Invalid, WaitTimeout
 
 _LOOK_SECONDS = 0.3
 
@@ -21,7 +23,10 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     Raises what the pull fails with, or WaitTimeout.
     """
     daemon.configure_logs("warning", options.log_format)
-    request = Asked.model_validate(asked)
+    try:
+        request = Asked.model_validate(asked)
+    except ValidationError as error:
+        raise Invalid(f"the request is wrong: {error.errors()[0]['msg']}", code="invalid_request") from error
     wish = request.wish()
     deadline = time.monotonic() + seconds
     with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
@@ -30,7 +35,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
             progress = running.progress
             update(progress.state, progress.done, progress.total)
             futures.wait([running.done], timeout=_LOOK_SECONDS)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not running.done.done():
                 raise WaitTimeout(
                     f"{wish.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
                     mend="run it again: it goes on where it stopped",

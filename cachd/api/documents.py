@@ -49,10 +49,7 @@ class Models:
         return sorted(ready | {p.wish.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
-        if self.snapshots.get(name):
-            return "ready"
-        pull = self.pulls.get(name)
-        return pull.progress.state if pull else "unknown"
+        return _state(self.snapshots.get(name), self.pulls.get(name))
 
     def counted(self) -> Mapping[str, int]:
         """How many models are in which state."""
@@ -70,7 +67,7 @@ class Models:
         wish = snapshot.wish if snapshot else pull.wish if pull else None
         return {
             "name": name,
-            "state": self.state(name),
+            "state": _state(snapshot, pull),
             "ref": str(wish.ref) if wish else "",
             "path": str(self.store.layout.model(name)),
             "verified": snapshot.verified if snapshot else _verified(pull),
@@ -98,6 +95,12 @@ class Models:
             return self.snapshots.is_in_use(snapshot)
         except NotFound:
             return False
+
+
+def _state(snapshot: Snapshot | None, pull: Pull | None) -> str:
+    if snapshot:
+        return "ready"
+    return pull.progress.state if pull else "unknown"
 
 
 def unknown_model(name: str) -> NotFound:

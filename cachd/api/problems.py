@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -63,6 +65,12 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     )
 
 
+def _wrong(found: Mapping[str, Any]) -> str:
+    """One finding of the validation: the field and what is wrong with it."""
+    field = ".".join(str(part) for part in found["loc"][1:] if not isinstance(part, int))
+    return f"{field or 'body'}: {found['msg']}"
+
+
 def install(app: FastAPI) -> None:
     """Let every failure of the app answer with a problem document."""
 
@@ -72,7 +80,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(_request: Request, error: RequestValidationError) -> Response:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(map(_wrong, error.errors()))
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",

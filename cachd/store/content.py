@@ -106,15 +106,22 @@ class ContentStore:
                 with self._lock:  # a claim made from here on finds the blob gone
                     if file.blob in self._claims:
                         continue
-                    freed += self.allocated(file)
-                    durable.remove_tree(self._layout.ingest(file.blob))
+                    freed += self._trash_ingest(file, trash.with_suffix(".ingest"))
                     if os.lstat(path).st_nlink > 1:
                         continue
                     durable.move(path, trash)
                 durable.remove(_told(path))
                 os.unlink(trash)
                 freed += file.size
+            durable.remove_tree(trash.with_suffix(".ingest"))
         return freed
+
+    def _trash_ingest(self, file: File, trash: Path) -> int:
+        """Move what an interrupted pull left out of the way; its bytes on disk."""
+        size = self.allocated(file)
+        with suppress(FileNotFoundError):
+            durable.move(self._layout.ingest(file.blob), trash)
+        return size
 
 
 def _told(blob: Path) -> Path:

@@ -35,7 +35,6 @@ class Pull:
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
-        self.ended_at: float | None = None
         self.done: Future[Snapshot] = Future()
         self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
 
@@ -110,7 +109,8 @@ class Pulls:
 
     def known(self) -> list[Pull]:
         """The newest pull of each name."""
-        return [self._latest[name] for name in sorted(self._latest)]
+        with self._changed:
+            return [pull for _, pull in sorted(self._latest.items())]
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
         """Tell the name's pull to stop, and do not wait for it; None when there was none.
@@ -132,6 +132,7 @@ class Pulls:
             for entry in waited:
                 self._waiting.remove(entry)
             heapq.heapify(self._waiting)
+            self._metrics.pull_queue_length.set(len(self._waiting))
         if waited:
             cancelled = Cancelled(f"{name}: cancelled before it began")
             self._ended(known, "cancelled", time.monotonic(), cancelled)
@@ -260,10 +261,9 @@ class Pulls:
         with self._changed:
             del self._running[wish.name]
             keep = {other.wish.ref.base for other in self._running.values()}
-        progress.state = state
-        running.ended_at = time.time()
+        running.error = outcome if isinstance(outcome, CachdError) else None
+        progress.state = state  # after the error: who reads a failure finds its reason
         if isinstance(outcome, CachdError):
-            running.error = outcome
             running.done.set_exception(outcome)
         else:
             running.done.set_result(outcome)

@@ -171,6 +171,7 @@ class Node:
                 except ValueError:
                     self.log.append({"event": line.rstrip()})
                 self._logged.notify_all()
+        process.wait()  # only then does its end show to who waits for an event
         with self._logged:
             self._logged.notify_all()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from tests.ground.hub import Hub
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.s3 import S3Server
+from tests.ground.site import Ground
 
 os.environ.pop("HF_TOKEN", None)
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -102,9 +102,25 @@ def node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         yield started
 
 
-def noise(size: int, seed: int = 1) -> bytes:
-    """Bytes that do not compress and have no holes."""
-    return random.Random(seed).randbytes(size)
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """One daemon for all tests of a file; each uses names of its own."""
+    root = tmp_path_factory.mktemp("shared") / "node"
+    with Origin() as origin, Hub() as hub:
+        options = {"hf_endpoint": hub.url, "retries": 0, "streams": 4}
+        with Node(root, options) as node:
+            yield Ground(node, origin, hub)
+
+
+@pytest.fixture
+def alone(origin: Origin, hub: Hub, node: Callable[..., Node]) -> Callable[..., Ground]:
+    """Starts a daemon that a test has to itself: `alone(pulls=1)`."""
+
+    def started(**options: object) -> Ground:
+        plain = {"hf_endpoint": hub.url, "retries": 0, "streams": 4}
+        return Ground(node(**{**plain, **options}), origin, hub)
+
+    return started
 
 
 def sha256_of(path: Path) -> str:

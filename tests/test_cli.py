@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,16 @@ import yaml
 from typer.testing import CliRunner
 
 from cachd import __version__, cli, config, errors
-from tests.conftest import noise
-from tests.ground.hub import Hub
+from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Seen, Stall, Status
-from tests.test_api import Ground
+from tests.ground.site import Ground
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 30
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 Nodes = Callable[..., Node]
 Ended = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    """One daemon for all tests of this file; each uses names of its own."""
-    root = tmp_path_factory.mktemp("cli") / "node"
-    with Origin() as origin, Hub() as hub:
-        options = {"hf_endpoint": hub.url, "retries": 0, "streams": 4}
-        with Node(root, options) as node:
-            yield Ground(node, origin, hub)
 
 
 # --- asking and waiting ---

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import noise
 from tests.ground.hub import Hub
-from tests.ground.models import digests
+from tests.ground.models import digests, noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 

@@ -13,8 +13,9 @@ from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config
 from cachd.daemon import assembled
-from tests.conftest import noise, wish_of
+from tests.conftest import wish_of
 from tests.ground.hub import Hub
+from tests.ground.models import noise
 
 PROJECT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Engine, noise
+from tests.conftest import Engine
 from tests.ground import pod as pods
 from tests.ground.hub import Hub
-from tests.ground.models import digests, minilm, safetensors_model
+from tests.ground.models import digests, minilm, noise, safetensors_model
 from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, read_model, run_in_pod
 
 Engines = Callable[..., Engine]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
-from tests.conftest import Engine, noise, sha256_of, wish_of
+from tests.conftest import Engine, sha256_of, wish_of
 from tests.ground import nginx as nginx_ground
 from tests.ground.hub import Hub
-from tests.ground.models import digests, minilm, safetensors_model, write_sha256sums
+from tests.ground.models import digests, minilm, noise, safetensors_model, write_sha256sums
 from tests.ground.nginx import Nginx
 from tests.ground.origin import (
     Chunked,

@@ -16,8 +16,8 @@ import yaml
 from bench.readme import rendered
 from cachd.cli import EXIT_CODES
 from cachd.config import Model
-from tests.conftest import noise
 from tests.ground.hub import Hub
+from tests.ground.models import noise
 from tests.ground.node import Node
 
 PROJECT = Path(__file__).parent.parent

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -131,3 +132,8 @@ def _sum_line(name: str, digest: str) -> str:
     """One line of coreutils' format: a name that would break the line is escaped, and the line says so."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{chr(92) if escaped != name else ''}{digest}  {escaped}\n"
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Bytes that do not compress and have no holes."""
+    return random.Random(seed).randbytes(size)

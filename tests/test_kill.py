@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,53 @@ def test_a_stopped_daemon_exits_cleanly_and_goes_on_when_started_again(origin: O
     hold.release()
     running.start()
     assert running.ready("model.bin").status == 200
+
+
+@pytest.fixture
+def mute() -> Iterator[tuple[str, threading.Event]]:
+    """An origin that tells of a file and, asked for it, says nothing at all: its URL, and set when asked."""
+    asked = threading.Event()
+
+    class Mute(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(24 * MIB))
+            self.send_header("ETag", '"it"')
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            asked.set()
+            self.rfile.read()  # until the client goes
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mute) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def test_an_origin_that_never_answers_holds_up_neither_a_stop_nor_a_delete(
+    mute: tuple[str, threading.Event], node: Nodes
+) -> None:
+    """Both end long before a connection without a byte is given up."""
+    url, asked = mute
+    running = node(stall_seconds=600, allow=[f"{url}/"])
+    running.pull(f"{url}/deleted.bin")
+    assert asked.wait(30)
+    assert running.ask("DELETE", "/v1/models/deleted.bin").status == 200
+    asked.clear()
+    running.pull(f"{url}/stopped.bin")
+    assert asked.wait(30)
+    assert running.stop() == 0
+    assert "should not" not in running.output
+    assert "Traceback" not in running.output
 
 
 def test_a_ready_model_survives_a_kill_and_is_ready_before_any_request_to_its_source(

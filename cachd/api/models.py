@@ -107,6 +107,7 @@ def _not_ready(name: str, models: Models) -> CachdError:
             f"{name}: the pull {progress.state}: {pull.error.detail}",
             code=pull.error.code,
             mend=pull.error.mend,
+            retry_after=_RETRY_SECONDS if progress.state == "cancelled" else None,
             state=progress.state,
             error=error_document(pull.error),
         )

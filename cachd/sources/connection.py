@@ -23,6 +23,13 @@ def origin_of(url: SplitResult) -> Origin:
     return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
 
 
+def shut(sock: socket.socket) -> None:
+    """End both directions under a thread that reads. Not by a TLS socket's own shutdown: that one drops the
+    cipher, and the reader would take what comes for plain text."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 class Connection(http.client.HTTPConnection):
     """One connection to an origin through a dial of ours, given back to its thread's pool after use."""
 
@@ -42,6 +49,12 @@ class Connection(http.client.HTTPConnection):
         self.sock = self._dial()
         if self._tls:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+
+    def abort(self) -> None:
+        """Make whoever waits for an answer on it return or raise at once."""
+        sock = self.sock
+        if sock is not None:
+            shut(sock)
 
     def keep(self) -> None:
         """Leave the connection to the thread's next request to this origin."""
@@ -98,9 +111,7 @@ class Response:
 
     def abort(self) -> None:
         """See `Body.abort`."""
-        with suppress(OSError):
-            # Not the TLS socket's own shutdown: that one drops the cipher under the reading thread.
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        shut(self._sock)
 
     def close(self) -> None:
         """Keep the connection if its answer was read to the end, else drop it."""

@@ -37,6 +37,7 @@ from cachd.sources.answers import (
     validator_of,
 )
 from cachd.sources.connection import Connection, Origin, Response, origin_of
+from cachd.sources.source import Cut
 
 MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
@@ -115,26 +116,31 @@ class Http:
                 raise Invalid(f"{bare(url)} is longer than {at_most} bytes", code="too_long")
             return bytes(buffer[:got])
 
-    def open(self, target: Target, extent: Extent) -> Response:
-        """Ask for the bytes of an extent. Raises NoRanges, Changed, NotFound, Forbidden or Unavailable."""
+    def open(self, target: Target, extent: Extent, cut: Cut) -> Response:
+        """Ask for the bytes of an extent; `cut` ends the asking.
+
+        Raises NoRanges, Changed, NotFound, Forbidden, Unavailable or Cancelled.
+        """
         moved = self._moved.get(target.url)
         if moved is not None:
             try:
-                return self._open_at(moved, {}, target, extent)
+                return self._open_at(moved, {}, target, extent, cut)
             except (Forbidden, NotFound, Unavailable) as error:
                 if error.facts.get("status") not in _MAYBE_EXPIRED:
                     raise
                 self._moved.pop(target.url, None)
-        return self._open_at(target.url, target.secrets, target, extent)
+        return self._open_at(target.url, target.secrets, target, extent, cut)
 
-    def _open_at(self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent) -> Response:
+    def _open_at(
+        self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cut: Cut
+    ) -> Response:
         headers = {}
         if extent.size != target.size:
             headers["Range"] = f"bytes={extent.start}-{extent.stop - 1}"
         if target.validator:
             by_tag = target.validator.startswith('"')
             headers["If-Match" if by_tag else "If-Unmodified-Since"] = target.validator
-        arrived, response, connection = self._follow("GET", url, headers, secrets)
+        arrived, response, connection = self._follow("GET", url, headers, secrets, cut)
         body = Response(response, connection, arrived, stall_seconds=self._stall_seconds)
         try:
             check_status(response, arrived)
@@ -151,7 +157,12 @@ class Http:
         return body
 
     def _follow(
-        self, method: str, url: str, headers: Mapping[str, str], secrets: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        secrets: Mapping[str, str],
+        cut: Cut | None = None,
     ) -> tuple[str, http.client.HTTPResponse, Connection]:
         """Send a request and follow redirects; the URL that answered, its answer and its connection."""
         first = origin_of(urlsplit(url))
@@ -160,7 +171,7 @@ class Http:
             self._reach.check_url(parts)
             if origin_of(parts) != first:
                 secrets = {}  # for good: a redirect back does not bring them back
-            response, connection = self._send(method, parts, {**headers, **secrets})
+            response, connection = self._send(method, parts, {**headers, **secrets}, cut or Cut())
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
                 return url, response, connection
@@ -176,7 +187,7 @@ class Http:
         raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
 
     def _send(
-        self, method: str, url: SplitResult, headers: Mapping[str, str]
+        self, method: str, url: SplitResult, headers: Mapping[str, str], cut: Cut
     ) -> tuple[http.client.HTTPResponse, Connection]:
         """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
@@ -188,8 +199,9 @@ class Http:
             None, (kept, Connection(origin_of(url), lambda: self._dial(url), tls, pool))
         ):
             try:
-                connection.request(method, path, headers={**told, **headers})
-                return connection.getresponse(), connection
+                with cut.reaches(connection):
+                    connection.request(method, path, headers={**told, **headers})
+                    return connection.getresponse(), connection
             except CachdError:
                 connection.close()
                 raise

@@ -24,6 +24,7 @@ from cachd.sources.answers import retry_after
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
+from cachd.sources.source import Cut
 
 _ANSWER_SECONDS = 60.0
 
@@ -57,7 +58,7 @@ class HubSource:
         files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
         return Manifest(ref.base, found.sha, files)
 
-    def open(self, file: File, extent: Extent) -> Response:
+    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         repo, _, rest = file.origin.removeprefix("hf://").partition("@")
         commit, _, path = rest.partition("/")
@@ -65,7 +66,7 @@ class HubSource:
         token = self._token.read()
         secrets = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            return self._http.open(Target(url, file.size, secrets), extent)
+            return self._http.open(Target(url, file.size, secrets), extent, cut)
         except Forbidden as error:
             if error.facts.get("hub_says") == "GatedRepo":
                 raise _gated(f"hf://{repo}") from error

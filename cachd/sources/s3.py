@@ -25,6 +25,7 @@ from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
+from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
@@ -73,22 +74,22 @@ class BucketSource:
         told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.blob}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
 
-    def open(self, file: File, extent: Extent) -> Response:
+    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         bucket, _, key = file.origin.removeprefix("s3://").partition("/")
         try:
-            return self._open(self._signed_in(), bucket, key, file, extent)
+            return self._open(self._signed_in(), bucket, key, file, extent, cut)
         except Forbidden as error:
             if error.facts.get("status") != 403:
                 raise
-            return self._open(self._signed_in(renew=True), bucket, key, file, extent)
+            return self._open(self._signed_in(renew=True), bucket, key, file, extent, cut)
 
-    def _open(self, client: Any, bucket: str, key: str, file: File, extent: Extent) -> Response:
+    def _open(self, client: Any, bucket: str, key: str, file: File, extent: Extent, cut: Cut) -> Response:
         with _bucket_errors(file.origin):
             url = client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
             )
-        return self._http.open(Target(url, file.size, validator=file.validator), extent)
+        return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
 
     def _signed_in(self, *, renew: bool = False) -> Any:
         """A client whose credentials were read from where they are kept not long ago."""

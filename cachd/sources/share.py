@@ -15,6 +15,7 @@ from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import sums
+from cachd.sources.source import Cut
 
 
 class ShareSource:
@@ -45,7 +46,7 @@ class ShareSource:
         told_all = "".join(f"{f.path}\n{f.size}\n{f.blob}\n" for f in sorted(found, key=lambda f: f.path))
         return Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
 
-    def open(self, file: File, extent: Extent) -> ShareBody:
+    def open(self, file: File, extent: Extent, cut: Cut) -> ShareBody:  # noqa: ARG002
         """See `Source.open`."""
         path = Path(unquote(urlsplit(file.origin).path))
         with _share_errors(path):

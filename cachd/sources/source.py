@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, Self
 
+from cachd.errors import Cancelled
 from cachd.model import Extent, File, Manifest, Ref
 
 
@@ -26,6 +30,39 @@ class Body(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+class Abortable(Protocol):
+    def abort(self) -> None: ...
+
+
+class Cut:
+    """Lets one thread end, at once, whatever other threads wait for at a source."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waited_for: set[Abortable] = set()
+        self._is_cut = False
+
+    @contextmanager
+    def reaches(self, waited_for: Abortable) -> Iterator[None]:
+        """While inside, a cut aborts `waited_for`. Raises Cancelled after one."""
+        with self._lock:
+            if self._is_cut:
+                raise Cancelled("cut before it was asked")
+            self._waited_for.add(waited_for)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waited_for.discard(waited_for)
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut = True
+            waited_for = list(self._waited_for)
+        for each in waited_for:
+            each.abort()
+
+
 class NoRanges(Exception):
     """The origin answers a request for a part with the whole file."""
 
@@ -40,8 +77,8 @@ class Source(Protocol):
         """
         ...
 
-    def open(self, file: File, extent: Extent) -> Body:
-        """Ask for the bytes of an extent of a file that `resolve` listed.
+    def open(self, file: File, extent: Extent, cut: Cut) -> Body:
+        """Ask for the bytes of an extent of a file that `resolve` listed; `cut` ends the asking.
 
         Raises NoRanges when only the whole file is to be had (then ask for the whole), Changed when the
         validator moved, and NotFound, Forbidden or Unavailable.

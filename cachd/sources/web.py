@@ -15,6 +15,7 @@ from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
+from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 8
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
@@ -33,10 +34,10 @@ class WebSource:
         file = self._ask(ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest)
         return Manifest(ref.base, _revision(file), (file,))
 
-    def open(self, file: File, extent: Extent) -> Response:
+    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         validator = None if (file.validator or "").startswith("once:") else file.validator
-        return self._http.open(Target(file.origin, file.size, validator=validator), extent)
+        return self._http.open(Target(file.origin, file.size, validator=validator), extent, cut)
 
     def _resolve_directory(self, ref: Ref) -> Manifest:
         url = ref.base + sums.NAME

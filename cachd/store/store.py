@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -127,12 +128,12 @@ def _take_lock(path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except OSError as error:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        holder = os.pread(fd, 300, 0).decode(errors="replace").strip()
         os.close(fd)
         raise InUse(
-            f"another cachd (pid {holder or 'unknown'}) works in {path.parent.parent}",
+            f"another cachd ({holder or 'unknown'}) works in {path.parent.parent}",
             code="root_locked",
             mend="ask it instead (cachd pull without --direct), or stop it",
         ) from error

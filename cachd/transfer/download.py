@@ -19,7 +19,7 @@ from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, No
 from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split
-from cachd.sources.source import Body, NoRanges, Source
+from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.store.content import ContentStore
 from cachd.store.ingest import Ingest
 from cachd.transfer.engine import Engine
@@ -71,7 +71,7 @@ class Download:
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
         self._fetched = 0
-        self._bodies: set[Body] = set()
+        self._cut = Cut()
         self._inside = 0
         self._following = False
         self._by_parts = True
@@ -196,21 +196,14 @@ class Download:
         """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
         count = self._engine.metrics.origin_requests
         try:
-            opened = self._source.open(self.file, extent)
+            opened = self._source.open(self.file, extent, self._cut)
         except CachdError as error:
             status = error.facts.get("status")
             count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
             raise
         count.labels(self._scheme, "2xx").inc()
-        with opened as body:
-            with self._lock:
-                self._bodies.add(body)
-            try:
-                if not self._over:
-                    yield body
-            finally:
-                with self._lock:
-                    self._bodies.discard(body)
+        with opened as body, self._cut.reaches(body):
+            yield body
 
     def _again(self, part: Part, error: Unavailable, task: Callable[[memoryview], None]) -> None:
         if self._over:
@@ -311,9 +304,8 @@ class Download:
             if self._over:
                 return
             self._over, self._outcome = True, outcome
-            bodies, last = list(self._bodies), not self._inside
-        for body in bodies:
-            body.abort()
+            last = not self._inside
+        self._cut.cut()
         if last:
             self._close()
 

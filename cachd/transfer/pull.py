@@ -48,6 +48,8 @@ def _pull_once(
 ) -> Snapshot:
     progress.state = "resolving"
     manifest = _resolve(wish, source, progress).select(wish.include, wish.exclude)
+    if progress.cancelled.is_set():
+        raise Cancelled(f"{wish.name}: cancelled while it was resolved")
     with store.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))

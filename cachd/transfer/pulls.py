@@ -25,6 +25,7 @@ from cachd.transfer.streams import Share
 log = structlog.get_logger(__name__)
 
 MOST_WAITING = 10_000
+_CLOSE_SECONDS = 10.0
 
 
 class Pull:
@@ -166,10 +167,13 @@ class Pulls:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Interrupt every pull and join its thread."""
+        """Interrupt every pull and join its thread; one that a source keeps waiting is left to the end."""
         self.interrupt()
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.warning("a source keeps a pull waiting: left behind", thread=thread.name)
 
     # --- inside ---
 
@@ -230,7 +234,8 @@ class Pulls:
                 wish, source, self._store, self._downloads, share=running.share, progress=progress
             )
         except CachdError as error:
-            self._ended(running, "cancelled" if isinstance(error, Cancelled) else "failed", began, error)
+            state = "cancelled" if progress.cancelled.is_set() else "failed"
+            self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)
             internal = CachdError(f"{wish.name}: {type(error).__name__}", mend="see the daemon's log")

@@ -31,8 +31,8 @@ class Share:
 class Streams:
     """Threads that each own one page-aligned buffer and run one task at a time with it.
 
-    Among the shares with the highest priority the one with the fewest running tasks is served next, so two
-    pulls get half the streams each, whatever their sizes.
+    Among the shares with the highest priority the one with the fewest running tasks is served next, in
+    turn where they are equal: two pulls get half the streams each, whatever their sizes.
     """
 
     def __init__(self, count: int) -> None:
@@ -94,8 +94,10 @@ class Streams:
                     share = min(self._shares, key=lambda s: (-s.priority, s.running))
                     task = share.tasks.popleft()
                     share.running += 1
-                    if not share.tasks:
-                        self._shares.remove(share)
+                    self._shares.remove(share)  # to the end of the line, if there is more to do
+                    self._admit(share)
+                    if self._later:
+                        self._ready.notify()  # another thread must now watch the clock
                     return share, task
                 self._ready.wait(self._later[0][0] - now if self._later else None)
             return None

@@ -1,0 +1,131 @@
+"""The stream threads: who is served next, and when."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cachd.transfer.streams import Share, Streams
+
+PATIENCE_SECONDS = 30
+
+
+@contextmanager
+def streams(count: int) -> Iterator[Streams]:
+    opened = Streams(count)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+class Gate:
+    """A task that runs until it is let go; `reached` tells that a stream is in it."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, _buffer: memoryview) -> None:
+        self.reached.set()
+        self.open.wait(PATIENCE_SECONDS)
+
+
+class Order:
+    """Tasks that note their names when they run; `all` is set when as many ran as were made."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.all = threading.Event()
+        self._made = 0
+
+    def task(self, name: str):  # type: ignore[no-untyped-def]
+        self._made += 1
+
+        def run(_buffer: memoryview) -> None:
+            self.ran.append(name)
+            if len(self.ran) == self._made:
+                self.all.set()
+
+        return run
+
+
+def test_one_stream_serves_two_pulls_in_turn() -> None:
+    order, gate = Order(), Gate()
+    first, second = Share(), Share()
+    with streams(1) as pool:
+        pool.append(Share(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        pool.append(first, *(order.task("first") for _ in range(3)))
+        pool.append(second, *(order.task("second") for _ in range(3)))
+        gate.open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+    assert order.ran == ["first", "second"] * 3
+
+
+def test_a_higher_priority_goes_first() -> None:
+    order, gate = Order(), Gate()
+    with streams(1) as pool:
+        pool.append(Share(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        pool.append(Share(0), order.task("later"))
+        pool.append(Share(5), order.task("sooner"))
+        gate.open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+    assert order.ran == ["sooner", "later"]
+
+
+def test_what_is_submitted_goes_before_what_was_appended() -> None:
+    order, gate, share = Order(), Gate(), Share()
+    with streams(1) as pool:
+        pool.append(share, gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        pool.append(share, order.task("next file"))
+        pool.submit(share, order.task("part 1"), order.task("part 2"))
+        gate.open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+    assert order.ran == ["part 1", "part 2", "next file"]
+
+
+def test_a_delayed_task_runs_though_the_thread_that_watched_the_clock_got_other_work() -> None:
+    order, gates = Order(), [Gate() for _ in range(3)]
+    with streams(4) as pool:
+        pool.submit_later(Share(), order.task("again"), 0.3)
+        for gate in gates:
+            pool.append(Share(), gate)
+        for gate in gates:
+            assert gate.reached.wait(PATIENCE_SECONDS)
+        assert order.all.wait(5), "three of four streams are busy, one is free"
+        for gate in gates:
+            gate.open.set()
+
+
+def test_a_task_that_fails_ends_no_stream() -> None:
+    order = Order()
+
+    def fails(_buffer: memoryview) -> None:
+        raise RuntimeError("on purpose")
+
+    with streams(1) as pool:
+        pool.append(Share(), fails, order.task("after"))
+        assert order.all.wait(PATIENCE_SECONDS)
+
+
+def test_every_stream_has_a_page_aligned_buffer_of_its_own() -> None:
+    gates, seen = [Gate() for _ in range(2)], []
+
+    def look(gate: Gate):  # type: ignore[no-untyped-def]
+        def run(buffer: memoryview) -> None:
+            seen.append((id(buffer.obj), len(buffer)))
+            gate(buffer)
+
+        return run
+
+    with streams(2) as pool:
+        for gate in gates:
+            pool.append(Share(), look(gate))
+        for gate in gates:
+            assert gate.reached.wait(PATIENCE_SECONDS)
+            gate.open.set()
+    assert len({buffer for buffer, _ in seen}) == 2
+    assert {length for _, length in seen} == {1 << 20}

@@ -87,7 +87,7 @@ def test_what_is_submitted_goes_before_what_was_appended() -> None:
     assert order.ran == ["part 1", "part 2", "next file"]
 
 
-def test_a_delayed_task_runs_though_the_thread_that_watched_the_clock_got_other_work() -> None:
+def test_a_delayed_task_runs_on_whichever_stream_is_free_when_it_is_due() -> None:
     order, gates = Order(), [Gate() for _ in range(3)]
     with streams(4) as pool:
         pool.submit_later(Share(), order.task("again"), 0.3)
@@ -126,6 +126,7 @@ def test_every_stream_has_a_page_aligned_buffer_of_its_own() -> None:
             pool.append(Share(), look(gate))
         for gate in gates:
             assert gate.reached.wait(PATIENCE_SECONDS)
+        for gate in gates:
             gate.open.set()
     assert len({buffer for buffer, _ in seen}) == 2
     assert {length for _, length in seen} == {1 << 20}

@@ -67,7 +67,7 @@ class Streams:
         with self._ready:
             due = time.monotonic() + seconds
             heapq.heappush(self._later, (due, next(self._sequence), share, task))
-            self._ready.notify()
+            self._ready.notify_all()  # whoever waits now watches the clock, too
 
     def close(self) -> None:
         """Let running tasks end, drop the waiting ones, and join every thread."""
@@ -96,8 +96,6 @@ class Streams:
                     share.running += 1
                     self._shares.remove(share)  # to the end of the line, if there is more to do
                     self._admit(share)
-                    if self._later:
-                        self._ready.notify()  # another thread must now watch the clock
                     return share, task
                 self._ready.wait(self._later[0][0] - now if self._later else None)
             return None

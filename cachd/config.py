@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +21,13 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from cachd.errors import CachdError, Invalid
 from cachd.model import Ref, Wish
@@ -30,10 +38,9 @@ _UNITS |= {unit + "i": 1 << (10 * power) for power, unit in enumerate("KMGT", st
 
 def _bytes(value: object) -> object:
     """`10GiB`, `500 MB`, `1Gi` or a plain number, as bytes."""
-    found = (
-        re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", value.strip()) if isinstance(value, str) else None
-    )
-    return int(float(found[1]) * _UNITS[found[2]]) if found else value
+    form = r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?((?:[KMGT]i?)?)B?"
+    found = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
+    return int(Decimal(found[1]) * _UNITS[found[2]]) if found else value
 
 
 def _list(value: object) -> object:
@@ -44,13 +51,13 @@ def _list(value: object) -> object:
 
 
 def _listen(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", value)
+    if not found or int(found[1]) > 65535:
         raise ValueError("write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470")
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0, lt=1 << 63)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Listen = Annotated[str, AfterValidator(_listen)]
 
@@ -166,8 +173,11 @@ def load(**flags: object) -> Config:
     """The options in force, flags that are None left out. Raises Invalid, naming each wrong one."""
     try:
         config = Config(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
-        for model in config.models:
-            _ = model.wish
+        _check_names(config.models)
+    except SettingsError as error:
+        raise Invalid(
+            f"options are wrong: {error}", code="bad_option", mend="lists in the environment are JSON"
+        ) from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise Invalid(
@@ -176,12 +186,20 @@ def load(**flags: object) -> Config:
     return config
 
 
+def _check_names(models: Iterable[Model]) -> None:
+    """Raises Invalid for a ref or name that is none, and for one name given to two models."""
+    for name, count in Counter(model.wish.name for model in models).items():
+        if count > 1:
+            raise Invalid(
+                f"models: {count} are named {name}", code="bad_option", mend="give each a name of its own"
+            )
+
+
 def load_models(path: Path) -> tuple[Model, ...]:
     """The `models` of the file as it is now. Raises Invalid."""
     try:
         listed = _MODELS.validate_python(read_file(path).get("models", ()))
-        for model in listed:
-            _ = model.wish
+        _check_names(listed)
     except (ValidationError, CachdError) as error:
         reason = error.detail if isinstance(error, CachdError) else str(error.errors()[0]["msg"])
         raise Invalid(f"models in {path}: {reason}", code="bad_config") from error

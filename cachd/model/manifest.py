@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
 _MOST_FILES = 100_000
+_REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,8 @@ class File:
 
     def __post_init__(self) -> None:
         check_path(self.path)
-        if self.size < 0:
-            raise Invalid(f"{self.path}: size {self.size} is negative", code="bad_manifest")
+        if type(self.size) is not int or self.size < 0:
+            raise Invalid(f"{self.path}: {self.size!r:.40} is not a size in bytes", code="bad_manifest")
         object.__setattr__(self, "blob", self._blob())
 
     def _blob(self) -> Digest:
@@ -65,6 +67,12 @@ class Manifest:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if not _REVISION.fullmatch(self.revision):
+            raise Invalid(
+                f"{self.base} resolved to {self.revision!r:.80}, which is no commit or digest",
+                code="bad_manifest",
+                mend="report it to whoever keeps the source",
+            )
         if not self.files:
             raise Invalid(
                 f"{self.base} holds no files",
@@ -85,7 +93,10 @@ class Manifest:
                 mend="the listing contradicts itself; report it to whoever keeps the source",
             )
         told = [self.base, self.revision, [[f.path, f.size, str(f.blob)] for f in self.files]]
-        object.__setattr__(self, "size", sum({f.blob: f.size for f in self.files}.values()))
+        sizes = {f.blob: f.size for f in self.files}
+        if any(sizes[f.blob] != f.size for f in self.files):
+            raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
+        object.__setattr__(self, "size", sum(sizes.values()))
         object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
 
     @property
@@ -140,12 +151,18 @@ class Manifest:
             revision=str(document["revision"]),
             files=tuple(
                 File(
-                    path=f["path"],
+                    path=_text(f["path"]),
                     size=f["size"],
                     origin=f["origin"],
-                    digest=Digest.parse(f["digest"]) if f["digest"] else None,
+                    digest=Digest.parse(str(f["digest"])) if f["digest"] else None,
                     validator=f["validator"],
                 )
                 for f in files
             ),
         )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value

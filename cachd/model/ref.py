@@ -158,6 +158,12 @@ def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest 
                 f"fragment of {_shown(text)} is not a digest", code="bad_ref", mend="write #sha256=HEX"
             )
         digest = Digest(algorithm, digits.lower())
+        if url.path.endswith("/"):
+            raise Invalid(
+                f"{_shown(text)} is a directory, and a digest is of one file",
+                code="bad_ref",
+                mend="leave the fragment out: the directory's SHA256SUMS says the digests",
+            )
     parts = unquote(url.path).strip("/").split("/")
     if (scheme == "file") == bool(url.netloc) or not parts[0] or not is_clean(parts):
         raise Invalid(

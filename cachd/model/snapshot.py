@@ -36,10 +36,14 @@ class Wish:
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
         """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
-        include, exclude = document["include"], document["exclude"]
-        if not isinstance(include, list) or not isinstance(exclude, list):
-            raise Invalid("include and exclude are lists of patterns", code="invalid")
-        return cls(Ref.parse(str(document["ref"])), str(document["name"]), tuple(include), tuple(exclude))
+        ref, name = Ref.parse(str(document["ref"])), str(document["name"])
+        return cls(ref, name, _patterns(document["include"]), _patterns(document["exclude"]))
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+        raise Invalid("include and exclude are lists of patterns", code="invalid")
+    return tuple(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from cachd.errors import Forbidden, Invalid
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")
+# Never on the public internet, though the standard library's registry does not say so: IPv4-compatible
+# (RFC 4291), local NAT64 (RFC 8215), site-local (RFC 3879).
+_NOT_PUBLIC = (IPv6Network("::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
 
 
 class Reach:
@@ -68,7 +71,7 @@ class Reach:
         ip = _embedded(ip_address(address.partition("%")[0]))
         if self.covers(url) or any(ip in network for network in self._networks):
             return
-        if ip.is_global and not ip.is_multicast:
+        if ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC):
             if url.scheme == "https":
                 return
             raise _plaintext(url)

@@ -1,0 +1,332 @@
+"""Where an option comes from, what it may be, and how a wrong one is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cachd.config import Config, load, load_models, read_file, table
+from cachd.daemon import check_listen
+from cachd.errors import CachdError, Forbidden, Invalid
+from cachd.model import Ref, Wish
+
+TIB = 1 << 40
+
+
+@pytest.fixture(autouse=True)
+def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("CACHD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "cachd.yaml"
+
+
+def written(file: Path, **keys: object) -> Path:
+    file.write_text(yaml.safe_dump(keys))
+    return file
+
+
+def refused(**flags: object) -> str:
+    """What the refusal of the options says."""
+    with pytest.raises(Invalid) as refusal:
+        load(**flags)
+    assert refusal.value.code in ("bad_option", "bad_config")
+    return str(refusal.value)
+
+
+# --- where an option comes from ---
+
+
+def test_a_flag_wins_over_the_environment_that_over_the_file_that_over_the_default(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(file, streams=2, pulls=2, retries=2)
+    monkeypatch.setenv("CACHD_STREAMS", "3")
+    monkeypatch.setenv("CACHD_PULLS", "3")
+    config = load(config=file, streams=4)
+    assert (config.streams, config.pulls, config.retries) == (4, 3, 2)
+    assert config.connect_seconds == Config.model_fields["connect_seconds"].default
+
+
+def test_without_any_option_the_defaults_hold() -> None:
+    config = load()
+    assert config.root == Path("/var/lib/cachd")
+    assert config.listen == "127.0.0.1:8470"
+    assert config.models == ()
+
+
+def test_a_flag_that_was_not_given_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHD_ROOT", "/srv/models")
+    assert load(root=None).root == Path("/srv/models")
+
+
+def test_an_empty_variable_hides_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHD_ALLOW", "")
+    assert load(config=written(file, allow=["10.0.0.0/8"])).allow == ("10.0.0.0/8",)
+
+
+def test_the_environment_may_name_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHD_CONFIG", str(written(file, streams=5)))
+    assert load().streams == 5
+
+
+def test_the_flag_names_the_file_before_the_environment_does(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHD_CONFIG", str(written(tmp_path / "other.yaml", streams=5)))
+    assert load(config=written(file, streams=6)).streams == 6
+
+
+def test_a_key_without_a_value_and_an_empty_file_change_nothing(file: Path) -> None:
+    file.write_text("streams:\nmodels:\n")
+    assert load(config=file) == load().model_copy(update={"config": file})
+    file.write_text("")
+    assert load(config=file).streams == load().streams
+
+
+def test_no_dotenv_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("CACHD_STREAMS=77\n")
+    monkeypatch.chdir(tmp_path)
+    assert load().streams == 8
+
+
+def test_options_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().streams = 9
+
+
+# --- wrong options are named ---
+
+
+@pytest.mark.parametrize("key", ["stream", "Streams", "token"])
+def test_an_unknown_key_is_named(file: Path, key: str) -> None:
+    assert key in refused(config=written(file, **{key: 1}))
+
+
+WRONG: dict[str, list[object]] = {
+    "streams": [0, 257, -1, "many", 1.5, [], float("nan")],
+    "pulls": [0, 257],
+    "retries": [-1, 101],
+    "stall_seconds": [0, -1, 3601, "soon", float("nan"), float("inf")],
+    "connect_seconds": [0, 601],
+    "listen": [8470, "8470", ":8470", "host", "host:", "host:port", "host:70000", "host:-1", ""],
+    "reserve_free": [-1, "-1", "10XB", "GiB", "1,5G", "ten", [], 1.5],
+    "log_level": ["trace", 5],
+    "log_format": ["xml"],
+    "anonymous_writes": ["maybe", 7],
+    "allow": [5, {"a": 1}, '["a"'],
+    "models": [5, "hf://org/model", [5], [{}], [{"ref": 5}], [{"ref": "hf://o/m", "revision": "x"}]],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option, values in WRONG.items() for value in values]
+)
+def test_a_wrong_value_is_refused_under_its_name(file: Path, option: str, value: object) -> None:
+    assert option in refused(**{option: value})
+    assert option in refused(config=written(file, **{option: value}))
+
+
+@pytest.mark.parametrize("value", ["5i", "5iB", "5 iB", "9" * 400])
+def test_a_number_of_bytes_without_sense_is_refused_under_its_name(value: str) -> None:
+    assert "reserve_free" in refused(reserve_free=value)
+
+
+@pytest.mark.parametrize("value", ["::1:8470", "host/path:8470", "host:٣"])
+def test_an_address_that_cannot_be_listened_on_is_refused_under_its_name(value: str) -> None:
+    assert "listen" in refused(listen=value)
+
+
+def test_every_wrong_option_is_named_at_once(file: Path) -> None:
+    told = refused(config=written(file, streams=0, pulls="x", nonsense=1))
+    assert all(name in told for name in ("streams", "pulls", "nonsense"))
+
+
+@pytest.mark.parametrize("value", ["not JSON", "{", "[1]", '[{"ref": "hf://org/model", "x": 1}]'])
+def test_a_wrong_variable_is_refused_under_its_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CACHD_MODELS", value)
+    assert "models" in refused()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"- a\n- b\n",
+        b"text",
+        b"5",
+        b"a: [",
+        b"\xff\xfe\x00",
+        b"a: !!python/object:os.system x",
+        b"\t- x: [\n",
+    ],
+    ids=ascii,
+)
+def test_a_file_that_holds_no_keys_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert str(file) in refused(config=file)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        assert str(path) in refused(config=path)
+
+
+# --- bytes, lists, addresses ---
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, 0),
+        (5, 5),
+        ("5", 5),
+        ("5B", 5),
+        ("1K", 10**3),
+        ("5 KB", 5 * 10**3),
+        ("500MB", 500 * 10**6),
+        ("1.5 G", 15 * 10**8),
+        ("1Ki", 1 << 10),
+        ("10GiB", 10 << 30),
+        (" 2TiB ", 2 * TIB),
+        ("0.5Gi", 1 << 29),
+    ],
+)
+def test_bytes_are_written_with_or_without_a_unit(file: Path, value: object, expected: int) -> None:
+    assert load(reserve_free=value).reserve_free == expected
+    assert load(config=written(file, reserve_free=value)).reserve_free == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("10.0.0.0/8", ("10.0.0.0/8",)),
+        ("10.0.0.0/8, http://minio:9000/", ("10.0.0.0/8", "http://minio:9000/")),
+        ('["10.0.0.0/8", "fd00::/8"]', ("10.0.0.0/8", "fd00::/8")),
+        (' ["a,b"]', ("a,b",)),
+    ],
+)
+def test_a_list_in_a_variable_is_words_with_commas_or_json(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CACHD_ALLOW", value)
+    assert load().allow == expected
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:0", "[::]:8470", "[::1]:65535", "localhost:1", "0.0.0.0:8470"])
+def test_an_address_to_listen_on_is_a_host_and_a_port(value: str) -> None:
+    assert load(listen=value).listen == value
+
+
+LOOPBACK = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1"]
+OPEN = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "localhost.example.org:1", "[fe80::1]:1"]
+
+
+@pytest.mark.parametrize("listen", LOOPBACK)
+def test_loopback_needs_no_token(listen: str) -> None:
+    check_listen(load(listen=listen))
+
+
+@pytest.mark.parametrize("listen", OPEN)
+def test_beyond_loopback_writes_need_a_token_or_the_operators_word(listen: str, tmp_path: Path) -> None:
+    with pytest.raises(Forbidden) as refusal:
+        check_listen(load(listen=listen))
+    assert refusal.value.code == "open_writes"
+    assert "token_file" in refusal.value.mend
+    check_listen(load(listen=listen, token_file=tmp_path / "token"))
+    check_listen(load(listen=listen, anonymous_writes=True))
+
+
+# --- models ---
+
+LISTED = [
+    {"ref": "hf://org/model@main", "required": True, "exclude": ["*.bin"]},
+    {"ref": "s3://bucket/llama/", "name": "mine", "pin": True, "priority": 5, "include": ["*.safetensors"]},
+]
+
+
+def test_models_are_wishes_with_what_goes_with_them(file: Path) -> None:
+    models = load(config=written(file, models=LISTED)).models
+    assert [model.wish for model in models] == [
+        Wish(Ref.parse("hf://org/model@main"), "org--model", (), ("*.bin",)),
+        Wish(Ref.parse("s3://bucket/llama/"), "mine", ("*.safetensors",), ()),
+    ]
+    assert [(m.required, m.pin, m.priority) for m in models] == [(True, False, 0), (False, True, 5)]
+
+
+def test_models_may_come_as_json_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHD_MODELS", json.dumps(LISTED))
+    assert [model.wish.name for model in load().models] == ["org--model", "mine"]
+
+
+WRONG_MODELS = {
+    "no ref": ({}, "ref"),
+    "unknown key": ({"ref": "hf://org/model", "revision": "main"}, "revision"),
+    "no scheme": ({"ref": "org/model"}, "org/model"),
+    "climbing": ({"ref": "hf://org/model@../x"}, "../x"),
+    "a wrong name": ({"ref": "hf://org/model", "name": "../x"}, "../x"),
+    "no default name": ({"ref": "https://host/a%20b"}, "https://host/a%20b"),
+    "priority": ({"ref": "hf://org/model", "priority": 101}, "priority"),
+    "a word for a list": ({"ref": "hf://org/model", "include": "*.bin"}, "include"),
+}
+
+
+@pytest.mark.parametrize(("model", "named"), WRONG_MODELS.values(), ids=WRONG_MODELS.keys())
+def test_a_wrong_model_is_refused_and_named(file: Path, model: dict[str, object], named: str) -> None:
+    with pytest.raises(CachdError) as refusal:
+        load(config=written(file, models=[LISTED[0], model]))
+    assert isinstance(refusal.value, Invalid)
+    assert named in str(refusal.value)
+
+
+def test_two_models_of_one_name_are_refused(file: Path) -> None:
+    twice = [{"ref": "hf://org/model@v1"}, {"ref": "hf://org/model@v2"}]
+    assert "org--model" in refused(config=written(file, models=twice))
+
+
+def test_the_models_of_the_file_are_read_again_as_they_are_now(file: Path) -> None:
+    written(file, streams=2, models=LISTED)
+    assert [model.wish.name for model in load_models(file)] == ["org--model", "mine"]
+    written(file, models=LISTED[:1])
+    assert [model.wish.name for model in load_models(file)] == ["org--model"]
+    for nothing in ({}, {"models": None}, {"models": []}):
+        assert load_models(written(file, **nothing)) == ()
+
+
+@pytest.mark.parametrize(
+    "models", [5, [{}], [{"ref": "nothing"}], [{"ref": "hf://o/m", "name": "/"}], {"ref": "hf://o/m"}]
+)
+def test_models_that_became_wrong_are_refused_whole(file: Path, models: object) -> None:
+    with pytest.raises(Invalid) as refusal:
+        load_models(written(file, models=models))
+    assert refusal.value.code == "bad_config"
+    assert str(file) in refusal.value.detail
+
+
+def test_a_file_that_vanished_has_no_models_but_an_error(file: Path) -> None:
+    with pytest.raises(Invalid):
+        load_models(file)
+
+
+# --- the documentation ---
+
+
+def test_every_option_has_its_line_in_the_table() -> None:
+    rows = list(table())
+    assert [name for name, *_ in rows] == list(Config.model_fields)
+    assert all(variable == f"CACHD_{name.upper()}" for name, variable, *_ in rows)
+    assert all(meaning for *_, meaning in rows)
+
+
+def test_the_default_of_the_table_is_a_value_the_option_takes(file: Path) -> None:
+    defaults = {name: default for name, _, default, _ in table() if default}
+    file.write_text("".join(f"{name}: {default}\n" for name, default in defaults.items()))
+    assert set(read_file(file)) == set(defaults)
+    assert load(config=file) == load().model_copy(update={"config": file})

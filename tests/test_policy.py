@@ -1,0 +1,382 @@
+"""The pure decisions: which bytes are asked for, how long to wait, and what a source may reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachd.errors import Forbidden, Invalid
+from cachd.model import Extent
+from cachd.policy.backoff import FIRST_SECONDS, LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
+from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Landed, part_bytes, split
+from cachd.policy.reach import Reach
+
+MIB = 1 << 20
+
+settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+# --- what has landed ---
+
+SIZE = 40
+extents = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda p: Extent(min(p), max(p)))
+
+
+def bytes_of(several: Iterable[Extent]) -> set[int]:
+    return {byte for extent in several for byte in range(extent.start, extent.stop)}
+
+
+def landed_of(several: Iterable[Extent]) -> Landed:
+    landed = Landed()
+    for extent in several:
+        landed.add(extent)
+    return landed
+
+
+@settings(max_examples=500)
+@given(st.lists(extents, max_size=12))
+def test_what_has_landed_is_a_set_of_bytes(added: list[Extent]) -> None:
+    landed, model = Landed(), set()
+    for extent in added:
+        landed.add(extent)
+        model |= bytes_of([extent])
+        assert landed.bytes == len(model)
+        assert landed.prefix == next(byte for byte in range(SIZE + 1) if byte not in model)
+        assert bytes_of(landed.gaps(SIZE)) == set(range(SIZE)) - model
+
+
+@settings(max_examples=500)
+@given(st.lists(extents, max_size=12), st.integers(0, SIZE))
+def test_gaps_are_in_order_apart_and_never_empty(added: list[Extent], size: int) -> None:
+    inside = [extent for extent in added if extent.stop <= size]
+    gaps = list(landed_of(inside).gaps(size))
+    assert all(gap.size for gap in gaps)
+    assert all(one.stop < other.start for one, other in pairwise(gaps))
+    assert sum(gap.size for gap in gaps) + landed_of(inside).bytes == size
+
+
+@given(st.permutations([Extent(0, 4), Extent(4, 9), Extent(9, 10), Extent(2, 6), Extent(10, 16)]))
+def test_the_order_of_landing_changes_nothing(added: list[Extent]) -> None:
+    landed = landed_of(added)
+    assert (landed.bytes, landed.prefix, list(landed.gaps(16))) == (16, 16, [])
+
+
+def test_an_empty_file_has_no_gaps() -> None:
+    assert list(Landed().gaps(0)) == []
+    assert Landed().prefix == 0
+
+
+# --- parts ---
+
+
+@settings(max_examples=500)
+@given(extents, st.integers(1, SIZE))
+def test_parts_cover_a_gap_exactly_and_begin_at_multiples(gap: Extent, length: int) -> None:
+    parts = list(split(gap, length))
+    assert [byte for part in parts for byte in range(part.start, part.stop)] == list(
+        range(gap.start, gap.stop)
+    )
+    assert all(0 < part.size <= length for part in parts)
+    assert all(part.start % length == 0 for part in parts[1:])
+    assert all(part.start // length == (part.stop - 1) // length for part in parts)
+
+
+@settings(max_examples=500)
+@given(st.integers(0, 1 << 45), st.integers(1, 256))
+def test_a_part_has_whole_mebibytes_within_the_limits(size: int, streams: int) -> None:
+    length = part_bytes(size, streams)
+    assert MIN_PART_BYTES <= length <= MAX_PART_BYTES
+    assert length % MIB == 0
+    if MIN_PART_BYTES < length < MAX_PART_BYTES:
+        assert -(-size // length) <= 4 * streams < -(-size // (length - MIB))
+
+
+def test_a_file_resumed_with_as_many_streams_has_the_same_parts() -> None:
+    size = 100 * MIB
+    whole = list(split(Extent(0, size), part_bytes(size, 8)))
+    resumed = list(split(Extent(whole[5].start, size), part_bytes(size, 8)))
+    assert resumed == whole[5:]
+
+
+# --- waiting ---
+
+chances = st.floats(0, 1, exclude_max=True)
+
+
+@given(st.integers(1, 10_000), chances)
+def test_a_wait_is_at_least_half_its_ceiling_and_never_longer_than_it(failures: int, chance: float) -> None:
+    ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** (min(failures, 100) - 1))
+    assert ceiling / 2 <= delay(failures, told=None, chance=chance) <= ceiling
+
+
+@given(st.integers(1, 10_000), chances, st.floats(0, allow_nan=False, allow_infinity=True))
+def test_what_the_origin_asks_for_is_a_floor_of_ten_minutes_at_most(
+    failures: int, chance: float, told: float
+) -> None:
+    floor = min(told, LONGEST_TOLD_SECONDS)
+    assert floor <= delay(failures, told=told, chance=chance) <= floor + LONGEST_SECONDS
+    assert LONGEST_TOLD_SECONDS == 600
+
+
+@given(chances)
+def test_waits_grow_until_they_reach_a_minute(chance: float) -> None:
+    waits = [delay(failures, told=None, chance=chance) for failures in range(1, 20)]
+    assert waits == sorted(waits)
+    assert waits[-1] == waits[-2] <= LONGEST_SECONDS == 60
+
+
+# --- addresses ---
+
+
+def refusal(reach: Reach, url: str, address: str | None = None) -> str:
+    """The code a URL, or the address it resolved to, is refused with; empty when it is not."""
+    parts = urlsplit(url)
+    try:
+        if address is None:
+            reach.check_url(parts)
+        else:
+            reach.check_address(parts, address)
+    except Forbidden as error:
+        return error.code
+    return ""
+
+
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "2606:4700:4700::1111",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+    "2002:808:808::1",
+]
+SPECIAL = {
+    "loopback": ["127.0.0.1", "127.255.255.254", "::1"],
+    "unspecified": ["0.0.0.0", "0.1.2.3", "::"],
+    "private": ["10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "fc00::1", "fd12:3456::1"],
+    "link-local": ["169.254.169.254", "fe80::1", "fe80::1%eth0"],
+    "site-local": ["fec0::1"],
+    "shared": ["100.64.0.1"],
+    "multicast": ["224.0.0.1", "239.255.255.250", "ff02::1", "ff0e::1"],
+    "reserved": ["240.0.0.1", "255.255.255.255", "192.0.2.1", "198.51.100.1", "2001:db8::1"],
+    "mapped": ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254"],
+    "compatible": ["::127.0.0.1", "::10.0.0.1"],
+    "6to4": ["2002:7f00:1::", "2002:a00:1::1", "2002:a9fe:a9fe::"],
+    "NAT64": ["64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::10.0.0.1", "64:ff9b:1::a00:1"],
+    "Teredo": ["2001:0:4136:e378:8000:63bf:3fff:fdd2"],
+}
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_public_address_is_reached_by_https_alone(address: str) -> None:
+    assert refusal(Reach([]), "https://host/x", address) == ""
+    assert refusal(Reach([]), "http://host/x", address) == "plaintext_refused"
+
+
+@pytest.mark.parametrize("address", [a for several in SPECIAL.values() for a in several])
+def test_an_address_that_is_not_public_is_refused_whatever_its_form(address: str) -> None:
+    for scheme in ("https", "http"):
+        assert refusal(Reach([]), f"{scheme}://host/x", address) == "private_address"
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_form_of_an_address_gets_further_than_the_address(number: int) -> None:
+    plain = ".".join(str(byte) for byte in number.to_bytes(4, "big"))
+    high, low = divmod(number, 1 << 16)
+    forms = [f"::ffff:{high:x}:{low:x}", f"64:ff9b::{high:x}:{low:x}", f"2002:{high:x}:{low:x}::1"]
+    told = {refusal(Reach([]), "https://host/x", address) for address in (plain, *forms)}
+    assert len(told) == 1
+
+
+def test_the_refusal_of_an_address_says_how_to_allow_it() -> None:
+    with pytest.raises(Forbidden) as refused:
+        Reach([]).check_address(urlsplit("https://minio:9000/b"), "::ffff:10.1.2.3")
+    assert refused.value.facts["address"] == "10.1.2.3"
+    assert "10.1.2.3/32" in refused.value.mend
+    assert "https://minio:9000/" in refused.value.mend
+
+
+# --- networks ---
+
+
+def test_a_network_opens_exactly_its_addresses_for_both_schemes() -> None:
+    reach = Reach(["10.1.0.0/16", "fd00::/8", "192.168.7.7"])
+    for scheme in ("http", "https"):
+        for inside in (
+            "10.1.0.1",
+            "10.1.255.255",
+            "::ffff:10.1.2.3",
+            "64:ff9b::a01:203",
+            "fdff::1",
+            "192.168.7.7",
+        ):
+            assert refusal(reach, f"{scheme}://host/x", inside) == ""
+        for outside in ("10.0.255.255", "10.2.0.0", "::ffff:10.2.0.0", "fc00::1", "192.168.7.8", "127.0.0.1"):
+            assert refusal(reach, f"{scheme}://host/x", outside) == "private_address"
+
+
+def test_a_network_opens_plain_http_nowhere_else() -> None:
+    reach = Reach(["10.0.0.0/8"])
+    assert refusal(reach, "http://host/x") == "", "its address decides"
+    assert refusal(reach, "http://host/x", "8.8.8.8") == "plaintext_refused"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/shadow", "gopher://host/", "ftp://host/x", "unix:///run/x"])
+def test_a_network_opens_no_other_scheme(url: str) -> None:
+    assert refusal(Reach(["0.0.0.0/0", "::/0"]), url) == "path_refused"
+
+
+# --- prefixes ---
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/x", "http://169.254.169.254/", "http://[::1]/", "http://0x7f.1/"]
+)
+def test_plain_http_is_refused(url: str) -> None:
+    assert refusal(Reach([]), url) == "plaintext_refused"
+
+
+PREFIXES = {
+    "http://minio:9000/models/": (
+        [
+            "http://minio:9000/models/",
+            "http://minio:9000/models",
+            "http://minio:9000/models/a/b",
+            "http://MINIO:9000/models/a",
+            "http://minio:9000/models/a/../b",
+            "http://minio:9000/models/%61",
+            "http://minio:9000/models/..a",
+            "http://minio:9000/models/%252e%252e/x",
+        ],
+        [
+            "http://minio:9000/models-secret/a",
+            "http://minio:9000/modelsx",
+            "http://minio:9000/",
+            "http://minio:9000/models/../admin",
+            "http://minio:9000/models/%2e%2e/admin",
+            "http://minio:9000/models/%2E./admin",
+            "http://minio:9000/models%2f..%2fadmin",
+            "http://minio:9000/x/../../admin",
+            "http://minio:9000/Models/a",
+            "http://minio:9000//models/a",
+            "http://minio/models/a",
+            "http://minio:9001/models/a",
+            "http://minio.evil:9000/models/a",
+            "http://evil/minio:9000/models/a",
+            "http://min:9000/models/a",
+        ],
+    ),
+    "http://host/models": (
+        ["http://host/models/a", "http://host:80/models/a", "http://host/models"],
+        ["http://host/models2/a", "http://host:8080/models/a"],
+    ),
+    "http://host": (
+        ["http://host/", "http://host/any/thing", "http://host"],
+        ["http://hosts/", "http://host.evil/"],
+    ),
+    "http://[::1]:80/": (["http://[::1]/x"], ["http://[::2]/x", "http://[::1]:81/x"]),
+    "file:///mnt/share/": (
+        ["file:///mnt/share/llama", "file:///mnt/share", "file:///mnt/share/a/../b"],
+        [
+            "file:///mnt/share2/x",
+            "file:///mnt/share/../../etc/shadow",
+            "file:///mnt/share/%2e%2e/x",
+            "file:///mnt",
+            "file:///",
+            "file:///etc/mnt/share/x",
+            "file://host/mnt/share/x",
+        ],
+    ),
+    "file:///": (["file:///etc/shadow", "file:///"], ["http://host/etc/shadow"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "url"), [(prefix, url) for prefix, (inside, _) in PREFIXES.items() for url in inside]
+)
+def test_a_prefix_opens_what_is_below_it(prefix: str, url: str) -> None:
+    reach = Reach([prefix])
+    assert refusal(reach, url) == ""
+    assert refusal(reach, url, "127.0.0.1") == "", "wherever its host is"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "url"), [(prefix, url) for prefix, (_, outside) in PREFIXES.items() for url in outside]
+)
+def test_a_prefix_opens_nothing_else(prefix: str, url: str) -> None:
+    reach = Reach([prefix])
+    assert refusal(reach, url) in ("plaintext_refused", "path_refused")
+    assert refusal(reach, url, "127.0.0.1") == "private_address"
+
+
+def test_a_prefix_of_https_opens_a_private_host_for_its_paths_alone() -> None:
+    reach = Reach(["https://nas.internal/models/"])
+    assert refusal(reach, "https://nas.internal/models/x", "10.0.0.9") == ""
+    assert refusal(reach, "https://nas.internal:443/models/x", "10.0.0.9") == ""
+    for other in (
+        "https://nas.internal/admin",
+        "https://nas.internal:8443/models/x",
+        "https://other/models/x",
+    ):
+        assert refusal(reach, other, "10.0.0.9") == "private_address"
+    assert refusal(reach, "http://nas.internal/models/x") == "plaintext_refused"
+
+
+steps = st.lists(
+    st.sampled_from(["..", ".", "a", "%2e%2e", ".%2E", "models", "", "%2f", "%252e"]), max_size=8
+)
+
+
+@settings(max_examples=500)
+@given(steps)
+def test_no_climbing_path_leaves_a_prefix(parts: list[str]) -> None:
+    url = "http://host/models/" + "/".join(parts)
+    decoded = "/models/" + "/".join(parts).replace("%2e", ".").replace("%2E", ".").replace("%2f", "/")
+    reached: list[str] = []
+    for part in decoded.split("/"):
+        if part == ".." and reached:
+            reached.pop()
+        elif part not in ("", ".", ".."):
+            reached.append(part)
+    if refusal(Reach(["http://host/models/"]), url) == "":
+        assert reached[:1] == ["models"]
+
+
+def test_more_entries_open_more_and_close_nothing() -> None:
+    reach = Reach(["10.0.0.0/8"])
+    more = reach.also(["http://hub.local/"])
+    assert refusal(more, "https://h/", "10.0.0.1") == ""
+    assert refusal(more, "http://hub.local/x", "192.168.0.1") == ""
+    assert refusal(reach, "http://hub.local/x", "192.168.0.1") == "private_address", (
+        "and change the first not"
+    )
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "*",
+        "host",
+        "10.0.0.0/33",
+        "10.0.0",
+        "http://",
+        "http:///path",
+        "http://user:pw@host/",
+        "http://host/?x=hunter2",
+        "http://host/#x",
+        "http://host:99999/",
+        "http://[::1/",
+    ],
+)
+def test_an_entry_that_is_neither_network_nor_prefix_is_refused(entry: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        Reach([entry])
+    assert refused.value.code == "bad_option"
+    assert "hunter2" not in str(refused.value)
+    assert "pw" not in str(refused.value)

@@ -17,18 +17,22 @@ from cachd.model import Extent
 from cachd.sources.source import NoRanges
 
 BROKEN = (OSError, http.client.HTTPException)
-_RATE_LIMIT_WAIT = re.compile(r"\bt=(\d+)")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
 
 
 def bare(url: str) -> str:
     """A URL as it may be shown: signatures live in queries."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be read"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def number(text: str | None) -> int | None:
     """A header's plain decimal number, None when it is anything else."""
-    return int(text) if text and text.isdecimal() else None
+    return int(text) if text and _NUMBER.fullmatch(text) else None
 
 
 def validator_of(response: http.client.HTTPResponse) -> str | None:
@@ -79,7 +83,7 @@ class Headers(Protocol):
 def retry_after(headers: Headers) -> float | None:
     """Seconds the origin asks for: Retry-After as seconds or a date (RFC 9110), or RateLimit's t."""
     told = (headers.get("Retry-After") or "").strip()
-    if told.isdecimal():
+    if _NUMBER.fullmatch(told):
         return float(told)
     with suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
@@ -107,7 +111,10 @@ def announced(response: http.client.HTTPResponse, url: str, size: int, extent: E
     Raises NoRanges for a whole file where a part was asked for, Changed when the size is another, Unavailable
     when the headers contradict what was asked.
     """
-    length = number(response.getheader("Content-Length"))
+    told_length = response.getheader("Content-Length")
+    length = number(told_length)
+    if told_length is not None and length is None:
+        raise protocol_error(url, f"Content-Length is {told_length:.40}")
     if response.status == 206:
         told = response.getheader("Content-Range") or "none"
         exact = f"bytes {extent.start}-{extent.stop - 1}/{size}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -44,17 +45,41 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, port)
         self.default_port = 443 if tls else 80  # decides whether the Host header names the port
         self._origin, self._dial, self._tls, self._pool = origin, dial, tls, pool
+        self.address = ""
+        self.live: socket.socket | None = None  # outlasts `sock`, which an answer that closes takes away
 
     def connect(self) -> None:
         self.sock = self._dial()
+        self.address = str(self.sock.getpeername()[0])
         if self._tls:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+        self.live = self.sock
 
     def abort(self) -> None:
         """Make whoever waits for an answer on it return or raise at once."""
-        sock = self.sock
-        if sock is not None:
-            shut(sock)
+        if self.live is not None:
+            shut(self.live)
+
+    @contextmanager
+    def ended_after(self, seconds: float) -> Iterator[None]:
+        """Give an answer's head so long in all: a socket's own patience begins anew with every byte."""
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            self.abort()
+
+        watch = threading.Timer(seconds, end)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        except BROKEN as error:
+            if ended.is_set():
+                raise TimeoutError(f"no answer in {seconds:.0f} s") from error
+            raise
+        finally:
+            watch.cancel()
 
     def keep(self) -> None:
         """Leave the connection to the thread's next request to this origin."""
@@ -73,7 +98,6 @@ class Response:
         stall_seconds: float,
     ) -> None:
         self._response, self._connection, self._shown = response, connection, bare(url)
-        self._sock = connection.sock
         self._stall_seconds = stall_seconds
         self._size: int | None = response.length
         self._got = 0
@@ -111,7 +135,7 @@ class Response:
 
     def abort(self) -> None:
         """See `Body.abort`."""
-        shut(self._sock)
+        self._connection.abort()
 
     def close(self) -> None:
         """Keep the connection if its answer was read to the end, else drop it."""
@@ -126,7 +150,9 @@ class Response:
     def _receive(self, view: memoryview) -> int:
         try:
             if self._response.chunked or self._response.fp is None:
-                return self._response.readinto(view)
+                got = self._response.read1(len(view))
+                view[: len(got)] = got
+                return len(got)
             # One receive at a time, straight into `view`, so that a trickle is noticed.
             return self._response.fp.readinto1(view)
         except BROKEN as error:

@@ -43,7 +43,7 @@ MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Http:
         cut: Cut | None = None,
     ) -> tuple[str, http.client.HTTPResponse, Connection]:
         """Send a request and follow redirects; the URL that answered, its answer and its connection."""
-        first = origin_of(urlsplit(url))
+        first = origin_of(_checked(url))
         for _ in range(MOST_REDIRECTS + 1):
             parts = _checked(url)
             self._reach.check_url(parts)
@@ -176,10 +176,11 @@ class Http:
             if response.status not in _REDIRECTS or not location:
                 return url, response, connection
             with Response(response, connection, url, stall_seconds=self._stall_seconds):
-                target = urljoin(url, location)
-            if parts.scheme == "https" and urlsplit(target).scheme != "https":
+                target = _joined(url, location)
+            scheme = urlsplit(target).scheme
+            if parts.scheme == "https" and scheme != "https":
                 raise Forbidden(
-                    f"{bare(url)} redirects from https to {urlsplit(target).scheme or 'nothing'}",
+                    f"{bare(url)} redirects from https to {scheme or 'nothing'}",
                     code="downgrade_refused",
                     mend="the origin is misconfigured, or somebody stands between",
                 )
@@ -194,12 +195,14 @@ class Http:
         told = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         pool = self._pool()
         kept = pool.pop(origin_of(url), None)
+        if kept:
+            self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
         tls = self._tls if url.scheme == "https" else None
         for connection in filter(
             None, (kept, Connection(origin_of(url), lambda: self._dial(url), tls, pool))
         ):
             try:
-                with cut.reaches(connection):
+                with cut.reaches(connection), connection.ended_after(self._stall_seconds):
                     connection.request(method, path, headers={**told, **headers})
                     return connection.getresponse(), connection
             except CachdError:
@@ -226,7 +229,10 @@ class Http:
     def _dial(self, url: SplitResult) -> socket.socket:
         """Connect to an address that was resolved and then vetted: no second look-up can change it."""
         host, port = url.hostname or "", origin_of(url)[2]
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
         for *_, address in infos:
             self._reach.check_address(url, str(address[0]))
         refusal: OSError = OSError(f"{host} has no address")
@@ -242,6 +248,13 @@ class Http:
                 sock.close()
                 refusal = error
         raise refusal
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Unavailable(f"{bare(url)} redirects to what is no URL", code="origin_protocol") from error
 
 
 def _checked(url: str) -> SplitResult:

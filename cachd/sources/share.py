@@ -12,7 +12,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
+from cachd.model import Digest, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import sums
 from cachd.sources.source import Cut
@@ -32,6 +32,8 @@ class ShareSource:
         top = Path("/" + unquote(ref.location).strip("/"))
         with _share_errors(top):
             self._check(top)
+            if top.is_dir() and ref.digest:
+                raise Invalid(f"{top} is a directory, and a digest is of one file", code="bad_ref")
             if top.is_dir():
                 told = self._sums(top)
                 found = [self._file(path, path.relative_to(top).as_posix(), told) for path in self._walk(top)]
@@ -59,7 +61,7 @@ class ShareSource:
         self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
 
     def _walk(self, top: Path) -> Iterator[Path]:
-        for at, folders, names in os.walk(top):
+        for at, folders, names in os.walk(top, onerror=_raise):
             folders.sort()
             for name in sorted(names):
                 path = Path(at) / name
@@ -74,6 +76,7 @@ class ShareSource:
         return sums.parse(listing.read_bytes(), str(listing)) if listing.is_file() else {}
 
     def _file(self, path: Path, shown: str, digests: dict[str, Digest]) -> File:
+        check_path(shown)
         self._check(path)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -88,7 +91,8 @@ class ShareBody:
         self._path, self._offset, self._stop = path, extent.start, extent.stop
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(self._fd)
-        if _mark(status) != file.validator:
+        self._mark = file.validator
+        if _mark(status) != self._mark:
             os.close(self._fd)
             raise Changed(f"{path}: the file is not what it was when it was listed")
 
@@ -108,6 +112,8 @@ class ShareBody:
                 if not n:
                     raise Changed(f"{self._path}: the file ends at {self._offset + got}")
                 got += n
+            if _mark(os.fstat(self._fd)) != self._mark:
+                raise Changed(f"{self._path}: the file was written while it was read")
         self._offset += got
         return got
 
@@ -131,6 +137,10 @@ def _share_errors(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}", code="share_failed") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _mark(status: os.stat_result) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cachd.errors import Invalid
-from cachd.model import Digest
+from cachd.model import Digest, check_path
 
 NAME = "SHA256SUMS"
 LONGEST_BYTES = 16 << 20
@@ -13,7 +13,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
-    """Digest of each path. Raises Invalid, naming the line, when the file is anything else."""
+    """Digest of each path. Raises Invalid, naming the line or the path, for anything else."""
     sums: dict[str, Digest] = {}
     try:
         lines = content.decode().splitlines()
@@ -29,5 +29,5 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
                 code="bad_sums",
                 mend="make it with: sha256sum FILE... > SHA256SUMS",
             )
-        sums[found[2]] = Digest("sha256", found[1].lower())
+        sums[check_path(found[2])] = Digest("sha256", found[1].lower())
     return sums

@@ -10,13 +10,13 @@ from pathlib import Path
 import structlog
 
 from cachd import __version__
-from cachd.errors import CachdError
+from cachd.errors import CachdError, DiskFailed
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, CachdError)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, CachdError)
 
 
 def ready_document(snapshot: Snapshot) -> dict[str, object]:
@@ -47,8 +47,8 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
             told = f".trees/{snapshot.manifest}"
             tree = layout.tree(snapshot.manifest)
             if str(layout.model(snapshot.name).readlink()) == told and tree.is_dir():
-                if not layout.manifest(snapshot.manifest).is_file():
-                    raise FileNotFoundError(layout.manifest(snapshot.manifest))
+                if not json.loads(layout.manifest(snapshot.manifest).read_bytes())["files"]:
+                    raise ValueError("its manifest lists nothing")
                 found[snapshot.name] = snapshot
                 continue
             reason = "its link or its tree is another"
@@ -60,15 +60,21 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
 
 
 def read_manifest(layout: Layout, manifest: str) -> Manifest:
-    """The files of a snapshot. Raises OSError when it is gone, Invalid when it is no manifest."""
-    return Manifest.from_document(json.loads(layout.manifest(manifest).read_bytes()))
+    """The files of a snapshot. Raises FileNotFoundError when it is gone, DiskFailed when it is none."""
+    path = layout.manifest(manifest)
+    try:
+        return Manifest.from_document(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise DiskFailed(f"{path} is no manifest: {error!r:.120}", code="manifest_unreadable") from error
 
 
 def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
-        return list(json.loads(manifest.read_bytes())["shown"])
-    except FileNotFoundError:
+        return [str(folder) for folder in json.loads(manifest.read_bytes())["shown"]]
+    except _UNREADABLE:
         return []
 
 

@@ -109,9 +109,9 @@ class ContentStore:
                     freed += self._trash_ingest(file, trash.with_suffix(".ingest"))
                     if os.lstat(path).st_nlink > 1:
                         continue
-                    durable.move(path, trash)
+                    durable.take_away(path, trash)
                 durable.remove(_told(path))
-                os.unlink(trash)
+                durable.remove(trash)
                 freed += file.size
             durable.remove_tree(trash.with_suffix(".ingest"))
         return freed
@@ -120,7 +120,7 @@ class ContentStore:
         """Move what an interrupted pull left out of the way; its bytes on disk."""
         size = self.allocated(file)
         with suppress(FileNotFoundError):
-            durable.move(self._layout.ingest(file.blob), trash)
+            durable.take_away(self._layout.ingest(file.blob), trash)
         return size
 
 

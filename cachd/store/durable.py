@@ -98,14 +98,11 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
-def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target` in one step for every observer, durably."""
-    beside = link.with_name(f".{link.name}.new")
+def make_link(link: Path, target: str) -> None:
+    """Make `link` a symbolic link, whatever was there; the caller moves it to where it is seen."""
     with suppress(FileNotFoundError):
-        os.unlink(beside)
-    os.symlink(target, beside)
-    os.rename(beside, link)
-    sync_directory(link.parent)
+        os.unlink(link)
+    os.symlink(target, link)
 
 
 def move(source: Path, target: Path) -> None:
@@ -113,13 +110,28 @@ def move(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
-def link(source: Path, target: Path) -> None:
-    """Add the name `target` to the file `source`; done already is fine. Raises OSError."""
+def take_away(path: Path, trash: Path) -> None:
+    """Move `path` to `trash` in one step; where a full disk has no room even for that, delete it."""
+    try:
+        os.rename(path, trash)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        if path.is_dir():
+            remove_tree(path)
+        else:
+            os.unlink(path)
+
+
+def link(source: Path, target: Path, *, beside: Path) -> None:
+    """Give the file `source` the name `target`, taking the place of what has it; done already is fine.
+
+    `beside` is a free name of the same file system to come from. Raises OSError.
+    """
     with suppress(FileExistsError):
         os.link(source, target, follow_symlinks=False)
         return
     if not os.path.samestat(source.lstat(), target.lstat()):
-        beside = target.with_name(f".{target.name}.new")
         with suppress(FileNotFoundError):
             os.unlink(beside)
         os.link(source, beside, follow_symlinks=False)

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -33,6 +35,7 @@ from cachd.store.digests import hasher
 log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Ingest:
@@ -54,10 +57,12 @@ class Ingest:
         self._hashed = 0
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.chmod(directory / "data", 0o600)  # an earlier life ended between its seal and its rename
             self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                if not self._resume():
-                    os.ftruncate(self._data, file.size)
+                self._resume()
+                os.ftruncate(self._data, file.size)
                 durable.preallocate(self._data, file.size)
             except BaseException:
                 self.discard()  # half-allocated blocks help nobody on a full disk
@@ -188,17 +193,16 @@ class Ingest:
 
     # --- resume ---
 
-    def _resume(self) -> bool:
+    def _resume(self) -> None:
         """Believe each journalled part whose bytes still hash to what its line says."""
         if not _describes(self.directory / "about.json", self.file):
             for name in ("journal", "about.json"):
                 durable.remove(self.directory / name)
-            return False
+            return
         buffer = memoryview(bytearray(READ_BYTES))
         for part, expected in _parts(self.directory / "journal", self.file.size):
             if os.fstat(self._data).st_size >= part.stop and self._xxh3(part, buffer) == expected:
                 self._landed.add(part)
-        return True
 
     def _xxh3(self, part: Extent, buffer: memoryview) -> str:
         digest = xxhash.xxh3_128()
@@ -232,7 +236,7 @@ def _parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
         return
     for line in lines:
         words = line.split(" ")
-        if len(words) == 3 and words[0].isdecimal() and words[1].isdecimal():
+        if len(words) == 3 and all(_NUMBER.fullmatch(word) for word in words[:2]):
             start, stop = int(words[0]), int(words[1])
             if start < stop <= size:
                 yield Extent(start, stop), words[2]

@@ -1,7 +1,8 @@
 """Snapshots: published under a name in an order that never lies, withdrawn in the reverse.
 
-    publish   blobs durable -> manifest -> plain tree -> Hub files -> old ready file removed -> name swapped
-              -> Hub branch -> ready file
+    publish   blobs durable -> manifest -> plain tree -> Hub files -> Hub branch -> old ready file removed
+              -> name swapped
+              -> ready file
     withdraw  ready file removed -> Hub branch -> name -> Hub files -> plain tree -> blobs -> manifest
 
 A manifest on disk that no ready name uses is a withdrawal to be finished, or a snapshot that a newer one
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import structlog
 
-from cachd.errors import InUse, NotFound
+from cachd.errors import DiskFailed, InUse, NotFound
 from cachd.model import File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
@@ -81,15 +82,11 @@ class Snapshots:
             self._plain.build(manifest)
             shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
             self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
-            durable.remove(layout.ready_file(wish.name))
-            durable.point(layout.model(wish.name), f".trees/{manifest.id}")
-            if snapshot.hub_revision:
-                self._hub.point(snapshot.hub_folder, snapshot.hub_revision, snapshot.commit)
-            told = json.dumps(catalog.ready_document(snapshot), indent=1) + "\n"
-            durable.write_file(layout.ready_file(wish.name), told.encode())
-            self._named[wish.name] = snapshot
-            if replaced and replaced.manifest != manifest.id:
-                self._unpoint(replaced)
+            others = {name: other for name, other in self._named.items() if name != wish.name}
+            folders = {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set())
+            for folder in folders:
+                self._hub.point(folder, _branches(folder, [*others.values(), snapshot]))
+            self._declare(snapshot)
         log.info("published", name=wish.name, manifest=manifest.id, size_bytes=manifest.size)
         return snapshot
 
@@ -109,7 +106,7 @@ class Snapshots:
             durable.remove(self._layout.ready_file(name))
             del self._named[name]
             self._pins.remove(name)
-            self._unpoint(snapshot)
+            self._hub.point(snapshot.hub_folder, _branches(snapshot.hub_folder, self._named.values()))
             durable.remove(self._layout.model(name))
             freed = self._remove(snapshot.manifest)
         log.info("withdrawn", name=name, manifest=snapshot.manifest, freed_bytes=freed)
@@ -125,16 +122,23 @@ class Snapshots:
             for path in self._layout.manifests.glob("[!.]*.json"):
                 if path.stem in self._used():
                     continue
-                manifest = self._manifest(path.stem)
-                if manifest.base not in keep and not self._is_open(manifest):
-                    freed += self._remove(path.stem)
+                try:
+                    manifest = self._manifest(path.stem)
+                    if manifest.base not in keep and not self._is_open(manifest):
+                        freed += self._remove(path.stem)
+                except DiskFailed as error:
+                    log.warning("snapshot not swept", manifest=path.stem, reason=error.detail)
         return freed
 
-    def forget_links(self) -> None:
-        """Remove the names that are not ready: a publish or a withdrawal was cut off there."""
+    def settle(self) -> None:
+        """Remove the names and branches that are not ready: a publish or a withdrawal was cut off there."""
         for link in self._layout.models.iterdir():
             if link.is_symlink() and link.name not in self._named:
                 durable.remove(link)
+        unnamed = [p for p in self._layout.manifests.glob("[!.]*.json") if p.stem not in self._used()]
+        folders = {s.hub_folder for s in self._named.values()}
+        for folder in folders.union(*map(catalog.read_shown, unnamed)):
+            self._hub.point(folder, _branches(folder, self._named.values()))
 
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned, or its files are open and no other name shows them."""
@@ -172,7 +176,14 @@ class Snapshots:
         """Remove a snapshot from both views and free its blobs, unless a name still uses it."""
         if manifest in self._used():
             return 0
-        gone, path = self._manifest(manifest), self._layout.manifest(manifest)
+        path = self._layout.manifest(manifest)
+        try:
+            gone = self._manifest(manifest)
+        except DiskFailed as error:
+            log.warning("blobs left behind", manifest=manifest, reason=error.detail)
+            self._plain.remove(manifest)
+            durable.remove(path)
+            return 0
         commit = commit_of(gone)
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
@@ -186,13 +197,34 @@ class Snapshots:
         sharing = {s.manifest for s in self._named.values() if (s.hub_folder, s.commit) == (folder, commit)}
         return {f.path: f for manifest in sharing for f in self._manifest(manifest).files}
 
-    def _unpoint(self, gone: Snapshot) -> None:
-        """Let the branch that named a snapshot's commit name the newest other one, or nothing."""
-        if not gone.hub_revision:
-            return
-        folder, revision = gone.hub_folder, gone.hub_revision
-        others = [s for s in self._named.values() if (s.hub_folder, s.hub_revision) == (folder, revision)]
-        if others:
-            self._hub.point(folder, revision, max(others, key=lambda s: s.published_at).commit)
-        else:
-            self._hub.unpoint(folder, revision)
+    def _declare(self, snapshot: Snapshot) -> None:
+        """The last steps, all that could need room done before the first: the name, then the ready file."""
+        layout, name = self._layout, snapshot.name
+        link, told = layout.staging / f"{name}.link", layout.staging / f"{name}.json"
+        document = json.dumps(catalog.ready_document(snapshot), indent=1) + "\n"
+        try:
+            durable.write_file(told, document.encode())
+            durable.make_link(link, f".trees/{snapshot.manifest}")
+        except BaseException:
+            for staged in (told, link):
+                durable.remove(staged)
+            raise
+        durable.remove(layout.ready_file(name))
+        try:
+            durable.move(link, layout.model(name))
+            durable.sync_directory(layout.models)
+            durable.move(told, layout.ready_file(name))
+            durable.sync_directory(layout.ready)
+        except BaseException:
+            self._named.pop(name, None)  # the disk says so, too: its ready file is gone
+            raise
+        self._named[name] = snapshot
+
+
+def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
+    """The branches and tags of one folder of the Hub view: each names the commit published last."""
+    return {
+        s.hub_revision: s.commit
+        for s in sorted(named, key=lambda s: s.published_at)
+        if s.hub_folder == folder and s.hub_revision
+    }

@@ -29,12 +29,17 @@ class Reservation:
 
     def __init__(self, space: Space, size: int) -> None:
         self._space, self._left = space, size
+        self._lock = threading.Lock()
 
     def spend(self, size: int) -> None:
         """Say that `size` promised bytes are allocated now and show in the file system's own count."""
-        self._left -= self._space.release(min(size, self._left))
+        with self._lock:
+            size = min(size, self._left)
+            self._left -= size
+        self._space.release(size)
 
     def end(self) -> None:
+        """Take back what is left of the promise."""
         self.spend(self._left)
 
 
@@ -91,7 +96,7 @@ class Space:
         finally:
             reservation.end()
 
-    def release(self, size: int) -> int:
+    def release(self, size: int) -> None:
+        """Promise `size` bytes less."""
         with self._lock:
             self._promised -= size
-        return size

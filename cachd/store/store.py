@@ -38,11 +38,10 @@ class Store:
     def __init__(self, root: Path, *, reserve_free: int = 0) -> None:
         self.layout = Layout(root)
         _check_root(root)
-        with durable.disk_errors(root):
-            for name in PUBLIC:
-                (root / name).mkdir(mode=0o755, exist_ok=True)
-            for name in PRIVATE:
-                (root / name).mkdir(mode=0o700, exist_ok=True)
+        for name in PUBLIC:
+            _make_directory(root / name, 0o755)
+        for name in PRIVATE:
+            _make_directory(root / name, 0o700)
         self._lock = _take_lock(self.layout.lock)
         try:
             with durable.disk_errors(root):
@@ -52,10 +51,11 @@ class Store:
                     _delete(leftover)
                 for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
                     if not tag.exists():
-                        tag.write_bytes(_CACHEDIR_TAG)
+                        with suppress(OSError):  # a courtesy to backup tools, no more
+                            tag.write_bytes(_CACHEDIR_TAG)
             self.content = ContentStore(self.layout)
             self.snapshots = Snapshots(self.layout, self.content)
-            self.snapshots.forget_links()
+            self.snapshots.settle()
             self.space = Space(root, reserve_free=reserve_free)
         except BaseException:
             os.close(self._lock)
@@ -112,6 +112,12 @@ def _check_root(root: Path) -> None:
             code="bad_root",
             mend=f"chmod 0755 {root}: whoever can write there can change what pods load",
         )
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
+        raise DiskFailed(
+            f"root {root} is on a file system that is mounted read-only",
+            code="read_only",
+            mend="look at the node's kernel log: ext4 does this after an error",
+        )
     if not os.access(root, os.W_OK | os.X_OK):
         raise Forbidden(
             f"root {root} belongs to uid {status.st_uid} and uid {os.getuid()} cannot write there",
@@ -122,13 +128,25 @@ def _check_root(root: Path) -> None:
         log.warning("pods of other users cannot read here", root=str(root), mend=f"chmod 0755 {root}")
 
 
+def _make_directory(path: Path, mode: int) -> None:
+    """Make a directory of the root, or see that the one there is ours: no link, nobody else's."""
+    with durable.disk_errors(path):
+        with suppress(FileExistsError):
+            path.mkdir(mode=mode)
+        status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise Forbidden(
+            f"{path} is a link, no directory, or belongs to uid {status.st_uid}, not {os.getuid()}",
+            code="bad_root",
+            mend="what pods load must lie in directories of the daemon's own: remove it, or chown it",
+        )
+
+
 def _take_lock(path: Path) -> int:
     with durable.disk_errors(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except OSError as error:
         holder = os.pread(fd, 300, 0).decode(errors="replace").strip()
         os.close(fd)
@@ -137,12 +155,15 @@ def _take_lock(path: Path) -> int:
             code="root_locked",
             mend="ask it instead (cachd pull without --direct), or stop it",
         ) from error
+    with suppress(OSError):  # a note for the next one who finds it taken; a full disk has no room for it
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return fd
 
 
 def _check_format(layout: Layout) -> None:
     try:
-        found = layout.format.read_text()
+        found = layout.format.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         durable.write_file(layout.format, FORMAT.encode())
         return
@@ -161,7 +182,7 @@ def _check_links(layout: Layout) -> None:
         for leftover in (probe, linked):
             leftover.unlink(missing_ok=True)
         durable.write_file(probe, b"")
-        durable.link(probe, linked)
+        durable.link(probe, linked, beside=layout.staging / "link")
         durable.move(linked, layout.models / ".probe")
     except OSError as error:
         if error.errno in durable.FULL:

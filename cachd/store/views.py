@@ -20,26 +20,46 @@ from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 
 
-class PlainView:
-    """`models/.trees/<id>`: one immutable directory a manifest."""
-
+class _View:
     def __init__(self, layout: Layout, content: ContentStore) -> None:
         self._layout, self._content = layout, content
+
+    def _link(self, files: Mapping[str, File], target: Path) -> None:
+        """Link every file below `target` and make all the names durable, bottom up."""
+        target.mkdir(exist_ok=True)
+        for path, file in files.items():
+            place = target / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            durable.link(self._content.path(file.blob), place, beside=self._layout.staging / "link")
+        for directory in _directories(target):
+            directory.chmod(0o755)
+            durable.sync_directory(directory)
+
+    def _stage(self, files: Mapping[str, File], target: Path) -> None:
+        """Build `target` out of sight and show it in one step; a failure leaves nothing."""
+        staged = self._layout.staging / target.name
+        durable.remove_tree(staged)
+        try:
+            self._link(files, staged)
+            durable.move(staged, target)
+        except BaseException:
+            durable.remove_tree(staged)
+            raise
+
+
+class PlainView(_View):
+    """`models/.trees/<id>`: one immutable directory a manifest."""
 
     def build(self, manifest: Manifest) -> None:
         """Show the manifest's files, durably, before any name points at them."""
         tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
         if tree.exists():
-            if _links_all(self._content, files, tree):
-                return
-            for directory in _directories(tree):
-                directory.chmod(0o755)
-            _link_all(self._content, files, tree)  # a blob was fetched anew: its links follow, one by one
+            if not _links_all(self._content, files, tree):
+                for directory in _directories(tree):
+                    directory.chmod(0o755)
+                self._link(files, tree)  # a blob was fetched anew: its links follow, one by one
         else:
-            staged = self._layout.staging / manifest.id
-            durable.remove_tree(staged)
-            _link_all(self._content, files, staged)
-            durable.move(staged, tree)
+            self._stage(files, tree)
         for directory in _directories(tree):
             directory.chmod(0o555)
         durable.sync_directory(tree.parent)
@@ -50,19 +70,16 @@ class PlainView:
         durable.remove_tree(trash)
         with suppress(FileNotFoundError):
             tree.chmod(0o755)  # moving a directory rewrites its '..'
-            durable.move(tree, trash)
+            durable.take_away(tree, trash)
             durable.sync_directory(tree.parent)
         durable.remove_tree(trash)
 
 
-class HubView:
+class HubView(_View):
     """`hub/models--org--name`: every snapshot of one repository, one directory a commit.
 
     Pulls of one commit under different names or patterns share that directory: it shows all their files.
     """
-
-    def __init__(self, layout: Layout, content: ContentStore) -> None:
-        self._layout, self._content = layout, content
 
     def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
         """Show `files`, the union over all snapshots of this commit, durably; no branch names it yet."""
@@ -70,33 +87,41 @@ class HubView:
         (repo / "snapshots").mkdir(parents=True, exist_ok=True)
         target = repo / "snapshots" / commit
         if target.exists():
-            _link_all(self._content, files, target)
+            self._link(files, target)
         else:
-            staged = self._layout.staging / f"{folder}@{commit}"
-            durable.remove_tree(staged)
-            _link_all(self._content, files, staged)
-            durable.move(staged, target)
+            self._stage(files, target)
         durable.sync_directory(target.parent)
         (repo / "trees").mkdir(exist_ok=True)
         durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
-    def point(self, folder: str, revision: str, commit: str) -> None:
-        """Let a branch or tag name a commit."""
-        ref = self._layout.hub / folder / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
-
-    def unpoint(self, folder: str, revision: str) -> None:
-        durable.remove(self._layout.hub / folder / "refs" / revision)
+    def point(self, folder: str, branches: Mapping[str, str]) -> None:
+        """Let exactly these branches and tags name these commits; any other one goes."""
+        refs = self._layout.hub / folder / "refs"
+        for at in _directories(refs):
+            for name in [entry.name for entry in at.iterdir() if not entry.is_dir()]:
+                if (at / name).relative_to(refs).as_posix() not in branches:
+                    durable.remove(at / name)
+            if at != refs and not any(at.iterdir()):
+                at.rmdir()
+        for revision, commit in branches.items():
+            ref = refs / revision
+            if not ref.is_file() or ref.read_text() != commit:
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
 
     def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
         """Take the paths in `gone` but not in `left` out of a commit's directory, and it when empty."""
         repo = self._layout.hub / folder
         target, listing = repo / "snapshots" / commit, repo / "trees" / f"{commit}.json"
         if left:
-            durable.write_file(listing, _tree_document(left))
+            try:
+                durable.write_file(listing, _tree_document(left))
+            except OSError as error:
+                if error.errno not in durable.FULL:
+                    raise
+                durable.remove(listing)  # without one, a client takes what it finds
             for path in gone:
                 if path not in left:
                     durable.remove(target / path)
@@ -105,23 +130,11 @@ class HubView:
         trash = self._layout.trash / f"{folder}@{commit}"
         durable.remove_tree(trash)
         with suppress(FileNotFoundError):
-            durable.move(target, trash)
+            durable.take_away(target, trash)
             durable.sync_directory(target.parent)
         durable.remove_tree(trash)
         if not any((repo / "snapshots").glob("*")):
             durable.remove_tree(repo)
-
-
-def _link_all(content: ContentStore, files: Mapping[str, File], target: Path) -> None:
-    """Link every file below `target` and make all the names durable, bottom up."""
-    target.mkdir(exist_ok=True)
-    for path, file in files.items():
-        place = target / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        durable.link(content.path(file.blob), place)
-    for directory in _directories(target):
-        directory.chmod(0o755)
-        durable.sync_directory(directory)
 
 
 def _links_all(content: ContentStore, files: Mapping[str, File], target: Path) -> bool:

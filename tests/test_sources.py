@@ -554,6 +554,23 @@ def test_a_cut_ends_the_wait_for_an_answer_and_forbids_the_next_question() -> No
         assert server.accepted == 1
 
 
+def test_a_cut_ends_a_handshake_that_nobody_answers() -> None:
+    greeted = threading.Event()
+
+    def silent(connection: socket.socket, _: int) -> None:
+        connection.recv(64 * KIB)
+        greeted.set()
+        connection.recv(64 * KIB)
+
+    with Scripted(silent) as server, concurrent.futures.ThreadPoolExecutor(1) as other:
+        cut, target = Cut(), Target(server.url.replace("http:", "https:") + "/x", 2)
+        asking = other.submit(http().open, target, Extent(0, 2), cut)
+        assert greeted.wait(PATIENCE_SECONDS)
+        cut.cut()
+        with pytest.raises((Unavailable, Cancelled)):
+            asking.result(PATIENCE_SECONDS / 4)
+
+
 # --- connections ---
 
 

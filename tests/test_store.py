@@ -131,11 +131,14 @@ def hexes(*several: Files) -> set[str]:
 
 
 def assert_whole(root: Path, name: str, files: Files, *, commit: str, repo: str = "org/model") -> None:
-    """Both views show exactly the files: right bytes, read-only, in directories nobody may write to."""
+    """A ready model's views show exactly its files: right bytes, read-only, in directories nobody may write
+    to; and its branch names a commit that is here."""
     plain = root / "models" / name
     told = json.loads((root / "ready" / f"{name}.json").read_text())
     assert plain.readlink() == Path(".trees") / told["manifest"]
     assert told["revision"] == commit
+    if branch := told["hub"]["revision"]:
+        assert (hub(root, repo) / "snapshots" / refs_of(root, repo)[branch]).is_dir()
     for view in (plain, hub(root, repo) / "snapshots" / commit):
         assert digests(view) == shown(files)
         for path in files:
@@ -492,11 +495,13 @@ def test_what_was_written_for_another_blob_or_size_is_begun_anew(store: Store, a
 
 def test_a_link_in_place_of_the_data_is_not_followed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"keep me")
+    (tmp_path / "victim").chmod(0o444)
     ingest_directory(store).mkdir()
     (ingest_directory(store) / "data").symlink_to(tmp_path / "victim")
     with suppress(DiskFailed):
         store.content.begin(FILE).close()
     assert (tmp_path / "victim").read_bytes() == b"keep me"
+    assert stat.S_IMODE((tmp_path / "victim").stat().st_mode) == 0o444
 
 
 def test_many_streams_write_one_ingest(store: Store) -> None:
@@ -893,6 +898,18 @@ def test_a_branch_may_take_the_place_of_one_with_a_slash(store: Store, root: Pat
     assert refs_of(root) == {"v1": A, "feature": B}
 
 
+@pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b", "a")])
+def test_a_branch_that_cannot_stand_beside_another_is_refused_and_the_other_stays(
+    store: Store, root: Path, next_life: Callable[[], Store], first: str, second: str
+) -> None:
+    publish(store, ONE, f"hf://org/model@{first}", "first", revision=A, now=2.0)
+    with pytest.raises(CachdError):
+        publish(store, SMALL, f"hf://org/model@{second}", "second", revision=B, now=1.0)
+    assert refs_of(root) == {first: A}
+    assert_whole(root, "first", ONE, commit=A)
+    assert [snapshot.name for snapshot in next_life().snapshots.all()] == ["first"]
+
+
 def test_blobs_shared_with_another_model_survive(store: Store, root: Path) -> None:
     publish(store, ONE, "hf://org/one", revision=A)
     publish(store, TWO, "hf://org/two", revision=B)
@@ -1041,6 +1058,19 @@ def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: Store, 
     assert_nothing_left(root)
 
 
+def test_what_a_remembered_pull_may_need_is_not_swept(
+    store: Store, root: Path, next_life: Callable[[], Store]
+) -> None:
+    store.remember(Wish(Ref.parse("hf://org/model"), "mine"))
+    left_by_an_earlier_life(store, PARTS[0])
+    keep(store, {"committed.bin": b"by a pull that goes on"})
+    store = next_life()
+    store.snapshots.sweep(keep={"hf://org/model"})
+    with closing(store.content.begin(FILE)) as ingest:
+        assert ingest.resumed == PARTS[0].size
+    assert blobs_of(root) == hexes({"committed.bin": b"by a pull that goes on"})
+
+
 def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_what_a_sweep_ends() -> None:
     gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
     left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}
@@ -1183,8 +1213,9 @@ def test_a_journal_that_finds_no_room_ends_the_pull_and_the_next_goes_on(
         assert store.content.path(FILE.blob).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(("before", "after"), [("v1", "v2"), ("main", "main")])
 def test_a_publish_that_finds_no_room_leaves_memory_and_disk_of_one_mind(
-    small_disk: Callable[..., Path],
+    small_disk: Callable[..., Path], before: str, after: str
 ) -> None:
     """Out of inodes at the first step that needs one, the second, the third... until it has enough."""
     disk = small_disk(16 * MIB, inodes=400)
@@ -1192,7 +1223,7 @@ def test_a_publish_that_finds_no_room_leaves_memory_and_disk_of_one_mind(
     base = disk / "base"
     base.mkdir()
     with Store(base) as store:
-        publish(store, old, "hf://org/model@v1", "mine", revision=A)
+        publish(store, old, f"hf://org/model@{before}", "mine", revision=A)
         keep(store, new)
     for leave in itertools.count():
         root = disk / "root"
@@ -1200,14 +1231,18 @@ def test_a_publish_that_finds_no_room_leaves_memory_and_disk_of_one_mind(
         with Store(root) as store:
             fillers = take_inodes(disk, leave=leave)
             try:
-                published = publish(store, new, "hf://org/model@v2", "mine", revision=B) is not None
+                published = publish(store, new, f"hf://org/model@{after}", "mine", revision=B) is not None
             except NoSpace:
                 published = False
+            give_back(fillers)
             assert store.snapshots.get("mine") == catalog.read_snapshots(Layout(root)).get("mine")
             for snapshot in store.snapshots.all():
                 assert_whole(root, "mine", {A: old, B: new}[snapshot.commit], commit=snapshot.commit)
-            give_back(fillers)
-            final = publish(store, new, "hf://org/model@v2", "mine", revision=B)
+            if not published:
+                store.snapshots.sweep()
+            for snapshot in store.snapshots.all():
+                assert_whole(root, "mine", {A: old, B: new}[snapshot.commit], commit=snapshot.commit)
+            final = publish(store, new, f"hf://org/model@{after}", "mine", revision=B)
             store.snapshots.sweep()
             assert_whole(root, "mine", new, commit=B)
             assert_only(root, {"mine": final}, new)
@@ -1258,6 +1293,17 @@ def test_a_full_disk_can_be_opened_after_a_start_that_was_cut_off(small_disk: Ca
     fill(root)
     with Store(root) as store:
         assert store.snapshots.get("org--model")
+
+
+def test_a_full_disk_can_be_opened_though_a_branch_needs_mending(small_disk: Callable[..., Path]) -> None:
+    root = small_disk(8 * MIB)
+    with Store(root) as store:
+        publish(store, SMALL)
+    (hub(root) / "refs/main").unlink()  # killed while it moved
+    fill(root)
+    with Store(root) as store:
+        assert store.snapshots.withdraw("org--model") > 0
+        assert_nothing_left(root)
 
 
 def test_one_of_two_filters_can_be_withdrawn_on_a_full_disk(small_disk: Callable[..., Path]) -> None:

@@ -51,9 +51,13 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = self._dial()
         self.address = str(self.sock.getpeername()[0])
-        if self._tls:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
         self.live = self.sock
+        if self._tls:
+            wrapped = self._tls.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.sock = self.live = wrapped  # before the handshake, which a cut must reach too
+            wrapped.do_handshake()
 
     def abort(self) -> None:
         """Make whoever waits for an answer on it return or raise at once."""

@@ -92,9 +92,12 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         os.fchmod(fd, mode)
         write_at(fd, memoryview(content), 0)
         os.fsync(fd)
+        os.rename(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
     finally:
         os.close(fd)
-    os.rename(beside, path)
     sync_directory(path.parent)
 
 

@@ -20,7 +20,6 @@ import os
 import re
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -57,7 +56,7 @@ class Ingest:
         self._hashed = 0
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
-            with suppress(FileNotFoundError):
+            if durable.is_regular(directory / "data"):
                 os.chmod(directory / "data", 0o600)  # an earlier life ended between its seal and its rename
             self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:

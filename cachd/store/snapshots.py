@@ -1,8 +1,7 @@
 """Snapshots: published under a name in an order that never lies, withdrawn in the reverse.
 
     publish   blobs durable -> manifest -> plain tree -> Hub files -> Hub branch -> old ready file removed
-              -> name swapped
-              -> ready file
+              -> name swapped -> ready file
     withdraw  ready file removed -> Hub branch -> name -> Hub files -> plain tree -> blobs -> manifest
 
 A manifest on disk that no ready name uses is a withdrawal to be finished, or a snapshot that a newer one
@@ -82,11 +81,15 @@ class Snapshots:
             self._plain.build(manifest)
             shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
             self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
-            others = {name: other for name, other in self._named.items() if name != wish.name}
-            folders = {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set())
-            for folder in folders:
-                self._hub.point(folder, _branches(folder, [*others.values(), snapshot]))
-            self._declare(snapshot)
+            try:
+                branches = _branches(snapshot.hub_folder, self._named.values())
+                if snapshot.hub_revision:
+                    branches[snapshot.hub_revision] = snapshot.commit
+                self._hub.point(snapshot.hub_folder, branches)
+                self._declare(snapshot)
+            finally:
+                for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
+                    self._mend_branches(folder)
         log.info("published", name=wish.name, manifest=manifest.id, size_bytes=manifest.size)
         return snapshot
 
@@ -106,7 +109,7 @@ class Snapshots:
             durable.remove(self._layout.ready_file(name))
             del self._named[name]
             self._pins.remove(name)
-            self._hub.point(snapshot.hub_folder, _branches(snapshot.hub_folder, self._named.values()))
+            self._mend_branches(snapshot.hub_folder)
             durable.remove(self._layout.model(name))
             freed = self._remove(snapshot.manifest)
         log.info("withdrawn", name=name, manifest=snapshot.manifest, freed_bytes=freed)
@@ -138,7 +141,7 @@ class Snapshots:
         unnamed = [p for p in self._layout.manifests.glob("[!.]*.json") if p.stem not in self._used()]
         folders = {s.hub_folder for s in self._named.values()}
         for folder in folders.union(*map(catalog.read_shown, unnamed)):
-            self._hub.point(folder, _branches(folder, self._named.values()))
+            self._mend_branches(folder)
 
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned, or its files are open and no other name shows them."""
@@ -187,6 +190,7 @@ class Snapshots:
         commit = commit_of(gone)
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
+            self._mend_branches(folder)
         self._plain.remove(manifest)
         freed = self._content.free(gone)
         durable.remove(path)
@@ -196,6 +200,15 @@ class Snapshots:
         """The files that named snapshots show in one directory of the Hub view."""
         sharing = {s.manifest for s in self._named.values() if (s.hub_folder, s.commit) == (folder, commit)}
         return {f.path: f for manifest in sharing for f in self._manifest(manifest).files}
+
+    def _mend_branches(self, folder: str) -> None:
+        """Let the branches of a folder of the Hub view name what is ready, and no others be there."""
+        try:
+            self._hub.point(folder, _branches(folder, self._named.values()))
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("no room to mend a branch", folder=folder)  # a full disk must open, to be freed
 
     def _declare(self, snapshot: Snapshot) -> None:
         """The last steps, all that could need room done before the first: the name, then the ready file."""

@@ -108,8 +108,13 @@ class HubView(_View):
         for revision, commit in branches.items():
             ref = refs / revision
             if not ref.is_file() or ref.read_text() != commit:
-                ref.parent.mkdir(parents=True, exist_ok=True)
-                durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
+                try:
+                    ref.parent.mkdir(parents=True, exist_ok=True)
+                    durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
+                except OSError as error:
+                    if error.errno in durable.FULL:
+                        durable.remove(ref)  # no branch is better than one that names what may go
+                    raise
 
     def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
         """Take the paths in `gone` but not in `left` out of a commit's directory, and it when empty."""

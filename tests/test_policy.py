@@ -24,7 +24,7 @@ settings.load_profile("repeatable")
 
 # --- what has landed ---
 
-SIZE = 40
+SIZE = 12
 extents = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda p: Extent(min(p), max(p)))
 
 

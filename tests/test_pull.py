@@ -112,6 +112,17 @@ def test_a_shared_volume_is_copied_and_verified_by_its_sums(
     assert_published(root, "model", expected, hub=hub_snapshot(root, "model"))
 
 
+def test_sums_that_list_themselves_are_no_file_of_the_model(
+    tmp_path: Path, root: Path, engine: Engines
+) -> None:
+    model = safetensors_model(tmp_path / "share" / "model", shards=1, shard_bytes=MIB, seed=6)
+    expected = digests(model)
+    with write_sha256sums(model).open("a") as listing:
+        listing.write(f"{digest(b'')}  SHA256SUMS\n")
+    engine(allow=[f"file://{tmp_path}/share/"]).pull(f"file://{model}")
+    assert digests(root / "models/model") == expected
+
+
 def test_one_url_is_one_file_verified_by_the_digest_in_its_ref(
     origin: Origin, root: Path, engine: Engines, tmp_path: Path
 ) -> None:
@@ -187,6 +198,7 @@ def test_a_blob_that_lost_its_tail_is_fetched_anew_and_its_links_follow(
     origin.add("/model.bin", content)
     running = engine()
     snapshot = running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
+    (root / "models/model.bin/model.bin").chmod(0o644)
     os.truncate(root / "models/model.bin/model.bin", MIB)
     running.pulls.start(snapshot.wish, refresh=True).done.result(60)
     assert (root / "models/model.bin/model.bin").read_bytes() == content

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 import structlog
-import xxhash
 
 from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
 from cachd.model import Extent, File
@@ -21,6 +20,7 @@ from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split
 from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.store.content import ContentStore
+from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
@@ -36,7 +36,7 @@ class Part:
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
         self.reached = extent.start
-        self.hash: xxhash.xxh3_128 | None = None  # from the first byte on: many parts wait
+        self.hash: PartHash | None = None  # from the first byte on: many parts wait
         self.failures = 0
 
     @property
@@ -170,7 +170,7 @@ class Download:
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
         received = self._engine.metrics.download_bytes.labels(self._scheme)
-        hashed = part.hash = part.hash or xxhash.xxh3_128()
+        hashed = part.hash = part.hash or ingest.part_hash()
         while part.reached < part.extent.stop:
             view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
             count = body.readinto(view)
@@ -185,7 +185,8 @@ class Download:
                 self._fetched += count
             received.inc(count)
             self._follow_if_worthwhile()
-        ingest.finish(part.extent, hashed.hexdigest())
+        ingest.finish(part.extent, hashed)
+        self._follow_if_worthwhile()
 
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:
@@ -227,8 +228,7 @@ class Download:
     def _follow_if_worthwhile(self) -> None:
         ingest = self._ingest_here()
         with self._lock:
-            behind = ingest.prefix - ingest.hashed
-            if self._following or not (behind >= _FOLLOW_BYTES or ingest.is_whole):
+            if self._following or not (ingest.behind >= _FOLLOW_BYTES or ingest.is_whole):
                 return
             self._following = True
         self._engine.hashers.submit(self._follow)
@@ -242,7 +242,7 @@ class Download:
             while not self._over:
                 ingest.follow(self._engine.hash_buffer())
                 with self._lock:
-                    if ingest.prefix == ingest.hashed:
+                    if not ingest.behind:
                         self._following = False
                         break
 

@@ -172,7 +172,7 @@ class Download:
         received = self._engine.metrics.download_bytes.labels(self._scheme)
         hashed = part.hash = part.hash or xxhash.xxh3_128()
         while part.reached < part.extent.stop:
-            view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
+            view = self._allowed(buffer, part.extent.stop - part.reached)
             count = body.readinto(view)
             if self._over:
                 return
@@ -189,7 +189,11 @@ class Download:
 
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:
-            count -= body.readinto(buffer[: min(len(buffer), count)])
+            count -= body.readinto(self._allowed(buffer, count))
+
+    def _allowed(self, buffer: memoryview, count: int) -> memoryview:
+        """As much of the buffer as the limits let the stream receive now, waited for."""
+        return buffer[: self._engine.bandwidth.allow(self._scheme, min(len(buffer), count), self._cut)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:

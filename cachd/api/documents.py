@@ -38,7 +38,7 @@ class Asked(BaseModel):
         return Wish(ref, name, tuple(self.include), tuple(self.exclude))
 
 
-Rate = Annotated[int | None, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
+Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 
 
 class AskedLimits(BaseModel):
@@ -49,8 +49,10 @@ class AskedLimits(BaseModel):
         json_schema_extra={"examples": [{"bytes_per_second": 500_000_000, "sources": {"hf": "200MB"}}]},
     )
 
-    bytes_per_second: Rate = Field(None, description="most from all sources; null or 0: no limit")
-    sources: dict[Scheme, Rate] = Field({}, description="most from single sources: hf, s3, https, http, file")
+    bytes_per_second: Rate | None = Field(None, description="most from all sources; null or 0: no limit")
+    sources: dict[Scheme, Rate | None] = Field(
+        {}, description="most from single sources: hf, s3, https, http, file"
+    )
 
     def limits(self) -> Limits:
         return Limits.of(self.bytes_per_second, self.sources.items())

@@ -6,11 +6,15 @@ import threading
 import time
 from collections.abc import Mapping
 
+import structlog
+
 from cachd.errors import Cancelled
 from cachd.metrics import Metrics
 from cachd.model import Limits
 from cachd.policy.pace import Pace
 from cachd.sources.source import Cut
+
+log = structlog.get_logger(__name__)
 
 ALL = "all"
 
@@ -23,8 +27,9 @@ class Bandwidth:
         self._anew = threading.Condition()
         self._line = 0  # another one whenever all who wait must stand in line anew
         self._paces: dict[str, Pace] = {}
-        self.limits = limits
-        self.change(limits)
+        self.limits = Limits()
+        if limits != self.limits:
+            self.change(limits)
 
     def change(self, limits: Limits) -> None:
         """Let these limits hold from now on, for those who wait already, too."""
@@ -33,6 +38,7 @@ class Bandwidth:
             rates = self.rates()
             self._paces = {source: self._paces.get(source) or Pace(rates[source], now) for source in rates}
             self._restart(rates)
+        log.info("bandwidth limits", **rates)
 
     def rates(self) -> Mapping[str, int]:
         """Bytes a second by source; `all` is the limit of all together."""

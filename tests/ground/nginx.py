@@ -27,12 +27,12 @@ LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 5.0
 MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
 
-# One worker, as the test's own user, who may read the files. It logs a request in the turn of its event
-# loop that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
+# As the test's own user, who may read the files. One worker logs a request in the turn of its event loop
+# that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
 CONFIGURATION = """
 daemon off;
 {user}
-worker_processes 1;
+worker_processes {workers};
 pid {state}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
@@ -81,13 +81,19 @@ class Nginx:
     """nginx serving `directory` read-only on 127.0.0.1, between `start` and `stop` or inside `with`.
 
     With `tls` the certificate for 127.0.0.1 and localhost is its own authority, in PEM at `ca_file`.
+    `congestion` names the congestion control of its connections; with several `workers` the log of `requests`
+    may lack the latest.
     """
 
-    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, tls: bool = False, congestion: str | None = None, workers: int = 1
+    ) -> None:
         self.directory = directory
         self.url = ""
         self.ca_file: Path | None = None
         self._tls = tls
+        self._congestion = congestion
+        self._workers = workers
         self._port = 0
         self._state = contextlib.ExitStack()
         self._access_log = Path()
@@ -107,6 +113,8 @@ class Nginx:
         with contextlib.ExitStack() as undo:
             state = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
             listening = undo.enter_context(socket.create_server((LOOPBACK, self._port), backlog=511))
+            if self._congestion:  # accepted connections inherit it
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion.encode())
             self._port = listening.getsockname()[1]
             self.url = f"http{'s' if self._tls else ''}://{LOOPBACK}:{self._port}"
             self._access_log = state / "access.log"
@@ -136,6 +144,7 @@ class Nginx:
         configuration.write_text(
             CONFIGURATION.format(
                 state=state,
+                workers=self._workers,
                 user="user root;" if os.geteuid() == 0 else "",
                 address=f"{LOOPBACK}:{self._port}",
                 root=self.directory.resolve(),

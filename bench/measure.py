@@ -146,8 +146,8 @@ def serving(directory: Path, *, tls: bool = False) -> Iterator[Nginx]:
 def sink(kind: Literal["memory", "disk"]) -> Iterator[Path]:
     """An empty directory to write to, removed afterwards.
 
-    `memory` is a file system of huge pages of its own, which takes root; without, it is /dev/shm. `disk` is on
-    the project's file system.
+    `memory` is a file system of huge pages of its own, which takes root; without, it is /dev/shm. `disk` is
+    on the project's file system.
     """
     if kind == "disk":
         with tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True) as place:

@@ -11,21 +11,23 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 
 from tests.ground.nginx import Nginx
+from tests.ground.node import Node
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PROJECT = Path(__file__).parent.parent
@@ -45,6 +47,14 @@ class Run:
     seconds: float
     cpu_seconds: float
     anonymous_bytes: int
+
+    def then(self, after: Run) -> Run:
+        """Both, one after the other."""
+        return Run(
+            self.seconds + after.seconds,
+            self.cpu_seconds + after.cpu_seconds,
+            max(self.anonymous_bytes, after.anonymous_bytes),
+        )
 
 
 def command(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Run:
@@ -74,22 +84,25 @@ def observed(pid: int, work: Callable[[], object]) -> Run:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that the process has used so far: user and system, every thread, children that ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS
+    """CPU that the process and its children have used, the ended ones included; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / _TICKS + sum(map(cpu_seconds, _children(pid)))
+    return 0.0
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous memory of the process and its children now; 0 once it has ended."""
-    total = 0
+    """Memory of the process and its children that no file backs, shared or not; 0 once it has ended."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                total = int(line.split()[1]) * KIB
-                break
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(anonymous_bytes(int(child)) for child in (task / "children").read_text().split())
-    return total
+        status = Path(f"/proc/{pid}/status").read_text()
+        found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
+        return KIB * sum(map(int, found)) + sum(map(anonymous_bytes, _children(pid)))
+    return 0
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def interleaved(
@@ -97,6 +110,7 @@ def interleaved(
     runs: int,
     pause: Callable[[], object] | None = None,
     failures: dict[str, str] | None = None,
+    once: Collection[str] = (),
 ) -> dict[str, list[Run]]:
     """Every way once a turn, `runs` turns and one before them that is not counted.
 
@@ -106,7 +120,7 @@ def interleaved(
     kept: dict[str, list[Run]] = {name: [] for name in ways}
     for turn in range(runs + 1):
         for name, way in ways.items():
-            if failures and name in failures:
+            if (failures and name in failures) or (name in once and turn != 1):
                 continue
             if pause:
                 pause()
@@ -132,14 +146,40 @@ def spread(values: Iterable[float], unit: float = 1.0, digits: int = 2) -> str:
 
 
 @contextmanager
-def serving(directory: Path, *, tls: bool = False) -> Iterator[Nginx]:
-    """nginx over `directory`: `.url`, and `.ca_file` with `tls`. One worker for two cores.
+def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Nginx]:
+    """nginx over `directory`: `.url`, and `.ca_file` with `tls`; `more` as Nginx has it.
 
-    cubic on its socket: bbr, where it is the default, paces loopback to less than half.
+    One worker for two cores, and cubic: bbr, where it is the default, paces loopback to less than half.
     """
     workers = max(1, (os.cpu_count() or 1) // 2)
-    with Nginx(directory, tls=tls, congestion="cubic", workers=workers) as nginx:
+    with Nginx(directory, tls=tls, congestion="cubic", workers=workers, **more) as nginx:
         yield nginx
+
+
+@contextmanager
+def daemon(root: Path, **options: object) -> Iterator[Node]:
+    """cachd over `root`, at its defaults but for these options."""
+    with Node(
+        root, options, CACHD_LOG_LEVEL="info", AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any"
+    ) as node:
+        yield node
+
+
+def pulled(node: Node, ref: str) -> Run:
+    """From asking for `ref` until it is ready: the daemon's seconds, CPU and memory. It is deleted again."""
+
+    def pull() -> None:
+        answer = node.pull(ref, name="measured")
+        while answer.status == 202 or (answer.status == 503 and "Retry-After" in answer.headers):
+            answer = node.ready("measured", wait=50)
+        if answer.status != 200:
+            raise Failed(f"{ref} is not ready: {answer.document}")
+
+    run = observed(node.pid, pull)
+    deleted = node.ask("DELETE", "/v1/models/measured")
+    if deleted.status >= 400:
+        raise Failed(f"{ref} cannot be deleted: {deleted.document}")
+    return run
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -52,14 +52,15 @@ http {{
     server {{
         listen {address}{tls};
         root "{root}";
+        {headers}
         location = /.barrier {{ access_log off; return 204; }}
-        location / {{ limit_except GET {{ deny all; }} }}
+        location / {{ limit_except GET {{ deny all; }} {index} }}
     }}
 }}
 """
 TLS = """ ssl;
-        ssl_certificate {state}/ca.pem;
-        ssl_certificate_key {state}/ca.pem"""
+        ssl_certificate {state}/server.pem;
+        ssl_certificate_key {state}/server.pem"""
 
 
 class NginxNotStarted(RuntimeError):
@@ -81,19 +82,29 @@ class Nginx:
     """nginx serving `directory` read-only on 127.0.0.1, between `start` and `stop` or inside `with`.
 
     With `tls` the certificate for 127.0.0.1 and localhost is its own authority, in PEM at `ca_file`.
-    `congestion` names the congestion control of its connections; with several `workers` the log of `requests`
-    may lack the latest.
+    `congestion` names the congestion control of its connections. With several `workers` the log of `requests`
+    may lack the latest. `headers` go with every answer; `index` is the file that answers for its directory.
     """
 
     def __init__(
-        self, directory: Path, *, tls: bool = False, congestion: str | None = None, workers: int = 1
+        self,
+        directory: Path,
+        *,
+        tls: bool = False,
+        congestion: str | None = None,
+        workers: int = 1,
+        headers: Mapping[str, str] | None = None,
+        index: str | None = None,
     ) -> None:
         self.directory = directory
         self.url = ""
         self.ca_file: Path | None = None
+        self.pid = 0
         self._tls = tls
         self._congestion = congestion
         self._workers = workers
+        self._headers = headers or {}
+        self._index = index
         self._port = 0
         self._state = contextlib.ExitStack()
         self._access_log = Path()
@@ -119,9 +130,14 @@ class Nginx:
             self.url = f"http{'s' if self._tls else ''}://{LOOPBACK}:{self._port}"
             self._access_log = state / "access.log"
             if self._tls:
+                certify(state / "server.pem")
                 self.ca_file = state / "ca.pem"
-                certify(self.ca_file)
+                _, _, certificate = (
+                    (state / "server.pem").read_text().partition("-----END PRIVATE KEY-----\n")
+                )
+                self.ca_file.write_text(certificate)  # alone: some clients take no more
             process = undo.enter_context(self._running(binary, state, listening))
+            self.pid = process.pid
             listening.close()
             self._wait_for_an_answer(process, state / "error.log")
             self._state = undo.pop_all()
@@ -145,6 +161,8 @@ class Nginx:
             CONFIGURATION.format(
                 state=state,
                 workers=self._workers,
+                headers=" ".join(f'add_header {name} "{value}";' for name, value in self._headers.items()),
+                index=f"try_files $uri $uri/{self._index} =404;" if self._index else "",
                 user="user root;" if os.geteuid() == 0 else "",
                 address=f"{LOOPBACK}:{self._port}",
                 root=self.directory.resolve(),

@@ -8,6 +8,7 @@ is followed by `sync FILE`, as cachd's is durable. Every peer's bytes are checke
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ Sink = Literal["memory", "disk"]
 
 def run(options: Options) -> dict[str, Any]:
     """Every way in each of the four cases."""
-    size = QUICK_SIZE if options.quick else SIZE
+    size = options.size_bytes or (QUICK_SIZE if options.quick else SIZE)
     runs = options.runs or (1 if options.quick else RUNS)
     results = report.head("cold", options, size_bytes=size, runs=runs, cases=[])
     with sink("memory") as web:
@@ -67,17 +68,16 @@ class Bed:
 
 @contextmanager
 def bed(web: Path, place: Path, sha256: str) -> Iterator[Bed]:
-    """The plain origin is an S3 server, too: a listing, and the object's CRC64NVME with every answer."""
+    """The S3 server is nginx with a listing, and the object's CRC64NVME in every answer."""
     (web / BUCKET / "listing.xml").write_text(listing((web / BUCKET / NAME).stat().st_size))
     crc = base64.b64encode(crc_of(web / BUCKET / NAME).to_bytes(8)).decode()
     told = {"x-amz-checksum-crc64nvme": crc, "x-amz-checksum-type": "FULL_OBJECT"}
     with ExitStack() as undo:
-        plain = undo.enter_context(serving(web, headers=told, index="listing.xml"))
+        plain = undo.enter_context(serving(web))
+        s3 = undo.enter_context(serving(web, headers=told, index="listing.xml"))
         tls = undo.enter_context(serving(web, tls=True))
         node = undo.enter_context(
-            daemon(
-                place / "cache", ca_file=str(tls.ca_file), s3_endpoint_url=plain.url, s3_region="us-east-1"
-            )
+            daemon(place / "cache", ca_file=str(tls.ca_file), s3_endpoint_url=s3.url, s3_region="us-east-1")
         )
         yield Bed(plain, tls, node, place, sha256)
 
@@ -121,6 +121,7 @@ def case(at: Bed, runs: int, size: int, kind: Sink, *, tls: bool) -> list[dict[s
     measured = interleaved(
         {label(key): do for key, do in ways.items()},
         runs,
+        pause=os.sync if kind == "disk" else None,
         failures=failures,
         once={label(key) for key in once},
     )

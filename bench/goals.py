@@ -66,7 +66,7 @@ COLUMNS = ("work", "figure", "goal", "measured", "")
 
 
 def judged(figures: Mapping[str, float]) -> list[list[str]]:
-    """The cells below `COLUMNS`, one line for every goal; a figure that is not there is told, not passed over."""
+    """The cells below `COLUMNS`, one line for every goal; a figure that is missing is told."""
     lines = []
     for goal in GOALS:
         measured = figures.get(goal.figure)

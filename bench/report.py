@@ -21,9 +21,13 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of a question: `runs` of each way (None: its own choice); `quick`: small sizes."""
+    """What is asked of a question: `runs` of each way and bytes of its one file or of its model.
+
+    None is the question's own choice; `quick` makes that small, for a look at whether everything runs.
+    """
 
     runs: int | None = None
+    size_bytes: int | None = None
     quick: bool = False
 
 
@@ -40,7 +44,8 @@ def head(question: str, options: Options, **facts: object) -> dict[str, Any]:
 
 def row(name: str, form: str, runs: Iterable[Run], note: str | None = None) -> dict[str, Any]:
     """One line of a comparison; without runs `note` says why."""
-    return {"name": name, "form": form, "note": note, "runs": [asdict(run) for run in runs]}
+    short = note.strip().splitlines()[-1][:120] if note else None
+    return {"name": name, "form": form, "note": short, "runs": [asdict(run) for run in runs]}
 
 
 def find(rows: Iterable[Mapping[str, Any]], name: str, form: str) -> Mapping[str, Any] | None:

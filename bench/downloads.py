@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -100,6 +102,29 @@ def boto3_crt(url: str, target: str) -> None:
         manager.download(bucket, key, target).result()
 
 
+def hf_transfer_all(base: str, sums: str, target: str) -> None:
+    """Every file that `sums` lists, 8 at once, as huggingface_hub did."""
+    import hf_transfer as library
+
+    paths = [line[66:] for line in Path(sums).read_text().splitlines()]
+
+    def fetch(path: str) -> None:
+        kept = Path(target, path)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        library.download(f"{base}/{path}", str(kept), max_files=8, chunk_size=10 * MIB)
+
+    with clocked(), ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch, paths))
+
+
+def snapshot_download(endpoint: str, repo: str, commit: str, target: str) -> None:
+    """huggingface_hub's download of a repository, without Xet."""
+    from huggingface_hub import snapshot_download as download
+
+    with clocked():
+        download(repo, revision=commit, endpoint=endpoint, cache_dir=target)
+
+
 if __name__ == "__main__":
-    libraries = (hf_transfer, huggingface_hub, awscrt, boto3, boto3_crt)
+    libraries = (hf_transfer, hf_transfer_all, huggingface_hub, snapshot_download, awscrt, boto3, boto3_crt)
     {library.__name__: library for library in libraries}[sys.argv[1]](*sys.argv[2:])

@@ -225,6 +225,13 @@ def random_file(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
+def available_bytes() -> int:
+    """Memory that programs may still take, by the kernel's estimate."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) * KIB
+
+
 def machine() -> str:
     """What the figures need to be read: processor, cores, memory, kernel, Python."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -292,11 +299,7 @@ def _opened(place: str) -> Path:
 
 
 def _room_bytes() -> int:
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * KIB
-    return max(available - _MARGIN_BYTES, 64 * MIB)
+    return max(available_bytes() - _MARGIN_BYTES, 64 * MIB)
 
 
 def _say(line: str) -> None:

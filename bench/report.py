@@ -125,6 +125,6 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, list[float]]], unit: str)
     pyplot.close(figure)
 
 
-def keep(question: str, results: Mapping[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{question}.json").write_text(json.dumps(results, indent=1) + "\n")
+def keep(question: str, results: Mapping[str, Any], into: Path = RESULTS) -> None:
+    into.mkdir(exist_ok=True, parents=True)
+    (into / f"{question}.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -26,6 +26,7 @@ QUESTIONS = {
     "start": "time to /readyz",
     "growth": "against size, streams, files, pulls",
     "slow": "origins that hold back",
+    "bandwidth": "limits, and who gets what of them",
 }
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
 MEASUREMENTS = Path(__file__).parent / "measurements.md"

@@ -57,6 +57,7 @@ GOALS = (
     Goal("memory", "anonymous MB, 32 streams, any size", "growth: anonymous MB, 32 streams", most=120),
     Goal("/ready under a saturating pull", "p99, ms", "warm: ready p99 ms, saturated", most=25),
     Goal("start with 1,000 snapshots", "seconds to /readyz", "start: seconds, 1000 snapshots", most=1),
+    Goal("bandwidth limits and shares", "farthest off", "bandwidth: off at most", most=0.05),
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),
     Goal(SMALL, "speed / aria2c -j16", "models: small / aria2c", least=1),
     Goal("many cores", "GB/s a process, plaintext", "growth: GB/s ceiling, plaintext", least=5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TURN_SECONDS = 0.1
+TURN_SECONDS = 0.02
 BURST_SECONDS = 0.05
 
 

@@ -1,7 +1,7 @@
-"""Benchmarks, one module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
+"""Benchmarks, a module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
 
-Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not run
-now is judged by its last results. `--keep` writes the tables that `python -m bench.readme` puts into the README.
+Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not
+run now is judged by its last results. `--keep` writes the tables that bench/readme.py puts into the README.
 """
 
 from __future__ import annotations

@@ -156,6 +156,20 @@ def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Ngin
         yield nginx
 
 
+def warmed(place: Path, size: int) -> None:
+    """Touch as much memory as a run will write to `place`, and let go of what was written before.
+
+    A virtual machine gives free memory back to its host, and getting it again is slower than any program.
+    """
+    os.sync()
+    block = memoryview(bytes(MIB))
+    file = place / "warm"
+    with file.open("wb", buffering=0) as opened:
+        for start in range(0, size, MIB):
+            os.pwrite(opened.fileno(), block, start)
+    file.unlink()
+
+
 @contextmanager
 def daemon(root: Path, **options: object) -> Iterator[Node]:
     """cachd over `root`, at its defaults but for these options."""

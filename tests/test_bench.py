@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import cold, goals, models
+from bench import bandwidth, cold, goals, models
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
@@ -159,3 +159,19 @@ def test_a_goal_is_met_up_to_its_bound() -> None:
     judged = {tuple(cells[:2]): cells[3:] for cells in goals.judged({"cold: unverified / aria2c -x16": 4.2})}
     assert judged[goals.UNVERIFIED, "speed / aria2c"] == ["4.2", "met"]
     assert judged[goals.UNVERIFIED, "speed / curl"] == ["", "not measured"]
+
+
+def test_a_limit_is_judged_only_where_the_machine_would_receive_more() -> None:
+    def case(rate: int, name: str, *ratios: float) -> dict[str, Any]:
+        return {"rate": rate, "name": name, "ratios": list(ratios)}
+
+    cases = [
+        case(10, bandwidth.UNLIMITED, 4.0, 3.9),
+        case(10, "one pull", 1.0, 1.01, 1.3),
+        case(10, "share", 0.98, 0.97, 0.96),
+        case(1000, bandwidth.UNLIMITED, 0.9, 1.3, 0.8),
+        case(1000, "one pull", 0.7),
+    ]
+    assert bandwidth.figures({"cases": cases}) == pytest.approx({"off at most": 0.03})
+    assert [line[-1] for line in bandwidth.cells({"cases": cases})] == ["-", "yes", "yes", "-", "-"]
+    assert bandwidth.figures({"cases": []}) == {}

@@ -98,7 +98,8 @@ class Response:
         self._stall_seconds = stall_seconds
         self._size: int | None = response.length
         self._got = 0
-        self._window_began, self._window_got = time.monotonic(), 0
+        self._left = self._window_began = time.monotonic()
+        self._window_got = 0
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +113,7 @@ class Response:
 
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
+        self._window_began += time.monotonic() - self._left  # what the caller took is not the origin's
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0
         while filled < wanted:
@@ -128,6 +130,7 @@ class Response:
             )
         if self._got == self._size:
             self._check_end()
+        self._left = time.monotonic()
         return filled
 
     def abort(self) -> None:

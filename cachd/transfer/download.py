@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from cachd.transfer.streams import Share
 log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
+_TURN_SECONDS = 1.0
 
 
 class Part:
@@ -171,8 +173,11 @@ class Download:
         ingest = self._ingest_here()
         received = self._engine.metrics.download_bytes.labels(self._scheme)
         hashed = part.hash = part.hash or ingest.part_hash()
+        began = time.monotonic()
         while part.reached < part.extent.stop:
-            view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
+            if time.monotonic() - began > _TURN_SECONDS and self._gives_way(part):
+                return
+            view = self._allowed(buffer, part.extent.stop - part.reached)
             count = body.readinto(view)
             if self._over:
                 return
@@ -188,9 +193,21 @@ class Download:
         ingest.finish(part.extent, hashed)
         self._follow_if_worthwhile()
 
+    def _gives_way(self, part: Part) -> bool:
+        """Leave the rest of a part for later when another pull has waited for a stream long enough."""
+        if not (self._by_parts and self._engine.streams.owes(self._share)):
+            return False
+        log.debug("part left to another pull", path=self.file.path, at=part.reached)
+        self._engine.streams.submit(self._share, self._task(part))
+        return True
+
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:
-            count -= body.readinto(buffer[: min(len(buffer), count)])
+            count -= body.readinto(self._allowed(buffer, count))
+
+    def _allowed(self, buffer: memoryview, count: int) -> memoryview:
+        """As much of the buffer as the limits let the stream receive now, waited for."""
+        return buffer[: self._engine.bandwidth.allow(self._scheme, min(len(buffer), count), self._cut)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:

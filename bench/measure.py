@@ -273,9 +273,14 @@ def _ended(words: Iterable[object], env: Mapping[str, str] | None, cwd: Path | N
             env={**os.environ, **(env or {})},
             cwd=cwd,
         )
-        with _peak_of(process.pid) as peak:
-            _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+        try:
+            with _peak_of(process.pid) as peak:
+                _, status, used = os.wait4(process.pid, 0)
+                seconds = time.perf_counter() - began
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         for file in (output, errors):
             file.seek(0)

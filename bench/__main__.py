@@ -10,6 +10,8 @@ import argparse
 import importlib
 import importlib.util
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ MEASUREMENTS = Path(__file__).parent / "measurements.md"
 def main(argv: list[str] | None = None) -> None:
     """Run the questions asked for, all by default."""
     asked = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and mounted goes, too
     console = Console(width=None if Console().is_terminal else 160)
     for program, package in PROGRAMS.items():
         if peers.binary(program) is None and not Path("/usr/sbin", program).exists():

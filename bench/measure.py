@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PROJECT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.02
 _TICKS = os.sysconf("SC_CLK_TCK")
-_MARGIN_BYTES = GIB  # of memory that a memory file system leaves to the programs
+_MARGIN_BYTES = GIB  # of memory that is left to the programs
 
 
 class Failed(RuntimeError):
@@ -157,15 +158,16 @@ def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Ngin
 
 
 def warmed(place: Path, size: int) -> None:
-    """Touch as much memory as a run will write to `place`, and let go of what was written before.
+    """Touch the memory that a run is about to take, as far as there is room for `size` bytes and a margin.
 
     A virtual machine gives free memory back to its host, and getting it again is slower than any program.
     """
     os.sync()
     block = memoryview(bytes(MIB))
+    room = min(shutil.disk_usage(place).free, available_bytes()) - _MARGIN_BYTES // 4
     file = place / "warm"
     with file.open("wb", buffering=0) as opened:
-        for start in range(0, size, MIB):
+        for start in range(0, min(size + size // 4 + _MARGIN_BYTES // 4, room), MIB):
             os.pwrite(opened.fileno(), block, start)
     file.unlink()
 
@@ -271,9 +273,14 @@ def _ended(words: Iterable[object], env: Mapping[str, str] | None, cwd: Path | N
             env={**os.environ, **(env or {})},
             cwd=cwd,
         )
-        with _peak_of(process.pid) as peak:
-            _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+        try:
+            with _peak_of(process.pid) as peak:
+                _, status, used = os.wait4(process.pid, 0)
+                seconds = time.perf_counter() - began
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         for file in (output, errors):
             file.seek(0)

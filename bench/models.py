@@ -175,7 +175,7 @@ def case(model: Model, place: Path, runs: int, kind: str) -> list[dict[str, Any]
                 if peer.missing:
                     failures[", ".join(key)] = "not installed"
                 ways[key] = partial(fetched, model, peer, place / "got", form, sync=kind == "disk")
-                if peer.slow and model.big:
+                if peer.slow:
                     once.add(", ".join(key))
         if model.big:
             ways[RECEIVED, "limit"] = partial(received, model, place)
@@ -192,7 +192,10 @@ def case(model: Model, place: Path, runs: int, kind: str) -> list[dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A way to fetch every file of a model into a directory; `at` is where the files are then, below it."""
+    """A way to fetch every file of a model into a directory; `at` is where the files are then, below it.
+
+    One that is slow for this model runs once.
+    """
 
     name: str
     fetch: Callable[[Path], Run]
@@ -231,8 +234,18 @@ def peers(model: Model, place: Path) -> list[Peer]:
         Peer("aria2c -j16 --checksum", program(*aria2c, "-i", checked), gone["aria2c"], verifies=True),
         Peer("curl --parallel", program(*curl), gone["curl"]),
         Peer("s5cmd run", program(*s5cmd), gone["s5cmd"]),
-        Peer("hf_transfer, 8 files at once", library("hf_transfer_all", base, model.sums), no("hf_transfer")),
-        Peer(HUB, library("snapshot_download", model.origin.url, REPO, model.commit), slow=True, at=hub_at),
+        Peer(
+            "hf_transfer, 8 files at once",
+            library("hf_transfer_all", base, model.sums),
+            no("hf_transfer"),
+            slow=not model.big,
+        ),
+        Peer(
+            HUB,
+            library("snapshot_download", model.origin.url, REPO, model.commit),
+            slow=model.big,
+            at=hub_at,
+        ),
     ]
 
 

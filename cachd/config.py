@@ -106,7 +106,12 @@ class Config(BaseSettings):
         (),
         description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
     )
-    streams: int = Field(8, ge=1, le=256, description="threads that receive bytes, shared by all pulls")
+    streams: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="the most connections that receive at once, for all pulls; as many are used as pay",
+    )
     pulls: int = Field(4, ge=1, le=256, description="models pulled at once; the others wait")
     limit_bytes_per_second: Rate = Field(
         0, description="most to receive from all sources, such as 500MB; 0: no limit; re-read with the file"

@@ -87,6 +87,11 @@ class Metrics:
             buckets=_PULL_SECONDS,
             registry=registry,
         )
+        self.streams = Gauge(
+            "cachd_streams",
+            "Streams that may receive at once, as many as were found to pay",
+            registry=registry,
+        )
         self.pulls_in_progress = Gauge("cachd_pulls_in_progress", "Pulls at work", registry=registry)
         self.pull_queue_length = Gauge("cachd_pull_queue_length", "Pulls waiting", registry=registry)
         self.last_pull = Gauge(

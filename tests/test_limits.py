@@ -345,7 +345,7 @@ def test_a_stream_is_owed_to_who_has_two_less_or_goes_first() -> None:
         busy.release()
         gate.wait(PATIENCE_SECONDS)
 
-    streams = Streams(3)
+    streams = Streams(3, first=3)
     try:
         streams.append(many, *[hold] * 4)
         for _ in range(3):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from cachd.errors import Forbidden, Invalid
 from cachd.model import Extent
 from cachd.policy.backoff import FIRST_SECONDS, LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
+from cachd.policy.concurrency import Concurrency
 from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Landed, part_bytes, split
 from cachd.policy.reach import Reach
 
@@ -380,3 +383,45 @@ def test_an_entry_that_is_neither_network_nor_prefix_is_refused(entry: str) -> N
     assert refused.value.code == "bad_option"
     assert "hunter2" not in str(refused.value)
     assert "pw" not in str(refused.value)
+
+
+# --- how many streams ---
+
+
+def climbed(bears: Callable[[int], float], *, first: int, most: int, noises: Iterator[float]) -> list[int]:
+    """The counts of 120 measurements of an origin that sends `bears(count)` to so many streams."""
+    concurrency, counts = Concurrency(first, most), []
+    for _ in range(120):
+        counts.append(concurrency.count)
+        concurrency.measured(bears(concurrency.count) * (1 + next(noises)))
+    return counts
+
+
+LINKS = {
+    "each stream has its own 40": lambda streams: 40.0 * streams,
+    "40 a stream on a link of 400": lambda streams: min(40.0 * streams, 400.0),
+    "the link suffers beyond 8": lambda streams: min(40.0 * streams, 400.0) * 0.95 ** max(0, streams - 8),
+    "bound by cores": lambda streams: 3000.0 - 50.0 * streams,
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+@given(first=st.integers(1, 32), seed=st.integers(0, 1 << 32))
+def test_streams_become_as_many_as_a_link_bears(link: str, first: int, seed: int) -> None:
+    bears = LINKS[link]
+    most = 32
+    chance = random.Random(seed)
+    noises = (chance.uniform(-0.01, 0.01) for _ in itertools.count())
+    counts = climbed(bears, first=first, most=most, noises=noises)
+    assert all(1 <= count <= most for count in counts)
+    best = max(bears(count) for count in range(1, most + 1))
+    assert sum(map(bears, counts[60:])) >= 0.85 * best * 60
+
+
+def test_streams_that_bring_nothing_are_given_back() -> None:
+    counts = climbed(lambda _: 100.0, first=16, most=32, noises=itertools.repeat(0.0))
+    assert counts[-1] == 1
+
+
+def test_one_stream_at_most_is_one_stream() -> None:
+    assert set(climbed(lambda n: 40.0 * n, first=4, most=1, noises=itertools.repeat(0.0))) == {1}

@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 30
 
 @contextmanager
 def streams(count: int) -> Iterator[Streams]:
-    opened = Streams(count)
+    opened = Streams(count, first=count)
     try:
         yield opened
     finally:
@@ -130,3 +130,59 @@ def test_every_stream_has_a_page_aligned_buffer_of_its_own() -> None:
             gate.open.set()
     assert len({buffer for buffer, _ in seen}) == 2
     assert {length for _, length in seen} == {1 << 20}
+
+
+def test_no_more_streams_have_tasks_than_are_at_work() -> None:
+    order, gates = Order(), [Gate(), Gate()]
+    pool = Streams(8, first=2)
+    try:
+        pool.append(Share(), *gates)
+        assert all(gate.reached.wait(PATIENCE_SECONDS) for gate in gates)
+        pool.append(Share(), *(order.task(str(number)) for number in range(100)))
+        gates[0].open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+        assert order.ran == [str(number) for number in range(100)]  # one after the other: the other is held
+        gates[1].open.set()
+    finally:
+        pool.close()
+
+
+def test_more_streams_are_put_to_work_while_each_brings_more() -> None:
+    told: list[int] = []
+    grown, share = threading.Event(), Share()
+
+    def changed(count: int) -> None:
+        told.append(count)
+        if count > 4:
+            grown.set()
+
+    def receive(_buffer: memoryview) -> None:
+        while not grown.is_set():
+            pool.received(1000)
+            grown.wait(0.01)
+
+    pool = Streams(8, first=2, changed=changed)
+    try:
+        pool.append(share, *(receive for _ in range(9)))
+        assert grown.wait(PATIENCE_SECONDS)
+        assert told[:2] == [2, 3]
+    finally:
+        pool.close()
+
+
+def test_a_stream_too_many_is_told_to_end() -> None:
+    ended, share = threading.Event(), Share()
+
+    def receive(_buffer: memoryview) -> None:
+        while not (pool.owes(share) or ended.is_set()):
+            pool.received(1000 // pool.at_work)  # in all as much, whatever their number
+            ended.wait(0.01)
+        ended.set()
+
+    pool = Streams(3, first=3)
+    try:
+        pool.append(share, *(receive for _ in range(4)))
+        assert ended.wait(PATIENCE_SECONDS)
+        assert pool.at_work < 3
+    finally:
+        pool.close()

@@ -117,7 +117,7 @@ class Download:
             self._on_allocated(max(self.file.size - held, 0))
             self.resumed = ingest.resumed
             self._engine.metrics.resumed_bytes.inc(ingest.resumed)
-            length = part_bytes(self.file.size, self._engine.streams.count)
+            length = part_bytes(self.file.size, self._engine.streams.most)
             parts = [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
             self._follow_if_worthwhile()
             self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
@@ -189,15 +189,16 @@ class Download:
             with self._lock:
                 self._fetched += count
             received.inc(count)
+            self._engine.streams.received(count)
             self._follow_if_worthwhile()
         ingest.finish(part.extent, hashed)
         self._follow_if_worthwhile()
 
     def _gives_way(self, part: Part) -> bool:
-        """Leave the rest of a part for later when another pull has waited for a stream long enough."""
+        """Leave the rest of a part for later when another pull has waited long enough or fewer streams do."""
         if not (self._by_parts and self._engine.streams.owes(self._share)):
             return False
-        log.debug("part left to another pull", path=self.file.path, at=part.reached)
+        log.debug("part left for later", path=self.file.path, at=part.reached)
         self._engine.streams.submit(self._share, self._task(part))
         return True
 

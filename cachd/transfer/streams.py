@@ -1,10 +1,11 @@
-"""The pool of stream threads, shared fairly by the pulls."""
+"""The pool of stream threads, shared fairly by the pulls; as many at work as bring the most."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -12,9 +13,13 @@ from collections.abc import Callable
 
 import structlog
 
+from cachd.policy.concurrency import Concurrency
+
 log = structlog.get_logger(__name__)
 
 BUFFER_BYTES = 1 << 20
+MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
+_FIRST_COUNTS = (4, 16)
 
 Task = Callable[[memoryview], None]
 
@@ -33,20 +38,65 @@ class Streams:
 
     Among the shares with the highest priority the one with the fewest running tasks is served next, in
     turn where they are equal: two pulls get half the streams each, whatever their sizes.
+
+    How many threads may take a task, `at_work`, follows what they bring (policy/concurrency.py): the first of
+    them work, the others are parked, so that few connections stay warm instead of many cold.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._ready = threading.Condition()
+    def __init__(
+        self, most: int, *, first: int | None = None, changed: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self.most = most
+        lock = threading.RLock()
+        self._ready, self._parked = threading.Condition(lock), threading.Condition(lock)
+        self._concurrency = Concurrency(first or _first(), most)
+        self._changed = changed
+        changed(self.at_work)
+        self._busy = 0
+        self._received: dict[int, int] = {}  # bytes by thread, each its only writer
+        self._settled: tuple[float, int] | None = None  # (time, bytes) since when all have been at work
+        self._look_at = 0.0
         self._shares: list[Share] = []
         self._later: list[tuple[float, int, Share, Task]] = []
         self._sequence = itertools.count()
         self._closed = False
+        self._places: dict[int, int] = {}
         self._threads = [
-            threading.Thread(target=self._run, name=f"stream-{i}", daemon=True) for i in range(count)
+            threading.Thread(target=self._run, args=(i,), name=f"stream-{i}", daemon=True)
+            for i in range(most)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def at_work(self) -> int:
+        """How many streams may have a task at once, now."""
+        return self._concurrency.count
+
+    def received(self, count: int) -> None:
+        """Count bytes that the calling stream received; now and then, change how many are at work."""
+        self._received[threading.get_ident()] += count
+        now = time.monotonic()
+        if now >= self._look_at:
+            with self._ready:
+                self._look(now)
+
+    def _look(self, now: float) -> None:
+        total = sum(self._received.values())
+        if self._busy < self.at_work or not self._shares:  # too little to do: this says nothing
+            self._settled, self._look_at = None, now + SETTLED_SECONDS
+        elif self._settled is None:
+            self._settled, self._look_at = (now, total), now + MEASURED_SECONDS
+        elif now >= self._look_at:
+            since, before = self._settled
+            count = self.at_work
+            if self._concurrency.measured((total - before) / (now - since)) == count:
+                self._settled, self._look_at = (now, total), now + MEASURED_SECONDS
+                return
+            self._settled, self._look_at = None, now + SETTLED_SECONDS
+            self._changed(self.at_work)
+            self._parked.notify_all()
+            self._ready.notify_all()
 
     def submit(self, share: Share, *tasks: Task) -> None:
         """Run tasks before any that wait in the share, in the order given."""
@@ -70,9 +120,11 @@ class Streams:
             self._ready.notify_all()  # whoever waits now watches the clock, too
 
     def owes(self, share: Share) -> bool:
-        """Whether a share that waits goes before this one, or has two streams less than it at the least."""
+        """Whether the calling stream should end its task: there are too many, or a share that waits goes
+        before this one or has two streams less than it at the least."""
         with self._ready:
-            return any(
+            surplus = self._places.get(threading.get_ident(), 0) >= self.at_work
+            return surplus or any(
                 other.priority > share.priority
                 or (other.priority == share.priority and other.running + 1 < share.running)
                 for other in self._shares
@@ -83,6 +135,7 @@ class Streams:
         with self._ready:
             self._closed = True
             self._ready.notify_all()
+            self._parked.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -90,10 +143,14 @@ class Streams:
         if share.tasks and share not in self._shares:
             self._shares.append(share)
 
-    def _next(self) -> tuple[Share, Task] | None:
-        """Wait for the task that is due; None once closed."""
+    def _next(self, place: int) -> tuple[Share, Task] | None:
+        """Wait for the task that is due, and for a place among those at work; None once closed."""
         with self._ready:
             while not self._closed:
+                if place >= self.at_work:
+                    self._ready.notify()  # what woke this one is for another
+                    self._parked.wait()
+                    continue
                 now = time.monotonic()
                 while self._later and self._later[0][0] <= now:
                     _, _, share, task = heapq.heappop(self._later)
@@ -103,15 +160,18 @@ class Streams:
                     share = min(self._shares, key=lambda s: (-s.priority, s.running))
                     task = share.tasks.popleft()
                     share.running += 1
+                    self._busy += 1
                     self._shares.remove(share)  # to the end of the line, if there is more to do
                     self._admit(share)
                     return share, task
                 self._ready.wait(self._later[0][0] - now if self._later else None)
             return None
 
-    def _run(self) -> None:
+    def _run(self, place: int) -> None:
+        self._places[threading.get_ident()] = place
+        self._received[threading.get_ident()] = 0
         buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        while (work := self._next()) is not None:
+        while (work := self._next(place)) is not None:
             share, task = work
             try:
                 task(buffer)
@@ -121,3 +181,10 @@ class Streams:
                 del task, work
                 with self._ready:
                     share.running -= 1
+                    self._busy -= 1
+
+
+def _first() -> int:
+    """How many to begin with: one a core, but enough for a fast origin."""
+    least, most = _FIRST_COUNTS
+    return min(max(os.cpu_count() or 1, least), most)

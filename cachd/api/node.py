@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from cachd.api.documents import Models, models_of
+from cachd.api.dependencies import AnyModels
 from cachd.api.problems import problem
 from cachd.errors import DiskFailed, Unavailable
 from cachd.metrics import CONTENT_TYPE
@@ -16,8 +16,6 @@ from cachd.metrics import CONTENT_TYPE
 router = APIRouter(tags=["node"])
 
 _RETRY_SECONDS = 5.0
-
-AnyModels = Annotated[Models, Depends(models_of)]
 
 
 @router.get("/v1/capacity")

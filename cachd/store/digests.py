@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
-from awscrt import checksums
-
 from cachd.model import Digest
 
 
@@ -47,10 +45,12 @@ class _Cyclic:
 
 def hasher(algorithm: str, size: int) -> Hasher:
     """Begin the digest of a file of `size` bytes."""
+    if not algorithm.startswith("crc"):
+        return _Cryptographic(algorithm, size)
+    from awscrt import checksums  # takes long to load, and most models have no such digest
+
     if algorithm == "crc64nvme":
         return _Cyclic(algorithm, checksums.crc64nvme, 64)
     if algorithm == "crc32c":
         return _Cyclic(algorithm, checksums.crc32c, 32)
-    if algorithm == "crc32":
-        return _Cyclic(algorithm, checksums.crc32, 32)
-    return _Cryptographic(algorithm, size)
+    return _Cyclic(algorithm, checksums.crc32, 32)

@@ -1,225 +1,106 @@
-"""Benchmarks: cachd against curl and the machine's own limits, interleaved in one run.
+"""Benchmarks, a module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
 
-    cold    one file of random bytes from a local web server: verified, synced, published; against curl
-            alone, curl followed by a sync and openssl's sha256, and that sha256 alone
-    warm    a second pull of a ready model, and /ready, in milliseconds
-    start   from exec to /readyz with models on disk
-
-Figures are medians of interleaved runs with the least and the most; the machine is shared, so only ratios
-within one run say anything. Results go to bench/results/results.json.
+Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not
+run now is judged by its last results. `--keep` writes the tables that bench/readme.py puts into the README.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import importlib.util
 import json
-import os
-import platform
-import shutil
-import statistics
-import subprocess
+import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from tests.ground import nginx as nginx_ground
-from tests.ground.nginx import Nginx
-from tests.ground.node import Node
-from tests.ground.origin import Origin
+from bench import goals, peers, report
+from bench.measure import MIB
 
-RUNS = int(os.environ.get("BENCH_RUNS", "5"))
-MIB = 1 << 20
-SIZE = int(os.environ.get("BENCH_MIB", "1024")) * MIB
-MODELS = 200
-RESULTS = Path(__file__).parent / "results"
+QUESTIONS = {
+    "cold": "one file, cold",
+    "models": "a model of shards, one of small files, cold",
+    "resume": "kill -9, then on",
+    "warm": "second pulls, probes under load",
+    "start": "time to /readyz",
+    "growth": "against size, streams, files, pulls",
+    "slow": "origins that hold back",
+    "bandwidth": "limits, and who gets what of them",
+}
+PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
 MEASUREMENTS = Path(__file__).parent / "measurements.md"
 
 
-def main() -> None:
-    """Run every benchmark and print the tables."""
-    RESULTS.mkdir(exist_ok=True)
-    results: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        results["cold"] = cold(place)
-        results["warm"] = warm(place)
-        results["start"] = start(place)
-    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    show(results)
-    if "--keep" in sys.argv:  # python -m bench --keep && python -m bench.readme
+def main(argv: list[str] | None = None) -> None:
+    """Run the questions asked for, all by default."""
+    asked = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and mounted goes, too
+    console = Console(width=None if Console().is_terminal else 160)
+    for program, package in PROGRAMS.items():
+        if peers.binary(program) is None and not Path("/usr/sbin", program).exists():
+            console.print(f"{program} is not installed: apt-get install {package}")
+    options = report.Options(asked.runs, asked.mib and asked.mib * MIB, asked.quick)
+    for name in asked.question or available():
+        question = module(name)
+        console.rule(f"{name}: {QUESTIONS[name]}")
+        results = question.run(options)
+        report.keep(name, results, asked.into)
+        question.plot(results, asked.into / f"{name}.png")
+        console.print(f"{results['date']}, {results['machine']}; medians (least-most)")
+        console.print(question.table(results))
+    results = kept(asked.into)
+    console.print(goals.table(figures(results)))
+    if asked.keep:
         MEASUREMENTS.write_text(markdown(results))
 
 
-def machine() -> str:
-    """Cores and kernel, which is all that the figures need to be read."""
-    kernel = platform.release().split("-")[0]
-    return f"{os.cpu_count()} cores, Linux {kernel}, Python {platform.python_version()}"
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    about, _, _ = (__doc__ or "").partition(":")
+    parser = argparse.ArgumentParser("python -m bench", description=about)
+    parser.add_argument("question", nargs="*", choices=[*available(), []], help=", ".join(available()))
+    parser.add_argument("--runs", type=int, help="counted runs of each way")
+    parser.add_argument("--mib", type=int, help="size of the one file, or of the sharded model")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
+    parser.add_argument("--keep", action="store_true", help="write bench/measurements.md for the README")
+    parser.add_argument("--into", type=Path, help="where results go; default: bench/results[/quick]")
+    asked = parser.parse_args(argv)
+    asked.into = asked.into or (report.RESULTS / "quick" if asked.quick else report.RESULTS)
+    return asked
 
 
-def cold(place: Path) -> dict[str, list[float]]:
-    """Seconds of each way to get one file, interleaved."""
-    web = place / "web"
-    web.mkdir()
-    with (web / "model.bin").open("wb") as file:
-        for _ in range(SIZE // (16 * MIB)):
-            file.write(os.urandom(16 * MIB))
-    digest = subprocess.run(["sha256sum", web / "model.bin"], capture_output=True, text=True, check=True)
-    sha256 = digest.stdout.split()[0]
-    with serving(web) as url:
-        ref = f"{url}/model.bin#sha256={sha256}"
-        ways: dict[str, Callable[[], object]] = {
-            "cachd, verified, synced, published": lambda: direct_pull(place, ref),
-            "curl": lambda: curl(place, url, verify=False),
-            "curl, then sync, then openssl sha256": lambda: curl(place, url, verify=True),
-            "openssl sha256 of the file alone": lambda: run("openssl", "dgst", "-sha256", web / "model.bin"),
-        }
-        return interleaved(ways)
+def available() -> list[str]:
+    return [name for name in QUESTIONS if importlib.util.find_spec(f"bench.{name}")]
 
 
-@contextmanager
-def serving(web: Path) -> Iterator[str]:
-    """nginx where it is installed, else the test origin."""
-    if nginx_ground.available():
-        with Nginx(web) as nginx:
-            yield nginx.url
-    else:
-        with Origin() as origin:
-            for path in web.iterdir():
-                origin.add(f"/{path.name}", path)
-            yield origin.url
+def module(name: str) -> Any:
+    return importlib.import_module(f"bench.{name}")
 
 
-def direct_pull(place: Path, ref: str) -> None:
-    root = place / "root"
-    root.mkdir(mode=0o755)
-    try:
-        run(
-            *(sys.executable, "-m", "cachd", "pull", ref, "--direct"),
-            *("--root", root, "--allow", "127.0.0.0/8"),
-        )
-    finally:
-        shutil.rmtree(root)
+def kept(where: Path) -> dict[str, Any]:
+    """The last results of every question that has any there."""
+    files = {name: where / f"{name}.json" for name in available()}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
-def curl(place: Path, url: str, *, verify: bool) -> None:
-    target = place / "got"
-    run("curl", "-sf", "-o", target, f"{url}/model.bin")
-    if verify:
-        run("sync", target)
-        run("openssl", "dgst", "-sha256", target)
-    target.unlink()
-
-
-def run(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
-
-
-def interleaved(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every way in every run; one turn before the first is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(RUNS + 1):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def warm(place: Path) -> dict[str, list[float]]:
-    """Seconds of a second POST and of /ready, a new connection each."""
-    with Origin() as origin, Node(place / "warm", {"allow": [f"{origin.url}/"]}) as node:
-        origin.add("/model.bin", os.urandom(MIB))
-        ref = f"{origin.url}/model.bin"
-        node.pull(ref)
-        node.ready("model.bin")
-        ways = {"second pull": lambda: node.pull(ref), "ready": lambda: node.ready("model.bin", wait=0)}
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(200):
-            for name, way in ways.items():
-                began = time.perf_counter()
-                assert way().status == 200
-                seconds[name].append(time.perf_counter() - began)
-        return seconds
-
-
-def start(place: Path) -> dict[str, list[float]]:
-    """Seconds from exec to the answer of /readyz, with and without models."""
-    share = place / "share"
-    share.mkdir()
-    models = []
-    for number in range(MODELS):
-        (share / f"model-{number}").write_bytes(os.urandom(1000))
-        models.append({"ref": f"file://{share}/model-{number}"})
-    seconds: dict[str, list[float]] = {"no model": [], f"{MODELS} models": []}
-    options = {"allow": [f"file://{share}/"]}
-    with Node(place / "empty", options) as empty, Node(place / "full", {**options, "models": models}) as full:
-        for number in range(MODELS):
-            assert full.ready(f"model-{number}").status == 200
-        for _ in range(RUNS):
-            for name, node in zip(seconds, (empty, full), strict=True):
-                node.kill()
-                began = time.perf_counter()
-                node.start()
-                assert node.ask("GET", "/readyz").status == 200
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def show(results: dict[str, Any]) -> None:
-    """The tables of one run."""
-    console = Console()
-    console.print(f"{results['date']}, {results['machine']}, medians (least-most)")
-    cold_medians = {name: statistics.median(s) for name, s in results["cold"].items()}
-    ours = next(iter(cold_medians.values()))
-    table = Table(f"cold pull, {SIZE // MIB} MiB", "seconds", "GB/s", "time against cachd's")
-    for name, seconds in results["cold"].items():
-        median = cold_medians[name]
-        table.add_row(name, spread(seconds, 1, 2), f"{SIZE / median / 1e9:.2f}", f"{median / ours:.2f} x")
-    console.print(table)
-    table = Table("answers and start", "milliseconds")
-    for part in ("warm", "start"):
-        for name, seconds in results[part].items():
-            table.add_row(name if part == "warm" else f"start with {name}", spread(seconds, 1000, 1))
-    console.print(table)
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    """Every named figure of these results, as `QUESTION: NAME`."""
+    return {
+        f"{name}: {figure}": value
+        for name, result in results.items()
+        for figure, value in module(name).figures(result).items()
+    }
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of one run for the README."""
-    medians = {name: statistics.median(seconds) for name, seconds in results["cold"].items()}
-    ours = next(iter(medians.values()))
-    lines = [
-        f"{results['date']}, {results['machine']}, shared and noisy: medians of {RUNS} interleaved runs",
-        "(least-most) from a local nginx to ext4, the start of each program included. `make bench` prints",
-        "them anew; read the ratios.",
-        "",
-        f"| One file of {SIZE // MIB} MiB, cold | seconds | time against cachd's |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {spread(seconds, 1, 2)} | {medians[name] / ours:.2f} x |"
-            for name, seconds in results["cold"].items()
-        ),
-        "",
-        "| Answers and start | milliseconds |",
-        "|---|---|",
-        *(f"| {name} | {spread(seconds, 1000, 1)} |" for name, seconds in results["warm"].items()),
-        *(
-            f"| start with {name} | {spread(seconds, 1000, 0)} |"
-            for name, seconds in results["start"].items()
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def spread(seconds: list[float], unit: int, digits: int) -> str:
-    low, middle, high = (unit * f(seconds) for f in (min, statistics.median, max))
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    """The tables of the README."""
+    parts = []
+    for name, result in results.items():
+        when = f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
+        parts += [f"### {QUESTIONS[name].capitalize()}", when, module(name).markdown(result).strip()]
+    return "\n\n".join([*parts, "### Goals", goals.markdown(figures(results)).strip()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -203,6 +203,27 @@ def rm(
     _print(document, output, lambda: print(f"{name}: {decimal(document['freed_bytes'])} freed"))
 
 
+@app.command(epilog="Example: cachd limit 500MB; cachd limit 200MB --source hf; cachd limit none")
+def limit(
+    rate: Annotated[
+        str | None, typer.Argument(help="bytes a second, such as 500MB; none lifts it; default: only show")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="hf, s3, https, http or file; default: all together")
+    ] = None,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Show or set how much pulls may receive, running ones, too.
+
+    It holds until the daemon restarts or the limits of its configuration file change.
+    """
+    document = _ask(server, token_file, lambda client: _limit_there(client, rate, source))
+    rows = terminal.limit_rows(document)
+    _print(document, output, lambda: terminal.show_table(("SOURCE", "LIMIT"), rows))
+
+
 @app.command(epilog="Example: cachd doctor")
 def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
     """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
@@ -275,6 +296,16 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
     document = await client.pull(asked)
     return await _follow(client, document["name"], seconds, _has_ended_ready) if wait else document
+
+
+async def _limit_there(client: Client, rate: str | None, source: str | None) -> dict[str, Any]:
+    limits = await client.limits()
+    if rate is None:
+        return limits
+    told = None if rate == "none" else rate
+    if source is None:
+        return await client.set_limits({**limits, "bytes_per_second": told})
+    return await client.set_limits({**limits, "sources": {**limits["sources"], source: told}})
 
 
 def _has_ended_ready(model: Mapping[str, Any]) -> bool:

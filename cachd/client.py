@@ -60,6 +60,13 @@ class Client:
             "DELETE", f"/v1/models/{check_name(name)}", params={"force": str(force).lower()}
         )
 
+    async def limits(self) -> dict[str, Any]:
+        return await self._call("GET", "/v1/limits")
+
+    async def set_limits(self, limits: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace all limits; the document of those in force now."""
+        return await self._call("PUT", "/v1/limits", json=limits)
+
     async def get(self, path: str) -> dict[str, Any]:
         """Any other document, such as /readyz or /v1/capacity."""
         return await self._call("GET", path)

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,17 +29,7 @@ from pydantic_settings import (
 )
 
 from cachd.errors import CachdError, Invalid
-from cachd.model import Ref, Wish
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {unit + "i": 1 << (10 * power) for power, unit in enumerate("KMGT", start=1)}
-
-
-def _bytes(value: object) -> object:
-    """`10GiB`, `500 MB`, `1Gi` or a plain number, as bytes."""
-    form = r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?((?:[KMGT]i?)?)B?"
-    found = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
-    return int(Decimal(found[1]) * _UNITS[found[2]]) if found else value
+from cachd.model import Limits, Ref, Scheme, Wish, bytes_of, rate_of
 
 
 def _list(value: object) -> object:
@@ -50,6 +39,16 @@ def _list(value: object) -> object:
     return json.loads(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",")]
 
 
+def _mapping(value: object) -> object:
+    """A mapping, JSON or not: an environment variable may also hold `a=1, b=2`."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
+    pairs = (pair.partition("=") for pair in value.split(","))
+    return {key.strip(): told.strip() for key, _, told in pairs}
+
+
 def _listen(value: str) -> str:
     found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", value)
     if not found or int(found[1]) > 65535:
@@ -57,7 +56,9 @@ def _listen(value: str) -> str:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0, lt=1 << 63)]
+Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
+Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
+Rates = Annotated[dict[Scheme, Rate], NoDecode, BeforeValidator(_mapping)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Listen = Annotated[str, AfterValidator(_listen)]
 
@@ -107,6 +108,12 @@ class Config(BaseSettings):
     )
     streams: int = Field(8, ge=1, le=256, description="threads that receive bytes, shared by all pulls")
     pulls: int = Field(4, ge=1, le=256, description="models pulled at once; the others wait")
+    limit_bytes_per_second: Rate = Field(
+        0, description="most to receive from all sources, such as 500MB; 0: no limit; re-read with the file"
+    )
+    source_limits: Rates = Field(
+        {}, description="the same of single sources, such as hf: 200MB; re-read with the file"
+    )
     retries: int = Field(8, ge=0, le=100, description="tries of a part that makes no progress")
     stall_seconds: float = Field(
         30.0, gt=0, le=3600, description="a connection without a byte for so long is dropped"
@@ -124,6 +131,10 @@ class Config(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, json elsewhere"
     )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits.of(self.limit_bytes_per_second, self.source_limits.items())
 
     @classmethod
     def settings_customise_sources(
@@ -209,5 +220,5 @@ def load_models(path: Path) -> tuple[Model, ...]:
 def table() -> Iterator[tuple[str, str, str, str]]:
     """(key, environment variable, default, help) of every option, for the documentation."""
     for name, field in Config.model_fields.items():
-        default = "" if field.default in (None, ()) else str(field.default).replace("False", "false")
+        default = "" if field.default in (None, (), {}) else str(field.default).replace("False", "false")
         yield name, f"CACHD_{name.upper()}", default, field.description or ""

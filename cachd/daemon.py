@@ -21,14 +21,16 @@ import structlog
 
 from cachd import __version__
 from cachd.api.documents import Models
-from cachd.config import Config, load_models
+from cachd.config import Config, load, load_models
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.metrics import Metrics
+from cachd.model import Limits
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.store.store import Store
+from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
@@ -44,6 +46,7 @@ class Parts:
 
     store: Store
     metrics: Metrics
+    bandwidth: Bandwidth
     pulls: Pulls
 
 
@@ -58,12 +61,13 @@ def assembled(config: Config) -> Iterator[Parts]:
         sources = build_sources(config)
         store = stack.enter_context(Store(config.root, reserve_free=config.reserve_free))
         metrics = Metrics()
-        engine = Engine(Streams(config.streams), metrics, retries=config.retries)
+        bandwidth = Bandwidth(config.limits, metrics)
+        engine = Engine(Streams(config.streams), bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
         pulls = Pulls(store, sources, downloads, metrics, at_once=config.pulls)
         stack.callback(pulls.close)
-        yield Parts(store, metrics, pulls)
+        yield Parts(store, metrics, bandwidth, pulls)
 
 
 def build_sources(config: Config) -> Sources:
@@ -103,13 +107,16 @@ def serve(config: Config) -> None:
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
-        watched = _Models(config)
+        watched = _Watched(config, parts.bandwidth)
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, watched.look)
         models = Models(parts.store, parts.pulls)
-        parts.metrics.watch(gauges=lambda: _gauges(parts.store), models=models.counted)
+        parts.metrics.watch(
+            gauges=lambda: _gauges(parts.store), models=models.counted, limits=parts.bandwidth.rates
+        )
         app = create_app(
             models,
             metrics=parts.metrics,
+            bandwidth=parts.bandwidth,
             required=prewarm.required,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
@@ -187,11 +194,13 @@ def _listening(listen: str) -> Iterator[socket.socket]:
         yield sock
 
 
-class _Models:
-    """The `models` of the configuration file, whenever its content changed."""
+class _Watched:
+    """The configuration file: its limits are taken over, its models given, whenever they changed."""
 
-    def __init__(self, config: Config) -> None:
-        self._config, self._seen = config, b""
+    def __init__(self, config: Config, bandwidth: Bandwidth) -> None:
+        self._config, self._bandwidth = config, bandwidth
+        self._limits = config.limits
+        self._seen = b""
         self._first = True
 
     def look(self) -> Iterable[Desired] | None:
@@ -201,11 +210,18 @@ class _Models:
             return None
         first, self._first, self._seen = self._first, False, content
         try:
+            if not first and path:
+                self._take_limits(load(config=path).limits)
             models = self._config.models if first or path is None else load_models(path)
         except CachdError as error:
             log.warning("configuration file not taken over", reason=error.detail)
             return None
         return [Desired(m.wish, required=m.required, pin=m.pin, priority=m.priority) for m in models]
+
+    def _take_limits(self, limits: Limits) -> None:
+        if limits != self._limits:  # else what was set over the API since then stays
+            self._limits = limits
+            self._bandwidth.change(limits)
 
 
 def _content(path: Path) -> bytes:

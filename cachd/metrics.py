@@ -67,6 +67,12 @@ class Metrics:
         self.origin_retries = Counter(
             "cachd_origin_retries_total", "Parts asked for again", ["reason"], registry=registry
         )
+        self.limited_seconds = Counter(
+            "cachd_limited_seconds_total",
+            "Seconds that streams waited for a bandwidth limit",
+            ["source"],
+            registry=registry,
+        )
         self.verify_failures = Counter(
             "cachd_verify_failures_total",
             "Files whose bytes disagreed with their digest",
@@ -88,10 +94,14 @@ class Metrics:
         )
 
     def watch(
-        self, *, gauges: Callable[[], Mapping[str, float]], models: Callable[[], Mapping[str, int]]
+        self,
+        *,
+        gauges: Callable[[], Mapping[str, float]],
+        models: Callable[[], Mapping[str, int]],
+        limits: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Measure at each scrape: the gauges of `MEASURED`, and how many models are in which state."""
-        self.registry.register(_Measured(gauges, models))
+        """Measure at each scrape: the gauges of `MEASURED`, models by state, and limits by source."""
+        self.registry.register(_Measured(gauges, models, limits))
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -100,9 +110,12 @@ class Metrics:
 
 class _Measured(Collector):
     def __init__(
-        self, gauges: Callable[[], Mapping[str, float]], models: Callable[[], Mapping[str, int]]
+        self,
+        gauges: Callable[[], Mapping[str, float]],
+        models: Callable[[], Mapping[str, int]],
+        limits: Callable[[], Mapping[str, int]],
     ) -> None:
-        self._gauges, self._models = gauges, models
+        self._gauges, self._models, self._limits = gauges, models, limits
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -116,3 +129,11 @@ class _Measured(Collector):
         for state in MODEL_STATES:
             states.add_metric([state], counted.get(state, 0))
         yield states
+        limits = GaugeMetricFamily(
+            "cachd_limit_bytes_per_second",
+            "Bandwidth limits in force, by source and of all",
+            labels=["source"],
+        )
+        for source, rate in self._limits().items():
+            limits.add_metric([source], rate)
+        yield limits

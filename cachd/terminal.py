@@ -70,6 +70,14 @@ def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
 MODEL_HEADINGS = ("NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE", "REF", "AGE")
 
 
+def limit_rows(limits: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """SOURCE LIMIT of all sources together, then of each that has its own."""
+    every = limits["bytes_per_second"]
+    rates = {"all": f"{decimal(every)}/s" if every else "none"}
+    rates |= {source: f"{decimal(rate)}/s" for source, rate in limits["sources"].items()}
+    return list(rates.items())
+
+
 def show_model(model: Mapping[str, Any]) -> None:
     """One fact a line."""
     ready, pull = model["ready"], model["pull"]

@@ -52,12 +52,21 @@ WRITES = [
     ("DELETE", "/v1/models/any"),
     ("PUT", "/v1/models/any/pin"),
     ("DELETE", "/v1/models/any/pin"),
+    ("PUT", "/v1/limits"),
 ]
 
 
 def test_reads_are_open_and_writes_want_the_token(guarded: Ground) -> None:
     token_file(guarded).write_text(f"{TOKEN}\n")
-    for path in ("/livez", "/readyz", "/metrics", "/v1/models", "/v1/capacity", "/openapi.json"):
+    for path in (
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v1/models",
+        "/v1/capacity",
+        "/v1/limits",
+        "/openapi.json",
+    ):
         assert guarded.node.ask("GET", path).status == 200, path
     wrong: list[dict[str, str]] = [
         {},
@@ -168,6 +177,8 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
         ("PUT", "/v1/models/{name}/pin"),
         ("DELETE", "/v1/models/{name}/pin"),
         ("GET", "/v1/capacity"),
+        ("GET", "/v1/limits"),
+        ("PUT", "/v1/limits"),
         ("GET", "/livez"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),

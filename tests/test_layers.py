@@ -103,7 +103,14 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
     options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",))
     with Walk() as walk, assembled(options) as parts:
         models = Models(parts.store, parts.pulls)
-        create_app(models, metrics=parts.metrics, required=list, token_file=None, allowed_hosts=())
+        create_app(
+            models,
+            metrics=parts.metrics,
+            bandwidth=parts.bandwidth,
+            required=list,
+            token_file=None,
+            allowed_hosts=(),
+        )
         started = parts.pulls.start(wish_of("hf://org/model"))
         assert started is not None
         started.done.result(60)

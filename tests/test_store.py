@@ -69,7 +69,9 @@ def write(ingest: Ingest, content: bytes, *parts: Extent) -> None:
         piece = content[part.start : part.stop]
         ingest.write(part.start, memoryview(piece))
         ingest.landed(part)
-        ingest.finish(part, xxhash.xxh3_128(piece).hexdigest())
+        hashed = ingest.part_hash()
+        hashed.update(memoryview(piece))
+        ingest.finish(part, hashed)
 
 
 def commit(store: Store, file: File, content: bytes) -> None:
@@ -351,7 +353,7 @@ def left_by_an_earlier_life(store: Store, *parts: Extent) -> Path:
 def test_a_new_ingest_lacks_everything_and_has_its_blocks(store: Store) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         assert ingest.gaps() == [Extent(0, len(CONTENT))]
-        assert (ingest.prefix, ingest.hashed, ingest.resumed) == (0, 0, 0)
+        assert (ingest.prefix, ingest.behind, ingest.resumed) == (0, 0, 0)
         assert store.content.allocated(FILE) >= len(CONTENT)
         assert stat.S_IMODE(ingest.directory.stat().st_mode) == 0o700
 
@@ -364,7 +366,7 @@ def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
         for number in order:
             write(ingest, CONTENT, PARTS[number])
             ingest.follow(memoryview(bytearray(1000)))
-            assert ingest.hashed == ingest.prefix
+            assert not ingest.behind
         assert ingest.is_whole
         assert ingest.is_hashed
         assert ingest.digest() == FILE.digest
@@ -585,13 +587,43 @@ def test_a_commit_of_a_wrong_byte_raises_corrupt_and_leaves_nothing(store: Store
     assert_nothing_left(store.layout.root)
 
 
-def test_a_blob_whose_source_has_no_digest_is_told_by_its_sha256(store: Store) -> None:
+def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: Store) -> None:
     file = File("model.bin", len(CONTENT), "https://host/model.bin", None, '"tag"')
-    commit(store, file, CONTENT)
+    with closing(store.content.begin(file)) as ingest:
+        write(ingest, CONTENT, *PARTS)
+        ingest.follow(memoryview(bytearray(KIB)))
+        store.content.commit(ingest)
     path = store.content.path(file.blob)
-    assert path.with_name(f"{path.name}.sha256").read_text() == str(FILE.digest)
+    assert path.with_name(f"{path.name}.parts").read_text().splitlines() == [
+        f"{p.start} {p.stop} {xxhash.xxh3_128(CONTENT[p.start : p.stop]).hexdigest()}" for p in PARTS
+    ]
     store.content.free(Manifest("https://host/model.bin", "0" * 64, (file,)))
     assert_nothing_left(store.layout.root)
+
+
+@pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c", "crc32"])
+def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(store: Store, algorithm: str) -> None:
+    file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS[algorithm](CONTENT))
+    with closing(store.content.begin(file)) as ingest:
+        write(ingest, CONTENT, PARTS[1])
+    with closing(store.content.begin(file)) as ingest:
+        assert ingest.resumed == PARTS[1].size
+        write(ingest, CONTENT, PARTS[2])
+        torn = CONTENT[: PARTS[0].stop]  # landed by a stream that never finished the part
+        ingest.write(0, memoryview(torn))
+        ingest.landed(PARTS[0])
+        assert ingest.behind == len(CONTENT)
+        ingest.follow(memoryview(bytearray(KIB)))
+        assert ingest.digest() == file.digest
+
+
+def test_parts_that_overlap_are_hashed_as_the_disk_has_them(store: Store) -> None:
+    file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS["crc64nvme"](CONTENT))
+    with closing(store.content.begin(file)) as ingest:
+        write(ingest, bytes(len(CONTENT)), Extent(0, PARTS[1].start + 1), Extent(5 * KIB, 6 * KIB))
+        write(ingest, CONTENT, *PARTS)
+        ingest.follow(memoryview(bytearray(KIB)))
+        assert ingest.digest() == file.digest
 
 
 def test_a_blob_of_another_size_is_not_here(store: Store) -> None:

@@ -18,6 +18,7 @@ from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.metrics import Metrics
+from cachd.transfer.bandwidth import Bandwidth
 
 _THREADS = 32
 
@@ -26,6 +27,7 @@ def create_app(
     models: Models,
     *,
     metrics: Metrics,
+    bandwidth: Bandwidth,
     required: Callable[[], Collection[str]],
     token_file: Path | None,
     allowed_hosts: Collection[str],
@@ -47,6 +49,7 @@ def create_app(
         responses=PROBLEM_RESPONSES,
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
+    app.state.bandwidth = bandwidth
     app.state.write_token = WriteToken(token_file)
     app.include_router(model_routes.router)
     app.include_router(node_routes.router)

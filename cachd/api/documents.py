@@ -1,15 +1,15 @@
-"""What the API says of models: the documents, and where each figure comes from."""
+"""What the API says of models and limits: the documents, and where each figure comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cachd.errors import CachdError, NotFound
-from cachd.model import NAME_PATTERN, Ref, Snapshot, Wish, check_name
+from cachd.model import NAME_PATTERN, Limits, Ref, Scheme, Snapshot, Wish, check_name, rate_of
 from cachd.store.catalog import ready_document
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pull, Pulls
@@ -35,6 +35,30 @@ class Asked(BaseModel):
         ref = Ref.parse(self.ref)
         name = check_name(self.name) if self.name is not None else ref.default_name
         return Wish(ref, name, tuple(self.include), tuple(self.exclude))
+
+
+Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
+
+
+class AskedLimits(BaseModel):
+    """The body of PUT /v1/limits."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"bytes_per_second": 500_000_000, "sources": {"hf": "200MB"}}]},
+    )
+
+    bytes_per_second: Rate | None = Field(None, description="most from all sources; null or 0: no limit")
+    sources: dict[Scheme, Rate | None] = Field(
+        {}, description="most from single sources: hf, s3, https, http, file"
+    )
+
+    def limits(self) -> Limits:
+        return Limits.of(self.bytes_per_second, self.sources.items())
+
+
+def limits_document(limits: Limits) -> dict[str, Any]:
+    return {"bytes_per_second": limits.bytes_per_second, "sources": dict(limits.sources)}
 
 
 class Models:

@@ -1,14 +1,16 @@
-"""The node: capacity, probes, metrics."""
+"""The node: capacity, limits, probes, metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from cachd.api.dependencies import AnyModels
+from cachd.api.documents import AskedLimits, limits_document
+from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import DiskFailed, Unavailable
 from cachd.metrics import CONTENT_TYPE
@@ -29,6 +31,22 @@ async def capacity(models: AnyModels) -> dict[str, int]:
         "reserve_free_bytes": now.reserve_free,
         "free_inodes": now.free_inodes,
     }
+
+
+@router.get("/v1/limits")
+async def limits(request: Request) -> dict[str, Any]:
+    """Bytes a second that are received at most: from all sources together, and from single ones."""
+    return limits_document(request.app.state.bandwidth.limits)
+
+
+@router.put("/v1/limits", dependencies=[Depends(write_allowed)])
+async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
+    """Replace all limits, for running pulls, too; null lifts one, and so does leaving it out.
+
+    They hold until the daemon restarts or the limits of its configuration file change.
+    """
+    await asyncio.to_thread(request.app.state.bandwidth.change, asked.limits())
+    return limits_document(request.app.state.bandwidth.limits)
 
 
 @router.get("/livez")

@@ -1,9 +1,10 @@
 """The nouns: frozen values that refuse nonsense when they are made."""
 
 from cachd.model.digest import Digest, Extent
+from cachd.model.limits import Limits, bytes_of, rate_of
 from cachd.model.manifest import File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
-from cachd.model.ref import SCHEMES, Ref
+from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
 
 __all__ = [
@@ -12,13 +13,17 @@ __all__ = [
     "Digest",
     "Extent",
     "File",
+    "Limits",
     "Manifest",
     "Ref",
+    "Scheme",
     "Snapshot",
     "Wish",
+    "bytes_of",
     "check_name",
     "check_path",
     "commit_of",
     "quoted",
+    "rate_of",
     "snapshot_of",
 ]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Invalid
 from cachd.model.digest import Digest
 from cachd.model.name import check_name, is_clean
 
-SCHEMES = ("hf", "s3", "https", "http", "file")
+Scheme = Literal["hf", "s3", "https", "http", "file"]
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 _HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")

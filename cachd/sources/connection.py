@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from cachd.errors import Unavailable
 from cachd.sources.answers import BROKEN, bare, broken, protocol_error
+from cachd.sources.wire import TlsWire, Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
 
@@ -22,13 +22,6 @@ Origin = tuple[str, str, int]
 
 def origin_of(url: SplitResult) -> Origin:
     return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-
-
-def shut(sock: socket.socket) -> None:
-    """End both directions under a thread that reads. Not by a TLS socket's own shutdown: that one drops the
-    cipher, and the reader would take what comes for plain text."""
-    with suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class Connection(http.client.HTTPConnection):
@@ -40,50 +33,50 @@ class Connection(http.client.HTTPConnection):
         dial: Callable[[], socket.socket],
         tls: ssl.SSLContext | None,
         pool: dict[Origin, Connection],
+        *,
+        stall_seconds: float,
     ) -> None:
         _, host, port = origin
         super().__init__(host, port)
         self.default_port = 443 if tls else 80  # decides whether the Host header names the port
         self._origin, self._dial, self._tls, self._pool = origin, dial, tls, pool
+        self._stall_seconds = stall_seconds
+        self._answer_by: float | None = None
+        self._aborted = False
         self.address = ""
-        self.live: socket.socket | None = None  # outlasts `sock`, which an answer that closes takes away
+        self.wire: Wire | None = None  # outlasts `sock`, which an answer that closes takes away
 
     def connect(self) -> None:
-        self.sock = self._dial()
-        self.address = str(self.sock.getpeername()[0])
-        self.live = self.sock
-        if self._tls:
-            wrapped = self._tls.wrap_socket(
-                self.sock, server_hostname=self.host, do_handshake_on_connect=False
-            )
-            self.sock = self.live = wrapped  # before the handshake, which a cut must reach too
-            wrapped.do_handshake()
+        connected = self._dial()
+        self.address = str(connected.getpeername()[0])
+        wire = (
+            TlsWire(connected, self._stall_seconds, self._tls, self.host)
+            if self._tls
+            else Wire(connected, self._stall_seconds)
+        )
+        wire.answer_by = self._answer_by
+        self.sock = self.wire = wire
+        if self._aborted:  # while it was dialled
+            self.abort()
+        wire.handshake()
 
     def abort(self) -> None:
         """Make whoever waits for an answer on it return or raise at once."""
-        if self.live is not None:
-            shut(self.live)
+        self._aborted = True
+        if self.wire is not None:
+            with suppress(OSError):
+                self.wire.shutdown(socket.SHUT_RDWR)
 
-    @contextmanager
-    def ended_after(self, seconds: float) -> Iterator[None]:
-        """Give an answer's head so long in all: a socket's own patience begins anew with every byte."""
-        ended = threading.Event()
-
-        def end() -> None:
-            ended.set()
-            self.abort()
-
-        watch = threading.Timer(seconds, end)
-        watch.daemon = True
-        watch.start()
-        try:
-            yield
-        except BROKEN as error:
-            if ended.is_set():
-                raise TimeoutError(f"no answer in {seconds:.0f} s") from error
-            raise
-        finally:
-            watch.cancel()
+    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """Send a request and read the head of its answer, which gets `stall_seconds` in all."""
+        self._answer_by = time.monotonic() + self._stall_seconds
+        if self.wire is not None:
+            self.wire.answer_by = self._answer_by
+        self.request(method, path, headers=headers)
+        response = self.getresponse()
+        if self.wire is not None:
+            self.wire.answered()
+        return response
 
     def keep(self) -> None:
         """Leave the connection to the thread's next request to this origin."""
@@ -105,7 +98,8 @@ class Response:
         self._stall_seconds = stall_seconds
         self._size: int | None = response.length
         self._got = 0
-        self._window_began, self._window_got = time.monotonic(), 0
+        self._left = self._window_began = time.monotonic()
+        self._window_got = 0
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +113,7 @@ class Response:
 
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
+        self._window_began += time.monotonic() - self._left  # what the caller took is not the origin's
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0
         while filled < wanted:
@@ -135,6 +130,7 @@ class Response:
             )
         if self._got == self._size:
             self._check_end()
+        self._left = time.monotonic()
         return filled
 
     def abort(self) -> None:
@@ -157,7 +153,7 @@ class Response:
                 got = self._response.read1(len(view))
                 view[: len(got)] = got
                 return len(got)
-            # One receive at a time, straight into `view`, so that a trickle is noticed.
+            # One receive at a time, straight into `view` (wire.py), so that a trickle is noticed.
             return self._response.fp.readinto1(view)
         except BROKEN as error:
             raise broken(urlsplit(self._shown), error) from error

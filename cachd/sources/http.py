@@ -198,13 +198,13 @@ class Http:
         if kept:
             self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
         tls = self._tls if url.scheme == "https" else None
-        for connection in filter(
-            None, (kept, Connection(origin_of(url), lambda: self._dial(url), tls, pool))
-        ):
+        new = Connection(
+            origin_of(url), lambda: self._dial(url), tls, pool, stall_seconds=self._stall_seconds
+        )
+        for connection in filter(None, (kept, new)):
             try:
-                with cut.reaches(connection), connection.ended_after(self._stall_seconds):
-                    connection.request(method, path, headers={**told, **headers})
-                    return connection.getresponse(), connection
+                with cut.reaches(connection):
+                    return connection.ask(method, path, {**told, **headers}), connection
             except CachdError:
                 connection.close()
                 raise
@@ -242,7 +242,6 @@ class Http:
                 sock.settimeout(self._connect_seconds)
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(self._stall_seconds)
                 return sock
             except OSError as error:
                 sock.close()

@@ -70,7 +70,7 @@ class ContentStore:
         with durable.disk_errors(target):
             target.parent.mkdir(mode=0o700, exist_ok=True)
             if file.digest is None:
-                durable.write_file(_told(target), str(got).encode())
+                durable.write_file(_parts(target), ingest.part_lines().encode())
             durable.move(data, target)
         ingest.discard()
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
@@ -110,7 +110,7 @@ class ContentStore:
                     if os.lstat(path).st_nlink > 1:
                         continue
                     durable.take_away(path, trash)
-                durable.remove(_told(path))
+                durable.remove(_parts(path))
                 durable.remove(trash)
                 freed += file.size
             durable.remove_tree(trash.with_suffix(".ingest"))
@@ -124,6 +124,6 @@ class ContentStore:
         return size
 
 
-def _told(blob: Path) -> Path:
-    """Where the sha256 of a blob stands whose source published no digest."""
-    return blob.with_name(blob.name + ".sha256")
+def _parts(blob: Path) -> Path:
+    """Where the hashes of its parts stand, of a blob whose source published no digest."""
+    return blob.with_name(blob.name + ".parts")

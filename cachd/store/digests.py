@@ -1,23 +1,25 @@
-"""A file's digest, computed as its bytes pass."""
+"""What bytes hash to: a file's digest as its bytes pass in order, a checksum put together from its parts'."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
+
+import xxhash
 
 from cachd.model import Digest
 
 
 class Hasher(Protocol):
-    """What takes bytes in order and ends in a Digest."""
+    """What takes a file's bytes in order and ends in its Digest."""
 
     def update(self, view: memoryview) -> None: ...
 
     def digest(self) -> Digest: ...
 
 
-class _Cryptographic:
+class _InOrder:
     def __init__(self, algorithm: str, size: int) -> None:
         self._algorithm = algorithm
         self._hash = hashlib.new(algorithm.removeprefix("git-"), usedforsecurity=False)
@@ -31,26 +33,60 @@ class _Cryptographic:
         return Digest(self._algorithm, self._hash.hexdigest())
 
 
-class _Cyclic:
-    def __init__(self, algorithm: str, crc: Callable[[memoryview, int], int], bits: int) -> None:
-        self._algorithm, self._crc, self._digits = algorithm, crc, bits // 4
-        self._value = 0
+def in_order(digest: Digest, size: int) -> Hasher:
+    """Begin the digest of a file of `size` bytes by the algorithm that `digest` names."""
+    return _InOrder(digest.algorithm, size)
+
+
+class Checksum:
+    """A cyclic redundancy check: that of a whole follows from those of its parts."""
+
+    def __init__(
+        self,
+        algorithm: str,
+        bits: int,
+        add: Callable[[memoryview, int], int],
+        join: Callable[[int, int, int], int],
+    ) -> None:
+        self.algorithm, self.add = algorithm, add
+        self._digits, self._join = bits // 4, join
+
+    def joined(self, parts: Iterable[tuple[int, int]]) -> Digest:
+        """Of a file, from (checksum, size in bytes) of its parts in order."""
+        value = 0
+        for checksum, size in parts:
+            value = self._join(value, checksum, size)
+        return Digest(self.algorithm, f"{value:0{self._digits}x}")
+
+
+_CHECKSUM_BITS = {"crc64nvme": 64, "crc32c": 32, "crc32": 32}
+
+
+def checksum(digest: Digest | None) -> Checksum | None:
+    """The check behind `digest`; None for one that needs all bytes in order."""
+    if digest is None or digest.algorithm not in _CHECKSUM_BITS:
+        return None
+    from awscrt import checksums  # takes long to load, and few models have such a digest
+
+    name = digest.algorithm
+    return Checksum(
+        name, _CHECKSUM_BITS[name], getattr(checksums, name), getattr(checksums, f"combine_{name}")
+    )
+
+
+class PartHash:
+    """One part's xxh3-128, which the journal keeps, and its checksum where the file's is joined of them."""
+
+    def __init__(self, whole: Checksum | None) -> None:
+        self._xxh3 = xxhash.xxh3_128()
+        self._whole = whole
+        self.checksum = 0
 
     def update(self, view: memoryview) -> None:
-        self._value = self._crc(view, self._value)
+        self._xxh3.update(view)
+        if self._whole:
+            self.checksum = self._whole.add(view, self.checksum)
 
-    def digest(self) -> Digest:
-        return Digest(self._algorithm, f"{self._value:0{self._digits}x}")
-
-
-def hasher(algorithm: str, size: int) -> Hasher:
-    """Begin the digest of a file of `size` bytes."""
-    if not algorithm.startswith("crc"):
-        return _Cryptographic(algorithm, size)
-    from awscrt import checksums  # takes long to load, and most models have no such digest
-
-    if algorithm == "crc64nvme":
-        return _Cyclic(algorithm, checksums.crc64nvme, 64)
-    if algorithm == "crc32c":
-        return _Cyclic(algorithm, checksums.crc32c, 32)
-    return _Cyclic(algorithm, checksums.crc32, 32)
+    @property
+    def xxh3(self) -> str:
+        return self._xxh3.hexdigest()

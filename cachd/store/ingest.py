@@ -8,6 +8,10 @@
 A line follows its data to the disk, never the other way round. A file of one part has no journal: it is
 whole or it is fetched again.
 
+A digest that needs the bytes in order (sha256) follows them as they land, read back from the page cache. A
+checksum that can be joined (CRC) comes from its parts', hashed while they were received; without any
+digest the parts' own hashes are all there is. Only what no part's hash covers is read back for these.
+
     begun --write*, landed*--> whole --follow*--> hashed --commit--> blob
       |                                              |
       +--close--> kept, resumed by the next begin    +--discard--> gone
@@ -23,13 +27,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
-import xxhash
 
 from cachd.errors import DiskFailed
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
-from cachd.store.digests import hasher
+from cachd.store.digests import PartHash, checksum, in_order
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +55,10 @@ class Ingest:
         self._unwritten: list[str] = []
         self._journalling = False
         self._journal: int | None = None
-        self._hasher = hasher(file.digest.algorithm if file.digest else "sha256", file.size)
+        self._checksum = checksum(file.digest)
+        self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
         self._hashed = 0
+        self._parts: dict[Extent, PartHash] = {}
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             if durable.is_regular(directory / "data"):
@@ -79,9 +84,10 @@ class Ingest:
         return self._hashed == self.file.size
 
     @property
-    def hashed(self) -> int:
-        """Bytes from the start that the digest has taken in."""
-        return self._hashed
+    def behind(self) -> int:
+        """Bytes that `follow` would take in now."""
+        prefix = self.prefix
+        return prefix - self._hashed if self._hasher or prefix == self.file.size else 0
 
     @property
     def prefix(self) -> int:
@@ -105,12 +111,17 @@ class Ingest:
         with self._lock:
             self._landed.add(extent)
 
-    def finish(self, part: Extent, xxh3: str) -> None:
+    def part_hash(self) -> PartHash:
+        """What takes in a part's bytes from its first on, for `finish`."""
+        return PartHash(self._checksum)
+
+    def finish(self, part: Extent, hashed: PartHash) -> None:
         """Make a landed part survive a crash. One thread syncs for all parts finished meanwhile."""
-        if part.size == self.file.size:
-            return
         with self._lock:
-            self._unwritten.append(f"{part.start} {part.stop} {xxh3}\n")
+            self._parts[part] = hashed
+            if part.size == self.file.size:
+                return
+            self._unwritten.append(_line(part, hashed))
             if self._journalling:
                 return
             self._journalling = True
@@ -145,18 +156,53 @@ class Ingest:
     # --- the digest ---
 
     def follow(self, buffer: memoryview) -> None:
-        """Take the digest of the prefix as far as it reaches now, reading into `buffer`."""
+        """Take in what is `behind`, reading into `buffer` what must be read back."""
+        if self._hasher is None:
+            if self.is_whole:
+                self._tile(buffer)
+                self._hashed = self.file.size
+            return
         prefix = self.prefix
         while self._hashed < prefix:
             view = buffer[: min(len(buffer), prefix - self._hashed)]
-            self._hasher.update(view[: self._read(view, self._hashed)])
+            self._read(view, self._hashed)
+            self._hasher.update(view)
             self._hashed += len(view)
 
-    def digest(self) -> Digest:
-        """The digest of the whole file, by the algorithm its manifest names, else sha256."""
+    def digest(self) -> Digest | None:
+        """The digest of the whole file by the algorithm its manifest names, None when it names none."""
         if not self.is_hashed:
             raise ValueError(f"{self.file.path}: digest asked at {self._hashed} of {self.file.size} bytes")
-        return self._hasher.digest()
+        if self._hasher:
+            return self._hasher.digest()
+        if self._checksum:
+            return self._checksum.joined((h.checksum, part.size) for part, h in self._in_order())
+        return None
+
+    def part_lines(self) -> str:
+        """The hashes of all parts of a hashed file, as the journal has them."""
+        return "".join(_line(part, hashed) for part, hashed in self._in_order())
+
+    def _in_order(self) -> list[tuple[Extent, PartHash]]:
+        with self._lock:
+            return sorted(self._parts.items(), key=lambda item: item[0].start)
+
+    def _tile(self, buffer: memoryview) -> None:
+        """Let the parts' hashes cover the whole file once: read back what no part has, or two."""
+        alone, reached = Landed(), 0
+        tiles: dict[Extent, PartHash] = {}
+        for part, hashed in self._in_order():
+            if part.start >= reached:
+                tiles[part] = hashed
+            else:  # two streams wrote some of it: what the disk holds counts
+                tiles = {p: h for p, h in tiles.items() if p.stop <= part.start}
+            reached = max(reached, part.stop)
+        for part in tiles:
+            alone.add(part)
+        for gap in alone.gaps(self.file.size):
+            tiles[gap] = self._hash(gap, buffer)
+        with self._lock:
+            self._parts = tiles
 
     def _read(self, view: memoryview, offset: int) -> int:
         with durable.disk_errors(self.directory):
@@ -200,18 +246,27 @@ class Ingest:
             return
         buffer = memoryview(bytearray(READ_BYTES))
         for part, expected in _parts(self.directory / "journal", self.file.size):
-            if os.fstat(self._data).st_size >= part.stop and self._xxh3(part, buffer) == expected:
+            if os.fstat(self._data).st_size < part.stop:
+                continue
+            hashed = self._hash(part, buffer)
+            if hashed.xxh3 == expected:
                 self._landed.add(part)
+                self._parts[part] = hashed
 
-    def _xxh3(self, part: Extent, buffer: memoryview) -> str:
-        digest = xxhash.xxh3_128()
+    def _hash(self, part: Extent, buffer: memoryview) -> PartHash:
+        """Of a part as it is on disk."""
+        hashed = self.part_hash()
         offset = part.start
         while offset < part.stop:
             view = buffer[: min(len(buffer), part.stop - offset)]
             self._read(view, offset)
-            digest.update(view)
+            hashed.update(view)
             offset += len(view)
-        return digest.hexdigest()
+        return hashed
+
+
+def _line(part: Extent, hashed: PartHash) -> str:
+    return f"{part.start} {part.stop} {hashed.xxh3}\n"
 
 
 def _about(file: File) -> dict[str, object]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
 import structlog
-import xxhash
 
 from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
 from cachd.model import Extent, File
@@ -21,6 +21,7 @@ from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split
 from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.store.content import ContentStore
+from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
@@ -28,6 +29,7 @@ from cachd.transfer.streams import Share
 log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
+_TURN_SECONDS = 1.0
 
 
 class Part:
@@ -36,7 +38,7 @@ class Part:
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
         self.reached = extent.start
-        self.hash: xxhash.xxh3_128 | None = None  # from the first byte on: many parts wait
+        self.hash: PartHash | None = None  # from the first byte on: many parts wait
         self.failures = 0
 
     @property
@@ -170,9 +172,12 @@ class Download:
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
         received = self._engine.metrics.download_bytes.labels(self._scheme)
-        hashed = part.hash = part.hash or xxhash.xxh3_128()
+        hashed = part.hash = part.hash or ingest.part_hash()
+        began = time.monotonic()
         while part.reached < part.extent.stop:
-            view = buffer[: min(len(buffer), part.extent.stop - part.reached)]
+            if time.monotonic() - began > _TURN_SECONDS and self._gives_way(part):
+                return
+            view = self._allowed(buffer, part.extent.stop - part.reached)
             count = body.readinto(view)
             if self._over:
                 return
@@ -185,11 +190,24 @@ class Download:
                 self._fetched += count
             received.inc(count)
             self._follow_if_worthwhile()
-        ingest.finish(part.extent, hashed.hexdigest())
+        ingest.finish(part.extent, hashed)
+        self._follow_if_worthwhile()
+
+    def _gives_way(self, part: Part) -> bool:
+        """Leave the rest of a part for later when another pull has waited for a stream long enough."""
+        if not (self._by_parts and self._engine.streams.owes(self._share)):
+            return False
+        log.debug("part left to another pull", path=self.file.path, at=part.reached)
+        self._engine.streams.submit(self._share, self._task(part))
+        return True
 
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:
-            count -= body.readinto(buffer[: min(len(buffer), count)])
+            count -= body.readinto(self._allowed(buffer, count))
+
+    def _allowed(self, buffer: memoryview, count: int) -> memoryview:
+        """As much of the buffer as the limits let the stream receive now, waited for."""
+        return buffer[: self._engine.bandwidth.allow(self._scheme, min(len(buffer), count), self._cut)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
@@ -227,8 +245,7 @@ class Download:
     def _follow_if_worthwhile(self) -> None:
         ingest = self._ingest_here()
         with self._lock:
-            behind = ingest.prefix - ingest.hashed
-            if self._following or not (behind >= _FOLLOW_BYTES or ingest.is_whole):
+            if self._following or not (ingest.behind >= _FOLLOW_BYTES or ingest.is_whole):
                 return
             self._following = True
         self._engine.hashers.submit(self._follow)
@@ -242,7 +259,7 @@ class Download:
             while not self._over:
                 ingest.follow(self._engine.hash_buffer())
                 with self._lock:
-                    if ingest.prefix == ingest.hashed:
+                    if not ingest.behind:
                         self._following = False
                         break
 

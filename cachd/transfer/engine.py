@@ -7,14 +7,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from cachd.metrics import Metrics
+from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import BUFFER_BYTES, Streams
 
 
 class Engine:
-    """What every download works with: streams, hashing threads, metrics, and the patience with an origin."""
+    """What every download works with: streams, their limits, hashing threads, metrics, and patience."""
 
-    def __init__(self, streams: Streams, metrics: Metrics, *, retries: int) -> None:
-        self.streams, self.metrics, self.retries = streams, metrics, retries
+    def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
+        self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
         # Two more than cores: while some wait for the disk's sync, every core still hashes.
         self.hashers = ThreadPoolExecutor((os.cpu_count() or 1) + 2, thread_name_prefix="hash")
         self._buffers = threading.local()

@@ -69,6 +69,15 @@ class Streams:
             heapq.heappush(self._later, (due, next(self._sequence), share, task))
             self._ready.notify_all()  # whoever waits now watches the clock, too
 
+    def owes(self, share: Share) -> bool:
+        """Whether a share that waits goes before this one, or has two streams less than it at the least."""
+        with self._ready:
+            return any(
+                other.priority > share.priority
+                or (other.priority == share.priority and other.running + 1 < share.running)
+                for other in self._shares
+            )
+
     def close(self) -> None:
         """Let running tasks end, drop the waiting ones, and join every thread."""
         with self._ready:

@@ -15,7 +15,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -27,12 +27,12 @@ LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 5.0
 MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
 
-# One worker, as the test's own user, who may read the files. It logs a request in the turn of its event
-# loop that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
+# As the test's own user, who may read the files. One worker logs a request in the turn of its event loop
+# that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
 CONFIGURATION = """
 daemon off;
 {user}
-worker_processes 1;
+worker_processes {workers};
 pid {state}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
@@ -52,14 +52,15 @@ http {{
     server {{
         listen {address}{tls};
         root "{root}";
+        {headers}
         location = /.barrier {{ access_log off; return 204; }}
-        location / {{ limit_except GET {{ deny all; }} }}
+        location / {{ limit_except GET {{ deny all; }} {index} }}
     }}
 }}
 """
 TLS = """ ssl;
-        ssl_certificate {state}/ca.pem;
-        ssl_certificate_key {state}/ca.pem"""
+        ssl_certificate {state}/server.pem;
+        ssl_certificate_key {state}/server.pem"""
 
 
 class NginxNotStarted(RuntimeError):
@@ -81,13 +82,29 @@ class Nginx:
     """nginx serving `directory` read-only on 127.0.0.1, between `start` and `stop` or inside `with`.
 
     With `tls` the certificate for 127.0.0.1 and localhost is its own authority, in PEM at `ca_file`.
+    `congestion` names the congestion control of its connections. With several `workers` the log of `requests`
+    may lack the latest. `headers` go with every answer; `index` is the file that answers for its directory.
     """
 
-    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tls: bool = False,
+        congestion: str | None = None,
+        workers: int = 1,
+        headers: Mapping[str, str] | None = None,
+        index: str | None = None,
+    ) -> None:
         self.directory = directory
         self.url = ""
         self.ca_file: Path | None = None
+        self.pid = 0
         self._tls = tls
+        self._congestion = congestion
+        self._workers = workers
+        self._headers = headers or {}
+        self._index = index
         self._port = 0
         self._state = contextlib.ExitStack()
         self._access_log = Path()
@@ -107,13 +124,20 @@ class Nginx:
         with contextlib.ExitStack() as undo:
             state = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
             listening = undo.enter_context(socket.create_server((LOOPBACK, self._port), backlog=511))
+            if self._congestion:  # accepted connections inherit it
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion.encode())
             self._port = listening.getsockname()[1]
             self.url = f"http{'s' if self._tls else ''}://{LOOPBACK}:{self._port}"
             self._access_log = state / "access.log"
             if self._tls:
+                certify(state / "server.pem")
                 self.ca_file = state / "ca.pem"
-                certify(self.ca_file)
+                _, _, certificate = (
+                    (state / "server.pem").read_text().partition("-----END PRIVATE KEY-----\n")
+                )
+                self.ca_file.write_text(certificate)  # alone: some clients take no more
             process = undo.enter_context(self._running(binary, state, listening))
+            self.pid = process.pid
             listening.close()
             self._wait_for_an_answer(process, state / "error.log")
             self._state = undo.pop_all()
@@ -136,6 +160,9 @@ class Nginx:
         configuration.write_text(
             CONFIGURATION.format(
                 state=state,
+                workers=self._workers,
+                headers=" ".join(f'add_header {name} "{value}";' for name, value in self._headers.items()),
+                index=f"try_files $uri $uri/{self._index} =404;" if self._index else "",
                 user="user root;" if os.geteuid() == 0 else "",
                 address=f"{LOOPBACK}:{self._port}",
                 root=self.directory.resolve(),

@@ -1,0 +1,134 @@
+"""The limits of this machine, in processes of their own: receive, write, hash, each with nothing else to do.
+
+python -m bench.limits recv|recv+pwrite URL SIZE TARGET    4 threads, 1 MiB aligned buffers, parts of 32 MiB
+python -m bench.limits sha256|sha256-all SIZE              one core, every core at once
+python -m bench.limits pwrite|pwrite+fsync SIZE TARGET     one thread, from memory
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bench.clock import clocked
+
+MIB = 1 << 20
+PART = 32 * MIB
+THREADS = 4
+
+
+def main(what: str, *args: str) -> None:
+    """Do one of these inside the clock."""
+    match what, args:
+        case "recv" | "recv+pwrite", (url, size, target):
+            with clocked():
+                receive(url, int(size), Path(target) if what == "recv+pwrite" else None)
+        case "sha256" | "sha256-all", (size,):
+            threads = 1 if what == "sha256" else os.cpu_count() or 1
+            with clocked():
+                at_once(threads, lambda: hash_memory(int(size) // threads))
+        case "pwrite" | "pwrite+fsync", (size, target):
+            with clocked():
+                write(Path(target), int(size), sync=what == "pwrite+fsync")
+        case _:
+            raise SystemExit(__doc__)
+
+
+def receive(url: str, size: int, target: Path | None) -> None:
+    """Every byte of the file at `url` into buffers, and from there into `target`."""
+    parts = list(range(0, size, PART))[::-1]
+    file = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    if file is not None:
+        os.posix_fallocate(file, 0, size)
+
+    def work() -> None:
+        buffer = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        with connected(url) as connection:
+            while parts:
+                try:
+                    start = parts.pop()
+                except IndexError:
+                    return
+                receive_part(connection, url, start, min(start + PART, size), buffer, file)
+
+    at_once(THREADS, work)
+    if file is not None:
+        os.close(file)
+
+
+def receive_part(
+    connection: socket.socket, url: str, start: int, stop: int, buffer: memoryview, file: int | None
+) -> None:
+    asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nRange: bytes={start}-{stop - 1}\r\n\r\n"
+    connection.sendall(asked.encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1)
+    if not head.startswith(b"HTTP/1.1 206"):
+        raise SystemExit(f"no part: {head!r}")
+    while start < stop:
+        wanted = min(MIB, stop - start)
+        filled = 0
+        while filled < wanted:
+            got = connection.recv_into(buffer[filled:wanted])
+            if not got:
+                raise SystemExit("the origin hung up")
+            filled += got
+        if file is not None:
+            os.pwrite(file, buffer[:wanted], start)
+        start += wanted
+
+
+def connected(url: str) -> socket.socket:
+    where = urlsplit(url)
+    assert where.hostname
+    connection = socket.create_connection((where.hostname, where.port or 80))
+    if where.scheme == "https":  # SSL_CERT_FILE names the authority
+        return ssl.create_default_context().wrap_socket(connection, server_hostname=where.hostname)
+    return connection
+
+
+def hash_memory(size: int) -> None:
+    block = os.urandom(MIB)
+    digest = hashlib.sha256()
+    for _ in range(size // MIB):
+        digest.update(block)
+
+
+def write(target: Path, size: int, *, sync: bool) -> None:
+    block = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    block[:] = os.urandom(MIB)
+    with target.open("wb", buffering=0) as file:
+        for start in range(0, size, MIB):
+            os.pwrite(file.fileno(), block, start)
+        if sync:
+            os.fsync(file.fileno())
+
+
+def at_once(threads: int, work: Callable[[], None]) -> None:
+    """Run `work` in as many threads; any failure ends the process."""
+
+    def watched() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - a limit measured in part is none
+            print(f"{error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    running = [threading.Thread(target=watched) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

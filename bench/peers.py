@@ -1,0 +1,137 @@
+"""What else fetches a file, at its best settings: programs and libraries that cachd is compared with."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import PROJECT, Run, command, scripted
+from tests.ground.nginx import Nginx
+
+DOWNLOADS = Path(__file__).parent / "downloads.py"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file on an origin, at /bucket/key as on S3, and its sha256 in hex."""
+
+    origin: Nginx
+    path: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"{self.origin.url}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A way to fetch `File` to a path. `verified` checks the digest by itself; else openssl does."""
+
+    name: str
+    fetch: Callable[[File, Path], Run]
+    verified: Callable[[File, Path], Run] | None = None
+    program: str = ""
+    library: str = ""
+    slow: bool = False
+
+    def missing(self) -> str | None:
+        """What is not installed; None if nothing is."""
+        if self.program and binary(self.program) is None:
+            return "not installed"
+        if self.library and importlib.util.find_spec(self.library) is None:
+            return "not installed"
+        return None
+
+
+def binary(name: str) -> str | None:
+    """A program beside this Python or on the PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
+def trust(origin: Nginx) -> Mapping[str, str]:
+    """The environment in which every peer believes the origin's certificate."""
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+    if origin.ca_file is None:
+        return quiet
+    names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+    return {**quiet, **dict.fromkeys(names, str(origin.ca_file))}
+
+
+def hashed(target: Path, sha256: str) -> Run:
+    """openssl's sha256 of the file on one core: coreutils' own is four times slower. Raises ValueError."""
+    return command(
+        *(
+            "sh",
+            "-c",
+            'test "$(openssl dgst -sha256 -r "$0" | cut -c1-64)" = "$1" || { echo wrong bytes; exit 1; }',
+        ),
+        *(target, sha256),
+    )
+
+
+def synced(target: Path) -> Run:
+    """The file's bytes on the disk, by `sync FILE`."""
+    return command("sync", target)
+
+
+def curl(file: File, target: Path) -> Run:
+    return command("curl", "-sSf", "-o", target, file.url, env=trust(file.origin))
+
+
+def aria2c(file: File, target: Path, *more: str) -> Run:
+    believed = [f"--ca-certificate={file.origin.ca_file}"] if file.origin.ca_file else []
+    return command(
+        *(
+            "aria2c",
+            "-x16",
+            "-s16",
+            "-k1M",
+            "--file-allocation=none",
+            "--quiet",
+            "--no-conf",
+            *believed,
+            *more,
+        ),
+        *("-d", target.parent, "-o", target.name, file.url),
+    )
+
+
+def aria2c_checksum(file: File, target: Path) -> Run:
+    return aria2c(file, target, f"--checksum=sha-256={file.sha256}")
+
+
+def s5cmd(file: File, target: Path) -> Run:
+    words = (binary("s5cmd"), "--no-sign-request", "--endpoint-url", file.origin.url)
+    return command(*words, "cp", f"s3://{file.path}", target, env=trust(file.origin))
+
+
+def library(name: str) -> Callable[[File, Path], Run]:
+    """A Python library, by its function in bench/downloads.py."""
+
+    def fetch(file: File, target: Path) -> Run:
+        return scripted(DOWNLOADS, name, file.url, target, env=trust(file.origin))
+
+    return fetch
+
+
+PEERS = (
+    Peer("curl", curl, program="curl"),
+    Peer("aria2c -x16", aria2c, aria2c_checksum, program="aria2c"),
+    Peer("s5cmd", s5cmd, program="s5cmd"),
+    Peer("hf_transfer", library("hf_transfer"), library="hf_transfer"),
+    Peer("awscrt", library("awscrt"), library="awscrt"),
+    Peer("boto3, crt", library("boto3_crt"), library="boto3"),
+    Peer("boto3, classic", library("boto3"), library="boto3", slow=True),
+    Peer("huggingface_hub", library("huggingface_hub"), library="huggingface_hub", slow=True),
+)
+
+
+def limit(what: str, *args: object, origin: Nginx | None = None) -> Run:
+    """One of the limits in bench/limits.py."""
+    env = trust(origin) if origin else None
+    return scripted(PROJECT / "bench" / "limits.py", what, *args, env=env)

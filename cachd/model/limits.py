@@ -1,0 +1,45 @@
+"""Limits: how many bytes a second may come from the sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from cachd.errors import Invalid
+from cachd.model.ref import SCHEMES
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {unit + "i": 1 << (10 * power) for power, unit in enumerate("KMGT", start=1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes a second from all sources together, and from single ones, by scheme. None is no limit."""
+
+    bytes_per_second: int | None = None
+    sources: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(rate is not None and rate < 1 for rate in (self.bytes_per_second, *self.sources.values())):
+            raise Invalid("a limit is one byte a second or more", code="bad_limit")
+        if not self.sources.keys() <= set(SCHEMES):
+            raise Invalid(f"a source is one of {', '.join(SCHEMES)}", code="bad_limit")
+
+    @classmethod
+    def of(cls, bytes_per_second: int | None, sources: Iterable[tuple[str, int | None]]) -> Limits:
+        """As users write them: 0, too, is no limit."""
+        return cls(bytes_per_second or None, {source: rate for source, rate in sources if rate})
+
+
+def bytes_of(value: object) -> object:
+    """`10GiB`, `500 MB`, `1Gi` or a plain number in digits, as bytes; anything else as it is."""
+    form = r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?((?:[KMGT]i?)?)B?"
+    found = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
+    return int(Decimal(found[1]) * _UNITS[found[2]]) if found else value
+
+
+def rate_of(value: object) -> object:
+    """The same of a rate, which may end in `/s`."""
+    return bytes_of(value.strip().removesuffix("/s") if isinstance(value, str) else value)

@@ -1,0 +1,97 @@
+"""The limits in force: where streams wait before they receive more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from cachd.errors import Cancelled
+from cachd.metrics import Metrics
+from cachd.model import Limits
+from cachd.policy.pace import Pace
+from cachd.sources.source import Cut
+
+log = structlog.get_logger(__name__)
+
+ALL = "all"
+
+
+class Bandwidth:
+    """Shared by all streams. Without a limit it costs one look."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._anew = threading.Condition()
+        self._line = 0  # another one whenever all who wait must stand in line anew
+        self._paces: dict[str, Pace] = {}
+        self.limits = Limits()
+        if limits != self.limits:
+            self.change(limits)
+
+    def change(self, limits: Limits) -> None:
+        """Let these limits hold from now on, for those who wait already, too."""
+        with self._anew:
+            self.limits, now = limits, time.monotonic()
+            rates = self.rates()
+            self._paces = {source: self._paces.get(source) or Pace(rates[source], now) for source in rates}
+            self._restart(rates)
+        log.info("bandwidth limits", **rates)
+
+    def rates(self) -> Mapping[str, int]:
+        """Bytes a second by source; `all` is the limit of all together."""
+        every = self.limits.bytes_per_second
+        return {**({ALL: every} if every else {}), **self.limits.sources}
+
+    def allow(self, scheme: str, wanted: int, cut: Cut) -> int:
+        """Wait for a stream's turn; how many of the bytes it wants it may receive now, one at least.
+
+        Raises Cancelled as soon as `cut` is. Nobody waits longer than a turn of every other stream takes.
+        """
+        if not self._paces:
+            return wanted
+        waiting = _Waiting(self)
+        began = time.monotonic()
+        with cut.reaches(waiting):
+            count = self._turn(scheme, wanted, waiting)
+        self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
+        return count
+
+    def leave(self, waiting: _Waiting) -> None:
+        """Let one who waits go, and those behind it move up."""
+        with self._anew:
+            waiting.is_over = True
+            self._restart(self.rates())
+
+    def _turn(self, scheme: str, wanted: int, waiting: _Waiting) -> int:
+        with self._anew:
+            while not waiting.is_over:
+                line, now = self._line, time.monotonic()
+                paces = [self._paces[source] for source in (ALL, scheme) if source in self._paces]
+                count = min([wanted, *(pace.turn_bytes for pace in paces)])
+                due = now + max((pace.reserve(count, now) for pace in paces), default=0.0)
+                while line == self._line and (left := due - time.monotonic()) > 0:
+                    self._anew.wait(left)
+                if line == self._line:
+                    return count
+            raise Cancelled("cut while it waited for its turn")
+
+    def _restart(self, rates: Mapping[str, int]) -> None:
+        now = time.monotonic()
+        for source, pace in self._paces.items():
+            pace.restart(rates[source], now)
+        self._line += 1
+        self._anew.notify_all()
+
+
+class _Waiting:
+    """One stream that waits for its turn; a cut ends that."""
+
+    def __init__(self, bandwidth: Bandwidth) -> None:
+        self._bandwidth = bandwidth
+        self.is_over = False
+
+    def abort(self) -> None:
+        self._bandwidth.leave(self)

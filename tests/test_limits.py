@@ -1,0 +1,530 @@
+"""Bandwidth limits: what they let through, who waits for whom, and how they are set."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachd.config import load
+from cachd.errors import Cancelled, Invalid
+from cachd.metrics import Metrics
+from cachd.model import Limits
+from cachd.policy.pace import BURST_SECONDS, TURN_SECONDS, Pace
+from cachd.sources.source import Abortable, Cut
+from cachd.transfer.bandwidth import Bandwidth
+from cachd.transfer.streams import Share, Streams
+from tests.conftest import Engine, wish_of
+from tests.ground.models import noise
+from tests.ground.node import Node
+from tests.ground.origin import IgnoreRange, Origin, Seen, Stall
+from tests.ground.site import assert_problem
+
+MIB = 1 << 20
+PATIENCE_SECONDS = 30
+Engines = Callable[..., Engine]
+Nodes = Callable[..., Node]
+
+
+# --- the decision ---
+
+RATE = 1000
+TURN_BYTES = 20
+# What happens at one moment: bytes that are asked for, or (0) everybody who waits standing in line anew.
+moments = st.lists(
+    st.tuples(
+        st.one_of(st.just(0), st.integers(1, TURN_BYTES)),
+        st.sampled_from([0.0, 0.001, 0.01, 0.03, 0.06, 0.1, 0.5, 3.0]),
+    ),
+    max_size=60,
+)
+
+
+def gone(told: list[tuple[int, float]]) -> list[tuple[float, int]]:
+    """When which bytes went, by a pace that was asked so."""
+    pace, now = Pace(RATE, 0.0), 0.0
+    line: list[tuple[float, int]] = []
+    for count, later in told:
+        now += later
+        if count:
+            line.append((now + pace.reserve(count, now), count))
+            continue
+        pace.restart(RATE, now)
+        waiting = [waits for at, waits in line if at > now]
+        line = [(at, count) for at, count in line if at <= now]
+        line += [(now + pace.reserve(count, now), count) for count in waiting]
+    return line
+
+
+@given(moments)
+def test_over_no_time_do_more_bytes_go_than_the_rate_a_burst_and_one_turn(
+    told: list[tuple[int, float]],
+) -> None:
+    went = gone(told)
+    for first in range(len(went)):
+        total = 0
+        for last in range(first, len(went)):
+            total += went[last][1]
+            seconds = went[last][0] - went[first][0]
+            assert total <= RATE * (seconds + BURST_SECONDS) + TURN_BYTES + 1e-6
+
+
+@given(moments)
+def test_the_line_is_served_in_its_order(told: list[tuple[int, float]]) -> None:
+    assert all(one[0] <= other[0] for one, other in pairwise(gone(told)))
+
+
+@given(st.lists(st.integers(1, TURN_BYTES), max_size=20), st.floats(0, BURST_SECONDS * 0.99))
+def test_who_comes_late_by_less_than_a_burst_catches_up(counts: list[int], late: float) -> None:
+    pace, now = Pace(RATE, 0.0), 0.0
+    for count in counts:
+        now += pace.reserve(count, now)
+    now += pace.reserve(TURN_BYTES, now) + TURN_SECONDS + late
+    for _ in range(3):  # more than a burst
+        now += pace.reserve(TURN_BYTES, now)
+    now += pace.reserve(1, now)
+    assert now == pytest.approx((sum(counts) + 4 * TURN_BYTES) / RATE)
+
+
+@given(st.integers(1, 10**12), st.integers(1, 64))
+def test_nobody_waits_longer_than_the_turns_before_it(rate: int, ahead: int) -> None:
+    pace = Pace(rate, 0.0)
+    assert 1 <= pace.turn_bytes <= max(1, rate * TURN_SECONDS)
+    turn = pace.turn_bytes / rate
+    for before in range(ahead):
+        assert pace.reserve(pace.turn_bytes, 0.0) <= before * turn * (1 + 1e-9)
+    pace.restart(rate, 0.0)
+    assert pace.reserve(1, 0.0) <= turn * (1 + 1e-9), "who left the line keeps nobody waiting"
+
+
+def test_a_new_rate_holds_for_the_next_in_line() -> None:
+    pace = Pace(RATE, 0.0)
+    for _ in range(5):
+        pace.reserve(TURN_BYTES, 0.0)
+    pace.restart(10 * RATE, 0.0)
+    assert pace.reserve(10 * TURN_BYTES, 0.0) <= TURN_SECONDS
+    assert pace.reserve(10 * TURN_BYTES, 0.0) == pytest.approx(2 * TURN_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("every", "sources"), [(0, {}), (-1, {}), (None, {"hf": 0}), (None, {"hf": -5}), (5, {"gopher": 5})]
+)
+def test_limits_without_sense_are_refused(every: int | None, sources: dict[str, int]) -> None:
+    with pytest.raises(Invalid) as refusal:
+        Limits(every, sources)
+    assert refusal.value.code == "bad_limit"
+
+
+# --- where streams wait ---
+
+
+class SeenCut(Cut):
+    """Tells when somebody waits that it can reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waited_for = threading.Event()
+
+    @contextmanager
+    def reaches(self, waited_for: Abortable) -> Iterator[None]:
+        with super().reaches(waited_for):
+            self.is_waited_for.set()
+            yield
+
+
+def bandwidth(every: int | None = None, **sources: int) -> Bandwidth:
+    return Bandwidth(Limits(every, sources), Metrics())
+
+
+@contextmanager
+def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCut, object]]]:
+    """Threads that wait for their turns in this order, as those behind the last byte of a full line do."""
+    assert limited.allow("hf", MIB, Cut()) == 1, "one byte a second, and the first is free"
+    with ThreadPoolExecutor(count) as pool:
+        line = []
+        for _ in range(count):
+            cut = SeenCut()
+            line.append((cut, pool.submit(limited.allow, "hf", MIB, cut)))
+            assert cut.is_waited_for.wait(PATIENCE_SECONDS)
+        try:
+            yield line
+        finally:
+            limited.change(Limits())
+
+
+def test_without_a_limit_everything_is_allowed() -> None:
+    assert bandwidth().allow("hf", MIB, Cut()) == MIB
+    assert bandwidth(hf=1).allow("s3", MIB, Cut()) == MIB, "another source's limit"
+
+
+def test_a_turn_is_a_moment_of_the_narrower_limit() -> None:
+    both = bandwidth(10**6, hf=10**5, s3=10**7)
+    assert both.allow("hf", MIB, Cut()) == TURN_SECONDS * 10**5
+    assert both.allow("s3", MIB, Cut()) == TURN_SECONDS * 10**6
+    assert both.allow("file", MIB, Cut()) == TURN_SECONDS * 10**6
+    assert both.allow("file", 1000, Cut()) == 1000
+
+
+def test_all_sources_stand_in_the_line_of_the_common_limit() -> None:
+    limited = bandwidth(10**5, hf=10**9)
+    began = time.monotonic()
+    took = sum(limited.allow(source, MIB, Cut()) for source in ("hf", "s3", "file") * 10)
+    assert took == pytest.approx(30 * TURN_SECONDS * 10**5)
+    assert time.monotonic() - began >= 29 * TURN_SECONDS - BURST_SECONDS
+
+
+def test_a_limit_that_is_lifted_lets_go_whoever_waits() -> None:
+    limited = bandwidth(hf=1)
+    with waiting(limited, 5) as line:
+        limited.change(Limits())
+        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(MIB) >= 4, (
+            "one may have had its turn"
+        )
+
+
+def test_a_higher_limit_holds_at_once_for_those_who_wait() -> None:
+    limited = bandwidth(1)
+    with waiting(limited, 5) as line:
+        limited.change(Limits(10**6))
+        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(TURN_SECONDS * 10**6) >= 4
+
+
+def test_a_cut_ends_the_wait_before_its_turn_and_the_line_moves_up() -> None:
+    limited = bandwidth(1)
+    with waiting(limited, 12) as line:
+        cut, last = line.pop()
+        cut.cut()
+        with pytest.raises(Cancelled):
+            last.result(PATIENCE_SECONDS)
+        assert not all(turn.done() for _, turn in line), "those before it still wait"
+        with pytest.raises(Cancelled):
+            limited.allow("hf", MIB, cut)
+
+
+def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:
+    metrics = Metrics()
+    limited = Bandwidth(Limits(10**5), metrics)
+    for _ in range(10):
+        limited.allow("hf", MIB, Cut())
+    waited = metrics.registry.get_sample_value("cachd_limited_seconds_total", {"source": "hf"})
+    assert waited >= 9 * TURN_SECONDS - BURST_SECONDS
+
+
+# --- pulls ---
+
+
+def least_seconds(size: int, rate: int) -> float:
+    """What `size` bytes take at the least: a burst and the first turn are free."""
+    return size / rate - BURST_SECONDS - TURN_SECONDS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_bytes_per_second": "16MB"},
+        {"source_limits": {"http": "16MB"}},
+        {"limit_bytes_per_second": "500MB", "source_limits": {"http": "16MB", "hf": "1KB"}},
+        {"limit_bytes_per_second": "16MB", "source_limits": {"http": "500MB"}},
+    ],
+)
+def test_a_pull_takes_the_time_that_its_limit_says(
+    origin: Origin, root: Path, engine: Engines, options: dict[str, object]
+) -> None:
+    ref = origin.add("/model.bin", noise(24 * MIB))
+    running = engine(streams=3, **options)
+    began = time.monotonic()
+    running.pull(ref)
+    assert time.monotonic() - began >= least_seconds(24 * MIB, 16 * 10**6)
+    assert (root / "models/model.bin/model.bin").read_bytes() == noise(24 * MIB)
+
+
+def test_bytes_that_are_read_only_to_be_dropped_are_limited_too(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    """An origin without ranges sends what is here already."""
+    ref = origin.add("/model.bin", noise(12 * MIB))
+    running = engine(streams=1)
+    second_part = threading.Event()
+
+    def is_beyond_the_first_part(seen: Seen) -> bool:
+        if seen.extent and seen.extent[0]:
+            second_part.set()  # one stream: it has made the first part durable
+        return second_part.is_set()
+
+    origin.fault("/model.bin", Stall(at=0), when=is_beyond_the_first_part)
+    first = running.pulls.start(wish_of(ref))
+    assert second_part.wait(PATIENCE_SECONDS)
+    running.pulls.cancel("model.bin", force=True)
+    with pytest.raises(Cancelled):
+        first.done.result(PATIENCE_SECONDS)
+    origin.clear()
+    origin.fault("/model.bin", IgnoreRange())
+    running.bandwidth.change(Limits(12 * 10**6))
+    began = time.monotonic()
+    running.pull(ref)
+    assert time.monotonic() - began >= least_seconds(12 * MIB, 12 * 10**6)
+    assert (root / "models/model.bin/model.bin").read_bytes() == noise(12 * MIB)
+
+
+def test_two_pulls_together_keep_to_one_limit(origin: Origin, engine: Engines) -> None:
+    refs = [origin.add(f"/{name}.bin", noise(8 * MIB, seed)) for seed, name in enumerate("ab")]
+    running = engine(streams=3, limit_bytes_per_second="16MB")
+    began = time.monotonic()
+    for pull in [running.pulls.start(wish_of(ref)) for ref in refs]:
+        pull.done.result(PATIENCE_SECONDS)
+    assert time.monotonic() - began >= least_seconds(16 * MIB, 16 * 10**6)
+
+
+def test_a_limit_that_is_lifted_in_mid_pull_lets_it_end(origin: Origin, root: Path, engine: Engines) -> None:
+    """At this limit it would take an hour."""
+    ref = origin.add("/model.bin", noise(12 * MIB))
+    hold = origin.hold("/model.bin", after=0)
+    running = engine(streams=3, limit_bytes_per_second="3KB")
+    pull = running.pulls.start(wish_of(ref))
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    hold.release()
+    running.bandwidth.change(Limits())
+    pull.done.result(PATIENCE_SECONDS)
+    assert (root / "models/model.bin/model.bin").read_bytes() == noise(12 * MIB)
+
+
+def test_a_pull_that_waits_for_a_limit_is_cancelled_at_once(origin: Origin, engine: Engines) -> None:
+    """At one byte a second the last of its streams would have its turn after more than our patience."""
+    ref = origin.add("/model.bin", bytes(160 * MIB))
+    hold = origin.hold("/model.bin", after=0)
+    running = engine(streams=40, limit_bytes_per_second=1)
+    pull = running.pulls.start(wish_of(ref))
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    hold.release()
+    running.pulls.cancel("model.bin", force=True)
+    with pytest.raises(Cancelled):
+        pull.done.result(PATIENCE_SECONDS)
+
+
+def test_a_limit_is_no_fault_of_the_origin(origin: Origin, root: Path, engine: Engines) -> None:
+    """500 bytes a second from an origin would be too slow."""
+    ref = origin.add("/model.bin", noise(800))
+    running = engine(streams=1, retries=0, stall_seconds=0.3, limit_bytes_per_second=500)
+    running.pull(ref)
+    assert (root / "models/model.bin/model.bin").read_bytes() == noise(800)
+
+
+def test_a_later_pull_gets_its_streams_out_of_a_part_and_the_part_goes_on(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    long, short = origin.add("/long.bin", noise(64 * MIB)), origin.add("/short.bin", noise(100_000))
+    running = engine(streams=2, limit_bytes_per_second="1MB")
+    hold = origin.hold("/long.bin", after=0)
+    first = running.pulls.start(wish_of(long))
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    hold.release()
+    running.pulls.start(wish_of(short)).done.result(PATIENCE_SECONDS)
+    assert 0 < first.progress.fetched < 8 * MIB, "less than a part of it"
+    running.bandwidth.change(Limits())
+    first.done.result(PATIENCE_SECONDS)
+    assert (root / "models/long.bin/long.bin").read_bytes() == noise(64 * MIB)
+    assert first.progress.fetched == 64 * MIB, "no byte was kept twice"
+    assert b"cachd_origin_retries_total{" not in running.metrics.text(), "it was no failure"
+
+
+def test_a_stream_is_owed_to_who_has_two_less_or_goes_first() -> None:
+    busy, gate, many, one = threading.Semaphore(0), threading.Event(), Share(), Share()
+
+    def hold(_buffer: memoryview) -> None:
+        busy.release()
+        gate.wait(PATIENCE_SECONDS)
+
+    streams = Streams(3)
+    try:
+        streams.append(many, *[hold] * 4)
+        for _ in range(3):
+            assert busy.acquire(timeout=PATIENCE_SECONDS)
+        assert not streams.owes(many), "nobody else waits"
+        streams.append(one, hold)
+        assert streams.owes(many)
+        assert not streams.owes(one), "it waits itself, and has none"
+        assert not streams.owes(Share(1)), "a higher priority keeps its streams"
+        one.running = 2
+        assert not streams.owes(many), "one less is as near as it comes"
+        one.priority, one.running = 1, 3
+        assert streams.owes(many)
+        one.running = 0
+    finally:
+        gate.set()
+        streams.close()
+
+
+# --- options ---
+
+
+@pytest.fixture
+def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("CACHD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_options_in_the_environment")
+class TestOptions:
+    def test_there_is_no_limit_by_default(self) -> None:
+        assert load().limits == Limits()
+
+    def test_limits_stand_in_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "cachd.yaml"
+        file.write_text("limit_bytes_per_second: 1.5GB/s\nsource_limits: {hf: 200MB, s3: 1000, file: 0}\n")
+        assert load(config=file).limits == Limits(1_500_000_000, {"hf": 200_000_000, "s3": 1000})
+
+    @pytest.mark.parametrize("value", ["hf=200MB, s3=1GiB/s", '{"hf": "200MB", "s3": 1073741824}'])
+    def test_limits_stand_in_the_environment(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        monkeypatch.setenv("CACHD_LIMIT_BYTES_PER_SECOND", "5 MB")
+        monkeypatch.setenv("CACHD_SOURCE_LIMITS", value)
+        assert load().limits == Limits(5_000_000, {"hf": 200_000_000, "s3": 1 << 30})
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            *(("limit_bytes_per_second", value) for value in (-1, "-1", "fast", "5MB/h", [], 1.5)),
+            *(("source_limits", value) for value in ({"gopher": 5}, {"hf": -1}, {"hf": "x"}, "hf", 5, "{")),
+        ],
+    )
+    def test_a_wrong_limit_is_refused_under_its_name(
+        self, option: str, value: object, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "cachd.yaml"
+        file.write_text(yaml.safe_dump({option: value}))
+        for flags in ({option: value}, {"config": file}):
+            with pytest.raises(Invalid) as refusal:
+                load(**flags)
+            assert refusal.value.code == "bad_option"
+            assert option in refusal.value.detail
+
+
+# --- at run time ---
+
+NONE = {"bytes_per_second": None, "sources": {}}
+SET = {"bytes_per_second": 10**8, "sources": {"hf": 5 * 10**7}}
+
+
+def limits_of(node: Node) -> object:
+    return node.ask("GET", "/v1/limits").document
+
+
+def test_limits_are_shown_replaced_and_measured(node: Nodes) -> None:
+    running = node()
+    assert limits_of(running) == NONE
+    put = running.ask(
+        "PUT", "/v1/limits", {"bytes_per_second": "100MB", "sources": {"hf": 5 * 10**7, "s3": None}}
+    )
+    assert (put.status, put.document, limits_of(running)) == (200, SET, SET)
+    assert running.metric("cachd_limit_bytes_per_second", source="all") == 10**8
+    assert running.metric("cachd_limit_bytes_per_second", source="hf") == 5 * 10**7
+    assert running.ask("PUT", "/v1/limits", {"sources": {"s3": "1GB/s"}}).document == {
+        "bytes_per_second": None,
+        "sources": {"s3": 10**9},
+    }
+    assert running.metric("cachd_limit_bytes_per_second") == 10**9
+    assert running.ask("PUT", "/v1/limits", {"bytes_per_second": 0}).document == NONE
+
+
+WRONG = [
+    {"bytes_per_second": "fast"},
+    {"bytes_per_second": -1},
+    {"bytes_per_second": 1.5},
+    {"bytes_per_second": 1 << 63},
+    {"sources": {"gopher": 5}},
+    {"sources": {"all": 5}},
+    {"sources": {"hf": "slow"}},
+    {"sources": [5]},
+    {"limit": 5},
+    [],
+]
+
+
+def test_wrong_limits_are_refused_and_change_nothing(node: Nodes) -> None:
+    running = node(limit_bytes_per_second=10**8, source_limits={"hf": "50MB"})
+    for asked in WRONG:
+        assert_problem(running.ask("PUT", "/v1/limits", asked), 422, "invalid_request")
+        assert limits_of(running) == SET, asked
+
+
+def test_a_limit_set_at_run_time_holds_for_a_running_pull(origin: Origin, node: Nodes) -> None:
+    """At the first limit it would take an hour."""
+    ref = origin.add("/model.bin", noise(12 * MIB))
+    hold = origin.hold("/model.bin", after=0)
+    running = node(limit_bytes_per_second="3KB")
+    running.pull(ref)
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    hold.release()
+    assert running.ask("PUT", "/v1/limits", {"bytes_per_second": "1GB"}).status == 200
+    assert running.ready("model.bin").status == 200
+    assert running.metric("cachd_limited_seconds_total", source="http") > 0
+
+
+def test_limits_of_the_file_are_taken_over_when_they_change_and_only_then(
+    origin: Origin, node: Nodes
+) -> None:
+    running = node(limit_bytes_per_second="100MB")
+    by_hand = {"bytes_per_second": 7, "sources": {}}
+    assert running.ask("PUT", "/v1/limits", by_hand).document == by_hand
+    models = [{"ref": origin.add("/model.bin", b"")}]
+    running.configure(**{**running.options, "models": models})
+    running.wait_for("published", name="model.bin")
+    assert limits_of(running) == by_hand, "the limits of the file are what they were"
+    running.configure(**{**running.options, "source_limits": {"hf": "50MB"}})
+    running.wait_for("bandwidth limits", all=10**8, hf=5 * 10**7)
+    assert limits_of(running) == SET
+    running.configure(**{**running.options, "source_limits": {"gopher": 5}})
+    assert "gopher" in running.wait_for("configuration file not taken over", level="warning")["reason"]
+    assert limits_of(running) == SET
+
+
+def test_the_environment_wins_over_the_limits_of_a_changed_file(node: Nodes) -> None:
+    running = node(env={"CACHD_LIMIT_BYTES_PER_SECOND": "100MB"})
+    running.configure(**running.options, limit_bytes_per_second="1KB", source_limits={"hf": "50MB"})
+    running.wait_for("bandwidth limits", hf=5 * 10**7)
+    assert limits_of(running) == SET
+
+
+def test_a_direct_pull_keeps_to_the_limit_of_its_options(origin: Origin, root: Path, node: Nodes) -> None:
+    ref = origin.add("/model.bin", noise(6 * MIB))
+    began = time.monotonic()
+    ended = node().cli(
+        *("pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8"),
+        CACHD_LIMIT_BYTES_PER_SECOND="1.5MB",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - began >= least_seconds(6 * MIB, 1_500_000)
+
+
+def test_the_command_line_shows_sets_and_lifts_limits(node: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("canary")
+    running = node(token_file=str(tmp_path / "token"))
+
+    def said(*words: str, **env: str) -> list[list[str]]:
+        ended = running.cli("limit", *words, **env)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return [line.strip().split(maxsplit=1) for line in ended.stdout.splitlines()]
+
+    token = {"CACHD_TOKEN": "canary"}
+    assert said() == [["SOURCE", "LIMIT"], ["all", "none"]]
+    assert said("100MB", **token)[1:] == [["all", "100.0 MB/s"]]
+    assert said("50MB/s", "--source", "hf", **token)[1:] == [["all", "100.0 MB/s"], ["hf", "50.0 MB/s"]]
+    assert json.loads(running.cli("limit", "-o", "json").stdout) == limits_of(running) == SET
+    assert said("none", **token)[1:] == [["all", "none"], ["hf", "50.0 MB/s"]]
+    assert said("none", "--source", "hf", **token)[1:] == [["all", "none"]]
+    refusals = {("5MB",): (5, {}), ("fast",): (2, token), ("5MB", "--source", "gopher"): (2, token)}
+    for words, (status, env) in refusals.items():
+        ended = running.cli("limit", *words, **env)
+        assert (ended.returncode, ended.stdout) == (status, ""), words
+    assert limits_of(running) == NONE

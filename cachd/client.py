@@ -8,15 +8,8 @@ from typing import Any, Self
 
 import aiohttp
 
-from cachd import errors
-from cachd.errors import CachdError
+from cachd.errors import Unreachable, error_of
 from cachd.model import check_name
-
-
-class Unreachable(CachdError):
-    """No daemon answers at the address."""
-
-    code = "daemon_unreachable"
 
 
 class Client:
@@ -92,12 +85,3 @@ class Client:
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
                 mend="start it (cachd serve), or give its address with --server or CACHD_SERVER",
             ) from error
-
-
-def error_of(document: Mapping[str, Any]) -> CachdError:
-    """The error that a document tells of, of the class it had in the daemon."""
-    kind = getattr(errors, str(document.get("error_class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, CachdError)):
-        kind = CachdError
-    detail, mend = str(document.get("detail", "no detail")), str(document.get("mend", ""))
-    return kind(detail, code=str(document.get("code", "internal")), mend=mend)

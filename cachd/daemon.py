@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
 import resource
-import signal
 import socket
+import ssl
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 
 from cachd import __version__
-from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config, load, load_models
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Limits
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
-from cachd.sources.huggingface import HubSource
-from cachd.sources.s3 import BucketSource
+from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
-from cachd.sources.share import ShareSource
-from cachd.sources.source import Source
-from cachd.sources.web import WebSource
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
@@ -44,8 +38,6 @@ from cachd.transfer.pulls import Pulls
 from cachd.transfer.streams import Streams
 
 log = structlog.get_logger(__name__)
-
-_GRACEFUL_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +71,40 @@ def assembled(config: Config) -> Iterator[Parts]:
         yield Parts(store, metrics, bandwidth, pulls)
 
 
-def build_sources(config: Config) -> Mapping[str, Source]:
-    """One source a scheme. The endpoints an operator configured are within reach by that alone."""
-    reach = Reach(config.allow)
+def build_sources(config: Config) -> Sources:
     ca_file = str(config.ca_file) if config.ca_file else None
+    if ca_file:
+        _check_authorities(ca_file)
+    http = partial(
+        Http, stall_seconds=config.stall_seconds, connect_seconds=config.connect_seconds, ca_file=ca_file
+    )
+    return Sources(
+        http,
+        Reach(config.allow),
+        hf_endpoint=config.hf_endpoint,
+        hf_token=Secret(config.hf_token_file, "HF_TOKEN"),
+        s3_endpoint_url=config.s3_endpoint_url,
+        s3_region=config.s3_region,
+    )
 
-    def http(*endpoints: str | None) -> Http:
-        return Http(
-            reach.also(endpoint for endpoint in endpoints if endpoint),
-            stall_seconds=config.stall_seconds,
-            connect_seconds=config.connect_seconds,
-            ca_file=ca_file,
-        )
 
-    web = WebSource(http())
-    return {
-        "hf": HubSource(
-            http(config.hf_endpoint),
-            endpoint=config.hf_endpoint,
-            token=Secret(config.hf_token_file, "HF_TOKEN"),
-        ),
-        "s3": BucketSource(
-            http(config.s3_endpoint_url), endpoint_url=config.s3_endpoint_url, region=config.s3_region
-        ),
-        "https": web,
-        "http": web,
-        "file": ShareSource(reach),
-    }
+def _check_authorities(ca_file: str) -> None:
+    """Raises Invalid when the file holds no certificate."""
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise Invalid(
+            f"ca_file {ca_file} cannot be used: {error.strerror or error}",
+            code="bad_option",
+            mend="give a PEM file of the authorities to trust",
+        ) from error
 
 
 def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
+    from cachd.api.app import create_app  # a web server, which `pull --direct` has no use for
+    from cachd.api.server import run
+
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
@@ -132,40 +127,11 @@ def serve(config: Config) -> None:
         try:
             host, port = sock.getsockname()[:2]
             log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
-            options = uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_GRACEFUL_SECONDS,
-            )
-            _run(_Server(options, parts.pulls), sock)
+            gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
+            run(app, sock, interrupt=parts.pulls.interrupt)
         finally:
             prewarm.close()
     log.info("stopped")
-
-
-class _Server(uvicorn.Server):
-    """Ends the pulls when it is told to stop, so that those who wait for them get their answer."""
-
-    def __init__(self, options: uvicorn.Config, pulls: Pulls) -> None:
-        super().__init__(options)
-        self._pulls = pulls
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        threading.Thread(target=self._pulls.interrupt, name="stop", daemon=True).start()
-
-
-def _run(server: uvicorn.Server, sock: socket.socket) -> None:
-    """Answer until told to stop. uvicorn raises the signal again behind itself: it must not end us there."""
-
-    def stop(_number: int, _frame: object) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    server.run(sockets=[sock])
 
 
 def check_listen(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class CachdError(Exception):
@@ -123,3 +124,18 @@ class WaitTimeout(CachdError):
     """The caller's patience ended before the pull did; the pull goes on."""
 
     code = "wait_timeout"
+
+
+class Unreachable(CachdError):
+    """No daemon answers at the address."""
+
+    code = "daemon_unreachable"
+
+
+def error_of(document: Mapping[str, Any]) -> CachdError:
+    """The error that a document tells of, of the class it had in the daemon."""
+    kind = globals().get(str(document.get("error_class")))
+    if not (isinstance(kind, type) and issubclass(kind, CachdError)):
+        kind = CachdError
+    detail, mend = str(document.get("detail", "no detail")), str(document.get("mend", ""))
+    return kind(detail, code=str(document.get("code", "internal")), mend=mend)

@@ -288,6 +288,18 @@ def test_a_wrong_command_line_is_2(ground: Ground, words: tuple[str, ...], told:
     assert told in ended.stderr
 
 
+def test_authorities_that_cannot_be_read_are_refused_before_the_first_pull(
+    origin: Origin, root: Path, tmp_path: Path
+) -> None:
+    ref = origin.add("/it.bin", noise(MIB))
+    for name, content in (("absent.pem", None), ("garbage.pem", b"garbage")):
+        path = tmp_path / name
+        if content:
+            path.write_bytes(content)
+        assert_failed(direct(ref, root, CACHD_CA_FILE=str(path)), 2, "bad_option")
+    assert origin.requests == []
+
+
 def test_no_space_is_7(origin: Origin, root: Path) -> None:
     ref = origin.add("/it.bin", noise(MIB))
     assert_failed(direct(ref, root, CACHD_RESERVE_FREE="100000TiB"), 7, "too_big")

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from cachd.client import Client, Unreachable
-from cachd.errors import InUse, Invalid, NotFound, Unavailable
+from cachd.client import Client
+from cachd.errors import InUse, Invalid, NotFound, Unavailable, Unreachable
 from tests.ground.site import Ground
 
 MIB = 1 << 20

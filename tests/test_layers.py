@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 from types import CodeType, FrameType
 
+import pytest
+
 from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config
@@ -143,6 +145,29 @@ def test_a_call_upward_would_be_seen() -> None:
     assert upward({("cachd.store.ingest", "cachd.transfer.pull")})
     assert upward({("cachd.store.ingest", "cachd.sources.http")})
     assert not upward({("cachd.transfer.pull", "cachd.store.ingest")})
+
+
+LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp"}
+WEB = {"fastapi", "starlette", "uvicorn"}
+OPTIONS = {"pydantic_settings", "yaml", "prometheus_client", "structlog"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (("cachd.daemon", "cachd.api.app", "cachd.api.server"), LATER),
+        (("cachd.direct",), LATER | WEB),
+        (("cachd.cli",), LATER | WEB | OPTIONS),
+    ],
+    ids=["serve", "pull --direct", "help"],
+)
+def test_a_start_loads_no_library_before_it_is_needed(modules: tuple[str, ...], absent: set[str]) -> None:
+    """Each takes a tenth of a second; the daemon must answer within one."""
+    script = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.split())
+    assert set(modules) <= loaded
+    assert not loaded & absent
 
 
 def test_no_module_or_function_has_a_name_that_says_nothing() -> None:

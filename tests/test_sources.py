@@ -20,11 +20,12 @@ from typing import Self
 import pytest
 
 from cachd.errors import CachdError, Cancelled, Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref
+from cachd.model import SCHEMES, Digest, Extent, File, Manifest, Ref
 from cachd.policy.reach import Reach
 from cachd.sources import sums
 from cachd.sources.answers import bare
 from cachd.sources.http import MOST_REDIRECTS, Http, Target
+from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Body, Cut, NoRanges, Source
@@ -1130,3 +1131,34 @@ def test_a_file_that_may_not_be_read_is_forbidden() -> None:
         file: File = resolve(share(place), f"file://{place}/x").files[0]
         (place / "x").chmod(0)
         refused(lambda: share(place).open(file, Extent(0, 1), Cut()), "source_forbidden")
+
+
+# --- one source a scheme ---
+
+
+def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | None = None) -> Sources:
+    return Sources(
+        Http,
+        Reach(["127.0.0.0/8"]),
+        hf_endpoint=hf_endpoint,
+        hf_token=Secret(None),
+        s3_endpoint_url=s3_endpoint_url,
+        s3_region=None,
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_source_is_made_once_however_many_pulls_ask_at_once(scheme: str) -> None:
+    asked, together = sources(), threading.Barrier(8)
+
+    def ask(_: int) -> Source:
+        together.wait(PATIENCE_SECONDS)
+        return asked.of(scheme)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+
+
+@pytest.mark.parametrize("endpoints", [{"hf_endpoint": "nowhere://u@h"}, {"s3_endpoint_url": "http://u@h"}])
+def test_an_endpoint_that_is_none_is_refused_before_the_first_pull(endpoints: dict[str, str]) -> None:
+    refused(lambda: sources(**endpoints), "bad_option")

@@ -1677,3 +1677,51 @@ def bytes_read() -> int:
     """Bytes this process has asked of the kernel so far (man 5 proc, /proc/pid/io)."""
     told = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(told["rchar"])
+
+
+def test_a_start_opens_no_blob() -> None:
+    """The daemon's own user may not, and everything is ready all the same."""
+    with as_another_user() as place:
+        with Store(place) as store:
+            publish(store, ONE, revision=A)
+            publish(store, SMALL, "hf://org/other", revision=C)
+        for blob in (place / ".cachd/blobs").glob("*/*"):
+            blob.chmod(0)
+            with pytest.raises(PermissionError):
+                blob.read_bytes()
+        with Store(place) as store:
+            assert [snapshot.name for snapshot in store.snapshots.all()] == ["org--model", "org--other"]
+            assert store.snapshots.sweep() == 0
+
+
+def test_the_work_of_a_start_grows_with_the_models_and_no_faster(tmp_path: Path) -> None:
+    work = []
+    for count in (60, 120):
+        root = tmp_path / str(count)
+        root.mkdir(mode=0o755)
+        with Store(root) as store:
+            for number in range(count):
+                publish(store, {"model.bin": b"same"}, f"hf://org/model-{number}")
+        work.append(calls_of(lambda root=root: opened_and_swept(root)))
+    assert work[1] < 2.1 * work[0]
+
+
+def opened_and_swept(root: Path) -> None:
+    with Store(root) as store:
+        store.snapshots.sweep()
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many functions are called, Python's and C's."""
+    count = 0
+
+    def seen(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event.endswith("call")
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count

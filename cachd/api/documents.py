@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cachd.errors import CachdError, NotFound
@@ -164,9 +163,3 @@ def error_document(error: CachdError | None) -> dict[str, object] | None:
 def _verified(pull: Pull | None) -> bool | None:
     """Whether the source published a digest of every file; None before it is resolved."""
     return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
-
-
-def models_of(request: Request) -> Models:
-    """The FastAPI dependency that hands routes their models."""
-    models: Models = request.app.state.models
-    return models

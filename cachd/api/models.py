@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 
-from cachd.api.documents import Asked, Models, error_document, models_of, unknown_model
+from cachd.api.dependencies import AnyModels
+from cachd.api.documents import Asked, Models, error_document, unknown_model
 from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
@@ -21,8 +22,6 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 _RETRY_SECONDS = 5.0
 _LONGEST_RETRY_SECONDS = 60.0
 _WRITES = [Depends(write_allowed)]
-
-AnyModels = Annotated[Models, Depends(models_of)]
 
 
 @router.post("", status_code=202, dependencies=_WRITES)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from cachd.api.documents import AskedLimits, Models, limits_document, models_of
+from cachd.api.dependencies import AnyModels
+from cachd.api.documents import AskedLimits, limits_document
 from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import DiskFailed, Unavailable
@@ -17,8 +18,6 @@ from cachd.metrics import CONTENT_TYPE
 router = APIRouter(tags=["node"])
 
 _RETRY_SECONDS = 5.0
-
-AnyModels = Annotated[Models, Depends(models_of)]
 
 
 @router.get("/v1/capacity")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import xxhash
-from awscrt import checksums
 
 from cachd.model import Digest
 
@@ -60,19 +59,19 @@ class Checksum:
         return Digest(self.algorithm, f"{value:0{self._digits}x}")
 
 
-_CHECKSUMS = {
-    c.algorithm: c
-    for c in (
-        Checksum("crc64nvme", 64, checksums.crc64nvme, checksums.combine_crc64nvme),
-        Checksum("crc32c", 32, checksums.crc32c, checksums.combine_crc32c),
-        Checksum("crc32", 32, checksums.crc32, checksums.combine_crc32),
-    )
-}
+_CHECKSUM_BITS = {"crc64nvme": 64, "crc32c": 32, "crc32": 32}
 
 
 def checksum(digest: Digest | None) -> Checksum | None:
     """The check behind `digest`; None for one that needs all bytes in order."""
-    return _CHECKSUMS.get(digest.algorithm) if digest else None
+    if digest is None or digest.algorithm not in _CHECKSUM_BITS:
+        return None
+    from awscrt import checksums  # takes long to load, and few models have such a digest
+
+    name = digest.algorithm
+    return Checksum(
+        name, _CHECKSUM_BITS[name], getattr(checksums, name), getattr(checksums, f"combine_{name}")
+    )
 
 
 class PartHash:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import structlog
 
@@ -89,7 +90,7 @@ class Snapshots:
                 self._declare(snapshot)
             finally:
                 for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
-                    self._mend_branches(folder)
+                    self._mend_branches(folder, self._named.values())
         log.info("published", name=wish.name, manifest=manifest.id, size_bytes=manifest.size)
         return snapshot
 
@@ -109,7 +110,7 @@ class Snapshots:
             durable.remove(self._layout.ready_file(name))
             del self._named[name]
             self._pins.remove(name)
-            self._mend_branches(snapshot.hub_folder)
+            self._mend_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(name))
             freed = self._remove(snapshot.manifest)
         log.info("withdrawn", name=name, manifest=snapshot.manifest, freed_bytes=freed)
@@ -122,9 +123,7 @@ class Snapshots:
         """
         freed = 0
         with self._changing, durable.disk_errors(self._layout.root):
-            for path in self._layout.manifests.glob("[!.]*.json"):
-                if path.stem in self._used():
-                    continue
+            for path in self._unnamed():
                 try:
                     manifest = self._manifest(path.stem)
                     if manifest.base not in keep and not self._is_open(manifest):
@@ -138,10 +137,11 @@ class Snapshots:
         for link in self._layout.models.iterdir():
             if link.is_symlink() and link.name not in self._named:
                 durable.remove(link)
-        unnamed = [p for p in self._layout.manifests.glob("[!.]*.json") if p.stem not in self._used()]
-        folders = {s.hub_folder for s in self._named.values()}
-        for folder in folders.union(*map(catalog.read_shown, unnamed)):
-            self._mend_branches(folder)
+        folders: dict[str, list[Snapshot]] = {f: [] for p in self._unnamed() for f in catalog.read_shown(p)}
+        for snapshot in self._named.values():
+            folders.setdefault(snapshot.hub_folder, []).append(snapshot)
+        for folder, named in folders.items():
+            self._mend_branches(folder, named)
 
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned, or its files are open and no other name shows them."""
@@ -161,6 +161,11 @@ class Snapshots:
 
     def _used(self) -> set[str]:
         return {s.manifest for s in self._named.values()}
+
+    def _unnamed(self) -> list[Path]:
+        """The recorded manifests that no ready name uses."""
+        used = self._used()
+        return [p for p in self._layout.manifests.glob("[!.]*.json") if p.stem not in used]
 
     def _manifest(self, manifest: str) -> Manifest:
         return catalog.read_manifest(self._layout, manifest)
@@ -190,7 +195,7 @@ class Snapshots:
         commit = commit_of(gone)
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
-            self._mend_branches(folder)
+            self._mend_branches(folder, self._named.values())
         self._plain.remove(manifest)
         freed = self._content.free(gone)
         durable.remove(path)
@@ -201,10 +206,13 @@ class Snapshots:
         sharing = {s.manifest for s in self._named.values() if (s.hub_folder, s.commit) == (folder, commit)}
         return {f.path: f for manifest in sharing for f in self._manifest(manifest).files}
 
-    def _mend_branches(self, folder: str) -> None:
-        """Let the branches of a folder of the Hub view name what is ready, and no others be there."""
+    def _mend_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
+        """Let the branches of a folder of the Hub view name what is ready, and no others be there.
+
+        `named`: the ready snapshots, at least those of the folder.
+        """
         try:
-            self._hub.point(folder, _branches(folder, self._named.values()))
+            self._hub.point(folder, _branches(folder, named))
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
@@ -238,6 +246,6 @@ def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
     """The branches and tags of one folder of the Hub view: each names the commit published last."""
     return {
         s.hub_revision: s.commit
-        for s in sorted(named, key=lambda s: s.published_at)
-        if s.hub_folder == folder and s.hub_revision
+        for s in sorted((s for s in named if s.hub_folder == folder), key=lambda s: s.published_at)
+        if s.hub_revision
     }

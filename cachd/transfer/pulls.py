@@ -6,7 +6,6 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 
@@ -15,7 +14,7 @@ import structlog
 from cachd.errors import CachdError, Cancelled, InUse, NotFound, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.model import Snapshot, Wish
-from cachd.sources.source import Source
+from cachd.sources.schemes import Sources
 from cachd.store.store import Store
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
@@ -46,7 +45,7 @@ class Pulls:
     def __init__(
         self,
         store: Store,
-        sources: Mapping[str, Source],
+        sources: Sources,
         downloads: Downloads,
         metrics: Metrics,
         *,
@@ -229,7 +228,7 @@ class Pulls:
         try:
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled before it began")
-            source = self._sources[wish.ref.scheme]
+            source = self._sources.of(wish.ref.scheme)
             snapshot = pull(
                 wish, source, self._store, self._downloads, share=running.share, progress=progress
             )

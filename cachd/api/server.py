@@ -1,0 +1,48 @@
+"""The application answered over a socket, until the process is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+_GRACEFUL_SECONDS = 5
+
+
+class _Server(uvicorn.Server):
+    """Calls `interrupt` when it is told to stop, so that those who wait for pulls get their answer."""
+
+    def __init__(self, options: uvicorn.Config, interrupt: Callable[[], None]) -> None:
+        super().__init__(options)
+        self._interrupt = interrupt
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        threading.Thread(target=self._interrupt, name="stop", daemon=True).start()
+
+
+def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> None:
+    """Answer until SIGTERM or SIGINT, then `interrupt` in a thread and let the answers under way end.
+
+    uvicorn raises the signal again behind itself: it must not end us there.
+    """
+    options = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+    )
+    server = _Server(options, interrupt)
+
+    def stop(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    server.run(sockets=[sock])

@@ -95,7 +95,7 @@ def test_a_key_without_a_value_and_an_empty_file_change_nothing(file: Path) -> N
 def test_no_dotenv_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("CACHD_STREAMS=77\n")
     monkeypatch.chdir(tmp_path)
-    assert load().streams == 8
+    assert load().streams == 32
 
 
 def test_options_cannot_be_changed_afterwards() -> None:

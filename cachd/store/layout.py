@@ -12,7 +12,7 @@ ready/<name>.json                 written last, removed first
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
     pins/<name>
-    staging/                      views being built
+    staging/                      views being built, small blobs being written
     trash/                        trees being deleted
 """
 
@@ -86,6 +86,9 @@ class Layout:
 
     def blob(self, digest: Digest) -> Path:
         return self.blobs / digest.algorithm / digest.hex
+
+    def staged_blob(self, digest: Digest) -> Path:
+        return self.staging / f"{digest.algorithm}-{digest.hex}"
 
     def ingest(self, digest: Digest) -> Path:
         return self.root / ".cachd/ingest" / f"{digest.algorithm}-{digest.hex}"

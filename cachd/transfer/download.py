@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
 _TURN_SECONDS = 1.0
+_SMALL_BYTES = 256 << 10  # at most a stream's buffer
 
 
 class Part:
@@ -113,16 +114,67 @@ class Download:
                 self._end(None)
                 return
             held = self._content.allocated(self.file)
-            ingest = self._ingest = self._content.begin(self.file)
-            self._on_allocated(max(self.file.size - held, 0))
-            self.resumed = ingest.resumed
-            self._engine.metrics.resumed_bytes.inc(ingest.resumed)
+            if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
+                self._fetch_small(buffer)
+                return
+            ingest = self._begin_ingest(held)
             length = part_bytes(self.file.size, self._engine.streams.count)
             parts = [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
             self._follow_if_worthwhile()
             self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
             if parts:
                 self._fetch(parts[0], buffer)
+
+    def _begin_ingest(self, held: int) -> Ingest:
+        """Begin or resume the ingest, of which the disk holds `held` bytes already."""
+        ingest = self._ingest = self._content.begin(self.file)
+        self._on_allocated(max(self.file.size - held, 0))
+        self.resumed = ingest.resumed
+        self._engine.metrics.resumed_bytes.inc(ingest.resumed)
+        return ingest
+
+    def _fetch_small(self, buffer: memoryview) -> None:
+        """Receive the file into the buffer and publish it from there: no ingest, no other thread.
+
+        When it breaks off, or another pull waits for the stream, it goes on as a part where it stopped.
+        """
+        content, received = buffer[: self.file.size], 0
+        part = Part(Extent(0, self.file.size))
+        began = time.monotonic()
+        try:
+            with self._open(part.extent) as body:
+                while received < self.file.size:
+                    if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.owes(self._share):
+                        break
+                    received += body.readinto(self._allowed(content[received:], self.file.size - received))
+                    if self._over:
+                        return
+                    self._count(received - self._fetched)
+        except Unavailable as error:
+            self._keep(part, content[:received])
+            self._again(part, error, self._task(part))
+            return
+        if received < self.file.size:
+            self._keep(part, content[:received])
+            self._engine.streams.submit(self._share, self._task(part))
+            return
+        self._content.put(self.file, content)
+        self._on_allocated(self.file.size)
+        self._end(None)
+
+    def _keep(self, part: Part, content: memoryview) -> None:
+        """Begin the ingest of a small file after all, with what came of it."""
+        ingest = self._begin_ingest(0)
+        part.hash = ingest.part_hash()
+        part.hash.update(content)
+        ingest.write(0, content)
+        ingest.landed(Extent(0, len(content)))
+        part.reached = len(content)
+
+    def _count(self, received: int) -> None:
+        with self._lock:
+            self._fetched += received
+        self._engine.metrics.download_bytes.labels(self._scheme).inc(received)
 
     def _task(self, part: Part) -> Callable[[memoryview], None]:
         def run(buffer: memoryview) -> None:

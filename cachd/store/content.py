@@ -71,7 +71,7 @@ class ContentStore:
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def put(self, file: File, content: memoryview) -> None:
-        """Publish the whole content of a file that has a digest as a blob. Raises Corrupt, NoSpace, DiskFailed.
+        """Publish the whole content of a file with a digest as a blob. Raises Corrupt, NoSpace or DiskFailed.
 
         Nothing is written before it is verified, and what a crash leaves the next start removes: no ingest.
         """

@@ -85,13 +85,13 @@ class Layout:
         return self.root / "ready"
 
     def blob(self, digest: Digest) -> Path:
-        return self.blobs / digest.algorithm / digest.hex
+        return self.root / f".cachd/blobs/{digest.algorithm}/{digest.hex}"
 
     def staged_blob(self, digest: Digest) -> Path:
-        return self.staging / f"{digest.algorithm}-{digest.hex}"
+        return self.root / f".cachd/staging/{digest.algorithm}-{digest.hex}"
 
     def ingest(self, digest: Digest) -> Path:
-        return self.root / ".cachd/ingest" / f"{digest.algorithm}-{digest.hex}"
+        return self.root / f".cachd/ingest/{digest.algorithm}-{digest.hex}"
 
     def manifest(self, manifest: str) -> Path:
         return self.manifests / f"{manifest}.json"

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 _FOLLOW_BYTES = 4 << 20
 _TURN_SECONDS = 1.0
 _SMALL_BYTES = 256 << 10  # at most a stream's buffer
+_STEP_BYTES = 64 << 10
 
 
 class Part:
@@ -146,10 +147,12 @@ class Download:
                 while received < self.file.size:
                     if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.owes(self._share):
                         break
-                    received += body.readinto(self._allowed(content[received:], self.file.size - received))
+                    rest = content[received : received + _STEP_BYTES]
+                    count = body.readinto(self._allowed(rest, len(rest)))
                     if self._over:
                         return
-                    self._count(received - self._fetched)
+                    received += count
+                    self._count(count)
         except Unavailable as error:
             self._keep(part, content[:received])
             self._again(part, error, self._task(part))

@@ -62,14 +62,17 @@ class Answer(http.client.HTTPResponse):
 
 
 def _read_head(lines: BufferedReader) -> http.client.HTTPMessage:
-    """The header lines up to the empty one. Raises http.client.HTTPException for anything else."""
-    headers = http.client.HTTPMessage()
+    """The header lines up to the empty one. Raises http.client.HTTPException for what is none."""
+    headers, name = http.client.HTTPMessage(), ""
     for _ in range(_MOST_HEADERS + 1):
         line = lines.readline(_LONGEST_LINE + 1)
         if len(line) > _LONGEST_LINE:
             raise http.client.LineTooLong("header line")
         if line in (b"\r\n", b"\n", b""):
             return headers
+        if name and line[:1] in (b" ", b"\t"):  # the one before goes on (RFC 9112 5.2)
+            headers.replace_header(name, f"{headers[name]} {line.decode('iso-8859-1')}".strip())
+            continue
         name, colon, value = line.decode("iso-8859-1").partition(":")
         if not colon or not _TOKEN.fullmatch(name):
             raise http.client.HTTPException(f"a header line is {line[:40]!r}")

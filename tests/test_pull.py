@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
+from cachd.model import Digest, File
 from tests.conftest import Engine, sha256_of, wish_of
 from tests.ground import nginx as nginx_ground
 from tests.ground.hub import Hub
@@ -36,6 +37,7 @@ from tests.ground.origin import (
 )
 from tests.ground.s3 import S3Server
 
+KIB = 1 << 10
 MIB = 1 << 20
 Engines = Callable[..., Engine]
 
@@ -240,6 +242,42 @@ def test_a_passing_fault_costs_a_retry_and_no_byte_of_the_model(
     running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
     assert (root / "models/model.bin/model.bin").read_bytes() == content
     assert b'cachd_origin_retries_total{reason="' in running.metrics.text()
+
+
+def test_a_small_file_that_breaks_off_goes_on_where_it_stopped(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    content = noise(200 * KIB)
+    origin.add("/config.json", content)
+    origin.fault("/config.json", Short(at=150 * KIB), times=1, when=lambda seen: seen.method == "GET")
+    running = engine()
+    running.pull(f"{origin.url}/config.json#sha256={digest(content)}")
+    assert (root / "models/config.json/config.json").read_bytes() == content
+    extents = [seen.extent for seen in origin.requests if seen.method == "GET"]
+    assert extents == [None, (128 * KIB, 200 * KIB)]
+    assert list((root / ".cachd/ingest").iterdir()) == []
+
+
+def test_a_small_file_makes_no_ingest_and_ends_one_that_is_there(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    content = noise(200 * KIB)
+    url = f"{origin.url}/config.json"
+    origin.add("/config.json", content)
+    running = engine()
+    held = origin.hold("/config.json", after=100 * KIB)
+    begun = running.pulls.start(wish_of(f"{url}#sha256={digest(content)}"))
+    assert begun is not None
+    assert held.reached.wait(30)
+    ingests = root / ".cachd/ingest"
+    assert list(ingests.iterdir()) == []
+    held.release()
+    begun.done.result(30)
+    running.pulls.delete("config.json")
+    file = File("config.json", len(content), url, Digest("sha256", digest(content)))
+    running.store.content.begin(file).close()  # as a daemon leaves it that was killed with a part in flight
+    running.pull(f"{url}#sha256={digest(content)}")
+    assert list(ingests.iterdir()) == []
 
 
 @pytest.mark.parametrize("fault", [IgnoreRange(), Chunked()], ids=["ranges ignored", "chunked"])

@@ -442,6 +442,8 @@ NO_ANSWERS = {
     "noise": noise(KIB) + b"\r\n",
     "no status": b"HTTP/1.1 ok\r\n\r\n",
     "a header too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70 * KIB + b"\r\n\r\n",
+    "a header without a colon": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX\r\n\r\nok",
+    "a header name with a space": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX : x\r\n\r\nok",
     "too many headers": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 200 + b"\r\n",
     "a chunk that is none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nno\r\n",
     "a length too long": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nok",
@@ -453,6 +455,12 @@ NO_ANSWERS = {
 def test_an_answer_that_is_no_http_is_the_origins_failure(answer: bytes) -> None:
     with Scripted(saying(answer)) as server, pytest.raises((Unavailable, Changed)):
         fetch(http(), f"{server.url}/x", 2)
+
+
+def test_a_header_may_go_on_in_the_next_line() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX: x\r\n  Content-Length: 9\r\nContent-Length:\r\n\t2\r\n\r\nok"
+    with Scripted(saying(answer)) as server:
+        assert fetch(http(), f"{server.url}/x", 2) == b"ok"
 
 
 # --- slow and silent origins ---

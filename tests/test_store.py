@@ -671,6 +671,60 @@ def commit_in_parts(store: Store) -> None:
         store.content.commit(ingest)
 
 
+@pytest.mark.parametrize("algorithm", DIGESTS)
+def test_a_small_file_is_put_as_a_read_only_blob_and_a_wrong_one_is_not(store: Store, algorithm: str) -> None:
+    right = noise(5000)
+    wrong = bytes([right[0] ^ 1]) + right[1:]
+    file = File("config.json", len(right), "https://host/config.json", DIGESTS[algorithm](right))
+    with pytest.raises(Corrupt) as refusal:
+        store.content.put(file, memoryview(wrong))
+    assert refusal.value.facts["got"] == str(DIGESTS[algorithm](wrong))
+    assert_nothing_left(store.layout.root)
+    store.content.put(file, memoryview(right))
+    path = store.content.path(file.blob)
+    assert path.read_bytes() == right
+    assert (stat.S_IMODE(path.lstat().st_mode), path.lstat().st_nlink) == (0o444, 1)
+    for directory in ("ingest", "staging"):
+        assert names_below(store.layout.root / ".cachd" / directory) == set()
+
+
+def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> None:
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        Store(base).close()
+
+        def put(root: Path) -> None:
+            with Store(root) as store:
+                store.content.put(FILE, memoryview(CONTENT))
+
+        for root in killed_at_every_step(base, put):
+            with Store(root) as store:
+                if not store.content.has(FILE):
+                    assert_nothing_left(root)
+                    store.content.put(FILE, memoryview(CONTENT))
+                assert store.content.path(FILE.blob).read_bytes() == CONTENT
+                store.content.free(manifest_of({"model.bin": CONTENT}))
+                assert_nothing_left(root)
+
+
+def test_a_small_file_that_finds_no_room_leaves_no_block_behind(small_disk: Callable[..., Path]) -> None:
+    root = small_disk(MIB)
+    with Store(root) as store:
+        filler = fill(root)
+        with pytest.raises(NoSpace):
+            store.content.put(FILE, memoryview(CONTENT))
+        assert_nothing_left(root)
+        filler.unlink()
+        store.content.put(FILE, memoryview(CONTENT))
+
+
+def test_bytes_that_no_digest_vouches_for_are_not_put(store: Store) -> None:
+    file = File("model.bin", 1, "https://host/model.bin", None, '"tag"')
+    with pytest.raises(ValueError, match="vouch"):
+        store.content.put(file, memoryview(b"x"))
+
+
 # --- publish ---
 
 ONE: Files = {

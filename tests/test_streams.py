@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cachd.transfer.streams import Share, Streams
+from cachd.transfer.streams import NICENESS, Share, Streams
 
 PATIENCE_SECONDS = 30
 
@@ -186,3 +187,17 @@ def test_a_stream_too_many_is_told_to_end() -> None:
         assert pool.at_work < 3
     finally:
         pool.close()
+
+
+def test_streams_let_whoever_asks_go_first() -> None:
+    told: list[int] = []
+    done = threading.Event()
+
+    def ask(_buffer: memoryview) -> None:
+        told.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        done.set()
+
+    with streams(1) as pool:
+        pool.append(Share(), ask)
+        assert done.wait(PATIENCE_SECONDS)
+    assert told == [min(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS, 19)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from posixpath import normpath
 from typing import Self
@@ -68,7 +69,7 @@ class Reach:
 
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
-        ip = _embedded(ip_address(address.partition("%")[0]))
+        ip = _embedded(_literal(address.partition("%")[0]))
         if self.covers(url) or any(ip in network for network in self._networks):
             return
         if ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC):
@@ -99,18 +100,17 @@ def _prefix(entry: str) -> SplitResult:
 
 
 def _covers(prefix: SplitResult, url: SplitResult) -> bool:
-    same_host = (
-        prefix.scheme == url.scheme
-        and (prefix.hostname or "") == (url.hostname or "")
-        and _port(prefix) == _port(url)
-    )
+    if _host(prefix.scheme, prefix.netloc) != _host(url.scheme, url.netloc):
+        return False
     wanted = unquote(prefix.path).rstrip("/")
     path = normpath(unquote(url.path) or "/")
-    return same_host and (path == (wanted or "/") or path.startswith(wanted + "/"))
+    return path == (wanted or "/") or path.startswith(wanted + "/")
 
 
-def _port(url: SplitResult) -> int | None:
-    return url.port or _DEFAULT_PORTS.get(url.scheme)
+@lru_cache(maxsize=1024)
+def _host(scheme: str, netloc: str) -> tuple[str, str, int | None]:
+    url = SplitResult(scheme, netloc, "", "", "")
+    return scheme, url.hostname or "", url.port or _DEFAULT_PORTS.get(scheme)
 
 
 def _plaintext(url: SplitResult) -> Forbidden:
@@ -119,6 +119,9 @@ def _plaintext(url: SplitResult) -> Forbidden:
         code="plaintext_refused",
         mend=f'use https, or add "http://{url.netloc}/" to allow',
     )
+
+
+_literal = lru_cache(maxsize=1024)(ip_address)
 
 
 def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

@@ -3,29 +3,87 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
+from io import BufferedReader
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from cachd.errors import Unavailable
-from cachd.sources.answers import BROKEN, bare, broken, protocol_error
+from cachd.sources.answers import BROKEN, bare, broken, number, protocol_error
 from cachd.sources.wire import TlsWire, Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
+_LONGEST_LINE = 65536
+_MOST_HEADERS = 100
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 
 Origin = tuple[str, str, int]
 
 
 def origin_of(url: SplitResult) -> Origin:
-    return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+    return _origin(url.scheme, url.netloc)
+
+
+@lru_cache(maxsize=1024)
+def _origin(scheme: str, netloc: str) -> Origin:
+    url = SplitResult(scheme, netloc, "", "", "")
+    return scheme, url.hostname or "", url.port or (443 if scheme == "https" else 80)
+
+
+class Answer(http.client.HTTPResponse):
+    """The base's answer, but for its head: read as lines of `name: value`, not by the parser of e-mail."""
+
+    def begin(self) -> None:
+        if self.headers is not None:
+            return
+        while True:
+            version, status, reason = self._read_status()
+            if status != http.client.CONTINUE:
+                break
+            _read_head(self.fp)
+        self.code = self.status = status
+        self.reason = reason.strip()
+        self.version = 10 if version in ("HTTP/1.0", "HTTP/0.9") else 11
+        self.headers = self.msg = _read_head(self.fp)
+        self.chunked = (self.headers.get("Transfer-Encoding") or "").lower() == "chunked"
+        self.chunk_left = None
+        self.will_close = self._check_close()
+        bodiless = status in (204, 304) or self._method == "HEAD"
+        length = None if self.chunked else number(self.headers.get("Content-Length"))
+        self.length = 0 if bodiless else length
+        if not self.will_close and not self.chunked and self.length is None:
+            self.will_close = True
+
+
+def _read_head(lines: BufferedReader) -> http.client.HTTPMessage:
+    """The header lines up to the empty one. Raises http.client.HTTPException for what is none."""
+    headers, name = http.client.HTTPMessage(), ""
+    for _ in range(_MOST_HEADERS + 1):
+        line = lines.readline(_LONGEST_LINE + 1)
+        if len(line) > _LONGEST_LINE:
+            raise http.client.LineTooLong("header line")
+        if line in (b"\r\n", b"\n", b""):
+            return headers
+        if name and line[:1] in (b" ", b"\t"):  # the one before goes on (RFC 9112 5.2)
+            headers.replace_header(name, f"{headers[name]} {line.decode('iso-8859-1')}".strip())
+            continue
+        name, colon, value = line.decode("iso-8859-1").partition(":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise http.client.HTTPException(f"a header line is {line[:40]!r}")
+        headers[name] = value.strip()
+    raise http.client.HTTPException(f"more than {_MOST_HEADERS} header lines")
 
 
 class Connection(http.client.HTTPConnection):
     """One connection to an origin through a dial of ours, given back to its thread's pool after use."""
+
+    response_class = Answer
 
     def __init__(
         self,

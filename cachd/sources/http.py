@@ -43,6 +43,7 @@ MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)
+_ODD = re.compile(r"[^!-\[\]-~]")  # space, backslash, control characters, all beyond ASCII
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
@@ -263,7 +264,6 @@ def _checked(url: str) -> SplitResult:
         _ = parts.port
     except ValueError as error:
         raise Invalid(f"{bare(url)} is not a URL", code="bad_ref") from error
-    odd = any(c.isspace() or c == "\\" or not c.isprintable() for c in url)
-    if odd or "@" in parts.netloc or not parts.hostname or not url.isascii():
+    if _ODD.search(url) or "@" in parts.netloc or not parts.hostname:
         raise Invalid(f"{bare(url)} is not a URL that can be asked safely", code="bad_ref")
     return parts

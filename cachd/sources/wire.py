@@ -32,6 +32,7 @@ class Wire(socket.socket):
         self.settimeout(None)
         self.stall_seconds = stall_seconds
         self.answer_by: float | None = None
+        self._allowed_seconds = stall_seconds
         self._allow(socket.SO_SNDTIMEO, stall_seconds)
         self._allow(socket.SO_RCVTIMEO, stall_seconds)
 
@@ -41,7 +42,7 @@ class Wire(socket.socket):
     def answered(self) -> None:
         """From here on the body may take its time, as long as it comes."""
         self.answer_by = None
-        self._allow(socket.SO_RCVTIMEO, self.stall_seconds)
+        self._be_patient(self.stall_seconds)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer)[: nbytes or None]
@@ -58,11 +59,17 @@ class Wire(socket.socket):
             left = self.answer_by - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no answer in time")
-            self._allow(socket.SO_RCVTIMEO, left)
+            self._be_patient(left)
         try:
             return super().recv_into(view, 0, flags)
         except BlockingIOError as error:
             raise TimeoutError("no byte for too long") from error
+
+    def _be_patient(self, seconds: float) -> None:
+        """Let a receive wait so long, within a hundredth: what hardly differs costs no system call."""
+        if abs(self._allowed_seconds - seconds) > 0.01 * seconds:
+            self._allow(socket.SO_RCVTIMEO, seconds)
+            self._allowed_seconds = seconds
 
     def _allow(self, option: int, seconds: float) -> None:
         micros = max(int(seconds * 1e6), 1)  # zero would mean for ever

@@ -14,6 +14,7 @@ import structlog
 from cachd.errors import Corrupt
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
+from cachd.store.digests import of_whole
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
 
@@ -58,22 +59,44 @@ class ContentStore:
         file, got = ingest.file, ingest.digest()
         if file.digest is not None and got != file.digest:
             ingest.discard()
-            raise Corrupt(
-                f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
-                mend="nothing was published; if it happens again the source or the way to it is damaged",
-                file=file.path,
-                expected=str(file.digest),
-                got=str(got),
-            )
+            raise _corrupt(file, got)
         target = self.path(file.blob)
         data = ingest.seal()
         with durable.disk_errors(target):
-            target.parent.mkdir(mode=0o700, exist_ok=True)
+            self._make_directory(file.blob)
             if file.digest is None:
                 durable.write_file(_parts(target), ingest.part_lines().encode())
             durable.move(data, target)
         ingest.discard()
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+
+    def put(self, file: File, content: memoryview) -> None:
+        """Publish the whole content of a file with a digest as a blob. Raises Corrupt, NoSpace or DiskFailed.
+
+        Nothing is written before it is verified, and what a crash leaves the next start removes: no ingest.
+        """
+        if file.digest is None:
+            raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
+        if (got := of_whole(file.digest, content)) != file.digest:
+            raise _corrupt(file, got)
+        target = str(self.path(file.blob))
+        staged = str(self._layout.staged_blob(file.blob))
+        with durable.disk_errors(target):
+            try:
+                durable.write_sealed(staged, content)
+                try:
+                    durable.move(staged, target)
+                except FileNotFoundError:
+                    self._make_directory(file.blob)
+                    durable.move(staged, target)
+            except BaseException:
+                durable.unlink(staged)
+                raise
+        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+
+    def _make_directory(self, blob: Digest) -> None:
+        """Make the directory of an algorithm's blobs when the first of them comes."""
+        self.path(blob).parent.mkdir(mode=0o700, exist_ok=True)
 
     def sync(self, blobs: Iterable[Digest]) -> None:
         """Make the names of committed blobs durable."""
@@ -122,6 +145,16 @@ class ContentStore:
         with suppress(FileNotFoundError):
             durable.take_away(self._layout.ingest(file.blob), trash)
         return size
+
+
+def _corrupt(file: File, got: Digest | None) -> Corrupt:
+    return Corrupt(
+        f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
+        mend="nothing was published; if it happens again the source or the way to it is damaged",
+        file=file.path,
+        expected=str(file.digest),
+        got=str(got),
+    )
 
 
 def _parts(blob: Path) -> Path:

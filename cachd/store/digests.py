@@ -74,6 +74,15 @@ def checksum(digest: Digest | None) -> Checksum | None:
     )
 
 
+def of_whole(digest: Digest, content: memoryview) -> Digest:
+    """The digest of a file's whole content by the algorithm that `digest` names."""
+    if joins := checksum(digest):
+        return joins.joined([(joins.add(content, 0), len(content))])
+    hasher = in_order(digest, len(content))
+    hasher.update(content)
+    return hasher.digest()
+
+
 class PartHash:
     """One part's xxh3-128, which the journal keeps, and its checksum where the file's is joined of them."""
 

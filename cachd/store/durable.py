@@ -19,7 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path | str) -> Iterator[None]:
     """Turn the system's refusals into NoSpace or DiskFailed, naming `path`."""
     try:
         yield
@@ -101,6 +101,25 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def write_sealed(path: str, content: memoryview) -> None:
+    """Write a new file, read-only and durable. Raises OSError.
+
+    No name of it is durable yet; the caller moves it, or unlinks it after a failure.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_at(fd, content, 0)
+        seal(fd)
+    finally:
+        os.close(fd)
+
+
+def unlink(path: str) -> None:
+    """Unlink `path`, for good or not; gone already is fine."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def make_link(link: Path, target: str) -> None:
     """Make `link` a symbolic link, whatever was there; the caller moves it to where it is seen."""
     with suppress(FileNotFoundError):
@@ -108,7 +127,7 @@ def make_link(link: Path, target: str) -> None:
     os.symlink(target, link)
 
 
-def move(source: Path, target: Path) -> None:
+def move(source: Path | str, target: Path | str) -> None:
     """Rename; the caller syncs the directories it cares for. Raises OSError."""
     os.rename(source, target)
 

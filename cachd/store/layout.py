@@ -12,7 +12,7 @@ ready/<name>.json                 written last, removed first
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
     pins/<name>
-    staging/                      views being built
+    staging/                      views being built, small blobs being written
     trash/                        trees being deleted
 """
 
@@ -85,10 +85,13 @@ class Layout:
         return self.root / "ready"
 
     def blob(self, digest: Digest) -> Path:
-        return self.blobs / digest.algorithm / digest.hex
+        return self.root / f".cachd/blobs/{digest.algorithm}/{digest.hex}"
+
+    def staged_blob(self, digest: Digest) -> Path:
+        return self.root / f".cachd/staging/{digest.algorithm}-{digest.hex}"
 
     def ingest(self, digest: Digest) -> Path:
-        return self.root / ".cachd/ingest" / f"{digest.algorithm}-{digest.hex}"
+        return self.root / f".cachd/ingest/{digest.algorithm}-{digest.hex}"
 
     def manifest(self, manifest: str) -> Path:
         return self.manifests / f"{manifest}.json"

@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
 _TURN_SECONDS = 1.0
+_SMALL_BYTES = 256 << 10  # at most a stream's buffer
+_STEP_BYTES = 64 << 10
 
 
 class Part:
@@ -69,6 +71,7 @@ class Download:
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
         self._on_allocated = on_allocated
+        self._received = engine.metrics.download_bytes.labels(scheme)
         self._share = Share()
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
@@ -113,16 +116,70 @@ class Download:
                 self._end(None)
                 return
             held = self._content.allocated(self.file)
-            ingest = self._ingest = self._content.begin(self.file)
-            self._on_allocated(max(self.file.size - held, 0))
-            self.resumed = ingest.resumed
-            self._engine.metrics.resumed_bytes.inc(ingest.resumed)
+            if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
+                self._fetch_small(buffer)
+                return
+            ingest = self._begin_ingest(held)
             length = part_bytes(self.file.size, self._engine.streams.most)
             parts = [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
             self._follow_if_worthwhile()
             self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
             if parts:
                 self._fetch(parts[0], buffer)
+
+    def _begin_ingest(self, held: int) -> Ingest:
+        """Begin or resume the ingest, of which the disk holds `held` bytes already."""
+        ingest = self._ingest = self._content.begin(self.file)
+        self._on_allocated(max(self.file.size - held, 0))
+        self.resumed = ingest.resumed
+        self._engine.metrics.resumed_bytes.inc(ingest.resumed)
+        return ingest
+
+    def _fetch_small(self, buffer: memoryview) -> None:
+        """Receive the file into the buffer and publish it from there: no ingest, no other thread.
+
+        When it breaks off, or another pull waits for the stream, it goes on as a part where it stopped.
+        """
+        content, received = buffer[: self.file.size], 0
+        part = Part(Extent(0, self.file.size))
+        began = time.monotonic()
+        try:
+            with self._open(part.extent) as body:
+                while received < self.file.size:
+                    if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.owes(self._share):
+                        break
+                    rest = content[received : received + _STEP_BYTES]
+                    count = body.readinto(self._allowed(rest, len(rest)))
+                    if self._over:
+                        return
+                    received += count
+                    self._count(count)
+        except Unavailable as error:
+            self._keep(part, content[:received])
+            self._again(part, error, self._task(part))
+            return
+        if received < self.file.size:
+            self._keep(part, content[:received])
+            self._engine.streams.submit(self._share, self._task(part))
+            return
+        self._content.put(self.file, content)
+        self._on_allocated(self.file.size)
+        self._end(None)
+
+    def _keep(self, part: Part, content: memoryview) -> None:
+        """Begin the ingest of a small file after all, with what came of it."""
+        ingest = self._begin_ingest(0)
+        part.hash = ingest.part_hash()
+        part.hash.update(content)
+        ingest.write(0, content)
+        ingest.landed(Extent(0, len(content)))
+        part.reached = len(content)
+
+    def _count(self, received: int) -> None:
+        with self._lock:
+            self._fetched += received
+        self._received.inc(received)
+        self._engine.streams.received(received)
 
     def _task(self, part: Part) -> Callable[[memoryview], None]:
         def run(buffer: memoryview) -> None:
@@ -171,7 +228,6 @@ class Download:
 
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
-        received = self._engine.metrics.download_bytes.labels(self._scheme)
         hashed = part.hash = part.hash or ingest.part_hash()
         began = time.monotonic()
         while part.reached < part.extent.stop:
@@ -186,10 +242,7 @@ class Download:
             part.reached += count
             part.failures = 0
             ingest.landed(Extent(part.extent.start, part.reached))
-            with self._lock:
-                self._fetched += count
-            received.inc(count)
-            self._engine.streams.received(count)
+            self._count(count)
             self._follow_if_worthwhile()
         ingest.finish(part.extent, hashed)
         self._follow_if_worthwhile()

@@ -27,6 +27,7 @@ QUESTIONS = {
     "warm": "second pulls, probes under load",
     "start": "time to /readyz",
     "growth": "against size, streams, files, pulls",
+    "gil": "the interpreter's lock, and what it lets one process move",
     "slow": "origins that hold back",
     "bandwidth": "limits, and who gets what of them",
 }

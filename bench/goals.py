@@ -60,8 +60,8 @@ GOALS = (
     Goal("bandwidth limits and shares", "farthest off", "bandwidth: off at most", most=0.05),
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),
     Goal(SMALL, "speed / aria2c -j16", "models: small / aria2c", least=1),
-    Goal("many cores", "GB/s a process, plaintext", "growth: GB/s ceiling, plaintext", least=5),
-    Goal("many cores", "GB/s a process, TLS", "growth: GB/s ceiling, TLS", least=3),
+    Goal("many cores", "GB/s a process, plaintext", "gil: GB/s ceiling, plaintext", least=5),
+    Goal("many cores", "GB/s a process, TLS", "gil: GB/s ceiling, TLS", least=3),
 )
 COLUMNS = ("work", "figure", "goal", "measured", "")
 

@@ -8,18 +8,28 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench.measure import PROJECT, Run, command, scripted
-from tests.ground.nginx import Nginx
 
 DOWNLOADS = Path(__file__).parent / "downloads.py"
+
+
+class Origin(Protocol):
+    """Where files come from; `ca_file` is the authority behind its certificate, if it has one."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def ca_file(self) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """A file on an origin, at /bucket/key as on S3, and its sha256 in hex."""
 
-    origin: Nginx
+    origin: Origin
     path: str
     sha256: str
 
@@ -53,7 +63,7 @@ def binary(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
-def trust(origin: Nginx) -> Mapping[str, str]:
+def trust(origin: Origin) -> Mapping[str, str]:
     """The environment in which every peer believes the origin's certificate."""
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
     if origin.ca_file is None:
@@ -131,7 +141,7 @@ PEERS = (
 )
 
 
-def limit(what: str, *args: object, origin: Nginx | None = None) -> Run:
+def limit(what: str, *args: object, origin: Origin | None = None) -> Run:
     """One of the limits in bench/limits.py."""
     env = trust(origin) if origin else None
     return scripted(PROJECT / "bench" / "limits.py", what, *args, env=env)

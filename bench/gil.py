@@ -85,21 +85,28 @@ def run(options: Options) -> dict[str, Any]:
 # sampled
 
 
-def sampled(ref: str, place: Path, runs: int, ca_file: Path | None) -> dict[str, Any] | None:
-    """Looks that found the lock held, looks that failed, and CPU seconds of `runs` pulls; None: no py-spy."""
+def sampled(ref: str, place: Path, runs: int, ca_file: Path | None) -> dict[str, Any]:
+    """Looks that found the lock held, looks that failed, and CPU seconds of `runs` pulls; else a `note`."""
     if binary("py-spy") is None:
-        return None
+        return {"note": "py-spy is not installed"}
     trust = {"ca_file": str(ca_file)} if ca_file else {}
     with daemon(place / "cache", **trust) as node:
         pulled(node, ref)
-        with looking(node.pid) as looks:
-            pulls = [pulled(node, ref) for _ in range(runs)]
+        try:
+            with looking(node.pid) as looks:
+                pulls = [pulled(node, ref) for _ in range(runs)]
+        except NotAllowed as error:
+            return {"note": str(error)}
     return {**looks(), "cpu_seconds": sum(pull.cpu_seconds for pull in pulls)}
+
+
+class NotAllowed(RuntimeError):
+    """py-spy may not look into other processes here."""
 
 
 @contextmanager
 def looking(pid: int) -> Iterator[Callable[[], dict[str, Any]]]:
-    """py-spy looks at the process meanwhile; afterwards, what it saw. Raises Failed."""
+    """py-spy looks at the process meanwhile; afterwards, what it saw. Raises NotAllowed."""
     found: dict[str, Any] = {}
     with tempfile.NamedTemporaryFile(suffix=".raw") as stacks, tempfile.TemporaryFile("w+") as said:
         words = ("record", "--gil", "--nonblocking", "--format", "raw", "--rate", str(LOOKS_A_SECOND))
@@ -112,7 +119,8 @@ def looking(pid: int) -> Iterator[Callable[[], dict[str, Any]]]:
             until = time.monotonic() + 10
             while "Sampling process" not in os.pread(said.fileno(), MIB, 0).decode():
                 if process.poll() is not None or time.monotonic() > until:
-                    raise Failed(f"py-spy does not look: {os.pread(said.fileno(), MIB, 0).decode()}")
+                    said_last = os.pread(said.fileno(), MIB, 0).decode().strip().splitlines()[-1:]
+                    raise NotAllowed(f"py-spy does not look: {' '.join(said_last)[:80]}")
                 time.sleep(0.01)
             yield lambda: found
             process.send_signal(signal.SIGINT)
@@ -228,7 +236,7 @@ def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
 def sampled_seconds(case: dict[str, Any], runs: int) -> float | None:
     """Seconds of lock a pull, by py-spy."""
     looks = case["sampled"]
-    return looks["held"] / LOOKS_A_SECOND / runs if looks else None
+    return looks["held"] / LOOKS_A_SECOND / runs if "held" in looks else None
 
 
 def counted_seconds(case: dict[str, Any]) -> list[float]:
@@ -264,8 +272,8 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
     for case in results["cases"]:
         looks, seconds = case["sampled"], sampled_seconds(case, runs)
         cpu = [run["cpu_seconds"] for run in case["counted"]]
-        by_looks = "py-spy is not installed"
-        if looks and seconds is not None:
+        by_looks = looks.get("note", "")
+        if seconds is not None:
             error = seconds / math.sqrt(looks["held"]) if looks["held"] else 1 / LOOKS_A_SECOND / runs
             by_looks = f"{seconds / size:.3f} ± {error / size:.3f}"
         share = statistics.median(counted_seconds(case)) / statistics.median(cpu)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from bench import bandwidth, cold, goals, models
+from bench import bandwidth, cold, gil, goals, growth, models, slow
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
+QUICK = ("cold", "models", "slow", "gil", "growth")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             if program.name != "curl" and not (path / program.name).exists():
                 (path / program.name).symlink_to(program)
     ended = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "cold", "models", "--into", place / "results"],
+        [sys.executable, "-m", "bench", "--quick", *QUICK, "--into", place / "results"],
         cwd=PROJECT,
         env={**os.environ, "PATH": str(path), "PYTHONPATH": str(PROJECT)},
         capture_output=True,
@@ -59,6 +60,33 @@ def test_a_missing_peer_is_named(quick: tuple[Path, str]) -> None:
         ("verified", [], "not installed"),
     ]
     assert "curl is not installed: apt-get install curl" in quick[1]
+    slow = json.loads((quick[0] / "slow.json").read_text())["cases"]
+    assert [row["note"] for case in slow for row in case["rows"] if row["name"] == "curl"] == [
+        "not installed"
+    ] * 2
+
+
+def test_an_origin_that_holds_back_is_observed_for_every_run(quick: tuple[Path, str]) -> None:
+    cases = json.loads((quick[0] / "slow.json").read_text())["cases"]
+    runs = [run for case in cases for row in case["rows"] for run in row["runs"]]
+    assert len(runs) >= 2 * 3
+    assert all(max(seen["connections"] for seen in run["observed"]) >= 1 for run in runs)
+
+
+def test_the_lock_is_found_by_both_methods(quick: tuple[Path, str]) -> None:
+    results = json.loads((quick[0] / "gil.json").read_text())
+    looks = [case["sampled"] for case in results["cases"]]
+    assert all("note" in look for look in looks) or sum(look["held"] for look in looks) > 0
+    for case in results["cases"]:
+        assert all(0 < run["free_seconds"] < run["cpu_seconds"] for run in case["counted"])
+    assert {"gil: GB/s ceiling, plaintext", "gil: GB/s ceiling, TLS"} <= {goal.figure for goal in goals.GOALS}
+
+
+def test_every_point_of_a_growth_is_measured(quick: tuple[Path, str]) -> None:
+    results = json.loads((quick[0] / "growth.json").read_text())
+    points = {series["name"]: [point["x"] for point in series["points"]] for series in results["series"]}
+    assert {name: tuple(xs) for name, xs in points.items()} == growth.QUICK
+    assert all(point["runs"] for series in results["series"] for point in series["points"])
 
 
 def test_a_peer_that_fails_says_why_and_ends_nothing(quick: tuple[Path, str]) -> None:
@@ -175,3 +203,74 @@ def test_a_limit_is_judged_only_where_the_machine_would_receive_more() -> None:
     assert bandwidth.figures({"cases": cases}) == pytest.approx({"off at most": 0.03})
     assert [line[-1] for line in bandwidth.cells({"cases": cases})] == ["-", "yes", "yes", "-", "-"]
     assert bandwidth.figures({"cases": []}) == {}
+
+
+def test_a_share_is_of_the_best_that_any_number_of_connections_gets() -> None:
+    def sample(seconds: float, connections: int, sent: float) -> dict[str, float]:
+        return {"seconds": seconds, "connections": connections, "sent": sent}
+
+    def row(name: str, seconds: float, *observed: dict[str, float]) -> dict[str, Any]:
+        run = {"seconds": seconds, "cpu_seconds": 1.0, "anonymous_bytes": 0, "observed": list(observed)}
+        return {"name": name, "note": None, "size_bytes": 800, "runs": [run]}
+
+    ours = row(slow.FRESH, 4.0, sample(0, 2, 0), sample(1, 4, 0), sample(2, 8, 200), sample(4, 10, 700))
+    results = {"cases": [{"case": "link", "best": 400.0, "rows": [ours, row("curl", 20.0)]}]}
+    assert slow.connections(ours) == [9]
+    assert slow.figures(results) == pytest.approx(
+        {"link: share": 0.5, "link: share, settled": 250 / 400, "link: speed / curl": 5.0}
+    )
+
+
+def test_the_ceiling_is_of_the_method_and_form_that_see_most_of_the_lock() -> None:
+    def case(transport: str, form: str, held: int, *seconds: float) -> dict[str, Any]:
+        counted = [{"cpu_seconds": 1.0, "free_seconds": 1.0 - locked} for locked in seconds]
+        return {"transport": transport, "form": form, "sampled": {"held": held}, "counted": counted}
+
+    cases = [
+        case("plaintext", "unverified", 200, 0.1, 0.3, 0.2),  # by py-spy 0.2 s a pull
+        case("plaintext", "verified", 500, 0.1),  # 0.5 s
+        case("TLS", "unverified", 100, 0.8),
+        {**case("TLS", "verified", 0, 0.4), "sampled": {"note": "not installed"}},
+    ]
+    results = {"size_bytes": 2_000_000_000, "runs": 2, "cases": cases}
+    assert gil.figures(results) == pytest.approx(
+        {
+            "share of the CPU time, plaintext, unverified": 0.2,
+            "share of the CPU time, plaintext, verified": 0.1,
+            "share of the CPU time, TLS, unverified": 0.8,
+            "share of the CPU time, TLS, verified": 0.4,
+            "GB/s ceiling, plaintext": 4.0,
+            "GB/s ceiling, TLS": 2.5,
+        }
+    )
+    assert [cells[-1] for cells in gil.cells(results)] == ["10.0", "4.0", "2.5", "5.0"]
+
+
+def test_a_growth_is_the_steeper_of_the_fit_and_the_last_step() -> None:
+    def series(name: str, cpu: dict[int, float], memory: float) -> dict[str, Any]:
+        points = [
+            {"x": x, "runs": [{"seconds": 1.0, "cpu_seconds": y, "anonymous_bytes": memory * (1 + x / 1000)}]}
+            for x, y in cpu.items()
+        ]
+        return {"name": name, "points": points}
+
+    results = {
+        "quick": False,
+        "series": [
+            series("size", {1: 2.0, 4: 8.0, 16: 32.0}, 90e6),
+            series("files", {1: 1.0, 10: 1.0, 100: 100.0}, 300e6),
+            series("streams", {1: 0.5, 32: 0.5}, 95e6),
+        ],
+    }
+    found = growth.figures(results)
+    assert found["CPU against size, exponent"] == pytest.approx(1.0)
+    assert found["CPU against files, exponent"] == pytest.approx(2.0)
+    assert found["CPU against streams, exponent"] == pytest.approx(0.0)
+    assert found["anonymous MB, 32 streams"] == pytest.approx(95 * 1.032)
+    verdicts = [(cells[0], cells[2], cells[4]) for cells in growth.fits(results)]
+    assert verdicts == [
+        ("size", "linear", "does not grow"),
+        ("files", "worse than linear", "does not grow"),
+        ("streams", "does not grow", "does not grow"),
+    ]
+    assert "anonymous MB, 32 streams" not in growth.figures({**results, "quick": True})

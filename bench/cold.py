@@ -126,7 +126,7 @@ def case(at: Bed, runs: int, size: int, kind: Sink, *, tls: bool) -> list[dict[s
             ways[peer.name, form] = way(peer, file, at.place / "got", form, sync=kind == "disk")
             if peer.slow:
                 once.add((peer.name, form))
-    for name, do in limits(at.place, file, size, kind).items():
+    for name, do in limits(at.place, at.plain.directory / file.path, file, size, kind).items():
         ways[name, "limit"] = do
     failures = {label(key): note for key, note in notes.items()}
     measured = interleaved(
@@ -175,8 +175,8 @@ def way(peer: Peer, file: File, target: Path, form: str, *, sync: bool) -> Calla
     return fetch
 
 
-def limits(place: Path, file: File, size: int, kind: Sink) -> dict[str, Callable[[], Run]]:
-    """What no client can beat."""
+def limits(place: Path, stored: Path, file: File, size: int, kind: Sink) -> dict[str, Callable[[], Run]]:
+    """What no client can beat; `stored` is the file that the origin serves."""
     target = place / "limit"
 
     def removed(what: str, *args: object, origin: Nginx | None = None) -> Callable[[], Run]:
@@ -193,6 +193,7 @@ def limits(place: Path, file: File, size: int, kind: Sink) -> dict[str, Callable
         "recv_into, 4 threads": removed("recv", *receive, origin=file.origin),
         "recv_into + pwrite, 4 threads": removed("recv+pwrite", *receive, origin=file.origin),
         "sha256, one core": removed("sha256", size),
+        "sha256, one core, from the page cache": lambda: limit("sha256-file", size, stored),
         "pwrite from memory": removed("pwrite", size, target),
     }
     if kind == "disk":

@@ -2,6 +2,7 @@
 
 python -m bench.limits recv|recv+pwrite URL SIZE TARGET    4 threads, 1 MiB aligned buffers, parts of 32 MiB
 python -m bench.limits sha256|sha256-all SIZE              one core, every core at once
+python -m bench.limits sha256-file SIZE FILE               one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET     one thread, from memory
 """
 
@@ -35,6 +36,9 @@ def main(what: str, *args: str) -> None:
             threads = 1 if what == "sha256" else os.cpu_count() or 1
             with clocked():
                 at_once(threads, lambda: hash_memory(int(size) // threads))
+        case "sha256-file", (size, file):
+            with clocked():
+                hash_file(Path(file), int(size))
         case "pwrite" | "pwrite+fsync", (size, target):
             with clocked():
                 write(Path(target), int(size), sync=what == "pwrite+fsync")
@@ -101,6 +105,15 @@ def hash_memory(size: int) -> None:
     digest = hashlib.sha256()
     for _ in range(size // MIB):
         digest.update(block)
+
+
+def hash_file(path: Path, size: int) -> None:
+    block = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for start in range(0, size, MIB):
+            os.preadv(file.fileno(), [block], start)
+            digest.update(block)
 
 
 def write(target: Path, size: int, *, sync: bool) -> None:

@@ -23,6 +23,7 @@ from bench.measure import MIB
 QUESTIONS = {
     "cold": "one file, cold",
     "models": "a model of shards, one of small files, cold",
+    "resume": "after kill -9",
     "warm": "second pulls, probes under load",
     "start": "time to /readyz",
     "growth": "against size, streams, files, pulls",

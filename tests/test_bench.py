@@ -16,7 +16,7 @@ from bench import bandwidth, cold, gil, goals, growth, models, slow
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
-QUICK = ("cold", "models", "warm", "start", "growth", "gil", "slow")
+QUICK = ("cold", "models", "resume", "warm", "start", "growth", "gil", "slow")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,13 @@ def test_a_start_and_a_probe_under_load_give_the_figures_of_their_goals(
     }
     assert found["warm"]["ready p99 ms, saturated"] > 0
     assert all((quick[0] / f"{name}.png").stat().st_size for name in found)
+
+
+def test_a_killed_daemon_keeps_what_its_journal_holds(quick: tuple[Path, str]) -> None:
+    results = json.loads((quick[0] / "resume.json").read_text())
+    ours = [run for case in results["cases"] if case["name"] == "cachd" for run in case["runs"]]
+    assert ours
+    assert all(run["kept"] > 0 and 0 <= run["again"] < results["size_bytes"] / 2 for run in ours)
 
 
 def test_a_missing_peer_is_named(quick: tuple[Path, str]) -> None:

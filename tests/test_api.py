@@ -72,6 +72,7 @@ def test_a_kept_connection_is_answered_without_the_kernel_holding_bytes_back(gro
 
 
 def test_a_hundred_requests_at_once_for_a_cold_model_cause_one_transfer(ground: Ground) -> None:
+    """Promised: A hundred requests for a cold model cause one transfer; a client that hangs up ends none."""
     node, ref = ground.node, ground.add("crowd.bin")
     hold = ground.origin.hold("/crowd.bin", after=MIB)
     before = {name: node.metric(f"cachd_{name}_total") for name in ("misses", "joins", "hits")}
@@ -339,6 +340,9 @@ def test_a_pinned_model_is_not_deleted_while_it_is_pulled_either(ground: Ground)
 
 
 def test_a_model_that_another_process_has_mapped_is_deleted_by_force_only(ground: Ground) -> None:
+    """Promised: A model that a process has open is not deleted unless forced, and then stays readable for
+    it.
+    """
     ground.have("mapped.bin")
     node = ground.node
     with mapped(node.root / "models/mapped.bin/mapped.bin") as reader:

@@ -34,6 +34,7 @@ def overlap(extents: list[tuple[int, int]], asked: tuple[int, int]) -> int:
 
 
 def test_a_killed_pull_goes_on_by_itself_and_fetches_no_part_its_journal_holds(hub: Hub, node: Nodes) -> None:
+    """Promised: No part that the journal holds is fetched again."""
     content = noise(96 * MIB)
     hub.add("org/model", {"model.safetensors": content})
     path = hub.cdn_path("org/model", "model.safetensors")
@@ -60,7 +61,10 @@ def test_a_killed_pull_goes_on_by_itself_and_fetches_no_part_its_journal_holds(h
 def test_whenever_it_is_killed_the_model_is_whole_or_absent_and_then_ready(
     origin: Origin, node: Nodes, seed: int
 ) -> None:
-    """The moment: a random number of bytes after which the origin holds, or none: while it publishes."""
+    """Promised: After kill -9 every published model is whole or gone, and restart needs no human.
+
+    The moment: a random number of bytes after which the origin holds, or none: while it publishes.
+    """
     shards = {f"model-{i}.safetensors": noise(12 * MIB, seed * 10 + i) for i in range(3)}
     for name, content in shards.items():
         origin.add(f"/model/{name}", content)

@@ -111,6 +111,7 @@ print(snapshot_download("org/model", endpoint=sys.argv[1], cache_dir=sys.argv[2]
 def test_cachd_publishes_what_the_hubs_own_client_downloads(
     hub: Hub, root: Path, engine: Engines, tmp_path: Path
 ) -> None:
+    """Promised: What the Hub's own client finds offline is what it would have downloaded."""
     model = safetensors_model(tmp_path / "made", shards=2, shard_bytes=3 * MIB, seed=10)
     commit = add_model(hub, model, "org/model")
     theirs = tmp_path / "theirs"

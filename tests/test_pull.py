@@ -139,6 +139,9 @@ def test_one_url_is_one_file_verified_by_the_digest_in_its_ref(
 def test_a_model_without_digests_is_published_as_unverified(
     origin: Origin, root: Path, engine: Engines
 ) -> None:
+    """Promised: A file that a reader can see was hashed by cachd to the digest its source declares, or its
+    model is marked unverified.
+    """
     origin.add("/model.bin", noise(5 * MIB))
     snapshot = engine().pull(f"{origin.url}/model.bin")
     assert not snapshot.verified
@@ -295,6 +298,7 @@ def test_an_origin_without_ranges_is_read_by_one_stream(
 def test_a_file_that_changes_in_mid_pull_is_resolved_again_and_never_mixed(
     origin: Origin, root: Path, engine: Engines
 ) -> None:
+    """Promised: A resume never mixes two versions of a file."""
     old, new = noise(24 * MIB, 1), noise(24 * MIB, 2)
     origin.add("/model.bin", old)
     running = engine(streams=2)
@@ -334,6 +338,9 @@ def assert_nothing_published(root: Path) -> None:
 
 @pytest.mark.parametrize("fault", [Flip(5 * MIB), Swap(MIB, 9 * MIB, 4096)], ids=["one bit", "swapped"])
 def test_a_wrong_byte_is_never_published(hub: Hub, root: Path, engine: Engines, fault: object) -> None:
+    """Promised: A file that a reader can see was hashed by cachd to the digest its source declares, or its
+    model is marked unverified.
+    """
     content = noise(16 * MIB)
     hub.add("org/model", {"config.json": b"{}", "model.safetensors": content})
     hub.cdn.fault("*", fault)
@@ -373,6 +380,7 @@ def test_a_lasting_fault_ends_the_pull_with_its_code(
 
 
 def test_secrets_stay_with_the_origin_they_were_meant_for(hub: Hub, root: Path, engine: Engines) -> None:
+    """Promised: No credential leaves for another origin."""
     hub.add("org/private", {"model.safetensors": noise(6 * MIB)}, private=True)
     token = root.parent / "hf-token"
     token.write_text(hub.token + "\n")

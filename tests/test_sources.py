@@ -263,7 +263,7 @@ def test_without_a_strong_etag_the_date_marks_a_file(origin: Origin, etag: str |
     url = origin.add("/x", noise(100))
     origin.fault("/x", Tagged(etag), methods=EITHER)
     head = http().head(url)
-    assert head.validator == head.headers["Last-Modified"]
+    assert head.validator == head.headers.get("Last-Modified")
     assert fetch(http(), url, 100, validator=head.validator) == noise(100)
     assert origin.requests[-1].headers["if-unmodified-since"] == head.validator
     assert "if-match" not in origin.requests[-1].headers

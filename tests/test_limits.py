@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -335,6 +336,29 @@ def test_a_later_pull_gets_its_streams_out_of_a_part_and_the_part_goes_on(
     first.done.result(PATIENCE_SECONDS)
     assert (root / "models/long.bin/long.bin").read_bytes() == noise(64 * MIB)
     assert first.progress.fetched == 64 * MIB, "no byte was kept twice"
+    assert b"cachd_origin_retries_total{" not in running.metrics.text(), "it was no failure"
+
+
+def test_a_pull_that_goes_first_gets_the_stream_of_a_small_file_which_goes_on(
+    origin: Origin, root: Path, engine: Engines
+) -> None:
+    content = noise(200_000)
+    small, first = origin.add("/small.json", content), origin.add("/first.json", noise(1000))
+    running = engine(streams=1, limit_bytes_per_second="100KB")
+    hold = origin.hold("/small.json", after=0)
+    waiting = running.pulls.start(wish_of(f"{small}#sha256={hashlib.sha256(content).hexdigest()}"))
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    hold.release()
+    running.pulls.start(wish_of(first), priority=1).done.result(PATIENCE_SECONDS)
+    assert 0 < waiting.progress.fetched < len(content)
+    running.bandwidth.change(Limits())
+    waiting.done.result(PATIENCE_SECONDS)
+    assert (root / "models/small.json/small.json").read_bytes() == content
+    assert waiting.progress.fetched == len(content), "no byte was fetched twice"
+    asked = [seen.extent for seen in origin.requests if (seen.method, seen.path) == ("GET", "/small.json")]
+    assert len(asked) == 2
+    assert asked[0] is None
+    assert asked[1][1] == len(content)
     assert b"cachd_origin_retries_total{" not in running.metrics.text(), "it was no failure"
 
 

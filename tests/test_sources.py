@@ -7,6 +7,7 @@ import concurrent.futures
 import hashlib
 import os
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.sources.web import WebSource
+from cachd.sources.wire import Wire
 from tests.ground.models import digests, noise, safetensors_model, write_sha256sums
 from tests.ground.origin import (
     ChangeETag,
@@ -263,7 +265,7 @@ def test_without_a_strong_etag_the_date_marks_a_file(origin: Origin, etag: str |
     url = origin.add("/x", noise(100))
     origin.fault("/x", Tagged(etag), methods=EITHER)
     head = http().head(url)
-    assert head.validator == head.headers["Last-Modified"]
+    assert head.validator == head.headers.get("Last-Modified")
     assert fetch(http(), url, 100, validator=head.validator) == noise(100)
     assert origin.requests[-1].headers["if-unmodified-since"] == head.validator
     assert "if-match" not in origin.requests[-1].headers
@@ -617,6 +619,78 @@ def test_a_kept_connection_that_the_origin_closed_is_replaced() -> None:
             assert server.accepted == number
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: Content-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "connections"),
+    [
+        (OK, 1),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + OK, 1),
+        (CHUNKED + b"2\r\nok\r\n0\r\n\r\n", 1),
+        (CHUNKED + b"1;x=y\r\no\r\n1 \r\nk\r\n000\r\nX-Trailer: x\r\n\r\n", 1),
+        (OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), 2),
+        (OK.replace(b"HTTP/1.1", b"HTTP/1.0"), 2),
+        (OK.replace(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\n"), 1),
+        (OK + OK.replace(b"ok", b"no"), 2),
+        (OK.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n") + b"\r\n0\r\n\r\n", 2),
+    ],
+    ids=["plain", "announced", "chunked", "trailer", "close", "1.0", "1.0, kept", "more", "two lengths"],
+)
+def test_a_connection_is_used_again_where_its_answer_ended_beyond_doubt(
+    answer: bytes, connections: int
+) -> None:
+    with Scripted(saying(answer)) as server:
+        over = http()
+        for _ in range(2):
+            assert fetch(over, f"{server.url}/x", 2) == b"ok"
+        assert server.accepted == connections
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"], ids=["crlf", "lf"])
+def test_an_answer_may_come_a_byte_at_a_time(end: bytes) -> None:
+    def script(connection: socket.socket, _: int) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        heard(connection)
+        for byte in OK.replace(b"\r\n", end):
+            connection.sendall(bytes([byte]))
+
+    with Scripted(script) as server:
+        assert fetch(http(), f"{server.url}/x", 2) == b"ok"
+
+
+def test_an_answer_that_ends_within_its_head_is_no_answer() -> None:
+    def script(connection: socket.socket, _: int) -> None:
+        heard(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
+
+    with Scripted(script) as server:
+        refused(lambda: http().read(f"{server.url}/x", at_most=1), "connection_failed")
+
+
+def patience_of(wire: Wire) -> float:
+    seconds, micros = struct.unpack("@ll", wire.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+    return float(seconds + micros / 1e6)
+
+
+def test_a_wire_asks_the_kernel_for_other_patience_only_where_it_differs_by_a_hundredth() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, Wire(ours, 100.0) as wire:
+
+        def patience_with(left: float) -> float:
+            theirs.sendall(b"x")
+            wire.answer_by = time.monotonic() + left
+            wire.recv_into(bytearray(1))
+            return patience_of(wire)
+
+        assert patience_with(99.9) == 100
+        shorter = patience_with(90.0)
+        assert 80 < shorter <= 90
+        assert patience_with(89.9) == shorter
+        wire.answered()
+        assert patience_of(wire) == 100
+
+
 def test_a_new_connection_that_breaks_is_the_origins_failure() -> None:
     with Scripted(lambda connection, _: None) as server:
         assert isinstance(refused(lambda: http().head(f"{server.url}/x"), "connection_failed"), Unavailable)
@@ -885,6 +959,22 @@ def test_a_file_that_only_the_sums_know_is_not_found(origin: Origin) -> None:
     url = listed(origin, a=b"a", b=b"b")
     origin.remove("/model/b")
     refused(lambda: resolve(web(), url), "file_not_found")
+
+
+@pytest.mark.parametrize("number", [1, 8, 9, 50])
+def test_every_file_of_a_directory_is_asked_about_once(origin: Origin, number: int) -> None:
+    files = {f"{n:02}.bin": noise(n + 1) for n in range(number)}
+    manifest = resolve(web(), listed(origin, **files))
+    assert {f.path: f.size for f in manifest.files} == {name: len(files[name]) for name in files}
+    asked = [seen.path for seen in origin.requests if seen.method == "HEAD"]
+    assert sorted(asked) == [f"/model/{name}" for name in files]
+
+
+def test_a_directory_is_not_asked_about_any_further_when_one_of_its_files_is_refused(origin: Origin) -> None:
+    url = listed(origin, **{f"{n:03}.bin": b"x" for n in range(400)})
+    origin.remove("/model/000.bin")
+    refused(lambda: resolve(web(), url), "file_not_found")
+    assert len([seen for seen in origin.requests if seen.method == "HEAD"]) < 200
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "..\\x", "C:\\x", "a//b", "x\u202ey"], ids=ascii)

@@ -110,6 +110,9 @@ class Manifest:
         Patterns are those of a shell and match the whole path; `*` crosses '/', and `dir/` means all below.
         """
 
+        if not include and not exclude:
+            return self
+
         def matches(path: str, patterns: tuple[str, ...]) -> bool:
             return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
 

@@ -9,12 +9,15 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.sources.source import NoRanges
+
+if TYPE_CHECKING:
+    from cachd.sources.exchange import Answer
 
 BROKEN = (OSError, http.client.HTTPException)
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -35,7 +38,7 @@ def number(text: str | None) -> int | None:
     return int(text) if text and _NUMBER.fullmatch(text) else None
 
 
-def validator_of(response: http.client.HTTPResponse) -> str | None:
+def validator_of(response: Answer) -> str | None:
     """The strong ETag of an answer, else its date, else None."""
     tag = response.getheader("ETag") or ""
     if tag.startswith('"'):  # a weak one (W/"...") promises less than equal bytes
@@ -43,7 +46,7 @@ def validator_of(response: http.client.HTTPResponse) -> str | None:
     return response.getheader("Last-Modified")
 
 
-def check_status(response: http.client.HTTPResponse, url: str) -> None:
+def check_status(response: Answer, url: str) -> None:
     """Raises what a status other than 200 and 206 means: Forbidden, NotFound, Changed or Unavailable."""
     status, shown = response.status, bare(url)
     if status in (200, 206):
@@ -91,21 +94,21 @@ def retry_after(headers: Headers) -> float | None:
     return float(limit[1]) + 1 if limit else None
 
 
-def check_encoding(response: http.client.HTTPResponse, url: str) -> None:
+def check_encoding(response: Answer, url: str) -> None:
     """Raises Unavailable for coded bytes: they are not the ones a digest speaks of."""
     encoding = response.getheader("Content-Encoding") or "identity"
     if encoding != "identity":
         raise protocol_error(url, f"Content-Encoding {encoding:.40} though identity was asked for")
 
 
-def check_validator(response: http.client.HTTPResponse, url: str, validator: str | None) -> None:
+def check_validator(response: Answer, url: str, validator: str | None) -> None:
     """Raises Changed when the answer is about another state of the file than `validator` marks."""
     now = validator_of(response)
     if validator and now and now != validator:
         raise Changed(f"{bare(url)}: the file is now {now:.80}, and was {validator:.80}")
 
 
-def announced(response: http.client.HTTPResponse, url: str, size: int, extent: Extent) -> int:
+def announced(response: Answer, url: str, size: int, extent: Extent) -> int:
     """How many bytes an answer must hold, once its headers were found to say so too.
 
     Raises NoRanges for a whole file where a part was asked for, Changed when the size is another, Unavailable

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from io import BufferedReader
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from cachd.errors import Unavailable
-from cachd.sources.answers import BROKEN, bare, broken, number, protocol_error
+from cachd.sources.answers import BROKEN, bare, broken, protocol_error
+from cachd.sources.exchange import Answer, Incoming, request
 from cachd.sources.wire import TlsWire, Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
-_LONGEST_LINE = 65536
-_MOST_HEADERS = 100
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 
 Origin = tuple[str, str, int]
 
@@ -31,59 +26,21 @@ def origin_of(url: SplitResult) -> Origin:
 
 
 @lru_cache(maxsize=1024)
+def _host(origin: Origin) -> str:
+    """The Host header for an origin."""
+    scheme, host, port = origin
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port == (443 if scheme == "https" else 80) else f"{shown}:{port}"
+
+
+@lru_cache(maxsize=1024)
 def _origin(scheme: str, netloc: str) -> Origin:
     url = SplitResult(scheme, netloc, "", "", "")
     return scheme, url.hostname or "", url.port or (443 if scheme == "https" else 80)
 
 
-class Answer(http.client.HTTPResponse):
-    """The base's answer, but for its head: read as lines of `name: value`, not by the parser of e-mail."""
-
-    def begin(self) -> None:
-        if self.headers is not None:
-            return
-        while True:
-            version, status, reason = self._read_status()
-            if status != http.client.CONTINUE:
-                break
-            _read_head(self.fp)
-        self.code = self.status = status
-        self.reason = reason.strip()
-        self.version = 10 if version in ("HTTP/1.0", "HTTP/0.9") else 11
-        self.headers = self.msg = _read_head(self.fp)
-        self.chunked = (self.headers.get("Transfer-Encoding") or "").lower() == "chunked"
-        self.chunk_left = None
-        self.will_close = self._check_close()
-        bodiless = status in (204, 304) or self._method == "HEAD"
-        length = None if self.chunked else number(self.headers.get("Content-Length"))
-        self.length = 0 if bodiless else length
-        if not self.will_close and not self.chunked and self.length is None:
-            self.will_close = True
-
-
-def _read_head(lines: BufferedReader) -> http.client.HTTPMessage:
-    """The header lines up to the empty one. Raises http.client.HTTPException for what is none."""
-    headers, name = http.client.HTTPMessage(), ""
-    for _ in range(_MOST_HEADERS + 1):
-        line = lines.readline(_LONGEST_LINE + 1)
-        if len(line) > _LONGEST_LINE:
-            raise http.client.LineTooLong("header line")
-        if line in (b"\r\n", b"\n", b""):
-            return headers
-        if name and line[:1] in (b" ", b"\t"):  # the one before goes on (RFC 9112 5.2)
-            headers.replace_header(name, f"{headers[name]} {line.decode('iso-8859-1')}".strip())
-            continue
-        name, colon, value = line.decode("iso-8859-1").partition(":")
-        if not colon or not _TOKEN.fullmatch(name):
-            raise http.client.HTTPException(f"a header line is {line[:40]!r}")
-        headers[name] = value.strip()
-    raise http.client.HTTPException(f"more than {_MOST_HEADERS} header lines")
-
-
-class Connection(http.client.HTTPConnection):
-    """One connection to an origin through a dial of ours, given back to its thread's pool after use."""
-
-    response_class = Answer
+class Connection:
+    """One connection to an origin, dialled when first asked, given back to its thread's pool after use."""
 
     def __init__(
         self,
@@ -94,29 +51,28 @@ class Connection(http.client.HTTPConnection):
         *,
         stall_seconds: float,
     ) -> None:
-        _, host, port = origin
-        super().__init__(host, port)
-        self.default_port = 443 if tls else 80  # decides whether the Host header names the port
         self._origin, self._dial, self._tls, self._pool = origin, dial, tls, pool
         self._stall_seconds = stall_seconds
         self._answer_by: float | None = None
         self._aborted = False
         self.address = ""
-        self.wire: Wire | None = None  # outlasts `sock`, which an answer that closes takes away
+        self._incoming: Incoming | None = None
+        self.wire: Wire | None = None
 
-    def connect(self) -> None:
+    def _connect(self) -> Incoming:
         connected = self._dial()
         self.address = str(connected.getpeername()[0])
         wire = (
-            TlsWire(connected, self._stall_seconds, self._tls, self.host)
+            TlsWire(connected, self._stall_seconds, self._tls, self._origin[1])
             if self._tls
             else Wire(connected, self._stall_seconds)
         )
         wire.answer_by = self._answer_by
-        self.sock = self.wire = wire
+        self.wire, self._incoming = wire, Incoming(wire)
         if self._aborted:  # while it was dialled
             self.abort()
         wire.handshake()
+        return self._incoming
 
     def abort(self) -> None:
         """Make whoever waits for an answer on it return or raise at once."""
@@ -125,20 +81,27 @@ class Connection(http.client.HTTPConnection):
             with suppress(OSError):
                 self.wire.shutdown(socket.SHUT_RDWR)
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Send a request and read the head of its answer, which gets `stall_seconds` in all."""
+    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        """Send a request and read the head of its answer, which gets `stall_seconds` in all.
+
+        Raises OSError, HTTPException, or ValueError for a header that cannot be sent.
+        """
+        asked = request(method, path, _host(self._origin), headers)
         self._answer_by = time.monotonic() + self._stall_seconds
-        if self.wire is not None:
-            self.wire.answer_by = self._answer_by
-        self.request(method, path, headers=headers)
-        response = self.getresponse()
-        if self.wire is not None:
-            self.wire.answered()
-        return response
+        incoming = self._incoming or self._connect()
+        incoming.wire.answer_by = self._answer_by
+        incoming.wire.sendall(asked)
+        answer = Answer(incoming, method)
+        incoming.wire.answered()
+        return answer
 
     def keep(self) -> None:
         """Leave the connection to the thread's next request to this origin."""
         self._pool[self._origin] = self
+
+    def close(self) -> None:
+        if self.wire is not None:
+            self.wire.close()
 
 
 class Response:
@@ -146,13 +109,13 @@ class Response:
 
     def __init__(
         self,
-        response: http.client.HTTPResponse,
+        response: Answer,
         connection: Connection,
         url: str,
         *,
         stall_seconds: float,
     ) -> None:
-        self._response, self._connection, self._shown = response, connection, bare(url)
+        self._response, self._connection, self._url = response, connection, url
         self._stall_seconds = stall_seconds
         self._size: int | None = response.length
         self._got = 0
@@ -183,7 +146,7 @@ class Response:
             self._check_rate()
         if self._size is not None and filled < wanted:
             raise Unavailable(
-                f"{self._shown}: the connection ended after {self._got} of {self._size} bytes",
+                f"{bare(self._url)}: the connection ended after {self._got} of {self._size} bytes",
                 code="cut_short",
             )
         if self._got == self._size:
@@ -198,23 +161,16 @@ class Response:
     def close(self) -> None:
         """Keep the connection if its answer was read to the end, else drop it."""
         whole = self._got == self._size
-        if whole and not self._response.will_close:
-            self._response.close()
+        if whole and self._response.is_over:
             self._connection.keep()
         else:
-            self._response.close()
             self._connection.close()
 
     def _receive(self, view: memoryview) -> int:
         try:
-            if self._response.chunked or self._response.fp is None:
-                got = self._response.read1(len(view))
-                view[: len(got)] = got
-                return len(got)
-            # One receive at a time, straight into `view` (wire.py), so that a trickle is noticed.
-            return self._response.fp.readinto1(view)
+            return self._response.readinto(view)
         except BROKEN as error:
-            raise broken(urlsplit(self._shown), error) from error
+            raise broken(urlsplit(self._url), error) from error
 
     def _check_rate(self) -> None:
         elapsed = time.monotonic() - self._window_began
@@ -223,7 +179,7 @@ class Response:
         rate = (self._got - self._window_got) / elapsed
         if rate < SLOWEST_BYTES_PER_SECOND:
             raise Unavailable(
-                f"{self._shown}: {rate:.0f} bytes a second for {elapsed:.0f} s", code="too_slow"
+                f"{bare(self._url)}: {rate:.0f} bytes a second for {elapsed:.0f} s", code="too_slow"
             )
         self._window_began, self._window_got = time.monotonic(), self._got
 
@@ -231,4 +187,4 @@ class Response:
         """An answer without a length must end where the manifest says the file ends."""
         told = self._response.getheader("Content-Length")
         if told is None and self._receive(memoryview(bytearray(1))):
-            raise protocol_error(self._shown, f"more than the {self._size} bytes it was asked for")
+            raise protocol_error(self._url, f"more than the {self._size} bytes it was asked for")

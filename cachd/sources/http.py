@@ -12,7 +12,6 @@ that a model of a thousand parts costs the origin one request a file.
 
 from __future__ import annotations
 
-import http.client
 import re
 import socket
 import ssl
@@ -37,10 +36,12 @@ from cachd.sources.answers import (
     validator_of,
 )
 from cachd.sources.connection import Connection, Origin, Response, origin_of
+from cachd.sources.exchange import Answer, Headers
 from cachd.sources.source import Cut
 
 MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
+_ALWAYS_TOLD = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)
 _ODD = re.compile(r"[^!-\[\]-~]")  # space, backslash, control characters, all beyond ASCII
@@ -66,7 +67,7 @@ class Head:
 
     size: int | None
     validator: str | None
-    headers: http.client.HTTPMessage
+    headers: Headers
 
 
 class Http:
@@ -151,7 +152,7 @@ class Http:
         except BaseException:
             body.close()
             raise
-        if origin_of(urlsplit(arrived)) != origin_of(urlsplit(target.url)):
+        if arrived != target.url and origin_of(urlsplit(arrived)) != origin_of(urlsplit(target.url)):
             if len(self._moved) >= MOST_MOVED:
                 self._moved.clear()
             self._moved[target.url] = arrived
@@ -164,11 +165,11 @@ class Http:
         headers: Mapping[str, str],
         secrets: Mapping[str, str],
         cut: Cut | None = None,
-    ) -> tuple[str, http.client.HTTPResponse, Connection]:
+    ) -> tuple[str, Answer, Connection]:
         """Send a request and follow redirects; the URL that answered, its answer and its connection."""
-        first = origin_of(_checked(url))
+        parts = _checked(url)
+        first = origin_of(parts)
         for _ in range(MOST_REDIRECTS + 1):
-            parts = _checked(url)
             self._reach.check_url(parts)
             if origin_of(parts) != first:
                 secrets = {}  # for good: a redirect back does not bring them back
@@ -185,15 +186,14 @@ class Http:
                     code="downgrade_refused",
                     mend="the origin is misconfigured, or somebody stands between",
                 )
-            url = target
+            url, parts = target, _checked(target)
         raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
 
     def _send(
         self, method: str, url: SplitResult, headers: Mapping[str, str], cut: Cut
-    ) -> tuple[http.client.HTTPResponse, Connection]:
+    ) -> tuple[Answer, Connection]:
         """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        told = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         pool = self._pool()
         kept = pool.pop(origin_of(url), None)
         if kept:
@@ -205,7 +205,7 @@ class Http:
         for connection in filter(None, (kept, new)):
             try:
                 with cut.reaches(connection):
-                    return connection.ask(method, path, {**told, **headers}), connection
+                    return connection.ask(method, path, {**_ALWAYS_TOLD, **headers}), connection
             except CachdError:
                 connection.close()
                 raise

@@ -32,10 +32,14 @@ class ContentStore:
     def path(self, blob: Digest) -> Path:
         return self._layout.blob(blob)
 
+    def at(self, blob: Digest) -> str:
+        """The path as text."""
+        return self._layout.blob_at(blob)
+
     def has(self, file: File) -> bool:
         """Whether the file's blob is here, at its size."""
         try:
-            return os.lstat(self.path(file.blob)).st_size == file.size
+            return os.lstat(self.at(file.blob)).st_size == file.size
         except FileNotFoundError:
             return False
 
@@ -46,7 +50,7 @@ class ContentStore:
     def allocated(self, file: File) -> int:
         """Bytes of disk that an ingest of the file holds already."""
         try:
-            return os.lstat(self._layout.ingest(file.blob) / "data").st_blocks * 512
+            return os.lstat(f"{self._layout.ingest_at(file.blob)}/data").st_blocks * 512
         except FileNotFoundError:
             return 0
 
@@ -79,8 +83,7 @@ class ContentStore:
             raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
         if (got := of_whole(file.digest, content)) != file.digest:
             raise _corrupt(file, got)
-        target = str(self.path(file.blob))
-        staged = str(self._layout.staged_blob(file.blob))
+        target, staged = self.at(file.blob), self._layout.staged_blob_at(file.blob)
         with durable.disk_errors(target):
             try:
                 durable.write_sealed(staged, content)
@@ -100,7 +103,7 @@ class ContentStore:
 
     def sync(self, blobs: Iterable[Digest]) -> None:
         """Make the names of committed blobs durable."""
-        for directory in {self.path(blob).parent for blob in blobs}:
+        for directory in {self.path(blob).parent for blob in {b.algorithm: b for b in blobs}.values()}:
             with durable.disk_errors(directory):
                 durable.sync_directory(directory)
         with durable.disk_errors(self._layout.blobs):

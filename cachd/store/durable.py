@@ -145,7 +145,7 @@ def take_away(path: Path, trash: Path) -> None:
             os.unlink(path)
 
 
-def link(source: Path, target: Path, *, beside: Path) -> None:
+def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
     """Give the file `source` the name `target`, taking the place of what has it; done already is fine.
 
     `beside` is a free name of the same file system to come from. Raises OSError.
@@ -153,7 +153,7 @@ def link(source: Path, target: Path, *, beside: Path) -> None:
     with suppress(FileExistsError):
         os.link(source, target, follow_symlinks=False)
         return
-    if not os.path.samestat(source.lstat(), target.lstat()):
+    if not os.path.samestat(os.lstat(source), os.lstat(target)):
         with suppress(FileNotFoundError):
             os.unlink(beside)
         os.link(source, beside, follow_symlinks=False)

@@ -178,7 +178,7 @@ class Snapshots:
         path = self._layout.manifest(manifest.id)
         shown = {hub_folder, *catalog.read_shown(path)}
         document = manifest.as_document() | {"shown": sorted(shown)}
-        durable.write_file(path, json.dumps(document, indent=1).encode())
+        durable.write_file(path, json.dumps(document).encode())
 
     def _remove(self, manifest: str) -> int:
         """Remove a snapshot from both views and free its blobs, unless a name still uses it."""

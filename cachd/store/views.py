@@ -27,10 +27,11 @@ class _View:
     def _link(self, files: Mapping[str, File], target: Path) -> None:
         """Link every file below `target` and make all the names durable, bottom up."""
         target.mkdir(exist_ok=True)
+        for folder in {os.path.dirname(path) for path in files}:
+            (target / folder).mkdir(parents=True, exist_ok=True)
+        beside = self._layout.staging / "link"
         for path, file in files.items():
-            place = target / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            durable.link(self._content.path(file.blob), place, beside=self._layout.staging / "link")
+            durable.link(self._content.at(file.blob), f"{target}/{path}", beside=beside)
         for directory in _directories(target):
             directory.chmod(0o755)
             durable.sync_directory(directory)
@@ -161,7 +162,7 @@ def _directories(root: Path) -> list[Path]:
 def _tree_document(files: Mapping[str, File]) -> bytes:
     """The list of files as huggingface_hub's `trees/<commit>.json` (its `_tree_cache.py`, version 1)."""
     entries = {path: _tree_entry(files[path]) for path in sorted(files)}
-    return json.dumps({"format_version": 1, "files": entries}, indent=1).encode()
+    return json.dumps({"format_version": 1, "files": entries}).encode()
 
 
 def _tree_entry(file: File) -> dict[str, object]:

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import socket
-import ssl
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
+from cachd.sources.trust import Authorities
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
@@ -72,15 +72,20 @@ def assembled(config: Config) -> Iterator[Parts]:
 
 
 def build_sources(config: Config) -> Sources:
-    ca_file = str(config.ca_file) if config.ca_file else None
-    if ca_file:
-        _check_authorities(ca_file)
+    authorities = Authorities(str(config.ca_file) if config.ca_file else None)
+    if config.ca_file:
+        _check_authorities(authorities)
     http = partial(
-        Http, stall_seconds=config.stall_seconds, connect_seconds=config.connect_seconds, ca_file=ca_file
+        Http,
+        authorities=authorities,
+        stall_seconds=config.stall_seconds,
+        connect_seconds=config.connect_seconds,
     )
     return Sources(
         http,
         Reach(config.allow),
+        authorities=authorities,
+        stall_seconds=config.stall_seconds,
         hf_endpoint=config.hf_endpoint,
         hf_token=Secret(config.hf_token_file, "HF_TOKEN"),
         s3_endpoint_url=config.s3_endpoint_url,
@@ -88,15 +93,13 @@ def build_sources(config: Config) -> Sources:
     )
 
 
-def _check_authorities(ca_file: str) -> None:
-    """Raises Invalid when the file holds no certificate."""
+def _check_authorities(authorities: Authorities) -> None:
+    """Raises Invalid when its file holds no certificate."""
     try:
-        ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
+        authorities.context()
+    except Unavailable as error:
         raise Invalid(
-            f"ca_file {ca_file} cannot be used: {error.strerror or error}",
-            code="bad_option",
-            mend="give a PEM file of the authorities to trust",
+            error.detail, code="bad_option", mend="give a PEM file of the authorities to trust"
         ) from error
 
 

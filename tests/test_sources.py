@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +31,7 @@ from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Body, Cut, NoRanges, Source
+from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from cachd.sources.wire import Wire
 from tests.ground.models import digests, noise, safetensors_model, write_sha256sums
@@ -63,7 +65,7 @@ def http(*allow: str, stall_seconds: float = PATIENCE_SECONDS, ca_file: Path | N
         Reach(allow or ["127.0.0.0/8"]),
         stall_seconds=stall_seconds,
         connect_seconds=PATIENCE_SECONDS,
-        ca_file=str(ca_file) if ca_file else None,
+        authorities=Authorities(str(ca_file) if ca_file else None),
     )
 
 
@@ -1236,8 +1238,10 @@ def test_a_file_that_may_not_be_read_is_forbidden() -> None:
 
 def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | None = None) -> Sources:
     return Sources(
-        Http,
+        partial(Http, authorities=Authorities()),
         Reach(["127.0.0.0/8"]),
+        authorities=Authorities(),
+        stall_seconds=PATIENCE_SECONDS,
         hf_endpoint=hf_endpoint,
         hf_token=Secret(None),
         s3_endpoint_url=s3_endpoint_url,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cachd.sources.exchange import Answer
 
 BROKEN = (OSError, http.client.HTTPException)
+_TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
 
@@ -88,7 +89,7 @@ def retry_after(headers: Headers) -> float | None:
     told = (headers.get("Retry-After") or "").strip()
     if _NUMBER.fullmatch(told):
         return float(told)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
     limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
     return float(limit[1]) + 1 if limit else None
@@ -146,6 +147,12 @@ def broken(url: SplitResult, error: Exception) -> CachdError:
             f"{shown}: {error.verify_message}",
             code="tls_untrusted",
             mend="set ca_file if the origin has its own authority; check the node's clock",
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in _TOO_OLD:
+        return Forbidden(
+            f"{shown}: it speaks no TLS that can be trusted ({error.reason})",
+            code="tls_too_old",
+            mend="the origin must speak TLS 1.2 or later",
         )
     if isinstance(error, socket.gaierror):
         return Unavailable(f"{url.hostname} cannot be resolved: {error.strerror}", code="dns_failed")

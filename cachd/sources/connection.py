@@ -17,6 +17,7 @@ from cachd.sources.exchange import Answer, Incoming, request
 from cachd.sources.wire import TlsWire, Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
+MISDIRECTED = 421
 
 Origin = tuple[str, str, int]
 
@@ -46,7 +47,7 @@ class Connection:
         self,
         origin: Origin,
         dial: Callable[[], socket.socket],
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         pool: dict[Origin, Connection],
         *,
         stall_seconds: float,
@@ -60,11 +61,12 @@ class Connection:
         self.wire: Wire | None = None
 
     def _connect(self) -> Incoming:
+        trusted = self._tls() if self._tls else None
         connected = self._dial()
         self.address = str(connected.getpeername()[0])
         wire = (
-            TlsWire(connected, self._stall_seconds, self._tls, self._origin[1])
-            if self._tls
+            TlsWire(connected, self._stall_seconds, trusted, self._origin[1])
+            if trusted
             else Wire(connected, self._stall_seconds)
         )
         wire.answer_by = self._answer_by
@@ -159,9 +161,12 @@ class Response:
         self._connection.abort()
 
     def close(self) -> None:
-        """Keep the connection if its answer was read to the end, else drop it."""
+        """Keep the connection if its answer was read to the end, else drop it.
+
+        One that is told it came to the wrong server (421, RFC 9110 15.5.20) asks nothing there again.
+        """
         whole = self._got == self._size
-        if whole and self._response.is_over:
+        if whole and self._response.is_over and self._response.status != MISDIRECTED:
             self._connection.keep()
         else:
             self._connection.close()

@@ -95,6 +95,10 @@ class Headers:
     def get(self, name: str, /) -> str | None:
         return self._values.get(name.lower())
 
+    def items(self) -> list[tuple[str, str]]:
+        """Names in lower case, with their values."""
+        return list(self._values.items())
+
 
 class Answer:
     """The answer to one request; its head is here, its body is still to be read."""

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -36,11 +35,14 @@ from cachd.sources.answers import (
     validator_of,
 )
 from cachd.sources.connection import Connection, Origin, Response, origin_of
+from cachd.sources.dial import dial
 from cachd.sources.exchange import Answer, Headers
 from cachd.sources.source import Cut
+from cachd.sources.trust import Authorities
 
 MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
+_SHORT_BYTES = 64 << 10
 _ALWAYS_TOLD = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)
@@ -70,6 +72,15 @@ class Head:
     headers: Headers
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A short answer, read to its end."""
+
+    status: int
+    headers: Headers
+    content: bytes
+
+
 class Http:
     """Plain HTTP/1.1 with connections kept a thread and an origin. Safe to share between threads."""
 
@@ -79,11 +90,11 @@ class Http:
         *,
         stall_seconds: float = 30.0,
         connect_seconds: float = 10.0,
-        ca_file: str | None = None,
+        authorities: Authorities,
     ) -> None:
         self._reach = reach
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
-        self._tls = ssl.create_default_context(cafile=ca_file)
+        self._authorities = authorities
         self._kept = threading.local()
         self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
 
@@ -94,6 +105,7 @@ class Http:
             if response.status in (405, 501):
                 return self._head_by_range(url, secrets or {})
             check_status(response, url)
+            check_encoding(response, url)
             length = response.getheader("Content-Length")
             return Head(number(length), validator_of(response), response.headers)
 
@@ -102,21 +114,36 @@ class Http:
         _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             check_status(response, url)
+            check_encoding(response, url)
             told = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range") or "")
             size = int(told[3]) if told else number(response.getheader("Content-Length"))
             return Head(size, validator_of(response), response.headers)
 
     def read(self, url: str, *, at_most: int, secrets: Mapping[str, str] | None = None) -> bytes:
         """The whole of a small file. Raises Invalid when it is longer than `at_most` bytes."""
-        _, response, connection = self._follow("GET", url, {}, secrets or {})
+        return self._ask(url, at_most, secrets or {}, check_status).content
+
+    def ask(self, url: str, *, at_most: int, secrets: Mapping[str, str] | None = None) -> Told:
+        """What an origin says of a URL, whatever its status. Raises Invalid when that does not end."""
+        return self._ask(url, at_most, secrets or {}, lambda _response, _url: None)
+
+    def _ask(
+        self,
+        url: str,
+        at_most: int,
+        secrets: Mapping[str, str],
+        check: Callable[[Answer, str], None],
+    ) -> Told:
+        _, response, connection = self._follow("GET", url, {}, secrets)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
-            check_status(response, url)
+            check(response, url)
             check_encoding(response, url)
-            buffer = bytearray(at_most + 1)
-            got = body.readinto(memoryview(buffer))
-            if got > at_most:
+            content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
+            while count := body.readinto(buffer[: at_most + 1 - len(content)]):
+                content += buffer[:count]
+            if len(content) > at_most:
                 raise Invalid(f"{bare(url)} is longer than {at_most} bytes", code="too_long")
-            return bytes(buffer[:got])
+            return Told(response.status, response.headers, bytes(content))
 
     def open(self, target: Target, extent: Extent, cut: Cut) -> Response:
         """Ask for the bytes of an extent; `cut` ends the asking.
@@ -198,7 +225,7 @@ class Http:
         kept = pool.pop(origin_of(url), None)
         if kept:
             self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
-        tls = self._tls if url.scheme == "https" else None
+        tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(
             origin_of(url), lambda: self._dial(url), tls, pool, stall_seconds=self._stall_seconds
         )
@@ -236,18 +263,9 @@ class Http:
             raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
         for *_, address in infos:
             self._reach.check_address(url, str(address[0]))
-        refusal: OSError = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in infos:
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(self._connect_seconds)
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
-            except OSError as error:
-                sock.close()
-                refusal = error
-        raise refusal
+        connected = dial(infos, self._connect_seconds)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connected
 
 
 def _joined(url: str, location: str) -> str:

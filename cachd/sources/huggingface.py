@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import httpx2
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -26,7 +27,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 
-_ANSWER_SECONDS = 60.0
+_LONGEST_BYTES = 64 << 20  # a listing: some 300 bytes a file
 
 # Telemetry would ask huggingface.co even where another endpoint is configured, and wait for it.
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -40,6 +41,7 @@ class HubSource:
 
     def __init__(self, http: Http, *, endpoint: str, token: Secret) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
+        set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
 
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`. One call: it names the commit and lists its files."""
@@ -49,12 +51,16 @@ class HubSource:
             library_name="cachd",
             library_version=__version__,
         )
-        with _hub_errors(ref):
-            found = api.model_info(
-                ref.location, revision=ref.revision, files_metadata=True, timeout=_ANSWER_SECONDS
-            )
+        with _hub_errors(ref), _asks_over(self._http):
+            found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
         if not found.sha:
             raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
+        if ref.is_pinned and found.sha != ref.revision:
+            raise Unavailable(
+                f"{ref} was answered with commit {found.sha:.80}",
+                code="origin_protocol",
+                mend="what stands at hf_endpoint is no faithful mirror",
+            )
         files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
         return Manifest(ref.base, found.sha, files)
 
@@ -81,6 +87,35 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
         )
     digest = Digest("sha256", sibling.lfs.sha256) if sibling.lfs else Digest("git-sha1", str(blob_id))
     return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest)
+
+
+class _OurPath(httpx2.BaseTransport):
+    """Lets the Hub's client ask over the same path as the bytes come: what that refuses is refused here too,
+    no proxy or .netrc of the environment has a say, and an answer is cut when it does not end.
+    """
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        http = _path.get()
+        if http is None or constants.is_offline_mode():
+            raise OfflineModeIsEnabled("nobody asked for this")
+        token = request.headers.get("Authorization")
+        told = http.ask(
+            str(request.url), at_most=_LONGEST_BYTES, secrets={"Authorization": token} if token else {}
+        )
+        return httpx2.Response(told.status, headers=told.headers.items(), content=told.content)
+
+
+_path: ContextVar[Http | None] = ContextVar("path", default=None)
+
+
+@contextmanager
+def _asks_over(http: Http) -> Iterator[None]:
+    """Inside, and in this thread, the Hub's client asks over `http`."""
+    before = _path.set(http)
+    try:
+        yield
+    finally:
+        _path.reset(before)
 
 
 @contextmanager
@@ -117,9 +152,11 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
     except HfHubHTTPError as error:
         raise _by_status(ref, error) from error
-    except httpx2.TransportError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # what its client makes of no listing
         raise Unavailable(
-            f"the Hub did not answer for {ref.base}: {type(error).__name__}", code="connection_failed"
+            f"the Hub's answer for {ref.base} is no listing: {type(error).__name__}",
+            code="origin_protocol",
+            mend="is a login page or another server at hf_endpoint?",
         ) from error
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import boto3
@@ -19,13 +20,15 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
-from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
+from cachd.sources.trust import Authorities
 
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
@@ -46,8 +49,11 @@ class BucketSource:
     A COMPOSITE checksum is a digest of part digests and an ETag is no digest at all: neither is believed.
     """
 
-    def __init__(self, http: Http, *, endpoint_url: str | None, region: str | None) -> None:
+    def __init__(
+        self, http: Http, *, endpoint_url: str | None, region: str | None, authorities: Authorities
+    ) -> None:
         self._http, self._endpoint_url, self._region = http, endpoint_url, region
+        self._authorities = authorities
         self._lock = threading.Lock()
         self._client: Any = None
         self._made = 0.0
@@ -55,8 +61,8 @@ class BucketSource:
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
-        client = self._signed_in(renew=True)
         with _bucket_errors(ref.base):
+            client = self._signed_in(renew=True)
             keys = self._list(client, bucket, prefix)
             if not keys:
                 raise NotFound(
@@ -78,33 +84,42 @@ class BucketSource:
         """See `Source.open`."""
         bucket, _, key = file.origin.removeprefix("s3://").partition("/")
         try:
-            return self._open(self._signed_in(), bucket, key, file, extent, cut)
+            return self._open(bucket, key, file, extent, cut)
         except Forbidden as error:
             if error.facts.get("status") != 403:
                 raise
-            return self._open(self._signed_in(renew=True), bucket, key, file, extent, cut)
+            return self._open(bucket, key, file, extent, cut, renew=True)
 
-    def _open(self, client: Any, bucket: str, key: str, file: File, extent: Extent, cut: Cut) -> Response:
+    def _open(
+        self, bucket: str, key: str, file: File, extent: Extent, cut: Cut, *, renew: bool = False
+    ) -> Response:
         with _bucket_errors(file.origin):
-            url = client.generate_presigned_url(
+            url = self._signed_in(renew=renew).generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
             )
         return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
 
     def _signed_in(self, *, renew: bool = False) -> Any:
-        """A client whose credentials were read from where they are kept not long ago."""
+        """A client whose credentials were read from where they are kept not long ago.
+
+        It reaches what the bytes' path reaches: no proxy of the environment.
+        """
+        if self._authorities.file:
+            self._authorities.context()
         with self._lock:
             if self._client is None or renew or time.monotonic() - self._made > _SESSION_SECONDS:
                 self._client = boto3.session.Session().client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
+                    verify=self._authorities.file,
                     config=botocore.config.Config(
                         signature_version="s3v4",
                         connect_timeout=10,
                         read_timeout=60,
                         max_pool_connections=_ASKED_AT_ONCE,
                         retries={"total_max_attempts": 1},
+                        proxies={},
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
                 )
@@ -133,6 +148,8 @@ class BucketSource:
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
         with _bucket_errors(f"s3://{bucket}/{key}"):
             head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        if "ContentLength" not in head or "ETag" not in head:
+            raise Unavailable(f"s3://{bucket}/{key} has no size or no ETag", code="origin_protocol")
         digest = listed or _full_object_checksum(head)
         return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
 
@@ -144,7 +161,8 @@ def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
     for name, algorithm in _CHECKSUMS.items():
         told = head.get(name)
         if told and "-" not in told:
-            return Digest(algorithm, base64.b64decode(told).hex())
+            with suppress(binascii.Error, Invalid):  # else it is no checksum at all
+                return Digest(algorithm, base64.b64decode(told, validate=True).hex())
     return None
 
 
@@ -160,7 +178,7 @@ def _bucket_errors(shown: str) -> Iterator[None]:
             code="source_unauthorized",
             mend="set AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
         ) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
 
 
@@ -170,6 +188,13 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
     status = int(answer.get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
         return Forbidden(f"{shown} is archived", code="archived", mend="restore it first", status=status)
+    if code == "RequestTimeTooSkewed":
+        return Forbidden(
+            f"{shown}: this node's clock differs from the server's",
+            code="clock_skewed",
+            mend="set the clock",
+            status=status,
+        )
     if status in (401, 403):
         return Forbidden(
             f"{shown}: {code}",

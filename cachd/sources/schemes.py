@@ -13,6 +13,7 @@ from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Source
+from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 
 
@@ -27,12 +28,15 @@ class Sources:
         http: Callable[[Reach], Http],
         reach: Reach,
         *,
+        authorities: Authorities,
+        stall_seconds: float,
         hf_endpoint: str,
         hf_token: Secret,
         s3_endpoint_url: str | None,
         s3_region: str | None,
     ) -> None:
         self._http, self._reach = http, reach
+        self._authorities, self._stall_seconds = authorities, stall_seconds
         self._hf_endpoint, self._hf_token = hf_endpoint, hf_token
         self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
         self._hf_reach = reach.also([hf_endpoint])
@@ -56,7 +60,10 @@ class Sources:
             from cachd.sources.s3 import BucketSource  # with boto3
 
             return BucketSource(
-                self._http(self._s3_reach), endpoint_url=self._s3_endpoint_url, region=self._s3_region
+                self._http(self._s3_reach),
+                endpoint_url=self._s3_endpoint_url,
+                region=self._s3_region,
+                authorities=self._authorities,
             )
         if scheme == "file":
             return ShareSource(self._reach)

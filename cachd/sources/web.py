@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from urllib.parse import unquote
 
-from cachd.errors import Invalid, NotFound
+from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import sums
 from cachd.sources.connection import Response
@@ -20,6 +20,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 8
+_PAGES = ("text/html", "application/xhtml+xml")
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
@@ -72,6 +73,13 @@ class WebSource:
 
     def _ask(self, url: str, path: str, digest: Digest | None) -> File:
         head = self._http.head(url)
+        kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+        if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
+            raise Unavailable(
+                f"{url} answers with a page ({kind}) where a file was expected",
+                code="login_page",
+                mend="open it in a browser: it wants a login, perhaps, or is the wrong address",
+            )
         if head.size is None:
             raise Invalid(
                 f"{url} does not say how long it is",

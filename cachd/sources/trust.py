@@ -1,0 +1,42 @@
+"""Whom a TLS connection believes: the system's authorities, or those of a file that may be replaced."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from pathlib import Path
+
+from cachd.errors import Unavailable
+
+
+class Authorities:
+    """The PEM file `file`, read again whenever it was replaced; without one, the system's own."""
+
+    def __init__(self, file: str | None = None) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+        self._seen: tuple[int, int, int] | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """For the next connection. Raises Unavailable while the file holds no authority."""
+        with self._lock:
+            try:
+                seen = _mark(self.file)
+                if self._context is None or seen != self._seen:
+                    self._context, self._seen = ssl.create_default_context(cafile=self.file), seen
+                return self._context
+            except OSError as error:  # of which ssl.SSLError is one
+                raise Unavailable(
+                    f"ca_file {self.file} cannot be used: {error.strerror or error}",
+                    code="bad_ca_file",
+                    mend="put a PEM file of authorities there; it is read again at the next connection",
+                ) from error
+
+
+def _mark(file: str | None) -> tuple[int, int, int] | None:
+    """What tells one state of the file from another."""
+    if file is None:
+        return None
+    status = Path(file).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -58,6 +58,12 @@ class Metrics:
         self.resumed_bytes = Counter(
             "cachd_resumed_bytes_total", "Bytes found in journals and not fetched again", registry=registry
         )
+        self.refetched_bytes = Counter(
+            "cachd_refetched_bytes_total",
+            "Bytes fetched again because a digest was wrong",
+            ["reason"],
+            registry=registry,
+        )
         self.origin_requests = Counter(
             "cachd_origin_requests_total",
             "Requests for bytes, by the class of the answer",

@@ -96,6 +96,7 @@ class Http:
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities = authorities
         self._kept = threading.local()
+        self._age = 0  # connections of an earlier one are not used again
         self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
 
     def head(self, url: str, *, secrets: Mapping[str, str] | None = None) -> Head:
@@ -159,6 +160,11 @@ class Http:
                     raise
                 self._moved.pop(target.url, None)
         return self._open_at(target.url, target.secrets, target, extent, cut)
+
+    def anew(self) -> None:
+        """Use no connection and no signed address again that is known now."""
+        self._age += 1
+        self._moved.clear()
 
     def _open_at(
         self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cut: Cut
@@ -249,8 +255,10 @@ class Http:
 
     def _pool(self) -> dict[Origin, Connection]:
         """The connections this thread keeps, one an origin."""
-        if not hasattr(self._kept, "pool"):
-            self._kept.pool = {}
+        if getattr(self._kept, "age", None) != self._age:
+            for connection in getattr(self._kept, "pool", {}).values():
+                connection.close()
+            self._kept.pool, self._kept.age = {}, self._age
         pool: dict[Origin, Connection] = self._kept.pool
         return pool
 

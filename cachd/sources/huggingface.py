@@ -78,6 +78,10 @@ class HubSource:
                 raise _gated(f"hf://{repo}") from error
             raise
 
+    def anew(self) -> None:
+        """See `Source.anew`."""
+        self._http.anew()
+
 
 def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
     size, blob_id = sibling.size, sibling.blob_id

@@ -90,6 +90,10 @@ class BucketSource:
                 raise
             return self._open(bucket, key, file, extent, cut, renew=True)
 
+    def anew(self) -> None:
+        """See `Source.anew`."""
+        self._http.anew()
+
     def _open(
         self, bucket: str, key: str, file: File, extent: Extent, cut: Cut, *, renew: bool = False
     ) -> Response:

@@ -55,6 +55,9 @@ class ShareSource:
             self._check(path)
             return ShareBody(path, file, extent)
 
+    def anew(self) -> None:
+        """See `Source.anew`: a file system has one way."""
+
     def _check(self, path: Path) -> None:
         self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
         real = path.resolve(strict=True)

@@ -84,3 +84,7 @@ class Source(Protocol):
         validator moved, and NotFound, Forbidden or Unavailable.
         """
         ...
+
+    def anew(self) -> None:
+        """What came was wrong: let go of links and connections, so that the next bytes come another way."""
+        ...

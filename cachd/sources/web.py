@@ -42,6 +42,10 @@ class WebSource:
         validator = None if (file.validator or "").startswith("once:") else file.validator
         return self._http.open(Target(file.origin, file.size, validator=validator), extent, cut)
 
+    def anew(self) -> None:
+        """See `Source.anew`."""
+        self._http.anew()
+
     def _resolve_directory(self, ref: Ref) -> Manifest:
         url = ref.base + sums.NAME
         try:

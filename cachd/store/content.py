@@ -60,8 +60,9 @@ class ContentStore:
 
     def commit(self, ingest: Ingest) -> None:
         """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong."""
-        file, got = ingest.file, ingest.digest()
-        if file.digest is not None and got != file.digest:
+        file = ingest.file
+        if not ingest.agrees:
+            got = ingest.digest()
             ingest.discard()
             raise _corrupt(file, got)
         target = self.path(file.blob)

@@ -13,17 +13,20 @@ checksum that can be joined (CRC) comes from its parts', hashed while they were 
 digest the parts' own hashes are all there is. Only what no part's hash covers is read back for these.
 
     begun --write*, landed*--> whole --follow*--> hashed --commit--> blob
-      |                                              |
-      +--close--> kept, resumed by the next begin    +--discard--> gone
+      | ^                                            | |
+      | +----forget: some parts are fetched again----+ +--discard--> gone
+      +--close--> kept, resumed by the next begin
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -54,6 +57,7 @@ class Ingest:
         self._landed = Landed()
         self._unwritten: list[str] = []
         self._journalling = False
+        self._is_broken = False
         self._journal: int | None = None
         self._checksum = checksum(file.digest)
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
@@ -116,8 +120,14 @@ class Ingest:
         return PartHash(self._checksum)
 
     def finish(self, part: Extent, hashed: PartHash) -> None:
-        """Make a landed part survive a crash. One thread syncs for all parts finished meanwhile."""
+        """Make a landed part survive a crash. One thread syncs for all parts finished meanwhile.
+
+        A failed sync is final: the kernel tells it once, and the next may succeed without the bytes. So no
+        line is written after one; what has none is fetched again.
+        """
         with self._lock:
+            if self._is_broken:
+                raise DiskFailed(f"{self.directory}: an earlier sync failed", errno=errno.EIO)
             self._parts[part] = hashed
             if part.size == self.file.size:
                 return
@@ -133,7 +143,7 @@ class Ingest:
                 log.debug("part made durable", path=self.file.path, parts=len(lines))
         except BaseException:
             with self._lock:
-                self._journalling = False
+                self._journalling, self._is_broken = False, True
             raise
 
     def _take_unwritten(self) -> list[str]:
@@ -178,6 +188,38 @@ class Ingest:
         if self._checksum:
             return self._checksum.joined((h.checksum, part.size) for part, h in self._in_order())
         return None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether a hashed file has the digest that its manifest names, if it names one."""
+        return self.file.digest in (None, self.digest())
+
+    @property
+    def parts(self) -> frozenset[Extent]:
+        """The extents of a hashed file that have a hash of their own."""
+        with self._lock:
+            return frozenset(self._parts)
+
+    def spoiled(self, buffer: memoryview) -> frozenset[Extent]:
+        """The parts of a hashed file whose bytes on disk are not the bytes that came."""
+        return frozenset(p for p, h in self._in_order() if self._hash(p, buffer).xxh3 != h.xxh3)
+
+    def forget(self, parts: frozenset[Extent]) -> None:
+        """Let parts be fetched again, believing the others alone. Nobody else is at work on the ingest."""
+        with self._lock:
+            self._parts = {part: hashed for part, hashed in self._parts.items() if part not in parts}
+            self._landed = Landed()
+            for part in self._parts:
+                self._landed.add(part)
+        self._hashed = 0
+        if self._hasher and self.file.digest:
+            self._hasher = in_order(self.file.digest, self.file.size)
+        with durable.disk_errors(self.directory):
+            if self._journal is not None:
+                os.close(self._journal)
+                self._journal = None
+            durable.sync(self._data)
+            durable.write_file(self.directory / "journal", self.part_lines().encode(), mode=0o600)
 
     def part_lines(self) -> str:
         """The hashes of all parts of a hashed file, as the journal has them."""
@@ -248,10 +290,11 @@ class Ingest:
         for part, expected in _parts(self.directory / "journal", self.file.size):
             if os.fstat(self._data).st_size < part.stop:
                 continue
-            hashed = self._hash(part, buffer)
-            if hashed.xxh3 == expected:
-                self._landed.add(part)
-                self._parts[part] = hashed
+            with suppress(DiskFailed):  # what cannot be read back is fetched and written again
+                hashed = self._hash(part, buffer)
+                if hashed.xxh3 == expected:
+                    self._landed.add(part)
+                    self._parts[part] = hashed
 
     def _hash(self, part: Extent, buffer: memoryview) -> PartHash:
         """Of a part as it is on disk."""

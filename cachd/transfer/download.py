@@ -1,11 +1,17 @@
 """One file: its parts spread over the streams into an ingest, its digest following, then the commit.
 
 This is the only place where bytes are asked for again. A part that breaks off goes on where it stopped;
-a part that makes no progress `retries` times in a row ends the download.
+a part that fails more than `retries` times within 64 KiB ends the download, so that an origin that gives a
+byte at a time ends it, too.
+
+A wrong digest is repaired once. Parts that the disk has lost or changed since they came are fetched again,
+and nothing else is. Where the disk holds what came, no hash tells which part is wrong, as sources publish
+none: the file is fetched again by new connections. Wrong again, it is discarded: `Corrupt`.
 """
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -29,23 +35,32 @@ from cachd.transfer.streams import Share
 log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
+_PROGRESS_BYTES = 64 << 10
 _TURN_SECONDS = 1.0
 _SMALL_BYTES = 256 << 10  # at most a stream's buffer
 _STEP_BYTES = 64 << 10
 
 
 class Part:
-    """An extent on its way: how far it got, the hash of what came, and failures since the last byte."""
+    """An extent on its way: how far it got, the hash of what came, and failures since it made progress."""
 
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
         self.reached = extent.start
         self.hash: PartHash | None = None  # from the first byte on: many parts wait
-        self.failures = 0
+        self._failures = 0
+        self._failed_at = extent.start
 
     @property
     def rest(self) -> Extent:
         return Extent(self.reached, self.extent.stop)
+
+    def failed(self, at: int) -> int:
+        """Count a failure when `at` bytes had come; how many there are since the last progress."""
+        if at - self._failed_at >= _PROGRESS_BYTES:
+            self._failures, self._failed_at = 0, at
+        self._failures += 1
+        return self._failures
 
 
 class Download:
@@ -75,7 +90,8 @@ class Download:
         self._share = Share()
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
-        self._fetched = 0
+        self._fetched = self._forgotten = 0
+        self._wrong = ""  # the digest that a repair was for
         self._cut = Cut()
         self._inside = 0
         self._following = False
@@ -90,7 +106,7 @@ class Download:
     @property
     def landed(self) -> int:
         """Bytes of the file that are here, resumed ones included."""
-        return self.resumed + self._fetched
+        return self.resumed + self._fetched - self._forgotten
 
     @property
     def fetched(self) -> int:
@@ -119,13 +135,15 @@ class Download:
             if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
                 self._fetch_small(buffer)
                 return
-            ingest = self._begin_ingest(held)
-            length = part_bytes(self.file.size, self._engine.streams.most)
-            parts = [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
+            parts = self._missing(self._begin_ingest(held))
             self._follow_if_worthwhile()
             self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
             if parts:
                 self._fetch(parts[0], buffer)
+
+    def _missing(self, ingest: Ingest) -> list[Part]:
+        length = part_bytes(self.file.size, self._engine.streams.most)
+        return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
     def _begin_ingest(self, held: int) -> Ingest:
         """Begin or resume the ingest, of which the disk holds `held` bytes already."""
@@ -156,13 +174,20 @@ class Download:
                     self._count(count)
         except Unavailable as error:
             self._keep(part, content[:received])
-            self._again(part, error, self._task(part))
+            self._again(part, part.reached, error, self._task(part))
             return
         if received < self.file.size:
             self._keep(part, content[:received])
             self._engine.streams.submit(self._share, self._task(part))
             return
-        self._content.put(self.file, content)
+        try:
+            self._content.put(self.file, content)
+        except Corrupt as error:
+            if self._wrong:
+                raise self._told(error) from error
+            self._ask_anew(error.facts["got"], self.file.size, "source")
+            self._engine.streams.submit(self._share, self._begin)
+            return
         self._on_allocated(self.file.size)
         self._end(None)
 
@@ -197,7 +222,7 @@ class Download:
         except NoRanges:
             self._fetch_whole_instead()
         except Unavailable as error:
-            self._again(part, error, self._task(part))
+            self._again(part, part.reached, error, self._task(part))
 
     def _fetch_whole_instead(self) -> None:
         """The origin sends whole files only: let one stream read it from the start."""
@@ -213,7 +238,7 @@ class Download:
         with self._inside_or_over() as inside:
             if not inside:
                 return
-            before, read = self._fetched, 0
+            read = 0
             try:
                 with self._open(self._everything.extent) as body:
                     for gap in self._ingest_here().gaps():
@@ -222,9 +247,7 @@ class Download:
                             self._copy(body, Part(extent), buffer)
                         read = gap.stop
             except Unavailable as error:
-                if self._fetched > before:
-                    self._everything.failures = 0
-                self._again(self._everything, error, self._whole)
+                self._again(self._everything, self.landed, error, self._whole)
 
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
@@ -240,7 +263,6 @@ class Download:
             hashed.update(view[:count])
             ingest.write(part.reached, view[:count])
             part.reached += count
-            part.failures = 0
             ingest.landed(Extent(part.extent.start, part.reached))
             self._count(count)
             self._follow_if_worthwhile()
@@ -277,18 +299,19 @@ class Download:
         with opened as body, self._cut.reaches(body):
             yield body
 
-    def _again(self, part: Part, error: Unavailable, task: Callable[[memoryview], None]) -> None:
+    def _again(self, part: Part, at: int, error: Unavailable, task: Callable[[memoryview], None]) -> None:
+        """Do `task` again after a wait. Raises `error` when there were too many since the last progress."""
         if self._over:
             return
-        part.failures += 1
-        if part.failures > self._engine.retries:
+        failures = part.failed(at)
+        if failures > self._engine.retries:
             raise error
-        seconds = backoff.delay(part.failures, told=error.retry_after, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
         self._engine.metrics.origin_retries.labels(error.code).inc()
         log.info(
             "part asked again",
             file=self.file.path,
-            at=part.reached,
+            at=at,
             code=error.code,
             in_seconds=round(seconds, 1),
         )
@@ -320,9 +343,45 @@ class Download:
     def _commit(self) -> None:
         """Nobody is inside and every byte is hashed."""
         with self._inside_or_over() as inside:
-            if inside:
-                self._content.commit(self._ingest_here())
-                self._end(None)
+            if not inside:
+                return
+            ingest = self._ingest_here()
+            if not (ingest.agrees or self._wrong) and self.file.size:
+                self._repair(ingest)
+                return
+            try:
+                self._content.commit(ingest)
+            except Corrupt as error:
+                raise self._told(error) from error
+            self._end(None)
+
+    def _repair(self, ingest: Ingest) -> None:
+        """Fetch again what the disk lost of a file with a wrong digest; when it lost nothing, all of it."""
+        wrong, spoiled = ingest.digest(), ingest.spoiled(self._engine.hash_buffer())
+        ingest.forget(spoiled or ingest.parts)
+        missing = self._missing(ingest)
+        size = sum(part.extent.size for part in missing)
+        self._ask_anew(wrong, size, "disk" if spoiled else "source")
+        with self._lock:
+            self._committing = self._following = False
+        tasks = [self._task(part) for part in missing] if self._by_parts else [self._whole]
+        self._engine.streams.submit(self._share, *tasks)
+
+    def _ask_anew(self, wrong: object, size: int, reason: str) -> None:
+        """Count a wrong digest for which `size` bytes are fetched again, by other connections than before."""
+        self._wrong = str(wrong)
+        log.warning("wrong digest: fetched again", file=self.file.path, reason=reason, size_bytes=size)
+        self._engine.metrics.verify_failures.labels("pull").inc()
+        self._engine.metrics.refetched_bytes.labels(reason).inc(size)
+        with self._lock:
+            self._forgotten += size
+        self._source.anew()
+
+    def _told(self, error: Corrupt) -> Corrupt:
+        """The error of a file that is wrong after its repair, with what that tells of the reason."""
+        if error.facts["got"] == self._wrong:
+            error.mend = "the source sent these very bytes twice: its copy is damaged, or its digest is wrong"
+        return error
 
     # --- the end ---
 
@@ -383,12 +442,17 @@ class Download:
     def _close(self) -> None:
         """Nobody is inside any more: close the ingest, then tell the pulls."""
         if self._ingest is not None:
-            if isinstance(self._outcome, Changed | NoSpace | DiskFailed):
+            if self._leaves_nothing(self._outcome):
                 self._ingest.discard()
             self._ingest.close()
-        if isinstance(self._outcome, Corrupt):
-            self._engine.metrics.verify_failures.labels("pull").inc()
         if self._outcome is None:
             self.done.set_result(None)
         else:
             self.done.set_exception(self._outcome)
+
+    @staticmethod
+    def _leaves_nothing(outcome: CachdError | None) -> bool:
+        """Whether nothing of the ingest may be used again. After a failed sync or read its journal may."""
+        if isinstance(outcome, DiskFailed):
+            return outcome.facts.get("errno") != errno.EIO
+        return isinstance(outcome, Changed | NoSpace)

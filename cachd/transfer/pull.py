@@ -10,13 +10,14 @@ Killed at any of these, the next pull of the same ref begins where the disk says
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from concurrent.futures import FIRST_EXCEPTION, wait
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, Changed, Unavailable
+from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Unavailable
 from cachd.model import File, Manifest, Snapshot, Wish
 from cachd.policy import backoff
 from cachd.sources.source import Source
@@ -40,7 +41,13 @@ def pull(
         return _pull_once(wish, source, store, downloads, share, progress)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
-        return _pull_once(wish, source, store, downloads, share, progress)
+    except DiskFailed as error:
+        if error.facts.get("errno") != errno.EIO:
+            raise
+        log.warning(
+            "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
+        )
+    return _pull_once(wish, source, store, downloads, share, progress)
 
 
 def _pull_once(

@@ -12,12 +12,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -53,6 +52,7 @@ from tests.ground.origin import (
     Trickle,
     WrongRange,
 )
+from tests.ground.scripted import OK, Scripted, heard, saying
 
 KIB = 1 << 10
 SOON_SECONDS = 0.3
@@ -90,69 +90,6 @@ def refused(call: Callable[[], object], code: str) -> CachdError:
         call()
     assert refusal.value.code == code, refusal.value
     return refusal.value
-
-
-class Scripted:
-    """A server that says `script` to every connection and counts them: for what no HTTP library would say."""
-
-    def __init__(self, script: Callable[[socket.socket, int], None]) -> None:
-        self._script = script
-        self._connection: socket.socket | None = None
-        self.accepted = 0
-        self.stopped = threading.Event()
-
-    def __enter__(self) -> Self:
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        for waited_for in filter(None, (self._listening, self._connection)):
-            with suppress(OSError):
-                waited_for.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listening.close()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listening.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            self._connection = connection
-            with connection, suppress(OSError):
-                connection.settimeout(PATIENCE_SECONDS)
-                self._script(connection, self.accepted)
-
-
-def heard(connection: socket.socket) -> bool:
-    """Read one request; False when the client is gone."""
-    seen = b""
-    while not seen.endswith(b"\r\n\r\n"):
-        got = connection.recv(64 * KIB)
-        if not got:
-            return False
-        seen += got
-    return True
-
-
-def saying(answer: bytes) -> Callable[[socket.socket, int], None]:
-    """A script that answers every request with these bytes and closes when they do not make an answer."""
-
-    def script(connection: socket.socket, _: int) -> None:
-        while heard(connection):
-            connection.sendall(answer)
-            if b"Content-Length: 2\r\n" not in answer:
-                return
-
-    return script
-
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 # --- SHA256SUMS ---

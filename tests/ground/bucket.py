@@ -1,0 +1,69 @@
+"""An S3 server by script, for lies and failures that a real one (s3.py) does not know.
+
+It lists, heads and gets, path style, and believes whoever names one of its access keys: no signature is
+checked. Faults and holds are those of any `Server`; an object's path is /bucket/key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+from tests.ground.origin import File, Memory, Reply, Seen, Server, quoted
+
+EVERY_METHOD = ("GET", "HEAD", "POST")
+
+
+class Bucket(Server):
+    """One bucket. `access_keys` are the key ids that may read it, from now on."""
+
+    def __init__(self, name: str = "models") -> None:
+        super().__init__()
+        self.name = name
+        self.access_keys = {"AKIDSCRIPTED"}
+        self._objects: dict[str, File] = {}
+
+    def put(self, key: str, content: bytes, *, etag: str = "one", **headers: str) -> str:
+        """Hold an object and give its path. `x_amz_checksum_sha256="..."` is told to who asks for it."""
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._objects[key] = File(Memory(content), quoted(etag), headers=told)
+        return f"/{self.name}/{key}"
+
+    def find(self, seen: Seen) -> File | Reply:
+        if not self.access_keys & _named(seen):
+            return refused(403, "InvalidAccessKeyId")
+        _, name, *key = seen.path.split("/", 2)
+        if name != self.name:
+            return refused(404, "NoSuchBucket")
+        if not key or not key[0]:
+            return self._listed(parse_qs(seen.query).get("prefix", [""])[0])
+        held = self._objects.get(key[0])
+        if held is None:
+            return refused(404, "NoSuchKey")
+        wanted = "x-amz-checksum-mode" in seen.headers
+        told = {n: v for n, v in held.headers.items() if wanted or "checksum" not in n}
+        return File(held.content, held.etag, "Fri, 02 Jan 2026 03:04:05 GMT", told)
+
+    def _listed(self, prefix: str) -> Reply:
+        entries = "".join(
+            f"<Contents><Key>{escape(key)}</Key><ETag>{escape(held.etag or '')}</ETag>"
+            f"<Size>{held.content.size}</Size></Contents>"
+            for key, held in sorted(self._objects.items())
+            if key.startswith(prefix)
+        )
+        body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+        return Reply.of(200, {"Content-Type": "application/xml"}, body.encode())
+
+
+def refused(status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
+    """A refusal in the words of S3."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+    return Reply.of(status, {"Content-Type": "application/xml", **(headers or {})}, body.encode())
+
+
+def _named(seen: Seen) -> set[str]:
+    """The access key that a request is signed with, in its query or its header."""
+    signed = [*parse_qs(seen.query).get("X-Amz-Credential", []), seen.headers.get("authorization", "")]
+    return {found[1] for text in signed if (found := re.search(r"(?:Credential=|^)(AKID\w+)/", text))}

@@ -76,7 +76,10 @@ def read(body: Body, size: int, step: int = 64 * KIB) -> bytes:
     with body:
         for start in range(0, size, step):
             part = view[start : start + step]
-            assert body.readinto(part) == len(part)
+            while part:
+                count = body.readinto(part)
+                assert count, "the end, too early"
+                part = part[count:]
     return bytes(content)
 
 

@@ -121,6 +121,7 @@ class Response:
         self._stall_seconds = stall_seconds
         self._size: int | None = response.length
         self._got = 0
+        self._failure: Unavailable | None = None
         self._left = self._window_began = time.monotonic()
         self._window_got = 0
 
@@ -136,6 +137,18 @@ class Response:
 
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
+        if self._failure:
+            raise self._failure
+        before = self._got
+        try:
+            return self._fill(view)
+        except Unavailable as error:
+            if self._got in (before, self._size):
+                raise
+            self._failure = error  # later: what came before it counts
+            return self._got - before
+
+    def _fill(self, view: memoryview) -> int:
         self._window_began += time.monotonic() - self._left  # what the caller took is not the origin's
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0

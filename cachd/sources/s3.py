@@ -20,7 +20,6 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
-from botocore.parsers import ResponseParserError
 
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref
@@ -152,10 +151,8 @@ class BucketSource:
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
         with _bucket_errors(f"s3://{bucket}/{key}"):
             head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-        if "ContentLength" not in head or "ETag" not in head:
-            raise Unavailable(f"s3://{bucket}/{key} has no size or no ETag", code="origin_protocol")
-        digest = listed or _full_object_checksum(head)
-        return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
+            digest = listed or _full_object_checksum(head)
+            return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
 
 
 def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
@@ -182,8 +179,10 @@ def _bucket_errors(shown: str) -> Iterator[None]:
             code="source_unauthorized",
             mend="set AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
         ) from error
-    except (BotoCoreError, ResponseParserError) as error:
+    except BotoCoreError as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
+    except (ValueError, KeyError) as error:  # what boto3 makes of a listing with a number that is none
+        raise Unavailable(f"{shown}: the answer makes no sense", code="origin_protocol") from error
 
 
 def _by_code(shown: str, error: ClientError) -> CachdError:

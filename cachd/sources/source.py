@@ -15,7 +15,8 @@ class Body(Protocol):
     """The bytes of one extent of one file, in order. A context manager; `abort` may come from any thread."""
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` from the next bytes; how many came: fewer than asked only at the end of the extent.
+        """Fill `view` from the next bytes; how many came: fewer than asked at the end of the extent, or
+        before a failure that the next call raises.
 
         Raises Unavailable when the source breaks off or stalls, Changed when the file moved.
         """

@@ -7,11 +7,11 @@ checked. Faults and holds are those of any `Server`; an object's path is /bucket
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-from tests.ground.origin import File, Memory, Reply, Seen, Server, quoted
+from tests.ground.origin import Fault, File, Memory, Reply, Seen, Server, quoted
 
 EVERY_METHOD = ("GET", "HEAD", "POST")
 
@@ -33,15 +33,15 @@ class Bucket(Server):
 
     def find(self, seen: Seen) -> File | Reply:
         if not self.access_keys & _named(seen):
-            return refused(403, "InvalidAccessKeyId")
+            return _refused(403, "InvalidAccessKeyId", seen)
         _, name, *key = seen.path.split("/", 2)
         if name != self.name:
-            return refused(404, "NoSuchBucket")
+            return _refused(404, "NoSuchBucket", seen)
         if not key or not key[0]:
             return self._listed(parse_qs(seen.query).get("prefix", [""])[0])
         held = self._objects.get(key[0])
         if held is None:
-            return refused(404, "NoSuchKey")
+            return _refused(404, "NoSuchKey", seen)
         wanted = "x-amz-checksum-mode" in seen.headers
         told = {n: v for n, v in held.headers.items() if wanted or "checksum" not in n}
         return File(held.content, held.etag, "Fri, 02 Jan 2026 03:04:05 GMT", told)
@@ -57,10 +57,20 @@ class Bucket(Server):
         return Reply.of(200, {"Content-Type": "application/xml"}, body.encode())
 
 
-def refused(status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
+@dataclass(frozen=True)
+class Refused(Fault):
     """A refusal in the words of S3."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
-    return Reply.of(status, {"Content-Type": "application/xml", **(headers or {})}, body.encode())
+
+    status: int
+    code: str
+
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
+        body = f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>no</Message></Error>"
+        return Reply.of(self.status, {"Content-Type": "application/xml"}, body.encode())
+
+
+def _refused(status: int, code: str, seen: Seen) -> Reply:
+    return Refused(status, code).reply(seen, Reply.of(status, {}))
 
 
 def _named(seen: Seen) -> set[str]:

@@ -7,8 +7,8 @@
             -> holds, rate, ending              when it goes out, and how it stops
 
 `content` is bytes, `replies` a request and its right answer, `faults` the wrong ones, `certificates` right
-and wrong TLS, `server` the server. A new fault is one frozen dataclass that overrides `stored` or `reply`. A new
-kind of server overrides `Server.find`. What no HTTP library would say is in `tests.ground.scripted`.
+and wrong TLS, `server` the server. A new fault is one frozen dataclass that overrides `stored` or `reply`, a
+new kind of server overrides `Server.find`. What no HTTP library would say is in `tests.ground.scripted`.
 """
 
 from tests.ground.origin.certificates import Tls, certify

@@ -32,7 +32,7 @@ from cachd.sources.source import Cut
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, wish_of
-from tests.ground.bucket import EVERY_METHOD, Bucket
+from tests.ground.bucket import EVERY_METHOD, Bucket, Refused
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import (

@@ -26,6 +26,7 @@ class Seen:
     body: bytes = b""
     extent: tuple[int, int] | None = None  # half-open, as asked; None when no single range of a file was
     status: int = 0  # 0 until answered
+    peer: int = 0  # the client's port: one a connection
     sent: int = 0  # body bytes handed to the connection, a write being counted just before it happens
 
 

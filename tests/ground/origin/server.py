@@ -192,12 +192,13 @@ class Server:
         target, _, query = request.raw_path.partition("?")
         headers = {name.lower(): value for name, value in request.headers.items()}
         seen = Seen(request.method, target, unquote(target), query, headers, await request.read())
+        assert request.transport is not None
+        seen.peer = request.transport.get_extra_info("peername")[1]
         self._log.append(seen)
         reply = self._reply(seen)
         seen.status = reply.status
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = reply.length
-        assert request.transport is not None
         # so that drained means handed to the kernel; 0 would never resume a TLS connection
         request.transport.set_write_buffer_limits(high=1)
         writer = await response.prepare(request)

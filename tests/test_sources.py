@@ -990,7 +990,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def share(place: Path) -> ShareSource:
-    return ShareSource(Reach([f"file://{place}/"]))
+    return ShareSource(Reach([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
 
 
 def test_a_directory_of_a_share_is_all_its_files_with_their_sums(place: Path) -> None:

@@ -66,5 +66,5 @@ class Sources:
                 authorities=self._authorities,
             )
         if scheme == "file":
-            return ShareSource(self._reach)
+            return ShareSource(self._reach, stall_seconds=self._stall_seconds)
         return WebSource(self._http(self._reach))

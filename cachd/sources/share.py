@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -15,28 +16,45 @@ from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import sums
+from cachd.sources.aside import Aside
 from cachd.sources.source import Cut
+
+READ_BYTES = 1 << 20
+MOST_LEFT = 64
 
 
 class ShareSource:
     """A file or a directory of a mounted share. Digests come from its SHA256SUMS, where it has one.
 
-    Links are followed as long as they end under an allowed prefix.
+    Links are followed as long as they end under an allowed prefix. A share that does not answer holds up
+    nobody for longer than `stall_seconds`; when it has too many threads, it is not asked at all.
     """
 
-    def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+    def __init__(self, reach: Reach, *, stall_seconds: float) -> None:
+        self._reach, self._stall_seconds = reach, stall_seconds
+        self._lock = threading.Lock()
+        self._left: list[Aside] = []
 
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`."""
+        with self._aside(Path(unquote(ref.location))) as aside:
+            steps = self._resolve(ref)
+            while not isinstance(step := aside.call(next, steps), Manifest):
+                pass
+            return step
+
+    def _resolve(self, ref: Ref) -> Iterator[Manifest | None]:
+        """The manifest after so many Nones: one a file, each a sign of life."""
         top = Path("/" + unquote(ref.location).strip("/"))
         with _share_errors(top):
             self._check(top)
             if top.is_dir() and ref.digest:
                 raise Invalid(f"{top} is a directory, and a digest is of one file", code="bad_ref")
             if top.is_dir():
-                told = self._sums(top)
-                found = [self._file(path, path.relative_to(top).as_posix(), told) for path in self._walk(top)]
+                told, found = self._sums(top), []
+                for path in self._walk(top):
+                    found.append(self._file(path, path.relative_to(top).as_posix(), told))
+                    yield None
                 if absent := told.keys() - {f.path for f in found}:
                     raise NotFound(
                         f"{top} lacks {sorted(absent)[0]}, which its {sums.NAME} lists",
@@ -46,14 +64,34 @@ class ShareSource:
             else:
                 found = [self._file(top, top.name, {top.name: ref.digest} if ref.digest else {})]
         told_all = "".join(f"{f.path}\n{f.size}\n{f.blob}\n" for f in sorted(found, key=lambda f: f.path))
-        return Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
+        yield Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> ShareBody:  # noqa: ARG002
+    def open(self, file: File, extent: Extent, cut: Cut) -> ShareBody:
         """See `Source.open`."""
         path = Path(unquote(urlsplit(file.origin).path))
-        with _share_errors(path):
-            self._check(path)
-            return ShareBody(path, file, extent)
+        with ExitStack() as stack:
+            aside = stack.enter_context(self._aside(path))
+            with cut.reaches(aside):
+                aside.call(self._check, path)
+                body = ShareBody(path, file, extent, aside)
+            body.until_closed(stack.pop_all())
+            return body
+
+    @contextmanager
+    def _aside(self, path: Path) -> Iterator[Aside]:
+        """A thread for calls about `path`. Raises Unavailable when they get no answer."""
+        with self._lock:
+            self._left = [aside for aside in self._left if aside.is_alive]
+            if len(self._left) >= MOST_LEFT:
+                raise _stalled(path, f"{len(self._left)} earlier calls still wait")
+        aside = Aside(self._stall_seconds)
+        try:
+            with aside, _share_errors(path):
+                yield aside
+        finally:
+            if aside.is_alive:
+                with self._lock:
+                    self._left.append(aside)
 
     def anew(self) -> None:
         """See `Source.anew`: a file system has one way."""
@@ -88,40 +126,56 @@ class ShareSource:
 
 
 class ShareBody:
-    """The bytes of one extent of a file on a share."""
+    """The bytes of one extent of a file on a share, read aside."""
 
-    def __init__(self, path: Path, file: File, extent: Extent) -> None:
+    def __init__(self, path: Path, file: File, extent: Extent, aside: Aside) -> None:
         self._path, self._offset, self._stop = path, extent.start, extent.stop
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        status = os.fstat(self._fd)
-        self._mark = file.validator
-        if _mark(status) != self._mark:
-            os.close(self._fd)
-            raise Changed(f"{path}: the file is not what it was when it was listed")
+        self._mark, self._aside = file.validator, aside
+        self._closing = ExitStack()
+        self._read = memoryview(bytearray(min(READ_BYTES, extent.size)))
+        self._fd = aside.call(self._open)
+
+    def until_closed(self, held: ExitStack) -> None:
+        """Keep what `held` holds until the body is closed."""
+        self._closing = held
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.close(self._fd)
+        self._closing.__exit__(None, None, None)
 
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
-        view = view[: self._stop - self._offset]
-        got = 0
-        with _share_errors(self._path):
-            while got < len(view):
-                n = os.preadv(self._fd, [view[got:]], self._offset + got)
-                if not n:
-                    raise Changed(f"{self._path}: the file ends at {self._offset + got}")
-                got += n
-            if _mark(os.fstat(self._fd)) != self._mark:
-                raise Changed(f"{self._path}: the file was written while it was read")
-        self._offset += got
-        return got
+        wanted = min(len(view), self._stop - self._offset, len(self._read))
+        if wanted:
+            with _share_errors(self._path):
+                # into a buffer of the body's own: a call that was left behind must not write into another's
+                self._aside.call(self._fill, self._read[:wanted], self._offset)
+            view[:wanted] = self._read[:wanted]
+        self._offset += wanted
+        return wanted
 
     def abort(self) -> None:
-        """See `Body.abort`: a read of a share cannot be cut, it ends when the share answers."""
+        """See `Body.abort`."""
+        self._aside.abort()
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDONLY)
+        self._aside.held.callback(os.close, fd)
+        if _mark(os.fstat(fd)) != self._mark:
+            raise Changed(f"{self._path}: the file is not what it was when it was listed")
+        return fd
+
+    def _fill(self, view: memoryview, offset: int) -> None:
+        got = 0
+        while got < len(view):
+            n = os.preadv(self._fd, [view[got:]], offset + got)
+            if not n:
+                raise Changed(f"{self._path}: the file ends at {offset + got}")
+            got += n
+        if _mark(os.fstat(self._fd)) != self._mark:
+            raise Changed(f"{self._path}: the file was written while it was read")
 
 
 @contextmanager
@@ -138,8 +192,14 @@ def _share_errors(path: Path) -> Iterator[None]:
             code="source_forbidden",
             mend="check its mode and owner",
         ) from error
+    except TimeoutError as error:
+        raise _stalled(path, str(error)) from error
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}", code="share_failed") from error
+
+
+def _stalled(path: Path, why: str) -> Unavailable:
+    return Unavailable(f"{path}: {why}", code="stalled", mend="is the share's server up?")
 
 
 def _raise(error: OSError) -> None:

@@ -1,0 +1,154 @@
+"""A shared volume that fails, hangs or changes holds up nobody but those who ask for it (C21, C22)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import Unavailable
+from cachd.model import Extent, Ref
+from cachd.policy.reach import Reach
+from cachd.sources.share import MOST_LEFT, ShareSource
+from cachd.sources.source import Cut
+from tests.conftest import Engine, wish_of
+from tests.ground.models import noise
+from tests.ground.origin import Origin
+from tests.ground.strace import injected, needs_strace
+
+MIB = 1 << 20
+PATIENCE_SECONDS = 30.0
+SOON_SECONDS = 0.2
+Engines = Callable[..., Engine]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A file of a shared volume."""
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share/it").write_bytes(noise(6 * MIB))
+    return tmp_path / "share/it"
+
+
+@contextmanager
+def hung(file: Path) -> Iterator[subprocess.Popen[str]]:
+    """Whoever opens the file inside waits, as for a server that is gone: another process has a lease on it.
+
+    That process says `opened` when somebody waits; the kernel lets them go on after 45 s.
+    """
+    script = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, lambda *_: os.write(1, b"opened\\n"))
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+os.write(1, b"leased\\n")
+while True:
+    signal.pause()
+"""
+    command = [sys.executable, "-c", script, file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "leased\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
+def somebody_waits(holder: subprocess.Popen[str]) -> bool:
+    assert holder.stdout is not None
+    return holder.stdout.readline() == "opened\n"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def left_behind() -> int:
+    return sum(thread.name == "aside" for thread in threading.enumerate())
+
+
+def published(root: Path) -> bytes:
+    return (root / "models/it/it").read_bytes()
+
+
+def test_a_share_that_hangs_ends_its_own_pull_and_holds_up_no_other(
+    shared: Path, origin: Origin, root: Path, engine: Engines
+) -> None:
+    allow = [f"file://{shared.parent}/", "127.0.0.0/8"]
+    running = engine(allow=allow, streams=1, retries=1, stall_seconds=SOON_SECONDS)
+    with hung(shared) as holder:
+        pulled = running.pulls.start(wish_of(f"file://{shared}"))
+        assert pulled is not None
+        assert somebody_waits(holder)
+        running.pull(origin.add("/other", noise(6 * MIB)))
+        with pytest.raises(Unavailable) as refusal:
+            pulled.done.result(PATIENCE_SECONDS)
+        assert refusal.value.code == "stalled"
+        assert str(shared) in refusal.value.detail
+    until(lambda: not left_behind())
+    running.pull(f"file://{shared}")
+    assert published(root) == noise(6 * MIB)
+
+
+def test_a_share_that_answers_late_is_waited_for(shared: Path, root: Path, engine: Engines) -> None:
+    running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=PATIENCE_SECONDS)
+    with hung(shared) as holder:
+        pulled = running.pulls.start(wish_of(f"file://{shared}"))
+        assert somebody_waits(holder)
+        holder.kill()
+        assert pulled is not None
+        pulled.done.result(PATIENCE_SECONDS)
+    assert published(root) == noise(6 * MIB)
+
+
+def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(shared: Path, engine: Engines) -> None:
+    running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=4 * PATIENCE_SECONDS)
+    with hung(shared) as holder, ThreadPoolExecutor(1) as other:
+        running.pulls.start(wish_of(f"file://{shared}"))
+        assert somebody_waits(holder)
+        other.submit(running.pulls.delete, "it").result(PATIENCE_SECONDS / 2)
+        assert running.pulls.get("it") is None
+
+
+def test_a_share_that_hangs_takes_so_many_threads_and_no_more(shared: Path) -> None:
+    source = ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=0.001)
+    (file,) = (
+        ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
+        .resolve(Ref.parse(f"file://{shared}"))
+        .files
+    )
+    with hung(shared):
+        for _ in range(MOST_LEFT):
+            with pytest.raises(Unavailable):
+                source.open(file, Extent(0, file.size), Cut())
+        with pytest.raises(Unavailable, match=f"{MOST_LEFT} earlier calls"):
+            source.open(file, Extent(0, file.size), Cut())
+        assert left_behind() == MOST_LEFT
+    until(lambda: not left_behind())
+
+
+@needs_strace
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT], ids=errno.errorcode.get)
+def test_a_share_that_fails_in_mid_file_is_asked_again_for_the_rest(
+    shared: Path, root: Path, code: int
+) -> None:
+    env = {**os.environ, "CACHD_ALLOW": f"file://{shared.parent}/", "CACHD_STREAMS": "1"}
+    command = [sys.executable, "-m", "cachd", "pull", f"file://{shared}", "--direct", "--root", str(root)]
+    fault = f"/^preadv:error={errno.errorcode[code]}:when=3"  # in each thread, and each asking has its own
+    ended = subprocess.run(
+        injected(command, fault, on=shared), env=env, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert published(root) == noise(6 * MIB)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
@@ -49,6 +50,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     agents = tmp_path / "agents.json"
     agents.write_text('{"standardEnvVars": [], "harnesses": {}}')
     monkeypatch.setattr(huggingface_hub.constants, "AGENT_HARNESSES_PATH", str(agents))
+    # cachd may have been at work in this process: its client asks nobody but for cachd
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(follow_redirects=True))
     with Hub() as hub:
         yield hub
 

@@ -19,8 +19,8 @@ EVERY_METHOD = ("GET", "HEAD", "POST")
 class Bucket(Server):
     """One bucket. `access_keys` are the key ids that may read it, from now on."""
 
-    def __init__(self, name: str = "models") -> None:
-        super().__init__()
+    def __init__(self, name: str = "models", *, tls: bool = False) -> None:
+        super().__init__(tls=tls)
         self.name = name
         self.access_keys = {"AKIDSCRIPTED"}
         self._objects: dict[str, File] = {}
@@ -77,3 +77,32 @@ def _named(seen: Seen) -> set[str]:
     """The access key that a request is signed with, in its query or its header."""
     signed = [*parse_qs(seen.query).get("X-Amz-Credential", []), seen.headers.get("authorization", "")]
     return {found[1] for text in signed if (found := re.search(r"(?:Credential=|^)(AKID\w+)/", text))}
+
+
+class Sts(Server):
+    """What gives out access keys for the token of a pod: another key each time, `AKIDSTS1` first."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self._bucket = bucket
+        self.tokens: list[str] = []
+
+    def find(self, seen: Seen) -> Reply:
+        self.tokens += parse_qs(seen.body.decode())["WebIdentityToken"]
+        key = f"AKIDSTS{len(self.tokens)}"
+        self._bucket.access_keys = {key}
+        body = f"""<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{key}</AccessKeyId>
+<SecretAccessKey>said to nobody</SecretAccessKey><SessionToken>session</SessionToken>
+<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
+</AssumeRoleWithWebIdentityResponse>"""
+        return Reply.of(200, {"Content-Type": "text/xml"}, body.encode())
+
+
+@dataclass(frozen=True)
+class Throttled(Fault):
+    """What STS says when it is asked too often."""
+
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
+        body = "<ErrorResponse><Error><Type>Sender</Type><Code>Throttling</Code></Error></ErrorResponse>"
+        return Reply.of(400, {"Content-Type": "text/xml"}, body.encode())

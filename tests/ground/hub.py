@@ -147,8 +147,8 @@ class _RefusedError(Exception):
 class Hub(Server):
     """The Hub itself; as a `Server` it takes faults and holds of its own beside those of its `cdn`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__(tls=tls)
         self.cdn = Cdn()
         self.token = f"hf_{secrets.token_hex(17)}"  # the only valid one
         self.page_size = 1000  # entries of a tree in one answer, unless `limit` asks for fewer

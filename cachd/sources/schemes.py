@@ -57,7 +57,7 @@ class Sources:
 
             return HubSource(self._http(self._hf_reach), endpoint=self._hf_endpoint, token=self._hf_token)
         if scheme == "s3":
-            from cachd.sources.s3 import BucketSource  # with boto3
+            from cachd.sources.s3 import BucketSource  # with botocore
 
             return BucketSource(
                 self._http(self._s3_reach),

@@ -15,12 +15,14 @@ from typing import Self
 import structlog
 
 from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
-from cachd.model import Manifest, Wish
+from cachd.model import Manifest, Room, Wish
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
+from cachd.store.protection import tells_use
 from cachd.store.snapshots import Snapshots
-from cachd.store.space import Reservation, Space
+from cachd.store.space import Reservation, Space, Tell
+from cachd.store.uses import Uses
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +37,9 @@ class Store:
     Raises Invalid, Forbidden, InUse or DiskFailed when the root cannot be used, with the reason.
     """
 
-    def __init__(self, root: Path, *, reserve_free: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, reserve_free: Room = 0, limit: Room | None = None, reserve_inodes: Room = 0
+    ) -> None:
         self.layout = Layout(root)
         _check_root(root)
         for name in PUBLIC:
@@ -47,16 +51,19 @@ class Store:
             with durable.disk_errors(root):
                 _check_format(self.layout)
                 _check_links(self.layout)
-                for leftover in (*self.layout.staging.iterdir(), *self.layout.trash.iterdir()):
+                for leftover in self.layout.staging.iterdir():
                     _delete(leftover)
                 for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
                     if not tag.exists():
                         with suppress(OSError):  # a courtesy to backup tools, no more
                             tag.write_bytes(_CACHEDIR_TAG)
             self.content = ContentStore(self.layout)
+            self.content.empty_trash()
             self.snapshots = Snapshots(self.layout, self.content)
             self.snapshots.settle()
-            self.space = Space(root, reserve_free=reserve_free)
+            self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
+            self.uses = Uses(self.layout)
+            self.tells_use = tells_use(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
             raise
@@ -71,15 +78,17 @@ class Store:
         os.close(self._lock)
 
     @contextmanager
-    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
+    def reserve(self, manifest: Manifest, *, held_by: Tell = str) -> Iterator[Reservation]:
         """Promise the space of what is missing, and keep what is here, while a pull needs it.
 
-        Raises TooBig or NoSpace.
+        Raises TooBig, or NoSpace in which `held_by` says what holds the space.
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
             need = sum(max(f.size - self.content.allocated(f), 0) for f in missing)
-            with self.space.reserve(need, total=manifest.size) as reservation:
+            with self.space.reserve(
+                need, total=manifest.size, files=len(missing), held_by=held_by
+            ) as reservation:
                 yield reservation
 
     # --- pulls to go on with after a restart ---

@@ -82,7 +82,13 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
     with ExitStack() as stack:
 
         def opened(**options: object) -> Engine:
-            plain = {"root": root, "allow": ("127.0.0.0/8", "http://127.0.0.1/"), "retries": 3, **options}
+            plain = {
+                "root": root,
+                "allow": ("127.0.0.0/8", "http://127.0.0.1/"),
+                "retries": 3,
+                "reserve_free": 0,
+                **options,
+            }
             return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
 
         yield opened

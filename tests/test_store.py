@@ -1250,7 +1250,7 @@ def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]
             assert space.capacity().reserved == 6 * MIB
             with pytest.raises(NoSpace) as refusal, space.reserve(MIB + 1, total=MIB + 1):
                 pass
-            assert refusal.value.facts == {"need": MIB + 1, "free": MIB}
+            assert refusal.value.facts == {"need": MIB + 1, "free": MIB, "short": 1}
             assert "cachd rm" in refusal.value.mend
         one.spend(3 * MIB)
         assert space.capacity().reserved == MIB

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from cachd.model import Room, Share, room_in
 from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
-_BYTES_BESIDE = 16 << 10  # of one file: rounding to blocks, its journal, its place in the views
-Tell = Callable[[], str]
+_BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
+_BYTES_BESIDE_FILE = 16 << 10  # rounding to blocks, its journal, its place in the views
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +142,8 @@ class Space:
         return bool(os.statvfs(self._layout.root).f_flag & os.ST_RDONLY)
 
     @contextmanager
-    def reserve(self, size: int, *, total: int, files: int = 0, held_by: Tell = str) -> Iterator[Reservation]:
-        """Promise `size` bytes in `files` new files to a model of `total` bytes. Raises TooBig or NoSpace,
-        which says what holds the space in the words of `held_by`."""
+    def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:
+        """Promise `size` bytes in `files` new files to a model of `total` bytes. Raises TooBig or NoSpace."""
         with self._lock:
             now = self.capacity()
             if total > now.usable:
@@ -155,13 +154,14 @@ class Space:
                     need=total,
                     usable=now.usable,
                 )
-            if size + files * _BYTES_BESIDE > now.available:
-                raise NoSpace(_too_little(size, now, held_by()), mend=_MEND, need=size, free=now.available)
+            short = size + bytes_beside(files) - now.available
+            if short > 0:
+                raise NoSpace(_too_little(size, now), mend=_MEND, need=size, free=now.available, short=short)
             inodes = files + _SPARE_INODES if files else 0
             if now.available_inodes is not None and inodes > now.available_inodes:
                 raise NoSpace(
                     f"{inodes} inodes are needed and {now.available_inodes} are free"
-                    f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free){held_by()}",
+                    f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
                     mend=_MEND,
                     need=size,
                     free=now.available,
@@ -208,6 +208,11 @@ class Space:
         return self._counted[1]
 
 
+def bytes_beside(files: int) -> int:
+    """What so many new files of one model take beside their bytes, at the most."""
+    return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE if files else 0
+
+
 _MEND = (
     "delete a model (cachd rm NAME), unpin it or stop the pods that use it (cachd capacity tells which),"
     " or delete other files of this disk"
@@ -218,12 +223,12 @@ def _bounds(now: Capacity) -> str:
     return "this file system can hold" if now.limit is None else "the limit here lets models take"
 
 
-def _too_little(size: int, now: Capacity, held_by: str) -> str:
+def _too_little(size: int, now: Capacity) -> str:
     limited = f", {now.usage.total} of {now.limit} taken" if now.limit is not None else ""
     return (
         f"{size} bytes are missing and {max(now.available, 0)} are free"
         f" ({now.free} on the file system, {now.reserved} promised to other pulls,"
-        f" {now.reserve_free} kept free{limited}){held_by}"
+        f" {now.reserve_free} kept free{limited})"
     )
 
 

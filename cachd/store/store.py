@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -15,13 +15,13 @@ from typing import Self
 import structlog
 
 from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
-from cachd.model import Manifest, Room, Wish
+from cachd.model import File, Manifest, Room, Wish
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
 from cachd.store.protection import tells_use
 from cachd.store.snapshots import Snapshots
-from cachd.store.space import Reservation, Space, Tell
+from cachd.store.space import Reservation, Space, bytes_beside
 from cachd.store.uses import Uses
 
 log = structlog.get_logger(__name__)
@@ -78,18 +78,24 @@ class Store:
         os.close(self._lock)
 
     @contextmanager
-    def reserve(self, manifest: Manifest, *, held_by: Tell = str) -> Iterator[Reservation]:
+    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
         """Promise the space of what is missing, and keep what is here, while a pull needs it.
 
-        Raises TooBig, or NoSpace in which `held_by` says what holds the space.
+        Raises TooBig or NoSpace.
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
-            need = sum(max(f.size - self.content.allocated(f), 0) for f in missing)
-            with self.space.reserve(
-                need, total=manifest.size, files=len(missing), held_by=held_by
-            ) as reservation:
+            lacking = self._lacking(missing)
+            with self.space.reserve(lacking, total=manifest.size, files=len(missing)) as reservation:
                 yield reservation
+
+    def need(self, manifest: Manifest) -> int:
+        """Bytes that must be available for a pull of the manifest to begin."""
+        missing = self.content.missing(manifest)
+        return self._lacking(missing) + bytes_beside(len(missing))
+
+    def _lacking(self, missing: Iterable[File]) -> int:
+        return sum(max(f.size - self.content.allocated(f), 0) for f in missing)
 
     # --- pulls to go on with after a restart ---
 

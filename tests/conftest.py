@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
-        self.bandwidth = parts.bandwidth
+        self.bandwidth, self.reclaim = parts.bandwidth, parts.reclaim
 
     def pull(self, ref: str, **asked: object) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""

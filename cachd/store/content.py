@@ -135,7 +135,7 @@ class ContentStore:
         found = {}
         for blob in {f.blob for f in manifest.files}:
             with suppress(FileNotFoundError):
-                found[blob] = os.lstat(self.path(blob)).st_blocks * 512
+                found[blob] = _allocated(self.path(blob)) + self._parts_allocated(blob)
         return found
 
     def free(self, manifest: Manifest) -> int:
@@ -154,14 +154,19 @@ class ContentStore:
                     if file.blob in self._claims:
                         continue
                     self._discard_ingest(file, trash.with_suffix(".ingest"), moved)
-                    status = os.lstat(path)
-                    if status.st_nlink > 1:
+                    if os.lstat(path).st_nlink > 1:
                         continue
+                    size = _allocated(path) + self._parts_allocated(file.blob)
                     durable.take_away(path, trash)
-                moved[trash] = status.st_blocks * 512
+                moved[trash] = size
                 durable.remove(_parts(path))
                 durable.sync_directory(path.parent)
         return moved
+
+    def _parts_allocated(self, blob: Digest) -> int:
+        with suppress(FileNotFoundError):
+            return _allocated(_parts(self.path(blob)))
+        return 0
 
     def _discard_ingest(self, file: File, trash: Path, moved: dict[Path, int]) -> None:
         """Move what an interrupted pull left out of the way."""
@@ -202,6 +207,11 @@ def _corrupt(file: File, got: Digest | None) -> Corrupt:
         expected=str(file.digest),
         got=str(got),
     )
+
+
+def _allocated(path: Path) -> int:
+    """Bytes of disk."""
+    return os.lstat(path).st_blocks * 512
 
 
 def _parts(blob: Path) -> Path:

@@ -168,9 +168,9 @@ class Reclaim:
                 self._store.snapshots.leases.expire(time.time())
                 self._store.content.empty_trash()
                 if time.monotonic() >= look_at:
-                    self._look()
+                    self.look()
                     look_at = time.monotonic() + _LOOK_SECONDS
-                self._relieve()
+                self.relieve()
             except (CachdError, OSError) as error:
                 log.warning("reclaim turn failed", reason=str(error))
             except Exception:
@@ -178,7 +178,7 @@ class Reclaim:
             if self._stop.wait(_TURN_SECONDS):
                 return
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Take note of what is used now, and let go what was not for long."""
         now = time.time()
         for manifest, named in self._store.snapshots.recorded():
@@ -196,7 +196,7 @@ class Reclaim:
                 )
                 self._evict(old, "unused")
 
-    def _relieve(self) -> None:
+    def relieve(self) -> None:
         """Free what may go while more is taken than may be."""
         over = self._over(self._store.space.capacity())
         if over <= 0:
@@ -213,7 +213,7 @@ class Reclaim:
             log.warning(
                 "more is taken than may be, and the rest is protected",
                 short_bytes=plan.short - plan.frees,
-                held_by=_holders(plan.candidates),
+                held_by=_holders([c for c in plan.candidates if c.protected]),
             )
             self._told_short = True
         if not self._store.tells_use and after.free - before < plan.frees / 2:

@@ -136,8 +136,10 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
     assert empty.usage.total == 0
     shared = noise(8 * MIB, 1)
     for name in ("one", "two"):
-        on_it.engine.pull(add_model(origin, name, {"shared": shared, name: noise(2 * MIB, len(name))}))
-    hold = origin.hold("/begun/f", after=5 * MIB)
+        on_it.engine.pull(
+            add_model(origin, name, {"shared": shared, "own": noise(2 * MIB, len(name) + ord(name[0]))})
+        )
+    hold = origin.hold("/begun/f", after=MIB)
     pulling = on_it.engine.pulls.start(wish_of(add_model(origin, "begun", {"f": noise(12 * MIB, 3)})))
     assert pulling is not None
     assert hold.reached.wait(PATIENCE_SECONDS)

@@ -159,6 +159,7 @@ def eviction_document(eviction: Eviction) -> dict[str, Any]:
         "manifest": eviction.manifest,
         "reason": eviction.reason,
         "why": eviction.why,
+        "frees_bytes": eviction.frees,
         "freed_bytes": eviction.freed,
     }
 

@@ -37,13 +37,15 @@ _HOLDERS_TOLD = 5
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A snapshot that was evicted at `at`, seconds since the epoch: bytes of disk freed, and why."""
+    """A snapshot that was evicted at `at`, seconds since the epoch: why, the bytes of disk that were to come
+    free when it was chosen, and those that did."""
 
     at: float
     manifest: str
     names: tuple[str, ...]
     reason: str
     why: str
+    frees: int
     freed: int
 
 
@@ -322,7 +324,9 @@ class Reclaim:
             except (InUse, NotFound) as error:
                 log.info("not evicted after all", manifest=candidate.manifest, reason=error.detail)
                 continue
-            eviction = Eviction(time.time(), candidate.manifest, candidate.names, reason, choice.why, freed)
+            eviction = Eviction(
+                time.time(), candidate.manifest, candidate.names, reason, choice.why, choice.frees, freed
+            )
             log.info(
                 "evicted",
                 names=list(candidate.names),

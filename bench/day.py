@@ -36,7 +36,7 @@ from bench import report
 from bench.measure import MIB, Failed
 from bench.report import Options
 from tests.ground.node import Node
-from tests.ground.origin import Content, File, Memory, Origin, Patched
+from tests.ground.origin import Content, File, Origin, Patched
 
 SEED = 20_26
 FULL_SECONDS, QUICK_SECONDS = 180.0, 6.0
@@ -80,17 +80,29 @@ class Model:
         return bool(self.mapped) or self.pinned or any(until > now for until in self.leases.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`size` bytes of `held` from `first` on, never copied as a whole."""
+
+    held: bytes
+    first: int
+    size: int
+
+    def read(self, start: int, stop: int) -> bytes:
+        return self.held[self.first + start : self.first + min(stop, self.size)]
+
+
 class Shelf(Origin):
     """An origin of models whose bytes are a common noise with a head of their own: made without a disk."""
 
     def __init__(self, chance: random.Random, most: int) -> None:
         super().__init__()
         self._chance = chance
-        self._noise = chance.randbytes(most + MIB)
+        self._noise = b"".join(chance.randbytes(MIB) for _ in range(-(-most // MIB) + 1))
 
     def content(self, size: int) -> Content:
-        start = self._chance.randrange(MIB)
-        return Patched(Memory(self._noise[start : start + size]), 0, self._chance.randbytes(64))
+        common = Slice(self._noise, self._chance.randrange(MIB), size)
+        return Patched(common, 0, self._chance.randbytes(64))
 
     def hold_model(self, name: str, files: dict[str, Content]) -> Model:
         held = [(path, content, sha256_of(content)) for path, content in files.items()]

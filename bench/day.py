@@ -39,7 +39,8 @@ from tests.ground.node import Node
 from tests.ground.origin import Content, File, Origin, Patched
 
 SEED = 20_26
-FULL_SECONDS, QUICK_SECONDS = 180.0, 6.0
+FULL_ACTIONS, QUICK_ACTIONS = 5000, 150
+AT_ONCE = 3  # pulls under way, before there is another
 PATIENCE_SECONDS = 60.0
 MODELS = 40
 RESERVE = 64  # of the disk's parts, one stays free
@@ -199,12 +200,13 @@ class Day:
 
     # --- what happens ---
 
-    def live(self, seconds: float) -> None:
-        """Do things at random for so long."""
-        until = time.monotonic() + seconds
-        actions = list(WEIGHTS)
-        while time.monotonic() < until:
-            (action,) = self.chance.choices(actions, list(WEIGHTS.values()))
+    def live(self, actions: int) -> None:
+        """Do so many things at random."""
+        names = list(WEIGHTS)
+        for _ in range(actions):
+            (action,) = self.chance.choices(names, list(WEIGHTS.values()))
+            if action == "pull":
+                wait_until(lambda: len(self._pulling()) < AT_ONCE, "fewer pulls run")
             with self._lock:
                 done = getattr(self, f"_{action}")()
             self.counts[action if done is not False else f"{action}, refused"] += 1
@@ -476,20 +478,22 @@ def loop_disk(place: Path, size: int) -> Iterator[Path]:
         image.unlink()
 
 
-def simulated(size: int, seconds: float, seed: int) -> dict[str, Any]:
-    """One day on a disk of `size` bytes, pressed into so many seconds."""
+def simulated(size: int, actions: int, seed: int) -> dict[str, Any]:
+    """One day of so many actions on a disk of `size` bytes."""
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="day-") as name, ExitStack() as stack:
         place = Path(name)
         place.chmod(0o755)
         stack.enter_context(loop_disk(place, size))
         day = Day(place, size, seed)
         with day.set_up(stack):
-            day.live(seconds)
+            day.live(actions)
             day.settle()
         return {
             "disk_bytes": size,
             "models_bytes": sum(model.size for model in day.models),
-            "seconds": seconds,
+            "actions": actions,
+            "seconds": time.monotonic() - began,
             "seed": seed,
             "least_above_reserve_bytes": day.least,
             "counts": dict(sorted(day.counts.items())),
@@ -501,9 +505,9 @@ def simulated(size: int, seconds: float, seed: int) -> dict[str, Any]:
 
 
 def run(options: Options) -> dict[str, Any]:
-    size = options.size_bytes or (256 if options.quick else 2048) * MIB
-    seconds = QUICK_SECONDS if options.quick else FULL_SECONDS
-    days = [simulated(size, seconds, SEED + turn) for turn in range(options.runs or 1)]
+    size = options.size_bytes or (128 if options.quick else 2048) * MIB
+    actions = QUICK_ACTIONS if options.quick else FULL_ACTIONS
+    days = [simulated(size, actions, SEED + turn) for turn in range(options.runs or 1)]
     return report.head("day", options, days=days)
 
 

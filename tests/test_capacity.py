@@ -465,6 +465,39 @@ print(hashlib.sha256(seen).hexdigest(), flush=True)
     assert (last.names, small.names) == (("a",), [])
 
 
+@pytest.mark.skipif(not pods.available(), reason="this machine permits no mount namespace (unshare -m)")
+def test_a_pod_that_mounts_one_model_is_left_with_nothing_unless_it_has_a_lease(small: Store) -> None:
+    """Its mount keeps the directory it found at start: why the README says to mount the root."""
+    small.pull("a")
+    snapshots, reclaim = small.engine.store.snapshots, small.engine.reclaim
+    script = """
+import os, sys
+for _ in sys.stdin:
+    try:
+        print(os.listdir(os.environ["CACHE"]), flush=True)
+    except FileNotFoundError:
+        print([], flush=True)
+"""
+    lease = snapshots.leases.take("a", "pod/leaf", until=time.time() + 60)
+    with pod(small.engine.store.layout.root, script, subpath="models/a") as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+
+        def seen() -> str:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            reader.stdin.write("look\n")
+            reader.stdin.flush()
+            return reader.stdout.readline().strip()
+
+        with pytest.raises(NoSpace):
+            reclaim.make_available(35 * MIB)
+        assert seen() == "['a']"
+        snapshots.leases.release("a", lease.id)
+        reclaim.make_available(35 * MIB)
+        assert seen() == "[]"
+
+
 def test_a_reader_that_starts_after_the_ready_file_went_fails_to_open(small: Store) -> None:
     small.pull("a")
     layout = small.engine.store.layout

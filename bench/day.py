@@ -422,15 +422,16 @@ class Day:
         ]
 
     def _compare_models(self) -> None:
-        """What is ready is whole, and nothing else is left."""
+        """What is ready is whole; what pulls that failed left is told."""
         private = self.node.root / ".cachd"
         ready = [model for model in self.models if self._is_ready(model)]
         expected = {digest: content.size for model in ready for _, content, digest in model.files}
         here = {path.name for path in (private / "blobs").rglob("*") if path.is_file()}
-        if here != expected.keys():
-            self.failures.append(f"figures: {len(here)} blobs on disk, {len(expected)} of ready models")
+        if absent := expected.keys() - here:
+            self.failures.append(f"figures: {len(absent)} blobs of ready models are not on disk")
+        self.counts["blobs of no ready model at the end"] = len(here - expected.keys())
         taken, size = allocated(private / "blobs"), sum(expected.values())
-        if not size <= taken < size + 16384 * len(expected):
+        if taken < size:
             self.failures.append(f"figures: blobs take {taken} bytes, ready models have {size}")
         for model in ready:
             self._compare_files(model)

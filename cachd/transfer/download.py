@@ -162,9 +162,9 @@ class Download:
 
     def _wait_for_room(self) -> None:
         """Somebody else fills the disk: rather than take the last of it, begin later."""
-        if not self._waits_for_room:
+        paused, self._waits_for_room = self._waits_for_room, True
+        if not paused:
             log.warning("paused: the disk is at its reserve", file=self.file.path, size_bytes=self.file.size)
-        self._waits_for_room = True
         self._engine.streams.submit_later(self._share, self._begin, _LOOK_FOR_ROOM_SECONDS)
 
     def _begin_ingest(self, held: int) -> Ingest:

@@ -30,6 +30,8 @@ QUESTIONS = {
     "gil": "the interpreter's lock, and what it lets one process move",
     "slow": "origins that hold back",
     "bandwidth": "limits, and who gets what of them",
+    "trace": "what eviction costs, on a trace",
+    "day": "a day on a small disk: what must never happen",
 }
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
 MEASUREMENTS = Path(__file__).parent / "measurements.md"

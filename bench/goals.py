@@ -61,6 +61,8 @@ GOALS = (
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),
     Goal(SMALL, "speed / aria2c -j16", "models: small / aria2c", least=1),
     Goal("many cores", "GB/s a process, plaintext", "gil: GB/s ceiling, plaintext", least=5),
+    Goal("eviction", "bytes refetched / LRU's", "trace: bytes refetched, cachd to LRU", most=0.9),
+    Goal("a day on a small disk", "what must not happen", "day: what must not happen", most=0),
     Goal("many cores", "GB/s a process, TLS", "gil: GB/s ceiling, TLS", least=3),
 )
 COLUMNS = ("work", "figure", "goal", "measured", "")

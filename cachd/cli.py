@@ -224,6 +224,37 @@ def limit(
     _print(document, output, lambda: terminal.show_table(("SOURCE", "LIMIT"), rows))
 
 
+@app.command(epilog="Example: cachd capacity -o json")
+def capacity(server: Server = SERVER, output: Form = Output.text) -> None:
+    """Show what models take and may take, which holds how much of it, and by what it is protected."""
+    document = _ask(server, None, lambda client: client.get("/v1/capacity"))
+    _print(document, output, lambda: terminal.show_capacity(document))
+
+
+@app.command(epilog="Example: cachd evict 40GB --dry-run; cachd evict hf://org/model")
+def evict(
+    room: Annotated[str, typer.Argument(help="bytes to be available, such as 40GB, or a ref to be pulled")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go, and why")] = False,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Make room: the models worth least go, in order, until so much is available. Also as `cachd gc`."""
+    asked = {"ref" if "://" in room else "bytes": room}
+    document = _ask(server, token_file, lambda client: client.make_room(asked, dry_run=dry_run))
+    _print(document, output, lambda: terminal.show_evictions(document))
+
+
+app.command("gc", hidden=True, epilog="Example: cachd gc 40GB --dry-run")(evict)
+
+
+@app.command(epilog="Example: cachd evictions")
+def evictions(server: Server = SERVER, output: Form = Output.text) -> None:
+    """List what was evicted since the daemon started, the newest first, and why."""
+    document = _ask(server, None, lambda client: client.get("/v1/evictions"))
+    _print(document, output, lambda: terminal.show_evictions(document))
+
+
 @app.command(epilog="Example: cachd doctor")
 def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
     """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
@@ -359,9 +390,13 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
         findings.append(await _finding(client, path, what))
     findings.append(await _finding(client, "/readyz?set=required", "every required model is ready"))
     capacity = await client.get("/v1/capacity")
-    free = capacity["free_bytes"] - capacity["reserved_bytes"]
+    free, over = capacity["free_bytes"] - capacity["reserved_bytes"], capacity["over_bytes"]
     text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
-    findings.append({"ok": free > 0.05 * capacity["total_bytes"], "what": text})
+    text += f", {decimal(over)} more taken than may be" if over else ""
+    findings.append({"ok": free > 0.05 * capacity["total_bytes"] and not over, "what": text})
+    if capacity["in_use_told_by"] != "kernel":
+        text = "the kernel does not tell open files here: only pins and leases protect models"
+        findings.append({"ok": False, "what": text})
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
         if error:

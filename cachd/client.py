@@ -67,6 +67,10 @@ class Client:
         """Replace all limits; the document of those in force now."""
         return await self._call("PUT", "/v1/limits", json=limits)
 
+    async def make_room(self, asked: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+        """Evict for so many bytes or a ref, or tell what would go."""
+        return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})
+
     async def get(self, path: str) -> dict[str, Any]:
         """Any other document, such as /readyz or /v1/capacity."""
         return await self._call("GET", path)

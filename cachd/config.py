@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -17,8 +17,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -29,7 +31,7 @@ from pydantic_settings import (
 )
 
 from cachd.errors import CachdError, Invalid
-from cachd.model import Limits, Ref, Scheme, Wish, bytes_of, rate_of
+from cachd.model import Limits, Ref, Scheme, Share, Wish, bytes_of, rate_of, room_of
 
 
 def _list(value: object) -> object:
@@ -56,6 +58,27 @@ def _listen(value: str) -> str:
     return value
 
 
+def _room(value: object) -> int | Share:
+    found = room_of(value)
+    if isinstance(found, Share) or (type(found) is int and 0 <= found < 1 << 63):
+        return found
+    raise ValueError("write bytes, such as 500GB, or a share of the disk, such as 20%")
+
+
+def _room_or_auto(value: object) -> int | Share | Literal["auto"]:
+    return "auto" if value == "auto" else _room(value)
+
+
+def _share(value: object) -> Share:
+    found = room_of(value)
+    if not isinstance(found, Share):
+        raise ValueError("write a share, such as 95%")  # noqa: TRY004 what pydantic tells the user
+    return found
+
+
+Room = Annotated[int | Share, PlainValidator(_room)]
+RoomOrAuto = Annotated[int | Share | Literal["auto"], PlainValidator(_room_or_auto)]
+Percent = Annotated[Share, PlainValidator(_share)]
 Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
 Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 Rates = Annotated[dict[Scheme, Rate], NoDecode, BeforeValidator(_mapping)]
@@ -124,7 +147,31 @@ class Config(BaseSettings):
         30.0, gt=0, le=3600, description="a connection without a byte for so long is dropped"
     )
     connect_seconds: float = Field(10.0, gt=0, le=600, description="patience with a new connection")
-    reserve_free: Bytes = Field(0, description="bytes of the file system that pulls leave free")
+    limit_bytes: Room | None = Field(
+        None,
+        description="the most that models may take, such as 500GB or 60% of the disk; re-read with the file",
+    )
+    reserve_free: RoomOrAuto = Field(
+        "auto",
+        description="what stays free of the disk, such as 50GB or 10%; auto: 5% more than the kubelet wants"
+        " (20%) where the node shares the disk, nothing on a disk of its own; re-read with the file",
+    )
+    reserve_inodes: RoomOrAuto = Field("auto", description="the same of inodes (auto: 10%)")
+    kubelet_config: Path = Field(
+        Path("/var/lib/kubelet/config.yaml"),
+        description="where auto finds the kubelet's thresholds; its defaults where that cannot be read",
+    )
+    evict: bool = Field(
+        True,
+        description="evict what is worth least to make room; false: only when asked, and refuse pulls",
+    )
+    evict_unused_seconds: float = Field(
+        0, ge=0, description="evict what nobody used for so long, room or not; 0: keep it"
+    )
+    high_watermark: Percent = Field(
+        Share(100), description="evict without a pull once models and others take more of the room than this"
+    )
+    low_watermark: Percent = Field(Share(98), description="and down to this")
     ca_file: Path | None = Field(None, description="PEM of the authorities to trust; default: the system's")
     hf_endpoint: str = Field("https://huggingface.co", description="the Hub, or a mirror of it")
     hf_token_file: Path | None = Field(None, description="the Hub token; default: the environment's HF_TOKEN")
@@ -136,6 +183,12 @@ class Config(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, json elsewhere"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low_watermark.percent > self.high_watermark.percent:
+            raise ValueError("low_watermark is above high_watermark")
+        return self
 
     @property
     def limits(self) -> Limits:
@@ -222,8 +275,40 @@ def load_models(path: Path) -> tuple[Model, ...]:
     return listed
 
 
+KUBELET_DEFAULTS = {"nodefs.available": "10%", "imagefs.available": "15%", "nodefs.inodesFree": "5%"}
+_KUBELET_IMAGE_GC = 85
+
+
+def kubelet_keeps(path: Path, total_bytes: int) -> tuple[Share, Share]:
+    """Below which share of free bytes, and of free inodes, the kubelet deletes images or evicts pods.
+
+    From its configuration file (KubeletConfiguration: evictionHard, evictionSoft and
+    imageGCHighThresholdPercent), its documented defaults for what that does not say or cannot be read.
+    """
+    try:
+        told = read_file(path)
+    except Invalid:
+        told = {}
+    signals = [told.get("evictionHard") or KUBELET_DEFAULTS, told.get("evictionSoft") or {}]
+    kept = {"available": Share(0), "inodesFree": Share(0)}
+    for name, value in ((n, v) for each in signals if isinstance(each, dict) for n, v in each.items()):
+        _, _, what = str(name).partition(".")
+        found = room_of(value)
+        if what in kept and isinstance(found, Share | int):
+            percent = found.percent if isinstance(found, Share) else 100 * found / total_bytes
+            kept[what] = Share(min(max(kept[what].percent, percent), 100))
+    images = told.get("imageGCHighThresholdPercent", _KUBELET_IMAGE_GC)
+    if isinstance(images, int) and 0 <= images <= 100:
+        kept["available"] = Share(max(kept["available"].percent, 100 - images))
+    return kept["available"], kept["inodesFree"]
+
+
 def table() -> Iterator[tuple[str, str, str, str]]:
     """(key, environment variable, default, help) of every option, for the documentation."""
     for name, field in Config.model_fields.items():
-        default = "" if field.default in (None, (), {}) else str(field.default).replace("False", "false")
+        default = (
+            ""
+            if field.default in (None, (), {})
+            else str(field.default).replace("False", "false").replace("True", "true")
+        )
         yield name, f"CACHD_{name.upper()}", default, field.description or ""

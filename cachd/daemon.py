@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,21 +21,23 @@ import structlog
 
 from cachd import __version__
 from cachd.api.documents import Models
-from cachd.config import Config, load, load_models
+from cachd.config import Config, kubelet_keeps, load, load_models
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.metrics import Metrics
-from cachd.model import Limits
+from cachd.model import Limits, Share
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.trust import Authorities
+from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pulls import Pulls
+from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.streams import Streams
 
 log = structlog.get_logger(__name__)
@@ -47,6 +50,7 @@ class Parts:
     store: Store
     metrics: Metrics
     bandwidth: Bandwidth
+    reclaim: Reclaim
     pulls: Pulls
 
 
@@ -59,16 +63,51 @@ def assembled(config: Config) -> Iterator[Parts]:
     _set_limits()
     with ExitStack() as stack:
         sources = build_sources(config)
-        store = stack.enter_context(Store(config.root, reserve_free=config.reserve_free))
+        store = stack.enter_context(Store(config.root))
+        _set_bounds(store, config)
         metrics = Metrics()
+        reclaim = Reclaim(
+            store,
+            metrics,
+            high=config.high_watermark,
+            low=config.low_watermark,
+            unused_seconds=config.evict_unused_seconds,
+            automatic=config.evict,
+        )
+        stack.callback(reclaim.close)
+        reclaim.keep([model.wish.name for model in config.models])
         bandwidth = Bandwidth(config.limits, metrics)
         streams = Streams(config.streams, changed=metrics.streams.set)
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
-        pulls = Pulls(store, sources, downloads, metrics, at_once=config.pulls)
+        pulls = Pulls(store, sources, reclaim, downloads, metrics, at_once=config.pulls)
         stack.callback(pulls.close)
-        yield Parts(store, metrics, bandwidth, pulls)
+        yield Parts(store, metrics, bandwidth, reclaim, pulls)
+
+
+def _set_bounds(store: Store, config: Config) -> None:
+    """Let the store take what the options say, and on a disk it shares no more than the kubelet bears."""
+    reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
+    if is_shared(store.layout.root):
+        free, inodes = kubelet_keeps(config.kubelet_config, store.space.capacity().total)
+        kept, kept_inodes = beside_others(free), beside_others(inodes)
+    else:
+        free = kept = kept_inodes = Share(0)
+    store.space.change(
+        limit=config.limit_bytes,
+        reserve_free=kept if reserve_free == "auto" else reserve_free,
+        reserve_inodes=kept_inodes if reserve_inodes == "auto" else reserve_inodes,
+    )
+    now = store.space.capacity()
+    if now.reserve_free < free.of(now.total):
+        log.warning(
+            "reserve_free is less than what the kubelet wants free: it will delete images and evict pods",
+            reserve_free_bytes=now.reserve_free,
+            kubelet_bytes=free.of(now.total),
+        )
+    if not store.tells_use:
+        log.warning("the kernel does not tell open files here: only pins and leases protect models")
 
 
 def build_sources(config: Config) -> Sources:
@@ -111,7 +150,7 @@ def serve(config: Config) -> None:
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
-        watched = _Watched(config, parts.bandwidth)
+        watched = _Watched(config, parts)
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, watched.look)
         models = Models(parts.store, parts.pulls)
         parts.metrics.watch(
@@ -121,12 +160,14 @@ def serve(config: Config) -> None:
             models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
+            reclaim=parts.reclaim,
             required=prewarm.required,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
         parts.pulls.resume()
         prewarm.start()
+        parts.reclaim.start()
         try:
             host, port = sock.getsockname()[:2]
             log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
@@ -199,10 +240,10 @@ def _listening(listen: str) -> Iterator[socket.socket]:
 
 
 class _Watched:
-    """The configuration file: its limits are taken over, its models given, whenever they changed."""
+    """The configuration file: its limits are taken over, its models given, whenever it changed."""
 
-    def __init__(self, config: Config, bandwidth: Bandwidth) -> None:
-        self._config, self._bandwidth = config, bandwidth
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._config, self._parts = config, parts
         self._limits = config.limits
         self._seen = b""
         self._first = True
@@ -215,17 +256,20 @@ class _Watched:
         first, self._first, self._seen = self._first, False, content
         try:
             if not first and path:
-                self._take_limits(load(config=path).limits)
+                config = load(config=path)
+                self._take_limits(config.limits)
+                _set_bounds(self._parts.store, config)
             models = self._config.models if first or path is None else load_models(path)
         except CachdError as error:
             log.warning("configuration file not taken over", reason=error.detail)
             return None
+        self._parts.reclaim.keep([m.wish.name for m in models])
         return [Desired(m.wish, required=m.required, pin=m.pin, priority=m.priority) for m in models]
 
     def _take_limits(self, limits: Limits) -> None:
         if limits != self._limits:  # else what was set over the API since then stays
             self._limits = limits
-            self._bandwidth.change(limits)
+            self._parts.bandwidth.change(limits)
 
 
 def _content(path: Path) -> bytes:
@@ -238,10 +282,14 @@ def _content(path: Path) -> bytes:
 def _gauges(store: Store) -> Mapping[str, float]:
     now = store.space.capacity()
     return {
-        "cachd_cache_size_bytes": sum({s.manifest: s.size for s in store.snapshots.all()}.values()),
+        "cachd_available_bytes": max(now.available, 0),
+        "cachd_cache_limit_bytes": now.usable,
+        "cachd_cache_size_bytes": now.usage.blobs,
         "cachd_fs_size_bytes": now.total,
         "cachd_fs_free_bytes": now.free,
         "cachd_fs_free_inodes": now.free_inodes,
+        "cachd_held_bytes": now.usage.held,
+        "cachd_leases": store.snapshots.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
     }
 

@@ -19,12 +19,17 @@ from cachd import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled")
+EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 # Measured when scraped.
 MEASURED = {
-    "cachd_cache_size_bytes": "Bytes of published snapshots, shared ones counted once",
+    "cachd_available_bytes": "Bytes that a pull could be promised now with nothing evicted",
+    "cachd_cache_limit_bytes": "The most that models may take: limit_bytes, or the disk less its reserve",
+    "cachd_cache_size_bytes": "Bytes on disk of published snapshots, shared ones counted once",
     "cachd_fs_size_bytes": "Size of the cache's file system",
     "cachd_fs_free_bytes": "Bytes free to cachd on its file system",
     "cachd_fs_free_inodes": "Inodes free on the cache's file system",
+    "cachd_held_bytes": "Bytes on disk of deleted models that a process still has open",
+    "cachd_leases": "Leases that have not expired",
     "cachd_reserved_bytes": "Bytes promised to running pulls",
 }
 # As the kubelet measures image pulls: from seconds to an hour.
@@ -86,6 +91,17 @@ class Metrics:
             registry=registry,
         )
         self.verify_failures.labels("pull")
+        self.evictions = Counter(
+            "cachd_evictions_total",
+            "Snapshots evicted: for a pull, over the limit, unused, asked for",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in EVICTION_REASONS:
+            self.evictions.labels(reason)
+        self.evicted_bytes = Counter(
+            "cachd_evicted_bytes_total", "Bytes of disk that evictions freed", registry=registry
+        )
         self.pull_seconds = Histogram(
             "cachd_pull_duration_seconds",
             "From the start of a pull to its end",

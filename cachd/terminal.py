@@ -78,6 +78,43 @@ def limit_rows(limits: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return list(rates.items())
 
 
+def show_capacity(now: Mapping[str, Any]) -> None:
+    """One figure a line, then NAME SIZE LAST-USED PROTECTED of each snapshot, the largest first."""
+    figures = {k.removesuffix("_bytes"): decimal(v) for k, v in now.items() if k.endswith("_bytes") and v}
+    figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them kept free"
+    figures["in use"] = f"told by {now['in_use_told_by']}"
+    width = max(map(len, figures))
+    for key, value in figures.items():
+        print(f"{key:<{width}}  {value}")
+    show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
+
+
+def show_evictions(told: Mapping[str, Any]) -> None:
+    """NAME FREES WHY of what went or would go, in order; then what may not."""
+    rows = [
+        (*_snapshot_row(s)[:1], decimal(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
+        for s in told["evictions"]
+    ]
+    show_table(("NAME", "FREES", "WHY"), rows)
+    if told.get("protected"):
+        show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in told["protected"]])
+    if told.get("dry_run"):
+        enough = "enough" if told["enough"] else "not enough, so nothing would go"
+        print(
+            f"{decimal(told['short_bytes'])} short, {decimal(told['frees_bytes'])} would be freed: {enough}"
+        )
+
+
+def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
+    """NAME SIZE LAST-USED PROTECTED of one snapshot's document."""
+    return (
+        ",".join(snapshot["names"]) or snapshot["manifest"],
+        decimal(snapshot.get("bytes", 0)),
+        f"{_age(snapshot['last_used'])} ago" if snapshot.get("last_used") else "-",
+        snapshot.get("protected_by") or "-",
+    )
+
+
 def show_model(model: Mapping[str, Any]) -> None:
     """One fact a line."""
     ready, pull = model["ready"], model["pull"]

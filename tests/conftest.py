@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
-        self.bandwidth = parts.bandwidth
+        self.bandwidth, self.reclaim = parts.bandwidth, parts.reclaim
 
     def pull(self, ref: str, **asked: object) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""
@@ -82,7 +82,13 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
     with ExitStack() as stack:
 
         def opened(**options: object) -> Engine:
-            plain = {"root": root, "allow": ("127.0.0.0/8", "http://127.0.0.1/"), "retries": 3, **options}
+            plain = {
+                "root": root,
+                "allow": ("127.0.0.0/8", "http://127.0.0.1/"),
+                "retries": 3,
+                "reserve_free": 0,
+                **options,
+            }
             return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
 
         yield opened

@@ -12,7 +12,7 @@ import yaml
 from cachd.config import Config, load, load_models, read_file, table
 from cachd.daemon import check_listen
 from cachd.errors import CachdError, Forbidden, Invalid
-from cachd.model import Ref, Wish
+from cachd.model import Ref, Share, Wish
 
 TIB = 1 << 40
 
@@ -118,7 +118,13 @@ WRONG: dict[str, list[object]] = {
     "stall_seconds": [0, -1, 3601, "soon", float("nan"), float("inf")],
     "connect_seconds": [0, 601],
     "listen": [8470, "8470", ":8470", "host", "host:", "host:port", "host:70000", "host:-1", ""],
-    "reserve_free": [-1, "-1", "10XB", "GiB", "1,5G", "ten", [], 1.5],
+    "reserve_free": [-1, "-1", "10XB", "GiB", "1,5G", "ten", [], 1.5, "101%", "-1%", "half", True],
+    "limit_bytes": [-1, "10XB", [], 1.5, "101%", "auto"],
+    "reserve_inodes": ["x%", -1],
+    "low_watermark": ["90", 90, "101%", "low"],
+    "high_watermark": ["97%", 1],
+    "evict": ["perhaps", 5],
+    "evict_unused_seconds": [-1, "soon"],
     "log_level": ["trace", 5],
     "log_format": ["xml"],
     "anonymous_writes": ["maybe", 7],
@@ -133,6 +139,15 @@ WRONG: dict[str, list[object]] = {
 def test_a_wrong_value_is_refused_under_its_name(file: Path, option: str, value: object) -> None:
     assert option in refused(**{option: value})
     assert option in refused(config=written(file, **{option: value}))
+
+
+def test_room_on_the_disk_is_bytes_or_a_share_of_it(file: Path) -> None:
+    assert load().limit_bytes is None
+    assert load(limit_bytes="500GB").limit_bytes == 500 * 10**9
+    assert load(limit_bytes="60%").limit_bytes == Share(60)
+    assert load(config=written(file, reserve_free="12.5 %")).reserve_free == Share(12.5)
+    assert (load().reserve_free, load().reserve_inodes) == ("auto", "auto")
+    assert load(low_watermark="90%").low_watermark == Share(90)
 
 
 @pytest.mark.parametrize("value", ["5i", "5iB", "5 iB", "9" * 400])

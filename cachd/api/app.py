@@ -1,4 +1,4 @@
-"""The application: both routers behind the guard, every failure a problem document."""
+"""The application: all routers behind the guard, every failure a problem document."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from fastapi.routing import APIRoute
 from cachd import __version__
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
+from cachd.api import space as space_routes
 from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.metrics import Metrics
 from cachd.transfer.bandwidth import Bandwidth
+from cachd.transfer.reclaim import Reclaim
 
 _THREADS = 32
 
@@ -28,6 +30,7 @@ def create_app(
     *,
     metrics: Metrics,
     bandwidth: Bandwidth,
+    reclaim: Reclaim,
     required: Callable[[], Collection[str]],
     token_file: Path | None,
     allowed_hosts: Collection[str],
@@ -49,10 +52,11 @@ def create_app(
         responses=PROBLEM_RESPONSES,
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
-    app.state.bandwidth = bandwidth
+    app.state.bandwidth, app.state.reclaim = bandwidth, reclaim
     app.state.write_token = WriteToken(token_file)
     app.include_router(model_routes.router)
     app.include_router(node_routes.router)
+    app.include_router(space_routes.router)
     install(app)
     app.add_middleware(Guard, allowed_hosts=allowed_hosts, metrics=metrics)
     return app

@@ -1,18 +1,26 @@
-"""What the API says of models and limits: the documents, and where each figure comes from."""
+"""What the API says of models, limits and space: the documents, and where each figure comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cachd.errors import CachdError, NotFound
-from cachd.model import NAME_PATTERN, Limits, Ref, Scheme, Snapshot, Wish, check_name, rate_of
+from cachd.model import NAME_PATTERN, Limits, Ref, Scheme, Snapshot, Wish, bytes_of, check_name, rate_of
+from cachd.policy.eviction import Candidate
 from cachd.store.catalog import ready_document
+from cachd.store.protection import Lease
+from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pull, Pulls
+from cachd.transfer.reclaim import Eviction, Plan
+
+Size = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
 
 
 class Asked(BaseModel):
@@ -37,6 +45,41 @@ class Asked(BaseModel):
         return Wish(ref, name, tuple(self.include), tuple(self.exclude))
 
 
+class AskedLease(BaseModel):
+    """The body of POST and PUT …/leases."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"seconds": 600, "holder": "pod/vllm-0"}]}
+    )
+
+    seconds: float = Field(gt=0, le=7 * 86400, description="how long the model is kept from now on")
+    holder: str = Field("", max_length=200, description="who wants it, for people to read")
+
+
+class AskedRoom(BaseModel):
+    """The body of POST /v1/evictions: room for so many bytes, or for a model."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bytes": "40GB"}]})
+
+    bytes: Size | None = Field(None, description="so many bytes are to be available, such as 40GB")
+    ref: str | None = Field(None, description="as many as a pull of this ref needs")
+    include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
+    exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.bytes is None) == (self.ref is None):
+            raise ValueError("write either bytes or ref")
+        return self
+
+    def wish(self) -> Wish | None:
+        """What is to be pulled. Raises Invalid."""
+        if self.ref is None:
+            return None
+        ref = Ref.parse(self.ref)
+        return Wish(ref, ref.default_name, tuple(self.include), tuple(self.exclude))
+
+
 Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 
 
@@ -59,6 +102,79 @@ class AskedLimits(BaseModel):
 
 def limits_document(limits: Limits) -> dict[str, Any]:
     return {"bytes_per_second": limits.bytes_per_second, "sources": dict(limits.sources)}
+
+
+def capacity_document(now: Capacity, candidates: Iterable[Candidate], *, tells_use: bool) -> dict[str, Any]:
+    """The file system, what is taken and may be, and which snapshot holds how much of it."""
+    return {
+        "total_bytes": now.total,
+        "free_bytes": now.free,
+        "reserved_bytes": now.reserved,
+        "reserve_free_bytes": now.reserve_free,
+        "limit_bytes": now.limit,
+        "usable_bytes": now.usable,
+        "available_bytes": max(now.available, 0),
+        "over_bytes": max(-now.available, 0),
+        "used_bytes": now.usage.total,
+        "blob_bytes": now.usage.blobs,
+        "ingest_bytes": now.usage.ingests,
+        "held_bytes": now.usage.held,
+        "inodes": now.inodes,
+        "free_inodes": now.free_inodes,
+        "reserve_inodes": now.reserve_inodes,
+        "in_use_told_by": "kernel" if tells_use else "pins and leases only",
+        "snapshots": [candidate_document(c) for c in sorted(candidates, key=lambda c: (-c.size, c.manifest))],
+    }
+
+
+def candidate_document(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "names": list(candidate.names),
+        "manifest": candidate.manifest,
+        "bytes": candidate.size,
+        "last_used": _moment(candidate.use.last) if candidate.use else None,
+        "protected_by": candidate.protected or None,
+    }
+
+
+def plan_document(need: int, plan: Plan) -> dict[str, Any]:
+    """What would go, in order, and what may not."""
+    return {
+        "need_bytes": need,
+        "short_bytes": plan.short,
+        "frees_bytes": plan.frees,
+        "enough": plan.is_enough,
+        "evictions": [
+            {**candidate_document(choice.candidate), "frees_bytes": choice.frees, "why": choice.why}
+            for choice in plan.choices
+        ],
+        "protected": [candidate_document(c) for c in plan.candidates if c.protected],
+    }
+
+
+def eviction_document(eviction: Eviction) -> dict[str, Any]:
+    return {
+        "at": _moment(eviction.at),
+        "names": list(eviction.names),
+        "manifest": eviction.manifest,
+        "reason": eviction.reason,
+        "why": eviction.why,
+        "frees_bytes": eviction.frees,
+        "freed_bytes": eviction.freed,
+    }
+
+
+def lease_document(lease: Lease) -> dict[str, Any]:
+    return {
+        "id": lease.id,
+        "name": lease.name,
+        "holder": lease.holder,
+        "expires_at": _moment(lease.expires_at),
+    }
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 class Models:
@@ -95,6 +211,7 @@ class Models:
             "path": str(self.store.layout.model(name)),
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
+            "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
             "in_use": self._in_use(snapshot) if snapshot else False,
             "ready": ready_document(snapshot) if snapshot else None,
             "pull": pull_document(pull) if pull else None,
@@ -140,6 +257,7 @@ def pull_document(pull: Pull) -> dict[str, Any]:
     return {
         **pull.wish.as_document(),
         "state": progress.state,
+        "paused": progress.is_paused,
         "priority": pull.share.priority,
         "revision": manifest.revision if manifest else None,
         "bytes": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 
 from cachd.api.dependencies import AnyModels
-from cachd.api.documents import Asked, Models, error_document, unknown_model
+from cachd.api.documents import Asked, AskedLease, Models, error_document, lease_document, unknown_model
 from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
@@ -64,6 +65,7 @@ async def ready(
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running.done)), wait)
     snapshot = models.snapshots.get(name)
     if snapshot:
+        models.store.uses.used(name, time.time())
         return JSONResponse(ready_document(snapshot))
     return problem(_not_ready(name, models))
 
@@ -81,6 +83,37 @@ async def unpin(name: str, models: AnyModels) -> Response:
     """Let the model be deleted again."""
     models.check_known(name)
     await asyncio.to_thread(models.snapshots.unpin, name)
+    return Response(status_code=204)
+
+
+@router.post("/{name}/leases", status_code=201, dependencies=_WRITES)
+async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
+    """Keep the model for a while, for a pod about to start: it is not evicted or deleted until the lease is
+    released or expires. Also while it is still on its way."""
+    models.check_known(name)
+    now = time.time()
+    until = now + asked.seconds
+    lease = await asyncio.to_thread(models.snapshots.leases.take, name, asked.holder, until=until)
+    models.store.uses.used(name, now)
+    location = {"Location": f"/v1/models/{name}/leases/{lease.id}"}
+    return JSONResponse(lease_document(lease), status_code=201, headers=location)
+
+
+@router.put("/{name}/leases/{lease}", dependencies=_WRITES)
+async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModels) -> dict[str, Any]:
+    """Keep it for so many seconds from now. 404 when it has expired: the model may be gone."""
+    now = time.time()
+    renewed = await asyncio.to_thread(
+        models.snapshots.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
+    )
+    models.store.uses.used(name, now)
+    return lease_document(renewed)
+
+
+@router.delete("/{name}/leases/{lease}", status_code=204, dependencies=_WRITES)
+async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
+    """Give it back; one that has expired is fine."""
+    await asyncio.to_thread(models.snapshots.leases.release, check_name(name), lease)
     return Response(status_code=204)
 
 

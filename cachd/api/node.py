@@ -1,4 +1,4 @@
-"""The node: capacity, limits, probes, metrics."""
+"""The node: limits, probes, metrics."""
 
 from __future__ import annotations
 
@@ -18,19 +18,6 @@ from cachd.metrics import CONTENT_TYPE
 router = APIRouter(tags=["node"])
 
 _RETRY_SECONDS = 5.0
-
-
-@router.get("/v1/capacity")
-async def capacity(models: AnyModels) -> dict[str, int]:
-    """The cache's file system: bytes in all, free, promised to pulls, left free by them; free inodes."""
-    now = await asyncio.to_thread(models.store.space.capacity)
-    return {
-        "total_bytes": now.total,
-        "free_bytes": now.free,
-        "reserved_bytes": now.reserved,
-        "reserve_free_bytes": now.reserve_free,
-        "free_inodes": now.free_inodes,
-    }
 
 
 @router.get("/v1/limits")

@@ -1,7 +1,7 @@
 """The nouns: frozen values that refuse nonsense when they are made."""
 
 from cachd.model.digest import Digest, Extent
-from cachd.model.limits import Limits, bytes_of, rate_of
+from cachd.model.limits import Limits, Room, Share, bytes_of, rate_of, room_in, room_of
 from cachd.model.manifest import File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
@@ -16,7 +16,9 @@ __all__ = [
     "Limits",
     "Manifest",
     "Ref",
+    "Room",
     "Scheme",
+    "Share",
     "Snapshot",
     "Wish",
     "bytes_of",
@@ -25,5 +27,7 @@ __all__ = [
     "commit_of",
     "quoted",
     "rate_of",
+    "room_in",
+    "room_of",
     "snapshot_of",
 ]

@@ -1,4 +1,4 @@
-"""Limits: how many bytes a second may come from the sources."""
+"""Limits: how many bytes a second may come from the sources, how much of the disk models may take."""
 
 from __future__ import annotations
 
@@ -38,6 +38,37 @@ def bytes_of(value: object) -> object:
     form = r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?((?:[KMGT]i?)?)B?"
     found = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
     return int(Decimal(found[1]) * _UNITS[found[2]]) if found else value
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a whole, written `20%`."""
+
+    percent: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percent <= 100:
+            raise ValueError("a share is 0% to 100%")
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%"
+
+    def of(self, total: int) -> int:
+        return int(total * self.percent / 100)
+
+
+Room = int | Share
+
+
+def room_of(value: object) -> object:
+    """`20%` as a Share, else bytes as `bytes_of` reads them."""
+    found = re.fullmatch(r" *([0-9]{1,3}(?:\.[0-9]{1,3})?) ?% *", value) if isinstance(value, str) else None
+    return Share(float(found[1])) if found else bytes_of(value)
+
+
+def room_in(total: int, room: Room) -> int:
+    """The room in units of `total`: bytes of a file system, or its inodes."""
+    return room.of(total) if isinstance(room, Share) else room
 
 
 def rate_of(value: object) -> object:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cachd.store import durable
 from cachd.store.digests import of_whole
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
+from cachd.store.protection import is_open
 
 log = structlog.get_logger(__name__)
 
@@ -123,32 +125,78 @@ class ContentStore:
                 self._claims.subtract(blobs)
                 self._claims = +self._claims
 
+    def claimed(self) -> set[Digest]:
+        """The blobs that running pulls need."""
+        with self._lock:
+            return set(self._claims)
+
+    def sizes(self, manifest: Manifest) -> dict[Digest, int]:
+        """Bytes of disk that each blob of a manifest takes; those that are gone are left out."""
+        found = {}
+        for blob in {f.blob for f in manifest.files}:
+            with suppress(FileNotFoundError):
+                found[blob] = _allocated(self.path(blob)) + self._parts_allocated(blob)
+        return found
+
     def free(self, manifest: Manifest) -> int:
         """Remove the manifest's blobs that no view links to and no pull claims, and what interrupted pulls
-        left of them; bytes freed."""
-        freed = 0
+        left of them; bytes of disk freed."""
+        return self.empty(self.discard(manifest))
+
+    def discard(self, manifest: Manifest) -> dict[Path, int]:
+        """Move what `free` removes to the trash, which takes no time; the bytes of disk of each piece there,
+        for `empty`."""
+        moved: dict[Path, int] = {}
         for file in {f.blob: f for f in manifest.files}.values():
-            path, trash = self.path(file.blob), self._layout.trash / file.blob.hex
+            path, trash = self.path(file.blob), self._layout.trash / f"{file.blob.hex}.{secrets.token_hex(4)}"
             with durable.disk_errors(path), suppress(FileNotFoundError):
                 with self._lock:  # a claim made from here on finds the blob gone
                     if file.blob in self._claims:
                         continue
-                    freed += self._trash_ingest(file, trash.with_suffix(".ingest"))
+                    self._discard_ingest(file, trash.with_suffix(".ingest"), moved)
                     if os.lstat(path).st_nlink > 1:
                         continue
+                    size = _allocated(path) + self._parts_allocated(file.blob)
                     durable.take_away(path, trash)
+                moved[trash] = size
                 durable.remove(_parts(path))
-                durable.remove(trash)
-                freed += file.size
-            durable.remove_tree(trash.with_suffix(".ingest"))
-        return freed
+                durable.sync_directory(path.parent)
+        return moved
 
-    def _trash_ingest(self, file: File, trash: Path) -> int:
-        """Move what an interrupted pull left out of the way; its bytes on disk."""
+    def _parts_allocated(self, blob: Digest) -> int:
+        with suppress(FileNotFoundError):
+            return _allocated(_parts(self.path(blob)))
+        return 0
+
+    def _discard_ingest(self, file: File, trash: Path, moved: dict[Path, int]) -> None:
+        """Move what an interrupted pull left out of the way."""
         size = self.allocated(file)
         with suppress(FileNotFoundError):
             durable.take_away(self._layout.ingest(file.blob), trash)
-        return size
+            moved[trash] = size
+
+    def empty(self, moved: Mapping[Path, int]) -> int:
+        """Delete pieces of the trash, to be called with no lock held: large files take long. Bytes freed.
+
+        A file that a process has open stays until it has not, so that its bytes are told for as long as
+        they are taken.
+        """
+        freed = 0
+        for path, size in moved.items():
+            with durable.disk_errors(path):
+                if path.is_dir() and not path.is_symlink():
+                    durable.remove_tree(path)
+                elif durable.is_regular(path) and is_open([path]):
+                    log.info("deleted and still open", file=path.name, held_bytes=size)
+                    continue
+                else:
+                    durable.remove(path)
+            freed += size
+        return freed
+
+    def empty_trash(self) -> None:
+        """Delete what an earlier life, or a file that was still open, left in the trash."""
+        self.empty(dict.fromkeys(self._layout.trash.iterdir(), 0))
 
 
 def _corrupt(file: File, got: Digest | None) -> Corrupt:
@@ -159,6 +207,11 @@ def _corrupt(file: File, got: Digest | None) -> Corrupt:
         expected=str(file.digest),
         got=str(got),
     )
+
+
+def _allocated(path: Path) -> int:
+    """Bytes of disk."""
+    return os.lstat(path).st_blocks * 512
 
 
 def _parts(blob: Path) -> Path:

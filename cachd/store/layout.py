@@ -12,6 +12,8 @@ ready/<name>.json                 written last, removed first
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
     pins/<name>
+    leases/<id>.json              who holds which name until when
+    uses.json                     how names were used, what their sources bring
     staging/                      views being built, small blobs being written
     trash/                        trees being deleted
 """
@@ -31,6 +33,7 @@ PRIVATE = (
     ".cachd/manifests",
     ".cachd/wishes",
     ".cachd/pins",
+    ".cachd/leases",
     ".cachd/staging",
     ".cachd/trash",
 )
@@ -67,6 +70,18 @@ class Layout:
     @property
     def wishes(self) -> Path:
         return self.root / ".cachd/wishes"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / ".cachd/leases"
+
+    @property
+    def uses(self) -> Path:
+        return self.root / ".cachd/uses.json"
+
+    @property
+    def ingests(self) -> Path:
+        return self.root / ".cachd/ingest"
 
     @property
     def models(self) -> Path:
@@ -109,6 +124,9 @@ class Layout:
 
     def pin(self, name: str) -> Path:
         return self.root / ".cachd/pins" / name
+
+    def lease(self, lease: str) -> Path:
+        return self.leases / f"{lease}.json"
 
     def tree(self, manifest: str) -> Path:
         return self.trees / manifest

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -22,7 +24,7 @@ from cachd.model import File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
-from cachd.store.protection import Pins, is_open
+from cachd.store.protection import Leases, Pins, is_open
 from cachd.store.views import HubView, PlainView
 
 log = structlog.get_logger(__name__)
@@ -34,7 +36,7 @@ class Snapshots:
     def __init__(self, layout: Layout, content: ContentStore) -> None:
         self._layout, self._content = layout, content
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
-        self._pins = Pins(layout)
+        self._pins, self.leases = Pins(layout), Leases(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
         self._named = catalog.read_snapshots(layout)
 
@@ -59,6 +61,22 @@ class Snapshots:
 
     def is_pinned(self, name: str) -> bool:
         return self._pins.has(name)
+
+    def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
+        """Every snapshot on disk with its names: none when a newer one replaced it while it was read."""
+        for path in sorted(self._layout.manifests.glob("[!.]*.json")):
+            try:
+                manifest = self._manifest(path.stem)
+            except FileNotFoundError:
+                continue
+            except DiskFailed as error:
+                log.warning("snapshot passed over", manifest=path.stem, reason=error.detail)
+                continue
+            yield manifest, [s for s in self.all() if s.manifest == manifest.id]
+
+    def is_open(self, manifest: Manifest) -> bool:
+        """Whether a process on this node has one of its files open or mapped."""
+        return self._is_open(manifest)
 
     # --- changing ---
 
@@ -97,7 +115,7 @@ class Snapshots:
     def withdraw(self, name: str, *, force: bool = False) -> int:
         """Take a name and, if it was the last of its snapshot, the snapshot away; bytes freed.
 
-        Raises NotFound, or InUse when it is pinned or open, unless forced. Open files stay readable.
+        Raises NotFound, or InUse when it is pinned, leased or open, unless forced. Open files stay readable.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             snapshot = self._named.get(name)
@@ -105,32 +123,76 @@ class Snapshots:
                 raise NotFound(
                     f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
                 )
-            if not force:
-                self.check_unused(name)
-            durable.remove(self._layout.ready_file(name))
-            del self._named[name]
-            self._pins.remove(name)
+            moved = self._withdraw([snapshot], check=not force)
+        return self._content.empty(moved)
+
+    def evict(self, manifest: str) -> int:
+        """Take a snapshot away under all its names; bytes freed.
+
+        Raises NotFound, or InUse when one of its names is pinned or leased, or its files are open.
+        """
+        with self._changing, durable.disk_errors(self._layout.root):
+            named = [s for s in self._named.values() if s.manifest == manifest]
+            if not named and not self._layout.manifest(manifest).exists():
+                raise NotFound(f"snapshot {manifest} is not here any more", code="no_such_snapshot")
+            moved = self._withdraw(named, check=True) if named else self._drop(manifest)
+        return self._content.empty(moved)
+
+    def _withdraw(self, named: Sequence[Snapshot], *, check: bool) -> dict[Path, int]:
+        """Take names of one snapshot away; what is in the trash then, to be emptied without the lock.
+
+        Whoever looks for a ready file finds none before anything else goes. A pod that found one just before
+        has the files open by now, or fails to open them; so it is looked once more, and the ready files come
+        back when somebody has.
+        """
+        manifest = self.manifest(named[0]) if check else None
+        if check:
+            self._check_unused(named, manifest)
+        hidden = [(self._layout.ready_file(s.name), self._layout.staging / f"{s.name}.json") for s in named]
+        for ready, aside in hidden:
+            with suppress(FileNotFoundError):  # an operator's rm
+                durable.move(ready, aside)
+        durable.sync_directory(self._layout.ready)
+        try:
+            if check:
+                self._check_unused(named, manifest)
+        except BaseException:
+            for ready, aside in hidden:
+                with suppress(FileNotFoundError):
+                    durable.move(aside, ready)
+            durable.sync_directory(self._layout.ready)
+            raise
+        for snapshot, (_, aside) in zip(named, hidden, strict=True):
+            durable.remove(aside)
+            del self._named[snapshot.name]
+            self._pins.remove(snapshot.name)
+            self.leases.release_all(snapshot.name)
             self._mend_branches(snapshot.hub_folder, self._named.values())
-            durable.remove(self._layout.model(name))
-            freed = self._remove(snapshot.manifest)
-        log.info("withdrawn", name=name, manifest=snapshot.manifest, freed_bytes=freed)
-        return freed
+            durable.remove(self._layout.model(snapshot.name))
+            log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
+        return self._remove(named[0].manifest)
+
+    def _drop(self, manifest: str) -> dict[Path, int]:
+        """Remove a snapshot that has no name. Raises InUse when its files are open."""
+        if self._is_open(self._manifest(manifest)):
+            raise InUse(f"files of snapshot {manifest} are open in a process on this node")
+        return self._remove(manifest)
 
     def sweep(self, *, keep: Collection[str] = ()) -> int:
         """Remove the snapshots that have no name and that nobody reads; bytes freed.
 
         Those of a ref base in `keep` stay: a pull is about to publish one.
         """
-        freed = 0
+        moved: dict[Path, int] = {}
         with self._changing, durable.disk_errors(self._layout.root):
             for path in self._unnamed():
                 try:
                     manifest = self._manifest(path.stem)
                     if manifest.base not in keep and not self._is_open(manifest):
-                        freed += self._remove(path.stem)
+                        moved |= self._remove(path.stem)
                 except DiskFailed as error:
                     log.warning("snapshot not swept", manifest=path.stem, reason=error.detail)
-        return freed
+        return self._content.empty(moved)
 
     def settle(self) -> None:
         """Remove the names and branches that are not ready: a publish or a withdrawal was cut off there."""
@@ -144,20 +206,35 @@ class Snapshots:
             self._mend_branches(folder, named)
 
     def check_unused(self, name: str) -> None:
-        """Raises InUse when the name is pinned, or its files are open and no other name shows them."""
-        if self.is_pinned(name):
-            raise InUse(f"{name} is pinned", code="pinned", mend=f"cachd unpin {name}, or force")
+        """Raises InUse when the name is pinned or leased, or open and the only one of its snapshot."""
+        self._check_kept(name)
         snapshot = self._named.get(name)
-        if snapshot is None:
-            return
-        shared = sum(s.manifest == snapshot.manifest for s in self._named.values()) > 1
-        if not shared and self._is_open(self.manifest(snapshot)):
-            raise InUse(
-                f"files of {name} are open in a process on this node",
-                mend="stop the pods that serve it, or force: what they have open stays readable",
-            )
+        if snapshot is not None:
+            self._check_unused([snapshot], self.manifest(snapshot))
 
     # --- inside, under the lock ---
+
+    def _check_kept(self, name: str) -> None:
+        if self.is_pinned(name):
+            raise InUse(f"{name} is pinned", code="pinned", mend=f"cachd unpin {name}, or force")
+        if held := self.leases.of(name, time.time()):
+            raise InUse(
+                f"{name} is leased by {held[-1].holder or 'somebody'}, {len(held)} leases in all",
+                code="leased",
+                mend="wait until they are released or expire, or force",
+            )
+
+    def _check_unused(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
+        """Raises InUse when one of these names of a snapshot is kept, or its files are open and these are
+        all its names."""
+        for snapshot in named:
+            self._check_kept(snapshot.name)
+        shown = sum(s.manifest == named[0].manifest for s in self._named.values())
+        if shown == len(named) and manifest is not None and self._is_open(manifest):
+            raise InUse(
+                f"files of {named[0].name} are open in a process on this node",
+                mend="stop the pods that serve it, or force: what they have open stays readable",
+            )
 
     def _used(self) -> set[str]:
         return {s.manifest for s in self._named.values()}
@@ -180,10 +257,10 @@ class Snapshots:
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
 
-    def _remove(self, manifest: str) -> int:
-        """Remove a snapshot from both views and free its blobs, unless a name still uses it."""
+    def _remove(self, manifest: str) -> dict[Path, int]:
+        """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it."""
         if manifest in self._used():
-            return 0
+            return {}
         path = self._layout.manifest(manifest)
         try:
             gone = self._manifest(manifest)
@@ -191,15 +268,15 @@ class Snapshots:
             log.warning("blobs left behind", manifest=manifest, reason=error.detail)
             self._plain.remove(manifest)
             durable.remove(path)
-            return 0
+            return {}
         commit = commit_of(gone)
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
             self._mend_branches(folder, self._named.values())
         self._plain.remove(manifest)
-        freed = self._content.free(gone)
+        moved = self._content.discard(gone)
         durable.remove(path)
-        return freed
+        return moved
 
     def _shown(self, folder: str, commit: str) -> dict[str, File]:
         """The files that named snapshots show in one directory of the Hub view."""

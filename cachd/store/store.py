@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -15,12 +15,14 @@ from typing import Self
 import structlog
 
 from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
-from cachd.model import Manifest, Wish
+from cachd.model import File, Manifest, Room, Wish
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
+from cachd.store.protection import tells_use
 from cachd.store.snapshots import Snapshots
-from cachd.store.space import Reservation, Space
+from cachd.store.space import Reservation, Space, bytes_beside
+from cachd.store.uses import Uses
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +37,9 @@ class Store:
     Raises Invalid, Forbidden, InUse or DiskFailed when the root cannot be used, with the reason.
     """
 
-    def __init__(self, root: Path, *, reserve_free: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, reserve_free: Room = 0, limit: Room | None = None, reserve_inodes: Room = 0
+    ) -> None:
         self.layout = Layout(root)
         _check_root(root)
         for name in PUBLIC:
@@ -47,16 +51,19 @@ class Store:
             with durable.disk_errors(root):
                 _check_format(self.layout)
                 _check_links(self.layout)
-                for leftover in (*self.layout.staging.iterdir(), *self.layout.trash.iterdir()):
+                for leftover in self.layout.staging.iterdir():
                     _delete(leftover)
                 for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
                     if not tag.exists():
                         with suppress(OSError):  # a courtesy to backup tools, no more
                             tag.write_bytes(_CACHEDIR_TAG)
             self.content = ContentStore(self.layout)
+            self.content.empty_trash()
             self.snapshots = Snapshots(self.layout, self.content)
             self.snapshots.settle()
-            self.space = Space(root, reserve_free=reserve_free)
+            self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
+            self.uses = Uses(self.layout)
+            self.tells_use = tells_use(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
             raise
@@ -78,9 +85,17 @@ class Store:
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
-            need = sum(max(f.size - self.content.allocated(f), 0) for f in missing)
-            with self.space.reserve(need, total=manifest.size) as reservation:
+            lacking = self._lacking(missing)
+            with self.space.reserve(lacking, total=manifest.size, files=len(missing)) as reservation:
                 yield reservation
+
+    def need(self, manifest: Manifest) -> int:
+        """Bytes that must be available for a pull of the manifest to begin."""
+        missing = self.content.missing(manifest)
+        return self._lacking(missing) + bytes_beside(len(missing))
+
+    def _lacking(self, missing: Iterable[File]) -> int:
+        return sum(max(f.size - self.content.allocated(f), 0) for f in missing)
 
     # --- pulls to go on with after a restart ---
 

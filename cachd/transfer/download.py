@@ -29,6 +29,7 @@ from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.store.content import ContentStore
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
+from cachd.store.space import Reservation
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
 
@@ -39,6 +40,7 @@ _PROGRESS_BYTES = 64 << 10
 _TURN_SECONDS = 1.0
 _SMALL_BYTES = 256 << 10  # at most a stream's buffer
 _STEP_BYTES = 64 << 10
+_LOOK_FOR_ROOM_SECONDS = 0.5
 
 
 class Part:
@@ -77,7 +79,7 @@ class Download:
         file: File,
         content: ContentStore,
         engine: Engine,
-        on_allocated: Callable[[int], None],
+        reservation: Reservation,
     ) -> None:
         self.file = file
         self.done: Future[None] = Future()
@@ -85,7 +87,7 @@ class Download:
         self.askers = 1
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
-        self._on_allocated = on_allocated
+        self._reservation = reservation
         self._received = engine.metrics.download_bytes.labels(scheme)
         self._share = Share()
         self._lock = threading.Lock()
@@ -98,6 +100,7 @@ class Download:
         self._by_parts = True
         self._everything = Part(Extent(0, file.size))
         self._committing = False
+        self._waits_for_room = False
         self._over = False
         self._outcome: CachdError | None = None
 
@@ -107,6 +110,11 @@ class Download:
     def landed(self) -> int:
         """Bytes of the file that are here, resumed ones included."""
         return self.resumed + self._fetched - self._forgotten
+
+    @property
+    def is_waiting_for_room(self) -> bool:
+        """Whether another process has taken the room it was promised; it begins when there is some again."""
+        return self._waits_for_room
 
     @property
     def fetched(self) -> int:
@@ -135,7 +143,14 @@ class Download:
             if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
                 self._fetch_small(buffer)
                 return
-            parts = self._missing(self._begin_ingest(held))
+            with self._reservation.allocating(max(self.file.size - held, 0)) as allowed:
+                if allowed:
+                    ingest = self._begin_ingest(held)
+            if not allowed:
+                self._wait_for_room()
+                return
+            self._waits_for_room = False
+            parts = self._missing(ingest)
             self._follow_if_worthwhile()
             self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
             if parts:
@@ -145,10 +160,17 @@ class Download:
         length = part_bytes(self.file.size, self._engine.streams.most)
         return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
+    def _wait_for_room(self) -> None:
+        """Somebody else fills the disk: rather than take the last of it, begin later."""
+        paused, self._waits_for_room = self._waits_for_room, True
+        if not paused:
+            log.warning("paused: the disk is at its reserve", file=self.file.path, size_bytes=self.file.size)
+        self._engine.streams.submit_later(self._share, self._begin, _LOOK_FOR_ROOM_SECONDS)
+
     def _begin_ingest(self, held: int) -> Ingest:
         """Begin or resume the ingest, of which the disk holds `held` bytes already."""
         ingest = self._ingest = self._content.begin(self.file)
-        self._on_allocated(max(self.file.size - held, 0))
+        self._reservation.spend(max(self.file.size - held, 0))
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
         return ingest
@@ -188,7 +210,7 @@ class Download:
             self._ask_anew(error.facts["got"], self.file.size, "source")
             self._engine.streams.submit(self._share, self._begin)
             return
-        self._on_allocated(self.file.size)
+        self._reservation.spend(self.file.size)
         self._end(None)
 
     def _keep(self, part: Part, content: memoryview) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import wait
 
 from cachd.model import Digest, File
 from cachd.sources.source import Source
 from cachd.store.content import ContentStore
+from cachd.store.space import Reservation
 from cachd.transfer.download import Download
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
@@ -29,19 +29,19 @@ class Downloads:
         share: Share,
         *,
         scheme: str,
-        on_allocated: Callable[[int], None],
+        reservation: Reservation,
     ) -> Download:
         """Start the file's download, or join the one that runs. Every join is owed a `leave`."""
         while True:
             with self._lock:
                 running = self._running.get(file.blob)
                 if running is None:
-                    download = Download(scheme, source, file, self._content, self._engine, on_allocated)
+                    download = Download(scheme, source, file, self._content, self._engine, reservation)
                     self._running[file.blob] = download
                     break
                 if running.askers:
                     running.askers += 1
-                    on_allocated(file.size)  # its space is promised to whoever asked first
+                    reservation.spend(file.size)  # its space is promised to whoever asked first
                     return running
             wait([running.done])  # the last asker left it: let it close its ingest first
         download.done.add_done_callback(lambda _: self._forget(download))

@@ -57,6 +57,11 @@ class Progress:
         return self._present + sum(d.landed for d in self._downloads)
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it waits for room on a disk that another process fills."""
+        return any(d.is_waiting_for_room for d in self._downloads if not d.done.done())
+
+    @property
     def fetched(self) -> int:
         """Bytes received from the source for this pull."""
         return sum(d.fetched for d in self._downloads)

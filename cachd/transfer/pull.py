@@ -1,7 +1,7 @@
 """One model: from a ref to a ready snapshot. The file to read first.
 
     resolve   ref -> manifest: one revision, every file with size, digest, validator
-    reserve   the space of what is missing, before the first byte
+    reserve   the space of what is missing, before the first byte; others are evicted for it
     download  each missing blob: parts -> ingest -> digest -> commit
     publish   views, then the name, then the ready file
 
@@ -25,6 +25,7 @@ from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
+from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
@@ -34,11 +35,18 @@ _RESOLVE_RETRIES = 4
 
 
 def pull(
-    wish: Wish, source: Source, store: Store, downloads: Downloads, *, share: Share, progress: Progress
+    wish: Wish,
+    source: Source,
+    store: Store,
+    reclaim: Reclaim,
+    downloads: Downloads,
+    *,
+    share: Share,
+    progress: Progress,
 ) -> Snapshot:
     """Make a wish come true. Raises CachdError, and then nothing new is published."""
     try:
-        return _pull_once(wish, source, store, downloads, share, progress)
+        return _pull_once(wish, source, store, reclaim, downloads, share, progress)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
     except DiskFailed as error:
@@ -47,17 +55,23 @@ def pull(
         log.warning(
             "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
         )
-    return _pull_once(wish, source, store, downloads, share, progress)
+    return _pull_once(wish, source, store, reclaim, downloads, share, progress)
 
 
 def _pull_once(
-    wish: Wish, source: Source, store: Store, downloads: Downloads, share: Share, progress: Progress
+    wish: Wish,
+    source: Source,
+    store: Store,
+    reclaim: Reclaim,
+    downloads: Downloads,
+    share: Share,
+    progress: Progress,
 ) -> Snapshot:
     progress.state = "resolving"
     manifest = _resolve(wish, source, progress).select(wish.include, wish.exclude)
     if progress.cancelled.is_set():
         raise Cancelled(f"{wish.name}: cancelled while it was resolved")
-    with store.reserve(manifest) as reservation:
+    with reclaim.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
         _download(missing, wish, source, downloads, share, reservation, progress)
@@ -94,9 +108,7 @@ def _download(
     joined = []
     try:
         for file in sorted(missing, key=lambda f: -f.size):
-            download = downloads.join(
-                file, source, share, scheme=wish.ref.scheme, on_allocated=reservation.spend
-            )
+            download = downloads.join(file, source, share, scheme=wish.ref.scheme, reservation=reservation)
             joined.append(download)
             progress.watch(download)
         unfinished = {d.done for d in joined}

@@ -13,12 +13,13 @@ import structlog
 
 from cachd.errors import CachdError, Cancelled, InUse, NotFound, Unavailable
 from cachd.metrics import Metrics, size_class
-from cachd.model import Snapshot, Wish
+from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
 from cachd.store.store import Store
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.pull import pull
+from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
@@ -46,12 +47,14 @@ class Pulls:
         self,
         store: Store,
         sources: Sources,
+        reclaim: Reclaim,
         downloads: Downloads,
         metrics: Metrics,
         *,
         at_once: int,
     ) -> None:
         self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
+        self._reclaim = reclaim
         self._waiting: list[tuple[int, int, Pull]] = []
         self._sequence = itertools.count()
         self._changed = threading.Condition()
@@ -77,6 +80,7 @@ class Pulls:
             ready = self._store.snapshots.get(wish.name)
             if ready is not None and ready.wish == wish and not refresh:
                 self._metrics.hits.inc()
+                self._store.uses.used(wish.name, time.time())
                 latest = self._latest.get(wish.name)
                 if latest is not None and latest.error is not None:
                     del self._latest[wish.name]  # what failed since was about another wish, and is over
@@ -100,8 +104,10 @@ class Pulls:
         self._sweep({pull.wish.ref.base for pull in self.running()})
 
     def get(self, name: str) -> Pull | None:
-        """The newest pull of a name since the daemon started, running or ended."""
-        return self._latest.get(name)
+        """The newest pull of a name since the daemon started, running or ended, unless what it brought was
+        evicted since."""
+        found = self._latest.get(name)
+        return None if found is None or self._is_undone(found) else found
 
     def running(self) -> list[Pull]:
         with self._changed:
@@ -110,7 +116,12 @@ class Pulls:
     def known(self) -> list[Pull]:
         """The newest pull of each name."""
         with self._changed:
-            return [pull for _, pull in sorted(self._latest.items())]
+            return [pull for _, pull in sorted(self._latest.items()) if not self._is_undone(pull)]
+
+    def resolve(self, wish: Wish) -> Manifest:
+        """Ask the wish's source what it is now. Raises CachdError."""
+        source = self._sources.of(wish.ref.scheme)
+        return source.resolve(wish.ref).select(wish.include, wish.exclude)
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
         """Tell the name's pull to stop, and do not wait for it; None when there was none.
@@ -176,6 +187,9 @@ class Pulls:
 
     # --- inside ---
 
+    def _is_undone(self, ended: Pull) -> bool:
+        return ended.progress.state == "ready" and self._store.snapshots.get(ended.wish.name) is None
+
     def _join(self, running: Pull, wish: Wish) -> Pull:
         if running.wish != wish:
             raise InUse(
@@ -191,6 +205,7 @@ class Pulls:
         if len(self._waiting) >= MOST_WAITING or self._closed:
             raise Unavailable(f"{len(self._waiting)} pulls are waiting", code="queue_full", retry_after=60.0)
         self._metrics.misses.inc()
+        self._store.uses.set_priority(wish.name, priority)
         started = Pull(wish, priority=priority)
         self._running[wish.name] = started
         if len(self._latest) >= MOST_WAITING:
@@ -230,7 +245,13 @@ class Pulls:
                 raise Cancelled(f"{wish.name}: cancelled before it began")
             source = self._sources.of(wish.ref.scheme)
             snapshot = pull(
-                wish, source, self._store, self._downloads, share=running.share, progress=progress
+                wish,
+                source,
+                self._store,
+                self._reclaim,
+                self._downloads,
+                share=running.share,
+                progress=progress,
             )
         except CachdError as error:
             state = "cancelled" if progress.cancelled.is_set() else "failed"
@@ -259,6 +280,7 @@ class Pulls:
             code=outcome.code if isinstance(outcome, CachdError) else "",
             detail=outcome.detail if isinstance(outcome, CachdError) else "",
         )
+        self._reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
                 self._store.forget(wish.name)

@@ -39,7 +39,8 @@ class Node:
     def __init__(self, root: Path, options: Mapping[str, Any] | None = None, **env: str) -> None:
         self.root = root
         self.config = root.parent / f"{root.name}.yaml"
-        self.options = {"allow": ["127.0.0.0/8"], "listen": "127.0.0.1:0", **(options or {})}
+        plain = {"allow": ["127.0.0.0/8"], "listen": "127.0.0.1:0", "reserve_free": 0}
+        self.options = {**plain, **(options or {})}
         self.log: list[dict[str, Any]] = []
         self.output = ""
         self._env = env

@@ -1,0 +1,118 @@
+"""How models were used and what their sources bring: remembered, since no access time can be trusted.
+
+Read-only mounts and `noatime` keep no access times. A use is what cachd itself sees: a model published, asked
+for, leased, or open in a process. The file is a help for choosing, no truth: one that is lost or torn costs
+a worse choice, so it is written now and then and not after every use.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from cachd.errors import CachdError
+from cachd.policy.eviction import Use
+from cachd.store import durable
+from cachd.store.layout import Layout
+
+log = structlog.get_logger(__name__)
+
+_MOST_NAMES = 10_000
+_LEAST_MEASURED_BYTES = 4 << 20
+GATED, GONE = "gated", "gone"
+
+
+class Uses:
+    """Uses and priorities by name, those of models that are gone, too; bytes a second by scheme of the
+    source; and which refs their source gave no more. Safe from any thread."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.uses
+        self._lock = threading.Lock()
+        self._uses: dict[str, Use] = {}
+        self._priorities: dict[str, int] = {}
+        self._rates: dict[str, float] = {}
+        self._lost: dict[str, str] = {}
+        self._changed = False
+        self._read()
+
+    def used(self, name: str, now: float) -> None:
+        with self._lock:
+            before = self._uses.pop(name, None)
+            self._uses[name] = before.again(now) if before else Use(now)  # the last used stands last
+            while len(self._uses) > _MOST_NAMES:
+                forgotten = next(iter(self._uses))
+                del self._uses[forgotten]
+                self._priorities.pop(forgotten, None)
+            self._changed = True
+
+    def of(self, name: str) -> Use | None:
+        return self._uses.get(name)
+
+    def set_priority(self, name: str, priority: int) -> None:
+        with self._lock:
+            self._priorities[name] = priority
+            self._changed = True
+
+    def priority(self, name: str) -> int:
+        return self._priorities.get(name, 0)
+
+    def brought(self, scheme: str, size: int, seconds: float) -> None:
+        """A source sent `size` bytes in so long; few bytes say nothing of its rate."""
+        if size < _LEAST_MEASURED_BYTES or seconds <= 0:
+            return
+        with self._lock:
+            rate = size / seconds
+            self._rates[scheme] = (self._rates.get(scheme, rate) + rate) / 2
+            self._changed = True
+
+    def rate(self, scheme: str) -> float | None:
+        """Bytes a second that pulls from such a source had of late; None when none was measured."""
+        return self._rates.get(scheme)
+
+    def lost(self, base: str, why: str | None) -> None:
+        """The source refuses the ref (GATED), has it no more (GONE), or gives it (None)."""
+        with self._lock:
+            if why is None:
+                self._changed |= self._lost.pop(base, None) is not None
+            elif self._lost.get(base) != why:
+                self._lost[base] = why
+                self._changed = True
+
+    def why_lost(self, base: str) -> str | None:
+        return self._lost.get(base)
+
+    def save(self) -> None:
+        """Write what has changed. A disk that refuses is told of in the log, and asked again next time."""
+        with self._lock:
+            if not self._changed:
+                return
+            document = {
+                "names": {name: [use.last, use.weight] for name, use in self._uses.items()},
+                "priorities": dict(self._priorities),
+                "rates": dict(self._rates),
+                "lost": dict(self._lost),
+            }
+            self._changed = False
+        try:
+            with durable.disk_errors(self._path):
+                durable.write_file(self._path, json.dumps(document).encode(), mode=0o600)
+        except CachdError as error:
+            self._changed = True
+            log.info("uses not written", reason=error.detail)
+
+    def _read(self) -> None:
+        try:
+            told: Mapping[str, Any] = json.loads(self._path.read_bytes())
+            self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
+            self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
+            self._rates = {str(s): float(r) for s, r in told["rates"].items() if float(r) > 0}
+            self._lost = {str(base): str(why) for base, why in told["lost"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("uses not read: all models count as equally used", reason=repr(error))

@@ -1,0 +1,24 @@
+"""A day on a small disk against the real daemon, in seconds; `python -m bench day` has a longer one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bench.day import MIB, simulated
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system on a loop device")
+def test_a_day_on_a_small_disk_ends_with_nothing_that_must_not_happen() -> None:
+    """Promised: Free space never falls below the reserve, and no model in use, leased or pinned is ever
+    evicted.
+
+    Each eviction freed what it was chosen for, too, and every figure is what the file system says.
+    """
+    day = simulated(128 * MIB, 150, seed=2)
+    assert day["failures"] == []
+    assert day["least_above_reserve_bytes"] >= 0
+    counts = day["counts"]
+    assert sum(count for name, count in counts.items() if name.startswith("evicted")) >= 3
+    assert all(counts.get(name) for name in ("pull", "open", "lease", "fill"))

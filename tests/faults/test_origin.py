@@ -532,7 +532,7 @@ def test_a_mirror_that_answers_another_commit_than_the_one_that_was_pinned_is_re
     assert code_of(lambda: hub_source(hub).resolve(Ref.parse(f"hf://org/m@{new}"))) == "origin_protocol"
 
 
-def test_a_ready_branch_is_asked_for_again_only_on_demand_and_moves_whole(
+def test_a_ready_branch_is_asked_for_again_only_on_demand(
     hub: Hub, root: Path, engine: Engines
 ) -> None:
     old = hub.add("org/m", {"config.json": b"old"})

@@ -230,7 +230,10 @@ def read_file(path: Path) -> dict[str, Any]:
             f"configuration file {path} cannot be read: {error}", code="bad_config", mend="check the path"
         ) from error
     except yaml.YAMLError as error:
-        raise Invalid(f"configuration file {path} is not YAML: {error}", code="bad_config") from error
+        mark = getattr(error, "problem_mark", None)  # where, and not what: it may be a password
+        where = f" at line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or type(error).__name__
+        raise Invalid(f"configuration file {path} is not YAML{where}: {why}", code="bad_config") from error
     if not isinstance(found, dict | None):
         raise Invalid(
             f"configuration file {path} holds no keys", code="bad_config", mend="write 'key: value' lines"

@@ -20,7 +20,7 @@ def check_name(name: str) -> str:
     """`name` if it can name a model in the views, the API and a URL. Raises Invalid."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise Invalid(
-            f"model name {name!r:.120} is not allowed",
+            f"model name {shown(name)} is not allowed",
             code="bad_name",
             mend=f"use 1 to 96 of letters, digits, '.', '_', '-', beginning with a letter or digit"
             f" and without '..' (pattern {NAME_PATTERN})",
@@ -45,6 +45,12 @@ def check_path(path: str) -> str:
             mend="the whole model is refused; report the name to whoever keeps the source",
         )
     return path
+
+
+def shown(text: str) -> str:
+    """What was refused as an error may repeat it: no user, password, query or fragment, and not long."""
+    head = re.split(r"[?#]", text, maxsplit=1)[0]
+    return repr(re.sub(r"//[^/]*@", "//", head)[:120])
 
 
 def is_clean(parts: Iterable[str]) -> bool:

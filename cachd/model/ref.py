@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Invalid
 from cachd.model.digest import Digest
-from cachd.model.name import check_name, is_clean
+from cachd.model.name import check_name, is_clean, shown
 
 Scheme = Literal["hf", "s3", "https", "http", "file"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -40,14 +40,14 @@ class Ref:
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
             raise Invalid(
-                f"ref {_shown(text)} has no scheme that cachd knows",
+                f"ref {shown(text)} has no scheme that cachd knows",
                 code="unknown_scheme",
                 mend="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
                 " https://host/dir/ or file:///path",
             )
         if len(text) > 2048 or any(unicodedata.category(c) in ("Cc", "Cf", "Cs") or c == "\\" for c in text):
             raise Invalid(
-                f"ref {_shown(text)} holds characters that no ref has, or is longer than 2048",
+                f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
                 code="bad_ref",
                 mend="write it in plain characters, percent-encoded where it is a URL",
             )
@@ -88,19 +88,13 @@ class Ref:
             ) from refusal
 
 
-def _shown(text: str) -> str:
-    """A rejected ref as an error may show it: no user, password, query or fragment, and not long."""
-    head = re.split(r"[?#]", text, maxsplit=1)[0]
-    return repr(re.sub(r"//[^/]*@", "//", head)[:120])
-
-
 def _hub_location(text: str, rest: str) -> tuple[str, str | None]:
     repo, at, revision = rest.partition("@")
     parts = repo.split("/")
     plain = all(_HUB_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     if len(parts) != 2 or not plain or repo.endswith(".git"):
         raise Invalid(
-            f"{_shown(text)} does not name a Hub model",
+            f"{shown(text)} does not name a Hub model",
             code="bad_ref",
             mend="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
             " '.', '_' and single '-'",
@@ -126,7 +120,7 @@ def _bucket_location(text: str, rest: str) -> str:
     parts = prefix.rstrip("/").split("/")
     if not _BUCKET.fullmatch(bucket) or not slash or not prefix.strip("/") or not is_clean(parts):
         raise Invalid(
-            f"{_shown(text)} does not name objects of a bucket",
+            f"{shown(text)} does not name objects of a bucket",
             code="bad_ref",
             mend="write s3://bucket/prefix/ (or s3://bucket/key for one object), without '..' or '//'",
         )
@@ -138,16 +132,16 @@ def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest 
         url = urlsplit(f"{scheme}://{rest}")
         port = url.port
     except ValueError as error:
-        raise Invalid(f"{_shown(text)} is not a URL: {error}", code="bad_ref", mend="check it") from error
+        raise Invalid(f"{shown(text)} is not a URL: {error}", code="bad_ref", mend="check it") from error
     if "@" in url.netloc:
         raise Invalid(
-            f"{_shown(text)} carries a user or password",
+            f"{shown(text)} carries a user or password",
             code="url_secrets",
             mend="leave them out: a ref is shown in listings and files",
         )
     if url.query:
         raise Invalid(
-            f"{_shown(text)} carries a query",
+            f"{shown(text)} carries a query",
             code="url_query",
             mend="leave it out: queries hold signatures, and a ref is shown in listings and files",
         )
@@ -156,19 +150,19 @@ def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest 
         algorithm, _, digits = url.fragment.partition("=")
         if algorithm != "sha256":
             raise Invalid(
-                f"fragment of {_shown(text)} is not a digest", code="bad_ref", mend="write #sha256=HEX"
+                f"fragment of {shown(text)} is not a digest", code="bad_ref", mend="write #sha256=HEX"
             )
         digest = Digest(algorithm, digits.lower())
         if url.path.endswith("/"):
             raise Invalid(
-                f"{_shown(text)} is a directory, and a digest is of one file",
+                f"{shown(text)} is a directory, and a digest is of one file",
                 code="bad_ref",
                 mend="leave the fragment out: the directory's SHA256SUMS says the digests",
             )
     parts = unquote(url.path).strip("/").split("/")
     if (scheme == "file") == bool(url.netloc) or not parts[0] or not is_clean(parts):
         raise Invalid(
-            f"{_shown(text)} does not name a file or directory",
+            f"{shown(text)} does not name a file or directory",
             code="bad_ref",
             mend="write https://host/file, https://host/dir/ or file:///path, without '..' or '//'",
         )

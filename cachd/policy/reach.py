@@ -36,8 +36,9 @@ class Reach:
             try:
                 self._networks.append(ip_network(entry, strict=False))
             except ValueError as error:
+                shown = entry.rpartition("@")[2]  # what stands before it may be a password
                 raise Invalid(
-                    f"allow entry {entry!r} is neither a network nor a URL prefix: {error}",
+                    f"allow entry {shown!r:.80} is neither a network nor a URL prefix",
                     code="bad_option",
                     mend="write 10.0.0.0/8, http://host:port/path/ or file:///mnt/share/",
                 ) from error

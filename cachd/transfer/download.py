@@ -206,7 +206,8 @@ class Download:
             self._content.put(self.file, content)
         except Corrupt as error:
             if self._wrong:
-                raise self._told(error) from error
+                self._explain(error)
+                raise
             self._ask_anew(error.facts["got"], self.file.size, "source")
             self._engine.streams.submit(self._share, self._begin)
             return
@@ -374,7 +375,8 @@ class Download:
             try:
                 self._content.commit(ingest)
             except Corrupt as error:
-                raise self._told(error) from error
+                self._explain(error)
+                raise
             self._end(None)
 
     def _repair(self, ingest: Ingest) -> None:
@@ -399,11 +401,10 @@ class Download:
             self._forgotten += size
         self._source.anew()
 
-    def _told(self, error: Corrupt) -> Corrupt:
-        """The error of a file that is wrong after its repair, with what that tells of the reason."""
+    def _explain(self, error: Corrupt) -> None:
+        """Tell of a file that is wrong after its repair what that says of the reason."""
         if error.facts["got"] == self._wrong:
             error.mend = "the source sent these very bytes twice: its copy is damaged, or its digest is wrong"
-        return error
 
     # --- the end ---
 

@@ -232,3 +232,32 @@ def test_a_disk_that_refuses_for_good_ends_the_pull_and_the_next_goes_on(
     assert published(root) == noise(24 * MIB)
     if call == "fsync":
         assert origin.bytes_sent() == refused == 24 * MIB, "every part was durable but for its last sync"
+
+
+TWO_PARTS = """
+import sys
+from pathlib import Path
+from cachd.errors import DiskFailed
+from cachd.model import Extent, File
+from cachd.store.ingest import Ingest
+
+ingest = Ingest(Path(sys.argv[1]), File("it", 200, "http://host/it"))
+for part in (Extent(0, 100), Extent(100, 200)):
+    hashed, content = ingest.part_hash(), memoryview(bytes(range(1, 101)))
+    hashed.update(content)
+    ingest.write(part.start, content)
+    try:
+        ingest.finish(part, hashed)
+    except DiskFailed:
+        print("refused")
+"""
+
+
+@needs_strace
+def test_after_a_failed_sync_no_later_one_is_believed(tmp_path: Path) -> None:
+    """The kernel tells a failed write once: the next sync succeeds without its bytes (man 2 fsync)."""
+    command = [sys.executable, "-c", TWO_PARTS, str(tmp_path / "ingest")]
+    failing = injected(command, "fdatasync:error=EIO:when=1", on=tmp_path / "ingest/data")
+    ended = subprocess.run(failing, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "refused\nrefused\n", ended.stderr
+    assert not (tmp_path / "ingest/journal").exists()

@@ -4,6 +4,7 @@ python -m bench.limits recv|recv+pwrite URL SIZE TARGET    4 threads, 1 MiB alig
 python -m bench.limits sha256|sha256-all SIZE              one core, every core at once
 python -m bench.limits sha256-file SIZE FILE               one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET     one thread, from memory
+python -m bench.limits small URL SUMS THREADS TARGET       every small file that SUMS lists: ask, hash, write
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ from bench.clock import clocked
 MIB = 1 << 20
 PART = 32 * MIB
 THREADS = 4
+_LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 
 
 def main(what: str, *args: str) -> None:
@@ -42,6 +45,10 @@ def main(what: str, *args: str) -> None:
         case "pwrite" | "pwrite+fsync", (size, target):
             with clocked():
                 write(Path(target), int(size), sync=what == "pwrite+fsync")
+        case "small", (url, sums, threads, target):
+            lines = Path(sums).read_text().splitlines()
+            with clocked():
+                receive_small(url, {line[66:]: line[:64] for line in lines}, int(threads), Path(target))
         case _:
             raise SystemExit(__doc__)
 
@@ -89,6 +96,43 @@ def receive_part(
         if file is not None:
             os.pwrite(file, buffer[:wanted], start)
         start += wanted
+
+
+def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:
+    """GET, sha256, write and rename for every file below `url`, none larger than a buffer, and no more."""
+    waiting = list(digests.items())
+
+    def work() -> None:
+        buffer = memoryview(bytearray(MIB))
+        with connected(url) as connection:
+            while waiting:
+                try:
+                    path, sha256 = waiting.pop()
+                except IndexError:
+                    return
+                content = receive_whole(connection, f"{urlsplit(url).path}/{path}", buffer)
+                if hashlib.sha256(content).hexdigest() != sha256:
+                    raise SystemExit(f"{path} has other bytes")
+                staged = f"{target}/.{sha256}"
+                file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                os.write(file, content)
+                os.close(file)
+                os.rename(staged, f"{target}/{sha256}")
+
+    at_once(threads, work)
+
+
+def receive_whole(connection: socket.socket, path: str, buffer: memoryview) -> memoryview:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: limit\r\n\r\n".encode())
+    got, start, size = 0, 0, 1
+    while got < start + size:
+        count = connection.recv_into(buffer[got:])
+        if not count:
+            raise SystemExit("the origin hung up")
+        got += count
+        if not start and (found := _LENGTH.search(buffer[:got])):
+            start, size = found.end(), int(found[1])
+    return buffer[start:got]
 
 
 def connected(url: str) -> socket.socket:

@@ -136,6 +136,9 @@ class Config(BaseSettings):
         description="the most connections that receive at once, for all pulls; as many are used as pay",
     )
     pulls: int = Field(4, ge=1, le=256, description="models pulled at once; the others wait")
+    queued_pulls: int = Field(
+        10_000, ge=0, le=1_000_000, description="pulls that may wait; beyond, asking is answered 503"
+    )
     limit_bytes_per_second: Rate = Field(
         0, description="most to receive from all sources, such as 500MB; 0: no limit; re-read with the file"
     )

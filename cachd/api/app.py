@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.metrics import Metrics
+from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.reclaim import Reclaim
 
@@ -37,14 +37,16 @@ def create_app(
 ) -> FastAPI:
     """The API over one store and its pulls. `required` names the models that /readyz?set=required wants."""
 
+    blocking = threads.pool(_THREADS, "api")
+
     @asynccontextmanager
-    async def threads(_app: FastAPI) -> AsyncIterator[None]:
+    async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
         """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "api"))
+        asyncio.get_running_loop().set_default_executor(blocking)
         yield
 
     app = FastAPI(
-        lifespan=threads,
+        lifespan=with_threads,
         title="cachd",
         version=__version__,
         description="Node-local model cache: pull once, verify every byte, serve every pod.",

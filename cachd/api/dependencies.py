@@ -9,8 +9,8 @@ from fastapi import Depends, Request
 from cachd.api.documents import Models
 
 
-def models_of(request: Request) -> Models:
-    """The models of the application."""
+async def models_of(request: Request) -> Models:
+    """The models of the application. A coroutine, lest FastAPI ask a thread for them."""
     models: Models = request.app.state.models
     return models
 

@@ -11,6 +11,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from cachd.transfer import threads
+
 _GRACEFUL_SECONDS = 5
 
 
@@ -19,11 +21,16 @@ class _Server(uvicorn.Server):
 
     def __init__(self, options: uvicorn.Config, interrupt: Callable[[], None]) -> None:
         super().__init__(options)
-        self._interrupt = interrupt
+        self._interrupt, self._told = interrupt, threading.Event()
+        threads.start([threading.Thread(target=self._stop, name="stop", daemon=True)])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        threading.Thread(target=self._interrupt, name="stop", daemon=True).start()
+        self._told.set()
+
+    def _stop(self) -> None:
+        self._told.wait()
+        self._interrupt()
 
 
 def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> None:
@@ -45,4 +52,8 @@ def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    server.run(sockets=[sock])
+    try:
+        server.run(sockets=[sock])
+    except RuntimeError:  # the loop, all answered, joins its threads by one more, which it may not get
+        if not server.should_exit:
+            raise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from cachd.metrics import Metrics
+from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import BUFFER_BYTES, NICENESS, Streams
 
@@ -17,9 +17,7 @@ class Engine:
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
         # Two more than cores: while some wait for the disk's sync, every core still hashes.
-        self.hashers = ThreadPoolExecutor(
-            (os.cpu_count() or 1) + 2, thread_name_prefix="hash", initializer=os.nice, initargs=(NICENESS,)
-        )
+        self.hashers = threads.pool((os.cpu_count() or 1) + 2, "hash", lambda: os.nice(NICENESS))
         self._buffers = threading.local()
 
     def hash_buffer(self) -> memoryview:

@@ -13,6 +13,7 @@ from cachd.errors import CachdError
 from cachd.model import Wish
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
+from cachd.transfer import threads
 from cachd.transfer.pulls import Pull, Pulls
 
 log = structlog.get_logger(__name__)
@@ -49,7 +50,7 @@ class Prewarm:
     def start(self) -> None:
         """Ask for everything once, then keep looking from a thread."""
         self._turn()
-        self._thread.start()
+        threads.start([self._thread])
 
     def close(self) -> None:
         self._stop.set()

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future, wait
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
 from cachd.store.store import Store
+from cachd.transfer import threads
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.pull import pull
@@ -24,8 +26,9 @@ from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
 
-MOST_WAITING = 10_000
+MOST_REMEMBERED = 10_000  # ended pulls that are still told of
 _CLOSE_SECONDS = 10.0
+_RETRY_SECONDS = 60.0
 
 
 class Pull:
@@ -40,8 +43,55 @@ class Pull:
         self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
 
 
+class _Line:
+    """The pulls that wait. Who is next: the highest priority; then the source that has the fewest at work,
+    so that a slow one keeps no other waiting; then who came first. Not safe from threads by itself."""
+
+    def __init__(self) -> None:
+        self._by_source: dict[str, list[tuple[int, int, Pull]]] = {}
+        self._at_work: Counter[str] = Counter()
+        self._sequence = itertools.count()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_source.values()))
+
+    def add(self, pull: Pull) -> None:
+        line = self._by_source.setdefault(pull.wish.ref.scheme, [])
+        heapq.heappush(line, (-pull.share.priority, next(self._sequence), pull))
+
+    def next(self) -> Pull:
+        """The pull whose turn it is; its source has one more at work until `ended`."""
+
+        def order(source: str) -> tuple[int, int, int]:
+            priority, sequence, _ = self._by_source[source][0]
+            return priority, self._at_work[source], sequence
+
+        source = min(self._by_source, key=order)
+        _, _, pull = heapq.heappop(self._by_source[source])
+        if not self._by_source[source]:
+            del self._by_source[source]
+        self._at_work[source] += 1
+        return pull
+
+    def ended(self, pull: Pull) -> None:
+        self._at_work[pull.wish.ref.scheme] -= 1
+
+    def leave(self, pull: Pull) -> bool:
+        """Take a pull out of the line; whether it was in it."""
+        source = pull.wish.ref.scheme
+        line = self._by_source.get(source, [])
+        stay = [entry for entry in line if entry[2] is not pull]
+        if len(stay) == len(line):
+            return False
+        heapq.heapify(stay)
+        self._by_source[source] = stay
+        if not stay:
+            del self._by_source[source]
+        return True
+
+
 class Pulls:
-    """Runs pulls, a few at a time, the highest priority first. Safe from any thread."""
+    """Runs pulls, `at_once` at a time while `queued` may wait. Safe from any thread."""
 
     def __init__(
         self,
@@ -52,11 +102,12 @@ class Pulls:
         metrics: Metrics,
         *,
         at_once: int,
+        queued: int,
     ) -> None:
         self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
         self._reclaim = reclaim
-        self._waiting: list[tuple[int, int, Pull]] = []
-        self._sequence = itertools.count()
+        self._most, self._queued = at_once + queued, queued
+        self._line = _Line()
         self._changed = threading.Condition()
         self._running: dict[str, Pull] = {}
         self._latest: dict[str, Pull] = {}
@@ -64,8 +115,7 @@ class Pulls:
         self._threads = [
             threading.Thread(target=self._run, name=f"pull-{i}", daemon=True) for i in range(at_once)
         ]
-        for thread in self._threads:
-            thread.start()
+        threads.start(self._threads)
 
     def start(self, wish: Wish, *, priority: int = 0, refresh: bool = False) -> Pull | None:
         """Start or join the pull of a wish; None when it is ready already.
@@ -85,6 +135,7 @@ class Pulls:
                 if latest is not None and latest.error is not None:
                     del self._latest[wish.name]  # what failed since was about another wish, and is over
                 return None
+            self._check_room()
             started = self._admit(wish, priority)
         try:
             self._store.remember(wish)  # durable before anybody is told that it runs
@@ -101,7 +152,7 @@ class Pulls:
             with self._changed:
                 started = self._admit(wish, priority=0)
             self._queue(started)
-        self._sweep({pull.wish.ref.base for pull in self.running()})
+        self._sweep()
 
     def get(self, name: str) -> Pull | None:
         """The newest pull of a name since the daemon started, running or ended, unless what it brought was
@@ -139,14 +190,10 @@ class Pulls:
             return None
         known.progress.cancelled.set()
         with self._changed:
-            waited = [entry for entry in self._waiting if entry[2] is known]
-            for entry in waited:
-                self._waiting.remove(entry)
-            heapq.heapify(self._waiting)
-            self._metrics.pull_queue_length.set(len(self._waiting))
+            waited = self._line.leave(known)
+            self._metrics.pull_queue_length.set(len(self._line))
         if waited:
-            cancelled = Cancelled(f"{name}: cancelled before it began")
-            self._ended(known, "cancelled", time.monotonic(), cancelled)
+            self._cancelled(known)
         return known
 
     def delete(self, name: str, *, force: bool = False) -> int:
@@ -164,6 +211,7 @@ class Pulls:
                 if self._latest.get(name) is known:
                     del self._latest[name]
             snapshots.unpin(name)
+            self._store.forget(name)  # told here when it cannot be, lest the next start asks for it again
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest)
         return freed
@@ -200,24 +248,42 @@ class Pulls:
         self._metrics.joins.inc()
         return running
 
+    def _check_room(self) -> None:
+        """Raises Unavailable when the daemon stops, or as many pulls wait as may. Called with the lock."""
+        if self._closed:
+            raise Unavailable("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
+        if len(self._running) >= self._most:
+            raise Unavailable(
+                f"{len(self._line)} pulls are waiting, and {self._queued} may",
+                code="queue_full",
+                mend="ask again later, or raise queued_pulls",
+                retry_after=_RETRY_SECONDS,
+            )
+
     def _admit(self, wish: Wish, priority: int) -> Pull:
-        """Register a pull under its name. Called with the lock. Raises Unavailable."""
-        if len(self._waiting) >= MOST_WAITING or self._closed:
-            raise Unavailable(f"{len(self._waiting)} pulls are waiting", code="queue_full", retry_after=60.0)
+        """Register a pull under its name. Called with the lock."""
         self._metrics.misses.inc()
         self._store.uses.set_priority(wish.name, priority)
         started = Pull(wish, priority=priority)
         self._running[wish.name] = started
-        if len(self._latest) >= MOST_WAITING:
+        if len(self._latest) >= MOST_REMEMBERED:
             self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
         self._latest[wish.name] = started
         return started
 
     def _queue(self, started: Pull) -> None:
         with self._changed:
-            heapq.heappush(self._waiting, (-started.share.priority, next(self._sequence), started))
-            self._metrics.pull_queue_length.set(len(self._waiting))
-            self._changed.notify()
+            cancelled = started.progress.cancelled.is_set()  # while its wish was written
+            if not cancelled:
+                self._line.add(started)
+                self._metrics.pull_queue_length.set(len(self._line))
+                self._changed.notify()
+        if cancelled:
+            self._cancelled(started)
+
+    def _cancelled(self, waiting: Pull) -> None:
+        reason = Cancelled(f"{waiting.wish.name}: cancelled before it began")
+        self._ended(waiting, "cancelled", time.monotonic(), reason)
 
     def _run(self) -> None:
         while (next_pull := self._next()) is not None:
@@ -226,15 +292,17 @@ class Pulls:
                 self._pull(next_pull)
             finally:
                 self._metrics.pulls_in_progress.dec()
+                with self._changed:
+                    self._line.ended(next_pull)
 
     def _next(self) -> Pull | None:
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._line and not self._closed:
                 self._changed.wait()
-            if not self._waiting:
+            if not self._line:
                 return None
-            _, _, found = heapq.heappop(self._waiting)
-            self._metrics.pull_queue_length.set(len(self._waiting))
+            found = self._line.next()
+            self._metrics.pull_queue_length.set(len(self._line))
             return found
 
     def _pull(self, running: Pull) -> None:
@@ -286,18 +354,17 @@ class Pulls:
                 self._store.forget(wish.name)
         with self._changed:
             del self._running[wish.name]
-            keep = {other.wish.ref.base for other in self._running.values()}
         running.error = outcome if isinstance(outcome, CachdError) else None
         progress.state = state  # after the error: who reads a failure finds its reason
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)
         else:
             running.done.set_result(outcome)
-            self._sweep(keep)
+            self._sweep()
 
-    def _sweep(self, keep: set[str]) -> None:
-        """Free what a newer snapshot replaced, once nobody reads it."""
+    def _sweep(self) -> None:
+        """Free what a newer snapshot replaced, once nobody reads it and no pull is about to publish it."""
         try:
-            self._store.snapshots.sweep(keep=keep)
+            self._store.snapshots.sweep(keep={pull.wish.ref.base for pull in self.running()})
         except (CachdError, OSError, ValueError) as error:
             log.warning("sweep failed", reason=repr(error))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from cachd.policy.concurrency import Concurrency
+from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +67,7 @@ class Streams:
             threading.Thread(target=self._run, args=(i,), name=f"stream-{i}", daemon=True)
             for i in range(most)
         ]
-        for thread in self._threads:
-            thread.start()
+        threads.start(self._threads)
 
     @property
     def at_work(self) -> int:

@@ -1,0 +1,47 @@
+"""Threads that are there from the start: but for a source's own, none is begun when there may be no more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from cachd.errors import Unavailable
+
+
+def start(threads: Iterable[threading.Thread]) -> None:
+    """Raises Unavailable when the system gives no more; those that started run on."""
+    for thread in threads:
+        with given(thread.name):
+            thread.start()
+
+
+def pool(count: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
+    """A pool whose `count` threads run already. Raises Unavailable when the system gives fewer."""
+    made = ThreadPoolExecutor(count, name, initializer)
+    all_here = threading.Barrier(count)  # each waits for the last, or one would take the others' turns
+    try:
+        with given(name):
+            for _ in range(count):
+                made.submit(all_here.wait)
+    except Unavailable:
+        all_here.abort()
+        made.shutdown()
+        raise
+    return made
+
+
+@contextmanager
+def given(name: str) -> Iterator[None]:
+    """Raises Unavailable when a thread is begun inside and the system gives none."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "thread" not in str(error):
+            raise
+        raise Unavailable(
+            f"the system gives no thread for {name}: {error}",
+            code="no_threads",
+            mend="raise the limit of processes (ulimit -u, pids.max), or lower streams and pulls",
+        ) from error

@@ -58,9 +58,10 @@ class Store:
                         with suppress(OSError):  # a courtesy to backup tools, no more
                             tag.write_bytes(_CACHEDIR_TAG)
             self.content = ContentStore(self.layout)
-            self.content.empty_trash()
-            self.snapshots = Snapshots(self.layout, self.content)
-            self.snapshots.settle()
+            with durable.disk_errors(root):
+                self.content.empty_trash()
+                self.snapshots = Snapshots(self.layout, self.content)
+                self.snapshots.settle()
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
             self.uses = Uses(self.layout)
             self.tells_use = tells_use(self.layout.staging / "lease")
@@ -75,6 +76,8 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        with suppress(OSError):
+            os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
     @contextmanager
@@ -158,22 +161,57 @@ def _make_directory(path: Path, mode: int) -> None:
 
 
 def _take_lock(path: Path) -> int:
+    """Hold the root, by a lock and by a note of who does. Raises InUse when another process holds it.
+
+    A network file system may have no locks, or grant one to each: the note is read in any case.
+    """
     with durable.disk_errors(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    refused: OSError | None = None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.pread(fd, 300, 0).decode(errors="replace").strip()
+        refused = error
+    holder, _, note = os.pread(fd, 300, 0).decode(errors="replace").partition("\n")
+    taken = isinstance(refused, BlockingIOError)
+    place = str(os.fstat(fd).st_ino)  # a note that was copied with the root speaks of the other
+    if taken or _lives_elsewhere(note.strip(), place):
         os.close(fd)
         raise InUse(
             f"another cachd ({holder or 'unknown'}) works in {path.parent.parent}",
             code="root_locked",
             mend="ask it instead (cachd pull without --direct), or stop it",
-        ) from error
+        ) from refused
+    if refused:
+        log.warning("this file system has no locks", root=str(path.parent.parent), reason=str(refused))
     with suppress(OSError):  # a note for the next one who finds it taken; a full disk has no room for it
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        own = f"{os.getpid()} {place} {_life_of(os.getpid())}"
+        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode(), 0)
     return fd
+
+
+def _lives_elsewhere(note: str, place: str) -> bool:
+    """Whether a note was written at `place` by another process, and that very one still runs."""
+    pid, _, rest = note.partition(" ")
+    written_at, _, life = rest.partition(" ")
+    if not pid.isdecimal() or int(pid) == os.getpid() or written_at != place:
+        return False
+    return bool(life) and _life_of(int(pid)) == life
+
+
+def _life_of(pid: int) -> str:
+    """The boot, the PID namespace and the moment a process began in; empty when it has ended.
+
+    Numbers are used again; after a boot, in another container, or later, a pid is another process.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else f"{boot} {namespace} {fields[18]}"
 
 
 def _check_format(layout: Layout) -> None:

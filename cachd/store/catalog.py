@@ -12,6 +12,7 @@ import structlog
 from cachd import __version__
 from cachd.errors import CachdError, DiskFailed
 from cachd.model import Manifest, Snapshot, Wish
+from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
                 continue
             reason = "its link or its tree is another"
         except _UNREADABLE as error:
+            _check_passing(error, path)
             reason = repr(error)
         log.warning("readiness withdrawn", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
@@ -67,6 +69,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
+        _check_passing(error, path)
         raise DiskFailed(f"{path} is no manifest: {error!r:.120}", code="manifest_unreadable") from error
 
 
@@ -74,7 +77,8 @@ def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
         return [str(folder) for folder in json.loads(manifest.read_bytes())["shown"]]
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        _check_passing(error, manifest)
         return []
 
 
@@ -84,8 +88,15 @@ def read_wishes(layout: Layout) -> Iterator[Wish]:
         try:
             yield Wish.from_document(json.loads(path.read_bytes()))
         except _UNREADABLE as error:
+            _check_passing(error, path)
             log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
             path.unlink(missing_ok=True)
+
+
+def _check_passing(error: Exception, path: Path) -> None:
+    """Raises Unavailable when it is not the file that is wrong: what cannot be opened now is not given up."""
+    if isinstance(error, OSError) and error.errno in durable.SCARCE:
+        raise durable.too_many_files(path) from error
 
 
 def _read_ready(path: Path) -> Snapshot:

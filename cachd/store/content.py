@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import Corrupt
+from cachd.errors import Corrupt, Unavailable
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import of_whole
@@ -74,7 +74,8 @@ class ContentStore:
             if file.digest is None:
                 durable.write_file(_parts(target), ingest.part_lines().encode())
             durable.move(data, target)
-        ingest.discard()
+        with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
+            ingest.discard()
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def put(self, file: File, content: memoryview) -> None:

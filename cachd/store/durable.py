@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cachd.errors import DiskFailed, NoSpace
+from cachd.errors import DiskFailed, NoSpace, Unavailable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SCARCE = (errno.EMFILE, errno.ENFILE)  # it says nothing of the disk, and passes
 
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn the system's refusals into NoSpace or DiskFailed, naming `path`."""
+    """Turn the system's refusals into NoSpace, Unavailable or DiskFailed, naming `path`."""
     try:
         yield
     except OSError as error:
@@ -29,9 +30,21 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             raise NoSpace(
                 f"{path}: {reason}", mend="free space or inodes on the cache's file system"
             ) from error
+        if error.errno in SCARCE:
+            raise too_many_files(path) from error
         raise DiskFailed(
             f"{path}: {reason}", mend="look at the node's kernel log", errno=error.errno
         ) from error
+
+
+def too_many_files(path: Path | str) -> Unavailable:
+    """What EMFILE and ENFILE mean."""
+    return Unavailable(
+        f"{path}: too many open files",
+        code="too_many_files",
+        mend="raise the limit of open files (ulimit -n), or lower streams",
+        retry_after=0.5,
+    )
 
 
 def write_at(fd: int, view: memoryview, offset: int) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed
+from cachd.errors import DiskFailed, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -47,7 +47,8 @@ class Ingest:
     """One blob being written. Streams call `write`, `landed` and `finish` from many threads for disjoint
     parts; one thread at a time calls `follow`. Whoever closes it has seen every other thread leave.
 
-    Raises NoSpace when the file system cannot hold the file, DiskFailed when it refuses otherwise.
+    Raises NoSpace when the file system cannot hold the file, Unavailable when too many files are open,
+    DiskFailed when the disk refuses otherwise.
     """
 
     def __init__(self, directory: Path, file: File) -> None:
@@ -72,8 +73,14 @@ class Ingest:
                 self._resume()
                 os.ftruncate(self._data, file.size)
                 durable.preallocate(self._data, file.size)
+            except OSError as error:
+                if error.errno in durable.SCARCE:
+                    self.close()
+                else:
+                    self.discard()  # half-allocated blocks help nobody on a full disk
+                raise
             except BaseException:
-                self.discard()  # half-allocated blocks help nobody on a full disk
+                self.discard()
                 raise
         self.resumed = self._landed.bytes
 
@@ -141,6 +148,9 @@ class Ingest:
                     durable.sync(self._data)  # the journal must never promise bytes that are not there
                     durable.append(self._open_journal(), "".join(lines))
                 log.debug("part made durable", path=self.file.path, parts=len(lines))
+        except Unavailable:  # no descriptor for the journal: these parts are there, for this life
+            with self._lock:
+                self._journalling = False
         except BaseException:
             with self._lock:
                 self._journalling, self._is_broken = False, True

@@ -152,12 +152,13 @@ def is_open(paths: Iterable[Path]) -> bool:
 
     Asked of the kernel: a write lease is refused with EAGAIN while anybody else has the inode open, through
     whatever link, mount or container (man 2 fcntl, "Leases"). False where the file system has no leases.
+    Raises Unavailable or DiskFailed when a file cannot be opened to ask.
     """
     return any(_is_open(path) for path in paths)
 
 
 def _is_open(path: Path) -> bool:
-    with suppress(FileNotFoundError):
+    with durable.disk_errors(path), suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             return not _lease(fd)

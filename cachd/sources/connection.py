@@ -18,6 +18,7 @@ from cachd.sources.wire import TlsWire, Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
 MISDIRECTED = 421
+MOST_KEPT = 4  # by a thread: a Hub and its store, and another pair; each costs a descriptor
 
 Origin = tuple[str, str, int]
 
@@ -98,8 +99,10 @@ class Connection:
         return answer
 
     def keep(self) -> None:
-        """Leave the connection to the thread's next request to this origin."""
+        """Leave the connection to the thread's next request to this origin; the one kept longest may go."""
         self._pool[self._origin] = self
+        if len(self._pool) > MOST_KEPT:
+            self._pool.pop(next(iter(self._pool))).close()
 
     def close(self) -> None:
         if self.wire is not None:

@@ -30,6 +30,7 @@ from cachd.store.content import ContentStore
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
+from cachd.transfer import threads
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
 
@@ -87,7 +88,8 @@ class Download:
         self.askers = 1
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
-        self._reservation = reservation
+        self._reservation, self._promises = reservation, [reservation]
+        self._is_allocated = False
         self._received = engine.metrics.download_bytes.labels(scheme)
         self._share = Share()
         self._lock = threading.Lock()
@@ -108,8 +110,8 @@ class Download:
 
     @property
     def landed(self) -> int:
-        """Bytes of the file that are here, resumed ones included."""
-        return self.resumed + self._fetched - self._forgotten
+        """Bytes of the file that are here, resumed ones included; what came twice counts once."""
+        return min(self.resumed + self._fetched - self._forgotten, self.file.size)
 
     @property
     def is_waiting_for_room(self) -> bool:
@@ -120,6 +122,15 @@ class Download:
     def fetched(self) -> int:
         """Bytes received from the source in this life of the daemon."""
         return self._fetched
+
+    def share_with(self, reservation: Reservation) -> None:
+        """Tell another pull, too, when its promise of space for the file is kept.
+
+        Once allocated, there was nothing to promise; what was in the same moment stays promised to its end.
+        """
+        with self._lock:
+            if not self._is_allocated:
+                self._promises.append(reservation)
 
     def start(self, share: Share) -> None:
         """Queue the download behind what its pull's share already holds."""
@@ -136,25 +147,32 @@ class Download:
         with self._inside_or_over() as inside:
             if not inside:
                 return
-            if self._content.has(self.file):  # committed by another download since the pull looked
-                self._end(None)
-                return
-            held = self._content.allocated(self.file)
-            if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
-                self._fetch_small(buffer)
-                return
-            with self._reservation.allocating(max(self.file.size - held, 0)) as allowed:
-                if allowed:
-                    ingest = self._begin_ingest(held)
-            if not allowed:
-                self._wait_for_room()
-                return
-            self._waits_for_room = False
-            parts = self._missing(ingest)
-            self._follow_if_worthwhile()
-            self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
-            if parts:
-                self._fetch(parts[0], buffer)
+            try:
+                self._fetch_first(buffer)
+            except Unavailable as error:  # no descriptor for its ingest or its blob
+                self._again(self._everything, 0, error, self._begin)
+
+    def _fetch_first(self, buffer: memoryview) -> None:
+        """Fetch a small file, or begin the ingest of a larger one with its first part. Raises Unavailable."""
+        if self._content.has(self.file):  # committed by another download since the pull looked
+            self._end(None)
+            return
+        held = self._content.allocated(self.file)
+        if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
+            self._fetch_small(buffer)
+            return
+        with self._reservation.allocating(max(self.file.size - held, 0)) as allowed:
+            if allowed:
+                ingest = self._begin_ingest(held)
+        if not allowed:
+            self._wait_for_room()
+            return
+        self._waits_for_room = False
+        parts = self._missing(ingest)
+        self._follow_if_worthwhile()
+        self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
+        if parts:
+            self._fetch(parts[0], buffer)
 
     def _missing(self, ingest: Ingest) -> list[Part]:
         length = part_bytes(self.file.size, self._engine.streams.most)
@@ -170,7 +188,7 @@ class Download:
     def _begin_ingest(self, held: int) -> Ingest:
         """Begin or resume the ingest, of which the disk holds `held` bytes already."""
         ingest = self._ingest = self._content.begin(self.file)
-        self._reservation.spend(max(self.file.size - held, 0))
+        self._allocate(max(self.file.size - held, 0))
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
         return ingest
@@ -211,8 +229,16 @@ class Download:
             self._ask_anew(error.facts["got"], self.file.size, "source")
             self._engine.streams.submit(self._share, self._begin)
             return
-        self._reservation.spend(self.file.size)
+        self._allocate(self.file.size)
         self._end(None)
+
+    def _allocate(self, count: int) -> None:
+        """So many bytes, promised to each asker, show in the file system's own count now."""
+        with self._lock:
+            self._is_allocated = True
+            promises, self._promises = self._promises, []
+        for reservation in promises:
+            reservation.spend(count)
 
     def _keep(self, part: Part, content: memoryview) -> None:
         """Begin the ingest of a small file after all, with what came of it."""
@@ -313,7 +339,8 @@ class Download:
         """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
         count = self._engine.metrics.origin_requests
         try:
-            opened = self._source.open(self.file, extent, self._cut)
+            with threads.given(self.file.path):
+                opened = self._source.open(self.file, extent, self._cut)
         except CachdError as error:
             status = error.facts.get("status")
             count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
@@ -377,7 +404,10 @@ class Download:
             except Corrupt as error:
                 self._explain(error)
                 raise
-            self._end(None)
+            except Unavailable as error:  # no descriptor for the names
+                self._again(self._everything, 0, error, lambda _: self._commit())
+            else:
+                self._end(None)
 
     def _repair(self, ingest: Ingest) -> None:
         """Fetch again what the disk lost of a file with a wrong digest; when it lost nothing, all of it."""

@@ -35,13 +35,13 @@ class Downloads:
         while True:
             with self._lock:
                 running = self._running.get(file.blob)
-                if running is None:
+                if running is None or running.done.done():
                     download = Download(scheme, source, file, self._content, self._engine, reservation)
                     self._running[file.blob] = download
                     break
                 if running.askers:
                     running.askers += 1
-                    reservation.spend(file.size)  # its space is promised to whoever asked first
+                    running.share_with(reservation)
                     return running
             wait([running.done])  # the last asker left it: let it close its ingest first
         download.done.add_done_callback(lambda _: self._forget(download))

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from cachd.model import Manifest
+from cachd.model import Digest, Manifest
 from cachd.transfer.download import Download
 
 _WINDOW_SECONDS = 10.0
@@ -26,18 +26,19 @@ class Progress:
         self.cancelled = threading.Event()
         self._clock = clock
         self._present = 0
-        self._downloads: list[Download] = []
+        self._downloads: dict[Digest, Download] = {}
         self._samples: deque[tuple[float, int]] = deque()
 
     def begin(self, manifest: Manifest, missing: int) -> None:
         """The manifest is known; `missing` of its bytes are no blobs yet."""
         self.manifest = manifest
         self._present = manifest.size - missing
-        self._downloads = []
+        self._downloads = {}
         self.state = "downloading"
 
     def watch(self, download: Download) -> None:
-        self._downloads.append(download)
+        """Count a download, in the place of one of the same blob that failed."""
+        self._downloads[download.file.blob] = download
 
     def sample(self) -> None:
         """Remember how far it is now, for the rate."""
@@ -54,7 +55,7 @@ class Progress:
     @property
     def done(self) -> int:
         """Bytes that are here: blobs from before, resumed parts, and what has landed."""
-        return self._present + sum(d.landed for d in self._downloads)
+        return self._present + sum(d.landed for d in list(self._downloads.values()))
 
     @property
     def is_paused(self) -> bool:
@@ -64,19 +65,19 @@ class Progress:
     @property
     def fetched(self) -> int:
         """Bytes received from the source for this pull."""
-        return sum(d.fetched for d in self._downloads)
+        return sum(d.fetched for d in list(self._downloads.values()))
 
     @property
     def resumed(self) -> int:
         """Bytes that an earlier life of the daemon left and that were believed."""
-        return sum(d.resumed for d in self._downloads)
+        return sum(d.resumed for d in list(self._downloads.values()))
 
     @property
     def files_done(self) -> int:
         """Files that are whole; those that were here before included."""
         if self.manifest is None:
             return 0
-        unfinished = {d.file.blob for d in self._downloads if not d.done.done()}
+        unfinished = {blob for blob, d in list(self._downloads.items()) if not d.done.done()}
         return sum(f.blob not in unfinished for f in self.manifest.files)
 
     @property

@@ -13,16 +13,18 @@ from __future__ import annotations
 import errno
 import random
 import time
-from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Unavailable
+from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, NoSpace, Unavailable
 from cachd.model import File, Manifest, Snapshot, Wish
 from cachd.policy import backoff
 from cachd.sources.source import Source
 from cachd.store.space import Reservation
 from cachd.store.store import Store
+from cachd.transfer import threads
+from cachd.transfer.download import Download
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.reclaim import Reclaim
@@ -84,7 +86,8 @@ def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:
     failures = 0
     while True:
         try:
-            return source.resolve(wish.ref)
+            with threads.given(str(wish.ref)):
+                return source.resolve(wish.ref)
         except Unavailable as error:
             failures += 1
             if failures > _RESOLVE_RETRIES:
@@ -104,19 +107,31 @@ def _download(
     reservation: Reservation,
     progress: Progress,
 ) -> None:
-    """Fetch every missing blob, the largest first; the first failure ends the others."""
-    joined = []
+    """Fetch every missing blob, the largest first; the first failure ends the others.
+
+    A download that another pull began, from another place, and that fails there is begun anew from here.
+    """
+    joined: list[Download] = []
+    unfinished: dict[Future[None], File] = {}
+
+    def join(file: File) -> None:
+        download = downloads.join(file, source, share, scheme=wish.ref.scheme, reservation=reservation)
+        joined.append(download)
+        progress.watch(download)
+        unfinished[download.done] = file
+
     try:
         for file in sorted(missing, key=lambda f: -f.size):
-            download = downloads.join(file, source, share, scheme=wish.ref.scheme, reservation=reservation)
-            joined.append(download)
-            progress.watch(download)
-        unfinished = {d.done for d in joined}
+            join(file)
         while unfinished:
             progress.sample()
-            ended, unfinished = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
+            ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
-                future.result()
+                file = unfinished.pop(future)
+                if _failed_elsewhere(future, file, joined):
+                    join(file)
+                else:
+                    future.result()
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled after {progress.done} of {progress.total} bytes")
         progress.sample()
@@ -126,3 +141,11 @@ def _download(
     finally:
         for download in joined:
             downloads.leave(download)
+
+
+def _failed_elsewhere(future: Future[None], file: File, joined: list[Download]) -> bool:
+    """Whether a download failed at a place that is not the file's own."""
+    failure = future.exception()
+    if failure is None or isinstance(failure, NoSpace | DiskFailed):
+        return False
+    return all(d.file.origin != file.origin for d in joined if d.done is future)

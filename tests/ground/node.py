@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,16 +34,24 @@ class Node:
     """The daemon over one root. `options` are keys of its configuration file.
 
     A context manager that leaves no process behind; `kill` and `start` may follow each other inside.
+    `before` are the words of a command that runs another, such as prlimit.
     """
 
-    def __init__(self, root: Path, options: Mapping[str, Any] | None = None, **env: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        options: Mapping[str, Any] | None = None,
+        *,
+        before: Sequence[str] = (),
+        **env: str,
+    ) -> None:
         self.root = root
         self.config = root.parent / f"{root.name}.yaml"
         plain = {"allow": ["127.0.0.0/8"], "listen": "127.0.0.1:0", "reserve_free": 0}
         self.options = {**plain, **(options or {})}
         self.log: list[dict[str, Any]] = []
         self.output = ""
-        self._env = env
+        self._before, self._env = before, env
         self._logged = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -79,6 +87,7 @@ class Node:
     def start(self) -> None:
         """Start the daemon and wait until it listens."""
         command = [
+            *self._before,
             *(sys.executable, "-m", "cachd", "serve"),
             *("--root", str(self.root), "--config", str(self.config)),
         ]

@@ -60,7 +60,7 @@ class Progress:
     @property
     def is_paused(self) -> bool:
         """Whether it waits for room on a disk that another process fills."""
-        return any(d.is_waiting_for_room for d in self._downloads if not d.done.done())
+        return any(d.is_waiting_for_room for d in list(self._downloads.values()) if not d.done.done())
 
     @property
     def fetched(self) -> int:

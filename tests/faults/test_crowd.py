@@ -500,7 +500,7 @@ def test_probes_are_answered_while_bytes_are_hashed_and_thousands_of_files_delet
         assert probed_until(pulling, node) > 3
         deleting = pods.submit(node.ask, "DELETE", "/v1/models/org--many")
         assert probed_until(deleting, node) > 3
-        assert deleting.result().document["freed_bytes"] == sum(map(len, files.values()))
+        assert deleting.result().document["freed_bytes"] >= sum(map(len, files.values()))
     assert node.ready("hashed.bin").status == 200
 
 

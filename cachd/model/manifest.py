@@ -15,8 +15,18 @@ from cachd.errors import Invalid
 from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
-_MOST_FILES = 100_000
+MOST_FILES = 100_000
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
+
+
+def check_count(base: str, files: int) -> None:
+    """Raises Invalid when a model has more files than cachd takes: asked before anything is done for each."""
+    if files > MOST_FILES:
+        raise Invalid(
+            f"{base} lists {files} files or more, and {MOST_FILES} are the most",
+            code="too_many_files",
+            mend="ask for a part of it by a longer prefix",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,7 @@ class Manifest:
                 code="no_files",
                 mend="check the name; nothing can be served from it",
             )
-        if len(self.files) > _MOST_FILES:
-            raise Invalid(f"{self.base} lists {len(self.files)} files", code="too_many_files")
+        check_count(self.base, len(self.files))
         object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
         paths = [f.path for f in self.files]
         folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}

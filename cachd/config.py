@@ -136,6 +136,9 @@ class Config(BaseSettings):
         (),
         description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
     )
+    refuse: Strings = Field(
+        (), description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused"
+    )
     streams: int = Field(
         32,
         ge=1,

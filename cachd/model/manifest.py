@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Self
 
-from cachd.errors import Invalid
+from cachd.errors import Forbidden, Invalid
 from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
@@ -122,13 +122,10 @@ class Manifest:
         if not include and not exclude:
             return self
 
-        def matches(path: str, patterns: tuple[str, ...]) -> bool:
-            return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
-
         kept = tuple(
             f
             for f in self.files
-            if (not include or matches(f.path, include)) and not matches(f.path, exclude)
+            if (not include or _matches(f.path, include)) and not _matches(f.path, exclude)
         )
         if not kept:
             raise Invalid(
@@ -137,6 +134,16 @@ class Manifest:
                 mend="loosen the patterns; they match whole paths, and '*' crosses '/'",
             )
         return Manifest(self.base, self.revision, kept)
+
+    def check_without(self, refused: tuple[str, ...]) -> None:
+        """Raises Forbidden, naming files, when some match patterns that the operator refuses."""
+        found = [f.path for f in self.files if _matches(f.path, refused)]
+        if found:
+            raise Forbidden(
+                f"{self.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
+                code="file_refused",
+                mend="leave them out with exclude; `refuse` in the daemon's options says which",
+            )
 
     def as_document(self) -> dict[str, object]:
         """The manifest as JSON members, read back by `from_document`."""
@@ -172,6 +179,10 @@ class Manifest:
                 for f in files
             ),
         )
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
 
 
 def _text(value: object) -> str:

@@ -61,7 +61,7 @@ class HubSource:
                 raise Unavailable(
                     f"{ref} was answered with commit {found.sha!r:.80}",
                     code="origin_protocol",
-                    mend="what stands at hf_endpoint is no faithful mirror, or a branch is named like a commit",
+                    mend="hf_endpoint is no faithful mirror, or a branch is named like a commit",
                 )
             files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
             return Manifest(ref.base, found.sha, files)

@@ -35,6 +35,8 @@ from cachd.sources.trust import Authorities
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
+# What boto3 makes of an answer that is none of S3, or of a number in it that is none.
+_NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
 # S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
 _CHECKSUMS = {
     "ChecksumSHA256": "sha256",
@@ -145,7 +147,10 @@ class BucketSource:
                 if key == prefix and not key.endswith("/"):
                     return {key.rpartition("/")[2]: (key, found["ETag"])}
                 if key.startswith(folder) and not key.endswith("/"):
-                    keys[check_path(key.removeprefix(folder))] = key, found["ETag"]
+                    path = check_path(key.removeprefix(folder))
+                    if path in keys:
+                        raise Invalid(f"s3://{bucket}/{prefix} lists {path!r} twice", code="bad_manifest")
+                    keys[path] = key, found["ETag"]
             check_count(f"s3://{bucket}/{prefix}", len(keys))
         return keys
 
@@ -203,7 +208,7 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         ) from error
     except BotoCoreError as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
-    except (ResponseParserError, ValueError, TypeError, KeyError) as error:  # what boto3 makes of a listing with a number that is none
+    except _NO_LISTING as error:
         raise Unavailable(f"{shown}: the answer makes no sense", code="origin_protocol") from error
 
 

@@ -52,9 +52,11 @@ class Pulls:
         metrics: Metrics,
         *,
         at_once: int,
+        refuse: tuple[str, ...] = (),
     ) -> None:
         self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
         self._reclaim = reclaim
+        self._refuse = refuse
         self._waiting: list[tuple[int, int, Pull]] = []
         self._sequence = itertools.count()
         self._changed = threading.Condition()
@@ -250,6 +252,7 @@ class Pulls:
                 self._store,
                 self._reclaim,
                 self._downloads,
+                refuse=self._refuse,
                 share=running.share,
                 progress=progress,
             )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +149,73 @@ def test_a_thousand_equal_requests_are_one_pull_and_one_transfer(alone: Alone) -
     assert ground.node.metric("cachd_misses_total") == 1
     assert ground.origin.bytes_sent() == MIB
     assert ground.node.pull(ref, name="wished").status == 200
+
+
+# A resolver that answers once with an address that is allowed, then with one that is not; a server at each
+# that says its own address. Alone in a network and a mount namespace.
+REBOUND = """
+import socket, struct, threading
+from fcntl import ioctl
+
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:  # SIOCSIFFLAGS: up and running
+    ioctl(plain, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+asked, reached = [], []
+
+def resolve(on):
+    while True:
+        query, client = on.recvfrom(512)
+        end = query.index(b"\\0", 12) + 5
+        kind = query[end - 4 : end - 2]
+        answers = b""
+        if kind == b"\\0\\1":
+            address = "127.0.0.2" if not asked else "127.0.0.3"
+            asked.append(address)
+            answers = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\0\\0\\4" + socket.inet_aton(address)
+        head = query[:2] + b"\\x81\\x80\\0\\1" + (b"\\0\\1" if answers else b"\\0\\0") + b"\\0\\0\\0\\0"
+        on.sendto(head + query[12:end] + answers, client)
+
+def serve(on):
+    while True:
+        connection, _ = on.accept()
+        reached.append(on.getsockname()[0])
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok")
+
+resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+resolver.bind(("127.0.0.1", 53))
+threading.Thread(target=resolve, args=(resolver,), daemon=True).start()
+for address in ("127.0.0.2", "127.0.0.3"):
+    listening = socket.create_server((address, 8080))
+    threading.Thread(target=serve, args=(listening,), daemon=True).start()
+
+from cachd.errors import Forbidden
+from cachd.policy.reach import Reach
+from cachd.sources.http import Http
+from cachd.sources.trust import Authorities
+
+http = Http(Reach(["127.0.0.2/32"]), authorities=Authorities(None))
+assert http.read("http://rebound.test:8080/x", at_most=9) == b"ok"
+assert reached == ["127.0.0.2"] and asked == ["127.0.0.2"], (reached, asked)
+try:
+    http.read("http://rebound.test:8080/x", at_most=9)
+except Forbidden as refusal:
+    assert refusal.code == "private_address", refusal
+else:
+    raise AssertionError("the second address was connected to")
+assert reached == ["127.0.0.2"] and asked[1:] == ["127.0.0.3"], (reached, asked)
+"""
+
+
+def test_a_name_that_is_rebound_leads_nowhere_that_was_not_vetted(tmp_path: Path) -> None:
+    resolvers = tmp_path / "resolv.conf"
+    resolvers.write_text("nameserver 127.0.0.1\noptions attempts:1 timeout:5\n")
+    inside = f'mount --bind {resolvers} /etc/resolv.conf && exec {sys.executable} -c "$1"'
+    namespaces = ["unshare", "-Urmn"] if os.geteuid() else ["unshare", "-mn"]
+    tried = subprocess.run([*namespaces, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"this machine permits no namespaces of its own: {tried.stderr.strip()}")
+    ended = subprocess.run(
+        [*namespaces, "sh", "-c", inside, "sh", REBOUND], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr

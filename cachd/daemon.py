@@ -81,9 +81,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
-        pulls = Pulls(
-            store, sources, reclaim, downloads, metrics, at_once=config.pulls, refuse=config.refuse
-        )
+        pulls = Pulls(store, sources, reclaim, downloads, metrics, at_once=config.pulls, refuse=config.refuse)
         stack.callback(pulls.close)
         yield Parts(store, metrics, bandwidth, reclaim, pulls)
 

@@ -34,11 +34,18 @@ from cachd.errors import CachdError, Invalid
 from cachd.model import Limits, Ref, Scheme, Share, Wish, bytes_of, rate_of, room_of
 
 
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def _list(value: object) -> object:
     """A list, JSON or not: an environment variable may also hold `a, b`."""
     if not isinstance(value, str):
         return value
-    return json.loads(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",")]
+    return _json(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",")]
 
 
 def _mapping(value: object) -> object:
@@ -46,7 +53,7 @@ def _mapping(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
-        return json.loads(value)
+        return _json(value)
     pairs = (pair.partition("=") for pair in value.split(","))
     return {key.strip(): told.strip() for key, _, told in pairs}
 
@@ -128,6 +135,9 @@ class Config(BaseSettings):
     allow: Strings = Field(
         (),
         description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
+    )
+    refuse: Strings = Field(
+        (), description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused"
     )
     streams: int = Field(
         32,
@@ -232,12 +242,12 @@ def read_file(path: Path) -> dict[str, Any]:
         raise Invalid(
             f"configuration file {path} cannot be read: {error}", code="bad_config", mend="check the path"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a 13th month
         mark = getattr(error, "problem_mark", None)  # where, and not what: it may be a password
         where = f" at line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or type(error).__name__
         raise Invalid(f"configuration file {path} is not YAML{where}: {why}", code="bad_config") from error
-    if not isinstance(found, dict | None):
+    if not isinstance(found, dict | None) or not all(isinstance(key, str) for key in found or ()):
         raise Invalid(
             f"configuration file {path} holds no keys", code="bad_config", mend="write 'key: value' lines"
         )

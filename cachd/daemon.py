@@ -89,6 +89,7 @@ def assembled(config: Config) -> Iterator[Parts]:
             metrics,
             at_once=config.pulls,
             queued=config.queued_pulls,
+            refuse=config.refuse,
         )
         stack.callback(pulls.close)
         yield Parts(store, metrics, bandwidth, reclaim, pulls)

@@ -470,6 +470,7 @@ def test_a_path_inside_the_model_is_accepted(path: str) -> None:
 
 
 ESCAPES = ["../x", "/x", "//x", "a/../../x", "a/..", "..", ".", "./a", "a/./b", "a//b", "a/", "", "/"]
+RUN_BY_GIT = [".git/hooks/x", "a/.GIT", ".git"]
 WINDOWS = ["C:\\x", "C:/x", "c:x", "\\\\host\\share", "a\\..\\x", "..\\x"]
 INVISIBLE = [
     "a\0b",
@@ -486,7 +487,9 @@ INVISIBLE = [
 TOO_LONG = ["x" * 256, "é" * 128, "a/" + "x" * 256, "/".join(["d" * 250] * 5), "a/" * 512 + "a"]
 
 
-@pytest.mark.parametrize("path", ESCAPES + WINDOWS + INVISIBLE + TOO_LONG, ids=lambda p: ascii(p)[:40])
+@pytest.mark.parametrize(
+    "path", ESCAPES + RUN_BY_GIT + WINDOWS + INVISIBLE + TOO_LONG, ids=lambda p: ascii(p)[:40]
+)
 def test_a_path_that_could_lie_elsewhere_is_refused(path: str) -> None:
     assert code_of(lambda: file(path)) == "unsafe_path"
 

@@ -799,7 +799,6 @@ def test_reserved_looking_names_collide_with_nothing(store: Store, root: Path) -
                 ".incomplete",
                 "CACHEDIR.TAG",
                 "refs/main",
-                ".git/hooks/x",
                 "...",
             ]
         )

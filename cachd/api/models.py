@@ -25,7 +25,7 @@ _LONGEST_RETRY_SECONDS = 60.0
 _WRITES = [Depends(write_allowed)]
 
 
-@router.post("", status_code=202, dependencies=_WRITES)
+@router.post("", status_code=202, responses={200: {"description": "it is ready"}}, dependencies=_WRITES)
 async def pull(asked: Asked, models: AnyModels) -> JSONResponse:
     """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing."""
     wish = asked.wish()

@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from cachd.api.dependencies import AnyModels
 from cachd.api.documents import AskedLimits, limits_document
@@ -65,7 +65,7 @@ async def readyz(
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE)

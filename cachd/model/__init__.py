@@ -2,12 +2,13 @@
 
 from cachd.model.digest import Digest, Extent
 from cachd.model.limits import Limits, Room, Share, bytes_of, rate_of, room_in, room_of
-from cachd.model.manifest import File, Manifest
+from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
 
 __all__ = [
+    "MOST_FILES",
     "NAME_PATTERN",
     "SCHEMES",
     "Digest",
@@ -22,6 +23,7 @@ __all__ = [
     "Snapshot",
     "Wish",
     "bytes_of",
+    "check_count",
     "check_name",
     "check_path",
     "commit_of",

@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Self
 
-from cachd.errors import Invalid
+from cachd.errors import Forbidden, Invalid
 from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
-_MOST_FILES = 100_000
+MOST_FILES = 100_000
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
+
+
+def check_count(base: str, files: int) -> None:
+    """Raises Invalid when a model has more files than cachd takes: asked before anything is done for each."""
+    if files > MOST_FILES:
+        raise Invalid(
+            f"{base} lists {files} files or more, and {MOST_FILES} are the most",
+            code="too_many_files",
+            mend="ask for a part of it by a longer prefix",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,7 @@ class Manifest:
                 code="no_files",
                 mend="check the name; nothing can be served from it",
             )
-        if len(self.files) > _MOST_FILES:
-            raise Invalid(f"{self.base} lists {len(self.files)} files", code="too_many_files")
+        check_count(self.base, len(self.files))
         object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
         paths = [f.path for f in self.files]
         folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}
@@ -113,13 +122,10 @@ class Manifest:
         if not include and not exclude:
             return self
 
-        def matches(path: str, patterns: tuple[str, ...]) -> bool:
-            return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
-
         kept = tuple(
             f
             for f in self.files
-            if (not include or matches(f.path, include)) and not matches(f.path, exclude)
+            if (not include or _matches(f.path, include)) and not _matches(f.path, exclude)
         )
         if not kept:
             raise Invalid(
@@ -128,6 +134,16 @@ class Manifest:
                 mend="loosen the patterns; they match whole paths, and '*' crosses '/'",
             )
         return Manifest(self.base, self.revision, kept)
+
+    def check_without(self, refused: tuple[str, ...]) -> None:
+        """Raises Forbidden, naming files, when some match patterns that the operator refuses."""
+        found = [f.path for f in self.files if _matches(f.path, refused)]
+        if found:
+            raise Forbidden(
+                f"{self.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
+                code="file_refused",
+                mend="leave them out with exclude; `refuse` in the daemon's options says which",
+            )
 
     def as_document(self) -> dict[str, object]:
         """The manifest as JSON members, read back by `from_document`."""
@@ -163,6 +179,10 @@ class Manifest:
                 for f in files
             ),
         )
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
 
 
 def _text(value: object) -> str:

@@ -34,6 +34,8 @@ def check_path(path: str) -> str:
     reason = ""
     if not path or path.startswith("/") or not is_clean(parts) or re.match(r"[A-Za-z]:", path):
         reason = "it leaves the model's directory or is not relative"
+    elif any(part.lower() == ".git" for part in parts):
+        reason = "it lies in .git, where git finds what to run"
     elif any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in path):
         reason = "it holds control or invisible characters"
     elif len(path.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_COMPONENT for p in parts):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.manifest import Manifest
-from cachd.model.name import check_name
+from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
+
+_HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,13 @@ class Snapshot:
     published_at: float
     repo: str
     commit: str
+
+    def __post_init__(self) -> None:
+        """Raises Invalid: each of these names a directory of the cache."""
+        for told in (self.manifest, self.revision, self.commit):
+            if not _HEX.fullmatch(told):
+                raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
+        check_path(self.repo)
 
     @property
     def name(self) -> str:

@@ -89,7 +89,7 @@ def retry_after(headers: Headers) -> float | None:
     told = (headers.get("Retry-After") or "").strip()
     if _NUMBER.fullmatch(told):
         return float(told)
-    with suppress(ValueError, TypeError, OverflowError):
+    with suppress(ValueError, TypeError, IndexError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
     limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
     return float(limit[1]) + 1 if limit else None

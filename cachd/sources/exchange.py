@@ -159,9 +159,14 @@ class Answer:
             raise HTTPException(f"a chunk's size is {line[:40]!r}")
         self._chunk_left = int(told[1], 16)
         if not self._chunk_left:
-            while self._incoming.until(_END_OF_LINE) not in ("\r\n", "\n"):
-                pass  # a trailer
+            self._pass_trailers()
             self._ended = True
+
+    def _pass_trailers(self) -> None:
+        for _ in range(_MOST_HEADERS + 1):
+            if self._incoming.until(_END_OF_LINE) in ("\r\n", "\n"):
+                return
+        raise HTTPException(f"more than {_MOST_HEADERS} trailers")
 
 
 def _head(incoming: Incoming) -> tuple[re.Match[str], list[str]]:

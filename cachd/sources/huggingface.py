@@ -28,6 +28,8 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 
 _LONGEST_BYTES = 64 << 20  # a listing: some 300 bytes a file
+# What the Hub's client makes of an answer that is no listing.
+_NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 # Telemetry would ask huggingface.co even where another endpoint is configured, and wait for it.
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -53,16 +55,16 @@ class HubSource:
         )
         with _hub_errors(ref), _asks_over(self._http):
             found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
-        if not found.sha:
-            raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
-        if ref.is_pinned and found.sha != ref.revision:
-            raise Unavailable(
-                f"{ref} was answered with commit {found.sha:.80}",
-                code="origin_protocol",
-                mend="what stands at hf_endpoint is no faithful mirror",
-            )
-        files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
-        return Manifest(ref.base, found.sha, files)
+            if not found.sha:
+                raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
+            if ref.is_pinned and found.sha != ref.revision:
+                raise Unavailable(
+                    f"{ref} was answered with commit {found.sha!r:.80}",
+                    code="origin_protocol",
+                    mend="hf_endpoint is no faithful mirror, or a branch is named like a commit",
+                )
+            files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
+            return Manifest(ref.base, found.sha, files)
 
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
@@ -156,7 +158,7 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
     except HfHubHTTPError as error:
         raise _by_status(ref, error) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # what its client makes of no listing
+    except _NO_LISTING as error:
         raise Unavailable(
             f"the Hub's answer for {ref.base} is no listing: {type(error).__name__}",
             code="origin_protocol",

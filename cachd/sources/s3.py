@@ -22,9 +22,10 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
-from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref
+from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
+from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, check_path
 from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
@@ -34,6 +35,8 @@ from cachd.sources.trust import Authorities
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
+# What boto3 makes of an answer that is none of S3, or of a number in it that is none.
+_NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
 # S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
 _CHECKSUMS = {
     "ChecksumSHA256": "sha256",
@@ -64,7 +67,8 @@ class BucketSource:
         bucket, _, prefix = ref.location.partition("/")
         with _bucket_errors(ref.base):
             client = self._signed_in(renew=True)
-            keys = self._list(client, bucket, prefix)
+            listed = self._list(client, bucket, prefix)
+            keys = {path: key for path, (key, _) in listed.items()}
             if not keys:
                 raise NotFound(
                     f"{ref.base} holds no objects",
@@ -78,6 +82,8 @@ class BucketSource:
 
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
                 files = tuple(pool.map(ask, sorted(keys.keys() - {sums.NAME})))
+            if self._list(client, bucket, prefix) != listed:
+                raise Changed(f"{ref.base}: objects came, went or changed while they were listed")
         told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.blob}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
 
@@ -131,24 +137,31 @@ class BucketSource:
                 self._made = time.monotonic()
             return self._client
 
-    def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, str]:
-        """Key of every object by its path below the prefix. "Directory" objects are passed over."""
+    def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, str]]:
+        """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
         keys = {}
         folder = prefix if prefix.endswith("/") else prefix + "/"
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", ()):
                 key = found["Key"]
                 if key == prefix and not key.endswith("/"):
-                    return {key.rpartition("/")[2]: key}
+                    return {key.rpartition("/")[2]: (key, found["ETag"])}
                 if key.startswith(folder) and not key.endswith("/"):
-                    keys[key.removeprefix(folder)] = key
+                    path = check_path(key.removeprefix(folder))
+                    if path in keys:
+                        raise Invalid(f"s3://{bucket}/{prefix} lists {path!r} twice", code="bad_manifest")
+                    keys[path] = key, found["ETag"]
+            check_count(f"s3://{bucket}/{prefix}", len(keys))
         return keys
 
     def _sums(self, client: Any, bucket: str, keys: Mapping[str, str]) -> dict[str, Digest]:
         if sums.NAME not in keys:
             return {}
-        body = client.get_object(Bucket=bucket, Key=keys[sums.NAME])["Body"]
-        return sums.parse(body.read(sums.LONGEST_BYTES), f"s3://{bucket}/{keys[sums.NAME]}")
+        shown = f"s3://{bucket}/{keys[sums.NAME]}"
+        content = client.get_object(Bucket=bucket, Key=keys[sums.NAME])["Body"].read(sums.LONGEST_BYTES + 1)
+        if len(content) > sums.LONGEST_BYTES:
+            raise Invalid(f"{shown} is longer than {sums.LONGEST_BYTES} bytes", code="too_long")
+        return sums.parse(content, shown)
 
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
         with _bucket_errors(f"s3://{bucket}/{key}"):
@@ -195,7 +208,7 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         ) from error
     except BotoCoreError as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
-    except (ValueError, KeyError) as error:  # what botocore makes of a listing with a number that is none
+    except _NO_LISTING as error:
         raise Unavailable(f"{shown}: the answer makes no sense", code="origin_protocol") from error
 
 

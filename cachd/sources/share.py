@@ -13,7 +13,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, check_path, quoted
+from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, check_path, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import sums
 from cachd.sources.aside import Aside
@@ -54,6 +54,7 @@ class ShareSource:
                 told, found = self._sums(top), []
                 for path in self._walk(top):
                     found.append(self._file(path, path.relative_to(top).as_posix(), told))
+                    check_count(ref.base, len(found))
                     yield None
                 if absent := told.keys() - {f.path for f in found}:
                     raise NotFound(

@@ -17,7 +17,10 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, CachdError)
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
+    CachdError,
+)
 
 
 def ready_document(snapshot: Snapshot) -> dict[str, object]:

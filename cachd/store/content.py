@@ -45,6 +45,12 @@ class ContentStore:
         except FileNotFoundError:
             return False
 
+    def read(self, file: File) -> bytes:
+        """The whole content of a small file's blob. Raises DiskFailed."""
+        path = self.path(file.blob)
+        with durable.disk_errors(path):
+            return path.read_bytes()
+
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""
         return [f for f in {f.blob: f for f in manifest.files}.values() if not self.has(f)]

@@ -21,19 +21,23 @@ SCARCE = (errno.EMFILE, errno.ENFILE)  # it says nothing of the disk, and passes
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn the system's refusals into NoSpace, Unavailable or DiskFailed, naming `path`."""
+    """Turn the system's refusals into NoSpace, Unavailable or DiskFailed, naming the file they name, else
+    `path`.
+    """
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
+        named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
+        shown = " -> ".join(named) or path
         if error.errno in FULL:
             raise NoSpace(
-                f"{path}: {reason}", mend="free space or inodes on the cache's file system"
+                f"{shown}: {reason}", mend="free space or inodes on the cache's file system"
             ) from error
         if error.errno in SCARCE:
-            raise too_many_files(path) from error
+            raise too_many_files(shown) from error
         raise DiskFailed(
-            f"{path}: {reason}", mend="look at the node's kernel log", errno=error.errno
+            f"{shown}: {reason}", mend="look at the node's kernel log", errno=error.errno
         ) from error
 
 

@@ -331,7 +331,7 @@ def _describes(about: Path, file: File) -> bool:
     try:
         told = json.loads(about.read_bytes())
         return bool(told["blob"] == str(file.blob) and told["size"] == file.size)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

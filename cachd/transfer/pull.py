@@ -17,9 +17,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, NoSpace, Unavailable
+from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, NoSpace, Unavailable
 from cachd.model import File, Manifest, Snapshot, Wish
-from cachd.policy import backoff
+from cachd.policy import backoff, shards
 from cachd.sources.source import Source
 from cachd.store.space import Reservation
 from cachd.store.store import Store
@@ -43,12 +43,13 @@ def pull(
     reclaim: Reclaim,
     downloads: Downloads,
     *,
+    refuse: tuple[str, ...],
     share: Share,
     progress: Progress,
 ) -> Snapshot:
     """Make a wish come true. Raises CachdError, and then nothing new is published."""
     try:
-        return _pull_once(wish, source, store, reclaim, downloads, share, progress)
+        return _pull_once(wish, source, store, reclaim, downloads, refuse, share, progress)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
     except DiskFailed as error:
@@ -57,7 +58,7 @@ def pull(
         log.warning(
             "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
         )
-    return _pull_once(wish, source, store, reclaim, downloads, share, progress)
+    return _pull_once(wish, source, store, reclaim, downloads, refuse, share, progress)
 
 
 def _pull_once(
@@ -66,19 +67,38 @@ def _pull_once(
     store: Store,
     reclaim: Reclaim,
     downloads: Downloads,
+    refuse: tuple[str, ...],
     share: Share,
     progress: Progress,
 ) -> Snapshot:
     progress.state = "resolving"
-    manifest = _resolve(wish, source, progress).select(wish.include, wish.exclude)
+    whole = _resolve(wish, source, progress)
+    manifest = whole.select(wish.include, wish.exclude)
+    manifest.check_without(refuse)
     if progress.cancelled.is_set():
         raise Cancelled(f"{wish.name}: cancelled while it was resolved")
     with reclaim.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
         _download(missing, wish, source, downloads, share, reservation, progress)
+        _check_shards(manifest, whole, store)
         progress.state = "publishing"
         return store.snapshots.publish(wish, manifest, now=time.time())
+
+
+def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
+    """Raises Invalid when an index names shards that the source lacks; what a wish leaves out it may."""
+    paths = {f.path for f in whole.files}
+    indexes = [f for f in manifest.files if f.path.endswith(shards.INDEX)]
+    for index in indexes:
+        if index.size > shards.LONGEST_INDEX_BYTES:
+            continue
+        if absent := shards.missing(index.path, store.content.read(index), paths):
+            raise Invalid(
+                f"{index.path} names {len(absent)} shards that {whole.base} lacks: {absent[0]!r:.120}",
+                code="incomplete_model",
+                mend="report it to whoever keeps the source, or exclude the index if no engine needs it",
+            )
 
 
 def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:

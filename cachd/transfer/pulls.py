@@ -103,9 +103,10 @@ class Pulls:
         *,
         at_once: int,
         queued: int,
+        refuse: tuple[str, ...] = (),
     ) -> None:
         self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
-        self._reclaim = reclaim
+        self._reclaim, self._refuse = reclaim, refuse
         self._most, self._queued = at_once + queued, queued
         self._line = _Line()
         self._changed = threading.Condition()
@@ -318,6 +319,7 @@ class Pulls:
                 self._store,
                 self._reclaim,
                 self._downloads,
+                refuse=self._refuse,
                 share=running.share,
                 progress=progress,
             )

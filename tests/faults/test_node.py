@@ -1,0 +1,75 @@
+"""What a Kubernetes node does to the daemon, as far as it shows without a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import CachdError
+from tests.conftest import Engine
+from tests.ground.models import noise
+from tests.ground.origin import Origin
+from tests.ground.site import MIB, Ground
+
+Engines = Callable[..., Engine]
+Alone = Callable[..., Ground]
+
+
+@contextmanager
+def denied(directory: Path) -> Iterator[None]:
+    """The kernel denies every change of a directory to everybody, as a security module would."""
+    if os.geteuid() != 0 or subprocess.run(["chattr", "+i", directory], capture_output=True).returncode:
+        pytest.skip("only root, on a file system that knows immutable directories, can have the kernel deny")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", directory], check=True)
+
+
+@pytest.mark.parametrize("place", ["ready", "models/.trees", ".cachd/blobs", ".cachd/manifests"])
+def test_what_the_kernel_denies_is_named_and_the_next_pull_succeeds(
+    origin: Origin, root: Path, engine: Engines, place: str
+) -> None:
+    ref = origin.add("/a.bin", noise(1000))
+    opened = engine()
+    with denied(root / place), pytest.raises(CachdError) as failure:
+        opened.pull(ref)
+    assert failure.value.code in ("disk_failed", "forbidden"), failure.value
+    assert str(root / place) in failure.value.detail
+    assert "not permitted" in failure.value.detail
+    assert not (root / "ready/a.bin.json").exists()
+    assert opened.pull(ref).files == 1
+
+
+def series(ground: Ground) -> set[str]:
+    text = ground.node.ask("GET", "/metrics").document.decode()
+    return {re.split(r" [^ ]+$", line)[0] for line in text.splitlines() if not line.startswith("#")}
+
+
+def test_models_and_names_make_no_new_series_and_a_scrape_ends_while_pulls_run(alone: Alone) -> None:
+    ground = alone(pulls=8)
+    ground.have("first.bin", 1000)
+    ground.node.ask("GET", "/v1/models/first.bin")
+    before = series(ground)
+    for number in range(30):
+        ground.origin.add(f"/{number}.bin", noise(MIB, number))
+    hold = ground.origin.hold("/0.bin", after=1000)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: ground.node.pull(f"{ground.origin.url}/{n}.bin"), range(30)))
+            scraped = list(pool.map(lambda _: series(ground), range(40)))
+        assert ground.show("0.bin")["state"] != "ready"
+    finally:
+        hold.release()
+    for number in range(30):
+        assert ground.node.ready(f"{number}.bin").status == 200
+    assert not any(re.search(r"[0-9]\.bin", line) for seen in scraped for line in seen)
+    new = series(ground) - before
+    assert len(new) < 30, new

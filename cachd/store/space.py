@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
 from cachd.model import Room, Share, room_in
+from cachd.store import durable
 from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
@@ -202,9 +203,10 @@ class Space:
         if self._counted is None or self._counted[0] != mark:
             seen: set[int] = set()
             layout = self._layout
-            blobs = _allocated(layout.blobs, seen)
-            ingests = _allocated(layout.ingests, seen) + _allocated(layout.staging, seen)
-            self._counted = mark, Usage(blobs, ingests, _allocated(layout.trash, seen))
+            with durable.disk_errors(layout.root):
+                blobs = _allocated(layout.blobs, seen)
+                ingests = _allocated(layout.ingests, seen) + _allocated(layout.staging, seen)
+                self._counted = mark, Usage(blobs, ingests, _allocated(layout.trash, seen))
         return self._counted[1]
 
 

@@ -25,6 +25,7 @@ from cachd.policy.eviction import Candidate, Choice, Use, choose, expired, refet
 from cachd.store.space import Capacity, Reservation
 from cachd.store.store import Store
 from cachd.store.uses import GATED, GONE
+from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +156,7 @@ class Reclaim:
     # --- the watch ---
 
     def start(self) -> None:
-        self._thread.start()
+        threads.start([self._thread])
 
     def close(self) -> None:
         self._stop.set()

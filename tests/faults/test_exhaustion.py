@@ -174,7 +174,7 @@ def test_however_few_descriptors_a_delete_finds_it_frees_all_in_the_end(shared: 
                     if error.code != "too_many_files":
                         raise
         assert left > 0
-    assert files_left(root) == []
+        assert files_left(root) == []
 
 
 # --- threads ---

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -34,6 +35,7 @@ from cachd.sources.trust import Authorities
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
+_SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 # S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
 _CHECKSUMS = {
     "ChecksumSHA256": "sha256",
@@ -205,11 +207,11 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
     status = int(answer.get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
         return Forbidden(f"{shown} is archived", code="archived", mend="restore it first", status=status)
-    if code == "RequestTimeTooSkewed":
+    if code in _SKEWED:
         return Forbidden(
-            f"{shown}: this node's clock differs from the server's",
+            f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            mend="set the clock",
+            mend="set the node's clock (chronyc tracking); S3 bears 15 minutes",
             status=status,
         )
     if status in (401, 403):

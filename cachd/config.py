@@ -122,6 +122,9 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CACHD_", extra="forbid", frozen=True, env_ignore_empty=True)
 
     root: Path = Field(Path("/var/lib/cachd"), description="the cache's directory; one file system")
+    disk_at_least: Bytes = Field(
+        0, description="refuse a smaller file system, such as 1TB: the disk of the root is not mounted"
+    )
     listen: Listen = Field("127.0.0.1:8470", description="address of the HTTP API, HOST:PORT")
     config: Path | None = Field(None, description="the YAML file these keys may stand in")
     models: tuple[Model, ...] = Field(

@@ -63,7 +63,7 @@ def assembled(config: Config) -> Iterator[Parts]:
     _set_limits()
     with ExitStack() as stack:
         sources = build_sources(config)
-        store = stack.enter_context(Store(config.root))
+        store = stack.enter_context(Store(config.root, disk_at_least=config.disk_at_least))
         _set_bounds(store, config)
         metrics = Metrics()
         reclaim = Reclaim(

@@ -91,6 +91,11 @@ class Metrics:
             registry=registry,
         )
         self.verify_failures.labels("pull")
+        self.disk_failures = Counter(
+            "cachd_disk_failures_total",
+            "Pulls that ended because the node's disk refused, for another reason than space",
+            registry=registry,
+        )
         self.evictions = Counter(
             "cachd_evictions_total",
             "Snapshots evicted: for a pull, over the limit, unused, asked for",

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BROKEN = (OSError, http.client.HTTPException)
 _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL's x509_vfy.h): a clock that is not set yet
 _RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
 
 
@@ -142,6 +144,12 @@ def protocol_error(url: str, what: str) -> Unavailable:
 def broken(url: SplitResult, error: Exception) -> CachdError:
     """What a failed connection means."""
     shown = f"{url.scheme}://{url.netloc}{url.path}"
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
+        return Unavailable(
+            f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            code="clock_skewed",
+            mend="set the node's clock (chronyc tracking); it is asked again meanwhile",
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(
             f"{shown}: {error.verify_message}",

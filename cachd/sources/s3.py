@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -35,7 +36,8 @@ from cachd.sources.trust import Authorities
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
-# What boto3 makes of an answer that is none of S3, or of a number in it that is none.
+_SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
+# What botocore makes of an answer that is none of S3, or of a number in it that is none.
 _NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
 # S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
 _CHECKSUMS = {
@@ -218,11 +220,11 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
     status = int(answer.get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
         return Forbidden(f"{shown} is archived", code="archived", mend="restore it first", status=status)
-    if code == "RequestTimeTooSkewed":
+    if code in _SKEWED:
         return Forbidden(
-            f"{shown}: this node's clock differs from the server's",
+            f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            mend="set the clock",
+            mend="set the node's clock (chronyc tracking); S3 bears 15 minutes",
             status=status,
         )
     if status in (401, 403):

@@ -36,9 +36,9 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             ) from error
         if error.errno in SCARCE:
             raise too_many_files(shown) from error
-        raise DiskFailed(
-            f"{shown}: {reason}", mend="look at the node's kernel log", errno=error.errno
-        ) from error
+        code = "read_only" if error.errno == errno.EROFS else "disk_failed"
+        mend = "look at the node's kernel log: a file system may become read-only after an error"
+        raise DiskFailed(f"{shown}: {reason}", code=code, mend=mend, errno=error.errno) from error
 
 
 def too_many_files(path: Path | str) -> Unavailable:
@@ -91,6 +91,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directories(path: Path) -> None:
+    """Make `path` and what is missing above it, their names durable. Raises OSError."""
+    if not path.is_dir():
+        make_directories(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
 
 
 def append(fd: int, text: str) -> None:

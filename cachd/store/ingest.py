@@ -168,6 +168,8 @@ class Ingest:
             durable.write_file(self.directory / "about.json", about.encode(), mode=0o600)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._journal = os.open(self.directory / "journal", flags, 0o600)
+            for directory in (self.directory, self.directory.parent):
+                durable.sync_directory(directory)  # a line in a file that has lost its name is no use
             size = os.fstat(self._journal).st_size
             if size and os.pread(self._journal, 1, size - 1) != b"\n":
                 durable.append(self._journal, "\n")  # a torn line must not swallow the next

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -28,6 +29,8 @@ from cachd.store.protection import Leases, Pins, is_open
 from cachd.store.views import HubView, PlainView
 
 log = structlog.get_logger(__name__)
+
+_TICK_SECONDS = 1e-6  # as fine as a ready file tells time
 
 
 class Snapshots:
@@ -92,8 +95,8 @@ class Snapshots:
 
         Publishing again what is published is how an interrupted publish is finished.
         """
-        layout, snapshot = self._layout, snapshot_of(wish, manifest, now)
-        with self._changing, durable.disk_errors(layout.root):
+        with self._changing, durable.disk_errors(self._layout.root):
+            snapshot = self._after_others(snapshot_of(wish, manifest, now))
             replaced = self._named.get(wish.name)
             self._content.sync(f.blob for f in manifest.files)
             self._record(manifest, snapshot.hub_folder)
@@ -214,6 +217,13 @@ class Snapshots:
 
     # --- inside, under the lock ---
 
+    def _after_others(self, snapshot: Snapshot) -> Snapshot:
+        """Published last, though the clock went back: its branch names what was published last."""
+        told = [s.published_at for s in self._named.values() if s.hub_folder == snapshot.hub_folder]
+        return replace(
+            snapshot, published_at=max([snapshot.published_at, *(t + _TICK_SECONDS for t in told)])
+        )
+
     def _check_kept(self, name: str) -> None:
         if self.is_pinned(name):
             raise InUse(f"{name} is pinned", code="pinned", mend=f"cachd unpin {name}, or force")
@@ -307,16 +317,17 @@ class Snapshots:
             for staged in (told, link):
                 durable.remove(staged)
             raise
-        durable.remove(layout.ready_file(name))
         try:
+            durable.remove(layout.ready_file(name))
             durable.move(link, layout.model(name))
             durable.sync_directory(layout.models)
             durable.move(told, layout.ready_file(name))
+            self._named[name] = snapshot
             durable.sync_directory(layout.ready)
         except BaseException:
-            self._named.pop(name, None)  # the disk says so, too: its ready file is gone
+            if not layout.ready_file(name).exists():
+                self._named.pop(name, None)  # what pods see decides
             raise
-        self._named[name] = snapshot
 
 
 def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:

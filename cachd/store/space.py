@@ -139,8 +139,13 @@ class Space:
         )
 
     def is_read_only(self) -> bool:
-        """Whether the file system was remounted read-only, as ext4 does after an error."""
-        return bool(os.statvfs(self._layout.root).f_flag & os.ST_RDONLY)
+        """Whether the file system takes no change, as ext4 does after an error: tried, because not every
+        kernel says so then."""
+        try:
+            os.utime(self._layout.lock)
+        except OSError as error:
+            return error.errno not in durable.FULL
+        return False
 
     @contextmanager
     def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:

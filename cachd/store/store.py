@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 FORMAT = "cachd 1\n"
 # The Cache Directory Tagging Specification: backup tools pass such a directory over.
 _CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Models kept by cachd.\n"
+# What a root may hold at its top: `cache` is where pods keep theirs, lost+found the file system's.
+_KNOWN = {name.partition("/")[0] for name in (*PUBLIC, *PRIVATE)} | {"CACHEDIR.TAG", "cache", "lost+found"}
 
 
 class Store:
@@ -38,10 +41,17 @@ class Store:
     """
 
     def __init__(
-        self, root: Path, *, reserve_free: Room = 0, limit: Room | None = None, reserve_inodes: Room = 0
+        self,
+        root: Path,
+        *,
+        reserve_free: Room = 0,
+        limit: Room | None = None,
+        reserve_inodes: Room = 0,
+        disk_at_least: int = 0,
     ) -> None:
         self.layout = Layout(root)
         _check_root(root)
+        _check_disk(root, disk_at_least)
         for name in PUBLIC:
             _make_directory(root / name, 0o755)
         for name in PRIVATE:
@@ -49,6 +59,8 @@ class Store:
         self._lock = _take_lock(self.layout.lock)
         try:
             with durable.disk_errors(root):
+                for directory in (root, self.layout.models, self.layout.format.parent):
+                    durable.sync_directory(directory)  # what is published below must not lose its way here
                 _check_format(self.layout)
                 _check_links(self.layout)
                 for leftover in self.layout.staging.iterdir():
@@ -57,6 +69,8 @@ class Store:
                     if not tag.exists():
                         with suppress(OSError):  # a courtesy to backup tools, no more
                             tag.write_bytes(_CACHEDIR_TAG)
+            if foreign := sorted({entry.name for entry in root.iterdir()} - _KNOWN):
+                log.warning("not cachd's, left alone", root=str(root), names=foreign[:20], count=len(foreign))
             self.content = ContentStore(self.layout)
             with durable.disk_errors(root):
                 self.content.empty_trash()
@@ -144,6 +158,19 @@ def _check_root(root: Path) -> None:
         )
     if not status.st_mode & stat.S_IXOTH:
         log.warning("pods of other users cannot read here", root=str(root), mend=f"chmod 0755 {root}")
+
+
+def _check_disk(root: Path, at_least: int) -> None:
+    """An empty mount point looks like a new disk, but has the size of the node's own."""
+    status = os.statvfs(root)
+    size = status.f_blocks * status.f_frsize
+    if size < at_least:
+        raise DiskFailed(
+            f"root {root} is on a file system of {size} bytes, and disk_at_least is {at_least}",
+            code="disk_too_small",
+            mend="mount the disk that is meant for it, or lower disk_at_least",
+            size=size,
+        )
 
 
 def _make_directory(path: Path, mode: int) -> None:
@@ -241,6 +268,8 @@ def _check_links(layout: Layout) -> None:
         if error.errno in durable.FULL:
             log.warning("no room to try a link: the disk is full", root=str(layout.root))
             return  # a full disk still serves, and must still be able to free
+        if error.errno == errno.EROFS:
+            raise
         raise DiskFailed(
             f"{layout.root} cannot link and rename between its directories: {error.strerror}",
             code="no_hard_links",

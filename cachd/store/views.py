@@ -110,7 +110,7 @@ class HubView(_View):
             ref = refs / revision
             if not ref.is_file() or ref.read_text() != commit:
                 try:
-                    ref.parent.mkdir(parents=True, exist_ok=True)
+                    durable.make_directories(ref.parent)
                     durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
                 except OSError as error:
                     if error.errno in durable.FULL:

@@ -496,7 +496,10 @@ class Download:
         """Nobody is inside any more: close the ingest, then tell the pulls."""
         if self._ingest is not None:
             if self._leaves_nothing(self._outcome):
-                self._ingest.discard()
+                try:
+                    self._ingest.discard()
+                except CachdError as error:  # read-only by now: the file's next ingest takes it on
+                    log.warning("ingest left behind", file=self.file.path, reason=error.detail)
             self._ingest.close()
         if self._outcome is None:
             self.done.set_result(None)

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, InUse, NotFound, Unavailable
+from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, NotFound, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
@@ -356,6 +356,8 @@ class Pulls:
                 self._store.forget(wish.name)
         with self._changed:
             del self._running[wish.name]
+        if isinstance(outcome, DiskFailed):
+            self._metrics.disk_failures.inc()
         running.error = outcome if isinstance(outcome, CachdError) else None
         progress.state = state  # after the error: who reads a failure finds its reason
         if isinstance(outcome, CachdError):

@@ -56,7 +56,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 WRONG = {
     "expired": Tls(from_days=-2, to_days=-1),
-    "not yet valid": Tls(from_days=1, to_days=2),
     "of another host": Tls(hosts=("other.example", "127.0.0.9")),
 }
 
@@ -67,6 +66,14 @@ def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls:
         url = origin.add("/x", noise(KIB))
         error = refusal_of(lambda: over(origin.ca_file).head(url))
         assert (type(error), error.code) == (Forbidden, "tls_untrusted")
+        assert origin.requests == []
+
+
+def test_a_certificate_that_is_not_yet_valid_may_be_the_clocks_fault_and_is_asked_for_again() -> None:
+    with Origin(tls=Tls(from_days=1, to_days=2)) as origin:
+        url = origin.add("/x", noise(KIB))
+        error = refusal_of(lambda: over(origin.ca_file).head(url))
+        assert (type(error), error.code) == (Unavailable, "clock_skewed")
         assert origin.requests == []
 
 

@@ -1,0 +1,33 @@
+"""A wall clock that a daemon believes and a test moves while it runs. Monotonic time goes on as it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_LIBRARIES = "*/faketime/libfaketimeMT.so.1"
+
+
+class Clock:
+    """`env` is what a process needs to believe it. Skips the test where libfaketime is not installed."""
+
+    def __init__(self, place: Path) -> None:
+        found = sorted(Path("/usr/lib").glob(_LIBRARIES))
+        if not found:
+            pytest.skip("libfaketime is not installed")
+        self._told = place / "clock"
+        self.set("+0")
+        self.env = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._told),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def set(self, told: str) -> None:
+        """As libfaketime reads it: `+1d`, `-1d`, `@1970-01-01 00:00:10`."""
+        beside = self._told.with_suffix(".new")
+        beside.write_text(told + "\n")
+        beside.replace(self._told)

@@ -39,7 +39,7 @@ from tests.ground.node import Node
 from tests.ground.origin import Content, File, Origin, Patched
 
 SEED = 20_26
-FULL_ACTIONS, QUICK_ACTIONS = 5000, 150
+FULL_ACTIONS, QUICK_ACTIONS = 2000, 150
 AT_ONCE = 3  # pulls under way, before there is another
 PATIENCE_SECONDS = 60.0
 MODELS = 40

@@ -475,7 +475,7 @@ def loop_disk(place: Path, size: int) -> Iterator[Path]:
         disk.chmod(0o755)
         yield disk
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)  # a day that failed may still map files
         image.unlink()
 
 

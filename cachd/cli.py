@@ -245,7 +245,7 @@ def evict(
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
-app.command("gc", hidden=True, epilog="Example: cachd gc 40GB --dry-run")(evict)
+app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
 
 
 @app.command(epilog="Example: cachd evictions")

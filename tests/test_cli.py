@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -161,7 +162,8 @@ def test_json_is_what_the_api_says(ground: Ground) -> None:
     waited = json.loads(ground.node.cli("wait", "form.bin", "--output", "json").stdout)
     assert waited["ready"] == ground.node.ready("form.bin").document
     removed = json.loads(ground.node.cli("rm", "form.bin", "-o", "json").stdout)
-    assert removed == {"name": "form.bin", "freed_bytes": MIB}
+    assert removed["name"] == "form.bin"
+    assert MIB <= removed["freed_bytes"] < MIB + (64 << 10), "blocks of the disk"
 
 
 def test_name_is_the_name_alone(ground: Ground) -> None:
@@ -189,7 +191,8 @@ def test_pin_unpin_and_rm_do_what_they_say(ground: Ground) -> None:
     assert_failed(ground.node.cli("rm", "pinned.bin"), 9, "pinned")
     assert ground.node.cli("unpin", "pinned.bin").returncode == 0
     ended = ground.node.cli("rm", "pinned.bin")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "pinned.bin: 1.0 MB freed\n", "")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r"pinned\.bin: 1\.[01] MB freed\n", ended.stdout)
     assert ground.node.ready("pinned.bin").status == 404
 
 

@@ -16,7 +16,7 @@ def test_a_day_on_a_small_disk_ends_with_nothing_that_must_not_happen() -> None:
 
     Each eviction freed what it was chosen for, too, and every figure is what the file system says.
     """
-    day = simulated(128 * MIB, 150, seed=2)
+    day = simulated(128 * MIB, 100, seed=2)
     assert day["failures"] == []
     assert day["least_above_reserve_bytes"] >= 0
     counts = day["counts"]

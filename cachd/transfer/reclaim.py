@@ -30,7 +30,7 @@ from cachd.transfer import threads
 log = structlog.get_logger(__name__)
 
 _TURN_SECONDS = 1.0
-_LOOK_SECONDS = 15.0  # between two looks at what is open in some process
+_LOOK_SECONDS = 60.0  # between two looks at what is open in some process
 _WAIT_SECONDS = 600.0  # after an eviction that freed nothing
 _MOST_TOLD = 1000
 _HOLDERS_TOLD = 5
@@ -165,7 +165,7 @@ class Reclaim:
         self._store.uses.save()
 
     def _run(self) -> None:
-        look_at = 0.0
+        look_at = time.monotonic() + _LOOK_SECONDS  # not while the daemon is starting
         while True:
             try:
                 self._store.snapshots.leases.expire(time.time())

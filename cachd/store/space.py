@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
 from cachd.model import Room, Share, room_in
+from cachd.store import durable
 from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
@@ -122,7 +123,7 @@ class Space:
         self._bounds = reserve_free, limit, reserve_inodes
 
     def capacity(self) -> Capacity:
-        found = os.statvfs(self._layout.root)
+        found = self._statvfs()
         total = found.f_blocks * found.f_frsize
         reserve_free, limit, reserve_inodes = self._bounds
         return Capacity(
@@ -139,7 +140,12 @@ class Space:
 
     def is_read_only(self) -> bool:
         """Whether the file system was remounted read-only, as ext4 does after an error."""
-        return bool(os.statvfs(self._layout.root).f_flag & os.ST_RDONLY)
+        return bool(self._statvfs().f_flag & os.ST_RDONLY)
+
+    def _statvfs(self) -> os.statvfs_result:
+        """Raises DiskFailed."""
+        with durable.disk_errors(self._layout.root):
+            return os.statvfs(self._layout.root)
 
     @contextmanager
     def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:

@@ -1,10 +1,10 @@
-# make demo | test | check | run | bench      Needs Python 3.11+ and make; everything else is set up in .venv.
+# make demo | test | check | run | bench | torture      Needs Python 3.11+ and make; everything else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
 
-.PHONY: demo test check run bench format clean
+.PHONY: demo test check run bench torture format clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)            ## pull a real model, kill the daemon half-way, resume, load it as a pod
@@ -26,6 +26,9 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 
 bench: $(BENCH)           ## the benchmarks, against what else is installed; results in bench/results
 	$(BIN)/python -m bench
+
+torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
+	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 format: $(READY)
 	$(BIN)/ruff format .

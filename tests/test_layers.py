@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import threading
@@ -177,3 +178,36 @@ def test_no_module_or_function_has_a_name_that_says_nothing() -> None:
     empty = ("util", "helper", "common", "misc", "manager", "service", "process", "info")
     names = [path.stem for path in (PROJECT / "cachd").rglob("*.py")]
     assert not [name for name in names if any(word in name for word in empty)]
+
+
+LASTING = {
+    "write",
+    "pwrite",
+    "ftruncate",
+    "posix_fallocate",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "link",
+}
+LASTING |= {"symlink", "write_bytes", "write_text", "hardlink_to", "symlink_to"}
+
+
+def lasting_calls(module: Path) -> list[str]:
+    """The calls of a module that write, sync or name something on the disk: those of `os` and of a Path."""
+    calls = [node.func for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    return [
+        f"{module.relative_to(PROJECT)}:{call.lineno} {ast.unparse(call)}"
+        for call in calls
+        if isinstance(call, ast.Attribute) and call.attr in LASTING
+        if ast.unparse(call.value) not in ("durable", "self", "ingest")
+        if call.attr != "replace" or ast.unparse(call.value) == "os"
+    ] + [f"{module.name}: open" for call in calls if isinstance(call, ast.Name) and call.id == "open"]
+
+
+def test_what_must_survive_a_crash_is_written_synced_and_named_in_durable_alone() -> None:
+    modules = [path for layer in ("store", "transfer") for path in (PROJECT / "cachd" / layer).glob("*.py")]
+    found = {path.name: calls for path in modules if (calls := lasting_calls(path))}
+    assert len(found.pop("durable.py")) > 10
+    assert found == {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -51,8 +53,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
             told = f".trees/{snapshot.manifest}"
             tree = layout.tree(snapshot.manifest)
             if str(layout.model(snapshot.name).readlink()) == told and tree.is_dir():
-                if not json.loads(layout.manifest(snapshot.manifest).read_bytes())["files"]:
-                    raise ValueError("its manifest lists nothing")
+                _check_sizes(tree, json.loads(layout.manifest(snapshot.manifest).read_bytes())["files"])
                 found[snapshot.name] = snapshot
                 continue
             reason = "its link or its tree is another"
@@ -62,6 +63,16 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
         log.warning("readiness withdrawn", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
     return found
+
+
+def _check_sizes(tree: Path, files: list[dict[str, Any]]) -> None:
+    """Raises what is `_UNREADABLE` when a file is gone, or shorter than it was: a disk that lost the bytes it
+    had called durable shows it so."""
+    if not files:
+        raise ValueError("its manifest lists nothing")
+    for file in files:
+        if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
+            raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
 
 
 def read_manifest(layout: Layout, manifest: str) -> Manifest:

@@ -58,11 +58,18 @@ def write_at(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def overwrite(fd: int, content: bytes) -> None:
+    """Let the file hold this alone; for a note that no crash may depend on. Raises OSError."""
+    os.ftruncate(fd, 0)
+    write_at(fd, memoryview(content), 0)
+
+
 def preallocate(fd: int, size: int) -> None:
-    """Give the file `size` bytes of real blocks, so that a full disk is met now. Raises OSError.
+    """Make the file `size` bytes long, of real blocks, so that a full disk is met now. Raises OSError.
 
     Where the file system cannot (man 3 posix_fallocate: EOPNOTSUPP, EINVAL), the size alone is set.
     """
+    os.ftruncate(fd, size)
     if not size:
         return
     try:
@@ -70,7 +77,6 @@ def preallocate(fd: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        os.ftruncate(fd, size)
 
 
 def sync(fd: int) -> None:

@@ -56,6 +56,10 @@ class Layout:
         return self.root / ".cachd/blobs"
 
     @property
+    def ingests(self) -> Path:
+        return self.root / ".cachd/ingest"
+
+    @property
     def manifests(self) -> Path:
         return self.root / ".cachd/manifests"
 
@@ -78,10 +82,6 @@ class Layout:
     @property
     def uses(self) -> Path:
         return self.root / ".cachd/uses.json"
-
-    @property
-    def ingests(self) -> Path:
-        return self.root / ".cachd/ingest"
 
     @property
     def models(self) -> Path:

@@ -123,7 +123,7 @@ class Space:
         self._bounds = reserve_free, limit, reserve_inodes
 
     def capacity(self) -> Capacity:
-        found = os.statvfs(self._layout.root)
+        found = self._statvfs()
         total = found.f_blocks * found.f_frsize
         reserve_free, limit, reserve_inodes = self._bounds
         return Capacity(

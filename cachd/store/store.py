@@ -65,10 +65,13 @@ class Store:
                 _check_links(self.layout)
                 for leftover in self.layout.staging.iterdir():
                     _delete(leftover)
+                for ingest in self.layout.ingests.iterdir():
+                    if not (ingest / "data").exists():  # it has the blob's name already
+                        _delete(ingest)
                 for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
                     if not tag.exists():
                         with suppress(OSError):  # a courtesy to backup tools, no more
-                            tag.write_bytes(_CACHEDIR_TAG)
+                            durable.write_file(tag, _CACHEDIR_TAG)
             if foreign := sorted({entry.name for entry in root.iterdir()} - _KNOWN):
                 log.warning("not cachd's, left alone", root=str(root), names=foreign[:20], count=len(foreign))
             self.content = ContentStore(self.layout)
@@ -91,7 +94,7 @@ class Store:
 
     def close(self) -> None:
         with suppress(OSError):
-            os.ftruncate(self._lock, 0)
+            durable.overwrite(self._lock, b"")
         os.close(self._lock)
 
     @contextmanager
@@ -144,7 +147,9 @@ def _check_root(root: Path) -> None:
             code="bad_root",
             mend=f"chmod 0755 {root}: whoever can write there can change what pods load",
         )
-    if os.statvfs(root).f_flag & os.ST_RDONLY:
+    with durable.disk_errors(root):
+        flags = os.statvfs(root).f_flag
+    if flags & os.ST_RDONLY:
         raise DiskFailed(
             f"root {root} is on a file system that is mounted read-only",
             code="read_only",
@@ -212,9 +217,8 @@ def _take_lock(path: Path) -> int:
     if refused:
         log.warning("this file system has no locks", root=str(path.parent.parent), reason=str(refused))
     with suppress(OSError):  # a note for the next one who finds it taken; a full disk has no room for it
-        os.ftruncate(fd, 0)
         own = f"{os.getpid()} {place} {_life_of(os.getpid())}"
-        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode(), 0)
+        durable.overwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode())
     return fd
 
 

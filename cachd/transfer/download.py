@@ -396,7 +396,7 @@ class Download:
             if not inside:
                 return
             ingest = self._ingest_here()
-            if not (ingest.agrees or self._wrong) and self.file.size:
+            if not (ingest.agrees or self._wrong):
                 self._repair(ingest)
                 return
             try:

@@ -219,7 +219,7 @@ def test_what_a_failed_call_covered_is_fetched_again_and_what_is_durable_is_not(
 
 
 @needs_strace
-@pytest.mark.parametrize("call", ["fdatasync", "fsync", "/^preadv", "pwrite64"])
+@pytest.mark.parametrize("call", ["fsync", "/^preadv"])
 def test_a_disk_that_refuses_for_good_ends_the_pull_and_the_next_goes_on(
     origin: Origin, root: Path, pulled_with: Callable[[str], subprocess.CompletedProcess[str]], call: str
 ) -> None:

@@ -101,7 +101,7 @@ def upward(calls: set[tuple[str, str]]) -> set[tuple[str, str]]:
 def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> None:
     """The data's walk: api -> transfer -> sources and store -> policy -> model; nothing calls back up."""
     hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(20 << 20)})
-    options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",))
+    options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",), reserve_free=0)
     with Walk() as walk, assembled(options) as parts:
         models = Models(parts.store, parts.pulls)
         create_app(

@@ -123,7 +123,20 @@ class Space:
         self._bounds = reserve_free, limit, reserve_inodes
 
     def capacity(self) -> Capacity:
+        """All of it now. Raises DiskFailed."""
         found = self._statvfs()
+        return self._now(found, self._usage(found))
+
+    def _bounded(self) -> Capacity:
+        """The same for a decision: what models take is counted only where there is a limit to it."""
+        found = self._statvfs()
+        return self._now(found, self._usage(found) if self._bounds[1] is not None else Usage(0, 0, 0))
+
+    def _statvfs(self) -> os.statvfs_result:
+        with durable.disk_errors(self._layout.root):
+            return os.statvfs(self._layout.root)
+
+    def _now(self, found: os.statvfs_result, usage: Usage) -> Capacity:
         total = found.f_blocks * found.f_frsize
         reserve_free, limit, reserve_inodes = self._bounds
         return Capacity(
@@ -132,7 +145,7 @@ class Space:
             reserved=self._promised,
             reserve_free=room_in(total, reserve_free),
             limit=None if limit is None else room_in(total, limit),
-            usage=self._usage(found),
+            usage=usage,
             inodes=found.f_files,
             free_inodes=found.f_favail,
             reserve_inodes=room_in(found.f_files, reserve_inodes),
@@ -151,7 +164,7 @@ class Space:
     def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:
         """Promise `size` bytes in `files` new files to a model of `total` bytes. Raises TooBig or NoSpace."""
         with self._lock:
-            now = self.capacity()
+            now = self._bounded()
             if total > now.usable:
                 raise TooBig(
                     f"the model has {total} bytes; {_bounds(now)} {now.usable}",
@@ -184,7 +197,7 @@ class Space:
     def allocating(self, size: int) -> Iterator[bool]:
         """As Reservation.allocating."""
         with self._lock:
-            now = self.capacity()
+            now = self._bounded()
             room = now.free - now.reserve_free
             if now.limit is not None:
                 room = min(room, now.limit - now.usage.total)

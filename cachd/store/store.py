@@ -167,7 +167,8 @@ def _check_root(root: Path) -> None:
 
 def _check_disk(root: Path, at_least: int) -> None:
     """An empty mount point looks like a new disk, but has the size of the node's own."""
-    status = os.statvfs(root)
+    with durable.disk_errors(root):
+        status = os.statvfs(root)
     size = status.f_blocks * status.f_frsize
     if size < at_least:
         raise DiskFailed(

@@ -127,7 +127,7 @@ class Space:
         found = self._statvfs()
         return self._now(found, self._usage(found))
 
-    def _bounded(self) -> Capacity:
+    def bounded(self) -> Capacity:
         """The same for a decision: what models take is counted only where there is a limit to it."""
         found = self._statvfs()
         return self._now(found, self._usage(found) if self._bounds[1] is not None else Usage(0, 0, 0))
@@ -164,7 +164,7 @@ class Space:
     def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:
         """Promise `size` bytes in `files` new files to a model of `total` bytes. Raises TooBig or NoSpace."""
         with self._lock:
-            now = self._bounded()
+            now = self.bounded()
             if total > now.usable:
                 raise TooBig(
                     f"the model has {total} bytes; {_bounds(now)} {now.usable}",
@@ -197,7 +197,7 @@ class Space:
     def allocating(self, size: int) -> Iterator[bool]:
         """As Reservation.allocating."""
         with self._lock:
-            now = self._bounded()
+            now = self.bounded()
             room = now.free - now.reserve_free
             if now.limit is not None:
                 room = min(room, now.limit - now.usage.total)

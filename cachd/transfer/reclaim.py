@@ -136,7 +136,7 @@ class Reclaim:
 
     def plan(self, need: int) -> Plan:
         """What would go so that `need` bytes are available."""
-        return self._plan(need - self._store.space.capacity().available)
+        return self._plan(need - self._store.space.bounded().available)
 
     def make_available(self, need: int) -> list[Eviction]:
         """Evict so that `need` bytes are available. Raises NoSpace, and evicts nothing, when it cannot be."""
@@ -201,17 +201,17 @@ class Reclaim:
 
     def relieve(self) -> None:
         """Free what may go while more is taken than may be."""
-        over = self._over(self._store.space.capacity())
+        over = self._over(self._store.space.bounded())
         if over <= 0:
             self._told_short = False
             return
         if not self._automatic or time.monotonic() < self._wait_until:
             return
         with self._evicting:
-            before = self._store.space.capacity().free
+            before = self._store.space.bounded().free
             plan = self._plan(over)
             self._evict(plan.choices, "pressure")
-            after = self._store.space.capacity()
+            after = self._store.space.bounded()
         if not plan.is_enough and not self._told_short:
             log.warning(
                 "more is taken than may be, and the rest is protected",

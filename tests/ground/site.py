@@ -81,7 +81,7 @@ def names(ground: Ground) -> list[str]:
 
 def files_left(root: Path) -> list[str]:
     """What is in a root beside what every root has."""
-    always = {"CACHEDIR.TAG", "hub/CACHEDIR.TAG", ".cachd/format", ".cachd/lock"}
+    always = {"CACHEDIR.TAG", "hub/CACHEDIR.TAG", ".cachd/format", ".cachd/lock", ".cachd/uses.json"}
     return sorted({*digests(root)} - always)
 
 

@@ -263,7 +263,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_first_byte(
     assert_problem(big, 503, "too_big")
     assert big.document["error"]["need"] == 70 * MIB
     assert big.document["error"]["error_class"] == "TooBig"
-    running.pull(refs[40])
+    running.pull(refs[40], pin=True)
     assert running.ready("40.bin").status == 200
     running.pull(refs[41])
     none = running.ready("41.bin")
@@ -271,7 +271,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_first_byte(
     assert none.document["error"]["free"] < none.document["error"]["need"] == 41 * MIB
     assert "cachd rm" in none.document["mend"]
     assert origin.bytes_sent() == 40 * MIB
-    assert running.ask("DELETE", "/v1/models/40.bin").status == 200
+    assert running.ask("DELETE", "/v1/models/40.bin?force=true").status == 200
     assert running.pull(refs[41]).status == 202
     assert running.ready("41.bin").status == 200
 
@@ -296,7 +296,7 @@ def test_a_daemon_killed_in_mid_pull_starts_again_on_a_full_disk(
     origin.add("/kept.bin", noise(MIB, 3))
     origin.add("/pulled.bin", noise(20 * MIB))
     running = node(root="disk")
-    running.pull(f"{origin.url}/kept.bin")
+    running.pull(f"{origin.url}/kept.bin", pin=True)
     assert running.ready("kept.bin").status == 200
     hold = origin.hold("/pulled.bin", after=MIB)
     running.pull(f"{origin.url}/pulled.bin")
@@ -306,4 +306,5 @@ def test_a_daemon_killed_in_mid_pull_starts_again_on_a_full_disk(
     fill(small_disk)
     running.start()
     assert running.ready("kept.bin", wait=0).status == 200
-    assert running.ask("DELETE", "/v1/models/kept.bin").status == 200, "an operator can make room"
+    answer = running.ask("DELETE", "/v1/models/kept.bin?force=true")
+    assert answer.status == 200, "an operator can make room"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -119,6 +120,7 @@ def _spoilable(seen: Seen) -> bool:
 
 
 def _serve(told: Connection) -> None:
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # its clients are killed all the time
     counts: dict[str, int] = {}
     with Origin() as web, Hub() as hub:
         for model in ("a", "b"):

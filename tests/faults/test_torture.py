@@ -82,7 +82,7 @@ def test_the_reader_of_a_campaign_sees_a_mapped_file_change_after_its_model_has_
     with pod.pod(tmp_path / "place", oracle.SCRIPT) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "looking\n"
-        (tmp_path / "place/root/ready/m.json").unlink()
+        (tmp_path / "place" / "root" / "ready/m.json").unlink()
         overwrite(tree / "1.bin")
         told = oracle.verdict(reader)
     assert {violation[:21] for violation in told["violations"]} == {"a mapped file changed"}

@@ -143,7 +143,7 @@ class Day:
         largest = self.size // 6
         self.shelf = stack.enter_context(Shelf(self.chance, largest))
         self.models = self._models(largest)
-        totals = list(accumulate(1 / rank for rank in range(1, len(self.models) + 1)))
+        totals = list(accumulate(rank**-0.5 for rank in range(1, len(self.models) + 1)))
         self._popular = lambda: self.chance.choices(self.models, cum_weights=totals)[0]
         options = {
             "allow": [f"{self.shelf.url}/"],

@@ -221,9 +221,10 @@ class Space:
         if self._counted is None or self._counted[0] != mark:
             seen: set[int] = set()
             layout = self._layout
+            beside = (layout.ingests, layout.damaged_blobs, layout.staging)
             with durable.disk_errors(layout.root):
                 blobs = _allocated(layout.blobs, seen)
-                ingests = _allocated(layout.ingests, seen) + _allocated(layout.staging, seen)
+                ingests = sum(_allocated(at, seen) for at in beside)
                 self._counted = mark, Usage(blobs, ingests, _allocated(layout.trash, seen))
         return self._counted[1]
 

@@ -101,6 +101,8 @@ def assert_whole(ground: Ground, name: str) -> None:
 
 
 def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -> None:
+    """Promised: A damaged file costs the part that is damaged; until it is right again its models are not
+    ready, and who has the old file open keeps it."""
     blob = have(ground, "flipped")
     shown = (ground.node.root / "models/flipped/flipped").resolve()
     flip(blob)

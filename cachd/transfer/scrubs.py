@@ -13,7 +13,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
@@ -28,6 +27,7 @@ from cachd.store.kernel import read_when_idle
 from cachd.store.scrub import Moved, glance, reread
 from cachd.store.store import Store
 from cachd.store.verified import Verified
+from cachd.transfer import threads
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.streams import NICENESS
 
@@ -36,7 +36,6 @@ log = structlog.get_logger(__name__)
 _TURN_SECONDS = 1.0
 _LOOK_SECONDS = 300.0
 _AT_ONCE = 2  # models verified at once when asked
-_READERS = 4  # blobs of one model read at once when asked
 
 
 class Verification:
@@ -88,12 +87,12 @@ class Scrubs:
         self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
         self._lock = threading.Lock()
         self._verifications: dict[str, Verification] = {}
-        self._verifiers = ThreadPoolExecutor(_AT_ONCE, "verify", initializer=os.nice, initargs=(NICENESS,))
+        self._verifiers = threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        threads.start([self._thread])
 
     def close(self) -> None:
         self._stop.set()
@@ -183,12 +182,9 @@ class Scrubs:
             running.took(count)
             self._go_on()
 
-        def check(file: File) -> None:
+        for file in files:
             if wrong := self._check(file, took):
                 running.found(file.path, wrong)
-
-        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "verify") as readers:
-            list(readers.map(check, sorted(files, key=lambda f: -f.size)))
 
     # --- in time ---
 

@@ -11,6 +11,7 @@ import structlog
 from cachd.metrics import Metrics
 from cachd.store.store import Store
 from cachd.store.sweep import KINDS, Leftover, remove
+from cachd.transfer import threads
 from cachd.transfer.pulls import Pulls
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class Sweeps:
 
     def start(self) -> None:
         if self._interval_seconds:
-            self._thread.start()
+            threads.start([self._thread])
 
     def close(self) -> None:
         self._stop.set()

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
@@ -18,6 +17,7 @@ from cachd.policy.parts import split
 from cachd.store.memory import room_for_pages
 from cachd.store.residency import STEP_BYTES, load, resident
 from cachd.store.store import Store
+from cachd.transfer import threads
 from cachd.transfer.streams import NICENESS
 
 log = structlog.get_logger(__name__)
@@ -60,13 +60,15 @@ class Warms:
         self._store, self._metrics, self._room = store, metrics, room
         self._lock = threading.Lock()
         self._warmings: dict[str, Warming] = {}
-        self._warmers = ThreadPoolExecutor(1, "warm", initializer=os.nice, initargs=(NICENESS,))
+        self._warmer = threads.pool(1, "warm")
+        self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
 
     def close(self) -> None:
         """Stop what runs and join it."""
         self._stop.set()
-        self._warmers.shutdown(cancel_futures=True)
+        for pool in (self._warmer, self._readers):
+            pool.shutdown(cancel_futures=True)
 
     def warm(self, name: str) -> Warming:
         """Start bringing a ready model into memory, or join who does. Raises NotFound.
@@ -86,7 +88,7 @@ class Warms:
             if running is not None and running.state == "running":
                 return running
             started = self._warmings[name] = Warming(name, snapshot.size)
-        self._warmers.submit(self._warm, snapshot, started)
+        self._warmer.submit(self._warm, snapshot, started)
         return started
 
     def warming(self, name: str) -> Warming | None:
@@ -166,5 +168,4 @@ class Warms:
             running.took(extent.size, loaded)
             self._metrics.warmed_bytes.inc(loaded)
 
-        with ThreadPoolExecutor(_READERS, "warm") as readers:
-            list(readers.map(take, steps))
+        list(self._readers.map(take, steps))

@@ -216,7 +216,7 @@ class Space:
             self._promised -= size
 
     def _usage(self, found: os.statvfs_result) -> Usage:
-        """Counted again whenever the file system's own counts have moved."""
+        """Counted again whenever the file system's own counts have moved. Raises Unavailable, DiskFailed."""
         mark = found.f_bfree, found.f_ffree
         if self._counted is None or self._counted[0] != mark:
             seen: set[int] = set()

@@ -254,20 +254,26 @@ def test_a_scrub_finds_the_damage_by_itself(hub: Hub, node: Callable[..., Node])
 
 
 @pytest.mark.parametrize("what", ["view", "blob"])
-def test_a_look_sees_by_itself_what_an_operator_deleted(alone: Callable[..., Ground], what: str) -> None:
+def test_a_look_sees_by_itself_what_an_operator_deleted(
+    origin: Origin, engine: Callable[..., Engine], root: Path, what: str
+) -> None:
     """With no scrub at all."""
-    ground = alone(scrub_bytes_per_second=0)
-    blob = have(ground, "looked-at")
-    ground.node.kill()
+    opened = engine(scrub_bytes_per_second=0, streams=4)
+    snapshot = opened.pull(f"{origin.add('/model.bin', CONTENT)}#sha256={sha256(CONTENT)}")
+    blob = opened.store.content.path(opened.store.snapshots.manifest(snapshot).files[0].blob)
+    shown = (root / "models/model.bin/model.bin").resolve()
+    origin.forget()
     if what == "view":
-        remove((ground.node.root / "models/looked-at/looked-at").resolve())
+        remove(shown)
     else:
         os.truncate(blob, PART)
-    ground.node.start()
-    assert ground.node.wait_for("readiness withdrawn", name="looked-at")
-    ground.node.wait_for("published", name="looked-at")
-    assert_whole(ground, "looked-at")
-    assert ground.origin.bytes_sent("/looked-at") == (SIZE - PART if what == "blob" else 0)
+    before = opened.pulls.get("model.bin")
+    opened.scrubs.start()
+    while (repair := opened.pulls.get("model.bin")) is before or repair is None:
+        pass
+    assert repair.done.result(PATIENCE_SECONDS).manifest == snapshot.manifest
+    assert shown.read_bytes() == CONTENT
+    assert origin.bytes_sent("/model.bin") == (SIZE - PART if what == "blob" else 0)
 
 
 def test_a_restart_does_not_begin_the_scrub_anew(alone: Callable[..., Ground]) -> None:

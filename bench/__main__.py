@@ -26,6 +26,7 @@ QUESTIONS = {
     "resume": "after kill -9",
     "warm": "second pulls, probes under load",
     "start": "time to /readyz",
+    "upkeep": "a flipped bit, a cold model, a way back",
     "growth": "against size, streams, files, pulls",
     "gil": "the interpreter's lock, and what it lets one process move",
     "slow": "origins that hold back",

@@ -31,7 +31,7 @@ def options() -> str:
 
 def metrics() -> str:
     told = Metrics()
-    told.watch(gauges=lambda: dict.fromkeys(MEASURED, 0.0), models=dict, limits=dict)
+    told.watch(gauges=lambda: dict.fromkeys(MEASURED, 0.0), models=dict, limits=dict, resident=dict)
     families = {
         family.name + ("_total" if family.type == "counter" else ""): family.documentation
         for family in told.registry.collect()

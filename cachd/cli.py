@@ -224,6 +224,58 @@ def limit(
     _print(document, output, lambda: terminal.show_table(("SOURCE", "LIMIT"), rows))
 
 
+@app.command(epilog="Example: cachd rollback org--model")
+def rollback(
+    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Let a name lead to the snapshot it led to before, at once. The last line printed is its path."""
+    document = _ask(server, token_file, lambda client: client.rollback(name))
+    text = f"{name} {document['ready']['ref']} {document['ready']['revision']}\n{document['path']}"
+    _print(document, output, lambda: print(text))
+
+
+@app.command(epilog="Example: cachd verify org--model -o json")
+def verify(
+    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Read every byte of a model again and see that it is right. Exit code 8 when one was not.
+
+    A damaged model is not ready any more and repaired at once: `cachd wait` tells when that is done.
+    """
+    document = _ask(server, token_file, lambda client: _verify_there(client, name))
+    _print({"name": name, **document}, output, lambda: terminal.show_verification(name, document))
+    if document["state"] != "whole":
+        raise typer.Exit(8 if document["state"] == "damaged" else 1)
+
+
+@app.command(epilog="Example: cachd warm org--model")
+def warm(
+    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Bring a model into memory, as far as pods leave room, so that the next one loads it from there."""
+    document = _ask(server, token_file, lambda client: _warm_there(client, name))
+    loaded, total = document["bytes"]["loaded"], document["bytes"]["total"]
+    text = f"{name} {document['state']}: {decimal(loaded)} of {decimal(total)} read"
+    _print({"name": name, **document}, output, lambda: print(text))
+
+
+@app.command(epilog="Example: cachd sweep --dry-run")
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go, remove nothing")] = False,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="what ended pulls left, too, however short ago")
+    ] = False,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Remove what no model and no pull needs: replaced snapshots, blobs and downloads left behind."""
+    asked = {"dry_run": dry_run, "everything": everything}
+    document = _ask(server, token_file, lambda client: client.sweep(asked))
+    rows = [(each["kind"], each["name"], decimal(each["freed_bytes"])) for each in document["swept"]]
+    _print(document, output, lambda: terminal.show_table(("KIND", "NAME", "FREED"), rows))
+
+
 @app.command(epilog="Example: cachd capacity -o json")
 def capacity(server: Server = SERVER, output: Form = Output.text) -> None:
     """Show what models take and may take, which holds how much of it, and by what it is protected."""
@@ -339,6 +391,29 @@ async def _limit_there(client: Client, rate: str | None, source: str | None) -> 
     return await client.set_limits({**limits, "sources": {**limits["sources"], source: told}})
 
 
+async def _verify_there(client: Client, name: str) -> dict[str, Any]:
+    return await _until_ended(client, name, "verification", await client.verify(name))
+
+
+async def _warm_there(client: Client, name: str) -> dict[str, Any]:
+    """Raises what it fails with."""
+    warming = await _until_ended(client, name, "warming", await client.warm(name))
+    if warming["error"]:
+        raise error_of(warming["error"])
+    return warming
+
+
+async def _until_ended(client: Client, name: str, what: str, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Show the progress of what a model's document tells under `what`, until it runs no more."""
+    told = dict(begun)
+    with terminal.progress_bar(name) as update:
+        while told["state"] == "running":
+            update(what, told["bytes"]["done"], told["bytes"]["total"])
+            await asyncio.sleep(_POLL_SECONDS)
+            told = (await client.model(name))[what]
+    return told
+
+
 def _has_ended_ready(model: Mapping[str, Any]) -> bool:
     """For who asked for this pull: an older model under the same name is not what was asked for."""
     return model["pull"] is None or model["pull"]["state"] == "ready"
@@ -359,7 +434,7 @@ async def _follow(
             model = await client.model(name)
             if is_done(model):
                 return model
-            pull = model["pull"]
+            pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}}
             moved = pull["bytes"]
             update(pull["state"], moved["done"], moved["total"])
             if pull["state"] in ("failed", "cancelled"):

@@ -67,6 +67,22 @@ class Client:
         """Replace all limits; the document of those in force now."""
         return await self._call("PUT", "/v1/limits", json=limits)
 
+    async def rollback(self, name: str) -> dict[str, Any]:
+        """Let a name lead to what it led to before; the model's document."""
+        return await self._call("POST", f"/v1/models/{check_name(name)}/rollback")
+
+    async def verify(self, name: str) -> dict[str, Any]:
+        """Start reading a model again; how far that is, which its document tells from then on."""
+        return await self._call("POST", f"/v1/models/{check_name(name)}/verify")
+
+    async def warm(self, name: str) -> dict[str, Any]:
+        """Start bringing a model into memory; how far that is, which its document tells from then on."""
+        return await self._call("POST", f"/v1/models/{check_name(name)}/warm")
+
+    async def sweep(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Remove what nothing needs, or say what would go."""
+        return await self._call("POST", "/v1/sweeps", json=asked)
+
     async def make_room(self, asked: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         """Evict for so many bytes or a ref, or tell what would go."""
         return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})

@@ -102,6 +102,7 @@ class Model(BaseModel):
     name: str | None = Field(None, description="its local name; default: from the ref")
     required: bool = Field(False, description="/readyz?set=required waits for it")
     pin: bool = Field(False, description="keep it: refuse to delete it")
+    warm: bool = Field(False, description="bring it into memory when it is ready")
     include: tuple[str, ...] = Field((), description="patterns of files to take; none: all")
     exclude: tuple[str, ...] = Field((), description="patterns of files to leave out")
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
@@ -188,6 +189,21 @@ class Config(BaseSettings):
         Share(100), description="evict without a pull once models and others take more of the room than this"
     )
     low_watermark: Percent = Field(Share(98), description="and down to this")
+    keep_previous: int = Field(
+        1, ge=0, le=100, description="snapshots that a name led to before, kept for a way back"
+    )
+    scrub_bytes_per_second: Rate = Field(
+        20_000_000, description="most to read again of published models, when the disk is idle; 0: off"
+    )
+    scrub_interval_seconds: float = Field(
+        604800.0, gt=0, description="in so long, every published blob is read again once"
+    )
+    sweep_interval_seconds: float = Field(
+        3600.0, ge=0, description="from one removal of what nothing needs to the next; 0: only when asked"
+    )
+    keep_unfinished_seconds: float = Field(
+        86400.0, ge=0, description="so long what a pull that ended left behind is kept for the next one"
+    )
     ca_file: Path | None = Field(None, description="PEM of the authorities to trust; default: the system's")
     hf_endpoint: str = Field("https://huggingface.co", description="the Hub, or a mirror of it")
     hf_token_file: Path | None = Field(None, description="the Hub token; default: the environment's HF_TOKEN")

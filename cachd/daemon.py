@@ -38,7 +38,10 @@ from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.streams import Streams
+from cachd.transfer.sweeps import Sweeps
+from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,9 @@ class Parts:
     bandwidth: Bandwidth
     reclaim: Reclaim
     pulls: Pulls
+    sweeps: Sweeps
+    scrubs: Scrubs
+    warms: Warms
 
 
 @contextmanager
@@ -63,7 +69,9 @@ def assembled(config: Config) -> Iterator[Parts]:
     _set_limits()
     with ExitStack() as stack:
         sources = build_sources(config)
-        store = stack.enter_context(Store(config.root, disk_at_least=config.disk_at_least))
+        store = stack.enter_context(
+            Store(config.root, disk_at_least=config.disk_at_least, keep_previous=config.keep_previous)
+        )
         _set_bounds(store, config)
         metrics = Metrics()
         reclaim = Reclaim(
@@ -92,7 +100,25 @@ def assembled(config: Config) -> Iterator[Parts]:
             refuse=config.refuse,
         )
         stack.callback(pulls.close)
-        yield Parts(store, metrics, bandwidth, reclaim, pulls)
+        sweeps = Sweeps(
+            store,
+            pulls,
+            metrics,
+            interval_seconds=config.sweep_interval_seconds,
+            keep_seconds=config.keep_unfinished_seconds,
+        )
+        stack.callback(sweeps.close)
+        scrubs = Scrubs(
+            store,
+            pulls,
+            metrics,
+            bytes_per_second=config.scrub_bytes_per_second,
+            interval_seconds=config.scrub_interval_seconds,
+        )
+        stack.callback(scrubs.close)
+        warms = Warms(store, metrics)
+        stack.callback(warms.close)
+        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -160,15 +186,20 @@ def serve(config: Config) -> None:
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
         watched = _Watched(config, parts)
-        prewarm = Prewarm(parts.pulls, parts.store.snapshots, watched.look)
-        models = Models(parts.store, parts.pulls)
+        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
+        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.metrics.watch(
-            gauges=lambda: _gauges(parts.store), models=models.counted, limits=parts.bandwidth.rates
+            gauges=lambda: _gauges(parts.store, parts.scrubs),
+            models=models.counted,
+            limits=parts.bandwidth.rates,
+            resident=parts.warms.resident,
         )
         app = create_app(
             models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
+            sweeps=parts.sweeps,
+            scrubs=parts.scrubs,
             reclaim=parts.reclaim,
             required=prewarm.required,
             token_file=config.token_file,
@@ -176,6 +207,8 @@ def serve(config: Config) -> None:
         )
         parts.pulls.resume()
         prewarm.start()
+        parts.sweeps.start()
+        parts.scrubs.start()
         parts.reclaim.start()
         try:
             host, port = sock.getsockname()[:2]
@@ -273,7 +306,9 @@ class _Watched:
             log.warning("configuration file not taken over", reason=error.detail)
             return None
         self._parts.reclaim.keep([m.wish.name for m in models])
-        return [Desired(m.wish, required=m.required, pin=m.pin, priority=m.priority) for m in models]
+        return [
+            Desired(m.wish, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
+        ]
 
     def _take_limits(self, limits: Limits) -> None:
         if limits != self._limits:  # else what was set over the API since then stays
@@ -288,7 +323,7 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _gauges(store: Store) -> Mapping[str, float]:
+def _gauges(store: Store, scrubs: Scrubs) -> Mapping[str, float]:
     now = store.space.capacity()
     return {
         "cachd_available_bytes": max(now.available, 0),
@@ -300,6 +335,7 @@ def _gauges(store: Store) -> Mapping[str, float]:
         "cachd_held_bytes": now.usage.held,
         "cachd_leases": store.snapshots.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
+        "cachd_scrub_oldest_timestamp_seconds": scrubs.oldest() or 0.0,
     }
 
 

@@ -44,4 +44,4 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
             raise running.error
         if request.pin:
             parts.store.snapshots.pin(wish.name)
-        return Models(parts.store, parts.pulls).describe(wish.name)
+        return Models(parts.store, parts.pulls, parts.scrubs, parts.warms).describe(wish.name)

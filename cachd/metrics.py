@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 from cachd import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled")
+MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled", "damaged")
+MOST_MODELS = 100  # may have a series of their own
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 # Measured when scraped.
 MEASURED = {
@@ -31,6 +32,7 @@ MEASURED = {
     "cachd_held_bytes": "Bytes on disk of deleted models that a process still has open",
     "cachd_leases": "Leases that have not expired",
     "cachd_reserved_bytes": "Bytes promised to running pulls",
+    "cachd_scrub_oldest_timestamp_seconds": "When the blob was read again that waits for it the longest",
 }
 # As the kubelet measures image pulls: from seconds to an hour.
 _PULL_SECONDS = (1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600)
@@ -90,7 +92,20 @@ class Metrics:
             ["stage"],
             registry=registry,
         )
-        self.verify_failures.labels("pull")
+        for stage in ("pull", "scrub"):
+            self.verify_failures.labels(stage)
+        self.scrub_bytes = Counter(
+            "cachd_scrub_bytes_total", "Bytes of published blobs read again", registry=registry
+        )
+        self.swept_bytes = Counter(
+            "cachd_swept_bytes_total",
+            "Bytes freed of what no model and no pull needs",
+            ["kind"],
+            registry=registry,
+        )
+        self.warmed_bytes = Counter(
+            "cachd_warmed_bytes_total", "Bytes read into memory for models to be warm", registry=registry
+        )
         self.disk_failures = Counter(
             "cachd_disk_failures_total",
             "Pulls that ended because the node's disk refused, for another reason than space",
@@ -131,9 +146,11 @@ class Metrics:
         gauges: Callable[[], Mapping[str, float]],
         models: Callable[[], Mapping[str, int]],
         limits: Callable[[], Mapping[str, int]],
+        resident: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Measure at each scrape: the gauges of `MEASURED`, models by state, and limits by source."""
-        self.registry.register(_Measured(gauges, models, limits))
+        """Measure at each scrape: the gauges of `MEASURED`, models by state, limits by source, and how much
+        of each model is in memory."""
+        self.registry.register(_Measured(gauges, models, limits, resident))
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -146,8 +163,9 @@ class _Measured(Collector):
         gauges: Callable[[], Mapping[str, float]],
         models: Callable[[], Mapping[str, int]],
         limits: Callable[[], Mapping[str, int]],
+        resident: Callable[[], Mapping[str, int]],
     ) -> None:
-        self._gauges, self._models, self._limits = gauges, models, limits
+        self._gauges, self._models, self._limits, self._resident = gauges, models, limits, resident
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -169,3 +187,9 @@ class _Measured(Collector):
         for source, rate in self._limits().items():
             limits.add_metric([source], rate)
         yield limits
+        resident = GaugeMetricFamily(
+            "cachd_model_resident_bytes", "Bytes of a ready model that are in memory", labels=["model"]
+        )
+        for name, size in self._resident().items():
+            resident.add_metric([name], size)
+        yield resident

@@ -51,8 +51,8 @@ def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
     """NAME STATE SIZE DONE VERIFIED PINNED IN-USE REF AGE of one model's document."""
     ready, pull = model["ready"], model["pull"]
-    total = ready["bytes"] if ready else pull["bytes"]["total"]
-    done = total if ready else pull["bytes"]["done"]
+    total = ready["bytes"] if ready else pull["bytes"]["total"] if pull else 0
+    done = total if ready else pull["bytes"]["done"] if pull else 0
     age = _age(ready["published_at"]) if ready else "-"
     return (
         model["name"],
@@ -123,6 +123,13 @@ def show_model(model: Mapping[str, Any]) -> None:
     if ready:
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
         facts |= {"size": decimal(ready["bytes"]), "hub": f"{ready['hub']['repo']}@{ready['hub']['commit']}"}
+    for before in model["previous"][:1]:
+        facts["previous"] = f"{before['ref']} {before['revision']}"
+    if ready:
+        facts["resident"] = decimal(model["resident_bytes"])
+    facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
+    if model["whole_at"]:
+        facts["whole at"] = model["whole_at"]
     if pull:
         moved = pull["bytes"]
         facts["pull"] = (
@@ -135,6 +142,15 @@ def show_model(model: Mapping[str, Any]) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")
+
+
+def show_verification(name: str, verification: Mapping[str, Any]) -> None:
+    """A damaged file a line, then the verdict."""
+    for each in verification["damaged"]:
+        print(f"{each['path'] or name}: {each['wrong']}")
+    if verification["error"]:
+        print(verification["error"]["detail"])
+    print(f"{name} {verification['state']} {decimal(verification['bytes']['done'])}")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
-        self.bandwidth, self.reclaim = parts.bandwidth, parts.reclaim
+        self.bandwidth, self.scrubs, self.reclaim = parts.bandwidth, parts.scrubs, parts.reclaim
 
     def pull(self, ref: str, **asked: object) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""
@@ -93,7 +93,9 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
 
         yield opened
     left = [
-        t for t in threading.enumerate() if t not in before and t.name.startswith(("stream", "pull", "hash"))
+        t
+        for t in threading.enumerate()
+        if t not in before and t.name.startswith(("stream", "pull", "hash", "verify", "scrub", "sweep"))
     ]
     assert not left, f"threads left behind: {left}"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench import bandwidth, cold, gil, goals, growth, models, slow
+from bench import bandwidth, cold, gil, goals, growth, models, slow, upkeep
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
-QUICK = ("cold", "models", "resume", "warm", "start", "growth", "gil", "slow")
+QUICK = ("cold", "models", "resume", "upkeep", "warm", "start", "growth", "gil", "slow")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,15 @@ def test_a_start_and_a_probe_under_load_give_the_figures_of_their_goals(
     }
     assert found["warm"]["ready p99 ms, saturated"] > 0
     assert all((quick[0] / f"{name}.png").stat().st_size for name in found)
+
+
+def test_a_repair_fetches_one_part_and_verifying_leaves_memory_as_it_was(quick: tuple[Path, str]) -> None:
+    results = json.loads((quick[0] / "upkeep.json").read_text())
+    found = upkeep.figures(results)
+    assert 0 < found["repair: MiB fetched"] < results["size_bytes"] / (2 << 20)
+    assert found["resident after verify"] == 1
+    assert min(found["warm / disk"], found["rollback: seconds"]) > 0
+    assert (quick[0] / "upkeep.png").stat().st_size
 
 
 def test_a_killed_daemon_keeps_what_its_journal_holds(quick: tuple[Path, str]) -> None:

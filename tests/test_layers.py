@@ -103,11 +103,13 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
     hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(20 << 20)})
     options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",), reserve_free=0)
     with Walk() as walk, assembled(options) as parts:
-        models = Models(parts.store, parts.pulls)
+        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         create_app(
             models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
+            sweeps=parts.sweeps,
+            scrubs=parts.scrubs,
             reclaim=parts.reclaim,
             required=list,
             token_file=None,

@@ -14,6 +14,7 @@ from cachd import __version__
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import space as space_routes
+from cachd.api import upkeep as upkeep_routes
 from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
 from cachd.api.problems import PROBLEM_RESPONSES, install
@@ -21,6 +22,8 @@ from cachd.metrics import Metrics
 from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.scrubs import Scrubs
+from cachd.transfer.sweeps import Sweeps
 
 _THREADS = 32
 
@@ -30,6 +33,8 @@ def create_app(
     *,
     metrics: Metrics,
     bandwidth: Bandwidth,
+    sweeps: Sweeps,
+    scrubs: Scrubs,
     reclaim: Reclaim,
     required: Callable[[], Collection[str]],
     token_file: Path | None,
@@ -55,10 +60,12 @@ def create_app(
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim = bandwidth, reclaim
+    app.state.sweeps, app.state.scrubs = sweeps, scrubs
     app.state.write_token = WriteToken(token_file)
     app.include_router(model_routes.router)
     app.include_router(node_routes.router)
     app.include_router(space_routes.router)
+    app.include_router(upkeep_routes.router)
     install(app)
     app.add_middleware(Guard, allowed_hosts=allowed_hosts, metrics=metrics)
     return app

@@ -11,7 +11,18 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cachd.errors import CachdError, NotFound
-from cachd.model import NAME_PATTERN, Limits, Ref, Scheme, Snapshot, Wish, bytes_of, check_name, rate_of
+from cachd.model import (
+    NAME_PATTERN,
+    Limits,
+    Manifest,
+    Ref,
+    Scheme,
+    Snapshot,
+    Wish,
+    bytes_of,
+    check_name,
+    rate_of,
+)
 from cachd.policy.eviction import Candidate
 from cachd.store.catalog import ready_document
 from cachd.store.protection import Lease
@@ -19,6 +30,8 @@ from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pull, Pulls
 from cachd.transfer.reclaim import Eviction, Plan
+from cachd.transfer.scrubs import Scrubs
+from cachd.transfer.warms import Warms
 
 Size = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
 
@@ -180,15 +193,23 @@ def _moment(seconds: float) -> str:
 class Models:
     """Snapshots and pulls seen as one: the models this node has, gets, or failed to get."""
 
-    def __init__(self, store: Store, pulls: Pulls) -> None:
+    def __init__(self, store: Store, pulls: Pulls, scrubs: Scrubs, warms: Warms) -> None:
         self.store, self.snapshots, self.pulls = store, store.snapshots, pulls
+        self.scrubs, self.warms = scrubs, warms
 
     def names(self) -> list[str]:
         ready = {s.name for s in self.snapshots.all()}
-        return sorted(ready | {p.wish.name for p in self.pulls.known()})
+        damaged = {each.snapshot.name for each in self.snapshots.suspended()}
+        return sorted(ready | damaged | {p.wish.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
-        return _state(self.snapshots.get(name), self.pulls.get(name))
+        """`damaged`: it was ready, and its repair does not run or failed."""
+        pull = self.pulls.get(name)
+        if self.snapshots.get(name):
+            return "ready"
+        if self.snapshots.suspension(name) and (pull is None or pull.done.done()):
+            return "damaged"
+        return pull.progress.state if pull else "unknown"
 
     def counted(self) -> Mapping[str, int]:
         """How many models are in which state."""
@@ -201,13 +222,16 @@ class Models:
     def describe(self, name: str) -> dict[str, Any]:
         """The document of one model. Raises NotFound. Blocks: it asks the kernel what is in use."""
         snapshot, pull = self.snapshots.get(name), self.pulls.get(name)
-        if snapshot is None and pull is None:
+        damage, verified = self.snapshots.suspension(name), self.scrubs.verification(name)
+        warming = self.warms.warming(name)
+        manifest = self._manifest(snapshot) if snapshot else None
+        known = snapshot or pull or (damage.snapshot if damage else None)
+        if known is None:
             raise unknown_model(name)
-        wish = snapshot.wish if snapshot else pull.wish if pull else None
         return {
             "name": name,
-            "state": _state(snapshot, pull),
-            "ref": str(wish.ref) if wish else "",
+            "state": self.state(name),
+            "ref": str(known.wish.ref),
             "path": str(self.store.layout.model(name)),
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
@@ -215,6 +239,15 @@ class Models:
             "in_use": self._in_use(snapshot) if snapshot else False,
             "ready": ready_document(snapshot) if snapshot else None,
             "pull": pull_document(pull) if pull else None,
+            "previous": [
+                {key: told[key] for key in ("ref", "revision", "manifest", "bytes", "published_at")}
+                for told in map(ready_document, self.snapshots.previous.of(name))
+            ],
+            "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,
+            "whole_at": iso(self.scrubs.whole_at(snapshot, manifest)) if snapshot and manifest else None,
+            "verification": verified.as_document() if verified else None,
+            "resident_bytes": self.warms.resident_of(manifest) if manifest else 0,
+            "warming": warming.as_document() if warming else None,
         }
 
     def describe_all(self) -> list[dict[str, Any]]:
@@ -230,6 +263,12 @@ class Models:
         if self.state(check_name(name)) == "unknown":
             raise unknown_model(name)
 
+    def _manifest(self, snapshot: Snapshot) -> Manifest | None:
+        try:
+            return self.snapshots.manifest(snapshot)
+        except NotFound:  # withdrawn meanwhile
+            return None
+
     def _in_use(self, snapshot: Snapshot) -> bool:
         try:
             return self.snapshots.is_in_use(snapshot)
@@ -237,10 +276,9 @@ class Models:
             return False
 
 
-def _state(snapshot: Snapshot | None, pull: Pull | None) -> str:
-    if snapshot:
-        return "ready"
-    return pull.progress.state if pull else "unknown"
+def iso(seconds: float | None) -> str | None:
+    """Seconds since the epoch as ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
 
 
 def unknown_model(name: str) -> NotFound:

@@ -86,6 +86,35 @@ async def unpin(name: str, models: AnyModels) -> Response:
     return Response(status_code=204)
 
 
+@router.post("/{name}/rollback", dependencies=_WRITES)
+async def rollback(name: str, models: AnyModels) -> dict[str, Any]:
+    """Let the name lead to the snapshot it led to before, at once and without its source."""
+    await asyncio.to_thread(models.pulls.rollback, check_name(name))
+    return await asyncio.to_thread(models.describe, name)
+
+
+@router.post("/{name}/verify", status_code=202, dependencies=_WRITES)
+async def verify(name: str, models: AnyModels) -> JSONResponse:
+    """Start reading a ready model again, every byte; its `verification` tells how far that is.
+
+    When a file is damaged, the model is not ready any more and repaired at once.
+    """
+    started = await asyncio.to_thread(models.scrubs.verify, check_name(name))
+    location = {"Location": f"/v1/models/{name}"}
+    return JSONResponse({"name": name, **started.as_document()}, status_code=202, headers=location)
+
+
+@router.post("/{name}/warm", status_code=202, dependencies=_WRITES)
+async def warm(name: str, models: AnyModels) -> JSONResponse:
+    """Start bringing a ready model into memory; its `warming` tells how far that is.
+
+    It fails with `no_memory` when pods and the pages of other models leave no room.
+    """
+    started = await asyncio.to_thread(models.warms.warm, check_name(name))
+    location = {"Location": f"/v1/models/{name}"}
+    return JSONResponse({"name": name, **started.as_document()}, status_code=202, headers=location)
+
+
 @router.post("/{name}/leases", status_code=201, dependencies=_WRITES)
 async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
     """Keep the model for a while, for a pod about to start: it is not evicted or deleted until the lease is
@@ -131,6 +160,15 @@ async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str,
 def _not_ready(name: str, models: Models) -> CachdError:
     """Why a model is not ready, and when to ask again."""
     pull = models.pulls.get(name)
+    damage = models.snapshots.suspension(name)
+    if damage and models.state(name) == "damaged":
+        return Unavailable(
+            f"{name} is damaged ({damage.reason}) and waits for its repair",
+            code="damaged",
+            retry_after=_RETRY_SECONDS,
+            state="damaged",
+            error=error_document(pull.error) if pull else None,
+        )
     if pull is None:
         return unknown_model(name)
     progress = pull.progress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,36 @@ import structlog
 
 from cachd import __version__
 from cachd.errors import CachdError, DiskFailed
-from cachd.model import Manifest, Snapshot, Wish
+from cachd.model import Digest, Manifest, Snapshot, Wish
 from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
     CachdError,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """A snapshot that was ready until damage was found: since when (epoch), and what was wrong.
+
+    `inodes`: the blobs with wrong bytes, each by its inode, so that the one which takes its place is not
+    mistaken for it.
+    """
+
+    snapshot: Snapshot
+    since: float
+    reason: str
+    inodes: Mapping[Digest, int]
+
+    def as_document(self) -> dict[str, object]:
+        """The ready document of the snapshot, with what was wrong."""
+        inodes = {str(blob): inode for blob, inode in self.inodes.items()}
+        damage = {"since": self.since, "reason": self.reason, "inodes": inodes}
+        return ready_document(self.snapshot) | {"damage": damage}
 
 
 def ready_document(snapshot: Snapshot) -> dict[str, object]:
@@ -57,8 +78,8 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
                 found[snapshot.name] = snapshot
                 continue
             reason = "its link or its tree is another"
-        except _UNREADABLE as error:
-            _check_passing(error, path)
+        except UNREADABLE as error:
+            check_passing(error, path)
             reason = repr(error)
         log.warning("readiness withdrawn", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
@@ -66,13 +87,38 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
 
 
 def _check_sizes(tree: Path, files: list[dict[str, Any]]) -> None:
-    """Raises what is `_UNREADABLE` when a file is gone, or shorter than it was: a disk that lost the bytes it
+    """Raises what is `UNREADABLE` when a file is gone, or shorter than it was: a disk that lost the bytes it
     had called durable shows it so."""
     if not files:
         raise ValueError("its manifest lists nothing")
     for file in files:
         if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
             raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
+
+
+def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, Suspension]:
+    """Every name whose repair is not done. One that was published since is forgotten."""
+    found = {}
+    for path in sorted(layout.suspended.glob("[!.]*.json")):
+        try:
+            snapshot, told = _read_ready(path), json.loads(path.read_bytes())["damage"]
+            ready = named.get(snapshot.name)
+            if ready is None or ready.published_at == snapshot.published_at:
+                read_manifest(layout, snapshot.manifest)
+                found[snapshot.name] = Suspension(
+                    snapshot,
+                    since=float(told["since"]),
+                    reason=str(told["reason"]),
+                    inodes={Digest.parse(blob): int(inode) for blob, inode in told["inodes"].items()},
+                )
+                continue
+            reason = "published since"
+        except UNREADABLE as error:
+            check_passing(error, path)
+            reason = repr(error)
+        log.info("suspension forgotten", file=path.name, reason=reason)
+        path.unlink(missing_ok=True)
+    return found
 
 
 def read_manifest(layout: Layout, manifest: str) -> Manifest:
@@ -82,8 +128,8 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
         return Manifest.from_document(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise
-    except _UNREADABLE as error:
-        _check_passing(error, path)
+    except UNREADABLE as error:
+        check_passing(error, path)
         raise DiskFailed(f"{path} is no manifest: {error!r:.120}", code="manifest_unreadable") from error
 
 
@@ -91,8 +137,8 @@ def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
         return [str(folder) for folder in json.loads(manifest.read_bytes())["shown"]]
-    except _UNREADABLE as error:
-        _check_passing(error, manifest)
+    except UNREADABLE as error:
+        check_passing(error, manifest)
         return []
 
 
@@ -101,25 +147,22 @@ def read_wishes(layout: Layout) -> Iterator[Wish]:
     for path in sorted(layout.wishes.glob("[!.]*.json")):
         try:
             yield Wish.from_document(json.loads(path.read_bytes()))
-        except _UNREADABLE as error:
-            _check_passing(error, path)
+        except UNREADABLE as error:
+            check_passing(error, path)
             log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
             path.unlink(missing_ok=True)
 
 
-def _check_passing(error: Exception, path: Path) -> None:
+def check_passing(error: Exception, path: Path) -> None:
     """Raises Unavailable when it is not the file that is wrong: what cannot be opened now is not given up."""
     if isinstance(error, OSError) and error.errno in durable.SCARCE:
         raise durable.too_many_files(path) from error
 
 
-def _read_ready(path: Path) -> Snapshot:
-    told = json.loads(path.read_bytes())
-    wish = Wish.from_document(told)
-    if path.stem != wish.name:
-        raise ValueError(f"{path.name} speaks of {wish.name}")
+def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
+    """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
     return Snapshot(
-        wish=wish,
+        wish=Wish.from_document(told),
         manifest=str(told["manifest"]),
         revision=str(told["revision"]),
         size=int(told["bytes"]),
@@ -129,3 +172,10 @@ def _read_ready(path: Path) -> Snapshot:
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),
     )
+
+
+def _read_ready(path: Path) -> Snapshot:
+    found = snapshot_from(json.loads(path.read_bytes()))
+    if path.stem != found.name:
+        raise ValueError(f"{path.name} speaks of {found.name}")
+    return found

@@ -16,7 +16,7 @@ from cachd.errors import Corrupt, Unavailable
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import of_whole
-from cachd.store.ingest import Ingest
+from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 
@@ -30,6 +30,7 @@ class ContentStore:
         self._layout = layout
         self._lock = threading.Lock()
         self._claims: Counter[Digest] = Counter()
+        self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
 
     def path(self, blob: Digest) -> Path:
         return self._layout.blob(blob)
@@ -57,14 +58,24 @@ class ContentStore:
 
     def allocated(self, file: File) -> int:
         """Bytes of disk that an ingest of the file holds already."""
-        try:
-            return os.lstat(f"{self._layout.ingest_at(file.blob)}/data").st_blocks * 512
-        except FileNotFoundError:
-            return 0
+        return _blocks(f"{self._layout.ingest_at(file.blob)}/data")
 
     def begin(self, file: File) -> Ingest:
-        """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed."""
-        return Ingest(self._layout.ingest(file.blob), file)
+        """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed.
+
+        What is good of a damaged blob is taken over.
+        """
+        ingest = Ingest(self._layout.ingest(file.blob), file)
+        damaged = self._layout.damaged(file.blob)
+        if damaged.name in self._aside and durable.is_regular(damaged):
+            try:
+                with durable.disk_errors(damaged):
+                    ingest.salvage(damaged)
+            except BaseException:
+                ingest.close()
+                raise
+            log.info("good parts taken over", path=file.path, resumed_bytes=ingest.resumed, of=file.size)
+        return ingest
 
     def commit(self, ingest: Ingest) -> None:
         """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong."""
@@ -72,16 +83,19 @@ class ContentStore:
         if not ingest.agrees:
             got = ingest.digest()
             ingest.discard()
+            self.forget_damaged(file.blob)  # its parts lie as well: all is fetched anew
             raise _corrupt(file, got)
         target = self.path(file.blob)
         data = ingest.seal()
         with durable.disk_errors(target):
             self._make_directory(file.blob)
-            if file.digest is None:
-                durable.write_file(_parts(target), ingest.part_lines().encode())
+            lines = ingest.part_lines()
+            if file.digest is None or lines.count("\n") > 1:  # else a repair has no part to choose
+                durable.write_file(parts_of(target), lines.encode())
             durable.move(data, target)
         with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
             ingest.discard()
+        self.forget_damaged(file.blob)
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def put(self, file: File, content: memoryview) -> None:
@@ -105,6 +119,7 @@ class ContentStore:
             except BaseException:
                 durable.unlink(staged)
                 raise
+        self.forget_damaged(file.blob)
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def _make_directory(self, blob: Digest) -> None:
@@ -132,6 +147,45 @@ class ContentStore:
                 self._claims.subtract(blobs)
                 self._claims = +self._claims
 
+    def set_aside(self, blob: Digest, inode: int) -> None:
+        """Take a damaged blob away from the good ones, if it is still this file; its repair may read it."""
+        path, aside = self.path(blob), self._layout.damaged(blob)
+        with durable.disk_errors(path), suppress(FileNotFoundError):
+            if os.lstat(path).st_ino != inode:
+                return
+            if path.is_dir() and not path.is_symlink():
+                durable.remove_tree(path)
+                return
+            with suppress(FileNotFoundError):
+                durable.move(parts_of(path), parts_of(aside))  # first: without the blob they would be lost
+            self._aside.add(aside.name)
+            durable.move(path, aside)
+            durable.sync_directory(path.parent)
+
+    def forget_damaged(self, blob: Digest) -> int:
+        """Remove what `set_aside` took away; bytes freed."""
+        if f"{blob.algorithm}-{blob.hex}" not in self._aside:
+            return 0
+        aside = self._layout.damaged(blob)
+        with durable.disk_errors(aside):
+            size = _blocks(aside)
+            for path in (aside, parts_of(aside)):
+                durable.remove(path)
+        self._aside.discard(aside.name)
+        return size
+
+    def is_claimed(self, blob: Digest) -> bool:
+        """Whether a pull needs the blob now, here or not."""
+        with self._lock:
+            return blob in self._claims
+
+    def is_free(self, blob: Digest) -> bool:
+        """Whether `drop` would remove the blob: no view links to it and no pull claims it."""
+        try:
+            return os.lstat(self.path(blob)).st_nlink == 1 and not self.is_claimed(blob)
+        except FileNotFoundError:
+            return False
+
     def claimed(self) -> set[Digest]:
         """The blobs that running pulls need."""
         with self._lock:
@@ -142,7 +196,8 @@ class ContentStore:
         found = {}
         for blob in {f.blob for f in manifest.files}:
             with suppress(FileNotFoundError):
-                found[blob] = _allocated(self.path(blob)) + self._parts_allocated(blob)
+                os.lstat(self.path(blob))
+                found[blob] = _blocks(self.path(blob)) + _blocks(parts_of(self.path(blob)))
         return found
 
     def free(self, manifest: Manifest) -> int:
@@ -154,33 +209,51 @@ class ContentStore:
         """Move what `free` removes to the trash, which takes no time; the bytes of disk of each piece there,
         for `empty`."""
         moved: dict[Path, int] = {}
-        for file in {f.blob: f for f in manifest.files}.values():
-            path, trash = self.path(file.blob), self._layout.trash / f"{file.blob.hex}.{secrets.token_hex(4)}"
-            with durable.disk_errors(path), suppress(FileNotFoundError):
-                with self._lock:  # a claim made from here on finds the blob gone
-                    if file.blob in self._claims:
-                        continue
-                    self._discard_ingest(file, trash.with_suffix(".ingest"), moved)
-                    if os.lstat(path).st_nlink > 1:
-                        continue
-                    size = _allocated(path) + self._parts_allocated(file.blob)
-                    durable.take_away(path, trash)
-                moved[trash] = size
-                durable.remove(_parts(path))
-                durable.sync_directory(path.parent)
+        for blob in {f.blob for f in manifest.files}:
+            self._discard_ingest(blob, moved)
+            self._discard_blob(blob, moved)
         return moved
 
-    def _parts_allocated(self, blob: Digest) -> int:
-        with suppress(FileNotFoundError):
-            return _allocated(_parts(self.path(blob)))
-        return 0
+    def drop(self, blob: Digest) -> int:
+        """Remove a blob that no view links to and no pull claims; bytes of disk freed, 0 when it stays."""
+        moved: dict[Path, int] = {}
+        self._discard_blob(blob, moved)
+        return self.empty(moved)
 
-    def _discard_ingest(self, file: File, trash: Path, moved: dict[Path, int]) -> None:
-        """Move what an interrupted pull left out of the way."""
-        size = self.allocated(file)
-        with suppress(FileNotFoundError):
-            durable.take_away(self._layout.ingest(file.blob), trash)
+    def drop_ingest(self, blob: Digest) -> int:
+        """Remove what an interrupted pull left of a blob, unless one claims it; bytes of disk freed."""
+        moved: dict[Path, int] = {}
+        self._discard_ingest(blob, moved)
+        return self.empty(moved)
+
+    def _discard_blob(self, blob: Digest, moved: dict[Path, int]) -> None:
+        path, trash = self.path(blob), self._trash(blob)
+        with durable.disk_errors(path), suppress(FileNotFoundError):
+            with self._lock:  # a claim made from here on finds the blob gone
+                if blob in self._claims or os.lstat(path).st_nlink > 1:
+                    return
+                size = _blocks(path) + _blocks(parts_of(path))
+                durable.remove(parts_of(path))
+                durable.take_away(path, trash)
             moved[trash] = size
+            durable.sync_directory(path.parent)
+
+    def _discard_ingest(self, blob: Digest, moved: dict[Path, int]) -> None:
+        """Move what an interrupted pull left out of the way, and what was set aside for a repair."""
+        directory, trash = self._layout.ingest(blob), self._trash(blob)
+        with durable.disk_errors(directory), self._lock:
+            if blob in self._claims:
+                return
+            size = _blocks(directory / "data")
+            if not self.path(blob).exists():
+                durable.remove(parts_of(self.path(blob)))  # of a commit that was cut off
+            with suppress(FileNotFoundError):
+                durable.take_away(directory, trash)
+                moved[trash] = size
+        self.forget_damaged(blob)
+
+    def _trash(self, blob: Digest) -> Path:
+        return self._layout.trash / f"{blob.hex}.{secrets.token_hex(4)}"
 
     def empty(self, moved: Mapping[Path, int]) -> int:
         """Delete pieces of the trash, to be called with no lock held: large files take long. Bytes freed.
@@ -216,11 +289,9 @@ def _corrupt(file: File, got: Digest | None) -> Corrupt:
     )
 
 
-def _allocated(path: Path) -> int:
-    """Bytes of disk."""
-    return os.lstat(path).st_blocks * 512
-
-
-def _parts(blob: Path) -> Path:
-    """Where the hashes of its parts stand, of a blob whose source published no digest."""
-    return blob.with_name(blob.name + ".parts")
+def _blocks(path: Path | str) -> int:
+    """Bytes of disk that a file takes; none when it is not there."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0

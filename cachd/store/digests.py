@@ -74,11 +74,28 @@ def checksum(digest: Digest | None) -> Checksum | None:
     )
 
 
+class _Checked:
+    """A checksum of bytes that come in order."""
+
+    def __init__(self, check: Checksum, size: int) -> None:
+        self._check, self._size, self._value = check, size, 0
+
+    def update(self, view: memoryview) -> None:
+        self._value = self._check.add(view, self._value)
+
+    def digest(self) -> Digest:
+        return self._check.joined([(self._value, self._size)])
+
+
+def hasher_of(digest: Digest, size: int) -> Hasher:
+    """Begin the digest of a file of `size` bytes, all in order, by whichever algorithm `digest` names."""
+    check = checksum(digest)
+    return _Checked(check, size) if check else in_order(digest, size)
+
+
 def of_whole(digest: Digest, content: memoryview) -> Digest:
     """The digest of a file's whole content by the algorithm that `digest` names."""
-    if joins := checksum(digest):
-        return joins.joined([(joins.add(content, 0), len(content))])
-    hasher = in_order(digest, len(content))
+    hasher = hasher_of(digest, len(content))
     hasher.update(content)
     return hasher.digest()
 

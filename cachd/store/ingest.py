@@ -141,6 +141,9 @@ class Ingest:
             if self._journalling:
                 return
             self._journalling = True
+        self._write_journal()
+
+    def _write_journal(self) -> None:
         try:
             while lines := self._take_unwritten():
                 with durable.disk_errors(self.directory):
@@ -233,23 +236,31 @@ class Ingest:
             durable.write_file(self.directory / "journal", self.part_lines().encode(), mode=0o600)
 
     def part_lines(self) -> str:
-        """The hashes of all parts of a hashed file, as the journal has them."""
-        return "".join(_line(part, hashed) for part, hashed in self._in_order())
+        """The hashes of the parts of a hashed file, as the journal has them. None overlaps another.
+
+        They cover all of a file without a digest; of one with a digest, what came in whole parts.
+        """
+        return "".join(_line(part, hashed) for part, hashed in self._tiles().items())
 
     def _in_order(self) -> list[tuple[Extent, PartHash]]:
         with self._lock:
             return sorted(self._parts.items(), key=lambda item: item[0].start)
 
-    def _tile(self, buffer: memoryview) -> None:
-        """Let the parts' hashes cover the whole file once: read back what no part has, or two."""
-        alone, reached = Landed(), 0
+    def _tiles(self) -> dict[Extent, PartHash]:
+        """The parts that overlap no other: where two streams wrote, what the disk holds counts."""
         tiles: dict[Extent, PartHash] = {}
+        reached = 0
         for part, hashed in self._in_order():
             if part.start >= reached:
                 tiles[part] = hashed
-            else:  # two streams wrote some of it: what the disk holds counts
+            else:
                 tiles = {p: h for p, h in tiles.items() if p.stop <= part.start}
             reached = max(reached, part.stop)
+        return tiles
+
+    def _tile(self, buffer: memoryview) -> None:
+        """Let the parts' hashes cover the whole file once: read back what no part has, or two."""
+        alone, tiles = Landed(), self._tiles()
         for part in tiles:
             alone.add(part)
         for gap in alone.gaps(self.file.size):
@@ -266,6 +277,42 @@ class Ingest:
                     raise DiskFailed(f"{self.directory}: data ends at {offset + got}", code="disk_failed")
                 got += n
         return got
+
+    # --- repair ---
+
+    def salvage(self, damaged: Path) -> None:
+        """Take over what is missing here from a damaged blob, as far as its parts still hash as they should.
+
+        The damaged blob is only read. A part that the disk cannot read counts as damaged.
+        """
+        buffer = memoryview(bytearray(READ_BYTES))
+        fd = os.open(damaged, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            for part, expected in read_parts(parts_of(damaged), self.file.size):
+                if part in self._parts:
+                    continue
+                with suppress(OSError):
+                    hashed = self._copy(fd, part, buffer)
+                    if hashed is not None and hashed.xxh3 == expected:
+                        self._landed.add(part)
+                        self._parts[part] = hashed
+                        self._unwritten.append(_line(part, hashed))
+        finally:
+            os.close(fd)
+        self._write_journal()
+        self.resumed = self._landed.bytes
+
+    def _copy(self, fd: int, part: Extent, buffer: memoryview) -> PartHash | None:
+        """Write a part as another file has it; its hash, None where that file ends before. Raises OSError."""
+        hashed, offset = self.part_hash(), part.start
+        while offset < part.stop:
+            got = os.preadv(fd, [buffer[: part.stop - offset]], offset)
+            if not got:
+                return None
+            hashed.update(buffer[:got])
+            self.write(offset, buffer[:got])
+            offset += got
+        return hashed
 
     # --- the end ---
 
@@ -298,7 +345,7 @@ class Ingest:
                 durable.remove(self.directory / name)
             return
         buffer = memoryview(bytearray(READ_BYTES))
-        for part, expected in _parts(self.directory / "journal", self.file.size):
+        for part, expected in read_parts(self.directory / "journal", self.file.size):
             if os.fstat(self._data).st_size < part.stop:
                 continue
             with suppress(DiskFailed):  # what cannot be read back is fetched and written again
@@ -336,7 +383,12 @@ def _describes(about: Path, file: File) -> bool:
         return False
 
 
-def _parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
+def parts_of(blob: Path) -> Path:
+    """Where the hashes of a blob's parts stand, of one that came in several or without a digest."""
+    return blob.with_name(blob.name + ".parts")
+
+
+def read_parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
     """The parts a journal lists. Lines that are torn or make no sense are passed over."""
     try:
         lines = journal.read_text(encoding="ascii", errors="replace").splitlines()

@@ -12,6 +12,10 @@ ready/<name>.json                 written last, removed first
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
     pins/<name>
+    previous/<name>.json          what the name led to before
+    suspended/<name>.json         what was ready until damage was found, and waits for its repair
+    damaged/<algorithm>-<hex>     blobs with wrong bytes; what is good of them goes into their repair
+    verified.json                 when each blob was last read again
     leases/<id>.json              who holds which name until when
     uses.json                     how names were used, what their sources bring
     staging/                      views being built, small blobs being written
@@ -33,6 +37,9 @@ PRIVATE = (
     ".cachd/manifests",
     ".cachd/wishes",
     ".cachd/pins",
+    ".cachd/previous",
+    ".cachd/suspended",
+    ".cachd/damaged",
     ".cachd/leases",
     ".cachd/staging",
     ".cachd/trash",
@@ -60,6 +67,10 @@ class Layout:
         return self.root / ".cachd/ingest"
 
     @property
+    def damaged_blobs(self) -> Path:
+        return self.root / ".cachd/damaged"
+
+    @property
     def manifests(self) -> Path:
         return self.root / ".cachd/manifests"
 
@@ -74,6 +85,18 @@ class Layout:
     @property
     def wishes(self) -> Path:
         return self.root / ".cachd/wishes"
+
+    @property
+    def previous(self) -> Path:
+        return self.root / ".cachd/previous"
+
+    @property
+    def suspended(self) -> Path:
+        return self.root / ".cachd/suspended"
+
+    @property
+    def verified(self) -> Path:
+        return self.root / ".cachd/verified.json"
 
     @property
     def leases(self) -> Path:
@@ -113,6 +136,9 @@ class Layout:
     def ingest_at(self, digest: Digest) -> str:
         return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}"
 
+    def damaged(self, digest: Digest) -> Path:
+        return self.damaged_blobs / f"{digest.algorithm}-{digest.hex}"
+
     def ingest(self, digest: Digest) -> Path:
         return Path(self.ingest_at(digest))
 
@@ -124,6 +150,12 @@ class Layout:
 
     def pin(self, name: str) -> Path:
         return self.root / ".cachd/pins" / name
+
+    def previous_file(self, name: str) -> Path:
+        return self.previous / f"{name}.json"
+
+    def suspended_file(self, name: str) -> Path:
+        return self.suspended / f"{name}.json"
 
     def lease(self, lease: str) -> Path:
         return self.leases / f"{lease}.json"

@@ -2,6 +2,7 @@
 
     publish   blobs durable -> manifest -> plain tree -> Hub files -> Hub branch -> old ready file removed
               -> name swapped -> ready file
+    suspend   suspension -> ready file removed -> Hub branch -> name -> damaged blob -> its files in the views
     withdraw  ready file removed -> Hub branch -> name -> Hub files -> plain tree -> blobs -> manifest
 
 A manifest on disk that no ready name uses is a withdrawal to be finished, or a snapshot that a newer one
@@ -11,9 +12,11 @@ replaced while pods still read it; `sweep` sees to both.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +24,15 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import DiskFailed, InUse, NotFound
-from cachd.model import File, Manifest, Snapshot, Wish, commit_of, snapshot_of
+from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.store import catalog, durable
+from cachd.store.catalog import Suspension
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
+from cachd.store.previous import Previous
 from cachd.store.protection import Leases, Pins, is_open
+from cachd.store.reads import Reads
+from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
 
 log = structlog.get_logger(__name__)
@@ -36,12 +43,15 @@ _TICK_SECONDS = 1e-6  # as fine as a ready file tells time
 class Snapshots:
     """The published snapshots of one root, by name."""
 
-    def __init__(self, layout: Layout, content: ContentStore) -> None:
+    def __init__(self, layout: Layout, content: ContentStore, *, keep_previous: int = 0) -> None:
         self._layout, self._content = layout, content
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
+        self.reads = Reads()
         self._named = catalog.read_snapshots(layout)
+        self.previous = Previous(layout, keep_previous)
+        self._suspended = catalog.read_suspended(layout, self._named)
 
     # --- reading ---
 
@@ -65,9 +75,40 @@ class Snapshots:
     def is_pinned(self, name: str) -> bool:
         return self._pins.has(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the name is ready, or was until damage was found."""
+        return name in self._named or name in self._suspended
+
+    def suspension(self, name: str) -> Suspension | None:
+        """Why a name that was ready waits for its repair."""
+        return self._suspended.get(name)
+
+    def suspended(self) -> list[Suspension]:
+        return sorted(self._suspended.values(), key=lambda each: each.snapshot.name)
+
+    def to_repair(self, wish: Wish) -> Manifest | None:
+        """What makes a wish true again whose model was damaged: the very files it had; None for any other."""
+        found = self._suspended.get(wish.name)
+        if found is None or found.snapshot.wish != wish:
+            return None
+        try:
+            return self._manifest(found.snapshot.manifest)
+        except (FileNotFoundError, DiskFailed):
+            return None
+
+    def files(self) -> dict[Digest, File]:
+        """A file of each blob that the recorded snapshots need."""
+        return {f.blob: f for _, manifest in self._readable() for f in manifest.files}
+
     def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
-        """Every snapshot on disk with its names: none when a newer one replaced it while it was read."""
-        for path in sorted(self._layout.manifests.glob("[!.]*.json")):
+        """Every snapshot on disk with its names: none when a newer one took its place.
+
+        A damaged one is left out: it is what it was before, or gone, when its repair has ended.
+        """
+        damaged = {each.snapshot.manifest for each in self.suspended()}
+        for path in sorted(self._recorded()):
+            if path.stem in damaged:
+                continue
             try:
                 manifest = self._manifest(path.stem)
             except FileNotFoundError:
@@ -90,10 +131,13 @@ class Snapshots:
     def unpin(self, name: str) -> None:
         self._pins.remove(name)
 
-    def publish(self, wish: Wish, manifest: Manifest, *, now: float) -> Snapshot:
+    def publish(
+        self, wish: Wish, manifest: Manifest, *, now: float, given_up: Wish | None = None
+    ) -> Snapshot:
         """Show a manifest whose blobs are all here, then declare it ready. Raises NoSpace, DiskFailed.
 
-        Publishing again what is published is how an interrupted publish is finished.
+        Publishing again what is published is how an interrupted publish is finished. `given_up`: the wish
+        that this one takes the place of for good.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             snapshot = self._after_others(snapshot_of(wish, manifest, now))
@@ -108,12 +152,39 @@ class Snapshots:
                 if snapshot.hub_revision:
                     branches[snapshot.hub_revision] = snapshot.commit
                 self._hub.point(snapshot.hub_folder, branches)
+                self.previous.replace(replaced, snapshot, given_up=given_up)
                 self._declare(snapshot)
+                self._end_suspension(wish.name)
             finally:
                 for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
                     self._mend_branches(folder, self._named.values())
         log.info("published", name=wish.name, manifest=manifest.id, size_bytes=manifest.size)
         return snapshot
+
+    def rollback(self, name: str, *, now: float) -> Snapshot:
+        """Let a name lead to what it led to before: publish that again, which needs no byte of its source.
+
+        Raises NotFound when nothing of that is here, DiskFailed when some of it is not.
+        """
+        current = self._known(name)
+        before = next(iter(self.previous.of(name)), None)
+        if current is None or before is None:
+            raise NotFound(
+                f"nothing is kept of what {name!r} led to before",
+                code="no_previous",
+                mend="ask for the revision itself; keep_previous says how many snapshots are kept",
+            )
+        manifest = self.manifest(before)
+        with self._content.claim(manifest):
+            if missing := self._content.missing(manifest):
+                raise DiskFailed(
+                    f"{name}: {len(missing)} files of revision {before.revision} are not here any more",
+                    code="previous_incomplete",
+                    mend="ask for that revision itself: what is missing is fetched",
+                )
+            published = self.publish(before.wish, manifest, now=now, given_up=current.wish)
+        log.info("rolled back", name=name, revision=before.revision, gave_up=current.revision)
+        return published
 
     def withdraw(self, name: str, *, force: bool = False) -> int:
         """Take a name and, if it was the last of its snapshot, the snapshot away; bytes freed.
@@ -121,12 +192,14 @@ class Snapshots:
         Raises NotFound, or InUse when it is pinned, leased or open, unless forced. Open files stay readable.
         """
         with self._changing, durable.disk_errors(self._layout.root):
-            snapshot = self._named.get(name)
+            snapshot = self._known(name)
             if snapshot is None:
                 raise NotFound(
                     f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
                 )
             moved = self._withdraw([snapshot], check=not force)
+            for before in self.previous.forget(name):
+                moved |= self._remove_unread(before)
         return self._content.empty(moved)
 
     def evict(self, manifest: str) -> int:
@@ -139,6 +212,9 @@ class Snapshots:
             if not named and not self._layout.manifest(manifest).exists():
                 raise NotFound(f"snapshot {manifest} is not here any more", code="no_such_snapshot")
             moved = self._withdraw(named, check=True) if named else self._drop(manifest)
+            for snapshot in named:
+                for before in self.previous.forget(snapshot.name):
+                    moved |= self._remove_unread(before)
         return self._content.empty(moved)
 
     def _withdraw(self, named: Sequence[Snapshot], *, check: bool) -> dict[Path, int]:
@@ -167,7 +243,8 @@ class Snapshots:
             raise
         for snapshot, (_, aside) in zip(named, hidden, strict=True):
             durable.remove(aside)
-            del self._named[snapshot.name]
+            self._named.pop(snapshot.name, None)
+            self._end_suspension(snapshot.name)
             self._pins.remove(snapshot.name)
             self.leases.release_all(snapshot.name)
             self._mend_branches(snapshot.hub_folder, self._named.values())
@@ -181,24 +258,96 @@ class Snapshots:
             raise InUse(f"files of snapshot {manifest} are open in a process on this node")
         return self._remove(manifest)
 
-    def sweep(self, *, keep: Collection[str] = ()) -> int:
-        """Remove the snapshots that have no name and that nobody reads; bytes freed.
+    def damaged(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
+        """Take a blob with wrong bytes away, and the readiness of every snapshot that uses it; their names.
 
-        Those of a ref base in `keep` stay: a pull is about to publish one.
+        `inode` is the file that was found wrong, 0 when there is none. Whoever has it open keeps it. Raises
+        Moved when another one has taken its place, or no snapshot misses it.
         """
-        moved: dict[Path, int] = {}
+        path = self._content.path(file.blob)
         with self._changing, durable.disk_errors(self._layout.root):
-            for path in self._unnamed():
-                try:
-                    manifest = self._manifest(path.stem)
-                    if manifest.base not in keep and not self._is_open(manifest):
-                        moved |= self._remove(path.stem)
-                except DiskFailed as error:
-                    log.warning("snapshot not swept", manifest=path.stem, reason=error.detail)
+            using = [(name, m) for name, m in self._readable() if any(f.blob == file.blob for f in m.files)]
+            manifests = {name for name, _ in using}
+            names = [s.name for s in self._named.values() if s.manifest in manifests]
+            if _inode(path) != inode or not using or not (names or inode):
+                raise Moved
+            inodes = {file.blob: inode} if inode else {}
+            for name in names:
+                self._suspend(name, f"{file.path}: {wrong}", inodes, now)
+            for each in self.suspended():
+                if each.snapshot.name not in names and each.snapshot.manifest in manifests:
+                    self._tell_suspension(replace(each, inodes={**each.inodes, **inodes}))
+            self._content.set_aside(file.blob, inode)
+            for name, manifest in using:
+                paths = [f.path for f in manifest.files if f.blob == file.blob]
+                self._plain.hide(name, paths)
+                for folder in catalog.read_shown(self._layout.manifest(name)):
+                    self._hub.hide(folder, commit_of(manifest), paths)
+        return names
+
+    def look(self, name: str, *, now: float) -> str:
+        """See that a ready name's files are where pods look for them; if not, take its readiness away.
+
+        What was wrong with the views, empty when nothing is. Where a view and a blob are two files, either
+        may be the wrong one: the blob is taken for damaged.
+        """
+        with self._changing, durable.disk_errors(self._layout.root):
+            snapshot = self._named.get(name)
+            if snapshot is None:
+                return ""
+            inodes: dict[Digest, int] = {}
+            try:
+                wrong = self._wrong(snapshot, inodes)
+            except (FileNotFoundError, DiskFailed) as error:
+                wrong = f"its manifest: {error}"
+            if wrong:
+                self._suspend(name, wrong, inodes, now)
+                for blob, inode in inodes.items():
+                    self._content.set_aside(blob, inode)
+            return wrong
+
+    def unnamed(self, *, keep: Collection[str] = ()) -> list[tuple[str, int]]:
+        """The snapshots that no name leads or led to and nobody reads: (manifest, bytes it alone holds).
+
+        Those of a ref base in `keep` are left out: a pull is about to publish one.
+        """
+        unnamed = {path.stem for path in self._unnamed()}
+        if not unnamed:
+            return []
+        manifests = dict(self._readable())
+        kept = self.previous.manifests()
+        needed = Counter(blob for manifest in manifests.values() for blob in _sizes(manifest))
+        return [
+            (name, sum(size for blob, size in _sizes(manifest).items() if needed[blob] == 1))
+            for name, manifest in manifests.items()
+            if name in unnamed - kept and manifest.base not in keep and not self._is_open(manifest)
+        ]
+
+    def drop(self, manifest: str) -> int:
+        """Remove a snapshot, if it still has no name, is kept for none, and nobody reads it; bytes freed."""
+        with self._changing, durable.disk_errors(self._layout.root):
+            moved = {} if manifest in self.previous.manifests() else self._remove_unread(manifest)
         return self._content.empty(moved)
+
+    def sweep(self, *, keep: Collection[str] = ()) -> int:
+        """Remove the snapshots that `unnamed` lists; bytes freed."""
+        return sum(self.drop(manifest) for manifest, _ in self.unnamed(keep=keep))
+
+    def blobs(self) -> set[Digest]:
+        """The blobs of every recorded snapshot, named or not. Raises DiskFailed when one cannot be read."""
+        found: set[Digest] = set()
+        for path in self._recorded():
+            with suppress(FileNotFoundError):  # swept meanwhile
+                found.update(_sizes(self._manifest(path.stem)))
+        return found
 
     def settle(self) -> None:
         """Remove the names and branches that are not ready: a publish or a withdrawal was cut off there."""
+        for each in self.suspended():
+            durable.remove(self._layout.ready_file(each.snapshot.name))
+            self._named.pop(each.snapshot.name, None)
+            for blob, inode in each.inodes.items():
+                self._content.set_aside(blob, inode)
         for link in self._layout.models.iterdir():
             if link.is_symlink() and link.name not in self._named:
                 durable.remove(link)
@@ -211,7 +360,7 @@ class Snapshots:
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned or leased, or open and the only one of its snapshot."""
         self._check_kept(name)
-        snapshot = self._named.get(name)
+        snapshot = self._known(name)
         if snapshot is not None:
             self._check_unused([snapshot], self.manifest(snapshot))
 
@@ -239,26 +388,92 @@ class Snapshots:
         all its names."""
         for snapshot in named:
             self._check_kept(snapshot.name)
-        shown = sum(s.manifest == named[0].manifest for s in self._named.values())
-        if shown == len(named) and manifest is not None and self._is_open(manifest):
+        names = {snapshot.name for snapshot in named}
+        others = [s for s in self._named.values() if s.manifest == named[0].manifest and s.name not in names]
+        if not others and manifest is not None and self._is_open(manifest):
             raise InUse(
                 f"files of {named[0].name} are open in a process on this node",
                 mend="stop the pods that serve it, or force: what they have open stays readable",
             )
 
     def _used(self) -> set[str]:
-        return {s.manifest for s in self._named.values()}
+        """The manifests that a name is ready with, or will be when it is repaired."""
+        suspended = {each.snapshot.manifest for each in self._suspended.values()}
+        return {s.manifest for s in self._named.values()} | suspended
+
+    def _known(self, name: str) -> Snapshot | None:
+        suspended = self._suspended.get(name)
+        return self._named.get(name) or (suspended.snapshot if suspended else None)
+
+    def _suspend(self, name: str, reason: str, inodes: Mapping[Digest, int], now: float) -> None:
+        """Take a name's readiness away until it is published again; all but the name stays."""
+        snapshot = self._named[name]
+        self._tell_suspension(Suspension(snapshot, now, reason, inodes))
+        durable.remove(self._layout.ready_file(name))
+        del self._named[name]
+        self._mend_branches(snapshot.hub_folder, self._named.values())
+        durable.remove(self._layout.model(name))
+        log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
+
+    def _tell_suspension(self, suspension: Suspension) -> None:
+        name = suspension.snapshot.name
+        document = json.dumps(suspension.as_document(), indent=1)
+        try:
+            durable.write_file(self._layout.suspended_file(name), document.encode())
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise  # on a full disk readiness goes all the same; a restart knows nothing of the repair
+        self._suspended[name] = suspension
+
+    def _end_suspension(self, name: str) -> None:
+        if self._suspended.pop(name, None) is not None:
+            durable.remove(self._layout.suspended_file(name))
+
+    def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str:
+        """What is not as `publish` left it; empty when all is. The blobs in doubt are added to `inodes`."""
+        layout, manifest = self._layout, self._manifest(snapshot.manifest)
+        files = {f.path: f for f in manifest.files}
+        link = layout.model(snapshot.name)
+        if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
+            return f"models/{snapshot.name} does not lead to it"
+        if not layout.ready_file(snapshot.name).is_file():
+            return f"ready/{snapshot.name}.json is gone"
+        places = {
+            f"models/{snapshot.name}": self._plain.wrong(manifest),
+            f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, snapshot.commit, files),
+        }
+        reasons = []
+        for place, wrong in places.items():
+            for path, is_other in wrong.items():
+                inode = _inode(self._content.path(files[path].blob))
+                if is_other and inode:
+                    inodes[files[path].blob] = inode
+                reasons.append(f"{place}/{path} is {'another file' if is_other else 'gone'}")
+        return f"{len(reasons)} files, the first: {reasons[0]}" if reasons else ""
+
+    def _recorded(self) -> list[Path]:
+        return list(self._layout.manifests.glob("[!.]*.json"))
 
     def _unnamed(self) -> list[Path]:
         """The recorded manifests that no ready name uses."""
         used = self._used()
-        return [p for p in self._layout.manifests.glob("[!.]*.json") if p.stem not in used]
+        return [p for p in self._recorded() if p.stem not in used]
+
+    def _readable(self) -> Iterator[tuple[str, Manifest]]:
+        for path in self._recorded():
+            try:
+                yield path.stem, self._manifest(path.stem)
+            except FileNotFoundError:  # swept meanwhile
+                continue
+            except DiskFailed as error:
+                log.warning("snapshot not swept", manifest=path.stem, reason=error.detail)
 
     def _manifest(self, manifest: str) -> Manifest:
         return catalog.read_manifest(self._layout, manifest)
 
     def _is_open(self, manifest: Manifest) -> bool:
-        return is_open(self._content.path(f.blob) for f in manifest.files)
+        with self.reads.aside():
+            return is_open(self._content.path(f.blob) for f in manifest.files)
 
     def _record(self, manifest: Manifest, hub_folder: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
@@ -266,6 +481,12 @@ class Snapshots:
         shown = {hub_folder, *catalog.read_shown(path)}
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
+
+    def _remove_unread(self, manifest: str) -> dict[Path, int]:
+        try:
+            return {} if self._is_open(self._manifest(manifest)) else self._remove(manifest)
+        except FileNotFoundError:
+            return {}
 
     def _remove(self, manifest: str) -> dict[Path, int]:
         """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it."""
@@ -337,3 +558,15 @@ def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
         for s in sorted((s for s in named if s.hub_folder == folder), key=lambda s: s.published_at)
         if s.hub_revision
     }
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _sizes(manifest: Manifest) -> dict[Digest, int]:
+    """Bytes of each blob of a manifest."""
+    return {f.blob: f.size for f in manifest.files}

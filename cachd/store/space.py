@@ -216,14 +216,15 @@ class Space:
             self._promised -= size
 
     def _usage(self, found: os.statvfs_result) -> Usage:
-        """Counted again whenever the file system's own counts have moved."""
+        """Counted again whenever the file system's own counts have moved. Raises Unavailable, DiskFailed."""
         mark = found.f_bfree, found.f_ffree
         if self._counted is None or self._counted[0] != mark:
             seen: set[int] = set()
             layout = self._layout
+            beside = (layout.ingests, layout.damaged_blobs, layout.staging)
             with durable.disk_errors(layout.root):
                 blobs = _allocated(layout.blobs, seen)
-                ingests = _allocated(layout.ingests, seen) + _allocated(layout.staging, seen)
+                ingests = sum(_allocated(at, seen) for at in beside)
                 self._counted = mark, Usage(blobs, ingests, _allocated(layout.trash, seen))
         return self._counted[1]
 

@@ -23,6 +23,7 @@ from cachd.store.layout import PRIVATE, PUBLIC, Layout
 from cachd.store.protection import tells_use
 from cachd.store.snapshots import Snapshots
 from cachd.store.space import Reservation, Space, bytes_beside
+from cachd.store.sweep import Sweep
 from cachd.store.uses import Uses
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Store:
         limit: Room | None = None,
         reserve_inodes: Room = 0,
         disk_at_least: int = 0,
+        keep_previous: int = 0,
     ) -> None:
         self.layout = Layout(root)
         _check_root(root)
@@ -77,8 +79,9 @@ class Store:
             self.content = ContentStore(self.layout)
             with durable.disk_errors(root):
                 self.content.empty_trash()
-                self.snapshots = Snapshots(self.layout, self.content)
+                self.snapshots = Snapshots(self.layout, self.content, keep_previous=keep_previous)
                 self.snapshots.settle()
+            self.sweep = Sweep(self.layout, self.content, self.snapshots)
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
             self.uses = Uses(self.layout)
             self.tells_use = tells_use(self.layout.staging / "lease")

@@ -47,6 +47,22 @@ class _View:
             durable.remove_tree(staged)
             raise
 
+    def _hide(self, target: Path, paths: Iterable[str]) -> None:
+        """Take files out of a directory that stays."""
+        for path in paths:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                place = target / path
+                mode = place.parent.stat().st_mode
+                place.parent.chmod(0o755)
+                durable.remove(place)
+                place.parent.chmod(mode)
+
+    def _wrong(self, files: Mapping[str, File], target: Path) -> dict[str, bool]:
+        """The paths below `target` that are not the blobs they should be; whether something else is there."""
+        links = ((path, self._content.path(file.blob)) for path, file in files.items())
+        wrong = [path for path, blob in links if not _is_link_to(blob, target / path)]
+        return {path: os.path.lexists(target / path) for path in wrong}
+
 
 class PlainView(_View):
     """`models/.trees/<id>`: one immutable directory a manifest."""
@@ -55,7 +71,7 @@ class PlainView(_View):
         """Show the manifest's files, durably, before any name points at them."""
         tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
         if tree.exists():
-            if not _links_all(self._content, files, tree):
+            if self._wrong(files, tree):
                 for directory in _directories(tree):
                     directory.chmod(0o755)
                 self._link(files, tree)  # a blob was fetched anew: its links follow, one by one
@@ -64,6 +80,14 @@ class PlainView(_View):
         for directory in _directories(tree):
             directory.chmod(0o555)
         durable.sync_directory(tree.parent)
+
+    def hide(self, manifest: str, paths: Iterable[str]) -> None:
+        """Take damaged files out of the tree, until it is built again."""
+        self._hide(self._layout.tree(manifest), paths)
+
+    def wrong(self, manifest: Manifest) -> dict[str, bool]:
+        """The paths of the tree that are not the manifest's blobs; whether something else is there."""
+        return self._wrong({f.path: f for f in manifest.files}, self._layout.tree(manifest.id))
 
     def remove(self, manifest: str) -> None:
         """Take the tree out of sight in one step, then delete it. Readers keep what they have open."""
@@ -96,6 +120,14 @@ class HubView(_View):
         durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
+
+    def hide(self, folder: str, commit: str, paths: Iterable[str]) -> None:
+        """Take damaged files out of a commit's directory, until it is built again."""
+        self._hide(self._layout.hub / folder / "snapshots" / commit, paths)
+
+    def wrong(self, folder: str, commit: str, files: Mapping[str, File]) -> dict[str, bool]:
+        """The paths of a commit's directory that are not their blobs; whether something else is there."""
+        return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Let exactly these branches and tags name these commits; any other one goes."""
@@ -143,13 +175,9 @@ class HubView(_View):
             durable.remove_tree(repo)
 
 
-def _links_all(content: ContentStore, files: Mapping[str, File], target: Path) -> bool:
-    """Whether every file below `target` is the blob it should be."""
+def _is_link_to(blob: Path, place: Path) -> bool:
     try:
-        return all(
-            os.path.samestat((target / path).lstat(), content.path(file.blob).lstat())
-            for path, file in files.items()
-        )
+        return os.path.samestat(place.lstat(), blob.lstat())
     except (FileNotFoundError, NotADirectoryError):
         return False
 

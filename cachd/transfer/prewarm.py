@@ -15,6 +15,7 @@ from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
 from cachd.transfer import threads
 from cachd.transfer.pulls import Pull, Pulls
+from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +29,7 @@ class Desired:
     wish: Wish
     required: bool = False
     pin: bool = False
+    warm: bool = False
     priority: int = 0
 
 
@@ -35,9 +37,14 @@ class Prewarm:
     """A thread that keeps every desired model ready. `look` gives what is desired now, None if unchanged."""
 
     def __init__(
-        self, pulls: Pulls, snapshots: Snapshots, look: Callable[[], Iterable[Desired] | None]
+        self,
+        pulls: Pulls,
+        snapshots: Snapshots,
+        warms: Warms,
+        look: Callable[[], Iterable[Desired] | None],
     ) -> None:
-        self._pulls, self._snapshots, self._look = pulls, snapshots, look
+        self._pulls, self._snapshots, self._warms, self._look = pulls, snapshots, warms, look
+        self._warmed: dict[str, str] = {}  # the manifest a name had when it was warmed: once for each
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
         self._stop = threading.Event()
@@ -76,8 +83,12 @@ class Prewarm:
             if desired.pin and not self._snapshots.is_pinned(desired.wish.name):
                 self._snapshots.pin(desired.wish.name)
             ready = self._snapshots.get(desired.wish.name)
-            if ready is None or ready.wish != desired.wish:
+            given_up = self._snapshots.previous.given_up(desired.wish.name)
+            if ready is None or desired.wish not in (ready.wish, given_up):
                 tries.began(self._pulls.start(desired.wish, priority=desired.priority))
+            elif desired.warm and self._warmed.get(ready.name) != ready.manifest:
+                self._warmed[ready.name] = ready.manifest
+                self._warms.warm(ready.name)
         except CachdError as error:
             log.warning("desired model not asked for", name=desired.wish.name, reason=error.detail)
             tries.failed()

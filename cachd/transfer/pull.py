@@ -47,21 +47,27 @@ def pull(
     share: Share,
     progress: Progress,
 ) -> Snapshot:
-    """Make a wish come true. Raises CachdError, and then nothing new is published."""
+    """Make a wish come true. Raises CachdError, and then nothing new is published.
+
+    A model that was damaged becomes what it was: its ref is not resolved again.
+    """
+    whole = store.snapshots.to_repair(wish) or _resolve(wish, source, progress)
     try:
-        return _pull_once(wish, source, store, reclaim, downloads, refuse, share, progress)
+        return _pull_once(whole, wish, source, store, reclaim, downloads, refuse, share, progress)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
+        whole = _resolve(wish, source, progress)
     except DiskFailed as error:
         if error.facts.get("errno") != errno.EIO:
             raise
         log.warning(
             "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
         )
-    return _pull_once(wish, source, store, reclaim, downloads, refuse, share, progress)
+    return _pull_once(whole, wish, source, store, reclaim, downloads, refuse, share, progress)
 
 
 def _pull_once(
+    whole: Manifest,
     wish: Wish,
     source: Source,
     store: Store,
@@ -71,17 +77,16 @@ def _pull_once(
     share: Share,
     progress: Progress,
 ) -> Snapshot:
-    progress.state = "resolving"
-    whole = _resolve(wish, source, progress)
     manifest = whole.select(wish.include, wish.exclude)
     manifest.check_without(refuse)
-    if progress.cancelled.is_set():
-        raise Cancelled(f"{wish.name}: cancelled while it was resolved")
     with reclaim.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
-        _download(missing, wish, source, downloads, share, reservation, progress)
-        _check_shards(manifest, whole, store)
+        while missing:  # again when one was found damaged meanwhile
+            _download(missing, wish, source, downloads, share, reservation, progress)
+            missing = store.content.missing(manifest)
+        if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
+            _check_shards(manifest, whole, store)
         progress.state = "publishing"
         return store.snapshots.publish(wish, manifest, now=time.time())
 
@@ -103,11 +108,15 @@ def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
 
 def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:
     """Ask the source what the ref means now; a source that is briefly away is asked again."""
+    progress.state = "resolving"
     failures = 0
     while True:
         try:
             with threads.given(str(wish.ref)):
-                return source.resolve(wish.ref)
+                whole = source.resolve(wish.ref)
+            if progress.cancelled.is_set():
+                raise Cancelled(f"{wish.name}: cancelled while it was resolved")
+            return whole
         except Unavailable as error:
             failures += 1
             if failures > _RESOLVE_RETRIES:

@@ -181,7 +181,7 @@ class Pulls:
         Raises NotFound, or InUse when the name is pinned or its model open, and not forced.
         """
         known = self._latest.get(name)
-        if known is None and self._store.snapshots.get(name) is None:
+        if known is None and not self._store.snapshots.has(name):
             raise NotFound(
                 f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
             )
@@ -206,7 +206,7 @@ class Pulls:
         if known is not None:
             wait([known.done])
         snapshots = self._store.snapshots
-        freed = snapshots.withdraw(name, force=force) if snapshots.get(name) else 0
+        freed = snapshots.withdraw(name, force=force) if snapshots.has(name) else 0
         if known is not None:
             with self._changed:
                 if self._latest.get(name) is known:
@@ -216,6 +216,23 @@ class Pulls:
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest)
         return freed
+
+    def rollback(self, name: str) -> Snapshot:
+        """Let a name lead to what it led to before, with no byte of any source.
+
+        Raises InUse while the name is being pulled, NotFound when nothing of before is here.
+        """
+        with self._changed:
+            running = self._running.get(name)
+        if running is not None and running.progress.state == "publishing":
+            wait([running.done])
+        elif running is not None:
+            raise InUse(
+                f"{name} is being pulled from {running.wish.ref}, which would take its place",
+                code="name_busy",
+                mend="wait for that pull, then roll it back",
+            )
+        return self._store.snapshots.rollback(name, now=time.time())
 
     def interrupt(self) -> None:
         """Tell every pull to stop where it is; they go on when the daemon starts again."""

@@ -81,7 +81,8 @@ def names(ground: Ground) -> list[str]:
 
 def files_left(root: Path) -> list[str]:
     """What is in a root beside what every root has."""
-    always = {"CACHEDIR.TAG", "hub/CACHEDIR.TAG", ".cachd/format", ".cachd/lock", ".cachd/uses.json"}
+    own = ("format", "lock", "uses.json", "verified.json")
+    always = {"CACHEDIR.TAG", "hub/CACHEDIR.TAG", *(f".cachd/{name}" for name in own)}
     return sorted({*digests(root)} - always)
 
 

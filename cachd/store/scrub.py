@@ -1,0 +1,138 @@
+"""A published blob read again from the disk: is it still what its digest says?
+
+It is read past the page cache (O_DIRECT), so that pods' pages stay and the disk itself is asked. Where the
+file system cannot do that, what was not in memory before a read is dropped from it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cachd.model import Digest, Extent, File
+from cachd.store import durable
+from cachd.store.digests import PartHash, hasher_of
+from cachd.store.ingest import parts_of, read_parts
+from cachd.store.kernel import resident_bytes
+from cachd.store.reads import Reads
+
+READ_BYTES = 1 << 20
+
+
+class Moved(Exception):
+    """The blob was removed or replaced while it was read: what was read says nothing."""
+
+
+def glance(blob: Path, file: File) -> str:
+    """What is wrong with a blob as far as that shows without reading it; empty when nothing is."""
+    try:
+        status = os.lstat(blob)
+    except FileNotFoundError:
+        return "it is gone"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if status.st_size != file.size:
+        return f"it has {status.st_size} of {file.size} bytes"
+    return ""
+
+
+def reread(blob: Path, file: File, reads: Reads, took: Callable[[int], None]) -> str:
+    """Read a whole blob; what is wrong with it, empty when nothing is.
+
+    `took` is told of the bytes of each read, and may wait or raise. Raises Moved, Unavailable, DiskFailed.
+    """
+    if wrong := glance(blob, file):
+        return wrong
+    reading = _Reading(blob, reads)
+    try:
+        return (
+            _wrong_digest(reading, file, file.digest, took)
+            if file.digest
+            else _wrong_part(reading, file, took)
+        )
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return "the disk cannot read it"
+        with durable.disk_errors(blob):
+            raise
+    finally:
+        reading.close()
+
+
+def _wrong_digest(reading: _Reading, file: File, digest: Digest, took: Callable[[int], None]) -> str:
+    hasher = hasher_of(digest, file.size)
+    for view in reading.extent(Extent(0, file.size), took):
+        hasher.update(view)
+    got = hasher.digest()
+    return "" if got == digest else f"it hashes to {got}"
+
+
+def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str:
+    """Against the hashes of its parts, all there is where the source published no digest."""
+    for part, expected in read_parts(parts_of(reading.path), file.size):
+        hashed = PartHash(None)
+        for view in reading.extent(part, took):
+            hashed.update(view)
+        if hashed.xxh3 != expected:
+            return f"its part at byte {part.start} has another hash"
+    return ""
+
+
+class _Reading:
+    """One blob, open for one read at a time."""
+
+    def __init__(self, blob: Path, reads: Reads) -> None:
+        self.path, self._reads = blob, reads
+        self._buffer = mmap.mmap(-1, READ_BYTES)  # on a page's boundary, as O_DIRECT wants it
+        self._direct = os.O_DIRECT
+        self._inode: int | None = None
+
+    def close(self) -> None:
+        self._buffer.close()
+
+    def extent(self, extent: Extent, took: Callable[[int], None]) -> Iterator[memoryview]:
+        """The bytes of an extent in order, as views of the buffer; less where the file ends before."""
+        offset = extent.start - extent.start % mmap.PAGESIZE
+        whole = memoryview(self._buffer)
+        with whole:
+            while offset < extent.stop:
+                got = self._read(offset)
+                with whole[max(extent.start - offset, 0) : min(got, extent.stop - offset)] as view:
+                    yield view
+                    took(len(view))
+                if got < READ_BYTES:
+                    return
+                offset += got
+
+    def _read(self, offset: int) -> int:
+        with self._reads.reading():
+            try:
+                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | self._direct)
+            except FileNotFoundError as error:
+                raise Moved from error
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._direct = 0
+                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                inode = os.fstat(fd).st_ino
+                if self._inode not in (None, inode):
+                    raise Moved
+                self._inode = inode
+                return os.preadv(fd, [self._buffer], offset) if self._direct else self._read_kept(fd, offset)
+            finally:
+                os.close(fd)
+
+    def _read_kept(self, fd: int, offset: int) -> int:
+        """Read through the page cache, and leave there what was there before."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        kept = resident_bytes(fd, offset, offset + READ_BYTES)
+        got = os.preadv(fd, [self._buffer], offset)
+        if not kept:
+            os.posix_fadvise(fd, offset, READ_BYTES, os.POSIX_FADV_DONTNEED)
+        return got

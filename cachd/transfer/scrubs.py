@@ -1,0 +1,327 @@
+"""Published models looked at and read again, in time or when asked; what is damaged is repaired.
+
+look     every few minutes: is every file where pods look for it, at its size?
+scrub    every blob once in the interval: does it still hash to its digest?
+verify   the same of one model, at once
+repair   readiness was withdrawn: pull what is missing of the very same files, and publish again
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled, NotFound, Unavailable
+from cachd.metrics import Metrics
+from cachd.model import Digest, File, Manifest, Snapshot
+from cachd.policy import backoff
+from cachd.policy.pace import Pace
+from cachd.store.kernel import read_when_idle
+from cachd.store.scrub import Moved, glance, reread
+from cachd.store.store import Store
+from cachd.store.verified import Verified
+from cachd.transfer import threads
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.streams import NICENESS
+
+log = structlog.get_logger(__name__)
+
+_TURN_SECONDS = 1.0
+_LOOK_SECONDS = 300.0
+_AT_ONCE = 2  # models verified at once when asked
+
+
+class Verification:
+    """One reading of a whole model when asked for. `state`: running, whole, damaged, failed or cancelled."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.state = "running"
+        self.damaged: list[tuple[str, str]] = []  # (path, what is wrong)
+        self.error: CachdError | None = None
+        self.began_at, self.ended_at = time.time(), 0.0
+        self._lock = threading.Lock()
+
+    def took(self, count: int) -> None:
+        with self._lock:
+            self.done += count
+
+    def found(self, path: str, wrong: str) -> None:
+        with self._lock:
+            self.damaged.append((path, wrong))
+
+    def end(self, state: str, error: CachdError | None = None) -> None:
+        self.error, self.ended_at = error, time.time()
+        self.state = state
+
+    def as_document(self) -> dict[str, object]:
+        return {
+            "state": self.state,
+            "bytes": {"total": self.total, "done": self.done},
+            "damaged": [{"path": path, "wrong": wrong} for path, wrong in sorted(self.damaged)],
+            "error": self.error.as_document() if self.error else None,
+            "began_at": _iso(self.began_at),
+            "ended_at": _iso(self.ended_at) if self.ended_at else None,
+        }
+
+
+class Scrubs:
+    """A thread that looks, scrubs and repairs; others that verify. It reads nothing at 0 bytes a second."""
+
+    def __init__(
+        self, store: Store, pulls: Pulls, metrics: Metrics, *, bytes_per_second: int, interval_seconds: float
+    ) -> None:
+        self._store, self._pulls, self._metrics = store, pulls, metrics
+        self._rate, self._interval_seconds = bytes_per_second, interval_seconds
+        self._verified = Verified(store.layout.verified)
+        self._files: dict[Digest, File] = {}
+        self._reading: tuple[File, int] | None = None
+        self._look_at = 0.0
+        self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
+        self._lock = threading.Lock()
+        self._verifications: dict[str, Verification] = {}
+        self._verifiers = threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+
+    def start(self) -> None:
+        threads.start([self._thread])
+
+    def close(self) -> None:
+        self._stop.set()
+        self._verifiers.shutdown(cancel_futures=True)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._verified.save()
+
+    # --- when asked ---
+
+    def verify(self, name: str) -> Verification:
+        """Start reading a ready model again, or join who does. Raises NotFound, or Unavailable."""
+        snapshot = self._store.snapshots.get(name)
+        if snapshot is None:
+            if self._store.snapshots.has(name):
+                raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
+            raise NotFound(
+                f"no model named {name!r:.120} is ready",
+                code="no_such_model",
+                mend="cachd ls shows what is here",
+            )
+        with self._lock:
+            running = self._verifications.get(name)
+            if running is not None and running.state == "running":
+                return running
+            started = self._verifications[name] = Verification(name, snapshot.size)
+        self._verifiers.submit(self._verify, started)
+        return started
+
+    def look_again(self) -> None:
+        """Let the scrub's thread see at its next turn what has come since its last look."""
+        self._look_at = 0.0
+
+    def verification(self, name: str) -> Verification | None:
+        """The last one of a name since the daemon started."""
+        return self._verifications.get(name)
+
+    def whole_at(self, snapshot: Snapshot, manifest: Manifest) -> float | None:
+        """When (epoch) every blob of a ready model was last known to be whole."""
+        return self._verified.oldest((f.blob for f in manifest.files), since=snapshot.published_at)
+
+    def oldest(self) -> float | None:
+        """When (epoch) the blob was read again that was not for the longest; None when there is none."""
+        return self._verified.oldest(dict(self._files))
+
+    def as_document(self) -> dict[str, object]:
+        """What is read again, and what waits for its repair."""
+        reading, files = self._reading, dict(self._files)
+        oldest = self.oldest()
+        return {
+            "bytes_per_second": self._rate or None,
+            "interval_seconds": self._interval_seconds,
+            "blobs": len(files),
+            "bytes": sum(f.size for f in files.values()),
+            "due": len(self._due()) if self._rate else 0,
+            "oldest_verified_at": _iso(oldest) if oldest else None,
+            "reading": {"blob": str(reading[0].blob), "bytes": {"total": reading[0].size, "done": reading[1]}}
+            if reading
+            else None,
+            "damaged": [
+                {"name": each.snapshot.name, "since": _iso(each.since), "reason": each.reason}
+                for each in self._store.snapshots.suspended()
+            ],
+        }
+
+    def _verify(self, running: Verification) -> None:
+        try:
+            if wrong := self._look(running.name):
+                running.found("", wrong)
+            else:
+                self._verify_files(running)
+            running.end("damaged" if running.damaged else "whole")
+        except CachdError as error:
+            running.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
+        except Exception as error:
+            log.exception("a verification failed in a way it should not", name=running.name)
+            running.end("failed", CachdError(f"{running.name}: {type(error).__name__}", mend="see the log"))
+        log.info("verified", name=running.name, state=running.state, size_bytes=running.done)
+
+    def _verify_files(self, running: Verification) -> None:
+        snapshot = self._store.snapshots.get(running.name)
+        if snapshot is None:
+            raise NotFound(f"{running.name} is not here any more")
+        files = {f.blob: f for f in self._store.snapshots.manifest(snapshot).files}.values()
+
+        def took(count: int) -> None:
+            running.took(count)
+            self._go_on()
+
+        for file in files:
+            if wrong := self._check(file, took):
+                running.found(file.path, wrong)
+
+    # --- in time ---
+
+    def _run(self) -> None:
+        os.nice(NICENESS)
+        read_when_idle()
+        while not self._stop.wait(_TURN_SECONDS):  # not before the daemon answers
+            try:
+                self._turn()
+            except Cancelled:
+                return
+            except Exception:
+                log.exception("a scrub failed in a way it should not")
+
+    def _turn(self) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            self._look_at_all()
+        self._repair_all()
+        if self._rate:
+            self._scrub()
+
+    def _look_at_all(self) -> None:
+        """Is everything there, at its size? Nothing is read."""
+        self._files = self._store.snapshots.files()
+        self._verified.know(self._files)
+        for file in self._files.values():
+            self._go_on(0)
+            path = self._store.content.path(file.blob)
+            inode = _inode(path)
+            if wrong := glance(path, file):
+                self._damaged(file, wrong, inode)
+        for snapshot in self._store.snapshots.all():
+            self._go_on(0)
+            self._look(snapshot.name)
+
+    def _look(self, name: str) -> str:
+        wrong = self._store.snapshots.look(name, now=time.time())
+        if wrong:
+            self._metrics.verify_failures.labels("scrub").inc()
+            self._repair(name)
+        return wrong
+
+    def _scrub(self) -> None:
+        """Read what is due, the longest unread first, until it is time for another look."""
+        pace = Pace(self._rate, time.monotonic())
+        for file in self._due():
+            if time.monotonic() >= self._look_at:
+                break
+            self._check(file, partial(self._read_paced, file, pace))
+        self._verified.save()
+
+    def _due(self) -> list[File]:
+        before = time.time() - self._interval_seconds
+        ages = [(at, str(blob), blob) for blob, at in self._verified.ages() if at <= before]
+        return [self._files[blob] for _, _, blob in sorted(ages) if blob in self._files]
+
+    def _read_paced(self, file: File, pace: Pace, count: int) -> None:
+        done = self._reading[1] if self._reading and self._reading[0] is file else 0
+        self._reading = (file, done + count)
+        self._go_on(pace.reserve(count, time.monotonic()))
+        self._repair_all()
+
+    def _go_on(self, seconds: float = 0.0) -> None:
+        """Wait. Raises Cancelled when the daemon stops."""
+        if self._stop.wait(seconds):
+            raise Cancelled("the daemon stops")
+
+    # --- one blob ---
+
+    def _check(self, file: File, took: Callable[[int], None]) -> str:
+        """Read a blob again and do what its state asks for; what is wrong with it, empty when nothing is."""
+
+        def counted(count: int) -> None:
+            self._metrics.scrub_bytes.inc(count)
+            took(count)
+
+        path, reads = self._store.content.path(file.blob), self._store.snapshots.reads
+        inode = _inode(path)
+        try:
+            wrong = reread(path, file, reads, counted)
+            if wrong:  # read twice: what one reading got wrong is no damage
+                wrong = reread(path, file, reads, lambda _: self._go_on())
+        except Moved:
+            return ""
+        finally:
+            self._reading = None
+        if not wrong:
+            self._verified.is_whole(file.blob)
+            return ""
+        return wrong if self._damaged(file, wrong, inode) else ""
+
+    def _damaged(self, file: File, wrong: str, inode: int) -> bool:
+        """Withdraw what uses the blob and begin its repair; False when nothing needs it any more."""
+        try:
+            names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
+        except Moved:
+            return False
+        self._verified.forget(file.blob)
+        self._metrics.verify_failures.labels("scrub").inc()
+        log.error("blob damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
+        for name in names:
+            self._repair(name)
+        return True
+
+    # --- repair ---
+
+    def _repair_all(self) -> None:
+        suspended = {each.snapshot.name for each in self._store.snapshots.suspended()}
+        self._tries = {name: tries for name, tries in self._tries.items() if name in suspended}
+        for name in suspended:
+            running = self._pulls.get(name)
+            if running is not None and not running.done.done():
+                continue
+            failures, due = self._tries.get(name, (0, 0.0))
+            if time.monotonic() >= due:
+                self._repair(name)
+                seconds = backoff.delay(failures + 1, told=None, chance=random.random())  # noqa: S311
+                self._tries[name] = (failures + 1, time.monotonic() + seconds)
+
+    def _repair(self, name: str) -> None:
+        """Pull what the damaged model lacks."""
+        found = self._store.snapshots.suspension(name)
+        if found is None:
+            return
+        try:
+            self._pulls.start(found.snapshot.wish)
+        except CachdError as error:
+            log.warning("repair not begun", name=name, reason=error.detail)
+
+
+def _inode(path: os.PathLike[str]) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

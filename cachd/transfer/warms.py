@@ -1,0 +1,171 @@
+"""Models brought into memory before a pod loads them, as far as memory is free."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled, NoSpace, NotFound
+from cachd.metrics import MOST_MODELS, Metrics
+from cachd.model import Digest, Extent, Manifest, Snapshot
+from cachd.policy.parts import split
+from cachd.store.memory import room_for_pages
+from cachd.store.residency import STEP_BYTES, load, resident
+from cachd.store.store import Store
+from cachd.transfer import threads
+from cachd.transfer.streams import NICENESS
+
+log = structlog.get_logger(__name__)
+
+_READERS = 4
+
+
+class Warming:
+    """One model on its way into memory. `state`: running, warm, failed or cancelled; `loaded`: bytes read."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.done = self.loaded = 0
+        self.state = "running"
+        self.error: CachdError | None = None
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+
+    def took(self, count: int, loaded: int) -> None:
+        with self._lock:
+            self.done += count
+            self.loaded += loaded
+
+    def end(self, state: str, error: CachdError | None = None) -> None:
+        self.error, self.state = error, state
+        self.ended.set()
+
+    def as_document(self) -> dict[str, object]:
+        return {
+            "state": self.state,
+            "bytes": {"total": self.total, "done": self.done, "loaded": self.loaded},
+            "error": self.error.as_document() if self.error else None,
+        }
+
+
+class Warms:
+    """Warms one model at a time, with several threads that read. `room` tells what memory has room for."""
+
+    def __init__(self, store: Store, metrics: Metrics, *, room: Callable[[], int] = room_for_pages) -> None:
+        self._store, self._metrics, self._room = store, metrics, room
+        self._lock = threading.Lock()
+        self._warmings: dict[str, Warming] = {}
+        self._warmer = threads.pool(1, "warm")
+        self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
+        self._stop = threading.Event()
+
+    def close(self) -> None:
+        """Stop what runs and join it."""
+        self._stop.set()
+        for pool in (self._warmer, self._readers):
+            pool.shutdown(cancel_futures=True)
+
+    def warm(self, name: str) -> Warming:
+        """Start bringing a ready model into memory, or join who does. Raises NotFound.
+
+        It fails with NoSpace when memory has no room for what is missing beside what pods and the pages of
+        other models take.
+        """
+        snapshot = self._store.snapshots.get(name)
+        if snapshot is None:
+            raise NotFound(
+                f"no model named {name!r:.120} is ready",
+                code="no_such_model",
+                mend="cachd ls shows what is here",
+            )
+        with self._lock:
+            running = self._warmings.get(name)
+            if running is not None and running.state == "running":
+                return running
+            started = self._warmings[name] = Warming(name, snapshot.size)
+        self._warmer.submit(self._warm, snapshot, started)
+        return started
+
+    def warming(self, name: str) -> Warming | None:
+        """The last one of a name since the daemon started."""
+        return self._warmings.get(name)
+
+    def resident(self) -> Mapping[str, int]:
+        """Bytes in memory of each ready model, of the newest where there are very many."""
+        counted: dict[Digest, int] = {}
+        newest = sorted(self._store.snapshots.all(), key=lambda s: -s.published_at)[:MOST_MODELS]
+        found = {}
+        for snapshot in newest:
+            with suppress(CachdError):  # withdrawn meanwhile, or unreadable
+                manifest = self._store.snapshots.manifest(snapshot)
+                found[snapshot.name] = self.resident_of(manifest, counted)
+        return found
+
+    def resident_of(self, manifest: Manifest, counted: dict[Digest, int] | None = None) -> int:
+        """Bytes in memory of one model. `counted`: blobs counted before, added to."""
+        counted = {} if counted is None else counted
+        blobs = {f.blob for f in manifest.files}
+        for blob in blobs - counted.keys():
+            counted[blob] = resident(self._store.content.path(blob), self._store.snapshots.reads)
+        return sum(counted[blob] for blob in blobs)
+
+    def _warm(self, snapshot: Snapshot, running: Warming) -> None:
+        began = time.monotonic()
+        try:
+            self._check_room(snapshot)
+            self._load(snapshot, running)
+            running.end("warm")
+        except CachdError as error:
+            running.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
+        except Exception as error:
+            log.exception("a model could not be warmed in a way it should not", name=running.name)
+            running.end("failed", CachdError(f"{running.name}: {type(error).__name__}", mend="see the log"))
+        log.info(
+            "warmed",
+            name=running.name,
+            state=running.state,
+            loaded_bytes=running.loaded,
+            seconds=round(time.monotonic() - began, 3),
+            detail=running.error.detail if running.error else "",
+        )
+
+    def _check_room(self, snapshot: Snapshot) -> None:
+        """Raises NoSpace."""
+        counted: dict[Digest, int] = {}
+        here = self.resident_of(self._store.snapshots.manifest(snapshot), counted)
+        missing = snapshot.size - here
+        if not missing:
+            return
+        for other in self._store.snapshots.all():
+            with suppress(CachdError):  # withdrawn meanwhile, or unreadable
+                self.resident_of(self._store.snapshots.manifest(other), counted)
+        others = sum(counted.values()) - here
+        room = self._room() - others - here
+        if missing > room:
+            raise NoSpace(
+                f"{snapshot.name}: {missing} bytes are not in memory, and {max(room, 0)} have room"
+                f" beside the {others} bytes of other models",
+                code="no_memory",
+                mend="stop pods, or remove a model that is in memory and not needed there",
+                need=missing,
+                free=max(room, 0),
+            )
+
+    def _load(self, snapshot: Snapshot, running: Warming) -> None:
+        files = {f.blob: f for f in self._store.snapshots.manifest(snapshot).files}.values()
+        steps = [(f.blob, step) for f in files for step in split(Extent(0, f.size), STEP_BYTES)]
+
+        def take(step: tuple[Digest, Extent]) -> None:
+            if self._stop.is_set():
+                raise Cancelled("the daemon stops")
+            blob, extent = step
+            loaded = load(self._store.content.path(blob), extent, self._store.snapshots.reads)
+            running.took(extent.size, loaded)
+            self._metrics.warmed_bytes.inc(loaded)
+
+        list(self._readers.map(take, steps))

@@ -1,0 +1,194 @@
+"""Memory as a tier: how much of a model is in it, bringing it there, and leaving pods their memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import NoSpace
+from cachd.store import kernel
+from cachd.store.memory import room_for_pages
+from cachd.transfer.warms import Warming, Warms
+from tests.conftest import Engine
+from tests.ground.hub import Hub
+from tests.ground.models import noise
+from tests.ground.node import Node
+from tests.ground.origin import Origin
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground
+
+SIZE = 24 * MIB
+
+
+def resident(path: Path) -> int:
+    with path.open("rb") as opened:
+        return kernel.resident_bytes(opened.fileno(), 0, SIZE)
+
+
+def chill(path: Path) -> None:
+    """Let the kernel forget the file's pages."""
+    with path.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
+        pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
+
+
+def have(ground: Ground, name: str) -> Path:
+    ground.have(name, SIZE)
+    return ground.node.root / "models" / name / name
+
+
+def test_a_cold_model_is_read_into_memory_once(ground: Ground) -> None:
+    shown = have(ground, "cold")
+    chill(shown)
+    assert ground.show("cold")["resident_bytes"] == 0
+    before = ground.node.metric("cachd_warmed_bytes_total")
+    assert ground.node.ask("POST", "/v1/models/cold/warm").status == 202
+    ground.node.wait_for("warmed", name="cold", state="warm", loaded_bytes=SIZE)
+    told = ground.show("cold")
+    assert told["warming"]["bytes"] == {"total": SIZE, "done": SIZE, "loaded": SIZE}
+    assert told["resident_bytes"] == resident(shown) == SIZE
+    assert ground.node.metric("cachd_warmed_bytes_total") - before == SIZE
+    assert ground.node.metric("cachd_model_resident_bytes", model="cold") == SIZE
+    ground.node.ask("POST", "/v1/models/cold/warm")
+    ground.node.wait_for("warmed", name="cold", state="warm", loaded_bytes=0)
+
+
+def test_only_what_is_not_in_memory_is_read(ground: Ground) -> None:
+    shown = have(ground, "tepid")
+    chill(shown)
+    with shown.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        os.pread(opened.fileno(), 10 * MIB, 0)
+    ground.node.ask("POST", "/v1/models/tepid/warm")
+    assert ground.node.wait_for("warmed", name="tepid")["loaded_bytes"] == SIZE - 10 * MIB
+    assert resident(shown) == SIZE
+
+
+def test_a_model_that_the_configuration_wants_warm_is_warmed_when_it_is_ready(
+    hub: Hub, node: Callable[..., Node]
+) -> None:
+    for name in ("hot", "plain"):
+        hub.add(f"org/{name}", {"model.safetensors": noise(SIZE, len(name))})
+    wanted = [
+        {"ref": "hf://org/plain", "name": "plain"},
+        {"ref": "hf://org/hot", "name": "hot", "warm": True},
+    ]
+    running = node(hf_endpoint=hub.url, models=wanted)
+    assert running.wait_for("warmed", name="hot")["state"] == "warm"
+    assert running.ready("plain").status == 200
+    running.kill()
+    for name in ("hot", "plain"):
+        chill(running.root / f"models/{name}/model.safetensors")
+    running.start()
+    assert running.wait_for("warmed", name="hot")["loaded_bytes"] == SIZE
+    assert resident(running.root / "models/hot/model.safetensors") == SIZE
+    assert resident(running.root / "models/plain/model.safetensors") == 0
+
+
+def warmed(opened: Engine, name: str, room: int) -> Warming:
+    """Warm a model where memory has so much room, to the end."""
+    warms = Warms(opened.store, opened.metrics, room=lambda: room)
+    try:
+        warming = warms.warm(name)
+        warming.ended.wait(PATIENCE_SECONDS)
+        return warming
+    finally:
+        warms.close()
+
+
+def test_a_model_is_not_warmed_where_it_would_push_other_models_out(
+    origin: Origin, engine: Callable[..., Engine]
+) -> None:
+    opened = engine()
+    for name in ("here", "there"):
+        opened.pull(origin.add(f"/{name}", noise(SIZE, len(name))))
+    here, there = (opened.store.layout.root / f"models/{name}/{name}" for name in ("here", "there"))
+    chill(here)
+    assert there.read_bytes()
+    refused = warmed(opened, "here", 2 * SIZE - 1)
+    assert isinstance(refused.error, NoSpace)
+    assert (refused.error.code, refused.error.facts["need"]) == ("no_memory", SIZE)
+    assert resident(here) == 0
+    assert warmed(opened, "here", 2 * SIZE).state == "warm"
+    assert resident(here) == SIZE
+    assert warmed(opened, "here", 0).state == "warm"  # it is there already
+
+
+def test_the_command_warms_and_tells_what_it_read(ground: Ground) -> None:
+    chill(have(ground, "commanded"))
+    ended = ground.node.cli("warm", "commanded")
+    assert (ended.returncode, ended.stdout) == (0, "commanded warm: 25.2 MB of 25.2 MB read\n")
+    told = json.loads(ground.node.cli("warm", "commanded", "-o", "json").stdout)
+    assert (told["state"], told["bytes"]["loaded"]) == ("warm", 0)
+    assert ground.node.cli("warm", "unheard-of").returncode == 3
+
+
+def test_mincore_tells_the_same_where_the_kernel_has_no_cachestat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(noise(SIZE - 100))
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+    chill(path)
+    with path.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(opened.fileno(), MIB, 3 * MIB)
+        extents = [(0, SIZE), (0, MIB), (3 * MIB + 5, 5 * MIB), (4 * MIB - 1, 4 * MIB), (SIZE, SIZE + 5)]
+        extents.append((3 * MIB - 1, 3 * MIB + 1))  # two pages, the second in memory
+        told = [kernel.resident_bytes(opened.fileno(), *extent) for extent in extents]
+        monkeypatch.setattr(kernel, "_CACHESTAT", 10**6)
+        assert [kernel.resident_bytes(opened.fileno(), *extent) for extent in extents] == told
+        assert told == [MIB, 0, MIB, 1, 0, 2]
+
+
+GIB = 1 << 30
+MEMINFO = f"MemTotal: {40 * GIB >> 10} kB\nMemFree: 1 kB\nMemAvailable: {20 * GIB >> 10} kB\n"
+
+
+def lay(root: Path, files: dict[str, object]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "room"),
+    [
+        ("0::/pod", {}, 18 * GIB),
+        ("0::/pod", {"pod/memory.max": "max", "pod/memory.current": 5}, 18 * GIB),
+        ("0::/pod", {"pod/memory.max": 4 * GIB, "pod/memory.current": GIB}, 3 * GIB),
+        (
+            "0::/pod/cachd",
+            {
+                "pod/memory.max": 4 * GIB,
+                "pod/memory.current": 3 * GIB,
+                "pod/memory.stat": f"anon 5\nactive_file {GIB >> 1}\ninactive_file {GIB >> 1}",
+                "pod/cachd/memory.max": "max",
+            },
+            2 * GIB,
+        ),
+        (
+            "5:cpu:/x\n4:memory:/pod\n0::/",
+            {
+                "memory/pod/memory.limit_in_bytes": 2 * GIB,
+                "memory/pod/memory.usage_in_bytes": GIB,
+                "memory/pod/memory.stat": f"total_active_file {GIB >> 2}\ntotal_inactive_file 0",
+            },
+            GIB + (GIB >> 2),
+        ),
+        ("0::/", {"memory.max": 10, "memory.current": 20}, 0),
+    ],
+    ids=["no group", "no limit", "a limit", "a limit above, full of files", "version 1", "over it"],
+)
+def test_the_room_is_what_the_kernel_and_every_group_leave(
+    tmp_path: Path, cgroup: str, files: dict[str, object], room: int
+) -> None:
+    proc = lay(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": cgroup})
+    assert room_for_pages(proc, lay(tmp_path / "cgroup", files)) == room

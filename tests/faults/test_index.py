@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).parent.parent.parent
-LETTERS = sorted((Path(__file__).parent / "index").glob("*.toml"))
+INDEX = Path(__file__).parent / "index"
+# Input, manifests, origins, trust, disks, kill points, clocks, crowds, evictions, Kubernetes: 140 rows.
+ROWS = {"A": 17, "B": 14, "C": 25, "D": 11, "E": 16, "F": 15, "G": 5, "H": 11, "I": 10, "J": 16}
 
 
 @cache
@@ -40,10 +42,10 @@ def faults_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("letter", LETTERS, ids=lambda path: path.stem)
-def test_each_row_names_tests_that_are_there(letter: Path) -> None:
-    index = tomllib.loads(letter.read_text())
-    assert set(index) == {f"{letter.stem}{n}" for n in range(1, len(index) + 1)}, "a gap in the numbers"
+@pytest.mark.parametrize("letter", ROWS)
+def test_each_row_names_tests_that_are_there(letter: str) -> None:
+    index = tomllib.loads((INDEX / f"{letter}.toml").read_text())
+    assert set(index) == {f"{letter}{n}" for n in range(1, ROWS[letter] + 1)}
     wrong = {row: faults for row, said in index.items() if (faults := faults_of(said))}
     assert not wrong
 

@@ -42,11 +42,16 @@ CALLS = [
     ("GET", "/v1/models/{name}/ready"),
     ("PUT", "/v1/models/{name}/pin"),
     ("DELETE", "/v1/models/{name}/pin"),
+    ("POST", "/v1/models/{name}/rollback"),
+    ("POST", "/v1/models/{name}/verify"),
+    ("POST", "/v1/models/{name}/warm"),
     ("POST", "/v1/models/{name}/leases"),
     ("PUT", "/v1/models/{name}/leases/{lease}"),
     ("DELETE", "/v1/models/{name}/leases/{lease}"),
     ("GET", "/v1/evictions"),
     ("POST", "/v1/evictions"),
+    ("POST", "/v1/sweeps"),
+    ("GET", "/v1/scrubs"),
 ]
 TAKES_WRONG = {  # where the document rules something out; what names a model is judged by 400 and 404
     ("GET", "/readyz"),

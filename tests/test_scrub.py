@@ -427,6 +427,8 @@ def test_a_scrub_changes_nothing_of_what_is_in_memory(
         else:
             os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         before = resident_bytes(held.fileno(), 0, SIZE)
+        if before and not is_resident:
+            pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
         assert before == (SIZE if is_resident else 0)
         monkeypatch.setattr(os, "O_DIRECT", direct)
         assert reread(path, file, Reads(), lambda _: None) == ""

@@ -20,11 +20,14 @@ def start(threads: Iterable[threading.Thread]) -> None:
 def pool(count: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
     """A pool whose `count` threads run already. Raises Unavailable when the system gives fewer."""
     made = ThreadPoolExecutor(count, name, initializer)
-    all_here = threading.Barrier(count)  # each waits for the last, or one would take the others' turns
+    # Each waits for the last, or one would take the others' turns; so do we, or a shutdown that cancels what
+    # is queued would leave some of them waiting for the others for ever.
+    all_here = threading.Barrier(count + 1)
     try:
         with given(name):
             for _ in range(count):
                 made.submit(all_here.wait)
+        all_here.wait()
     except Unavailable:
         all_here.abort()
         made.shutdown()

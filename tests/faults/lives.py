@@ -232,7 +232,7 @@ def visible(root: Path, known: dict[str, Digests]) -> list[str]:
         for path in shown
         if path.is_file() and _sha256(path.read_bytes()) not in contents
     ]
-    blobs = [path for path in (root / ".cachd/blobs/sha256").glob("*") if path.suffix != ".parts"]
+    blobs = [path for path in (root / ".cachd/blobs/sha256").glob("*") if ".parts" not in path.name]
     return wrong + [
         f"blob {path.name} has another digest" for path in blobs if _sha256(path.read_bytes()) != path.name
     ]

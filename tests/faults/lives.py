@@ -234,7 +234,7 @@ def visible(root: Path, known: dict[str, Digests]) -> list[str]:
         for path in shown
         if path.is_file() and _sha256(path.read_bytes()) not in contents
     ]
-    blobs = (root / ".cachd/blobs/sha256").glob("*")
+    blobs = [path for path in (root / ".cachd/blobs/sha256").glob("*") if ".parts" not in path.name]
     return wrong + [
         f"blob {path.name} has another digest" for path in blobs if _sha256(path.read_bytes()) != path.name
     ]
@@ -268,7 +268,7 @@ def digests(tree: Path) -> Digests:
 
 
 def states(parts: Parts) -> dict[str, str]:
-    models = Models(parts.store, parts.pulls)
+    models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
     return {name: models.state(name) for name in models.names()}
 
 

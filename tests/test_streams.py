@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -204,7 +205,11 @@ def test_streams_let_whoever_asks_go_first() -> None:
     assert told == [min(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS, 19)]
 
 
-def test_a_pool_that_is_closed_at_once_ends() -> None:
-    """Its threads have all begun: what a shutdown cancels is none of what they wait for."""
-    for _ in range(200):
-        threads.pool(8, "closed").shutdown(cancel_futures=True)
+def test_the_threads_of_a_pool_have_all_begun_when_it_is_given() -> None:
+    """Or a shutdown that cancels what is queued would leave some of them waiting for the others for ever."""
+    begun: list[str] = []
+    made = threads.pool(4, "pool", lambda: begun.append(hashlib.sha256(bytes(64 << 20)).hexdigest()))
+    try:
+        assert len(begun) == 4
+    finally:
+        made.shutdown(cancel_futures=True)

@@ -53,7 +53,7 @@ def series(ground: Ground) -> set[str]:
     return {re.split(r" [^ ]+$", line)[0] for line in text.splitlines() if not line.startswith("#")}
 
 
-def test_models_and_names_make_no_new_series_and_a_scrape_ends_while_pulls_run(alone: Alone) -> None:
+def test_a_model_has_one_series_while_it_is_ready_and_a_scrape_ends_while_pulls_run(alone: Alone) -> None:
     ground = alone(pulls=8)
     ground.have("first.bin", 1000)
     ground.node.ask("GET", "/v1/models/first.bin")
@@ -70,6 +70,9 @@ def test_models_and_names_make_no_new_series_and_a_scrape_ends_while_pulls_run(a
         hold.release()
     for number in range(30):
         assert ground.node.ready(f"{number}.bin").status == 200
-    assert not any(re.search(r"[0-9]\.bin", line) for seen in scraped for line in seen)
-    new = series(ground) - before
+    named = {line for seen in (*scraped, series(ground)) for line in seen if re.search(r"[0-9]\.bin", line)}
+    assert named == {f'cachd_model_resident_bytes{{model="{number}.bin"}}' for number in range(30)}
+    new = series(ground) - before - named
     assert len(new) < 30, new
+    assert ground.node.ask("DELETE", "/v1/models/7.bin").status == 200
+    assert not any('"7.bin"' in line for line in series(ground))

@@ -130,11 +130,12 @@ def test_a_share_that_hangs_takes_so_many_threads_and_no_more(shared: Path) -> N
         .files
     )
     with hung(shared):
-        for _ in range(MOST_LEFT):
-            with pytest.raises(Unavailable):
+        for _ in range(20 * MOST_LEFT):  # on a busy machine a call before the hanging one may be late, too
+            with pytest.raises(Unavailable) as refusal:
                 source.open(file, Extent(0, file.size), Cut())
-        with pytest.raises(Unavailable, match=f"{MOST_LEFT} earlier calls"):
-            source.open(file, Extent(0, file.size), Cut())
+            if "earlier calls" in refusal.value.detail:
+                break
+        assert f"{MOST_LEFT} earlier calls" in refusal.value.detail
         assert left_behind() == MOST_LEFT
     until(lambda: not left_behind())
 

@@ -96,7 +96,8 @@ def bed(web: Path, place: Path, sha256: str) -> Iterator[Bed]:
 def listing(size: int) -> str:
     return (
         f"<?xml version='1.0'?><ListBucketResult><Name>{BUCKET}</Name><Prefix>{NAME}</Prefix>"
-        f"<KeyCount>1</KeyCount><IsTruncated>false</IsTruncated><Contents><Key>{NAME}</Key><Size>{size}</Size></Contents>"
+        "<KeyCount>1</KeyCount><IsTruncated>false</IsTruncated>"
+        f"<Contents><Key>{NAME}</Key><ETag>1</ETag><Size>{size}</Size></Contents>"
         "</ListBucketResult>"
     )
 

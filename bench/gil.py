@@ -217,7 +217,7 @@ def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
     configure_logs("warning", "json")
     root.mkdir(mode=0o755, exist_ok=True)
     inside, whole = cost()
-    with assembled(Config(root=root, allow=("127.0.0.0/8",), ca_file=ca_file)) as parts:
+    with assembled(Config(root=root, allow=("127.0.0.0/8",), ca_file=ca_file, reserve_free=0)) as parts:
         for _ in range(2):  # the first imports, connects and touches memory
             (free, number), cpu = calls.total(), time.process_time()
             running = parts.pulls.start(Wish(Ref.parse(ref), "measured"))

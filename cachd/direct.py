@@ -22,7 +22,8 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
 
     Raises what the pull fails with, or WaitTimeout.
     """
-    daemon.configure_logs("warning", options.log_format)
+    level = options.log_level if "log_level" in options.model_fields_set else "warning"
+    daemon.configure_logs(level, options.log_format)
     try:
         request = Asked.model_validate(asked)
     except ValidationError as error:

@@ -367,6 +367,12 @@ def test_a_direct_pull_needs_no_daemon(origin: Origin, root: Path) -> None:
     assert origin.requests == []
 
 
+def test_a_direct_pull_logs_as_much_as_it_is_told_to(origin: Origin, root: Path) -> None:
+    ended = direct(origin.add("/it.bin", noise(MIB)), root, CACHD_LOG_LEVEL="info")
+    assert ended.returncode == 0
+    assert '"event": "pull ended"' in ended.stderr
+
+
 def test_a_direct_pull_fails_as_one_through_a_daemon_does(origin: Origin, root: Path) -> None:
     assert_failed(direct(f"{origin.url}/nothing.bin", root), 3, "file_not_found")
     assert_failed(direct(f"{origin.url}/nothing.bin", root, "--name", "../x"), 2, "bad_name")
@@ -386,7 +392,7 @@ def test_a_killed_direct_pull_fetches_again_only_what_its_journal_lacks(
 ) -> None:
     ref = origin.add("/big.bin", noise(64 * MIB))
     options = tmp_path / "options.yaml"
-    options.write_text(yaml.safe_dump({"streams": 1, "allow": ["127.0.0.0/8"]}))
+    options.write_text(yaml.safe_dump({"streams": 1, "allow": ["127.0.0.0/8"], "reserve_free": 0}))
     second_part = threading.Event()
 
     def is_beyond_the_first_part(seen: Seen) -> bool:
@@ -434,7 +440,7 @@ def test_an_interrupted_direct_pull_is_130_and_publishes_nothing(origin: Origin,
     hold = origin.hold("/it.bin", after=MIB)
     command = [*CACHD, "pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as running:
+    with subprocess.Popen(command, env={**os.environ, "CACHD_RESERVE_FREE": "0"}, **pipes) as running:
         assert hold.reached.wait(PATIENCE_SECONDS)
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=PATIENCE_SECONDS)
@@ -454,9 +460,8 @@ CACHD = (sys.executable, "-m", "cachd")
 def direct(ref: str, root: Path, *options: str, **env: str) -> Ended:
     """One pull with no daemon."""
     command = [*CACHD, "pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8", *options]
-    return subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS
-    )
+    told = {**os.environ, "CACHD_RESERVE_FREE": "0", "CACHD_LOG_LEVEL": "error", **env}
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS)
 
 
 def started(node: Node, *words: str, stderr: int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:

@@ -526,6 +526,7 @@ def test_a_direct_pull_keeps_to_the_limit_of_its_options(origin: Origin, root: P
     ended = node().cli(
         *("pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8"),
         CACHD_LIMIT_BYTES_PER_SECOND="1.5MB",
+        CACHD_RESERVE_FREE="0",
     )
     assert ended.returncode == 0, ended.stderr
     assert time.monotonic() - began >= least_seconds(6 * MIB, 1_500_000)

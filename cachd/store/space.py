@@ -175,13 +175,19 @@ class Space:
                 )
             short = size + bytes_beside(files) - now.available
             if short > 0:
-                raise NoSpace(_too_little(size, now), mend=_MEND, need=size, free=now.available, short=short)
+                raise NoSpace(
+                    _too_little(size, now),
+                    mend=f"{_MEND}, or lower reserve_free",
+                    need=size,
+                    free=now.available,
+                    short=short,
+                )
             inodes = files + _SPARE_INODES if files else 0
             if now.available_inodes is not None and inodes > now.available_inodes:
                 raise NoSpace(
                     f"{inodes} inodes are needed and {now.available_inodes} are free"
                     f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
-                    mend=_MEND,
+                    mend=f"{_MEND}, or lower reserve_inodes",
                     need=size,
                     free=now.available,
                     short_inodes=inodes - now.available_inodes,
@@ -236,7 +242,7 @@ def bytes_beside(files: int) -> int:
 
 _MEND = (
     "delete a model (cachd rm NAME), unpin it or stop the pods that use it (cachd capacity tells which),"
-    " or delete other files of this disk"
+    " delete other files of this disk"
 )
 
 

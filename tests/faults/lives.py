@@ -158,8 +158,8 @@ def opened(root: Path, origins: Origins) -> Iterator[Parts]:
     part_sizes.MIN_PART_BYTES = MIB
     configure_logs("critical", "json")
     allow = ("127.0.0.0/8", "http://127.0.0.1/")
-    config = Config(root=root, allow=allow, streams=3, retries=3, pulls=2, hf_endpoint=origins.hub)
-    with assembled(config) as parts:
+    options = {"streams": 3, "retries": 3, "pulls": 2, "hf_endpoint": origins.hub, "reserve_free": 0}
+    with assembled(Config(root=root, allow=allow, **options)) as parts:
         yield parts
 
 

@@ -186,7 +186,7 @@ def pulled_with(origin: Origin, root: Path) -> Iterator[Callable[[str], subproce
     data = Layout(root).ingest(file.blob) / "data"
 
     def pull(fault: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": "1"}
+        env = {**os.environ, "CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": "1", "CACHD_RESERVE_FREE": "0"}
         command = [sys.executable, "-m", "cachd", "pull", ref, "--direct", "--root", str(root)]
         return subprocess.run(
             injected(command, fault, on=data), env=env, capture_output=True, text=True, timeout=120

@@ -145,7 +145,8 @@ def test_a_share_that_hangs_takes_so_many_threads_and_no_more(shared: Path) -> N
 def test_a_share_that_fails_in_mid_file_is_asked_again_for_the_rest(
     shared: Path, root: Path, code: int
 ) -> None:
-    env = {**os.environ, "CACHD_ALLOW": f"file://{shared.parent}/", "CACHD_STREAMS": "1"}
+    allowed = f"file://{shared.parent}/"
+    env = {**os.environ, "CACHD_ALLOW": allowed, "CACHD_STREAMS": "1", "CACHD_RESERVE_FREE": "0"}
     command = [sys.executable, "-m", "cachd", "pull", f"file://{shared}", "--direct", "--root", str(root)]
     fault = f"/^preadv:error={errno.errorcode[code]}:when=3"  # in each thread, and each asking has its own
     ended = subprocess.run(

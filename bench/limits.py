@@ -4,7 +4,7 @@ python -m bench.limits recv|recv+pwrite URL SIZE TARGET    4 threads, 1 MiB alig
 python -m bench.limits sha256|sha256-all SIZE              one core, every core at once
 python -m bench.limits sha256-file SIZE FILE               one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET     one thread, from memory
-python -m bench.limits small URL SUMS THREADS TARGET       every small file that SUMS lists: ask, hash, write
+python -m bench.limits small URL SUMS THREADS TARGET       every small file that SUMS lists: ask to publish
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def receive_part(
 
 
 def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:
-    """GET, sha256, write and rename for every file below `url`, none larger than a buffer, and no more."""
+    """What a daemon owes every file below `url`, none larger than a buffer, and no more: GET, sha256, write,
+    sync, rename, and a name in each of two views.
+    """
     waiting = list(digests.items())
 
     def work() -> None:
@@ -116,8 +118,12 @@ def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Pa
                 staged = f"{target}/.{sha256}"
                 file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 os.write(file, content)
+                os.fchmod(file, 0o444)
+                os.fsync(file)
                 os.close(file)
                 os.rename(staged, f"{target}/{sha256}")
+                for view in ("plain", "hub"):
+                    os.link(f"{target}/{sha256}", f"{target}/{view}-{sha256}")
 
     at_once(threads, work)
 

@@ -58,7 +58,7 @@ REPO = "org/model"
 BUCKET = "bucket"
 RECEIVED = "recv_into + pwrite of a shard, CPU of both sides"
 HASHED = "sha256, every core"
-ASKED = "GET + sha256 + write in a bare Python loop"
+ASKED = "GET + sha256 + write + fsync + two links in a bare Python loop"
 ASKED_BY = (1, 2, 4)
 HUB = "huggingface_hub snapshot_download"
 CACHD_HUB = "cachd, hf://"
@@ -285,7 +285,9 @@ def hashed(model: Model, directory: Path) -> Run:
 
 
 def asked(model: Model, target: Path, threads: int, *, sync: bool) -> Run:
-    """The limit of small files for one Python process: a request a file on raw sockets, and nothing else."""
+    """The limit of small files for one Python process: a request a file on raw sockets, the system calls
+    that make it durable and show it, and nothing else.
+    """
     target.mkdir()
     try:
         url = f"{model.origin.url}/{BUCKET}"
@@ -388,7 +390,7 @@ def below(results: dict[str, Any], measured: dict[str, Any]) -> str:
         each = 1e6 * (median(ours) - least) / measured["files"]
         return (
             f"A bare loop takes {least:.2f} s; cachd {each:.0f} µs a file more: to ask for its size, to check"
-            " the answers, to sync it, to show it in both views."
+            " what comes, to share it with other pulls, to go on after a failure."
         )
     if not allowed or not ours:
         return ""

@@ -64,6 +64,9 @@ class Digest:
         algorithm, _, digits = text.partition(":")
         return cls(algorithm, digits.lower())
 
+    def __hash__(self) -> int:
+        return hash(self.hex)  # a string remembers its own
+
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
 

@@ -51,9 +51,10 @@ def validator_of(response: Answer) -> str | None:
 
 def check_status(response: Answer, url: str) -> None:
     """Raises what a status other than 200 and 206 means: Forbidden, NotFound, Changed or Unavailable."""
-    status, shown = response.status, bare(url)
+    status = response.status
     if status in (200, 206):
         return
+    shown = bare(url)
     hub_says = response.getheader("X-Error-Code")  # the Hub's reason, where a status alone is ambiguous
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:

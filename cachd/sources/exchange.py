@@ -7,7 +7,7 @@ that a small file costs one receive; what the body takes then goes straight to w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from http.client import BadStatusLine, HTTPException, LineTooLong, RemoteDisconnected
 
 from cachd.sources.answers import number
@@ -18,6 +18,7 @@ _MOST_HEADERS = 100
 _END_OF_HEAD, _END_OF_LINE = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _STATUS = re.compile(r"HTTP/1\.([0-9]) +([1-9][0-9]{2})(?: ([^\r]*))?\r?")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
+_HEADER = re.compile(rf"^({_TOKEN.pattern}):(.*)$", re.MULTILINE)
 _CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r?\n")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -78,19 +79,11 @@ class Incoming:
 class Headers:
     """The headers of an answer. Names in any case; what came more than once is joined by commas."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: str) -> None:
         """Raises HTTPException for a line that is no header."""
-        self._values: dict[str, str] = {}
-        name = ""
-        for line in lines:
-            if name and line[0] in " \t":  # the one before goes on (RFC 9112 5.2)
-                self._values[name] = f"{self._values[name]} {line.strip()}".strip()
-                continue
-            name, colon, value = line.partition(":")
-            if not colon or not _TOKEN.fullmatch(name):
-                raise HTTPException(f"a header line is {line[:40]!r}")
-            name, value = name.lower(), value.strip()
-            self._values[name] = f"{self._values[name]}, {value}" if name in self._values else value
+        self._values = {name.lower(): value.strip() for name, value in _HEADER.findall(lines)}
+        if len(self._values) != lines.count("\n"):
+            self._values = _unusual(lines)
 
     def get(self, name: str, /) -> str | None:
         return self._values.get(name.lower())
@@ -98,6 +91,22 @@ class Headers:
     def items(self) -> list[tuple[str, str]]:
         """Names in lower case, with their values."""
         return list(self._values.items())
+
+
+def _unusual(lines: str) -> dict[str, str]:
+    """Headers of which some are folded, come more than once, or are none: those raise HTTPException."""
+    values: dict[str, str] = {}
+    name = ""
+    for line in lines.split("\n")[:-1]:
+        if name and line[0] in " \t":  # the one before goes on (RFC 9112 5.2)
+            values[name] = f"{values[name]} {line.strip()}".strip()
+            continue
+        name, colon, value = line.partition(":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise HTTPException(f"a header line is {line[:40]!r}")
+        name, value = name.lower(), value.strip()
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values
 
 
 class Answer:
@@ -108,7 +117,7 @@ class Answer:
         told, lines = _head(incoming)
         while told[2][0] == "1":  # on the way to an answer (RFC 9110 15.2)
             told, lines = _head(incoming)
-        if len(lines) > _MOST_HEADERS:
+        if lines.count("\n") > _MOST_HEADERS:
             raise HTTPException(f"more than {_MOST_HEADERS} header lines")
         self._incoming = incoming
         self.status, self.reason, self.headers = int(told[2]), (told[3] or "").strip(), Headers(lines)
@@ -169,10 +178,10 @@ class Answer:
         raise HTTPException(f"more than {_MOST_HEADERS} trailers")
 
 
-def _head(incoming: Incoming) -> tuple[re.Match[str], list[str]]:
+def _head(incoming: Incoming) -> tuple[re.Match[str], str]:
     """The status line of a head, and its other lines. Raises OSError or HTTPException."""
-    first, *lines = incoming.until(_END_OF_HEAD).split("\n")[:-2]
+    first, _, rest = incoming.until(_END_OF_HEAD).partition("\n")
     told = _STATUS.fullmatch(first)
     if not told:
         raise BadStatusLine(first[:40])
-    return told, lines
+    return told, rest[: rest.rfind("\n", 0, -1) + 1]  # less the empty line

@@ -8,7 +8,7 @@ import threading
 from cachd.metrics import Metrics
 from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
-from cachd.transfer.streams import BUFFER_BYTES, NICENESS, Streams
+from cachd.transfer.streams import BUFFER_BYTES, Streams
 
 
 class Engine:
@@ -16,8 +16,9 @@ class Engine:
 
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
-        # Two more than cores: while some wait for the disk's sync, every core still hashes.
-        self.hashers = threads.pool((os.cpu_count() or 1) + 2, "hash", lambda: os.nice(NICENESS))
+        # Two more than cores: while some wait for the disk's sync, every core still hashes. A digest is the
+        # longest of a pull's ways, and hashing leaves the interpreter to others: unlike streams, not niced.
+        self.hashers = threads.pool((os.cpu_count() or 1) + 2, "hash")
         self._buffers = threading.local()
 
     def hash_buffer(self) -> memoryview:

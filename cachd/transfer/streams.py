@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 BUFFER_BYTES = 1 << 20
 MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
-NICENESS = 10  # of a thread that moves or hashes bytes: whoever asks whether a model is ready goes first
+NICENESS = 10  # of a thread that moves bytes: the digest and whoever asks whether a model is ready go first
 _FIRST_COUNTS = (4, 16)
 
 Task = Callable[[memoryview], None]

@@ -376,7 +376,7 @@ def test_the_command_verifies_and_its_exit_code_tells(ground: Ground) -> None:
 
 @contextmanager
 def reading(path: Path, engine: Engine, wish: str) -> Iterator[threading.Event]:
-    """A thread that reads a blob over and over; the event is set once it has begun."""
+    """A thread that reads a blob over and over until it is deleted; the event is set once it has begun."""
     snapshots = engine.store.snapshots
     manifest = snapshots.manifest(next(s for s in snapshots.all() if s.name == wish))
     began, over = threading.Event(), threading.Event()
@@ -384,7 +384,8 @@ def reading(path: Path, engine: Engine, wish: str) -> Iterator[threading.Event]:
     def read() -> None:
         with suppress(Moved):
             while not over.is_set():
-                assert reread(path, manifest.files[0], snapshots.reads, lambda _: began.set()) == ""
+                wrong = reread(path, manifest.files[0], snapshots.reads, lambda _: began.set())
+                assert wrong == "" or not path.exists(), wrong
 
     thread = threading.Thread(target=read)
     thread.start()

@@ -78,7 +78,7 @@ def test_a_daemon_of_few_descriptors_pulls_a_model_of_many_files(origin: Origin,
     publishes, is asked for again, as its answer says.
     """
     ref = directory(origin, "model", FILES)
-    with Node(tmp_path / "node", before=("prlimit", "--nofile=30")) as node:
+    with Node(tmp_path / "node", before=("prlimit", "--nofile=40")) as node:
         node.pull(ref)
         while (answer := node.ready("model")).status == 503:
             assert answer.document["code"] == "too_many_files", answer.document

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.ground.disks import fill
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
@@ -238,19 +239,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", disk], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take every free block; the file that has them."""
-    filler = disk / "filler"
-    fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
-    try:
-        while True:
-            os.write(fd, noise(4096))
-    except OSError:
-        return filler
-    finally:
-        os.close(fd)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_its_first_byte(

@@ -40,6 +40,7 @@ from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 from cachd.store.space import Space
 from cachd.store.store import Store
+from tests.ground.disks import fill, take_inodes
 from tests.ground.models import digests, noise
 from tests.ground.site import mapped
 
@@ -227,30 +228,6 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield made
     for disk in mounted:
         subprocess.run(["umount", disk], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take every free block; the file that has them."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as opened, suppress(OSError):
-        while opened.write(noise(4 * KIB)):
-            pass
-    return filler
-
-
-def take_inodes(disk: Path, *, leave: int) -> Path:
-    """Leave so many inodes of a file system; the directory that has the others."""
-    fillers = disk / "fillers"
-    fillers.mkdir()
-    taken = []
-    with suppress(OSError):
-        for number in itertools.count():
-            taken.append(fillers / str(number))
-            taken[-1].touch()
-    for filler in taken[-1 - leave :]:
-        filler.unlink(missing_ok=True)
-    assert os.statvfs(disk).f_favail == leave
-    return fillers
 
 
 def give_back(fillers: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -24,7 +23,7 @@ from cachd.model import (
     rate_of,
 )
 from cachd.policy.eviction import Candidate
-from cachd.store.catalog import ready_document
+from cachd.store.catalog import iso, ready_document
 from cachd.store.protection import Lease
 from cachd.store.space import Capacity
 from cachd.store.store import Store
@@ -145,7 +144,7 @@ def candidate_document(candidate: Candidate) -> dict[str, Any]:
         "names": list(candidate.names),
         "manifest": candidate.manifest,
         "bytes": candidate.size,
-        "last_used": _moment(candidate.use.last) if candidate.use else None,
+        "last_used": iso(candidate.use.last) if candidate.use else None,
         "protected_by": candidate.protected or None,
     }
 
@@ -167,7 +166,7 @@ def plan_document(need: int, plan: Plan) -> dict[str, Any]:
 
 def eviction_document(eviction: Eviction) -> dict[str, Any]:
     return {
-        "at": _moment(eviction.at),
+        "at": iso(eviction.at),
         "names": list(eviction.names),
         "manifest": eviction.manifest,
         "reason": eviction.reason,
@@ -182,12 +181,8 @@ def lease_document(lease: Lease) -> dict[str, Any]:
         "id": lease.id,
         "name": lease.name,
         "holder": lease.holder,
-        "expires_at": _moment(lease.expires_at),
+        "expires_at": iso(lease.expires_at),
     }
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 class Models:
@@ -225,6 +220,7 @@ class Models:
         damage, verified = self.snapshots.suspension(name), self.scrubs.verification(name)
         warming = self.warms.warming(name)
         manifest = self._manifest(snapshot) if snapshot else None
+        whole_at = self.scrubs.whole_at(snapshot, manifest) if snapshot and manifest else None
         known = snapshot or pull or (damage.snapshot if damage else None)
         if known is None:
             raise unknown_model(name)
@@ -244,7 +240,7 @@ class Models:
                 for told in map(ready_document, self.snapshots.previous.of(name))
             ],
             "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,
-            "whole_at": iso(self.scrubs.whole_at(snapshot, manifest)) if snapshot and manifest else None,
+            "whole_at": iso(whole_at) if whole_at else None,
             "verification": verified.as_document() if verified else None,
             "resident_bytes": self.warms.resident_of(manifest) if manifest else 0,
             "warming": warming.as_document() if warming else None,
@@ -274,11 +270,6 @@ class Models:
             return self.snapshots.is_in_use(snapshot)
         except NotFound:
             return False
-
-
-def iso(seconds: float | None) -> str | None:
-    """Seconds since the epoch as ISO 8601."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
 
 
 def unknown_model(name: str) -> NotFound:

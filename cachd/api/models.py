@@ -17,6 +17,7 @@ from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
 from cachd.model import check_name
 from cachd.store.catalog import ready_document
+from cachd.transfer.jobs import Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -100,8 +101,7 @@ async def verify(name: str, models: AnyModels) -> JSONResponse:
     When a file is damaged, the model is not ready any more and repaired at once.
     """
     started = await asyncio.to_thread(models.scrubs.verify, check_name(name))
-    location = {"Location": f"/v1/models/{name}"}
-    return JSONResponse({"name": name, **started.as_document()}, status_code=202, headers=location)
+    return _begun(name, started)
 
 
 @router.post("/{name}/warm", status_code=202, dependencies=_WRITES)
@@ -111,8 +111,7 @@ async def warm(name: str, models: AnyModels) -> JSONResponse:
     It fails with `no_memory` when pods and the pages of other models leave no room.
     """
     started = await asyncio.to_thread(models.warms.warm, check_name(name))
-    location = {"Location": f"/v1/models/{name}"}
-    return JSONResponse({"name": name, **started.as_document()}, status_code=202, headers=location)
+    return _begun(name, started)
 
 
 @router.post("/{name}/leases", status_code=201, dependencies=_WRITES)
@@ -155,6 +154,11 @@ async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str,
             await asyncio.shield(asyncio.wrap_future(stopped.done))
     freed = await asyncio.to_thread(models.pulls.delete, name, force=force)
     return {"name": name, "freed_bytes": freed}
+
+
+def _begun(name: str, job: Job) -> JSONResponse:
+    location = {"Location": f"/v1/models/{name}"}
+    return JSONResponse({"name": name, **job.as_document()}, status_code=202, headers=location)
 
 
 def _not_ready(name: str, models: Models) -> CachdError:

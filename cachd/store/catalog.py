@@ -46,6 +46,11 @@ class Suspension:
         return ready_document(self.snapshot) | {"damage": damage}
 
 
+def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
 def ready_document(snapshot: Snapshot) -> dict[str, object]:
     """What a ready file and the API say of a published snapshot."""
     return {
@@ -55,7 +60,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "bytes": snapshot.size,
         "files": snapshot.files,
         "verified": snapshot.verified,
-        "published_at": datetime.fromtimestamp(snapshot.published_at, UTC).isoformat(),
+        "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
         "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
         "cachd": __version__,

@@ -39,6 +39,13 @@ class ContentStore:
         """The path as text."""
         return self._layout.blob_at(blob)
 
+    def inode(self, blob: Digest) -> int:
+        """Which file the blob is; 0 when there is none."""
+        try:
+            return os.lstat(self.at(blob)).st_ino
+        except FileNotFoundError:
+            return 0
+
     def has(self, file: File) -> bool:
         """Whether the file's blob is here, at its size."""
         try:
@@ -196,8 +203,8 @@ class ContentStore:
         found = {}
         for blob in {f.blob for f in manifest.files}:
             with suppress(FileNotFoundError):
-                os.lstat(self.path(blob))
-                found[blob] = _blocks(self.path(blob)) + _blocks(parts_of(self.path(blob)))
+                path = self.path(blob)
+                found[blob] = os.lstat(path).st_blocks * 512 + _blocks(parts_of(path))
         return found
 
     def free(self, manifest: Manifest) -> int:

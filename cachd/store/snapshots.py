@@ -12,7 +12,6 @@ replaced while pods still read it; `sweep` sees to both.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -74,6 +73,17 @@ class Snapshots:
 
     def is_pinned(self, name: str) -> bool:
         return self._pins.has(name)
+
+    def ready(self, name: str) -> Snapshot:
+        """What a name leads to. Raises NotFound."""
+        found = self.get(name)
+        if found is None:
+            raise NotFound(
+                f"no model named {name!r:.120} is ready",
+                code="no_such_model",
+                mend="cachd ls shows what is here",
+            )
+        return found
 
     def has(self, name: str) -> bool:
         """Whether the name is ready, or was until damage was found."""
@@ -194,9 +204,7 @@ class Snapshots:
         with self._changing, durable.disk_errors(self._layout.root):
             snapshot = self._known(name)
             if snapshot is None:
-                raise NotFound(
-                    f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
-                )
+                raise no_such_model(name)
             moved = self._withdraw([snapshot], check=not force)
             for before in self.previous.forget(name):
                 moved |= self._remove_unread(before)
@@ -264,12 +272,11 @@ class Snapshots:
         `inode` is the file that was found wrong, 0 when there is none. Whoever has it open keeps it. Raises
         Moved when another one has taken its place, or no snapshot misses it.
         """
-        path = self._content.path(file.blob)
         with self._changing, durable.disk_errors(self._layout.root):
             using = [(name, m) for name, m in self._readable() if any(f.blob == file.blob for f in m.files)]
             manifests = {name for name, _ in using}
             names = [s.name for s in self._named.values() if s.manifest in manifests]
-            if _inode(path) != inode or not using or not (names or inode):
+            if self._content.inode(file.blob) != inode or not using or not (names or inode):
                 raise Moved
             inodes = {file.blob: inode} if inode else {}
             for name in names:
@@ -445,7 +452,7 @@ class Snapshots:
         reasons = []
         for place, wrong in places.items():
             for path, is_other in wrong.items():
-                inode = _inode(self._content.path(files[path].blob))
+                inode = self._content.inode(files[path].blob)
                 if is_other and inode:
                     inodes[files[path].blob] = inode
                 reasons.append(f"{place}/{path} is {'another file' if is_other else 'gone'}")
@@ -551,6 +558,10 @@ class Snapshots:
             raise
 
 
+def no_such_model(name: str) -> NotFound:
+    return NotFound(f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here")
+
+
 def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
     """The branches and tags of one folder of the Hub view: each names the commit published last."""
     return {
@@ -558,13 +569,6 @@ def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
         for s in sorted((s for s in named if s.hub_folder == folder), key=lambda s: s.published_at)
         if s.hub_revision
     }
-
-
-def _inode(path: Path) -> int:
-    try:
-        return os.lstat(path).st_ino
-    except FileNotFoundError:
-        return 0
 
 
 def _sizes(manifest: Manifest) -> dict[Digest, int]:

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import structlog
 
 from cachd.errors import CachdError
 from cachd.model import Digest
+from cachd.store.catalog import iso
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 from cachd.store.snapshots import Snapshots
@@ -46,7 +46,7 @@ class Leftover:
         return {
             "kind": self.kind,
             "name": self.name,
-            "changed_at": datetime.fromtimestamp(self.changed_at, UTC).isoformat(),
+            "changed_at": iso(self.changed_at),
         }
 
 
@@ -79,19 +79,21 @@ class Sweep:
             if blob and blob not in needed and content.is_free(blob):
                 size, changed_at = _size_of(path), _changed_at(path)
                 yield Leftover("blob", str(blob), size, changed_at, partial(content.drop, blob))
-        for path in self._layout.ingests.iterdir():
+        for path, blob in self._unclaimed(self._layout.ingests, needed):
+            changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
+            drop = partial(content.drop_ingest, blob)
+            yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
+        for path, blob in self._unclaimed(self._layout.damaged_blobs, needed):
+            drop = partial(content.forget_damaged, blob)
+            yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
+
+    def _unclaimed(self, directory: Path, needed: Collection[Digest]) -> Iterator[tuple[Path, Digest]]:
+        """What `directory` holds of blobs, each named ALGORITHM-HEX, that no snapshot and no pull needs."""
+        for path in directory.iterdir():
             algorithm, _, digits = path.name.rpartition("-")
             blob = _digest(algorithm, digits)
-            if blob and blob not in needed and not content.is_claimed(blob):
-                changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
-                drop = partial(content.drop_ingest, blob)
-                yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
-        for path in self._layout.damaged_blobs.iterdir():
-            algorithm, _, digits = path.name.rpartition("-")
-            blob = _digest(algorithm, digits)
-            if blob and blob not in needed and not content.is_claimed(blob):
-                drop = partial(content.forget_damaged, blob)
-                yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
+            if blob and blob not in needed and not self._content.is_claimed(blob):
+                yield path, blob
 
 
 def remove(found: Leftover) -> int:

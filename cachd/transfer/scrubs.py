@@ -13,7 +13,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -23,11 +22,13 @@ from cachd.metrics import Metrics
 from cachd.model import Digest, File, Manifest, Snapshot
 from cachd.policy import backoff
 from cachd.policy.pace import Pace
+from cachd.store.catalog import iso
 from cachd.store.kernel import read_when_idle
 from cachd.store.scrub import Moved, glance, reread
 from cachd.store.store import Store
 from cachd.store.verified import Verified
 from cachd.transfer import threads
+from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.streams import NICENESS
 
@@ -38,16 +39,15 @@ _LOOK_SECONDS = 300.0
 _AT_ONCE = 2  # models verified at once when asked
 
 
-class Verification:
-    """One reading of a whole model when asked for. `state`: running, whole, damaged, failed or cancelled."""
+class Verification(Job):
+    """One reading of a whole model when asked for. It ends whole or damaged."""
+
+    unexpected = "a verification failed in a way it should not"
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
-        self.state = "running"
+        super().__init__(name, total)
         self.damaged: list[tuple[str, str]] = []  # (path, what is wrong)
-        self.error: CachdError | None = None
         self.began_at, self.ended_at = time.time(), 0.0
-        self._lock = threading.Lock()
 
     def took(self, count: int) -> None:
         with self._lock:
@@ -58,17 +58,14 @@ class Verification:
             self.damaged.append((path, wrong))
 
     def end(self, state: str, error: CachdError | None = None) -> None:
-        self.error, self.ended_at = error, time.time()
-        self.state = state
+        self.ended_at = time.time()
+        super().end(state, error)
 
     def as_document(self) -> dict[str, object]:
-        return {
-            "state": self.state,
-            "bytes": {"total": self.total, "done": self.done},
+        return super().as_document() | {
             "damaged": [{"path": path, "wrong": wrong} for path, wrong in sorted(self.damaged)],
-            "error": self.error.as_document() if self.error else None,
-            "began_at": _iso(self.began_at),
-            "ended_at": _iso(self.ended_at) if self.ended_at else None,
+            "began_at": iso(self.began_at),
+            "ended_at": iso(self.ended_at) if self.ended_at else None,
         }
 
 
@@ -85,9 +82,7 @@ class Scrubs:
         self._reading: tuple[File, int] | None = None
         self._look_at = 0.0
         self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
-        self._lock = threading.Lock()
-        self._verifications: dict[str, Verification] = {}
-        self._verifiers = threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS))
+        self._verifications = Jobs[Verification](threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS)))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
 
@@ -96,7 +91,7 @@ class Scrubs:
 
     def close(self) -> None:
         self._stop.set()
-        self._verifiers.shutdown(cancel_futures=True)
+        self._verifications.close()
         if self._thread.is_alive():
             self._thread.join()
         self._verified.save()
@@ -105,22 +100,11 @@ class Scrubs:
 
     def verify(self, name: str) -> Verification:
         """Start reading a ready model again, or join who does. Raises NotFound, or Unavailable."""
-        snapshot = self._store.snapshots.get(name)
-        if snapshot is None:
-            if self._store.snapshots.has(name):
-                raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
-            raise NotFound(
-                f"no model named {name!r:.120} is ready",
-                code="no_such_model",
-                mend="cachd ls shows what is here",
-            )
-        with self._lock:
-            running = self._verifications.get(name)
-            if running is not None and running.state == "running":
-                return running
-            started = self._verifications[name] = Verification(name, snapshot.size)
-        self._verifiers.submit(self._verify, started)
-        return started
+        snapshots = self._store.snapshots
+        if snapshots.get(name) is None and snapshots.has(name):
+            raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
+        snapshot = snapshots.ready(name)
+        return self._verifications.start(Verification(name, snapshot.size), self._verify)
 
     def look_again(self) -> None:
         """Let the scrub's thread see at its next turn what has come since its last look."""
@@ -128,7 +112,7 @@ class Scrubs:
 
     def verification(self, name: str) -> Verification | None:
         """The last one of a name since the daemon started."""
-        return self._verifications.get(name)
+        return self._verifications.last(name)
 
     def whole_at(self, snapshot: Snapshot, manifest: Manifest) -> float | None:
         """When (epoch) every blob of a ready model was last known to be whole."""
@@ -148,29 +132,26 @@ class Scrubs:
             "blobs": len(files),
             "bytes": sum(f.size for f in files.values()),
             "due": len(self._due()) if self._rate else 0,
-            "oldest_verified_at": _iso(oldest) if oldest else None,
+            "oldest_verified_at": iso(oldest) if oldest else None,
             "reading": {"blob": str(reading[0].blob), "bytes": {"total": reading[0].size, "done": reading[1]}}
             if reading
             else None,
             "damaged": [
-                {"name": each.snapshot.name, "since": _iso(each.since), "reason": each.reason}
+                {"name": each.snapshot.name, "since": iso(each.since), "reason": each.reason}
                 for each in self._store.snapshots.suspended()
             ],
         }
 
     def _verify(self, running: Verification) -> None:
-        try:
-            if wrong := self._look(running.name):
-                running.found("", wrong)
-            else:
-                self._verify_files(running)
-            running.end("damaged" if running.damaged else "whole")
-        except CachdError as error:
-            running.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
-        except Exception as error:
-            log.exception("a verification failed in a way it should not", name=running.name)
-            running.end("failed", CachdError(f"{running.name}: {type(error).__name__}", mend="see the log"))
+        running.run(lambda: self._look_and_read(running))
         log.info("verified", name=running.name, state=running.state, size_bytes=running.done)
+
+    def _look_and_read(self, running: Verification) -> str:
+        if wrong := self._look(running.name):
+            running.found("", wrong)
+        else:
+            self._verify_files(running)
+        return "damaged" if running.damaged else "whole"
 
     def _verify_files(self, running: Verification) -> None:
         snapshot = self._store.snapshots.get(running.name)
@@ -214,7 +195,7 @@ class Scrubs:
         for file in self._files.values():
             self._go_on(0)
             path = self._store.content.path(file.blob)
-            inode = _inode(path)
+            inode = self._store.content.inode(file.blob)
             if wrong := glance(path, file):
                 self._damaged(file, wrong, inode)
         for snapshot in self._store.snapshots.all():
@@ -263,7 +244,7 @@ class Scrubs:
             took(count)
 
         path, reads = self._store.content.path(file.blob), self._store.snapshots.reads
-        inode = _inode(path)
+        inode = self._store.content.inode(file.blob)
         try:
             wrong = reread(path, file, reads, counted)
             if wrong:  # read twice: what one reading got wrong is no damage
@@ -314,14 +295,3 @@ class Scrubs:
             self._pulls.start(found.snapshot.wish)
         except CachdError as error:
             log.warning("repair not begun", name=name, reason=error.detail)
-
-
-def _inode(path: os.PathLike[str]) -> int:
-    try:
-        return os.lstat(path).st_ino
-    except FileNotFoundError:
-        return 0
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()

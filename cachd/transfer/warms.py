@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, NoSpace, NotFound
+from cachd.errors import CachdError, Cancelled, NoSpace
 from cachd.metrics import MOST_MODELS, Metrics
 from cachd.model import Digest, Extent, Manifest, Snapshot
 from cachd.policy.parts import split
@@ -18,6 +19,7 @@ from cachd.store.memory import room_for_pages
 from cachd.store.residency import STEP_BYTES, load, resident
 from cachd.store.store import Store
 from cachd.transfer import threads
+from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.streams import NICENESS
 
 log = structlog.get_logger(__name__)
@@ -25,32 +27,23 @@ log = structlog.get_logger(__name__)
 _READERS = 4
 
 
-class Warming:
-    """One model on its way into memory. `state`: running, warm, failed or cancelled; `loaded`: bytes read."""
+class Warming(Job):
+    """One model on its way into memory, where it ends warm. `loaded`: bytes read for it."""
+
+    unexpected = "a model could not be warmed in a way it should not"
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
-        self.done = self.loaded = 0
-        self.state = "running"
-        self.error: CachdError | None = None
-        self.ended = threading.Event()
-        self._lock = threading.Lock()
+        super().__init__(name, total)
+        self.loaded = 0
 
     def took(self, count: int, loaded: int) -> None:
         with self._lock:
             self.done += count
             self.loaded += loaded
 
-    def end(self, state: str, error: CachdError | None = None) -> None:
-        self.error, self.state = error, state
-        self.ended.set()
-
     def as_document(self) -> dict[str, object]:
-        return {
-            "state": self.state,
-            "bytes": {"total": self.total, "done": self.done, "loaded": self.loaded},
-            "error": self.error.as_document() if self.error else None,
-        }
+        moved = {"total": self.total, "done": self.done, "loaded": self.loaded}
+        return super().as_document() | {"bytes": moved}
 
 
 class Warms:
@@ -58,17 +51,15 @@ class Warms:
 
     def __init__(self, store: Store, metrics: Metrics, *, room: Callable[[], int] = room_for_pages) -> None:
         self._store, self._metrics, self._room = store, metrics, room
-        self._lock = threading.Lock()
-        self._warmings: dict[str, Warming] = {}
-        self._warmer = threads.pool(1, "warm")
+        self._warmings = Jobs[Warming](threads.pool(1, "warm"))
         self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
 
     def close(self) -> None:
         """Stop what runs and join it."""
         self._stop.set()
-        for pool in (self._warmer, self._readers):
-            pool.shutdown(cancel_futures=True)
+        self._warmings.close()
+        self._readers.shutdown(cancel_futures=True)
 
     def warm(self, name: str) -> Warming:
         """Start bringing a ready model into memory, or join who does. Raises NotFound.
@@ -76,24 +67,12 @@ class Warms:
         It fails with NoSpace when memory has no room for what is missing beside what pods and the pages of
         other models take.
         """
-        snapshot = self._store.snapshots.get(name)
-        if snapshot is None:
-            raise NotFound(
-                f"no model named {name!r:.120} is ready",
-                code="no_such_model",
-                mend="cachd ls shows what is here",
-            )
-        with self._lock:
-            running = self._warmings.get(name)
-            if running is not None and running.state == "running":
-                return running
-            started = self._warmings[name] = Warming(name, snapshot.size)
-        self._warmer.submit(self._warm, snapshot, started)
-        return started
+        snapshot = self._store.snapshots.ready(name)
+        return self._warmings.start(Warming(name, snapshot.size), partial(self._warm, snapshot))
 
     def warming(self, name: str) -> Warming | None:
         """The last one of a name since the daemon started."""
-        return self._warmings.get(name)
+        return self._warmings.last(name)
 
     def resident(self) -> Mapping[str, int]:
         """Bytes in memory of each ready model, of the newest where there are very many."""
@@ -116,15 +95,7 @@ class Warms:
 
     def _warm(self, snapshot: Snapshot, running: Warming) -> None:
         began = time.monotonic()
-        try:
-            self._check_room(snapshot)
-            self._load(snapshot, running)
-            running.end("warm")
-        except CachdError as error:
-            running.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
-        except Exception as error:
-            log.exception("a model could not be warmed in a way it should not", name=running.name)
-            running.end("failed", CachdError(f"{running.name}: {type(error).__name__}", mend="see the log"))
+        running.run(lambda: self._load_if_it_fits(snapshot, running))
         log.info(
             "warmed",
             name=running.name,
@@ -133,6 +104,11 @@ class Warms:
             seconds=round(time.monotonic() - began, 3),
             detail=running.error.detail if running.error else "",
         )
+
+    def _load_if_it_fits(self, snapshot: Snapshot, running: Warming) -> str:
+        self._check_room(snapshot)
+        self._load(snapshot, running)
+        return "warm"
 
     def _check_room(self, snapshot: Snapshot) -> None:
         """Raises NoSpace."""

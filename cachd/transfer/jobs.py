@@ -1,0 +1,80 @@
+"""Work on one model that is asked for by name, and whose end whoever asked looks up: verify it, warm it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar, Generic, TypeVar
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled
+
+log = structlog.get_logger(__name__)
+
+
+class Job:
+    """One piece of work on a model of `total` bytes, of which `done` have been seen.
+
+    `state`: running, then what the work ended in, or failed or cancelled, with the `error`.
+    """
+
+    unexpected: ClassVar[str] = "a job failed in a way it should not"
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.state = "running"
+        self.error: CachdError | None = None
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], str]) -> None:
+        """Do the work, which returns the state it ends in. Raises nothing."""
+        try:
+            self.end(work())
+        except CachdError as error:
+            self.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
+        except Exception as error:
+            log.exception(self.unexpected, name=self.name)
+            self.end("failed", CachdError(f"{self.name}: {type(error).__name__}", mend="see the log"))
+
+    def end(self, state: str, error: CachdError | None = None) -> None:
+        self.error, self.state = error, state
+        self.ended.set()
+
+    def as_document(self) -> dict[str, object]:
+        return {
+            "state": self.state,
+            "bytes": {"total": self.total, "done": self.done},
+            "error": self.error.as_document() if self.error else None,
+        }
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Jobs(Generic[J]):
+    """The last job of each name since the daemon started. One of a name runs at a time, in `pool`."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._last: dict[str, J] = {}
+
+    def start(self, job: J, do: Callable[[J], None]) -> J:
+        """`do` a job, or join the one of the same name that runs; the one that runs now."""
+        with self._lock:
+            running = self._last.get(job.name)
+            if running is not None and running.state == "running":
+                return running
+            self._last[job.name] = job
+        self._pool.submit(do, job)
+        return job
+
+    def last(self, name: str) -> J | None:
+        return self._last.get(name)
+
+    def close(self) -> None:
+        """Drop what waits, and wait for what runs."""
+        self._pool.shutdown(cancel_futures=True)

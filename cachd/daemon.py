@@ -36,6 +36,7 @@ from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
+from cachd.transfer.pull import Means
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.scrubs import Scrubs
@@ -89,16 +90,8 @@ def assembled(config: Config) -> Iterator[Parts]:
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
-        pulls = Pulls(
-            store,
-            sources,
-            reclaim,
-            downloads,
-            metrics,
-            at_once=config.pulls,
-            queued=config.queued_pulls,
-            refuse=config.refuse,
-        )
+        means = Means(store, reclaim, downloads, config.refuse)
+        pulls = Pulls(means, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
         stack.callback(pulls.close)
         sweeps = Sweeps(
             store,

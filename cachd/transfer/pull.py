@@ -14,6 +14,7 @@ import errno
 import random
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
 
 import structlog
 
@@ -36,24 +37,24 @@ _SAMPLE_SECONDS = 0.5
 _RESOLVE_RETRIES = 4
 
 
-def pull(
-    wish: Wish,
-    source: Source,
-    store: Store,
-    reclaim: Reclaim,
-    downloads: Downloads,
-    *,
-    refuse: tuple[str, ...],
-    share: Share,
-    progress: Progress,
-) -> Snapshot:
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every pull works with. `refuse`: patterns of files that the operator takes from no source."""
+
+    store: Store
+    reclaim: Reclaim
+    downloads: Downloads
+    refuse: tuple[str, ...] = ()
+
+
+def pull(wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress) -> Snapshot:
     """Make a wish come true. Raises CachdError, and then nothing new is published.
 
     A model that was damaged becomes what it was: its ref is not resolved again.
     """
-    whole = store.snapshots.to_repair(wish) or _resolve(wish, source, progress)
+    whole = means.store.snapshots.to_repair(wish) or _resolve(wish, source, progress)
     try:
-        return _pull_once(whole, wish, source, store, reclaim, downloads, refuse, share, progress)
+        return _pull_once(whole, wish, source, means, share, progress)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
         whole = _resolve(wish, source, progress)
@@ -63,27 +64,20 @@ def pull(
         log.warning(
             "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
         )
-    return _pull_once(whole, wish, source, store, reclaim, downloads, refuse, share, progress)
+    return _pull_once(whole, wish, source, means, share, progress)
 
 
 def _pull_once(
-    whole: Manifest,
-    wish: Wish,
-    source: Source,
-    store: Store,
-    reclaim: Reclaim,
-    downloads: Downloads,
-    refuse: tuple[str, ...],
-    share: Share,
-    progress: Progress,
+    whole: Manifest, wish: Wish, source: Source, means: Means, share: Share, progress: Progress
 ) -> Snapshot:
+    store = means.store
     manifest = whole.select(wish.include, wish.exclude)
-    manifest.check_without(refuse)
-    with reclaim.reserve(manifest) as reservation:
+    manifest.check_without(means.refuse)
+    with means.reclaim.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
         while missing:  # again when one was found damaged meanwhile
-            _download(missing, wish, source, downloads, share, reservation, progress)
+            _download(missing, wish, source, means.downloads, share, reservation, progress)
             missing = store.content.missing(manifest)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)

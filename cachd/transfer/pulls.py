@@ -12,16 +12,14 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, NotFound, Unavailable
+from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
-from cachd.store.store import Store
+from cachd.store.snapshots import no_such_model
 from cachd.transfer import threads
-from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
-from cachd.transfer.pull import pull
-from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.pull import Means, pull
 from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
@@ -95,18 +93,15 @@ class Pulls:
 
     def __init__(
         self,
-        store: Store,
+        means: Means,
         sources: Sources,
-        reclaim: Reclaim,
-        downloads: Downloads,
         metrics: Metrics,
         *,
         at_once: int,
         queued: int,
-        refuse: tuple[str, ...] = (),
     ) -> None:
-        self._store, self._sources, self._downloads, self._metrics = store, sources, downloads, metrics
-        self._reclaim, self._refuse = reclaim, refuse
+        self._means, self._sources, self._metrics = means, sources, metrics
+        self._store = means.store
         self._most, self._queued = at_once + queued, queued
         self._line = _Line()
         self._changed = threading.Condition()
@@ -182,9 +177,7 @@ class Pulls:
         """
         known = self._latest.get(name)
         if known is None and not self._store.snapshots.has(name):
-            raise NotFound(
-                f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here"
-            )
+            raise no_such_model(name)
         if not force:
             self._store.snapshots.check_unused(name)
         if known is None:
@@ -330,16 +323,7 @@ class Pulls:
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled before it began")
             source = self._sources.of(wish.ref.scheme)
-            snapshot = pull(
-                wish,
-                source,
-                self._store,
-                self._reclaim,
-                self._downloads,
-                refuse=self._refuse,
-                share=running.share,
-                progress=progress,
-            )
+            snapshot = pull(wish, source, self._means, share=running.share, progress=progress)
         except CachdError as error:
             state = "cancelled" if progress.cancelled.is_set() else "failed"
             self._ended(running, state, began, error)
@@ -367,7 +351,7 @@ class Pulls:
             code=outcome.code if isinstance(outcome, CachdError) else "",
             detail=outcome.detail if isinstance(outcome, CachdError) else "",
         )
-        self._reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
+        self._means.reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
                 self._store.forget(wish.name)

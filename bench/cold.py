@@ -193,6 +193,7 @@ def limits(place: Path, stored: Path, file: File, size: int, kind: Sink) -> dict
     found = {
         "recv_into, 4 threads": removed("recv", *receive, origin=file.origin),
         "recv_into + pwrite, 4 threads": removed("recv+pwrite", *receive, origin=file.origin),
+        "recv_into + xxh3 + pwrite, 4 threads": removed("recv+xxh3+pwrite", *receive, origin=file.origin),
         "sha256, one core": removed("sha256", size),
         "sha256, one core, from the page cache": lambda: limit("sha256-file", size, stored),
         "pwrite from memory": removed("pwrite", size, target),

@@ -1,10 +1,12 @@
 """The limits of this machine, in processes of their own: receive, write, hash, each with nothing else to do.
 
-python -m bench.limits recv|recv+pwrite URL SIZE TARGET    4 threads, 1 MiB aligned buffers, parts of 32 MiB
-python -m bench.limits sha256|sha256-all SIZE              one core, every core at once
-python -m bench.limits sha256-file SIZE FILE               one core, from a file in the page cache
-python -m bench.limits pwrite|pwrite+fsync SIZE TARGET     one thread, from memory
-python -m bench.limits small URL SUMS THREADS TARGET       every small file that SUMS lists: ask to publish
+python -m bench.limits RECEIVE URL SIZE TARGET           4 threads, 1 MiB aligned buffers, parts of 32 MiB
+python -m bench.limits sha256|sha256-all SIZE            one core, every core at once
+python -m bench.limits sha256-file SIZE FILE             one core, from a file in the page cache
+python -m bench.limits pwrite|pwrite+fsync SIZE TARGET   one thread, from memory
+python -m bench.limits small URL SUMS THREADS TARGET     every small file that SUMS lists: ask to publish
+
+RECEIVE is recv, recv+pwrite, or recv+xxh3+pwrite, which knows a part again after a crash.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import xxhash
+
 from bench.clock import clocked
 
 MIB = 1 << 20
@@ -32,9 +36,9 @@ _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 def main(what: str, *args: str) -> None:
     """Do one of these inside the clock."""
     match what, args:
-        case "recv" | "recv+pwrite", (url, size, target):
+        case "recv" | "recv+pwrite" | "recv+xxh3+pwrite", (url, size, target):
             with clocked():
-                receive(url, int(size), Path(target) if what == "recv+pwrite" else None)
+                receive(url, int(size), None if what == "recv" else Path(target), hashed="xxh3" in what)
         case "sha256" | "sha256-all", (size,):
             threads = 1 if what == "sha256" else os.cpu_count() or 1
             with clocked():
@@ -53,8 +57,8 @@ def main(what: str, *args: str) -> None:
             raise SystemExit(__doc__)
 
 
-def receive(url: str, size: int, target: Path | None) -> None:
-    """Every byte of the file at `url` into buffers, and from there into `target`."""
+def receive(url: str, size: int, target: Path | None, *, hashed: bool) -> None:
+    """Every byte of the file at `url` into buffers, and from there into `target`; a hash for each part."""
     parts = list(range(0, size, PART))[::-1]
     file = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     if file is not None:
@@ -68,7 +72,8 @@ def receive(url: str, size: int, target: Path | None) -> None:
                     start = parts.pop()
                 except IndexError:
                     return
-                receive_part(connection, url, start, min(start + PART, size), buffer, file)
+                digest = xxhash.xxh3_128() if hashed else None
+                receive_part(connection, url, start, min(start + PART, size), buffer, file, digest)
 
     at_once(THREADS, work)
     if file is not None:
@@ -76,7 +81,13 @@ def receive(url: str, size: int, target: Path | None) -> None:
 
 
 def receive_part(
-    connection: socket.socket, url: str, start: int, stop: int, buffer: memoryview, file: int | None
+    connection: socket.socket,
+    url: str,
+    start: int,
+    stop: int,
+    buffer: memoryview,
+    file: int | None,
+    digest: xxhash.xxh3_128 | None,
 ) -> None:
     asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nRange: bytes={start}-{stop - 1}\r\n\r\n"
     connection.sendall(asked.encode())
@@ -93,6 +104,8 @@ def receive_part(
             if not got:
                 raise SystemExit("the origin hung up")
             filled += got
+        if digest is not None:
+            digest.update(buffer[:wanted])
         if file is not None:
             os.pwrite(file, buffer[:wanted], start)
         start += wanted

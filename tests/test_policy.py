@@ -418,6 +418,18 @@ def test_streams_become_as_many_as_a_link_bears(link: str, first: int, seed: int
     assert sum(map(bears, counts[60:])) >= 0.85 * best * 60
 
 
+def test_on_a_full_link_it_is_tried_with_one_stream_less_not_with_many() -> None:
+    counts = climbed(lambda n: min(40.0 * n, 400.0), first=4, most=32, noises=itertools.repeat(0.0))
+    filled = next(place for place, count in enumerate(counts) if count >= 10)
+    assert min(counts[filled:]) == 9
+    assert counts[-1] == 10
+
+
+def test_streams_that_bring_a_little_each_are_not_given_back_one_by_one() -> None:
+    counts = climbed(lambda n: 600.0 * n / (n + 4), first=21, most=32, noises=itertools.repeat(0.0))
+    assert min(counts) >= 15
+
+
 def test_streams_that_bring_nothing_are_given_back() -> None:
     counts = climbed(lambda _: 100.0, first=16, most=32, noises=itertools.repeat(0.0))
     assert counts[-1] == 1

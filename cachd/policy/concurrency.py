@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_STEP, _FINEST_STEP = 1.5, 1.1
+_STEP, _FINEST_STEP = 1.5, 1.1  # upwards; downwards always the finest: on a full link a wide one costs most
 _ENOUGH = 0.15  # of what more streams would bring if each brought as much as those before
 _NOISE = 0.03
 _FIRST_REST, _LONGEST_REST = 4, 32
@@ -12,7 +12,7 @@ class Concurrency:
     """A climb by measurement: more streams while they bring more bytes, fewer while those bring as many.
 
     Each measurement is of a stretch in which as many streams were at work as `count` says. A step that did
-    not pay is taken back, and the next one, finer and the other way, comes after a rest that gets longer.
+    not pay is taken back, and the next one, the other way, comes after a rest that gets longer.
     """
 
     def __init__(self, first: int, most: int) -> None:
@@ -30,7 +30,9 @@ class Concurrency:
             else:
                 self._try_from(rate)
         elif self._paid(*self._base, rate):
-            self._step, self._next_rest = _STEP, _FIRST_REST
+            self._next_rest = _FIRST_REST
+            if self._upwards:
+                self._step = _STEP
             self._try_from(rate)
         else:
             self.count = self._base[0]
@@ -40,12 +42,12 @@ class Concurrency:
 
     def _paid(self, count: int, before: float, rate: float) -> bool:
         if self.count < count:
-            return rate >= before * (1 - _NOISE)
+            return rate >= before * (1 - min(_NOISE, _ENOUGH * (1 - self.count / count)))
         return rate >= before * (1 + max(_NOISE, _ENOUGH * (self.count / count - 1)))
 
     def _try_from(self, rate: float) -> None:
         """Take the next step in this direction, or turn where there is none."""
-        step = round(self.count * self._step) if self._upwards else round(self.count / self._step)
+        step = round(self.count * self._step) if self._upwards else round(self.count / _FINEST_STEP)
         if step == self.count:
             step += 1 if self._upwards else -1
         step = max(1, min(step, self.most))

@@ -1,7 +1,8 @@
 """Benchmarks, a module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
 
 Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not
-run now is judged by its last results. `--keep` writes the tables that bench/readme.py puts into the README.
+run now is judged by its last results. `--keep` writes bench/measurements.md and the plot beside it, of which
+bench/readme.py puts the first sections into the README.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from bench.measure import MIB
 
 QUESTIONS = {
     "cold": "one file, cold",
+    "tls": "one file over TLS, cold",
     "models": "a model of shards, one of small files, cold",
     "resume": "after kill -9",
     "warm": "second pulls, probes under load",
@@ -35,7 +38,9 @@ QUESTIONS = {
     "day": "a day on a small disk: what must never happen",
 }
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
+GOALS = "Goals"
 MEASUREMENTS = Path(__file__).parent / "measurements.md"
+PLOT = Path(__file__).parent / "cold.png"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(goals.table(figures(results)))
     if asked.keep:
         MEASUREMENTS.write_text(markdown(results))
+        shutil.copy(asked.into / PLOT.name, PLOT)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -68,7 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="counted runs of each way")
     parser.add_argument("--mib", type=int, help="size of the one file, or of the sharded model")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
-    parser.add_argument("--keep", action="store_true", help="write bench/measurements.md for the README")
+    parser.add_argument("--keep", action="store_true", help="write what the README shows")
     parser.add_argument("--into", type=Path, help="where results go; default: bench/results[/quick]")
     asked = parser.parse_args(argv)
     asked.into = asked.into or (report.RESULTS / "quick" if asked.quick else report.RESULTS)
@@ -99,12 +105,17 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of the README."""
-    parts = []
+    """A section for the goals and one for every question."""
+    parts = ["# Measurements", f"### {GOALS}", goals.markdown(figures(results)).strip()]
     for name, result in results.items():
         when = f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
-        parts += [f"### {QUESTIONS[name].capitalize()}", when, module(name).markdown(result).strip()]
-    return "\n\n".join([*parts, "### Goals", goals.markdown(figures(results)).strip()]) + "\n"
+        parts += [f"### {heading(name)}", when, module(name).markdown(result).strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(name: str) -> str:
+    asked = QUESTIONS[name]
+    return asked[0].upper() + asked[1:]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Cold pull of one file: from nginx, plaintext and TLS, to memory and to disk, verified and not.
+"""Cold pull of one file: from nginx, in the clear, to memory and to disk, verified and not; bench/tls.py does
+the same over TLS.
 
 cachd is the daemon, asked by POST, until the model is ready: journalled, synced, published. A peer's verified
 form is its download with its own checksum, else followed by openssl sha256; to disk it is followed by
@@ -40,32 +41,37 @@ SIZE = 4 * GIB
 QUICK_SIZE = 24 * MIB
 RUNS = 3
 FORMS = ("unverified", "verified")
+RAW, RAW_HASHED = "recv_into + pwrite, 4 threads", "recv_into + xxh3 + pwrite, 4 threads"
+SHA256, SHA256_FILE = "sha256, one core", "sha256, one core, from the page cache"
+WRITE, WRITE_SYNC = "pwrite from memory", "pwrite from memory + fsync"
+ENCIPHERED = "what the origin enciphers, received by 4 threads"
+LIMITS = (RAW, RAW_HASHED, SHA256, SHA256_FILE, WRITE, WRITE_SYNC, ENCIPHERED)
 BUCKET = "bucket"
 NAME = "model.bin"
 
 Sink = Literal["memory", "disk"]
 
 
-def run(options: Options) -> dict[str, Any]:
-    """Every way in each of the four cases."""
+def run(options: Options, *, tls: bool = False) -> dict[str, Any]:
+    """Every way to each sink."""
     size = options.size_bytes or (QUICK_SIZE if options.quick else SIZE)
     runs = options.runs or (1 if options.quick else RUNS)
-    results = report.head("cold", options, size_bytes=size, runs=runs, cases=[])
+    question = "tls" if tls else "cold"
+    results = report.head(question, options, size_bytes=size, runs=runs, cases=[])
     with sink("memory") as web:
         (web / BUCKET).mkdir()
         sha256 = random_file(web / BUCKET / NAME, size)
         for kind in ("memory", "disk"):
             with sink(kind) as place, bed(web, place, sha256) as at:
-                for tls in (False, True):
-                    rows = case(at, runs, size, kind, tls=tls)
-                    case_facts = {"sink": kind, "file_system": file_system(place), "tls": tls}
-                    results["cases"].append({**case_facts, "rows": rows})
+                rows = case(at, runs, size, kind, tls=tls)
+                facts = {"sink": kind, "file_system": file_system(place), "tls": tls}
+                results["cases"].append({**facts, "rows": rows})
     return results
 
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """Two origins with the same file, a daemon, and a place for the peers' copies."""
+    """Origins with the same file, a daemon, and a place for the peers' copies."""
 
     plain: Nginx
     tls: Nginx
@@ -192,46 +198,58 @@ def limits(place: Path, stored: Path, file: File, size: int, kind: Sink) -> dict
     receive = (file.url, size, target)
     found = {
         "recv_into, 4 threads": removed("recv", *receive, origin=file.origin),
-        "recv_into + pwrite, 4 threads": removed("recv+pwrite", *receive, origin=file.origin),
-        "recv_into + xxh3 + pwrite, 4 threads": removed("recv+xxh3+pwrite", *receive, origin=file.origin),
-        "sha256, one core": removed("sha256", size),
-        "sha256, one core, from the page cache": lambda: limit("sha256-file", size, stored),
-        "pwrite from memory": removed("pwrite", size, target),
+        RAW: removed("recv+pwrite", *receive, origin=file.origin),
+        RAW_HASHED: removed("recv+xxh3+pwrite", *receive, origin=file.origin),
+        SHA256: removed("sha256", size),
+        SHA256_FILE: lambda: limit("sha256-file", size, stored),
+        WRITE: removed("pwrite", size, target),
     }
+    if file.origin.ca_file:
+        found[ENCIPHERED] = lambda: limit("enciphered", file.url, size, origin=file.origin)
     if kind == "disk":
-        found["pwrite from memory + fsync"] = removed("pwrite+fsync", size, target)
+        found[WRITE_SYNC] = removed("pwrite+fsync", size, target)
     return found
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """The named figures that the goals are judged by."""
-    cases = {(c["sink"], c["tls"]): c["rows"] for c in results["cases"]}
-    size = results["size_bytes"]
-    memory, tls, disk = cases["memory", False], cases["memory", True], cases["disk", False]
+    """The named figures that the goals are judged by, and what the limits of the same run reach."""
+    cases = {c["sink"]: c["rows"] for c in results["cases"]}
+    size, memory, disk = results["size_bytes"], cases["memory"], cases["disk"]
     found: dict[str, float | None] = {
-        "unverified / raw limit": speed(memory, "unverified", "recv_into + pwrite, 4 threads", "limit"),
+        "unverified / raw limit": speed(memory, "unverified", RAW),
+        "raw limit with parts hashed / raw limit": speed(memory, "limit", RAW, RAW_HASHED),
         "unverified CPU s/GB": cpu(memory, "cachd", "unverified", size),
-        "verified / sha256 of one core": speed(memory, "verified", "sha256, one core", "limit"),
+        "raw limit with parts hashed, CPU s/GB": cpu(memory, RAW_HASHED, "limit", size),
+        "verified / sha256 of one core": speed(memory, "verified", SHA256),
+        "sha256 from the page cache / sha256 of one core": speed(memory, "limit", SHA256, SHA256_FILE),
         "verified / aria2c --checksum": speed(memory, "verified", "aria2c -x16"),
-        "crc64nvme / unverified": speed(
-            memory, "verified", "cachd", "unverified", ours="cachd, s3 with crc64nvme"
+        "sha256 from the page cache / aria2c --checksum": speed(
+            memory, "verified", "aria2c -x16", SHA256_FILE
         ),
-        "tls / fastest peer": least(speed(tls, form, peer.name) for form in FORMS for peer in PEERS),
-        "tls CPU / aria2c's": ratio(
-            cpu(tls, "cachd", "unverified", size), cpu(tls, "aria2c -x16", "unverified", size)
+        "crc64nvme / unverified": ratio(
+            seconds(memory, "cachd", "unverified"), seconds(memory, "cachd, s3 with crc64nvme", "verified")
         ),
     }
     for name in ("aria2c -x16", "hf_transfer", "awscrt", "curl", "s5cmd"):
         found[f"unverified / {name}"] = speed(memory, "unverified", name)
+        found[f"raw limit with parts hashed / {name}"] = speed(memory, "unverified", name, RAW_HASHED)
+    slowest = [s for s in (seconds(disk, name, "limit") for name in (SHA256_FILE, WRITE_SYNC)) if s]
     for name in ("hf_transfer", "awscrt", "aria2c -x16"):
         found[f"durable / {name}"] = speed(disk, "verified", name)
+        theirs = seconds(disk, name, "verified")
+        found[f"durable limit / {name}"] = ratio(theirs, max(slowest, default=None))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def speed(rows: Any, form: str, peer: str, peer_form: str | None = None, ours: str = "cachd") -> float | None:
-    """How many times as fast as `peer` cachd is; None where one of them was not measured."""
-    theirs, mine = find(rows, peer, peer_form or form), find(rows, ours, form)
-    return median(theirs) / median(mine) if theirs and mine else None
+def speed(rows: Any, form: str, peer: str, ours: str = "cachd") -> float | None:
+    """How many times as fast as `peer` `ours` is in this form; None where one of them was not measured."""
+    return ratio(seconds(rows, peer, form), seconds(rows, ours, form))
+
+
+def seconds(rows: Any, name: str, form: str) -> float | None:
+    """The median; a limit has no other form."""
+    found = find(rows, name, "limit" if name in LIMITS else form)
+    return median(found) if found else None
 
 
 def cpu(rows: Any, name: str, form: str, size: int) -> float | None:
@@ -241,10 +259,6 @@ def cpu(rows: Any, name: str, form: str, size: int) -> float | None:
 
 def ratio(one: float | None, other: float | None) -> float | None:
     return one / other if one and other else None
-
-
-def least(values: Iterator[float | None]) -> float | None:
-    return min((value for value in values if value is not None), default=None)
 
 
 def title(results: dict[str, Any], case: dict[str, Any]) -> str:

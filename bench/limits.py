@@ -1,6 +1,7 @@
 """The limits of this machine, in processes of their own: receive, write, hash, each with nothing else to do.
 
-python -m bench.limits RECEIVE URL SIZE TARGET           4 threads, 1 MiB aligned buffers, parts of 32 MiB
+python -m bench.limits RECEIVE URL SIZE TARGET [THREADS] 4 threads, 1 MiB aligned buffers, parts of 32 MiB
+python -m bench.limits enciphered URL SIZE               4 threads, what comes is not deciphered
 python -m bench.limits sha256|sha256-all SIZE            one core, every core at once
 python -m bench.limits sha256-file SIZE FILE             one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET   one thread, from memory
@@ -36,9 +37,15 @@ _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 def main(what: str, *args: str) -> None:
     """Do one of these inside the clock."""
     match what, args:
-        case "recv" | "recv+pwrite" | "recv+xxh3+pwrite", (url, size, target):
+        case "recv" | "recv+pwrite" | "recv+xxh3+pwrite", (url, size, target, *threads):
+            count = int(threads[0]) if threads else THREADS
             with clocked():
-                receive(url, int(size), None if what == "recv" else Path(target), hashed="xxh3" in what)
+                receive(
+                    url, int(size), None if what == "recv" else Path(target), count, hashed="xxh3" in what
+                )
+        case "enciphered", (url, size):
+            with clocked():
+                receive_enciphered(url, int(size))
         case "sha256" | "sha256-all", (size,):
             threads = 1 if what == "sha256" else os.cpu_count() or 1
             with clocked():
@@ -57,7 +64,7 @@ def main(what: str, *args: str) -> None:
             raise SystemExit(__doc__)
 
 
-def receive(url: str, size: int, target: Path | None, *, hashed: bool) -> None:
+def receive(url: str, size: int, target: Path | None, threads: int, *, hashed: bool) -> None:
     """Every byte of the file at `url` into buffers, and from there into `target`; a hash for each part."""
     parts = list(range(0, size, PART))[::-1]
     file = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -75,7 +82,7 @@ def receive(url: str, size: int, target: Path | None, *, hashed: bool) -> None:
                 digest = xxhash.xxh3_128() if hashed else None
                 receive_part(connection, url, start, min(start + PART, size), buffer, file, digest)
 
-    at_once(THREADS, work)
+    at_once(threads, work)
     if file is not None:
         os.close(file)
 
@@ -109,6 +116,36 @@ def receive_part(
         if file is not None:
             os.pwrite(file, buffer[:wanted], start)
         start += wanted
+
+
+def receive_enciphered(url: str, size: int) -> None:
+    """A quarter of the file by each thread: how fast the origin is for whoever spends nothing on TLS."""
+    where = urlsplit(url)
+    extents = [(size * n // THREADS, size * (n + 1) // THREADS) for n in range(THREADS)]
+
+    def work() -> None:
+        start, stop = extents.pop()
+        buffer = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        asked = f"GET {where.path} HTTP/1.1\r\nHost: limit\r\nConnection: close\r\n"
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=where.hostname)
+        with socket.create_connection((where.hostname or "", where.port or 443)) as connection:
+            while True:
+                try:
+                    session.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    connection.sendall(outgoing.read())
+                    incoming.write(connection.recv(MIB))
+            session.write(f"{asked}Range: bytes={start}-{stop - 1}\r\n\r\n".encode())
+            connection.sendall(outgoing.read())
+            received = 0
+            while count := connection.recv_into(buffer, 0, socket.MSG_WAITALL):
+                received += count
+        if received < stop - start:
+            raise SystemExit(f"{received} bytes instead of {stop - start}")
+
+    at_once(THREADS, work)
 
 
 def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:

@@ -325,7 +325,10 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
             peers = [
                 r for r in rows if r["form"] == "verified" and r["runs"] and not r["name"].startswith("cachd")
             ]
-            found["shards / fastest peer"] = min((median(r) / median(ours) for r in peers), default=None)
+            fastest = min(map(median, peers), default=None)
+            if fastest:
+                found["shards / fastest peer"] = fastest / median(ours)
+                found["cores / fastest peer"] = allowed and fastest * allowed * GB / measured["size_bytes"]
             continue
         for name, peer, mine in (
             ("small / snapshot_download", HUB, find(rows, CACHD_HUB, "verified")),
@@ -334,7 +337,16 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
             theirs = find(rows, peer, "unverified")
             if theirs and mine:
                 found[name] = min(found.get(name) or float("inf"), median(theirs) / median(mine))
+        aria2c, bare = find(rows, "aria2c -j16", "unverified"), bare_loop(rows)
+        if aria2c and bare:
+            name = "bare loop / aria2c"
+            found[name] = min(found.get(name) or float("inf"), median(aria2c) / bare)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def bare_loop(rows: Any) -> float | None:
+    """Seconds of the best number of threads."""
+    return min((median(r) for r in rows if r["name"].startswith(ASKED) and r["runs"]), default=None)
 
 
 def cores_allow(results: dict[str, Any], measured: dict[str, Any]) -> float | None:
@@ -384,12 +396,11 @@ def below(results: dict[str, Any], measured: dict[str, Any]) -> str:
     """What the cores allow, and how near cachd comes."""
     allowed = cores_allow(results, measured)
     ours = find(measured["rows"], "cachd", "verified")
-    loops = [r for r in measured["rows"] if r["name"].startswith(ASKED) and r["runs"]]
-    if ours and loops:
-        least = min(map(median, loops))
-        each = 1e6 * (median(ours) - least) / measured["files"]
+    bare = bare_loop(measured["rows"])
+    if ours and bare:
+        each = 1e6 * (median(ours) - bare) / measured["files"]
         return (
-            f"A bare loop takes {least:.2f} s; cachd {each:.0f} µs a file more: to ask for its size, to check"
+            f"A bare loop takes {bare:.2f} s; cachd {each:.0f} µs a file more: to ask for its size, to check"
             " what comes, to share it with other pulls, to go on after a failure."
         )
     if not allowed or not ours:

@@ -1,8 +1,9 @@
 """Origins that hold back: 40 MB/s a connection, 20 ms away, 400 MB/s in all (bench/pacing.py).
 
 `link`: ten connections fill it, more do no harm. `crowd`: each connection beyond 8 takes 5 % of the whole, so
-that 9 bring the most and 16 three quarters of it. A share is of the most that any number of connections gets;
-`settled` is the share in the second half of a run. Connections and rates are the origin's own record.
+that 9 bring the most and 16 three quarters of it. A share is of the most that any number of connections is
+given; `settled` is the share in the second half of a run. Connections and rates are the origin's own record.
+How much of it a client gets at all is measured by a bare loop with each of several numbers of connections.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Group
 from bench import report
 from bench.measure import GIB, MIB, Run, daemon, interleaved, pulled, sink, spread
 from bench.pacing import Pace, Paced, Sample, paced
-from bench.peers import PEERS, File, Peer
+from bench.peers import PEERS, File, Peer, limit
 from bench.report import GB, MB, Options
 from tests.ground.node import Node
 
@@ -29,6 +31,7 @@ RUNS = 2
 CASES = {"link": Pace(), "crowd": Pace(loss=0.05)}
 NAMES = ("aria2c -x16", "hf_transfer", "curl")
 FRESH, KNOWN = "cachd", "cachd, not its first pull"
+FIXED = (9, 10, 12)
 SINGLE_PART = 16  # one connection gets a tenth: a part of the file shows its rate
 
 
@@ -46,6 +49,10 @@ def run(options: Options) -> dict[str, Any]:
                 rows = case(origin, place, known, runs, size)
             results["cases"].append({"case": name, "pace": asdict(pace), "best": pace.best, "rows": rows})
     return results
+
+
+def fixed(count: int) -> str:
+    return f"bare loop, {count} connections"
 
 
 def case(origin: Paced, place: Path, known: Node, runs: int, size: int) -> list[dict[str, Any]]:
@@ -68,6 +75,9 @@ def case(origin: Paced, place: Path, known: Node, runs: int, size: int) -> list[
         KNOWN: lambda: pulled(known, f"{origin.url}/whole"),
     }
     files = {FRESH: "whole", KNOWN: "whole"}
+    for count in FIXED:
+        files[fixed(count)] = "whole"
+        ways[fixed(count)] = partial(limit, "recv", f"{origin.url}/whole", size, target, count)
     failures: dict[str, str] = {}
     for peer in (peer for peer in PEERS if peer.name in NAMES):
         files[peer.name] = "part" if peer.name == "curl" else "whole"
@@ -88,7 +98,8 @@ def case(origin: Paced, place: Path, known: Node, runs: int, size: int) -> list[
     measured = interleaved({name: watched(name, way) for name, way in ways.items()}, runs, None, failures)
     rows = []
     for name in ways:
-        row = report.row(name, "unverified", measured[name], failures.get(name))
+        form = "limit" if name in map(fixed, FIXED) else "unverified"
+        row = report.row(name, form, measured[name], failures.get(name))
         for run, samples in zip(row["runs"], seen[name][1:], strict=False):
             run["observed"] = [asdict(sample) for sample in samples]
         rows.append({**row, "size_bytes": lengths[files[name]]})
@@ -135,11 +146,15 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     for case in results["cases"]:
         name, best = case["case"], case["best"]
         rows = {row["name"]: row for row in case["rows"] if row["runs"]}
+        loops = [settled(row, best) for row in rows.values() if row["form"] == "limit"]
+        bare = [statistics.median(values) for values in loops if values]
         for ours, what in ((FRESH, "share"), (KNOWN, "share, known")):
             if ours in rows:
                 found[f"{name}: {what}"] = statistics.median(shares(rows[ours], best))
                 if values := settled(rows[ours], best):
                     found[f"{name}: {what}, settled"] = statistics.median(values)
+                if values and bare:
+                    found[f"{name}: {what}, settled / bare loop"] = statistics.median(values) / max(bare)
         for peer in NAMES:
             if peer in rows and FRESH in rows:
                 theirs = statistics.median(shares(rows[peer], best))

@@ -92,11 +92,8 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
             return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
 
         yield opened
-    left = [
-        t
-        for t in threading.enumerate()
-        if t not in before and t.name.startswith(("stream", "pull", "hash", "verify", "scrub", "sweep"))
-    ]
+    ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "sweep")
+    left = [t for t in threading.enumerate() if t not in before and t.name.startswith(ours)]
     assert not left, f"threads left behind: {left}"
 
 

@@ -182,11 +182,11 @@ def test_a_stream_too_many_is_told_to_end() -> None:
             ended.wait(0.01)
         ended.set()
 
-    pool = Streams(3, first=3)
+    pool = Streams(6, first=6)
     try:
-        pool.append(share, *(receive for _ in range(4)))
+        pool.append(share, *(receive for _ in range(7)))
         assert ended.wait(PATIENCE_SECONDS)
-        assert pool.at_work < 3
+        assert pool.at_work < 6
     finally:
         pool.close()
 

@@ -6,6 +6,7 @@ _STEP, _FINEST_STEP = 1.5, 1.1  # upwards; downwards always the finest: on a ful
 _ENOUGH = 0.15  # of what more streams would bring if each brought as much as those before
 _NOISE = 0.03
 _FIRST_REST, _LONGEST_REST = 4, 32
+_LEAST = 4  # fewer are no kinder to an origin, and one that waits for its turn holds up all
 
 
 class Concurrency:
@@ -50,7 +51,7 @@ class Concurrency:
         step = round(self.count * self._step) if self._upwards else round(self.count / _FINEST_STEP)
         if step == self.count:
             step += 1 if self._upwards else -1
-        step = max(1, min(step, self.most))
+        step = max(min(_LEAST, self.count), min(step, self.most))
         if step == self.count:
             self._turn()
         else:

@@ -390,6 +390,8 @@ class Download:
                         self._following = False
                         break
 
+    # --- on a committing thread ---
+
     def _commit(self) -> None:
         """Nobody is inside and every byte is hashed."""
         with self._inside_or_over() as inside:
@@ -480,7 +482,7 @@ class Download:
         if close:
             self._close()
         elif commit:  # not before every stream has left: a journal may still be synced
-            self._engine.hashers.submit(self._commit)
+            self._engine.committers.submit(self._commit)
 
     def _end(self, outcome: CachdError | None) -> None:
         with self._lock:

@@ -10,15 +10,18 @@ from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import BUFFER_BYTES, Streams
 
+_COMMITTERS = 4
+
 
 class Engine:
-    """What every download works with: streams, their limits, hashing threads, metrics, and patience."""
+    """What every download works with: streams, limits, threads that hash or commit, metrics, patience."""
 
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
-        # Two more than cores: while some wait for the disk's sync, every core still hashes. A digest is the
-        # longest of a pull's ways, and hashing leaves the interpreter to others: unlike streams, not niced.
-        self.hashers = threads.pool((os.cpu_count() or 1) + 2, "hash")
+        # A digest is the longest of a pull's ways, and hashing leaves the interpreter to others: unlike
+        # streams, not niced. More threads than cores would keep who asks whether a model is ready waiting.
+        self.hashers = threads.pool(os.cpu_count() or 1, "hash")
+        self.committers = threads.pool(_COMMITTERS, "commit")  # they wait for the disk, not for a core
         self._buffers = threading.local()
 
     def hash_buffer(self) -> memoryview:
@@ -31,4 +34,5 @@ class Engine:
     def close(self) -> None:
         """Join every thread; downloads have ended before."""
         self.streams.close()
-        self.hashers.shutdown()
+        for pool in (self.hashers, self.committers):
+            pool.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import resource
@@ -57,6 +58,7 @@ def crowded(left: int) -> Iterator[None]:
     with ExitStack() as stack, open(os.devnull) as null:
         most = max(map(int, os.listdir("/proc/self/fd"))) + 2 + left
         stack.enter_context(limited(os.getpid(), resource.RLIMIT_NOFILE, most))
+        gc.collect()  # what an earlier test left behind may hold descriptors, and give one back in mid-test
         taken = []
         with suppress(OSError):
             while True:

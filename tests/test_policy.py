@@ -436,5 +436,13 @@ def test_streams_that_bring_nothing_are_given_back_but_for_four() -> None:
     assert set(climbed(lambda _: 100.0, first=2, most=3, noises=itertools.repeat(0.0))) == {2, 3}
 
 
+def test_streams_are_given_back_while_the_cores_are_busy_whatever_they_seem_to_bring() -> None:
+    concurrency = Concurrency(first=16, most=32)
+    counts = [concurrency.measured(100.0 * turn, busy=0.6) for turn in range(30)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 4
+    assert max(concurrency.measured(100.0 * concurrency.count, busy=0.3) for _ in range(30)) == 32
+
+
 def test_one_stream_at_most_is_one_stream() -> None:
     assert set(climbed(lambda n: 40.0 * n, first=4, most=1, noises=itertools.repeat(0.0))) == {1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -188,6 +189,30 @@ def test_a_stream_too_many_is_told_to_end() -> None:
         assert ended.wait(PATIENCE_SECONDS)
         assert pool.at_work < 6
     finally:
+        pool.close()
+
+
+def test_streams_that_keep_the_cores_busy_become_fewer() -> None:
+    ended, share, most = threading.Event(), Share(), 2 * (os.cpu_count() or 1) + 4
+    fewer = threading.Event()
+
+    def receive(_buffer: memoryview) -> None:
+        began = time.monotonic()
+        while not ended.is_set():
+            hashlib.sha256(bytes(1 << 20))
+            began, before = time.monotonic(), began
+            pool.received(int(1e9 * (began - before)))  # as if each brought as much as the others
+
+    def changed(count: int) -> None:
+        if count <= most // 2:
+            fewer.set()
+
+    pool = Streams(most, first=most, changed=changed)
+    try:
+        pool.append(share, *(receive for _ in range(most + 1)))
+        assert fewer.wait(PATIENCE_SECONDS)
+    finally:
+        ended.set()
         pool.close()
 
 

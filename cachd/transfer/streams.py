@@ -22,6 +22,7 @@ BUFFER_BYTES = 1 << 20
 MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
 NICENESS = 10  # of a thread that moves bytes: the digest and whoever asks whether a model is ready go first
 _FIRST_COUNTS = (4, 16)
+_CORES = len(os.sched_getaffinity(0))
 
 Task = Callable[[memoryview], None]
 
@@ -56,7 +57,7 @@ class Streams:
         changed(self.at_work)
         self._busy = 0
         self._received: dict[int, int] = {}  # bytes by thread, each its only writer
-        self._settled: tuple[float, int] | None = None  # (time, bytes) since when all have been at work
+        self._settled: tuple[float, int, float] | None = None  # (time, bytes, CPU) since when all are at work
         self._look_at = 0.0
         self._shares: list[Share] = []
         self._later: list[tuple[float, int, Share, Task]] = []
@@ -83,16 +84,17 @@ class Streams:
                 self._look(now)
 
     def _look(self, now: float) -> None:
-        total = sum(self._received.values())
+        total, used = sum(self._received.values()), time.process_time()
         if self._busy < self.at_work or not self._shares:  # too little to do: this says nothing
             self._settled, self._look_at = None, now + SETTLED_SECONDS
         elif self._settled is None:
-            self._settled, self._look_at = (now, total), now + MEASURED_SECONDS
+            self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
         elif now >= self._look_at:
-            since, before = self._settled
-            count = self.at_work
-            if self._concurrency.measured((total - before) / (now - since)) == count:
-                self._settled, self._look_at = (now, total), now + MEASURED_SECONDS
+            since, before, used_before = self._settled
+            count, took = self.at_work, now - since
+            busy = (used - used_before) / took / _CORES
+            if self._concurrency.measured((total - before) / took, busy) == count:
+                self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
                 return
             self._settled, self._look_at = None, now + SETTLED_SECONDS
             self._changed(self.at_work)
@@ -189,4 +191,4 @@ class Streams:
 def _first() -> int:
     """How many to begin with: one a core, but enough for a fast origin."""
     least, most = _FIRST_COUNTS
-    return min(max(os.cpu_count() or 1, least), most)
+    return min(max(_CORES, least), most)

@@ -109,13 +109,8 @@ def markdown(results: dict[str, Any]) -> str:
     parts = ["# Measurements", f"### {GOALS}", goals.markdown(figures(results)).strip()]
     for name, result in results.items():
         when = f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
-        parts += [f"### {heading(name)}", when, module(name).markdown(result).strip()]
+        parts += [f"### {report.heading(QUESTIONS[name])}", when, module(name).markdown(result).strip()]
     return "\n\n".join(parts) + "\n"
-
-
-def heading(name: str) -> str:
-    asked = QUESTIONS[name]
-    return asked[0].upper() + asked[1:]
 
 
 if __name__ == "__main__":

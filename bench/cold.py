@@ -281,7 +281,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = []
     for found in results["cases"]:
         lines = report.markdown(report.LINES, report.lines(found["rows"], results["size_bytes"]))
-        parts.append(f"**{title(results, found).capitalize()}**\n\n{lines}")
+        parts.append(f"**{report.heading(title(results, found))}**\n\n{lines}")
     return "\n".join(parts)
 
 

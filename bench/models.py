@@ -421,7 +421,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = []
     for found in results["cases"]:
         parts += [
-            f"**{title(found).capitalize()}**",
+            f"**{report.heading(title(found))}**",
             report.markdown(LINES, cells(found)),
             below(results, found),
         ]

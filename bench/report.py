@@ -81,6 +81,11 @@ def _figures(row: Mapping[str, Any], ours: Mapping[str, Any] | None, size_bytes:
     ]
 
 
+def heading(text: str) -> str:
+    """With a capital, and the units as they are."""
+    return text[0].upper() + text[1:]
+
+
 def table(title: str, columns: Iterable[str], cells: Iterable[Iterable[str]]) -> Table:
     made = Table(*columns, title=title, title_justify="left")
     for line in cells:

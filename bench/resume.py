@@ -208,7 +208,7 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    return f"**{title(results).capitalize()}**\n\n{report.markdown(LINES, cells(results))}"
+    return f"**{report.heading(title(results))}**\n\n{report.markdown(LINES, cells(results))}"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

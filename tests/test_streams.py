@@ -198,7 +198,7 @@ def test_streams_that_keep_the_cores_busy_become_fewer() -> None:
 
     def receive(_buffer: memoryview) -> None:
         began = time.monotonic()
-        while not ended.is_set():
+        while not (ended.is_set() or pool.owes(share)):
             hashlib.sha256(bytes(1 << 20))
             began, before = time.monotonic(), began
             pool.received(int(1e9 * (began - before)))  # as if each brought as much as the others
@@ -209,7 +209,7 @@ def test_streams_that_keep_the_cores_busy_become_fewer() -> None:
 
     pool = Streams(most, first=most, changed=changed)
     try:
-        pool.append(share, *(receive for _ in range(most + 1)))
+        pool.append(share, *(receive for _ in range(10 * most)))
         assert fewer.wait(PATIENCE_SECONDS)
     finally:
         ended.set()

@@ -303,7 +303,8 @@ class Download:
         hashed = part.hash = part.hash or ingest.part_hash()
         began = time.monotonic()
         while part.reached < part.extent.stop:
-            if time.monotonic() - began > _TURN_SECONDS and self._gives_way(part):
+            turn_is_over = time.monotonic() - began > _TURN_SECONDS
+            if (turn_is_over or self._engine.streams.is_one_too_many) and self._gives_way(part):
                 return
             view = self._allowed(buffer, part.extent.stop - part.reached)
             count = body.readinto(view)

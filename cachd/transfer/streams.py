@@ -122,12 +122,16 @@ class Streams:
             heapq.heappush(self._later, (due, next(self._sequence), share, task))
             self._ready.notify_all()  # whoever waits now watches the clock, too
 
+    @property
+    def is_one_too_many(self) -> bool:
+        """Whether the calling stream should end its task because fewer are to be at work."""
+        return self._places.get(threading.get_ident(), 0) >= self.at_work
+
     def owes(self, share: Share) -> bool:
         """Whether the calling stream should end its task: there are too many, or a share that waits goes
         before this one or has two streams less than it at the least."""
         with self._ready:
-            surplus = self._places.get(threading.get_ident(), 0) >= self.at_work
-            return surplus or any(
+            return self.is_one_too_many or any(
                 other.priority > share.priority
                 or (other.priority == share.priority and other.running + 1 < share.running)
                 for other in self._shares

@@ -8,9 +8,10 @@
 A line follows its data to the disk, never the other way round. A file of one part has no journal: it is
 whole or it is fetched again.
 
-A digest that needs the bytes in order (sha256) follows them as they land, read back from the page cache. A
-checksum that can be joined (CRC) comes from its parts', hashed while they were received; without any
-digest the parts' own hashes are all there is. Only what no part's hash covers is read back for these.
+A digest that needs the bytes in order (sha256) takes those that land where it is, and follows the others,
+read back from the page cache. A checksum that can be joined (CRC) comes from its parts', hashed while they
+were received; without any digest the parts' own hashes are all there is. Only what no part's hash covers is
+read back for these.
 
     begun --write*, landed*--> whole --follow*--> hashed --commit--> blob
       | ^                                            | |
@@ -190,6 +191,19 @@ class Ingest:
         while self._hashed < prefix:
             view = buffer[: min(len(buffer), prefix - self._hashed)]
             self._read(view, self._hashed)
+            self._hasher.update(view)
+            self._hashed += len(view)
+
+    def takes_from(self, offset: int) -> bool:
+        """Whether the digest follows the bytes, and `offset` is as far as it is."""
+        return self._hasher is not None and self._hashed == offset
+
+    def take(self, view: memoryview) -> None:
+        """Take in what has just landed where the digest is, while it is in the processor's cache.
+
+        Instead of `follow`, by whoever would be allowed to call it.
+        """
+        if self._hasher is not None:
             self._hasher.update(view)
             self._hashed += len(view)
 

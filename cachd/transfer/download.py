@@ -4,6 +4,10 @@ This is the only place where bytes are asked for again. A part that breaks off g
 a part that fails more than `retries` times within 64 KiB ends the download, so that an origin that gives a
 byte at a time ends it, too.
 
+While a pull has a file for every stream, each stream takes one from part to part, and its digest with it:
+bytes are hashed where they have just come, which on few cores is what bounds a pull of many shards. When
+there are fewer files than streams, these share one, and its digest follows them on a hashing thread.
+
 A wrong digest is repaired once. Parts that the disk has lost or changed since they came are fetched again,
 and nothing else is. Where the disk holds what came, no hash tells which part is wrong, as sources publish
 none: the file is fetched again by new connections. Wrong again, it is discarded: `Corrupt`.
@@ -15,6 +19,7 @@ import errno
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -100,6 +105,7 @@ class Download:
         self._inside = 0
         self._following = False
         self._by_parts = True
+        self._later: deque[Part] = deque()  # parts for after the one at work, while each stream has a file
         self._everything = Part(Extent(0, file.size))
         self._committing = False
         self._waits_for_room = False
@@ -135,6 +141,7 @@ class Download:
     def start(self, share: Share) -> None:
         """Queue the download behind what its pull's share already holds."""
         self._share = share
+        self._engine.streams.more_files(share, 1)
         self._engine.streams.append(share, self._begin)
 
     def cancel(self) -> None:
@@ -170,9 +177,18 @@ class Download:
         self._waits_for_room = False
         parts = self._missing(ingest)
         self._follow_if_worthwhile()
-        self._engine.streams.submit(self._share, *(self._task(part) for part in parts[1:]))
+        self._later.extend(parts[1:])
+        if not self._engine.streams.has_a_file_each(self._share):
+            self._go_on()
         if parts:
             self._fetch(parts[0], buffer)
+
+    def _go_on(self) -> None:
+        """Let the next part begin, or all of them when there are streams for them."""
+        with self._lock:
+            count = 1 if self._engine.streams.has_a_file_each(self._share) else len(self._later)
+            parts = [self._later.popleft() for _ in range(min(count, len(self._later)))]
+        self._engine.streams.submit(self._share, *(self._task(part) for part in parts))
 
     def _missing(self, ingest: Ingest) -> list[Part]:
         length = part_bytes(self.file.size, self._engine.streams.most)
@@ -300,6 +316,22 @@ class Download:
 
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
+        with self._lock:
+            alone = self._engine.streams.has_a_file_each(self._share)
+            takes = alone and not self._following and ingest.takes_from(part.reached)
+            self._following |= takes
+        try:
+            self._copy_part(ingest, body, part, buffer, takes=takes)
+        finally:
+            if takes:
+                with self._lock:
+                    self._following = False
+        if part.reached == part.extent.stop:
+            self._go_on()
+        if not ingest.is_hashed:
+            self._follow_if_worthwhile()
+
+    def _copy_part(self, ingest: Ingest, body: Body, part: Part, buffer: memoryview, *, takes: bool) -> None:
         hashed = part.hash = part.hash or ingest.part_hash()
         began = time.monotonic()
         while part.reached < part.extent.stop:
@@ -314,10 +346,11 @@ class Download:
             ingest.write(part.reached, view[:count])
             part.reached += count
             ingest.landed(Extent(part.extent.start, part.reached))
+            if takes:
+                ingest.take(view[:count])
             self._count(count)
             self._follow_if_worthwhile()
         ingest.finish(part.extent, hashed)
-        self._follow_if_worthwhile()
 
     def _gives_way(self, part: Part) -> bool:
         """Leave the rest of a part for later when another pull has waited long enough or fewer streams do."""
@@ -504,6 +537,7 @@ class Download:
                 except CachdError as error:  # read-only by now: the file's next ingest takes it on
                     log.warning("ingest left behind", file=self.file.path, reason=error.detail)
             self._ingest.close()
+        self._engine.streams.more_files(self._share, -1)
         if self._outcome is None:
             self.done.set_result(None)
         else:

@@ -34,6 +34,7 @@ class Share:
         self.priority = priority
         self.tasks: deque[Task] = deque()
         self.running = 0
+        self.files = 0  # on their way
 
 
 class Streams:
@@ -100,6 +101,15 @@ class Streams:
             self._changed(self.at_work)
             self._parked.notify_all()
             self._ready.notify_all()
+
+    def more_files(self, share: Share, count: int) -> None:
+        """Count so many files more on their way, or fewer."""
+        with self._ready:
+            share.files += count
+
+    def has_a_file_each(self, share: Share) -> bool:
+        """Whether there are files enough of this pull for every stream at work to have its own."""
+        return share.files >= self.at_work
 
     def submit(self, share: Share, *tasks: Task) -> None:
         """Run tasks before any that wait in the share, in the order given."""

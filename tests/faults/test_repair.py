@@ -178,15 +178,16 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def pulled_with(origin: Origin, root: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
-    """Pulls 24 MiB in four parts by one stream, while a system call on its data fails."""
+def pulled_with(origin: Origin, root: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Pulls 24 MiB in parts, by one stream or so many, while a system call on its data fails."""
     content = noise(24 * MIB)
     ref = held(origin, content)
     file = File("it", len(content), ref.partition("#")[0], Digest("sha256", sha256(content)))
     data = Layout(root).ingest(file.blob) / "data"
 
-    def pull(fault: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": "1", "CACHD_RESERVE_FREE": "0"}
+    def pull(fault: str, streams: int = 1) -> subprocess.CompletedProcess[str]:
+        told = {"CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": str(streams), "CACHD_RESERVE_FREE": "0"}
+        env = {**os.environ, **told}
         command = [sys.executable, "-m", "cachd", "pull", ref, "--direct", "--root", str(root)]
         return subprocess.run(
             injected(command, fault, on=data), env=env, capture_output=True, text=True, timeout=120
@@ -219,15 +220,20 @@ def test_what_a_failed_call_covered_is_fetched_again_and_what_is_durable_is_not(
 
 
 @needs_strace
-@pytest.mark.parametrize("call", ["fsync", "/^preadv"])
+@pytest.mark.parametrize(("call", "streams"), [("fsync", 1), ("/^preadv", 2)], ids=["fsync", "preadv"])
 def test_a_disk_that_refuses_for_good_ends_the_pull_and_the_next_goes_on(
-    origin: Origin, root: Path, pulled_with: Callable[[str], subprocess.CompletedProcess[str]], call: str
+    origin: Origin,
+    root: Path,
+    pulled_with: Callable[..., subprocess.CompletedProcess[str]],
+    call: str,
+    streams: int,
 ) -> None:
-    ended = pulled_with(f"{call}:error=EIO")
+    """Two streams share the file: its digest follows them, and reads back what they wrote."""
+    ended = pulled_with(f"{call}:error=EIO", streams)
     assert (ended.returncode, "disk_failed" in ended.stderr) == (1, True), ended.stderr
     assert not list((root / "ready").iterdir())
     refused = origin.bytes_sent()
-    ended = pulled_with(f"{call}:delay_enter=1")
+    ended = pulled_with(f"{call}:delay_enter=1", streams)
     assert ended.returncode == 0, ended.stderr
     assert published(root) == noise(24 * MIB)
     if call == "fsync":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import gc
 import hashlib
 import os
 import socket
@@ -533,6 +534,31 @@ def test_a_thread_keeps_its_connection_to_an_origin() -> None:
         for _ in range(3):
             assert fetch(over, f"{server.url}/x", 2) == b"ok"
         assert server.accepted == 1
+
+
+def test_kept_connections_close_with_what_keeps_them_and_wait_for_no_garbage_collection() -> None:
+    """A daemon whose pull has ended may collect no garbage for hours; no connection is held for it."""
+    closed = threading.Event()
+
+    def twice(connection: socket.socket, _: int) -> None:
+        for _ in range(2):
+            heard(connection)
+            connection.sendall(OK)
+        if not connection.recv(1):
+            closed.set()
+
+    gc.disable()
+    try:
+        with Scripted(twice) as server:
+            over = http()
+            for _ in range(2):
+                assert fetch(over, f"{server.url}/x", 2) == b"ok"
+            assert not closed.is_set()
+            del over
+            assert closed.wait(PATIENCE_SECONDS)
+            assert server.accepted == 1
+    finally:
+        gc.enable()
 
 
 def test_a_connection_whose_answer_was_not_read_to_its_end_is_not_used_again(origin: Origin) -> None:

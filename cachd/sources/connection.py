@@ -42,18 +42,20 @@ def _origin(scheme: str, netloc: str) -> Origin:
 
 
 class Connection:
-    """One connection to an origin, dialled when first asked, given back to its thread's pool after use."""
+    """One connection to an origin, dialled when first asked, given back to its thread's pool after use.
+
+    While it is kept it knows neither its pool nor who dials: these know it, and so it closes with them.
+    """
 
     def __init__(
         self,
         origin: Origin,
-        dial: Callable[[], socket.socket],
         tls: Callable[[], ssl.SSLContext] | None,
         pool: dict[Origin, Connection],
         *,
         stall_seconds: float,
     ) -> None:
-        self._origin, self._dial, self._tls, self._pool = origin, dial, tls, pool
+        self._origin, self._tls, self._pool = origin, tls, pool
         self._stall_seconds = stall_seconds
         self._answer_by: float | None = None
         self._aborted = False
@@ -61,9 +63,9 @@ class Connection:
         self._incoming: Incoming | None = None
         self.wire: Wire | None = None
 
-    def _connect(self) -> Incoming:
+    def _connect(self, dial: Callable[[], socket.socket]) -> Incoming:
         trusted = self._tls() if self._tls else None
-        connected = self._dial()
+        connected = dial()
         self.address = str(connected.getpeername()[0])
         wire = (
             TlsWire(connected, self._stall_seconds, trusted, self._origin[1])
@@ -84,14 +86,16 @@ class Connection:
             with suppress(OSError):
                 self.wire.shutdown(socket.SHUT_RDWR)
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str], dial: Callable[[], socket.socket]
+    ) -> Answer:
         """Send a request and read the head of its answer, which gets `stall_seconds` in all.
 
         Raises OSError, HTTPException, or ValueError for a header that cannot be sent.
         """
         asked = request(method, path, _host(self._origin), headers)
         self._answer_by = time.monotonic() + self._stall_seconds
-        incoming = self._incoming or self._connect()
+        incoming = self._incoming or self._connect(dial)
         incoming.wire.answer_by = self._answer_by
         incoming.wire.sendall(asked)
         answer = Answer(incoming, method)
@@ -100,9 +104,14 @@ class Connection:
 
     def keep(self) -> None:
         """Leave the connection to the thread's next request to this origin; the one kept longest may go."""
-        self._pool[self._origin] = self
-        if len(self._pool) > MOST_KEPT:
-            self._pool.pop(next(iter(self._pool))).close()
+        pool, self._pool = self._pool, {}
+        pool[self._origin] = self
+        if len(pool) > MOST_KEPT:
+            pool.pop(next(iter(pool))).close()
+
+    def take(self, pool: dict[Origin, Connection]) -> None:
+        """Use it, kept by this pool before, and give it back there."""
+        self._pool = pool
 
     def close(self) -> None:
         if self.wire is not None:

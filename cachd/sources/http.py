@@ -231,14 +231,14 @@ class Http:
         kept = pool.pop(origin_of(url), None)
         if kept:
             self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
+            kept.take(pool)
         tls = self._authorities.context if url.scheme == "https" else None
-        new = Connection(
-            origin_of(url), lambda: self._dial(url), tls, pool, stall_seconds=self._stall_seconds
-        )
+        new = Connection(origin_of(url), tls, pool, stall_seconds=self._stall_seconds)
         for connection in filter(None, (kept, new)):
             try:
                 with cut.reaches(connection):
-                    return connection.ask(method, path, {**_ALWAYS_TOLD, **headers}), connection
+                    asked = {**_ALWAYS_TOLD, **headers}
+                    return connection.ask(method, path, asked, lambda: self._dial(url)), connection
             except CachdError:
                 connection.close()
                 raise

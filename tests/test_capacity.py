@@ -96,15 +96,6 @@ def small(disk: Disks, engine: Engines, origin: Origin) -> Store:
     return Store(engine(root=disk(40 * MIB), reserve_free=4 * MIB), origin)
 
 
-def add_model(origin: Origin, name: str, files: dict[str, bytes]) -> str:
-    """A directory with its SHA256SUMS; the ref."""
-    for path, content in files.items():
-        origin.add(f"/{name}/{path}", content)
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
-    origin.add(f"/{name}/SHA256SUMS", sums.encode())
-    return f"{origin.url}/{name}/"
-
-
 def on_disk(*directories: Path) -> int:
     """Bytes allocated in the files below, each inode once, as du counts them."""
     found = subprocess.run(
@@ -137,10 +128,10 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
     shared = noise(8 * MIB, 1)
     for name in ("one", "two"):
         on_it.engine.pull(
-            add_model(origin, name, {"shared": shared, "own": noise(2 * MIB, len(name) + ord(name[0]))})
+            origin.add_model(name, {"shared": shared, "own": noise(2 * MIB, len(name) + ord(name[0]))})
         )
     hold = origin.hold("/begun/f", after=MIB)
-    pulling = on_it.engine.pulls.start(wish_of(add_model(origin, "begun", {"f": noise(12 * MIB, 3)})))
+    pulling = on_it.engine.pulls.start(wish_of(origin.add_model("begun", {"f": noise(12 * MIB, 3)})))
     assert pulling is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     on_it.pull("mapped", 4 * MIB)
@@ -342,7 +333,7 @@ def test_evictions_while_the_same_blobs_are_published_leave_every_ready_model_wh
 ) -> None:
     """One takes a snapshot away while another links its blobs anew: they go one after the other."""
     files = {f"f{n}": noise(8192, n + 1) for n in range(60)}
-    ref = add_model(small.origin, "shared", files)
+    ref = small.origin.add_model("shared", files)
     snapshots = small.engine.store.snapshots
     stop = threading.Event()
 
@@ -668,7 +659,7 @@ def test_a_pull_pauses_while_another_process_has_its_room_and_goes_on_when_it_is
     """Its first file has its blocks; those promised to the second are taken. Nothing crosses the reserve."""
     root = disk(64 * MIB, kind="ext4")
     running = node(str(root), streams=1, reserve_free="8MiB")
-    ref = add_model(origin, "two", {"first.bin": noise(12 * MIB, 1), "second.bin": noise(10 * MIB, 2)})
+    ref = origin.add_model("two", {"first.bin": noise(12 * MIB, 1), "second.bin": noise(10 * MIB, 2)})
     hold = origin.hold("/two/first.bin", after=MIB)
     running.pull(ref)
     assert hold.reached.wait(PATIENCE_SECONDS)

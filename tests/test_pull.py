@@ -225,12 +225,10 @@ def test_each_stream_has_a_file_for_itself_while_there_are_enough(
 ) -> None:
     """So its digest is taken of what has just come: nothing is read back while every core is at work."""
     files = {f"shard-{number}.bin": noise(10 * MIB, number) for number in range(5)}
-    sums = "".join(f"{digest(content)}  {path}\n" for path, content in files.items())
-    for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
-        origin.add(f"/model/{path}", content)
+    ref = origin.add_model("model", files)
     holds = [origin.hold(f"/model/{path}", after=MIB) for path in list(files)[:4]]
     running = engine(streams=4)
-    pull = running.pulls.start(wish_of(f"{origin.url}/model/"))
+    pull = running.pulls.start(wish_of(ref))
     for hold in holds:
         assert hold.reached.wait(60)
     for hold in holds:

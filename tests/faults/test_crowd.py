@@ -39,14 +39,6 @@ Engines = Callable[..., Engine]
 SHARED = noise(6 * MIB, seed=99)
 
 
-def directory(origin: Origin, name: str, files: dict[str, bytes]) -> str:
-    """Let the origin hold a directory that publishes its sums; its URL is a ref called `name`."""
-    sums = "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items())
-    for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
-        origin.add(f"/{name}/{path}", content)
-    return f"{origin.url}/{name}/"
-
-
 def sent(origin: Origin, file: str) -> int:
     """Bytes of a file that left the origin, whatever the model it was asked for."""
     return sum(seen.sent for seen in origin.requests if seen.path.endswith(f"/{file}"))
@@ -134,7 +126,7 @@ def test_a_model_that_shares_a_blob_with_another_is_unmoved_when_that_one(
         name: {"shared.bin": SHARED, "own.bin": noise(MIB, seed), "small.bin": noise(5000, seed)}
         for seed, name in enumerate(("one", "two"))
     }
-    one, two = (wish_of(directory(origin, name, files)) for name, files in models.items())
+    one, two = (wish_of(origin.add_model(name, files)) for name, files in models.items())
     holds = [origin.hold(f"/{name}/shared.bin", after=MIB) for name in models]
     if end == "fails":
         origin.fault("/one/own.bin", Status(404))
@@ -171,7 +163,7 @@ def test_a_blob_that_another_models_origin_cannot_give_is_fetched_from_the_model
     origin: Origin, root: Path, engine: Engines, fault: Fault
 ) -> None:
     running = engine(retries=0)
-    bad, good = (wish_of(directory(origin, name, {"shared.bin": SHARED})) for name in ("bad", "good"))
+    bad, good = (wish_of(origin.add_model(name, {"shared.bin": SHARED})) for name in ("bad", "good"))
     hold = origin.hold("/bad/shared.bin", after=0)
     origin.fault("/bad/shared.bin", fault)
     first = began(running, bad)
@@ -190,7 +182,7 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
     """One stream: the first file holds it, so the second file's transfer has not taken its space yet."""
     running = engine(streams=1)
     files = {"large.bin": noise(8 * MIB), "shared.bin": SHARED}
-    one, two = (wish_of(directory(origin, name, files)) for name in ("one", "two"))
+    one, two = (wish_of(origin.add_model(name, files)) for name in ("one", "two"))
     holds = [origin.hold(f"/{name}/large.bin", after=MIB) for name in ("one", "two")]
     began(running, one)
     assert holds[0].reached.wait(PATIENCE_SECONDS)
@@ -219,7 +211,7 @@ def test_a_pull_and_a_delete_of_one_model_at_one_moment_end_with_it_whole_or_gon
     ground = alone(pulls=1)
     node = ground.node
     files = {"a.bin": noise(300_000), "b.bin": noise(1000, 2)}
-    ref = directory(ground.origin, "torn", files)
+    ref = ground.origin.add_model("torn", files)
     expected = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
     with ThreadPoolExecutor(4) as both:
         for turn in range(20):
@@ -248,10 +240,10 @@ def test_a_model_asked_for_again_by_force_is_the_old_one_for_readers_until_the_n
     ground = alone()
     node, origin = ground.node, ground.origin
     old, new = noise(MIB, 1), noise(6 * MIB, 2)
-    ref = directory(origin, "model", {"model.bin": old})
+    ref = origin.add_model("model", {"model.bin": old})
     node.pull(ref)
     assert node.ready("model").status == 200
-    directory(origin, "model", {"model.bin": new})
+    origin.add_model("model", {"model.bin": new})
     hold = origin.hold("/model/model.bin", after=MIB)
     seen: list[bytes] = []
     over = threading.Event()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -41,14 +40,6 @@ def node_on(tmp_path: Path, node: Nodes) -> Callable[..., Node]:
         return node(root=disk.relative_to(tmp_path), **options)
 
     return started
-
-
-def add_model(origin: Origin, name: str, files: dict[str, bytes]) -> str:
-    """Let the origin hold a directory; its URL is a ref whose model is called `name`."""
-    sums = "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items())
-    for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
-        origin.add(f"/{name}/{path}", content)
-    return f"{origin.url}/{name}/"
 
 
 # --- a call that fails ---
@@ -212,7 +203,7 @@ def test_a_disk_without_inodes_is_a_full_disk(
         before = files_left(disk)
         take_inodes(disk, leave=40)
         shards = {f"shard-{n}.bin": noise(1000, n) for n in range(60)}
-        running.pull(add_model(origin, "many", shards))
+        running.pull(origin.add_model("many", shards))
         assert_problem(running.ready("many"), 503, "no_space")
         assert running.ready("kept.bin", wait=0).status == 200
         assert running.ask("DELETE", "/v1/models/many").status == 200
@@ -250,7 +241,7 @@ def test_a_pull_whose_room_another_process_takes_waits_until_there_is_some_again
         running = node_on(disk, streams=1)
         running.pull(origin.add("/kept.bin", noise(MIB)))
         assert running.ready("kept.bin").status == 200
-        ref = add_model(origin, "two", {"first.bin": noise(9 * MIB, 1), "second.bin": noise(8 * MIB, 2)})
+        ref = origin.add_model("two", {"first.bin": noise(9 * MIB, 1), "second.bin": noise(8 * MIB, 2)})
         hold = origin.hold("/two/first.bin", after=MIB)
         running.pull(ref)
         assert hold.reached.wait(PATIENCE_SECONDS)

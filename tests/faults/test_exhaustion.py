@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import http.client
 import os
 import resource
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ import pytest
 from cachd.errors import Unavailable
 from cachd.store import catalog
 from cachd.store.store import Store
-from tests.faults.test_crowd import directory, opened
+from tests.faults.test_crowd import opened
 from tests.ground.models import digests, noise, write_sha256sums
 from tests.ground.node import Node
 from tests.ground.origin import Origin
@@ -35,6 +36,16 @@ SUMS = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.ite
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def descriptors_at_rest(node: Node) -> int:
+    """Counted once a new connection was answered, and with it: those closed before are closed there, too."""
+    url = urlsplit(node.url)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=PATIENCE_SECONDS)
+    with closing(connection):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        return descriptors(node.pid)
 
 
 def threads(pid: int) -> int:
@@ -79,7 +90,7 @@ def test_a_daemon_of_few_descriptors_pulls_a_model_of_many_files(origin: Origin,
     That a stream waits for them and goes on shows the next test. A pull that ends for want of them, when it
     publishes, is asked for again, as its answer says.
     """
-    ref = directory(origin, "model", FILES)
+    ref = origin.add_model("model", FILES)
     with Node(tmp_path / "node", before=("prlimit", "--nofile=40")) as node:
         node.pull(ref)
         while (answer := node.ready("model")).status == 503:
@@ -96,7 +107,7 @@ def test_a_pull_without_descriptors_waits_for_them_and_leaves_none_behind(
     held, running = [], []
     with Node(tmp_path / "node", {"streams": 4, "pulls": 1, "retries": 20}) as node:
         for name in ("first", "second"):
-            ref = directory(origin, name, FILES)
+            ref = origin.add_model(name, FILES)
             hold = origin.hold(f"/{name}/shard-20.bin", after=1000)
             assert node.pull(ref).status == 202
             assert hold.reached.wait(PATIENCE_SECONDS)
@@ -106,7 +117,7 @@ def test_a_pull_without_descriptors_waits_for_them_and_leaves_none_behind(
             assert node.ready(name).status == 200
             assert digests(node.root / "models" / name) == SUMS
             assert node.ask("DELETE", f"/v1/models/{name}").status == 200
-            held.append(descriptors(node.pid))
+            held.append(descriptors_at_rest(node))
             running.append(threads(node.pid))
             node.log.clear()
         assert files_left(node.root) == []
@@ -238,7 +249,7 @@ def test_a_start_that_gets_too_few_threads_says_so_and_ends(place: Path, most: i
 
 def test_a_daemon_needs_no_thread_more_than_it_started_with(origin: Origin, place: Path) -> None:
     with Node(place, before=as_another_user()) as node:
-        ref, single = directory(origin, "model", FILES), origin.add("/single.bin", noise(6 * MIB))
+        ref, single = origin.add_model("model", FILES), origin.add("/single.bin", noise(6 * MIB))
         with no_more_threads(node.pid):
             assert node.pull(single, pin=True).status == 202
             assert node.ready("single.bin").status == 200

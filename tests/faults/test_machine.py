@@ -88,6 +88,11 @@ class Model:
     has_orphans: bool = False  # a failed pull was forgotten, and what it shared or began is still there
     counted: Counter[str] = field(default_factory=Counter)
 
+    def forget_failure(self, name: str) -> None:
+        """What a pull of the name left when it failed is nobody's from now on."""
+        self.has_orphans |= self.names[name].failed is not None
+        self.names[name].failed = None
+
 
 class Machine(RuleBasedStateMachine):
     """One daemon over one root, one origin of two models, and the model of what must be true."""
@@ -122,10 +127,7 @@ class Machine(RuleBasedStateMachine):
 
     def offer(self, model: str) -> None:
         """Let the origin hold the model at its revision."""
-        files = Held(model, self.revisions[model]).files
-        sums = "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items())
-        for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
-            self.origin.add(f"/{model}/{path}", content)
+        self.origin.add_model(model, Held(model, self.revisions[model]).files)
 
     def ref(self, model: str) -> str:
         return f"{self.origin.url}/{model}/"
@@ -202,15 +204,14 @@ class Machine(RuleBasedStateMachine):
         if expected.ready and expected.ready.model == model and not refresh:
             assert codes == [200] * len(answers), answers
             count["hits"] += len(answers)
-            expected.failed = None
+            self.model.forget_failure(name)
             return
         assert 202 in codes, answers
         assert set(codes) <= {200, 202}, answers
         count["misses"] += 1
         count["joins or hits"] += len(answers) - 1
         new = self.now(model)
-        if expected.failed:
-            expected.failed, self.model.has_orphans = None, True
+        self.model.forget_failure(name)
         fetched = not self.is_here(new)
         if fetched and model in self.broken:
             expected.failed = new
@@ -276,8 +277,7 @@ class Machine(RuleBasedStateMachine):
         self.node.start()
         self.model.counted.clear()
         for name, expected in self.model.names.items():
-            if expected.failed:
-                expected.failed, self.model.has_orphans = None, True
+            self.model.forget_failure(name)
             if expected.running:
                 self.model.counted["misses"] += 1
                 assert self.holds[expected.running.model].reached.wait(PATIENCE_SECONDS), name

@@ -304,6 +304,13 @@ class Origin(Server):
         self._files[path] = File(held, quoted(etag) if etag else None, said, headers or {})
         return self.url + quote(path)
 
+    def add_model(self, name: str, files: Mapping[str, bytes]) -> str:
+        """Hold a directory that publishes its files' sums; its URL, a ref that is called `name`."""
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
+        for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
+            self.add(f"/{name}/{path}", content)
+        return f"{self.url}/{name}/"
+
     def remove(self, path: str) -> None:
         """Answer 404 for `path` from now on."""
         del self._files[path]

@@ -38,7 +38,6 @@ QUESTIONS = {
     "day": "a day on a small disk: what must never happen",
 }
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
-GOALS = "Goals"
 MEASUREMENTS = Path(__file__).parent / "measurements.md"
 PLOT = Path(__file__).parent / "cold.png"
 
@@ -106,7 +105,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 
 def markdown(results: dict[str, Any]) -> str:
     """A section for the goals and one for every question."""
-    parts = ["# Measurements", f"### {GOALS}", goals.markdown(figures(results)).strip()]
+    parts = ["# Measurements", "### Goals", goals.markdown(figures(results)).strip()]
     for name, result in results.items():
         when = f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
         parts += [f"### {report.heading(QUESTIONS[name])}", when, module(name).markdown(result).strip()]

@@ -42,7 +42,6 @@ VERIFIED = "verified pull of one file"
 SHARDS = "verified pull of a multi-shard model"
 SMALL = "small files"
 WITH_PARTS = "recv_into + pwrite alone, with a hash for each part"
-CORES = "what the cores allow"
 GOALS = (
     Goal(
         UNVERIFIED,
@@ -114,7 +113,7 @@ GOALS = (
         "speed / fastest verified peer",
         "models: shards / fastest peer",
         least=2,
-        limit=CORES,
+        limit="what the cores allow",
         reach="models: cores / fastest peer",
     ),
     Goal("S3 with crc64nvme", "speed / unverified", "cold: crc64nvme / unverified", least=0.85),
@@ -148,7 +147,7 @@ GOALS = (
         for case, shown in (("link", "a link that is full"), ("crowd", "more connections make it slower"))
     ),
     Goal("memory", "speed of warm / sequential reads of the disk", "upkeep: warm / disk", least=0.9),
-    Goal("memory", "share resident after verify", "upkeep: resident after verify", least=0.99),
+    Goal("memory", "share resident after verify", "upkeep: resident after verify", least=1),
     Goal("one flipped bit", "MiB fetched", "upkeep: repair: MiB fetched", most=32),
     Goal("rollback", "seconds", "upkeep: rollback: seconds", most=1),
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),

@@ -120,27 +120,16 @@ def receive_part(
 
 def receive_enciphered(url: str, size: int) -> None:
     """A quarter of the file by each thread: how fast the origin is for whoever spends nothing on TLS."""
-    where = urlsplit(url)
     extents = [(size * n // THREADS, size * (n + 1) // THREADS) for n in range(THREADS)]
 
     def work() -> None:
         start, stop = extents.pop()
         buffer = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        asked = f"GET {where.path} HTTP/1.1\r\nHost: limit\r\nConnection: close\r\n"
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        session = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=where.hostname)
-        with socket.create_connection((where.hostname or "", where.port or 443)) as connection:
-            while True:
-                try:
-                    session.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    connection.sendall(outgoing.read())
-                    incoming.write(connection.recv(MIB))
-            session.write(f"{asked}Range: bytes={start}-{stop - 1}\r\n\r\n".encode())
-            connection.sendall(outgoing.read())
+        asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nConnection: close\r\n"
+        with connected(url) as connection, socket.socket(fileno=os.dup(connection.fileno())) as below:
+            connection.sendall(f"{asked}Range: bytes={start}-{stop - 1}\r\n\r\n".encode())
             received = 0
-            while count := connection.recv_into(buffer, 0, socket.MSG_WAITALL):
+            while count := below.recv_into(buffer, 0, socket.MSG_WAITALL):
                 received += count
         if received < stop - start:
             raise SystemExit(f"{received} bytes instead of {stop - start}")

@@ -330,17 +330,15 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
                 found["shards / fastest peer"] = fastest / median(ours)
                 found["cores / fastest peer"] = allowed and fastest * allowed * GB / measured["size_bytes"]
             continue
+        hub = find(rows, CACHD_HUB, "verified")
         for name, peer, mine in (
-            ("small / snapshot_download", HUB, find(rows, CACHD_HUB, "verified")),
-            ("small / aria2c", "aria2c -j16", ours),
+            ("small / snapshot_download", HUB, hub and median(hub)),
+            ("small / aria2c", "aria2c -j16", median(ours)),
+            ("bare loop / aria2c", "aria2c -j16", bare_loop(rows)),
         ):
             theirs = find(rows, peer, "unverified")
             if theirs and mine:
-                found[name] = min(found.get(name) or float("inf"), median(theirs) / median(mine))
-        aria2c, bare = find(rows, "aria2c -j16", "unverified"), bare_loop(rows)
-        if aria2c and bare:
-            name = "bare loop / aria2c"
-            found[name] = min(found.get(name) or float("inf"), median(aria2c) / bare)
+                found[name] = min(found.get(name) or float("inf"), median(theirs) / mine)
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -195,7 +195,7 @@ def test_a_stream_too_many_is_told_to_end() -> None:
 
 
 def test_streams_that_keep_the_cores_busy_become_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.transfer.streams._CORES", 1)  # whatever this process may take of them
+    monkeypatch.setattr("cachd.transfer.threads.CORES", 1)  # whatever this process may take of them
     ended, fewer, share, most = threading.Event(), threading.Event(), Share(), 8
 
     def receive(_buffer: memoryview) -> None:

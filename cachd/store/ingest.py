@@ -191,8 +191,7 @@ class Ingest:
         while self._hashed < prefix:
             view = buffer[: min(len(buffer), prefix - self._hashed)]
             self._read(view, self._hashed)
-            self._hasher.update(view)
-            self._hashed += len(view)
+            self.take(view)
 
     def takes_from(self, offset: int) -> bool:
         """Whether the digest follows the bytes, and `offset` is as far as it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 from cachd.metrics import Metrics
@@ -20,7 +19,7 @@ class Engine:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
         # A digest is the longest of a pull's ways, and hashing leaves the interpreter to others: unlike
         # streams, not niced. More threads than cores would keep who asks whether a model is ready waiting.
-        self.hashers = threads.pool(os.cpu_count() or 1, "hash")
+        self.hashers = threads.pool(threads.CORES, "hash")
         self.committers = threads.pool(_COMMITTERS, "commit")  # they wait for the disk, not for a core
         self._buffers = threading.local()
 

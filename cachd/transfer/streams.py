@@ -22,7 +22,6 @@ BUFFER_BYTES = 1 << 20
 MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
 NICENESS = 10  # of a thread that moves bytes: the digest and whoever asks whether a model is ready go first
 _FIRST_COUNTS = (4, 16)
-_CORES = len(os.sched_getaffinity(0))
 
 Task = Callable[[memoryview], None]
 
@@ -93,7 +92,7 @@ class Streams:
         elif now >= self._look_at:
             since, before, used_before = self._settled
             count, took = self.at_work, now - since
-            busy = (used - used_before) / took / _CORES
+            busy = (used - used_before) / took / threads.CORES
             if self._concurrency.measured((total - before) / took, busy) == count:
                 self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
                 return
@@ -205,4 +204,4 @@ class Streams:
 def _first() -> int:
     """How many to begin with: one a core, but enough for a fast origin."""
     least, most = _FIRST_COUNTS
-    return min(max(_CORES, least), most)
+    return min(max(threads.CORES, least), most)

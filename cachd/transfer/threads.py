@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from cachd.errors import Unavailable
+
+CORES = len(os.sched_getaffinity(0))  # that this process may use
 
 
 def start(threads: Iterable[threading.Thread]) -> None:

@@ -1,13 +1,15 @@
 """The limits of this machine, in processes of their own: receive, write, hash, each with nothing else to do.
 
 python -m bench.limits RECEIVE URL SIZE TARGET [THREADS] 4 threads, 1 MiB aligned buffers, parts of 32 MiB
+python -m bench.limits shards URL SIZE TARGET FILE...    4 threads, each a file of SIZE below URL at a time
 python -m bench.limits enciphered URL SIZE               4 threads, what comes is not deciphered
 python -m bench.limits sha256|sha256-all SIZE            one core, every core at once
 python -m bench.limits sha256-file SIZE FILE             one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET   one thread, from memory
 python -m bench.limits small URL SUMS THREADS TARGET     every small file that SUMS lists: ask to publish
 
-RECEIVE is recv, recv+pwrite, or recv+xxh3+pwrite, which knows a part again after a crash.
+RECEIVE is recv, and +xxh3, which knows a part again after a crash, +pwrite, +sha256, which follows in a
+thread of its own and reads back, +fsync.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import xxhash
@@ -34,22 +37,30 @@ THREADS = 4
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 
 
+T = TypeVar("T")
+
+
+class Hash(Protocol):
+    def update(self, content: memoryview, /) -> None: ...
+
+
 def main(what: str, *args: str) -> None:
     """Do one of these inside the clock."""
     match what, args:
-        case "recv" | "recv+pwrite" | "recv+xxh3+pwrite", (url, size, target, *threads):
+        case _, (url, size, target, *threads) if what.startswith("recv"):
             count = int(threads[0]) if threads else THREADS
             with clocked():
-                receive(
-                    url, int(size), None if what == "recv" else Path(target), count, hashed="xxh3" in what
-                )
+                receive(url, int(size), Path(target), count, frozenset(what.split("+")))
+        case "shards", (url, size, target, *paths):
+            with clocked():
+                receive_shards(url, int(size), paths, Path(target))
         case "enciphered", (url, size):
             with clocked():
                 receive_enciphered(url, int(size))
         case "sha256" | "sha256-all", (size,):
-            threads = 1 if what == "sha256" else os.cpu_count() or 1
+            cores = 1 if what == "sha256" else os.cpu_count() or 1
             with clocked():
-                at_once(threads, lambda: hash_memory(int(size) // threads))
+                at_once(*[lambda: hash_memory(int(size) // cores)] * cores)
         case "sha256-file", (size, file):
             with clocked():
                 hash_file(Path(file), int(size))
@@ -64,27 +75,71 @@ def main(what: str, *args: str) -> None:
             raise SystemExit(__doc__)
 
 
-def receive(url: str, size: int, target: Path | None, threads: int, *, hashed: bool) -> None:
-    """Every byte of the file at `url` into buffers, and from there into `target`; a hash for each part."""
+def receive(url: str, size: int, target: Path, threads: int, also: Set[str]) -> None:
+    """Every byte of the file at `url` into buffers, and what `also` says with them."""
     parts = list(range(0, size, PART))[::-1]
-    file = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    if file is not None:
-        os.posix_fallocate(file, 0, size)
+    file = made(target, size) if "pwrite" in also else None
+    landed = {start: threading.Event() for start in range(0, size, MIB)}
 
     def work() -> None:
-        buffer = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        buffer = buffer_of_a_thread()
         with connected(url) as connection:
-            while parts:
-                try:
-                    start = parts.pop()
-                except IndexError:
-                    return
-                digest = xxhash.xxh3_128() if hashed else None
-                receive_part(connection, url, start, min(start + PART, size), buffer, file, digest)
+            for start in popped(parts):
+                hashes = (xxhash.xxh3_128(),) if "xxh3" in also else ()
+                stop = min(start + PART, size)
+                for at in receive_part(connection, url, start, stop, buffer, file, hashes):
+                    landed[at].set()
 
-    at_once(threads, work)
+    def follow() -> None:
+        digest, block = hashlib.sha256(), buffer_of_a_thread()
+        for start, event in landed.items():
+            event.wait()
+            digest.update(block[: os.preadv(file or 0, [block], start)])
+
+    at_once(*[work] * threads, *[follow] * ("sha256" in also))
     if file is not None:
+        if "fsync" in also:
+            os.fsync(file)
         os.close(file)
+
+
+def receive_shards(url: str, size: int, paths: list[str], target: Path) -> None:
+    """The files below `url`, a thread at each, into `target`; their bytes are hashed where they came."""
+
+    def work() -> None:
+        buffer = buffer_of_a_thread()
+        with connected(url) as connection:
+            for path in popped(paths):
+                file = made(target / path, size)
+                sha256 = hashlib.sha256()
+                for start in range(0, size, PART):
+                    stop = min(start + PART, size)
+                    hashes = xxhash.xxh3_128(), sha256
+                    for _ in receive_part(connection, f"{url}/{path}", start, stop, buffer, file, hashes):
+                        pass
+                os.close(file)
+
+    at_once(*[work] * THREADS)
+
+
+def made(path: Path, size: int) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.posix_fallocate(file, 0, size)
+    return file
+
+
+def buffer_of_a_thread() -> memoryview:
+    return memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def popped(waiting: list[T]) -> Iterator[T]:
+    """Each once, whichever of several threads asks."""
+    while waiting:
+        try:
+            one = waiting.pop()
+        except IndexError:
+            return
+        yield one
 
 
 def receive_part(
@@ -94,8 +149,9 @@ def receive_part(
     stop: int,
     buffer: memoryview,
     file: int | None,
-    digest: xxhash.xxh3_128 | None,
-) -> None:
+    hashes: Iterable[Hash],
+) -> Iterator[int]:
+    """Ask for a part and yield where each piece of it is, once it has landed."""
     asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nRange: bytes={start}-{stop - 1}\r\n\r\n"
     connection.sendall(asked.encode())
     head = b""
@@ -111,10 +167,11 @@ def receive_part(
             if not got:
                 raise SystemExit("the origin hung up")
             filled += got
-        if digest is not None:
+        for digest in hashes:
             digest.update(buffer[:wanted])
         if file is not None:
             os.pwrite(file, buffer[:wanted], start)
+        yield start
         start += wanted
 
 
@@ -124,7 +181,7 @@ def receive_enciphered(url: str, size: int) -> None:
 
     def work() -> None:
         start, stop = extents.pop()
-        buffer = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        buffer = buffer_of_a_thread()
         asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nConnection: close\r\n"
         with connected(url) as connection, socket.socket(fileno=os.dup(connection.fileno())) as below:
             connection.sendall(f"{asked}Range: bytes={start}-{stop - 1}\r\n\r\n".encode())
@@ -134,7 +191,7 @@ def receive_enciphered(url: str, size: int) -> None:
         if received < stop - start:
             raise SystemExit(f"{received} bytes instead of {stop - start}")
 
-    at_once(THREADS, work)
+    at_once(*[work] * THREADS)
 
 
 def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:
@@ -146,11 +203,7 @@ def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Pa
     def work() -> None:
         buffer = memoryview(bytearray(MIB))
         with connected(url) as connection:
-            while waiting:
-                try:
-                    path, sha256 = waiting.pop()
-                except IndexError:
-                    return
+            for path, sha256 in popped(waiting):
                 content = receive_whole(connection, f"{urlsplit(url).path}/{path}", buffer)
                 if hashlib.sha256(content).hexdigest() != sha256:
                     raise SystemExit(f"{path} has other bytes")
@@ -164,7 +217,7 @@ def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Pa
                 for view in ("plain", "hub"):
                     os.link(f"{target}/{sha256}", f"{target}/{view}-{sha256}")
 
-    at_once(threads, work)
+    at_once(*[work] * threads)
 
 
 def receive_whole(connection: socket.socket, path: str, buffer: memoryview) -> memoryview:
@@ -197,7 +250,7 @@ def hash_memory(size: int) -> None:
 
 
 def hash_file(path: Path, size: int) -> None:
-    block = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    block = buffer_of_a_thread()
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         for start in range(0, size, MIB):
@@ -206,7 +259,7 @@ def hash_file(path: Path, size: int) -> None:
 
 
 def write(target: Path, size: int, *, sync: bool) -> None:
-    block = memoryview(mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    block = buffer_of_a_thread()
     block[:] = os.urandom(MIB)
     with target.open("wb", buffering=0) as file:
         for start in range(0, size, MIB):
@@ -215,17 +268,17 @@ def write(target: Path, size: int, *, sync: bool) -> None:
             os.fsync(file.fileno())
 
 
-def at_once(threads: int, work: Callable[[], None]) -> None:
-    """Run `work` in as many threads; any failure ends the process."""
+def at_once(*works: Callable[[], None]) -> None:
+    """Run each in a thread; any failure ends the process."""
 
-    def watched() -> None:
+    def watched(work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - a limit measured in part is none
             print(f"{error!r}", file=sys.stderr, flush=True)
             os._exit(1)
 
-    running = [threading.Thread(target=watched) for _ in range(threads)]
+    running = [threading.Thread(target=watched, args=(work,)) for work in works]
     for thread in running:
         thread.start()
     for thread in running:

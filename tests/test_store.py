@@ -578,6 +578,25 @@ def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: 
     assert_nothing_left(store.layout.root)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "known_by"),
+    [
+        ("crc64nvme", lambda content: DIGESTS["crc64nvme"](content).hex),
+        ("crc32c", lambda content: xxhash.xxh3_128(content).hexdigest()),
+        ("sha256", lambda content: xxhash.xxh3_128(content).hexdigest()),
+    ],
+)
+def test_a_part_is_hashed_once_more_only_where_its_checksum_is_too_short_to_know_it_by(
+    store: Store, algorithm: str, known_by: Callable[[bytes], str]
+) -> None:
+    file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS[algorithm](CONTENT))
+    part = PARTS[1]
+    with closing(store.content.begin(file)) as ingest:
+        write(ingest, CONTENT, part)
+        journal = (ingest.directory / "journal").read_text()
+    assert journal == f"{part.start} {part.stop} {known_by(CONTENT[part.start : part.stop])}\n"
+
+
 @pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c", "crc32"])
 def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(store: Store, algorithm: str) -> None:
     file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS[algorithm](CONTENT))

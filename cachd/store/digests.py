@@ -48,17 +48,18 @@ class Checksum:
         add: Callable[[memoryview, int], int],
         join: Callable[[int, int, int], int],
     ) -> None:
-        self.algorithm, self.add = algorithm, add
-        self._digits, self._join = bits // 4, join
+        self.algorithm, self.bits, self.add = algorithm, bits, add
+        self._join = join
 
     def joined(self, parts: Iterable[tuple[int, int]]) -> Digest:
         """Of a file, from (checksum, size in bytes) of its parts in order."""
         value = 0
         for checksum, size in parts:
             value = self._join(value, checksum, size)
-        return Digest(self.algorithm, f"{value:0{self._digits}x}")
+        return Digest(self.algorithm, f"{value:0{self.bits // 4}x}")
 
 
+_ENOUGH_BITS = 64  # for one damaged part in 2**64 to pass
 _CHECKSUM_BITS = {"crc64nvme": 64, "crc32c": 32, "crc32": 32}
 
 
@@ -101,18 +102,23 @@ def of_whole(digest: Digest, content: memoryview) -> Digest:
 
 
 class PartHash:
-    """One part's xxh3-128, which the journal keeps, and its checksum where the file's is joined of them."""
+    """What the journal knows a part again by: the checksum that the file's is joined of, or xxh3-128 where
+    there is none or it is too short for that.
+    """
 
     def __init__(self, whole: Checksum | None) -> None:
-        self._xxh3 = xxhash.xxh3_128()
         self._whole = whole
+        self._xxh3 = None if whole and whole.bits >= _ENOUGH_BITS else xxhash.xxh3_128()
         self.checksum = 0
 
     def update(self, view: memoryview) -> None:
-        self._xxh3.update(view)
+        if self._xxh3:
+            self._xxh3.update(view)
         if self._whole:
             self.checksum = self._whole.add(view, self.checksum)
 
     @property
-    def xxh3(self) -> str:
-        return self._xxh3.hexdigest()
+    def hexdigest(self) -> str:
+        if self._xxh3:
+            return self._xxh3.hexdigest()
+        return f"{self.checksum:016x}"

@@ -3,7 +3,7 @@
     ingest/<algorithm>-<hex>/
         data         the file at its full size; parts are written in place, in any order
         about.json   the file as its manifest describes it; written before the first journal line
-        journal      one line a finished part: "<start> <stop> <xxh3-128 of its bytes>"
+        journal      one line a finished part: "<start> <stop> <hash of its bytes>"
 
 A line follows its data to the disk, never the other way round. A file of one part has no journal: it is
 whole or it is fetched again.
@@ -229,7 +229,7 @@ class Ingest:
 
     def spoiled(self, buffer: memoryview) -> frozenset[Extent]:
         """The parts of a hashed file whose bytes on disk are not the bytes that came."""
-        return frozenset(p for p, h in self._in_order() if self._hash(p, buffer).xxh3 != h.xxh3)
+        return frozenset(p for p, h in self._in_order() if self._hash(p, buffer).hexdigest != h.hexdigest)
 
     def forget(self, parts: frozenset[Extent]) -> None:
         """Let parts be fetched again, believing the others alone. Nobody else is at work on the ingest."""
@@ -306,7 +306,7 @@ class Ingest:
                     continue
                 with suppress(OSError):
                     hashed = self._copy(fd, part, buffer)
-                    if hashed is not None and hashed.xxh3 == expected:
+                    if hashed is not None and hashed.hexdigest == expected:
                         self._landed.add(part)
                         self._parts[part] = hashed
                         self._unwritten.append(_line(part, hashed))
@@ -363,7 +363,7 @@ class Ingest:
                 continue
             with suppress(DiskFailed):  # what cannot be read back is fetched and written again
                 hashed = self._hash(part, buffer)
-                if hashed.xxh3 == expected:
+                if hashed.hexdigest == expected:
                     self._landed.add(part)
                     self._parts[part] = hashed
 
@@ -380,7 +380,7 @@ class Ingest:
 
 
 def _line(part: Extent, hashed: PartHash) -> str:
-    return f"{part.start} {part.stop} {hashed.xxh3}\n"
+    return f"{part.start} {part.stop} {hashed.hexdigest}\n"
 
 
 def _about(file: File) -> dict[str, object]:

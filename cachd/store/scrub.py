@@ -77,7 +77,7 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
         hashed = PartHash(None)
         for view in reading.extent(part, took):
             hashed.update(view)
-        if hashed.xxh3 != expected:
+        if hashed.hexdigest != expected:
             return f"its part at byte {part.start} has another hash"
     return ""
 

@@ -46,8 +46,7 @@ RAW_VERIFIED = "recv_into + xxh3 + pwrite, 4 threads; sha256 of what they wrote,
 RAW_DURABLE = f"{RAW_VERIFIED}; fsync"
 SHA256, SHA256_FILE = "sha256, one core", "sha256, one core, from the page cache"
 WRITE, WRITE_SYNC = "pwrite from memory", "pwrite from memory + fsync"
-ENCIPHERED = "what the origin enciphers, received by 4 threads"
-LIMITS = (RAW, RAW_HASHED, RAW_VERIFIED, RAW_DURABLE, SHA256, SHA256_FILE, WRITE, WRITE_SYNC, ENCIPHERED)
+LIMITS = (RAW, RAW_HASHED, RAW_VERIFIED, RAW_DURABLE, SHA256, SHA256_FILE, WRITE, WRITE_SYNC)
 BUCKET = "bucket"
 NAME = "model.bin"
 
@@ -207,8 +206,6 @@ def limits(place: Path, stored: Path, file: File, size: int, kind: Sink) -> dict
         SHA256_FILE: lambda: limit("sha256-file", size, stored),
         WRITE: removed("pwrite", size, target),
     }
-    if file.origin.ca_file:
-        found[ENCIPHERED] = lambda: limit("enciphered", file.url, size, origin=file.origin)
     if kind == "disk":
         found[WRITE_SYNC] = removed("pwrite+fsync", size, target)
         found[RAW_DURABLE] = removed("recv+xxh3+pwrite+sha256+fsync", *receive, origin=file.origin)

@@ -2,7 +2,6 @@
 
 python -m bench.limits RECEIVE URL SIZE TARGET [THREADS] 4 threads, 1 MiB aligned buffers, parts of 32 MiB
 python -m bench.limits shards URL SIZE TARGET FILE...    4 threads, each a file of SIZE below URL at a time
-python -m bench.limits enciphered URL SIZE               4 threads, what comes is not deciphered
 python -m bench.limits sha256|sha256-all SIZE            one core, every core at once
 python -m bench.limits sha256-file SIZE FILE             one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET   one thread, from memory
@@ -54,9 +53,6 @@ def main(what: str, *args: str) -> None:
         case "shards", (url, size, target, *paths):
             with clocked():
                 receive_shards(url, int(size), paths, Path(target))
-        case "enciphered", (url, size):
-            with clocked():
-                receive_enciphered(url, int(size))
         case "sha256" | "sha256-all", (size,):
             cores = 1 if what == "sha256" else os.cpu_count() or 1
             with clocked():
@@ -173,25 +169,6 @@ def receive_part(
             os.pwrite(file, buffer[:wanted], start)
         yield start
         start += wanted
-
-
-def receive_enciphered(url: str, size: int) -> None:
-    """A quarter of the file by each thread: how fast the origin is for whoever spends nothing on TLS."""
-    extents = [(size * n // THREADS, size * (n + 1) // THREADS) for n in range(THREADS)]
-
-    def work() -> None:
-        start, stop = extents.pop()
-        buffer = buffer_of_a_thread()
-        asked = f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: limit\r\nConnection: close\r\n"
-        with connected(url) as connection, socket.socket(fileno=os.dup(connection.fileno())) as below:
-            connection.sendall(f"{asked}Range: bytes={start}-{stop - 1}\r\n\r\n".encode())
-            received = 0
-            while count := below.recv_into(buffer, 0, socket.MSG_WAITALL):
-                received += count
-        if received < stop - start:
-            raise SystemExit(f"{received} bytes instead of {stop - start}")
-
-    at_once(*[work] * THREADS)
 
 
 def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:

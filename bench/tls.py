@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import cold
-from bench.cold import ENCIPHERED, FORMS, cpu, markdown, plot, ratio, seconds, speed, table
+from bench.cold import FORMS, RAW_HASHED, cpu, markdown, plot, ratio, seconds, speed, table
 from bench.peers import PEERS
 from bench.report import Options
 
@@ -18,14 +18,16 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """To memory: the goals, and what the origin alone would make of them."""
+    """To memory: the goals, and what bare threads make of them."""
     [memory] = [c["rows"] for c in results["cases"] if c["sink"] == "memory"]
     size = results["size_bytes"]
     ahead = [found for form in FORMS for peer in PEERS if (found := speed(memory, form, peer.name))]
     peers = [found for peer in PEERS if (found := seconds(memory, peer.name, "unverified"))]
     found = {
         "speed / fastest peer": min(ahead, default=None),
-        "origin alone / fastest peer": ratio(min(peers, default=None), seconds(memory, ENCIPHERED, "limit")),
+        "raw limit with parts hashed / fastest peer": ratio(
+            min(peers, default=None), seconds(memory, RAW_HASHED, "limit")
+        ),
         "CPU / aria2c's": ratio(
             cpu(memory, "cachd", "unverified", size), cpu(memory, "aria2c -x16", "unverified", size)
         ),

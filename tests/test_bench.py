@@ -180,11 +180,15 @@ def test_the_figures_of_tls_are_of_the_fastest_peer_in_its_better_form() -> None
         line("cachd", "verified", 2.0),
         line("aria2c -x16", "unverified", 1.5),
         line("aria2c -x16", "verified", 8.0),
-        line("what the origin enciphers, received by 4 threads", "limit", 1.2),
+        line(cold.RAW_HASHED, "limit", 1.2),
     ]
     cases = [{"sink": "memory", "rows": memory}, {"sink": "disk", "rows": []}]
     assert tls.figures({"size_bytes": 2_000_000_000, "cases": cases}) == pytest.approx(
-        {"speed / fastest peer": 0.75, "origin alone / fastest peer": 1.25, "CPU / aria2c's": 0.8}
+        {
+            "speed / fastest peer": 0.75,
+            "raw limit with parts hashed / fastest peer": 1.25,
+            "CPU / aria2c's": 0.8,
+        }
     )
 
 

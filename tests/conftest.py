@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from tests.ground.site import Ground
 
 os.environ.pop("HF_TOKEN", None)
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored if a shell's background runs us
 
 PATIENCE_SECONDS = 60.0
 

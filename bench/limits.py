@@ -35,7 +35,6 @@ PART = 32 * MIB
 THREADS = 4
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 
-
 T = TypeVar("T")
 
 
@@ -75,7 +74,7 @@ def receive(url: str, size: int, target: Path, threads: int, also: Set[str]) -> 
     """Every byte of the file at `url` into buffers, and what `also` says with them."""
     parts = list(range(0, size, PART))[::-1]
     file = made(target, size) if "pwrite" in also else None
-    landed = {start: threading.Event() for start in range(0, size, MIB)}
+    landed = {start: threading.Event() for start in range(0, size, MIB)} if "sha256" in also else {}
 
     def work() -> None:
         buffer = buffer_of_a_thread()
@@ -84,15 +83,17 @@ def receive(url: str, size: int, target: Path, threads: int, also: Set[str]) -> 
                 hashes = (xxhash.xxh3_128(),) if "xxh3" in also else ()
                 stop = min(start + PART, size)
                 for at in receive_part(connection, url, start, stop, buffer, file, hashes):
-                    landed[at].set()
+                    if landed:
+                        landed[at].set()
 
     def follow() -> None:
+        assert file is not None
         digest, block = hashlib.sha256(), buffer_of_a_thread()
         for start, event in landed.items():
             event.wait()
-            digest.update(block[: os.preadv(file or 0, [block], start)])
+            digest.update(block[: os.preadv(file, [block], start)])
 
-    at_once(*[work] * threads, *[follow] * ("sha256" in also))
+    at_once(*[work] * threads, *[follow] * bool(landed))
     if file is not None:
         if "fsync" in also:
             os.fsync(file)

@@ -264,8 +264,7 @@ def no(library: str) -> bool:
 
 def fetched(model: Model, peer: Peer, target: Path, form: str, *, sync: bool) -> Run:
     """Fetch by `peer` in one form. The sizes of the files are checked outside the clock."""
-    target.mkdir()
-    try:
+    with directory(target):
         run = peer.fetch(target)
         if form == "verified" and not peer.verifies:
             run = run.then(hashed(model, target / peer.at))
@@ -275,8 +274,16 @@ def fetched(model: Model, peer: Peer, target: Path, form: str, *, sync: bool) ->
             if (target / peer.at / path).stat().st_size != size:
                 raise Failed(f"{peer.name} left another {path}")
         return run
+
+
+@contextmanager
+def directory(path: Path) -> Iterator[None]:
+    """Made, and removed with all that came into it."""
+    path.mkdir()
+    try:
+        yield
     finally:
-        shutil.rmtree(target)
+        shutil.rmtree(path)
 
 
 def hashed(model: Model, directory: Path) -> Run:
@@ -290,13 +297,9 @@ def asked(model: Model, target: Path, threads: int, *, sync: bool) -> Run:
     """The limit of small files for one Python process: a request a file on raw sockets, the system calls
     that make it durable and show it, and nothing else.
     """
-    target.mkdir()
-    try:
-        url = f"{model.origin.url}/{BUCKET}"
-        run = limit("small", url, model.sums, threads, target)
+    with directory(target):
+        run = limit("small", f"{model.origin.url}/{BUCKET}", model.sums, threads, target)
         return run.then(command("sync", "--file-system", target)) if sync else run
-    finally:
-        shutil.rmtree(target)
 
 
 def received(model: Model, place: Path) -> Run:
@@ -313,13 +316,9 @@ def received(model: Model, place: Path) -> Run:
 
 def shards_alone(model: Model, target: Path) -> Run:
     """The limit of shards for one Python process: a thread at each, its bytes hashed where they came."""
-    target.mkdir()
     shards = {path: size for path, size in model.sizes.items() if size > MIB}
-    try:
-        url = f"{model.origin.url}/{BUCKET}"
-        return limit("shards", url, max(shards.values()), target, *shards)
-    finally:
-        shutil.rmtree(target)
+    with directory(target):
+        return limit("shards", f"{model.origin.url}/{BUCKET}", max(shards.values()), target, *shards)
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:

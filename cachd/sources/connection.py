@@ -51,11 +51,11 @@ class Connection:
         self,
         origin: Origin,
         tls: Callable[[], ssl.SSLContext] | None,
-        pool: dict[Origin, Connection],
         *,
         stall_seconds: float,
     ) -> None:
-        self._origin, self._tls, self._pool = origin, tls, pool
+        self._origin, self._tls = origin, tls
+        self._pool: dict[Origin, Connection] = {}
         self._stall_seconds = stall_seconds
         self._answer_by: float | None = None
         self._aborted = False
@@ -110,7 +110,7 @@ class Connection:
             pool.pop(next(iter(pool))).close()
 
     def take(self, pool: dict[Origin, Connection]) -> None:
-        """Use it, kept by this pool before, and give it back there."""
+        """Use it, and give it back to this pool."""
         self._pool = pool
 
     def close(self) -> None:

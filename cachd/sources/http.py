@@ -231,13 +231,13 @@ class Http:
         kept = pool.pop(origin_of(url), None)
         if kept:
             self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
-            kept.take(pool)
         tls = self._authorities.context if url.scheme == "https" else None
-        new = Connection(origin_of(url), tls, pool, stall_seconds=self._stall_seconds)
+        new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds)
+        asked = {**_ALWAYS_TOLD, **headers}
         for connection in filter(None, (kept, new)):
+            connection.take(pool)
             try:
                 with cut.reaches(connection):
-                    asked = {**_ALWAYS_TOLD, **headers}
                     return connection.ask(method, path, asked, lambda: self._dial(url)), connection
             except CachdError:
                 connection.close()

@@ -98,7 +98,7 @@ def started(root: Path) -> dict[str, float]:
         began = time.time()
         process = subprocess.Popen([str(word) for word in words], stderr=said, env=env)
         try:
-            listening, answered = first_answer(port, process, began)
+            opened, listening, answered = first_answer(port, process, began, root / ".cachd/lock")
             used = cpu_seconds(process.pid)
         except Failed as failed:
             said.seek(0)
@@ -106,7 +106,6 @@ def started(root: Path) -> dict[str, float]:
         finally:
             process.terminate()
             process.wait()
-    opened = (root / ".cachd/lock").stat().st_mtime
     return {
         "seconds": answered - began,
         "imports": opened - began,
@@ -116,10 +115,14 @@ def started(root: Path) -> dict[str, float]:
     }
 
 
-def first_answer(port: int, process: subprocess.Popen[bytes], began: float) -> tuple[float, float]:
-    """When a connection was taken first, and when /readyz answered 200. Raises Failed."""
-    listening = 0.0
+def first_answer(
+    port: int, process: subprocess.Popen[bytes], began: float, lock: Path
+) -> tuple[float, float, float]:
+    """When the root was locked, a connection was taken first, and /readyz answered 200. Raises Failed."""
+    opened = listening = 0.0
     while time.time() < began + PATIENCE_SECONDS and process.poll() is None:
+        written = lock.stat().st_mtime
+        opened = opened or (written if written > began else 0.0)  # answers touch it again
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
         except ConnectionRefusedError:
@@ -129,7 +132,7 @@ def first_answer(port: int, process: subprocess.Popen[bytes], began: float) -> t
             listening = listening or time.time()
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             if connection.recv(4096).startswith(b"HTTP/1.1 200 "):
-                return listening, time.time()
+                return opened, listening, time.time()
     raise Failed("the daemon did not get ready")
 
 

@@ -39,7 +39,7 @@ def check_path(path: str) -> str:
         reason = "it leaves the model's directory or is not relative"
     elif any(part.lower() == ".git" for part in parts):
         reason = "it lies in .git, where git finds what to run"
-    elif any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in path):
+    elif has_invisible(path):
         reason = "it holds control or invisible characters"
     elif len(path.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_COMPONENT for p in parts):
         reason = f"it is longer than {_LONGEST_PATH} bytes, or a part of it than {_LONGEST_COMPONENT}"
@@ -56,6 +56,11 @@ def shown(text: str) -> str:
     """What was refused as an error may repeat it: no user, password, query or fragment, and not long."""
     head = re.split(r"[?#]", text, maxsplit=1)[0]
     return repr(re.sub(r"//[^/]*@", "//", head)[:120])
+
+
+def has_invisible(text: str) -> bool:
+    """Whether it holds control characters, or ones that change how others look."""
+    return not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in text)
 
 
 def is_clean(parts: Iterable[str]) -> bool:

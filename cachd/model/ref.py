@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Invalid
 from cachd.model.digest import Digest
-from cachd.model.name import check_name, is_clean, shown
+from cachd.model.name import check_name, has_invisible, is_clean, shown
 
 Scheme = Literal["hf", "s3", "https", "http", "file"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -45,7 +44,7 @@ class Ref:
                 mend="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
                 " https://host/dir/ or file:///path",
             )
-        if len(text) > 2048 or any(unicodedata.category(c) in ("Cc", "Cf", "Cs") or c == "\\" for c in text):
+        if len(text) > 2048 or "\\" in text or has_invisible(text):
             raise Invalid(
                 f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
                 code="bad_ref",

@@ -78,7 +78,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
             snapshot = _read_ready(path)
             told = f".trees/{snapshot.manifest}"
             tree = layout.tree(snapshot.manifest)
-            if str(layout.model(snapshot.name).readlink()) == told and tree.is_dir():
+            if os.readlink(layout.model(snapshot.name)) == told and tree.is_dir():
                 _check_sizes(tree, json.loads(layout.manifest(snapshot.manifest).read_bytes())["files"])
                 found[snapshot.name] = snapshot
                 continue
@@ -96,8 +96,9 @@ def _check_sizes(tree: Path, files: list[dict[str, Any]]) -> None:
     had called durable shows it so."""
     if not files:
         raise ValueError("its manifest lists nothing")
+    within = str(tree)  # once: there may be thousands of files
     for file in files:
-        if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
+        if (size := os.lstat(f"{within}/{file['path']}").st_size) != file["size"]:
             raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
 
 

@@ -143,7 +143,7 @@ class Layout:
         return Path(self.ingest_at(digest))
 
     def manifest(self, manifest: str) -> Path:
-        return self.manifests / f"{manifest}.json"
+        return self.root / f".cachd/manifests/{manifest}.json"
 
     def wish(self, name: str) -> Path:
         return self.wishes / f"{name}.json"
@@ -161,10 +161,10 @@ class Layout:
         return self.leases / f"{lease}.json"
 
     def tree(self, manifest: str) -> Path:
-        return self.trees / manifest
+        return self.root / f"models/.trees/{manifest}"
 
     def model(self, name: str) -> Path:
-        return self.models / name
+        return self.root / f"models/{name}"
 
     def ready_file(self, name: str) -> Path:
-        return self.ready / f"{name}.json"
+        return self.root / f"ready/{name}.json"

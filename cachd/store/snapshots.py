@@ -356,7 +356,7 @@ class Snapshots:
             for blob, inode in each.inodes.items():
                 self._content.set_aside(blob, inode)
         for link in self._layout.models.iterdir():
-            if link.is_symlink() and link.name not in self._named:
+            if link.name not in self._named and link.is_symlink():
                 durable.remove(link)
         folders: dict[str, list[Snapshot]] = {f: [] for p in self._unnamed() for f in catalog.read_shown(p)}
         for snapshot in self._named.values():

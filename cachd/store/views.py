@@ -132,12 +132,12 @@ class HubView(_View):
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Let exactly these branches and tags name these commits; any other one goes."""
         refs = self._layout.hub / folder / "refs"
-        for at in _directories(refs):
-            for name in [entry.name for entry in at.iterdir() if not entry.is_dir()]:
-                if (at / name).relative_to(refs).as_posix() not in branches:
-                    durable.remove(at / name)
-            if at != refs and not any(at.iterdir()):
-                at.rmdir()
+        for at, _, names in os.walk(refs, topdown=False):
+            for name in names:
+                if f"{at}/{name}".removeprefix(f"{refs}/") not in branches:
+                    durable.remove(Path(at, name))
+            if at != str(refs) and not os.listdir(at):
+                os.rmdir(at)
         for revision, commit in branches.items():
             ref = refs / revision
             if not ref.is_file() or ref.read_text() != commit:

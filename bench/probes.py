@@ -2,17 +2,21 @@
 
 Latency counts from the moment at which a probe was due, not from when it was sent: an answer that is late
 makes the probes behind it late too, and they say so. One thread, keep-alive connections, a new one whenever
-all wait. Prints one line of JSON: the milliseconds of every probe.
+all wait. Port 0 asks nobody: so late is a thread that only sleeps until a probe is due, before all others
+where root runs it; what it shows is how long the machine itself stood still.
+Prints one line of JSON: the milliseconds of every probe.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import socket
 import sys
 import time
+from contextlib import suppress
 
 AHEAD_SECONDS = 0.2
 LAST_SECONDS = 10.0
@@ -43,11 +47,23 @@ class Connection(socket.socket):
         return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
-def main(port: int, path: str, rate: float, seconds: float) -> None:
-    """Send RATE * SECONDS probes. Raises ConnectionError, TimeoutError."""
-    asked = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+def asleep(rate: float, seconds: float) -> list[float]:
+    """Seconds that each of RATE * SECONDS wake-ups was late."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    began, took = time.monotonic() + AHEAD_SECONDS, []
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        time.sleep(max(due - time.monotonic(), 0.0))
+        took.append(time.monotonic() - due)
+    return took
+
+
+def asked(port: int, path: str, rate: float, seconds: float) -> list[float]:
+    """Seconds that each of RATE * SECONDS probes took. Raises ConnectionError, TimeoutError."""
+    words = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
     count = int(rate * seconds)
-    idle = [Connection(port, asked) for _ in range(4)]
+    idle = [Connection(port, words) for _ in range(4)]
     waiting: set[Connection] = set()
     took: list[float] = []
     began, sent = time.monotonic() + AHEAD_SECONDS, 0
@@ -56,7 +72,7 @@ def main(port: int, path: str, rate: float, seconds: float) -> None:
         if now > began + seconds + LAST_SECONDS:
             raise TimeoutError(f"{count - len(took)} of {count} probes have no answer")
         if sent < count and due <= now and len(waiting) < CONNECTIONS:
-            connection = idle.pop() if idle else Connection(port, asked)
+            connection = idle.pop() if idle else Connection(port, words)
             connection.ask(due)
             waiting.add(connection)
             sent += 1
@@ -70,10 +86,15 @@ def main(port: int, path: str, rate: float, seconds: float) -> None:
                 took.append(time.monotonic() - connection.due)
                 idle.append(connection)
             elif not connection.answer:  # it was idle for so long that the server closed it
-                anew = Connection(port, asked)
+                anew = Connection(port, words)
                 anew.ask(connection.due)
                 waiting.add(anew)
                 connection.close()
+    return took
+
+
+def main(port: int, path: str, rate: float, seconds: float) -> None:
+    took = asked(port, path, rate, seconds) if port else asleep(rate, seconds)
     print(json.dumps([round(1000 * one, 4) for one in took]))
 
 

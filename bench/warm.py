@@ -1,8 +1,9 @@
 """Warm: what a second pull takes, and how late /ready is, idle and while pulls take every core.
 
 500 probes a second come on time whatever the answers do (bench/probes.py). Their control is an nginx that
-says 204 under the same load: what it shows is the machine's and the probes' own. A load is the same pull over
-and over, verified, from nginx to memory; `busy` is the share of all cores that had work meanwhile.
+says 204 under the same load: what it shows is the machine's and the probes' own. A real-time thread that asks
+nobody shows how long the whole machine stood still. A load is the same pull over and over, verified, from
+nginx to memory; `busy` is the share of all cores that had work meanwhile.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ RATE = 500
 SECONDS, QUICK_SECONDS = 6.0, 0.5
 SIZE, QUICK_SIZE = 4 * GIB, 64 * MIB
 SHARDS = 8
-RUNS = 3
+RUNS = 7
 AGAIN, QUICK_AGAIN = 200, 5
 AGAIN_BY_COMMAND, QUICK_AGAIN_BY_COMMAND = 5, 1
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 IDLE, FILE, MODEL = "idle", "a pull of one file", f"a pull of {SHARDS} shards"
-READY, CONTROL = "cachd, /ready", "nginx, 204"
+READY, CONTROL, ASLEEP = ASKED = "cachd, /ready", "nginx, 204", "nobody, asleep in real time"
 SMALL = "ready"
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Every load with both answerers in turn, `runs` times and once before that is not counted."""
+    """Every load with each answerer in turn, `runs` times and once before that is not counted."""
     runs = options.runs or (1 if options.quick else RUNS)
     size = options.size_bytes or (QUICK_SIZE if options.quick else min(SIZE, available_bytes() // 4))
     seconds = QUICK_SECONDS if options.quick else SECONDS
@@ -65,9 +66,7 @@ def run(options: Options) -> dict[str, Any]:
         node = undo.enter_context(daemon(place / "cache"))
         bed = Bed(node, nginx, control)
         results["second"] = second_pulls(bed, quick=options.quick)
-        cases = [
-            {"load": load, "name": name, "runs": []} for load in (IDLE, *loads) for name in (READY, CONTROL)
-        ]
+        cases = [{"load": load, "name": name, "runs": []} for load in (IDLE, *loads) for name in ASKED]
         for turn in range(runs + 1):
             for case in cases:
                 measured = probed(bed, case["name"], loads.get(case["load"]), seconds)
@@ -91,7 +90,11 @@ class Bed:
         return f"{self.origin.url}/{SMALL}"
 
     def probed_at(self, name: str) -> str:
-        return f"{self.node.url}/v1/models/{SMALL}/ready" if name == READY else f"{self.control.url}/.barrier"
+        return {
+            READY: f"{self.node.url}/v1/models/{SMALL}/ready",
+            CONTROL: f"{self.control.url}/.barrier",
+            ASLEEP: "none://nobody:0/",
+        }[name]
 
 
 def laid_out(web: Path, size: int) -> dict[str, str]:

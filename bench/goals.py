@@ -161,8 +161,14 @@ GOALS = (
     Goal("rollback", "seconds", "upkeep: rollback: seconds", most=1),
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),
     Goal(
+        "small files, verified and durable, to disk",
+        "speed / aria2c -j16, with --checksum or a hash after",
+        "models: small durable / aria2c",
+        least=1,
+    ),
+    Goal(
         SMALL,
-        "speed / aria2c -j16",
+        "speed / aria2c -j16, neither verified nor synced",
         "models: small / aria2c",
         least=1,
         limit="a bare Python loop",

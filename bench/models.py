@@ -354,6 +354,10 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
             theirs = find(rows, peer, "unverified")
             if theirs and mine:
                 found[name] = min(found.get(name) or float("inf"), median(theirs) / mine)
+        if measured["sink"] == "disk":
+            verified = [find(rows, name, "verified") for name in ("aria2c -j16", "aria2c -j16 --checksum")]
+            fastest = min((median(row) for row in verified if row), default=None)
+            found["small durable / aria2c"] = fastest and fastest / median(ours)
     return {name: value for name, value in found.items() if value is not None}
 
 

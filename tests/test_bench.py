@@ -208,6 +208,8 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
             line("cachd", "verified", ours),
             line(models.CACHD_HUB, "verified", 1.0),
             line("aria2c -j16", "unverified", 2.0),
+            line("aria2c -j16", "verified", 6.0),
+            line("aria2c -j16 --checksum", "verified", 5.0),
             line(models.HUB, "unverified", 4.0),
             line(f"{models.ASKED}, threads: 1", "limit", ours / 2),
             line(f"{models.ASKED}, threads: 4", "limit", ours),
@@ -219,7 +221,7 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
         "cases": [
             {"model": "shards", "rows": shards, **sizes},
             {"model": "small", "rows": small(1.0), **sizes},
-            {"model": "small", "rows": small(2.5), **sizes},
+            {"model": "small", "rows": small(2.5), **sizes, "sink": "disk"},
         ],
     }
     assert models.figures(results) == pytest.approx(
@@ -230,6 +232,7 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
             "shards limit / fastest peer": 1.2,
             "small / snapshot_download": 4.0,
             "small / aria2c": 0.8,
+            "small durable / aria2c": 2.0,
             "bare loop / aria2c": 1.6,
         }
     )

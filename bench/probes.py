@@ -35,11 +35,13 @@ class Connection(socket.socket):
 
     def ask(self, due: float) -> None:
         self.due, self.answer = due, b""
-        self.send(self.asked)
+        with suppress(ConnectionError):  # closed already: the answer will be none
+            self.send(self.asked)
 
     def is_answered(self) -> bool:
-        """Take in what came. Raises ConnectionError for an answer that is not 2xx."""
-        self.answer += self.recv(65536)
+        """Take in what came; nothing, when the server closed it. Raises ConnectionError unless it is 2xx."""
+        with suppress(ConnectionResetError):
+            self.answer += self.recv(65536)
         if self.answer and not self.answer.startswith(b"HTTP/1.1 2"):
             raise ConnectionError(f"{self.asked!r}: {self.answer!r}")
         head, end, body = self.answer.partition(b"\r\n\r\n")

@@ -224,6 +224,19 @@ def test_a_wait_for_a_model_ends_when_it_is_ready_and_no_later_than_it_said(grou
         assert waiter.result(PATIENCE_SECONDS).status == 200
 
 
+def test_a_bare_probe_is_answered_as_the_route_answers_and_refused_as_any_request(ground: Ground) -> None:
+    """It is answered before it is routed."""
+    ground.have("probed.bin")
+    path, node = "/v1/models/probed.bin/ready", ground.node
+    before = node.metric("cachd_requests_total", op="ready", result="2xx")
+    bare, routed = node.ask("GET", path), node.ask("GET", f"{path}?wait=0")
+    assert (bare.status, bare.document) == (routed.status, routed.document)
+    assert said(bare, "Content-Type") == said(routed, "Content-Type") == "application/json"
+    assert node.metric("cachd_requests_total", op="ready", result="2xx") == before + 2
+    assert_problem(node.ask("GET", path, headers={"Host": "foreign.example"}), 403, "foreign_host")
+    assert_problem(node.ask("DELETE", path), 405, "method_not_allowed")
+
+
 def test_an_unknown_model_is_404_for_every_call(ground: Ground) -> None:
     calls = [("GET", ""), ("GET", "/ready"), ("GET", "/ready?wait=60"), ("PUT", "/pin")]
     for method, below in [*calls, ("DELETE", "/pin"), ("DELETE", "")]:

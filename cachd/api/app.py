@@ -17,6 +17,7 @@ from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
+from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.metrics import Metrics
 from cachd.transfer import threads
@@ -67,6 +68,7 @@ def create_app(
     app.include_router(space_routes.router)
     app.include_router(upkeep_routes.router)
     install(app)
+    app.add_middleware(Probe, models=models)
     app.add_middleware(Guard, allowed_hosts=allowed_hosts, metrics=metrics)
     return app
 

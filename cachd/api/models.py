@@ -64,11 +64,7 @@ async def ready(
     if wait and running and not models.snapshots.get(name):
         with suppress(TimeoutError, CachdError):  # shielded: a client that hangs up ends no pull
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running.done)), wait)
-    snapshot = models.snapshots.get(name)
-    if snapshot:
-        models.store.uses.used(name, time.time())
-        return JSONResponse(ready_document(snapshot))
-    return problem(_not_ready(name, models))
+    return ready_now(name, models) or problem(_not_ready(name, models))
 
 
 @router.put("/{name}/pin", status_code=204, dependencies=_WRITES)
@@ -159,6 +155,15 @@ async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str,
 def _begun(name: str, job: Job) -> JSONResponse:
     location = {"Location": f"/v1/models/{name}"}
     return JSONResponse({"name": name, **job.as_document()}, status_code=202, headers=location)
+
+
+def ready_now(name: str, models: Models) -> JSONResponse | None:
+    """The answer for a model that is ready; None for any other."""
+    snapshot = models.snapshots.get(name)
+    if snapshot is None:
+        return None
+    models.store.uses.used(name, time.time())
+    return JSONResponse(ready_document(snapshot))
 
 
 def _not_ready(name: str, models: Models) -> CachdError:

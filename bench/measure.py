@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import statistics
@@ -115,12 +116,14 @@ def interleaved(
 ) -> dict[str, list[Run]]:
     """Every way once a turn, `runs` turns and one before them that is not counted.
 
-    `pause` is called before each run. With `failures` a way that raises Failed is noted there with its reason
-    and not tried again; its runs so far are left out.
+    Each turn has an order of its own: who always came after the heaviest would bear what that left behind,
+    such as a quota that is used up. `pause` is called before each run. With `failures` a way that raises
+    Failed is noted there with its reason and not tried again; its runs so far are left out.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
+    chosen = random.Random(1)
     for turn in range(runs + 1):
-        for name, way in ways.items():
+        for name, way in chosen.sample(list(ways.items()), len(ways)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
             if pause:

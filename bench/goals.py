@@ -156,7 +156,14 @@ GOALS = (
         for case, shown in (("link", "a link that is full"), ("crowd", "more connections make it slower"))
     ),
     Goal("memory", "speed of warm / sequential reads of the disk", "upkeep: warm / disk", least=0.9),
-    Goal("memory", "share resident after verify", "upkeep: resident after verify", least=1),
+    Goal(
+        "memory",
+        "share resident after verify",
+        "upkeep: resident after verify",
+        least=1,
+        limit="a file that nobody touched as long",
+        reach="upkeep: resident when left alone",
+    ),
     Goal("one flipped bit", "MiB fetched", "upkeep: repair: MiB fetched", most=32),
     Goal("rollback", "seconds", "upkeep: rollback: seconds", most=1),
     Goal(SMALL, "speed / snapshot_download", "models: small / snapshot_download", least=3),

@@ -2,6 +2,7 @@
 
 The disk's rate is that of sequential reads past the page cache, 8 MiB at a time, four under way, of the same
 file. Cold is a file whose pages the kernel was told to forget. Cold reads, warming and verifying take turns.
+Beside what a verify leaves in memory stands what the kernel leaves there of a file that nobody touches.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ SIZE, QUICK_SIZE = 4 * GIB, 64 * MIB
 RUNS = 3
 READ_BYTES, READERS = 8 * MIB, 4
 NAME = "measured"
-DISK, WARM, VERIFY, REPAIR, ROLLBACK = (
+DISK, WARM, VERIFY, ALONE, REPAIR, ROLLBACK = (
     "the disk, cold",
     "warm, cold",
     "verify",
+    "read, and left alone as long as a verify takes",
     "repair of one bit",
     "rollback",
 )
@@ -54,7 +56,8 @@ def run(options: Options) -> dict[str, Any]:
                 for work, measured in (
                     (DISK, disk(shown)),
                     (WARM, warm(node, shown)),
-                    (VERIFY, verify(node, shown)),
+                    (VERIFY, verified := verify(node, shown)),
+                    (ALONE, left_alone(shown, verified["seconds"])),
                     (REPAIR, repair(node, shown)),
                     (ROLLBACK, rollback(node)),
                 ):
@@ -107,6 +110,15 @@ def verify(node: Node, path: Path) -> dict[str, float]:
     began = time.monotonic()
     verification(node, "whole")
     return {"seconds": time.monotonic() - began, "resident": resident(path) / path.stat().st_size}
+
+
+def left_alone(path: Path, seconds: float) -> dict[str, float]:
+    """What the kernel keeps by itself of a file that was read: some take back what nobody touches."""
+    with path.open("rb", buffering=0) as opened:
+        while opened.read(READ_BYTES):
+            pass
+    time.sleep(seconds)
+    return {"seconds": seconds, "resident": resident(path) / path.stat().st_size}
 
 
 def verification(node: Node, state: str) -> None:
@@ -166,6 +178,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     return {
         "warm / disk": median(results, DISK) / median(results, WARM),
         "resident after verify": min(run["resident"] for run in results["rows"][VERIFY]),
+        "resident when left alone": min(run["resident"] for run in results["rows"][ALONE]),
         "repair: MiB fetched": median(results, REPAIR, "fetched") / MIB,
         "repair: seconds": median(results, REPAIR),
         "rollback: seconds": max(run["seconds"] for run in results["rows"][ROLLBACK]),
@@ -183,7 +196,7 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
             [
                 work,
                 spread((run["seconds"] for run in runs), digits=3),
-                "" if work == ROLLBACK else spread(rates),
+                "" if work in (ALONE, ROLLBACK) else spread(rates),
                 spread((run["fetched"] for run in runs), 1 / MB, 1) if "fetched" in runs[0] else "",
                 spread(run["resident"] for run in runs) if "resident" in runs[0] else "",
             ]

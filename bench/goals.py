@@ -136,13 +136,16 @@ GOALS = (
     ),
     Goal("TLS", "CPU / aria2c's", "tls: CPU / aria2c's", most=0.85),
     Goal("memory", "anonymous MB, 32 streams, any size", "growth: anonymous MB, 32 streams", most=120),
-    Goal(
-        "/ready under a saturating pull",
-        "p99, ms",
-        "warm: ready p99 ms, saturated",
-        most=25,
-        limit="an nginx that answers 204 beside the same pull",
-        reach="warm: control p99 ms, saturated",
+    *(
+        Goal(
+            "/ready under a saturating pull",
+            f"p99, ms{where}",
+            f"warm: ready p99 ms, saturated{runs}",
+            most=25,
+            limit="an nginx that answers 204 beside the same pull",
+            reach=f"warm: control p99 ms, saturated{runs}",
+        )
+        for where, runs in (("", ""), (", while the machine stood still for less", ", machine on time"))
     ),
     Goal("start with 1,000 snapshots", "seconds to /readyz", "start: seconds, 1000 snapshots", most=1),
     Goal("bandwidth limits and shares", "farthest off", "bandwidth: off at most", most=0.05),

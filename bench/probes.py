@@ -3,7 +3,7 @@
 Latency counts from the moment at which a probe was due, not from when it was sent: an answer that is late
 makes the probes behind it late too, and they say so. One thread, keep-alive connections, a new one whenever
 all wait. Port 0 asks nobody: so late is a thread that only sleeps until a probe is due, before all others
-where root runs it; what it shows is how long the machine itself stood still.
+where root runs it; what it shows is how long the machine itself stands still.
 Prints one line of JSON: the milliseconds of every probe.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import bandwidth, cold, gil, goals, growth, models, slow, tls, upkeep
+from bench import bandwidth, cold, gil, goals, growth, models, slow, tls, upkeep, warm
 from tests.ground import nginx
 
 PROJECT = Path(__file__).parent.parent
@@ -246,6 +246,20 @@ def test_a_goal_is_met_up_to_its_bound() -> None:
     judged = {tuple(cells[:2]): cells[3:] for cells in goals.judged(measured)}
     assert judged[goals.UNVERIFIED, "speed / aria2c"] == ["4.2", "met", f"4.5: {goals.WITH_PARTS}"]
     assert judged[goals.UNVERIFIED, "speed / curl"] == ["", "not measured", ""]
+
+
+def test_probes_are_judged_apart_where_the_machine_itself_was_on_time() -> None:
+    def case(name: str, *runs: tuple[float, float]) -> dict[str, Any]:
+        told = [{"milliseconds": {"99.0": late}, "machine": {"100.0": still}} for late, still in runs]
+        return {"load": warm.FILE, "name": name, "runs": told}
+
+    still = case(warm.CONTROL, (5.0, 26.0))
+    found = warm.figures({"cases": [case(warm.READY, (90.0, 40.0), (12.0, 25.0), (80.0, 30.0)), still]})
+    assert found == {
+        "ready p99 ms, saturated": 80.0,
+        "ready p99 ms, saturated, machine on time": 12.0,
+        "control p99 ms, saturated": 5.0,
+    }
 
 
 def test_a_limit_is_judged_only_where_the_machine_would_receive_more() -> None:

@@ -36,6 +36,7 @@ from cachd.sources.trust import Authorities
 _ASKED_AT_ONCE = 16
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
+_MOST_LINKS = 10_000
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 # What botocore makes of an answer that is none of S3, or of a number in it that is none.
 _NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
@@ -63,6 +64,7 @@ class BucketSource:
         self._lock = threading.Lock()
         self._client: Any = None
         self._made = 0.0
+        self._links: dict[str, str] = {}  # signed by this client
 
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`."""
@@ -91,26 +93,35 @@ class BucketSource:
 
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
-        bucket, _, key = file.origin.removeprefix("s3://").partition("/")
         try:
-            return self._open(bucket, key, file, extent, cut)
+            return self._open(file, extent, cut)
         except Forbidden as error:
             if error.facts.get("status") != 403:
                 raise
-            return self._open(bucket, key, file, extent, cut, renew=True)
+            return self._open(file, extent, cut, renew=True)
 
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _open(
-        self, bucket: str, key: str, file: File, extent: Extent, cut: Cut, *, renew: bool = False
-    ) -> Response:
-        with _bucket_errors(file.origin):
-            url = self._signed_in(renew=renew).generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
-            )
-        return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
+    def _open(self, file: File, extent: Extent, cut: Cut, *, renew: bool = False) -> Response:
+        target = Target(self._link(file.origin, renew=renew), file.size, validator=file.validator)
+        return self._http.open(target, extent, cut)
+
+    def _link(self, origin: str, *, renew: bool) -> str:
+        """The signed address of an object, one for all its parts: signing takes longer than asking."""
+        with _bucket_errors(origin):
+            client = self._signed_in(renew=renew)
+            link = self._links.get(origin)
+            if link is None:
+                bucket, _, key = origin.removeprefix("s3://").partition("/")
+                link = client.generate_presigned_url(
+                    "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
+                )
+                if len(self._links) >= _MOST_LINKS:
+                    self._links.clear()
+                self._links[origin] = link
+        return link
 
     def _signed_in(self, *, renew: bool = False) -> Any:
         """A client whose credentials were read from where they are kept not long ago.
@@ -136,7 +147,7 @@ class BucketSource:
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
                 )
-                self._made = time.monotonic()
+                self._made, self._links = time.monotonic(), {}
             return self._client
 
     def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, str]]:

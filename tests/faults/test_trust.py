@@ -6,17 +6,19 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.signers import RequestSigner
 
 from cachd.errors import CachdError, Forbidden, Unavailable
-from cachd.model import Ref
+from cachd.model import Extent, Ref
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Source
+from cachd.sources.source import Cut, Source
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, wish_of
 from tests.ground.bucket import Bucket, Sts, Throttled
@@ -254,6 +256,25 @@ def test_the_token_of_a_pod_is_read_again_when_its_role_expired_though_sts_is_bu
         pulled.done.result(PATIENCE_SECONDS)
         assert {"first", "second"} == set(sts.tokens)
     assert (root / "models/m/it").read_bytes() == noise(12 * MIB)
+
+
+def test_the_parts_of_an_object_share_one_signature(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed: list[object] = []
+    sign = RequestSigner.generate_presigned_url
+
+    def noted(signer: RequestSigner, *args: Any, **more: Any) -> Any:
+        signed.append(more)
+        return sign(signer, *args, **more)
+
+    monkeypatch.setattr(RequestSigner, "generate_presigned_url", noted)
+    path = bucket.put("m/it", noise(4 * KIB))
+    source = bucket_source(bucket)
+    (file,) = source.resolve(Ref.parse("s3://models/m/")).files
+    for start in range(0, 4 * KIB, KIB):
+        with source.open(file, Extent(start, start + KIB), Cut()) as body:
+            assert body.readinto(memoryview(bytearray(KIB))) == KIB
+    assert len([seen for seen in bucket.requests if (seen.method, seen.path) == ("GET", path)]) == 4
+    assert len(signed) == 1
 
 
 def test_a_profile_that_is_not_there_is_told(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ import binascii
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import botocore.config
 import botocore.loaders
@@ -50,6 +50,14 @@ _CHECKSUMS = {
 }
 
 
+class _Signed(NamedTuple):
+    """A client, the signed address of an object by its origin, and since when (monotonic) it has its keys."""
+
+    client: Any
+    link: Callable[[str], str]
+    made: float
+
+
 class BucketSource:
     """Objects below a prefix. Digests: full-object checksums, else the prefix's SHA256SUMS, else none.
 
@@ -62,15 +70,13 @@ class BucketSource:
         self._http, self._endpoint_url, self._region = http, endpoint_url, region
         self._authorities = authorities
         self._lock = threading.Lock()
-        self._client: Any = None
-        self._made = 0.0
-        self._links: dict[str, str] = {}  # signed by this client
+        self._signed: _Signed | None = None
 
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
         with _bucket_errors(ref.base):
-            client = self._signed_in(renew=True)
+            client = self._signed_in(renew=True).client
             listed = self._list(client, bucket, prefix)
             keys = {path: key for path, (key, _) in listed.items()}
             if not keys:
@@ -105,25 +111,11 @@ class BucketSource:
         self._http.anew()
 
     def _open(self, file: File, extent: Extent, cut: Cut, *, renew: bool = False) -> Response:
-        target = Target(self._link(file.origin, renew=renew), file.size, validator=file.validator)
-        return self._http.open(target, extent, cut)
+        with _bucket_errors(file.origin):
+            url = self._signed_in(renew=renew).link(file.origin)
+        return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
 
-    def _link(self, origin: str, *, renew: bool) -> str:
-        """The signed address of an object, one for all its parts: signing takes longer than asking."""
-        with _bucket_errors(origin):
-            client = self._signed_in(renew=renew)
-            link = self._links.get(origin)
-            if link is None:
-                bucket, _, key = origin.removeprefix("s3://").partition("/")
-                link = client.generate_presigned_url(
-                    "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
-                )
-                if len(self._links) >= _MOST_LINKS:
-                    self._links.clear()
-                self._links[origin] = link
-        return link
-
-    def _signed_in(self, *, renew: bool = False) -> Any:
+    def _signed_in(self, *, renew: bool = False) -> _Signed:
         """A client whose credentials were read from where they are kept not long ago.
 
         It reaches what the bytes' path reaches: no proxy of the environment.
@@ -131,8 +123,8 @@ class BucketSource:
         if self._authorities.file:
             self._authorities.context()
         with self._lock:
-            if self._client is None or renew or time.monotonic() - self._made > _SESSION_SECONDS:
-                self._client = _session().create_client(
+            if self._signed is None or renew or time.monotonic() - self._signed.made > _SESSION_SECONDS:
+                client = _session().create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
@@ -147,8 +139,8 @@ class BucketSource:
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
                 )
-                self._made, self._links = time.monotonic(), {}
-            return self._client
+                self._signed = _Signed(client, _links(client), time.monotonic())
+            return self._signed
 
     def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, str]]:
         """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
@@ -181,6 +173,20 @@ class BucketSource:
             head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
             digest = listed or _full_object_checksum(head)
             return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
+
+
+def _links(client: Any) -> Callable[[str], str]:
+    """The signed address of an object, one for all its parts: signing takes longer than asking."""
+
+    @lru_cache(maxsize=_MOST_LINKS)
+    def link(origin: str) -> str:
+        bucket, _, key = origin.removeprefix("s3://").partition("/")
+        url: str = client.generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
+        )
+        return url
+
+    return link
 
 
 def _session() -> botocore.session.Session:

@@ -10,6 +10,7 @@ does whose host holds it to a quota. A load is the same pull over and over, veri
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -149,7 +150,7 @@ def probed(bed: Bed, name: str, load: str | None, seconds: float) -> dict[str, A
     }
 
 
-def probing(port: int | None, path: str, seconds: float) -> subprocess.Popen[str]:
+def probing(port: int, path: str, seconds: float) -> subprocess.Popen[str]:
     words = (sys.executable, "-m", "bench.probes", port, path, RATE, seconds)
     pipe = subprocess.PIPE
     return subprocess.Popen([str(word) for word in words], cwd=PROJECT, stdout=pipe, stderr=pipe, text=True)
@@ -202,19 +203,17 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     found = {}
     for shown, name in (("ready", READY), ("control", CONTROL)):
         loaded = [c for c in results["cases"] if c["load"] != IDLE and c["name"] == name]
-        if late := [float(numpy.median(percentile(case, 99.0))) for case in loaded]:
-            found[f"{shown} p99 ms, saturated"] = max(late)
-        on_time = [
-            [
-                ms
-                for ms, still in zip(percentile(case, 99.0), percentile(case, 100.0, "machine"), strict=True)
-                if still <= MOST_STILL_MS
-            ]
-            for case in loaded
-        ]
-        if loaded and all(on_time):
-            found[f"{shown} p99 ms, saturated, machine on time"] = max(map(float, map(numpy.median, on_time)))
+        for which, most in (("", math.inf), (", machine on time", MOST_STILL_MS)):
+            late = [on_time(case, most) for case in loaded]
+            if late and all(late):
+                found[f"{shown} p99 ms, saturated{which}"] = max(float(numpy.median(runs)) for runs in late)
     return found
+
+
+def on_time(case: dict[str, Any], most: float) -> list[float]:
+    """p99 of the runs in which the machine itself was never late by more than `most` milliseconds."""
+    runs = zip(percentile(case, 99.0), percentile(case, 100.0, "machine"), strict=True)
+    return [late for late, still in runs if still <= most]
 
 
 def percentile(case: dict[str, Any], which: float, of: str = "milliseconds") -> list[float]:

@@ -111,10 +111,6 @@ class Layout:
         return self.root / "models"
 
     @property
-    def trees(self) -> Path:
-        return self.root / "models/.trees"
-
-    @property
     def hub(self) -> Path:
         return self.root / "hub"
 

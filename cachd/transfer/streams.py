@@ -18,10 +18,11 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES, FAST_BUFFER_BYTES = 1 << 20, 2 << 20
 MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
 NICENESS = 10  # of a thread that moves bytes: the digest and whoever asks whether a model is ready go first
 _FIRST_COUNTS = (4, 16)
+_FAST = 8  # streams with the larger buffer: more are at work only where each gets little
 
 Task = Callable[[memoryview], None]
 
@@ -187,7 +188,7 @@ class Streams:
         os.nice(NICENESS)
         self._places[threading.get_ident()] = place
         self._received[threading.get_ident()] = 0
-        buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+        buffer = memoryview(mmap.mmap(-1, FAST_BUFFER_BYTES if place < _FAST else BUFFER_BYTES))
         while (work := self._next(place)) is not None:
             share, task = work
             try:

@@ -33,7 +33,8 @@ from tests.ground.node import Node
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PROJECT = Path(__file__).parent.parent
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.1  # a sample of a process with 60 threads takes a millisecond of the same cores
+SHORT_SECONDS, OFTEN = 2.0, 3
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MARGIN_BYTES = GIB  # of memory that is left to the programs
 
@@ -116,20 +117,24 @@ def interleaved(
 ) -> dict[str, list[Run]]:
     """Every way once a turn, `runs` turns and one before them that is not counted.
 
-    Each turn has an order of its own: who always came after the heaviest would bear what that left behind,
-    such as a quota that is used up. `pause` is called before each run. With `failures` a way that raises
-    Failed is noted there with its reason and not tried again; its runs so far are left out.
+    Where there are several turns, a way that takes less than SHORT_SECONDS runs OFTEN times in each: on a
+    noisy machine one moment is a large part of it. Each turn has an order of its own: who always came after
+    the heaviest would bear what that left behind, such as a quota that is used up. `pause` is called before
+    each run. With `failures` a way that raises Failed is noted there with its reason and not tried again; its
+    runs so far are left out.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
-    chosen = random.Random(1)
+    often: dict[str, int] = {}
+    order = random.Random(1)
     for turn in range(runs + 1):
-        for name, way in chosen.sample(list(ways.items()), len(ways)):
+        names = [name for name in ways for _ in range(often.get(name, 1))]
+        for name in order.sample(names, len(names)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
             if pause:
                 pause()
             try:
-                run = way()
+                run = ways[name]()
             except Failed as error:
                 if failures is None:
                     raise
@@ -138,6 +143,8 @@ def interleaved(
                 continue
             if turn:
                 kept[name].append(run)
+            elif runs > 1 and run.seconds < SHORT_SECONDS:
+                often[name] = OFTEN
             _say(f"  {f'run {turn}' if turn else 'warm-up'}: {name}: {run.seconds:.2f} s")
     return kept
 

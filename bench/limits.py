@@ -6,6 +6,7 @@ python -m bench.limits sha256|sha256-all SIZE            one core, every core at
 python -m bench.limits sha256-file SIZE FILE             one core, from a file in the page cache
 python -m bench.limits pwrite|pwrite+fsync SIZE TARGET   one thread, from memory
 python -m bench.limits small URL SUMS THREADS TARGET     every small file that SUMS lists: ask to publish
+python -m bench.limits small-library ...                 the same by http.client, a file's size asked first
 
 RECEIVE is recv, and +xxh3, which knows a part again after a crash, +pwrite, +sha256, which follows in a
 thread of its own and reads back, +fsync.
@@ -22,6 +23,8 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import AbstractContextManager, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -36,6 +39,7 @@ THREADS = 4
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n.*?\r\n\r\n", re.DOTALL)
 
 T = TypeVar("T")
+Ask = Callable[[str], bytes | memoryview]  # the content of the file at a path
 
 
 class Hash(Protocol):
@@ -62,10 +66,11 @@ def main(what: str, *args: str) -> None:
         case "pwrite" | "pwrite+fsync", (size, target):
             with clocked():
                 write(Path(target), int(size), sync=what == "pwrite+fsync")
-        case "small", (url, sums, threads, target):
-            lines = Path(sums).read_text().splitlines()
+        case "small" | "small-library", (url, sums, threads, target):
+            digests = {line[66:]: line[:64] for line in Path(sums).read_text().splitlines()}
+            asking = asking_bare if what == "small" else asking_by_library
             with clocked():
-                receive_small(url, {line[66:]: line[:64] for line in lines}, int(threads), Path(target))
+                receive_small(url, digests, int(threads), Path(target), asking)
         case _:
             raise SystemExit(__doc__)
 
@@ -172,17 +177,22 @@ def receive_part(
         start += wanted
 
 
-def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Path) -> None:
+def receive_small(
+    url: str,
+    digests: Mapping[str, str],
+    threads: int,
+    target: Path,
+    asking: Callable[[str], AbstractContextManager[Ask]],
+) -> None:
     """What a daemon owes every file below `url`, none larger than a buffer, and no more: GET, sha256, write,
     sync, rename, and a name in each of two views.
     """
     waiting = list(digests.items())
 
     def work() -> None:
-        buffer = memoryview(bytearray(MIB))
-        with connected(url) as connection:
+        with asking(url) as ask:
             for path, sha256 in popped(waiting):
-                content = receive_whole(connection, f"{urlsplit(url).path}/{path}", buffer)
+                content = ask(path)
                 if hashlib.sha256(content).hexdigest() != sha256:
                     raise SystemExit(f"{path} has other bytes")
                 staged = f"{target}/.{sha256}"
@@ -196,6 +206,29 @@ def receive_small(url: str, digests: Mapping[str, str], threads: int, target: Pa
                     os.link(f"{target}/{sha256}", f"{target}/{view}-{sha256}")
 
     at_once(*[work] * threads)
+
+
+@contextmanager
+def asking_bare(url: str) -> Iterator[Ask]:
+    """On a raw socket, with no more of HTTP than it takes."""
+    buffer, base = memoryview(bytearray(MIB)), urlsplit(url).path
+    with connected(url) as connection:
+        yield lambda path: receive_whole(connection, f"{base}/{path}", buffer)
+
+
+@contextmanager
+def asking_by_library(url: str) -> Iterator[Ask]:
+    """By the standard library, and for the size first, which a list of digests does not tell."""
+    where = urlsplit(url)
+    with closing(HTTPConnection(where.netloc)) as connection:
+
+        def ask(path: str) -> bytes:
+            for method in ("HEAD", "GET"):
+                connection.request(method, f"{where.path}/{path}")
+                content = connection.getresponse().read()
+            return content
+
+        yield ask
 
 
 def receive_whole(connection: socket.socket, path: str, buffer: memoryview) -> memoryview:

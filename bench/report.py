@@ -124,7 +124,7 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, list[float]]], unit: str)
             axis.plot([min(runs), max(runs)], [place, place], color="black", linewidth=1)
         axis.set_yticks(range(len(values)), values)
         axis.invert_yaxis()
-        axis.set_title(title, loc="left")
+        axis.set_title(title, loc="right")  # there is more room to the left, above the names
         axis.set_xlabel(unit)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

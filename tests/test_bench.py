@@ -212,8 +212,8 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
             line("aria2c -j16 --checksum", "verified", 5.0),
             line(models.HUB, "unverified", 4.0),
             line(f"{models.ASKED}, threads: 1", "limit", ours / 2),
-            line(f"{models.LIBRARY}, threads: 1", "limit", ours),
-            line(f"{models.LIBRARY}, threads: 4", "limit", ours * 0.8),
+            line(f"{models.ASKED}, threads: 4", "limit", ours),
+            line(f"{models.LIBRARY}, threads: 4", "limit", ours / 4),
         ]
 
     sizes = {"size_bytes": 8_000_000_000, "largest_bytes": 1_000_000_000, "sink": "memory"}
@@ -234,7 +234,7 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
             "small / snapshot_download": 4.0,
             "small / aria2c": 0.8,
             "small durable / aria2c": 2.0,
-            "loop by library / aria2c": 1.0,
+            "bare loop / aria2c": 1.6,
         }
     )
 

@@ -28,6 +28,11 @@ def read_when_idle() -> bool:
     return number is not None and _LIBC.syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE) == 0
 
 
+def running_on() -> int:
+    """The core that the calling thread runs on."""
+    return int(_LIBC.sched_getcpu())
+
+
 def resident_bytes(fd: int, start: int, stop: int) -> int:
     """Bytes of the pages of `[start, stop)` of a file that are in memory. Raises OSError.
 

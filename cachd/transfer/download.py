@@ -36,6 +36,7 @@ from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
 from cachd.transfer import threads
+from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
 
@@ -45,6 +46,7 @@ _FOLLOW_BYTES = 4 << 20
 _PROGRESS_BYTES = 64 << 10
 _TURN_SECONDS = 1.0
 _SMALL_BYTES = 256 << 10  # at most a stream's buffer
+_TOGETHER_BYTES = 128 << 10  # with more, a file's bytes keep a core busy, and others serve the rest
 _STEP_BYTES = 64 << 10
 _LOOK_FOR_ROOM_SECONDS = 0.5
 
@@ -371,6 +373,10 @@ class Download:
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
         """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
+        if extent.size <= _TOGETHER_BYTES:
+            together.gather()
+        else:
+            together.scatter()
         count = self._engine.metrics.origin_requests
         try:
             with threads.given(self.file.path):

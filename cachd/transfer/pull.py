@@ -25,6 +25,7 @@ from cachd.sources.source import Source
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer import threads
+from cachd.transfer.cores import together
 from cachd.transfer.download import Download
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
@@ -106,7 +107,7 @@ def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:
     failures = 0
     while True:
         try:
-            with threads.given(str(wish.ref)):
+            with threads.given(str(wish.ref)), together.gathered():
                 whole = source.resolve(wish.ref)
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled while it was resolved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import stat
@@ -12,6 +13,7 @@ import pytest
 
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Digest, File
+from cachd.sources.wire import Wire
 from tests.conftest import Engine, sha256_of, wish_of
 from tests.ground import nginx as nginx_ground
 from tests.ground.hub import Hub
@@ -263,6 +265,26 @@ def test_a_passing_fault_costs_a_retry_and_no_byte_of_the_model(
     running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
     assert (root / "models/model.bin/model.bin").read_bytes() == content
     assert b'cachd_origin_retries_total{reason="' in running.metrics.text()
+
+
+def test_a_connection_that_broke_is_let_go_at_once(origin: Origin, engine: Engines) -> None:
+    """Its buffers and its descriptor do not wait for a collection, which a daemon at rest makes seldom."""
+    content = noise(MIB)
+    origin.add("/model.bin", content)
+    running = engine(streams=1, retries=20)
+    running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
+    running.pulls.delete("model.bin")
+    gc.collect()
+    before = sum(isinstance(found, Wire) for found in gc.get_objects())
+    origin.fault("/model.bin", Reset(at=100 * KIB), times=9, when=lambda seen: seen.method == "GET")
+    gc.disable()
+    try:
+        running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
+        left = sum(isinstance(found, Wire) for found in gc.get_objects())
+    finally:
+        gc.enable()
+    assert sum(seen.method == "GET" for seen in origin.requests) == 11
+    assert left <= before + 1
 
 
 def test_a_small_file_that_breaks_off_goes_on_where_it_stopped(

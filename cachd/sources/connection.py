@@ -150,7 +150,12 @@ class Response:
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
         if self._failure:
-            raise self._failure
+            self._connection.close()
+            failure, self._failure = self._failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback leads here: the connection would stay until a collection
         before = self._got
         try:
             return self._fill(view)

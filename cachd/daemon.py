@@ -46,6 +46,8 @@ from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
+_COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -207,6 +209,7 @@ def serve(config: Config) -> None:
             host, port = sock.getsockname()[:2]
             log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
+            gc.set_threshold(_COLLECT_AFTER)
             run(app, sock, interrupt=parts.pulls.interrupt)
         finally:
             prewarm.close()

@@ -235,6 +235,7 @@ def test_the_figures_of_models_are_of_the_fastest_peer_and_the_worst_sink() -> N
             "small / aria2c": 0.8,
             "small durable / aria2c": 2.0,
             "bare loop / aria2c": 1.6,
+            "library loop / aria2c": 3.2,
         }
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import queue
 import stat
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Digest, File
 from cachd.sources.wire import Wire
+from cachd.transfer.download import Download
 from tests.conftest import Engine, sha256_of, wish_of
 from tests.ground import nginx as nginx_ground
 from tests.ground.hub import Hub
@@ -285,6 +288,24 @@ def test_a_connection_that_broke_is_let_go_at_once(origin: Origin, engine: Engin
         gc.enable()
     assert sum(seen.method == "GET" for seen in origin.requests) == 11
     assert left <= before + 1
+
+
+def test_the_downloads_of_a_pull_go_with_it(origin: Origin, engine: Engines) -> None:
+    """No thread and no cycle holds them: thousands of a model's files would wait for a collection."""
+    ref = origin.add_model("model", {f"file-{n}.json": noise(KIB, n) for n in range(20)})
+    running, gone = engine(), queue.SimpleQueue[str]()
+    gc.collect()
+    gc.disable()
+    try:
+        running.pull(ref)
+        for found in gc.get_objects():
+            if isinstance(found, Download):
+                weakref.finalize(found, gone.put, found.file.path)
+        del found
+        running.pulls.delete("model")
+        assert {gone.get(timeout=10) for _ in range(20)} == {f"file-{n}.json" for n in range(20)}
+    finally:
+        gc.enable()
 
 
 def test_a_small_file_that_breaks_off_goes_on_where_it_stopped(

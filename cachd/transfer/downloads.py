@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 
 from cachd.model import Digest, File
 from cachd.sources.source import Source
@@ -44,7 +44,7 @@ class Downloads:
                     running.share_with(reservation)
                     return running
             wait([running.done])  # the last asker left it: let it close its ingest first
-        download.done.add_done_callback(lambda _: self._forget(download))
+        download.done.add_done_callback(lambda done: self._forget(file, done))  # no way back: it goes at once
         download.start(share)
         return download
 
@@ -57,7 +57,8 @@ class Downloads:
             download.cancel()
             wait([download.done])
 
-    def _forget(self, download: Download) -> None:
+    def _forget(self, file: File, done: Future[None]) -> None:
         with self._lock:
-            if self._running.get(download.file.blob) is download:
-                del self._running[download.file.blob]
+            running = self._running.get(file.blob)
+            if running is not None and running.done is done:
+                del self._running[file.blob]

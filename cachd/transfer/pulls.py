@@ -305,6 +305,7 @@ class Pulls:
                 self._metrics.pulls_in_progress.dec()
                 with self._changed:
                     self._line.ended(next_pull)
+                del next_pull  # with every download it made, which would stay until the thread's next pull
 
     def _next(self) -> Pull | None:
         with self._changed:

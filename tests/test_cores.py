@@ -22,7 +22,6 @@ EVERY = os.sched_getaffinity(0)
 
 pytestmark = pytest.mark.skipif(len(EVERY) < 2, reason="on one core all threads are gathered as it is")
 
-
 Two = tuple[ThreadPoolExecutor, ThreadPoolExecutor]
 
 
@@ -43,9 +42,7 @@ def cores(thread: ThreadPoolExecutor, after: Callable[[], object]) -> set[int]:
     return thread.submit(look).result(30)
 
 
-def test_threads_that_gather_share_a_core_until_they_scatter(
-    two: Two,
-) -> None:
+def test_threads_that_gather_share_a_core_until_they_scatter(two: Two) -> None:
     first, second = two
     together = OneCore()
     shared = cores(first, together.gather)
@@ -118,9 +115,9 @@ def test_a_source_is_asked_about_many_files_by_threads_that_gathered(
     seen: set[frozenset[int]] = set()
     head = Http.head
 
-    def noted(http: Http, url: str, **more: object) -> Head:
+    def noted(http: Http, url: str) -> Head:
         seen.add(frozenset(os.sched_getaffinity(0)))
-        return head(http, url, **more)  # type: ignore[arg-type]
+        return head(http, url)
 
     monkeypatch.setattr(Http, "head", noted)
     ref = origin.add_model("model", {f"file-{n}.json": noise(KIB, seed=n) for n in range(20)})

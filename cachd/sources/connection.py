@@ -150,12 +150,7 @@ class Response:
     def readinto(self, view: memoryview) -> int:
         """See `Body.readinto`."""
         if self._failure:
-            self._connection.close()
-            failure, self._failure = self._failure, None
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback leads here: the connection would stay until a collection
+            raise self._failure
         before = self._got
         try:
             return self._fill(view)
@@ -195,6 +190,7 @@ class Response:
 
         One that is told it came to the wrong server (421, RFC 9110 15.5.20) asks nothing there again.
         """
+        self._failure = None  # its traceback leads back here: all of it would stay until a collection
         whole = self._got == self._size
         if whole and self._response.is_over and self._response.status != MISDIRECTED:
             self._connection.keep()

@@ -17,6 +17,11 @@ from cachd.store.kernel import running_on
 _LOOK_SECONDS = 1.0
 
 
+class _Place(threading.local):
+    core: int | None = None  # where the thread is held
+    leads = False  # it was let go, and says where the others follow
+
+
 class OneCore:
     """Threads that `gather` run on one core until they `scatter`. Safe from any thread, for itself alone.
 
@@ -27,26 +32,24 @@ class OneCore:
     def __init__(self) -> None:
         self._core: int | None = None
         self._look_at = 0.0
-        self._mine = threading.local()
+        self._mine = _Place()
 
     def gather(self) -> None:
         """Run where the others do, for what is short or mostly waits."""
         mine, now = self._mine, time.monotonic()
-        held: int | None = getattr(mine, "core", None)
         if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
-            mine.leads = True
-            if held is not None:
+            self._look_at, mine.leads = now + _LOOK_SECONDS, True
+            if mine.core is not None:
                 self.scatter()  # until it gathers again: by then it is where there is room
                 return
-        if getattr(mine, "leads", False):
+        if mine.leads:
             mine.leads, self._core = False, running_on()
-        if self._core is not None and held != self._core and _run_on({self._core}):
+        if self._core not in (None, mine.core) and _run_on({self._core}):
             mine.core = self._core
 
     def scatter(self) -> None:
         """Run wherever this process may."""
-        if getattr(self._mine, "core", None) is not None and _run_on(os.sched_getaffinity(os.getpid())):
+        if self._mine.core is not None and _run_on(os.sched_getaffinity(os.getpid())):
             self._mine.core = None
 
     @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,26 @@ def chill(path: Path) -> None:
         pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
 
 
+MAP_LOCKED = 0x2000
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep the file's pages in memory meanwhile: some kernels take back what nobody touched for seconds.
+
+    Where the process may not lock so much memory (RLIMIT_MEMLOCK), nothing is held.
+    """
+    with path.open("rb") as opened:
+        locked = None
+        with suppress(BlockingIOError, PermissionError):
+            locked = mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED | MAP_LOCKED, mmap.PROT_READ)
+        try:
+            yield
+        finally:
+            if locked:
+                locked.close()
+
+
 def have(ground: Ground, name: str) -> Path:
     ground.have(name, SIZE)
     return ground.node.root / "models" / name / name
@@ -53,8 +75,9 @@ def test_a_cold_model_is_read_into_memory_once(ground: Ground) -> None:
     assert told["resident_bytes"] == resident(shown) == SIZE
     assert ground.node.metric("cachd_warmed_bytes_total") - before == SIZE
     assert ground.node.metric("cachd_model_resident_bytes", model="cold") == SIZE
-    ground.node.ask("POST", "/v1/models/cold/warm")
-    ground.node.wait_for("warmed", name="cold", state="warm", loaded_bytes=0)
+    with held(shown):
+        ground.node.ask("POST", "/v1/models/cold/warm")
+        ground.node.wait_for("warmed", name="cold", state="warm", loaded_bytes=0)
 
 
 def test_only_what_is_not_in_memory_is_read(ground: Ground) -> None:
@@ -119,10 +142,12 @@ def test_a_model_is_not_warmed_where_it_would_push_other_models_out(
 
 
 def test_the_command_warms_and_tells_what_it_read(ground: Ground) -> None:
-    chill(have(ground, "commanded"))
+    shown = have(ground, "commanded")
+    chill(shown)
     ended = ground.node.cli("warm", "commanded")
     assert (ended.returncode, ended.stdout) == (0, "commanded warm: 25.2 MB of 25.2 MB read\n")
-    told = json.loads(ground.node.cli("warm", "commanded", "-o", "json").stdout)
+    with held(shown):
+        told = json.loads(ground.node.cli("warm", "commanded", "-o", "json").stdout)
     assert (told["state"], told["bytes"]["loaded"]) == ("warm", 0)
     assert ground.node.cli("warm", "unheard-of").returncode == 3
 

@@ -1,8 +1,8 @@
 """Benchmarks, a module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
 
 Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not
-run now is judged by its last results. `--keep` writes bench/measurements.md and the plot beside it, of which
-bench/readme.py puts the first sections into the README.
+run now is judged by its last results. `--keep` brings the results into bench/kept; what is there makes
+bench/measurements.md, the plot beside it, and the README's part of both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import goals, peers, report
+from bench import goals, peers, readme, report
 from bench.measure import MIB
 
 QUESTIONS = {
@@ -38,7 +38,7 @@ QUESTIONS = {
     "day": "a day on a small disk: what must never happen",
 }
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
-MEASUREMENTS = Path(__file__).parent / "measurements.md"
+KEPT = Path(__file__).parent / "kept"
 PLOT = Path(__file__).parent / "cold.png"
 
 
@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     results = kept(asked.into)
     console.print(goals.table(figures(results)))
     if asked.keep:
-        MEASUREMENTS.write_text(markdown(results))
-        shutil.copy(asked.into / PLOT.name, PLOT)
+        keep(asked.into)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -73,9 +72,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="counted runs of each way")
     parser.add_argument("--mib", type=int, help="size of the one file, or of the sharded model")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
-    parser.add_argument("--keep", action="store_true", help="write what the README shows")
+    parser.add_argument("--keep", action="store_true", help="keep them for the README")
     parser.add_argument("--into", type=Path, help="where results go; default: bench/results[/quick]")
     asked = parser.parse_args(argv)
+    if asked.keep and asked.quick:
+        parser.error("--keep is for whole runs: --quick only tells whether everything runs")
     asked.into = asked.into or (report.RESULTS / "quick" if asked.quick else report.RESULTS)
     return asked
 
@@ -92,6 +93,17 @@ def kept(where: Path) -> dict[str, Any]:
     """The last results of every question that has any there."""
     files = {name: where / f"{name}.json" for name in available()}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def keep(where: Path) -> None:
+    """Bring the results and the plot at `where` into the project, and write what all that is kept tells."""
+    KEPT.mkdir(exist_ok=True)
+    for name, result in kept(where).items():
+        (KEPT / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+    if (where / PLOT.name).exists():
+        shutil.copy(where / PLOT.name, PLOT)
+    readme.MEASUREMENTS.write_text(markdown(kept(KEPT)))
+    readme.README.write_text(readme.rendered(readme.README.read_text()))
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.readme import rendered
+from bench.__main__ import KEPT, kept, markdown
+from bench.readme import MEASUREMENTS, rendered
 from cachd.cli import EXIT_CODES
 from cachd.config import Model
 from tests.ground.hub import Hub
@@ -94,6 +95,10 @@ def test_the_other_commands_are_run_where_it_is_said(command: str, place: str) -
 
 def test_options_metrics_and_figures_are_the_code_s_own() -> None:
     assert rendered(README) == README, "run: python -m bench.readme"
+
+
+def test_every_figure_is_of_the_results_that_are_kept() -> None:
+    assert markdown(kept(KEPT)) == MEASUREMENTS.read_text(), "run: python -m bench QUESTION --keep"
 
 
 def test_every_promise_is_quoted_by_the_tests_that_prove_it() -> None:

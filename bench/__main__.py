@@ -14,6 +14,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         if peers.binary(program) is None and not Path("/usr/sbin", program).exists():
             console.print(f"{program} is not installed: apt-get install {package}")
     options = report.Options(asked.runs, asked.mib and asked.mib * MIB, asked.quick)
-    for name in asked.question or available():
+    names = asked.question or available()
+    for name in names:
         question = module(name)
         console.rule(f"{name}: {QUESTIONS[name]}")
         results = question.run(options)
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     results = kept(asked.into)
     console.print(goals.table(figures(results)))
     if asked.keep:
-        keep(asked.into)
+        keep(names, asked.into)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -72,7 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="counted runs of each way")
     parser.add_argument("--mib", type=int, help="size of the one file, or of the sharded model")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
-    parser.add_argument("--keep", action="store_true", help="keep them for the README")
+    parser.add_argument("--keep", action="store_true", help="keep the results for the README")
     parser.add_argument("--into", type=Path, help="where results go; default: bench/results[/quick]")
     asked = parser.parse_args(argv)
     if asked.keep and asked.quick:
@@ -95,15 +97,15 @@ def kept(where: Path) -> dict[str, Any]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
-def keep(where: Path) -> None:
-    """Bring the results and the plot at `where` into the project, and write what all that is kept tells."""
-    KEPT.mkdir(exist_ok=True)
-    for name, result in kept(where).items():
-        (KEPT / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
-    if (where / PLOT.name).exists():
+def keep(names: Collection[str], where: Path) -> None:
+    """Bring the results of these questions into the project, and write what all that is kept tells."""
+    results = kept(where)
+    for name in names:
+        report.keep(name, results[name], KEPT)
+    if PLOT.stem in names:
         shutil.copy(where / PLOT.name, PLOT)
     readme.MEASUREMENTS.write_text(markdown(kept(KEPT)))
-    readme.README.write_text(readme.rendered(readme.README.read_text()))
+    readme.renew()
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:

@@ -12,6 +12,10 @@ README = PROJECT / "README.md"
 MEASUREMENTS = PROJECT / "bench" / "measurements.md"
 
 
+def renew() -> None:
+    README.write_text(rendered(README.read_text()))
+
+
 def rendered(text: str) -> str:
     """README.md with every marked part as it should be now."""
     parts = {"options": options(), "metrics": metrics(), "measurements": measurements()}
@@ -52,4 +56,4 @@ def _code(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    renew()

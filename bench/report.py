@@ -132,4 +132,4 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, list[float]]], unit: str)
 
 def keep(question: str, results: Mapping[str, Any], into: Path = RESULTS) -> None:
     into.mkdir(exist_ok=True, parents=True)
-    (into / f"{question}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (into / f"{question}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")

@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from tests.ground.origin import Origin
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground
 
 SIZE = 24 * MIB
+MAP_LOCKED = 0x2000
 
 
 def resident(path: Path) -> int:
@@ -38,24 +39,17 @@ def chill(path: Path) -> None:
         pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
 
 
-MAP_LOCKED = 0x2000
-
-
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keep the file's pages in memory meanwhile: some kernels take back what nobody touched for seconds.
 
     Where the process may not lock so much memory (RLIMIT_MEMLOCK), nothing is held.
     """
-    with path.open("rb") as opened:
-        locked = None
+    with path.open("rb") as opened, ExitStack() as undo:
         with suppress(BlockingIOError, PermissionError):
-            locked = mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED | MAP_LOCKED, mmap.PROT_READ)
-        try:
-            yield
-        finally:
-            if locked:
-                locked.close()
+            flags = mmap.MAP_SHARED | MAP_LOCKED
+            undo.enter_context(mmap.mmap(opened.fileno(), 0, flags, mmap.PROT_READ))
+        yield
 
 
 def have(ground: Ground, name: str) -> Path:

@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
+# An installed daemon has its bytecode; without, each start here would compile every module.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check run bench torture format clean
 .DEFAULT_GOAL := test

@@ -120,7 +120,7 @@ def _set_bounds(store: Store, config: Config) -> None:
     """Let the store take what the options say, and on a disk it shares no more than the kubelet bears."""
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
     if is_shared(store.layout.root):
-        free, inodes = kubelet_keeps(config.kubelet_config, store.space.capacity().total)
+        free, inodes = kubelet_keeps(config.kubelet_config, store.space.bounded().total)
         kept, kept_inodes = beside_others(free), beside_others(inodes)
     else:
         free = kept = kept_inodes = Share(0)
@@ -129,7 +129,7 @@ def _set_bounds(store: Store, config: Config) -> None:
         reserve_free=kept if reserve_free == "auto" else reserve_free,
         reserve_inodes=kept_inodes if reserve_inodes == "auto" else reserve_inodes,
     )
-    now = store.space.capacity()
+    now = store.space.bounded()
     if now.reserve_free < free.of(now.total):
         log.warning(
             "reserve_free is less than what the kubelet wants free: it will delete images and evict pods",

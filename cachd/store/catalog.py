@@ -73,13 +73,14 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
     A ready file that does not is removed: readiness is withdrawn before anything else is done.
     """
     found = {}
+    models, manifests = str(layout.models), str(layout.manifests)  # text: there may be thousands of names
     for path in sorted(layout.ready.glob("[!.]*.json")):
         try:
             snapshot = _read_ready(path)
-            told = f".trees/{snapshot.manifest}"
-            tree = layout.tree(snapshot.manifest)
-            if os.readlink(layout.model(snapshot.name)) == told and tree.is_dir():
-                _check_sizes(tree, json.loads(layout.manifest(snapshot.manifest).read_bytes())["files"])
+            if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
+                with open(f"{manifests}/{snapshot.manifest}.json", "rb") as manifest:
+                    files = json.loads(manifest.read())["files"]
+                _check_sizes(f"{models}/.trees/{snapshot.manifest}", files)
                 found[snapshot.name] = snapshot
                 continue
             reason = "its link or its tree is another"
@@ -91,14 +92,13 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
     return found
 
 
-def _check_sizes(tree: Path, files: list[dict[str, Any]]) -> None:
+def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
     """Raises what is `UNREADABLE` when a file is gone, or shorter than it was: a disk that lost the bytes it
     had called durable shows it so."""
     if not files:
         raise ValueError("its manifest lists nothing")
-    within = str(tree)  # once: there may be thousands of files
     for file in files:
-        if (size := os.lstat(f"{within}/{file['path']}").st_size) != file["size"]:
+        if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
             raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
 
 

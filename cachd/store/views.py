@@ -131,16 +131,16 @@ class HubView(_View):
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Let exactly these branches and tags name these commits; any other one goes."""
-        refs = self._layout.hub / folder / "refs"
+        refs = f"{self._layout.hub}/{folder}/refs"  # text: at a start every folder is looked at
         for at, _, names in os.walk(refs, topdown=False):
             for name in names:
                 if f"{at}/{name}".removeprefix(f"{refs}/") not in branches:
                     durable.remove(Path(at, name))
-            if at != str(refs) and not os.listdir(at):
+            if at != refs and not os.listdir(at):
                 os.rmdir(at)
         for revision, commit in branches.items():
-            ref = refs / revision
-            if not ref.is_file() or ref.read_text() != commit:
+            if not _says(f"{refs}/{revision}", commit):
+                ref = Path(refs, revision)
                 try:
                     durable.make_directories(ref.parent)
                     durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
@@ -180,6 +180,13 @@ def _is_link_to(blob: Path, place: Path) -> bool:
         return os.path.samestat(place.lstat(), blob.lstat())
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _says(ref: str, commit: str) -> bool:
+    if not os.path.isfile(ref):
+        return False
+    with open(ref, "rb") as file:
+        return file.read() == commit.encode()
 
 
 def _directories(root: Path) -> list[Path]:

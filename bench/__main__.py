@@ -11,16 +11,18 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench import goals, peers, readme, report
+from bench import goals, peers, readme, report, steady
 from bench.measure import MIB
 
 QUESTIONS = {
@@ -46,6 +48,7 @@ PLOT = Path(__file__).parent / "cold.png"
 def main(argv: list[str] | None = None) -> None:
     """Run the questions asked for, all by default."""
     asked = arguments(argv)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed daemon has its bytecode
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and mounted goes, too
     console = Console(width=None if Console().is_terminal else 160)
     for program, package in PROGRAMS.items():
@@ -57,9 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         question = module(name)
         console.rule(f"{name}: {QUESTIONS[name]}")
         results = question.run(options)
+        results["watched"] = asdict(steady.this().counted())
         report.keep(name, results, asked.into)
         question.plot(results, asked.into / f"{name}.png")
-        console.print(f"{results['date']}, {results['machine']}; medians (least-most)")
+        console.print(when(results))
         console.print(question.table(results))
     results = kept(asked.into)
     console.print(goals.table(figures(results)))
@@ -117,12 +121,21 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def when(result: dict[str, Any]) -> str:
+    """What is said of every question."""
+    told = steady.told(result["watched"]) if "watched" in result else ""
+    return f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most).{told}"
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A section for the goals and one for every question."""
     parts = ["# Measurements", "### Goals", goals.markdown(figures(results)).strip()]
     for name, result in results.items():
-        when = f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
-        parts += [f"### {report.heading(QUESTIONS[name])}", when, module(name).markdown(result).strip()]
+        parts += [
+            f"### {report.heading(QUESTIONS[name])}",
+            when(result),
+            module(name).markdown(result).strip(),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

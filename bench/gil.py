@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from bench.measure import (
 )
 from bench.peers import binary
 from bench.report import GB, Options
+from bench.steady import undisturbed
 
 SIZE = 2 * GIB
 QUICK_SIZE = 64 * MIB
@@ -75,8 +77,11 @@ def run(options: Options) -> dict[str, Any]:
                     case = {
                         "transport": transport,
                         "form": form,
-                        "sampled": sampled(ref, place, runs, origin.ca_file),
-                        "counted": [counted(ref, place, origin.ca_file) for _ in range(runs)],
+                        "sampled": undisturbed(partial(sampled, ref, place, runs, origin.ca_file), runs),
+                        "counted": [
+                            undisturbed(partial(counted, ref, place, origin.ca_file), runs)
+                            for _ in range(runs)
+                        ],
                     }
                     results["cases"].append(case)
     return results

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import numpy
 
+from bench.steady import undisturbed
 from tests.ground.nginx import Nginx
 from tests.ground.node import Node
 
@@ -118,10 +119,10 @@ def interleaved(
     """Every way once a turn, `runs` turns and one before them that is not counted.
 
     Where there are several turns, a way that takes less than SHORT_SECONDS runs OFTEN times in each: on a
-    noisy machine one moment is a large part of it. Each turn has an order of its own: who always came after
-    the heaviest would bear what that left behind, such as a quota that is used up. `pause` is called before
-    each run. With `failures` a way that raises Failed is noted there with its reason and not tried again; its
-    runs so far are left out.
+    noisy machine one moment is a large part of it. What was disturbed is made again (bench/steady.py). Each
+    turn has an order of its own: who always came after the heaviest would bear what that left behind, such as
+    a quota that is used up. `pause` is called before each run. With `failures` a way that raises Failed is
+    noted there with its reason and not tried again; its runs so far are left out.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
     often: dict[str, int] = {}
@@ -131,10 +132,14 @@ def interleaved(
         for name in order.sample(names, len(names)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
-            if pause:
-                pause()
+
+            def do(way: Callable[[], Run] = ways[name]) -> Run:
+                if pause:
+                    pause()
+                return way()
+
             try:
-                run = ways[name]()
+                run = undisturbed(do, runs) if turn else do()
             except Failed as error:
                 if failures is None:
                     raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ def run(options: Options) -> dict[str, Any]:
     return results
 
 
+@dataclass(frozen=True, slots=True)
+class Observed(Run):
+    """A run, and what the origin saw of it."""
+
+    observed: list[Sample]
+
+
 def fixed(count: int) -> str:
     return f"bare loop, {count} connections"
 
@@ -84,24 +91,20 @@ def case(origin: Paced, place: Path, known: Node, runs: int, size: int) -> list[
         ways[peer.name] = lambda peer=peer: fetched(peer, files[peer.name])  # type: ignore[misc]
         if missing := peer.missing():
             failures[peer.name] = missing
-    seen: dict[str, list[list[Sample]]] = {name: [] for name in ways}
 
-    def watched(name: str, way: Callable[[], Run]) -> Callable[[], Run]:
+    def watched(way: Callable[[], Run]) -> Callable[[], Run]:
         def do() -> Run:
             began = time.monotonic()
             run = way()
-            seen[name].append(during(origin.record(), began, time.monotonic()))
-            return run
+            return Observed(*astuple(run), during(origin.record(), began, time.monotonic()))
 
         return do
 
-    measured = interleaved({name: watched(name, way) for name, way in ways.items()}, runs, None, failures)
+    measured = interleaved({name: watched(way) for name, way in ways.items()}, runs, None, failures)
     rows = []
     for name in ways:
         form = "limit" if name in map(fixed, FIXED) else "unverified"
         row = report.row(name, form, measured[name], failures.get(name))
-        for run, samples in zip(row["runs"], seen[name][1:], strict=False):
-            run["observed"] = [asdict(sample) for sample in samples]
         rows.append({**row, "size_bytes": lengths[files[name]]})
     return rows
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rich.table import Table
 from bench import report
 from bench.measure import KIB, PROJECT, Failed, cpu_seconds, daemon, file_system, sink, spread
 from bench.report import Options
+from bench.steady import undisturbed
 
 SNAPSHOTS = (1, 100, 1000)
 BLOBS = 20
@@ -51,11 +53,11 @@ def run(options: Options) -> dict[str, Any]:
             fill(place / str(count), count)
         for turn in range(runs + 1):
             for case in cases:
-                if case["cache"] == "cold":
-                    drop_caches()
-                measured = started(place / str(case["snapshots"]))
+                start = partial(started, place / str(case["snapshots"]), case["cache"])
                 if turn:
-                    case["runs"].append(measured)
+                    case["runs"].append(undisturbed(start, runs))
+                else:
+                    start()
         kind = file_system(place)
     interpreter = [bare() for _ in range(runs)]
     return report.head(
@@ -90,8 +92,10 @@ def write_model(directory: Path, chosen: random.Random) -> None:
     (directory / "SHA256SUMS").write_text(sums)
 
 
-def started(root: Path) -> dict[str, float]:
+def started(root: Path, cache: str) -> dict[str, float]:
     """Seconds from exec to the first 200 of /readyz, and of each stage; the daemon's CPU until then."""
+    if cache == "cold":
+        drop_caches()
     with tempfile.TemporaryFile("w+") as said, free_port() as port:
         words = (sys.executable, "-m", "cachd", "serve", "--root", root, "--listen", f"127.0.0.1:{port}")
         env = {**os.environ, "PYTHONPATH": str(PROJECT), "CACHD_LOG_LEVEL": "info"}

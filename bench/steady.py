@@ -145,5 +145,8 @@ def told(count: Mapping[str, int]) -> str:
     """A sentence, or nothing where no run was watched."""
     if not count["kept"]:
         return ""
-    text = f"The machine was slower than itself during {count['again']} runs beside these {count['kept']}"
-    return f" {text}: they were made again, and {count['disturbed']} are kept though it was."
+    kept, again, disturbed = count["kept"], count["again"], count["disturbed"]
+    return (
+        f" Of {kept + again} runs, {again} were made again because others disturbed the machine"
+        f" (bench/steady.py); of the {kept} that are left, {disturbed} were disturbed, too."
+    )

@@ -111,4 +111,4 @@ def test_this_machine_can_be_measured() -> None:
 
 def test_what_was_watched_is_told() -> None:
     assert told({"kept": 0, "again": 0, "disturbed": 0}) == ""
-    assert "2 runs beside these 40" in told({"kept": 40, "again": 2, "disturbed": 1})
+    assert "Of 42 runs, 2 " in told({"kept": 40, "again": 2, "disturbed": 1})

@@ -26,7 +26,7 @@ STOLEN = 0.05  # of the CPU time that programs here wanted
 TRIES = 3
 WAITS, WAIT_SECONDS = 10, 0.5
 LENGTHS = 7
-LOST_SHARE, LOST_SECONDS = 0.5, 60.0  # what making runs again may take of the time of those that are kept
+LOST_SHARE, LOST_SECONDS = 0.5, 60.0  # that waits and runs made again may take beside those that are kept
 
 T = TypeVar("T")
 
@@ -97,10 +97,9 @@ class Machine:
                 after - before for before, after in zip((wanted, stolen), self._times(), strict=True)
             )
             calm = stolen <= STOLEN * wanted and self._itself()
-            lost = self._lost_seconds + seconds
-            if calm or tried == TRIES or lost > LOST_SHARE * self._kept_seconds + LOST_SECONDS:
+            if calm or tried == TRIES or not self._may_lose(seconds):
                 break
-            self._lost_seconds = lost
+            self._lost_seconds += seconds
             self.count.again += 1
         self._kept_seconds += seconds
         self.count.kept += 1
@@ -119,9 +118,13 @@ class Machine:
 
     def _await(self) -> None:
         for _ in range(WAITS):
-            if self._itself():
+            if self._itself() or not self._may_lose(WAIT_SECONDS):
                 return
+            self._lost_seconds += WAIT_SECONDS
             self._rest(WAIT_SECONDS)
+
+    def _may_lose(self, seconds: float) -> bool:
+        return self._lost_seconds + seconds <= LOST_SHARE * self._kept_seconds + LOST_SECONDS
 
 
 def cpu_times() -> tuple[float, float]:

@@ -12,6 +12,7 @@ from bench.steady import (
     SLOWER,
     STOLEN,
     TRIES,
+    WAIT_SECONDS,
     WAITS,
     Count,
     Machine,
@@ -86,6 +87,14 @@ def test_waiting_for_the_machine_ends() -> None:
     slow.undisturbed(numbered())
     assert slow.undisturbed(numbered()) == TRIES
     assert slow.rests == TRIES * WAITS
+
+
+def test_all_waiting_together_ends() -> None:
+    slow = Watched([1.0, 1.0] + [SLOW] * 100_000)
+    for _ in range(100):
+        slow.undisturbed(numbered())
+    assert LOST_SECONDS - 1 < slow.rests * WAIT_SECONDS <= LOST_SECONDS
+    assert slow.counted().kept == 100
 
 
 def test_long_runs_are_not_made_again_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

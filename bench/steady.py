@@ -107,8 +107,9 @@ class Machine:
         return result
 
     def counted(self) -> Count:
-        """What was counted, which is counted anew from here."""
+        """What was counted, which is counted anew from here, as is the time that may be lost."""
         count, self.count = self.count, Count()
+        self._kept_seconds = self._lost_seconds = 0.0
         return count
 
     def _itself(self) -> bool:

@@ -95,6 +95,8 @@ def test_all_waiting_together_ends() -> None:
         slow.undisturbed(numbered())
     assert LOST_SECONDS - 1 < slow.rests * WAIT_SECONDS <= LOST_SECONDS
     assert slow.counted().kept == 100
+    slow.undisturbed(numbered())
+    assert slow.rests * WAIT_SECONDS > LOST_SECONDS, "each question may lose as much"
 
 
 def test_long_runs_are_not_made_again_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,19 @@ import gc
 import hashlib
 import os
 import socket
+import ssl
 import struct
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -33,7 +36,7 @@ from cachd.sources.share import ShareSource
 from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
-from cachd.sources.wire import Wire
+from cachd.sources.wire import TlsWire, Wire
 from tests.ground.models import digests, noise, safetensors_model, write_sha256sums
 from tests.ground.origin import (
     ChangeETag,
@@ -49,13 +52,14 @@ from tests.ground.origin import (
     Short,
     Stall,
     Status,
+    Tls,
     TooLong,
     Trickle,
     WrongRange,
 )
 from tests.ground.scripted import OK, Scripted, heard, saying
 
-KIB = 1 << 10
+KIB, MIB = 1 << 10, 1 << 20
 SOON_SECONDS = 0.3
 PATIENCE_SECONDS = 20.0
 EITHER = ("GET", "HEAD")
@@ -637,7 +641,7 @@ def test_an_answer_that_ends_within_its_head_is_no_answer() -> None:
 
 
 def patience_of(wire: Wire) -> float:
-    seconds, micros = struct.unpack("@ll", wire.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+    seconds, micros = struct.unpack("@ll", wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
     return float(seconds + micros / 1e6)
 
 
@@ -648,7 +652,7 @@ def test_a_wire_asks_the_kernel_for_other_patience_only_where_it_differs_by_a_hu
         def patience_with(left: float) -> float:
             theirs.sendall(b"x")
             wire.answer_by = time.monotonic() + left
-            wire.recv_into(bytearray(1))
+            wire.recv_into(memoryview(bytearray(1)))
             return patience_of(wire)
 
         assert patience_with(99.9) == 100
@@ -657,6 +661,46 @@ def test_a_wire_asks_the_kernel_for_other_patience_only_where_it_differs_by_a_hu
         assert patience_with(89.9) == shorter
         wire.answered()
         assert patience_of(wire) == 100
+
+
+@contextmanager
+def broken_off(place: Path, sent: bytes) -> Iterator[TlsWire]:
+    """A wire to a server that hangs up after these bytes, without TLS's own word for it."""
+    served = Tls().context(place / "ca.pem")
+
+    def speaks(connection: socket.socket, _: int) -> None:
+        with served.wrap_socket(connection, server_side=True) as encrypted:
+            encrypted.sendall(sent)
+
+    trusting = ssl.create_default_context(cafile=place / "ca.pem")
+    with Scripted(speaks) as server:
+        host, port = urlsplit(server.url).hostname or "", urlsplit(server.url).port
+        with TlsWire(socket.create_connection((host, port)), PATIENCE_SECONDS, trusting, host) as wire:
+            wire.handshake()
+            yield wire
+
+
+def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(tmp_path: Path) -> None:
+    sent = noise(200 * KIB)
+    with broken_off(tmp_path, sent) as wire:
+        view = memoryview(bytearray(MIB))
+        assert wire.recv_into(view) == len(sent)
+        assert view[: len(sent)] == sent
+        with pytest.raises(ssl.SSLEOFError):
+            wire.recv_into(view)
+
+
+def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with broken_off(tmp_path, noise(200 * KIB)) as wire:
+            wire.recv_into(memoryview(bytearray(MIB)))
+            gone = weakref.ref(wire)
+        del wire
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_new_connection_that_breaks_is_the_origins_failure() -> None:

@@ -84,7 +84,7 @@ class Connection:
         self._aborted = True
         if self.wire is not None:
             with suppress(OSError):
-                self.wire.shutdown(socket.SHUT_RDWR)
+                self.wire.abort()
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str], dial: Callable[[], socket.socket]

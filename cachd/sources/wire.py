@@ -1,8 +1,8 @@
-"""The bytes of one connection, taken in as few calls as the kernel allows, in the clear or behind TLS.
+"""The bytes of one connection, taken in as few calls as there can be, in the clear or behind TLS.
 
-A plain wire fills a large buffer in one system call (MSG_WAITALL). A TLS wire receives up to 256 KiB of
-records at once and deciphers them from memory, where a blocking TLS socket asks the kernel twice a record
-of 16 KiB. Both keep the socket blocking and leave patience to the kernel (SO_RCVTIMEO): no poll first.
+A plain wire fills a large buffer in one system call (MSG_WAITALL) and leaves patience to the kernel
+(SO_RCVTIMEO): no poll first. A TLS wire lets the library receive and decipher, record by record: all of that
+is done without the interpreter's lock, which what goes through memory of ours would take for every copy.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import socket
 import ssl
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 LARGE_BYTES = 64 << 10
-RECEIVE_BYTES = 256 << 10
 
 
-class Wire(socket.socket):
+class Wire:
     """A connected socket taken over, for one reader. TimeoutError after `stall_seconds` without a byte.
 
     While `answer_by` is set, a time of the monotonic clock, nothing is received beyond it: a socket's own
@@ -28,13 +27,17 @@ class Wire(socket.socket):
     """
 
     def __init__(self, connected: socket.socket, stall_seconds: float) -> None:
-        super().__init__(connected.family, connected.type, connected.proto, fileno=connected.detach())
-        self.settimeout(None)
+        self.sock = connected
         self.stall_seconds = stall_seconds
         self.answer_by: float | None = None
         self._allowed_seconds = stall_seconds
-        self._allow(socket.SO_SNDTIMEO, stall_seconds)
-        self._allow(socket.SO_RCVTIMEO, stall_seconds)
+        self._let_wait(stall_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def handshake(self) -> None:
         """Whatever must be agreed upon before the first request. Raises OSError."""
@@ -44,88 +47,93 @@ class Wire(socket.socket):
         self.answer_by = None
         self._be_patient(self.stall_seconds)
 
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        view = memoryview(buffer)[: nbytes or None]
-        return self._receive(view, flags | socket.MSG_WAITALL if len(view) >= LARGE_BYTES else flags)
-
-    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
+    def recv_into(self, view: memoryview) -> int:
+        """Fill the view if it is large, else take what comes; 0 at the end. Raises OSError."""
+        self._hurry()
         try:
-            super().sendall(data, flags)
+            return self.sock.recv_into(view, 0, socket.MSG_WAITALL if len(view) >= LARGE_BYTES else 0)
+        except BlockingIOError as error:
+            raise TimeoutError("no byte for too long") from error
+
+    def sendall(self, data: ReadableBuffer) -> None:
+        """Raises OSError."""
+        try:
+            self.sock.sendall(data)
         except BlockingIOError as error:
             raise TimeoutError("nothing more is taken") from error
 
-    def _receive(self, view: memoryview, flags: int = 0) -> int:
+    def abort(self) -> None:
+        """Make whoever sends or receives here return or raise at once. Raises OSError."""
+        socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # not a TLS socket's own, which takes TLS away
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _hurry(self) -> None:
         if self.answer_by is not None:
             left = self.answer_by - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no answer in time")
             self._be_patient(left)
-        try:
-            return super().recv_into(view, 0, flags)
-        except BlockingIOError as error:
-            raise TimeoutError("no byte for too long") from error
 
     def _be_patient(self, seconds: float) -> None:
         """Let a receive wait so long, within a hundredth: what hardly differs costs no system call."""
         if abs(self._allowed_seconds - seconds) > 0.01 * seconds:
-            self._allow(socket.SO_RCVTIMEO, seconds)
+            self._let_wait(seconds)
             self._allowed_seconds = seconds
 
-    def _allow(self, option: int, seconds: float) -> None:
+    def _let_wait(self, seconds: float) -> None:
+        self.sock.settimeout(None)
         micros = max(int(seconds * 1e6), 1)  # zero would mean for ever
-        self.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", micros // 10**6, micros % 10**6))
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            self.sock.setsockopt(
+                socket.SOL_SOCKET, option, struct.pack("@ll", micros // 10**6, micros % 10**6)
+            )
 
 
 class TlsWire(Wire):
     """A wire whose bytes are TLS records."""
 
+    sock: ssl.SSLSocket
+
     def __init__(
         self, connected: socket.socket, stall_seconds: float, context: ssl.SSLContext, host: str
     ) -> None:
-        super().__init__(connected, stall_seconds)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._records = memoryview(bytearray(RECEIVE_BYTES))
+        wrapped = context.wrap_socket(
+            connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        super().__init__(wrapped, stall_seconds)
+        self._failure: OSError | None = None
 
     def handshake(self) -> None:
         """Agree on keys and check the certificate. Raises OSError, of which ssl.SSLError is one."""
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._take_in()
-            else:
-                return self._flush()
+        self._hurry()
+        self.sock.do_handshake()
 
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:  # noqa: ARG002 as the base's
-        view = memoryview(buffer)[: nbytes or None]
-        got: int = 0
-        while got < len(view):
+    def recv_into(self, view: memoryview) -> int:
+        """See `Wire.recv_into`."""
+        if self._failure:
+            failure, self._failure = self._failure, None
+            raise failure
+        self._hurry()
+        wanted = len(view) if len(view) >= LARGE_BYTES else 1
+        got = 0
+        while got < wanted:
             try:
-                count: int = self._tls.read(len(view) - got, view[got:])  # type: ignore[assignment] # as there is a buffer
-            except ssl.SSLWantReadError:
-                if got:
-                    break
-                self._take_in()
-                continue
+                count = self.sock.recv_into(view[got:])
+            except OSError as error:
+                if not got:
+                    raise
+                self._failure = error  # later: what came before it counts
+                break
             if not count:
                 break
             got += count
         return got
 
-    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:  # noqa: ARG002
-        self._tls.write(data)
-        self._flush()
+    def close(self) -> None:
+        self._failure = None  # its traceback leads back here: all of it would stay until a collection
+        super().close()
 
-    def _take_in(self) -> None:
-        count = self._receive(self._records)
-        if count:
-            self._incoming.write(self._records[:count])
-        else:
-            self._incoming.write_eof()
-        self._flush()  # an answer to a key update, perhaps
-
-    def _flush(self) -> None:
-        if self._outgoing.pending:
-            super().sendall(self._outgoing.read())
+    def _let_wait(self, seconds: float) -> None:
+        self.sock.settimeout(seconds)

@@ -310,7 +310,7 @@ def test_the_head_of_an_answer_is_read_or_is_none(told: bytes) -> None:
                 assert answer.length is None or answer.length >= 0
                 assert not any("\n" in str(answer.getheader(name)) for name in NAMES)
         finally:
-            wire.shutdown(socket.SHUT_RDWR)
+            wire.abort()
             sending.join()
 
 

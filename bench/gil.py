@@ -42,6 +42,7 @@ from bench.measure import (
     MIB,
     PROJECT,
     Failed,
+    Run,
     daemon,
     pulled,
     random_file,
@@ -69,19 +70,17 @@ def run(options: Options) -> dict[str, Any]:
     results = report.head("gil", options, size_bytes=size, runs=runs, cases=[])
     with sink("memory") as web, sink("memory") as place:
         sha256 = random_file(web / "model.bin", size)
-        warmed(place, size)
         for transport in TRANSPORTS:
             with serving(web, tls=transport == "TLS") as origin:
                 for form in FORMS:
                     ref = f"{origin.url}/model.bin" + (f"#sha256={sha256}" if form == "verified" else "")
+                    counting = partial(counted, ref, place, size, origin.ca_file)
+                    sampling = partial(sampled, ref, place, size, runs, origin.ca_file)
                     case = {
                         "transport": transport,
                         "form": form,
-                        "sampled": undisturbed(partial(sampled, ref, place, runs, origin.ca_file), runs),
-                        "counted": [
-                            undisturbed(partial(counted, ref, place, origin.ca_file), runs)
-                            for _ in range(runs)
-                        ],
+                        "sampled": undisturbed(sampling, runs),
+                        "counted": [undisturbed(counting, runs) for _ in range(runs)],
                     }
                     results["cases"].append(case)
     return results
@@ -90,16 +89,21 @@ def run(options: Options) -> dict[str, Any]:
 # sampled
 
 
-def sampled(ref: str, place: Path, runs: int, ca_file: Path | None) -> dict[str, Any]:
+def sampled(ref: str, place: Path, size: int, runs: int, ca_file: Path | None) -> dict[str, Any]:
     """Looks that found the lock held, looks that failed, and CPU seconds of `runs` pulls; else a `note`."""
     if binary("py-spy") is None:
         return {"note": "py-spy is not installed"}
     trust = {"ca_file": str(ca_file)} if ca_file else {}
     with daemon(place / "cache", **trust) as node:
-        pulled(node, ref)
+
+        def pull() -> Run:
+            warmed(place, size)
+            return pulled(node, ref)
+
+        pull()
         try:
             with looking(node.pid) as looks:
-                pulls = [pulled(node, ref) for _ in range(runs)]
+                pulls = [pull() for _ in range(runs)]
         except NotAllowed as error:
             return {"note": str(error)}
     return {**looks(), "cpu_seconds": sum(pull.cpu_seconds for pull in pulls)}
@@ -141,8 +145,9 @@ def looking(pid: int) -> Iterator[Callable[[], dict[str, Any]]]:
 # counted
 
 
-def counted(ref: str, place: Path, ca_file: Path | None) -> dict[str, float]:
+def counted(ref: str, place: Path, size: int, ca_file: Path | None) -> dict[str, float]:
     """CPU seconds of one pull: all, and those in calls that let go of the lock."""
+    warmed(place, size)
     words = [
         sys.executable,
         "-m",

@@ -175,7 +175,8 @@ def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Ngin
 def warmed(place: Path, size: int) -> None:
     """Touch the memory that a run is about to take, as far as there is room for `size` bytes and a margin.
 
-    A virtual machine gives free memory back to its host, and getting it again is slower than any program.
+    A virtual machine gives memory that is free for a second or so back to its host: a GB that was written
+    then took up to 1.5 CPU seconds, and 0.2 at once.
     """
     os.sync()
     block = memoryview(bytes(MIB))

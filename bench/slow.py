@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Group
 
 from bench import report
-from bench.measure import GIB, MIB, Run, daemon, interleaved, pulled, sink, spread
+from bench.measure import GIB, MIB, Run, daemon, interleaved, pulled, sink, spread, warmed
 from bench.pacing import Pace, Paced, Sample, paced
 from bench.peers import PEERS, File, Peer, limit
 from bench.report import GB, MB, Options
@@ -100,7 +100,9 @@ def case(origin: Paced, place: Path, known: Node, runs: int, size: int) -> list[
 
         return do
 
-    measured = interleaved({name: watched(way) for name, way in ways.items()}, runs, None, failures)
+    measured = interleaved(
+        {name: watched(way) for name, way in ways.items()}, runs, partial(warmed, place, size), failures
+    )
     rows = []
     for name in ways:
         form = "limit" if name in map(fixed, FIXED) else "unverified"

@@ -198,14 +198,16 @@ LASTING |= {"symlink", "write_bytes", "write_text", "hardlink_to", "symlink_to"}
 
 def lasting_calls(module: Path) -> list[str]:
     """The calls of a module that write, sync or name something on the disk: those of `os` and of a Path."""
-    calls = [node.func for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    made = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    calls = [call.func for call in made]
+    opens = [call for call in made if ast.unparse(call.func) == "open"]
     return [
         f"{module.relative_to(PROJECT)}:{call.lineno} {ast.unparse(call)}"
         for call in calls
         if isinstance(call, ast.Attribute) and call.attr in LASTING
         if ast.unparse(call.value) not in ("durable", "self", "ingest")
         if call.attr != "replace" or ast.unparse(call.value) == "os"
-    ] + [f"{module.name}: open" for call in calls if isinstance(call, ast.Name) and call.id == "open"]
+    ] + [f"{module.name}: open" for call in opens if [ast.unparse(a) for a in call.args[1:]] != ["'rb'"]]
 
 
 def test_what_must_survive_a_crash_is_written_synced_and_named_in_durable_alone() -> None:

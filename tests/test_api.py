@@ -27,6 +27,7 @@ from tests.ground.site import (
     said,
     send,
     timed,
+    until,
 )
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -428,8 +429,7 @@ def test_prewarm_asks_again_until_the_origin_has_recovered(origin: Origin, node:
     origin.fault("/flaky.bin", Status(500))
     running = node(retries=0, models=[{"ref": ref}])
     running.wait_for("pull ended", name="flaky.bin", code="origin_failed")
-    while running.ask("GET", "/v1/models/flaky.bin").document["state"] != "failed":
-        pass  # it may be asked for again at this moment
+    until(lambda: running.ask("GET", "/v1/models/flaky.bin").document["state"] == "failed")  # between tries
     origin.clear()
     running.wait_for("published", name="flaky.bin")
 

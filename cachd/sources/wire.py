@@ -28,6 +28,7 @@ class Wire:
 
     def __init__(self, connected: socket.socket, stall_seconds: float) -> None:
         self.sock = connected
+        connected.settimeout(None)
         self.stall_seconds = stall_seconds
         self.answer_by: float | None = None
         self._allowed_seconds = stall_seconds
@@ -83,7 +84,6 @@ class Wire:
             self._allowed_seconds = seconds
 
     def _let_wait(self, seconds: float) -> None:
-        self.sock.settimeout(None)
         micros = max(int(seconds * 1e6), 1)  # zero would mean for ever
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             self.sock.setsockopt(

@@ -13,10 +13,9 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from hypothesis.stateful import (
 from tests.ground.models import digests, noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Hold, Origin, Status
+from tests.ground.site import until
 
 EXAMPLES = int(os.environ.get("CACHD_MACHINE_EXAMPLES", "8"))
 STEPS = int(os.environ.get("CACHD_MACHINE_STEPS", "30"))
@@ -303,10 +303,14 @@ class Machine(RuleBasedStateMachine):
         return ready is not None and not shared and self.is_open(ready)
 
     def is_open(self, held: Held) -> bool:
-        blob = self.own(held)
-        return blob.exists() and any(
-            os.path.samestat(os.fstat(reader), blob.stat()) for reader in self.readers.values()
-        )
+        return self.is_held(self.own(held))
+
+    def is_held(self, path: Path) -> bool:
+        """Whether a pod has the file open."""
+        with suppress(FileNotFoundError):
+            there = path.stat()
+            return any(os.path.samestat(os.fstat(reader), there) for reader in self.readers.values())
+        return False
 
     def wait_until_downloading(self, name: str) -> None:
         while True:
@@ -328,9 +332,9 @@ class Machine(RuleBasedStateMachine):
             shown = self.node.ask("GET", "/v1/models").document["models"]
             return [m["pull"]["state"] for m in shown if m["pull"]]
 
-        eventually(lambda: len(set(states()) & {"queued", "resolving", "publishing"}) == 0)
-        eventually(lambda: states().count("downloading") == running)
-        eventually(lambda: self.node.metric("cachd_pulls_in_progress") == running)
+        until(lambda: len(set(states()) & {"queued", "resolving", "publishing"}) == 0)
+        until(lambda: states().count("downloading") == running)
+        until(lambda: self.node.metric("cachd_pulls_in_progress") == running)
 
     def sweep(self) -> None:
         """What the daemon does after each pull and at its start: remove what no name has and nobody reads."""
@@ -386,11 +390,15 @@ class Machine(RuleBasedStateMachine):
         assert {path.stem for path in (private / "wishes").iterdir()} == {
             name for name, e in self.model.names.items() if e.running
         }
-        assert not list((private / "trash").iterdir())
+        until(lambda: all(self.is_held(piece) for piece in (private / "trash").iterdir()))
         unfinished = any(e.running or e.failed for e in self.model.names.values())
         if not (unfinished or self.model.has_orphans):
             assert not list((private / "ingest").iterdir())
             assert not list((private / "staging").iterdir())
+
+    @invariant()
+    def what_a_pod_has_open_keeps_a_name_that_tells_its_bytes(self) -> None:
+        assert all(os.fstat(reader).st_nlink for reader in self.readers.values())
 
     @invariant()
     def every_request_is_counted_once(self) -> None:
@@ -401,13 +409,6 @@ class Machine(RuleBasedStateMachine):
         assert self.node.metric("cachd_models", state="ready") == sum(
             e.ready is not None for e in self.model.names.values()
         )
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Return once it holds."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < until
 
 
 @pytest.mark.timeout(180 if EXAMPLES <= 10 else 0)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.conftest import Engine, wish_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import Fault, Flip, IgnoreRange, Origin, Swap, Zeroed
+from tests.ground.site import until
 from tests.ground.strace import injected, needs_strace
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -165,13 +165,6 @@ def test_only_the_parts_that_the_disk_changed_are_fetched_again(
     assert counted(running, "disk") == 2 * MIB
     assert counted(running, "source") == 0
     assert (pulled.progress.done, pulled.progress.fetched) == (6 * MIB, 8 * MIB)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # --- the disk refused ---

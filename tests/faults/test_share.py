@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from cachd.sources.source import Cut
 from tests.conftest import Engine, wish_of
 from tests.ground.models import noise
 from tests.ground.origin import Origin
+from tests.ground.site import until
 from tests.ground.strace import injected, needs_strace
 
 MIB = 1 << 20
@@ -66,13 +66,6 @@ while True:
 def somebody_waits(holder: subprocess.Popen[str]) -> bool:
     assert holder.stdout is not None
     return holder.stdout.readline() == "opened\n"
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def left_behind() -> int:

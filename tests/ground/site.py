@@ -25,6 +25,14 @@ PATIENCE_SECONDS = 30
 Nodes = Callable[..., Node]
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Return once it holds, which nothing tells."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @dataclass(frozen=True, slots=True)
 class Ground:
     """One daemon and the origins within its reach. Tests that share it use names of their own."""

@@ -217,7 +217,7 @@ def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
     calls = Calls()
     for owner, names in (
         (socket.socket, ("recv_into", "sendall", "connect")),
-        (ssl.SSLSocket, ("recv_into", "do_handshake")),
+        (ssl.SSLSocket, ("read", "do_handshake")),
         (os, ("pwrite", "preadv", "fsync", "fdatasync", "posix_fallocate", "ftruncate")),
         (digests.PartHash, ("update",)),
         (digests._InOrder, ("update",)),

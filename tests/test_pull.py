@@ -242,6 +242,21 @@ def test_each_stream_has_a_file_for_itself_while_there_are_enough(
     assert digests(root / "models/model") == {path: digest(content) for path, content in files.items()}
 
 
+def test_a_file_that_a_stream_has_for_itself_costs_fewer_requests(origin: Origin, engine: Engines) -> None:
+    large = noise(128 * MIB)
+    origin.add("/alone.bin", large)
+    ref = origin.add_model("model", {"large.bin": large, **{f"{n}.json": noise(KIB, n) for n in range(40)}})
+    running = engine(streams=32)
+    for asked in (f"{origin.url}/alone.bin", ref):
+        running.pull(asked)
+    extents = {
+        path: [seen.extent for seen in origin.requests if seen.method == "GET" and seen.path == path]
+        for path in ("/alone.bin", "/model/large.bin")
+    }
+    assert len(extents["/alone.bin"]) == 32
+    assert len(extents["/model/large.bin"]) == 16
+
+
 # --- origins that misbehave, and recover ---
 
 PASSING = {

@@ -48,6 +48,7 @@ _TURN_SECONDS = 1.0
 _SMALL_BYTES = 256 << 10  # at most a stream's buffer
 _TOGETHER_BYTES = 128 << 10  # with more, a file's bytes keep a core busy, and others serve the rest
 _STEP_BYTES = 64 << 10
+_SHARING = 4  # streams that come to share the last files of many
 _LOOK_FOR_ROOM_SECONDS = 0.5
 
 
@@ -193,7 +194,9 @@ class Download:
         self._engine.streams.submit(self._share, *(self._task(part) for part in parts))
 
     def _missing(self, ingest: Ingest) -> list[Part]:
-        length = part_bytes(self.file.size, self._engine.streams.most)
+        streams = self._engine.streams
+        sharing = _SHARING if streams.has_a_file_each(self._share) else streams.most
+        length = part_bytes(self.file.size, min(sharing, streams.most))
         return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
     def _wait_for_room(self) -> None:

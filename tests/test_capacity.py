@@ -29,7 +29,7 @@ from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.pod import pod
-from tests.ground.site import assert_problem, mapped
+from tests.ground.site import assert_problem, mapped, until
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 30
@@ -102,15 +102,6 @@ def on_disk(*directories: Path) -> int:
         ["find", *directories, "-type", "f", "-printf", "%i %b\n"], capture_output=True, text=True, check=True
     )
     return sum(int(line.split()[1]) * 512 for line in set(found.stdout.splitlines()))
-
-
-def waited_for(what: Callable[[], Any]) -> Any:
-    """The first true answer. Fails when there is none in time."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 # --- what is taken and may be ---
@@ -638,13 +629,11 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
     running.configure(**{**running.options, "limit_bytes": "20MiB"})
     for _ in range(2):
         running.wait_for("evicted", reason="pressure")
-    waited_for(lambda: len(ready_names(running)) == 2)
+    until(lambda: len(ready_names(running)) == 2)
     assert "kept" in ready_names(running)
     running.configure(**{**running.options, "limit_bytes": "4MiB"})
     told = running.wait_for("more is taken than may be, and the rest is protected")
-    capacity = waited_for(
-        lambda: len(ready_names(running)) == 1 and running.ask("GET", "/v1/capacity").document
-    )
+    capacity = until(lambda: len(ready_names(running)) == 1 and running.ask("GET", "/v1/capacity").document)
     (kept,) = (snapshot["bytes"] for snapshot in capacity["snapshots"])
     assert told["held_by"] == [f"kept ({kept} bytes, pinned as kept)"]
     assert ready_names(running) == ["kept"]
@@ -691,10 +680,8 @@ def test_a_disk_that_shrank_while_the_daemon_was_down_is_relieved_at_the_start(
     running.kill()
     subprocess.run(["mount", "-o", f"remount,size={34 * MIB}", root.parent], check=True)
     running.start()
-    waited_for(lambda: len(ready_names(running)) < 4)
-    capacity = waited_for(
-        lambda: (now := running.ask("GET", "/v1/capacity").document)["over_bytes"] == 0 and now
-    )
+    until(lambda: len(ready_names(running)) < 4)
+    capacity = until(lambda: (now := running.ask("GET", "/v1/capacity").document)["over_bytes"] == 0 and now)
     assert capacity["free_bytes"] >= capacity["reserve_free_bytes"]
     assert "c" in ready_names(running)
 

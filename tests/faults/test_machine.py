@@ -257,6 +257,7 @@ class Machine(RuleBasedStateMachine):
         """A pod opens a file of a ready model, or the one that has it open ends."""
         if name in self.readers:
             os.close(self.readers.pop(name))
+            until(lambda: not self.trash())  # what was deleted meanwhile
         elif self.model.names[name].ready:
             self.readers[name] = os.open(self.node.root / f"models/{name}/own.bin", os.O_RDONLY)
 
@@ -312,11 +313,16 @@ class Machine(RuleBasedStateMachine):
             return any(os.path.samestat(os.fstat(reader), there) for reader in self.readers.values())
         return False
 
+    def trash(self) -> list[Path]:
+        """What was deleted and is still there, but for what a pod has open."""
+        return [path for path in (self.node.root / ".cachd/trash").iterdir() if not self.is_held(path)]
+
     def wait_until_downloading(self, name: str) -> None:
-        while True:
-            shown = self.node.ask("GET", f"/v1/models/{name}").document
-            if shown["pull"] and shown["pull"]["state"] == "downloading":
-                return
+        def state() -> object:
+            pull = self.node.ask("GET", f"/v1/models/{name}").document["pull"]
+            return pull and pull["state"]
+
+        until(lambda: state() == "downloading")
 
     def become_ready(self, name: str, new: Held) -> None:
         expected = self.model.names[name]
@@ -390,7 +396,7 @@ class Machine(RuleBasedStateMachine):
         assert {path.stem for path in (private / "wishes").iterdir()} == {
             name for name, e in self.model.names.items() if e.running
         }
-        until(lambda: all(self.is_held(piece) for piece in (private / "trash").iterdir()))
+        assert not self.trash()
         unfinished = any(e.running or e.failed for e in self.model.names.values())
         if not (unfinished or self.model.has_orphans):
             assert not list((private / "ingest").iterdir())

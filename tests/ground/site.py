@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tests.ground.hub import Hub
@@ -23,14 +23,16 @@ from tests.ground.origin import Hold, Origin
 MIB = 1 << 20
 PATIENCE_SECONDS = 30
 Nodes = Callable[..., Node]
+T = TypeVar("T")
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Return once it holds, which nothing tells."""
+def until(what: Callable[[], T]) -> T:
+    """The first true answer, of what nothing tells. Fails when there is none in time."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def series(name: str, xs: Iterable[int], measure: Callable[[int], Run], runs: int) -> dict[str, Any]:
-    """The runs of every point; the first turn is not counted."""
+    """The runs of every point."""
     ways: dict[str, Callable[[], Run]] = {}
     for x in xs:
         ways[f"{name} {x}"] = lambda x=x: measure(x)  # type: ignore[misc]

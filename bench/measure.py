@@ -116,25 +116,25 @@ def interleaved(
     failures: dict[str, str] | None = None,
     once: Collection[str] = (),
 ) -> dict[str, list[Run]]:
-    """Every way once a turn, `runs` turns and one before them that is not counted.
+    """Every way once a turn, `runs` turns; where these are several, after one that is not counted.
 
-    Where there are several turns, a way that takes less than SHORT_SECONDS runs OFTEN times in each: on a
-    noisy machine one moment is a large part of it. What was disturbed is made again (bench/steady.py). Each
-    turn has an order of its own: who always came after the heaviest would bear what that left behind, such as
-    a quota that is used up. `pause` is called before each run. With `failures` a way that raises Failed is
-    noted there with its reason and not tried again; its runs so far are left out.
+    A single turn is taken as it comes. Of several, a way that takes less than SHORT_SECONDS runs OFTEN times
+    in each: on a noisy machine one moment is a large part of it. `pause` is called before each run; what was
+    disturbed is made again (bench/steady.py). Each turn has an order of its own: who always came after the
+    heaviest would bear what that left behind, such as a quota that is used up. With `failures` a way that
+    raises Failed is noted there with its reason and not tried again; its runs so far are left out.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
     often: dict[str, int] = {}
     order = random.Random(1)
-    for turn in range(runs + 1):
+    for turn in range(0 if runs > 1 else 1, runs + 1):
         names = [name for name in ways for _ in range(often.get(name, 1))]
         for name in order.sample(names, len(names)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
 
             def do(way: Callable[[], Run] = ways[name]) -> Run:
-                if pause:
+                if pause and runs > 1:
                     pause()
                 return way()
 
@@ -148,7 +148,7 @@ def interleaved(
                 continue
             if turn:
                 kept[name].append(run)
-            elif runs > 1 and run.seconds < SHORT_SECONDS:
+            elif run.seconds < SHORT_SECONDS:
                 often[name] = OFTEN
             _say(f"  {f'run {turn}' if turn else 'warm-up'}: {name}: {run.seconds:.2f} s")
     return kept

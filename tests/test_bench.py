@@ -15,6 +15,7 @@ import pytest
 from bench import bandwidth, cold, gil, goals, growth, models, slow, tls, upkeep, warm
 from tests.ground import nginx
 
+pytestmark = pytest.mark.timeout(600)  # ten questions take a minute or two, a slow machine several times that
 PROJECT = Path(__file__).parent.parent
 QUICK = ("cold", "tls", "models", "resume", "upkeep", "warm", "start", "growth", "gil", "slow")
 
@@ -37,7 +38,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env={**os.environ, "PATH": str(path), "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
-        timeout=170,
     )
     assert ended.returncode == 0, ended.stderr
     return place / "results", ended.stdout

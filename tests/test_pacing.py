@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import itertools
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from bench.pacing import MB, Pace, Paced, paced
 
 CONNECTIONS = (1, 2, 4)
+STRETCHES, STRETCH_SECONDS = 5, 0.3
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,13 @@ def asked(origin: Paced, path: str, method: str = "GET", **headers: str) -> http
     return connection
 
 
-def rate(origin: Paced, connections: int, seconds: float = 0.5) -> float:
-    """Bytes a second by the origin's own record, once all connections are at work."""
-    until = time.monotonic() + 2 * seconds
+def rate(origin: Paced, connections: int) -> float:
+    """Bytes a second by the origin's own record, once all connections are at work.
+
+    The median of some stretches: the machine may stand still for one, and what a link lost is not sent later.
+    """
+    began = time.monotonic()
+    until = began + (1 + STRETCHES) * STRETCH_SECONDS
 
     def read() -> None:
         connection = asked(origin, "/large")
@@ -46,8 +53,10 @@ def rate(origin: Paced, connections: int, seconds: float = 0.5) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    busy = [s for s in origin.record() if s.connections == connections and s.seconds > until - seconds]
-    return (busy[-1].sent - busy[0].sent) / (busy[-1].seconds - busy[0].seconds)
+    started = began + STRETCH_SECONDS
+    busy = [s for s in origin.record() if s.connections == connections and s.seconds > started]
+    stretches = itertools.pairwise(busy[:: len(busy) // STRETCHES])
+    return statistics.median((b.sent - a.sent) / (b.seconds - a.seconds) for a, b in stretches)
 
 
 def test_connections_add_up_until_the_link_is_full(directory: Path) -> None:

@@ -1,7 +1,7 @@
 # The image of the daemon: a Python base, one virtual environment, one user without rights.
 #   docker build -t cachd:0.1.0 .
 # Any other base that holds python3 >= 3.11, pip and useradd will do: --build-arg BASE=...
-ARG BASE=docker.io/library/python:3.13-slim
+ARG BASE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${BASE} AS build
 WORKDIR /src

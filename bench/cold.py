@@ -9,16 +9,18 @@ form is its download with its own checksum, else followed by openssl sha256; to 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from awscrt.checksums import crc64nvme
 from rich.console import Group
 
-from bench import peers, report
+from bench import openssl, peers, report
 from bench.measure import (
     GIB,
     MIB,
@@ -41,6 +43,7 @@ SIZE = 4 * GIB
 QUICK_SIZE = 24 * MIB
 RUNS = 3
 FORMS = ("unverified", "verified")
+IMAGE = "cachd, OpenSSL of its image"
 RAW, RAW_HASHED = "recv_into + pwrite, 4 threads", "recv_into + xxh3 + pwrite, 4 threads"
 RAW_VERIFIED = "recv_into + xxh3 + pwrite, 4 threads; sha256 of what they wrote, 1 thread"
 RAW_DURABLE = f"{RAW_VERIFIED}; fsync"
@@ -58,11 +61,14 @@ def run(options: Options, *, tls: bool = False) -> dict[str, Any]:
     runs = options.runs or (1 if options.quick else RUNS)
     question = "tls" if tls else "cold"
     results = report.head(question, options, size_bytes=size, runs=runs, cases=[])
-    with sink("memory") as web:
+    with sink("memory") as web, tempfile.TemporaryDirectory(prefix="bench-") as libraries:
+        image = openssl.given(Path(libraries)) if tls else {}
+        if tls:
+            results["openssl"] = {"here": openssl.HERE, "image": openssl.version(image) if image else None}
         (web / BUCKET).mkdir()
         sha256 = random_file(web / BUCKET / NAME, size)
         for kind in ("memory", "disk"):
-            with sink(kind) as place, bed(web, place, sha256) as at:
+            with sink(kind) as place, bed(web, place, sha256, image) as at:
                 rows = case(at, runs, size, kind, tls=tls)
                 facts = {"sink": kind, "file_system": file_system(place), "tls": tls}
                 results["cases"].append({**facts, "rows": rows})
@@ -71,11 +77,12 @@ def run(options: Options, *, tls: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """Origins with the same file, a daemon, and a place for the peers' copies."""
+    """Origins with the same file, a daemon, another with the OpenSSL of the image, a place for copies."""
 
     plain: Nginx
     tls: Nginx
     node: Node
+    image: Node | None
     place: Path
     sha256: str
 
@@ -84,7 +91,7 @@ class Bed:
 
 
 @contextmanager
-def bed(web: Path, place: Path, sha256: str) -> Iterator[Bed]:
+def bed(web: Path, place: Path, sha256: str, image: Mapping[str, str]) -> Iterator[Bed]:
     """The S3 server is nginx with a listing, and the object's CRC64NVME in every answer."""
     (web / BUCKET / "listing.xml").write_text(listing((web / BUCKET / NAME).stat().st_size))
     crc = base64.b64encode(crc_of(web / BUCKET / NAME).to_bytes(8)).decode()
@@ -96,7 +103,10 @@ def bed(web: Path, place: Path, sha256: str) -> Iterator[Bed]:
         node = undo.enter_context(
             daemon(place / "cache", ca_file=str(tls.ca_file), s3_endpoint_url=s3.url, s3_region="us-east-1")
         )
-        yield Bed(plain, tls, node, place, sha256)
+        other = None
+        if image:
+            other = undo.enter_context(daemon(place / "image", image, ca_file=str(tls.ca_file)))
+        yield Bed(plain, tls, node, other, place, sha256)
 
 
 def listing(size: int) -> str:
@@ -120,11 +130,14 @@ def case(at: Bed, runs: int, size: int, kind: Sink, *, tls: bool) -> list[dict[s
     """The rows of one sink and transport."""
     ways: dict[tuple[str, str], Callable[[], Run]] = {}
     file = at.file(tls=tls)
-    ways["cachd", "unverified"] = lambda: pulled(at.node, file.url)
-    ways["cachd", "verified"] = lambda: pulled(at.node, f"{file.url}#sha256={file.sha256}")
+    notes: dict[tuple[str, str], str] = {}
+    for name, node in {"cachd": at.node, **({IMAGE: at.image} if tls else {})}.items():
+        for form, digest in zip(FORMS, ("", f"#sha256={file.sha256}"), strict=True):
+            ways[name, form] = partial(pulled, node, file.url + digest)
+            if node is None:
+                notes[name, form] = "not installed"
     if not tls:
         ways["cachd, s3 with crc64nvme", "verified"] = lambda: pulled(at.node, f"s3://{BUCKET}/{NAME}")
-    notes: dict[tuple[str, str], str] = {}
     once = set()
     for peer in PEERS:
         for form in forms(peer, kind):

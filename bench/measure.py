@@ -189,11 +189,10 @@ def warmed(place: Path, size: int) -> None:
 
 
 @contextmanager
-def daemon(root: Path, **options: object) -> Iterator[Node]:
-    """cachd over `root`, at its defaults but for these options."""
-    with Node(
-        root, options, CACHD_LOG_LEVEL="info", AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any"
-    ) as node:
+def daemon(root: Path, env: Mapping[str, str] | None = None, **options: object) -> Iterator[Node]:
+    """cachd over `root`, at its defaults but for these options; `env` is added to its environment."""
+    plain = {"CACHD_LOG_LEVEL": "info", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    with Node(root, options, **plain, **(env or {})) as node:
         yield node
 
 

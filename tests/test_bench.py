@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import bandwidth, cold, gil, goals, growth, models, slow, tls, upkeep, warm
+from bench import bandwidth, cold, gil, goals, growth, models, openssl, slow, tls, upkeep, warm
 from tests.ground import nginx
 
 pytestmark = pytest.mark.timeout(600)  # ten questions take a minute or two, a slow machine several times that
@@ -174,20 +175,30 @@ def test_the_figures_of_one_file_are_ratios_of_medians() -> None:
     )
 
 
+def test_a_python_is_given_the_openssl_of_the_image(tmp_path: Path) -> None:
+    told = openssl.version(openssl.given(tmp_path))
+    assert [int(number) for number in re.findall(r"\d+", told)[:2]] >= [3, 1], told
+
+
 def test_the_figures_of_tls_are_of_the_fastest_peer_in_its_better_form() -> None:
     memory = [
         line("cachd", "unverified", 2.0, cpu_seconds=0.8),
         line("cachd", "verified", 2.0),
+        line(cold.IMAGE, "unverified", 1.25, cpu_seconds=0.4),
+        line(cold.IMAGE, "verified", 8.0),
         line("aria2c -x16", "unverified", 1.5),
         line("aria2c -x16", "verified", 8.0),
-        line(cold.RAW_HASHED, "limit", 1.2),
+        line(cold.RAW_HASHED, "limit", 1.2, cpu_seconds=0.9),
     ]
     cases = [{"sink": "memory", "rows": memory}, {"sink": "disk", "rows": []}]
     assert tls.figures({"size_bytes": 2_000_000_000, "cases": cases}) == pytest.approx(
         {
             "speed / fastest peer": 0.75,
             "raw limit with parts hashed / fastest peer": 1.25,
+            "raw limit with parts hashed, CPU / aria2c's": 0.9,
             "CPU / aria2c's": 0.8,
+            "speed / fastest peer, OpenSSL of the image": 1.0,
+            "CPU / aria2c's, OpenSSL of the image": 0.4,
         }
     )
 

@@ -131,7 +131,8 @@ def case(at: Bed, runs: int, size: int, kind: Sink, *, tls: bool) -> list[dict[s
     ways: dict[tuple[str, str], Callable[[], Run]] = {}
     file = at.file(tls=tls)
     notes: dict[tuple[str, str], str] = {}
-    for name, node in {"cachd": at.node, **({IMAGE: at.image} if tls else {})}.items():
+    nodes = {"cachd": at.node, IMAGE: at.image} if tls else {"cachd": at.node}
+    for name, node in nodes.items():
         for form, digest in zip(FORMS, ("", f"#sha256={file.sha256}"), strict=True):
             ways[name, form] = partial(pulled, node, file.url + digest)
             if node is None:

@@ -25,7 +25,7 @@ from tests.faults.test_crowd import opened
 from tests.ground.models import digests, noise, write_sha256sums
 from tests.ground.node import Node
 from tests.ground.origin import Origin
-from tests.ground.site import files_left
+from tests.ground.site import files_left, until
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 30
@@ -133,12 +133,10 @@ def test_connections_beyond_the_descriptors_are_turned_away_and_the_next_are_ans
         with ExitStack() as crowd:
             for _ in range(200):
                 crowd.enter_context(socket.create_connection((url.hostname, url.port), PATIENCE_SECONDS))
-            while descriptors(node.pid) < 64:
-                pass
+            until(lambda: descriptors(node.pid) >= 64)
             with pytest.raises(ConnectionError):
                 node.ask("GET", "/livez")
-        while descriptors(node.pid) > before:
-            pass
+        until(lambda: descriptors(node.pid) <= before)
         assert node.ask("GET", "/livez").status == 200
         assert "Traceback" not in node.output
 

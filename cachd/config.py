@@ -31,7 +31,7 @@ from pydantic_settings import (
 )
 
 from cachd.errors import CachdError, Invalid
-from cachd.model import Limits, Ref, Scheme, Share, Wish, bytes_of, rate_of, room_of
+from cachd.model import Limits, Scheme, Share, Wish, bytes_of, rate_of, room_of
 
 
 def _json(text: str) -> object:
@@ -110,8 +110,7 @@ class Model(BaseModel):
     @functools.cached_property
     def wish(self) -> Wish:
         """Raises Invalid."""
-        ref = Ref.parse(self.ref)
-        return Wish(ref, self.name or ref.default_name, self.include, self.exclude)
+        return Wish.asked(self.ref, self.name or None, self.include, self.exclude)
 
 
 _MODELS = TypeAdapter(tuple[Model, ...])

@@ -14,7 +14,7 @@ import pytest
 
 from cachd.config import Config
 from cachd.daemon import Parts, assembled
-from cachd.model import Digest, Ref, Snapshot, Wish
+from cachd.model import Digest, Snapshot, Wish
 from tests.ground.hub import Hub
 from tests.ground.node import Node
 from tests.ground.origin import Origin
@@ -73,8 +73,7 @@ class Engine:
 
 
 def wish_of(ref: str, *, name: str | None = None, **patterns: tuple[str, ...]) -> Wish:
-    parsed = Ref.parse(ref)
-    return Wish(parsed, name or parsed.default_name, **patterns)
+    return Wish.asked(ref, name, **patterns)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from cachd.model import (
     NAME_PATTERN,
     Limits,
     Manifest,
-    Ref,
     Scheme,
     Snapshot,
     Wish,
@@ -52,9 +51,7 @@ class Asked(BaseModel):
 
     def wish(self) -> Wish:
         """Raises Invalid."""
-        ref = Ref.parse(self.ref)
-        name = check_name(self.name) if self.name is not None else ref.default_name
-        return Wish(ref, name, tuple(self.include), tuple(self.exclude))
+        return Wish.asked(self.ref, self.name, self.include, self.exclude)
 
 
 class AskedLease(BaseModel):
@@ -86,10 +83,7 @@ class AskedRoom(BaseModel):
 
     def wish(self) -> Wish | None:
         """What is to be pulled. Raises Invalid."""
-        if self.ref is None:
-            return None
-        ref = Ref.parse(self.ref)
-        return Wish(ref, ref.default_name, tuple(self.include), tuple(self.exclude))
+        return None if self.ref is None else Wish.asked(self.ref, None, self.include, self.exclude)
 
 
 Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]

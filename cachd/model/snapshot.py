@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,6 +26,14 @@ class Wish:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+
+    @classmethod
+    def asked(
+        cls, ref: str, name: str | None = None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> Self:
+        """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
+        parsed = Ref.parse(ref)
+        return cls(parsed, parsed.default_name if name is None else name, tuple(include), tuple(exclude))
 
     def as_document(self) -> dict[str, object]:
         """The wish as JSON members, read back by `from_document`."""

@@ -9,11 +9,12 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cachd.errors import Forbidden, Invalid
 from cachd.model import Extent
+from cachd.policy.addresses import Address, destination, is_public
 from cachd.policy.backoff import FIRST_SECONDS, LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
 from cachd.policy.concurrency import Concurrency
 from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Landed, part_bytes, split
@@ -151,6 +152,13 @@ def refusal(reach: Reach, url: str, address: str | None = None) -> str:
 
 
 PUBLIC = [
+    "192.0.1.1",
+    "198.17.255.255",
+    "198.20.0.1",
+    "2001:200::1",
+    "2001:4860:4860::8888",
+    "3fff:1000::1",
+    "2a00:1450::1",
     "8.8.8.8",
     "1.1.1.1",
     "2606:4700:4700::1111",
@@ -167,6 +175,19 @@ SPECIAL = {
     "shared": ["100.64.0.1"],
     "multicast": ["224.0.0.1", "239.255.255.250", "ff02::1", "ff0e::1"],
     "reserved": ["240.0.0.1", "255.255.255.255", "192.0.2.1", "198.51.100.1", "2001:db8::1"],
+    "protocol assignments": [
+        "192.0.0.1",
+        "192.0.0.192",
+        "192.0.0.255",
+        "192.88.99.1",
+        "2001:2::1",
+        "2001:20::1",
+    ],
+    "benchmarks": ["198.18.0.1", "198.19.255.255"],
+    "documentation": ["203.0.113.9", "3fff::1", "3fff:fff:ffff::1"],
+    "segment routing": ["5f00::1", "5f00:ffff::1"],
+    "discard": ["100::1", "100:0:0:1::1"],
+    "unassigned": ["4000::1", "1000::1", "200::1", "e000::1"],
     "mapped": ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254"],
     "compatible": ["::127.0.0.1", "::10.0.0.1"],
     "6to4": ["2002:7f00:1::", "2002:a00:1::1", "2002:a9fe:a9fe::"],
@@ -185,6 +206,13 @@ def test_a_public_address_is_reached_by_https_alone(address: str) -> None:
 def test_an_address_that_is_not_public_is_refused_whatever_its_form(address: str) -> None:
     for scheme in ("https", "http"):
         assert refusal(Reach([]), f"{scheme}://host/x", address) == "private_address"
+
+
+@given(st.ip_addresses())
+def test_no_address_is_public_that_the_standard_library_knows_to_be_none(address: Address) -> None:
+    known = address.is_private or address.is_multicast or address.is_reserved or address.is_link_local
+    assume(known and destination(address) == address)
+    assert not is_public(address)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from posixpath import normpath
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from cachd.errors import Forbidden, Invalid
+from cachd.policy.addresses import destination, is_public
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NAT64 = IPv6Network("64:ff9b::/96")
-# Never on the public internet, though the standard library's registry does not say so: IPv4-compatible
-# (RFC 4291), local NAT64 (RFC 8215), site-local (RFC 3879).
-_NOT_PUBLIC = (IPv6Network("::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
 
 
 class Reach:
@@ -70,10 +67,10 @@ class Reach:
 
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
-        ip = _embedded(_literal(address.partition("%")[0]))
+        ip = destination(_literal(address.partition("%")[0]))
         if self.covers(url) or any(ip in network for network in self._networks):
             return
-        if ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC):
+        if is_public(ip):
             if url.scheme == "https":
                 return
             raise _plaintext(url)
@@ -123,12 +120,3 @@ def _plaintext(url: SplitResult) -> Forbidden:
 
 
 _literal = lru_cache(maxsize=1024)(ip_address)
-
-
-def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address inside a mapped, 6to4 or NAT64 address: that is where the packets end."""
-    if isinstance(ip, IPv6Address):
-        if ip in _NAT64:
-            return IPv4Address(int(ip) & 0xFFFFFFFF)
-        return ip.ipv4_mapped or ip.sixtofour or ip
-    return ip

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, check_path, quoted
 from cachd.policy.reach import Reach
-from cachd.sources import sums
+from cachd.sources import beneath, sums
 from cachd.sources.aside import Aside
 from cachd.sources.source import Cut
 
@@ -73,8 +73,7 @@ class ShareSource:
         with ExitStack() as stack:
             aside = stack.enter_context(self._aside(path))
             with cut.reaches(aside):
-                aside.call(self._check, path)
-                body = ShareBody(path, file, extent, aside)
+                body = ShareBody(path, file, extent, aside, self._open)
             body.until_closed(stack.pop_all())
             return body
 
@@ -97,10 +96,16 @@ class ShareSource:
     def anew(self) -> None:
         """See `Source.anew`: a file system has one way."""
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path) -> Path:
+        """The path without links, once both forms are under an allowed prefix. Raises Forbidden."""
         self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
         real = path.resolve(strict=True)
         self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
+        return real
+
+    def _open(self, path: Path) -> int:
+        """A descriptor of the file at `path`, opened by the very path that was checked."""
+        return beneath.open_file(self._check(path))
 
     def _walk(self, top: Path) -> Iterator[Path]:
         for at, folders, names in os.walk(top, onerror=_raise):
@@ -115,12 +120,17 @@ class ShareSource:
 
     def _sums(self, top: Path) -> dict[str, Digest]:
         listing = top / sums.NAME
-        return sums.parse(listing.read_bytes(), str(listing)) if listing.is_file() else {}
+        if not listing.is_file():
+            return {}
+        with open(self._open(listing), "rb") as opened:
+            content = opened.read(sums.LONGEST_BYTES + 1)
+        if len(content) > sums.LONGEST_BYTES:
+            raise Invalid(f"{listing} is longer than {sums.LONGEST_BYTES} bytes", code="too_long")
+        return sums.parse(content, str(listing))
 
     def _file(self, path: Path, shown: str, digests: dict[str, Digest]) -> File:
         check_path(shown)
-        self._check(path)
-        status = path.stat()
+        status = self._check(path).lstat()
         if not stat.S_ISREG(status.st_mode):
             raise Invalid(f"{path} is neither a file nor a directory", code="unsafe_path")
         return File(shown, status.st_size, f"file://{quoted(str(path))}", digests.get(shown), _mark(status))
@@ -129,7 +139,10 @@ class ShareSource:
 class ShareBody:
     """The bytes of one extent of a file on a share, read aside."""
 
-    def __init__(self, path: Path, file: File, extent: Extent, aside: Aside) -> None:
+    def __init__(
+        self, path: Path, file: File, extent: Extent, aside: Aside, opened: Callable[[Path], int]
+    ) -> None:
+        self._opened = opened
         self._path, self._offset, self._stop = path, extent.start, extent.stop
         self._mark, self._aside = file.validator, aside
         self._closing = ExitStack()
@@ -162,7 +175,7 @@ class ShareBody:
         self._aside.abort()
 
     def _open(self) -> int:
-        fd = os.open(self._path, os.O_RDONLY)
+        fd = self._opened(self._path)
         self._aside.held.callback(os.close, fd)
         if _mark(os.fstat(fd)) != self._mark:
             raise Changed(f"{self._path}: the file is not what it was when it was listed")

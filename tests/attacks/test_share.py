@@ -1,0 +1,152 @@
+"""A writer on an allowed share, who wants a file published that lies outside of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import CachdError, Changed, Invalid
+from cachd.model import Extent, File, Ref
+from cachd.policy.reach import Reach
+from cachd.sources.beneath import open_file
+from cachd.sources.share import ShareSource
+from cachd.sources.source import Cut
+
+SECRET, PLAIN = b"hidden", b"public"
+TRIES = 3000
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A share with a file of the size of the secret beside the share."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/x").write_bytes(SECRET)
+    (tmp_path / "share/model").mkdir(parents=True)
+    (tmp_path / "share/model/x").write_bytes(PLAIN)
+    return tmp_path / "share"
+
+
+def share(place: Path) -> ShareSource:
+    return ShareSource(Reach([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
+
+
+@contextmanager
+def swapped(turn: Callable[[], object]) -> Iterator[None]:
+    """A thread that takes turns without end while inside."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            turn()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def read_by(source: ShareSource, file: File) -> bytes:
+    """What the source gives of the file; nothing when it refuses."""
+    got = bytearray(file.size)
+    with suppress(CachdError), source.open(file, Extent(0, file.size), Cut()) as body:
+        body.readinto(memoryview(got))
+    return bytes(got)
+
+
+def test_a_file_that_is_swapped_for_a_link_out_of_the_share_is_never_read_through_it(place: Path) -> None:
+    """The link's target has the inode's size and time that were listed, so that no other check helps."""
+    at, link, kept = place / "model/x", place / "link", place / "kept"
+    link.symlink_to(place.parent / "secret/x")
+    file = File("x", len(SECRET), f"file://{at}", None, mark_of(place.parent / "secret/x"))
+
+    def turn() -> None:
+        os.rename(at, kept)
+        os.rename(link, at)
+        os.rename(at, link)
+        os.rename(kept, at)
+
+    source = share(place)
+    with swapped(turn):
+        got = {read_by(source, file) for _ in range(TRIES)}
+    assert SECRET not in got
+
+
+def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_through_it(
+    place: Path,
+) -> None:
+    at, link, kept = place / "model", place / "link", place / "kept"
+    link.symlink_to(place.parent / "secret")
+    file = File("x", len(SECRET), f"file://{at}/x", None, mark_of(place.parent / "secret/x"))
+
+    def turn() -> None:
+        os.rename(at, kept)
+        os.rename(link, at)
+        os.rename(at, link)
+        os.rename(kept, at)
+
+    source = share(place)
+    with swapped(turn):
+        got = {read_by(source, file) for _ in range(TRIES)}
+    assert SECRET not in got
+
+
+def test_checksums_that_are_a_link_out_of_the_share_are_not_read(place: Path) -> None:
+    (place / "model/SHA256SUMS").symlink_to(place.parent / "secret/x")
+    with pytest.raises(CachdError) as refusal:
+        share(place).resolve(Ref.parse(f"file://{place}/model"))
+    assert refusal.value.code == "path_refused"
+    assert SECRET.decode() not in str(refusal.value)
+
+
+def test_checksums_of_3_gib_that_take_no_space_are_refused_unread(place: Path) -> None:
+    with (place / "model/SHA256SUMS").open("wb") as opened:
+        os.truncate(opened.fileno(), 3 << 30)
+    with pytest.raises(Invalid) as refusal:
+        share(place).resolve(Ref.parse(f"file://{place}/model"))
+    assert refusal.value.code == "too_long"
+
+
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(place: Path) -> None:
+    source = share(place)
+    (file,) = source.resolve(Ref.parse(f"file://{place}/model")).files
+    (place / "model/x").unlink()
+    os.mkfifo(place / "model/x")
+    began = time.monotonic()
+    with pytest.raises(Invalid) as refusal:
+        source.open(file, Extent(0, file.size), Cut())
+    assert refusal.value.code == "unsafe_path"
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
+
+
+@pytest.mark.parametrize("component", ["file", "folder", "folder above"])
+def test_a_path_with_a_link_in_it_opens_nothing(tmp_path: Path, component: str) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x").write_bytes(SECRET)
+    (tmp_path / "link").symlink_to({"file": "a/b/x", "folder": "a/b", "folder above": "a"}[component])
+    path = tmp_path / {"file": "link", "folder": "link/x", "folder above": "link/b/x"}[component]
+    with pytest.raises(Changed):
+        open_file(path)
+    os.close(open_file(tmp_path / "a/b/x"))
+
+
+def test_an_absent_file_and_one_that_may_not_be_read_raise_what_open_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as absent:
+        open_file(tmp_path / "no/x")
+    assert absent.value.filename == str(tmp_path / "no/x")
+    with pytest.raises(FileNotFoundError):
+        open_file(tmp_path / "x")
+
+
+def mark_of(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

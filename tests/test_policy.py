@@ -279,10 +279,10 @@ PREFIXES = {
             "http://minio:9000/models",
             "http://minio:9000/models/a/b",
             "http://MINIO:9000/models/a",
-            "http://minio:9000/models/a/../b",
             "http://minio:9000/models/%61",
             "http://minio:9000/models/..a",
             "http://minio:9000/models/%252e%252e/x",
+            "http://minio:9000/models/refs%2Fpr%2F1/x",
         ],
         [
             "http://minio:9000/models-secret/a",
@@ -292,6 +292,15 @@ PREFIXES = {
             "http://minio:9000/models/%2e%2e/admin",
             "http://minio:9000/models/%2E./admin",
             "http://minio:9000/models%2f..%2fadmin",
+            "http://minio:9000/models%2fx",
+            "http://minio:9000/secret/..%2fmodels/x",
+            "http://minio:9000/admin;a/%2e%2e/models/x",
+            "http://minio:9000/models/..;a/admin",
+            "http://minio:9000/models/%2e%2e%3ba/admin",
+            "http://minio:9000/models/..%5cadmin",
+            "http://minio:9000/models/..\\admin",
+            "http://minio:9000/models/a/../b",
+            "http://minio:9000/models/./b",
             "http://minio:9000/x/../../admin",
             "http://minio:9000/Models/a",
             "http://minio:9000//models/a",
@@ -312,7 +321,7 @@ PREFIXES = {
     ),
     "http://[::1]:80/": (["http://[::1]/x"], ["http://[::2]/x", "http://[::1]:81/x"]),
     "file:///mnt/share/": (
-        ["file:///mnt/share/llama", "file:///mnt/share", "file:///mnt/share/a/../b"],
+        ["file:///mnt/share/llama", "file:///mnt/share"],
         [
             "file:///mnt/share2/x",
             "file:///mnt/share/../../etc/shadow",
@@ -341,8 +350,8 @@ def test_a_prefix_opens_what_is_below_it(prefix: str, url: str) -> None:
 )
 def test_a_prefix_opens_nothing_else(prefix: str, url: str) -> None:
     reach = Reach([prefix])
-    assert refusal(reach, url) in ("plaintext_refused", "path_refused")
-    assert refusal(reach, url, "127.0.0.1") == "private_address"
+    assert refusal(reach, url) in ("plaintext_refused", "path_refused", "ambiguous_path")
+    assert refusal(reach, url, "127.0.0.1") in ("private_address", "ambiguous_path")
 
 
 def test_a_prefix_of_https_opens_a_private_host_for_its_paths_alone() -> None:

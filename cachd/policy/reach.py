@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
-from posixpath import normpath
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -98,11 +98,26 @@ def _prefix(entry: str) -> SplitResult:
 
 
 def _covers(prefix: SplitResult, url: SplitResult) -> bool:
+    """Whether `url` is below `prefix`, however a server reads its path. Raises Forbidden when that differs.
+
+    Servers differ on '.' and '..' segments that are encoded or carry parameters (`..;a`), and on encoded
+    separators: these may stand below the prefix, and not in a segment that the prefix names.
+    """
     if _host(prefix.scheme, prefix.netloc) != _host(url.scheme, url.netloc):
         return False
-    wanted = unquote(prefix.path).rstrip("/")
-    path = normpath(unquote(url.path) or "/")
-    return path == (wanted or "/") or path.startswith(wanted + "/")
+    wanted = unquote(prefix.path).rstrip("/").split("/")
+    if wanted == [""]:
+        return True
+    segments = [unquote(segment) for segment in url.path.split("/")]
+    steps = re.split(r"[/\\\0]", unquote(url.path))
+    if any(step.partition(";")[0] in (".", "..") for step in steps):
+        raise Forbidden(
+            f"{url.scheme}://{url.netloc}{url.path:.200} has a '.' or '..' segment,"
+            f" and allow covers only a part of that host",
+            code="ambiguous_path",
+            mend="servers read such a path in different ways: write it without",
+        )
+    return segments[: len(wanted)] == wanted
 
 
 @lru_cache(maxsize=1024)

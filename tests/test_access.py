@@ -126,7 +126,19 @@ def test_a_request_from_a_page_of_another_site_is_refused(guarded: Ground) -> No
     port = urlsplit(own).port
     at_its_name = {"Host": f"cache.example:{port}", "Origin": f"http://cache.example:{port}"}
     assert guarded.node.ask("GET", "/livez", headers=at_its_name).status == 200
-    for site in ("https://evil.example", "null", "http://192.0.2.66", "http://[2001:db8::66]:8470", ""):
+    by_localhost = {"Origin": f"http://localhost:{port}"}
+    assert guarded.node.ask("GET", "/livez", headers=by_localhost).status == 200
+    behind_tls = {"Host": "cache.example", "Origin": "https://cache.example"}
+    assert guarded.node.ask("GET", "/livez", headers=behind_tls).status == 200
+    others = ["https://evil.example", "null", "http://192.0.2.66", "http://[2001:db8::66]:8470", ""]
+    neighbours = [
+        "http://localhost:3000",
+        "http://localhost",
+        "http://127.0.0.1:3000",
+        f"file://localhost:{port}",
+    ]
+    neighbours += ["http://cache.example:3000", "http://localhost:99999", f"http://:{port}"]
+    for site in (*others, *neighbours):
         assert_problem(guarded.node.ask("GET", "/livez", headers={"Origin": site}), 403, "foreign_origin")
 
 

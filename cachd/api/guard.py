@@ -20,6 +20,7 @@ from cachd.errors import CachdError, Forbidden, Invalid, TooBig, Unauthorized
 from cachd.metrics import Metrics
 
 MOST_BODY_BYTES = 1 << 20
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
@@ -62,7 +63,7 @@ class Guard:
                 mend="ask by address, or add the name to allowed_hosts",
             )
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host and not self._is_name(origin):
+        if origin is not None and not self._is_own(origin, host):
             return Forbidden("requests from other sites' pages are refused", code="foreign_origin")
         length = headers.get("content-length", "0")
         if not length.isdecimal():
@@ -70,6 +71,17 @@ class Guard:
         if int(length) > MOST_BODY_BYTES:
             return _too_long()
         return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page from `origin` is one of this daemon, asked as `host`: its names at its port."""
+        try:
+            page, asked = urlsplit(origin), urlsplit(f"//{host}")
+            default = _DEFAULT_PORTS.get(page.scheme)
+            ports = page.port or default, asked.port or default
+        except ValueError:
+            return False
+        is_named = page.hostname == asked.hostname or page.hostname in self._allowed
+        return bool(page.hostname) and is_named and ports[0] == ports[1] and default is not None
 
     def _is_name(self, place: str) -> bool:
         """Whether the host of a Host or Origin header is one of this daemon's names."""

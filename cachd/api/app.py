@@ -62,14 +62,14 @@ def create_app(
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim = bandwidth, reclaim
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
-    app.state.write_token = WriteToken(token_file)
+    app.state.write_token = token = WriteToken(token_file)
     app.include_router(model_routes.router)
     app.include_router(node_routes.router)
     app.include_router(space_routes.router)
     app.include_router(upkeep_routes.router)
     install(app)
     app.add_middleware(Probe, models=models)
-    app.add_middleware(Guard, allowed_hosts=allowed_hosts, metrics=metrics)
+    app.add_middleware(Guard, allowed_hosts=allowed_hosts, token=token, metrics=metrics)
     return app
 
 

@@ -15,19 +15,23 @@ from fastapi import Header, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cachd.api.connection import MOST_BODY_BYTES
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Forbidden, Invalid, TooBig, Unauthorized
 from cachd.metrics import Metrics
 
-MOST_BODY_BYTES = 1 << 20
+_READS = ("GET", "HEAD", "OPTIONS")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
-    """Refuses foreign hosts and origins (a browser led here by another site) and bodies past 1 MiB."""
+    """Refuses foreign hosts and origins (a browser led here by another site), writes without the token
+    before their body is read, and bodies past 1 MiB."""
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Collection[str], token: WriteToken, metrics: Metrics
+    ) -> None:
+        self._app, self._token, self._metrics = app, token, metrics
         self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +47,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(Headers(scope=scope))
+            refusal = await self._refusal(scope)
             body = b"" if refusal else await _read(receive)
             if refusal or body is None:
                 await problem(refusal or _too_long())(scope, receive, watched)
@@ -54,7 +58,20 @@ class Guard:
             op = getattr(route, "name", "none")
             self._metrics.requests.labels(op, f"{status // 100}xx").inc()
 
-    def _refusal(self, headers: Headers) -> CachdError | None:
+    async def _refusal(self, scope: Scope) -> CachdError | None:
+        """Why a request is refused by its head alone."""
+        headers = Headers(scope=scope)
+        if refusal := self._foreign(headers):
+            return refusal
+        if scope["method"] not in _READS:
+            try:
+                await self._token.check(headers.get("authorization", ""))
+            except Unauthorized as error:
+                return error
+        return None
+
+    def _foreign(self, headers: Headers) -> CachdError | None:
+        """Why a request is refused whoever sends it."""
         host = headers.get("host", "")
         if not self._is_name(host) and not _is_address(host):
             return Forbidden(

@@ -6,11 +6,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from cachd.api.connection import Connection, Connections
 from cachd.transfer import threads
 
 _GRACEFUL_SECONDS = 5
@@ -43,6 +45,8 @@ def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> 
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
+        http=partial(Connection, connections=Connections()),  # type: ignore[arg-type] # it calls it like a class
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
     server = _Server(options, interrupt)

@@ -5,23 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_LONGEST_TEXT = 4000
+
+
+def printable(text: str) -> str:
+    """`text` as it may be shown on a terminal and sent as JSON, whoever wrote it.
+
+    Control characters, invisible ones and lone surrogates become escapes (`\\x1b`); a text of more than
+    4,000 characters is cut.
+    """
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class CachdError(Exception):
     """A failure with a stable `code`, a `detail` that names the thing and its numbers, and a `mend`.
 
     `mend` says what the reader can do about it; `facts` carries the numbers for machines. None of them
-    ever holds a secret or the query of a signed URL.
+    ever holds a secret or the query of a signed URL, nor a character that a terminal would obey: texts of
+    origins and clients may stand in them.
     """
 
     code = "internal"
     retryable = False
 
     def __init__(self, detail: str, *, code: str | None = None, mend: str = "", **facts: object) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.detail = "\n".join(map(printable, detail.split("\n")))
+        super().__init__(self.detail)
         self.code = code or type(self).code
-        self.mend = mend
-        self.facts: Mapping[str, object] = facts
+        self.mend = printable(mend)
+        self.facts: Mapping[str, object] = {
+            name: printable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.mend})" if self.mend else self.detail

@@ -38,7 +38,7 @@ from tests.test_store import (
 __all__ = ["next_life", "store"]  # fixtures
 
 Nodes = Callable[..., Node]
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 
 @pytest.fixture

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-_LIBRARIES = "*/faketime/libfaketimeMT.so.1"
+from tests.ground.needs import libfaketime, require
 
 
 class Clock:
-    """`env` is what a process needs to believe it. Skips the test where libfaketime is not installed."""
+    """`env` is what a process needs to believe it. Skips the test where there is no libfaketime."""
 
     def __init__(self, place: Path) -> None:
-        found = sorted(Path("/usr/lib").glob(_LIBRARIES))
-        if not found:
-            pytest.skip("libfaketime is not installed")
+        require("faketime")
         self._told = place / "clock"
         self.set("+0")
         self.env = {
-            "LD_PRELOAD": str(found[0]),
+            "LD_PRELOAD": str(libfaketime()),
             "FAKETIME_TIMESTAMP_FILE": str(self._told),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",

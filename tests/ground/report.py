@@ -1,0 +1,103 @@
+"""How a run ends: what was skipped for want of something, how to get it, and which tests took too long.
+
+A pytest plugin; conftest registers it. With `--tally FILE` it writes what became of each test there and is
+silent, for whoever runs several pytests and reports once (tests/__main__.py).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.ground.needs import NEEDS, lack_of
+
+LONG_SECONDS = 30.0
+LONG_TESTS = Path(__file__).parent.parent / "long.toml"
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a test: PASSED, FAILED or SKIPPED, why it was skipped, its seconds in all phases."""
+
+    word: str = PASSED
+    why: str = ""
+    seconds: float = 0.0
+
+
+Tally = dict[str, Outcome]  # by the test's node id
+
+
+class Reporter:
+    """The plugin."""
+
+    def __init__(self, tally_file: Path | None) -> None:
+        self._tally_file = tally_file
+        self._tally: Tally = defaultdict(Outcome)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        outcome = self._tally[report.nodeid]
+        outcome.seconds += report.duration
+        if report.failed:
+            outcome.word = FAILED
+        elif report.skipped and outcome.word != FAILED:
+            outcome.word = SKIPPED
+            outcome.why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._tally_file is not None:
+            write(self._tally_file, self._tally)
+            return
+        for line in ending(self._tally):
+            terminalreporter.write_line(line)
+
+
+def write(file: Path, tally: Tally) -> None:
+    file.write_text(json.dumps({name: asdict(outcome) for name, outcome in tally.items()}))
+
+
+def read(file: Path) -> Tally:
+    """What `write` wrote; nothing where it wrote none."""
+    if not file.exists():
+        return {}
+    return {name: Outcome(**outcome) for name, outcome in json.loads(file.read_text()).items()}
+
+
+def ending(tally: Tally) -> Iterator[str]:
+    """The lines a run ends with."""
+    yield from _too_long(tally, tomllib.loads(LONG_TESTS.read_text()))
+    yield from _skipped(tally)
+
+
+def _too_long(tally: Tally, listed: Mapping[str, str]) -> Iterator[str]:
+    for name, outcome in sorted(tally.items()):
+        if outcome.seconds > LONG_SECONDS and name.partition("[")[0] not in listed:
+            yield f"took {outcome.seconds:.0f} s and is not listed in {LONG_TESTS.name}: {name}"
+
+
+def _skipped(tally: Tally) -> Iterator[str]:
+    """One line for each reason, with the number of tests, and one that installs all that is missing."""
+    counts: dict[str, int] = defaultdict(int)
+    packages = set()
+    for outcome in tally.values():
+        if outcome.word != SKIPPED:
+            continue
+        lack = lack_of(outcome.why)
+        if lack is None:
+            counts[outcome.why.removeprefix("Skipped: ")] += 1
+            continue
+        need = NEEDS[lack.name]
+        counts[f"{lack.name} ({need.what}): {lack.reason}"] += 1
+        if need.debian and "not installed" in lack.reason:
+            packages.add(need.debian)
+    for reason, count in sorted(counts.items()):
+        yield f"skipped {count:3} for want of {reason}" if "(" in reason else f"skipped {count:3}: {reason}"
+    if packages:
+        yield f"to run them, too: apt-get install {' '.join(sorted(packages))}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,21 +83,13 @@ def _too_long(tally: Tally, listed: Mapping[str, str]) -> Iterator[str]:
 
 
 def _skipped(tally: Tally) -> Iterator[str]:
-    """One line for each reason, with the number of tests, and one that installs all that is missing."""
-    counts: dict[str, int] = defaultdict(int)
-    packages = set()
-    for outcome in tally.values():
-        if outcome.word != SKIPPED:
-            continue
-        lack = lack_of(outcome.why)
-        if lack is None:
-            counts[outcome.why.removeprefix("Skipped: ")] += 1
-            continue
-        need = NEEDS[lack.name]
-        counts[f"{lack.name} ({need.what}): {lack.reason}"] += 1
-        if need.debian and "not installed" in lack.reason:
-            packages.add(need.debian)
-    for reason, count in sorted(counts.items()):
-        yield f"skipped {count:3} for want of {reason}" if "(" in reason else f"skipped {count:3}: {reason}"
-    if packages:
-        yield f"to run them, too: apt-get install {' '.join(sorted(packages))}"
+    """One line for each thing that lacks or other reason, and one that installs all that packages bring."""
+    whys = sorted(outcome.why for outcome in tally.values() if outcome.word == SKIPPED)
+    lacks = {lack.name: lack for why in whys if (lack := lack_of(why))}
+    counts = Counter(lack.name if (lack := lack_of(why)) else why.removeprefix("Skipped: ") for why in whys)
+    for name, count in sorted(counts.items()):
+        lack = lacks.get(name)
+        said = f"{name} ({NEEDS[name].what}): {lack.reason:.200}" if lack else name
+        yield f"skipped {count:3} for want of {said}" if lack else f"skipped {count:3}: {said}"
+    if missing := {NEEDS[name].debian for name, lack in lacks.items() if "not installed" in lack.reason}:
+        yield f"to run them, too: apt-get install {' '.join(sorted(missing))}"

@@ -10,6 +10,7 @@ Arguments are pytest's: `python -m tests -k resume`. The exit status is 0 if no 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from tests.ground.needs import NAMESPACE, NEEDS, lack_of, user_namespace_lacking
 from tests.ground.report import FAILED, PASSED, SKIPPED, Tally, ending, read
 
 PROJECT = Path(__file__).parent.parent
-NO_TESTS = 5  # pytest's status where it found none to run
+NO_TESTS, BROKEN_OFF = 5, 2  # of pytest's statuses
 WORKERS_PER_CORE = 1.5  # tests wait for each other's half of a conversation, too
 
 
@@ -35,12 +36,17 @@ class Run:
     went_well: bool = True
 
     def turn(self, said: str, *options: str, before: Sequence[str] = ()) -> None:
-        """One pytest. What it says of a test replaces what an earlier turn said."""
+        """One pytest. What it says of a test replaces what an earlier turn said.
+
+        Exits with it when it was interrupted, or could not read the tests.
+        """
         print(f"\n--- {said}", flush=True)
         file = self.place / "tally.json"
         file.unlink(missing_ok=True)
         pytest = [sys.executable, "-m", "pytest", "-q", f"--tally={file}"]
         ended = subprocess.run([*before, *pytest, *options], cwd=PROJECT)
+        if ended.returncode == BROKEN_OFF:
+            sys.exit(BROKEN_OFF)
         self.tally |= read(file)
         self.went_well &= ended.returncode in (0, NO_TESTS)
 
@@ -51,6 +57,7 @@ class Run:
 
 
 def main(arguments: Sequence[str]) -> int:
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest, which gets it too, says what it interrupted
     with tempfile.TemporaryDirectory(prefix="tests-") as place:
         run = Run(Path(place))
         workers = max(2, round(WORKERS_PER_CORE * len(os.sched_getaffinity(0))))

@@ -240,7 +240,7 @@ def test_a_pull_whose_room_another_process_takes_waits_until_there_is_some_again
     """The first file has its blocks and stops half-way; those promised to the second one are taken."""
     with loop(tmp_path, "ext4") as disk:
         running = node_on(disk, streams=1)
-        running.pull(origin.add("/kept.bin", noise(MIB)))
+        running.pull(origin.add("/kept.bin", noise(MIB)), pin=True)  # or it may make room
         assert running.ready("kept.bin").status == 200
         ref = origin.add_model("two", {"first.bin": noise(9 * MIB, 1), "second.bin": noise(8 * MIB, 2)})
         hold = origin.hold("/two/first.bin", after=MIB)

@@ -30,7 +30,10 @@ from tests.ground import pod
 
 needs = pytest.mark.needs
 
+PROJECT = Path(__file__).parent.parent.parent
+
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")  # what makes a user root over mounts alone
+LIST_FILES = ("git", "-c", "safe.directory=*", "ls-files")  # of a checkout, whoever owns it
 _SKIPPED = re.compile(r"(?:Skipped: )?needs (\S+): (.*)", re.DOTALL)
 _YEAR_2001 = "@2001-02-03 04:05:06"
 
@@ -198,6 +201,13 @@ def _networks_lacking() -> str:
     return tried.stderr.strip() if tried.returncode else ""
 
 
+def _git_lacking() -> str:
+    if missing := _program_lacking("git"):
+        return missing
+    tried = subprocess.run(LIST_FILES, cwd=PROJECT, capture_output=True, text=True)
+    return tried.stderr.strip() if tried.returncode else ""
+
+
 def _program_lacking(program: str) -> str:
     return "" if shutil.which(program) else f"{program} is not installed"
 
@@ -210,6 +220,7 @@ NEEDS = {
     "nginx": Need("a real web server", _nginx_lacking, "nginx-light"),
     "faketime": Need("a clock that a test moves", _faketime_lacking, "faketime"),
     "strace": Need("system calls that fail", _strace_lacking, "strace"),
+    "git": Need("the list of the project's files", _git_lacking, "git"),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),
     "/dev/fuse": Need("a mount that hangs", _dev_fuse_lacking, in_namespace=True),
     "fuse": Need("disks that fail and forget", _fuse_lacking, "fuse3", in_namespace=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from tests.ground.needs import libfaketime, require
@@ -21,6 +22,14 @@ class Clock:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
+
+    def close(self) -> None:
+        """Remove what libfaketime leaves in shared memory of processes that were killed."""
+        for left in Path("/dev/shm").glob("*faketime_s*_*"):
+            process = left.name.rpartition("_")[2]
+            if not Path("/proc", process).exists():
+                with suppress(OSError):  # another user's, or another run was quicker
+                    left.unlink()
 
     def set(self, told: str) -> None:
         """As libfaketime reads it: `+1d`, `-1d`, `@1970-01-01 00:00:10`."""

@@ -19,7 +19,7 @@ from cachd.cli import EXIT_CODES
 from cachd.config import Model
 from tests.ground.hub import Hub
 from tests.ground.models import noise
-from tests.ground.needs import LIST_FILES, needs
+from tests.ground.needs import LIST_FILES, needs, require
 from tests.ground.node import Node
 
 PROJECT = Path(__file__).parent.parent
@@ -56,6 +56,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node
 def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
     """As it stands, but for the address of the daemon and the place of the root."""
     hub, node = served
+    if command.startswith("curl "):
+        require("curl")
     if "ready?wait" in command or " qwen" in command:
         for asked in ({"exclude": ["*.bin"], "name": "qwen"}, {}):
             node.pull(f"hf://{REPO}", **asked)

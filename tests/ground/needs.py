@@ -220,6 +220,7 @@ NEEDS = {
     "nginx": Need("a real web server", _nginx_lacking, "nginx-light"),
     "faketime": Need("a clock that a test moves", _faketime_lacking, "faketime"),
     "strace": Need("system calls that fail", _strace_lacking, "strace"),
+    "curl": Need("commands as the README has them", lambda: _program_lacking("curl"), "curl"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),
     "/dev/fuse": Need("a mount that hangs", _dev_fuse_lacking, in_namespace=True),

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         if (left := run.wanting_to_mount()) and not user_namespace_lacking():
             names = Path(place) / "names"
             names.write_text("\n".join(left))
-            run.turn("in a user namespace, where this user may mount", f"@{names}", before=NAMESPACE)
+            own = f"--basetemp={place}/root"  # not that of the machine's root, whose name it has there
+            run.turn("in a user namespace, where this user may mount", f"@{names}", own, before=NAMESPACE)
     print(*ending(run.tally), sep="\n")
     words = Counter(outcome.word for outcome in run.tally.values())
     print(f"\n{words[PASSED]} passed, {words[FAILED]} failed, {words[SKIPPED]} skipped")

@@ -24,6 +24,7 @@ from cachd.model import Share
 from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, wish_of
+from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs, refuse, require
 from tests.ground.node import Node
@@ -677,7 +678,7 @@ def test_a_disk_that_shrank_while_the_daemon_was_down_is_relieved_at_the_start(
         assert running.ready(name).status == 200
     running.ask("PUT", "/v1/models/c/pin")
     running.kill()
-    subprocess.run(["mount", "-o", f"remount,size={34 * MIB}", root.parent], check=True)
+    remount(root.parent, f"size={34 * MIB}")
     running.start()
     until(lambda: len(ready_names(running)) < 4)
     capacity = until(lambda: (now := running.ask("GET", "/v1/capacity").document)["over_bytes"] == 0 and now)

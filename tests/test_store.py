@@ -40,7 +40,7 @@ from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 from cachd.store.space import Space
 from cachd.store.store import Store
-from tests.ground.disks import fill, take_inodes
+from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
 from tests.ground.needs import require
 from tests.ground.site import mapped
@@ -1528,7 +1528,7 @@ def test_a_root_that_became_read_only_says_so(small_disk: Callable[..., Path]) -
     with Store(root) as store:
         publish(store, SMALL)
     assert not space.is_read_only()
-    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+    remount(root, "ro")
     assert space.is_read_only()
     with pytest.raises(CachdError) as refusal:
         Store(root)

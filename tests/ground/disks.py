@@ -53,8 +53,10 @@ def loop(place: Path, kind: str = "ext4", *, inodes: int | None = None, options:
 
 
 def remount(disk: Path, option: str) -> None:
-    """Mount what is there once more: `ro`, `rw`."""
-    subprocess.run(["mount", "-o", f"remount,{option}", disk], check=True)
+    """Mount what is there once more: `ro`, `rw`, `size=BYTES`."""
+    # With a source named, mount adds none of the options that stand in the list of mounts: a user namespace
+    # would refuse its own, an owner whom it does not know.
+    subprocess.run(["mount", "-o", f"remount,{option}", "none", disk], check=True)
 
 
 def unmount(disk: Path) -> None:

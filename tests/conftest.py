@@ -10,22 +10,50 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cachd.config import Config
 from cachd.daemon import Parts, assembled
 from cachd.model import Digest, Snapshot, Wish
 from tests.ground.hub import Hub
+from tests.ground.needs import require
 from tests.ground.node import Node
 from tests.ground.origin import Origin
+from tests.ground.report import Reporter
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
 
-os.environ.pop("HF_TOKEN", None)
+# What a user's own habits would change: the daemons of the tests hear of it from their tests alone.
+HABITS = ("HF_", "HUGGING", "AWS_", "CACHD_", "SSL_CERT_", "REQUESTS_", "CURL_")
+OWN = "CACHD_MACHINE_"  # how long test_machine.py goes on
+for name in [*os.environ]:
+    if name.lower().endswith("_proxy") or (name.startswith(HABITS) and not name.startswith(OWN)):
+        del os.environ[name]
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # mkfs, nginx
+os.umask(0o022)  # modes are part of what is promised
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored if a shell's background runs us
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tally", type=Path, help="write what became of each test there, and no summary of it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker's tests are reported by whoever started it
+        config.pluginmanager.register(Reporter(config.getoption("tally")))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        require(*mark.args)
 
 
 @pytest.fixture

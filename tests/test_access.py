@@ -21,7 +21,7 @@ from tests.ground.site import (
 )
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 Nodes = Callable[..., Node]
 
 

@@ -31,7 +31,7 @@ from tests.ground.site import (
 )
 
 KIB, MIB = 1 << 10, 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 Nodes = Callable[..., Node]
 
 

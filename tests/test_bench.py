@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from bench import bandwidth, cold, gil, goals, growth, models, openssl, slow, tls, upkeep, warm
-from tests.ground import nginx
+from tests.ground.needs import require
 
-pytestmark = pytest.mark.timeout(600)  # ten questions take a minute or two, a slow machine several times that
+pytestmark = [
+    pytest.mark.timeout(1800),  # ten questions take a minute or two, a busy machine many times that
+    pytest.mark.alone("measures, and takes every core for it"),
+]
 PROJECT = Path(__file__).parent.parent
 QUICK = ("cold", "tls", "models", "resume", "upkeep", "warm", "start", "growth", "gil", "slow")
 
@@ -24,8 +27,7 @@ QUICK = ("cold", "tls", "models", "resume", "upkeep", "warm", "start", "growth",
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Results and output of the quick questions, on a machine where one peer is missing."""
-    if not nginx.available():
-        pytest.skip(nginx.MISSING)
+    require("nginx")
     place = tmp_path_factory.mktemp("bench")
     path = place / "bin"
     path.mkdir()

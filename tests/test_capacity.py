@@ -24,20 +24,19 @@ from cachd.model import Share
 from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, wish_of
-from tests.ground import pod as pods
+from tests.ground.disks import remount
 from tests.ground.models import noise
+from tests.ground.needs import needs, refuse, require
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.pod import pod
 from tests.ground.site import assert_problem, mapped, until
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
 Disks = Callable[..., Path]
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
 
 @pytest.fixture
@@ -46,6 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Disks]:
     with ExitStack() as stack:
 
         def made(size: int, *, kind: str = "tmpfs", inodes: int = 10_000) -> Path:
+            require("mount", *(["root", "mkfs.ext4"] if kind == "ext4" else []))
             place = tmp_path / f"{kind}-{size}"
             place.mkdir()
             device, options = "tmpfs", f"size={size},nr_inodes={inodes},mode=0755"
@@ -58,7 +58,7 @@ def disk(tmp_path: Path) -> Iterator[Disks]:
                 ["mount", "-t", kind, "-o", options, device, place], capture_output=True, text=True
             )
             if ended.returncode:
-                pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+                refuse("loop", ended.stderr)
             stack.callback(subprocess.run, ["umount", "--lazy", place], check=True)
             root = place / "root"
             root.mkdir(mode=0o755)
@@ -417,7 +417,7 @@ def test_what_the_kernel_tells_is_tried_at_the_start(tmp_path: Path) -> None:
     assert not tells_use(Path("/proc/self/probe"))
 
 
-@pytest.mark.skipif(not pods.available(), reason="this machine permits no mount namespace (unshare -m)")
+@needs("pods")
 def test_a_pod_that_has_a_shard_mapped_keeps_its_model_through_a_full_eviction_round(small: Store) -> None:
     """In another mount namespace, through a read-only bind, with the file closed: it never heard of cachd."""
     for name in "abcd":
@@ -448,7 +448,7 @@ print(hashlib.sha256(seen).hexdigest(), flush=True)
     assert (last.names, small.names) == (("a",), [])
 
 
-@pytest.mark.skipif(not pods.available(), reason="this machine permits no mount namespace (unshare -m)")
+@needs("pods")
 def test_a_pod_that_mounts_one_model_is_left_with_nothing_unless_it_has_a_lease(small: Store) -> None:
     """Its mount keeps the directory it found at start: why the README says to mount the root."""
     small.pull("a")
@@ -678,7 +678,7 @@ def test_a_disk_that_shrank_while_the_daemon_was_down_is_relieved_at_the_start(
         assert running.ready(name).status == 200
     running.ask("PUT", "/v1/models/c/pin")
     running.kill()
-    subprocess.run(["mount", "-o", f"remount,size={34 * MIB}", root.parent], check=True)
+    remount(root.parent, f"size={34 * MIB}")
     running.start()
     until(lambda: len(ready_names(running)) < 4)
     capacity = until(lambda: (now := running.ask("GET", "/v1/capacity").document)["over_bytes"] == 0 and now)

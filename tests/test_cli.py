@@ -28,7 +28,7 @@ from tests.ground.origin import Origin, Seen, Stall, Status
 from tests.ground.site import Ground
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 Nodes = Callable[..., Node]
 Ended = subprocess.CompletedProcess[str]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
-
 from bench.day import MIB, simulated
+from tests.ground.needs import needs
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system on a loop device")
+@needs("root", "mount", "mkfs.ext4")
 def test_a_day_on_a_small_disk_ends_with_nothing_that_must_not_happen() -> None:
     """Promised: Free space never falls below the reserve, and no model in use, leased or pinned is ever
     evicted.

@@ -21,8 +21,9 @@ import botocore.exceptions
 import pytest
 from awscrt import checksums
 
-from tests.ground import models, nginx, pod
-from tests.ground.nginx import Nginx
+from tests.ground import models, pod
+from tests.ground.needs import needs, require
+from tests.ground.nginx import Asked, Nginx
 from tests.ground.s3 import Checksum, S3NotStarted, S3Server, free_ports
 
 SMALL = random.Random(11).randbytes(100_000)
@@ -36,8 +37,6 @@ CHECKSUMS: dict[Checksum, Callable[[bytes], bytes]] = {
     "CRC32": lambda content: zlib.crc32(content).to_bytes(4, "big"),
 }
 
-needs_nginx = pytest.mark.skipif(not nginx.available(), reason=nginx.MISSING)
-
 
 @pytest.fixture
 def open_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,18 +48,7 @@ def open_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    try:
-        return models.minilm()
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def pods() -> None:
-    try:
-        pod.way()
-    except pod.PodRefused as refused:
-        pytest.skip(str(refused))
+    return models.minilm()
 
 
 def base64_of(checksum: Checksum, content: bytes) -> str:
@@ -211,7 +199,7 @@ def test_free_ports_differ_and_are_free() -> None:
 # nginx
 
 
-@needs_nginx
+@needs("nginx")
 def test_nginx_answers_a_range_with_206_and_logs_what_was_asked(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(SMALL)
     with Nginx(tmp_path) as server:
@@ -225,12 +213,12 @@ def test_nginx_answers_a_range_with_206_and_logs_what_was_asked(tmp_path: Path) 
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{server.url}/missing%20one?x=1")
         part, whole, missing = server.requests()
-    assert part == nginx.Asked("GET", "/model.safetensors", 206, 200, "bytes=100-299")
-    assert whole == nginx.Asked("GET", "/model.safetensors", 200, len(SMALL), None)
+    assert part == Asked("GET", "/model.safetensors", 206, 200, "bytes=100-299")
+    assert whole == Asked("GET", "/model.safetensors", 200, len(SMALL), None)
     assert (missing.path, missing.status) == ("/missing%20one?x=1", 404)
 
 
-@needs_nginx
+@needs("nginx")
 def test_nginx_is_read_only(tmp_path: Path) -> None:
     with Nginx(tmp_path) as server:
         put = urllib.request.Request(f"{server.url}/new", data=SMALL, method="PUT")
@@ -239,7 +227,7 @@ def test_nginx_is_read_only(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@needs_nginx
+@needs("nginx")
 def test_nginx_with_tls_is_trusted_by_who_has_its_authority(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(SMALL)
     with Nginx(tmp_path, tls=True) as server:
@@ -250,7 +238,7 @@ def test_nginx_with_tls_is_trusted_by_who_has_its_authority(tmp_path: Path) -> N
             urllib.request.urlopen(f"{server.url}/config.json")
 
 
-@needs_nginx
+@needs("nginx")
 def test_a_stopped_nginx_is_gone_and_comes_back_at_its_address(tmp_path: Path) -> None:
     server = Nginx(tmp_path)
     with server:
@@ -316,7 +304,7 @@ def test_sha256sum_accepts_the_sums_of_a_model(tmp_path: Path) -> None:
 # Pods
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_loads_minilm_through_a_read_only_mount(open_directory: Path, minilm: Path) -> None:
     shutil.copytree(minilm, open_directory / "models" / "minilm")
     ended = pod.run_in_pod(open_directory, pod.LOAD_DIRECTORY, env={"MODEL_DIR": "models/minilm"})
@@ -324,7 +312,7 @@ def test_a_pod_loads_minilm_through_a_read_only_mount(open_directory: Path, mini
     assert json.loads(ended.stdout) == pod.read_model(str(minilm))
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_loads_from_a_hub_view_offline(open_directory: Path) -> None:
     commit = hashlib.sha1(SMALL).hexdigest()
     repo = open_directory / "hub" / "models--org--noise"
@@ -339,7 +327,7 @@ def test_a_pod_loads_from_a_hub_view_offline(open_directory: Path) -> None:
         assert found == pod.read_model(str(model))
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_cannot_change_the_cache_in_any_way(open_directory: Path) -> None:
     (open_directory / "file").write_bytes(SMALL)
     script = """
@@ -362,7 +350,7 @@ for change in tries:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_may_mount_a_part_of_the_cache(open_directory: Path) -> None:
     models.safetensors_model(open_directory / "models" / "noise", shards=1, shard_bytes=10_000, seed=9)
     ended = pod.run_in_pod(
@@ -372,10 +360,9 @@ def test_a_pod_may_mount_a_part_of_the_cache(open_directory: Path) -> None:
     assert json.loads(ended.stdout)["files"] == 1
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_of_another_user_cannot_read_a_private_file(open_directory: Path) -> None:
-    if pod.way() is not pod.Way.OTHER_USER:
-        pytest.skip(f"a pod runs as {pod.way().name} here, which is the owner of the file")
+    require("users")
     (open_directory / "private").touch(mode=0o600)
     ended = pod.run_in_pod(
         open_directory, "import os; print(os.getuid()); open(os.environ['CACHE'] + '/private')"
@@ -384,7 +371,7 @@ def test_a_pod_of_another_user_cannot_read_a_private_file(open_directory: Path) 
     assert "PermissionError" in ended.stderr
 
 
-@pytest.mark.usefixtures("pods")
+@needs("pods")
 def test_a_pod_lives_until_its_block_ends_and_leaves_nothing(open_directory: Path) -> None:
     (open_directory / "file").write_bytes(SMALL)
     script = """

@@ -33,7 +33,7 @@ from tests.ground.origin import IgnoreRange, Origin, Seen, Stall
 from tests.ground.site import assert_problem
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
 

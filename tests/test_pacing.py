@@ -13,6 +13,7 @@ import pytest
 
 from bench.pacing import MB, Pace, Paced, paced
 
+pytestmark = pytest.mark.alone("measures a link's speed")
 CONNECTIONS = (1, 2, 4)
 STRETCHES, STRETCH_SECONDS = 5, 0.3
 

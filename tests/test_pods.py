@@ -11,17 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Engine
-from tests.ground import pod as pods
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model
+from tests.ground.needs import needs, require
 from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, read_model, run_in_pod
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
 
-pytestmark = pytest.mark.skipif(
-    not pods.available(), reason="this machine permits no mount namespace (unshare -m): no pod can be run"
-)
+pytestmark = needs("pods")
 
 
 def loaded(ended: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -92,8 +90,7 @@ def test_an_offline_client_misses_nothing_of_a_filtered_pull(hub: Hub, root: Pat
 
 
 def test_a_pod_cannot_enter_the_private_part(hub: Hub, root: Path, engine: Engines) -> None:
-    if pods.way() is not pods.Way.OTHER_USER:
-        pytest.skip("needs root: only then does the pod run as another user")
+    require("users")
     hub.add("org/small", {"config.json": b"{}"})
     engine(hf_endpoint=hub.url).pull("hf://org/small")
     ended = run_in_pod(root, "import os; os.listdir(os.environ['CACHE'] + '/.cachd')")

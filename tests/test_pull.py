@@ -18,9 +18,9 @@ from cachd.model import Digest, File
 from cachd.sources.wire import Wire
 from cachd.transfer.download import Download
 from tests.conftest import Engine, sha256_of, wish_of
-from tests.ground import nginx as nginx_ground
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model, write_sha256sums
+from tests.ground.needs import needs
 from tests.ground.nginx import Nginx
 from tests.ground.origin import (
     Chunked,
@@ -72,9 +72,7 @@ def hub_snapshot(root: Path, repo: str, revision: str = "main") -> Path:
 # --- every source ---
 
 
-@pytest.mark.skipif(
-    not nginx_ground.available(), reason="nginx is not installed (apt-get install nginx-light)"
-)
+@needs("nginx")
 def test_a_directory_of_nginx_is_published_in_both_views(tmp_path: Path, root: Path, engine: Engines) -> None:
     model = safetensors_model(tmp_path / "web" / "model", shards=3, shard_bytes=12 * MIB, seed=3)
     expected = digests(model)
@@ -249,12 +247,14 @@ def test_a_file_that_a_stream_has_for_itself_costs_fewer_requests(origin: Origin
     running = engine(streams=32)
     for asked in (f"{origin.url}/alone.bin", ref):
         running.pull(asked)
-    extents = {
-        path: [seen.extent for seen in origin.requests if seen.method == "GET" and seen.path == path]
-        for path in ("/alone.bin", "/model/large.bin")
-    }
-    assert len(extents["/alone.bin"]) == 32
-    assert len(extents["/model/large.bin"]) == 16
+
+    def parts(path: str) -> int:
+        """Requests for parts. What a stream left for later, as on a busy machine, begins within one."""
+        asked = [seen.extent for seen in origin.requests if seen.method == "GET" and seen.path == path]
+        return len([extent for extent in asked if extent and extent[0] % (4 * MIB) == 0])
+
+    assert parts("/alone.bin") == 32
+    assert parts("/model/large.bin") == 16
 
 
 # --- origins that misbehave, and recover ---

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from cachd.cli import EXIT_CODES
 from cachd.config import Model
 from tests.ground.hub import Hub
 from tests.ground.models import noise
+from tests.ground.needs import LIST_FILES, needs, require
 from tests.ground.node import Node
 
 PROJECT = Path(__file__).parent.parent
@@ -56,6 +56,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node
 def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
     """As it stands, but for the address of the daemon and the place of the root."""
     hub, node = served
+    if command.startswith("curl "):
+        require("curl")
     if "ready?wait" in command or " qwen" in command:
         for asked in ({"exclude": ["*.bin"], "name": "qwen"}, {}):
             node.pull(f"hf://{REPO}", **asked)
@@ -148,9 +150,9 @@ def test_the_picture_is_the_demonstration() -> None:
         assert word in picture
 
 
+@needs("git")
 def test_nothing_in_the_project_needs_what_lies_outside_it() -> None:
-    git = shutil.which("git")
-    listed = subprocess.run([str(git), "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(LIST_FILES, cwd=PROJECT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         path = PROJECT / name
         if path.is_file() and path.suffix not in (".svg", ".png") and path != Path(__file__):

@@ -26,7 +26,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, mapped
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, mapped, until
 
 SIZE, PART = 24 * MIB, 4 * MIB
 DAMAGED_AT = 9 * MIB + 77
@@ -126,11 +126,13 @@ def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -
     assert verify(ground, "flipped")["state"] == "whole"
 
 
-def truncate(blob: Path) -> None:
-    os.truncate(blob, 10 * MIB)
+def truncate(blob: Path, size: int = 10 * MIB) -> None:
+    blob.chmod(0o644)  # root may write what its owner may not
+    os.truncate(blob, size)
 
 
 def extend(blob: Path) -> None:
+    blob.chmod(0o644)
     with blob.open("ab") as opened:
         opened.write(noise(5000))
 
@@ -175,6 +177,8 @@ def test_a_blob_that_only_got_another_time_is_whole(ground: Ground) -> None:
 def remove(path: Path) -> None:
     path.parent.chmod(0o755)
     if path.is_dir() and not path.is_symlink():
+        for directory in (path, *filter(Path.is_dir, path.rglob("*"))):
+            directory.chmod(0o755)
         shutil.rmtree(path)
     else:
         path.unlink()
@@ -229,7 +233,7 @@ def test_two_models_that_share_a_damaged_blob_are_both_withdrawn_and_both_come_b
     verify(ground, "one")
     assert ground.node.wait_for("readiness withdrawn", name="two")
     for name in ("one", "two"):
-        assert ground.node.ready(name).status == 200
+        until(lambda: ground.node.ready(name).status == 200)  # noqa: B023  damaged until its repair has begun
         assert (ground.node.root / f"models/{name}/model.safetensors").read_bytes() == CONTENT
     assert ground.hub.cdn.bytes_sent() == PART
 
@@ -266,7 +270,7 @@ def test_a_look_sees_by_itself_what_an_operator_deleted(
     if what == "view":
         remove(shown)
     else:
-        os.truncate(blob, PART)
+        truncate(blob, PART)
     before = opened.pulls.get("model.bin")
     opened.scrubs.start()
     while (repair := opened.pulls.get("model.bin")) is before or repair is None:

@@ -61,7 +61,7 @@ from tests.ground.scripted import OK, Scripted, heard, saying
 
 KIB, MIB = 1 << 10, 1 << 20
 SOON_SECONDS = 0.3
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 EITHER = ("GET", "HEAD")
 
 
@@ -349,11 +349,13 @@ def test_a_status_is_an_error_of_its_class(
         assert error.facts["status"] == status
 
 
+AN_HOUR_FROM_NOW = "an hour from now"  # a date, which the test makes when its turn has come
+
 WAITS: dict[str, tuple[dict[str, str], float | None]] = {
     "seconds": ({"Retry-After": "7"}, 7),
     "no seconds": ({"Retry-After": "0"}, 0),
     "ten years": ({"Retry-After": "315360000"}, 315360000),
-    "a date": ({"Retry-After": formatdate(time.time() + 3600, usegmt=True)}, 3600),
+    "a date": ({"Retry-After": AN_HOUR_FROM_NOW}, 3600),
     "a date that is past": ({"Retry-After": formatdate(1e9, usegmt=True)}, 0),
     "words": ({"Retry-After": "soon"}, None),
     "a negative number": ({"Retry-After": "-5"}, None),
@@ -368,6 +370,8 @@ def test_an_origin_may_say_when_to_come_back(
     origin: Origin, headers: dict[str, str], seconds: float | None
 ) -> None:
     url = origin.add("/x", noise(KIB))
+    date = formatdate(time.time() + 3600, usegmt=True)
+    headers = {name: value.replace(AN_HOUR_FROM_NOW, date) for name, value in headers.items()}
     for status in (429, 503):
         origin.fault("/x", Status(status, headers), times=1)
         error = refused(lambda: fetch(http(), url, KIB), "rate_limited" if status == 429 else "origin_failed")
@@ -672,7 +676,7 @@ def broken_off(place: Path, sent: bytes) -> Iterator[TlsWire]:
         with served.wrap_socket(connection, server_side=True) as encrypted:
             encrypted.sendall(sent)
 
-    trusting = ssl.create_default_context(cafile=place / "ca.pem")
+    trusting = Authorities(str(place / "ca.pem")).context()
     with Scripted(speaks) as server:
         host, port = urlsplit(server.url).hostname or "", urlsplit(server.url).port
         with TlsWire(socket.create_connection((host, port)), PATIENCE_SECONDS, trusting, host) as wire:
@@ -686,7 +690,7 @@ def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(tmp_p
         view = memoryview(bytearray(MIB))
         assert wire.recv_into(view) == len(sent)
         assert view[: len(sent)] == sent
-        with pytest.raises(ssl.SSLEOFError):
+        with pytest.raises(ssl.SSLError, match=r"(?i)\beof\b|unexpected_eof"):  # before 3.11.4 no SSLEOFError
             wire.recv_into(view)
 
 

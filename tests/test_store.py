@@ -40,8 +40,9 @@ from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 from cachd.store.space import Space
 from cachd.store.store import Store
-from tests.ground.disks import fill, take_inodes
+from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
+from tests.ground.needs import require
 from tests.ground.site import mapped
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -209,19 +210,14 @@ def as_another_user() -> Iterator[Path]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Makes empty file systems in memory: `small_disk(size_bytes, inodes=100)`."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
+    require("mount")
     mounted: list[Path] = []
 
     def made(size: int, *, inodes: int = 10_000) -> Path:
         disk = tmp_path / f"disk-{len(mounted)}"
         disk.mkdir()
         options = f"size={size},nr_inodes={inodes},mode=0755"
-        ended = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True
-        )
-        if ended.returncode:
-            pytest.skip(f"no file system can be mounted here: {ended.stderr.strip()}")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
         mounted.append(disk)
         return disk
 
@@ -1463,10 +1459,8 @@ def test_a_directory_of_the_root_that_somebody_else_made_is_refused() -> None:
         root.mkdir()
         root.chmod(0o1777)
         (root / "models").mkdir()
-        try:
-            os.chown(root / "models", os.getuid() + 1, -1)
-        except PermissionError:
-            pytest.skip("only root can make a directory of another user")
+        require("root")
+        os.chown(root / "models", os.getuid() + 1, -1)
         refused(root, Forbidden, "bad_root")
 
 
@@ -1534,7 +1528,7 @@ def test_a_root_that_became_read_only_says_so(small_disk: Callable[..., Path]) -
     with Store(root) as store:
         publish(store, SMALL)
     assert not space.is_read_only()
-    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+    remount(root, "ro")
     assert space.is_read_only()
     with pytest.raises(CachdError) as refusal:
         Store(root)

@@ -14,7 +14,7 @@ import pytest
 from cachd.transfer import threads
 from cachd.transfer.streams import NICENESS, Share, Streams
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_a_stream_too_many_is_told_to_end() -> None:
 
 
 def test_streams_that_keep_the_cores_busy_become_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.transfer.threads.CORES", 1)  # whatever this process may take of them
+    monkeypatch.setattr("cachd.transfer.threads.CORES", 0.05)  # so little is busy on a busy machine, too
     ended, fewer, share, most = threading.Event(), threading.Event(), Share(), 8
 
     def receive(_buffer: memoryview) -> None:

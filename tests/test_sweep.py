@@ -139,10 +139,10 @@ def test_the_blobs_of_a_ready_model_stay_though_somebody_deleted_its_views(
 ) -> None:
     ground = quiet
     ground.have("viewless.bin")
-    for path in (ground.node.root / "models/.trees").rglob("viewless.bin"):
-        path.unlink()
-    for path in (ground.node.root / "hub").rglob("viewless.bin"):
-        path.unlink()
+    for view in ("models/.trees", "hub"):
+        for path in (ground.node.root / view).rglob("viewless.bin"):
+            path.parent.chmod(0o755)
+            path.unlink()
     blobs = [path for path in (ground.node.root / ".cachd/blobs").glob("*/*") if path.stat().st_nlink == 1]
     assert blobs
     assert sweep(ground.node, everything=True) == {}

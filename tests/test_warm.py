@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,34 @@ def chill(path: Path) -> None:
 def held(path: Path) -> Iterator[None]:
     """Keep the file's pages in memory meanwhile: some kernels take back what nobody touched for seconds.
 
-    Where the process may not lock so much memory (RLIMIT_MEMLOCK), nothing is held.
+    Where the process may not lock so much memory (RLIMIT_MEMLOCK), it touches them again and again.
     """
     with path.open("rb") as opened, ExitStack() as undo:
-        with suppress(BlockingIOError, PermissionError):
+        try:
             flags = mmap.MAP_SHARED | MAP_LOCKED
             undo.enter_context(mmap.mmap(opened.fileno(), 0, flags, mmap.PROT_READ))
+        except (BlockingIOError, PermissionError):
+            pages = undo.enter_context(mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ))
+            undo.enter_context(touched(pages))
         yield
+
+
+@contextmanager
+def touched(pages: mmap.mmap) -> Iterator[None]:
+    """Read a byte of each page ten times a second meanwhile."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(0.1):
+            pages[:: mmap.PAGESIZE]
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def have(ground: Ground, name: str) -> Path:

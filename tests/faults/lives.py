@@ -42,7 +42,7 @@ from tests.ground.origin import (
 )
 
 KIB, MIB = 1 << 10, 1 << 20
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 SHARED = noise(MIB + 4321, 1)
 CONTENTS: dict[str, dict[str, bytes]] = {
     "a": {"config.json": noise(300, 2), "small.bin": noise(90 * KIB, 3), "1.bin": noise(3 * MIB + 17, 4)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,12 +38,13 @@ from tests.test_store import (
 __all__ = ["next_life", "store"]  # fixtures
 
 Nodes = Callable[..., Node]
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 
 @pytest.fixture
-def clock(tmp_path: Path) -> Clock:
-    return Clock(tmp_path)
+def clock(tmp_path: Path) -> Iterator[Clock]:
+    with closing(Clock(tmp_path)) as made:
+        yield made
 
 
 def published_at(node: Node, name: str) -> datetime:

@@ -38,7 +38,7 @@ from tests.ground.site import until
 
 EXAMPLES = int(os.environ.get("CACHD_MACHINE_EXAMPLES", "8"))
 STEPS = int(os.environ.get("CACHD_MACHINE_STEPS", "30"))
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 NAMES = ("red", "green", "blue")
 SHARED = {"shared.bin": noise(300_000, 7), "small.bin": noise(2000, 8)}  # in each model and revision
 OWN_BYTES = 500_000
@@ -417,7 +417,7 @@ class Machine(RuleBasedStateMachine):
         )
 
 
-@pytest.mark.timeout(180 if EXAMPLES <= 10 else 0)
+@pytest.mark.timeout(600 if EXAMPLES <= 10 else 0)
 def test_whatever_is_asked_in_whatever_order_and_whoever_is_killed_what_is_ready_is_right() -> None:
     run_state_machine_as_test(
         Machine,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 from cachd.errors import CachdError
 from tests.conftest import Engine
 from tests.ground.models import noise
+from tests.ground.needs import refuse, require
 from tests.ground.origin import Origin
 from tests.ground.site import MIB, Ground
 
@@ -25,8 +25,10 @@ Alone = Callable[..., Ground]
 @contextmanager
 def denied(directory: Path) -> Iterator[None]:
     """The kernel denies every change of a directory to everybody, as a security module would."""
-    if os.geteuid() != 0 or subprocess.run(["chattr", "+i", directory], capture_output=True).returncode:
-        pytest.skip("only root, on a file system that knows immutable directories, can have the kernel deny")
+    require("root", "chattr")
+    tried = subprocess.run(["chattr", "+i", directory], capture_output=True, text=True)
+    if tried.returncode:
+        refuse("sealing", tried.stderr)
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ from tests.ground.s3 import S3Server
 from tests.ground.scripted import OK, Scripted, heard
 
 KIB, MIB = 1 << 10, 1 << 20
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 SOON_SECONDS = 0.3
 EITHER = ("GET", "HEAD")
 Engines = Callable[..., Engine]

@@ -22,7 +22,7 @@ from tests.ground.site import until
 from tests.ground.strace import injected, needs_strace
 
 KIB, MIB = 1 << 10, 1 << 20
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 Engines = Callable[..., Engine]
 
 

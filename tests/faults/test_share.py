@@ -26,7 +26,7 @@ from tests.ground.site import until
 from tests.ground.strace import injected, needs_strace
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 SOON_SECONDS = 0.2
 Engines = Callable[..., Engine]
 

@@ -14,12 +14,12 @@ import pytest
 from tests.faults import oracle
 from tests.ground import pod
 from tests.ground.models import noise
+from tests.ground.needs import needs
 
 PROJECT = Path(__file__).parent.parent.parent
-needs_pods = pytest.mark.skipif(not pod.available(), reason="no mount namespace is permitted here")
 
 
-@needs_pods
+@needs("pods")
 def test_a_short_campaign_of_kills_and_faults_finds_no_promise_broken(tmp_path: Path) -> None:
     """Promised: After kill -9 every published model is whole or gone, and restart needs no human."""
     told = tmp_path / "told.json"
@@ -54,7 +54,7 @@ def shown_as_ready(tmp_path: Path) -> Path:
     return tree
 
 
-@needs_pods
+@needs("pods")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -76,7 +76,7 @@ def test_the_reader_of_a_campaign_sees_what_is_wrong_behind_a_ready_file(
     assert set(told["violations"]) == ({said} if said else set())
 
 
-@needs_pods
+@needs("pods")
 def test_the_reader_of_a_campaign_sees_a_mapped_file_change_after_its_model_has_gone(tmp_path: Path) -> None:
     tree = shown_as_ready(tmp_path)
     with pod.pod(tmp_path / "place", oracle.SCRIPT) as reader:

@@ -29,7 +29,7 @@ from tests.ground.origin import Origin, Redirect, Server, Tls
 from tests.ground.scripted import Scripted
 
 KIB, MIB = 1 << 10, 1 << 20
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 EITHER = ("GET", "HEAD")
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]

@@ -232,6 +232,8 @@ class Campaign:
         old = self._place / ".old"
         if self._root.exists():
             self._root.rename(old)
+            for directory, _, _ in os.walk(old):
+                os.chmod(directory, 0o755)  # only root may take a file out of a directory that is read-only
             shutil.rmtree(old)
         self._root.mkdir(mode=0o755)
 

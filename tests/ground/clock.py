@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
-_LIBRARIES = "*/faketime/libfaketimeMT.so.1"
+from tests.ground.needs import libfaketime, preloadable, require
 
 
 class Clock:
-    """`env` is what a process needs to believe it. Skips the test where libfaketime is not installed."""
+    """`env` is what a process needs to believe it. Skips the test where there is no libfaketime."""
 
     def __init__(self, place: Path) -> None:
-        found = sorted(Path("/usr/lib").glob(_LIBRARIES))
-        if not found:
-            pytest.skip("libfaketime is not installed")
+        require("faketime")
         self._told = place / "clock"
         self.set("+0")
         self.env = {
-            "LD_PRELOAD": str(found[0]),
+            "LD_PRELOAD": preloadable(str(libfaketime()), place),
             "FAKETIME_TIMESTAMP_FILE": str(self._told),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
+
+    def close(self) -> None:
+        """Remove what libfaketime leaves in shared memory of processes that were killed."""
+        for left in Path("/dev/shm").glob("*faketime_s*_*"):
+            process = left.name.rpartition("_")[2]
+            if not Path("/proc", process).exists():
+                with suppress(OSError):  # another user's, or another run was quicker
+                    left.unlink()
 
     def set(self, told: str) -> None:
         """As libfaketime reads it: `+1d`, `-1d`, `@1970-01-01 00:00:10`."""

@@ -4,12 +4,10 @@ fails and forgets on demand."""
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import itertools
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
+from tests.ground.needs import libfuse, refuse, require
 
 MIB = 1 << 20
 PROJECT = Path(__file__).parent.parent.parent
@@ -35,10 +33,7 @@ def loop(place: Path, kind: str = "ext4", *, inodes: int | None = None, options:
 
     Skips the test where that cannot be, with the reason.
     """
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    if shutil.which(_MAKE[kind][0]) is None:
-        pytest.skip(f"{_MAKE[kind][0]} is not installed")
+    require("root", "mount", _MAKE[kind][0])
     image, disk = place / f"{kind}.image", place / kind
     image.touch()
     os.truncate(image, SMALLEST[kind])
@@ -48,7 +43,7 @@ def loop(place: Path, kind: str = "ext4", *, inodes: int | None = None, options:
     wanted = ",".join(filter(None, ["loop", options]))
     mounted = subprocess.run(["mount", "-o", wanted, image, disk], capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"no loop device can be mounted here: {mounted.stderr.strip()}")
+        refuse("loop", mounted.stderr)
     try:
         disk.chmod(0o755)
         yield disk
@@ -58,8 +53,10 @@ def loop(place: Path, kind: str = "ext4", *, inodes: int | None = None, options:
 
 
 def remount(disk: Path, option: str) -> None:
-    """Mount what is there once more: `ro`, `rw`."""
-    subprocess.run(["mount", "-o", f"remount,{option}", disk], check=True)
+    """Mount what is there once more: `ro`, `rw`, `size=BYTES`."""
+    # With a source named, mount adds none of the options that stand in the list of mounts: a user namespace
+    # would refuse its own, an owner whom it does not know.
+    subprocess.run(["mount", "-o", f"remount,{option}", "none", disk], check=True)
 
 
 def unmount(disk: Path) -> None:
@@ -111,12 +108,7 @@ class FuseDisk:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if os.geteuid() != 0:
-            pytest.skip("only root can mount a file system")
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            pytest.skip("this machine has no /dev/fuse")
-        if not (ctypes.util.find_library("fuse3") or ctypes.util.find_library("fuse")):
-            pytest.skip("libfuse is not installed")
+        require("mount", "fuse")
         for directory in (self.backing, self.path):
             directory.mkdir()
             directory.chmod(0o755)
@@ -126,6 +118,7 @@ class FuseDisk:
         serving = subprocess.Popen(
             [*command, self.backing, self.path, self._rules_file, self._log],
             cwd=PROJECT,
+            env={**os.environ, "FUSE_LIBRARY_PATH": str(libfuse())},
             stdout=subprocess.PIPE,
             text=True,
         )

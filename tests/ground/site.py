@@ -21,7 +21,7 @@ from tests.ground.node import Answer, Node
 from tests.ground.origin import Hold, Origin
 
 MIB = 1 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 Nodes = Callable[..., Node]
 T = TypeVar("T")
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.ground.needs import needs
 
-
-@cache
-def permitted() -> bool:
-    """Whether strace is here and may trace a child."""
-    if shutil.which("strace") is None:
-        return False
-    return subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
-
-
-needs_strace = pytest.mark.skipif(not permitted(), reason="no strace (apt-get install strace), or no ptrace")
+needs_strace = needs("strace")
 
 
 def injected(command: Sequence[str], fault: str, *, on: Path) -> list[str]:

@@ -102,10 +102,14 @@ def serve(
     daemon.serve(config.load(root=root, listen=listen, config=config_file))
 
 
-@app.command(epilog="Example: cachd pull hf://org/model@main --wait")
+@app.command(epilog="Example: cachd pull org/model@main --wait")
 def pull(
     ref: Annotated[
-        str, typer.Argument(help="hf://org/model[@rev], s3://bucket/prefix/, https://…, file:///…")
+        str,
+        typer.Argument(
+            help="org/model[@rev] of the Hub, org/model/file or their address on huggingface.co,"
+            " s3://bucket/prefix/, https://host/file, https://host/dir/, file:///path"
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="local name; default: from the ref")] = None,
     include: Annotated[list[str] | None, typer.Option(help="pattern of files to take")] = None,
@@ -292,9 +296,14 @@ def evict(
     output: Form = Output.text,
 ) -> None:
     """Make room: the models worth least go, in order, until so much is available. Also as `cachd gc`."""
-    asked = {"ref" if "://" in room else "bytes": room}
+    asked = {"bytes" if _is_size(room) else "ref": room}
     document = _ask(server, token_file, lambda client: client.make_room(asked, dry_run=dry_run))
     _print(document, output, lambda: terminal.show_evictions(document))
+
+
+def _is_size(room: str) -> bool:
+    """Whether it is an amount and no ref: some owners of models begin with a digit."""
+    return room.strip()[:1].isdigit() and "/" not in room
 
 
 app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)

@@ -131,7 +131,7 @@ class Manifest:
             raise Invalid(
                 f"none of the {len(self.files)} files of {self.base} passes include and exclude",
                 code="nothing_selected",
-                mend="loosen the patterns; they match whole paths, and '*' crosses '/'",
+                mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
 

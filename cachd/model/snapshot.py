@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
+from cachd.model.typed import Typed
 
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
@@ -32,8 +34,16 @@ class Wish:
         cls, ref: str, name: str | None = None, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> Self:
         """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
-        parsed = Ref.parse(ref)
-        return cls(parsed, parsed.default_name if name is None else name, tuple(include), tuple(exclude))
+        typed = Typed.parse(ref)
+        if typed.path and include:
+            raise Invalid(
+                f"the ref names {typed.path:.120}, and include names other files",
+                code="bad_ref",
+                mend="name it in include, too, or leave include out",
+            )
+        include = [escape(typed.path)] if typed.path else include
+        name = typed.ref.default_name if name is None else name
+        return cls(typed.ref, name, tuple(include), tuple(exclude))
 
     def as_document(self) -> dict[str, object]:
         """The wish as JSON members, read back by `from_document`."""

@@ -789,6 +789,38 @@ def test_a_hub_client_asks_for_the_branch_the_wish_names(ref: str, revision: str
     assert snapshot.hub_revision == revision
 
 
+SPLIT = [f"q4/model-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("paths", "single"),
+    [
+        (["model.gguf"], "model.gguf"),
+        (["sub/model.safetensors"], "sub/model.safetensors"),
+        (SPLIT, SPLIT[0]),
+        (SPLIT[:1], SPLIT[0]),
+        (SPLIT[1:2], SPLIT[1]),
+        (SPLIT[:2], None),
+        (SPLIT[1:], None),
+        ([*SPLIT, "README.md"], None),
+        ([*SPLIT[:2], "q4/other-00003-of-00003.gguf"], None),
+        (["model-00001-of-00001.gguf"], "model-00001-of-00001.gguf"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None),
+        (["a.gguf", "b.gguf"], None),
+        (["a-00001-of-00002.gguf", "a-00003-of-00002.gguf"], None),
+        (["a-00001-of-00000.gguf"], "a-00001-of-00000.gguf"),
+        (["config.json", "model.safetensors"], None),
+    ],
+    ids=str,
+)
+def test_a_model_is_one_file_when_it_has_one_or_is_one_split_gguf(
+    paths: list[str], single: str | None
+) -> None:
+    told = manifest(*(file(path) for path in paths))
+    assert told.single_file == single
+    assert snapshot_of(Wish(Ref.parse("hf://org/model"), "mine"), told, 1.0).file == single
+
+
 # --- errors ---
 
 

@@ -226,6 +226,9 @@ class Models:
             "state": self.state(name),
             "ref": str(known.wish.ref),
             "path": str(self.store.layout.model(name)),
+            "file": str(self.store.layout.model(name) / snapshot.file)
+            if snapshot and snapshot.file
+            else None,
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],

@@ -72,7 +72,8 @@ class Snapshot:
     """One manifest whose blobs are all here, under a name, declared ready.
 
     `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
-    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view.
+    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` is what
+    `Manifest.single_file` says.
     """
 
     wish: Wish
@@ -84,6 +85,7 @@ class Snapshot:
     published_at: float
     repo: str
     commit: str
+    file: str | None = None
 
     def __post_init__(self) -> None:
         """Raises Invalid: each of these names a directory of the cache."""
@@ -91,6 +93,8 @@ class Snapshot:
             if not _HEX.fullmatch(told):
                 raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
+        if self.file is not None:
+            check_path(self.file)
 
     @property
     def name(self) -> str:
@@ -119,6 +123,7 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         published_at=published_at,
         repo=wish.ref.location if wish.ref.scheme == "hf" else wish.name,
         commit=commit_of(manifest),
+        file=manifest.single_file,
     )
 
 

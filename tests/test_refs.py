@@ -331,12 +331,17 @@ paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 
 
 @given(words, words, plain_revisions, paths, st.sampled_from(["tree", "blob", "raw", "resolve"]))
-def test_the_address_of_a_page_of_the_hub_means_what_the_page_shows(
+def test_an_address_made_of_its_parts_means_them_to_us_and_to_the_hub_s_own_library(
     owner: str, model: str, revision: str, path: str, page: str
 ) -> None:
-    address = f"https://huggingface.co/{owner}/{model}/{page}/{quote(revision, safe='')}/{quote(path)}"
-    slash = "/" if page == "tree" else ""
-    assert Typed.parse(address) == Typed(Ref("hf", f"{owner}/{model}", revision), path + slash)
+    branch = quote(revision, safe="")
+    uri = f"hf://{owner}/{model}@{branch}/{path}"
+    address = f"https://huggingface.co/{owner}/{model}/{page}/{branch}/{quote(path)}"
+    ref = Ref("hf", f"{owner}/{model}", revision)
+    assert Typed.parse(uri) == Typed(ref, path)
+    assert Typed.parse(address) == Typed(ref, f"{path}/" if page == "tree" else path)
+    for theirs in (parse_hf_uri(uri), parse_hf_uri(address)):
+        assert (theirs.id, theirs.revision, theirs.path_in_repo) == (ref.location, revision, path)
 
 
 # --- the same wherever a ref is asked for ---

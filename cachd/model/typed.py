@@ -19,43 +19,13 @@ from typing import NoReturn, Self
 from urllib.parse import unquote
 
 from cachd.errors import Invalid
+from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
 from cachd.model.name import has_invisible, is_clean, shown
 from cachd.model.ref import SPECIAL_REVISION, Ref, check_characters, hub_location
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _FILE_PAGES = ("blob", "blame", "raw", "resolve")
 _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", "kernel", "bucket", "model")
-_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-
-_SHARED = "mount it on the node and pull file:///path"
-_GOOGLE = (
-    "mount the bucket on the node and pull file:///path, or copy the model to S3; Google's own"
-    " S3-compatible endpoint (s3_endpoint_url) is not tested"
-)
-_AZURE = "mount the container on the node and pull file:///path, or copy the model to S3"
-_IMAGE = "pull the model from the Hub or S3, or copy its files to a shared volume and pull file:///path"
-_GIT = "a repository of the Hub is hf://org/model; clone any other to a shared volume and pull file:///path"
-_SERVER = "serve the files by https, or copy them to a shared volume and pull file:///path"
-_AS_THE_NODE_SEES_IT = "write the absolute path that the node knows: file:///path"
-
-# Scheme -> what works instead.
-_ELSEWHERE = {
-    **dict.fromkeys(("gs", "gcs"), _GOOGLE),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl", "azure", "wasb", "wasbs"), _AZURE),
-    **dict.fromkeys(("oci", "docker", "oras", "containerd"), _IMAGE),
-    **dict.fromkeys(("git", "git+http", "git+https", "git+ssh", "git+file", "ssh"), _GIT),
-    **dict.fromkeys(("ftp", "ftps", "sftp", "scp", "rsync"), _SERVER),
-    **dict.fromkeys(("pvc", "nfs", "smb", "cifs", "hdfs", "webhdfs"), _SHARED),
-    "ollama": "pull the GGUF file from the Hub: hf://org/model/file.gguf",
-    **dict.fromkeys(("modelscope", "ms"), "pull the model from the Hub: hf://org/model"),
-    "arn": "write s3://bucket/prefix/",
-}
-# Other spellings of a scheme -> the scheme.
-_SPELLINGS = {
-    **{scheme: scheme for scheme in ("hf", "s3", "https", "http", "file")},
-    **dict.fromkeys(("s3a", "s3n"), "s3"),
-    **dict.fromkeys(("huggingface", "hf-hub", "hf_hub", "hfhub"), "hf"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +42,9 @@ class Typed:
     def parse(cls, text: str) -> Self:
         """Read what a user typed. Raises Invalid with a hint: the right form, or what works instead."""
         text = text.strip()
-        if not _WINDOWS_PATH.match(text):
+        if not WINDOWS_PATH.match(text):
             check_characters(text)
-        _refuse_elsewhere(text)
+        refuse_elsewhere(text)
         scheme, separator, rest = text.partition("://")
         scheme = scheme.lower()
         if not separator:
@@ -97,11 +67,10 @@ def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, st
     """`parts`: [models/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
     owner, model, *inside = _owner_first(text, parts)
     model, at, revision = model.partition("@")
-    if not at:
-        return _meant(text, owner, model, None, inside, is_directory=is_directory)
-    return _meant(
-        text, owner, model, *_revision_first([unquote(revision), *inside]), is_directory=is_directory
-    )
+    branch = None
+    if at:
+        branch, inside = _revision_first([unquote(revision), *inside])
+    return _model(text, owner, model, branch), _path(text, inside, is_directory=is_directory)
 
 
 def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
@@ -130,7 +99,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
             "copy the address of the model, or of a branch, directory or file of it",
         )
     revision, inside = _revision_first(where) if where else (None, [])
-    return _meant(text, owner, model, revision, inside, is_directory=page == "tree")
+    return _model(text, owner, model, revision), _path(text, inside, is_directory=page == "tree")
 
 
 def _owner_first(text: str, parts: list[str]) -> list[str]:
@@ -166,48 +135,21 @@ def _revision_first(parts: list[str]) -> tuple[str, list[str]]:
     return parts[0], parts[1:]
 
 
-def _meant(
-    text: str, owner: str, model: str, revision: str | None, inside: list[str], *, is_directory: bool
-) -> tuple[Ref, str | None]:
-    ref = Ref("hf", *hub_location(text, f"{owner}/{model}", revision))
-    if not inside:
-        return ref, None
-    path = "/".join(inside)
-    if (
-        any("/" in part for part in inside)
-        or not is_clean(inside)
-        or has_invisible(path)
-        or path != path.strip()
-    ):
+def _model(text: str, owner: str, model: str, revision: str | None) -> Ref:
+    return Ref("hf", *hub_location(text, f"{owner}/{model}", revision))
+
+
+def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:
+    """The path in the model that `parts` make; None when they are none."""
+    if not parts:
+        return None
+    path = "/".join(parts)
+    is_plain = path == path.strip() and not has_invisible(path)
+    if not is_plain or not is_clean(parts) or any("/" in part for part in parts):
         _refuse(text, "does not name a file or directory of a model", "write it without '..', '//' or %2F")
     if set("*?#") & set(path):
         _refuse(text, "holds '*', '?' or '#'", "choose files by a pattern with include, such as '*.gguf'")
-    return ref, f"{path}/" if is_directory else path
-
-
-def _refuse_elsewhere(text: str) -> None:
-    """Raises Invalid for what is clearly no ref of ours, with what works instead."""
-    hint = _instead(text)
-    if hint:
-        raise Invalid(f"ref {shown(text)} has no scheme that cachd knows", code="unknown_scheme", mend=hint)
-
-
-def _instead(text: str) -> str | None:
-    if _WINDOWS_PATH.match(text) or re.match(r"~|\.{1,2}(?:/|$)", text):
-        return _AS_THE_NODE_SEES_IT
-    if text.startswith("/"):
-        return f"did you mean {shown(f'file://{text}')}?"
-    if re.match(r"[\w.-]+@[\w.-]+:", text):
-        return _GIT
-    found = re.match(r"([A-Za-z][\w+.-]*):(/*)(.*)", text, re.ASCII)
-    if not found:
-        return None
-    scheme, slashes, rest = found[1].lower(), found[2], found[3]
-    known = _SPELLINGS.get(scheme)
-    if known and (known != scheme or len(slashes) < 2):
-        root = "/" if known == "file" else ""
-        return f"did you mean {shown(f'{known}://{root}{rest}')}?"
-    return _ELSEWHERE.get(scheme)
+    return f"{path}/" if is_directory else path
 
 
 def _refuse_host(text: str) -> None:

@@ -12,8 +12,9 @@ from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from cachd import config
+from cachd import cli, config
 from cachd.errors import Invalid
 from cachd.model import File, Manifest, Ref, Typed, Wish
 from tests.ground.models import digests, noise
@@ -218,6 +219,8 @@ MORE_REFUSED = [
             "a%00b",
             "a%0Ab",
             "%E2%80%AE",
+            "%20",
+            "a%20",
         )
     ),
     *(
@@ -407,3 +410,19 @@ def test_what_is_refused_says_so_in_one_line_of_the_command_line(ground: Ground)
     ended = ground.node.cli("pull", "gs://bucket/llama")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "mount the bucket" in ended.stderr
+
+
+def test_the_help_and_the_api_show_the_forms(ground: Ground) -> None:
+    shown = CliRunner().invoke(cli.app, ["pull", "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).output
+    schemas = ground.node.ask("GET", "/openapi.json").document["components"]["schemas"]
+    described = schemas["Asked"]["properties"]["ref"]["description"]
+    for form in (
+        "huggingface.co",
+        "org/model/file",
+        "s3://bucket/prefix/",
+        "https://host/dir/",
+        "file:///path",
+    ):
+        assert form in shown
+        assert form in described
+    assert "org/model@rev" in shown, "brackets would be markup there"

@@ -39,7 +39,7 @@ class Wish:
             raise Invalid(
                 f"the ref names {typed.path:.120}, and include names other files",
                 code="bad_ref",
-                mend="name it in include, too, or leave include out",
+                mend="name all files in include and none in the ref, or leave include out",
             )
         include = [escape(typed.path)] if typed.path else include
         name = typed.ref.default_name if name is None else name

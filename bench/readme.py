@@ -1,4 +1,4 @@
-"""The parts of README.md that come from elsewhere: options and metrics from the code, figures from a run."""
+"""The parts of README.md that come from elsewhere: refs, options, metrics from code, figures from a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cachd import config
 from cachd.metrics import MEASURED, Metrics
+from tests import refs
 
 PROJECT = Path(__file__).parent.parent
 README = PROJECT / "README.md"
@@ -18,7 +19,12 @@ def renew() -> None:
 
 def rendered(text: str) -> str:
     """README.md with every marked part as it should be now."""
-    parts = {"options": options(), "metrics": metrics(), "measurements": measurements()}
+    parts = {
+        "refs": refs.table(),
+        "options": options(),
+        "metrics": metrics(),
+        "measurements": measurements(),
+    }
     for name, content in parts.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")

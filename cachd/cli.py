@@ -102,10 +102,14 @@ def serve(
     daemon.serve(config.load(root=root, listen=listen, config=config_file))
 
 
-@app.command(epilog="Example: cachd pull hf://org/model@main --wait")
+@app.command(epilog="Example: cachd pull org/model@main --wait")
 def pull(
     ref: Annotated[
-        str, typer.Argument(help="hf://org/model[@rev], s3://bucket/prefix/, https://…, file:///…")
+        str,
+        typer.Argument(
+            help="org/model, org/model@rev or org/model/file of the Hub, or its address on huggingface.co,"
+            " s3://bucket/prefix/, https://host/file, https://host/dir/, file:///path"
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="local name; default: from the ref")] = None,
     include: Annotated[list[str] | None, typer.Option(help="pattern of files to take")] = None,
@@ -127,7 +131,10 @@ def pull(
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Ask for a model. The last line printed is its path."""
+    """Ask for a model. The last line printed is its path.
+
+    That is its directory; with --wait or --direct its file, when the model is one file.
+    """
     asked = {
         "ref": ref,
         "name": name,
@@ -144,7 +151,8 @@ def pull(
         document = pull_here(asked, config.load(root=root, config=config_file, allow=allow), timeout)
     else:
         document = _ask(server, token_file, lambda client: _pull_there(client, asked, wait, timeout))
-    _print(document, output, lambda: print(document["path"]))
+    path = _file_or_directory(document) if wait or direct else document["path"]
+    _print(document, output, lambda: print(path))
 
 
 @app.command("ls", epilog="Example: cachd ls -o json")
@@ -173,9 +181,36 @@ def wait(
     server: Server = SERVER,
     output: Form = Output.text,
 ) -> None:
-    """Wait until a model is ready, with its progress. The last line printed is its path."""
+    """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints."""
     document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
-    _print(document, output, lambda: print(document["path"]))
+    _print(document, output, lambda: print(_file_or_directory(document)))
+
+
+@app.command("path", epilog="Example: cachd path org--model; llama-server -m $(cachd path org--model)")
+def print_path(
+    name: str,
+    file: Annotated[bool, typer.Option("--file", help="fail when the model is several files")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="the mounted cache, to ask no daemon, as in a pod: /cache")
+    ] = None,
+    server: Server = SERVER,
+    output: Form = Output.text,
+) -> None:
+    """Print the path of a ready model: of its file when it is one file, else of its directory.
+
+    A GGUF split into shards is one file, its first shard: that is what engines take.
+    """
+    if cache:
+        from cachd.mount import ready_model
+
+        document = ready_model(cache, name)
+    else:
+        document = _ask(server, None, lambda client: _ready_there(client, name))
+    if file and not document["file"]:
+        raise errors.NotFound(
+            f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
+        )
+    _print(document, output, lambda: print(_file_or_directory(document)))
 
 
 @app.command(epilog="Example: cachd pin org--model")
@@ -228,9 +263,11 @@ def limit(
 def rollback(
     name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Let a name lead to the snapshot it led to before, at once. The last line printed is its path."""
+    """Let a name lead to the snapshot it led to before, at once. The last line is that of `cachd path`."""
     document = _ask(server, token_file, lambda client: client.rollback(name))
-    text = f"{name} {document['ready']['ref']} {document['ready']['revision']}\n{document['path']}"
+    text = (
+        f"{name} {document['ready']['ref']} {document['ready']['revision']}\n{_file_or_directory(document)}"
+    )
     _print(document, output, lambda: print(text))
 
 
@@ -292,9 +329,14 @@ def evict(
     output: Form = Output.text,
 ) -> None:
     """Make room: the models worth least go, in order, until so much is available. Also as `cachd gc`."""
-    asked = {"ref" if "://" in room else "bytes": room}
+    asked = {"bytes" if _is_size(room) else "ref": room}
     document = _ask(server, token_file, lambda client: client.make_room(asked, dry_run=dry_run))
     _print(document, output, lambda: terminal.show_evictions(document))
+
+
+def _is_size(room: str) -> bool:
+    """Whether it is an amount and no ref: some owners of models begin with a digit."""
+    return room.strip()[:1].isdigit() and "/" not in room
 
 
 app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
@@ -379,6 +421,16 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
     document = await client.pull(asked)
     return await _follow(client, document["name"], seconds, _has_ended_ready) if wait else document
+
+
+async def _ready_there(client: Client, name: str) -> dict[str, Any]:
+    """Raises NotFound or WaitTimeout."""
+    document = await client.model(name)
+    if not _is_ready(document):
+        raise errors.WaitTimeout(
+            f"{name} is {document['state']}", code="not_ready", mend=f"cachd wait {name}"
+        )
+    return document
 
 
 async def _limit_there(client: Client, rate: str | None, source: str | None) -> dict[str, Any]:
@@ -488,6 +540,11 @@ async def _finding(client: Client, path: str, what: str) -> dict[str, Any]:
     except CachdError as error:
         return {"ok": False, "what": f"{what}: no: {error.detail}"}
     return {"ok": True, "what": what}
+
+
+def _file_or_directory(document: Mapping[str, Any]) -> str:
+    """What an engine is given for a model."""
+    return str(document["file"] or document["path"])
 
 
 def _print(document: dict[str, Any], output: Output, text: Callable[[], object]) -> None:

@@ -98,7 +98,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ref: str = Field(description="what to pull")
+    ref: str = Field(description="what to pull, typed as for cachd pull")
     name: str | None = Field(None, description="its local name; default: from the ref")
     required: bool = Field(False, description="/readyz?set=required waits for it")
     pin: bool = Field(False, description="keep it: refuse to delete it")

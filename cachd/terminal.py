@@ -119,6 +119,8 @@ def show_model(model: Mapping[str, Any]) -> None:
     """One fact a line."""
     ready, pull = model["ready"], model["pull"]
     facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
+    if model["file"]:
+        facts["file"] = model["file"]
     facts |= {k: _yes(model[k]) for k in ("verified", "pinned", "in_use")}
     if ready:
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}

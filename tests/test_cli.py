@@ -51,8 +51,8 @@ def test_pull_wait_prints_the_path_last_and_draws_nothing_in_a_pipe(ground: Grou
     ended = ground.node.cli("pull", ground.add("now.bin"), "--wait")
     assert (ended.returncode, ended.stderr) == (0, "")
     path = Path(ended.stdout.splitlines()[-1])
-    assert path == ground.node.root / "models/now.bin"
-    assert (path / "now.bin").read_bytes() == noise(6 * MIB, len("now.bin"))
+    assert path == ground.node.root / "models/now.bin/now.bin"
+    assert path.read_bytes() == noise(6 * MIB, len("now.bin"))
     again = ground.node.cli("pull", f"{ground.origin.url}/now.bin", "--wait")
     assert (again.returncode, again.stdout, again.stderr) == (0, ended.stdout, "")
 
@@ -62,7 +62,7 @@ def test_wait_ends_when_the_model_is_ready_with_its_path_as_the_last_line(ground
         hold.release()
         stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert (waiting.returncode, stderr) == (0, "")
-    assert stdout.splitlines()[-1] == f"{ground.node.root}/models/waited.bin"
+    assert stdout.splitlines()[-1] == f"{ground.node.root}/models/waited.bin/waited.bin"
 
 
 def test_what_a_pull_is_told_reaches_the_daemon(ground: Ground) -> None:
@@ -137,7 +137,7 @@ def test_a_terminal_is_drawn_a_progress_bar(ground: Ground) -> None:
     os.close(master)
     assert b"bar.bin downloading" in drawn
     assert b"\x1b[" in drawn, "it is redrawn in place"
-    assert (waiting.returncode, stdout) == (0, f"{ground.node.root}/models/bar.bin\n")
+    assert (waiting.returncode, stdout) == (0, f"{ground.node.root}/models/bar.bin/bar.bin\n")
 
 
 # --- forms of the output ---
@@ -236,7 +236,7 @@ def test_a_shell_can_complete_commands(ground: Ground) -> None:
         pytest.skip("cachd is not installed as a program beside this Python")
     asked = {"_CACHD_COMPLETE": "complete_bash", "COMP_WORDS": "cachd p", "COMP_CWORD": "1"}
     ended = subprocess.run([program], env={**os.environ, **asked}, capture_output=True, text=True)
-    assert sorted(ended.stdout.split()) == ["pin", "pull"]
+    assert sorted(ended.stdout.split()) == ["path", "pin", "pull"]
     if shutil.which("bash"):
         script = f"'{program}' --show-completion; true"
         shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
@@ -357,7 +357,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(origin: Origin, node: Nod
 def test_a_direct_pull_needs_no_daemon(origin: Origin, root: Path) -> None:
     ref = origin.add("/it.bin", noise(6 * MIB))
     ended = direct(ref, root)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{root}/models/it.bin\n", "")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{root}/models/it.bin/it.bin\n", "")
     assert (root / "models/it.bin/it.bin").read_bytes() == noise(6 * MIB)
     assert json.loads((root / "ready/it.bin.json").read_text())["ref"] == ref
     origin.forget()

@@ -79,6 +79,7 @@ ACCEPTED = {
     "hf://org/model": ("hf://org/model", None, "org--model"),
     "hf://org/model@main": ("hf://org/model", "main", "org--model"),
     "hf://org/model@refs/pr/1": ("hf://org/model", "refs/pr/1", "org--model"),
+    "hf://org/model@feature%2Fnew": ("hf://org/model", "feature/new", "org--model"),
     "hf://org/model@v1.0+cu12": ("hf://org/model", "v1.0+cu12", "org--model"),
     f"hf://org/model@{COMMIT}": ("hf://org/model", COMMIT, "org--model"),
     "hf://Qwen/Qwen2.5-0.5B_x": ("hf://Qwen/Qwen2.5-0.5B_x", None, "Qwen--Qwen2.5-0.5B_x"),
@@ -157,6 +158,10 @@ REFUSED = {
     "hf://org/model@refs/../../x": "bad_revision",
     "hf://org/model@/abs": "bad_revision",
     "hf://org/model@a//b": "bad_revision",
+    "hf://org/model@a%2F%2Fb": "bad_revision",
+    "hf://org/model@a%2F..%2Fb": "bad_revision",
+    "hf://org/model@a%252Fb": "bad_revision",
+    "hf://org/model@%2e%2e": "bad_revision",
     "hf://org/model@-rf": "bad_revision",
     "hf://org/model@.hidden": "bad_revision",
     "hf://org/model@main?x=1": "bad_revision",
@@ -230,6 +235,8 @@ def test_a_digest_for_a_directory_is_refused_because_nothing_would_check_it() ->
         "https://host/../x?sig=hunter2",
         "s3://hunter2@b/x",
         "ftp://host/x?sig=hunter2#hunter2",
+        "hf://org/model@main?token=hunter2",
+        "hf://hunter2@org/model",
     ],
 )
 def test_a_refusal_repeats_no_secret(text: str) -> None:
@@ -256,7 +263,10 @@ sha256s = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 refs = st.one_of(
     st.builds(
-        lambda o, m, r: f"hf://{o}/{m}{r}", words, words, st.just("") | plain_revisions.map("@{}".format)
+        lambda o, m, r: f"hf://{o}/{m}{r}",
+        words,
+        words,
+        st.just("") | plain_revisions.map(lambda r: "@" + r.replace("/", "%2F")),
     ),
     st.builds(lambda p, end: f"s3://bucket/{p}{end}", paths_of_urls, st.sampled_from(["", "/"])),
     st.builds(
@@ -777,6 +787,38 @@ def test_a_model_of_the_hub_is_shown_under_its_repository_and_any_other_under_it
 def test_a_hub_client_asks_for_the_branch_the_wish_names(ref: str, revision: str | None) -> None:
     snapshot = snapshot_of(Wish(Ref.parse(ref), "mine"), manifest(file()), 1.0)
     assert snapshot.hub_revision == revision
+
+
+SPLIT = [f"q4/model-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("paths", "single"),
+    [
+        (["model.gguf"], "model.gguf"),
+        (["sub/model.safetensors"], "sub/model.safetensors"),
+        (SPLIT, SPLIT[0]),
+        (SPLIT[:1], SPLIT[0]),
+        (SPLIT[1:2], SPLIT[1]),
+        (SPLIT[:2], None),
+        (SPLIT[1:], None),
+        ([*SPLIT, "README.md"], None),
+        ([*SPLIT[:2], "q4/other-00003-of-00003.gguf"], None),
+        (["model-00001-of-00001.gguf"], "model-00001-of-00001.gguf"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None),
+        (["a.gguf", "b.gguf"], None),
+        (["a-00001-of-00002.gguf", "a-00003-of-00002.gguf"], None),
+        (["a-00001-of-00000.gguf"], "a-00001-of-00000.gguf"),
+        (["config.json", "model.safetensors"], None),
+    ],
+    ids=str,
+)
+def test_a_model_is_one_file_when_it_has_one_or_is_one_split_gguf(
+    paths: list[str], single: str | None
+) -> None:
+    told = manifest(*(file(path) for path in paths))
+    assert told.single_file == single
+    assert snapshot_of(Wish(Ref.parse("hf://org/model"), "mine"), told, 1.0).file == single
 
 
 # --- errors ---

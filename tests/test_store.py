@@ -753,6 +753,19 @@ def test_a_published_model_is_in_both_views_and_its_ready_file_says_what_it_is(
     assert store.snapshots.get("org--model") == snapshot
 
 
+def test_a_ready_file_that_tells_no_file_is_one_of_before_and_its_model_stays_ready(
+    store: Store, root: Path, next_life: Callable[[], Store]
+) -> None:
+    publish(store, {"model.gguf": noise(1000)})
+    path = root / "ready/org--model.json"
+    told = json.loads(path.read_text())
+    assert told.pop("file") == "models/org--model/model.gguf"
+    path.write_text(json.dumps(told))
+    snapshot = next_life().snapshots.get("org--model")
+    assert snapshot is not None
+    assert snapshot.file is None
+
+
 def test_a_model_costs_the_disk_its_size_once(store: Store, root: Path) -> None:
     publish(store, ONE)
     links = {path: (root / "models/org--model" / path).stat().st_nlink for path in ONE}
@@ -1620,6 +1633,10 @@ LIES: dict[str, Callable[[Path], object]] = {
     "no number": lie(bytes="many"),
     "no number but infinity": lie(bytes=float("inf")),
     "no hub": lie(hub=None),
+    "a file that it has not": lie(file="models/org--model/nothing"),
+    "a file of another model": lie(file="models/org--other/config.json"),
+    "a file that climbs": lie(file="models/org--model/../org--other/config.json"),
+    "a number for a file": lie(file=1),
     "its file under another name": lambda root: (root / "ready/org--model.json").rename(
         root / "ready/x.json"
     ),

@@ -41,7 +41,10 @@ class Asked(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"ref": "hf://org/model@main", "exclude": ["*.bin"]}]}
     )
 
-    ref: str = Field(description="hf://, s3://, https:// or file://")
+    ref: str = Field(
+        description="org/model[@revision] of the Hub, org/model/file or their address on huggingface.co,"
+        " s3://bucket/prefix/, https://host/file, https://host/dir/ or file:///path"
+    )
     name: str | None = Field(None, description=f"local name, {NAME_PATTERN}; default: from the ref")
     include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
     exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
@@ -71,7 +74,7 @@ class AskedRoom(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bytes": "40GB"}]})
 
     bytes: Size | None = Field(None, description="so many bytes are to be available, such as 40GB")
-    ref: str | None = Field(None, description="as many as a pull of this ref needs")
+    ref: str | None = Field(None, description="as many as a pull of this ref needs, typed as for a pull")
     include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
     exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
 
@@ -223,6 +226,9 @@ class Models:
             "state": self.state(name),
             "ref": str(known.wish.ref),
             "path": str(self.store.layout.model(name)),
+            "file": str(self.store.layout.model(name) / snapshot.file)
+            if snapshot and snapshot.file
+            else None,
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],

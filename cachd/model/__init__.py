@@ -6,6 +6,7 @@ from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
+from cachd.model.typed import Typed
 
 __all__ = [
     "MOST_FILES",
@@ -21,6 +22,7 @@ __all__ = [
     "Scheme",
     "Share",
     "Snapshot",
+    "Typed",
     "Wish",
     "bytes_of",
     "check_count",

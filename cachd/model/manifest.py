@@ -113,6 +113,18 @@ class Manifest:
         """Whether the source publishes a digest of every file."""
         return all(f.digest is not None for f in self.files)
 
+    @property
+    def single_file(self) -> str | None:
+        """The path of the model's only file, or of the first shard when the files are one split GGUF.
+
+        An engine that takes one file is given this one: it finds the other shards by itself. None for any
+        other model.
+        """
+        paths = [f.path for f in self.files]
+        split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL)
+        shards = [f"{split[1]}{n:05}{split[2]}" for n in range(1, int(split[3]) + 1)] if split else []
+        return paths[0] if len(paths) == 1 or paths == shards else None
+
     def select(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> Manifest:
         """The files that match any of `include` (all when empty) and none of `exclude`. Raises Invalid.
 
@@ -131,7 +143,7 @@ class Manifest:
             raise Invalid(
                 f"none of the {len(self.files)} files of {self.base} passes include and exclude",
                 code="nothing_selected",
-                mend="loosen the patterns; they match whole paths, and '*' crosses '/'",
+                mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
 

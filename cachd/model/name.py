@@ -55,7 +55,7 @@ def check_path(path: str) -> str:
 def shown(text: str) -> str:
     """What was refused as an error may repeat it: no user, password, query or fragment, and not long."""
     head = re.split(r"[?#]", text, maxsplit=1)[0]
-    return repr(re.sub(r"//[^/]*@", "//", head)[:120])
+    return repr(re.sub(r"^((?:[A-Za-z][\w+.-]*:/+|/+)?)[^/]*@", r"\1", head)[:120])
 
 
 def has_invisible(text: str) -> bool:

@@ -16,6 +16,7 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 _HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
+SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # its slashes are its own
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -25,7 +26,8 @@ class Ref:
     """What a user asks for, possibly movable.
 
     `hf://org/model[@revision]`, `s3://bucket/prefix/`, `https://host/file[#sha256=HEX]`, `https://host/dir/`
-    or `file:///path`. `location` is everything between `://` and the revision or fragment.
+    or `file:///path`. `location` is everything between `://` and the revision or fragment. What users type
+    for these is more: see `Typed`.
     """
 
     scheme: str
@@ -35,7 +37,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a ref as a user writes it. Raises Invalid with the form that would be right."""
+        """Read what `str` of a ref wrote. Raises Invalid with the form that would be right."""
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
             raise Invalid(
@@ -44,20 +46,16 @@ class Ref:
                 mend="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
                 " https://host/dir/ or file:///path",
             )
-        if len(text) > 2048 or "\\" in text or has_invisible(text):
-            raise Invalid(
-                f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
-                code="bad_ref",
-                mend="write it in plain characters, percent-encoded where it is a URL",
-            )
+        check_characters(text)
         if scheme == "hf":
-            return cls(scheme, *_hub_location(text, rest))
+            repo, at, revision = rest.partition("@")
+            return cls(scheme, *hub_location(text, repo, revision.replace("%2F", "/") if at else None))
         if scheme == "s3":
             return cls(scheme, _bucket_location(text, rest))
         return cls(scheme, *_url_location(text, scheme, rest))
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{_written(self.revision)}" if self.revision else ""
         fragment = f"#{self.digest.algorithm}={self.digest.hex}" if self.digest else ""
         return f"{self.base}{revision}{fragment}"
 
@@ -87,8 +85,18 @@ class Ref:
             ) from refusal
 
 
-def _hub_location(text: str, rest: str) -> tuple[str, str | None]:
-    repo, at, revision = rest.partition("@")
+def check_characters(text: str) -> None:
+    """Raises Invalid when `text` holds what no ref holds, or too much of it."""
+    if len(text) > 2048 or "\\" in text or has_invisible(text):
+        raise Invalid(
+            f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
+            code="bad_ref",
+            mend="write it in plain characters, percent-encoded where it is a URL",
+        )
+
+
+def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
+    """The location and the revision of a Hub ref. Raises Invalid about `text`, what the user typed."""
     parts = repo.split("/")
     plain = all(_HUB_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     if len(parts) != 2 or not plain or repo.endswith(".git"):
@@ -98,12 +106,13 @@ def _hub_location(text: str, rest: str) -> tuple[str, str | None]:
             mend="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
             " '.', '_' and single '-'",
         )
-    good_revision = _HUB_REVISION.fullmatch(revision) and ".." not in revision and len(revision) <= 200
-    if at and not good_revision:
+    if revision is None:
+        return repo, None
+    if not _HUB_REVISION.fullmatch(revision) or ".." in revision or len(revision) > 200:
         raise Invalid(
-            f"revision {revision!r:.120} of {repo} is not allowed",
+            f"revision {shown(revision)} of {repo} is not allowed",
             code="bad_revision",
-            mend="give a branch, a tag, refs/pr/N or a full 40-digit commit",
+            mend="give a branch, a tag, refs/pr/N or a full 40-digit commit; write '/' in a branch as %2F",
         )
     if re.fullmatch(r"[0-9a-f]{7,39}", revision):
         raise Invalid(
@@ -111,7 +120,12 @@ def _hub_location(text: str, rest: str) -> tuple[str, str | None]:
             code="bad_revision",
             mend="give all 40 digits",
         )
-    return repo, revision or None
+    return repo, revision
+
+
+def _written(revision: str) -> str:
+    """A Hub revision as a ref shows it: where a path could follow, '/' would begin it."""
+    return revision if SPECIAL_REVISION.fullmatch(revision) else revision.replace("/", "%2F")
 
 
 def _bucket_location(text: str, rest: str) -> str:

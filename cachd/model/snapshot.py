@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
+from cachd.model.typed import Typed
 
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
@@ -32,8 +34,16 @@ class Wish:
         cls, ref: str, name: str | None = None, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> Self:
         """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
-        parsed = Ref.parse(ref)
-        return cls(parsed, parsed.default_name if name is None else name, tuple(include), tuple(exclude))
+        typed = Typed.parse(ref)
+        if typed.path and include:
+            raise Invalid(
+                f"the ref names {typed.path:.120}, and include names other files",
+                code="bad_ref",
+                mend="name all files in include and none in the ref, or leave include out",
+            )
+        include = [escape(typed.path)] if typed.path else include
+        name = typed.ref.default_name if name is None else name
+        return cls(typed.ref, name, tuple(include), tuple(exclude))
 
     def as_document(self) -> dict[str, object]:
         """The wish as JSON members, read back by `from_document`."""
@@ -62,7 +72,8 @@ class Snapshot:
     """One manifest whose blobs are all here, under a name, declared ready.
 
     `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
-    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view.
+    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` is what
+    `Manifest.single_file` says.
     """
 
     wish: Wish
@@ -74,6 +85,7 @@ class Snapshot:
     published_at: float
     repo: str
     commit: str
+    file: str | None = None
 
     def __post_init__(self) -> None:
         """Raises Invalid: each of these names a directory of the cache."""
@@ -81,6 +93,8 @@ class Snapshot:
             if not _HEX.fullmatch(told):
                 raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
+        if self.file is not None:
+            check_path(self.file)
 
     @property
     def name(self) -> str:
@@ -109,6 +123,7 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         published_at=published_at,
         repo=wish.ref.location if wish.ref.scheme == "hf" else wish.name,
         commit=commit_of(manifest),
+        file=manifest.single_file,
     )
 
 

@@ -133,7 +133,9 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise _gated(ref.base) from error
     except RevisionNotFoundError as error:
         raise NotFound(
-            f"{ref.base} has no revision {ref.revision!r}", code="revision_not_found", mend="check the branch"
+            f"{ref.base} has no revision {ref.revision!r}",
+            code="revision_not_found",
+            mend="check the branch; a '/' in its name is written %2F",
         ) from error
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401:

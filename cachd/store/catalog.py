@@ -62,6 +62,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "verified": snapshot.verified,
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
+        "file": f"models/{snapshot.name}/{snapshot.file}" if snapshot.file else None,
         "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
         "cachd": __version__,
     }
@@ -81,6 +82,8 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
                 with open(f"{manifests}/{snapshot.manifest}.json", "rb") as manifest:
                     files = json.loads(manifest.read())["files"]
                 _check_sizes(f"{models}/.trees/{snapshot.manifest}", files)
+                if snapshot.file and snapshot.file not in {file["path"] for file in files}:
+                    raise ValueError(f"{snapshot.file:.120} is no file of its manifest")
                 found[snapshot.name] = snapshot
                 continue
             reason = "its link or its tree is another"
@@ -167,8 +170,9 @@ def check_passing(error: Exception, path: Path) -> None:
 
 def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
     """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
+    wish, file = Wish.from_document(told), told.get("file")  # files of before have none
     return Snapshot(
-        wish=Wish.from_document(told),
+        wish=wish,
         manifest=str(told["manifest"]),
         revision=str(told["revision"]),
         size=int(told["bytes"]),
@@ -177,6 +181,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
         published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),
+        file=file.removeprefix(f"models/{wish.name}/") if file else None,
     )
 
 

@@ -441,6 +441,7 @@ READY = {
     "verified": True,
     "published_at": "2026-01-02T03:04:05+00:00",
     "path": "models/org--model",
+    "file": "models/org--model/model.bin",
     "hub": {"repo": "org/model", "commit": "a" * 40, "revision": "main"},
     "cachd": "0",
 }

@@ -27,7 +27,8 @@ from tests.ground.hub import Hub
 from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, said
-from tests.test_model import hostile, hostile_refs
+from tests.test_model import hostile
+from tests.test_refs import typed_texts
 
 CALLS = [
     ("GET", "/livez"),
@@ -135,7 +136,7 @@ def test_every_call_of_the_document_is_tried(fuzzed: Node) -> None:
 
 
 @settings(max_examples=150, derandomize=True, database=None, deadline=None)
-@given(hostile_refs, st.none() | hostile)
+@given(typed_texts, st.none() | hostile)
 def test_no_hostile_ref_or_name_ends_in_more_than_a_refusal(fuzzed: Node, ref: str, name: str | None) -> None:
     asked = {"ref": ref, "name": name} if name is not None else {"ref": ref}
     answer = fuzzed.ask("POST", "/v1/models", asked)

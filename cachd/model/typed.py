@@ -1,0 +1,171 @@
+"""What people type for a ref: the ref that it means, and the file or directory that it names inside.
+
+Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`), without its other kinds of
+repository:
+
+    [hf://][models/]ORG/MODEL[@REVISION][/PATH]
+    [https://]HOST/[models/]ORG/MODEL[@REVISION]
+    [https://]HOST/[models/]ORG/MODEL/tree/REVISION[/DIRECTORY]
+    [https://]HOST/[models/]ORG/MODEL/(blob|blame|raw|resolve)/REVISION[/FILE][?download=true][#...]
+
+REVISION ends at the first '/', except in refs/pr/N and refs/convert/NAME; elsewhere a '/' is written %2F.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn, Self
+from urllib.parse import unquote
+
+from cachd.errors import Invalid
+from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
+from cachd.model.name import has_invisible, is_clean, shown
+from cachd.model.ref import SPECIAL_REVISION, Ref, check_characters, hub_location
+
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_FILE_PAGES = ("blob", "blame", "raw", "resolve")
+_OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", "kernel", "bucket", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What a user typed for a ref: the ref that it means, and the file or directory (`dir/`) inside.
+
+    `path` is a literal path, no pattern. Nothing but a Hub ref has one.
+    """
+
+    ref: Ref
+    path: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what a user typed. Raises Invalid with a hint: the right form, or what works instead."""
+        text = text.strip()
+        if not WINDOWS_PATH.match(text):
+            check_characters(text)
+        refuse_elsewhere(text)
+        scheme, separator, rest = text.partition("://")
+        scheme = scheme.lower()
+        if not separator:
+            scheme, rest = "https" if _is_hub(text) else "hf", text
+            if scheme == "hf":
+                _refuse_host(text)
+        if scheme == "hf":
+            path = rest.removesuffix("/")
+            return cls(*_of_uri(text, path.split("/"), is_directory=path != rest))
+        if scheme in ("https", "http") and _is_hub(rest):
+            return cls(*_of_page(text, rest))
+        return cls(Ref.parse(f"{scheme}://{rest}"))
+
+
+def _is_hub(address: str) -> bool:
+    return address.partition("/")[0].lower() in _HUB_HOSTS
+
+
+def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
+    """`parts`: [models/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
+    owner, model, *inside = _owner_first(text, parts)
+    model, at, revision = model.partition("@")
+    branch = None
+    if at:
+        branch, inside = _revision_first([unquote(revision), *inside])
+    return _model(text, owner, model, branch), _path(text, inside, is_directory=is_directory)
+
+
+def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
+    """`address`: a page of the Hub's site, without its scheme."""
+    address, _, fragment = address.partition("#")
+    address, _, query = address.partition("?")
+    if query not in ("", "download=true"):
+        raise Invalid(
+            f"{shown(text)} carries a query",
+            code="url_query",
+            mend="leave out what follows '?': it may be a secret, and a ref is shown in listings and files",
+        )
+    if fragment.startswith("sha256="):
+        _refuse(text, "carries a digest", "leave it out: every file of the Hub is checked against the Hub's")
+    parts = [unquote(part) for part in address.split("/")[1:] if part]
+    owner, model, *rest = _owner_first(text, parts)
+    if not rest:
+        return _of_uri(text, [owner, model], is_directory=False)
+    page, *where = rest
+    if model in ("tree", *_FILE_PAGES):
+        _refuse_one_part(text)
+    if page not in ("tree", *_FILE_PAGES):
+        _refuse(
+            text,
+            "is a page of the Hub that shows no model",
+            "copy the address of the model, or of a branch, directory or file of it",
+        )
+    revision, inside = _revision_first(where) if where else (None, [])
+    return _model(text, owner, model, revision), _path(text, inside, is_directory=page == "tree")
+
+
+def _owner_first(text: str, parts: list[str]) -> list[str]:
+    """`parts` from ORG on: two or more. Raises Invalid for what is no model."""
+    if parts[:1] == ["models"] and len(parts) > 1:
+        parts = parts[1:]
+    if parts and parts[0] in _OTHER_KINDS:
+        _refuse(
+            text,
+            "is no model, and cachd pulls no other kind of repository",
+            "a model is hf://org/model; copy other files to S3 or a shared volume"
+            " and pull s3://bucket/prefix/ or file:///path",
+        )
+    if len(parts) < 2 or parts[0] == "models":
+        _refuse_one_part(text)
+    if parts[0].lower() in _HUB_HOSTS:
+        _refuse(text, "names the Hub's host where its owner stands", "write hf://org/model")
+    tagged = re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.+-]+)", "/".join(parts[:2]), re.ASCII)
+    if tagged:
+        _refuse(
+            text,
+            "has a ':' where the name of a model ends",
+            "did you mean hf://{0}@{1}, or hf://{0} with include '*{1}*'?".format(*tagged.groups()),
+        )
+    return parts
+
+
+def _revision_first(parts: list[str]) -> tuple[str, list[str]]:
+    """The revision that `parts` begin with, and the rest."""
+    special = "/".join(parts[:3])
+    if SPECIAL_REVISION.fullmatch(special):
+        return special, parts[3:]
+    return parts[0], parts[1:]
+
+
+def _model(text: str, owner: str, model: str, revision: str | None) -> Ref:
+    return Ref("hf", *hub_location(text, f"{owner}/{model}", revision))
+
+
+def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:
+    """The path in the model that `parts` make; None when they are none."""
+    if not parts:
+        return None
+    path = "/".join(parts)
+    is_plain = path == path.strip() and not has_invisible(path)
+    if not is_plain or not is_clean(parts) or any("/" in part for part in parts):
+        _refuse(text, "does not name a file or directory of a model", "write it without '..', '//' or %2F")
+    if set("*?#") & set(path):
+        _refuse(text, "holds '*', '?' or '#'", "choose files by a pattern with include, such as '*.gguf'")
+    return f"{path}/" if is_directory else path
+
+
+def _refuse_host(text: str) -> None:
+    """Raises Invalid for `host.example/path`, which is no owner of models."""
+    first, slash, _ = text.partition("/")
+    if slash and ("." in first or re.search(r":\d+$", first)):
+        _refuse(text, "looks like the address of a web server", "write https:// before it")
+
+
+def _refuse_one_part(text: str) -> NoReturn:
+    _refuse(
+        text,
+        "does not name a Hub model",
+        "write org/model; gpt2, for one, is openai-community/gpt2 now",
+    )
+
+
+def _refuse(text: str, why: str, hint: str) -> NoReturn:
+    raise Invalid(f"{shown(text)} {why}", code="bad_ref", mend=hint)

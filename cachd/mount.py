@@ -1,0 +1,43 @@
+"""The cache as a pod has it: read through its mount alone, without the daemon."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cachd.errors import DiskFailed, Invalid, NotFound, WaitTimeout
+from cachd.model import check_name
+from cachd.store.catalog import UNREADABLE, snapshot_from
+
+
+def ready_model(cache: Path, name: str) -> dict[str, Any]:
+    """What the ready file of a model says, with `path` and `file` as this mount has them.
+
+    Raises Invalid where no cache is mounted, NotFound for a model that the cache does not know, WaitTimeout
+    for one that is not ready yet, DiskFailed for a ready file that cannot be read.
+    """
+    ready_file = cache / f"ready/{check_name(name)}.json"
+    try:
+        told = json.loads(ready_file.read_bytes())
+        snapshot = snapshot_from(told)
+    except FileNotFoundError as error:
+        raise _not_ready(cache, name) from error
+    except UNREADABLE as error:
+        raise DiskFailed(
+            f"{ready_file} cannot be read: {error!r:.120}", code="ready_file_unreadable"
+        ) from error
+    model = cache / f"models/{name}"
+    return {**told, "path": str(model), "file": str(model / snapshot.file) if snapshot.file else None}
+
+
+def _not_ready(cache: Path, name: str) -> Invalid | NotFound | WaitTimeout:
+    if not (cache / "ready").is_dir():
+        return Invalid(
+            f"{cache} is no cache: it has no ready/", code="bad_root", mend="give the mounted root"
+        )
+    if (cache / f"status/{name}.json").exists():
+        return WaitTimeout(f"{name} is not ready yet", code="not_ready", mend=f"cachd wait {name}")
+    return NotFound(
+        f"no model named {name} is ready in {cache}", code="no_such_model", mend="has it been pulled?"
+    )

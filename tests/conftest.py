@@ -21,7 +21,14 @@ from tests.ground.origin import Origin
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
 
-os.environ.pop("HF_TOKEN", None)
+# Options that whoever runs the tests has set for other tools.
+for _name in (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT"),
+    *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = "/nonexistent"  # and not the token of their login
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored if a shell's background runs us
 

@@ -112,6 +112,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
             required=list,
+            options=dict,
             token_file=None,
             allowed_hosts=(),
         )

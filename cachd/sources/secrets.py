@@ -86,10 +86,14 @@ class HubToken(Secret):
             return _checked(_text(file), str(file))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except (
+            OSError,
+            UnicodeDecodeError,
+            Invalid,
+        ) as error:  # nobody named it for cachd: not worth a failure
             if not self._warned:
                 self._warned = True
-                log.warning("the token of a login is not used", file=str(file), reason=_why(error))
+                log.warning("the token of `hf auth login` is not used", file=str(file), reason=_why(error))
             return None
 
 
@@ -108,7 +112,9 @@ def _text(file: Path) -> str:
     return files.content(file, at_most=_LONGEST_BYTES).decode()
 
 
-def _why(error: OSError | UnicodeDecodeError) -> str:
+def _why(error: OSError | UnicodeDecodeError | Invalid) -> str:
+    if isinstance(error, Invalid):
+        return error.detail
     return files.reason(error) if isinstance(error, OSError) else "not text"
 
 

@@ -405,7 +405,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 def _options_here(config_file: Path | None) -> dict[str, Any]:
     from cachd import config
     from cachd.effective import effective
-    from cachd.settings import unknown_variables
+    from cachd.settings.given import unknown_variables
 
     for unknown in unknown_variables(config.Config.model_fields):
         terminal.stderr.print(unknown, markup=False, highlight=False, soft_wrap=True)

@@ -20,27 +20,26 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from cachd import configfile, settings
-from cachd.configfile import ConfigFile
 from cachd.errors import CachdError, Invalid, Unavailable
-from cachd.fields import (
-    Bytes,
+from cachd.fields import Bytes, Rate, Seconds
+from cachd.findings import Finding, Place, key_of, sentence
+from cachd.model import Limits, Share, Wish
+from cachd.settings import file as configfile
+from cachd.settings import given as settings
+from cachd.settings.file import ConfigFile
+from cachd.settings.given import Also, Giver, Setting
+from cachd.settings.types import (
     Endpoint,
     Listen,
     Percent,
-    Rate,
     Rates,
     Reachable,
     Room,
     RoomOrAuto,
-    Seconds,
     Several,
     Strings,
     Word,
 )
-from cachd.findings import Finding, Place, key_of, sentence
-from cachd.model import Limits, Share, Wish
-from cachd.settings import Also, Giver, Setting
 from cachd.sources.trust import Authorities
 
 _MOST_FINDINGS = 50
@@ -203,11 +202,12 @@ class Config(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options in force, and who gave each that was given."""
+    """The options in force, who gave each that was given, and the content of the file they were read from."""
 
     config: Config
     settings: Mapping[str, Setting]
     flags: Mapping[str, object]
+    content: bytes
 
     def again(self) -> Loaded:
         """The options as the environment and the file have them now. Raises Invalid."""
@@ -218,7 +218,7 @@ class Loaded:
         config = self.config.model_copy(update={key: getattr(now.config, key) for key in keys})
         kept = {key: setting for key, setting in self.settings.items() if key not in keys}
         taken = {key: setting for key, setting in now.settings.items() if key in keys}
-        return Loaded(config, kept | taken, self.flags)
+        return Loaded(config, kept | taken, self.flags, now.content)
 
     def differs_from(self, other: Loaded) -> list[str]:
         """The keys whose values are others there."""
@@ -237,21 +237,23 @@ def read(**flags: object) -> Loaded:
     file = configfile.read(Path(str(named))) if named else None
     options = {name: field.metadata for name, field in Config.model_fields.items()}
     given = settings.given(options, flags, file)
-    findings = list(file.findings) if file else []
+    findings, more = list(file.findings) if file else [], 0
     try:
         config = Config.model_validate({name: setting.value for name, setting in given.items()})
         findings += _same_names(config.models, given, file) + _wrong_files(config, given)
         if not findings:
-            return Loaded(config, given, flags)
+            return Loaded(config, given, flags, file.content if file else b"")
     except ValidationError as error:
-        findings += [_finding(dict(fault), given, file) for fault in error.errors(include_url=False)]
-    raise _refusal(findings)
+        faults = error.errors(include_url=False)
+        findings += [_finding(dict(fault), given, file) for fault in faults[:_MOST_FINDINGS]]
+        more = len(faults[_MOST_FINDINGS:])
+    raise _refusal(findings, more)
 
 
-def _refusal(findings: list[Finding]) -> Invalid:
+def _refusal(findings: list[Finding], more: int) -> Invalid:
     lines = [str(finding) for finding in sorted(findings)[:_MOST_FINDINGS]]
-    if len(findings) > _MOST_FINDINGS:
-        lines.append(f"and {len(findings) - _MOST_FINDINGS} more")
+    if more := more + len(findings[_MOST_FINDINGS:]):
+        lines.append(f"and {more} more")
     return Invalid("\n".join(lines), code="bad_option", mend="cachd options lists every option")
 
 

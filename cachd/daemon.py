@@ -22,14 +22,14 @@ import structlog
 from cachd import __version__, files
 from cachd.api.documents import Models
 from cachd.config import Config, Loaded
-from cachd.configfile import LONGEST_BYTES
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import Share
 from cachd.policy.reach import Reach
-from cachd.settings import unknown_variables
+from cachd.settings.file import LONGEST_BYTES
+from cachd.settings.given import unknown_variables
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken
@@ -292,23 +292,26 @@ class _Watched:
     def __init__(self, loaded: Loaded, parts: Parts) -> None:
         self._parts = parts
         self._in_force = loaded
-        self._seen: bytes | None = None
+        self._seen = loaded.content
+        self._is_first = True
         self._refusal: CachdError | None = None
         self._waiting: list[str] = []
 
     def look(self) -> Iterable[Desired] | None:
         path = self._in_force.config.config
         content = _content(path) if path else b""
-        if content == self._seen:
+        if content == self._seen and not self._is_first:
             return None
-        is_first, self._seen = self._seen is None, content
         try:
-            self._take_over(self._in_force.again())
+            if content != self._seen:
+                self._seen = content
+                self._take_over(self._in_force.again())
         except CachdError as error:
             self._refusal = error
             log.warning("configuration file not taken over", reason=error.detail)
-            if not is_first:
+            if not self._is_first:
                 return None
+        self._is_first = False
         models = self._in_force.config.models
         self._parts.reclaim.keep([m.wish.name for m in models])
         return [

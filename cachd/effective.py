@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cachd.config import Config, Loaded, Model
 from cachd.model import Limits, Share
-from cachd.settings import Giver
+from cachd.settings.given import Giver
 from cachd.sources.secrets import HubToken
 
 

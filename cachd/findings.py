@@ -34,6 +34,7 @@ _SAYS = {
 # Faults of values that can be no secret: a number, a flag or a word of a list was wanted.
 _SHOWN = ("int", "float", "finite", "bool", "greater", "less", "literal", "enum")
 _LONGEST_SHOWN = 22
+_LONGEST_KEY = 60
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -87,11 +88,14 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def key_of(loc: Sequence[str | int]) -> str:
-    """`models[2].ref` for ("models", 2, "ref")."""
+    """`models[2].ref` for ("models", 2, "ref"), on one line whatever the keys are."""
     key = ""
     for step in loc:
-        if step != "[key]":
-            key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
+        if isinstance(step, int):
+            key += f"[{step}]"
+        elif step != "[key]":
+            word = step if step.isprintable() else ascii(step)
+            key += f"{'.' if key else ''}{word[:_LONGEST_KEY]}"
     return key
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cachd import configfile
 from cachd.errors import Invalid
 from cachd.model import Room, Share, room_of
+from cachd.settings.file import read
 
 _DEFAULTS = {"nodefs.available": "10%", "imagefs.available": "15%", "nodefs.inodesFree": "5%"}
 _IMAGE_GC = 85
@@ -19,7 +19,7 @@ def kubelet_keeps(path: Path, total_bytes: int) -> tuple[Share, Share]:
     imageGCHighThresholdPercent), its documented defaults for what that does not say or cannot be read.
     """
     try:
-        told = configfile.read(path).keys
+        told = read(path).keys
     except Invalid:
         told = {}
     signals = [told.get("evictionHard") or _DEFAULTS, told.get("evictionSoft") or {}]

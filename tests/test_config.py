@@ -15,7 +15,7 @@ from cachd.daemon import check_listen
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import Ref, Share, Wish
-from cachd.settings import unknown_variables
+from cachd.settings.given import unknown_variables
 from tests.ground.origin import Origin
 
 TIB = 1 << 40

@@ -156,7 +156,7 @@ def test_a_call_upward_would_be_seen() -> None:
 
 LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-OPTIONS = {"pydantic_settings", "yaml", "prometheus_client", "structlog"}
+OPTIONS = {"yaml", "prometheus_client", "structlog"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cachd.findings import Finding, Place, key_of, sentence
 
 log = structlog.get_logger(__name__)
 
+_MOST_FAULTS = 20
 STATUS: dict[type[errors.CachdError], int] = {
     errors.Invalid: 400,
     errors.Unauthorized: 401,
@@ -87,7 +88,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
         known = _fields(request)
-        wrong = "; ".join(_wrong(fault, known) for fault in error.errors())
+        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MOST_FAULTS])
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",

@@ -10,7 +10,6 @@ import structlog
 
 from cachd import files
 from cachd.errors import Invalid
-from cachd.settings import is_true
 
 log = structlog.get_logger(__name__)
 
@@ -131,3 +130,8 @@ def _checked(text: str, shown: str) -> str | None:
 
 def _expanded(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 no error where there is no home
+
+
+def is_true(variable: str) -> bool:
+    """Whether a variable of another tool is set to true, as these tools read it."""
+    return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")

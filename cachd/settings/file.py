@@ -37,9 +37,10 @@ Value = object
 
 @dataclass(slots=True)
 class ConfigFile:
-    """The keys of a file, the line of each key and entry, and what is wrong beside them."""
+    """The keys of a file with this content, the line of each key and entry, and what is wrong with them."""
 
     name: str
+    content: bytes = b""
     keys: dict[str, Value] = field(default_factory=dict)
     lines: dict[Key, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -52,8 +53,8 @@ class ConfigFile:
 
 def read(path: Path) -> ConfigFile:
     """The file as it is now; keys without a value are left out. Raises Invalid when it is no YAML mapping."""
-    found = ConfigFile(str(path))
-    node = _composed(found.name, _decoded(path))
+    found = ConfigFile(str(path), _content(path))
+    node = _composed(found.name, _decoded(found))
     if node is None:
         return found
     if not isinstance(node, yaml.MappingNode):
@@ -74,20 +75,23 @@ def parse(text: str) -> Value:
     return value
 
 
-def _decoded(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        content = files.content(path, at_most=LONGEST_BYTES)
+        return files.content(path, at_most=LONGEST_BYTES)
     except OSError as error:
         raise Invalid(
             f"{path}: the configuration file cannot be read: {files.reason(error)}",
             code="bad_config",
             mend="check the path and its mode",
         ) from error
+
+
+def _decoded(file: ConfigFile) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return file.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise _refused(str(path), line, "not UTF-8", mend="save the file as UTF-8") from None
+        line = file.content.count(b"\n", 0, error.start) + 1
+        raise _refused(file.name, line, "not UTF-8", mend="save the file as UTF-8") from None
 
 
 def _composed(file: str, text: str) -> yaml.Node | None:

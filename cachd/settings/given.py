@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cachd.configfile import ConfigFile, Value
 from cachd.findings import Place, did_you_mean
+from cachd.settings.file import ConfigFile, Value
+from cachd.sources.secrets import is_true
 
 PREFIX = "CACHD_"
 OF_THE_COMMAND_LINE = ("server", "token")
@@ -93,11 +94,6 @@ def unknown_variables(options: Iterable[str]) -> list[str]:
         for name in found
         if name not in known
     ]
-
-
-def is_true(variable: str) -> bool:
-    """Whether a variable of another tool is set to true, as these tools read it."""
-    return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _of_file(file: ConfigFile, name: str) -> Setting:

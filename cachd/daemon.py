@@ -319,13 +319,11 @@ class _Watched:
         ]
 
     def _take_over(self, now: Loaded) -> None:
-        before, self._in_force = self._in_force, self._in_force.updated(now, _TAKEN_OVER)
-        self._refusal = None
-        config = self._in_force.config
-        if config.limits != before.config.limits:  # else what was set over the API since then stays
-            self._parts.bandwidth.change(config.limits)
-        _set_bounds(self._parts.store, config)
-        self._waiting = now.differs_from(self._in_force)
+        before, after = self._in_force.config.limits, self._in_force.updated(now, _TAKEN_OVER)
+        _set_bounds(self._parts.store, after.config)
+        if after.config.limits != before:  # else what was set over the API since then stays
+            self._parts.bandwidth.change(after.config.limits)
+        self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
         if self._waiting:
             log.warning("options of the file wait for a restart", options=self._waiting)
 

@@ -70,5 +70,5 @@ def _plain(value: object) -> object:
 def _without_password(text: str) -> str:
     """An address without the user and password that may stand before its host, and without its query."""
     scheme, mark, rest = text.rpartition("://")
-    rest = rest.rpartition("@")[2] if "@" in rest else rest
-    return scheme + mark + re.sub(r"\?.*", "?…", rest)
+    host, slash, path = rest.partition("/")
+    return scheme + mark + host.rpartition("@")[2] + slash + re.sub(r"\?.*", "?…", path)

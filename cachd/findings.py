@@ -33,7 +33,6 @@ _SAYS = {
 }
 # Faults of values that can be no secret: a number, a flag or a word of a list was wanted.
 _SHOWN = ("int", "float", "finite", "bool", "greater", "less", "literal", "enum")
-_LONGEST_SHOWN = 22
 _LONGEST_KEY = 60
 
 
@@ -100,5 +99,4 @@ def key_of(loc: Sequence[str | int]) -> str:
 
 
 def _shown(fault: Mapping[str, Any]) -> str:
-    value = shown(fault["input"])
-    return value if fault["type"].startswith(_SHOWN) and len(value) <= _LONGEST_SHOWN else ""
+    return shown(fault["input"]) if fault["type"].startswith(_SHOWN) else ""

@@ -159,6 +159,11 @@ def test_a_part_of_a_byte_is_refused_and_of_a_larger_unit_is_not(value: object) 
     assert bytes_of("1.5k") == 1500
 
 
+def test_a_token_in_place_of_a_number_is_not_repeated() -> None:
+    for reads in READERS:
+        assert "canary" not in refusal(reads, "hf_canary" + "x" * 28)
+
+
 def test_a_size_that_says_a_second_is_no_size_and_a_rate_is_no_time() -> None:
     for reads, value in ((bytes_of, "5MB/s"), (bytes_of, "5Mbit"), (seconds_of, "5MB"), (share_of, "20")):
         refusal(reads, value)

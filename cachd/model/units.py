@@ -16,6 +16,7 @@ from decimal import Decimal
 from cachd.model.limits import Room, Share
 
 _LONGEST_TEXT = 40
+_LONGEST_SHOWN = 22
 _MOST = (1 << 63) - 1
 _MOST_SECONDS = 10**9  # some thirty years: what the system can still wait for
 _SIZES = "a size, such as 500GB, 1.5TiB or a number of bytes"
@@ -102,9 +103,9 @@ def room_of(value: object) -> Room:
 
 
 def shown(value: object) -> str:
-    """A value that is no secret, in as many words as an error has room for."""
+    """A wrong value for an error, where it is short: a long one may be a token that somebody misplaced."""
     if isinstance(value, str):
-        return repr(value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "…")
+        return repr(value) if len(value) <= _LONGEST_SHOWN else f"a text of {len(value)} characters"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "nothing"}[value]
     if isinstance(value, int | float):

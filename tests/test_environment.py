@@ -120,7 +120,11 @@ def test_a_login_that_cannot_be_read_is_told_once_and_then_nobody_is_logged_in(
 
 
 @pytest.mark.parametrize("home", ["~nobody-at-all/hf", "/", "/proc/self/mem", ""])
-def test_a_home_that_is_none_holds_no_token(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+def test_a_home_that_is_none_holds_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    logged_in(tmp_path / "~nobody-at-all/hf", "of-the-working-directory")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", home)
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("HOME", home)

@@ -224,3 +224,10 @@ def test_a_wrong_field_is_told_in_plain_words(ground: Ground, call: str, body: o
     assert_problem(answer, 422, "invalid_request")
     assert told in answer.document["detail"]
     assert not any(word in answer.document["detail"] for word in ("Input", "Value error", "valid "))
+
+
+def test_of_a_body_of_wrong_fields_alone_only_the_first_are_told(ground: Ground) -> None:
+    body = {"ref": "hf://a/b", **dict.fromkeys((f"exclud{n}" for n in range(50_000)), 1)}
+    answer = ground.node.ask("POST", "/v1/models", body)
+    assert_problem(answer, 422, "invalid_request")
+    assert answer.document["detail"].count("no such key") == 20

@@ -129,7 +129,9 @@ class Config(BaseModel):
         description="what stays free of the disk, such as 50GB or 10%; auto: 5% more than the kubelet wants"
         " (20%) where the node shares the disk, nothing on a disk of its own; re-read with the file",
     )
-    reserve_inodes: RoomOrAuto = Field("auto", description="the same of inodes (auto: 10%)")
+    reserve_inodes: RoomOrAuto = Field(
+        "auto", description="the same of inodes (auto: 10%); re-read with the file"
+    )
     kubelet_config: Path = Field(
         Path("/var/lib/kubelet/config.yaml"),
         description="where auto finds the kubelet's thresholds; its defaults where that cannot be read",

@@ -278,7 +278,7 @@ def _listening(listen: str) -> Iterator[socket.socket]:
 
 
 # Options that hold as soon as the file has them; all others wait for the next start.
-_TAKEN_OVER = frozenset(
+TAKEN_OVER = frozenset(
     ("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free", "reserve_inodes")
 )
 
@@ -319,7 +319,7 @@ class _Watched:
         ]
 
     def _take_over(self, now: Loaded) -> None:
-        before, after = self._in_force.config.limits, self._in_force.updated(now, _TAKEN_OVER)
+        before, after = self._in_force.config.limits, self._in_force.updated(now, TAKEN_OVER)
         _set_bounds(self._parts.store, after.config)
         if after.config.limits != before:  # else what was set over the API since then stays
             self._parts.bandwidth.change(after.config.limits)

@@ -41,7 +41,7 @@ class Place:
     """Where something stands: a file and a line of it, a variable, a flag. They sort as people read."""
 
     name: str
-    line: int | None = None
+    line: int = 0  # 0: of the whole
 
     def __str__(self) -> str:
         return f"{self.name}:{self.line}" if self.name and self.line else self.name

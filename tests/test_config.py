@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cachd.config import Config, load, read, table
-from cachd.daemon import check_listen
+from cachd.daemon import TAKEN_OVER, check_listen
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import Ref, Share, Wish
@@ -507,6 +507,8 @@ def test_anchors_are_taken_and_a_bomb_of_them_is_not(file: Path) -> None:
     assert [(m.wish.name, m.exclude) for m in models] == [
         (name, ("*.bin",)) for name in ("a--b", "c", "d--e")
     ]
+    merged = "models:\n- &m {streams: many, ref: x}\n<<: *m\nstreams: 4\npulls: many\n"
+    assert ": ref: no such key; did you mean refuse?" in told_of(file, merged)
     laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 15))
     assert "too many values" in told_of(file, laughs)[0]
     assert "nested deeper" in told_of(file, "a: &a [*a]")[0]
@@ -682,6 +684,11 @@ def test_every_option_has_its_line_in_the_table() -> None:
     assert [name for name, *_ in rows] == list(Config.model_fields)
     assert all(variable == f"CACHD_{name.upper()}" for name, variable, *_ in rows)
     assert all(meaning for *_, meaning in rows)
+
+
+def test_the_help_of_an_option_says_whether_it_is_taken_over_while_the_daemon_runs() -> None:
+    said = {name for name, *_, text in table() if re.search("re-read (with the file|when the file)", text)}
+    assert said == TAKEN_OVER
 
 
 def test_the_default_of_the_table_is_a_value_the_option_takes(file: Path) -> None:

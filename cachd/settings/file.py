@@ -48,7 +48,7 @@ class ConfigFile:
     def place(self, key: Key) -> Place:
         """Where the key stands, or what is around it."""
         around = (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines)
-        return Place(self.name, next(around, None))
+        return Place(self.name, next(around, 0))
 
 
 def read(path: Path) -> ConfigFile:
@@ -104,12 +104,12 @@ def _composed(file: str, text: str) -> yaml.Node | None:
         mark, problem = error.problem_mark, error.problem or ""
         reason = next((says for form, says in _SAYS.items() if re.match(form, problem)), None)
         reason = reason or "not YAML: " + re.sub(r"'[^'<>]{2,}'", "this", problem)
-        raise _refused(file, mark.line + 1 if mark else None, reason) from None
+        raise _refused(file, mark.line + 1 if mark else 0, reason) from None
     except RecursionError:
-        raise _refused(file, None, f"nested deeper than {_DEEPEST} levels") from None
+        raise _refused(file, 0, f"nested deeper than {_DEEPEST} levels") from None
 
 
-def _refused(file: str, line: int | None, reason: str, *, mend: str = "") -> Invalid:
+def _refused(file: str, line: int, reason: str, *, mend: str = "") -> Invalid:
     return Invalid(str(Finding(Place(file, line), "", reason)), code="bad_config", mend=mend)
 
 

@@ -73,25 +73,34 @@ class Output(StrEnum):
     name = "name"
 
 
+def _seconds(told: str | float) -> float:
+    from cachd.model import seconds_of
+
+    try:
+        return seconds_of(told)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 Server = Annotated[str, typer.Option(envvar="CACHD_SERVER", help="address of the daemon", show_default=True)]
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token for writes (or CACHD_TOKEN)")
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
-ROOT = Annotated[Path | None, typer.Option(help="the cache's directory", envvar="CACHD_ROOT")]
-CONFIG = Annotated[Path | None, typer.Option(help="YAML file with options", envvar="CACHD_CONFIG")]
+# Their variables are read with all other options, which tell who gave what.
+ROOT = Annotated[Path | None, typer.Option(help="the cache's directory; or CACHD_ROOT")]
+CONFIG = Annotated[Path | None, typer.Option("--config", help="YAML file with options; or CACHD_CONFIG")]
+Timeout = Annotated[
+    float, typer.Option(parser=_seconds, metavar="TIME", help="wait at most so long, such as 90s or 1h30m")
+]
 SERVER = "http://127.0.0.1:8470"
 
 
 @app.command(epilog="Example: cachd serve --root /var/lib/cachd --config /etc/cachd/config.yaml")
 def serve(
     root: ROOT = None,
-    listen: Annotated[
-        str | None, typer.Option(help="address of the API, HOST:PORT", envvar="CACHD_LISTEN")
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with options", envvar="CACHD_CONFIG")
-    ] = None,
+    listen: Annotated[str | None, typer.Option(help="address of the API, HOST:PORT; or CACHD_LISTEN")] = None,
+    config_file: CONFIG = None,
 ) -> None:
     """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
     gc.disable()  # loading makes no garbage, and looking for some takes a tenth of the time
@@ -99,7 +108,7 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    daemon.serve(config.load(root=root, listen=listen, config=config_file))
+    daemon.serve(config.read(root=root, listen=listen, config=config_file))
 
 
 @app.command(epilog="Example: cachd pull org/model@main --wait")
@@ -118,12 +127,10 @@ def pull(
     priority: Annotated[int, typer.Option(min=-100, max=100, help="higher goes first")] = 0,
     refresh: Annotated[bool, typer.Option("--refresh", help="resolve again though it is ready")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="return when it is ready")] = False,
-    timeout: Annotated[float, typer.Option(help="seconds to wait at most")] = 86400.0,
+    timeout: Timeout = 86400.0,
     direct: Annotated[bool, typer.Option("--direct", help="pull here, with no daemon")] = False,
     root: ROOT = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="options for --direct", envvar="CACHD_CONFIG")
-    ] = None,
+    config_file: CONFIG = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="--direct: private network or prefix to reach")
     ] = None,
@@ -177,7 +184,7 @@ def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None
 @app.command(epilog="Example: cachd wait org--model --timeout 600")
 def wait(
     name: str,
-    timeout: Annotated[float, typer.Option(help="seconds to wait at most")] = 86400.0,
+    timeout: Timeout = 86400.0,
     server: Server = SERVER,
     output: Form = Output.text,
 ) -> None:
@@ -363,11 +370,30 @@ def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
-@app.command(epilog="Example: cachd options -o json")
-def options(output: Form = Output.text) -> None:
-    """List every option of the daemon: key of the file, environment variable, default, meaning."""
+@app.command(epilog="Example: cachd options --effective --config /etc/cachd/config.yaml")
+def options(
+    effective: Annotated[
+        bool, typer.Option("--effective", help="the values in force here, and where each came from")
+    ] = False,
+    config_file: CONFIG = None,
+    server: Annotated[
+        str | None, typer.Option(envvar="CACHD_SERVER", help="with --effective: ask this daemon")
+    ] = None,
+    output: Form = Output.text,
+) -> None:
+    """List every option of the daemon: key of the file, environment variable, default, meaning.
+
+    With --effective: the value of each, and the flag, variable or line of the file that gave it, as a daemon
+    would find them if it started here and now. One that runs may have started with another environment:
+    --server asks it.
+    """
     from cachd import config
 
+    if effective:
+        there = server and _ask(server, None, lambda client: client.get("/v1/options"))
+        in_force = there or _options_here(config_file)
+        _print(in_force, output, lambda: terminal.show_options(in_force))
+        return
     rows = list(config.table())
     headings = ("key", "env", "default", "help")
     document = {"options": [dict(zip(headings, row, strict=True)) for row in rows]}
@@ -416,6 +442,16 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
             return await call(client)
 
     return asyncio.run(session())
+
+
+def _options_here(config_file: Path | None) -> dict[str, Any]:
+    from cachd import config
+    from cachd.effective import effective
+    from cachd.settings.given import unknown_variables
+
+    for unknown in unknown_variables(config.Config.model_fields):
+        terminal.stderr.print(unknown, markup=False, highlight=False, soft_wrap=True)
+    return {"options": [option.as_document() for option in effective(config.read(config=config_file))]}
 
 
 async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
@@ -524,6 +560,8 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     if capacity["in_use_told_by"] != "kernel":
         text = "the kernel does not tell open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
+    reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
+    findings += [{"ok": False, "what": reason} for reason in reasons]
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
         if error:

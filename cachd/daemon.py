@@ -19,16 +19,20 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from cachd import __version__
+from cachd import __version__, files
 from cachd.api.documents import Models
-from cachd.config import Config, kubelet_keeps, load, load_models
-from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
+from cachd.config import Config, Loaded
+from cachd.effective import effective
+from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
-from cachd.model import Limits, Share
+from cachd.model import Share
 from cachd.policy.reach import Reach
+from cachd.settings.file import LONGEST_BYTES
+from cachd.settings.given import unknown_variables
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
-from cachd.sources.secrets import Secret
+from cachd.sources.secrets import HubToken
 from cachd.sources.trust import Authorities
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
@@ -70,6 +74,8 @@ def assembled(config: Config) -> Iterator[Parts]:
     Raises CachdError when the root or an option cannot be used.
     """
     _set_limits()
+    for unknown in unknown_variables(Config.model_fields):
+        log.warning("a variable of the environment says nothing", reason=unknown)
     with ExitStack() as stack:
         sources = build_sources(config)
         store = stack.enter_context(
@@ -141,9 +147,7 @@ def _set_bounds(store: Store, config: Config) -> None:
 
 
 def build_sources(config: Config) -> Sources:
-    authorities = Authorities(str(config.ca_file) if config.ca_file else None)
-    if config.ca_file:
-        _check_authorities(authorities)
+    authorities = _authorities(config.ca_file)
     http = partial(
         Http,
         authorities=authorities,
@@ -153,38 +157,33 @@ def build_sources(config: Config) -> Sources:
     return Sources(
         http,
         Reach(config.allow),
-        authorities=authorities,
+        s3_authorities=_authorities(config.s3_ca_file) if config.s3_ca_file else authorities,
         stall_seconds=config.stall_seconds,
         hf_endpoint=config.hf_endpoint,
-        hf_token=Secret(config.hf_token_file, "HF_TOKEN"),
+        hf_token=HubToken(config.hf_token_file),
         s3_endpoint_url=config.s3_endpoint_url,
         s3_region=config.s3_region,
     )
 
 
-def _check_authorities(authorities: Authorities) -> None:
-    """Raises Invalid when its file holds no certificate."""
-    try:
-        authorities.context()
-    except Unavailable as error:
-        raise Invalid(
-            error.detail, code="bad_option", mend="give a PEM file of the authorities to trust"
-        ) from error
+def _authorities(file: Path | None) -> Authorities:
+    return Authorities(str(file) if file else None)
 
 
-def serve(config: Config) -> None:
+def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
     from cachd.api.app import create_app  # a web server, which `pull --direct` has no use for
     from cachd.api.server import run
 
+    config = loaded.config
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
-        watched = _Watched(config, parts)
+        watched = _Watched(loaded, parts)
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.metrics.watch(
-            gauges=lambda: _gauges(parts.store, parts.scrubs),
+            gauges=lambda: _gauges(parts.store, parts.scrubs, watched),
             models=models.counted,
             limits=parts.bandwidth.rates,
             resident=parts.warms.resident,
@@ -197,6 +196,7 @@ def serve(config: Config) -> None:
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
             required=prewarm.required,
+            options=watched.as_document,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
@@ -277,54 +277,90 @@ def _listening(listen: str) -> Iterator[socket.socket]:
         yield sock
 
 
-class _Watched:
-    """The configuration file: its limits are taken over, its models given, whenever it changed."""
+# Options that hold as soon as the file has them; all others wait for the next start.
+TAKEN_OVER = frozenset(
+    ("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free", "reserve_inodes")
+)
 
-    def __init__(self, config: Config, parts: Parts) -> None:
-        self._config, self._parts = config, parts
-        self._limits = config.limits
-        self._seen = b""
-        self._first = True
+
+class _Watched:
+    """The configuration file: its limits are taken over, its models given, whenever it changed.
+
+    While the file is wrong, the options that were in force before stay so.
+    """
+
+    def __init__(self, loaded: Loaded, parts: Parts) -> None:
+        self._parts = parts
+        self._in_force = loaded
+        self._seen = loaded.content
+        self._is_first = True
+        self._refusal: CachdError | None = None
+        self._waiting: list[str] = []
 
     def look(self) -> Iterable[Desired] | None:
-        path = self._config.config
+        path = self._in_force.config.config
         content = _content(path) if path else b""
-        if not self._first and content == self._seen:
+        if content == self._seen and not self._is_first:
             return None
-        first, self._first, self._seen = self._first, False, content
         try:
-            if not first and path:
-                config = load(config=path)
-                self._take_limits(config.limits)
-                _set_bounds(self._parts.store, config)
-            models = self._config.models if first or path is None else load_models(path)
+            if content != self._seen:
+                self._seen = content
+                self._take_over(self._in_force.again())
         except CachdError as error:
+            self._refusal = error
             log.warning("configuration file not taken over", reason=error.detail)
-            return None
+            if not self._is_first:
+                return None
+        self._is_first = False
+        models = self._in_force.config.models
         self._parts.reclaim.keep([m.wish.name for m in models])
         return [
             Desired(m.wish, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
         ]
 
-    def _take_limits(self, limits: Limits) -> None:
-        if limits != self._limits:  # else what was set over the API since then stays
-            self._limits = limits
-            self._parts.bandwidth.change(limits)
+    def _take_over(self, now: Loaded) -> None:
+        before, after = self._in_force.config.limits, self._in_force.updated(now, TAKEN_OVER)
+        _set_bounds(self._parts.store, after.config)
+        if after.config.limits != before:  # else what was set over the API since then stays
+            self._parts.bandwidth.change(after.config.limits)
+        self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
+        if self._waiting:
+            log.warning("options of the file wait for a restart", options=self._waiting)
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the file is what the daemon works by."""
+        return self._refusal is None and not self._waiting
+
+    def as_document(self) -> dict[str, object]:
+        """Every option in force, where it came from, and whether the file is in force."""
+        config, error = self._in_force.config, self._refusal
+        options = effective(self._in_force, self._parts.bandwidth.limits)
+        return {
+            "options": [option.as_document() for option in options],
+            "file": {
+                "path": str(config.config) if config.config else None,
+                "in_force": self.is_in_force,
+                "waiting_for_restart": self._waiting,
+                "error": error.as_document() if error else None,
+            },
+        }
 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.content(path, at_most=LONGEST_BYTES)
     except OSError:
         return b""
 
 
-def _gauges(store: Store, scrubs: Scrubs) -> Mapping[str, float]:
+def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, float]:
     now = store.space.capacity()
     return {
         "cachd_available_bytes": max(now.available, 0),
         "cachd_cache_limit_bytes": now.usable,
         "cachd_cache_size_bytes": now.usage.blobs,
+        "cachd_config_in_force": float(watched.is_in_force),
         "cachd_fs_size_bytes": now.total,
         "cachd_fs_free_bytes": now.free,
         "cachd_fs_free_inodes": now.free_inodes,

@@ -13,6 +13,7 @@ from cachd import daemon, terminal
 from cachd.api.documents import Asked, Models
 from cachd.config import Config
 from cachd.errors import Invalid, WaitTimeout
+from cachd.findings import key_of, sentence
 
 _LOOK_SECONDS = 0.3
 
@@ -27,7 +28,8 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     try:
         request = Asked.model_validate(asked)
     except ValidationError as error:
-        raise Invalid(f"the request is wrong: {error.errors()[0]['msg']}", code="invalid_request") from error
+        wrong = "; ".join(f"{key_of(fault['loc'])}: {sentence(dict(fault))}" for fault in error.errors())
+        raise Invalid(f"the request is wrong: {wrong}", code="invalid_request") from error
     wish = request.wish()
     deadline = time.monotonic() + seconds
     with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:

@@ -26,6 +26,7 @@ MEASURED = {
     "cachd_available_bytes": "Bytes that a pull could be promised now with nothing evicted",
     "cachd_cache_limit_bytes": "The most that models may take: limit_bytes, or the disk less its reserve",
     "cachd_cache_size_bytes": "Bytes on disk of published snapshots, shared ones counted once",
+    "cachd_config_in_force": "1 while the daemon works by the configuration file as it is on disk",
     "cachd_fs_size_bytes": "Size of the cache's file system",
     "cachd_fs_free_bytes": "Bytes free to cachd on its file system",
     "cachd_fs_free_inodes": "Inodes free on the cache's file system",

@@ -48,6 +48,33 @@ def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     console.print(table)
 
 
+def show_options(document: Mapping[str, Any]) -> None:
+    """KEY VALUE FROM of the options in force, and what of the configuration file is not."""
+    rows = [(o["key"], _plain(o["value"]), o["where"] or o["source"]) for o in document["options"]]
+    show_table(("KEY", "VALUE", "FROM"), rows)
+    for reason in not_in_force(document.get("file") or {}):
+        stderr.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def not_in_force(file: Mapping[str, Any]) -> list[str]:
+    """What of the configuration file the daemon does not work by, and why."""
+    reasons = []
+    if file.get("error"):
+        reasons.append(f"the configuration file on disk is not in force: {file['error']['detail']}")
+    if file.get("waiting_for_restart"):
+        reasons.append(f"wait for a restart of the daemon: {', '.join(file['waiting_for_restart'])}")
+    return reasons
+
+
+def _plain(value: object) -> str:
+    """A JSON value as people write it in a file."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return str(value["ref"]) if "ref" in value else ", ".join(f"{k}={v}" for k, v in value.items())
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
     """NAME STATE SIZE DONE VERIFIED PINNED IN-USE REF AGE of one model's document."""
     ready, pull = model["ready"], model["pull"]

@@ -30,6 +30,7 @@ OWN = "CACHD_MACHINE_"  # how long test_machine.py goes on
 for name in [*os.environ]:
     if name.lower().endswith("_proxy") or (name.startswith(HABITS) and not name.startswith(OWN)):
         del os.environ[name]
+os.environ["HF_HOME"] = "/nonexistent"  # and not the token of their login
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # mkfs, nginx
 os.umask(0o022)  # modes are part of what is promised

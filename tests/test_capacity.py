@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from cachd.config import kubelet_keeps
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
+from cachd.kubelet import kubelet_keeps
 from cachd.model import Share
 from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared

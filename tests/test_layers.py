@@ -112,6 +112,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
             required=list,
+            options=dict,
             token_file=None,
             allowed_hosts=(),
         )
@@ -155,7 +156,7 @@ def test_a_call_upward_would_be_seen() -> None:
 
 LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-OPTIONS = {"pydantic_settings", "yaml", "prometheus_client", "structlog"}
+OPTIONS = {"yaml", "prometheus_client", "structlog"}
 
 
 @pytest.mark.parametrize(

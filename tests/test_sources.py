@@ -1254,7 +1254,7 @@ def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | Non
     return Sources(
         partial(Http, authorities=Authorities()),
         Reach(["127.0.0.0/8"]),
-        authorities=Authorities(),
+        s3_authorities=Authorities(),
         stall_seconds=PATIENCE_SECONDS,
         hf_endpoint=hf_endpoint,
         hf_token=Secret(None),

@@ -38,10 +38,14 @@ def create_app(
     scrubs: Scrubs,
     reclaim: Reclaim,
     required: Callable[[], Collection[str]],
+    options: Callable[[], dict[str, object]],
     token_file: Path | None,
     allowed_hosts: Collection[str],
 ) -> FastAPI:
-    """The API over one store and its pulls. `required` names the models that /readyz?set=required wants."""
+    """The API over one store and its pulls.
+
+    `required` names the models that /readyz?set=required wants; `options` tells the options in force.
+    """
 
     blocking = threads.pool(_THREADS, "api")
 
@@ -60,7 +64,7 @@ def create_app(
         responses=PROBLEM_RESPONSES,
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
-    app.state.bandwidth, app.state.reclaim = bandwidth, reclaim
+    app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
     app.state.write_token = token = WriteToken(token_file)
     app.include_router(model_routes.router)

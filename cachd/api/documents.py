@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cachd.errors import CachdError, NotFound
+from cachd.fields import Bytes, Rate, Seconds
 from cachd.model import (
     NAME_PATTERN,
     Limits,
@@ -17,9 +18,7 @@ from cachd.model import (
     Scheme,
     Snapshot,
     Wish,
-    bytes_of,
     check_name,
-    rate_of,
 )
 from cachd.policy.eviction import Candidate
 from cachd.store.catalog import iso, ready_document
@@ -30,8 +29,6 @@ from cachd.transfer.pulls import Pull, Pulls
 from cachd.transfer.reclaim import Eviction, Plan
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.warms import Warms
-
-Size = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
 
 
 class Asked(BaseModel):
@@ -64,7 +61,7 @@ class AskedLease(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"seconds": 600, "holder": "pod/vllm-0"}]}
     )
 
-    seconds: float = Field(gt=0, le=7 * 86400, description="how long the model is kept from now on")
+    seconds: Seconds = Field(gt=0, le=7 * 86400, description="how long the model is kept from now on")
     holder: str = Field("", max_length=200, description="who wants it, for people to read")
 
 
@@ -73,7 +70,7 @@ class AskedRoom(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bytes": "40GB"}]})
 
-    bytes: Size | None = Field(None, description="so many bytes are to be available, such as 40GB")
+    bytes: Bytes | None = Field(None, description="so many bytes are to be available, such as 40GB")
     ref: str | None = Field(None, description="as many as a pull of this ref needs, typed as for a pull")
     include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
     exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
@@ -87,9 +84,6 @@ class AskedRoom(BaseModel):
     def wish(self) -> Wish | None:
         """What is to be pulled. Raises Invalid."""
         return None if self.ref is None else Wish.asked(self.ref, None, self.include, self.exclude)
-
-
-Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 
 
 class AskedLimits(BaseModel):

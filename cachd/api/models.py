@@ -15,6 +15,7 @@ from cachd.api.documents import Asked, AskedLease, Models, error_document, lease
 from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
+from cachd.fields import Seconds
 from cachd.model import check_name
 from cachd.store.catalog import ready_document
 from cachd.transfer.jobs import Job
@@ -56,7 +57,7 @@ async def show(name: str, models: AnyModels) -> dict[str, Any]:
 async def ready(
     name: str,
     models: AnyModels,
-    wait: Annotated[float, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
+    wait: Annotated[Seconds, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
 ) -> JSONResponse:
     """200 with the ready document, else 503 with Retry-After. The probe for pods."""
     check_name(name)

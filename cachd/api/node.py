@@ -1,4 +1,4 @@
-"""The node: limits, probes, metrics."""
+"""The node: limits, options, probes, metrics."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
     """
     await asyncio.to_thread(request.app.state.bandwidth.change, asked.limits())
     return limits_document(request.app.state.bandwidth.limits)
+
+
+@router.get("/v1/options")
+async def options(request: Request) -> dict[str, Any]:
+    """Every option in force, where it came from, and whether the configuration file on disk is in force."""
+    found: dict[str, Any] = await asyncio.to_thread(request.app.state.options)
+    return found
 
 
 @router.get("/livez")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -14,9 +14,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cachd import errors
+from cachd.findings import Finding, Place, key_of, sentence
 
 log = structlog.get_logger(__name__)
 
+_MOST_FAULTS = 20
 STATUS: dict[type[errors.CachdError], int] = {
     errors.Invalid: 400,
     errors.Unauthorized: 401,
@@ -65,10 +67,15 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     )
 
 
-def _wrong(found: Mapping[str, Any]) -> str:
-    """One finding of the validation: the field and what is wrong with it."""
-    field = ".".join(str(part) for part in found["loc"][1:] if not isinstance(part, int))
-    return f"{field or 'body'}: {found['msg']}"
+def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
+    """One error of the validation: the field and what is wrong with it."""
+    return str(Finding(Place(""), key_of(fault["loc"][1:]) or "body", sentence(fault, known)))
+
+
+def _fields(request: Request) -> Collection[str]:
+    """The fields that the body of this call may have."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    return getattr(body.field_info.annotation, "model_fields", ()) if body else ()
 
 
 def install(app: FastAPI) -> None:
@@ -79,8 +86,9 @@ def install(app: FastAPI) -> None:
         return problem(error)
 
     @app.exception_handler(RequestValidationError)
-    async def unreadable(_request: Request, error: RequestValidationError) -> Response:
-        wrong = "; ".join(map(_wrong, error.errors()))
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        known = _fields(request)
+        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MOST_FAULTS])
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",

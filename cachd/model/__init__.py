@@ -1,12 +1,13 @@
 """The nouns: frozen values that refuse nonsense when they are made."""
 
 from cachd.model.digest import Digest, Extent
-from cachd.model.limits import Limits, Room, Share, bytes_of, rate_of, room_in, room_of
+from cachd.model.limits import Limits, Room, Share, room_in
 from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
 from cachd.model.typed import Typed
+from cachd.model.units import bytes_of, rate_of, room_of, seconds_of, share_of, shown
 
 __all__ = [
     "MOST_FILES",
@@ -33,5 +34,8 @@ __all__ = [
     "rate_of",
     "room_in",
     "room_of",
+    "seconds_of",
+    "share_of",
+    "shown",
     "snapshot_of",
 ]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 from cachd.errors import Invalid
 from cachd.model.ref import SCHEMES
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {unit + "i": 1 << (10 * power) for power, unit in enumerate("KMGT", start=1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +26,6 @@ class Limits:
     def of(cls, bytes_per_second: int | None, sources: Iterable[tuple[str, int | None]]) -> Limits:
         """As users write them: 0, too, is no limit."""
         return cls(bytes_per_second or None, {source: rate for source, rate in sources if rate})
-
-
-def bytes_of(value: object) -> object:
-    """`10GiB`, `500 MB`, `1Gi` or a plain number in digits, as bytes; anything else as it is."""
-    form = r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?((?:[KMGT]i?)?)B?"
-    found = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
-    return int(Decimal(found[1]) * _UNITS[found[2]]) if found else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +48,6 @@ class Share:
 Room = int | Share
 
 
-def room_of(value: object) -> object:
-    """`20%` as a Share, else bytes as `bytes_of` reads them."""
-    found = re.fullmatch(r" *([0-9]{1,3}(?:\.[0-9]{1,3})?) ?% *", value) if isinstance(value, str) else None
-    return Share(float(found[1])) if found else bytes_of(value)
-
-
 def room_in(total: int, room: Room) -> int:
     """The room in units of `total`: bytes of a file system, or its inodes."""
     return room.of(total) if isinstance(room, Share) else room
-
-
-def rate_of(value: object) -> object:
-    """The same of a rate, which may end in `/s`."""
-    return bytes_of(value.strip().removesuffix("/s") if isinstance(value, str) else value)

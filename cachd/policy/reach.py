@@ -86,8 +86,9 @@ def _prefix(entry: str) -> SplitResult:
     try:
         url = urlsplit(entry)
         _ = url.port
-    except ValueError as error:
-        raise Invalid(f"allow entry {entry!r} is not a URL: {error}", code="bad_option") from error
+    except ValueError:  # which may name a part of a password
+        shown = entry.rpartition("@")[2]
+        raise Invalid(f"allow entry {shown!r:.80} is not a URL", code="bad_option") from None
     if "@" in url.netloc or url.query or url.fragment or (not url.netloc and url.scheme != "file"):
         raise Invalid(
             f"allow entry for {url.hostname or 'a URL'} is not a plain URL prefix",

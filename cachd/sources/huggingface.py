@@ -27,6 +27,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 
+_TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
 _LONGEST_BYTES = 64 << 20  # a listing: some 300 bytes a file
 # What the Hub's client makes of an answer that is no listing.
 _NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -142,13 +143,13 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
             raise Forbidden(
                 f"{ref.base} does not exist, or is private and the token was not accepted",
                 code="source_unauthorized",
-                mend="check the name, and the token in hf_token_file",
+                mend=f"check the name, and the token of {_TOKENS}",
                 status=401,
             ) from error
         raise NotFound(
             f"{ref.base} does not exist, or is private",
             code="repo_not_found",
-            mend="check the name; a private model needs hf_token_file",
+            mend=f"check the name; a private model needs a token of {_TOKENS}",
         ) from error
     except OfflineModeIsEnabled as error:
         raise Invalid(
@@ -172,7 +173,7 @@ def _gated(base: str) -> Forbidden:
     return Forbidden(
         f"{base} is gated and this token has no access",
         code="gated",
-        mend="accept its terms on the Hub with the account of the token in hf_token_file",
+        mend=f"accept its terms on the Hub with the account of the token of {_TOKENS}",
     )
 
 
@@ -182,7 +183,7 @@ def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:
         return Forbidden(
             f"the Hub refused the token for {ref.base}",
             code="source_unauthorized",
-            mend="check the token in hf_token_file",
+            mend=f"check the token of {_TOKENS}; one of a login may have expired",
             status=status,
         )
     if status == 403:

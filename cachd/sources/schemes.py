@@ -20,15 +20,16 @@ from cachd.sources.web import WebSource
 class Sources:
     """The sources of one daemon. The endpoints an operator configured are within reach by that alone.
 
+    `http` makes the byte path to a Reach, with other `authorities` where they are given.
     Safe from any thread. Raises Invalid at once for an endpoint that is none.
     """
 
     def __init__(
         self,
-        http: Callable[[Reach], Http],
+        http: Callable[..., Http],
         reach: Reach,
         *,
-        authorities: Authorities,
+        s3_authorities: Authorities,
         stall_seconds: float,
         hf_endpoint: str,
         hf_token: Secret,
@@ -36,7 +37,7 @@ class Sources:
         s3_region: str | None,
     ) -> None:
         self._http, self._reach = http, reach
-        self._authorities, self._stall_seconds = authorities, stall_seconds
+        self._s3_authorities, self._stall_seconds = s3_authorities, stall_seconds
         self._hf_endpoint, self._hf_token = hf_endpoint, hf_token
         self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
         self._hf_reach = reach.also([hf_endpoint])
@@ -60,10 +61,10 @@ class Sources:
             from cachd.sources.s3 import BucketSource  # with botocore
 
             return BucketSource(
-                self._http(self._s3_reach),
+                self._http(self._s3_reach, authorities=self._s3_authorities),
                 endpoint_url=self._s3_endpoint_url,
                 region=self._s3_region,
-                authorities=self._authorities,
+                authorities=self._s3_authorities,
             )
         if scheme == "file":
             return ShareSource(self._reach, stall_seconds=self._stall_seconds)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+from cachd import files
 from cachd.errors import Invalid
+
+log = structlog.get_logger(__name__)
+
+_LONGEST_BYTES = 64 << 10
 
 
 class Secret:
@@ -19,22 +27,111 @@ class Secret:
 
         Raises Invalid when it holds anything but printable ASCII: it would end up in a header.
         """
-        text = None
         if self._file is not None:
-            try:
-                text = self._file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise Invalid(
-                    f"secret file {self._file} cannot be read: {type(error).__name__}",
-                    code="bad_secret",
-                    mend="check the path and its mode",
-                ) from error
-        elif self._variable is not None:
-            text = os.environ.get(self._variable, "").strip()
-        if text and not all("!" <= c <= "~" for c in text):
-            raise Invalid(
-                f"the secret in {self._file or self._variable} holds characters no token has",
-                code="bad_secret",
-                mend="write it again, on one line",
-            )
-        return text or None
+            return _of_file(self._file, str(self._file))
+        if self._variable is not None:
+            return _checked(os.environ.get(self._variable, ""), self._variable)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token stands: in a variable, in a file that a variable names, or in the file of a login."""
+
+    variable: str | None = None
+    file: Path | None = None
+
+
+class HubToken(Secret):
+    """The token in `file`, else the one that the Hub's own tools would use, in their order.
+
+    HF_TOKEN (HUGGING_FACE_HUB_TOKEN), the file that HF_TOKEN_PATH names, the file of `hf auth login`.
+    HF_HUB_DISABLE_IMPLICIT_TOKEN rules out all but `file`. It goes to the endpoint in force.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        super().__init__(file)
+        self._warned = False
+
+    def read(self) -> str | None:
+        """See `Secret.read`. Raises Invalid for a file that is named and cannot be read."""
+        place = self.place()
+        if place.file is None:
+            return _checked(os.environ.get(place.variable or "", ""), place.variable or "")
+        if place.variable or place.file == self._file:
+            shown = f"{place.file} ({place.variable})" if place.variable else str(place.file)
+            return _of_file(place.file, shown)
+        return self._of_login(place.file)
+
+    def place(self) -> Place:
+        """Where the token is looked for now; an empty place when there is none."""
+        if self._file is not None:
+            return Place(file=self._file)
+        if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+            return Place()
+        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            if os.environ.get(variable, "").strip():
+                return Place(variable)
+        if named := os.environ.get("HF_TOKEN_PATH", "").strip():
+            return Place("HF_TOKEN_PATH", Path(_expanded(named)))
+        home = os.environ.get("HF_HOME") or os.path.join(  # noqa: PTH118 it may begin with ~
+            os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+        )
+        home = _expanded(home)
+        return Place() if home.startswith("~") else Place(file=Path(home, "token"))  # ~: nobody's home
+
+    def _of_login(self, file: Path) -> str | None:
+        try:
+            return _checked(_text(file), str(file))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (
+            OSError,
+            UnicodeDecodeError,
+            Invalid,
+        ) as error:  # nobody named it for cachd: not worth a failure
+            if not self._warned:
+                self._warned = True
+                log.warning("the token of `hf auth login` is not used", file=str(file), reason=_why(error))
+            return None
+
+
+def _of_file(file: Path, shown: str) -> str | None:
+    try:
+        return _checked(_text(file), shown)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"secret file {shown} cannot be read: {_why(error)}",
+            code="bad_secret",
+            mend="check the path and its mode",
+        ) from error
+
+
+def _text(file: Path) -> str:
+    return files.content(file, at_most=_LONGEST_BYTES).decode()
+
+
+def _why(error: OSError | UnicodeDecodeError | Invalid) -> str:
+    if isinstance(error, Invalid):
+        return error.detail
+    return files.reason(error) if isinstance(error, OSError) else "not text"
+
+
+def _checked(text: str, shown: str) -> str | None:
+    text = text.strip()
+    if not all("!" <= c <= "~" for c in text):
+        raise Invalid(
+            f"the secret in {shown} holds characters no token has",
+            code="bad_secret",
+            mend="write it again, on one line",
+        )
+    return text or None
+
+
+def _expanded(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 no error where there is no home
+
+
+def is_true(variable: str) -> bool:
+    """Whether a variable of another tool is set to true, as these tools read it."""
+    return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")

@@ -6,6 +6,7 @@ import ssl
 import threading
 from pathlib import Path
 
+from cachd import files
 from cachd.errors import Unavailable
 
 
@@ -28,7 +29,7 @@ class Authorities:
                 return self._context
             except OSError as error:  # of which ssl.SSLError is one
                 raise Unavailable(
-                    f"ca_file {self.file} cannot be used: {error.strerror or error}",
+                    f"the CA file {self.file} cannot be used: {files.reason(error)}",
                     code="bad_ca_file",
                     mend="put a PEM file of authorities there; it is read again at the next connection",
                 ) from error
@@ -51,4 +52,5 @@ def _mark(file: str | None) -> tuple[int, int, int] | None:
     if file is None:
         return None
     status = Path(file).stat()
+    files.check_regular(status)
     return status.st_ino, status.st_size, status.st_mtime_ns

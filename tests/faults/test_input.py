@@ -50,6 +50,7 @@ CALLS = [
     ("POST", "/v1/models/{name}/leases"),
     ("PUT", "/v1/models/{name}/leases/{lease}"),
     ("DELETE", "/v1/models/{name}/leases/{lease}"),
+    ("GET", "/v1/options"),
     ("GET", "/v1/evictions"),
     ("POST", "/v1/evictions"),
     ("POST", "/v1/sweeps"),

@@ -263,6 +263,9 @@ CONFIGURATIONS = {
     "half a prefix": {"allow": [f"user:{SECRET.password}@host"]},
     "a token in place of its file": {"hf_token": SECRET.hub_token},
     "a list of tokens": {"hf_token_file": [SECRET.hub_token]},
+    "a prefix with a password of signs": {"allow": [f"https://user:{SECRET.password}/x@host/"]},
+    "a token in place of a number": {"streams": SECRET.hub_token, "limit_bytes": SECRET.hub_token},
+    "a token in place of a word": {"log_level": SECRET.hub_token, "evict": SECRET.hub_token},
     "an address": {"listen": f"user:{SECRET.password}@127.0.0.1:0"},
 }
 
@@ -279,8 +282,16 @@ def test_a_configuration_that_is_no_yaml_is_told_by_its_line(tmp_path: Path) -> 
     (tmp_path / "it.yaml").write_text(f"streams: 2\nhf_token: : {SECRET.password} [\n")
     with pytest.raises(CachdError) as refusal:
         load(config=tmp_path / "it.yaml")
-    assert "line 2" in refusal.value.detail
+    assert refusal.value.detail.startswith(f"{tmp_path}/it.yaml:2: ")
     assert found({"said": str(refusal.value)}) == []
+
+
+@pytest.mark.parametrize("begun", ["*", "!", "!x!", "@", "'", "[", "{a: ", "&a *", "- "])
+def test_yaml_that_a_password_breaks_repeats_nothing_of_it(tmp_path: Path, begun: str) -> None:
+    (tmp_path / "it.yaml").write_text(f"streams: {begun}{SECRET.password}\n")
+    with pytest.raises(CachdError) as refusal:
+        load(config=tmp_path / "it.yaml")
+    assert found({"said": f"{refusal.value} {refusal.value.as_document()}"}) == []
 
 
 def test_no_error_holds_a_secret_in_itself_or_in_its_causes(

@@ -1,0 +1,141 @@
+"""Sizes, rates, times and percentages as people write them.
+
+    size   NUMBER [k|M|G|T|P][i] [B|bytes]        500GB  500 gb  1.5TiB  500G  1_000_000  1e9
+    rate   a size [/s], or in bits when it says so  500MB/s  500MB  1Gbps  100 Mbit/s
+    time   NUMBER [w|d|h|m|s|ms] ..., largest first 90m  1h30m  2 days  1.5h  30
+
+An `i` makes the unit binary. A number alone is bytes or seconds. Every function raises ValueError with what
+it was given and the forms it takes, and refuses what two people would read in two ways.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from cachd.model.limits import Room, Share
+
+_LONGEST_TEXT = 40
+_LONGEST_SHOWN = 22
+_MOST = (1 << 63) - 1
+_MOST_SECONDS = 10**9  # some thirty years: what the system can still wait for
+_SIZES = "a size, such as 500GB, 1.5TiB or a number of bytes"
+_RATES = "a rate, such as 500MB/s, 4Gbit/s or a number of bytes a second"
+_TIMES = "a time, such as 30s, 1h30m, 2 days or a number of seconds"
+_SHARES = "a percentage, such as 95%"
+_ROOMS = "a size or a percentage, such as 500GB or 20%"
+
+_NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)"
+_SIZE = re.compile(rf"{_NUMBER} *([kmgtp]i?)?(?:b|bytes?)?", re.IGNORECASE)
+_RATE = re.compile(
+    rf"{_NUMBER} *([kmgtp]i?)?(?:(bps)|(bits?|bytes?|b)?(?: ?/ ?s(?:ec(?:ond)?)?)?)", re.IGNORECASE
+)
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) *%")
+_SECONDS = {
+    "w(?:eeks?)?": Decimal(604800),
+    "d(?:ays?)?": Decimal(86400),
+    "h(?:(?:ou)?rs?)?": Decimal(3600),
+    "m(?:in(?:ute)?s?)?": Decimal(60),
+    "s(?:ec(?:ond)?s?)?": Decimal(1),
+    "ms": Decimal("0.001"),
+}
+_TIME = re.compile("".join(rf"(?:{_NUMBER} *{unit}(?![a-z]) *)?" for unit in _SECONDS), re.IGNORECASE)
+
+
+def bytes_of(value: object) -> int:
+    """Bytes of a size."""
+    found = _SIZE.fullmatch(_text(value))
+    if not found:
+        raise _wrong(value, _SIZES)
+    return _whole(Decimal(found[1]) * _factor(found[2]), value, _SIZES)
+
+
+def rate_of(value: object) -> int:
+    """Bytes a second of a rate."""
+    found = _RATE.fullmatch(_text(value))
+    if not found:
+        raise _wrong(value, _RATES)
+    number, prefix, per_second, unit = found.groups(default="")
+    if per_second not in ("", "bps", "Bps") or (unit == "b" and prefix[:1].isupper()):
+        raise ValueError(
+            f"{shown(value)} may mean bits or bytes: write {number}{prefix}bit/s or {number}{prefix}B/s"
+        )
+    in_bits = per_second == "bps" or unit.lower().startswith("bit")
+    return _whole(Decimal(number) * _factor(prefix) / (8 if in_bits else 1), value, _RATES)
+
+
+def seconds_of(value: object) -> float:
+    """Seconds of a time."""
+    text = _text(value)
+    if re.search(r"[0-9] *M(?![A-Za-z])", text):
+        raise ValueError(f"{shown(value)} may mean minutes or months: write 5m for minutes, 30d for days")
+    found = _TIME.fullmatch(text)
+    if re.fullmatch(_NUMBER, text, re.IGNORECASE):
+        seconds = Decimal(text)
+    elif text and found:
+        counts = zip(found.groups("0"), _SECONDS.values(), strict=True)
+        seconds = sum((Decimal(count) * each for count, each in counts), Decimal(0))
+    else:
+        raise _wrong(value, _TIMES)
+    if seconds > _MOST_SECONDS:
+        raise ValueError(f"{shown(value)} is longer than thirty years")
+    return float(seconds)
+
+
+def share_of(value: object) -> Share:
+    """The share of a percentage."""
+    found = _SHARE.fullmatch(_text(value))
+    if isinstance(value, Share):
+        return value
+    if not found:
+        raise _wrong(value, _SHARES)
+    return Share(float(found[1]))
+
+
+def room_of(value: object) -> Room:
+    """A share of the disk, or bytes."""
+    if isinstance(value, Share) or "%" in _text(value):
+        return share_of(value)
+    try:
+        return bytes_of(value)
+    except ValueError:
+        raise _wrong(value, _ROOMS) from None
+
+
+def shown(value: object) -> str:
+    """A wrong value for an error, where it is short: a long one may be a token that somebody misplaced."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _LONGEST_SHOWN else f"a text of {len(value)} characters"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "nothing"}[value]
+    if isinstance(value, int | float):
+        return f"{value:.15g}" if abs(value) <= _MOST or value != value else "a huge number"
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else "it"
+
+
+def _text(value: object) -> str:
+    """The value as text, a number too; empty when it can be none of these."""
+    if isinstance(value, str) and len(value) <= _LONGEST_TEXT:
+        return value.strip()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and abs(value) <= _MOST else ""  # type: ignore[arg-type]
+
+
+def _factor(prefix: str | None) -> int:
+    if not prefix:
+        return 1
+    base, power = 1024 if len(prefix) > 1 else 1000, "kmgtp".index(prefix[0].lower()) + 1
+    return int(base**power)
+
+
+def _whole(amount: Decimal, value: object, forms: str) -> int:
+    """An amount in whole bytes. What is not nothing stays at least one: 0 often means no limit."""
+    if amount > _MOST:
+        raise ValueError(f"{shown(value)} is more than any disk or network has")
+    if amount % 1 and _text(value).replace(".", "").replace("_", "").isdigit():
+        raise _wrong(value, forms)
+    return max(int(amount), 1 if amount else 0)
+
+
+def _wrong(value: object, forms: str) -> ValueError:
+    return ValueError(f"{shown(value)} is not {forms}")

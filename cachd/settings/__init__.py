@@ -1,0 +1,1 @@
+"""Where options come from: their types, the file, and who gave each."""

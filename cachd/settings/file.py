@@ -1,0 +1,170 @@
+"""A configuration file: YAML whose every value is text, with the line it stands in.
+
+Numbers and flags stay the text that they are, so `name: 123` and `name: no` are names; what an option takes
+is decided by the option, in the same way as for the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from cachd import files
+from cachd.errors import Invalid
+from cachd.findings import Finding, Place, key_of
+
+LONGEST_BYTES = 1 << 20
+_DEEPEST = 20
+_MOST_VALUES = 100_000  # anchors counted wherever they are used
+_NOTHING = ("", "~", "null", "Null", "NULL")
+_PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+# What PyYAML says -> what we say. Anything that it quotes may be a part of a secret.
+_SAYS = {
+    r"found character '\\t'": "a tab: indent with spaces",
+    r"mapping values are not allowed": "wrong indentation, or a value with ': ' that needs quotes",
+    r"found undefined alias": "a value that starts with * is an alias of an anchor: quote the value",
+    r"found undefined tag handle": "a value that starts with ! is a tag: quote the value",
+    r"found character '[@`]'": "a value cannot start with @ or `: quote it",
+    r"but found another document": "a second document: only one is read",
+    r"found unexpected end of stream": "the end of the file inside quotes",
+}  # fmt: skip
+Key = tuple[str | int, ...]
+Value = object
+
+
+@dataclass(slots=True)
+class ConfigFile:
+    """The keys of a file with this content, the line of each key and entry, and what is wrong with them."""
+
+    name: str
+    content: bytes = b""
+    keys: dict[str, Value] = field(default_factory=dict)
+    lines: dict[Key, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def place(self, key: Key) -> Place:
+        """Where the key stands, or what is around it."""
+        around = (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines)
+        return Place(self.name, next(around, 0))
+
+
+def read(path: Path) -> ConfigFile:
+    """The file as it is now; keys without a value are left out. Raises Invalid when it is no YAML mapping."""
+    found = ConfigFile(str(path), _content(path))
+    node = _composed(found.name, _decoded(found))
+    if node is None:
+        return found
+    if not isinstance(node, yaml.MappingNode):
+        raise _refused(found.name, node.start_mark.line + 1, "holds no keys", mend="write 'key: value' lines")
+    keys = _Reading(found).value(node, ())
+    assert isinstance(keys, dict)
+    found.keys = {key: value for key, value in keys.items() if value is not None}
+    return found
+
+
+def parse(text: str) -> Value:
+    """The value of YAML in one variable, such as `[a, b]` or `{a: b}`. Raises Invalid."""
+    found = ConfigFile("")
+    node = _composed(found.name, text)
+    value = _Reading(found).value(node, ()) if node else None
+    if found.findings:
+        raise Invalid(str(found.findings[0]), code="bad_config")
+    return value
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return files.content(path, at_most=LONGEST_BYTES)
+    except OSError as error:
+        raise Invalid(
+            f"{path}: the configuration file cannot be read: {files.reason(error)}",
+            code="bad_config",
+            mend="check the path and its mode",
+        ) from error
+
+
+def _decoded(file: ConfigFile) -> str:
+    try:
+        return file.content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = file.content.count(b"\n", 0, error.start) + 1
+        raise _refused(file.name, line, "not UTF-8", mend="save the file as UTF-8") from None
+
+
+def _composed(file: str, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _refused(file, line, "a control character") from None
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, error.problem or ""
+        reason = next((says for form, says in _SAYS.items() if re.match(form, problem)), None)
+        reason = reason or "not YAML: " + re.sub(r"'[^'<>]{2,}'", "this", problem)
+        raise _refused(file, mark.line + 1 if mark else 0, reason) from None
+    except RecursionError:
+        raise _refused(file, 0, f"nested deeper than {_DEEPEST} levels") from None
+
+
+def _refused(file: str, line: int, reason: str, *, mend: str = "") -> Invalid:
+    return Invalid(str(Finding(Place(file, line), "", reason)), code="bad_config", mend=mend)
+
+
+class _Reading:
+    """Takes the values of nodes into a ConfigFile, no more and no deeper than a configuration needs."""
+
+    def __init__(self, into: ConfigFile) -> None:
+        self._into = into
+        self._values = 0
+
+    def value(self, node: yaml.Node, key: Key) -> Value:
+        line = node.start_mark.line + 1
+        self._into.lines.setdefault(key, line)
+        self._values += 1
+        if len(key) > _DEEPEST or self._values > _MOST_VALUES:
+            bound = f"nested deeper than {_DEEPEST} levels" if len(key) > _DEEPEST else "too many values"
+            raise _refused(self._into.name, line, bound)
+        if node.tag not in _PLAIN_TAGS:
+            self._wrong(line, key, "a value that starts with ! is a tag: quote the value")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(each, (*key, number)) for number, each in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
+        return None if node.style is None and node.value in _NOTHING else str(node.value)
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        merged: dict[str, Value] = {}
+        first: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                self._wrong(line, key, "a key is one word, not a list or a mapping")
+            elif name.value == "<<" and name.style is None:
+                merged = self._merged(value, key) | merged
+            elif name.value in first:
+                where = f"in lines {first[name.value]} and {line}"
+                self._wrong(line, (*key, name.value), f"stands here twice, {where}")
+            else:
+                first[name.value] = self._into.lines[*key, name.value] = line
+                found[name.value] = self.value(value, (*key, name.value))
+        return merged | found
+
+    def _merged(self, node: yaml.Node, key: Key) -> dict[str, Value]:
+        """What `<<: *anchor` or `<<: [*one, *other]` adds; the first of several wins."""
+        several = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Value] = {}
+        for each in several:
+            value = self.value(each, (*key, "<<"))
+            if isinstance(value, dict):
+                found = value | found
+            else:
+                self._wrong(each.start_mark.line + 1, key, "<< takes a mapping")
+        return found
+
+    def _wrong(self, line: int, key: Key, reason: str) -> None:
+        self._into.findings.append(Finding(Place(self._into.name, line), key_of(key), reason))

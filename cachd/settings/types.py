@@ -1,0 +1,87 @@
+"""Types of options, each with what it takes. Everything a file or a variable holds is text at first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, PlainValidator
+
+from cachd.errors import Invalid
+from cachd.fields import Rate
+from cachd.model import Scheme, Share, room_of, share_of
+from cachd.policy.reach import Reach
+from cachd.settings.file import parse
+
+
+def _several(value: object) -> object:
+    """A list or mapping, of YAML or not: one variable may hold `[a, b]`, `{a: 1}`, `a, b` or `a=1, b=2`."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(("[", "{")):
+        try:
+            return parse(value)
+        except Invalid as error:
+            raise ValueError(error.detail) from error
+    return [each.strip() for each in value.split(",") if each.strip()]
+
+
+def _pairs(value: object) -> object:
+    found = _several(value)
+    if not isinstance(value, str) or not isinstance(found, list):
+        return found
+    pairs = (str(pair).partition("=") for pair in found)
+    return {key.strip(): told.strip() for key, _, told in pairs}
+
+
+def _listen(value: str) -> str:
+    found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", value)
+    if not found or int(found[1]) > 65535:
+        raise ValueError("write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470")
+    return value
+
+
+def _endpoint(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        is_plain = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
+        if is_plain and "@" not in url.netloc and url.port != 0:
+            return value
+    except ValueError:  # of a port or an address that is none
+        pass
+    raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
+
+
+def _reachable(entry: str) -> str:
+    try:
+        Reach([entry])
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+    return entry
+
+
+def _room_or_auto(value: object) -> int | Share | Literal["auto"]:
+    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else room_of(value)
+
+
+Room = Annotated[int | Share, PlainValidator(room_of)]
+RoomOrAuto = Annotated[int | Share | Literal["auto"], PlainValidator(_room_or_auto)]
+Percent = Annotated[Share, PlainValidator(share_of)]
+Rates = Annotated[dict[Scheme, Rate], BeforeValidator(_pairs)]
+Several = BeforeValidator(_several)
+Strings = Annotated[tuple[str, ...], Several]
+Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Several]
+Listen = Annotated[str, AfterValidator(_listen)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def Word(others: Mapping[str, str] | None = None) -> BeforeValidator:  # noqa: N802 stands where a type does
+    """A word of a list in any case; `others` are spellings of words that are in the list."""
+
+    def plain(value: object) -> object:
+        word = value.strip().lower() if isinstance(value, str) else value
+        return (others or {}).get(str(word), word)
+
+    return BeforeValidator(plain)

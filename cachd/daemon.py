@@ -21,6 +21,7 @@ import structlog
 
 from cachd import __version__
 from cachd.api.documents import Models
+from cachd.api.status import StatusFiles
 from cachd.config import Config, kubelet_keeps, load, load_models
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.metrics import Metrics
@@ -61,6 +62,7 @@ class Parts:
     sweeps: Sweeps
     scrubs: Scrubs
     warms: Warms
+    status: StatusFiles
 
 
 @contextmanager
@@ -87,6 +89,8 @@ def assembled(config: Config) -> Iterator[Parts]:
         )
         stack.callback(reclaim.close)
         reclaim.keep([model.wish.name for model in config.models])
+        status = StatusFiles(store.layout, store.snapshots.changes)
+        stack.callback(status.close)  # after the pulls have ended
         bandwidth = Bandwidth(config.limits, metrics)
         streams = Streams(config.streams, changed=metrics.streams.set)
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
@@ -113,7 +117,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         stack.callback(scrubs.close)
         warms = Warms(store, metrics)
         stack.callback(warms.close)
-        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms)
+        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -196,11 +200,13 @@ def serve(config: Config) -> None:
             sweeps=parts.sweeps,
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
+            status=parts.status,
             required=prewarm.required,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
         parts.pulls.resume()
+        parts.status.start(models)
         prewarm.start()
         parts.sweeps.start()
         parts.scrubs.start()

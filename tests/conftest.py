@@ -16,7 +16,7 @@ from cachd.config import Config
 from cachd.daemon import Parts, assembled
 from cachd.model import Digest, Snapshot, Wish
 from tests.ground.hub import Hub
-from tests.ground.node import Node
+from tests.ground.node import Node, short_name
 from tests.ground.origin import Origin
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
@@ -73,7 +73,8 @@ class Engine:
 
 
 def wish_of(ref: str, *, name: str | None = None, **patterns: tuple[str, ...]) -> Wish:
-    return Wish.asked(ref, name, **patterns)
+    """A wish under a short name where the test gives none."""
+    return Wish.asked(ref, name or short_name(ref), **patterns)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from cachd.errors import Invalid
+from cachd.model.default_name import default_name
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
@@ -33,7 +34,23 @@ class Wish:
     ) -> Self:
         """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
         parsed = Ref.parse(ref)
-        return cls(parsed, parsed.default_name if name is None else name, tuple(include), tuple(exclude))
+        if name is None:
+            name = default_name(parsed, include, exclude)
+        return cls(parsed, name, tuple(include), tuple(exclude))
+
+    def is_of_same_model(self, other: Wish) -> bool:
+        """Whether both ask for the same files of one model, if perhaps at other revisions."""
+        return (self.ref.base, {*self.include}, {*self.exclude}) == (
+            other.ref.base,
+            {*other.include},
+            {*other.exclude},
+        )
+
+    def __str__(self) -> str:
+        """The ref, and what narrows it."""
+        patterns = (("include", self.include), ("exclude", self.exclude))
+        narrowed = ", ".join(f"{word} {' '.join(told)}" for word, told in patterns if told)
+        return f"{self.ref} ({narrowed[:200]})" if narrowed else str(self.ref)
 
     def as_document(self) -> dict[str, object]:
         """The wish as JSON members, read back by `from_document`."""

@@ -71,7 +71,7 @@ class StatusFiles:
         self._tell(self._found(models), models)
         is_last = False
         while not is_last:
-            moving = {pull.wish.name for pull in models.pulls.running() if pull.progress.state != "queued"}
+            moving = {pull.wish.name for pull in models.pulls.at_work()}
             due = min(progress_at if moving else math.inf, retry_at if self._unwritten else math.inf)
             names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
             now, is_last = time.monotonic(), self._stop.is_set()
@@ -149,7 +149,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     if state == "unknown":
         return _evicted(name, before) if models.snapshots.was_evicted(name) else None
     damage = models.snapshots.suspension(name)
-    if pull and not (snapshot and pull.progress.state != "ready"):
+    if pull and not snapshot:
         about = pull_document(pull)
     elif known := snapshot or (damage.snapshot if damage else None):
         about = _about(known)
@@ -172,11 +172,11 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
 
 
 def _about(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot in the words of a pull that has ended."""
+    """A snapshot in the words of a pull; what it took to bring it here is over."""
     return {
         **snapshot.wish.as_document(),
         "revision": snapshot.revision,
-        "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": 0, "resumed": 0},
+        "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": None, "resumed": None},
         "files": {"total": snapshot.files, "done": snapshot.files},
         "paused": False,
         "rate_bytes_per_second": 0,

@@ -108,6 +108,7 @@ class Pulls:
         self._line = _Line()
         self._changed = threading.Condition()
         self._running: dict[str, Pull] = {}
+        self._at_work: set[Pull] = set()
         self._latest: dict[str, Pull] = {}
         self._closed = False
         self._remembering = threading.Lock()  # of wishes on disk, so that none is forgotten for another
@@ -169,6 +170,11 @@ class Pulls:
     def running(self) -> list[Pull]:
         with self._changed:
             return list(self._running.values())
+
+    def at_work(self) -> list[Pull]:
+        """Those of the running pulls that wait for no turn."""
+        with self._changed:
+            return list(self._at_work)
 
     def known(self) -> list[Pull]:
         """The newest pull of each name."""
@@ -372,12 +378,14 @@ class Pulls:
     def _run(self) -> None:
         while (next_pull := self._next()) is not None:
             self._metrics.pulls_in_progress.inc()
+            self._store.snapshots.changes.mark(next_pull.wish.name)
             try:
                 self._pull(next_pull)
             finally:
                 self._metrics.pulls_in_progress.dec()
                 with self._changed:
                     self._line.ended(next_pull)
+                    self._at_work.discard(next_pull)
                 del next_pull  # with every download it made, which would stay until the thread's next pull
 
     def _next(self) -> Pull | None:
@@ -387,6 +395,7 @@ class Pulls:
             if not self._line:
                 return None
             found = self._line.next()
+            self._at_work.add(found)
             self._metrics.pull_queue_length.set(len(self._line))
             return found
 

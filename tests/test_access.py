@@ -226,10 +226,10 @@ def test_no_secret_is_in_a_log_an_answer_a_metric_or_a_file(
         "hf://org/private": 200,
         "hf://org/damaged": 503,
         "hf://org/expired": 503,
-        "hf://org/absent": 503,
+        "hf://org/absent": 403,
         "s3://secrets/model/": 200,
-        "s3://secrets/absent/": 503,
-        "s3://no-such-bucket/model/": 503,
+        "s3://secrets/absent/": 404,
+        "s3://no-such-bucket/model/": 404,
     }
     for number, (ref, status) in enumerate(expected.items()):
         asked = {"ref": ref, "name": f"m{number}"}

@@ -28,6 +28,7 @@ from tests.ground.node import Node
 from tests.ground.origin import ChangeETag, Origin, Status
 from tests.ground.pod import run_in_pod
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, files_left, said, until
+from tests.test_scrub import flip
 
 PROJECT = Path(__file__).parent.parent
 Nodes = Callable[..., Node]
@@ -171,8 +172,8 @@ def test_a_failure_for_good_has_its_own_status(ground: Ground) -> None:
         assert (answer.document["final"], said(answer, "Retry-After")) == (True, "")
         assert answer.document["error"]["code"] == code
         assert ground.show(name)["final"] is True
-        file = until(lambda name=name: told(ground.node, name))
-        assert (file["state"], file["final"]) == ("failed", True)
+        file = once(ground.node, name, lambda t: t["state"] == "failed")
+        assert file["final"] is True
         assert (file["error"]["status"], file["error"]["code"]) == (status, code)
         assert file["error"]["detail"] == answer.document["error"]["detail"]
         assert file["error"]["error_class"] == answer.document["error_class"]
@@ -342,13 +343,21 @@ def test_an_evicted_model_is_told_as_such(ground: Ground) -> None:
 
 
 def test_a_damaged_model_is_told_as_such_until_it_is_repaired(alone: Alone) -> None:
-    ground = alone()
+    ground = alone(scrub_bytes_per_second=0)
     ground.have("hurt.bin")
     ground.origin.fault("/hurt.bin", Status(500))
-    next((ground.node.root / "models/.trees").glob("*/hurt.bin")).unlink()
+    flip(next((ground.node.root / "models/.trees").glob("*/hurt.bin")), at=1000)
     ground.node.ask("POST", "/v1/models/hurt.bin/verify")
+    ground.node.wait_for("pull ended", name="hurt.bin", state="failed")
     hurt = once(ground.node, "hurt.bin", lambda t: t["state"] == "damaged")
     assert hurt["final"] is False
+    assert ground.node.ready("hurt.bin").document["final"] is False
+    ground.origin.clear()
+    ground.origin.fault("/hurt.bin", Status(404))
+    lost = once(ground.node, "hurt.bin", lambda t: t["final"])
+    assert (lost["state"], lost["error"]["code"]) == ("damaged", "file_not_found")
+    answer = until(lambda: next((a for a in [ground.node.ready("hurt.bin")] if a.document["final"]), None))
+    assert (answer.status, answer.document["state"]) == (404, "damaged")
     ground.origin.clear()
     once(ground.node, "hurt.bin", lambda t: t["state"] == "ready")
 

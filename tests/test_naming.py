@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -20,7 +21,8 @@ from tests.conftest import Engine, wish_of
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin, Status
-from tests.ground.site import PATIENCE_SECONDS, Ground, assert_problem, until
+from tests.ground.site import PATIENCE_SECONDS, Ground, assert_problem, received, send, until
+from tests.test_scrub import flip
 
 MIB = 1 << 20
 Nodes = Callable[..., Node]
@@ -142,9 +144,10 @@ def test_a_pull_that_failed_owns_no_name(ground: Ground) -> None:
 def test_a_damaged_name_is_still_its_model_s(alone: Alone) -> None:
     ground = alone()
     old, new = ground.have("hurt.bin"), ground.add("other.bin", MIB)
-    ground.origin.fault("/hurt.bin", Status(500))
-    next((ground.node.root / "models/.trees").glob("*/hurt.bin")).unlink()
+    ground.origin.fault("/hurt.bin", Status(404))
+    flip(next((ground.node.root / "models/.trees").glob("*/hurt.bin")), at=1000)
     ground.node.ask("POST", "/v1/models/hurt.bin/verify")
+    ground.node.wait_for("pull ended", name="hurt.bin", state="failed")
     until(lambda: ground.show("hurt.bin")["state"] == "damaged")
     refused = ground.node.pull(new, name="hurt.bin")
     assert_problem(refused, 409, "name_taken")
@@ -184,6 +187,23 @@ def test_replace_does_not_wait_for_a_source_that_hangs(ground: Ground) -> None:
     assert ground.node.ready("hanging").document["ref"] == new
 
 
+def test_who_waits_for_a_name_waits_for_what_takes_it(ground: Ground) -> None:
+    new = ground.add("later.bin", MIB)
+    with (
+        ground.held("sooner.bin"),
+        send(ground.node, "GET", "/v1/models/sooner.bin/ready?wait=60") as waiting,
+    ):
+        hold = ground.origin.hold("/later.bin", after=1000)
+        assert ground.node.ask("GET", "/livez").status == 200  # the request before it is being answered
+        ground.node.pull(new, name="sooner.bin", replace=True)
+        assert hold.reached.wait(PATIENCE_SECONDS)
+        ground.node.wait_for("pull ended", name="sooner.bin", code="replaced")
+        hold.release()
+        response = http.client.HTTPResponse(waiting)
+        response.begin()
+        assert received(response).document["ref"] == new
+
+
 def test_what_replaced_a_pull_is_what_the_next_life_goes_on_with(alone: Alone) -> None:
     ground = alone()
     new = ground.add("second.bin")
@@ -205,7 +225,9 @@ def test_replace_by_what_is_ready_stops_the_other_and_asks_no_source(ground: Gro
     assert hold.reached.wait(PATIENCE_SECONDS)
     seen = len(ground.origin.requests)
     assert_problem(ground.node.pull(old, name="stays.bin"), 409, "name_taken")
-    assert ground.node.pull(old, name="stays.bin", replace=True).status == 200
+    back = ground.node.cli("pull", old, "--name", "stays.bin", "--replace", "--wait")
+    assert back.returncode == 0, back.stderr
+    assert ground.show("stays.bin")["pull"] is None
     hold.release()
     ground.node.wait_for("pull ended", name="stays.bin", code="replaced")
     assert ground.node.ready("stays.bin").document["ref"] == old

@@ -73,10 +73,11 @@ async def ready(
     `final` is true.
     """
     check_name(name)
-    running = models.pulls.get(name)
-    if wait and running and not models.snapshots.get(name):
-        with suppress(TimeoutError, CachdError):  # shielded: a client that hangs up ends no pull
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running.done)), wait)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait):
+            while (running := models.pulls.running_for(name)) and not models.snapshots.get(name):
+                with suppress(CachdError):  # shielded: a client that hangs up ends no pull
+                    await asyncio.shield(asyncio.wrap_future(running.done))
     return ready_now(name, models) or problem(_why_not_ready(name, models))
 
 

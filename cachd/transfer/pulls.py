@@ -141,6 +141,9 @@ class Pulls:
             started = None
             if running is None or not self._take_place_of(running) or not is_ready:
                 started = self._admit(wish, priority, replace=replace)
+            else:
+                self._count_hit(wish.name)
+                del self._latest[wish.name]  # the pull that was stopped: what is ready is another's
         if running is not None:
             self._end_replaced(running)
         if started is not None:
@@ -170,6 +173,11 @@ class Pulls:
     def running(self) -> list[Pull]:
         with self._changed:
             return list(self._running.values())
+
+    def running_for(self, name: str) -> Pull | None:
+        """The pull of a name that has not ended."""
+        found = self._latest.get(name)
+        return None if found is None or found.done.done() else found
 
     def at_work(self) -> list[Pull]:
         """Those of the running pulls that wait for no turn."""

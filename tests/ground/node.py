@@ -31,9 +31,11 @@ class Answer:
 
 
 def short_name(ref: str) -> str | None:
-    """What tests call a model: the last part of its ref; None, for the default name, on the Hub."""
+    """What tests call a model: its repository on the Hub, the last part of its ref elsewhere."""
     scheme, _, rest = ref.partition("#")[0].partition("://")
-    return None if scheme == "hf" else rest.rstrip("/").rpartition("/")[2] or None
+    if scheme == "hf":
+        return rest.partition("@")[0].replace("/", "--")
+    return rest.rstrip("/").rpartition("/")[2] or None
 
 
 class Node:

@@ -86,14 +86,14 @@ class StatusFiles:
     def _found(self, models: Models) -> set[str]:
         """The names whose file may have to be corrected; what a write left that was cut off is removed."""
         names = set(models.names())
-        for path in list(self._layout.status.iterdir()):
-            if path.name.startswith("."):
-                durable.unlink(str(path))
-                continue
-            name = path.name.removesuffix(".json")
-            self._told[name] = _said(path)
-            if not self._layout.wish(name).exists():  # else it is to be gone on with, if not by this process
-                names.add(name)
+        for leftover in list(self._layout.status.glob(".*")):
+            durable.unlink(str(leftover))
+        for path in self._layout.status.glob("[!.]*.json"):
+            self._told[path.stem] = _said(path)
+            if not self._layout.wish(
+                path.stem
+            ).exists():  # else the daemon goes on with it, if not this process
+                names.add(path.stem)
         return names
 
     def _tell(self, names: Iterable[str], models: Models) -> None:
@@ -103,7 +103,7 @@ class StatusFiles:
             except OSError as error:
                 self._failed(name, error)
             except Exception:
-                log.exception("a status file was not written, as it should be", name=name)
+                log.exception("a status file failed in a way it should not", name=name)
 
     def _write(self, name: str, document: dict[str, Any] | None) -> None:
         path = self._layout.status_file(name)

@@ -48,7 +48,7 @@ def run(options: Options) -> dict[str, Any]:
         with serving(web) as nginx, daemon(place / "cache", scrub_bytes_per_second=0) as node:
             for name in ("b", "a"):
                 ref = f"{nginx.url}/{name}#sha256={digests[name]}"
-                while node.pull(ref, name=NAME).status != 200:  # 200: this one is ready
+                while node.pull(ref, name=NAME, replace=True).status != 200:  # 200: this one is ready
                     node.ready(NAME, wait=1)
             shown = (node.root / "models" / NAME / "a").resolve()
             rows: dict[str, list[dict[str, float]]] = {}

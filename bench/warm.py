@@ -121,7 +121,7 @@ def second_pulls(bed: Bed, *, quick: bool) -> dict[str, Any]:
     before = len(bed.origin.requests())
     asked = [clocked(lambda: bed.node.pull(bed.small)) for _ in range(QUICK_AGAIN if quick else AGAIN)]
     times = QUICK_AGAIN_BY_COMMAND if quick else AGAIN_BY_COMMAND
-    by_command = [clocked(lambda: bed.node.cli("pull", bed.small)) for _ in range(times)]
+    by_command = [clocked(lambda: bed.node.cli("pull", bed.small, "--name", SMALL)) for _ in range(times)]
     requests = len(bed.origin.requests()) - before
     return {"POST /v1/models": asked, "cachd pull REF": by_command, "requests": requests}
 

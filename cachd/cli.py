@@ -126,6 +126,9 @@ def pull(
     pin: Annotated[bool, typer.Option("--pin", help="refuse to delete it")] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="higher goes first")] = 0,
     refresh: Annotated[bool, typer.Option("--refresh", help="resolve again though it is ready")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="move the name though it is another model's, or pinned")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="return when it is ready")] = False,
     timeout: Timeout = 86400.0,
     direct: Annotated[bool, typer.Option("--direct", help="pull here, with no daemon")] = False,
@@ -150,6 +153,7 @@ def pull(
         "pin": pin,
         "priority": priority,
         "refresh": refresh,
+        "replace": replace,
     }
     if direct:
         from cachd import config
@@ -235,14 +239,19 @@ def unpin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> N
 @app.command(epilog="Example: cachd rm org--model")
 def rm(
     name: str,
-    force: Annotated[bool, typer.Option("--force", help="though it is pinned or in use")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="though it is pinned, in use, or listed in the configuration")
+    ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Cancel a model's pull, unpublish it and free its bytes."""
     document = _ask(server, token_file, lambda client: client.delete(name, force=force))
-    _print(document, output, lambda: print(f"{name}: {decimal(document['freed_bytes'])} freed"))
+    text = f"{name}: {decimal(document['freed_bytes'])} freed"
+    if document["configured"]:
+        text += "; the configuration lists it: it comes back at the next start or change of the file"
+    _print(document, output, lambda: print(text))
 
 
 @app.command(epilog="Example: cachd limit 500MB; cachd limit 200MB --source hf; cachd limit none")
@@ -456,7 +465,7 @@ def _options_here(config_file: Path | None) -> dict[str, Any]:
 
 async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds: float) -> dict[str, Any]:
     document = await client.pull(asked)
-    return await _follow(client, document["name"], seconds, _has_ended_ready) if wait else document
+    return await _follow(client, document["name"], seconds, _Pulled(document)) if wait else document
 
 
 async def _ready_there(client: Client, name: str) -> dict[str, Any]:
@@ -502,44 +511,64 @@ async def _until_ended(client: Client, name: str, what: str, begun: Mapping[str,
     return told
 
 
-def _has_ended_ready(model: Mapping[str, Any]) -> bool:
-    """For who asked for this pull: an older model under the same name is not what was asked for."""
-    return model["pull"] is None or model["pull"]["state"] == "ready"
+class _Pulled:
+    """For who asked for a pull: done when that very one is. Another model under its name is not that."""
+
+    def __init__(self, begun: Mapping[str, Any]) -> None:
+        self._asked = _asked_of(begun["pull"])
+
+    def __call__(self, model: Mapping[str, Any]) -> bool:
+        """Raises what the pull failed with, or that another took its place."""
+        pull = model["pull"]
+        if pull is None:
+            return True
+        if self._asked and _asked_of(pull) != self._asked:
+            raise errors.Cancelled(
+                f"{model['name']}: the pull was replaced by one of {pull['ref']}", code="replaced"
+            )
+        if pull["state"] in ("failed", "cancelled"):
+            raise error_of(pull["error"])
+        return bool(pull["state"] == "ready")
+
+
+def _asked_of(pull: Mapping[str, Any] | None) -> list[Any]:
+    return [pull[key] for key in ("ref", "include", "exclude")] if pull else []
 
 
 def _is_ready(model: Mapping[str, Any]) -> bool:
-    """For who asked for the name: whichever model it leads to."""
+    """For who waits for the name: whichever model it leads to. Raises what makes waiting vain."""
+    if model["final"]:
+        raise error_of(model["pull"]["error"])
     return bool(model["state"] == "ready")
 
 
 async def _follow(
     client: Client, name: str, seconds: float, is_done: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Show the progress of a model until it is done. Raises what its pull failed with, or WaitTimeout."""
+    """Show the progress of a model until it is done. Raises what `is_done` raises, or WaitTimeout."""
     deadline = time.monotonic() + seconds
     with terminal.progress_bar(name) as update:
         while True:
             model = await client.model(name)
             if is_done(model):
                 return model
-            pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}}
+            pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}, "error": None}
             moved = pull["bytes"]
             update(pull["state"], moved["done"], moved["total"])
-            if pull["state"] in ("failed", "cancelled"):
-                raise error_of(pull["error"])
             left = deadline - time.monotonic()
             if left <= 0:
+                why = f" ({pull['error']['detail']})" if pull["error"] else ""
                 raise errors.WaitTimeout(
                     f"{name} is {pull['state']} after {seconds:.0f} s:"
-                    f" {moved['done']} of {moved['total']} bytes",
+                    f" {moved['done']} of {moved['total']} bytes{why}",
                     mend="wait longer (--timeout); the pull goes on",
                 )
             await _pause(client, model, min(_POLL_SECONDS, left))
 
 
 async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> None:
-    """Until the model is ready, or for `seconds`, so that the end of a pull is seen at once."""
-    if model["state"] == "ready":
+    """For `seconds`, or until a running pull has ended."""
+    if model["state"] in ("ready", "failed", "cancelled", "damaged"):
         await asyncio.sleep(seconds)
         return
     with suppress(CachdError):  # the next document says why it is not ready

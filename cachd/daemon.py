@@ -21,6 +21,7 @@ import structlog
 
 from cachd import __version__, files
 from cachd.api.documents import Models
+from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Unavailable
@@ -65,6 +66,7 @@ class Parts:
     sweeps: Sweeps
     scrubs: Scrubs
     warms: Warms
+    status: StatusFiles
 
 
 @contextmanager
@@ -93,6 +95,8 @@ def assembled(config: Config) -> Iterator[Parts]:
         )
         stack.callback(reclaim.close)
         reclaim.keep([model.wish.name for model in config.models])
+        status = StatusFiles(store.layout, store.snapshots.changes)
+        stack.callback(status.close)  # after the pulls have ended
         bandwidth = Bandwidth(config.limits, metrics)
         streams = Streams(config.streams, changed=metrics.streams.set)
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
@@ -119,7 +123,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         stack.callback(scrubs.close)
         warms = Warms(store, metrics)
         stack.callback(warms.close)
-        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms)
+        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -195,12 +199,14 @@ def serve(loaded: Loaded) -> None:
             sweeps=parts.sweeps,
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
+            status=parts.status,
             required=prewarm.required,
             options=watched.as_document,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
         parts.pulls.resume()
+        parts.status.start(models)
         prewarm.start()
         parts.sweeps.start()
         parts.scrubs.start()

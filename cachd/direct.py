@@ -33,7 +33,9 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     wish = request.wish()
     deadline = time.monotonic() + seconds
     with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
-        running = parts.pulls.start(wish, refresh=request.refresh)
+        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
+        parts.status.start(models)
+        running = parts.pulls.start(wish, refresh=request.refresh, replace=request.replace)
         while running and not running.done.done():
             progress = running.progress
             update(progress.state, progress.done, progress.total)
@@ -47,4 +49,4 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
             raise running.error
         if request.pin:
             parts.store.snapshots.pin(wish.name)
-        return Models(parts.store, parts.pulls, parts.scrubs, parts.warms).describe(wish.name)
+        return models.describe(wish.name)

@@ -18,7 +18,7 @@ from cachd.daemon import Parts, assembled
 from cachd.model import Digest, Snapshot, Wish
 from tests.ground.hub import Hub
 from tests.ground.needs import require
-from tests.ground.node import Node
+from tests.ground.node import Node, short_name
 from tests.ground.origin import Origin
 from tests.ground.report import Reporter
 from tests.ground.s3 import S3Server
@@ -102,7 +102,8 @@ class Engine:
 
 
 def wish_of(ref: str, *, name: str | None = None, **patterns: tuple[str, ...]) -> Wish:
-    return Wish.asked(ref, name, **patterns)
+    """A wish under a short name where the test gives none."""
+    return Wish.asked(ref, name or short_name(ref), **patterns)
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
             assert call["description"], f"{method} {path} says what it does"
             assert "application/problem+json" in call["responses"]["4XX"]["content"]
     body = document["components"]["schemas"]["Asked"]["properties"]
-    assert set(body) == {"ref", "name", "include", "exclude", "pin", "priority", "refresh"}
+    assert set(body) == {"ref", "name", "include", "exclude", "pin", "priority", "refresh", "replace"}
     assert ground.node.ask("GET", "/docs").status == 200
 
 
@@ -236,12 +236,12 @@ def test_no_secret_is_in_a_log_an_answer_a_metric_or_a_file(
     said = []
     expected = {
         "hf://org/private": 200,
-        "hf://org/damaged": 503,
-        "hf://org/expired": 503,
-        "hf://org/absent": 503,
+        "hf://org/damaged": 502,
+        "hf://org/expired": 403,
+        "hf://org/absent": 404,
         "s3://secrets/model/": 200,
-        "s3://secrets/absent/": 503,
-        "s3://no-such-bucket/model/": 503,
+        "s3://secrets/absent/": 404,
+        "s3://no-such-bucket/model/": 404,
     }
     for number, (ref, status) in enumerate(expected.items()):
         asked = {"ref": ref, "name": f"m{number}"}

@@ -95,7 +95,7 @@ def test_another_ref_is_refused_while_its_name_is_being_pulled(ground: Ground) -
     other = ground.add("other.bin")
     with ground.held("busy.bin"):
         refused = ground.node.pull(other, name="busy.bin")
-        assert_problem(refused, 409, "name_busy")
+        assert_problem(refused, 409, "name_taken")
         assert f"{ground.origin.url}/busy.bin" in refused.document["detail"]
     assert ground.node.ready("busy.bin").document["ref"] == f"{ground.origin.url}/busy.bin"
 
@@ -103,7 +103,7 @@ def test_another_ref_is_refused_while_its_name_is_being_pulled(ground: Ground) -
 def test_a_refused_request_pins_nothing(ground: Ground) -> None:
     other = ground.add("other.bin")
     with ground.held("unpinned.bin"):
-        assert_problem(ground.node.pull(other, name="unpinned.bin", pin=True), 409, "name_busy")
+        assert_problem(ground.node.pull(other, name="unpinned.bin", pin=True), 409, "name_taken")
         assert ground.show("unpinned.bin")["pinned"] is False
     assert ground.node.ready("unpinned.bin").status == 200
 
@@ -112,7 +112,7 @@ def test_a_name_moves_to_another_ref_only_when_that_is_ready(ground: Ground) -> 
     old, node = ground.have("blue.bin"), ground.node
     new = ground.add("green.bin")
     hold = ground.origin.hold("/green.bin", after=MIB)
-    assert node.pull(new, name="blue.bin").status == 202
+    assert node.pull(new, name="blue.bin", replace=True).status == 202
     assert hold.reached.wait(PATIENCE_SECONDS)
     shown = ground.show("blue.bin")
     assert (shown["state"], shown["ready"]["ref"], shown["pull"]["ref"]) == ("ready", old, new)
@@ -126,7 +126,7 @@ def test_a_name_moves_to_another_ref_only_when_that_is_ready(ground: Ground) -> 
 def test_a_client_that_hangs_up_cancels_nothing(ground: Ground) -> None:
     ref, node = ground.add("hangup.bin"), ground.node
     hold = ground.origin.hold("/hangup.bin", after=MIB)
-    hang_up(node, "POST", "/v1/models", json.dumps({"ref": ref}).encode())
+    hang_up(node, "POST", "/v1/models", json.dumps({"ref": ref, "name": "hangup.bin"}).encode())
     assert hold.reached.wait(PATIENCE_SECONDS)
     for _ in range(3):
         hang_up(node, "GET", "/v1/models/hangup.bin/ready?wait=60")
@@ -248,8 +248,8 @@ def test_a_failed_pull_is_told_with_its_code_and_asked_again_by_the_next_request
     ref, node = f"{ground.origin.url}/late.bin", ground.node
     assert node.pull(ref).status == 202
     failed = node.ready("late.bin")
-    assert_problem(failed, 503, "file_not_found")
-    assert failed.document["state"] == "failed"
+    assert_problem(failed, 404, "file_not_found")
+    assert (failed.document["state"], failed.document["final"]) == ("failed", True)
     assert failed.document["error"]["error_class"] == "NotFound"
     shown = ground.show("late.bin")
     assert (shown["state"], shown["pull"]["error"]["code"]) == ("failed", "file_not_found")
@@ -388,7 +388,12 @@ def test_capacity_is_what_the_file_system_says(alone: Callable[..., Ground]) -> 
 def test_readyz_waits_for_required_models_only_when_asked(origin: Origin, node: Nodes) -> None:
     needed, optional = origin.add("/needed.bin", noise(MIB)), origin.add("/optional.bin", noise(MIB))
     holds = [origin.hold(f"/{name}.bin", after=1000) for name in ("needed", "optional")]
-    running = node(models=[{"ref": needed, "required": True, "pin": True}, {"ref": optional}])
+    running = node(
+        models=[
+            {"ref": needed, "name": "needed.bin", "required": True, "pin": True},
+            {"ref": optional, "name": "optional.bin"},
+        ]
+    )
     assert running.ask("GET", "/livez").status == 200
     assert running.ask("GET", "/readyz").status == 200
     absent = running.ask("GET", "/readyz?set=required")
@@ -399,7 +404,7 @@ def test_readyz_waits_for_required_models_only_when_asked(origin: Origin, node: 
     assert running.ready("needed.bin").status == 200
     assert running.ask("GET", "/readyz?set=required").status == 200
     assert_problem(running.ready("optional.bin", wait=0), 503, "not_ready")
-    assert_problem(running.ask("DELETE", "/v1/models/needed.bin"), 409, "pinned")
+    assert_problem(running.ask("DELETE", "/v1/models/needed.bin"), 409, "configured")
 
 
 INVALID_FILES = {
@@ -414,12 +419,13 @@ def test_an_invalid_file_is_warned_of_and_the_next_valid_one_is_taken_over(
     origin: Origin, node: Nodes, content: str
 ) -> None:
     before, after = origin.add("/before.bin", noise(1000)), origin.add("/after.bin", noise(1000))
-    running = node(models=[{"ref": before, "required": True}])
+    running = node(models=[{"ref": before, "name": "before.bin", "required": True}])
     assert running.ready("before.bin").status == 200
     running.config.write_text(content)
     running.wait_for("configuration file not taken over", level="warning")
     assert running.ask("GET", "/readyz?set=required").status == 200
-    running.configure(**{**running.options, "models": [{"ref": after, "required": True}]})
+    listed = {"ref": after, "name": "after.bin", "required": True}
+    running.configure(**{**running.options, "models": [listed]})
     assert running.wait_for("published", name="after.bin")
     assert running.ready("before.bin", wait=0).status == 200, "what is no longer listed stays"
 
@@ -427,7 +433,7 @@ def test_an_invalid_file_is_warned_of_and_the_next_valid_one_is_taken_over(
 def test_prewarm_asks_again_until_the_origin_has_recovered(origin: Origin, node: Nodes) -> None:
     ref = origin.add("/flaky.bin", noise(MIB))
     origin.fault("/flaky.bin", Status(500))
-    running = node(retries=0, models=[{"ref": ref}])
+    running = node(retries=0, models=[{"ref": ref, "name": "flaky.bin"}])
     running.wait_for("pull ended", name="flaky.bin", code="origin_failed")
     until(lambda: running.ask("GET", "/v1/models/flaky.bin").document["state"] == "failed")  # between tries
     origin.clear()

@@ -586,7 +586,7 @@ def test_what_nobody_used_for_long_goes_by_itself(disk: Disks, engine: Engines, 
 
 def test_what_the_configuration_lists_is_not_evicted(disk: Disks, engine: Engines, origin: Origin) -> None:
     ref = origin.add("/listed", noise(8 * MIB))
-    store = Store(engine(root=disk(40 * MIB), models=[{"ref": ref}]), origin)
+    store = Store(engine(root=disk(40 * MIB), models=[{"ref": ref, "name": "listed"}]), origin)
     store.engine.pull(ref)
     store.age("listed", 10_000)
     for name in "abc":

@@ -40,7 +40,7 @@ Ended = subprocess.CompletedProcess[str]
 def test_pull_returns_at_once_and_prints_where_the_model_will_be(ground: Ground) -> None:
     ref = ground.add("soon.bin")
     hold = ground.origin.hold("/soon.bin", after=MIB)
-    ended = ground.node.cli("pull", ref)
+    ended = ground.node.cli("pull", ref, "--name", "soon.bin")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{ground.node.root}/models/soon.bin\n", "")
     assert not (ground.node.root / "models/soon.bin").exists()
     hold.release()
@@ -48,12 +48,12 @@ def test_pull_returns_at_once_and_prints_where_the_model_will_be(ground: Ground)
 
 
 def test_pull_wait_prints_the_path_last_and_draws_nothing_in_a_pipe(ground: Ground) -> None:
-    ended = ground.node.cli("pull", ground.add("now.bin"), "--wait")
+    ended = ground.node.cli("pull", ground.add("now.bin"), "--name", "now.bin", "--wait")
     assert (ended.returncode, ended.stderr) == (0, "")
     path = Path(ended.stdout.splitlines()[-1])
     assert path == ground.node.root / "models/now.bin/now.bin"
     assert path.read_bytes() == noise(6 * MIB, len("now.bin"))
-    again = ground.node.cli("pull", f"{ground.origin.url}/now.bin", "--wait")
+    again = ground.node.cli("pull", f"{ground.origin.url}/now.bin", "--name", "now.bin", "--wait")
     assert (again.returncode, again.stdout, again.stderr) == (0, ended.stdout, "")
 
 
@@ -92,7 +92,7 @@ def test_a_wait_that_takes_too_long_is_4_and_the_pull_goes_on(ground: Ground) ->
 def test_an_interrupted_wait_is_130_and_the_pull_goes_on(ground: Ground) -> None:
     ref = ground.add("interrupted.bin")
     hold = ground.origin.hold("/interrupted.bin", after=MIB)
-    with started(ground.node, "pull", ref, "--wait") as waiting:
+    with started(ground.node, "pull", ref, "--name", "interrupted.bin", "--wait") as waiting:
         assert hold.reached.wait(PATIENCE_SECONDS)
         waiting.send_signal(signal.SIGINT)
         stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
@@ -105,7 +105,8 @@ def test_an_interrupted_wait_is_130_and_the_pull_goes_on(ground: Ground) -> None
 def test_a_failed_pull_of_a_name_that_is_ready_is_no_success(ground: Ground) -> None:
     """The name still leads to the old model: a script that goes on would serve the wrong one."""
     ground.have("swap.bin")
-    ended = ground.node.cli("pull", f"{ground.origin.url}/nothing.bin", "--name", "swap.bin", "--wait")
+    words = ("--name", "swap.bin", "--replace", "--wait")
+    ended = ground.node.cli("pull", f"{ground.origin.url}/nothing.bin", *words)
     assert_failed(ended, 3, "file_not_found")
     assert ground.node.ready("swap.bin").document["ref"] == f"{ground.origin.url}/swap.bin"
 
@@ -115,7 +116,8 @@ def test_waiting_for_the_successor_of_a_ready_model_does_not_keep_the_daemon_bus
     successor = ground.add("successor-2.bin")
     hold = ground.origin.hold("/successor-2.bin", after=MIB)
     before = requests_answered(ground.node)
-    ended = ground.node.cli("pull", successor, "--name", "successor.bin", "--wait", "--timeout", "1")
+    words = ("--name", "successor.bin", "--replace", "--wait", "--timeout", "1")
+    ended = ground.node.cli("pull", successor, *words)
     assert_failed(ended, 4, "wait_timeout")
     asked = requests_answered(ground.node) - before
     hold.release()
@@ -170,7 +172,8 @@ def test_name_is_the_name_alone(ground: Ground) -> None:
     ref = ground.have("name.bin")
     listed = [model["name"] for model in ground.node.ask("GET", "/v1/models").document["models"]]
     assert ground.node.cli("ls", "-o", "name").stdout.splitlines() == listed
-    for words in (("pull", ref), ("wait", "name.bin"), ("show", "name.bin"), ("rm", "name.bin")):
+    pulled = ("pull", ref, "--name", "name.bin")
+    for words in (pulled, ("wait", "name.bin"), ("show", "name.bin"), ("rm", "name.bin")):
         assert ground.node.cli(*words, "-o", "name").stdout == "name.bin\n", words
 
 
@@ -322,11 +325,12 @@ def test_a_write_without_the_token_is_5_and_with_it_is_done(
     token.write_text("canary-bearer\n")
     running = node(token_file=str(token))
     ref = origin.add("/it.bin", noise(1000))
-    refused = running.cli("pull", ref)
+    named = ("pull", ref, "--name", "it.bin")
+    refused = running.cli(*named)
     assert_failed(refused, 5, "unauthorized")
-    assert_failed(running.cli("pull", ref, CACHD_TOKEN="wrong"), 5, "unauthorized")
+    assert_failed(running.cli(*named, CACHD_TOKEN="wrong"), 5, "unauthorized")
     assert running.cli("ls", "-o", "name").stdout == ""
-    assert running.cli("pull", ref, "--wait", "--token-file", str(token)).returncode == 0
+    assert running.cli(*named, "--wait", "--token-file", str(token)).returncode == 0
     assert running.cli("pin", "it.bin", CACHD_TOKEN_FILE=str(token)).returncode == 0
     assert running.cli("unpin", "it.bin", CACHD_TOKEN="canary-bearer").returncode == 0
     assert_failed(running.cli("rm", "it.bin", "--token-file", str(tmp_path / "nothing")), 2, "bad_secret")
@@ -334,7 +338,7 @@ def test_a_write_without_the_token_is_5_and_with_it_is_done(
 
 
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(origin: Origin, node: Nodes) -> None:
-    running = node(models=[{"ref": f"{origin.url}/later.bin", "required": True}])
+    running = node(models=[{"ref": f"{origin.url}/later.bin", "name": "later.bin", "required": True}])
     running.wait_for("pull ended", name="later.bin", state="failed")
     sick = running.cli("doctor")
     assert (sick.returncode, sick.stderr) == (1, "")
@@ -356,12 +360,12 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(origin: Origin, node: Nod
 
 def test_a_direct_pull_needs_no_daemon(origin: Origin, root: Path) -> None:
     ref = origin.add("/it.bin", noise(6 * MIB))
-    ended = direct(ref, root)
+    ended = direct(ref, root, "--name", "it.bin")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{root}/models/it.bin/it.bin\n", "")
     assert (root / "models/it.bin/it.bin").read_bytes() == noise(6 * MIB)
     assert json.loads((root / "ready/it.bin.json").read_text())["ref"] == ref
     origin.forget()
-    again = direct(ref, root, "-o", "json")
+    again = direct(ref, root, "--name", "it.bin", "-o", "json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["state"] == "ready"
     assert origin.requests == []
@@ -402,7 +406,8 @@ def test_a_killed_direct_pull_fetches_again_only_what_its_journal_lacks(
         return True
 
     origin.fault("/big.bin", Stall(at=MIB), when=is_beyond_the_first_part)
-    command = [*CACHD, "pull", ref, "--direct", "--root", str(root), "--config", str(options)]
+    command = [*CACHD, "pull", ref, "--name", "big.bin", "--direct", "--root", str(root)]
+    command += ["--config", str(options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as killed:
         assert second_part.wait(PATIENCE_SECONDS)
         killed.kill()
@@ -412,7 +417,7 @@ def test_a_killed_direct_pull_fetches_again_only_what_its_journal_lacks(
     assert list((root / "ready").iterdir()) == []
     origin.clear()
     origin.forget()
-    ended = direct(ref, root, "--config", str(options))
+    ended = direct(ref, root, "--config", str(options), "--name", "big.bin")
     assert ended.returncode == 0, ended.stderr
     asked = [seen.extent for seen in origin.requests if seen.extent]
     assert min(start for start, _ in asked) == kept[0][1]

@@ -17,7 +17,7 @@ async def test_three_hundred_waiting_pods_are_answered_when_the_model_is_ready(g
     ref = ground.add("waited.bin")
     hold = ground.origin.hold("/waited.bin", after=MIB)
     async with Client(ground.node.url) as client:
-        await client.pull({"ref": ref})
+        await client.pull({"ref": ref, "name": "waited.bin"})
         waiting = [asyncio.create_task(client.ready("waited.bin", wait=60)) for _ in range(300)]
         assert await client.get("/livez") == {"status": "alive"}
         hold.release()
@@ -28,18 +28,19 @@ async def test_three_hundred_waiting_pods_are_answered_when_the_model_is_ready(g
 
 async def test_probes_are_answered_while_pulls_saturate_the_node(ground: Ground) -> None:
     """No probe waits for a pull: each is answered while all the pulls still run."""
-    refs = [ground.add(f"busy-{number}.bin", 24 * MIB) for number in range(4)]
+    names = [f"busy-{number}.bin" for number in range(4)]
+    asked = [{"ref": ground.add(name, 24 * MIB), "name": name} for name in names]
     ground.origin.rate = 4_000_000
     try:
         async with Client(ground.node.url) as client:
-            await asyncio.gather(*(client.pull({"ref": ref}) for ref in refs))
+            await asyncio.gather(*map(client.pull, asked))
             for _ in range(50):
                 assert await client.get("/livez") == {"status": "alive"}
                 with pytest.raises(Unavailable):
                     await client.ready("busy-0.bin", wait=0)
-            pulls = [(await client.model(f"busy-{number}.bin"))["pull"]["state"] for number in range(4)]
+            pulls = [(await client.model(name))["pull"]["state"] for name in names]
             assert "ready" not in pulls
-            await asyncio.gather(*(client.delete(f"busy-{number}.bin", force=True) for number in range(4)))
+            await asyncio.gather(*(client.delete(name, force=True) for name in names))
     finally:
         ground.origin.rate = None
 

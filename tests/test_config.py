@@ -268,7 +268,7 @@ def test_beyond_loopback_writes_need_a_token_or_the_operators_word(listen: str, 
 # --- models ---
 
 LISTED = [
-    {"ref": "hf://org/model@main", "required": True, "exclude": ["*.bin"]},
+    {"ref": "hf://org/model@main", "required": True},
     {"ref": "s3://bucket/llama/", "name": "mine", "pin": True, "priority": 5, "include": ["*.safetensors"]},
 ]
 
@@ -276,7 +276,7 @@ LISTED = [
 def test_models_are_wishes_with_what_goes_with_them(file: Path) -> None:
     models = load(config=written(file, models=LISTED)).models
     assert [model.wish for model in models] == [
-        Wish(Ref.parse("hf://org/model@main"), "org--model", (), ("*.bin",)),
+        Wish(Ref.parse("hf://org/model@main"), "org--model"),
         Wish(Ref.parse("s3://bucket/llama/"), "mine", ("*.safetensors",), ()),
     ]
     assert [(m.required, m.pin, m.priority) for m in models] == [(True, False, 0), (False, True, 5)]
@@ -293,7 +293,6 @@ WRONG_MODELS = {
     "no scheme": ({"ref": "org/model"}, "org/model"),
     "climbing": ({"ref": "hf://org/model@../x"}, "../x"),
     "a wrong name": ({"ref": "hf://org/model", "name": "../x"}, "../x"),
-    "no default name": ({"ref": "https://host/a%20b"}, "https://host/a%20b"),
     "priority": ({"ref": "hf://org/model", "priority": 101}, "priority"),
     "a list in a list": ({"ref": "hf://org/model", "include": [["*.bin"]]}, "include"),
 }
@@ -305,6 +304,13 @@ def test_a_wrong_model_is_refused_and_named(file: Path, model: dict[str, object]
         load(config=written(file, models=[LISTED[0], model]))
     assert isinstance(refusal.value, Invalid)
     assert named in str(refusal.value)
+
+
+def test_models_of_one_last_part_need_no_names(file: Path) -> None:
+    refs = ["file:///x/llama/main/", "file:///x/qwen/main/", "s3://one/v1/", "s3://two/v1/"]
+    quantised = [{"ref": "hf://org/model", "include": [f"*{name}*"]} for name in ("Q4", "Q5")]
+    models = load(config=written(file, models=[*({"ref": ref} for ref in refs), *quantised])).models
+    assert len({model.wish.name for model in models}) == len(models)
 
 
 def test_two_models_of_one_name_are_refused(file: Path) -> None:

@@ -111,11 +111,13 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             sweeps=parts.sweeps,
             scrubs=parts.scrubs,
             reclaim=parts.reclaim,
+            status=parts.status,
             required=list,
             options=dict,
             token_file=None,
             allowed_hosts=(),
         )
+        parts.status.start(models)
         started = parts.pulls.start(wish_of("hf://org/model"))
         assert started is not None
         started.done.result(60)

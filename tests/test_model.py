@@ -27,6 +27,7 @@ from cachd.model import (
     quoted,
     snapshot_of,
 )
+from cachd.model.default_name import default_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "00ff" * 16
@@ -83,29 +84,88 @@ ACCEPTED = {
     "hf://org/model@v1.0+cu12": ("hf://org/model", "v1.0+cu12", "org--model"),
     f"hf://org/model@{COMMIT}": ("hf://org/model", COMMIT, "org--model"),
     "hf://Qwen/Qwen2.5-0.5B_x": ("hf://Qwen/Qwen2.5-0.5B_x", None, "Qwen--Qwen2.5-0.5B_x"),
-    "s3://bucket/llama/": ("s3://bucket/llama/", None, "llama"),
-    "s3://bucket/llama": ("s3://bucket/llama", None, "llama"),
-    "s3://my.bucket-1/a/b c?#%+é/": ("s3://my.bucket-1/a/b c?#%+é/", None, None),
-    "https://host/dir/": ("https://host/dir/", None, "dir"),
-    "https://HOST:8443/model.bin": ("https://host:8443/model.bin", None, "model.bin"),
-    "http://[::1]:80/model.bin": ("http://[::1]:80/model.bin", None, "model.bin"),
-    "https://host/%7Euser/model%20one.bin": ("https://host/%7Euser/model%20one.bin", None, None),
-    "file:///mnt/share/llama": ("file:///mnt/share/llama", None, "llama"),
-    "file:///mnt/share/llama/": ("file:///mnt/share/llama/", None, "llama"),
+    "s3://bucket/llama/": ("s3://bucket/llama/", None, "bucket--llama"),
+    "s3://bucket/llama": ("s3://bucket/llama", None, "bucket--llama"),
+    "s3://my.bucket-1/a/b c?#%+é/": ("s3://my.bucket-1/a/b c?#%+é/", None, "my.bucket-1--a--b-c-HASH"),
+    "https://host/dir/": ("https://host/dir/", None, "host--dir"),
+    "https://HOST:8443/model.bin": ("https://host:8443/model.bin", None, "host-8443--model.bin"),
+    "http://[::1]:80/model.bin": ("http://[::1]:80/model.bin", None, "1-80--model.bin-HASH"),
+    "https://host/%7Euser/model%20one.bin": (
+        "https://host/%7Euser/model%20one.bin",
+        None,
+        "host--user--model-one.bin-HASH",
+    ),
+    "file:///mnt/share/llama": ("file:///mnt/share/llama", None, "mnt--share--llama"),
+    "file:///mnt/share/llama/": ("file:///mnt/share/llama/", None, "mnt--share--llama"),
 }
 
 
 @pytest.mark.parametrize(("text", "told"), ACCEPTED.items(), ids=ACCEPTED.keys())
-def test_a_ref_has_a_base_a_revision_and_a_default_name(
-    text: str, told: tuple[str, str | None, str | None]
-) -> None:
+def test_a_ref_has_a_base_a_revision_and_a_default_name(text: str, told: tuple[str, str | None, str]) -> None:
     ref = Ref.parse(text)
     base, revision, name = told
     assert (ref.base, ref.revision) == (base, revision)
-    if name is None:
-        assert code_of(lambda: ref.default_name) == "bad_name"
-    else:
-        assert ref.default_name == name
+    assert HASH.sub("-HASH", default_name(ref)) == name
+
+
+HASH = re.compile(r"-[0-9a-f]{8}$")
+SAME_ENDS = [
+    ("file:///x/llama/main/", "file:///x/qwen/main/"),
+    ("s3://one/v1/", "s3://two/v1/"),
+    ("https://a/m.gguf", "https://b/m.gguf"),
+    ("https://host:1/m.gguf", "https://host:2/m.gguf"),
+    ("s3://bucket/a--b/c", "s3://bucket/a/b--c"),
+    ("s3://bucket/a-/b", "s3://bucket/a/-b"),
+    ("s3://bucket/é/m", "s3://bucket/è/m"),
+    ("https://host/a%20b", "https://host/a-b"),
+    ("file:///a..b/m", "file:///a.b/m"),
+    ("file:///_m/x", "file:///m/x"),
+    (f"s3://bucket/{'a' * 100}/m", f"s3://bucket/{'a' * 101}/m"),
+    (f"s3://bucket/one/{'a' * 90}", f"s3://bucket/two/{'a' * 90}"),
+]
+
+
+@pytest.mark.parametrize("refs", SAME_ENDS, ids=[" ".join(pair)[:60] for pair in SAME_ENDS])
+def test_two_refs_have_two_default_names(refs: tuple[str, str]) -> None:
+    names = {default_name(Ref.parse(ref)) for ref in refs}
+    assert len(names) == 2
+    assert {check_name(name) for name in names} == names
+
+
+PATTERNS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "none": ((), (), "org--model"),
+    "one file": (("m-Q4.gguf",), (), "org--model--m-Q4.gguf"),
+    "one file below": (("Q4/m.gguf",), (), "org--model--Q4--m.gguf"),
+    "a directory": (("Q4/",), (), "org--model-HASH"),
+    "a wildcard": (("*Q4*",), (), "org--model-HASH"),
+    "two files": (("a", "b"), (), "org--model-HASH"),
+    "one left out": ((), ("a",), "org--model-HASH"),
+    "an odd file": (("é.gguf",), (), "org--model--.gguf-HASH"),
+    "a file that climbs": (("../x",), (), "org--model--.--x-HASH"),
+}
+
+
+@pytest.mark.parametrize(("include", "exclude", "name"), PATTERNS.values(), ids=PATTERNS.keys())
+def test_patterns_are_part_of_the_default_name(
+    include: tuple[str, ...], exclude: tuple[str, ...], name: str
+) -> None:
+    found = default_name(Ref.parse("hf://org/model"), include, exclude)
+    assert HASH.sub("-HASH", found) == name
+    assert default_name(Ref.parse("hf://org/model@v2"), include, exclude) == found, "whatever the revision"
+    assert default_name(Ref.parse("hf://org/model"), include[::-1], exclude) == found
+
+
+def test_other_patterns_of_one_model_have_another_default_name() -> None:
+    asked = [
+        ((), ()),
+        (("*",), ()),
+        ((), ("*",)),
+        (("*Q4*",), ()),
+        (("*Q5*",), ()),
+        (("a",), ()),
+        (("a", "b"), ()),
+    ]
+    assert len({default_name(Ref.parse("hf://org/model"), *patterns) for patterns in asked}) == len(asked)
 
 
 def test_only_a_whole_commit_pins_a_ref() -> None:
@@ -364,10 +424,7 @@ def test_no_hostile_ref_passes(text: str) -> None:
         assert posixpath.normpath(f"/top/{decoded}") == f"/top/{decoded}"
         assert "@" not in ref.location.partition("/")[0]
         assert "\0" not in decoded
-    try:
-        name = ref.default_name
-    except Invalid:
-        return
+    name = default_name(ref)
     assert check_name(name) == name
 
 

@@ -63,7 +63,7 @@ def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tm
             node.pull(f"hf://{REPO}", **asked)
             node.ready(asked.get("name", REPO.replace("/", "--")))
     if "rollback" in command:
-        node.cli("pull", f"hf://{REPO}", "--name", "qwen", "--exclude", "*.json", "--wait")
+        node.cli("pull", f"hf://{REPO}", "--name", "qwen", "--exclude", "*.json", "--replace", "--wait")
     root = tmp_path / "cachd"
     if "--root" in command:
         root.mkdir(mode=0o755)

@@ -119,7 +119,7 @@ def test_a_pull_that_has_not_said_what_it_needs_keeps_everything(quiet: Ground) 
     assert left["blob"].exists()
     assert left["ingest"].exists()
     hold.release()
-    assert_problem(ground.node.ready("models"), 503, "bad_sums")
+    assert_problem(ground.node.ready("models"), 400, "bad_sums")
     assert sweep(ground.node, everything=True) == {"blob": 64 << 10, "ingest": 64 << 10}
 
 
@@ -128,7 +128,7 @@ def test_what_a_failed_pull_left_goes_with_a_sweep_of_everything(quiet: Ground) 
     ref = ground.add("gone.bin", 24 * MIB)
     ground.origin.fault("/gone.bin", Status(404), when=lambda seen: (seen.extent or (0, 0))[0] >= 16 * MIB)
     ground.node.pull(ref)
-    assert_problem(ground.node.ready("gone.bin"), 503, "file_not_found")
+    assert_problem(ground.node.ready("gone.bin"), 404, "file_not_found")
     assert list((ground.node.root / ".cachd/ingest").iterdir())
     assert sweep(ground.node, everything=True)["ingest"] > 0
     assert list((ground.node.root / ".cachd/ingest").iterdir()) == []

@@ -19,6 +19,7 @@ from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
+from cachd.api.status import StatusFiles
 from cachd.metrics import Metrics
 from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
@@ -37,6 +38,7 @@ def create_app(
     sweeps: Sweeps,
     scrubs: Scrubs,
     reclaim: Reclaim,
+    status: StatusFiles,
     required: Callable[[], Collection[str]],
     options: Callable[[], dict[str, object]],
     token_file: Path | None,
@@ -65,6 +67,7 @@ def create_app(
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
+    app.state.status = status
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
     app.state.write_token = token = WriteToken(token_file)
     app.include_router(model_routes.router)

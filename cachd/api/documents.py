@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cachd.api.outcomes import outcome_of
 from cachd.errors import CachdError, NotFound
 from cachd.fields import Bytes, Rate, Seconds
 from cachd.model import (
@@ -48,6 +49,9 @@ class Asked(BaseModel):
     pin: bool = Field(False, description="refuse to delete it until unpinned")
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
     refresh: bool = Field(False, description="resolve the ref again though it is ready")
+    replace: bool = Field(
+        False, description="move the name though it is another model's, or pinned; stop what is pulled there"
+    )
 
     def wish(self) -> Wish:
         """Raises Invalid."""
@@ -197,6 +201,16 @@ class Models:
             return "damaged"
         return pull.progress.state if pull else "unknown"
 
+    def failure(self, name: str) -> CachdError | None:
+        """Why the newest pull of a name that is not ready ended without it; None while one runs."""
+        pull = self.pulls.get(name)
+        return None if pull is None or self.snapshots.get(name) else pull.error
+
+    def is_final(self, name: str) -> bool:
+        """Whether waiting for a name is in vain: its pull has failed, and would fail again."""
+        failure = self.failure(name)
+        return failure is not None and outcome_of(failure).is_final
+
     def counted(self) -> Mapping[str, int]:
         """How many models are in which state."""
         counts: dict[str, int] = {}
@@ -218,6 +232,7 @@ class Models:
         return {
             "name": name,
             "state": self.state(name),
+            "final": self.is_final(name),
             "ref": str(known.wish.ref),
             "path": str(self.store.layout.model(name)),
             "file": str(self.store.layout.model(name) / snapshot.file)
@@ -266,11 +281,12 @@ class Models:
             return False
 
 
-def unknown_model(name: str) -> NotFound:
+def unknown_model(name: str, **facts: object) -> NotFound:
     return NotFound(
         f"no model is named {name!r:.120}",
         code="no_such_model",
         mend="ask for it with POST /v1/models (cachd pull REF)",
+        **facts,
     )
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from cachd.api.dependencies import AnyModels
@@ -19,6 +19,7 @@ from cachd.fields import Seconds
 from cachd.model import check_name
 from cachd.store.catalog import ready_document
 from cachd.transfer.jobs import Job
+from cachd.transfer.progress import Progress
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -28,15 +29,23 @@ _WRITES = [Depends(write_allowed)]
 
 
 @router.post("", status_code=202, responses={200: {"description": "it is ready"}}, dependencies=_WRITES)
-async def pull(asked: Asked, models: AnyModels) -> JSONResponse:
-    """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing."""
+async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONResponse:
+    """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing.
+
+    No source is waited for. 409 `name_taken` when the name is another model's, unless `replace` is true.
+    """
     wish = asked.wish()
     started = await asyncio.to_thread(
-        models.pulls.start, wish, priority=asked.priority, refresh=asked.refresh
+        models.pulls.start,
+        wish,
+        priority=asked.priority,
+        refresh=asked.refresh,
+        replace=asked.replace,
     )
     if asked.pin:
         await asyncio.to_thread(models.snapshots.pin, wish.name)
     document = await asyncio.to_thread(models.describe, wish.name)
+    await asyncio.to_thread(request.app.state.status.settle)
     location = {"Location": f"/v1/models/{wish.name}"}
     return JSONResponse(document, status_code=202 if started else 200, headers=location)
 
@@ -59,13 +68,18 @@ async def ready(
     models: AnyModels,
     wait: Annotated[Seconds, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
 ) -> JSONResponse:
-    """200 with the ready document, else 503 with Retry-After. The probe for pods."""
+    """200 with the ready document, 503 with Retry-After while it may still become ready. The probe for pods.
+
+    When its pull has failed for good, the status is the error's own (400, 403, 404, 413, 500, 502) and
+    `final` is true.
+    """
     check_name(name)
-    running = models.pulls.get(name)
-    if wait and running and not models.snapshots.get(name):
-        with suppress(TimeoutError, CachdError):  # shielded: a client that hangs up ends no pull
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running.done)), wait)
-    return ready_now(name, models) or problem(_not_ready(name, models))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait):
+            while (running := models.pulls.running_for(name)) and not models.snapshots.get(name):
+                with suppress(CachdError):  # shielded: a client that hangs up ends no pull
+                    await asyncio.shield(asyncio.wrap_future(running.done))
+    return ready_now(name, models) or problem(_why_not_ready(name, models))
 
 
 @router.put("/{name}/pin", status_code=204, dependencies=_WRITES)
@@ -143,14 +157,16 @@ async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
 
 
 @router.delete("/{name}", dependencies=_WRITES)
-async def delete(name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
-    """Cancel its pull, unpublish it, then free its bytes. 409 when pinned or in use, unless forced."""
+async def delete(request: Request, name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
+    """Cancel its pull, unpublish it, then free its bytes. 409 when pinned, in use, or listed in the
+    configuration, unless forced: what that lists comes back at the next start or change of the file."""
     stopped = await asyncio.to_thread(models.pulls.cancel, check_name(name), force=force)
     if stopped:
         with suppress(CachdError):  # here and not in the thread: many may wait for one slow source
             await asyncio.shield(asyncio.wrap_future(stopped.done))
     freed = await asyncio.to_thread(models.pulls.delete, name, force=force)
-    return {"name": name, "freed_bytes": freed}
+    await asyncio.to_thread(request.app.state.status.settle)
+    return {"name": name, "freed_bytes": freed, "configured": request.app.state.reclaim.keeps(name)}
 
 
 def _begun(name: str, job: Job) -> JSONResponse:
@@ -167,36 +183,46 @@ def ready_now(name: str, models: Models) -> JSONResponse | None:
     return JSONResponse(ready_document(snapshot))
 
 
-def _not_ready(name: str, models: Models) -> CachdError:
-    """Why a model is not ready, and when to ask again."""
-    pull = models.pulls.get(name)
+def _why_not_ready(name: str, models: Models) -> CachdError:
+    """What stands between a name and its readiness: an error of its own class when it is final."""
+    pull, state, failure = models.pulls.get(name), models.state(name), models.failure(name)
     damage = models.snapshots.suspension(name)
-    if damage and models.state(name) == "damaged":
+    if failure is not None and models.is_final(name):
+        told = f"{name}: the pull {state}: {failure.detail}"
+        error = error_document(failure)
+        return type(failure)(told, code=failure.code, mend=failure.mend, state=state, final=True, error=error)
+    if damage and state == "damaged":
         return Unavailable(
             f"{name} is damaged ({damage.reason}) and waits for its repair",
             code="damaged",
             retry_after=_RETRY_SECONDS,
-            state="damaged",
-            error=error_document(pull.error) if pull else None,
+            state=state,
+            final=False,
+            error=error_document(failure),
         )
     if pull is None:
-        return unknown_model(name)
-    progress = pull.progress
-    if pull.error is not None:
+        return unknown_model(name, final=False)
+    if failure is not None:
         return Unavailable(
-            f"{name}: the pull {progress.state}: {pull.error.detail}",
-            code=pull.error.code,
-            mend=pull.error.mend,
-            retry_after=_RETRY_SECONDS if progress.state == "cancelled" else None,
-            state=progress.state,
-            error=error_document(pull.error),
+            f"{name}: the pull {state}: {failure.detail}",
+            code=failure.code,
+            mend=failure.mend,
+            retry_after=_RETRY_SECONDS,
+            state=state,
+            final=False,
+            error=error_document(failure),
         )
+    return _on_its_way(name, pull.progress)
+
+
+def _on_its_way(name: str, progress: Progress) -> Unavailable:
     eta = progress.eta_seconds
     return Unavailable(
         f"{name} is {progress.state}: {progress.done} of {progress.total} bytes",
         code="not_ready",
         retry_after=min(_RETRY_SECONDS if eta is None else eta, _LONGEST_RETRY_SECONDS),
         state=progress.state,
+        final=False,
         bytes_done=progress.done,
         bytes_total=progress.total,
         eta_seconds=eta,

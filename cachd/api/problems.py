@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents. Error class -> status is the one table here."""
+"""Errors as RFC 9457 problem documents. Which status each class has stands in outcomes.py."""
 
 from __future__ import annotations
 
@@ -14,26 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cachd import errors
+from cachd.api.outcomes import outcome_of
 from cachd.findings import Finding, Place, key_of, sentence
 
 log = structlog.get_logger(__name__)
 
 _MOST_FAULTS = 20
-STATUS: dict[type[errors.CachdError], int] = {
-    errors.Invalid: 400,
-    errors.Unauthorized: 401,
-    errors.Forbidden: 403,
-    errors.NotFound: 404,
-    errors.InUse: 409,
-    errors.Cancelled: 409,
-    errors.TooBig: 413,
-    errors.DiskFailed: 500,
-    errors.Changed: 502,
-    errors.Corrupt: 502,
-    errors.Unavailable: 503,
-    errors.NoSpace: 507,
-}
-
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
         "description": "a problem document: code, detail, and mend",
@@ -46,13 +32,9 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-def status_of(error: errors.CachdError) -> int:
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-
-
 def problem(error: errors.CachdError, *, status: int | None = None) -> JSONResponse:
     """The answer for an error: its document, and Retry-After when it knows when to come back."""
-    status = status or status_of(error)
+    status = status or outcome_of(error).status
     headers = {}
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from cachd.errors import Invalid
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+LONGEST_NAME = 96
+NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}"
 
 _NAME = re.compile(NAME_PATTERN)
 _LONGEST_PATH = 1024
@@ -17,9 +18,14 @@ _LONGEST_COMPONENT = 255
 _ORDINARY_PATH = re.compile(r"\w[\w.-]{0,99}(?:/\w[\w.-]{0,99}){0,9}", re.ASCII)  # as nearly all are
 
 
+def is_name(name: str) -> bool:
+    """Whether it can name a model in the views, the API and a URL."""
+    return bool(_NAME.fullmatch(name)) and ".." not in name
+
+
 def check_name(name: str) -> str:
-    """`name` if it can name a model in the views, the API and a URL. Raises Invalid."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    """`name` if it can name a model. Raises Invalid."""
+    if not is_name(name):
         raise Invalid(
             f"model name {shown(name)} is not allowed",
             code="bad_name",

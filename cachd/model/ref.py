@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Invalid
 from cachd.model.digest import Digest
-from cachd.model.name import check_name, has_invisible, is_clean, shown
+from cachd.model.name import has_invisible, is_clean, shown
 
 Scheme = Literal["hf", "s3", "https", "http", "file"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -68,21 +68,6 @@ class Ref:
     def is_pinned(self) -> bool:
         """Whether the ref names one revision for ever: a Hub commit."""
         return self.scheme == "hf" and bool(self.revision and _COMMIT.fullmatch(self.revision))
-
-    @property
-    def default_name(self) -> str:
-        """`org--model` for the Hub, the last path component elsewhere. Raises Invalid if that is no name."""
-        if self.scheme == "hf":
-            return check_name(self.location.replace("/", "--"))
-        last = unquote(self.location.rstrip("/").rpartition("/")[2])
-        try:
-            return check_name(last)
-        except Invalid as refusal:
-            raise Invalid(
-                f"the last part of {self.base} ({last!r:.120}) cannot be a model name",
-                code="bad_name",
-                mend="give a name of your own",
-            ) from refusal
 
 
 def check_characters(text: str) -> None:

@@ -9,6 +9,7 @@ from glob import escape
 from typing import Self
 
 from cachd.errors import Invalid
+from cachd.model.default_name import default_name
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
@@ -42,8 +43,23 @@ class Wish:
                 mend="name all files in include and none in the ref, or leave include out",
             )
         include = [escape(typed.path)] if typed.path else include
-        name = typed.ref.default_name if name is None else name
+        if name is None:
+            name = default_name(typed.ref, include, exclude)
         return cls(typed.ref, name, tuple(include), tuple(exclude))
+
+    def is_of_same_model(self, other: Wish) -> bool:
+        """Whether both ask for the same files of one model, if perhaps at other revisions."""
+        return (self.ref.base, {*self.include}, {*self.exclude}) == (
+            other.ref.base,
+            {*other.include},
+            {*other.exclude},
+        )
+
+    def __str__(self) -> str:
+        """The ref, and what narrows it."""
+        patterns = (("include", self.include), ("exclude", self.exclude))
+        narrowed = ", ".join(f"{word} {' '.join(told)}" for word, told in patterns if told)
+        return f"{self.ref} ({narrowed[:200]})" if narrowed else str(self.ref)
 
     def as_document(self) -> dict[str, object]:
         """The wish as JSON members, read back by `from_document`."""

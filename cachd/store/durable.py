@@ -132,6 +132,22 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Create or replace `path` so that any reader sees the old or the new whole. After a crash it may be
+    lost, or empty: for what is only news. Raises OSError."""
+    beside = path.with_name(f".{path.name}.new")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(fd, mode)
+        write_at(fd, memoryview(content), 0)
+        os.rename(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+    finally:
+        os.close(fd)
+
+
 def write_sealed(path: str, content: memoryview) -> None:
     """Write a new file, read-only and durable. Raises OSError.
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from cachd.model import Digest
 
-PUBLIC = ("models", "models/.trees", "hub", "ready")
+PUBLIC = ("models", "models/.trees", "hub", "ready", "status")
 PRIVATE = (
     ".cachd",
     ".cachd/blobs",
@@ -118,6 +118,10 @@ class Layout:
     def ready(self) -> Path:
         return self.root / "ready"
 
+    @property
+    def status(self) -> Path:
+        return self.root / "status"
+
     def blob(self, digest: Digest) -> Path:
         return Path(self.blob_at(digest))
 
@@ -164,3 +168,6 @@ class Layout:
 
     def ready_file(self, name: str) -> Path:
         return self.root / f"ready/{name}.json"
+
+    def status_file(self, name: str) -> Path:
+        return self.status / f"{name}.json"

@@ -26,8 +26,10 @@ from cachd.errors import DiskFailed, InUse, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.store import catalog, durable
 from cachd.store.catalog import Suspension
+from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
+from cachd.store.permit import Permit
 from cachd.store.previous import Previous
 from cachd.store.protection import Leases, Pins, is_open
 from cachd.store.reads import Reads
@@ -44,6 +46,8 @@ class Snapshots:
 
     def __init__(self, layout: Layout, content: ContentStore, *, keep_previous: int = 0) -> None:
         self._layout, self._content = layout, content
+        self.changes = Changes()
+        self._evicted: set[str] = set()
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
@@ -88,6 +92,15 @@ class Snapshots:
     def has(self, name: str) -> bool:
         """Whether the name is ready, or was until damage was found."""
         return name in self._named or name in self._suspended
+
+    def owner(self, name: str) -> Wish | None:
+        """The wish that a name is ready with, or was until damage was found; None when it is free."""
+        known = self._known(name)
+        return known.wish if known else None
+
+    def was_evicted(self, name: str) -> bool:
+        """Whether a name that is not here was taken for space, by this life of the daemon."""
+        return name in self._evicted and not self.has(name)
 
     def suspension(self, name: str) -> Suspension | None:
         """Why a name that was ready waits for its repair."""
@@ -142,14 +155,23 @@ class Snapshots:
         self._pins.remove(name)
 
     def publish(
-        self, wish: Wish, manifest: Manifest, *, now: float, given_up: Wish | None = None
+        self,
+        wish: Wish,
+        manifest: Manifest,
+        *,
+        now: float,
+        given_up: Wish | None = None,
+        permit: Permit | None = None,
     ) -> Snapshot:
         """Show a manifest whose blobs are all here, then declare it ready. Raises NoSpace, DiskFailed.
 
         Publishing again what is published is how an interrupted publish is finished. `given_up`: the wish
-        that this one takes the place of for good.
+        that this one takes the place of for good. `permit`: raises what it raises when it holds no more; an
+        operator's choice among what the name led to needs none.
         """
         with self._changing, durable.disk_errors(self._layout.root):
+            if permit:
+                permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
             snapshot = self._after_others(snapshot_of(wish, manifest, now))
             replaced = self._named.get(wish.name)
             self._content.sync(f.blob for f in manifest.files)
@@ -219,13 +241,13 @@ class Snapshots:
             named = [s for s in self._named.values() if s.manifest == manifest]
             if not named and not self._layout.manifest(manifest).exists():
                 raise NotFound(f"snapshot {manifest} is not here any more", code="no_such_snapshot")
-            moved = self._withdraw(named, check=True) if named else self._drop(manifest)
+            moved = self._withdraw(named, check=True, evicted=True) if named else self._drop(manifest)
             for snapshot in named:
                 for before in self.previous.forget(snapshot.name):
                     moved |= self._remove_unread(before)
         return self._content.empty(moved)
 
-    def _withdraw(self, named: Sequence[Snapshot], *, check: bool) -> dict[Path, int]:
+    def _withdraw(self, named: Sequence[Snapshot], *, check: bool, evicted: bool = False) -> dict[Path, int]:
         """Take names of one snapshot away; what is in the trash then, to be emptied without the lock.
 
         Whoever looks for a ready file finds none before anything else goes. A pod that found one just before
@@ -251,7 +273,10 @@ class Snapshots:
             raise
         for snapshot, (_, aside) in zip(named, hidden, strict=True):
             durable.remove(aside)
+            if evicted:
+                self._evicted.add(snapshot.name)
             self._named.pop(snapshot.name, None)
+            self.changes.mark(snapshot.name)
             self._end_suspension(snapshot.name)
             self._pins.remove(snapshot.name)
             self.leases.release_all(snapshot.name)
@@ -418,6 +443,7 @@ class Snapshots:
         self._tell_suspension(Suspension(snapshot, now, reason, inodes))
         durable.remove(self._layout.ready_file(name))
         del self._named[name]
+        self.changes.mark(name)
         self._mend_branches(snapshot.hub_folder, self._named.values())
         durable.remove(self._layout.model(name))
         log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
@@ -551,11 +577,14 @@ class Snapshots:
             durable.sync_directory(layout.models)
             durable.move(told, layout.ready_file(name))
             self._named[name] = snapshot
+            self._evicted.discard(name)
             durable.sync_directory(layout.ready)
         except BaseException:
             if not layout.ready_file(name).exists():
                 self._named.pop(name, None)  # what pods see decides
             raise
+        finally:
+            self.changes.mark(name)
 
 
 def no_such_model(name: str) -> NotFound:

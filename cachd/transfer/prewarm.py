@@ -1,4 +1,9 @@
-"""Models that nobody waits for yet: what the operator lists is pulled, again and again after failures."""
+"""Models that nobody waits for yet: what the operator lists is pulled, again and again after failures.
+
+The list speaks at the start and whenever the file changes. A model that it adds, or whose ref or patterns it
+changes, takes its name, whatever that led to and though it is pinned. In between, what somebody forcibly
+removed, or replaced through the API, stays so.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from cachd.errors import CachdError
-from cachd.model import Wish
+from cachd.model import Snapshot, Wish
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
 from cachd.transfer import threads
@@ -70,52 +75,86 @@ class Prewarm:
     def _turn(self) -> None:
         desired = self._look()
         if desired is not None:
-            self._desired = {d.wish.name: d for d in desired}
-            self._tried = {}
+            self._take_over({d.wish.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
         for each in list(self._desired.values()):
-            tries = self._tried.setdefault(each.wish.name, _Tries())
+            tries = self._tried[each.wish.name]
             if tries.are_due():
                 self._ask(each, tries)
 
+    def _take_over(self, desired: dict[str, Desired]) -> None:
+        before, tried = self._desired, self._tried
+        self._tried = {}
+        for name, each in desired.items():
+            is_new = name not in before or before[name].wish != each.wish
+            self._tried[name] = _Tries(replace=is_new or tried[name].may_replace())
+        self._desired = desired
+
     def _ask(self, desired: Desired, tries: _Tries) -> None:
+        wish, snapshots = desired.wish, self._snapshots
+        ready = snapshots.get(wish.name)
         try:
-            if desired.pin and not self._snapshots.is_pinned(desired.wish.name):
-                self._snapshots.pin(desired.wish.name)
-            ready = self._snapshots.get(desired.wish.name)
-            given_up = self._snapshots.previous.given_up(desired.wish.name)
-            if ready is None or desired.wish not in (ready.wish, given_up):
-                tries.began(self._pulls.start(desired.wish, priority=desired.priority))
-            elif desired.warm and self._warmed.get(ready.name) != ready.manifest:
-                self._warmed[ready.name] = ready.manifest
-                self._warms.warm(ready.name)
+            if ready is not None and wish in (ready.wish, snapshots.previous.given_up(wish.name)):
+                tries.came_true()
+                self._keep(desired, ready)
+            elif not tries.are_over:
+                self._pin(desired)
+                tries.began(self._pulls.start(wish, priority=desired.priority, replace=tries.replace))
         except CachdError as error:
-            log.warning("desired model not asked for", name=desired.wish.name, reason=error.detail)
-            tries.failed()
+            log.warning("desired model not asked for", name=wish.name, reason=error.detail)
+            tries.failed(error)
+
+    def _keep(self, desired: Desired, ready: Snapshot) -> None:
+        self._pin(desired)
+        if desired.warm and self._warmed.get(ready.name) != ready.manifest:
+            self._warmed[ready.name] = ready.manifest
+            self._warms.warm(ready.name)
+
+    def _pin(self, desired: Desired) -> None:
+        if desired.pin and not self._snapshots.is_pinned(desired.wish.name):
+            self._snapshots.pin(desired.wish.name)
 
 
 class _Tries:
-    """When to ask for one model again."""
+    """When to ask for one model again. `are_over`: it was there, or somebody else's word came after.
 
-    def __init__(self) -> None:
+    `replace`: the name may move to it, whatever it is, until it was there once.
+    """
+
+    def __init__(self, *, replace: bool) -> None:
+        self.replace, self.are_over = replace, False
         self._failures = 0
         self._turns_to_wait = 0
         self._pull: Pull | None = None
 
     def are_due(self) -> bool:
-        if self._pull is not None and self._pull.done.done():
-            if self._pull.error is not None:
-                self.failed()
-            else:
-                self._failures = 0
-            self._pull = None
+        self._see_end()
         self._turns_to_wait = max(0, self._turns_to_wait - 1)
         return self._pull is None and not self._turns_to_wait
+
+    def may_replace(self) -> bool:
+        self._see_end()
+        return self.replace
 
     def began(self, pull: Pull | None) -> None:
         self._pull = pull
 
-    def failed(self) -> None:
+    def came_true(self) -> None:
+        self.replace, self.are_over, self._failures = False, True, 0
+
+    def failed(self, error: CachdError) -> None:
+        self.are_over = error.code == "name_taken"
         self._failures += 1
         seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
         self._turns_to_wait = 1 + round(seconds / _LOOK_SECONDS)
+
+    def _see_end(self) -> None:
+        if self._pull is None or not self._pull.done.done():
+            return
+        ended, self._pull = self._pull, None
+        if ended.error is None:
+            self.came_true()
+        elif ended.progress.state == "cancelled":
+            self.replace, self.are_over = False, True
+        else:
+            self.failed(ended.error)

@@ -22,6 +22,7 @@ from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, No
 from cachd.model import File, Manifest, Snapshot, Wish
 from cachd.policy import backoff, shards
 from cachd.sources.source import Source
+from cachd.store.permit import Permit
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer import threads
@@ -48,14 +49,16 @@ class Means:
     refuse: tuple[str, ...] = ()
 
 
-def pull(wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress) -> Snapshot:
+def pull(
+    wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress, permit: Permit
+) -> Snapshot:
     """Make a wish come true. Raises CachdError, and then nothing new is published.
 
     A model that was damaged becomes what it was: its ref is not resolved again.
     """
     whole = means.store.snapshots.to_repair(wish) or _resolve(wish, source, progress)
     try:
-        return _pull_once(whole, wish, source, means, share, progress)
+        return _pull_once(whole, wish, source, means, share, progress, permit)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
         whole = _resolve(wish, source, progress)
@@ -65,11 +68,17 @@ def pull(wish: Wish, source: Source, means: Means, *, share: Share, progress: Pr
         log.warning(
             "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
         )
-    return _pull_once(whole, wish, source, means, share, progress)
+    return _pull_once(whole, wish, source, means, share, progress, permit)
 
 
 def _pull_once(
-    whole: Manifest, wish: Wish, source: Source, means: Means, share: Share, progress: Progress
+    whole: Manifest,
+    wish: Wish,
+    source: Source,
+    means: Means,
+    share: Share,
+    progress: Progress,
+    permit: Permit,
 ) -> Snapshot:
     store = means.store
     manifest = whole.select(wish.include, wish.exclude)
@@ -83,7 +92,7 @@ def _pull_once(
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
         progress.state = "publishing"
-        return store.snapshots.publish(wish, manifest, now=time.time())
+        return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:

@@ -16,6 +16,7 @@ from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
+from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model
 from cachd.transfer import threads
 from cachd.transfer.progress import Progress
@@ -32,8 +33,9 @@ _RETRY_SECONDS = 60.0
 class Pull:
     """One running request to make a wish come true. `done` resolves to its snapshot, or carries why not."""
 
-    def __init__(self, wish: Wish, *, priority: int = 0) -> None:
+    def __init__(self, wish: Wish, *, priority: int = 0, replace: bool = False) -> None:
         self.wish = wish
+        self.permit = Permit(replace=replace)
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
@@ -106,39 +108,46 @@ class Pulls:
         self._line = _Line()
         self._changed = threading.Condition()
         self._running: dict[str, Pull] = {}
+        self._at_work: set[Pull] = set()
         self._latest: dict[str, Pull] = {}
         self._closed = False
+        self._remembering = threading.Lock()  # of wishes on disk, so that none is forgotten for another
         self._threads = [
             threading.Thread(target=self._run, name=f"pull-{i}", daemon=True) for i in range(at_once)
         ]
         threads.start(self._threads)
 
-    def start(self, wish: Wish, *, priority: int = 0, refresh: bool = False) -> Pull | None:
-        """Start or join the pull of a wish; None when it is ready already.
+    def start(
+        self, wish: Wish, *, priority: int = 0, refresh: bool = False, replace: bool = False
+    ) -> Pull | None:
+        """Start or join the pull of a wish; None when it is ready already. Asks no source, and never waits.
 
-        `refresh` resolves the ref again though it is ready. Raises InUse when another wish is being pulled
-        under the same name, Unavailable when too many wait, NoSpace or DiskFailed when it cannot be kept.
+        `refresh` resolves the ref again though it is ready. `replace` moves a name that is another model's,
+        or pinned, and stops the pull of another wish that runs under it. Raises InUse when the name may not
+        move, Unavailable when too many wait, NoSpace or DiskFailed when it cannot be kept.
         """
         with self._changed:
             running = self._running.get(wish.name)
-            if running is not None:
-                return self._join(running, wish)
-            ready = self._store.snapshots.get(wish.name)
-            if ready is not None and ready.wish == wish and not refresh:
-                self._metrics.hits.inc()
-                self._store.uses.used(wish.name, time.time())
-                latest = self._latest.get(wish.name)
-                if latest is not None and latest.error is not None:
-                    del self._latest[wish.name]  # what failed since was about another wish, and is over
+            if running is not None and running.wish == wish:
+                self._metrics.joins.inc()
+                return running
+            if not replace:
+                self._check_name(wish, running, refresh=refresh)
+            is_ready = not refresh and self._is_ready(wish)
+            if running is None and is_ready:
+                self._count_hit(wish.name)
                 return None
             self._check_room()
-            started = self._admit(wish, priority)
-        try:
-            self._store.remember(wish)  # durable before anybody is told that it runs
-        except CachdError as error:
-            self._ended(started, "failed", time.monotonic(), error)
-            raise
-        self._queue(started)
+            started = None
+            if running is None or not self._take_place_of(running) or not is_ready:
+                started = self._admit(wish, priority, replace=replace)
+            else:
+                self._count_hit(wish.name)
+                del self._latest[wish.name]  # the pull that was stopped: what is ready is another's
+        if running is not None:
+            self._end_replaced(running)
+        if started is not None:
+            self._begin(started)
         return started
 
     def resume(self) -> None:
@@ -146,9 +155,14 @@ class Pulls:
         for wish in self._store.remembered():
             log.info("pull resumed", name=wish.name, ref=str(wish.ref))
             with self._changed:
-                started = self._admit(wish, priority=0)
+                started = self._admit(wish, priority=0, replace=True)  # it was allowed to before
             self._queue(started)
         self._sweep()
+
+    @property
+    def are_stopping(self) -> bool:
+        """Whether what runs is being stopped, to go on at the next start."""
+        return self._closed
 
     def get(self, name: str) -> Pull | None:
         """The newest pull of a name since the daemon started, running or ended, unless what it brought was
@@ -159,6 +173,16 @@ class Pulls:
     def running(self) -> list[Pull]:
         with self._changed:
             return list(self._running.values())
+
+    def running_for(self, name: str) -> Pull | None:
+        """The pull of a name that has not ended."""
+        found = self._latest.get(name)
+        return None if found is None or found.done.done() else found
+
+    def at_work(self) -> list[Pull]:
+        """Those of the running pulls that wait for no turn."""
+        with self._changed:
+            return list(self._at_work)
 
     def known(self) -> list[Pull]:
         """The newest pull of each name."""
@@ -173,11 +197,18 @@ class Pulls:
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
         """Tell the name's pull to stop, and do not wait for it; None when there was none.
 
-        Raises NotFound, or InUse when the name is pinned or its model open, and not forced.
+        Raises NotFound, or InUse when the configuration lists the name, it is pinned or its model open, and
+        not forced.
         """
         known = self._latest.get(name)
         if known is None and not self._store.snapshots.has(name):
             raise no_such_model(name)
+        if not force and self._means.reclaim.keeps(name):
+            raise InUse(
+                f"the configuration lists {name}: it would come back at the next start or change of the file",
+                code="configured",
+                mend="take it out of the file, or force (--force, force=true)",
+            )
         if not force:
             self._store.snapshots.check_unused(name)
         if known is None:
@@ -205,7 +236,8 @@ class Pulls:
                 if self._latest.get(name) is known:
                     del self._latest[name]
             snapshots.unpin(name)
-            self._store.forget(name)  # told here when it cannot be, lest the next start asks for it again
+            snapshots.changes.mark(name)
+            self._forget(name)  # told here when it cannot be, lest the next start asks for it again
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest)
         return freed
@@ -249,15 +281,69 @@ class Pulls:
     def _is_undone(self, ended: Pull) -> bool:
         return ended.progress.state == "ready" and self._store.snapshots.get(ended.wish.name) is None
 
-    def _join(self, running: Pull, wish: Wish) -> Pull:
-        if running.wish != wish:
+    def _is_ready(self, wish: Wish) -> bool:
+        ready = self._store.snapshots.get(wish.name)
+        return ready is not None and ready.wish == wish
+
+    def _count_hit(self, name: str) -> None:
+        """What is asked for is ready. Called with the lock."""
+        self._metrics.hits.inc()
+        self._store.uses.used(name, time.time())
+        latest = self._latest.get(name)
+        if latest is not None and latest.error is not None:
+            del self._latest[name]  # what failed since was about another wish, and is over
+
+    def _check_name(self, wish: Wish, running: Pull | None, *, refresh: bool) -> None:
+        """Raises InUse when the name may not move to what is asked: see `Permit`. Called with the lock.
+
+        A pull that failed and left nothing owns no name, unless that is pinned.
+        """
+        if running is not None:
+            if not running.wish.is_of_same_model(wish):
+                raise name_taken(wish, running.wish, "is being pulled from")
             raise InUse(
-                f"{wish.name} is being pulled from {running.wish.ref}",
+                f"{wish.name} is being pulled from {running.wish}",
                 code="name_busy",
-                mend=f"wait for it, delete it (cachd rm {wish.name}), or take another name",
+                mend="wait for it, stop it (--replace, replace: true), or take another name",
             )
-        self._metrics.joins.inc()
-        return running
+        owner, latest = self._store.snapshots.owner(wish.name), self._latest.get(wish.name)
+        is_pinned = self._store.snapshots.is_pinned(wish.name)
+        if owner is None and is_pinned and latest is not None:
+            owner = latest.wish
+        if owner is not None and not owner.is_of_same_model(wish):
+            raise name_taken(wish, owner)
+        is_here = self._store.snapshots.get(wish.name) is not None
+        if owner is not None and is_pinned and (owner != wish or (refresh and is_here)):
+            raise name_taken(wish, owner, "is pinned at")
+
+    def _take_place_of(self, running: Pull) -> bool:
+        """Let another pull have the name; False when this one publishes first. Called with the lock."""
+        del self._running[running.wish.name]
+        running.progress.cancelled.set()
+        return running.permit.revoke()
+
+    def _end_replaced(self, running: Pull) -> None:
+        with self._changed:
+            waited = self._line.leave(running)
+            self._metrics.pull_queue_length.set(len(self._line))
+        log.info("pull replaced", name=running.wish.name, ref=str(running.wish.ref))
+        if waited:
+            self._cancelled(running)
+
+    def _begin(self, started: Pull) -> None:
+        try:
+            with self._remembering:
+                self._store.remember(started.wish)  # durable before anybody is told that it runs
+        except CachdError as error:
+            self._ended(started, "failed", time.monotonic(), error)
+            raise
+        self._queue(started)
+
+    def _forget(self, name: str) -> None:
+        """Ask for nothing at the next start that ended, or was replaced, unless another is pulled now."""
+        with self._remembering:
+            if name not in self._running:
+                self._store.forget(name)
 
     def _check_room(self) -> None:
         """Raises Unavailable when the daemon stops, or as many pulls wait as may. Called with the lock."""
@@ -271,15 +357,16 @@ class Pulls:
                 retry_after=_RETRY_SECONDS,
             )
 
-    def _admit(self, wish: Wish, priority: int) -> Pull:
+    def _admit(self, wish: Wish, priority: int, *, replace: bool) -> Pull:
         """Register a pull under its name. Called with the lock."""
         self._metrics.misses.inc()
         self._store.uses.set_priority(wish.name, priority)
-        started = Pull(wish, priority=priority)
+        started = Pull(wish, priority=priority, replace=replace)
         self._running[wish.name] = started
         if len(self._latest) >= MOST_REMEMBERED:
             self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
         self._latest[wish.name] = started
+        self._store.snapshots.changes.mark(wish.name)
         return started
 
     def _queue(self, started: Pull) -> None:
@@ -299,12 +386,14 @@ class Pulls:
     def _run(self) -> None:
         while (next_pull := self._next()) is not None:
             self._metrics.pulls_in_progress.inc()
+            self._store.snapshots.changes.mark(next_pull.wish.name)
             try:
                 self._pull(next_pull)
             finally:
                 self._metrics.pulls_in_progress.dec()
                 with self._changed:
                     self._line.ended(next_pull)
+                    self._at_work.discard(next_pull)
                 del next_pull  # with every download it made, which would stay until the thread's next pull
 
     def _next(self) -> Pull | None:
@@ -314,6 +403,7 @@ class Pulls:
             if not self._line:
                 return None
             found = self._line.next()
+            self._at_work.add(found)
             self._metrics.pull_queue_length.set(len(self._line))
             return found
 
@@ -324,7 +414,9 @@ class Pulls:
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled before it began")
             source = self._sources.of(wish.ref.scheme)
-            snapshot = pull(wish, source, self._means, share=running.share, progress=progress)
+            snapshot = pull(
+                wish, source, self._means, share=running.share, progress=progress, permit=running.permit
+            )
         except CachdError as error:
             state = "cancelled" if progress.cancelled.is_set() else "failed"
             self._ended(running, state, began, error)
@@ -338,6 +430,8 @@ class Pulls:
 
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
         wish, progress = running.wish, running.progress
+        if state == "cancelled" and running.permit.is_revoked:
+            outcome = replaced(wish)
         seconds = time.monotonic() - began
         self._metrics.pull_seconds.labels(state, size_class(progress.total)).observe(seconds)
         log.info(
@@ -353,15 +447,17 @@ class Pulls:
             detail=outcome.detail if isinstance(outcome, CachdError) else "",
         )
         self._means.reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
+        with self._changed:
+            if self._running.get(wish.name) is running:
+                del self._running[wish.name]
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
-                self._store.forget(wish.name)
-        with self._changed:
-            del self._running[wish.name]
+                self._forget(wish.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
         running.error = outcome if isinstance(outcome, CachdError) else None
         progress.state = state  # after the error: who reads a failure finds its reason
+        self._store.snapshots.changes.mark(wish.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)
         else:

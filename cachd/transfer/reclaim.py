@@ -130,6 +130,10 @@ class Reclaim:
         """Evict none of these: the configuration lists them, and they would be pulled again at once."""
         self._listed = frozenset(names)
 
+    def keeps(self, name: str) -> bool:
+        """Whether the configuration lists it."""
+        return name in self._listed
+
     def evicted(self) -> list[Eviction]:
         """The last evictions, the newest first."""
         return list(reversed(self._evicted))

@@ -200,7 +200,7 @@ class Life:
         wait([running.done for running in self._parts.pulls.running()], PATIENCE_SECONDS)
 
     def pull(self, model: str) -> None:
-        running = self._parts.pulls.start(self._wishes[model])
+        running = self._parts.pulls.start(self._wishes[model], replace=True)
         if running is not None:
             running.done.result(PATIENCE_SECONDS)
         self._pulled(model)

@@ -130,7 +130,7 @@ def test_a_certificate_that_is_not_yet_valid_is_asked_for_again_until_the_clock_
     """A node that boots in 1970 has its models as soon as its clock is right: nobody asks again."""
     clock.set("@1970-01-01 00:00:10")
     with Origin(tls=True) as origin:
-        wanted = {"ref": origin.add("/model.bin", noise(MIB)), "required": True}
+        wanted = {"ref": origin.add("/model.bin", noise(MIB)), "name": "model.bin", "required": True}
         running = node(env=clock.env, ca_file=str(origin.ca_file), models=[wanted])
         running.wait_for("resolve asked again", code="clock_skewed")
         assert running.ask("GET", "/readyz?set=required").status == 503

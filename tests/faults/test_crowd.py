@@ -58,7 +58,7 @@ async def test_a_thousand_callers_of_a_cold_model_cause_one_transfer_and_get_one
     async with aiohttp.ClientSession(node.url, connector=aiohttp.TCPConnector(limit=0)) as crowd:
 
         async def ask() -> int:
-            async with crowd.post("/v1/models", json={"ref": ref}) as answer:
+            async with crowd.post("/v1/models", json={"ref": ref, "name": "thousand.bin"}) as answer:
                 await answer.read()
                 return answer.status
 
@@ -280,7 +280,7 @@ def test_a_configuration_read_again_in_mid_pull_leaves_that_pull_alone(alone: Gr
     ground = alone(retries=2)
     node = ground.node
     with ground.held("running.bin") as hold:
-        listed = {"ref": ground.add("listed.bin"), "pin": True}
+        listed = {"ref": ground.add("listed.bin"), "name": "listed.bin", "pin": True}
         node.configure(
             **{**node.options, "models": [listed], "limit_bytes_per_second": "900MB", "retries": 0}
         )

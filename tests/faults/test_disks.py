@@ -271,7 +271,7 @@ def test_a_disk_that_fails_in_mid_pull_and_becomes_read_only_still_serves(
         assert hold.reached.wait(PATIENCE_SECONDS)
         break_down(disk)
         hold.release()
-        assert_problem(running.ready("pulled.bin"), 503, "read_only")
+        assert_problem(running.ready("pulled.bin"), 500, "read_only")
         assert_problem(running.ask("GET", "/readyz"), 503, "read_only")
         assert running.ask("GET", "/livez").status == 200
         assert running.metric("cachd_disk_failures_total") == 1

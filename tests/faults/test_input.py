@@ -63,7 +63,7 @@ TAKES_WRONG = {  # where the document rules something out; what names a model is
     ("DELETE", "/v1/models/{name}"),
     ("GET", "/v1/models/{name}/ready"),
 }
-TOP_LEVEL = {"models", "hub", "ready", "cache", ".cachd", "CACHEDIR.TAG"}
+TOP_LEVEL = {"models", "hub", "ready", "status", "cache", ".cachd", "CACHEDIR.TAG"}
 Alone = Callable[..., Ground]
 GOOD, BAD = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 DOCUMENTED = [

@@ -73,6 +73,11 @@ class Expected:
     pinned: bool = False
 
     @property
+    def owner(self) -> Held | None:
+        """What the name is, or becomes, and nothing else without `replace`."""
+        return self.running or self.ready or (self.failed if self.pinned else None)
+
+    @property
     def state(self) -> str:
         if self.ready:
             return "ready"
@@ -178,11 +183,16 @@ class Machine(RuleBasedStateMachine):
 
     # --- callers ---
 
-    @rule(name=st.sampled_from(NAMES), model=st.sampled_from("ab"), refresh=st.booleans())
-    def pull(self, name: str, model: str, refresh: bool) -> None:
+    @rule(
+        name=st.sampled_from(NAMES),
+        model=st.sampled_from("ab"),
+        refresh=st.booleans(),
+        replace=st.booleans(),
+    )
+    def pull(self, name: str, model: str, refresh: bool, replace: bool) -> None:
         """Ask for a model under a name: one that has it, one that has another, one that has none."""
-        answer = self.node.pull(self.ref(model), name=name, refresh=refresh)
-        self.asked(name, model, [answer], refresh=refresh)
+        answer = self.node.pull(self.ref(model), name=name, refresh=refresh, replace=replace)
+        self.asked(name, model, [answer], refresh=refresh, replace=replace)
 
     @rule(name=st.sampled_from(NAMES), model=st.sampled_from("ab"))
     def crowd(self, name: str, model: str) -> None:
@@ -191,20 +201,26 @@ class Machine(RuleBasedStateMachine):
             asking = [clients.submit(self.node.pull, self.ref(model), name=name) for _ in range(4)]
         self.asked(name, model, [answer.result() for answer in asking])
 
-    def asked(self, name: str, model: str, answers: list[Answer], *, refresh: bool = False) -> None:
+    def asked(
+        self, name: str, model: str, answers: list[Answer], *, refresh: bool = False, replace: bool = False
+    ) -> None:
         expected, count = self.model.names[name], self.model.counted
         codes = [answer.status for answer in answers]
-        if expected.running and expected.running.model != model:
-            assert codes == [409] * len(answers), answers
-            return
-        if expected.running:
+        if expected.running and expected.running.model == model:
             assert codes == [202] * len(answers), answers
             count["joins"] += len(answers)
             return
+        owner, stays = expected.owner, expected.pinned and expected.ready and refresh
+        if owner and (owner.model != model or stays) and not replace:
+            assert [answer.document.get("code") for answer in answers] == ["name_taken"] * len(answers)
+            return
+        if expected.running:  # it ends without what it was for
+            self.model.has_orphans, expected.running = True, None
         if expected.ready and expected.ready.model == model and not refresh:
             assert codes == [200] * len(answers), answers
             count["hits"] += len(answers)
             self.model.forget_failure(name)
+            self.settle()
             return
         assert 202 in codes, answers
         assert set(codes) <= {200, 202}, answers

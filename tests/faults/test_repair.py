@@ -181,7 +181,8 @@ def pulled_with(origin: Origin, root: Path) -> Iterator[Callable[..., subprocess
     def pull(fault: str, streams: int = 1) -> subprocess.CompletedProcess[str]:
         told = {"CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": str(streams), "CACHD_RESERVE_FREE": "0"}
         env = {**os.environ, **told}
-        command = [sys.executable, "-m", "cachd", "pull", ref, "--direct", "--root", str(root)]
+        command = [sys.executable, "-m", "cachd", "pull", ref, "--name", "it", "--direct"]
+        command += ["--root", str(root)]
         return subprocess.run(
             injected(command, fault, on=data), env=env, capture_output=True, text=True, timeout=120
         )

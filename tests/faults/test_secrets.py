@@ -19,12 +19,11 @@ import pytest
 from cachd.config import load
 from cachd.daemon import build_sources
 from cachd.errors import CachdError
-from cachd.model import Ref
 from tests.conftest import Engine
 from tests.ground.bucket import Bucket, Refused
 from tests.ground.hub import Hub
 from tests.ground.models import noise
-from tests.ground.node import Node
+from tests.ground.node import Node, short_name
 from tests.ground.origin import (
     ChangeETag,
     Fault,
@@ -304,7 +303,7 @@ def test_no_error_holds_a_secret_in_itself_or_in_its_causes(
             if way == "well":
                 continue
             with pytest.raises(CachdError) as refusal:
-                running.pull(ref, name=f"it-{Ref.parse(ref).default_name}")
+                running.pull(ref, name=f"it-{short_name(ref)}")
             error: BaseException | None = refusal.value
             told = [str(getattr(error, "facts", "")), str(getattr(error, "mend", ""))]
             while error is not None:

@@ -140,7 +140,8 @@ def test_a_share_that_fails_in_mid_file_is_asked_again_for_the_rest(
 ) -> None:
     allowed = f"file://{shared.parent}/"
     env = {**os.environ, "CACHD_ALLOW": allowed, "CACHD_STREAMS": "1", "CACHD_RESERVE_FREE": "0"}
-    command = [sys.executable, "-m", "cachd", "pull", f"file://{shared}", "--direct", "--root", str(root)]
+    command = [sys.executable, "-m", "cachd", "pull", f"file://{shared}", "--name", "it", "--direct"]
+    command += ["--root", str(root)]
     fault = f"/^preadv:error={errno.errorcode[code]}:when=3"  # in each thread, and each asking has its own
     ended = subprocess.run(
         injected(command, fault, on=shared), env=env, capture_output=True, text=True, timeout=120

@@ -312,7 +312,7 @@ def test_a_source_whose_secret_is_missing_fails_alone_and_works_once_it_is_there
     running = node(hf_endpoint=hub.url, hf_token_file=str(token), retries=0)
     running.pull("hf://org/m")
     answer = running.ready("org--m")
-    assert (answer.status, answer.document["code"]) == (503, "bad_secret")
+    assert (answer.status, answer.document["code"]) == (400, "bad_secret")
     assert str(token) in answer.document["detail"]
     running.pull(origin.add("/it", noise(KIB)))
     assert running.ready("it").status == 200

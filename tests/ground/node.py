@@ -30,6 +30,14 @@ class Answer:
     headers: Mapping[str, str]
 
 
+def short_name(ref: str) -> str | None:
+    """What tests call a model: its repository on the Hub, the last part of its ref elsewhere."""
+    scheme, _, rest = ref.partition("#")[0].partition("://")
+    if scheme == "hf":
+        return rest.partition("@")[0].replace("/", "--")
+    return rest.rstrip("/").rpartition("/")[2] or None
+
+
 class Node:
     """The daemon over one root. `options` are keys of its configuration file.
 
@@ -146,7 +154,8 @@ class Node:
         return Answer(response.status, json.loads(got) if is_json else got, dict(response.getheaders()))
 
     def pull(self, ref: str, **asked: Any) -> Answer:
-        return self.ask("POST", "/v1/models", {"ref": ref, **asked})
+        """Ask for a model, under a short name where the test gives none."""
+        return self.ask("POST", "/v1/models", {"ref": ref, "name": short_name(ref), **asked})
 
     def ready(self, name: str, *, wait: float = PATIENCE_SECONDS) -> Answer:
         return self.ask("GET", f"/v1/models/{name}/ready?wait={wait}")

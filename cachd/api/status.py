@@ -1,0 +1,203 @@
+"""status/NAME.json: what the API says of a model, for pods that have the mount alone.
+
+The file is there from the moment a pull is asked for until the model is removed. It tells a change of state
+at once and progress twice a second, and is not written while nothing changes. It is replaced in one step and
+not synced: it is news, and the next start of the daemon corrects what a kill left.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cachd.api.documents import Models, pull_document
+from cachd.api.outcomes import outcome_of
+from cachd.errors import CachdError, NotFound
+from cachd.model import Snapshot
+from cachd.store import durable
+from cachd.store.catalog import iso
+from cachd.store.changes import Changes
+from cachd.store.layout import Layout
+from cachd.transfer import threads
+
+log = structlog.get_logger(__name__)
+
+_PROGRESS_SECONDS = 0.5
+_RETRY_SECONDS = 5.0
+_PATIENCE_SECONDS = 2.0  # of who asked for a change and wants to see it told
+
+
+class StatusFiles:
+    """A thread that keeps the status files of one root true. It starts with `start` and ends with `close`."""
+
+    def __init__(self, layout: Layout, changes: Changes) -> None:
+        self._layout, self._changes = layout, changes
+        self._told: dict[str, str] = {}  # what each file says, but for when
+        self._unwritten: set[str] = set()
+        self._stop = threading.Event()
+        self._models: Models | None = None
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+
+    def start(self, models: Models) -> None:
+        """Correct the files that are there, and keep them true from then on."""
+        self._models = models
+        threads.start([self._thread])
+
+    def close(self) -> None:
+        """Tell how things stand at the end."""
+        self._stop.set()
+        self._changes.wake()
+        if self._thread.ident:
+            self._thread.join()
+        self._changes.close()
+
+    def settle(self) -> None:
+        """Wait until the files tell what has changed so far; a slow disk is not waited for."""
+        self._changes.settle(_PATIENCE_SECONDS)
+
+    # --- in its thread ---
+
+    def _run(self) -> None:
+        assert self._models is not None
+        models, progress_at, retry_at = self._models, 0.0, 0.0
+        self._tell(self._found(models), models)
+        is_last = False
+        while not is_last:
+            moving = {pull.wish.name for pull in models.pulls.at_work()}
+            due = min(progress_at if moving else math.inf, retry_at if self._unwritten else math.inf)
+            names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
+            now, is_last = time.monotonic(), self._stop.is_set()
+            if now >= progress_at or is_last:
+                names |= moving
+                progress_at = now + _PROGRESS_SECONDS
+            if now >= retry_at:
+                names |= self._unwritten
+                retry_at = now + _RETRY_SECONDS
+            self._tell(names, models)
+
+    def _found(self, models: Models) -> set[str]:
+        """The names whose file may have to be corrected; what a write left that was cut off is removed."""
+        names = set(models.names())
+        for leftover in list(self._layout.status.glob(".*")):
+            durable.unlink(str(leftover))
+        for path in self._layout.status.glob("[!.]*.json"):
+            self._told[path.stem] = _said(path)
+            if not self._layout.wish(
+                path.stem
+            ).exists():  # else the daemon goes on with it, if not this process
+                names.add(path.stem)
+        return names
+
+    def _tell(self, names: Iterable[str], models: Models) -> None:
+        for name in names:
+            try:
+                self._write(name, status_document(name, models, before=self._told.get(name, "")))
+            except OSError as error:
+                self._failed(name, error)
+            except Exception:
+                log.exception("a status file failed in a way it should not", name=name)
+
+    def _write(self, name: str, document: dict[str, Any] | None) -> None:
+        path = self._layout.status_file(name)
+        self._unwritten.discard(name)
+        if document is None:
+            self._told.pop(name, None)
+            durable.unlink(str(path))
+            return
+        told = json.dumps(document)
+        if told != self._told.get(name):
+            content = json.dumps({**document, "updated_at": iso(time.time())}) + "\n"
+            durable.replace_file(path, content.encode())
+            self._told[name] = told
+
+    def _failed(self, name: str, error: OSError) -> None:
+        """No pull fails for that. What the file said is not true any more: better that it is gone."""
+        if not self._unwritten:
+            log.warning("status not written", name=name, reason=str(error))
+        self._unwritten.add(name)
+        self._told.pop(name, None)
+        with suppress(OSError):
+            durable.unlink(str(self._layout.status_file(name)))
+        with suppress(OSError):
+            self._layout.status.mkdir(mode=0o755)
+
+
+def _said(path: Path) -> str:
+    """What a status file says, but for when; empty when it cannot be read."""
+    try:
+        document = json.loads(path.read_bytes())
+        del document["updated_at"]
+        return json.dumps(document)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+# --- the document ---
+
+
+def status_document(name: str, models: Models, *, before: str) -> dict[str, Any] | None:
+    """What the file of a name says, but for when; None when the name is not known. `before`: what it said."""
+    state, snapshot, pull = models.state(name), models.snapshots.get(name), models.pulls.get(name)
+    if state == "unknown":
+        return _evicted(name, before) if models.snapshots.was_evicted(name) else None
+    damage = models.snapshots.suspension(name)
+    if pull and not snapshot:
+        about = pull_document(pull)
+    elif known := snapshot or (damage.snapshot if damage else None):
+        about = _about(known)
+    else:
+        return None  # it went meanwhile, and is marked again
+    if models.pulls.are_stopping and state not in ("ready", "damaged", "failed"):
+        state = "queued"  # for the next start
+    failure = models.failure(name) if state in ("damaged", "failed", "cancelled") else None
+    is_moving = state == "downloading"
+    eta = about["eta_seconds"] if is_moving else None
+    return {
+        "name": name,
+        "state": state,
+        "final": models.is_final(name),
+        **{key: about[key] for key in ("ref", "include", "exclude", "revision", "bytes", "files", "paused")},
+        "rate_bytes_per_second": about["rate_bytes_per_second"] if is_moving else 0,
+        "eta_seconds": None if eta is None else round(eta),
+        "error": _error(failure) if failure else None,
+    }
+
+
+def _about(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot in the words of a pull; what it took to bring it here is over."""
+    return {
+        **snapshot.wish.as_document(),
+        "revision": snapshot.revision,
+        "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": None, "resumed": None},
+        "files": {"total": snapshot.files, "done": snapshot.files},
+        "paused": False,
+        "rate_bytes_per_second": 0,
+        "eta_seconds": None,
+    }
+
+
+def _evicted(name: str, before: str) -> dict[str, Any]:
+    evicted = NotFound(
+        f"{name} was evicted to make room", code="evicted", mend="ask for it again (cachd pull)"
+    )
+    told = {"final": False, "error": _error(evicted)}
+    return {**json.loads(before or "{}"), "name": name, "state": "evicted", **told}
+
+
+def _error(error: CachdError) -> dict[str, object]:
+    """An error in few words: the facts are for who asks the API."""
+    return {
+        "code": error.code,
+        "detail": error.detail,
+        "mend": error.mend,
+        "error_class": type(error).__name__,
+        "status": outcome_of(error).status,
+    }

@@ -1,0 +1,53 @@
+"""The name of a model that nobody gave one: it carries what tells refs apart.
+
+hf://org/model                    org--model
+s3://bucket/a/v1/                 bucket--a--v1
+file:///x/llama/main/             x--llama--main
+https://host:8080/dir/m.gguf      host-8080--dir--m.gguf
+with one include, file.gguf       org--model--file.gguf
+with any other patterns           org--model-1a2b3c4d
+
+A name that does not spell its ref exactly, since a character was replaced or its beginning was cut off, ends
+with digits of a hash, too. The revision is no part of it: a new one moves the name. Neither is the scheme.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Sequence
+from urllib.parse import unquote
+
+from cachd.model.name import LONGEST_NAME, check_name, is_name
+from cachd.model.ref import Ref
+
+_DIGITS = 8
+_PORT = re.compile(r":(\d+)$")
+
+
+def default_name(ref: Ref, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
+    """The name for what a ref means, narrowed by patterns."""
+    parts = ref.location.strip("/").split("/")
+    if ref.scheme in ("http", "https"):
+        parts[0] = _PORT.sub(r"-\1", parts[0])
+    is_one_file = len(include) == 1 and not exclude and not re.search(r"[*?[]|/$", include[0])
+    if is_one_file:
+        parts += include[0].split("/")
+    readable = "--".join(_readable(part) for part in parts)
+    is_exact = is_name(readable) and readable.split("--") == parts
+    if is_exact and (is_one_file or not (include or exclude)):
+        return readable
+    tail = readable[_DIGITS + 1 - LONGEST_NAME :].lstrip("-._")
+    return check_name(f"{tail}-{_hashed(ref, include, exclude)}".lstrip("-"))
+
+
+def _readable(part: str) -> str:
+    """A part of a location with nothing that a name cannot hold, or that separates parts."""
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", unquote(part))
+    return re.sub(r"\.{2,}", ".", plain).strip("-")
+
+
+def _hashed(ref: Ref, include: Collection[str], exclude: Collection[str]) -> str:
+    told = json.dumps([ref.base, sorted(set(include)), sorted(set(exclude))])
+    return hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,48 @@
+"""Leave to publish under a name, given when a pull is admitted and looked at again before its name moves."""
+
+from __future__ import annotations
+
+import threading
+
+from cachd.errors import Cancelled, InUse
+from cachd.model import Wish
+
+
+class Permit:
+    """A name belongs to the model it was first asked for. `replace`: somebody said that it may move all the
+    same. Taken back by `revoke` when another pull takes the place of this one.
+    """
+
+    def __init__(self, *, replace: bool = False) -> None:
+        self.replace = replace
+        self.is_revoked = False
+        self._is_used = False
+        self._lock = threading.Lock()
+
+    def revoke(self) -> bool:
+        """Let nothing be published from now on; False when a publish has begun, which nothing stops."""
+        with self._lock:
+            self.is_revoked = True
+            return not self._is_used
+
+    def use(self, owner: Wish | None, asked: Wish) -> None:
+        """Raises Cancelled when it was taken back, InUse when the name came to be another model's."""
+        with self._lock:
+            if self.is_revoked:
+                raise replaced(asked)
+            if owner is not None and not self.replace and not owner.is_of_same_model(asked):
+                raise name_taken(asked, owner)
+            self._is_used = True
+
+
+def replaced(asked: Wish) -> Cancelled:
+    return Cancelled(f"{asked.name}: the pull of {asked} was replaced by another", code="replaced")
+
+
+def name_taken(asked: Wish, owner: Wish, why: str = "is") -> InUse:
+    """The refusal to move a name; `why` is what stands between the name and its owner in a sentence."""
+    return InUse(
+        f"{asked.name} {why} {owner}, and {asked} was asked for",
+        code="name_taken",
+        mend="give it another name (--name), or move this one: --replace (replace: true)",
+    )

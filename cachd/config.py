@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from cachd.errors import CachdError, Invalid
 from cachd.model import Limits, Scheme, Share, Wish, bytes_of, rate_of, room_of
+from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 
 
 def _json(text: str) -> object:
@@ -65,6 +66,18 @@ def _listen(value: str) -> str:
     return value
 
 
+def _proxy(value: str) -> str:
+    if value != ENVIRONMENT and Proxy.parse(value).credentials is not None:
+        raise ValueError("no password in the URL: write user:password to proxy_credentials_file")
+    return value
+
+
+def _exemptions(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        Exemption.parse(entry)
+    return value
+
+
 def _room(value: object) -> int | Share:
     found = room_of(value)
     if isinstance(found, Share) or (type(found) is int and 0 <= found < 1 << 63):
@@ -91,6 +104,8 @@ Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 Rates = Annotated[dict[Scheme, Rate], NoDecode, BeforeValidator(_mapping)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Listen = Annotated[str, AfterValidator(_listen)]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+Exemptions = Annotated[Strings, AfterValidator(_exemptions)]
 
 
 class Model(BaseModel):
@@ -204,6 +219,19 @@ class Config(BaseSettings):
         86400.0, ge=0, description="so long what a pull that ended left behind is kept for the next one"
     )
     ca_file: Path | None = Field(None, description="PEM of the authorities to trust; default: the system's")
+    proxy: ProxyUrl | None = Field(
+        None,
+        description="ask all origins through this proxy, by CONNECT, such as http://proxy:3128; env: through"
+        " the environment's HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, less its NO_PROXY",
+    )
+    no_proxy: Exemptions = Field(
+        (),
+        description="origins asked without the proxy: host, .domain, host:port, 10.0.0.0/8, *;"
+        " localhost and loopback addresses always are",
+    )
+    proxy_credentials_file: Path | None = Field(
+        None, description="user:password for the proxy, on one line; re-read at every use"
+    )
     hf_endpoint: str = Field("https://huggingface.co", description="the Hub, or a mirror of it")
     hf_token_file: Path | None = Field(None, description="the Hub token; default: the environment's HF_TOKEN")
     s3_endpoint_url: str | None = Field(None, description="an S3 server other than AWS")

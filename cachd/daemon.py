@@ -25,6 +25,7 @@ from cachd.config import Config, kubelet_keeps, load, load_models
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Limits, Share
+from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
@@ -149,11 +150,12 @@ def build_sources(config: Config) -> Sources:
         authorities=authorities,
         stall_seconds=config.stall_seconds,
         connect_seconds=config.connect_seconds,
+        proxies=Proxies.configured(config.proxy, config.no_proxy, os.environ),
+        proxy_credentials=Secret(config.proxy_credentials_file),
     )
     return Sources(
         http,
         Reach(config.allow),
-        authorities=authorities,
         stall_seconds=config.stall_seconds,
         hf_endpoint=config.hf_endpoint,
         hf_token=Secret(config.hf_token_file, "HF_TOKEN"),

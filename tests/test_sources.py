@@ -675,7 +675,7 @@ def broken_off(place: Path, sent: bytes) -> Iterator[TlsWire]:
     trusting = ssl.create_default_context(cafile=place / "ca.pem")
     with Scripted(speaks) as server:
         host, port = urlsplit(server.url).hostname or "", urlsplit(server.url).port
-        with TlsWire(socket.create_connection((host, port)), PATIENCE_SECONDS, trusting, host) as wire:
+        with Wire(socket.create_connection((host, port)), PATIENCE_SECONDS).secured(trusting, host) as wire:
             wire.handshake()
             yield wire
 
@@ -1250,7 +1250,6 @@ def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | Non
     return Sources(
         partial(Http, authorities=Authorities()),
         Reach(["127.0.0.0/8"]),
-        authorities=Authorities(),
         stall_seconds=PATIENCE_SECONDS,
         hf_endpoint=hf_endpoint,
         hf_token=Secret(None),

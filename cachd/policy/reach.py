@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from posixpath import normpath
@@ -68,6 +68,16 @@ class Reach:
             mend=f'add a prefix that covers it to allow, such as "{url.scheme}://{url.netloc}{url.path}"',
         )
 
+    def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
+        """Raises Forbidden unless all `addresses` of the host may be reached.
+
+        None are given where a proxy alone can resolve the host: then it decides, but not on plain text.
+        """
+        if not addresses and url.scheme != "https" and not self.covers(url):
+            raise _plaintext(url)
+        for address in addresses:
+            self.check_address(url, address)
+
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
         ip = _embedded(_literal(address.partition("%")[0]))
@@ -83,6 +93,19 @@ class Reach:
             mend=f"add {ip}/{ip.max_prefixlen} or {url.scheme}://{url.netloc}/ to allow if it is meant",
             address=str(ip),
         )
+
+
+class Anywhere(Reach):
+    """No bounds: what the operator's own configuration leads to is within reach by that alone."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def check_url(self, url: SplitResult) -> None:
+        """Let it pass."""
+
+    def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
+        """Let them pass."""
 
 
 def _prefix(entry: str) -> SplitResult:

@@ -13,7 +13,6 @@ from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Source
-from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 
 
@@ -28,7 +27,6 @@ class Sources:
         http: Callable[[Reach], Http],
         reach: Reach,
         *,
-        authorities: Authorities,
         stall_seconds: float,
         hf_endpoint: str,
         hf_token: Secret,
@@ -36,7 +34,7 @@ class Sources:
         s3_region: str | None,
     ) -> None:
         self._http, self._reach = http, reach
-        self._authorities, self._stall_seconds = authorities, stall_seconds
+        self._stall_seconds = stall_seconds
         self._hf_endpoint, self._hf_token = hf_endpoint, hf_token
         self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
         self._hf_reach = reach.also([hf_endpoint])
@@ -63,7 +61,6 @@ class Sources:
                 self._http(self._s3_reach),
                 endpoint_url=self._s3_endpoint_url,
                 region=self._s3_region,
-                authorities=self._authorities,
             )
         if scheme == "file":
             return ShareSource(self._reach, stall_seconds=self._stall_seconds)

@@ -102,9 +102,7 @@ def hub_source(hub: Hub) -> HubSource:
 
 
 def bucket_source(bucket: Bucket | S3Server, http: Http | None = None) -> BucketSource:
-    return BucketSource(
-        http or over(), endpoint_url=bucket.url, region="us-east-1", authorities=Authorities()
-    )
+    return BucketSource(http or over(), endpoint_url=bucket.url, region="us-east-1")
 
 
 @pytest.fixture

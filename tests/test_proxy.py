@@ -25,7 +25,7 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, wish_of
-from tests.ground.bucket import Bucket, Sts
+from tests.ground.bucket import Bucket, Metadata, Sts
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -315,6 +315,22 @@ def test_a_real_s3_server_believes_what_was_signed_before_the_proxy(
         assert body.readinto(memoryview(bytearray(MIB))) == MIB
 
 
+def test_the_metadata_service_of_a_machine_is_asked_by_no_proxy(
+    listener: Listener, node: Nodes, tmp_path: Path
+) -> None:
+    with Bucket() as bucket, Metadata() as metadata:
+        bucket.put("m/it", noise(KIB))
+        env = {"HTTP_PROXY": listener.url, "http_proxy": listener.url, "NO_PROXY": "", "no_proxy": ""}
+        env |= {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "HOME": str(tmp_path)}
+        for number, proxy in enumerate(({}, {"proxy": "env"})):
+            running = node(f"node{number}", env=env, s3_endpoint_url=bucket.url, retries=0, **proxy)
+            running.pull("s3://models/m/")
+            answer = running.ready("m")
+            assert answer.status == 200, answer.document
+        assert {seen.method for seen in metadata.requests} == {"PUT", "GET"}
+    assert listener.heads == []
+
+
 def test_one_tunnel_serves_all_parts_of_a_stream(origin: Origin, engine: Engines) -> None:
     named(origin, "origin.test")
     url = origin.add("/it", noise(40 * MIB))
@@ -505,7 +521,7 @@ def test_a_refusal_names_proxy_and_origin_and_says_whether_it_may_pass(
     listener: Listener, answer: bytes, kind: type[CachdError], code: str, tmp_path: Path
 ) -> None:
     (tmp_path / "credentials").write_text("user:canary")
-    listener.refusal = b"HTTP/1.1 " + answer + b"\r\nContent-Length: 6\r\n\r\ncanary"
+    listener.refusal = lambda head: b"HTTP/1.1 " + answer + b"\r\nContent-Length: 6\r\n\r\ncanary"
     error = refusal_of(lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME))
     assert (type(error), error.code) == (kind, code)
     assert listener.url in error.detail
@@ -531,7 +547,7 @@ NO_PROXIES = {
 
 @pytest.mark.parametrize("answer", NO_PROXIES.values(), ids=NO_PROXIES.keys())
 def test_what_does_not_answer_as_a_proxy_is_told(listener: Listener, answer: bytes) -> None:
-    listener.refusal = answer
+    listener.refusal = lambda head: answer
     error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME))
     assert (type(error), error.code) == (Unavailable, "proxy_protocol")
     assert listener.url in error.detail

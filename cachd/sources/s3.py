@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import botocore.config
 import botocore.loaders
@@ -35,6 +37,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 16
+_METADATA = ("169.254.169.254", "[fd00:ec2::254]")
 _LONGEST_BYTES = 64 << 20  # a page of a listing: some 500 bytes an object, 1000 of them
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
@@ -183,7 +186,7 @@ class _OurPath:
     """Lets botocore's clients, those for credentials too, ask over the same path as the bytes come.
 
     So the same proxies lead there, the same authorities are believed, and an answer is cut when it does not
-    end. The metadata service of a cloud is on the node's own link: botocore asks it by itself.
+    end. A machine's metadata service is on its own link: botocore asks that by itself.
     """
 
     def __init__(self, http: Http) -> None:
@@ -208,8 +211,21 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
+def _spare_metadata() -> None:
+    """Exempt a machine's metadata service from the proxies of the environment, which botocore obeys there.
+
+    In the way that AWS tells its users to: it would not answer through a proxy, which would learn the keys.
+    """
+    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    own = urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")).netloc
+    missing = [host for host in (*_METADATA, own) if host and host not in told.split(",")]
+    if missing and told != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, (told, *missing)))
+
+
 def _session(our_path: _OurPath) -> botocore.session.Session:
     """One that looks for credentials anew, but does not parse the service's model again: 0.1 s of CPU."""
+    _spare_metadata()
     session = botocore.session.get_session()
     session.register_component("data_loader", _models())
     session.register("before-send", our_path)

@@ -52,21 +52,18 @@ class Tunnels:
         by = time.monotonic() + self._connect_seconds
         asked = request("CONNECT", origin, origin, self._headers(proxy))
         wire = self._connect(proxy, origin, by)
+        refusal: CachdError | None
         try:
             wire.sendall(asked)
-            incoming = Incoming(wire)
-            answer = Answer(incoming, "CONNECT")
-            if not 200 <= answer.status < 300:
-                raise _refusal(proxy, origin, answer)
-            if not incoming.is_empty:
-                raise _no_proxy(proxy, origin)
+            refusal = _refusal(proxy, origin, Incoming(wire))
             wire.answered()
-        except (OSError, HTTPException) as error:
+        except OSError as error:
+            refusal = _failure(proxy, origin, error, self._connect_seconds)
+        except HTTPException:
+            refusal = _no_proxy(proxy, origin)
+        if refusal:  # raised here, without its cause: that repeats the proxy
             wire.close()
-            raise _failure(proxy, origin, error, self._connect_seconds) from error
-        except BaseException:
-            wire.close()
-            raise
+            raise refusal
         return wire
 
     def _connect(self, proxy: Proxy, origin: str, by: float) -> Wire:
@@ -99,9 +96,12 @@ class Tunnels:
         return headers
 
 
-def _refusal(proxy: Proxy, origin: str, answer: Answer) -> CachdError:
-    """What an answer to CONNECT other than 2xx means."""
+def _refusal(proxy: Proxy, origin: str, incoming: Incoming) -> CachdError | None:
+    """What an answer to CONNECT means, None when the tunnel stands. Raises OSError or HTTPException."""
+    answer = Answer(incoming, "CONNECT")
     status = answer.status
+    if 200 <= status < 300:
+        return None if incoming.is_empty else _no_proxy(proxy, origin)
     phrase = next((f" ({known.phrase})" for known in HTTPStatus if known == status), "")
     said = f"the proxy {proxy} answered {status}{phrase} when asked for {origin}"
     if status == 407:

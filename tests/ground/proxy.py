@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -109,14 +110,14 @@ class Proxy:
 class Listener:
     """A proxy of the simplest kind, a thread a connection: what each was told is in `heads`.
 
-    `refusal` answers every CONNECT while it is set. After `cut_after` bytes of an origin its tunnels break,
-    once each time it is set. `passed` is all that went through the tunnels, either way.
+    `refusal` answers every CONNECT while it is set, given its head. After `cut_after` bytes of an origin a
+    tunnel breaks, once each time it is set. `passed` is all that went through the tunnels, either way.
     """
 
     def __init__(self) -> None:
         self.heads: list[str] = []
         self.passed = bytearray()
-        self.refusal = b""
+        self.refusal: Callable[[bytes], bytes] | None = None
         self.cut_after: int | None = None
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
@@ -158,7 +159,7 @@ class Listener:
             self.heads.append(head.decode())
             host, _, port = head.split()[1].decode().rpartition(":")
             if self.refusal:
-                client.sendall(self.refusal)
+                client.sendall(self.refusal(head))
                 return
             with socket.create_connection(
                 (LOOPBACK if host.endswith(".test") else host, int(port))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,10 +53,11 @@ def over(
     credentials: Path | None = None,
     ca_file: Path | None = None,
     connect_seconds: float = PATIENCE_SECONDS,
+    stall_seconds: float = PATIENCE_SECONDS,
 ) -> Http:
     return Http(
         Reach(allow),
-        stall_seconds=PATIENCE_SECONDS,
+        stall_seconds=stall_seconds,
         connect_seconds=connect_seconds,
         authorities=Authorities(str(ca_file) if ca_file else None),
         proxies=Proxies.configured(proxy, no_proxy, environ or {}),
@@ -386,6 +389,7 @@ def test_names_of_no_proxy_are_not_told_to_the_proxy(listener: Listener, origin:
     [
         *("https://10.0.0.1/x", "https://10.1/x", "https://169.254.169.254/x", "https://2852039166/x"),
         *("https://[fd00::1]/x", "https://[::ffff:10.0.0.1]/x", "https://0x7f.1/x"),
+        *("https://10.0.0.1./x", "https://10.0.0.1.2/x", "https://a.0x7f/x", "https://127.0.0.1./x"),
     ],
 )
 def test_a_private_address_is_refused_though_a_proxy_would_reach_it(listener: Listener, url: str) -> None:
@@ -622,21 +626,63 @@ def test_an_origin_whose_certificate_is_wrong_is_refused_behind_a_proxy_too(
     assert (type(error), error.code) == (Forbidden, "tls_untrusted")
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["in the clear", "tls in tls"])
 def test_a_proxy_that_dies_in_mid_file_is_dialled_again_and_the_file_goes_on(
-    proxy: Proxy, origin: Origin, root: Path, engine: Engines
+    secure: bool, root: Path, engine: Engines, tmp_path: Path
 ) -> None:
-    named(origin, "origin.test")
-    url = origin.add("/it", noise(24 * MIB))
+    with (
+        Proxy(tls=Tls() if secure else None) as proxy,
+        Origin(tls=Tls(hosts=("origin.test",)) if secure else False) as origin,
+    ):
+        named(origin, "origin.test")
+        url = origin.add("/it", noise(24 * MIB))
+        hold = origin.hold("/it", after=MIB)
+        options: dict[str, Any] = {"proxy": proxy.url, "allow": (f"{origin.url}/",)}
+        if origin.ca_file:
+            (tmp_path / "ca.pem").write_text(origin.ca_file.read_text() + proxy.ca_file.read_text())
+            options["ca_file"] = tmp_path / "ca.pem"
+        pulled = engine(streams=1, retries=8, **options).pulls.start(wish_of(url))
+        assert pulled is not None
+        assert hold.reached.wait(PATIENCE_SECONDS)
+        proxy.kill()
+        hold.release()
+        proxy.start()
+        pulled.done.result(PATIENCE_SECONDS)
+        assert (root / "models/it/it").read_bytes() == noise(24 * MIB)
+        assert origin.bytes_sent("/it") < 48 * MIB
+
+
+@pytest.fixture
+def within(tmp_path: Path) -> Iterator[tuple[Origin, Callable[..., Http]]]:
+    """An origin of TLS behind a proxy of TLS, and the way there. Its file /it stops after a MiB."""
+    with Proxy(tls=Tls()) as proxy, Origin(tls=Tls(hosts=("origin.test",))) as origin:
+        named(origin, "origin.test")
+        assert origin.ca_file is not None
+        (tmp_path / "ca.pem").write_text(origin.ca_file.read_text() + proxy.ca_file.read_text())
+        origin.add("/it", noise(9 * MIB))
+        yield origin, partial(over, proxy.url, ca_file=tmp_path / "ca.pem")
+
+
+def test_tls_in_tls_without_a_byte_is_given_up(within: tuple[Origin, Callable[..., Http]]) -> None:
+    origin, way = within
     hold = origin.hold("/it", after=MIB)
-    running = engine(streams=1, retries=8, proxy=proxy.url, allow=(f"{origin.url}/",))
-    pulled = running.pulls.start(wish_of(url))
-    assert pulled is not None
-    assert hold.reached.wait(PATIENCE_SECONDS)
-    proxy.kill()
+    error = refusal_of(lambda: fetched(way(stall_seconds=0.5), f"{origin.url}/it", 9 * MIB))
+    assert error.code == "stalled"
     hold.release()
-    proxy.start()
-    pulled.done.result(PATIENCE_SECONDS)
-    assert (root / "models/it/it").read_bytes() == noise(24 * MIB)
+
+
+def test_who_waits_within_tls_in_tls_is_cut(within: tuple[Origin, Callable[..., Http]]) -> None:
+    origin, way = within
+    hold = origin.hold("/it", after=MIB)
+    with way().open(Target(f"{origin.url}/it", 9 * MIB), Extent(0, 9 * MIB), Cut()) as body:
+        cutting = threading.Thread(target=lambda: hold.reached.wait(PATIENCE_SECONDS) and body.abort())
+        cutting.start()
+        into = memoryview(bytearray(9 * MIB))
+        with pytest.raises(Unavailable):
+            while into:
+                into = into[body.readinto(into) :]
+        cutting.join()
+    hold.release()
 
 
 def test_a_tunnel_that_breaks_costs_its_part_alone(

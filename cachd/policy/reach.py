@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
@@ -12,6 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from cachd.errors import Forbidden, Invalid
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _NAT64 = IPv6Network("64:ff9b::/96")
 # Never on the public internet, though the standard library's registry does not say so: IPv4-compatible
 # (RFC 4291), local NAT64 (RFC 8215), site-local (RFC 3879).
@@ -71,12 +73,21 @@ class Reach:
     def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
         """Raises Forbidden unless all `addresses` of the host may be reached.
 
-        None are given where a proxy alone can resolve the host: then it decides, but not on plain text.
+        There are none where a proxy alone can resolve the host. Then the proxy decides, but not on plain
+        text, nor on a number: no name ends in one, and what takes it for an address may be anywhere.
         """
-        if not addresses and url.scheme != "https" and not self.covers(url):
-            raise _plaintext(url)
         for address in addresses:
             self.check_address(url, address)
+        if addresses or self.covers(url):
+            return
+        if url.scheme != "https":
+            raise _plaintext(url)
+        if _NUMBER.fullmatch((url.hostname or "").rstrip(".").rpartition(".")[2]):
+            raise Forbidden(
+                f"{url.hostname} is neither a name nor an address",
+                code="private_address",
+                mend=f"add {url.scheme}://{url.netloc}/ to allow if it is meant",
+            )
 
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""

@@ -250,7 +250,7 @@ class Http:
         """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         pool = self._pool()
-        kept = pool.pop(origin_of(url), None)
+        kept = None if body else pool.pop(origin_of(url), None)  # what has a body is never sent twice
         if kept:
             self._reach.check_addresses(url, kept.addresses)  # it was let in for another path, perhaps
         tls = self._authorities.context if url.scheme == "https" else None

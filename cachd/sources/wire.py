@@ -161,40 +161,65 @@ class NestedTlsWire(TlsWire):
         self, outer: ssl.SSLSocket, stall_seconds: float, context: ssl.SSLContext, host: str
     ) -> None:
         super().__init__(outer, stall_seconds)
-        self._records, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._inner = context.wrap_bio(self._records, self._to_send, server_hostname=host)
-        self._read = self._read_inner
-
-    def _read_inner(self, size: int, view: memoryview) -> int:
-        return self._done(lambda: cast("int", self._inner.read(size, view)))
+        self._inner = _Inner(outer, context, host)
+        self._read = self._inner.read
 
     def handshake(self) -> None:
         """See `TlsWire.handshake`."""
-        self._done(self._inner.do_handshake)
+        self._hurry()
+        self._inner.handshake()
 
     def sendall(self, data: ReadableBuffer) -> None:
         """See `Wire.sendall`."""
-        self._done(lambda: self._inner.write(data))
+        self._inner.write(data)
+
+
+class _Inner:
+    """The inner of two TLS connections. It knows no wire: so that one closes with what keeps it.
+
+    A step gets the outer socket's timeout in all, as a step of that one does.
+    """
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self._outer = outer
+        self._records, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._records, self._to_send, server_hostname=host)
+
+    def handshake(self) -> None:
+        self._done(self._tls.do_handshake)
+
+    def read(self, size: int, view: memoryview) -> int:
+        return self._done(lambda: cast("int", self._tls.read(size, view)))
+
+    def write(self, data: ReadableBuffer) -> None:
+        self._done(lambda: self._tls.write(data))
 
     def _done(self, step: Callable[[], T]) -> T:
-        """What a step of the inner TLS gives, once the records that it needs were sent and received."""
-        while True:
-            try:
-                given = step()
-            except ssl.SSLWantReadError:
-                self._send()
-                self._receive()
-            else:
-                self._send()
-                return given
+        """What `step` gives, once the records that it needs were sent and received. Raises OSError."""
+        patience = self._outer.gettimeout() or 0.0
+        ends = time.monotonic() + patience
+        try:
+            while True:
+                try:
+                    given = step()
+                except ssl.SSLWantReadError:
+                    self._send()
+                    self._receive(ends - time.monotonic())
+                else:
+                    self._send()
+                    return given
+        finally:
+            self._outer.settimeout(patience)
 
     def _send(self) -> None:
         if self._to_send.pending:
-            self.sock.sendall(self._to_send.read())
+            self._outer.sendall(self._to_send.read())
 
-    def _receive(self) -> None:
-        self._hurry()
-        received = self.sock.recv(LARGE_BYTES)
+    def _receive(self, seconds: float) -> None:
+        if seconds <= 0:
+            raise TimeoutError("no byte for too long")
+        self._outer.settimeout(seconds)
+        received = self._outer.recv(LARGE_BYTES)
         if received:
             self._records.write(received)
         else:

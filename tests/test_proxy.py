@@ -34,7 +34,7 @@ from tests.ground.node import Node
 from tests.ground.origin import Origin, Redirect, Tls
 from tests.ground.proxy import Listener, Proxy, named
 from tests.ground.s3 import S3Server
-from tests.ground.scripted import Scripted, heard
+from tests.ground.scripted import Scripted, black_hole, heard
 from tests.ground.site import until
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -599,6 +599,13 @@ def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
     assert told in error.detail
     assert url in error.detail
     assert "origin.test:443" in error.detail
+
+
+def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:
+    with black_hole() as (host, port):
+        error = refusal_of(lambda: over(f"http://{host}:{port}", connect_seconds=0.5).head(PUBLIC_BY_NAME))
+    assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
+    assert "within 0.5 s" in error.detail
 
 
 def test_a_proxy_that_closes_without_an_answer_is_told(listener: Listener) -> None:

@@ -723,8 +723,10 @@ def test_the_hint_is_there_for_every_source(node: Nodes, monkeypatch: pytest.Mon
         "retries": 0,
     }
     running = node(env=env, **options)
-    for name, ref in {"web": "https://web.invalid/x", "hub": "hf://org/m", "s3": "s3://models/m/"}.items():
+    refs = {"web": "https://web.invalid/x", "hub": "hf://org/m", "s3": "s3://models/m/"}
+    for name, ref in refs.items():
         running.pull(ref, name=name)
+    for name in refs:
         answer = running.ready(name)
         assert answer.document["code"] == "dns_failed", answer.document
         assert "HTTPS_PROXY" in answer.document["mend"]

@@ -30,8 +30,10 @@ from cachd.settings.file import ConfigFile
 from cachd.settings.given import Also, Giver, Setting
 from cachd.settings.types import (
     Endpoint,
+    Exemptions,
     Listen,
     Percent,
+    ProxyUrl,
     Rates,
     Reachable,
     Room,
@@ -167,6 +169,19 @@ class Config(BaseModel):
     )
     s3_ca_file: Annotated[Path | None, Also(("AWS_CA_BUNDLE",))] = Field(
         None, description="the same for S3 alone; default: ca_file"
+    )
+    proxy: ProxyUrl | None = Field(
+        None,
+        description="ask all origins through this proxy, by CONNECT, such as http://proxy:3128; env: through"
+        " the environment's HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, less its NO_PROXY",
+    )
+    no_proxy: Exemptions = Field(
+        (),
+        description="origins asked without the proxy: host, .domain, host:port, 10.0.0.0/8, *;"
+        " localhost and loopback addresses always are",
+    )
+    proxy_credentials_file: Path | None = Field(
+        None, description="user:password for the proxy, on one line; re-read at every use"
     )
     hf_endpoint: Annotated[Endpoint, Also(("HF_ENDPOINT",))] = Field(
         "https://huggingface.co", description="the Hub, or a mirror of it; it gets the Hub token"

@@ -28,12 +28,13 @@ from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import Share
+from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Reach
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
-from cachd.sources.secrets import HubToken
+from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.trust import Authorities
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
@@ -157,6 +158,8 @@ def build_sources(config: Config) -> Sources:
         authorities=authorities,
         stall_seconds=config.stall_seconds,
         connect_seconds=config.connect_seconds,
+        proxies=Proxies.configured(config.proxy, config.no_proxy, os.environ),
+        proxy_credentials=Secret(config.proxy_credentials_file),
     )
     return Sources(
         http,

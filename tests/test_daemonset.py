@@ -201,6 +201,7 @@ def test_the_token_is_required_and_the_origins_secrets_are_not() -> None:
         "/etc/cachd/secrets/token": False,
         "/etc/cachd/secrets/hf-token": True,
         "/etc/cachd/secrets/aws-credentials": True,
+        "/etc/cachd/secrets/proxy-credentials": True,
     }
     assert OPTIONS["token_file"] in optional
     assert config["defaultMode"] == 0o440

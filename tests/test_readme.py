@@ -16,7 +16,7 @@ import yaml
 from bench.__main__ import KEPT, kept, markdown
 from bench.readme import MEASUREMENTS, rendered
 from cachd.cli import EXIT_CODES
-from cachd.config import Model
+from cachd.config import Config, Model
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.needs import LIST_FILES, needs, require
@@ -135,11 +135,13 @@ def test_every_call_told_is_one_of_the_api(served: tuple[Hub, Node]) -> None:
 
 
 def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models() -> None:
-    pod, options = (
+    pod, *options = (
         yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     )
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
-    assert [Model.model_validate(entry).wish.name for entry in options["models"]] == ["qwen"]
+    listed = [entry for each in options for entry in each.get("models", ())]
+    assert [Model.model_validate(entry).wish.name for entry in listed] == ["qwen"]
+    assert {key for each in options for key in each} <= set(Config.model_fields)
 
 
 def test_the_picture_is_the_demonstration() -> None:

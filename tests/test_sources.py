@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import hashlib
 import os
+import selectors
 import socket
 import ssl
 import struct
@@ -15,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import partial
@@ -577,6 +578,28 @@ def test_a_connection_whose_answer_was_not_read_to_its_end_is_not_used_again(ori
     assert fetch(over, target.url, KIB) == noise(KIB)
 
 
+def test_a_request_with_a_body_is_never_sent_twice() -> None:
+    heads = []
+
+    def script(connection: socket.socket, number: int) -> None:
+        while heard(connection):
+            heads.append(number)
+            if number == 2:
+                return
+            connection.sendall(OK)
+
+    with Scripted(script) as server:
+        over = http()
+        assert over.relay("GET", f"{server.url}/x", {}, b"", at_most=2).content == b"ok"
+        asked = {"Content-Length": "4"}
+        refused(
+            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", at_most=2), "connection_failed"
+        )
+        over.anew()
+        over._pool()
+    assert heads == [1, 2]
+
+
 def test_a_kept_connection_that_the_origin_closed_is_replaced() -> None:
     closed = threading.Event()
 
@@ -668,25 +691,52 @@ def test_a_wire_asks_the_kernel_for_other_patience_only_where_it_differs_by_a_hu
 
 
 @contextmanager
-def broken_off(place: Path, sent: bytes) -> Iterator[TlsWire]:
-    """A wire to a server that hangs up after these bytes, without TLS's own word for it."""
+def broken_off(place: Path, sent: bytes, *, nested: bool = False) -> Iterator[TlsWire]:
+    """A wire to a server that hangs up after these bytes without TLS's own word for it; `nested`: in TLS."""
     served = Tls().context(place / "ca.pem")
 
     def speaks(connection: socket.socket, _: int) -> None:
         with served.wrap_socket(connection, server_side=True) as encrypted:
             encrypted.sendall(sent)
 
+    def leads(connection: socket.socket, _: int) -> None:
+        with (
+            served.wrap_socket(connection, server_side=True) as outer,
+            socket.create_connection(listening) as origin,
+        ):
+            pass_on(outer, origin)
+
     trusting = Authorities(str(place / "ca.pem")).context()
-    with Scripted(speaks) as server:
-        host, port = urlsplit(server.url).hostname or "", urlsplit(server.url).port
-        with TlsWire(socket.create_connection((host, port)), PATIENCE_SECONDS, trusting, host) as wire:
-            wire.handshake()
+    with Scripted(speaks) as server, Scripted(leads) as proxy:
+        listening = urlsplit(server.url).hostname or "", urlsplit(server.url).port or 0
+        first = urlsplit((proxy if nested else server).url)
+        wire = Wire(socket.create_connection((first.hostname or "", first.port)), PATIENCE_SECONDS)
+        with ExitStack() as opened:
+            for _ in range(2 if nested else 1):
+                wire = opened.enter_context(wire.secured(trusting, "127.0.0.1"))
+                wire.handshake()
             yield wire
 
 
-def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(tmp_path: Path) -> None:
+def pass_on(outer: ssl.SSLSocket, origin: socket.socket) -> None:
+    """Bytes both ways until one of the two ends."""
+    with selectors.DefaultSelector() as ready:
+        ready.register(outer, selectors.EVENT_READ, origin)
+        ready.register(origin, selectors.EVENT_READ, outer)
+        while True:
+            for key, _ in ready.select():
+                data = key.fileobj.recv(16 * KIB)  # type: ignore[union-attr]
+                if not data:
+                    return
+                key.data.sendall(data)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["tls", "tls in tls"])
+def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(
+    tmp_path: Path, nested: bool
+) -> None:
     sent = noise(200 * KIB)
-    with broken_off(tmp_path, sent) as wire:
+    with broken_off(tmp_path, sent, nested=nested) as wire:
         view = memoryview(bytearray(MIB))
         assert wire.recv_into(view) == len(sent)
         assert view[: len(sent)] == sent
@@ -694,11 +744,12 @@ def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(tmp_p
             wire.recv_into(view)
 
 
-def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True], ids=["tls", "tls in tls"])
+def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path, nested: bool) -> None:
     gc.collect()
     gc.disable()
     try:
-        with broken_off(tmp_path, noise(200 * KIB)) as wire:
+        with broken_off(tmp_path, noise(200 * KIB), nested=nested) as wire:
             wire.recv_into(memoryview(bytearray(MIB)))
             gone = weakref.ref(wire)
         del wire

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Self
@@ -13,6 +13,7 @@ from cachd.errors import Forbidden, Invalid
 from cachd.policy.addresses import destination, is_public
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class Reach:
@@ -65,6 +66,25 @@ class Reach:
             mend=f'add a prefix that covers it to allow, such as "{url.scheme}://{url.netloc}{url.path}"',
         )
 
+    def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
+        """Raises Forbidden unless all `addresses` of the host may be reached.
+
+        There are none where a proxy alone can resolve the host. Then the proxy decides, but not on plain
+        text, nor on a number: no name ends in one, and what takes it for an address may be anywhere.
+        """
+        for address in addresses:
+            self.check_address(url, address)
+        if addresses or self.covers(url):
+            return
+        if url.scheme != "https":
+            raise _plaintext(url)
+        if _NUMBER.fullmatch((url.hostname or "").rstrip(".").rpartition(".")[2]):
+            raise Forbidden(
+                f"{url.hostname} is neither a name nor an address",
+                code="private_address",
+                mend=f"add {url.scheme}://{url.netloc}/ to allow if it is meant",
+            )
+
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
         ip = destination(_literal(address.partition("%")[0]))
@@ -80,6 +100,19 @@ class Reach:
             mend=f"add {ip}/{ip.max_prefixlen} or {url.scheme}://{url.netloc}/ to allow if it is meant",
             address=str(ip),
         )
+
+
+class Anywhere(Reach):
+    """No bounds: what the operator's own configuration leads to is within reach by that alone."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def check_url(self, url: SplitResult) -> None:
+        """Let it pass."""
+
+    def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
+        """Let them pass."""
 
 
 def _prefix(entry: str) -> SplitResult:

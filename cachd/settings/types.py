@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator
 from cachd.errors import Invalid
 from cachd.fields import Rate
 from cachd.model import Scheme, Share, room_of, share_of
+from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 from cachd.policy.reach import Reach
 from cachd.settings.file import parse
 
@@ -66,6 +67,17 @@ def _room_or_auto(value: object) -> int | Share | Literal["auto"]:
     return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else room_of(value)
 
 
+def _proxy(value: str) -> str:
+    if value != ENVIRONMENT and Proxy.parse(value).credentials is not None:
+        raise ValueError("no password in the URL: write user:password to proxy_credentials_file")
+    return value
+
+
+def _exemption(entry: str) -> str:
+    Exemption.parse(entry)
+    return entry
+
+
 Room = Annotated[int | Share, PlainValidator(room_of)]
 RoomOrAuto = Annotated[int | Share | Literal["auto"], PlainValidator(_room_or_auto)]
 Percent = Annotated[Share, PlainValidator(share_of)]
@@ -73,6 +85,8 @@ Rates = Annotated[dict[Scheme, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]
 Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Several]
+Exemptions = Annotated[tuple[Annotated[str, AfterValidator(_exemption)], ...], Several]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import http.client
 import re
-import socket
 import ssl
 import time
 from contextlib import suppress
@@ -142,9 +141,9 @@ def protocol_error(url: str, what: str) -> Unavailable:
     return Unavailable(f"{bare(url)}: {what}", code="origin_protocol")
 
 
-def broken(url: SplitResult, error: Exception) -> CachdError:
-    """What a failed connection means."""
-    shown = f"{url.scheme}://{url.netloc}{url.path}"
+def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
+    """What a failed connection means; `proxy` is whom it led through."""
+    shown = f"{url.scheme}://{url.netloc}{url.path}{f' (by {proxy})' if proxy else ''}"
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
         return Unavailable(
             f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -155,7 +154,8 @@ def broken(url: SplitResult, error: Exception) -> CachdError:
         return Forbidden(
             f"{shown}: {error.verify_message}",
             code="tls_untrusted",
-            mend="set ca_file if the origin has its own authority; check the node's clock",
+            mend="set ca_file if the origin, or a proxy that opens TLS, has its own authority;"
+            " check the node's clock",
         )
     if isinstance(error, ssl.SSLError) and error.reason in _TOO_OLD:
         return Forbidden(
@@ -163,8 +163,6 @@ def broken(url: SplitResult, error: Exception) -> CachdError:
             code="tls_too_old",
             mend="the origin must speak TLS 1.2 or later",
         )
-    if isinstance(error, socket.gaierror):
-        return Unavailable(f"{url.hostname} cannot be resolved: {error.strerror}", code="dns_failed")
     if isinstance(error, TimeoutError):
         return Unavailable(f"{shown}: no byte for too long", code="stalled")
     return Unavailable(f"{shown}: {type(error).__name__}: {error}", code="connection_failed")

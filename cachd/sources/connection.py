@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,8 @@ from urllib.parse import SplitResult, urlsplit
 from cachd.errors import Unavailable
 from cachd.sources.answers import BROKEN, bare, broken, protocol_error
 from cachd.sources.exchange import Answer, Incoming, request
-from cachd.sources.wire import TlsWire, Wire
+from cachd.sources.routes import Dialled
+from cachd.sources.wire import Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
 MISDIRECTED = 421
@@ -59,24 +59,23 @@ class Connection:
         self._stall_seconds = stall_seconds
         self._answer_by: float | None = None
         self._aborted = False
-        self.address = ""
+        self.addresses: tuple[str, ...] = ()
+        self.proxy = ""
         self._incoming: Incoming | None = None
         self.wire: Wire | None = None
 
-    def _connect(self, dial: Callable[[], socket.socket]) -> Incoming:
+    def _connect(self, dial: Callable[[], Dialled]) -> Incoming:
         trusted = self._tls() if self._tls else None
-        connected = dial()
-        self.address = str(connected.getpeername()[0])
-        wire = (
-            TlsWire(connected, self._stall_seconds, trusted, self._origin[1])
-            if trusted
-            else Wire(connected, self._stall_seconds)
-        )
+        dialled = dial()
+        self.addresses, self.proxy = dialled.addresses, dialled.proxy
+        self.wire = wire = dialled.wire
         wire.answer_by = self._answer_by
-        self.wire, self._incoming = wire, Incoming(wire)
+        if trusted:
+            self.wire = wire = wire.secured(trusted, self._origin[1])
         if self._aborted:  # while it was dialled
             self.abort()
         wire.handshake()
+        self._incoming = Incoming(wire)
         return self._incoming
 
     def abort(self) -> None:
@@ -87,13 +86,18 @@ class Connection:
                 self.wire.abort()
 
     def ask(
-        self, method: str, path: str, headers: Mapping[str, str], dial: Callable[[], socket.socket]
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        dial: Callable[[], Dialled],
+        body: bytes = b"",
     ) -> Answer:
         """Send a request and read the head of its answer, which gets `stall_seconds` in all.
 
         Raises OSError, HTTPException, or ValueError for a header that cannot be sent.
         """
-        asked = request(method, path, _host(self._origin), headers)
+        asked = request(method, path, _host(self._origin), headers) + body
         self._answer_by = time.monotonic() + self._stall_seconds
         incoming = self._incoming or self._connect(dial)
         incoming.wire.answer_by = self._answer_by
@@ -201,7 +205,7 @@ class Response:
         try:
             return self._response.readinto(view)
         except BROKEN as error:
-            raise broken(urlsplit(self._url), error) from error
+            raise broken(urlsplit(self._url), error, self._connection.proxy) from error
 
     def _check_rate(self) -> None:
         elapsed = time.monotonic() - self._window_began

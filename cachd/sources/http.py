@@ -13,7 +13,6 @@ that a model of a thousand parts costs the origin one request a file.
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
-from cachd.policy.reach import Reach
+from cachd.policy.proxy import Proxies
+from cachd.policy.reach import Anywhere, Reach
 from cachd.sources.answers import (
     BROKEN,
     announced,
@@ -35,10 +35,12 @@ from cachd.sources.answers import (
     validator_of,
 )
 from cachd.sources.connection import Connection, Origin, Response, origin_of
-from cachd.sources.dial import dial
 from cachd.sources.exchange import Answer, Headers
+from cachd.sources.routes import Routes
+from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 from cachd.sources.trust import Authorities
+from cachd.sources.tunnel import Tunnels
 
 MOST_REDIRECTS = 10
 MOST_MOVED = 10_000
@@ -46,6 +48,7 @@ _SHORT_BYTES = 64 << 10
 _ALWAYS_TOLD = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)
+_NO_PROXIES, _NO_CREDENTIALS = Proxies(), Secret(None)
 _ODD = re.compile(r"[^!-\[\]-~]")  # space, backslash, control characters, all beyond ASCII
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -91,13 +94,29 @@ class Http:
         stall_seconds: float = 30.0,
         connect_seconds: float = 10.0,
         authorities: Authorities,
+        proxies: Proxies = _NO_PROXIES,
+        proxy_credentials: Secret = _NO_CREDENTIALS,
     ) -> None:
-        self._reach = reach
+        self._reach, self._proxies, self._proxy_credentials = reach, proxies, proxy_credentials
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities = authorities
+        patience = {"connect_seconds": connect_seconds, "stall_seconds": stall_seconds}
+        tunnels = Tunnels(proxy_credentials, authorities.context, **patience)
+        self._routes = Routes(reach, proxies, tunnels, **patience)
         self._kept = threading.local()
         self._age = 0  # connections of an earlier one are not used again
         self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
+
+    def anywhere(self) -> Http:
+        """The same with no bounds: for URLs that come from the operator's own configuration alone."""
+        return Http(
+            Anywhere(),
+            stall_seconds=self._stall_seconds,
+            connect_seconds=self._connect_seconds,
+            authorities=self._authorities,
+            proxies=self._proxies,
+            proxy_credentials=self._proxy_credentials,
+        )
 
     def head(self, url: str, *, secrets: Mapping[str, str] | None = None) -> Head:
         """Ask about a URL without its bytes. Raises as `open` does."""
@@ -128,6 +147,14 @@ class Http:
         """What an origin says of a URL, whatever its status. Raises Invalid when that does not end."""
         return self._ask(url, at_most, secrets or {}, lambda _response, _url: None)
 
+    def relay(self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, at_most: int) -> Told:
+        """What an origin says to a request of another client, which follows redirects itself."""
+        parts = _checked(url)
+        self._reach.check_url(parts)
+        response, connection = self._send(method, parts, headers, Cut(), body)
+        with Response(response, connection, url, stall_seconds=self._stall_seconds) as answered:
+            return Told(response.status, response.headers, _whole(answered, url, at_most))
+
     def _ask(
         self,
         url: str,
@@ -139,12 +166,7 @@ class Http:
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
             check(response, url)
             check_encoding(response, url)
-            content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
-            while count := body.readinto(buffer[: at_most + 1 - len(content)]):
-                content += buffer[:count]
-            if len(content) > at_most:
-                raise Invalid(f"{bare(url)} is longer than {at_most} bytes", code="too_long")
-            return Told(response.status, response.headers, bytes(content))
+            return Told(response.status, response.headers, _whole(body, url, at_most))
 
     def open(self, target: Target, extent: Extent, cut: Cut) -> Response:
         """Ask for the bytes of an extent; `cut` ends the asking.
@@ -223,14 +245,14 @@ class Http:
         raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
 
     def _send(
-        self, method: str, url: SplitResult, headers: Mapping[str, str], cut: Cut
+        self, method: str, url: SplitResult, headers: Mapping[str, str], cut: Cut, body: bytes = b""
     ) -> tuple[Answer, Connection]:
         """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         pool = self._pool()
-        kept = pool.pop(origin_of(url), None)
+        kept = None if body else pool.pop(origin_of(url), None)  # what has a body is never sent twice
         if kept:
-            self._reach.check_address(url, kept.address)  # it was let in for another path, perhaps
+            self._reach.check_addresses(url, kept.addresses)  # it was let in for another path, perhaps
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds)
         asked = {**_ALWAYS_TOLD, **headers}
@@ -238,14 +260,15 @@ class Http:
             connection.take(pool)
             try:
                 with cut.reaches(connection):
-                    return connection.ask(method, path, asked, lambda: self._dial(url)), connection
+                    answer = connection.ask(method, path, asked, lambda: self._routes.dial(url), body)
+                    return answer, connection
             except CachdError:
                 connection.close()
                 raise
             except BROKEN as error:
                 connection.close()
                 if connection is not kept:
-                    raise broken(url, error) from error
+                    raise broken(url, error, connection.proxy) from error
             except ValueError as error:  # such as a token with a line feed
                 connection.close()
                 raise Invalid(
@@ -262,18 +285,15 @@ class Http:
         pool: dict[Origin, Connection] = self._kept.pool
         return pool
 
-    def _dial(self, url: SplitResult) -> socket.socket:
-        """Connect to an address that was resolved and then vetted: no second look-up can change it."""
-        host, port = url.hostname or "", origin_of(url)[2]
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
-        for *_, address in infos:
-            self._reach.check_address(url, str(address[0]))
-        connected = dial(infos, self._connect_seconds)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connected
+
+def _whole(body: Response, url: str, at_most: int) -> bytes:
+    """A body to its end. Raises Invalid when it is longer than `at_most` bytes."""
+    content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
+    while count := body.readinto(buffer[: at_most + 1 - len(content)]):
+        content += buffer[:count]
+    if len(content) > at_most:
+        raise Invalid(f"{bare(url)} is longer than {at_most} bytes", code="too_long")
+    return bytes(content)
 
 
 def _joined(url: str, location: str) -> str:

@@ -97,8 +97,9 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
 
 
 class _OurPath(httpx2.BaseTransport):
-    """Lets the Hub's client ask over the same path as the bytes come: what that refuses is refused here too,
-    no proxy or .netrc of the environment has a say, and an answer is cut when it does not end.
+    """Lets the Hub's client ask over the same path as the bytes come, by the same proxies.
+
+    What that path refuses is refused here too; no .netrc has a say; an answer is cut when it does not end.
     """
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +15,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import botocore.config
 import botocore.loaders
 import botocore.session
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -31,9 +35,10 @@ from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
-from cachd.sources.trust import Authorities
 
 _ASKED_AT_ONCE = 16
+_METADATA = ("169.254.169.254", "[fd00:ec2::254]")
+_LONGEST_BYTES = 64 << 20  # a page of a listing: some 500 bytes an object, 1000 of them
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
 _MOST_LINKS = 10_000
@@ -64,11 +69,9 @@ class BucketSource:
     A COMPOSITE checksum is a digest of part digests and an ETag is no digest at all: neither is believed.
     """
 
-    def __init__(
-        self, http: Http, *, endpoint_url: str | None, region: str | None, authorities: Authorities
-    ) -> None:
+    def __init__(self, http: Http, *, endpoint_url: str | None, region: str | None) -> None:
         self._http, self._endpoint_url, self._region = http, endpoint_url, region
-        self._authorities = authorities
+        self._our_path = _OurPath(http.anywhere())
         self._lock = threading.Lock()
         self._signed: _Signed | None = None
 
@@ -116,26 +119,16 @@ class BucketSource:
         return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
 
     def _signed_in(self, *, renew: bool = False) -> _Signed:
-        """A client whose credentials were read from where they are kept not long ago.
-
-        It reaches what the bytes' path reaches: no proxy of the environment.
-        """
-        if self._authorities.file:
-            self._authorities.context()
+        """A client whose credentials were read from where they are kept not long ago."""
         with self._lock:
             if self._signed is None or renew or time.monotonic() - self._signed.made > _SESSION_SECONDS:
-                client = _session().create_client(
+                client = _session(self._our_path).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
-                    verify=self._authorities.file,
                     config=botocore.config.Config(
                         signature_version="s3v4",
-                        connect_timeout=10,
-                        read_timeout=60,
-                        max_pool_connections=_ASKED_AT_ONCE,
                         retries={"total_max_attempts": 1},
-                        proxies={},
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
                 )
@@ -189,10 +182,53 @@ def _links(client: Any) -> Callable[[str], str]:
     return link
 
 
-def _session() -> botocore.session.Session:
+class _OurPath:
+    """Lets botocore's clients, those for credentials too, ask over the same path as the bytes come.
+
+    So the same proxies lead there, the same authorities are believed, and an answer is cut when it does not
+    end. A machine's metadata service is on its own link: botocore asks that by itself.
+    """
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def __call__(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        """What a client's request is answered with (botocore's event before-send)."""
+        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
+        body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
+        told = self._http.relay(request.method, request.url, headers, body, at_most=_LONGEST_BYTES)
+        return AWSResponse(request.url, told.status, dict(told.headers.items()), _Raw(told.content))
+
+
+class _Raw(io.BytesIO):
+    """A body as botocore reads it."""
+
+    def stream(self) -> Iterator[bytes]:
+        yield self.read()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _spare_metadata() -> None:
+    """Exempt a machine's metadata service from the proxies of the environment, which botocore obeys there.
+
+    In the way that AWS tells its users to: it would not answer through a proxy, which would learn the keys.
+    """
+    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    own = urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")).netloc
+    missing = [host for host in (*_METADATA, own) if host and host not in told.split(",")]
+    if missing and told != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, (told, *missing)))
+
+
+def _session(our_path: _OurPath) -> botocore.session.Session:
     """One that looks for credentials anew, but does not parse the service's model again: 0.1 s of CPU."""
+    _spare_metadata()
     session = botocore.session.get_session()
     session.register_component("data_loader", _models())
+    session.register("before-send", our_path)
     return session
 
 

@@ -64,7 +64,6 @@ class Sources:
                 self._http(self._s3_reach, authorities=self._s3_authorities),
                 endpoint_url=self._s3_endpoint_url,
                 region=self._s3_region,
-                authorities=self._s3_authorities,
             )
         if scheme == "file":
             return ShareSource(self._reach, stall_seconds=self._stall_seconds)

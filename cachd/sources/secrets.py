@@ -27,11 +27,27 @@ class Secret:
 
         Raises Invalid when it holds anything but printable ASCII: it would end up in a header.
         """
+        return _checked(self._text(), self._shown)
+
+    def user_and_password(self) -> str | None:
+        """`user:password`, each of any printable characters; None when there is none. Raises Invalid."""
+        text = self._text()
+        if text and not (":" in text and text.isprintable()):
+            raise Invalid(
+                f"the secret in {self._shown} is not user:password",
+                code="bad_secret",
+                mend="write user:password, on one line",
+            )
+        return text or None
+
+    @property
+    def _shown(self) -> str:
+        return str(self._file or self._variable or "")
+
+    def _text(self) -> str:
         if self._file is not None:
-            return _of_file(self._file, str(self._file))
-        if self._variable is not None:
-            return _checked(os.environ.get(self._variable, ""), self._variable)
-        return None
+            return _of_file(self._file, self._shown)
+        return os.environ.get(self._variable, "").strip() if self._variable is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +76,7 @@ class HubToken(Secret):
             return _checked(os.environ.get(place.variable or "", ""), place.variable or "")
         if place.variable or place.file == self._file:
             shown = f"{place.file} ({place.variable})" if place.variable else str(place.file)
-            return _of_file(place.file, shown)
+            return _checked(_of_file(place.file, shown), shown)
         return self._of_login(place.file)
 
     def place(self) -> Place:
@@ -96,9 +112,9 @@ class HubToken(Secret):
             return None
 
 
-def _of_file(file: Path, shown: str) -> str | None:
+def _of_file(file: Path, shown: str) -> str:
     try:
-        return _checked(_text(file), shown)
+        return _text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
             f"secret file {shown} cannot be read: {_why(error)}",

@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import time
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 LARGE_BYTES = 64 << 10
+T = TypeVar("T")
 
 
 class Wire:
@@ -41,6 +42,15 @@ class Wire:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def secured(self, context: ssl.SSLContext, host: str) -> TlsWire:
+        """TLS over this wire, which it takes over; `handshake` comes next. Raises OSError."""
+        wrapped = context.wrap_socket(
+            self.sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        wire = TlsWire(wrapped, self.stall_seconds)
+        wire.answer_by = self.answer_by
+        return wire
 
     def handshake(self) -> None:
         """Whatever must be agreed upon before the first request. Raises OSError."""
@@ -98,16 +108,17 @@ class TlsWire(Wire):
 
     sock: ssl.SSLSocket
 
-    def __init__(
-        self, connected: socket.socket, stall_seconds: float, context: ssl.SSLContext, host: str
-    ) -> None:
-        wrapped = context.wrap_socket(
-            connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
+    def __init__(self, wrapped: ssl.SSLSocket, stall_seconds: float) -> None:
         super().__init__(wrapped, stall_seconds)
         # One call less for every 16 KiB than by way of its `recv_into`; given a buffer, it tells a number.
         self._read = cast("Callable[[int, memoryview], int]", wrapped.read)
         self._failure: OSError | None = None
+
+    def secured(self, context: ssl.SSLContext, host: str) -> TlsWire:
+        """See `Wire.secured`."""
+        wire = NestedTlsWire(self.sock, self.stall_seconds, context, host)
+        wire.answer_by = self.answer_by
+        return wire
 
     def handshake(self) -> None:
         """Agree on keys and check the certificate. Raises OSError, of which ssl.SSLError is one."""
@@ -141,3 +152,75 @@ class TlsWire(Wire):
 
     def _let_wait(self, seconds: float) -> None:
         self.sock.settimeout(seconds)
+
+
+class NestedTlsWire(TlsWire):
+    """TLS within the TLS connection to a proxy. Slower: records go through memory between the two."""
+
+    def __init__(
+        self, outer: ssl.SSLSocket, stall_seconds: float, context: ssl.SSLContext, host: str
+    ) -> None:
+        super().__init__(outer, stall_seconds)
+        self._inner = _Inner(outer, context, host)
+        self._read = self._inner.read
+
+    def handshake(self) -> None:
+        """See `TlsWire.handshake`."""
+        self._hurry()
+        self._inner.handshake()
+
+    def sendall(self, data: ReadableBuffer) -> None:
+        """See `Wire.sendall`."""
+        self._inner.write(data)
+
+
+class _Inner:
+    """The inner of two TLS connections. It knows no wire: so that one closes with what keeps it.
+
+    A step gets the outer socket's timeout in all, as a step of that one does.
+    """
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self._outer = outer
+        self._records, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._records, self._to_send, server_hostname=host)
+
+    def handshake(self) -> None:
+        self._done(self._tls.do_handshake)
+
+    def read(self, size: int, view: memoryview) -> int:
+        return self._done(lambda: cast("int", self._tls.read(size, view)))
+
+    def write(self, data: ReadableBuffer) -> None:
+        self._done(lambda: self._tls.write(data))
+
+    def _done(self, step: Callable[[], T]) -> T:
+        """What `step` gives, once the records that it needs were sent and received. Raises OSError."""
+        patience = self._outer.gettimeout() or 0.0
+        ends = time.monotonic() + patience
+        try:
+            while True:
+                try:
+                    given = step()
+                except ssl.SSLWantReadError:
+                    self._send()
+                    self._receive(ends - time.monotonic())
+                else:
+                    self._send()
+                    return given
+        finally:
+            self._outer.settimeout(patience)
+
+    def _send(self) -> None:
+        if self._to_send.pending:
+            self._outer.sendall(self._to_send.read())
+
+    def _receive(self, seconds: float) -> None:
+        if seconds <= 0:
+            raise TimeoutError("no byte for too long")
+        self._outer.settimeout(seconds)
+        received = self._outer.recv(LARGE_BYTES)
+        if received:
+            self._records.write(received)
+        else:
+            self._records.write_eof()

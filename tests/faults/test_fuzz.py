@@ -28,7 +28,6 @@ from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut, NoRanges, Source
-from cachd.sources.trust import Authorities
 from cachd.sources.wire import Wire
 from cachd.store.catalog import ready_document
 from cachd.store.layout import Layout
@@ -205,9 +204,7 @@ object_headers = st.fixed_dictionaries(
 def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    return BucketSource(
-        http(stall_seconds=5.0), endpoint_url=spoken.url, region="us-east-1", authorities=Authorities(None)
-    )
+    return BucketSource(http(stall_seconds=5.0), endpoint_url=spoken.url, region="us-east-1")
 
 
 @settings(fuzz, max_examples=15)

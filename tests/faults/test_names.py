@@ -19,7 +19,6 @@ from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
-from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine
 from tests.faults.test_fuzz import CHUNKED, LISTED, Spoken
@@ -112,7 +111,7 @@ def spoken() -> Iterator[Spoken]:
 def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    return BucketSource(http(), endpoint_url=spoken.url, region="us-east-1", authorities=Authorities(None))
+    return BucketSource(http(), endpoint_url=spoken.url, region="us-east-1")
 
 
 def holds(spoken: Spoken, *listings: Listed) -> None:

@@ -10,7 +10,6 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,7 +50,7 @@ from tests.ground.origin import (
     Status,
 )
 from tests.ground.s3 import S3Server
-from tests.ground.scripted import OK, Scripted, heard
+from tests.ground.scripted import OK, Scripted, black_hole, heard
 
 KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 120.0
@@ -102,9 +101,7 @@ def hub_source(hub: Hub) -> HubSource:
 
 
 def bucket_source(bucket: Bucket | S3Server, http: Http | None = None) -> BucketSource:
-    return BucketSource(
-        http or over(), endpoint_url=bucket.url, region="us-east-1", authorities=Authorities()
-    )
+    return BucketSource(http or over(), endpoint_url=bucket.url, region="us-east-1")
 
 
 @pytest.fixture
@@ -543,21 +540,6 @@ def test_a_ready_branch_is_asked_for_again_only_on_demand(hub: Hub, root: Path, 
 
 
 # --- C23: names and addresses ---
-
-
-@contextmanager
-def black_hole() -> Iterator[tuple[str, int]]:
-    """An address where connections are neither taken nor refused: a queue of one that is full."""
-    with socket.socket() as hole:
-        hole.bind(("127.0.0.2", 0))
-        hole.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        for each in waiting:
-            each.setblocking(False)
-            each.connect_ex(hole.getsockname())
-        yield hole.getsockname()
-        for each in waiting:
-            each.close()
 
 
 def address(place: tuple[str, int]) -> tuple[int, int, int, str, tuple[str, int]]:

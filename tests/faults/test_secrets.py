@@ -19,6 +19,11 @@ import pytest
 from cachd.config import load
 from cachd.daemon import build_sources
 from cachd.errors import CachdError
+from cachd.policy.proxy import Proxies
+from cachd.policy.reach import Reach
+from cachd.sources.http import Http
+from cachd.sources.secrets import Secret
+from cachd.sources.trust import Authorities
 from tests.conftest import Engine
 from tests.ground.bucket import Bucket, Refused
 from tests.ground.hub import Hub
@@ -39,6 +44,7 @@ from tests.ground.origin import (
     TooLong,
     WrongRange,
 )
+from tests.ground.proxy import Listener, named
 
 MIB = 1 << 20
 Nodes = Callable[..., Node]
@@ -56,6 +62,7 @@ class Canaries:
     password: str = "Canary6-Url-Password-46"
     environment: str = "Canary7+Environ/ment=47'x"
     typed: str = "Canary8+Wrong/Token=48'x"
+    proxy: str = "Canary9+Proxy/Password=49'x"
 
     def all(self) -> dict[str, str]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -258,6 +265,10 @@ CONFIGURATIONS = {
     "an S3 endpoint": {"s3_endpoint_url": f"https://user:{SECRET.password}@host"},
     "a Hub": {"hf_endpoint": f"https://user:{SECRET.password}@host"},
     "a Hub with a query": {"hf_endpoint": f"https://host/?token={SECRET.hub_token}"},
+    "a proxy": {"proxy": f"http://user:{SECRET.password}@host"},
+    "a proxy of another kind": {"proxy": f"socks5://user:{SECRET.password}@host"},
+    "half a proxy": {"proxy": f"user:{SECRET.password}@host/path"},
+    "origins without a proxy": {"no_proxy": [f"https://user:{SECRET.password}@host"]},
     "a prefix": {"allow": [f"https://user:{SECRET.password}@host/"]},
     "half a prefix": {"allow": [f"user:{SECRET.password}@host"]},
     "a token in place of its file": {"hf_token": SECRET.hub_token},
@@ -293,6 +304,87 @@ def test_yaml_that_a_password_breaks_repeats_nothing_of_it(tmp_path: Path, begun
     assert found({"said": f"{refusal.value} {refusal.value.as_document()}"}) == []
 
 
+def echoing(answer: bytes) -> Callable[[bytes], bytes]:
+    """A proxy's answer that repeats all it was told, wherever there is room for it."""
+
+    def told(head: bytes) -> bytes:
+        credentials = head.partition(b"Proxy-Authorization: Basic ")[2].partition(b"\r\n")[0]
+        return answer.replace(b"ECHO", credentials + b" " + base64.b64decode(credentials))
+
+    return told
+
+
+ECHOES = {
+    "407": echoing(b"HTTP/1.1 407 ECHO\r\nProxy-Authenticate: Basic realm=ECHO\r\n\r\nECHO"),
+    "403": echoing(b"HTTP/1.1 403 ECHO\r\nX: ECHO\r\n\r\nECHO"),
+    "503": echoing(b"HTTP/1.1 503 ECHO\r\nRetry-After: ECHO\r\n\r\nECHO"),
+    "redirect": echoing(b"HTTP/1.1 302 ECHO\r\nLocation: http://host/?ECHO\r\n\r\nECHO"),
+    "garbage": echoing(b"ECHO\r\n\r\n"),
+    "odd header": echoing(b"HTTP/1.1 200 OK\r\n@ECHO\r\n\r\n"),
+    "too much": echoing(b"HTTP/1.1 200 OK\r\n\r\nECHO"),
+    "silence": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("place", ["file", "environment"])
+def test_no_secret_of_a_proxy_is_to_be_found_whatever_the_proxy_answers(
+    place: str, node: Nodes, origin: Origin, tmp_path: Path
+) -> None:
+    (tmp_path / "credentials").write_text(f"user:{SECRET.proxy}\n")
+    with Listener() as listener:
+        named(origin, "origin.test")
+        in_url = f"user:{quote(SECRET.proxy, safe='')}@"
+        variables = {"HTTP_PROXY": listener.url.replace("//", f"//{in_url}")}
+        options = {"proxy": listener.url, "proxy_credentials_file": str(tmp_path / "credentials")}
+        running = node(
+            env=variables if place == "environment" else {},
+            allow=[f"{origin.url}/"],
+            retries=0,
+            **(options if place == "file" else {"proxy": "env"}),
+        )
+        ref, said = origin.add("/it", noise(1000)), []
+        for number, (way, refusal) in enumerate({**ECHOES, "well": None}.items()):
+            listener.refusal = refusal
+            running.pull(ref, name=f"m{number}")
+            answer = running.ready(f"m{number}")
+            assert (answer.status == 200) == (way == "well"), answer.document
+            said += [answer, running.ask("GET", f"/v1/models/m{number}"), running.cli("show", f"m{number}")]
+        said += [running.cli("options"), running.cli("doctor"), running.ask("GET", "/metrics")]
+        assert running.stop() == 0
+        assert [told for told in listener.heads if not found({"told": told})] == [], "it was never used"
+        assert not found({"passed": listener.passed.decode("latin-1")})
+        assert not found({"the origin": repr(origin.requests)})
+    files = [path for path in running.root.rglob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes().decode("latin-1") for path in files}
+    assert found({**texts, "the log": running.output, "answers": repr(said)}) == []
+
+
+@pytest.mark.parametrize("way", ECHOES)
+def test_no_error_of_a_proxy_holds_a_secret_in_itself_or_in_its_causes(way: str, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text(f"user:{SECRET.proxy}\n")
+    with Listener() as listener:
+        listener.refusal = ECHOES[way]
+        http = Http(
+            Reach([]),
+            authorities=Authorities(),
+            proxies=Proxies.configured(listener.url, [], {}),
+            proxy_credentials=Secret(tmp_path / "credentials"),
+        )
+        with pytest.raises(CachdError) as refusal:
+            http.head("https://origin.test/x")
+    assert found({way: " ".join(told_by(refusal.value))}) == []
+
+
+def told_by(error: BaseException) -> list[str]:
+    """All that an error tells, with its causes, as a traceback does."""
+    told = [str(getattr(error, "facts", "")), str(getattr(error, "mend", ""))]
+    cause: BaseException | None = error
+    while cause is not None:
+        told.append(f"{cause!r} {cause} {cause.args}")
+        cause = cause.__cause__ or cause.__context__
+    return told
+
+
 def test_no_error_holds_a_secret_in_itself_or_in_its_causes(
     origin: Origin, engine: Callable[..., Engine]
 ) -> None:
@@ -304,9 +396,4 @@ def test_no_error_holds_a_secret_in_itself_or_in_its_causes(
                 continue
             with pytest.raises(CachdError) as refusal:
                 running.pull(ref, name=f"it-{short_name(ref)}")
-            error: BaseException | None = refusal.value
-            told = [str(getattr(error, "facts", "")), str(getattr(error, "mend", ""))]
-            while error is not None:
-                told.append(f"{error!r} {error} {error.args}")
-                error = error.__cause__ or error.__context__
-            assert found({way: " ".join(told)}) == []
+            assert found({way: " ".join(told_by(refusal.value))}) == []

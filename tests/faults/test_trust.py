@@ -155,8 +155,7 @@ def hub_source(hub: Server, ca_file: Path | None = None, token: Secret | None = 
 
 
 def bucket_source(bucket: Server, ca_file: Path | None = None) -> Source:
-    authorities = Authorities(str(ca_file) if ca_file else None)
-    return BucketSource(over(ca_file), endpoint_url=bucket.url, region="us-east-1", authorities=authorities)
+    return BucketSource(over(ca_file), endpoint_url=bucket.url, region="us-east-1")
 
 
 # --- D3: a listing that redirects ---

@@ -6,6 +6,7 @@ checked. Faults and holds are those of any `Server`; an object's path is /bucket
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -97,6 +98,20 @@ class Sts(Server):
 <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
 </AssumeRoleWithWebIdentityResponse>"""
         return Reply.of(200, {"Content-Type": "text/xml"}, body.encode())
+
+
+class Metadata(Server):
+    """The metadata service of a cloud's machine: it gives out the access key `AKIDSCRIPTED`."""
+
+    def find(self, seen: Seen) -> Reply:
+        if seen.method == "PUT":
+            return Reply.of(200, {"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": "60"}, b"token")
+        if seen.path.endswith("/security-credentials/"):
+            return Reply.of(200, {"Content-Type": "text/plain"}, b"role")
+        given = {"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z"}
+        keys = {"AccessKeyId": "AKIDSCRIPTED", "SecretAccessKey": "said to nobody", "Token": "session"}
+        body = json.dumps({**given, **keys, "Expiration": "2099-01-01T00:00:00Z"})
+        return Reply.of(200, {"Content-Type": "application/json"}, body.encode())
 
 
 @dataclass(frozen=True)

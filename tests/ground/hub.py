@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlencode
 
-from tests.ground.origin import Fault, File, Memory, Origin, Reply, Seen, Server, Status
+from tests.ground.origin import Fault, File, Memory, Origin, Reply, Seen, Server, Status, Tls
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf")
 LFS_BYTES = 1 << 20  # files over this size are LFS whatever their name
@@ -147,7 +147,7 @@ class _RefusedError(Exception):
 class Hub(Server):
     """The Hub itself; as a `Server` it takes faults and holds of its own beside those of its `cdn`."""
 
-    def __init__(self, *, tls: bool = False) -> None:
+    def __init__(self, *, tls: bool | Tls = False) -> None:
         super().__init__(tls=tls)
         self.cdn = Cdn()
         self.token = f"hf_{secrets.token_hex(17)}"  # the only valid one

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 
 PATIENCE_SECONDS = 120.0
@@ -72,3 +72,18 @@ def saying(answer: bytes) -> Callable[[socket.socket, int], None]:
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@contextmanager
+def black_hole() -> Iterator[tuple[str, int]]:
+    """An address where connections are neither taken nor refused: a queue of one that is full."""
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.2", 0))
+        hole.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(hole.getsockname())
+        yield hole.getsockname()
+        for each in waiting:
+            each.close()

@@ -38,7 +38,7 @@ def certify(pem_file: Path, tls: Tls | None = None) -> None:
     """Write a new key and its certificate, for loopback unless told otherwise, which is its own authority."""
     told = tls or Tls()
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, told.hosts[-1])])
     alternatives = [_named(host) for host in told.hosts]
     now = datetime.datetime.now(datetime.UTC)
     signs_and_serves = x509.KeyUsage(

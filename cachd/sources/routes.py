@@ -1,0 +1,96 @@
+"""How an origin is reached: at an address of its own, or through a proxy; never where it may not be."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import SplitResult
+
+from cachd.errors import Invalid, Unavailable
+from cachd.policy.proxy import Proxies
+from cachd.policy.reach import Reach
+from cachd.sources.dial import Address, dial
+from cachd.sources.tunnel import Tunnels
+from cachd.sources.wire import Wire
+
+_UNKNOWN_SECONDS = 60.0  # a name that only the proxy resolves is looked up again: it may take long
+_MOST_UNKNOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A wire to an origin, and what was checked: none of its addresses where only `proxy` knows them."""
+
+    wire: Wire
+    addresses: tuple[str, ...]
+    proxy: str = ""
+
+
+class Routes:
+    """The ways to origins within `reach`, by `proxies` where these say so. Safe to share between threads."""
+
+    def __init__(
+        self,
+        reach: Reach,
+        proxies: Proxies,
+        tunnels: Tunnels,
+        *,
+        connect_seconds: float,
+        stall_seconds: float,
+    ) -> None:
+        self._reach, self._proxies, self._tunnels = reach, proxies, tunnels
+        self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
+        self._unknown: dict[str, float] = {}  # a host that this node cannot resolve -> until when
+
+    def dial(self, url: SplitResult) -> Dialled:
+        """A new wire to the origin of `url`, every address of its name vetted. Raises CachdError or OSError.
+
+        A proxy is told the name and resolves it itself: what this node cannot resolve, the proxy decides.
+        """
+        host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+        proxy = self._proxies.of(url)
+        if proxy is None:
+            places = self._resolved(host, port)
+            self._reach.check_addresses(url, _addresses(places))
+            connected = dial(places, self._connect_seconds)  # no second look-up can change them
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            address = str(connected.getpeername()[0])
+            return Dialled(Wire(connected, self._stall_seconds), (address,))
+        addresses = _addresses(self._resolved_if_known(host, port))
+        self._reach.check_addresses(url, addresses)
+        return Dialled(self._tunnels.open(proxy, host, port), addresses, str(proxy))
+
+    def _resolved(self, host: str, port: int) -> Sequence[Address]:
+        """Raises Unavailable for a name that has no address, Invalid for what is no name."""
+        try:
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
+        except socket.gaierror as error:
+            unused = self._proxies.unused
+            raise Unavailable(
+                f"{host} cannot be resolved: {error.strerror}",
+                code="dns_failed",
+                mend=f"{unused} is set, but cachd uses a proxy only if the option proxy is set"
+                " (proxy: env takes the environment's)"
+                if unused
+                else "",
+            ) from error
+
+    def _resolved_if_known(self, host: str, port: int) -> Sequence[Address]:
+        """None where this node does not know the name."""
+        if self._unknown.get(host, 0) > time.monotonic():
+            return []
+        try:
+            return self._resolved(host, port)
+        except Unavailable:
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[host] = time.monotonic() + _UNKNOWN_SECONDS
+            return []
+
+
+def _addresses(places: Iterable[Address]) -> tuple[str, ...]:
+    return tuple(str(address[0]) for *_, address in places)

@@ -1,0 +1,159 @@
+"""Connections through a proxy: CONNECT (RFC 9110 9.3.6), inside TLS where the proxy speaks https.
+
+Origins of plain http are asked through a tunnel, too, so a proxy is never sent what is meant for an origin.
+
+    cachd --TCP or TLS--> proxy:  CONNECT host:port, Proxy-Authorization
+    cachd <-------------- proxy:  200, and from here on every byte is the origin's
+"""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from http.client import HTTPException
+
+from cachd import __version__
+from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.policy.proxy import Proxy
+from cachd.sources.answers import retry_after
+from cachd.sources.dial import dial
+from cachd.sources.exchange import Answer, Incoming, request
+from cachd.sources.secrets import Secret
+from cachd.sources.wire import Wire
+
+_PASSING = (408, 425, 429)
+
+
+class Tunnels:
+    """Opens tunnels. `credentials` are read again for each, and win over those of the proxy's URL."""
+
+    def __init__(
+        self,
+        credentials: Secret,
+        tls: Callable[[], ssl.SSLContext],
+        *,
+        connect_seconds: float,
+        stall_seconds: float,
+    ) -> None:
+        self._credentials, self._tls = credentials, tls
+        self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
+
+    def open(self, proxy: Proxy, host: str, port: int) -> Wire:
+        """A wire to the origin, within `connect_seconds` for all.
+
+        Raises Forbidden for what will not pass, Unavailable for what may. No error repeats a word of the
+        proxy's answer: it may hold what the proxy was told.
+        """
+        origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        by = time.monotonic() + self._connect_seconds
+        asked = request("CONNECT", origin, origin, self._headers(proxy))
+        wire = self._connect(proxy, origin, by)
+        refusal: CachdError | None
+        try:
+            wire.sendall(asked)
+            refusal = _refusal(proxy, origin, Incoming(wire))
+            wire.answered()
+        except OSError as error:
+            refusal = _failure(proxy, origin, error, self._connect_seconds)
+        except HTTPException:
+            refusal = _no_proxy(proxy, origin)
+        if refusal:  # raised here, without its cause: that repeats the proxy
+            wire.close()
+            raise refusal
+        return wire
+
+    def _connect(self, proxy: Proxy, origin: str, by: float) -> Wire:
+        """A wire to the proxy itself. Raises CachdError."""
+        context = self._tls() if proxy.scheme == "https" else None
+        try:
+            places = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
+            connected = dial(places, by - time.monotonic())
+        except (OSError, UnicodeError) as error:
+            raise _failure(proxy, origin, error, self._connect_seconds) from error
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire = Wire(connected, self._stall_seconds)
+        wire.answer_by = by
+        try:
+            if context is not None:
+                wire = wire.secured(context, proxy.host)
+                wire.handshake()
+        except OSError as error:
+            wire.close()
+            raise _failure(proxy, origin, error, self._connect_seconds) from error
+        return wire
+
+    def _headers(self, proxy: Proxy) -> dict[str, str]:
+        """Raises Invalid for credentials that are none."""
+        headers = {"User-Agent": f"cachd/{__version__}"}
+        told = self._credentials.user_and_password() or proxy.credentials
+        if told:
+            pair = told if ":" in told else f"{told}:"
+            headers["Proxy-Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return headers
+
+
+def _refusal(proxy: Proxy, origin: str, incoming: Incoming) -> CachdError | None:
+    """What an answer to CONNECT means, None when the tunnel stands. Raises OSError or HTTPException."""
+    answer = Answer(incoming, "CONNECT")
+    status = answer.status
+    if 200 <= status < 300:
+        return None if incoming.is_empty else _no_proxy(proxy, origin)
+    phrase = next((f" ({known.phrase})" for known in HTTPStatus if known == status), "")
+    said = f"the proxy {proxy} answered {status}{phrase} when asked for {origin}"
+    if status == 407:
+        offered = (answer.getheader("Proxy-Authenticate") or "basic").lower()
+        return Forbidden(
+            said,
+            code="proxy_auth",
+            mend="check proxy_credentials_file (user:password on one line)"
+            if "basic" in offered
+            else "it does not take Basic, and cachd speaks nothing else",
+            proxy_status=status,
+        )
+    if status in _PASSING or status >= 500:
+        return Unavailable(
+            said,
+            code="proxy_failed",
+            mend="add the host to no_proxy if this node reaches it without the proxy",
+            retry_after=retry_after(answer.headers),
+            proxy_status=status,
+        )
+    return Forbidden(
+        said,
+        code="proxy_refused",
+        mend="let it CONNECT there (many allow port 443 alone),"
+        " or add the host to no_proxy if this node reaches it without the proxy",
+        proxy_status=status,
+    )
+
+
+def _failure(proxy: Proxy, origin: str, error: Exception, patience: float) -> CachdError:
+    """What a broken exchange with a proxy means."""
+    shown = f"the proxy {proxy}, asked for {origin}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Forbidden(
+            f"{shown}: {error.verify_message}",
+            code="proxy_untrusted",
+            mend="set ca_file if the proxy has its own authority; check the node's clock",
+        )
+    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError | UnicodeError):
+        return _no_proxy(proxy, origin)
+    if isinstance(error, TimeoutError):
+        why = f"no answer within {patience:g} s"
+    elif isinstance(error, socket.gaierror | UnicodeError):
+        why = "its name cannot be resolved"
+    else:
+        why = error.strerror or "it closed the connection"
+    return Unavailable(f"{shown}: {why}", code="proxy_unreachable", mend="check the option proxy")
+
+
+def _no_proxy(proxy: Proxy, origin: str) -> Unavailable:
+    return Unavailable(
+        f"the proxy {proxy} does not answer as a proxy when asked for {origin}",
+        code="proxy_protocol",
+        mend="is it an HTTP proxy, and its scheme (http or https) right?",
+    )

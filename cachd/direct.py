@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from concurrent import futures
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,8 +22,9 @@ _LOOK_SECONDS = 0.3
 def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
     """The document of the model once it is ready. What an interruption leaves is resumed next time.
 
-    Raises what the pull fails with, or WaitTimeout.
+    Raises what the pull fails with, or WaitTimeout; KeyboardInterrupt on SIGTERM, too.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
     daemon.configure_logs(level, options.log_format)
     try:
@@ -46,3 +49,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         if request.pin:
             parts.store.snapshots.pin(wish.name)
         return Models(parts.store, parts.pulls, parts.scrubs, parts.warms).describe(wish.name)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -163,8 +163,7 @@ def _download(
         error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
         raise
     finally:
-        for download in joined:
-            downloads.leave(download)
+        downloads.leave(joined)
 
 
 def _failed_elsewhere(future: Future[None], file: File, joined: list[Download]) -> bool:

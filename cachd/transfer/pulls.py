@@ -234,6 +234,7 @@ class Pulls:
             for running in self._running.values():
                 running.progress.cancelled.set()
             self._changed.notify_all()
+        self._means.downloads.interrupt()
 
     def close(self) -> None:
         """Interrupt every pull and join its thread; one that a source keeps waiting is left to the end."""

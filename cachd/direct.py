@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from cachd import daemon, terminal
 from cachd.api.documents import Asked, Models
 from cachd.config import Config
 from cachd.errors import Invalid, WaitTimeout
+from cachd.transfer import threads
 
 _LOOK_SECONDS = 0.3
 
@@ -33,7 +35,11 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         raise Invalid(f"the request is wrong: {error.errors()[0]['msg']}", code="invalid_request") from error
     wish = request.wish()
     deadline = time.monotonic() + seconds
-    with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
+    with (
+        daemon.assembled(options) as parts,
+        _ending_in_time(),
+        terminal.progress_bar(wish.name) as update,
+    ):
         running = parts.pulls.start(wish, refresh=request.refresh)
         while running and not running.done.done():
             progress = running.progress
@@ -49,6 +55,16 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         if request.pin:
             parts.store.snapshots.pin(wish.name)
         return Models(parts.store, parts.pulls, parts.scrubs, parts.warms).describe(wish.name)
+
+
+@contextmanager
+def _ending_in_time() -> Iterator[None]:
+    """Whatever ends what is inside before it is done, the process ends soon."""
+    try:
+        yield
+    except BaseException:
+        threads.end_in_time()
+        raise
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

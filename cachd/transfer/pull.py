@@ -63,7 +63,7 @@ def pull(wish: Wish, source: Source, means: Means, *, share: Share, progress: Pr
         if error.facts.get("errno") != errno.EIO:
             raise
         log.warning(
-            "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
+            "the disk failed: tried once more with what is here", name=wish.name, reason=error.detail
         )
     return _pull_once(whole, wish, source, means, share, progress)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -243,3 +244,24 @@ def test_of_an_origin_without_ranges_what_was_received_is_kept_and_the_whole_is_
     assert running.metric("cachd_resumed_bytes_total") == 5 * MIB
     assert sent(origin) >= len(content)
     assert (running.root / "models/it/it").read_bytes() == content
+
+
+HANGING = """
+import os, runpy, sys, time
+os.fdatasync = lambda fd: time.sleep(600)  # one that hangs in the kernel holds up even a kill
+sys.argv = sys.argv[3:]
+runpy.run_module("cachd", run_name="__main__")
+"""
+
+
+def test_a_stop_ends_in_time_though_a_sync_hangs_and_costs_nothing(origin: Origin, tmp_path: Path) -> None:
+    ref = origin.add("/it", noise(12 * MIB))
+    with Node(tmp_path / "node", before=(sys.executable, "-c", HANGING)) as stuck:
+        stuck.pull(ref)
+        until(lambda: kept(stuck.root) == 12 * MIB)
+        began = time.monotonic()
+        assert stuck.stop() == -signal.SIGALRM
+        assert time.monotonic() - began < 30, "as long as a kubelet waits"
+    with Node(tmp_path / "node") as running:
+        assert running.ready("it").status == 200
+        assert sent(origin) == 12 * MIB

@@ -62,9 +62,7 @@ def pull(wish: Wish, source: Source, means: Means, *, share: Share, progress: Pr
     except DiskFailed as error:
         if error.facts.get("errno") != errno.EIO:
             raise
-        log.warning(
-            "the disk failed: tried once more with what is here", name=wish.name, reason=error.detail
-        )
+        log.warning("the disk failed: tried once more with what is here", name=wish.name, reason=error.detail)
     return _pull_once(whole, wish, source, means, share, progress)
 
 

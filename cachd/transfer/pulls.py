@@ -237,7 +237,7 @@ class Pulls:
         self._means.downloads.interrupt()
 
     def close(self) -> None:
-        """Interrupt every pull and join its thread; one that waits for a source or the disk is left behind."""
+        """Interrupt every pull and join its thread; one that a source or the disk holds up is left behind."""
         self.interrupt()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from cachd.errors import Unavailable
 
 CORES = len(os.sched_getaffinity(0))  # that this process may use
-STOP_SECONDS = 25  # less than the 30 that a kubelet gives a pod
+STOP_SECONDS = 20  # less than the 30 that a kubelet gives a pod
 
 
 def start(threads: Iterable[threading.Thread]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.ground.disks import MIB, FuseDisk, fill, loop, take_inodes, unmount
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
-from tests.ground.site import assert_problem, files_left, until
+from tests.ground.site import assert_problem, files_left
 
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
@@ -322,20 +321,3 @@ def test_foreign_files_are_told_of_and_left_alone(tmp_path: Path, node: Nodes) -
     running = node(root="root")
     assert running.wait_for("not cachd's, left alone")["names"] == ["backup", "notes.txt"]
     assert (root / "notes.txt").read_text() == "mine"
-
-
-def test_a_stop_ends_in_time_though_the_disk_hangs_and_what_was_received_is_kept(
-    broken: FuseDisk, origin: Origin, node_on: Callable[..., Node]
-) -> None:
-    running = node_on(broken.path, allow=[f"{origin.url}/"], streams=4)
-    ref = origin.add("/model.bin", noise(12 * MIB))
-    broken.fail("fsync", match="*/data", delay=600)
-    running.pull(ref)
-    until(lambda: origin.bytes_sent("/model.bin") == 12 * MIB)
-    began = time.monotonic()
-    running.stop()
-    assert time.monotonic() - began < 30, "as long as a kubelet waits"
-    broken.heal()
-    running.start()
-    assert running.ready("model.bin").status == 200
-    assert origin.bytes_sent("/model.bin") == 12 * MIB

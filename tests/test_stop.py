@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from cachd.errors import Cancelled
-from cachd.policy.parts import unkept_bytes
 from tests.conftest import Engine, wish_of
 from tests.ground.bucket import Bucket
 from tests.ground.hub import Hub
@@ -132,29 +131,17 @@ def held(node: Nodes) -> Iterator[Callable[..., Held]]:
         yield pulling
 
 
-@pytest.mark.parametrize("streams", [32, 256])
-def test_a_kill_costs_each_of_many_streams_its_share_of_64_mib(
+@pytest.mark.parametrize("streams", [FIRST_STREAMS, 32, 256])
+def test_a_kill_costs_a_stream_2_mib_and_all_of_many_64_mib(
     place: Place, held: Callable[..., Held], streams: int
 ) -> None:
-    """Promised: kill -9 costs at most 64 MiB of all that was received."""
-    bound = FIRST_STREAMS * unkept_bytes(streams)
-    assert streams * unkept_bytes(streams) <= 64 * MIB
+    """Promised: kill -9 costs at most 2 MiB a connection, and 64 MiB in all."""
+    of_one = min(2 * MIB, 64 * MIB // streams)
+    bound = FIRST_STREAMS * of_one
     running = held(place, streams=streams)
     until(lambda: kept(running.node.root) >= sent(place.server) - bound)
     running.node.kill()
     assert running.sent_twice() <= bound
-
-
-def test_a_kill_costs_few_streams_with_long_parts_no_more_than_64_mib(
-    origin: Origin, held: Callable[..., Held]
-) -> None:
-    """Promised: kill -9 costs at most 64 MiB of all that was received."""
-    size = 320 * MIB
-    place = Place(origin, origin.add("/it", 2 * noise(size // 2)), size, {})
-    running = held(place, 19 * MIB, streams=FIRST_STREAMS)  # in parts of 20 MiB
-    until(lambda: kept(running.node.root) >= sent(origin) - 64 * MIB)
-    running.node.kill()
-    assert running.sent_twice() <= 64 * MIB
 
 
 def test_after_a_stop_no_byte_is_sent_again(place: Place, held: Callable[..., Held]) -> None:

@@ -148,10 +148,13 @@ def demonstrate(*, keep: bool) -> None:
             second_pull(daemon, hub)
             cachd(daemon, "ls")
             say("done", f"{time.monotonic() - began:.1f} s in all")
+            if keep:
+                leave_running(daemon)
+            else:
+                daemon.close()
         except BaseException:
             daemon.close()
             raise
-    leave_running(daemon) if keep else daemon.close()
     if picture := os.environ.get("DEMO_SVG"):
         svg = console.export_svg(title="make demo")
         Path(picture).write_text(re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL))  # no web fonts
@@ -181,8 +184,8 @@ def resume(daemon: Daemon, hub: Hub) -> None:
     )
     say(
         "cost",
-        f"{decimal(max(twice, 0))} were sent twice: on their way at the kill, or in the memory of the process,"
-        f" which records on disk what it has received after every {decimal(unkept_bytes(STREAMS))} of a stream",
+        f"{decimal(max(twice, 0))} were sent twice: at the kill they were on their way, or received and not yet"
+        f" recorded on disk, as is done after every {decimal(unkept_bytes(STREAMS))} of a stream",
     )
 
 
@@ -237,7 +240,7 @@ def second_pull(daemon: Daemon, hub: Hub) -> None:
 def leave_running(daemon: Daemon) -> None:
     """Say what can be done with the daemon that stays."""
     (PLACE / "pid").write_text(str(daemon.pid))
-    command = shlex.quote(str(Path(sys.executable).with_name("cachd").relative_to(PROJECT)))
+    command = shlex.quote(shown(Path(sys.executable).with_name("cachd")))
     command = command if daemon.port == PORT else f"CACHD_SERVER={daemon.url} {command}"
     say("kept", f"the daemon runs on, pid {daemon.pid}. Try next:")
     for words in (f"show {NAME}", f"verify {NAME}", "capacity"):

@@ -136,9 +136,7 @@ def demonstrate(*, keep: bool) -> None:
             f" {decimal(sum((model / p).stat().st_size for p in expected))}),"
             f" {decimal(BYTES_PER_SECOND)}/s a connection",
         )
-        daemon = Daemon(
-            PLACE, hf_endpoint=hub.url, allow=["127.0.0.0/8"], streams=STREAMS, reserve_free=0
-        )
+        daemon = Daemon(PLACE, hf_endpoint=hub.url, allow=["127.0.0.0/8"], streams=STREAMS, reserve_free=0)
         try:
             daemon.start()
             pull_and_kill(daemon)
@@ -184,8 +182,8 @@ def resume(daemon: Daemon, hub: Hub) -> None:
     )
     say(
         "cost",
-        f"{decimal(max(twice, 0))} were sent twice: at the kill they were on their way, or received and not yet"
-        f" recorded on disk, as is done after every {decimal(unkept_bytes(STREAMS))} of a stream",
+        f"{decimal(max(twice, 0))} were sent twice: at the kill they were on their way, or received and not"
+        f" yet recorded on disk, as is done after every {decimal(unkept_bytes(STREAMS))} of a stream",
     )
 
 

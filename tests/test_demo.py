@@ -49,29 +49,25 @@ def begun(place: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "bench.demo"], cwd=place, env=told, text=True, **pipes)
 
 
-def test_it_says_what_the_kill_cost_leaves_the_daemon_when_told_and_stops_it_the_next_time(
+def test_it_says_what_the_kill_cost_and_keeps_the_daemon_and_the_next_stops_it_and_leaves_nothing(
     copied: Path,
 ) -> None:
-    for keep in ("1", ""):
-        with begun(copied, KEEP=keep) as running:
-            output, errors = running.communicate(timeout=PATIENCE_SECONDS)
-        assert running.returncode == 0, errors
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output), "no control characters into a pipe"
-        for command in ("serve --root", "pull hf://", "wait ", "ls"):
-            assert f"$  cachd {command}" in output
-        assert re.search(r"cost  [\d.]+ (bytes|kB|MB) were sent twice: ", output)
-        assert ("Try next" in output) == bool(keep)
-        assert len(daemons(copied)) == bool(keep)
-    assert "stopped  pid" in output
-
-
-def test_an_interrupted_one_leaves_no_process(copied: Path) -> None:
+    with begun(copied, KEEP="1") as running:
+        output, errors = running.communicate(timeout=PATIENCE_SECONDS)
+    assert running.returncode == 0, errors
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output), "no control characters into a pipe"
+    for command in ("serve --root", "pull hf://", "wait ", "ls"):
+        assert f"$  cachd {command}" in output
+    assert re.search(r"cost  [\d.]+ (bytes|kB|MB) were sent twice: ", output)
+    assert "Try next" in output
+    (kept,) = daemons(copied)
     with begun(copied) as running:
-        until(lambda: len(daemons(copied)) > 1)
+        until(lambda: len(daemons(copied)) > 1 and kept not in daemons(copied))
         running.send_signal(signal.SIGINT)
         output, errors = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 130
     assert "Traceback" not in errors
+    assert f"stopped  pid {kept}" in output
     assert "done" not in output
     until(lambda: not daemons(copied))
 

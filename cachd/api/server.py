@@ -19,7 +19,10 @@ _GRACEFUL_SECONDS = 5
 
 
 class _Server(uvicorn.Server):
-    """Calls `interrupt` when it is told to stop, so that those who wait for pulls get their answer."""
+    """Calls `interrupt` when it is told to stop, so that those who wait for pulls get their answer.
+
+    From then on the process has so long to end: what hangs on a disk, no thread of ours can end.
+    """
 
     def __init__(self, options: uvicorn.Config, interrupt: Callable[[], None]) -> None:
         super().__init__(options)
@@ -28,6 +31,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
+        threads.end_in_time()
         self._told.set()
 
     def _stop(self) -> None:

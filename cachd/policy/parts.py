@@ -9,6 +9,7 @@ from cachd.model import Extent
 
 MIN_PART_BYTES = 4 << 20
 MAX_PART_BYTES = 32 << 20
+UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 64 << 20, 2 << 20
 
 
 class Landed:
@@ -59,6 +60,11 @@ def part_bytes(size: int, streams: int) -> int:
     wanted = -(-size // (4 * streams))
     whole = -(-wanted // (1 << 20)) << 20
     return min(max(whole, MIN_PART_BYTES), MAX_PART_BYTES)
+
+
+def unkept_bytes(streams: int) -> int:
+    """How much a stream may have received that dies with the process: 2 MiB, of all together 64 MiB."""
+    return min(UNKEPT_BYTES // streams, UNKEPT_OF_A_STREAM_BYTES)
 
 
 def split(gap: Extent, length: int) -> Iterator[Extent]:

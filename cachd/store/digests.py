@@ -117,6 +117,13 @@ class PartHash:
         if self._whole:
             self.checksum = self._whole.add(view, self.checksum)
 
+    def copy(self) -> PartHash:
+        """The same of the bytes so far, which later ones do not change."""
+        copied = PartHash(self._whole)
+        copied.checksum = self.checksum
+        copied._xxh3 = self._xxh3.copy() if self._xxh3 else None
+        return copied
+
     @property
     def hexdigest(self) -> str:
         if self._xxh3:

@@ -64,6 +64,26 @@ def overwrite(fd: int, content: bytes) -> None:
     write_at(fd, memoryview(content), 0)
 
 
+def write_note(path: Path, content: bytes) -> None:
+    """Create or replace a file for the next process; a loss of power may spoil it. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        write_at(fd, memoryview(content), 0)
+    finally:
+        os.close(fd)
+
+
+def append_note(path: Path, line: str) -> None:
+    """Append a line for the next process; a loss of power may spoil it. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        content = line.encode()
+        while os.write(fd, content) < len(content):
+            content = f"\n{line}".encode()  # all of it: another thread's line may follow the torn one
+    finally:
+        os.close(fd)
+
+
 def preallocate(fd: int, size: int) -> None:
     """Make the file `size` bytes long, of real blocks, so that a full disk is met now. Raises OSError.
 

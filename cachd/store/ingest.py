@@ -2,11 +2,17 @@
 
     ingest/<algorithm>-<hex>/
         data         the file at its full size; parts are written in place, in any order
-        about.json   the file as its manifest describes it; written before the first journal line
-        journal      one line a finished part: "<start> <stop> <hash of its bytes>"
+        about.json   the file as its manifest describes it
+        received     a line for what has come of a part so far: "<start> <stop> <hash of these bytes>"
+        journal      the same lines, once their bytes are synced
 
-A line follows its data to the disk, never the other way round. A file of one part has no journal: it is
-whole or it is fetched again.
+`received` is for a process that dies: the kernel still has what was written. It is never synced, and costs
+one write for every few mebibytes. `journal` is for a machine that dies: a line follows its data to the disk,
+never the other way round.
+
+A resume believes a line only if the bytes hash to it. What `received` alone tells of is then written once
+more: the kernel reports a write that failed to one sync, which may have been that of the process that died.
+So the next sync covers these bytes, too.
 
 A digest that needs the bytes in order (sha256) takes those that land where it is, and follows the others,
 read back from the page cache. A checksum that can be joined (CRC) comes from its parts', hashed while they
@@ -57,14 +63,14 @@ class Ingest:
         self.directory = directory
         self._lock = threading.Lock()
         self._landed = Landed()
-        self._unwritten: list[str] = []
-        self._journalling = False
+        self._unsynced: dict[PartHash, str] = {}  # lines for the journal
+        self._is_due = self._journalling = False
         self._is_broken = False
         self._journal: int | None = None
         self._checksum = checksum(file.digest)
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
         self._hashed = 0
-        self._parts: dict[Extent, PartHash] = {}
+        self._parts: dict[PartHash, Extent] = {}  # what each hash covers
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             if durable.is_regular(directory / "data"):
@@ -126,19 +132,31 @@ class Ingest:
         """What takes in a part's bytes from its first on, for `finish`."""
         return PartHash(self._checksum)
 
-    def finish(self, part: Extent, hashed: PartHash) -> None:
-        """Make a landed part survive a crash. One thread syncs for all parts finished meanwhile.
+    def keep(self, extent: Extent, hashed: PartHash) -> None:
+        """Make what has come of a part so far survive the process. `hashed` has taken in these bytes alone.
 
-        A failed sync is final: the kernel tells it once, and the next may succeed without the bytes. So no
-        line is written after one; what has none is fetched again.
+        Called again when more of the part has come, with the same `hashed`.
         """
+        line = _line(extent, hashed)
+        with self._lock:
+            self._parts[hashed], self._unsynced[hashed] = extent, line
+        with suppress(Unavailable), durable.disk_errors(self.directory):  # no descriptor: kept the next time
+            durable.append_note(self.directory / "received", line)
+
+    def finish(self, part: Extent, hashed: PartHash) -> None:
+        """Make a whole part, and what was kept of others, survive the machine.
+
+        One thread syncs for all parts finished meanwhile. A failed sync is final: the kernel tells it once,
+        and the next may succeed without the bytes. So no line of the journal is written after one.
+        A file of one part is synced by its commit.
+        """
+        self.keep(part, hashed)
         with self._lock:
             if self._is_broken:
                 raise DiskFailed(f"{self.directory}: an earlier sync failed", errno=errno.EIO)
-            self._parts[part] = hashed
             if part.size == self.file.size:
                 return
-            self._unwritten.append(_line(part, hashed))
+            self._is_due = True
             if self._journalling:
                 return
             self._journalling = True
@@ -146,7 +164,7 @@ class Ingest:
 
     def _write_journal(self) -> None:
         try:
-            while lines := self._take_unwritten():
+            while lines := self._take_unsynced():
                 with durable.disk_errors(self.directory):
                     durable.sync(self._data)  # the journal must never promise bytes that are not there
                     durable.append(self._open_journal(), "".join(lines))
@@ -159,16 +177,18 @@ class Ingest:
                 self._journalling, self._is_broken = False, True
             raise
 
-    def _take_unwritten(self) -> list[str]:
+    def _take_unsynced(self) -> list[str]:
+        """Lines for all that was kept since the last sync, if a part was finished since then."""
         with self._lock:
-            lines, self._unwritten = self._unwritten, []
-            self._journalling = bool(lines)
-            return lines
+            self._journalling, self._is_due = self._is_due, False
+            if not self._journalling:
+                return []
+            lines, self._unsynced = self._unsynced, {}
+            return list(lines.values())
 
     def _open_journal(self) -> int:
         if self._journal is None:
-            about = json.dumps(_about(self.file), indent=1)
-            durable.write_file(self.directory / "about.json", about.encode(), mode=0o600)
+            durable.write_file(self.directory / "about.json", _about(self.file), mode=0o600)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._journal = os.open(self.directory / "journal", flags, 0o600)
             for directory in (self.directory, self.directory.parent):
@@ -225,7 +245,7 @@ class Ingest:
     def parts(self) -> frozenset[Extent]:
         """The extents of a hashed file that have a hash of their own."""
         with self._lock:
-            return frozenset(self._parts)
+            return frozenset(self._parts.values())
 
     def spoiled(self, buffer: memoryview) -> frozenset[Extent]:
         """The parts of a hashed file whose bytes on disk are not the bytes that came."""
@@ -234,9 +254,10 @@ class Ingest:
     def forget(self, parts: frozenset[Extent]) -> None:
         """Let parts be fetched again, believing the others alone. Nobody else is at work on the ingest."""
         with self._lock:
-            self._parts = {part: hashed for part, hashed in self._parts.items() if part not in parts}
+            self._parts = {hashed: part for hashed, part in self._parts.items() if part not in parts}
+            self._unsynced.clear()
             self._landed = Landed()
-            for part in self._parts:
+            for part in self._parts.values():
                 self._landed.add(part)
         self._hashed = 0
         if self._hasher and self.file.digest:
@@ -245,6 +266,7 @@ class Ingest:
             if self._journal is not None:
                 os.close(self._journal)
                 self._journal = None
+            durable.remove(self.directory / "received")
             durable.sync(self._data)
             durable.write_file(self.directory / "journal", self.part_lines().encode(), mode=0o600)
 
@@ -257,7 +279,8 @@ class Ingest:
 
     def _in_order(self) -> list[tuple[Extent, PartHash]]:
         with self._lock:
-            return sorted(self._parts.items(), key=lambda item: item[0].start)
+            found = [(part, hashed) for hashed, part in self._parts.items()]
+        return sorted(found, key=lambda item: item[0].start)
 
     def _tiles(self) -> dict[Extent, PartHash]:
         """The parts that overlap no other: where two streams wrote, what the disk holds counts."""
@@ -279,7 +302,7 @@ class Ingest:
         for gap in alone.gaps(self.file.size):
             tiles[gap] = self._hash(gap, buffer)
         with self._lock:
-            self._parts = tiles
+            self._parts = {hashed: part for part, hashed in tiles.items()}
 
     def _read(self, view: memoryview, offset: int) -> int:
         with durable.disk_errors(self.directory):
@@ -301,17 +324,17 @@ class Ingest:
         buffer = memoryview(bytearray(READ_BYTES))
         fd = os.open(damaged, os.O_RDONLY | os.O_NOFOLLOW)
         try:
+            here = self.parts
             for part, expected in read_parts(parts_of(damaged), self.file.size):
-                if part in self._parts:
+                if part in here:
                     continue
                 with suppress(OSError):
                     hashed = self._copy(fd, part, buffer)
                     if hashed is not None and hashed.hexdigest == expected:
-                        self._landed.add(part)
-                        self._parts[part] = hashed
-                        self._unwritten.append(_line(part, hashed))
+                        self._believe(part, hashed)
         finally:
             os.close(fd)
+        self._is_due = bool(self._unsynced)
         self._write_journal()
         self.resumed = self._landed.bytes
 
@@ -352,39 +375,83 @@ class Ingest:
     # --- resume ---
 
     def _resume(self) -> None:
-        """Believe each journalled part whose bytes still hash to what its line says."""
-        if not _describes(self.directory / "about.json", self.file):
-            for name in ("journal", "about.json"):
-                durable.remove(self.directory / name)
+        """Believe each line whose bytes still hash to what it says; write again what was not synced."""
+        about, received, journal = (self.directory / name for name in ("about.json", "received", "journal"))
+        if not _describes(about, self.file):
+            for path in (received, journal, about):
+                durable.remove(path)
+            durable.write_note(about, _about(self.file))
             return
+        lines: dict[int, list[tuple[int, str]]] = {}  # by where they start
+        synced: dict[int, int] = {}  # how far the journal goes from there
+        for path in (received, journal):
+            for part, expected in read_parts(path, self.file.size):
+                lines.setdefault(part.start, []).append((part.stop, expected))
+                if path == journal:
+                    synced[part.start] = max(part.stop, synced.get(part.start, 0))
         buffer = memoryview(bytearray(READ_BYTES))
-        for part, expected in read_parts(self.directory / "journal", self.file.size):
-            if os.fstat(self._data).st_size < part.stop:
-                continue
-            with suppress(DiskFailed):  # what cannot be read back is fetched and written again
-                hashed = self._hash(part, buffer)
+        for start in sorted(lines):
+            self._resume_from(start, sorted(lines[start]), synced.get(start, start), buffer)
+        if received.exists():
+            durable.append_note(received, "\n")  # a torn line must not swallow the next
+
+    def _resume_from(self, start: int, lines: list[tuple[int, str]], synced: int, buffer: memoryview) -> None:
+        """Believe the longest of some extents, all from `start` on, that hashes to what its line says.
+
+        What cannot be read back is fetched and written again.
+        """
+        hashed, reached = self.part_hash(), start
+        longest: tuple[Extent, PartHash] | None = None
+        with suppress(DiskFailed):
+            for stop, expected in lines:
+                self._hash_on(hashed, reached, stop, buffer)
+                reached = stop
                 if hashed.hexdigest == expected:
-                    self._landed.add(part)
-                    self._parts[part] = hashed
+                    longest = Extent(start, stop), hashed.copy()
+        if longest is None:
+            return
+        part, hashed = longest
+        if part.stop <= synced:
+            self._landed.add(part)
+            self._parts[hashed] = part
+            return
+        with suppress(DiskFailed):
+            self._write_again(synced, part.stop, buffer)
+            self._believe(part, hashed)
+
+    def _write_again(self, start: int, stop: int, buffer: memoryview) -> None:
+        while start < stop:
+            view = buffer[: min(len(buffer), stop - start)]
+            self._read(view, start)
+            self.write(start, view)
+            start += len(view)
+
+    def _believe(self, part: Extent, hashed: PartHash) -> None:
+        """Count what is here, and not synced yet, as a part."""
+        self._landed.add(part)
+        self._parts[hashed], self._unsynced[hashed] = part, _line(part, hashed)
 
     def _hash(self, part: Extent, buffer: memoryview) -> PartHash:
         """Of a part as it is on disk."""
         hashed = self.part_hash()
-        offset = part.start
-        while offset < part.stop:
-            view = buffer[: min(len(buffer), part.stop - offset)]
-            self._read(view, offset)
-            hashed.update(view)
-            offset += len(view)
+        self._hash_on(hashed, part.start, part.stop, buffer)
         return hashed
+
+    def _hash_on(self, hashed: PartHash, start: int, stop: int, buffer: memoryview) -> None:
+        while start < stop:
+            view = buffer[: min(len(buffer), stop - start)]
+            self._read(view, start)
+            hashed.update(view)
+            start += len(view)
 
 
 def _line(part: Extent, hashed: PartHash) -> str:
     return f"{part.start} {part.stop} {hashed.hexdigest}\n"
 
 
-def _about(file: File) -> dict[str, object]:
-    return {"origin": file.origin, "size": file.size, "blob": str(file.blob), "validator": file.validator}
+def _about(file: File) -> bytes:
+    about = {"origin": file.origin, "size": file.size, "blob": str(file.blob), "validator": file.validator}
+    return json.dumps(about, indent=1).encode()
 
 
 def _describes(about: Path, file: File) -> bool:

@@ -8,7 +8,7 @@ ready/<name>.json                 written last, removed first
     format                        what wrote this root
     lock                          held by the one daemon
     blobs/<algorithm>/<hex>       verified, read-only
-    ingest/<algorithm>-<hex>/     data, journal
+    ingest/<algorithm>-<hex>/     data, about.json, received, journal
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
     pins/<name>

@@ -29,7 +29,7 @@ import structlog
 from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
 from cachd.model import Extent, File
 from cachd.policy import backoff
-from cachd.policy.parts import part_bytes, split
+from cachd.policy.parts import part_bytes, split, unkept_bytes
 from cachd.sources.source import Body, Cut, NoRanges, Source
 from cachd.store.content import ContentStore
 from cachd.store.digests import PartHash
@@ -53,11 +53,12 @@ _LOOK_FOR_ROOM_SECONDS = 0.5
 
 
 class Part:
-    """An extent on its way: how far it got, the hash of what came, and failures since it made progress."""
+    """An extent on its way: how far it got, how much of that is kept, the hash of what came, and failures
+    since it made progress."""
 
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
-        self.reached = extent.start
+        self.reached = self.kept = extent.start
         self.hash: PartHash | None = None  # from the first byte on: many parts wait
         self._failures = 0
         self._failed_at = extent.start
@@ -99,6 +100,7 @@ class Download:
         self._reservation, self._promises = reservation, [reservation]
         self._is_allocated = False
         self._received = engine.metrics.download_bytes.labels(scheme)
+        self._unkept_bytes = unkept_bytes(engine.streams.most)
         self._share = Share()
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
@@ -229,10 +231,11 @@ class Download:
                         break
                     rest = content[received : received + _STEP_BYTES]
                     count = body.readinto(self._allowed(rest, len(rest)))
-                    if self._over:
-                        return
                     received += count
                     self._count(count)
+                    if self._over:
+                        self._keep(part, content[:received])
+                        return
         except Unavailable as error:
             self._keep(part, content[:received])
             self._again(part, part.reached, error, self._task(part))
@@ -265,10 +268,8 @@ class Download:
         """Begin the ingest of a small file after all, with what came of it."""
         ingest = self._begin_ingest(0)
         part.hash = ingest.part_hash()
-        part.hash.update(content)
-        ingest.write(0, content)
-        ingest.landed(Extent(0, len(content)))
-        part.reached = len(content)
+        self._take_in(ingest, part, content)
+        self._keep_received(ingest, part)
 
     def _count(self, received: int) -> None:
         with self._lock:
@@ -337,33 +338,55 @@ class Download:
             self._follow_if_worthwhile()
 
     def _copy_part(self, ingest: Ingest, body: Body, part: Part, buffer: memoryview, *, takes: bool) -> None:
-        hashed = part.hash = part.hash or ingest.part_hash()
+        part.hash = part.hash or ingest.part_hash()
         began = time.monotonic()
-        while part.reached < part.extent.stop:
-            turn_is_over = time.monotonic() - began > _TURN_SECONDS
-            if (turn_is_over or self._engine.streams.is_one_too_many) and self._gives_way(part):
-                return
-            view = self._allowed(buffer, part.extent.stop - part.reached)
-            count = body.readinto(view)
-            if self._over:
-                return
-            hashed.update(view[:count])
-            ingest.write(part.reached, view[:count])
-            part.reached += count
-            ingest.landed(Extent(part.extent.start, part.reached))
-            if takes:
-                ingest.take(view[:count])
-            self._count(count)
-            self._follow_if_worthwhile()
-        ingest.finish(part.extent, hashed)
+        most = min(self._unkept_bytes, len(buffer))
+        try:
+            while part.reached < part.extent.stop and not self._over:
+                turn_is_over = time.monotonic() - began > _TURN_SECONDS
+                if (turn_is_over or self._engine.streams.is_one_too_many) and self._gives_way(ingest, part):
+                    return
+                view = self._allowed(buffer[:most], part.extent.stop - part.reached)
+                view = view[: body.readinto(view)]
+                self._take_in(ingest, part, view)
+                if takes:
+                    ingest.take(view)
+                self._count(len(view))
+                if part.reached - part.kept > self._unkept_bytes - most:
+                    self._keep_received(ingest, part)
+                self._follow_if_worthwhile()
+        except CachdError:
+            self._keep_received(ingest, part)
+            raise
+        if self._over:  # a stop waits for no disk
+            self._keep_received(ingest, part)
+        else:
+            ingest.finish(part.extent, part.hash)
 
-    def _gives_way(self, part: Part) -> bool:
+    def _gives_way(self, ingest: Ingest, part: Part) -> bool:
         """Leave the rest of a part for later when another pull has waited long enough or fewer streams do."""
         if not (self._by_parts and self._engine.streams.owes(self._share)):
             return False
         log.debug("part left for later", path=self.file.path, at=part.reached)
-        self._engine.streams.submit(self._share, self._task(part))
+        self._keep_received(ingest, part)
+        self._engine.streams.submit(self._share, self._task(part))  # which is another's from here on
         return True
+
+    @staticmethod
+    def _take_in(ingest: Ingest, part: Part, view: memoryview) -> None:
+        """Write what has come next of a part."""
+        assert part.hash
+        ingest.write(part.reached, view)
+        part.hash.update(view)
+        part.reached += len(view)
+        ingest.landed(Extent(part.extent.start, part.reached))
+
+    @staticmethod
+    def _keep_received(ingest: Ingest, part: Part) -> None:
+        """Let what has come of a part survive this process, if more has come than did before."""
+        if part.hash and part.reached > part.kept:
+            ingest.keep(Extent(part.extent.start, part.reached), part.hash)
+            part.kept = part.reached
 
     def _drop(self, body: Body, count: int, buffer: memoryview) -> None:
         while count > 0 and not self._over:

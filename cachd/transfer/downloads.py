@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 
+from cachd.errors import Cancelled
 from cachd.model import Digest, File
 from cachd.sources.source import Source
 from cachd.store.content import ContentStore
@@ -21,6 +23,7 @@ class Downloads:
         self._content, self._engine = content, engine
         self._lock = threading.Lock()
         self._running: dict[Digest, Download] = {}
+        self._interrupted = False
 
     def join(
         self,
@@ -31,9 +34,14 @@ class Downloads:
         scheme: str,
         reservation: Reservation,
     ) -> Download:
-        """Start the file's download, or join the one that runs. Every join is owed a `leave`."""
+        """Start the file's download, or join the one that runs. Every join is owed a `leave`.
+
+        Raises Cancelled after `interrupt`.
+        """
         while True:
             with self._lock:
+                if self._interrupted:
+                    raise Cancelled(f"{file.path}: cancelled before it began")
                 running = self._running.get(file.blob)
                 if running is None or running.done.done():
                     download = Download(scheme, source, file, self._content, self._engine, reservation)
@@ -48,17 +56,30 @@ class Downloads:
         download.start(share)
         return download
 
-    def leave(self, download: Download) -> None:
-        """Want it no more. The last asker to leave cancels it; returns when it has ended, then."""
+    def leave(self, joined: Sequence[Download]) -> None:
+        """Want these no more. The last asker to leave one cancels it; returns when those have ended."""
         with self._lock:
-            download.askers -= 1
-            last = not download.askers
-        if last and not download.done.done():
-            download.cancel()
-            wait([download.done])
+            for download in joined:
+                download.askers -= 1
+            unwanted = [download for download in joined if not download.askers]
+        _cancel(unwanted)
+        wait([download.done for download in unwanted])
+
+    def interrupt(self) -> None:
+        """Cancel every download, and begin none any more."""
+        with self._lock:
+            self._interrupted = True
+            running = list(self._running.values())
+        _cancel(running)
 
     def _forget(self, file: File, done: Future[None]) -> None:
         with self._lock:
             running = self._running.get(file.blob)
             if running is not None and running.done is done:
                 del self._running[file.blob]
+
+
+def _cancel(downloads: Sequence[Download]) -> None:
+    """The last first: they wait for a stream, and would take one that another leaves."""
+    for download in reversed(downloads):
+        download.cancel()

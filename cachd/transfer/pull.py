@@ -65,9 +65,7 @@ def pull(
     except DiskFailed as error:
         if error.facts.get("errno") != errno.EIO:
             raise
-        log.warning(
-            "the disk failed: what no journal holds is fetched again", name=wish.name, reason=error.detail
-        )
+        log.warning("the disk failed: tried once more with what is here", name=wish.name, reason=error.detail)
     return _pull_once(whole, wish, source, means, share, progress, permit)
 
 
@@ -172,8 +170,7 @@ def _download(
         error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
         raise
     finally:
-        for download in joined:
-            downloads.leave(download)
+        downloads.leave(joined)
 
 
 def _failed_elsewhere(future: Future[None], file: File, joined: list[Download]) -> bool:

@@ -266,15 +266,16 @@ class Pulls:
             for running in self._running.values():
                 running.progress.cancelled.set()
             self._changed.notify_all()
+        self._means.downloads.interrupt()
 
     def close(self) -> None:
-        """Interrupt every pull and join its thread; one that a source keeps waiting is left to the end."""
+        """Interrupt every pull and join its thread; one that a source or the disk holds up is left behind."""
         self.interrupt()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.warning("a source keeps a pull waiting: left behind", thread=thread.name)
+                log.warning("a source or the disk keeps a pull waiting: left behind", thread=thread.name)
 
     # --- inside ---
 

@@ -49,6 +49,8 @@ FULL_AT = [
     ("fallocate", "*/data"),
     ("write", "*/data"),
     ("fsync", "*/data"),
+    ("create", "*/received"),
+    ("write", "*/received"),
     ("create", "*/journal"),
     ("write", "*/journal"),
     ("fsync", "*/journal"),
@@ -76,6 +78,11 @@ def test_wherever_the_disk_refuses_the_pull_fails_and_the_next_one_succeeds(
         content = noise((6 if "journal" in match else 1) * MIB, 2 + number)  # a file of one part has none
         ref = origin.add(f"/{number}.bin", content)
         broken.fail(operation, error, match)
+        if "journal" in match and kind is DiskFailed:  # once every byte is here, none is needed
+            running.pull(ref)
+            broken.heal()
+            running.pulls.delete(f"{number}.bin")
+            continue
         with pytest.raises(kind) as refusal:
             running.pull(ref)
         broken.heal()
@@ -107,7 +114,7 @@ def test_a_disk_whose_syncs_fail_for_good_ends_the_pull_and_is_counted(
     broken.heal()
     origin.forget()
     running.pull(ref)
-    assert origin.bytes_sent("/model.bin") == 6 * MIB, "what a failed sync covered may be lost"
+    assert origin.bytes_sent("/model.bin") == 0, "what a failed sync covered is written again from memory"
     assert (broken.path / "models/model.bin/model.bin").read_bytes() == noise(6 * MIB)
 
 

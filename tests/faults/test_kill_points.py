@@ -39,8 +39,16 @@ Known = dict[str, Digests]
 
 POINTS: dict[str, tuple[Plan, ...]] = {
     "after the reservation, before the ingest": (Plan("killed before", 0, point=r"mkdir \.cachd/ingest/"),),
-    "the ingest made, nothing told of it": (Plan("killed after", 0, point=r"mkdir \.cachd/ingest/"),),
+    "the ingest made, nothing told of it": (
+        Plan("killed after", 0, point=r"mkdir \.cachd/ingest/"),
+        Plan("killed half-way", 0, point=r"pwrite \.cachd/ingest/.*/about\.json"),
+    ),
     "in the middle of a write": (Plan("killed half-way", 0, point=r"pwrite \.cachd/ingest/.*/data"),),
+    "what has come of a part written and not kept": (
+        Plan("killed before", 0, point=r"write \.cachd/ingest/.*/received"),
+        Plan("killed half-way", 0, point=r"write \.cachd/ingest/.*/received"),
+        Plan("killed after", 0, point=r"write \.cachd/ingest/.*/received"),
+    ),
     "between the data and its journal line": (
         Plan("killed before", 0, point=r"write \.cachd/ingest/.*/journal"),
         Plan("killed half-way", 0, point=r"write \.cachd/ingest/.*/journal"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cachd.model import Extent
 from cachd.policy.parts import Landed
 from cachd.store.store import Store
 from tests.ground import power
@@ -30,6 +31,7 @@ from tests.test_store import (
     commit,
     file_of,
     hub,
+    keep_begun,
     manifest_of,
     publish,
     refs_of,
@@ -171,6 +173,39 @@ def assert_goes_on(root: Path) -> None:
         store.content.free(manifest_of(FILES[A]))
         # A replacement that was cut off is overwritten by the next of the same name.
         assert [name for name in files_left(root) if not name.endswith(".new")] == []
+
+
+def test_whenever_the_power_goes_what_a_sync_covered_of_unfinished_parts_is_resumed(life: Life) -> None:
+    told: dict[int, int] = {0: 0}
+    with closing(life.store.content.begin(FILE)) as ingest:
+        keep_begun(ingest, KIB, 3 * KIB)
+        write(ingest, CONTENT, PARTS[1])
+        told[len(life.disk.records())] = 3 * KIB + PARTS[1].size
+
+    def promised(index: int) -> int:
+        return max(count for since, count in told.items() if since <= index)
+
+    for state, index, moment in life.moments(promised):
+        with laid_out(state, moment) as root, Store(root) as store:
+            with closing(store.content.begin(FILE)) as ingest:
+                assert ingest.resumed >= promised(index)
+            commit(store, FILE, CONTENT)
+
+
+def test_what_no_sync_covered_is_written_again_by_the_next_life_and_what_one_did_is_not(life: Life) -> None:
+    """A write that failed may have been told to the life that ended, which is asked no more."""
+    with closing(life.store.content.begin(FILE)) as ingest:
+        write(ingest, CONTENT, PARTS[1])
+        keep_begun(ingest, KIB, 3 * KIB)
+    before = len(life.disk.records())
+    with closing(life.store.content.begin(FILE)) as ingest:
+        again = [r[2:] for r in life.disk.records()[before:] if r[0] == "write" and len(r[3]) > 1]
+        assert again == [(0, CONTENT[: 3 * KIB])]
+        write(ingest, CONTENT, PARTS[2])
+        journal = (ingest.directory / "journal").read_text()
+    assert {tuple(map(int, line.split()[:2])) for line in journal.splitlines()} == {
+        (part.start, part.stop) for part in (Extent(0, 3 * KIB), *PARTS[1:])
+    }
 
 
 def test_whenever_the_power_goes_every_part_told_durable_is_resumed(life: Life) -> None:

@@ -7,11 +7,10 @@ import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,11 @@ class Tls:
 
 def certify(pem_file: Path, tls: Tls | None = None) -> None:
     """Write a new key and its certificate, for loopback unless told otherwise, which is its own authority."""
+    from cryptography import x509  # few origins speak TLS, and the demonstration's environment has it not
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     told = tls or Tls()
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, told.hosts[-1])])
@@ -68,6 +72,8 @@ def certify(pem_file: Path, tls: Tls | None = None) -> None:
 
 
 def _named(host: str) -> x509.GeneralName:
+    from cryptography import x509
+
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

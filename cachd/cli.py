@@ -472,6 +472,11 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     if capacity["in_use_told_by"] != "kernel":
         text = "the kernel does not tell open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
+    views = capacity["views"]
+    if views["unwatched"]:
+        text = f"{views['unwatched']} directories of the views are not watched: {views['reason']};"
+        text += " what somebody deletes there shows minutes later"
+        findings.append({"ok": False, "what": text})
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
         if error:

@@ -165,6 +165,15 @@ def check_passing(error: Exception, path: Path) -> None:
         raise durable.too_many_files(path) from error
 
 
+def tells(path: Path, snapshot: Snapshot) -> bool:
+    """Whether a ready file says what it should of a snapshot."""
+    try:
+        return _read_ready(path) == snapshot_from(ready_document(snapshot))
+    except UNREADABLE as error:
+        check_passing(error, path)
+        return False
+
+
 def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
     """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
     return Snapshot(

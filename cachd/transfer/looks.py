@@ -81,6 +81,7 @@ class Looks:
         else:
             self._look_at_changed(changes)
         self._repairs.retry()
+        self._tell_unwatched()
 
     def _look_at_changed(self, changes: Changes) -> None:
         self._look(
@@ -93,7 +94,6 @@ class Looks:
         """Is everything watched and there, at its size?"""
         snapshots, content = self._store.snapshots, self._store.content
         snapshots.watch_all()
-        self._tell_unwatched()
         self.files = snapshots.files()
         self._verified.know(self.files)
         for file in self.files.values():
@@ -121,10 +121,11 @@ class Looks:
         found = self._store.watch.watched()
         if found.unwatched and not self._told_unwatched:
             log.warning(
-                "not all of the views is watched: what is deleted there, or opened, shows minutes later",
+                "not all of the views is watched",
                 directories=found.directories,
                 unwatched=found.unwatched,
                 reason=found.reason,
+                means="what somebody deletes there shows minutes later, and what a pod opens, too",
             )
         self._told_unwatched = bool(found.unwatched)
 

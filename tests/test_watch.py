@@ -150,11 +150,13 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
     engine, snapshot = watching("m")
     ready, file = engine.store.layout.ready_file("m"), engine.store.layout.model("m") / "config.json"
 
+    was_read = []
+
     def read(over: threading.Event) -> None:
         while not over.is_set():
             if not ready.exists():
                 with suppress(FileNotFoundError):
-                    file.read_bytes()
+                    was_read.append(file.read_bytes())
                 return
 
     for _ in range(50):
@@ -173,6 +175,7 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
         assert opened_at(engine, snapshot) or not kept
         engine.store.uses.opened(snapshot.manifest, 0)
         engine.pull(f"{origin.url}/m/", name="m")
+    assert not was_read, "nobody was seen who read it"
     pytest.skip("this machine never let the reader in between")
 
 
@@ -378,6 +381,10 @@ def delete_hub(root: Path) -> None:
     shutil.rmtree(root / "hub")
 
 
+def move_hub(root: Path) -> None:
+    (root / "hub").rename(root / "cache")
+
+
 def delete_ready(root: Path) -> None:
     shutil.rmtree(root / "ready")
 
@@ -386,7 +393,7 @@ def delete_ready(root: Path) -> None:
     "change",
     [
         *(lie, empty_ready_file, lead_elsewhere, move_tree),
-        *(delete_models, delete_hub, delete_ready),
+        *(delete_models, delete_hub, delete_ready, move_hub),
     ],
 )
 def test_what_takes_a_model_from_pods_withdraws_it_at_once_and_it_comes_back_without_a_byte(
@@ -435,18 +442,15 @@ def test_more_changes_than_the_queue_holds_let_everything_be_looked_at(
     watching: Callable[..., tuple[Engine, Snapshot]],
 ) -> None:
     engine, _ = watching("m")
-    engine.store.watch.changes()
-    plain = places(engine.store.layout.root)["plain"]
-    for _ in range(MOST_QUEUED // 2 + 100):
-        for name in ("config.json", "model.safetensors"):
-            os.utime(plain / name)
-    (engine.store.layout.ready / "m.json").unlink()
-    began = time.thread_time()
-    assert engine.store.watch.changes().everything
-    assert time.thread_time() - began < 0.5
-    assert not engine.store.watch.changes()
+    plain, ready = places(engine.store.layout.root)["plain"], engine.store.layout.ready_file("m")
     engine.scrubs.start()
-    until(lambda: engine.store.layout.ready_file("m").exists())
+    until(lambda: engine.scrubs.as_document()["blobs"])
+    with engine.store.snapshots._changing:  # a look waits, and so does the queue
+        for _ in range(MOST_QUEUED + 100):
+            for name in ("config.json", "model.safetensors"):
+                os.utime(plain / name)
+        ready.unlink()
+    until(ready.exists)
 
 
 # --- limits of the kernel ---

@@ -61,7 +61,15 @@ def watched_for_all(ground: Ground) -> Ground:
     """The daemon of this file, with a model that several tests take from its pods."""
     until(lambda: ground.node.metric("cachd_view_watches"))
     have(ground)
+    wait_for_looks(ground.node.root / "models/m", lambda: ground.node.metric("cachd_views_changed_total"))
     return ground
+
+
+def wait_for_looks(model: Path, looks: Callable[[], float]) -> None:
+    """Until cachd has looked at all that changed so far."""
+    before = looks()
+    os.utime(model / "config.json")
+    until(lambda: looks() > before)
 
 
 def have(ground: Ground, name: str = "m") -> None:
@@ -373,27 +381,23 @@ def move_tree(root: Path) -> None:
     tree.rename(root / "cache")
 
 
-def delete_models(root: Path) -> None:
-    shutil.rmtree(root / "models")
-
-
-def delete_hub(root: Path) -> None:
-    shutil.rmtree(root / "hub")
+def move_models(root: Path) -> None:
+    (root / "models").rename(root / "cache")
 
 
 def move_hub(root: Path) -> None:
     (root / "hub").rename(root / "cache")
 
 
-def delete_ready(root: Path) -> None:
-    shutil.rmtree(root / "ready")
+def move_ready_files(root: Path) -> None:
+    (root / "ready").rename(root / "cache")
 
 
 @pytest.mark.parametrize(
     "change",
     [
         *(lie, empty_ready_file, lead_elsewhere, move_tree),
-        *(delete_models, delete_hub, delete_ready, move_hub),
+        *(move_models, move_hub, move_ready_files),
     ],
 )
 def test_what_takes_a_model_from_pods_withdraws_it_at_once_and_it_comes_back_without_a_byte(
@@ -402,7 +406,9 @@ def test_what_takes_a_model_from_pods_withdraws_it_at_once_and_it_comes_back_wit
     ground, root = watched_for_all, watched_for_all.node.root
     ground.hub.cdn.forget()
     ground.node.log.clear()
-    before, began = seen_by_pods(root), time.monotonic()
+    before = seen_by_pods(root)
+    wait_for_looks(root / "models/m", lambda: ground.node.metric("cachd_views_changed_total"))
+    began = time.monotonic()
     change(root)
     ground.node.wait_for("readiness withdrawn", name="m")
     assert time.monotonic() - began < 2
@@ -439,13 +445,15 @@ def test_what_cachd_changes_itself_withdraws_nothing(watched: Callable[..., Grou
 
 
 def test_more_changes_than_the_queue_holds_let_everything_be_looked_at(
-    watching: Callable[..., tuple[Engine, Snapshot]],
+    watching: Callable[..., tuple[Engine, Snapshot]], origin: Origin
 ) -> None:
     engine, _ = watching("m")
-    plain, ready = places(engine.store.layout.root)["plain"], engine.store.layout.ready_file("m")
+    engine.pull(origin.add_model("other", {"config.json": b"[]"}), name="other")
+    plain, ready = places(engine.store.layout.root)["plain"], engine.store.layout.ready_file("other")
     engine.scrubs.start()
     until(lambda: engine.scrubs.as_document()["blobs"])
-    with engine.store.snapshots._changing:  # a look waits, and so does the queue
+    wait_for_looks(plain, lambda: engine.metrics.view_changes._value.get())
+    with engine.store.snapshots._changing:  # the look at the first of them waits, and the queue fills
         for _ in range(MOST_QUEUED + 100):
             for name in ("config.json", "model.safetensors"):
                 os.utime(plain / name)

@@ -71,7 +71,6 @@ class Looks:
     def _turn(self) -> None:
         changes = self._store.watch.changes()
         if changes:
-            self._metrics.view_changes.inc()
             self._repair_written(changes)
         if changes.everything:
             self._all_at = 0.0
@@ -80,6 +79,8 @@ class Looks:
             self._look_at_all()
         else:
             self._look_at_changed(changes)
+        if changes:
+            self._metrics.view_changes.inc()
         self._repairs.retry()
         self._tell_unwatched()
 

@@ -111,10 +111,6 @@ class Snapshots:
         except (FileNotFoundError, DiskFailed):
             return None
 
-    def files(self) -> dict[Digest, File]:
-        """A file of each blob that the recorded snapshots need."""
-        return {f.blob: f for _, manifest in self._readable() for f in manifest.files}
-
     def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
         """Every snapshot on disk with its names: none when a newer one took its place.
 
@@ -386,13 +382,15 @@ class Snapshots:
         for folder, named in folders.items():
             self._mend_branches(folder, named)
 
-    def watch_all(self) -> None:
-        """Watch every snapshot that is recorded, and no other."""
+    def watch_all(self) -> dict[Digest, File]:
+        """Watch every recorded snapshot, and no other; a file of each blob that they need."""
         self._watch.start()
-        recorded = dict(self._readable())
-        for name, manifest in recorded.items():
+        files: dict[Digest, File] = {}
+        for name, manifest in self._readable():
             self._watch.cover(manifest, catalog.read_shown(self._layout.manifest(name)))
-        self._watch.keep_only({*recorded, *(path.stem for path in self._recorded())})
+            files |= {f.blob: f for f in manifest.files}
+        self._watch.keep_only({path.stem for path in self._recorded()})
+        return files
 
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned or leased, or open and the only one of its snapshot."""

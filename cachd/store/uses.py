@@ -1,7 +1,7 @@
 """How models were used and what their sources bring: remembered, since no access time can be trusted.
 
 Read-only mounts and `noatime` keep no access times. A use is what cachd itself sees: a model published, asked
-for, leased, or open in a process. The file is a help for choosing, no truth: one that is lost or torn costs
+for, leased, or opened by a process. The file is a help for choosing, no truth: one that is lost or torn costs
 a worse choice, so it is written now and then and not after every use.
 """
 

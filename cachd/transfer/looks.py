@@ -94,8 +94,7 @@ class Looks:
     def _look_at_all(self) -> None:
         """Is everything watched and there, at its size?"""
         snapshots, content = self._store.snapshots, self._store.content
-        snapshots.watch_all()
-        self.files = snapshots.files()
+        self.files = snapshots.watch_all()
         self._verified.know(self.files)
         for file in self.files.values():
             self._check_stop()

@@ -591,6 +591,11 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
         findings.append({"ok": False, "what": text})
     reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
     findings += [{"ok": False, "what": reason} for reason in reasons]
+    views = capacity["views"]
+    if views["unwatched"]:
+        text = f"{views['unwatched']} directories of the views are not watched: {views['reason']};"
+        text += " what somebody deletes there shows minutes later"
+        findings.append({"ok": False, "what": text})
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
         if error:

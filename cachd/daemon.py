@@ -364,7 +364,7 @@ def _content(path: Path) -> bytes:
 
 
 def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, float]:
-    now = store.space.capacity()
+    now, views = store.space.capacity(), store.watch.watched()
     return {
         "cachd_available_bytes": max(now.available, 0),
         "cachd_cache_limit_bytes": now.usable,
@@ -376,6 +376,8 @@ def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, flo
         "cachd_held_bytes": now.usage.held,
         "cachd_leases": store.snapshots.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
+        "cachd_view_watches": views.directories,
+        "cachd_view_unwatched": views.unwatched,
         "cachd_scrub_oldest_timestamp_seconds": scrubs.oldest() or 0.0,
     }
 

@@ -33,6 +33,8 @@ MEASURED = {
     "cachd_held_bytes": "Bytes on disk of deleted models that a process still has open",
     "cachd_leases": "Leases that have not expired",
     "cachd_reserved_bytes": "Bytes promised to running pulls",
+    "cachd_view_watches": "Directories of the views that the kernel watches",
+    "cachd_view_unwatched": "Directories of the views that the kernel does not watch, for its limits",
     "cachd_scrub_oldest_timestamp_seconds": "When the blob was read again that waits for it the longest",
 }
 # As the kubelet measures image pulls: from seconds to an hour.
@@ -95,6 +97,11 @@ class Metrics:
         )
         for stage in ("pull", "scrub"):
             self.verify_failures.labels(stage)
+        self.view_changes = Counter(
+            "cachd_views_changed_total",
+            "Times that something changed in what pods see, by cachd or by somebody else, and was looked at",
+            registry=registry,
+        )
         self.scrub_bytes = Counter(
             "cachd_scrub_bytes_total", "Bytes of published blobs read again", registry=registry
         )

@@ -26,6 +26,7 @@ from cachd.store.catalog import iso, ready_document
 from cachd.store.protection import Lease
 from cachd.store.space import Capacity
 from cachd.store.store import Store
+from cachd.store.watch import Watched
 from cachd.transfer.pulls import Pull, Pulls
 from cachd.transfer.reclaim import Eviction, Plan
 from cachd.transfer.scrubs import Scrubs
@@ -111,7 +112,9 @@ def limits_document(limits: Limits) -> dict[str, Any]:
     return {"bytes_per_second": limits.bytes_per_second, "sources": dict(limits.sources)}
 
 
-def capacity_document(now: Capacity, candidates: Iterable[Candidate], *, tells_use: bool) -> dict[str, Any]:
+def capacity_document(
+    now: Capacity, candidates: Iterable[Candidate], views: Watched, *, tells_use: bool
+) -> dict[str, Any]:
     """The file system, what is taken and may be, and which snapshot holds how much of it."""
     return {
         "total_bytes": now.total,
@@ -130,6 +133,7 @@ def capacity_document(now: Capacity, candidates: Iterable[Candidate], *, tells_u
         "free_inodes": now.free_inodes,
         "reserve_inodes": now.reserve_inodes,
         "in_use_told_by": "kernel" if tells_use else "pins and leases only",
+        "views": {"watched": views.directories, "unwatched": views.unwatched, "reason": views.reason or None},
         "snapshots": [candidate_document(c) for c in sorted(candidates, key=lambda c: (-c.size, c.manifest))],
     }
 
@@ -140,6 +144,7 @@ def candidate_document(candidate: Candidate) -> dict[str, Any]:
         "manifest": candidate.manifest,
         "bytes": candidate.size,
         "last_used": iso(candidate.use.last) if candidate.use else None,
+        "last_opened": iso(candidate.opened_at) if candidate.opened_at else None,
         "protected_by": candidate.protected or None,
     }
 
@@ -226,6 +231,8 @@ class Models:
         warming = self.warms.warming(name)
         manifest = self._manifest(snapshot) if snapshot else None
         whole_at = self.scrubs.whole_at(snapshot, manifest) if snapshot and manifest else None
+        use = self.store.uses.of(name)
+        opened_at = self.store.uses.opened_at(snapshot.manifest) if snapshot else None
         known = snapshot or pull or (damage.snapshot if damage else None)
         if known is None:
             raise unknown_model(name)
@@ -242,6 +249,8 @@ class Models:
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
             "in_use": self._in_use(snapshot) if snapshot else False,
+            "last_used": iso(use.last) if use else None,
+            "last_opened": iso(opened_at) if opened_at else None,
             "ready": ready_document(snapshot) if snapshot else None,
             "pull": pull_document(pull) if pull else None,
             "previous": [

@@ -22,7 +22,12 @@ async def capacity(request: Request, models: AnyModels) -> dict[str, Any]:
 
     def told() -> dict[str, Any]:
         store = models.store
-        return capacity_document(store.space.capacity(), reclaim.candidates(), tells_use=store.tells_use)
+        return capacity_document(
+            store.space.capacity(),
+            reclaim.candidates(),
+            store.watch.watched(),
+            tells_use=store.tells_use,
+        )
 
     return await asyncio.to_thread(told)
 

@@ -21,6 +21,9 @@ HALF_LIFE_SECONDS = 3 * 86400.0
 SITTING_SECONDS = 600.0  # uses closer together than this are one: a probe every second is no popularity
 FRESH_SECONDS = 60.0  # used so lately, a snapshot goes only when no other can: its pod may be starting
 _FRESH_FACTOR = 1e6
+# An engine that starts opens one file after another, in several processes. Between two of them none may be
+# open for minutes: while its workers start, or until the kubelet starts a container again (300 s at most).
+OPENED_SECONDS = 300.0
 UNKNOWN_RATE = 50e6  # bytes a second of a source that was never measured
 UNVERIFIED_FACTOR, GATED_FACTOR, GONE_FACTOR = 2.0, 4.0, 100.0
 
@@ -46,7 +49,8 @@ class Use:
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One snapshot: its names, none when a newer one replaced it; the bytes on disk of each of its blobs;
-    its use, None when nobody can ask for it; and by what it is protected, empty when by nothing."""
+    its use, None when nobody can ask for it; by what it is protected, empty when by nothing; and when one of
+    its files was last opened, None when that is not known."""
 
     manifest: str
     names: tuple[str, ...]
@@ -55,6 +59,7 @@ class Candidate:
     refetch_seconds: float
     priority: int = 0
     protected: str = ""
+    opened_at: float | None = None
 
     @property
     def size(self) -> int:
@@ -75,6 +80,13 @@ class Choice:
     candidate: Candidate
     frees: int
     why: str
+
+
+def opened_lately(opened_at: float | None, now: float) -> str:
+    """What protects a snapshot that somebody opened within OPENED_SECONDS; empty when nobody did."""
+    if opened_at is None or abs(now - opened_at) >= OPENED_SECONDS:  # abs: a clock that was set back
+        return ""
+    return f"opened {told_seconds(now - opened_at)} ago"
 
 
 def refetch_seconds(

@@ -168,6 +168,15 @@ def check_passing(error: Exception, path: Path) -> None:
         raise durable.too_many_files(path) from error
 
 
+def tells(path: Path, snapshot: Snapshot) -> bool:
+    """Whether a ready file says what it should of a snapshot."""
+    try:
+        return _read_ready(path) == snapshot_from(ready_document(snapshot))
+    except UNREADABLE as error:
+        check_passing(error, path)
+        return False
+
+
 def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
     """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
     wish, file = Wish.from_document(told), told.get("file")  # files of before have none

@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from cachd.errors import DiskFailed, NoSpace, Unavailable
 
+log = structlog.get_logger(__name__)
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SEALED = 0o444  # the mode of published bytes
 SCARCE = (errno.EMFILE, errno.ENFILE)  # it says nothing of the disk, and passes
 
 
@@ -106,8 +111,26 @@ def sync(fd: int) -> None:
 
 def seal(fd: int) -> None:
     """Make the file read-only for everybody, and bytes, size and mode durable. Raises OSError."""
-    os.fchmod(fd, 0o444)
+    os.fchmod(fd, SEALED)
     os.fsync(fd)
+
+
+def keep_mode(path: str, mode: int, status: os.stat_result | None = None) -> None:
+    """Give a file or directory its mode back if somebody changed it; what is not there, or not ours, stays as
+    it is. `status`: what lstat said of it, where that is known."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        found = (status or os.lstat(path)).st_mode
+        if stat.S_IMODE(found) != mode and not stat.S_ISLNK(found):
+            os.chmod(path, mode)
+            log.warning("mode put right", path=path, was=f"{stat.S_IMODE(found):04o}", mode=f"{mode:04o}")
+
+
+def keep_directory(path: Path, mode: int) -> None:
+    """Make a directory that somebody deleted again, and give it its mode back. Raises OSError."""
+    with suppress(FileExistsError):
+        path.mkdir()
+        log.warning("directory made again", path=str(path))
+    keep_mode(str(path), mode)
 
 
 def sync_directory(path: Path) -> None:

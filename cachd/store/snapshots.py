@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,28 +24,33 @@ import structlog
 
 from cachd.errors import DiskFailed, InUse, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
+from cachd.policy.eviction import opened_lately
 from cachd.store import catalog, durable
 from cachd.store.catalog import Suspension
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
-from cachd.store.layout import Layout
+from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
 from cachd.store.protection import Leases, Pins, is_open
 from cachd.store.reads import Reads
 from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
+from cachd.store.watch import ViewChanges, Watch
 
 log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 1e-6  # as fine as a ready file tells time
+_Check = Callable[[Sequence[Snapshot], Manifest | None], None]  # raises InUse
 
 
 class Snapshots:
     """The published snapshots of one root, by name."""
 
-    def __init__(self, layout: Layout, content: ContentStore, *, keep_previous: int = 0) -> None:
-        self._layout, self._content = layout, content
+    def __init__(
+        self, layout: Layout, content: ContentStore, watch: Watch, *, keep_previous: int = 0
+    ) -> None:
+        self._layout, self._content, self._watch = layout, content, watch
         self.changes = Changes()
         self._evicted: set[str] = set()
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
@@ -119,10 +124,6 @@ class Snapshots:
         except (FileNotFoundError, DiskFailed):
             return None
 
-    def files(self) -> dict[Digest, File]:
-        """A file of each blob that the recorded snapshots need."""
-        return {f.blob: f for _, manifest in self._readable() for f in manifest.files}
-
     def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
         """Every snapshot on disk with its names: none when a newer one took its place.
 
@@ -185,6 +186,7 @@ class Snapshots:
                     branches[snapshot.hub_revision] = snapshot.commit
                 self._hub.point(snapshot.hub_folder, branches)
                 self.previous.replace(replaced, snapshot, given_up=given_up)
+                self._watch.cover(manifest, [snapshot.hub_folder])  # first: a pod opens what is ready at once
                 self._declare(snapshot)
                 self._end_suspension(wish.name)
             finally:
@@ -227,7 +229,8 @@ class Snapshots:
             snapshot = self._known(name)
             if snapshot is None:
                 raise no_such_model(name)
-            moved = self._withdraw([snapshot], check=not force)
+            check = None if force else self._check_unused
+            moved = self._withdraw([snapshot], check)
             for before in self.previous.forget(name):
                 moved |= self._remove_unread(before)
         return self._content.empty(moved)
@@ -235,19 +238,24 @@ class Snapshots:
     def evict(self, manifest: str) -> int:
         """Take a snapshot away under all its names; bytes freed.
 
-        Raises NotFound, or InUse when one of its names is pinned or leased, or its files are open.
+        Raises NotFound, or InUse when one of its names is pinned or leased, or its files are open or were
+        lately.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             named = [s for s in self._named.values() if s.manifest == manifest]
             if not named and not self._layout.manifest(manifest).exists():
                 raise NotFound(f"snapshot {manifest} is not here any more", code="no_such_snapshot")
-            moved = self._withdraw(named, check=True, evicted=True) if named else self._drop(manifest)
+            moved = (
+                self._withdraw(named, self._check_unopened, evicted=True) if named else self._drop(manifest)
+            )
             for snapshot in named:
                 for before in self.previous.forget(snapshot.name):
                     moved |= self._remove_unread(before)
         return self._content.empty(moved)
 
-    def _withdraw(self, named: Sequence[Snapshot], *, check: bool, evicted: bool = False) -> dict[Path, int]:
+    def _withdraw(
+        self, named: Sequence[Snapshot], check: _Check | None, *, evicted: bool = False
+    ) -> dict[Path, int]:
         """Take names of one snapshot away; what is in the trash then, to be emptied without the lock.
 
         Whoever looks for a ready file finds none before anything else goes. A pod that found one just before
@@ -256,7 +264,7 @@ class Snapshots:
         """
         manifest = self.manifest(named[0]) if check else None
         if check:
-            self._check_unused(named, manifest)
+            check(named, manifest)
         hidden = [(self._layout.ready_file(s.name), self._layout.staging / f"{s.name}.json") for s in named]
         for ready, aside in hidden:
             with suppress(FileNotFoundError):  # an operator's rm
@@ -264,7 +272,7 @@ class Snapshots:
         durable.sync_directory(self._layout.ready)
         try:
             if check:
-                self._check_unused(named, manifest)
+                check(named, manifest)
         except BaseException:
             for ready, aside in hidden:
                 with suppress(FileNotFoundError):
@@ -286,9 +294,9 @@ class Snapshots:
         return self._remove(named[0].manifest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
-        """Remove a snapshot that has no name. Raises InUse when its files are open."""
-        if self._is_open(self._manifest(manifest)):
-            raise InUse(f"files of snapshot {manifest} are open in a process on this node")
+        """Remove a snapshot that has no name. Raises InUse when its files are open or were lately."""
+        if self._is_read(self._manifest(manifest)):
+            raise InUse(f"files of snapshot {manifest} are open in a process on this node, or were lately")
         return self._remove(manifest)
 
     def damaged(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
@@ -338,6 +346,20 @@ class Snapshots:
                     self._content.set_aside(blob, inode)
             return wrong
 
+    def written(self, changes: ViewChanges) -> list[File]:
+        """The files into which somebody wrote, one for each blob."""
+        manifests = {manifest for manifest, _ in changes.written}
+        if not manifests and not changes.blobs:
+            return []
+        found = {
+            f.blob: f
+            for name, manifest in self._readable()
+            if changes.blobs or name in manifests
+            for f in manifest.files
+            if f.blob in changes.blobs or (name, f.path) in changes.written
+        }
+        return list(found.values())
+
     def unnamed(self, *, keep: Collection[str] = ()) -> list[tuple[str, int]]:
         """The snapshots that no name leads or led to and nobody reads: (manifest, bytes it alone holds).
 
@@ -352,7 +374,7 @@ class Snapshots:
         return [
             (name, sum(size for blob, size in _sizes(manifest).items() if needed[blob] == 1))
             for name, manifest in manifests.items()
-            if name in unnamed - kept and manifest.base not in keep and not self._is_open(manifest)
+            if name in unnamed - kept and manifest.base not in keep and not self._is_read(manifest)
         ]
 
     def drop(self, manifest: str) -> int:
@@ -388,6 +410,16 @@ class Snapshots:
             folders.setdefault(snapshot.hub_folder, []).append(snapshot)
         for folder, named in folders.items():
             self._mend_branches(folder, named)
+
+    def watch_all(self) -> dict[Digest, File]:
+        """Watch every recorded snapshot, and no other; a file of each blob that they need."""
+        self._watch.start()
+        files: dict[Digest, File] = {}
+        for name, manifest in self._readable():
+            self._watch.cover(manifest, catalog.read_shown(self._layout.manifest(name)))
+            files |= {f.blob: f for f in manifest.files}
+        self._watch.keep_only({path.stem for path in self._recorded()})
+        return files
 
     def check_unused(self, name: str) -> None:
         """Raises InUse when the name is pinned or leased, or open and the only one of its snapshot."""
@@ -428,6 +460,13 @@ class Snapshots:
                 mend="stop the pods that serve it, or force: what they have open stays readable",
             )
 
+    def _check_unopened(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
+        """As `_check_unused`, and raises InUse when somebody opened one of its files lately: an engine that
+        starts has none open between two of them."""
+        self._check_unused(named, manifest)
+        if lately := self._opened_lately(named[0].manifest):
+            raise InUse(f"a file of {named[0].name} was {lately}", code="opened_lately")
+
     def _used(self) -> set[str]:
         """The manifests that a name is ready with, or will be when it is repaired."""
         suspended = {each.snapshot.manifest for each in self._suspended.values()}
@@ -466,11 +505,14 @@ class Snapshots:
         """What is not as `publish` left it; empty when all is. The blobs in doubt are added to `inodes`."""
         layout, manifest = self._layout, self._manifest(snapshot.manifest)
         files = {f.path: f for f in manifest.files}
+        self._mend(snapshot)
         link = layout.model(snapshot.name)
         if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
             return f"models/{snapshot.name} does not lead to it"
-        if not layout.ready_file(snapshot.name).is_file():
+        if not durable.is_regular(layout.ready_file(snapshot.name)):
             return f"ready/{snapshot.name}.json is gone"
+        if not catalog.tells(layout.ready_file(snapshot.name), snapshot):
+            return f"ready/{snapshot.name}.json says something else"
         places = {
             f"models/{snapshot.name}": self._plain.wrong(manifest),
             f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, snapshot.commit, files),
@@ -483,6 +525,20 @@ class Snapshots:
                     inodes[files[path].blob] = inode
                 reasons.append(f"{place}/{path} is {'another file' if is_other else 'gone'}")
         return f"{len(reasons)} files, the first: {reasons[0]}" if reasons else ""
+
+    def _mend(self, snapshot: Snapshot) -> None:
+        """Put right what needs no blob: directories, modes, the Hub view's branches and list of files."""
+        for name in PUBLIC:
+            durable.keep_directory(self._layout.root / name, 0o755)
+        durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
+        folder, commit = snapshot.hub_folder, snapshot.commit
+        try:
+            self._hub.mend(folder, commit, self._shown(folder, commit))
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("no room to mend a list of files", folder=folder)
+        self._mend_branches(folder, self._named.values())
 
     def _recorded(self) -> list[Path]:
         return list(self._layout.manifests.glob("[!.]*.json"))
@@ -508,6 +564,14 @@ class Snapshots:
         with self.reads.aside():
             return is_open(self._content.path(f.blob) for f in manifest.files)
 
+    def _is_read(self, manifest: Manifest) -> bool:
+        """Whether a process has one of its files open, or had lately."""
+        return bool(self._opened_lately(manifest.id)) or self._is_open(manifest)
+
+    def _opened_lately(self, manifest: str) -> str:
+        now = time.time()
+        return opened_lately(self._watch.opened_at(manifest, now), now)
+
     def _record(self, manifest: Manifest, hub_folder: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
@@ -517,7 +581,7 @@ class Snapshots:
 
     def _remove_unread(self, manifest: str) -> dict[Path, int]:
         try:
-            return {} if self._is_open(self._manifest(manifest)) else self._remove(manifest)
+            return {} if self._is_read(self._manifest(manifest)) else self._remove(manifest)
         except FileNotFoundError:
             return {}
 
@@ -534,6 +598,7 @@ class Snapshots:
             durable.remove(path)
             return {}
         commit = commit_of(gone)
+        self._watch.leave(manifest)
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
             self._mend_branches(folder, self._named.values())

@@ -25,6 +25,7 @@ from cachd.store.snapshots import Snapshots
 from cachd.store.space import Reservation, Space, bytes_beside
 from cachd.store.sweep import Sweep
 from cachd.store.uses import Uses
+from cachd.store.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -79,11 +80,12 @@ class Store:
             self.content = ContentStore(self.layout)
             with durable.disk_errors(root):
                 self.content.empty_trash()
-                self.snapshots = Snapshots(self.layout, self.content, keep_previous=keep_previous)
+                self.uses = Uses(self.layout)
+                self.watch = Watch(self.layout, self.uses)
+                self.snapshots = Snapshots(self.layout, self.content, self.watch, keep_previous=keep_previous)
                 self.snapshots.settle()
             self.sweep = Sweep(self.layout, self.content, self.snapshots)
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
-            self.uses = Uses(self.layout)
             self.tells_use = tells_use(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
@@ -96,6 +98,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        self.watch.close()
         with suppress(OSError):
             durable.overwrite(self._lock, b"")
         os.close(self._lock)

@@ -1,7 +1,7 @@
 """How models were used and what their sources bring: remembered, since no access time can be trusted.
 
 Read-only mounts and `noatime` keep no access times. A use is what cachd itself sees: a model published, asked
-for, leased, or open in a process. The file is a help for choosing, no truth: one that is lost or torn costs
+for, leased, or opened by a process. The file is a help for choosing, no truth: one that is lost or torn costs
 a worse choice, so it is written now and then and not after every use.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,18 +23,22 @@ from cachd.store.layout import Layout
 log = structlog.get_logger(__name__)
 
 _MOST_NAMES = 10_000
+_OPENED_SECONDS = 3600.0  # for so long it is remembered when a snapshot was opened
 _LEAST_MEASURED_BYTES = 4 << 20
 GATED, GONE = "gated", "gone"
 
 
 class Uses:
-    """Uses and priorities by name, those of models that are gone, too; bytes a second by scheme of the
-    source; and which refs their source gave no more. Safe from any thread."""
+    """Uses and priorities by name, those of models that are gone, too; when each snapshot was opened; bytes a
+    second by scheme of the source; and which refs their source gave no more. Safe from any thread."""
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.uses
         self._lock = threading.Lock()
         self._uses: dict[str, Use] = {}
+        self._opened: dict[str, float] = {}
+        self._newly_opened: dict[str, float] = {}
+        self._asked_at = 0.0
         self._priorities: dict[str, int] = {}
         self._rates: dict[str, float] = {}
         self._lost: dict[str, str] = {}
@@ -41,6 +46,12 @@ class Uses:
         self._read()
 
     def used(self, name: str, now: float) -> None:
+        """The model was published, asked for or leased."""
+        self._asked_at = max(self._asked_at, now)
+        self.seen(name, now)
+
+    def seen(self, name: str, now: float) -> None:
+        """The model is or was open in a process."""
         with self._lock:
             before = self._uses.pop(name, None)
             self._uses[name] = before.again(now) if before else Use(now)  # the last used stands last
@@ -49,6 +60,27 @@ class Uses:
                 del self._uses[forgotten]
                 self._priorities.pop(forgotten, None)
             self._changed = True
+
+    @property
+    def asked_at(self) -> float:
+        """When any model was last published, asked for or leased: a process may be about to open it."""
+        return self._asked_at
+
+    def opened(self, manifest: str, now: float) -> None:
+        """Somebody opened a file of a snapshot."""
+        with self._lock:
+            self._opened[manifest] = self._newly_opened[manifest] = now
+            self._changed = True
+
+    def opened_at(self, manifest: str) -> float | None:
+        """When somebody last opened a file of a snapshot; None when that is long ago or not known."""
+        return self._opened.get(manifest)
+
+    def newly_opened(self) -> Mapping[str, float]:
+        """The snapshots that were opened since this was last asked, and when."""
+        with self._lock:
+            found, self._newly_opened = self._newly_opened, {}
+        return found
 
     def of(self, name: str) -> Use | None:
         return self._uses.get(name)
@@ -91,7 +123,10 @@ class Uses:
         with self._lock:
             if not self._changed:
                 return
+            now = time.time()
+            self._opened = {m: at for m, at in self._opened.items() if now - at < _OPENED_SECONDS}
             document = {
+                "opened": self._opened,
                 "names": {name: [use.last, use.weight] for name, use in self._uses.items()},
                 "priorities": dict(self._priorities),
                 "rates": dict(self._rates),
@@ -109,6 +144,7 @@ class Uses:
         try:
             told: Mapping[str, Any] = json.loads(self._path.read_bytes())
             self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
+            self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
             self._rates = {str(s): float(r) for s, r in told["rates"].items() if float(r) > 0}
             self._lost = {str(base): str(why) for base, why in told["lost"].items()}

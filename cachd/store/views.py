@@ -14,13 +14,19 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 
+log = structlog.get_logger(__name__)
+
 
 class _View:
+    _directory_mode = 0o755
+
     def __init__(self, layout: Layout, content: ContentStore) -> None:
         self._layout, self._content = layout, content
 
@@ -58,14 +64,24 @@ class _View:
                 place.parent.chmod(mode)
 
     def _wrong(self, files: Mapping[str, File], target: Path) -> dict[str, bool]:
-        """The paths below `target` that are not the blobs they should be; whether something else is there."""
-        links = ((path, self._content.path(file.blob)) for path, file in files.items())
-        wrong = [path for path, blob in links if not _is_link_to(blob, target / path)]
+        """The paths below `target` that are not the blobs they should be; whether something else is there.
+
+        Modes that somebody changed are put right.
+        """
+        for below in directories_of(files):
+            durable.keep_mode(f"{target}/{below}", self._directory_mode)
+        wrong = [
+            path
+            for path, file in files.items()
+            if not _is_link_to(self._content.at(file.blob), f"{target}/{path}")
+        ]
         return {path: os.path.lexists(target / path) for path in wrong}
 
 
 class PlainView(_View):
     """`models/.trees/<id>`: one immutable directory a manifest."""
+
+    _directory_mode = 0o555
 
     def build(self, manifest: Manifest) -> None:
         """Show the manifest's files, durably, before any name points at them."""
@@ -78,7 +94,7 @@ class PlainView(_View):
         else:
             self._stage(files, tree)
         for directory in _directories(tree):
-            directory.chmod(0o555)
+            directory.chmod(self._directory_mode)
         durable.sync_directory(tree.parent)
 
     def hide(self, manifest: str, paths: Iterable[str]) -> None:
@@ -129,6 +145,17 @@ class HubView(_View):
         """The paths of a commit's directory that are not their blobs; whether something else is there."""
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
+    def mend(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
+        """Put the modes of a folder right, and the list of a commit's files unless it has all of these."""
+        repo = self._layout.hub / folder
+        for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
+            durable.keep_mode(str(directory), self._directory_mode)
+        listing = repo / "trees" / f"{commit}.json"
+        if not _lists(listing, files):
+            durable.make_directories(listing.parent)
+            durable.write_file(listing, _tree_document(files))
+            log.warning("list of files written again", folder=folder, commit=commit)
+
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Let exactly these branches and tags name these commits; any other one goes."""
         refs = f"{self._layout.hub}/{folder}/refs"  # text: at a start every folder is looked at
@@ -175,16 +202,41 @@ class HubView(_View):
             durable.remove_tree(repo)
 
 
-def _is_link_to(blob: Path, place: Path) -> bool:
+def _is_link_to(blob: str, place: str) -> bool:
     try:
-        return os.path.samestat(place.lstat(), blob.lstat())
-    except (FileNotFoundError, NotADirectoryError):
+        status = os.lstat(place)
+        if not os.path.samestat(status, os.lstat(blob)):
+            return False
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    durable.keep_mode(place, durable.SEALED, status)
+    return True
+
+
+def directories_of(paths: Iterable[str]) -> list[str]:
+    """The directories below a model's own that hold these files, with all above them, and its own as ``."""
+    found = {""}
+    for parent in {os.path.dirname(path) for path in paths}:
+        while parent not in found:
+            found.add(parent)
+            parent = os.path.dirname(parent)
+    return sorted(found)
+
+
+def _lists(listing: Path, files: Mapping[str, File]) -> bool:
+    """Whether a list of files has these, and can be read by everybody."""
+    try:
+        durable.keep_mode(str(listing), 0o644)
+        told = json.loads(listing.read_bytes())["files"]
+        return all(told.get(path) == _tree_entry(file) for path, file in files.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 
 
 def _says(ref: str, commit: str) -> bool:
-    if not os.path.isfile(ref):
+    if not os.path.isfile(ref) or os.path.islink(ref):
         return False
+    durable.keep_mode(ref, 0o644)
     with open(ref, "rb") as file:
         return file.read() == commit.encode()
 

@@ -21,7 +21,15 @@ import structlog
 from cachd.errors import CachdError, Forbidden, InUse, NoSpace, NotFound
 from cachd.metrics import Metrics
 from cachd.model import Digest, Manifest, Share, Snapshot, Wish
-from cachd.policy.eviction import Candidate, Choice, Use, choose, expired, refetch_seconds
+from cachd.policy.eviction import (
+    Candidate,
+    Choice,
+    Use,
+    choose,
+    expired,
+    opened_lately,
+    refetch_seconds,
+)
 from cachd.store.space import Capacity, Reservation
 from cachd.store.store import Store
 from cachd.store.uses import GATED, GONE
@@ -31,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 _TURN_SECONDS = 1.0
 _LOOK_SECONDS = 60.0  # between two looks at what is open in some process
+_SOON_SECONDS = 5.0  # the same where the kernel does not tell of every open, while a process may be starting
+_STARTING_SECONDS = 600.0  # after a model was published or asked for
 _WAIT_SECONDS = 600.0  # after an eviction that freed nothing
 _MOST_TOLD = 1000
 _HOLDERS_TOLD = 5
@@ -91,6 +101,7 @@ class Reclaim:
         self._evicted: deque[Eviction] = deque(maxlen=_MOST_TOLD)
         self._told_short = False
         self._wait_until = 0.0
+        self._looked_at, self._lost_opens = 0.0, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reclaim", daemon=True)
 
@@ -169,14 +180,14 @@ class Reclaim:
         self._store.uses.save()
 
     def _run(self) -> None:
-        look_at = time.monotonic() + _LOOK_SECONDS  # not while the daemon is starting
+        self._looked_at = time.monotonic()  # not while the daemon is starting
         while True:
             try:
                 self._store.snapshots.leases.expire(time.time())
                 self._store.content.empty_trash()
-                if time.monotonic() >= look_at:
+                self.note_opens()
+                if time.monotonic() >= self._looked_at + self._between_looks():
                     self.look()
-                    look_at = time.monotonic() + _LOOK_SECONDS
                 self.relieve()
             except (CachdError, OSError) as error:
                 log.warning("reclaim turn failed", reason=str(error))
@@ -185,13 +196,30 @@ class Reclaim:
             if self._stop.wait(_TURN_SECONDS):
                 return
 
+    def note_opens(self) -> None:
+        """Count what somebody opened since the last time as used then."""
+        self._store.watch.note_opens(time.time())
+        opened = self._store.uses.newly_opened()
+        for snapshot in self._store.snapshots.all() if opened else ():
+            if snapshot.manifest in opened:
+                self._store.uses.seen(snapshot.name, opened[snapshot.manifest])
+
+    def _between_looks(self) -> float:
+        watch, uses = self._store.watch, self._store.uses
+        self._lost_opens |= watch.lost_opens()
+        is_starting = time.time() - uses.asked_at < _STARTING_SECONDS
+        if self._lost_opens or (is_starting and not watch.tells_opens()):
+            return _SOON_SECONDS
+        return _LOOK_SECONDS
+
     def look(self) -> None:
         """Take note of what is used now, and let go what was not for long."""
+        self._looked_at, self._lost_opens = time.monotonic(), False
         now = time.time()
         for manifest, named in self._store.snapshots.recorded():
             if named and self._store.snapshots.is_open(manifest):
                 for snapshot in named:
-                    self._store.uses.used(snapshot.name, now)
+                    self._store.uses.seen(snapshot.name, now)
         self._store.uses.save()
         if self._unused_seconds and self._automatic:
             with self._evicting:
@@ -244,6 +272,7 @@ class Reclaim:
 
     def candidates(self) -> list[Candidate]:
         """Every snapshot on disk as the policy sees it."""
+        self.note_opens()
         claimed = self._store.content.claimed()
         return [
             self._candidate(manifest, named, claimed) for manifest, named in self._store.snapshots.recorded()
@@ -269,6 +298,7 @@ class Reclaim:
             ),
             priority=max((uses.priority(s.name) for s in named), default=0),
             protected=self._protection(manifest, named, claimed),
+            opened_at=uses.opened_at(manifest.id),
         )
 
     def _use(self, named: Sequence[Snapshot]) -> Use | None:
@@ -293,7 +323,7 @@ class Reclaim:
             return "a running pull needs its files"
         if snapshots.is_open(manifest):
             return "open in a process on this node"
-        return ""
+        return opened_lately(self._store.uses.opened_at(manifest.id), now)
 
     def _plan(self, short: int) -> Plan:
         candidates = self.candidates()

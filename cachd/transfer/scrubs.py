@@ -1,15 +1,14 @@
-"""Published models looked at and read again, in time or when asked; what is damaged is repaired.
+"""Published models read again, in time or when asked.
 
-look     every few minutes: is every file where pods look for it, at its size?
+look     is every file where pods look for it (looks.py)?
 scrub    every blob once in the interval: does it still hash to its digest?
 verify   the same of one model, at once
-repair   readiness was withdrawn: pull what is missing of the very same files, and publish again
+repair   readiness was withdrawn: pull what is missing of the very same files, and publish again (repairs.py)
 """
 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -19,23 +18,24 @@ import structlog
 
 from cachd.errors import CachdError, Cancelled, NotFound, Unavailable
 from cachd.metrics import Metrics
-from cachd.model import Digest, File, Manifest, Snapshot
-from cachd.policy import backoff
+from cachd.model import File, Manifest, Snapshot
 from cachd.policy.pace import Pace
 from cachd.store.catalog import iso
 from cachd.store.kernel import read_when_idle
-from cachd.store.scrub import Moved, glance, reread
+from cachd.store.scrub import Moved, reread
 from cachd.store.store import Store
 from cachd.store.verified import Verified
 from cachd.transfer import threads
 from cachd.transfer.jobs import Job, Jobs
+from cachd.transfer.looks import Looks
 from cachd.transfer.pulls import Pulls
+from cachd.transfer.repairs import Repairs
 from cachd.transfer.streams import NICENESS
 
 log = structlog.get_logger(__name__)
 
 _TURN_SECONDS = 1.0
-_LOOK_SECONDS = 300.0
+_MOST_SECONDS = 300.0  # of scrubbing before what has come since is found
 _AT_ONCE = 2  # models verified at once when asked
 
 
@@ -70,27 +70,28 @@ class Verification(Job):
 
 
 class Scrubs:
-    """A thread that looks, scrubs and repairs; others that verify. It reads nothing at 0 bytes a second."""
+    """A thread that scrubs, one that looks, others that verify. Nothing is scrubbed at 0 bytes a second."""
 
     def __init__(
         self, store: Store, pulls: Pulls, metrics: Metrics, *, bytes_per_second: int, interval_seconds: float
     ) -> None:
-        self._store, self._pulls, self._metrics = store, pulls, metrics
+        self._store, self._metrics = store, metrics
         self._rate, self._interval_seconds = bytes_per_second, interval_seconds
         self._verified = Verified(store.layout.verified)
-        self._files: dict[Digest, File] = {}
+        self._repairs = Repairs(store, pulls, self._verified, metrics)
+        self._looks = Looks(store, self._repairs, self._verified, metrics)
         self._reading: tuple[File, int] | None = None
-        self._look_at = 0.0
-        self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
         self._verifications = Jobs[Verification](threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS)))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
 
     def start(self) -> None:
         threads.start([self._thread])
+        self._looks.start()
 
     def close(self) -> None:
         self._stop.set()
+        self._looks.close()
         self._verifications.close()
         if self._thread.is_alive():
             self._thread.join()
@@ -107,8 +108,8 @@ class Scrubs:
         return self._verifications.start(Verification(name, snapshot.size), self._verify)
 
     def look_again(self) -> None:
-        """Let the scrub's thread see at its next turn what has come since its last look."""
-        self._look_at = 0.0
+        """Look at everything at once, and scrub what has come since the last time."""
+        self._looks.look_again()
 
     def verification(self, name: str) -> Verification | None:
         """The last one of a name since the daemon started."""
@@ -120,11 +121,11 @@ class Scrubs:
 
     def oldest(self) -> float | None:
         """When (epoch) the blob was read again that was not for the longest; None when there is none."""
-        return self._verified.oldest(dict(self._files))
+        return self._verified.oldest(self._looks.files)
 
     def as_document(self) -> dict[str, object]:
         """What is read again, and what waits for its repair."""
-        reading, files = self._reading, dict(self._files)
+        reading, files = self._reading, self._looks.files
         oldest = self.oldest()
         return {
             "bytes_per_second": self._rate or None,
@@ -147,7 +148,7 @@ class Scrubs:
         log.info("verified", name=running.name, state=running.state, size_bytes=running.done)
 
     def _look_and_read(self, running: Verification) -> str:
-        if wrong := self._look(running.name):
+        if wrong := self._repairs.look(running.name):
             running.found("", wrong)
         else:
             self._verify_files(running)
@@ -174,60 +175,32 @@ class Scrubs:
         read_when_idle()
         while not self._stop.wait(_TURN_SECONDS):  # not before the daemon answers
             try:
-                self._turn()
+                if self._rate:
+                    self._turn()
             except Cancelled:
                 return
             except Exception:
                 log.exception("a scrub failed in a way it should not")
 
     def _turn(self) -> None:
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + _LOOK_SECONDS
-            self._look_at_all()
-        self._repair_all()
-        if self._rate:
-            self._scrub()
-
-    def _look_at_all(self) -> None:
-        """Is everything there, at its size? Nothing is read."""
-        self._files = self._store.snapshots.files()
-        self._verified.know(self._files)
-        for file in self._files.values():
-            self._go_on(0)
-            path = self._store.content.path(file.blob)
-            inode = self._store.content.inode(file.blob)
-            if wrong := glance(path, file):
-                self._damaged(file, wrong, inode)
-        for snapshot in self._store.snapshots.all():
-            self._go_on(0)
-            self._look(snapshot.name)
-
-    def _look(self, name: str) -> str:
-        wrong = self._store.snapshots.look(name, now=time.time())
-        if wrong:
-            self._metrics.verify_failures.labels("scrub").inc()
-            self._repair(name)
-        return wrong
-
-    def _scrub(self) -> None:
-        """Read what is due, the longest unread first, until it is time for another look."""
+        """Read what is due, the longest unread first; for a while, then find what has come since."""
+        until = time.monotonic() + _MOST_SECONDS
         pace = Pace(self._rate, time.monotonic())
         for file in self._due():
-            if time.monotonic() >= self._look_at:
+            if time.monotonic() >= until:
                 break
             self._check(file, partial(self._read_paced, file, pace))
         self._verified.save()
 
     def _due(self) -> list[File]:
-        before = time.time() - self._interval_seconds
+        before, files = time.time() - self._interval_seconds, self._looks.files
         ages = [(at, str(blob), blob) for blob, at in self._verified.ages() if at <= before]
-        return [self._files[blob] for _, _, blob in sorted(ages) if blob in self._files]
+        return [files[blob] for _, _, blob in sorted(ages) if blob in files]
 
     def _read_paced(self, file: File, pace: Pace, count: int) -> None:
         done = self._reading[1] if self._reading and self._reading[0] is file else 0
         self._reading = (file, done + count)
         self._go_on(pace.reserve(count, time.monotonic()))
-        self._repair_all()
 
     def _go_on(self, seconds: float = 0.0) -> None:
         """Wait. Raises Cancelled when the daemon stops."""
@@ -256,42 +229,4 @@ class Scrubs:
         if not wrong:
             self._verified.is_whole(file.blob)
             return ""
-        return wrong if self._damaged(file, wrong, inode) else ""
-
-    def _damaged(self, file: File, wrong: str, inode: int) -> bool:
-        """Withdraw what uses the blob and begin its repair; False when nothing needs it any more."""
-        try:
-            names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
-        except Moved:
-            return False
-        self._verified.forget(file.blob)
-        self._metrics.verify_failures.labels("scrub").inc()
-        log.error("blob damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
-        for name in names:
-            self._repair(name)
-        return True
-
-    # --- repair ---
-
-    def _repair_all(self) -> None:
-        suspended = {each.snapshot.name for each in self._store.snapshots.suspended()}
-        self._tries = {name: tries for name, tries in self._tries.items() if name in suspended}
-        for name in suspended:
-            running = self._pulls.get(name)
-            if running is not None and not running.done.done():
-                continue
-            failures, due = self._tries.get(name, (0, 0.0))
-            if time.monotonic() >= due:
-                self._repair(name)
-                seconds = backoff.delay(failures + 1, told=None, chance=random.random())  # noqa: S311
-                self._tries[name] = (failures + 1, time.monotonic() + seconds)
-
-    def _repair(self, name: str) -> None:
-        """Pull what the damaged model lacks."""
-        found = self._store.snapshots.suspension(name)
-        if found is None:
-            return
-        try:
-            self._pulls.start(found.snapshot.wish)
-        except CachdError as error:
-            log.warning("repair not begun", name=name, reason=error.detail)
+        return wrong if self._repairs.damaged(file, wrong, inode) else ""

@@ -1,0 +1,73 @@
+"""Damaged models: their readiness is withdrawn, and the very same files are pulled and published again."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import structlog
+
+from cachd.errors import CachdError
+from cachd.metrics import Metrics
+from cachd.model import File
+from cachd.policy import backoff
+from cachd.store.scrub import Moved
+from cachd.store.store import Store
+from cachd.store.verified import Verified
+from cachd.transfer.pulls import Pulls
+
+log = structlog.get_logger(__name__)
+
+
+class Repairs:
+    """Withdraws what is damaged and begins its repair. Safe from any thread, but for `retry`."""
+
+    def __init__(self, store: Store, pulls: Pulls, verified: Verified, metrics: Metrics) -> None:
+        self._store, self._pulls = store, pulls
+        self._verified, self._metrics = verified, metrics
+        self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
+
+    def look(self, name: str) -> str:
+        """See whether pods find every file of a ready model; what is wrong, empty when nothing is."""
+        wrong = self._store.snapshots.look(name, now=time.time())
+        if wrong:
+            self._metrics.verify_failures.labels("scrub").inc()
+            self._repair(name)
+        return wrong
+
+    def damaged(self, file: File, wrong: str, inode: int) -> bool:
+        """Withdraw what uses the blob and begin its repair; False when nothing needs it any more."""
+        try:
+            names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
+        except Moved:
+            return False
+        self._verified.forget(file.blob)
+        self._metrics.verify_failures.labels("scrub").inc()
+        log.error("blob damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
+        for name in names:
+            self._repair(name)
+        return True
+
+    def retry(self) -> None:
+        """Begin the repairs again that failed, each after a while. For one thread."""
+        suspended = {each.snapshot.name for each in self._store.snapshots.suspended()}
+        self._tries = {name: tries for name, tries in self._tries.items() if name in suspended}
+        for name in suspended:
+            running = self._pulls.get(name)
+            if running is not None and not running.done.done():
+                continue
+            failures, due = self._tries.get(name, (0, 0.0))
+            if time.monotonic() >= due:
+                self._repair(name)
+                seconds = backoff.delay(failures + 1, told=None, chance=random.random())  # noqa: S311
+                self._tries[name] = (failures + 1, time.monotonic() + seconds)
+
+    def _repair(self, name: str) -> None:
+        """Pull what the damaged model lacks."""
+        found = self._store.snapshots.suspension(name)
+        if found is None:
+            return
+        try:
+            self._pulls.start(found.snapshot.wish)
+        except CachdError as error:
+            log.warning("repair not begun", name=name, reason=error.detail)

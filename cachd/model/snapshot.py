@@ -12,6 +12,7 @@ from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
 
+_ID_DIGITS = 8  # of a manifest's id, in an address
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
@@ -62,7 +63,8 @@ class Snapshot:
     """One manifest whose blobs are all here, under a name, declared ready.
 
     `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
-    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view.
+    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `address` is the name
+    below models/ that leads to this snapshot and to no other.
     """
 
     wish: Wish
@@ -74,13 +76,26 @@ class Snapshot:
     published_at: float
     repo: str
     commit: str
+    address: str = ""
 
     def __post_init__(self) -> None:
-        """Raises Invalid: each of these names a directory of the cache."""
+        """Raises Invalid: each of these names a directory or a link of the cache."""
         for told in (self.manifest, self.revision, self.commit):
             if not _HEX.fullmatch(told):
                 raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
+        if not self.address:
+            object.__setattr__(self, "address", self.addresses[0])
+        elif self.address not in self.addresses:
+            raise Invalid(f"{self.address!r:.80} is no address of {self.name}", code="bad_manifest")
+
+    @property
+    def addresses(self) -> list[str]:
+        """What its address may be, the best first: `NAME@REVISION`; followed by digits of the manifest's id
+        where patterns narrow it, or where another snapshot has that address."""
+        bare = f"{self.name}@{self.revision}"
+        longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
+        return longer if self.wish.include or self.wish.exclude else [bare, *longer]
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "verified": snapshot.verified,
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
+        "immutable_path": f"models/{snapshot.address}",
         "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
         "cachd": __version__,
     }
@@ -177,6 +178,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
         published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),
+        address=str(told.get("immutable_path", "")).removeprefix("models/"),
     )
 
 

@@ -287,9 +287,7 @@ class Reclaim:
             return f"listed in the configuration as {listed[0]}"
         if all(f.blob in claimed for f in manifest.files):
             return "a running pull needs its files"
-        if snapshots.is_open(manifest):
-            return "open in a process on this node"
-        return ""
+        return str(snapshots.in_use_by(manifest) or "")
 
     def _plan(self, short: int) -> Plan:
         candidates = self.candidates()

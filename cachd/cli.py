@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from cachd.errors import CachdError, Invalid, Unreachable, error_of
 
 if TYPE_CHECKING:
     from cachd.client import Client
+    from cachd.pod import Mount, Patience
 
 T = TypeVar("T")
 
@@ -40,11 +42,13 @@ EXIT_CODES = {
     8: "bytes disagree with their digest",
     9: "in use, pinned or busy",
     10: "the source is away or does not keep to its protocol",
+    11: "not known on this node",
     130: "interrupted",
 }
 EXIT_BY_ERROR: dict[type, int] = {
     errors.Invalid: 2,
     errors.NotFound: 3,
+    errors.NotKnown: 11,
     errors.WaitTimeout: 4,
     errors.Forbidden: 5,
     errors.Unreachable: 6,
@@ -80,6 +84,12 @@ TokenFile = Annotated[
 Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
 ROOT = Annotated[Path | None, typer.Option(help="the cache's directory", envvar="CACHD_ROOT")]
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file with options", envvar="CACHD_CONFIG")]
+UnknownTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="with --cache: seconds to wait for a model this node has not heard of; default: as long"
+    ),
+]
 SERVER = "http://127.0.0.1:8470"
 
 
@@ -166,16 +176,57 @@ def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None
     _print(document, output, lambda: terminal.show_model(document))
 
 
-@app.command(epilog="Example: cachd wait org--model --timeout 600")
+@app.command(epilog="Example: cachd wait org--model --timeout 600; cachd wait org--model --cache /cache")
 def wait(
     name: str,
     timeout: Annotated[float, typer.Option(help="seconds to wait at most")] = 86400.0,
+    cache: Annotated[
+        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
+    ] = None,
+    unknown_timeout: UnknownTimeout = None,
     server: Server = SERVER,
     output: Form = Output.text,
 ) -> None:
-    """Wait until a model is ready, with its progress. The last line printed is its path."""
+    """Wait until a model is ready, with its progress. The last line printed is its path.
+
+    With --cache it needs nothing but the mount, as in a pod.
+    """
+    if cache is not None:
+        from cachd import pod
+
+        _end_at_sigterm()
+        mount = pod.Mount(cache)
+        path = pod.wait(mount, name, _patience(mount, name, timeout, unknown_timeout))
+        _print({"name": name, "path": str(path)}, output, lambda: print(path))
+        return
     document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
     _print(document, output, lambda: print(document["path"]))
+
+
+@app.command(epilog="Example: cachd hold org--model --link /model -- vllm serve /model/org--model")
+def hold(
+    name: str,
+    link: Annotated[Path, typer.Option(help="writable directory of the pod in which NAME becomes a link")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="-- COMMAND to run in place of cachd; default: stay until SIGTERM"),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(envvar="CACHD_CACHE", help="where the cache is mounted in this pod")
+    ] = Path("/cache"),
+    timeout: Annotated[float, typer.Option(help="seconds to wait at most until it is ready")] = 86400.0,
+    unknown_timeout: UnknownTimeout = None,
+) -> None:
+    """Keep a model in use for as long as a pod lives, and let LINK/NAME lead to one snapshot of it.
+
+    It needs nothing but the mount. Started again, it holds the same snapshot.
+    """
+    from cachd import pod
+
+    _end_at_sigterm()
+    mount = pod.Mount(cache)
+    holder = pod.Holder(mount, name, link, tell=_tell)
+    holder.become(holder.hold(_patience(mount, name, timeout, unknown_timeout)), command or [])
 
 
 @app.command(epilog="Example: cachd pin org--model")
@@ -351,6 +402,22 @@ def main() -> None:
 
 def _exit_code(error: CachdError) -> int:
     return next((EXIT_BY_ERROR[kind] for kind in type(error).__mro__ if kind in EXIT_BY_ERROR), 1)
+
+
+def _patience(mount: Mount, name: str, seconds: float, unknown_seconds: float | None) -> Patience:
+    from cachd.pod import Patience
+
+    unknown_seconds = seconds if unknown_seconds is None else unknown_seconds
+    return Patience(mount, name, seconds=seconds, unknown_seconds=unknown_seconds, tell=_tell)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end_at_sigterm() -> None:
+    """The first process of a container gets no SIGTERM unless it asks for it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:

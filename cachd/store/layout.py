@@ -178,5 +178,8 @@ class Layout:
     def model(self, name: str) -> Path:
         return self.root / f"models/{name}"
 
+    def status_file(self, name: str) -> Path:
+        return self.root / f"status/{name}.json"
+
     def ready_file(self, name: str) -> Path:
         return self.root / f"ready/{name}.json"

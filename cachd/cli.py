@@ -86,9 +86,7 @@ ROOT = Annotated[Path | None, typer.Option(help="the cache's directory", envvar=
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file with options", envvar="CACHD_CONFIG")]
 UnknownTimeout = Annotated[
     float | None,
-    typer.Option(
-        help="with --cache: seconds to wait for a model this node has not heard of; default: as long"
-    ),
+    typer.Option(help="seconds to wait for a model that this node has not heard of; default: --timeout"),
 ]
 SERVER = "http://127.0.0.1:8470"
 
@@ -209,7 +207,7 @@ def hold(
     link: Annotated[Path, typer.Option(help="writable directory of the pod in which NAME becomes a link")],
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="-- COMMAND to run in place of cachd; default: stay until SIGTERM"),
+        typer.Argument(help="run this in place of cachd; default: hold until SIGTERM"),
     ] = None,
     cache: Annotated[
         Path, typer.Option(envvar="CACHD_CACHE", help="where the cache is mounted in this pod")
@@ -416,7 +414,7 @@ def _tell(line: str) -> None:
 
 
 def _end_at_sigterm() -> None:
-    """The first process of a container gets no SIGTERM unless it asks for it."""
+    """Process 1 of a container gets no SIGTERM unless it asks for it."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 

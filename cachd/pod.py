@@ -27,12 +27,10 @@ from cachd.store.layout import Layout
 _LOOK_SECONDS = 0.25  # between two looks at the files of a model that is not ready
 _HOLD_SECONDS = 2.0  # between two looks at a hold file that is held
 _TELL_SECONDS = 10.0
-_ENDS = {
-    signal.SIGTERM,
-    signal.SIGINT,
-}  # blocked, and waited for: process 1 gets no other
+_ENDS = {signal.SIGTERM, signal.SIGINT}  # blocked and waited for: process 1 gets them no other way
 _MOST_BYTES = 1 << 20  # of a file that is read
 _TREE = re.compile(r"\.trees/([0-9a-f]{32,64})")
+# The other way round than the API's table, which loads the whole API.
 _BY_STATUS: dict[int, type[CachdError]] = {
     400: Invalid,
     401: errors.Unauthorized,

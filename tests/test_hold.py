@@ -18,6 +18,11 @@ from typing import Any
 
 import pytest
 
+from cachd import errors
+from cachd.api.problems import STATUS
+from cachd.cli import _exit_code
+from cachd.errors import CachdError
+from cachd.pod import Mount, Patience, wait
 from tests.ground import mount
 from tests.ground import pod as pods
 from tests.ground.models import noise
@@ -469,6 +474,19 @@ def test_a_pull_that_failed_for_good_ends_the_wait_with_the_code_of_its_error(
     assert ended.returncode == code
     assert "org/m: no" in ended.stderr
     assert f"code: {error['code']}" in ended.stderr
+
+
+@pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.__name__)
+def test_the_status_of_an_error_leads_to_the_exit_code_that_its_class_has(
+    empty: Path, kind: type[CachdError]
+) -> None:
+    write_status(empty, "m", final=True, error={"status": STATUS[kind], "code": kind.code, "detail": "no"})
+    patience = Patience(Mount(empty), "m", seconds=30, unknown_seconds=30, tell=lambda _: None)
+    with pytest.raises(CachdError) as raised:
+        wait(Mount(empty), "m", patience)
+    expected = errors.InUse if kind is errors.Cancelled else kind
+    assert type(raised.value) in (expected, CachdError)
+    assert _exit_code(raised.value) == _exit_code(expected("no"))
 
 
 def test_a_failure_that_is_not_final_is_waited_for(empty: Path) -> None:

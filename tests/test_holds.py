@@ -151,6 +151,19 @@ def test_a_hold_file_or_an_address_that_leads_nowhere_is_removed_at_the_start(ro
         assert (mount.holds(root), mount.addresses(root)) == expected
 
 
+def test_what_is_not_cachds_and_looks_like_an_address_is_left_alone(root: Path) -> None:
+    (root / "models").mkdir()
+    (root / f"models/org--model@{A}").mkdir()
+    (root / "models/mine@home").write_text("mine")
+    with Store(root) as store:
+        snapshot = publish(store, revision(1))
+        assert snapshot.address == f"org--model@{A}-{snapshot.manifest[:8]}"
+        assert mount.wrong(root) == []
+        store.snapshots.withdraw(snapshot.name)
+    with Store(root):
+        assert {path.name for path in (root / "models").glob("*@*")} == {f"org--model@{A}", "mine@home"}
+
+
 def test_current_and_previous_snapshots_of_a_name_have_addresses_until_they_go(root: Path) -> None:
     with Store(root, keep_previous=1) as store:
         first = publish(store, revision(1), revision=A)

@@ -44,7 +44,7 @@ class Addresses:
             raise
 
     def remove(self, manifest: str, revision: str = "") -> None:
-        """Take away every address of a snapshot; its revision, where it is known, spares a look at most."""
+        """Take away every address of a snapshot. With its revision, the links of others are not read."""
         for address, target in self._all(revision):
             if target == manifest:
                 durable.unlink(str(self._layout.address(address)))
@@ -69,17 +69,17 @@ class Addresses:
                 raise
             log.warning("no room for an address", root=str(self._layout.root))
 
-    def _all(self, revision: str = "") -> Iterator[tuple[str, str | None]]:
+    def _all(self, revision: str = "") -> Iterator[tuple[str, str]]:
         """Every address, or those of a revision, with the snapshot that it leads to."""
         for entry in os.listdir(self._layout.models):
-            if f"{MARK}{revision}" in entry:
-                yield entry, self._target(entry)
+            if f"{MARK}{revision}" in entry and (target := self._target(entry)):
+                yield entry, target
 
     def _target(self, address: str) -> str | None:
-        """The snapshot that an address leads to; None when there is no such address."""
+        """The snapshot that an address leads to; None when nothing is there, empty when that is no link."""
         try:
             return os.readlink(self._layout.address(address)).removeprefix(".trees/")
         except FileNotFoundError:
             return None
-        except OSError:  # no link: nothing of ours
+        except OSError:  # not ours, and left alone
             return ""

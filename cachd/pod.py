@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cachd import errors
-from cachd.errors import CachdError, Invalid, NotKnown, WaitTimeout
+from cachd.errors import Invalid, NotKnown, WaitTimeout, error_of
 from cachd.model import check_name
 from cachd.store.layout import Layout
 
@@ -30,18 +29,6 @@ _TELL_SECONDS = 10.0
 _ENDS = {signal.SIGTERM, signal.SIGINT}  # blocked and waited for: process 1 gets them no other way
 _MOST_BYTES = 1 << 20  # of a file that is read
 _TREE = re.compile(r"\.trees/([0-9a-f]{32,64})")
-# The other way round than the API's table, which loads the whole API.
-_BY_STATUS: dict[int, type[CachdError]] = {
-    400: Invalid,
-    401: errors.Unauthorized,
-    403: errors.Forbidden,
-    404: errors.NotFound,
-    409: errors.InUse,
-    413: errors.TooBig,
-    502: errors.Corrupt,
-    503: errors.Unavailable,
-    507: errors.NoSpace,
-}
 Tell = Callable[[str], None]
 
 
@@ -126,7 +113,7 @@ class Patience:
         file, and an older failure may still be written there."""
         failed = status.get("error") if status.get("final") is True else None
         if isinstance(failed, dict) and failed == self._failed:
-            raise _failure(failed)
+            raise error_of(failed)
         self._failed = failed
 
     def _say(self, line: str, now: float) -> None:
@@ -251,19 +238,17 @@ def _link(path: Path) -> str:
 
 
 def _state(status: Mapping[str, Any]) -> str:
-    moved = status.get("bytes")
-    text = str(status.get("state", "not known here yet"))[:80]
+    """How far a model is, as people read it."""
+    text, moved, failed = (
+        str(status.get("state", "not known here yet")),
+        status.get("bytes"),
+        status.get("error"),
+    )
     if isinstance(moved, dict) and moved.get("total"):
         text += f", {moved.get('done')} of {moved['total']} bytes"
-    return text
-
-
-def _failure(told: Mapping[str, Any]) -> CachdError:
-    """The error of a status file, of the class that its HTTP status stands for."""
-    status, code = told.get("status"), str(told.get("code", "internal"))[:80]
-    kind = _BY_STATUS.get(status, CachdError) if isinstance(status, int) else CachdError
-    kind = errors.Changed if code == errors.Changed.code else kind
-    return kind(str(told.get("detail", "no detail"))[:2000], code=code, mend=str(told.get("mend", ""))[:2000])
+    if isinstance(failed, dict):
+        text += f" ({failed.get('detail')})"
+    return text[:1000]
 
 
 def _refused(error: OSError, path: Path) -> Invalid:

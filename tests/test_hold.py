@@ -18,11 +18,6 @@ from typing import Any
 
 import pytest
 
-from cachd import errors
-from cachd.api.problems import STATUS
-from cachd.cli import _exit_code
-from cachd.errors import CachdError
-from cachd.pod import Mount, Patience, wait
 from tests.ground import mount
 from tests.ground import pod as pods
 from tests.ground.models import noise
@@ -430,12 +425,15 @@ def empty(tmp_path: Path) -> Path:
 
 
 FAILURES = {
-    "not found": ({"status": 404, "code": "no_such_repo"}, 3),
-    "refused": ({"status": 403, "code": "gated"}, 5),
-    "too big": ({"status": 413, "code": "too_big"}, 7),
-    "corrupt": ({"status": 502, "code": "corrupt"}, 8),
-    "changed": ({"status": 502, "code": "changed"}, 10),
-    "an unknown one": ({"status": 500, "code": "internal"}, 1),
+    "NotFound": 3,
+    "Forbidden": 5,
+    "Unauthorized": 5,
+    "TooBig": 7,
+    "Corrupt": 8,
+    "Changed": 10,
+    "Invalid": 2,
+    "DiskFailed": 1,
+    "what no class is called": 1,
 }
 
 
@@ -464,34 +462,22 @@ def test_a_model_that_nobody_knows_is_given_up_sooner_where_that_is_asked(empty:
     assert ended.returncode == 11
 
 
-@pytest.mark.parametrize(("error", "code"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize(("kind", "code"), FAILURES.items())
 def test_a_pull_that_failed_for_good_ends_the_wait_with_the_code_of_its_error(
-    empty: Path, error: dict[str, object], code: int
+    empty: Path, kind: str, code: int
 ) -> None:
-    error = {"detail": "org/m: no", "mend": "look there", **error}
+    error = {"code": "no_such_repo", "detail": "org/m: no", "mend": "look there", "error_class": kind}
     write_status(empty, "m", state="failed", final=True, error=error)
     ended = cachd("wait", "m", "--cache", empty)
     assert ended.returncode == code
-    assert "org/m: no" in ended.stderr
-    assert f"code: {error['code']}" in ended.stderr
-
-
-@pytest.mark.parametrize("kind", STATUS, ids=lambda kind: kind.__name__)
-def test_the_status_of_an_error_leads_to_the_exit_code_that_its_class_has(
-    empty: Path, kind: type[CachdError]
-) -> None:
-    write_status(empty, "m", final=True, error={"status": STATUS[kind], "code": kind.code, "detail": "no"})
-    patience = Patience(Mount(empty), "m", seconds=30, unknown_seconds=30, tell=lambda _: None)
-    with pytest.raises(CachdError) as raised:
-        wait(Mount(empty), "m", patience)
-    expected = errors.InUse if kind is errors.Cancelled else kind
-    assert type(raised.value) in (expected, CachdError)
-    assert _exit_code(raised.value) == _exit_code(expected("no"))
+    assert "error: org/m: no" in ended.stderr
+    assert "code: no_such_repo" in ended.stderr
 
 
 def test_a_failure_that_is_not_final_is_waited_for(empty: Path) -> None:
-    write_status(empty, "m", state="failed", error={"status": 503, "code": "unavailable", "detail": "away"})
-    assert cachd("wait", "m", "--cache", empty, "--timeout", "0.6").returncode == 4
+    write_status(empty, "m", state="failed", error={"error_class": "Unavailable", "detail": "it is away"})
+    ended = cachd("wait", "m", "--cache", empty, "--timeout", "0.6")
+    assert (ended.returncode, "failed, 4 of 9 bytes (it is away)" in ended.stderr) == (4, True)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,6 @@ class Patience:
         self._mount, self._name, self._tell = mount, check_name(name), tell
         self._seconds, self._unknown_seconds = seconds, min(unknown_seconds, seconds)
         self._began, self._told = time.monotonic(), ("", -_TELL_SECONDS)
-        self._failed: object = None
 
     def pause(self, why: str = "") -> None:
         """Until it is worth another look.
@@ -90,8 +89,9 @@ class Patience:
         long; WaitTimeout. `why`: what is waited for, when it is not the pull.
         """
         status, waited = self._mount.status(self._name), time.monotonic() - self._began
-        if not why:
-            self._check_failed(status)
+        failed = status.get("error")
+        if status.get("final") is True and isinstance(failed, dict) and not why:
+            raise error_of(failed)
         known = bool(why or status or self._mount.layout.ready_file(self._name).exists())
         if not known and waited >= self._unknown_seconds:
             raise NotKnown(
@@ -107,14 +107,6 @@ class Patience:
         self._say(f"waiting for {self._name}: {state}", waited)
         left = [limit - waited for limit in (self._seconds, self._unknown_seconds) if limit > waited]
         time.sleep(min(_LOOK_SECONDS, *left))
-
-    def _check_failed(self, status: Mapping[str, Any]) -> None:
-        """Raises what the pull failed with, seen twice: for a moment a ready model that moves has no ready
-        file, and an older failure may still be written there."""
-        failed = status.get("error") if status.get("final") is True else None
-        if isinstance(failed, dict) and failed == self._failed:
-            raise error_of(failed)
-        self._failed = failed
 
     def _say(self, line: str, now: float) -> None:
         told, at = self._told
@@ -239,11 +231,8 @@ def _link(path: Path) -> str:
 
 def _state(status: Mapping[str, Any]) -> str:
     """How far a model is, as people read it."""
-    text, moved, failed = (
-        str(status.get("state", "not known here yet")),
-        status.get("bytes"),
-        status.get("error"),
-    )
+    text = str(status.get("state", "not known here yet"))
+    moved, failed = status.get("bytes"), status.get("error")
     if isinstance(moved, dict) and moved.get("total"):
         text += f", {moved.get('done')} of {moved['total']} bytes"
     if isinstance(failed, dict):

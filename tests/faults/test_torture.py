@@ -99,7 +99,7 @@ def test_the_reader_of_a_campaign_sees_a_file_go_that_it_holds(tmp_path: Path, b
     with pod.pod(tmp_path / "place", oracle.SCRIPT) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "looking\n"
-        (tmp_path / "place/root/ready/m.json").unlink()
+        (tmp_path / "place" / "root" / "ready/m.json").unlink()
         if by_force:
             (holds / tree.name).unlink()
         (tree / "1.bin").unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from cachd.errors import CachdError, Invalid, Unreachable, error_of
 
 if TYPE_CHECKING:
     from cachd.client import Client
+    from cachd.pod import Mount, Patience
 
 T = TypeVar("T")
 
@@ -40,11 +42,13 @@ EXIT_CODES = {
     8: "bytes disagree with their digest",
     9: "in use, pinned or busy",
     10: "the source is away or does not keep to its protocol",
+    11: "not known on this node",
     130: "interrupted",
 }
 EXIT_BY_ERROR: dict[type, int] = {
     errors.Invalid: 2,
     errors.NotFound: 3,
+    errors.NotKnown: 11,
     errors.WaitTimeout: 4,
     errors.Forbidden: 5,
     errors.Unreachable: 6,
@@ -92,6 +96,14 @@ ROOT = Annotated[Path | None, typer.Option(help="the cache's directory; or CACHD
 CONFIG = Annotated[Path | None, typer.Option("--config", help="YAML file with options; or CACHD_CONFIG")]
 Timeout = Annotated[
     float, typer.Option(parser=_seconds, metavar="TIME", help="wait at most so long, such as 90s or 1h30m")
+]
+UnknownTimeout = Annotated[
+    float | None,
+    typer.Option(
+        parser=_seconds,
+        metavar="TIME",
+        help="wait at most so long for a model that this node has not heard of; default: --timeout",
+    ),
 ]
 SERVER = "http://127.0.0.1:8470"
 
@@ -185,14 +197,31 @@ def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None
     _print(document, output, lambda: terminal.show_model(document))
 
 
-@app.command(epilog="Example: cachd wait org--model --timeout 600")
+@app.command(epilog="Example: cachd wait org--model --timeout 600; cachd wait org--model --cache /cache")
 def wait(
     name: str,
     timeout: Timeout = 86400.0,
+    cache: Annotated[
+        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
+    ] = None,
+    unknown_timeout: UnknownTimeout = None,
     server: Server = SERVER,
     output: Form = Output.text,
 ) -> None:
-    """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints."""
+    """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints.
+
+    With --cache it needs nothing but the mount, as in a pod.
+    """
+    if cache is not None:
+        from cachd import mount as mounted
+        from cachd import pod
+
+        _end_at_sigterm()
+        mount = pod.Mount(cache)
+        pod.wait(mount, name, _patience(mount, name, timeout, unknown_timeout))
+        model = mounted.ready_model(cache.absolute(), name)
+        _print(model, output, lambda: print(_file_or_directory(model)))
+        return
     document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
     _print(document, output, lambda: print(_file_or_directory(document)))
 
@@ -202,7 +231,7 @@ def print_path(
     name: str,
     file: Annotated[bool, typer.Option("--file", help="fail when the model is several files")] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="the mounted cache, to ask no daemon, as in a pod: /cache")
+        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
     ] = None,
     server: Server = SERVER,
     output: Form = Output.text,
@@ -222,6 +251,32 @@ def print_path(
             f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
         )
     _print(document, output, lambda: print(_file_or_directory(document)))
+
+
+@app.command(epilog="Example: cachd hold org--model --link /model -- vllm serve /model/org--model")
+def hold(
+    name: str,
+    link: Annotated[Path, typer.Option(help="writable directory of the pod in which NAME becomes a link")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="run this in place of cachd; default: hold until SIGTERM"),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(envvar="CACHD_CACHE", help="where the cache is mounted in this pod")
+    ] = Path("/cache"),
+    timeout: Timeout = 86400.0,
+    unknown_timeout: UnknownTimeout = None,
+) -> None:
+    """Keep a model in use for as long as a pod lives, and let LINK/NAME lead to one snapshot of it.
+
+    It needs nothing but the mount. Started again, it holds the same snapshot.
+    """
+    from cachd import pod
+
+    _end_at_sigterm()
+    mount = pod.Mount(cache)
+    holder = pod.Holder(mount, name, link, tell=_tell)
+    holder.become(holder.hold(_patience(mount, name, timeout, unknown_timeout)), command or [])
 
 
 @app.command(epilog="Example: cachd pin org--model")
@@ -428,6 +483,22 @@ def main() -> None:
 
 def _exit_code(error: CachdError) -> int:
     return next((EXIT_BY_ERROR[kind] for kind in type(error).__mro__ if kind in EXIT_BY_ERROR), 1)
+
+
+def _patience(mount: Mount, name: str, seconds: float, unknown_seconds: float | None) -> Patience:
+    from cachd.pod import Patience
+
+    unknown_seconds = seconds if unknown_seconds is None else unknown_seconds
+    return Patience(mount, name, seconds=seconds, unknown_seconds=unknown_seconds, tell=_tell)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end_at_sigterm() -> None:
+    """Process 1 of a container gets no SIGTERM unless it asks for it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:

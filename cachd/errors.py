@@ -75,6 +75,12 @@ class NotFound(CachdError):
     code = "not_found"
 
 
+class NotKnown(NotFound):
+    """No cachd of this node has heard of the model."""
+
+    code = "not_known"
+
+
 class InUse(CachdError):
     """Somebody holds the thing: a pin, an open file, a running pull, another daemon."""
 

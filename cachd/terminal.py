@@ -150,6 +150,7 @@ def show_model(model: Mapping[str, Any]) -> None:
         facts["file"] = model["file"]
     facts |= {k: _yes(model[k]) for k in ("verified", "pinned", "in_use")}
     if ready:
+        facts["immutable_path"] = model["immutable_path"]
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
         facts |= {"size": decimal(ready["bytes"]), "hub": f"{ready['hub']['repo']}@{ready['hub']['commit']}"}
     for before in model["previous"][:1]:

@@ -451,7 +451,7 @@ def test_an_interrupted_direct_pull_is_130_and_publishes_nothing(origin: Origin,
         stdout, stderr = running.communicate(timeout=PATIENCE_SECONDS)
     assert (running.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
-    assert os.listdir(root / "models") == [".trees"]
+    assert sorted(os.listdir(root / "models")) == [".holds", ".trees"]
     assert list((root / "ready").iterdir()) == list((root / "models/.trees").iterdir()) == []
     hold.release()
     assert direct(ref, root).returncode == 0, "the root was given back"

@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from cachd import __version__
+from cachd.store.store import Store
+from tests.test_store import publish
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "daemonset"
@@ -336,51 +338,75 @@ def test_a_consumer_mounts_the_root_read_only_and_never_creates_it() -> None:
         assert mounts(container)["cache"] == {"name": "cache", "mountPath": "/cache", "readOnly": True}
 
 
-def test_a_consumer_serves_a_model_of_the_config_map() -> None:
-    (wait,), (engine,) = CONSUMER_POD["initContainers"], CONSUMER_POD["containers"]
-    name = environment(wait)["MODEL"]
+def consumer(name: str) -> Object:
+    return next(container for container in containers(CONSUMER_POD) if container["name"] == name)
+
+
+def test_a_consumer_waits_for_holds_and_serves_one_model_of_the_config_map() -> None:
+    wait, hold, engine = containers(CONSUMER_POD)
+    name = wait["args"][1]
     assert name in [model["name"] for model in OPTIONS["models"]]
-    assert f"/cache/models/{name}" in engine["command"]
+    assert wait["args"][:1] + hold["args"][:2] == ["wait", "hold", name]
+    link = f"{hold['args'][hold['args'].index('--link') + 1]}/{name}"
+    assert link in engine["command"]
+    assert hold["startupProbe"]["exec"]["command"] == ["test", "-d", f"{link}/"]
+    assert {c["image"] for c in (wait, hold)} == {f"cachd:{__version__}"}
+
+
+def test_a_consumer_holds_its_model_in_a_sidecar_whose_link_the_engine_only_reads() -> None:
+    hold, engine = consumer("hold-model"), consumer("vllm")
+    assert hold["restartPolicy"] == "Always"
+    assert [volume for volume in CONSUMER_POD["volumes"] if volume["name"] == "model"] == [
+        {"name": "model", "emptyDir": {}}
+    ]
+    assert mounts(hold)["model"] == {"name": "model", "mountPath": "/model"}
+    assert mounts(engine)["model"] == {**mounts(hold)["model"], "readOnly": True}
+
+
+def test_the_containers_of_a_consumer_that_wait_and_hold_have_no_rights() -> None:
+    for container in CONSUMER_POD["initContainers"]:
+        assert container["securityContext"] == DAEMON["securityContext"]
+        assert "memory" in container["resources"]["limits"]
+        assert "env" not in container
 
 
 def test_a_consumer_is_offline_and_writes_outside_the_cache() -> None:
-    variables = environment(CONSUMER_POD["containers"][0])
+    variables = environment(consumer("vllm"))
     assert variables["HF_HUB_CACHE"] == "/cache/hub"
     assert variables["HF_HUB_OFFLINE"] == "1"
-    writable = [
-        mount["mountPath"]
-        for mount in CONSUMER_POD["containers"][0]["volumeMounts"]
-        if not mount.get("readOnly")
-    ]
+    writable = [mount["mountPath"] for mount in consumer("vllm")["volumeMounts"] if not mount.get("readOnly")]
     for name in ("HOME", "HF_HOME", "VLLM_CACHE_ROOT"):
         assert any(Path(variables[name]).is_relative_to(path) for path in writable)
 
 
-def wait_for_model(cache: Path, timeout_seconds: int) -> subprocess.Popen[str]:
-    """Start the example's init container as its image would, over `cache`."""
-    (wait,) = CONSUMER_POD["initContainers"]
-    variables = {"CACHE": str(cache), "TIMEOUT_SECONDS": str(timeout_seconds)}
+def started(container: Object, cache: Path, link: Path) -> subprocess.Popen[str]:
+    """Run a container of the example as its image would, over `cache`, its link below `link`."""
+    here = {"/cache": str(cache), "/model": str(link)}
+    arguments = [here.get(word, word) for word in container["args"]]
     return subprocess.Popen(
-        wait["command"],
-        env={**os.environ, **environment(wait), **variables},
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "cachd", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 
-def test_the_wait_ends_when_the_ready_file_appears(tmp_path: Path) -> None:
-    (tmp_path / "ready").mkdir()
-    with wait_for_model(tmp_path, 60) as waiting:
-        assert waiting.poll() is None
-        (tmp_path / "ready" / "qwen-instruct.json").write_text("{}")
+def test_the_example_waits_until_the_model_is_ready_and_holds_it_until_it_is_told_to_end(
+    tmp_path: Path,
+) -> None:
+    with Store(tmp_path) as store, started(consumer("wait-for-model"), tmp_path, tmp_path) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting for qwen-instruct" in waiting.stderr.readline()
+        snapshot = publish(store, {"config.json": b"{}"}, name="qwen-instruct")
         assert waiting.wait(30) == 0
-
-
-def test_the_wait_that_runs_out_names_the_model_and_the_seconds(tmp_path: Path) -> None:
-    with wait_for_model(tmp_path, 0) as waiting:
-        _, message = waiting.communicate(timeout=30)
-    assert waiting.returncode == 1
-    assert f"no {tmp_path}/ready/qwen-instruct.json after 0 s" in message
+        link = tmp_path / "link"
+        link.mkdir()
+        with started(consumer("hold-model"), tmp_path, link) as holding:
+            assert holding.stderr is not None
+            assert "is held" in holding.stderr.readline()
+            (*probe, place) = consumer("hold-model")["startupProbe"]["exec"]["command"]
+            assert subprocess.run([*probe, place.replace("/model", str(link))], check=False).returncode == 0
+            assert store.snapshots.is_in_use(snapshot)
+            holding.terminate()
+            assert holding.wait(30) == 0
+        assert not store.snapshots.is_in_use(snapshot)
 
 
 # --- the image -------------------------------------------------------------------------------------------

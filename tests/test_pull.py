@@ -409,7 +409,7 @@ def test_a_signed_link_is_used_for_many_parts(hub: Hub, engine: Engines) -> None
 
 def assert_nothing_published(root: Path) -> None:
     left = [p for view in ("models", "hub", "ready") for p in (root / view).rglob("*")]
-    assert [p.name for p in left] == [".trees", "CACHEDIR.TAG"]
+    assert [p.name for p in left] == [".holds", ".trees", "CACHEDIR.TAG"]
 
 
 @pytest.mark.parametrize("fault", [Flip(5 * MIB), Swap(MIB, 9 * MIB, 4096)], ids=["one bit", "swapped"])

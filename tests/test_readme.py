@@ -15,6 +15,7 @@ import yaml
 
 from bench.__main__ import KEPT, kept, markdown
 from bench.readme import MEASUREMENTS, rendered
+from cachd import __version__
 from cachd.cli import EXIT_CODES
 from cachd.config import Config, Model
 from tests.ground.hub import Hub
@@ -139,6 +140,7 @@ def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models() -> None:
         yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     )
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
+    assert {c["image"] for c in pod["initContainers"]} == {f"cachd:{__version__}"}
     listed = [entry for each in options for entry in each.get("models", ())]
     assert [Model.model_validate(entry).wish.name for entry in listed] == ["qwen"]
     assert {key for each in options for key in each} <= set(Config.model_fields)

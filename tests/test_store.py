@@ -40,6 +40,7 @@ from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 from cachd.store.space import Space
 from cachd.store.store import Store
+from tests.ground import mount
 from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
 from tests.ground.needs import require
@@ -141,6 +142,7 @@ def assert_whole(root: Path, name: str, files: Files, *, commit: str, repo: str 
     told = json.loads((root / "ready" / f"{name}.json").read_text())
     assert plain.readlink() == Path(".trees") / told["manifest"]
     assert told["revision"] == commit
+    assert mount.wrong(root) == []
     if branch := told["hub"]["revision"]:
         assert (hub(root, repo) / "snapshots" / refs_of(root, repo)[branch]).is_dir()
     for view in (plain, hub(root, repo) / "snapshots" / commit):
@@ -156,9 +158,9 @@ def assert_whole(root: Path, name: str, files: Files, *, commit: str, repo: str 
 
 def assert_nothing_left(root: Path) -> None:
     """No model, no blob, nothing half-made."""
-    for directory in ("models/.trees", "hub", "ready"):
+    for directory in ("models/.trees", "models/.holds", "hub", "ready"):
         assert names_below(root / directory) == set(), directory
-    assert names_below(root / "models") == {".trees"}
+    assert names_below(root / "models") == {".trees", ".holds"}
     for directory in ("ingest", "manifests", "staging", "trash", "wishes", "pins"):
         assert names_below(root / ".cachd" / directory) == set(), directory
     assert blobs_of(root) == set()
@@ -919,7 +921,8 @@ def test_a_process_killed_at_any_step_of_a_publish_leaves_a_model_whole_or_absen
             if (root / "ready/org--model.json").exists():
                 assert_whole(root, "org--model", SMALL, commit=A)
             with Store(root) as store:
-                assert names_below(root / "models") - {".trees"} == {s.name for s in store.snapshots.all()}
+                assert mount.names(root) == {s.name for s in store.snapshots.all()}
+                assert mount.left_over(root) == []
                 publish(store, SMALL)
                 assert_whole(root, "org--model", SMALL, commit=A)
                 assert refs_of(root) == {"main": A}
@@ -957,7 +960,8 @@ def assert_only(root: Path, named: Mapping[str, Snapshot], *files: Files) -> Non
     """A root of one repository holds these names, their snapshots and their files, and nothing else."""
     snapshots = {s.manifest for s in named.values()}
     commits = {s.commit for s in named.values()}
-    assert names_below(root / "models") == {".trees", *named}
+    assert mount.names(root) == set(named)
+    assert mount.holds(root) == set(mount.addresses(root).values()) == snapshots
     assert names_below(root / "ready") == {f"{name}.json" for name in named}
     assert names_below(root / "models/.trees") == snapshots
     assert names_below(root / ".cachd/manifests") == {f"{m}.json" for m in snapshots}
@@ -1528,7 +1532,7 @@ def test_a_directory_of_the_root_that_somebody_else_made_is_refused() -> None:
         refused(root, Forbidden, "bad_root")
 
 
-@pytest.mark.parametrize("name", ["models", "hub", "ready", ".cachd", "models/.trees"])
+@pytest.mark.parametrize("name", ["models", "hub", "ready", ".cachd", "models/.trees", "models/.holds"])
 def test_a_link_in_place_of_a_directory_of_the_root_is_refused(root: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     (root / name).parent.mkdir(exist_ok=True)
@@ -1726,7 +1730,7 @@ def test_a_model_whose_manifest_became_unreadable_can_still_be_withdrawn(store: 
     manifest_file(root).write_text("{")
     store.snapshots.withdraw("org--model", force=True)
     assert names_below(root / "ready") == set()
-    assert names_below(root / "models") == {".trees"}
+    assert mount.names(root) == set()
     publish(store, ONE)
     assert_whole(root, "org--model", ONE, commit=A)
 
@@ -1737,7 +1741,7 @@ def test_a_name_without_a_ready_file_is_removed(
     publish(store, ONE)
     (root / "ready/org--model.json").unlink()
     store = next_life()
-    assert names_below(root / "models") == {".trees"}
+    assert mount.names(root) == set()
     assert store.snapshots.sweep() > 0
     assert_nothing_left(root)
 

@@ -245,6 +245,7 @@ class Models:
             "file": str(self.store.layout.model(name) / snapshot.file)
             if snapshot and snapshot.file
             else None,
+            "immutable_path": str(self.store.layout.address(snapshot.address)) if snapshot else None,
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
@@ -254,7 +255,10 @@ class Models:
             "ready": ready_document(snapshot) if snapshot else None,
             "pull": pull_document(pull) if pull else None,
             "previous": [
-                {key: told[key] for key in ("ref", "revision", "manifest", "bytes", "published_at")}
+                {
+                    key: told[key]
+                    for key in ("ref", "revision", "manifest", "immutable_path", "bytes", "published_at")
+                }
                 for told in map(ready_document, self.snapshots.previous.of(name))
             ],
             "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,

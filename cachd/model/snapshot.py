@@ -15,6 +15,7 @@ from cachd.model.name import check_name, check_path
 from cachd.model.ref import Ref
 from cachd.model.typed import Typed
 
+_ID_DIGITS = 8  # of a manifest's id, in an address
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
@@ -89,7 +90,8 @@ class Snapshot:
 
     `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
     the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` is what
-    `Manifest.single_file` says.
+    `Manifest.single_file` says. `address` is the name below models/ that leads to this snapshot and to no
+    other.
     """
 
     wish: Wish
@@ -102,15 +104,28 @@ class Snapshot:
     repo: str
     commit: str
     file: str | None = None
+    address: str = ""
 
     def __post_init__(self) -> None:
-        """Raises Invalid: each of these names a directory of the cache."""
+        """Raises Invalid: each of these names a directory or a link of the cache."""
         for told in (self.manifest, self.revision, self.commit):
             if not _HEX.fullmatch(told):
                 raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
         if self.file is not None:
             check_path(self.file)
+        if not self.address:
+            object.__setattr__(self, "address", self.addresses[0])
+        elif self.address not in self.addresses:
+            raise Invalid(f"{self.address!r:.80} is no address of {self.name}", code="bad_manifest")
+
+    @property
+    def addresses(self) -> list[str]:
+        """What its address may be, the best first: `NAME@REVISION`; followed by digits of the manifest's id
+        where patterns narrow it, or where another snapshot has that address."""
+        bare = f"{self.name}@{self.revision}"
+        longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
+        return longer if self.wish.include or self.wish.exclude else [bare, *longer]
 
     @property
     def name(self) -> str:

@@ -63,6 +63,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
         "file": f"models/{snapshot.name}/{snapshot.file}" if snapshot.file else None,
+        "immutable_path": f"models/{snapshot.address}",
         "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
         "cachd": __version__,
     }
@@ -191,6 +192,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),
         file=file.removeprefix(f"models/{wish.name}/") if file else None,
+        address=str(told.get("immutable_path", "")).removeprefix("models/"),
     )
 
 

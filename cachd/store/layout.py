@@ -1,7 +1,9 @@
 """Every path below the cache's root.
 
 models/<name> -> .trees/<id>      the plain view: a relative link, swapped by rename
+models/<name>@<revision>          the same for one snapshot: an address that leads nowhere else, ever
 models/.trees/<id>/...            hard links to blobs, files 0444, directories 0555
+models/.holds/<id>                empty, 0444; a pod that keeps it open holds the snapshot
 hub/models--org--name/...         the Hub view: refs/, snapshots/<commit>/..., trees/<commit>.json
 ready/<name>.json                 written last, removed first
 .cachd/                           private, 0700
@@ -29,7 +31,7 @@ from pathlib import Path
 
 from cachd.model import Digest
 
-PUBLIC = ("models", "models/.trees", "hub", "ready", "status")
+PUBLIC = ("models", "models/.trees", "models/.holds", "hub", "ready", "status")
 PRIVATE = (
     ".cachd",
     ".cachd/blobs",
@@ -162,6 +164,20 @@ class Layout:
 
     def tree(self, manifest: str) -> Path:
         return self.root / f"models/.trees/{manifest}"
+
+    @property
+    def trees(self) -> Path:
+        return self.root / "models/.trees"
+
+    @property
+    def holds(self) -> Path:
+        return self.root / "models/.holds"
+
+    def hold(self, manifest: str) -> Path:
+        return self.root / f"models/.holds/{manifest}"
+
+    def address(self, address: str) -> Path:
+        return self.root / f"models/{address}"
 
     def model(self, name: str) -> Path:
         return self.root / f"models/{name}"

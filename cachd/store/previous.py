@@ -45,7 +45,11 @@ class Previous:
 
     def manifests(self) -> set[str]:
         """The snapshots kept for a way back."""
-        return {s.manifest for name in list(self._pasts) for s in self.of(name)}
+        return {s.manifest for s in self.all()}
+
+    def all(self) -> list[Snapshot]:
+        """Those of every name."""
+        return [s for name in list(self._pasts) for s in self.of(name)]
 
     def replace(self, replaced: Snapshot | None, by: Snapshot, *, given_up: Wish | None) -> None:
         """Remember what a name led to until now. A full disk forgets it: the new one is what counts."""

@@ -1,4 +1,4 @@
-"""What must not be removed: models that are pinned or leased, and blobs that some process has open."""
+"""What must not be removed: models that are pinned or leased, and files that some process has open."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import structlog
@@ -147,6 +148,13 @@ class Leases:
         del self._leases[lease.id]
 
 
+class InUseBy(StrEnum):
+    """Who needs a snapshot now, as people read it."""
+
+    POD = "held by a pod"
+    PROCESS = "open in a process on this node"
+
+
 def is_open(paths: Iterable[Path]) -> bool:
     """Whether any process on this node has one of the files open or mapped.
 
@@ -155,6 +163,24 @@ def is_open(paths: Iterable[Path]) -> bool:
     Raises Unavailable or DiskFailed when a file cannot be opened to ask.
     """
     return any(_is_open(path) for path in paths)
+
+
+def unlinked_unless_open(path: Path) -> bool:
+    """Unlink a file that no other process has open; False, and it stays, when one has.
+
+    Whoever opens it in between waits until it is unlinked. Where the file system has no leases, it is
+    unlinked. Raises Unavailable or DiskFailed.
+    """
+    with durable.disk_errors(path), suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            with suppress(OSError):
+                if not _take_lease(fd):
+                    return False
+            os.unlink(path)
+        finally:
+            os.close(fd)  # gives the lease back
+    return True
 
 
 def _is_open(path: Path) -> bool:
@@ -171,6 +197,14 @@ def _is_open(path: Path) -> bool:
 
 def _lease(fd: int) -> bool:
     """Take the file's write lease and give it back at once; False when somebody else has it open."""
+    taken = _take_lease(fd)
+    if taken:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return taken
+
+
+def _take_lease(fd: int) -> bool:
+    """Take the file's write lease; False when somebody else has it open."""
     # Somebody opening the file meanwhile gets us a signal; SIGURG is one that ends nobody.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
@@ -179,7 +213,6 @@ def _lease(fd: int) -> bool:
         if error.errno in (errno.EAGAIN, errno.EBUSY):
             return False
         raise
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True
 
 

@@ -1,9 +1,10 @@
 """Snapshots: published under a name in an order that never lies, withdrawn in the reverse.
 
-    publish   blobs durable -> manifest -> plain tree -> Hub files -> Hub branch -> old ready file removed
-              -> name swapped -> ready file
+    publish   blobs durable -> manifest -> hold file -> plain tree -> Hub files -> address -> Hub branch
+              -> old ready file removed -> name swapped -> ready file
     suspend   suspension -> ready file removed -> Hub branch -> name -> damaged blob -> its files in the views
-    withdraw  ready file removed -> Hub branch -> name -> Hub files -> plain tree -> blobs -> manifest
+    withdraw  ready file removed -> hold file -> Hub branch -> name -> Hub files -> address -> plain tree
+              -> blobs -> manifest
 
 A manifest on disk that no ready name uses is a withdrawal to be finished, or a snapshot that a newer one
 replaced while pods still read it; `sweep` sees to both.
@@ -26,13 +27,15 @@ from cachd.errors import DiskFailed, InUse, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.policy.eviction import opened_lately
 from cachd.store import catalog, durable
+from cachd.store.addresses import MARK, Addresses
 from cachd.store.catalog import Suspension
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
+from cachd.store.holds import Holds
 from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
-from cachd.store.protection import Leases, Pins, is_open
+from cachd.store.protection import InUseBy, Leases, Pins, is_open
 from cachd.store.reads import Reads
 from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
@@ -55,6 +58,7 @@ class Snapshots:
         self._evicted: set[str] = set()
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
+        self._holds, self._addresses = Holds(layout), Addresses(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
         self.reads = Reads()
         self._named = catalog.read_snapshots(layout)
@@ -77,8 +81,8 @@ class Snapshots:
             raise NotFound(f"{snapshot.name} is not here any more") from error
 
     def is_in_use(self, snapshot: Snapshot) -> bool:
-        """Whether a process on this node has one of its files open or mapped."""
-        return self._is_open(self.manifest(snapshot))
+        """Whether a pod holds it, or a process on this node has one of its files open or mapped."""
+        return self.is_open(self.manifest(snapshot))
 
     def is_pinned(self, name: str) -> bool:
         return self._pins.has(name)
@@ -143,8 +147,16 @@ class Snapshots:
             yield manifest, [s for s in self.all() if s.manifest == manifest.id]
 
     def is_open(self, manifest: Manifest) -> bool:
-        """Whether a process on this node has one of its files open or mapped."""
-        return self._is_open(manifest)
+        """Whether a pod holds it, or a process on this node has one of its files open or mapped."""
+        return self.in_use_by(manifest) is not None
+
+    def in_use_by(self, manifest: Manifest) -> InUseBy | None:
+        """Who needs a snapshot now; None when nobody does."""
+        with self.reads.aside():
+            if self._holds.is_held(manifest.id):
+                return InUseBy.POD
+            is_read = is_open(self._content.path(f.blob) for f in manifest.files)
+        return InUseBy.PROCESS if is_read else None
 
     # --- changing ---
 
@@ -173,13 +185,15 @@ class Snapshots:
         with self._changing, durable.disk_errors(self._layout.root):
             if permit:
                 permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
-            snapshot = self._after_others(snapshot_of(wish, manifest, now))
+            snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
             replaced = self._named.get(wish.name)
             self._content.sync(f.blob for f in manifest.files)
             self._record(manifest, snapshot.hub_folder)
+            self._holds.make(manifest.id)
             self._plain.build(manifest)
             shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
             self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
+            self._addresses.make(snapshot)
             try:
                 branches = _branches(snapshot.hub_folder, self._named.values())
                 if snapshot.hub_revision:
@@ -223,7 +237,8 @@ class Snapshots:
     def withdraw(self, name: str, *, force: bool = False) -> int:
         """Take a name and, if it was the last of its snapshot, the snapshot away; bytes freed.
 
-        Raises NotFound, or InUse when it is pinned, leased or open, unless forced. Open files stay readable.
+        Raises NotFound, or InUse when it is pinned, leased, held or open, unless forced. Open files stay
+        readable.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             snapshot = self._known(name)
@@ -232,13 +247,13 @@ class Snapshots:
             check = None if force else self._check_unused
             moved = self._withdraw([snapshot], check)
             for before in self.previous.forget(name):
-                moved |= self._remove_unread(before)
+                moved |= self._remove_unused(before)
         return self._content.empty(moved)
 
     def evict(self, manifest: str) -> int:
         """Take a snapshot away under all its names; bytes freed.
 
-        Raises NotFound, or InUse when one of its names is pinned or leased, or its files are open or were
+        Raises NotFound, or InUse when one of its names is pinned or leased, or it is held, open or was opened
         lately.
         """
         with self._changing, durable.disk_errors(self._layout.root):
@@ -250,7 +265,7 @@ class Snapshots:
             )
             for snapshot in named:
                 for before in self.previous.forget(snapshot.name):
-                    moved |= self._remove_unread(before)
+                    moved |= self._remove_unused(before)
         return self._content.empty(moved)
 
     def _withdraw(
@@ -260,7 +275,7 @@ class Snapshots:
 
         Whoever looks for a ready file finds none before anything else goes. A pod that found one just before
         has the files open by now, or fails to open them; so it is looked once more, and the ready files come
-        back when somebody has.
+        back when somebody has. The hold file goes next, in one step with the last look at who holds it.
         """
         manifest = self.manifest(named[0]) if check else None
         if check:
@@ -273,6 +288,7 @@ class Snapshots:
         try:
             if check:
                 check(named, manifest)
+                self._take_hold(named)
         except BaseException:
             for ready, aside in hidden:
                 with suppress(FileNotFoundError):
@@ -294,9 +310,13 @@ class Snapshots:
         return self._remove(named[0].manifest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
-        """Remove a snapshot that has no name. Raises InUse when its files are open or were lately."""
-        if self._is_read(self._manifest(manifest)):
-            raise InUse(f"files of snapshot {manifest} are open in a process on this node, or were lately")
+        """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""
+        if by := self.in_use_by(self._manifest(manifest)):
+            raise _in_use(f"snapshot {manifest}", by)
+        if lately := self._opened_lately(manifest):
+            raise InUse(f"a file of snapshot {manifest} was {lately}", code="opened_lately")
+        if not self._is_taken(manifest):
+            raise _in_use(f"snapshot {manifest}", InUseBy.POD)
         return self._remove(manifest)
 
     def damaged(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
@@ -344,6 +364,8 @@ class Snapshots:
                 self._suspend(name, wrong, inodes, now)
                 for blob, inode in inodes.items():
                     self._content.set_aside(blob, inode)
+            else:
+                self._let_hold(snapshot)
             return wrong
 
     def written(self, changes: ViewChanges) -> list[File]:
@@ -380,7 +402,7 @@ class Snapshots:
     def drop(self, manifest: str) -> int:
         """Remove a snapshot, if it still has no name, is kept for none, and nobody reads it; bytes freed."""
         with self._changing, durable.disk_errors(self._layout.root):
-            moved = {} if manifest in self.previous.manifests() else self._remove_unread(manifest)
+            moved = {} if manifest in self.previous.manifests() else self._remove_unused(manifest)
         return self._content.empty(moved)
 
     def sweep(self, *, keep: Collection[str] = ()) -> int:
@@ -396,15 +418,21 @@ class Snapshots:
         return found
 
     def settle(self) -> None:
-        """Remove the names and branches that are not ready: a publish or a withdrawal was cut off there."""
+        """Remove the names and branches that are not ready: a publish or a withdrawal was cut off there.
+
+        Every snapshot that is here gets what pods hold it by, and every name its addresses.
+        """
         for each in self.suspended():
             durable.remove(self._layout.ready_file(each.snapshot.name))
             self._named.pop(each.snapshot.name, None)
             for blob, inode in each.inodes.items():
                 self._content.set_aside(blob, inode)
         for link in self._layout.models.iterdir():
-            if link.name not in self._named and link.is_symlink():
+            if link.name not in self._named and MARK not in link.name and link.is_symlink():
                 durable.remove(link)
+        recorded = {path.stem for path in self._recorded()}
+        self._holds.settle(recorded)
+        self._addresses.settle([*self.previous.all(), *self._leading()], recorded)
         folders: dict[str, list[Snapshot]] = {f: [] for p in self._unnamed() for f in catalog.read_shown(p)}
         for snapshot in self._named.values():
             folders.setdefault(snapshot.hub_folder, []).append(snapshot)
@@ -448,17 +476,27 @@ class Snapshots:
             )
 
     def _check_unused(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
-        """Raises InUse when one of these names of a snapshot is kept, or its files are open and these are
-        all its names."""
+        """Raises InUse when one of these names of a snapshot is kept, or it is in use and these are all its
+        names."""
         for snapshot in named:
             self._check_kept(snapshot.name)
+        if manifest is not None and not self._has_others(named) and (by := self.in_use_by(manifest)):
+            raise _in_use(named[0].name, by)
+
+    def _has_others(self, named: Sequence[Snapshot]) -> bool:
+        """Whether other names than these lead to their snapshot, or will when it is repaired."""
         names = {snapshot.name for snapshot in named}
-        others = [s for s in self._named.values() if s.manifest == named[0].manifest and s.name not in names]
-        if not others and manifest is not None and self._is_open(manifest):
-            raise InUse(
-                f"files of {named[0].name} are open in a process on this node",
-                mend="stop the pods that serve it, or force: what they have open stays readable",
-            )
+        return any(s.manifest == named[0].manifest and s.name not in names for s in self._leading())
+
+    def _take_hold(self, named: Sequence[Snapshot]) -> None:
+        """Let no pod hold a snapshot from here on, if these are all its names. Raises InUse when one does."""
+        if not self._has_others(named) and not self._is_taken(named[0].manifest):
+            raise _in_use(named[0].name, InUseBy.POD)
+
+    def _is_taken(self, manifest: str) -> bool:
+        """Let no pod hold a snapshot from here on; False when one does."""
+        with self.reads.aside():
+            return self._holds.take(manifest)
 
     def _check_unopened(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
         """As `_check_unused`, and raises InUse when somebody opened one of its files lately: an engine that
@@ -469,8 +507,21 @@ class Snapshots:
 
     def _used(self) -> set[str]:
         """The manifests that a name is ready with, or will be when it is repaired."""
-        suspended = {each.snapshot.manifest for each in self._suspended.values()}
-        return {s.manifest for s in self._named.values()} | suspended
+        return {snapshot.manifest for snapshot in self._leading()}
+
+    def _leading(self) -> list[Snapshot]:
+        """What names are ready with, or will be when it is repaired."""
+        return [*(each.snapshot for each in self._suspended.values()), *self._named.values()]
+
+    def _let_hold(self, snapshot: Snapshot) -> None:
+        """Make anew what pods hold a ready snapshot by, where somebody deleted it."""
+        try:
+            self._holds.make(snapshot.manifest)
+            self._addresses.make(snapshot)
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("no room to let pods hold it", name=snapshot.name)
 
     def _known(self, name: str) -> Snapshot | None:
         suspended = self._suspended.get(name)
@@ -560,13 +611,9 @@ class Snapshots:
     def _manifest(self, manifest: str) -> Manifest:
         return catalog.read_manifest(self._layout, manifest)
 
-    def _is_open(self, manifest: Manifest) -> bool:
-        with self.reads.aside():
-            return is_open(self._content.path(f.blob) for f in manifest.files)
-
     def _is_read(self, manifest: Manifest) -> bool:
-        """Whether a process has one of its files open, or had lately."""
-        return bool(self._opened_lately(manifest.id)) or self._is_open(manifest)
+        """Whether somebody needs a snapshot, or had one of its files open lately."""
+        return bool(self._opened_lately(manifest.id)) or self.is_open(manifest)
 
     def _opened_lately(self, manifest: str) -> str:
         now = time.time()
@@ -579,10 +626,13 @@ class Snapshots:
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
 
-    def _remove_unread(self, manifest: str) -> dict[Path, int]:
+    def _remove_unused(self, manifest: str) -> dict[Path, int]:
+        """Remove a snapshot that no name leads to, unless it is in use."""
+        if manifest in self._used():
+            return {}
         try:
-            return {} if self._is_read(self._manifest(manifest)) else self._remove(manifest)
-        except FileNotFoundError:
+            return self._drop(manifest)
+        except (FileNotFoundError, InUse):
             return {}
 
     def _remove(self, manifest: str) -> dict[Path, int]:
@@ -590,10 +640,12 @@ class Snapshots:
         if manifest in self._used():
             return {}
         path = self._layout.manifest(manifest)
+        self._holds.remove(manifest)
         try:
             gone = self._manifest(manifest)
         except DiskFailed as error:
             log.warning("blobs left behind", manifest=manifest, reason=error.detail)
+            self._addresses.remove(manifest)
             self._plain.remove(manifest)
             durable.remove(path)
             return {}
@@ -602,6 +654,7 @@ class Snapshots:
         for folder in catalog.read_shown(path):
             self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
             self._mend_branches(folder, self._named.values())
+        self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
         moved = self._content.discard(gone)
         durable.remove(path)
@@ -650,6 +703,13 @@ class Snapshots:
             raise
         finally:
             self.changes.mark(name)
+
+
+def _in_use(what: str, by: InUseBy) -> InUse:
+    return InUse(
+        f"{what} is {by}",
+        mend="stop the pods that serve it, or force: what they have open stays readable",
+    )
 
 
 def no_such_model(name: str) -> NotFound:

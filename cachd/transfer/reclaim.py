@@ -321,8 +321,8 @@ class Reclaim:
             return f"listed in the configuration as {listed[0]}"
         if all(f.blob in claimed for f in manifest.files):
             return "a running pull needs its files"
-        if snapshots.is_open(manifest):
-            return "open in a process on this node"
+        if by := snapshots.in_use_by(manifest):
+            return str(by)
         return opened_lately(self._store.uses.opened_at(manifest.id), now)
 
     def _plan(self, short: int) -> Plan:

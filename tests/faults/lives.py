@@ -24,6 +24,7 @@ from cachd.daemon import Parts, assembled, configure_logs
 from cachd.errors import CachdError, NotFound
 from cachd.model import Ref, Wish
 from cachd.policy import parts as part_sizes
+from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import (
@@ -218,7 +219,7 @@ class Life:
 
 def visible(root: Path, known: dict[str, Digests]) -> list[str]:
     """What a reader of `root` sees that is not true: each a line. `known`: what each manifest holds."""
-    wrong = []
+    wrong = mount.wrong(root)
     for told in sorted((root / "ready").glob("[!.]*.json")):
         document = json.loads(told.read_bytes())
         tree = (root / "models" / told.stem).resolve()
@@ -252,7 +253,7 @@ def left_over(root: Path) -> list[str]:
     found += [path for path in blobs if path.stat().st_nlink == 1]
     trees = {path.name for path in (root / "models/.trees").iterdir()}
     found += [path for path in (root / ".cachd/manifests").glob("*.json") if path.stem not in trees]
-    return [f"{path.relative_to(root)} was left" for path in found]
+    return [f"{path.relative_to(root)} was left" for path in found] + mount.left_over(root)
 
 
 def known_manifests(root: Path, model: str, known: dict[str, Digests]) -> None:

@@ -3,6 +3,7 @@
 It loops over every root below a directory that it sees read-only, until it is told to end. Whenever a ready
 file is there, all files of its manifest are opened, read and hashed; they are mapped, too, and hashed again
 long after, whatever became of the model. Only a ready file that went or changed meanwhile excuses anything.
+It holds some snapshots, as a pod does: all their files stay for as long as the hold file is at its place.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 
 place = Path(os.environ["CACHE"])
 known = json.loads((place / {KNOWN!r}).read_bytes())
-looked = mapped = 0
-violations, held = [], []
+looked = mapped = stayed = 0
+violations, held, holding = [], [], []
 
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
@@ -54,6 +55,33 @@ def check_mapped(count):
         view.close()
     del held[:count]
 
+def is_held(fd, path):
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+def hold(path, tree, manifest):
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    if is_held(fd, path):
+        holding.append((fd, path, tree, manifest))
+    else:
+        os.close(fd)
+
+def check_holding():
+    global stayed
+    for fd, path, tree, manifest in holding:
+        wrong = wrong_with(tree, known[manifest])
+        if is_held(fd, path):
+            stayed += 1
+            if wrong:
+                violations.append(f"held, and {{wrong}}")
+    while len(holding) > 4:
+        os.close(holding.pop(0)[0])
+
 passes = 0
 while not passes or not select.select([sys.stdin], [], [], 0.1)[0]:
     for ready in place.glob("*/ready/[!.]*.json"):
@@ -69,13 +97,17 @@ while not passes or not select.select([sys.stdin], [], [], 0.1)[0]:
             looked += 1
             if wrong:
                 violations.append(f"{{ready.parent.parent.name}}/{{ready.name}}: {{wrong}}")
+            else:
+                hold(ready.parent.parent / "models/.holds" / manifest, tree, manifest)
+    check_holding()
     if len(held) == 30:
         check_mapped(15)
     passes += 1
     if passes == 1:
         print("looking", flush=True)
+check_holding()
 check_mapped(30)
-print(json.dumps({{"looked": looked, "mapped": mapped, "violations": violations[:20]}}))
+print(json.dumps({{"looked": looked, "mapped": mapped, "held": stayed, "violations": violations[:20]}}))
 """
 
 
@@ -83,7 +115,7 @@ def verdict(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Let the reader end: how often it looked at a ready model, at a mapped file, and what it saw wrong."""
     output, errors = process.communicate("enough\n", timeout=60)
     if process.returncode:
-        return {"looked": 0, "mapped": 0, "violations": [f"the reader died: {errors[-2000:]}"]}
+        return {"looked": 0, "mapped": 0, "held": 0, "violations": [f"the reader died: {errors[-2000:]}"]}
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 

@@ -64,6 +64,17 @@ POINTS: dict[str, tuple[Plan, ...]] = {
         Plan("killed before", 0, point=r"fsync \.cachd/blobs/sha256$"),
     ),
     "some files of a model are blobs": (Plan("killed before", 1, point=NAMED),),
+    "recorded, and nothing to hold it by": (
+        Plan("killed before", 0, point=r"open \.cachd/staging/[0-9a-f]+\.hold"),
+        Plan("killed before", 0, point=r"rename \.cachd/staging/[0-9a-f]+\.hold models/\.holds/"),
+    ),
+    "it can be held, its tree is not shown": (
+        Plan("killed after", 0, point=r"rename \.cachd/staging/[0-9a-f]+\.hold models/\.holds/"),
+    ),
+    "its address is there, its name is not": (
+        Plan("killed before", 0, point=r"rename \.cachd/staging/m@\w+\.link models/m@"),
+        Plan("killed after", 0, point=r"rename \.cachd/staging/m@\w+\.link models/m@"),
+    ),
     "the tree shown, the name not moved": (
         Plan("killed after", 0, point=r"rename \.cachd/staging/[0-9a-f]+ models/\.trees/"),
         Plan("killed before", 0, point=r"rename \.cachd/staging/m\.link models/m"),
@@ -82,6 +93,11 @@ POINTS: dict[str, tuple[Plan, ...]] = {
         Plan("killed before", 0, point=r"unlink models/d\.bin"),
         Plan("killed before", 0, point=r"rename models/\.trees/[0-9a-f]+ \.cachd/trash/"),
     ),
+    "nobody can hold it any more, and all else is there": (
+        Plan("killed before", 0, point=r"unlink models/\.holds/"),
+        Plan("killed after", 0, point=r"unlink models/\.holds/"),
+    ),
+    "its address gone, its tree is there": (Plan("killed after", 0, point=r"unlink models/d\.bin@"),),
     "half deleted": (
         Plan("killed after", 0, point=r"rename models/\.trees/[0-9a-f]+ \.cachd/trash/"),
         Plan("killed after", 0, point=r"unlink \.cachd/trash/[0-9a-f]+/"),

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.ground import mount
 from tests.ground.models import digests, noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Hold, Origin, Status
@@ -389,7 +390,8 @@ class Machine(RuleBasedStateMachine):
         root = self.node.root
         ready = {name: e.ready for name, e in self.model.names.items() if e.ready}
         assert {path.stem for path in (root / "ready").iterdir()} == set(ready)
-        assert {path.name for path in (root / "models").iterdir()} - {".trees"} == set(ready)
+        assert mount.names(root) == set(ready)
+        assert mount.wrong(root) == mount.left_over(root) == []
         for name, held in ready.items():
             document = json.loads((root / f"ready/{name}.json").read_text())
             assert document["ref"] == self.ref(held.model)

@@ -22,6 +22,7 @@ from cachd.sources.source import Cut
 from cachd.sources.web import WebSource
 from tests.conftest import Engine
 from tests.faults.test_fuzz import CHUNKED, LISTED, Spoken
+from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.origin import Origin, Reply, Seen
@@ -34,7 +35,7 @@ NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 def published(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / "models").iterdir() if path.name != ".trees")
+    return sorted(mount.names(root))
 
 
 # --- too much ---

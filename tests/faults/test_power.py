@@ -16,7 +16,7 @@ import pytest
 from cachd.model import Extent
 from cachd.policy.parts import Landed
 from cachd.store.store import Store
-from tests.ground import power
+from tests.ground import mount, power
 from tests.ground.disks import FuseDisk
 from tests.ground.models import digests, noise
 from tests.ground.site import files_left
@@ -151,6 +151,7 @@ def assert_kept(root: Path, may_be: frozenset[str | None]) -> None:
         return
     told = json.loads(ready.read_text())
     assert told["revision"] in may_be
+    assert mount.wrong(root) == []
     assert digests(root / "models/mine") == shown(FILES[told["revision"]])
     branch = refs_of(root).get("main")  # which moves before the ready file does
     assert branch in may_be if told["hub"]["revision"] else branch is None

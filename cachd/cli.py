@@ -191,7 +191,7 @@ def print_path(
     name: str,
     file: Annotated[bool, typer.Option("--file", help="fail when the model is several files")] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="the mounted cache, to ask no daemon, as in a pod: /cache")
+        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
     ] = None,
     server: Server = SERVER,
     output: Form = Output.text,

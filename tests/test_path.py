@@ -73,6 +73,7 @@ def test_a_pod_gets_the_path_of_its_own_mount(models: Ground, tmp_path: Path) ->
     mount.symlink_to(models.node.root)
     ended = models.node.cli("path", "one", "--cache", str(mount))
     assert ended.stdout == f"{mount}/models/one/m[q4].gguf\n"
+    assert models.node.cli("path", "one", CACHD_CACHE=str(mount)).stdout == ended.stdout
     assert Path(ended.stdout.strip()).read_bytes() == noise(1000, 4)
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed, Unavailable
+from cachd.errors import DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -140,7 +140,7 @@ class Ingest:
         line = _line(extent, hashed)
         with self._lock:
             self._parts[hashed], self._unsynced[hashed] = extent, line
-        with suppress(Unavailable), durable.disk_errors(self.directory):  # no descriptor: kept the next time
+        with suppress(Unavailable, NoSpace), durable.disk_errors(self.directory):  # kept the next time
             durable.append_note(self.directory / "received", line)
 
     def finish(self, part: Extent, hashed: PartHash) -> None:

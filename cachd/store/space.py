@@ -23,7 +23,8 @@ from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
 _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
-_BYTES_BESIDE_FILE = 16 << 10  # rounding to blocks, its journal, its place in the views
+_BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its place in the views
+_BYTES_PER_BYTE_OF_LINES = 4096  # of a file: what its ingest writes of its parts is no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Space:
                     need=total,
                     usable=now.usable,
                 )
-            short = size + bytes_beside(files) - now.available
+            short = size + bytes_beside(files, size) - now.available
             if short > 0:
                 raise NoSpace(
                     _too_little(size, now),
@@ -235,9 +236,9 @@ class Space:
         return self._counted[1]
 
 
-def bytes_beside(files: int) -> int:
-    """What so many new files of one model take beside their bytes, at the most."""
-    return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE if files else 0
+def bytes_beside(files: int, size: int) -> int:
+    """What so many new files of one model, of `size` bytes together, take beside their bytes, at the most."""
+    return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE + size // _BYTES_PER_BYTE_OF_LINES if files else 0
 
 
 _MEND = (

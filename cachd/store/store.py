@@ -118,7 +118,8 @@ class Store:
     def need(self, manifest: Manifest) -> int:
         """Bytes that must be available for a pull of the manifest to begin."""
         missing = self.content.missing(manifest)
-        return self._lacking(missing) + bytes_beside(len(missing))
+        lacking = self._lacking(missing)
+        return lacking + bytes_beside(len(missing), lacking)
 
     def _lacking(self, missing: Iterable[File]) -> int:
         return sum(max(f.size - self.content.allocated(f), 0) for f in missing)

@@ -238,6 +238,23 @@ def without_leases() -> None:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="other numbers of system calls")
+def test_a_held_snapshot_stays_whole_in_the_hub_view_when_others_of_its_commit_go(
+    store: Store, root: Path
+) -> None:
+    wide, narrow = revision(1), {"config.json": revision(1)["config.json"]}
+    first = publish(store, wide)
+    held = os.open(store.layout.hold(first.manifest), os.O_RDONLY)
+    publish(store, narrow, now=2.0)
+    shown = root / "hub/models--org--model/snapshots" / A
+    listing = root / f"hub/models--org--model/trees/{A}.json"
+    store.snapshots.withdraw("org--model")
+    assert {path.name: path.read_bytes() for path in shown.iterdir()} == wide
+    assert json.loads(listing.read_text())["files"].keys() == wide.keys()
+    os.close(held)
+    store.snapshots.sweep()
+    assert not shown.exists()
+
+
 def test_where_the_kernel_tells_no_use_a_hold_protects_nothing_and_that_is_said(root: Path) -> None:
     def life() -> list[str]:
         without_leases()

@@ -652,7 +652,8 @@ class Snapshots:
         commit = commit_of(gone)
         self._watch.leave(manifest)
         for folder in catalog.read_shown(path):
-            self._hub.narrow(folder, commit, [f.path for f in gone.files], self._shown(folder, commit))
+            left = self._shown(folder, commit) | self._shown_unnamed(folder, commit, but=manifest)
+            self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
             self._mend_branches(folder, self._named.values())
         self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
@@ -664,6 +665,23 @@ class Snapshots:
         """The files that named snapshots show in one directory of the Hub view."""
         sharing = {s.manifest for s in self._named.values() if (s.hub_folder, s.commit) == (folder, commit)}
         return {f.path: f for manifest in sharing for f in self._manifest(manifest).files}
+
+    def _shown_unnamed(self, folder: str, commit: str, *, but: str) -> dict[str, File]:
+        """The files that snapshots without a name show there: some are held, some are kept for a way back.
+
+        One whose tree is gone is being removed.
+        """
+        found: dict[str, File] = {}
+        for path in self._unnamed():
+            if (
+                path.stem != but
+                and folder in catalog.read_shown(path)
+                and self._layout.tree(path.stem).exists()
+            ):
+                with suppress(FileNotFoundError, DiskFailed):
+                    manifest = self._manifest(path.stem)
+                    found |= {f.path: f for f in manifest.files if commit_of(manifest) == commit}
+        return found
 
     def _mend_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
         """Let the branches of a folder of the Hub view name what is ready, and no others be there.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cachd.errors import DiskFailed, Invalid, NotFound, WaitTimeout
+from cachd.errors import CachdError, DiskFailed, Invalid, NotFound, WaitTimeout, error_of
 from cachd.model import check_name
 from cachd.store.catalog import UNREADABLE, snapshot_from
 
@@ -15,7 +15,8 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
     """What the ready file of a model says, with `path` and `file` as this mount has them.
 
     Raises Invalid where no cache is mounted, NotFound for a model that the cache does not know, WaitTimeout
-    for one that is not ready yet, DiskFailed for a ready file that cannot be read.
+    for one that is not ready yet, what its pull failed with for good, or DiskFailed for a ready file that
+    cannot be read.
     """
     ready_file = cache / f"ready/{check_name(name)}.json"
     try:
@@ -31,13 +32,25 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
     return {**told, "path": str(model), "file": str(model / snapshot.file) if snapshot.file else None}
 
 
-def _not_ready(cache: Path, name: str) -> Invalid | NotFound | WaitTimeout:
+def _not_ready(cache: Path, name: str) -> CachdError:
     if not (cache / "ready").is_dir():
         return Invalid(
             f"{cache} is no cache: it has no ready/", code="bad_root", mend="give the mounted root"
         )
-    if (cache / f"status/{name}.json").exists():
+    status = _status(cache / f"status/{name}.json")
+    if status.get("final") is True and isinstance(status.get("error"), dict):
+        return error_of(status["error"])
+    if status:
         return WaitTimeout(f"{name} is not ready yet", code="not_ready", mend=f"cachd wait {name}")
     return NotFound(
         f"no model named {name} is ready in {cache}", code="no_such_model", mend="has it been pulled?"
     )
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """How far a model is, as the daemon last wrote it; empty when it never heard of it."""
+    try:
+        told = json.loads(path.read_bytes())
+    except UNREADABLE:
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ground.models import noise
-from tests.ground.site import Ground
+from tests.ground.site import Ground, until
 from tests.test_cli import CACHD, assert_failed
 
 SPLIT = {f"q4/model-{number:05}-of-00003.gguf": noise(1000, number) for number in (1, 2, 3)}
@@ -139,13 +139,17 @@ def test_a_ready_file_that_lies_gives_no_path(models: Ground, tmp_path: Path, to
     assert_failed(models.node.cli("path", "one", "--cache", str(tmp_path)), 1, "ready_file_unreadable")
 
 
-def test_without_a_daemon_a_model_with_a_status_and_no_ready_file_is_on_its_way(
-    ground: Ground, tmp_path: Path
+def test_with_the_mount_alone_a_model_on_its_way_is_4_and_one_that_failed_for_good_says_why(
+    ground: Ground,
 ) -> None:
-    for place in ("ready", "status"):
-        (tmp_path / place).mkdir()
-    (tmp_path / "status/soon.json").write_text("{}")
-    assert_failed(ground.node.cli("path", "soon", "--cache", str(tmp_path)), 4, "not_ready")
+    root = str(ground.node.root)
+    with ground.held("on-its-way.bin"):
+        assert_failed(ground.node.cli("path", "on-its-way.bin", "--cache", root), 4, "not_ready")
+    ground.node.pull(f"{ground.origin.url}/absent.bin", name="absent.bin")
+    assert ground.node.ready("absent.bin").status == 404
+    status = ground.node.root / "status/absent.bin.json"
+    until(lambda: json.loads(status.read_bytes())["final"])
+    assert_failed(ground.node.cli("path", "absent.bin", "--cache", root), 3, "file_not_found")
 
 
 def ready_file(root: Path, name: str) -> dict[str, Any]:

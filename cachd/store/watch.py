@@ -259,8 +259,13 @@ class Watch:
         for directory in directories:
             known = self._directories.setdefault(directory.path, directory)
             known.manifests |= directory.manifests
+            if self._changes is None or self._opens is None:
+                self._unwatched.add(known.path)
+                continue
             try:
-                self._add(known)
+                self._changes.add(known)
+                if known.kind is _Kind.FILES:
+                    self._opens.add(known)
                 self._unwatched.discard(known.path)
             except OSError as error:
                 if error.errno in _ABSENT:
@@ -268,13 +273,6 @@ class Watch:
                 else:
                     self._unwatched.add(known.path)
                     self._reason = _told(error)
-
-    def _add(self, directory: _Directory) -> None:
-        if self._changes is None or self._opens is None:
-            raise OSError(errno.EMFILE, self._reason)
-        self._changes.add(directory)
-        if directory.kind is _Kind.FILES:
-            self._opens.add(directory)
 
     def _keep(self, directory: _Directory, manifests: set[str]) -> None:
         directory.manifests = manifests

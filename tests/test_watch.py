@@ -15,6 +15,7 @@ import pytest
 from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
+from cachd.store.store import Store
 from tests.conftest import Engine
 from tests.ground import pod as pods
 from tests.ground.models import noise
@@ -461,6 +462,31 @@ def test_more_changes_than_the_queue_holds_let_everything_be_looked_at(
     until(ready.exists)
 
 
+def test_a_file_that_is_gone_withdraws_its_model_though_the_disk_has_no_room_to_put_the_rest_right(
+    watching: Callable[..., tuple[Engine, Snapshot]],
+) -> None:
+    engine, _ = watching("m")
+    root = engine.store.layout.root
+    (root / "models/m/config.json").unlink()
+    shutil.rmtree(root / "hub/models--m/trees")
+    (root / "hub/models--m/trees").touch()  # what no file can be written into
+    assert "config.json is gone" in engine.store.snapshots.look("m", now=1.0)
+    assert not (root / "ready/m.json").exists()
+
+
+def test_no_descriptor_is_left_of_a_watch(root: Path) -> None:
+    def queues() -> int:
+        links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return sum("inotify" in link for link in links)
+
+    before = queues()
+    with Store(root) as store:
+        for _ in range(2):
+            store.watch.start()
+        assert queues() == before + 2
+    assert queues() == before
+
+
 # --- limits of the kernel ---
 
 
@@ -487,6 +513,7 @@ def test_what_the_kernel_does_not_watch_is_told_once_and_looked_at_all_the_same(
         assert setting in node.wait_for("not all of the views is watched")["reason"]
         views = node.ask("GET", "/v1/capacity").document["views"]
         assert views["unwatched"] == node.metric("cachd_view_unwatched") > 0
+        assert views["reason"].count(setting) == 1
         assert views["reason"] in node.cli("doctor").stdout
         (node.root / "ready/two.json").unlink()
         node.ask("POST", "/v1/models/two/verify")

@@ -116,9 +116,9 @@ def seal(fd: int) -> None:
 
 
 def keep_mode(path: str, mode: int, status: os.stat_result | None = None) -> None:
-    """Give a file or directory its mode back if somebody changed it; what is not there, or not ours, stays as
-    it is. `status`: what lstat said of it, where that is known."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+    """Give a file or directory its mode back if somebody changed it, and if we may. `status`: what lstat said
+    of it, where that is known."""
+    with suppress(OSError):
         found = (status or os.lstat(path)).st_mode
         if stat.S_IMODE(found) != mode and not stat.S_ISLNK(found):
             os.chmod(path, mode)

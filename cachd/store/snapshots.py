@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed, InUse, NotFound
+from cachd.errors import CachdError, DiskFailed, InUse, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.policy.eviction import opened_lately
 from cachd.store import catalog, durable
@@ -556,7 +556,10 @@ class Snapshots:
         """What is not as `publish` left it; empty when all is. The blobs in doubt are added to `inodes`."""
         layout, manifest = self._layout, self._manifest(snapshot.manifest)
         files = {f.path: f for f in manifest.files}
-        self._mend(snapshot)
+        try:
+            self._mend(snapshot)
+        except (OSError, CachdError) as error:  # it may need room, or a disk that writes
+            log.warning("not put right", name=snapshot.name, reason=str(error))
         link = layout.model(snapshot.name)
         if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
             return f"models/{snapshot.name} does not lead to it"
@@ -583,13 +586,8 @@ class Snapshots:
             durable.keep_directory(self._layout.root / name, 0o755)
         durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
         folder, commit = snapshot.hub_folder, snapshot.commit
-        try:
-            self._hub.mend(folder, commit, self._shown(folder, commit))
-        except OSError as error:
-            if error.errno not in durable.FULL:
-                raise
-            log.warning("no room to mend a list of files", folder=folder)
         self._mend_branches(folder, self._named.values())
+        self._hub.mend(folder, commit, self._shown(folder, commit))
 
     def _recorded(self) -> list[Path]:
         return list(self._layout.manifests.glob("[!.]*.json"))

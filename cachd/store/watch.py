@@ -122,7 +122,8 @@ class _Queue:
         self._directories: dict[int, _Directory] = {}
         self._watches: dict[str, int] = {}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self._watches)
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class _Queue:
     def add(self, directory: _Directory) -> None:
         """Watch a directory, or the one that took its place. Raises OSError."""
         path = directory.path
-        if path not in self._watches and len(self._watches) >= self._most:
+        if path not in self._watches and self.count >= self._most:
             raise OSError(errno.ENOSPC, f"cachd watches no more than {self._most} directories")
         mask = inotify.MODIFY if directory.kind is _Kind.BLOBS else self._mask
         watch = self._inotify.add(path, mask)
@@ -178,8 +179,10 @@ class Watch:
             self._started = True
             most = inotify.most_watches()  # what else this user runs needs some, too: the kubelet, when root
             try:
-                self._changes = self._changes or _Queue(_CHANGES, most // 2)
-                self._opens = self._opens or _Queue(_OPENS, most // 4)
+                if self._changes is None:
+                    self._changes = _Queue(_CHANGES, most // 2)
+                if self._opens is None:
+                    self._opens = _Queue(_OPENS, most // 4)
             except OSError as error:
                 self._reason = _told(error)
             self._add_all(_of_root(self._layout))
@@ -211,7 +214,7 @@ class Watch:
 
     def watched(self) -> Watched:
         with self._lock:
-            count = len(self._changes) if self._changes else 0
+            count = self._changes.count if self._changes else 0
             return Watched(count, len(self._unwatched), self._reason if self._unwatched else "")
 
     def changes(self) -> ViewChanges:
@@ -259,8 +262,13 @@ class Watch:
         for directory in directories:
             known = self._directories.setdefault(directory.path, directory)
             known.manifests |= directory.manifests
+            if self._changes is None or self._opens is None:
+                self._unwatched.add(known.path)
+                continue
             try:
-                self._add(known)
+                self._changes.add(known)
+                if known.kind is _Kind.FILES:
+                    self._opens.add(known)
                 self._unwatched.discard(known.path)
             except OSError as error:
                 if error.errno in _ABSENT:
@@ -268,13 +276,6 @@ class Watch:
                 else:
                     self._unwatched.add(known.path)
                     self._reason = _told(error)
-
-    def _add(self, directory: _Directory) -> None:
-        if self._changes is None or self._opens is None:
-            raise OSError(errno.EMFILE, self._reason)
-        self._changes.add(directory)
-        if directory.kind is _Kind.FILES:
-            self._opens.add(directory)
 
     def _keep(self, directory: _Directory, manifests: set[str]) -> None:
         directory.manifests = manifests

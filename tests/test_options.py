@@ -69,7 +69,7 @@ def test_while_the_file_is_wrong_the_options_before_it_stay_in_force_and_everybo
     node: Nodes, origin: Origin
 ) -> None:
     ref = origin.add("/it", b"{}")
-    running = node(models=[{"ref": ref}], limit_bytes="1GB")
+    running = node(models=[{"ref": ref, "name": "it"}], limit_bytes="1GB")
     assert running.ready("it").status == 200
     assert running.metric("cachd_config_in_force") == 1
     before = options_of(running)
@@ -114,7 +114,7 @@ def test_an_option_that_waits_for_a_restart_is_told_until_it_is_taken_back(node:
 
 def test_models_of_the_environment_stay_when_the_file_changes(node: Nodes, origin: Origin) -> None:
     ref = origin.add("/it", b"{}")
-    running = node(env={"CACHD_MODELS": json.dumps([{"ref": ref, "required": True}])})
+    running = node(env={"CACHD_MODELS": json.dumps([{"ref": ref, "name": "it", "required": True}])})
     assert running.ready("it").status == 200
     running.configure(**running.options, limit_bytes="1GB", models=[])
     until(lambda: options_of(running)["limit_bytes"]["value"] == 10**9)

@@ -171,7 +171,7 @@ def test_a_name_that_is_being_pulled_is_not_rolled_back(ground: Ground) -> None:
     have(ground, 1, 2, name="busy")
     ref = ground.add("next.bin")
     hold = ground.origin.hold("/next.bin", after=MIB)
-    ground.node.pull(ref, name="busy")
+    assert ground.node.pull(ref, name="busy").status == 202
     assert hold.reached.wait(PATIENCE_SECONDS)
     assert_problem(rollback(ground.node, "busy"), 409, "name_busy")
     assert shown(ground.node, "busy") == own(2, "busy")

@@ -14,7 +14,7 @@ import pytest
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, until
 
 
 @functools.cache
@@ -171,7 +171,7 @@ def test_a_name_that_is_being_pulled_is_not_rolled_back(ground: Ground) -> None:
     have(ground, 1, 2, name="busy")
     ref = ground.add("next.bin")
     hold = ground.origin.hold("/next.bin", after=MIB)
-    assert ground.node.pull(ref, name="busy").status == 202
+    until(lambda: ground.node.pull(ref, name="busy").status == 202)  # 409 while the pull before is ending
     assert hold.reached.wait(PATIENCE_SECONDS)
     assert_problem(rollback(ground.node, "busy"), 409, "name_busy")
     assert shown(ground.node, "busy") == own(2, "busy")

@@ -42,6 +42,7 @@ from cachd.store.space import Space
 from cachd.store.store import Store
 from tests.ground.disks import fill, take_inodes
 from tests.ground.models import digests, noise
+from tests.ground.node import short_name
 from tests.ground.site import mapped
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -104,7 +105,7 @@ def publish(
     parsed = Ref.parse(ref)
     keep(store, files)
     manifest = manifest_of(files, base=parsed.base, revision=revision)
-    return store.snapshots.publish(Wish(parsed, name or parsed.default_name), manifest, now=now)
+    return store.snapshots.publish(Wish(parsed, name or short_name(ref)), manifest, now=now)
 
 
 def shown(files: Files) -> dict[str, str]:

@@ -501,7 +501,7 @@ def test_limits_of_the_file_are_taken_over_when_they_change_and_only_then(
     running = node(limit_bytes_per_second="100MB")
     by_hand = {"bytes_per_second": 7, "sources": {}}
     assert running.ask("PUT", "/v1/limits", by_hand).document == by_hand
-    models = [{"ref": origin.add("/model.bin", b"")}]
+    models = [{"ref": origin.add("/model.bin", b""), "name": "model.bin"}]
     running.configure(**{**running.options, "models": models})
     running.wait_for("published", name="model.bin")
     assert limits_of(running) == by_hand, "the limits of the file are what they were"

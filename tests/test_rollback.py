@@ -14,7 +14,7 @@ import pytest
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, until
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem
 
 
 @functools.cache

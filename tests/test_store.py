@@ -44,6 +44,7 @@ from tests.ground import mount
 from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
 from tests.ground.needs import require
+from tests.ground.node import short_name
 from tests.ground.site import mapped
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -106,7 +107,7 @@ def publish(
     parsed = Ref.parse(ref)
     keep(store, files)
     manifest = manifest_of(files, base=parsed.base, revision=revision)
-    return store.snapshots.publish(Wish(parsed, name or parsed.default_name), manifest, now=now)
+    return store.snapshots.publish(Wish(parsed, name or short_name(ref)), manifest, now=now)
 
 
 def shown(files: Files) -> dict[str, str]:

@@ -240,10 +240,10 @@ def leave_running(daemon: Daemon) -> None:
     (PLACE / "pid").write_text(str(daemon.pid))
     command = shlex.quote(shown(Path(sys.executable).with_name("cachd")))
     command = command if daemon.port == PORT else f"CACHD_SERVER={daemon.url} {command}"
-    say("kept", f"the daemon runs on, pid {daemon.pid}. Try next:")
+    note(f"the daemon runs on, pid {daemon.pid}; try next:")
     for words in (f"show {NAME}", f"verify {NAME}", "capacity"):
         show_command(command, *words.split())
-    say("stop it", f"kill {daemon.pid}; what it holds is in {shown(PLACE)}")
+    note(f"stop it with: kill {daemon.pid}; what it holds is in {shown(PLACE)}")
 
 
 def stop_what_was_kept() -> None:
@@ -257,7 +257,7 @@ def stop_what_was_kept() -> None:
     if is_ours:
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: has_ended(process), f"pid {pid} to end, which an earlier demonstration left")
-        say("stopped", f"pid {pid}, which an earlier demonstration left")
+        note(f"stopped pid {pid}, which an earlier demonstration left")
 
 
 def has_ended(process: Path) -> bool:
@@ -280,7 +280,7 @@ def cachd(daemon: Daemon, *words: str) -> None:
         timeout=PATIENCE_SECONDS,
     )
     for line in ended.stdout.splitlines():
-        console.print(f"          {shown(line.rstrip())}", markup=False, soft_wrap=True)
+        note(line.rstrip())
     if ended.returncode:
         raise Failed(f"cachd {words[0]} ended with {ended.returncode}:\n{ended.stderr}")
 
@@ -333,6 +333,10 @@ def shown(text: object) -> str:
 
 def show_command(*words: str) -> None:
     console.print(f"[bold green]       $[/]  [bold]{escape(' '.join(words))}[/]", soft_wrap=True)
+
+
+def note(text: str) -> None:
+    console.print(f"          {shown(text)}", markup=False, soft_wrap=True)
 
 
 def say(what: str, how: str) -> None:

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Daemon:
         """Start it and wait until it answers. Raises Failed with the end of its log."""
         words = ("serve", "--root", shown(self.root), "--config", shown(self.config))
         show_command("cachd", *words, "&")
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, uninterrupted():
             command = [sys.executable, "-m", "cachd", *words]
             self._process = subprocess.Popen(
                 command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
@@ -307,6 +308,23 @@ def wait_for(look: Callable[[], Any], what: str) -> Any:
             raise Failed(f"waited {PATIENCE_SECONDS:.0f} s for {what}")
         time.sleep(LOOK_SECONDS)
     return found
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: a process that has begun must be known before we end."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda told, _: held.append(told))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def free_port() -> int:

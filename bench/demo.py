@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Daemon:
         """Start it and wait until it answers. Raises Failed with the end of its log."""
         words = ("serve", "--root", shown(self.root), "--config", shown(self.config))
         show_command("cachd", *words, "&")
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, uninterrupted():
             command = [sys.executable, "-m", "cachd", *words]
             self._process = subprocess.Popen(
                 command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
@@ -240,10 +241,10 @@ def leave_running(daemon: Daemon) -> None:
     (PLACE / "pid").write_text(str(daemon.pid))
     command = shlex.quote(shown(Path(sys.executable).with_name("cachd")))
     command = command if daemon.port == PORT else f"CACHD_SERVER={daemon.url} {command}"
-    say("kept", f"the daemon runs on, pid {daemon.pid}. Try next:")
+    note(f"the daemon runs on, pid {daemon.pid}; try next:")
     for words in (f"show {NAME}", f"verify {NAME}", "capacity"):
         show_command(command, *words.split())
-    say("stop it", f"kill {daemon.pid}; what it holds is in {shown(PLACE)}")
+    note(f"stop it with: kill {daemon.pid}; what it holds is in {shown(PLACE)}")
 
 
 def stop_what_was_kept() -> None:
@@ -257,7 +258,7 @@ def stop_what_was_kept() -> None:
     if is_ours:
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: has_ended(process), f"pid {pid} to end, which an earlier demonstration left")
-        say("stopped", f"pid {pid}, which an earlier demonstration left")
+        note(f"stopped pid {pid}, which an earlier demonstration left")
 
 
 def has_ended(process: Path) -> bool:
@@ -280,7 +281,7 @@ def cachd(daemon: Daemon, *words: str) -> None:
         timeout=PATIENCE_SECONDS,
     )
     for line in ended.stdout.splitlines():
-        console.print(f"          {shown(line.rstrip())}", markup=False, soft_wrap=True)
+        note(line.rstrip())
     if ended.returncode:
         raise Failed(f"cachd {words[0]} ended with {ended.returncode}:\n{ended.stderr}")
 
@@ -309,6 +310,23 @@ def wait_for(look: Callable[[], Any], what: str) -> Any:
     return found
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: a process that has begun must be known before we end."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda told, _: held.append(told))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
+
+
 def free_port() -> int:
     """The daemon's own port, or another when something listens there."""
     for port in (PORT, 0):
@@ -333,6 +351,10 @@ def shown(text: object) -> str:
 
 def show_command(*words: str) -> None:
     console.print(f"[bold green]       $[/]  [bold]{escape(' '.join(words))}[/]", soft_wrap=True)
+
+
+def note(text: str) -> None:
+    console.print(f"          {shown(text)}", markup=False, soft_wrap=True)
 
 
 def say(what: str, how: str) -> None:

@@ -59,7 +59,7 @@ def test_it_says_what_the_kill_cost_and_keeps_the_daemon_and_the_next_stops_it_a
     for command in ("serve --root", "pull hf://", "wait ", "ls"):
         assert f"$  cachd {command}" in output
     assert re.search(r"cost  [\d.]+ (bytes|kB|MB) were sent twice: ", output)
-    assert "Try next" in output
+    assert "try next" in output
     (kept,) = daemons(copied)
     with begun(copied) as running:
         until(lambda: len(daemons(copied)) > 1 and kept not in daemons(copied))
@@ -67,7 +67,7 @@ def test_it_says_what_the_kill_cost_and_keeps_the_daemon_and_the_next_stops_it_a
         output, errors = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 130
     assert "Traceback" not in errors
-    assert f"stopped  pid {kept}" in output
+    assert f"stopped pid {kept}" in output
     assert "done" not in output
     until(lambda: not daemons(copied))
 

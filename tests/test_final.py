@@ -67,7 +67,7 @@ def hanging(ground: Ground, repo: str, below: str = "") -> Iterator[None]:
 
 # --- the table ---
 
-IN_THE_CLIENT = {errors.WaitTimeout, errors.Unreachable}
+IN_THE_CLIENT = {errors.WaitTimeout, errors.Unreachable, errors.NotKnown}
 ENDS_A_PULL = [
     *sorted((PROJECT / "cachd/sources").glob("*.py")),
     *(PROJECT / f"cachd/transfer/{name}.py" for name in ("pull", "download")),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.ground.needs import NAMESPACE, NEEDS, lack_of, user_namespace_lacking
+from tests.ground.needs import NAMESPACE, lack_of, user_namespace_lacking
 from tests.ground.report import FAILED, PASSED, SKIPPED, Tally, ending, read
 
 PROJECT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ class Run:
     def wanting_to_mount(self) -> list[str]:
         """The tests that were skipped, and that a user namespace may run."""
         lacks = {name: lack_of(o.why) for name, o in self.tally.items() if o.word == SKIPPED}
-        return [name for name, lack in lacks.items() if lack and NEEDS[lack.name].in_namespace]
+        return [name for name, lack in lacks.items() if lack and lack.may_be_in_a_namespace]
 
 
 def main(arguments: Sequence[str]) -> int:

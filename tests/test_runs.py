@@ -70,6 +70,7 @@ def test_a_namespace_is_tried_for_the_tests_that_may_run_there_and_for_no_other(
     run.tally = {
         "mounts": skipped("mount", "only root"),
         "rules": skipped("root", "not root"),
+        "forgets": skipped("fuse", "libfuse3 is not installed"),
         "other": Outcome(SKIPPED, "Skipped: on one core"),
         "fails": Outcome(FAILED),
     }

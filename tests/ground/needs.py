@@ -57,6 +57,14 @@ class Lack:
     name: str
     reason: str
 
+    @property
+    def may_be_installed(self) -> bool:
+        return "not installed" in self.reason
+
+    @property
+    def may_be_in_a_namespace(self) -> bool:
+        return NEEDS[self.name].in_namespace and not self.may_be_installed
+
 
 def require(*names: str) -> None:
     """Skip the test unless the machine has everything named, keys of `NEEDS`."""

@@ -95,5 +95,5 @@ def _skipped(tally: Tally) -> Iterator[str]:
         lack = lacks.get(name)
         said = f"{name} ({NEEDS[name].what}): {lack.reason:.200}" if lack else name
         yield f"skipped {count:3} for want of {said}" if lack else f"skipped {count:3}: {said}"
-    if missing := {NEEDS[name].debian for name, lack in lacks.items() if "not installed" in lack.reason}:
+    if missing := {NEEDS[name].debian for name, lack in lacks.items() if lack.may_be_installed}:
         yield f"to run them, too: apt-get install {' '.join(sorted(missing))}"

@@ -211,8 +211,9 @@ def test_a_failure_that_may_pass_is_503_with_retry_after(alone: Alone) -> None:
     for answer in (away, full):
         assert (answer.document["final"], answer.document["state"]) == (False, "failed")
         assert int(said(answer, "Retry-After")) >= 1
-    assert told(ground.node, "away.bin")["final"] is False
-    assert told(ground.node, "there.bin")["error"]["status"] == 507
+    for name, status in (("away.bin", 503), ("there.bin", 507)):
+        file = once(ground.node, name, lambda t: t["state"] == "failed")
+        assert (file["final"], file["error"]["status"]) == (False, status)
 
 
 def test_what_nobody_asked_for_is_404_and_not_final(ground: Ground) -> None:

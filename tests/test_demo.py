@@ -62,7 +62,7 @@ def test_it_says_what_the_kill_cost_and_keeps_the_daemon_and_the_next_stops_it_a
     assert "try next" in output
     (kept,) = daemons(copied)
     with begun(copied) as running:
-        until(lambda: len(daemons(copied)) > 1 and kept not in daemons(copied))
+        until(lambda: len(now := daemons(copied)) > 1 and kept not in now)
         running.send_signal(signal.SIGINT)
         output, errors = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 130

@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from cachd.errors import CachdError, Invalid
 from cachd.model import Limits, Scheme, Share, Wish, bytes_of, rate_of, room_of
+from cachd.policy.eviction import OPENED_SECONDS
 
 
 def _json(text: str) -> object:
@@ -183,6 +184,11 @@ class Config(BaseSettings):
     )
     evict_unused_seconds: float = Field(
         0, ge=0, description="evict what nobody used for so long, room or not; 0: keep it"
+    )
+    keep_opened_seconds: float = Field(
+        OPENED_SECONDS,
+        ge=0,
+        description="evict nothing that a process opened so lately; 0: only what is open",
     )
     high_watermark: Percent = Field(
         Share(100), description="evict without a pull once models and others take more of the room than this"

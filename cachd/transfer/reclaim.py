@@ -27,7 +27,6 @@ from cachd.policy.eviction import (
     Use,
     choose,
     expired,
-    opened_lately,
     refetch_seconds,
 )
 from cachd.store.space import Capacity, Reservation
@@ -319,7 +318,7 @@ class Reclaim:
             return "a running pull needs its files"
         if snapshots.is_open(manifest):
             return "open in a process on this node"
-        return opened_lately(self._store.uses.opened_at(manifest.id), now)
+        return snapshots.opened_lately(manifest.id)
 
     def _plan(self, short: int) -> Plan:
         candidates = self.candidates()

@@ -151,6 +151,7 @@ class Day:
             "retries": 2,
             "streams": 8,
             "limit_bytes": self.size,
+            "keep_opened_seconds": 0,  # a day is over in less than its default
         }
         self.node = stack.enter_context(Node(self.disk / "root", options, CACHD_LOG_LEVEL="info"))
         watching = threading.Thread(target=self._watch)

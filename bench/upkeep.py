@@ -132,11 +132,8 @@ def verification(node: Node, state: str) -> None:
 def repair(node: Node, path: Path) -> dict[str, float]:
     """Turn a bit over, and have it found and mended; from the alarm until it is ready again."""
     path.chmod(0o644)
-    with path.open("r+b") as opened:
-        opened.seek(path.stat().st_size // 2)
-        byte = opened.read(1)[0]
-        opened.seek(-1, os.SEEK_CUR)
-        opened.write(bytes([byte ^ 1]))
+    with path.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as seen:  # which the kernel tells nobody
+        seen[len(seen) // 2] ^= 1
     path.chmod(0o444)
     before = node.metric("cachd_download_bytes_total")
     verification(node, "damaged")

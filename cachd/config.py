@@ -24,6 +24,7 @@ from cachd.errors import CachdError, Invalid, Unavailable
 from cachd.fields import Bytes, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
 from cachd.model import Limits, Share, Wish
+from cachd.policy.eviction import OPENED_SECONDS
 from cachd.settings import file as configfile
 from cachd.settings import given as settings
 from cachd.settings.file import ConfigFile
@@ -144,6 +145,11 @@ class Config(BaseModel):
     )
     evict_unused_seconds: Seconds = Field(
         0, ge=0, description="evict what nobody used for so long, room or not; 0: keep it"
+    )
+    keep_opened_seconds: Seconds = Field(
+        OPENED_SECONDS,
+        ge=0,
+        description="evict nothing that a process opened so lately; 0: only what is open",
     )
     high_watermark: Percent = Field(
         Share(100), description="evict without a pull once models and others take more of the room than this"

@@ -82,7 +82,12 @@ def assembled(config: Config) -> Iterator[Parts]:
     with ExitStack() as stack:
         sources = build_sources(config)
         store = stack.enter_context(
-            Store(config.root, disk_at_least=config.disk_at_least, keep_previous=config.keep_previous)
+            Store(
+                config.root,
+                disk_at_least=config.disk_at_least,
+                keep_previous=config.keep_previous,
+                keep_opened_seconds=config.keep_opened_seconds,
+            )
         )
         _set_bounds(store, config)
         metrics = Metrics()

@@ -129,6 +129,7 @@ WRONG: dict[str, list[object]] = {
     "high_watermark": ["97%", 1],
     "evict": ["perhaps", 5],
     "evict_unused_seconds": [-1, "soon"],
+    "keep_opened_seconds": [-1, "soon"],
     "log_level": ["trace", 5],
     "log_format": ["xml"],
     "anonymous_writes": ["maybe", 7],

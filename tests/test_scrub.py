@@ -186,7 +186,7 @@ def test_what_somebody_writes_into_a_published_file_withdraws_it_at_once(
     ground.node.log.clear()
     damage(files[place])
     assert ground.node.wait_for("blob damaged", models=[name])["wrong"] == "somebody wrote into it"
-    ground.node.wait_for("published", name=name)
+    until(lambda: ground.node.ready(name).status == 200)
     assert_whole(ground, name)
     assert ground.origin.bytes_sent(f"/{name}") == fetched
 
@@ -227,7 +227,7 @@ def test_what_an_operator_deleted_under_a_ready_model_comes_back_without_a_byte(
     remove(ground.node.root / gone.replace("NAME", name).replace("ID", tree))
     ground.node.wait_for("readiness withdrawn", name=name)
     assert time.monotonic() - began < 2
-    ground.node.wait_for("published", name=name)
+    until(lambda: ground.node.ready(name).status == 200)
     assert_whole(ground, name)
     assert ground.origin.bytes_sent() == 0
 
@@ -241,7 +241,7 @@ def test_a_file_of_a_view_that_was_replaced_is_the_blob_again(ground: Ground) ->
     ground.node.log.clear()
     other.replace(shown)
     ground.node.wait_for("readiness withdrawn", name="swapped")
-    ground.node.wait_for("published", name="swapped")
+    until(lambda: ground.node.ready("swapped").status == 200)
     assert_whole(ground, "swapped")
     assert ground.origin.bytes_sent() == 0
 

@@ -275,6 +275,15 @@ def test_a_model_that_was_opened_lately_can_be_deleted_all_the_same(
     assert engine.pulls.delete("m") > MIB
 
 
+def test_how_long_an_opened_model_is_kept_is_an_option(
+    watching: Callable[..., tuple[Engine, Snapshot]],
+) -> None:
+    engine, snapshot = watching("m", keep_opened_seconds=0)
+    (engine.store.layout.model("m") / "config.json").read_bytes()
+    assert opened_at(engine, snapshot)
+    assert engine.store.snapshots.evict(snapshot.manifest) > MIB
+
+
 def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
     watching: Callable[..., tuple[Engine, Snapshot]],
 ) -> None:

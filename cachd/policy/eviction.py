@@ -82,9 +82,9 @@ class Choice:
     why: str
 
 
-def opened_lately(opened_at: float | None, now: float) -> str:
-    """What protects a snapshot that somebody opened within OPENED_SECONDS; empty when nobody did."""
-    if opened_at is None or abs(now - opened_at) >= OPENED_SECONDS:  # abs: a clock that was set back
+def opened_lately(opened_at: float | None, now: float, *, within: float) -> str:
+    """What protects a snapshot that somebody opened within so many seconds; empty when nobody did."""
+    if opened_at is None or abs(now - opened_at) >= within:  # abs: a clock that was set back
         return ""
     return f"opened {told_seconds(now - opened_at)} ago"
 

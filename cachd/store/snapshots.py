@@ -25,7 +25,7 @@ import structlog
 
 from cachd.errors import CachdError, DiskFailed, InUse, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
-from cachd.policy.eviction import opened_lately
+from cachd.policy.eviction import OPENED_SECONDS, opened_lately
 from cachd.store import catalog, durable
 from cachd.store.addresses import MARK, Addresses
 from cachd.store.catalog import Suspension
@@ -51,11 +51,18 @@ class Snapshots:
     """The published snapshots of one root, by name."""
 
     def __init__(
-        self, layout: Layout, content: ContentStore, watch: Watch, *, keep_previous: int = 0
+        self,
+        layout: Layout,
+        content: ContentStore,
+        watch: Watch,
+        *,
+        keep_previous: int = 0,
+        keep_opened_seconds: float = OPENED_SECONDS,
     ) -> None:
         self._layout, self._content, self._watch = layout, content, watch
         self.changes = Changes()
         self._evicted: set[str] = set()
+        self._keep_opened_seconds = keep_opened_seconds
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
         self._holds, self._addresses = Holds(layout), Addresses(layout)
@@ -157,6 +164,11 @@ class Snapshots:
                 return InUseBy.POD
             is_read = is_open(self._content.path(f.blob) for f in manifest.files)
         return InUseBy.PROCESS if is_read else None
+
+    def opened_lately(self, manifest: str) -> str:
+        """Empty, or how long ago a process opened a file of a snapshot: so lately that it may open more."""
+        now = time.time()
+        return opened_lately(self._watch.opened_at(manifest, now), now, within=self._keep_opened_seconds)
 
     # --- changing ---
 
@@ -313,7 +325,7 @@ class Snapshots:
         """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""
         if by := self.in_use_by(self._manifest(manifest)):
             raise _in_use(f"snapshot {manifest}", by)
-        if lately := self._opened_lately(manifest):
+        if lately := self.opened_lately(manifest):
             raise InUse(f"a file of snapshot {manifest} was {lately}", code="opened_lately")
         if not self._is_taken(manifest):
             raise _in_use(f"snapshot {manifest}", InUseBy.POD)
@@ -502,7 +514,7 @@ class Snapshots:
         """As `_check_unused`, and raises InUse when somebody opened one of its files lately: an engine that
         starts has none open between two of them."""
         self._check_unused(named, manifest)
-        if lately := self._opened_lately(named[0].manifest):
+        if lately := self.opened_lately(named[0].manifest):
             raise InUse(f"a file of {named[0].name} was {lately}", code="opened_lately")
 
     def _used(self) -> set[str]:
@@ -611,11 +623,7 @@ class Snapshots:
 
     def _is_read(self, manifest: Manifest) -> bool:
         """Whether somebody needs a snapshot, or had one of its files open lately."""
-        return bool(self._opened_lately(manifest.id)) or self.is_open(manifest)
-
-    def _opened_lately(self, manifest: str) -> str:
-        now = time.time()
-        return opened_lately(self._watch.opened_at(manifest, now), now)
+        return bool(self.opened_lately(manifest.id)) or self.is_open(manifest)
 
     def _record(self, manifest: Manifest, hub_folder: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""

@@ -17,6 +17,7 @@ import structlog
 
 from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
 from cachd.model import File, Manifest, Room, Wish
+from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog, durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
@@ -51,6 +52,7 @@ class Store:
         reserve_inodes: Room = 0,
         disk_at_least: int = 0,
         keep_previous: int = 0,
+        keep_opened_seconds: float = OPENED_SECONDS,
     ) -> None:
         self.layout = Layout(root)
         _check_root(root)
@@ -82,7 +84,13 @@ class Store:
                 self.content.empty_trash()
                 self.uses = Uses(self.layout)
                 self.watch = Watch(self.layout, self.uses)
-                self.snapshots = Snapshots(self.layout, self.content, self.watch, keep_previous=keep_previous)
+                self.snapshots = Snapshots(
+                    self.layout,
+                    self.content,
+                    self.watch,
+                    keep_previous=keep_previous,
+                    keep_opened_seconds=keep_opened_seconds,
+                )
                 self.snapshots.settle()
             self.sweep = Sweep(self.layout, self.content, self.snapshots)
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)

@@ -49,8 +49,8 @@ class _Kind(enum.Enum):
 
 @dataclass(slots=True)
 class _Directory:
-    """One watched directory. `below`: its path in its snapshot; `manifests`: the snapshots that need it,
-    empty when it is there for all."""
+    """One watched directory. `folder`: of the Hub view, or the algorithm of blobs; `below`: its path in its
+    snapshot; `manifests`: the snapshots that need it, empty when it is there for all."""
 
     path: str
     kind: _Kind

@@ -29,6 +29,7 @@ _START_SECONDS = 1.0
 _TURN_SECONDS = 0.25
 _REST = 2.0  # a turn is followed by a rest of so many times the processor's time that it took
 _ALL_SECONDS = 300.0
+_AGAIN_SECONDS = 10.0  # after a look that failed, as when no file can be opened
 
 
 class Looks:
@@ -100,7 +101,7 @@ class Looks:
             self._check_stop()
             inode = content.inode(file.blob)
             if wrong := glance(content.path(file.blob), file):
-                self._repairs.damaged(file, wrong, inode)
+                self._damaged(file, wrong, inode)
         self._look(s.name for s in snapshots.all())
 
     def _look(self, names: Iterable[str]) -> None:
@@ -109,13 +110,23 @@ class Looks:
             try:
                 self._repairs.look(name)
             except CachdError as error:
-                log.warning("model not looked at", name=name, reason=error.detail)
+                self._failed(name, error)
 
     def _repair_written(self, changes: ViewChanges) -> None:
         """Let the blobs be repaired into which somebody wrote: what is still good of them is found then."""
         content = self._store.content
         for file in self._store.snapshots.written(changes):
-            self._repairs.damaged(file, "somebody wrote into it", content.inode(file.blob))
+            self._damaged(file, "somebody wrote into it", content.inode(file.blob))
+
+    def _damaged(self, file: File, wrong: str, inode: int) -> None:
+        try:
+            self._repairs.damaged(file, wrong, inode)
+        except CachdError as error:
+            self._failed(file.path, error)
+
+    def _failed(self, what: str, error: CachdError) -> None:
+        log.warning("not looked at", what=what, reason=error.detail)
+        self._all_at = min(self._all_at, time.monotonic() + _AGAIN_SECONDS)
 
     def _tell_unwatched(self) -> None:
         found = self._store.watch.watched()

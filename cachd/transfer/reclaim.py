@@ -27,7 +27,6 @@ from cachd.policy.eviction import (
     Use,
     choose,
     expired,
-    opened_lately,
     refetch_seconds,
 )
 from cachd.store.space import Capacity, Reservation
@@ -323,7 +322,7 @@ class Reclaim:
             return "a running pull needs its files"
         if by := snapshots.in_use_by(manifest):
             return str(by)
-        return opened_lately(self._store.uses.opened_at(manifest.id), now)
+        return snapshots.opened_lately(manifest.id)
 
     def _plan(self, short: int) -> Plan:
         candidates = self.candidates()

@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.place = tempfile.TemporaryDirectory(dir=memory)
         self.origin = Origin().__enter__()
-        options = {"streams": 4, "pulls": 4, "retries": 0, "keep_previous": 0}
+        options = {"streams": 4, "pulls": 4, "retries": 0, "keep_previous": 0, "keep_opened_seconds": 0}
         self.node = Node(Path(self.place.name) / "node", options)
 
     @initialize()

@@ -92,8 +92,9 @@ class Engine:
 
     def pull(self, ref: str, **asked: object) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""
+        replace = bool(asked.pop("replace", False))
         wish = wish_of(ref, **asked)
-        running = self.pulls.start(wish)
+        running = self.pulls.start(wish, replace=replace)
         if running is not None:
             return running.done.result(PATIENCE_SECONDS)
         ready = self.store.snapshots.get(wish.name)

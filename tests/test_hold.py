@@ -20,9 +20,11 @@ import pytest
 
 from tests.ground import mount
 from tests.ground import pod as pods
+from tests.ground.hub import Hub
 from tests.ground.models import noise
-from tests.ground.needs import needs
+from tests.ground.needs import needs, require
 from tests.ground.node import Node
+from tests.ground.origin import Origin
 from tests.ground.site import Ground, assert_problem, until
 
 PROJECT = Path(__file__).parent.parent
@@ -114,6 +116,16 @@ class Holder:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """One daemon for all tests of the file. What was opened lately counts for nothing: a hold decides."""
+    options = {"retries": 0, "streams": 4, "keep_opened_seconds": 0}
+    with Origin() as origin, Hub() as hub:
+        root = tmp_path_factory.mktemp("shared") / "node"
+        with Node(root, {**options, "hf_endpoint": hub.url}) as node:
+            yield Ground(node, origin, hub)
 
 
 @pytest.fixture
@@ -271,7 +283,7 @@ def test_a_holder_that_starts_again_holds_the_same_snapshot_though_the_name_has_
 def test_a_replaced_snapshot_that_is_held_is_neither_swept_nor_evicted_until_it_is_let_go(
     alone: Callable[..., Ground], holder: Callable[..., Holder]
 ) -> None:
-    ground = alone(keep_previous=0)
+    ground = alone(keep_previous=0, keep_opened_seconds=0)
     node, before = ground.node, published(ground, "m")
     address = told(node, "m")["immutable_path"]
     held = holder(node.root, "m")
@@ -517,9 +529,9 @@ def script(first: str) -> str:
 
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> list[str]:
-    words = SHELLS[request.param]
-    if not shutil.which(words[0]):
-        pytest.skip(f"needs {words[0]}")
+    if request.param != "sh":
+        require(request.param)
+    words: list[str] = SHELLS[request.param]
     return words
 
 

@@ -198,7 +198,7 @@ def test_after_the_end_of_a_direct_pull_no_byte_is_sent_again(
 ) -> None:
     content = noise(6 * MIB)
     command = [sys.executable, "-m", "cachd", "pull", origin.add("/it", content), "--direct"]
-    options = ["--root", str(root), "--allow", "127.0.0.0/8"]
+    options = ["--name", "it", "--root", str(root), "--allow", "127.0.0.0/8"]
     env = {**os.environ, "CACHD_RESERVE_FREE": "0"}
     limited = [] if end else ["--timeout", "5"]
     with subprocess.Popen([*command, *options, *limited], env=env) as running:

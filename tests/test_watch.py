@@ -258,7 +258,7 @@ def test_a_revision_that_somebody_opened_lately_outlives_the_sweep_that_follows_
     engine, old = watching("m", keep_previous=0)
     (places(engine.store.layout.root)["plain"] / "config.json").read_bytes()
     files = {**FILES, "config.json": b'{"new": 1}'}
-    engine.pull(origin.add_model("new", files), name="m")
+    engine.pull(origin.add_model("new", files), name="m", replace=True)
     assert engine.store.snapshots.sweep() == 0
     assert engine.store.layout.tree(old.manifest).is_dir()
     engine.store.uses.opened(old.manifest, time.time() - OPENED_SECONDS)

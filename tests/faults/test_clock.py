@@ -99,7 +99,7 @@ def test_a_clock_that_is_wrong_to_s3_is_told_as_such(clock: Clock, s3: S3Server,
     running = node(env=clock.env | keys, s3_endpoint_url=s3.url, s3_region=s3.region)
     running.pull("s3://models/skewed/")
     told = running.ready("skewed")
-    assert_problem(told, 503, "clock_skewed")
+    assert_problem(told, 403, "clock_skewed")
     assert "RequestTimeTooSkewed" in told.document["detail"]
     assert "UTC" in told.document["detail"], "what the node takes for the time"
     assert "clock" in told.document["mend"]

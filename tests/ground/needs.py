@@ -237,6 +237,8 @@ NEEDS = {
     "faketime": Need("a clock that a test moves", _faketime_lacking, "faketime"),
     "strace": Need("system calls that fail", _strace_lacking, "strace"),
     "curl": Need("commands as the README has them", lambda: _program_lacking("curl"), "curl"),
+    "bash": Need("a shell that people have", lambda: _program_lacking("bash"), "bash"),
+    "busybox": Need("the shell of small images", lambda: _program_lacking("busybox"), "busybox"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),
     "/dev/fuse": Need("a mount that hangs", _dev_fuse_lacking, in_namespace=True),

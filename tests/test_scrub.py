@@ -47,7 +47,8 @@ def content_of(name: str) -> bytes:
 
 
 def have(ground: Ground, name: str, *, verified: bool = True) -> Path:
-    """Pull a file with a digest under a name of its own; its blob."""
+    """Pull a file with a digest under a name of its own; its blob. The first look at all is over by then."""
+    until(lambda: ground.node.metric("cachd_view_watches"))
     content = content_of(name)
     ref = ground.origin.add(f"/{name}", content)
     ground.node.pull(f"{ref}#sha256={sha256(content)}" if verified else ref)
@@ -176,7 +177,6 @@ def test_what_somebody_writes_into_a_published_file_withdraws_it_at_once(
 ) -> None:
     """Through any of its names in the root; nobody asks for a verification, and no scrub is due."""
     name = f"{place}-{damage.__name__}"
-    until(lambda: ground.node.metric("cachd_view_watches"))
     blob = have(ground, name)
     files = {
         "blob": blob,
@@ -219,7 +219,6 @@ def test_what_an_operator_deleted_under_a_ready_model_comes_back_without_a_byte(
 ) -> None:
     """Promised: Readiness goes within two seconds when somebody deletes a published file."""
     name = "deleted-" + gone.replace("/", "-").lower()
-    until(lambda: ground.node.metric("cachd_view_watches"))
     have(ground, name)
     tree = (ground.node.root / "models" / name).readlink().name
     ground.node.log.clear()
@@ -233,7 +232,6 @@ def test_what_an_operator_deleted_under_a_ready_model_comes_back_without_a_byte(
 
 
 def test_a_file_of_a_view_that_was_replaced_is_the_blob_again(ground: Ground) -> None:
-    until(lambda: ground.node.metric("cachd_view_watches"))
     have(ground, "swapped")
     shown = (ground.node.root / "models/swapped/swapped").resolve()
     other = ground.node.root / "swapped"

@@ -17,8 +17,8 @@ from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.store import Store
 from tests.conftest import Engine
-from tests.ground import pod as pods
 from tests.ground.models import noise
+from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.pod import pod, run_in_pod
@@ -28,9 +28,7 @@ Engines = Callable[..., Engine]
 FILES = {"config.json": b"{}", "model.safetensors": noise(MIB), "sub/deep/tokenizer.json": b"{}"}
 MOST_QUEUED = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
-in_a_pod = pytest.mark.skipif(
-    not pods.available(), reason="this machine permits no mount namespace (unshare -m): no pod can be run"
-)
+in_a_pod = needs("pods")
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def test_an_engine_that_starts_finds_its_next_file_though_it_had_none_open(
     watching: Callable[..., tuple[Engine, Snapshot]],
 ) -> None:
     """Between two opens nothing is open, and an eviction looks."""
-    engine, snapshot = watching("m")
+    engine, snapshot = watching("m", limit_bytes=16 * MIB)
     with pod(engine.store.layout.root, STARTING) as starting:
         assert starting.stdin is not None
         assert starting.stdout is not None

@@ -122,13 +122,11 @@ class BucketSource:
         """A client whose credentials were read from where they are kept not long ago."""
         with self._lock:
             if self._signed is None or renew or time.monotonic() - self._signed.made > _SESSION_SECONDS:
-                client = _session(
-                    self._our_path
-                ).create_client(
+                client = _session(self._our_path).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
-                    verify=True,  # or botocore refuses an AWS_CA_BUNDLE that is set to nothing; `Http` verifies
+                    verify=True,  # botocore refuses an empty AWS_CA_BUNDLE otherwise; `Http` verifies
                     config=botocore.config.Config(
                         signature_version="s3v4",
                         retries={"total_max_attempts": 1},

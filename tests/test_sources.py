@@ -587,6 +587,7 @@ def test_a_request_with_a_body_is_never_sent_twice() -> None:
             if number == 2:
                 return
             connection.sendall(OK)
+            connection.settimeout(0.5)  # it is kept, and only then is the next one served
 
     with Scripted(script) as server:
         over = http()

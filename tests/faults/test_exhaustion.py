@@ -107,6 +107,7 @@ def test_a_pull_without_descriptors_waits_for_them_and_leaves_none_behind(
 ) -> None:
     held, running = [], []
     with Node(tmp_path / "node", {"streams": 4, "pulls": 1, "retries": 20}) as node:
+        until(lambda: node.metric("cachd_view_watches") > 0)  # what watches has its descriptors
         for name in ("first", "second"):
             ref = origin.add_model(name, FILES)
             hold = origin.hold("*", after=200_000)  # a stream in its first file: most come later

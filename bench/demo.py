@@ -60,9 +60,7 @@ class Daemon:
     def __init__(self, place: Path, **options: object) -> None:
         self.root, self.config, self.log = place / "cache", place / "cachd.yaml", place / "cachd.log"
         self.root.mkdir(mode=0o755)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.config.write_text(yaml.safe_dump({**options, "listen": f"127.0.0.1:{self.port}"}))
+        self.url, self._options, self._logged = "", options, 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +69,11 @@ class Daemon:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises Failed with the end of its log."""
+        """Start it at a free port and wait until it answers. Raises Failed with the end of its log."""
+        listen = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{listen}"
+        self.config.write_text(yaml.safe_dump({**self._options, "listen": listen}))
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         words = ("serve", "--root", shown(self.root), "--config", shown(self.config))
         show_command("cachd", *words, "&")
         with self.log.open("ab") as log, uninterrupted():
@@ -102,6 +104,8 @@ class Daemon:
         assert self._process
         if self._process.poll() is not None:
             raise Failed(f"cachd serve ended with {self._process.returncode}:\n{tail(self.log)}")
+        if b"listening" not in self.log.read_bytes()[self._logged :]:
+            return False  # whoever answers at its address is another
         try:
             urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
         except OSError:
@@ -240,7 +244,7 @@ def leave_running(daemon: Daemon) -> None:
     """Say what can be done with the daemon that stays."""
     (PLACE / "pid").write_text(str(daemon.pid))
     command = shlex.quote(shown(Path(sys.executable).with_name("cachd")))
-    command = command if daemon.port == PORT else f"CACHD_SERVER={daemon.url} {command}"
+    command = command if daemon.url.endswith(f":{PORT}") else f"CACHD_SERVER={daemon.url} {command}"
     note(f"the daemon runs on, pid {daemon.pid}; try next:")
     for words in (f"show {NAME}", f"verify {NAME}", "capacity"):
         show_command(command, *words.split())

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ BYTES_PER_SECOND = 8_000_000
 PROJECT = Path(__file__).parent.parent
 PLACE = PROJECT / ".demo"
 PORT = 8470
+CANNOT_LISTEN = 10  # an exit code of cachd
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 TAIL = 2000
@@ -69,20 +70,38 @@ class Daemon:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it at a free port and wait until it answers. Raises Failed with the end of its log."""
-        listen = f"127.0.0.1:{free_port()}"
-        self.url = f"http://{listen}"
-        self.config.write_text(yaml.safe_dump({**self._options, "listen": listen}))
-        self._logged = self.log.stat().st_size if self.log.exists() else 0
+        """Start it and wait until it answers. Raises Failed with the end of its log."""
         words = ("serve", "--root", shown(self.root), "--config", shown(self.config))
         show_command("cachd", *words, "&")
+        self._listen_at(free_port(), words)
+        self._wait_until_it_listens()
+        if self._process and self._process.poll() == CANNOT_LISTEN:  # another has the port since
+            self._listen_at(0, words)
+            self._wait_until_it_listens()
+        wait_for(self._answers, "the daemon to answer")
+        say("daemon", f"pid {self.pid} on {self.url}; log in {shown(self.log)}")
+
+    def _listen_at(self, port: int, words: Sequence[str]) -> None:
+        self.config.write_text(yaml.safe_dump({**self._options, "listen": f"127.0.0.1:{port}"}))
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log, uninterrupted():
             command = [sys.executable, "-m", "cachd", *words]
             self._process = subprocess.Popen(
                 command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
             )
-        wait_for(self._answers, "the daemon to answer")
-        say("daemon", f"pid {self.pid} on {self.url}; log in {shown(self.log)}")
+
+    def _wait_until_it_listens(self) -> None:
+        """Or until it has ended."""
+        assert self._process
+        process = self._process
+        wait_for(lambda: self._port() or process.poll() is not None, "the daemon to listen")
+        self.url = f"http://127.0.0.1:{self._port()}"
+
+    def _port(self) -> int | None:
+        """Where it says that it listens, since it was started last."""
+        said = self.log.read_bytes()[self._logged :].decode(errors="replace")
+        found = re.search(r'"port": (\d+), .*"event": "listening"', said)
+        return int(found[1]) if found else None
 
     def kill(self) -> None:
         assert self._process
@@ -104,8 +123,6 @@ class Daemon:
         assert self._process
         if self._process.poll() is not None:
             raise Failed(f"cachd serve ended with {self._process.returncode}:\n{tail(self.log)}")
-        if b"listening" not in self.log.read_bytes()[self._logged :]:
-            return False  # whoever answers at its address is another
         try:
             urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
         except OSError:
@@ -332,16 +349,14 @@ def uninterrupted() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """The daemon's own port, or another when something listens there."""
-    for port in (PORT, 0):
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(sock.getsockname()[1])
-    raise Failed("no port is free on 127.0.0.1")
+    """The daemon's own port; 0, which lets the system choose one, when something listens there."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", PORT))
+        except OSError:
+            return 0
+    return PORT
 
 
 def tail(log: Path) -> str:

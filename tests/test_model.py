@@ -831,6 +831,19 @@ def test_a_model_of_the_hub_is_shown_under_its_repository_and_any_other_under_it
     assert (other.repo, other.hub_folder, other.commit) == ("mine", "models--mine", SHA256[:40])
 
 
+@pytest.mark.parametrize("name", ["org--model", "a--b", "a---b", "a-b--c", "127.0.0.1-8080--m"])
+def test_a_name_with_two_dashes_is_one_word_in_the_hub_view_and_no_repository_of_the_hub(name: str) -> None:
+    def shown(name: str) -> str:
+        wish = Wish(Ref.parse("s3://bucket/prefix/"), name)
+        made = snapshot_of(wish, manifest(file(), base="s3://bucket/prefix/", revision=SHA256), 1.0)
+        return made.hub_folder.removeprefix("models--")
+
+    assert "--" not in shown(name)
+    assert "/" not in shown(name)
+    names = [name, name.replace("--", "-"), name.replace("---", "--"), "org-model"]
+    assert len({shown(each) for each in names}) == len(set(names))
+
+
 @pytest.mark.parametrize(
     ("ref", "revision"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,10 +153,21 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         files=len(manifest.files),
         verified=manifest.is_verified,
         published_at=published_at,
-        repo=wish.ref.location if wish.ref.scheme == "hf" else wish.name,
+        repo=wish.ref.location if wish.ref.scheme == "hf" else _hub_name(wish.name),
         commit=commit_of(manifest),
         file=manifest.single_file,
     )
+
+
+def _hub_name(name: str) -> str:
+    """What a model of another source than the Hub is called in the Hub view: a single word.
+
+    A repository of the Hub is `org/model`, in the folder `models--org--model`. A name may hold `--`, too, and
+    must not lead into that folder. It ends with digits of its hash then, to differ from every other name.
+    """
+    if "--" not in name:
+        return name
+    return f"{re.sub('-{2,}', '-', name)}-{hashlib.sha256(name.encode()).hexdigest()[:_ID_DIGITS]}"
 
 
 def commit_of(manifest: Manifest) -> str:

@@ -188,7 +188,9 @@ class Snapshots:
         given_up: Wish | None = None,
         permit: Permit | None = None,
     ) -> Snapshot:
-        """Show a manifest whose blobs are all here, then declare it ready. Raises NoSpace, DiskFailed.
+        """Show a manifest whose blobs are all here, then declare it ready.
+
+        Raises NoSpace, DiskFailed, or InUse when its folder of the Hub view shows another source.
 
         Publishing again what is published is how an interrupted publish is finished. `given_up`: the wish
         that this one takes the place of for good. `permit`: raises what it raises when it holds no more; an
@@ -198,6 +200,7 @@ class Snapshots:
             if permit:
                 permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
             snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
+            self._check_folder(snapshot)
             replaced = self._named.get(wish.name)
             self._content.sync(f.blob for f in manifest.files)
             self._record(manifest, snapshot.hub_folder)
@@ -516,6 +519,17 @@ class Snapshots:
         self._check_unused(named, manifest)
         if lately := self.opened_lately(named[0].manifest):
             raise InUse(f"a file of {named[0].name} was {lately}", code="opened_lately")
+
+    def _check_folder(self, snapshot: Snapshot) -> None:
+        """Raises InUse when its folder of the Hub view shows another source: pods ask for models by it."""
+        for other in self._leading():
+            is_foreign = other.wish.ref.base != snapshot.wish.ref.base and other.name != snapshot.name
+            if is_foreign and other.hub_folder == snapshot.hub_folder:
+                raise InUse(
+                    f"hub/{snapshot.hub_folder} shows {other.name}, which is {other.wish.ref.base}",
+                    code="hub_id_taken",
+                    mend=f"take another name than {snapshot.name}",
+                )
 
     def _used(self) -> set[str]:
         """The manifests that a name is ready with, or will be when it is repaired."""

@@ -26,6 +26,7 @@ def main_of(root: Path, folder: str) -> str:
 def test_a_model_of_another_origin_never_stands_in_a_repository_of_the_hub(
     engine: Engines, hub: Hub, origin: Origin, root: Path, pinned: bool
 ) -> None:
+    """Promised: No model of another origin stands in the folder of a repository of the Hub."""
     running = engine(hf_endpoint=hub.url)
     hub.add("org/model", REAL)
     running.pull("hf://org/model")

@@ -1,0 +1,44 @@
+"""The index of attacks: each row says who attacks how, what holds, and the tests that prove it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.test_index import PROJECT, named_in
+
+INDEX: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "index.toml").read_text())
+ATTACKERS = {"origin", "client", "tenant", "pod", "share"}
+
+
+@pytest.mark.parametrize("row", INDEX)
+def test_each_attack_names_its_attacker_what_holds_and_tests_that_are_there(row: str) -> None:
+    said = INDEX[row]
+    assert said["attacker"] in ATTACKERS
+    assert said["attack"]
+    assert said["holds"]
+    assert said["tests"]
+    for named in said["tests"]:
+        file, _, test = named.partition("::")
+        assert test in named_in(PROJECT / file), named
+
+
+def test_every_test_of_an_attack_is_in_the_index() -> None:
+    """But for those of what must go on to work."""
+    named = {test for row in INDEX.values() for test in row["tests"]}
+    unnamed = {
+        f"tests/attacks/{file.name}::{test}"
+        for file in Path(__file__).parent.glob("test_*.py")
+        if file.name != "test_index.py"
+        for test in named_in(file)
+    } - named
+    assert unnamed == {
+        "tests/attacks/test_connections.py::test_a_few_requests_sent_ahead_are_answered_in_order",
+        "tests/attacks/test_connections.py::test_garbage_is_answered_with_a_problem_document",
+        "tests/attacks/test_share.py::test_a_path_with_a_link_in_it_opens_nothing",
+        "tests/attacks/test_share.py::test_an_absent_file_and_one_that_may_not_be_read_raise_what_open_raises",
+        "tests/attacks/test_text.py::test_what_is_printable_stays_and_nothing_else_does",
+    }

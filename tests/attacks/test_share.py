@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,13 +38,16 @@ def share(place: Path) -> ShareSource:
 
 
 @contextmanager
-def swapped(turn: Callable[[], object]) -> Iterator[None]:
-    """A thread that takes turns without end while inside."""
+def swapped(at: Path, link: Path, kept: Path) -> Iterator[None]:
+    """What is at a path and a link take turns there without end while inside."""
     stop = threading.Event()
 
     def run() -> None:
         while not stop.is_set():
-            turn()
+            at.rename(kept)
+            link.rename(at)
+            at.rename(link)
+            kept.rename(at)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -68,15 +71,8 @@ def test_a_file_that_is_swapped_for_a_link_out_of_the_share_is_never_read_throug
     at, link, kept = place / "model/x", place / "link", place / "kept"
     link.symlink_to(place.parent / "secret/x")
     file = File("x", len(SECRET), f"file://{at}", None, mark_of(place.parent / "secret/x"))
-
-    def turn() -> None:
-        os.rename(at, kept)
-        os.rename(link, at)
-        os.rename(at, link)
-        os.rename(kept, at)
-
     source = share(place)
-    with swapped(turn):
+    with swapped(at, link, kept):
         got = {read_by(source, file) for _ in range(TRIES)}
     assert SECRET not in got
 
@@ -88,15 +84,8 @@ def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_t
     at, link, kept = place / "model", place / "link", place / "kept"
     link.symlink_to(place.parent / "secret")
     file = File("x", len(SECRET), f"file://{at}/x", None, mark_of(place.parent / "secret/x"))
-
-    def turn() -> None:
-        os.rename(at, kept)
-        os.rename(link, at)
-        os.rename(at, link)
-        os.rename(kept, at)
-
     source = share(place)
-    with swapped(turn):
+    with swapped(at, link, kept):
         got = {read_by(source, file) for _ in range(TRIES)}
     assert SECRET not in got
 

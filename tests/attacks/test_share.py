@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,25 +38,25 @@ def share(place: Path) -> ShareSource:
     return ShareSource(Reach([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
 
 
+SWAP = """
+import os, sys
+at, link, kept = sys.argv[1:]
+print(flush=True)
+while True:
+    os.rename(at, kept); os.rename(link, at); os.rename(at, link); os.rename(kept, at)
+"""
+
+
 @contextmanager
 def swapped(at: Path, link: Path, kept: Path) -> Iterator[None]:
-    """What is at a path and a link take turns there without end while inside."""
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.is_set():
-            at.rename(kept)
-            link.rename(at)
-            at.rename(link)
-            kept.rename(at)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    """What is at a path and a link take turns there without end while inside, by another process."""
+    with subprocess.Popen([sys.executable, "-c", SWAP, at, link, kept], stdout=subprocess.PIPE) as swapping:
+        assert swapping.stdout is not None
+        swapping.stdout.readline()
+        try:
+            yield
+        finally:
+            swapping.kill()
 
 
 def read_by(source: ShareSource, file: File) -> bytes:

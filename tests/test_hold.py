@@ -300,7 +300,7 @@ def test_a_replaced_snapshot_that_is_held_is_neither_swept_nor_evicted_until_it_
 
 
 def test_a_hold_outlives_a_killed_daemon(alone: Callable[..., Ground], holder: Callable[..., Holder]) -> None:
-    ground = alone()
+    ground = alone(keep_opened_seconds=0)
     manifest = published(ground, "m")
     holder(ground.node.root, "m")
     ground.node.kill()
@@ -377,7 +377,7 @@ def test_a_holder_that_comes_while_its_model_goes_has_it_whole_or_not_at_all(
     alone: Callable[..., Ground], tmp_path: Path
 ) -> None:
     """Pods open the hold file over and over while the model is removed and published again."""
-    ground = alone(keep_previous=0)
+    ground = alone(keep_previous=0, keep_opened_seconds=0)
     node, manifest = ground.node, published(ground, "m")
     commit = told(node, "m")["revision"]
     racers = [
@@ -589,7 +589,7 @@ def engine_in(shell: list[str], root: Path, name: str, folder: Path) -> Iterator
 def test_the_holder_in_a_shell_holds_the_same_snapshot_again_and_a_new_one_when_that_has_gone(
     alone: Callable[..., Ground], shell: list[str], tmp_path: Path
 ) -> None:
-    ground = alone(keep_previous=0)
+    ground = alone(keep_previous=0, keep_opened_seconds=0)
     node, before = ground.node, published(ground, "m")
 
     def serves(process: subprocess.Popen[str]) -> bytes:

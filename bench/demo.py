@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cachd.policy.parts import unkept_bytes
+from cachd.store import durable
 from tests.ground import pod
 from tests.ground.hub import LFS_SUFFIXES, Hub
 from tests.ground.models import digests, minilm
@@ -145,7 +145,7 @@ def main() -> None:
 def demonstrate(*, keep: bool) -> None:
     began = time.monotonic()
     stop_what_was_kept()
-    shutil.rmtree(PLACE, ignore_errors=True)
+    durable.remove_tree(PLACE)  # published directories are read-only, for their owner, too
     PLACE.mkdir()
     model = minilm()
     expected = digests(model)

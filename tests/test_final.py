@@ -350,12 +350,14 @@ def test_a_damaged_model_is_told_as_such_until_it_is_repaired(alone: Alone) -> N
     ground.node.wait_for("pull ended", name="hurt.bin", state="failed")
     hurt = once(ground.node, "hurt.bin", lambda t: t["state"] == "damaged")
     assert hurt["final"] is False
-    assert ground.node.ready("hurt.bin").document["final"] is False
+    assert ground.node.ready("hurt.bin", wait=0).document["final"] is False
     ground.origin.clear()
     ground.origin.fault("/hurt.bin", Status(404))
     lost = once(ground.node, "hurt.bin", lambda t: t["final"])
     assert (lost["state"], lost["error"]["code"]) == ("damaged", "file_not_found")
-    answer = until(lambda: next((a for a in [ground.node.ready("hurt.bin")] if a.document["final"]), None))
+    answer = until(
+        lambda: next((a for a in [ground.node.ready("hurt.bin", wait=0)] if a.document["final"]), None)
+    )
     assert (answer.status, answer.document["state"]) == (404, "damaged")
     ground.origin.clear()
     once(ground.node, "hurt.bin", lambda t: t["state"] == "ready")

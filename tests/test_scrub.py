@@ -7,7 +7,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import threading
 import time
 import zlib
@@ -28,7 +27,16 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, mapped, until
+from tests.ground.site import (
+    LONGEST_LOOK_SECONDS,
+    MIB,
+    PATIENCE_SECONDS,
+    Ground,
+    assert_problem,
+    mapped,
+    remove,
+    until,
+)
 
 SIZE, PART = 24 * MIB, 4 * MIB
 DAMAGED_AT = 9 * MIB + 77
@@ -139,6 +147,7 @@ def extend(blob: Path) -> None:
 
 
 def write(blob: Path) -> None:
+    blob.chmod(0o644)
     with blob.open("r+b") as opened:
         opened.seek(DAMAGED_AT)
         opened.write(b"somebody")
@@ -199,16 +208,6 @@ def test_a_blob_that_only_got_another_time_is_whole(ground: Ground) -> None:
     assert ground.origin.bytes_sent() == 0
 
 
-def remove(path: Path) -> None:
-    path.parent.chmod(0o755)
-    if path.is_dir() and not path.is_symlink():
-        for directory in (path, *filter(Path.is_dir, path.rglob("*"))):
-            directory.chmod(0o755)
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 @pytest.mark.parametrize(
     "gone",
     ["models/NAME", "models/NAME/NAME", "models/.trees/ID", "hub/models--NAME", "ready/NAME.json"],
@@ -218,14 +217,14 @@ def test_what_an_operator_deleted_under_a_ready_model_comes_back_without_a_byte(
     ground: Ground, gone: str
 ) -> None:
     """Promised: Readiness goes within two seconds when somebody deletes a published file."""
-    name = "deleted-" + gone.replace("/", "-").lower()
+    name = "deleted-" + gone.replace("/", "-").replace("--", "-").lower()
     have(ground, name)
     tree = (ground.node.root / "models" / name).readlink().name
     ground.node.log.clear()
     began = time.monotonic()
     remove(ground.node.root / gone.replace("NAME", name).replace("ID", tree))
     ground.node.wait_for("readiness withdrawn", name=name)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < LONGEST_LOOK_SECONDS
     until(lambda: ground.node.ready(name).status == 200)
     assert_whole(ground, name)
     assert ground.origin.bytes_sent() == 0
@@ -237,6 +236,7 @@ def test_a_file_of_a_view_that_was_replaced_is_the_blob_again(ground: Ground) ->
     other = ground.node.root / "swapped"
     other.write_bytes(flipped(content_of("swapped")))
     ground.node.log.clear()
+    shown.parent.chmod(0o755)  # root may change what its owner may not
     other.replace(shown)
     ground.node.wait_for("readiness withdrawn", name="swapped")
     until(lambda: ground.node.ready("swapped").status == 200)

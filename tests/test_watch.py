@@ -22,7 +22,7 @@ from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.pod import pod, run_in_pod
-from tests.ground.site import MIB, Ground, until
+from tests.ground.site import LONGEST_LOOK_SECONDS, MIB, Ground, remove, until
 
 Engines = Callable[..., Engine]
 FILES = {"config.json": b"{}", "model.safetensors": noise(MIB), "sub/deep/tokenizer.json": b"{}"}
@@ -201,7 +201,8 @@ def test_nothing_that_cachd_does_itself_counts_as_an_open(watched: Callable[...,
     node.ask("POST", "/v1/evictions?dry_run=true", {"bytes": "1GB"})
     node.ask("POST", "/v1/sweeps", {"everything": True})
     node.cli("doctor")
-    shutil.rmtree(node.root / "hub/models--org--m")
+    (node.root / "hub/models--org--m").rename(node.root / "cache")  # in one step: cachd puts it back
+    remove(node.root / "cache")
     node.wait_for("published", name="m")
     node.stop()
     node.start()
@@ -291,7 +292,7 @@ def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
     for _ in range(MOST_QUEUED // 2 + 100):  # two by turns: the kernel makes one of equal events in a row
         for name in ("config.json", "model.safetensors"):
             os.close(os.open(plain / name, os.O_RDONLY))
-    (plain / "config.json").unlink()
+    remove(plain / "config.json")
     began = time.thread_time()
     engine.reclaim.note_opens()
     assert time.thread_time() - began < 0.5
@@ -344,7 +345,10 @@ def seen_by_pods(root: Path) -> dict[str, tuple[int, bytes]]:
     for place in ("models", "hub", "ready"):
         for at, _, files in os.walk(root / place):
             for path in (Path(at), *(Path(at, name) for name in files if name != "CACHEDIR.TAG")):
-                content = path.read_bytes() if path.is_file() else b""
+                try:
+                    content = path.read_bytes() if path.is_file() else b""
+                except PermissionError:  # until it is put right, its owner may not read it
+                    content = b"closed"
                 found[str(path)] = (path.stat().st_mode, b"" if place == "ready" else content)
     return found
 
@@ -365,7 +369,7 @@ def test_what_needs_no_byte_is_put_right_at_once_and_the_model_stays_ready(
     assert seen_by_pods(root) != before
     began = time.monotonic()
     until(lambda: seen_by_pods(root) == before)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < LONGEST_LOOK_SECONDS
     assert ground.show("m")["ready"]["published_at"] == published_at
 
 
@@ -419,11 +423,12 @@ def test_what_takes_a_model_from_pods_withdraws_it_at_once_and_it_comes_back_wit
     began = time.monotonic()
     change(root)
     ground.node.wait_for("readiness withdrawn", name="m")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < LONGEST_LOOK_SECONDS
     ground.node.wait_for("published", name="m")
     until(lambda: seen_by_pods(root) == before)
     assert ground.hub.cdn.bytes_sent() == 0
-    shutil.rmtree(root / "cache", ignore_errors=True)
+    if (root / "cache").exists():
+        remove(root / "cache")
 
 
 def test_what_cachd_changes_itself_withdraws_nothing(watched: Callable[..., Ground]) -> None:
@@ -474,8 +479,8 @@ def test_a_file_that_is_gone_withdraws_its_model_though_the_disk_has_no_room_to_
 ) -> None:
     engine, _ = watching("m")
     root = engine.store.layout.root
-    (root / "models/m/config.json").unlink()
-    shutil.rmtree(root / "hub/models--m/trees")
+    remove((root / "models/m").resolve() / "config.json")
+    remove(root / "hub/models--m/trees")
     (root / "hub/models--m/trees").touch()  # what no file can be written into
     assert "config.json is gone" in engine.store.snapshots.look("m", now=1.0)
     assert not (root / "ready/m.json").exists()

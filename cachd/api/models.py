@@ -24,6 +24,7 @@ from cachd.transfer.progress import Progress
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 _RETRY_SECONDS = 5.0
+_REPAIR_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 60.0
 _WRITES = [Depends(write_allowed)]
 
@@ -76,9 +77,14 @@ async def ready(
     check_name(name)
     with suppress(TimeoutError):
         async with asyncio.timeout(wait):
-            while (running := models.pulls.running_for(name)) and not models.snapshots.get(name):
-                with suppress(CachdError):  # shielded: a client that hangs up ends no pull
-                    await asyncio.shield(asyncio.wrap_future(running.done))
+            while not models.snapshots.get(name):
+                if running := models.pulls.running_for(name):
+                    with suppress(CachdError):  # shielded: a client that hangs up ends no pull
+                        await asyncio.shield(asyncio.wrap_future(running.done))
+                elif models.snapshots.suspension(name) and not models.is_final(name):
+                    await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
+                else:
+                    break
     return ready_now(name, models) or problem(_why_not_ready(name, models))
 
 

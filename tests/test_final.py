@@ -20,6 +20,7 @@ from typing import Any
 from cachd import errors
 from cachd.api.outcomes import OUTCOMES, outcome_of
 from cachd.errors import CachdError
+from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs
 from tests.ground.node import Node
@@ -469,7 +470,7 @@ def test_a_full_disk_for_status_breaks_no_pull(alone: Alone) -> None:
         ground.have("full.bin")
         ground.node.wait_for("status not written", level="warning")
         (directory / "filler").unlink()
-        subprocess.run(["mount", "-o", "remount,nr_inodes=100,size=1m", directory], check=True)
+        remount(directory, "nr_inodes=100,size=1m")
         until(lambda: told(ground.node, "full.bin").get("state") == "ready")
     finally:
         subprocess.run(["umount", directory], check=True)

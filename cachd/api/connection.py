@@ -22,13 +22,10 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Invalid, TooBig, Unavailable
-
-log = structlog.get_logger(__name__)
 
 MOST_CONNECTIONS = 2048
 MOST_BODY_BYTES = 1 << 20
@@ -58,8 +55,8 @@ class Bounds:
 
 
 class Stage(Enum):
-    """What a connection does: waits for a head, or for the rest of a body, or its request is answered, or it
-    was refused and the client may still read why."""
+    """What a connection does: it waits for a head, waits for the rest of a body, has its request answered, or
+    was refused and stays a moment so that the client can read why."""
 
     HEAD = "head"
     BODY = "body"
@@ -110,7 +107,7 @@ class Connections:
         return min(waiting, key=lambda c: c.since, default=None)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End what has passed its deadline. Once a second for all is cheaper than a timer each."""
+        """End what has passed its deadline. One timer for all is cheaper than a timer each."""
         now = time.monotonic()
         for connection in list(self._all):
             connection.check_deadlines(now)

@@ -42,7 +42,7 @@ class Node:
     """The daemon over one root. `options` are keys of its configuration file.
 
     A context manager that leaves no process behind; `kill` and `start` may follow each other inside.
-    `before` are the words of a command that runs another, such as prlimit.
+    `before` are the words of a command that runs another, such as prlimit; `program` those of cachd itself.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class Node:
         options: Mapping[str, Any] | None = None,
         *,
         before: Sequence[str] = (),
+        program: Sequence[str] = (sys.executable, "-m", "cachd"),
         **env: str,
     ) -> None:
         self.root = root
+        self.program = program
         self.config = root.parent / f"{root.name}.yaml"
         plain = {"allow": ["127.0.0.0/8"], "listen": "127.0.0.1:0", "reserve_free": 0}
         self.options = {**plain, **(options or {})}
@@ -96,7 +98,7 @@ class Node:
         """Start the daemon and wait until it listens."""
         command = [
             *self._before,
-            *(sys.executable, "-m", "cachd", "serve"),
+            *(*self.program, "serve"),
             *("--root", str(self.root), "--config", str(self.config)),
         ]
         env = {**os.environ, "CACHD_LOG_FORMAT": "json", "CACHD_LOG_LEVEL": "debug", **self._env}
@@ -173,7 +175,7 @@ class Node:
     def cli(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the command line against this node."""
         return subprocess.run(
-            [sys.executable, "-m", "cachd", *arguments],
+            [*self.program, *arguments],
             env={**os.environ, "CACHD_SERVER": self.url, **env},
             capture_output=True,
             text=True,

@@ -1,0 +1,57 @@
+"""What another tenant tries, who may ask for pulls."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+from tests.attacks.target import Target, attack
+from tests.ground.site import until
+
+
+@attack("hub-folder")
+def a_model_in_the_folder_of_a_repository(target: Target) -> None:
+    evil = target.origin.add_model("evil", {"config.json": b'{"model_type": "evil"}'})
+    for name in ("org--model", "Org--model"):
+        target.pull(evil, name)
+    target.pull(evil, "attack--model")
+    target.ended("attack--model")
+    shown = (target.node.root / "hub").rglob("config.json")
+    assert not any(path.read_bytes().endswith(b'"evil"}') for path in shown if "org--model" in str(path))
+    target.delete("Org--model")
+
+
+@attack("encoded-path")
+def another_path_under_an_allowed_prefix(target: Target) -> None:
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = target.guarded.accept()
+                with connection:
+                    asked.append(connection.recv(65536))
+
+    threading.Thread(target=serve, daemon=True).start()
+    host, port = target.guarded.getsockname()
+    for path in (
+        "/secret/..%2fok/x",
+        "/admin;a/%2e%2e/ok/x",
+        "/ok/../secret",
+        "/ok/%2e%2e/secret",
+        "/okay/x",
+    ):
+        answer = target.pull(f"http://{host}:{port}{path}", "attack-path")
+        final = target.ended("attack-path") if answer.status == 202 else answer
+        assert final.status in (400, 403), (path, final)
+    assert not asked
+    target.pull(f"http://{host}:{port}/ok/x", "attack-path")
+    until(lambda: asked)
+
+
+@attack("taken-name")
+def another_model_under_a_name_that_exists(target: Target) -> None:
+    ref = target.origin.add("/evil", b"evil")
+    for name in ("served", "org--model", "many"):
+        answer = target.pull(ref, name)
+        assert (answer.status, answer.document["code"]) == (409, "name_taken")

@@ -65,7 +65,7 @@ class Claims(Fault):
 def a_size_that_is_claimed_and_never_comes(target: Target) -> None:
     """What it must not cost is seen by what stands afterwards."""
     ref = target.origin.add("/claimed", b"x")
-    target.origin.fault("/claimed", Claims(LIMIT_BYTES - MIB), methods=("HEAD",))
+    target.origin.fault("/claimed", Claims(LIMIT_BYTES - 16 * MIB), methods=("HEAD",))
     target.origin.fault("/claimed", Status(404), methods=("GET",))
     target.pull(ref, "attack-claimed")
     assert target.ended("attack-claimed").status != 200

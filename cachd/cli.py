@@ -135,6 +135,9 @@ def pull(
     name: Annotated[str | None, typer.Option(help="local name; default: from the ref")] = None,
     include: Annotated[list[str] | None, typer.Option(help="pattern of files to take")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of files to leave out")] = None,
+    hub_id: Annotated[
+        str | None, typer.Option(help="org/model that a mirror elsewhere stands for in the Hub view")
+    ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="refuse to delete it")] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="higher goes first")] = 0,
     refresh: Annotated[bool, typer.Option("--refresh", help="resolve again though it is ready")] = False,
@@ -162,6 +165,7 @@ def pull(
         "name": name,
         "include": include or [],
         "exclude": exclude or [],
+        "hub_id": hub_id,
         "pin": pin,
         "priority": priority,
         "refresh": refresh,
@@ -175,7 +179,7 @@ def pull(
     else:
         document = _ask(server, token_file, lambda client: _pull_there(client, asked, wait, timeout))
     path = _file_or_directory(document) if wait or direct else document["path"]
-    _print(document, output, lambda: print(path))
+    _print(document, output, lambda: terminal.say(path))
 
 
 @app.command("ls", epilog="Example: cachd ls -o json")
@@ -184,7 +188,7 @@ def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
     found = _ask(server, None, lambda client: client.models())
     if output is Output.name:
         for model in found:
-            print(model["name"])
+            terminal.say(model["name"])
         return
     rows = [terminal.model_row(model) for model in found]
     _print({"models": found}, output, lambda: terminal.show_table(terminal.MODEL_HEADINGS, rows))
@@ -220,10 +224,10 @@ def wait(
         mount = pod.Mount(cache)
         pod.wait(mount, name, _patience(mount, name, timeout, unknown_timeout))
         model = mounted.ready_model(cache.absolute(), name)
-        _print(model, output, lambda: print(_file_or_directory(model)))
+        _print(model, output, lambda: terminal.say(_file_or_directory(model)))
         return
     document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
-    _print(document, output, lambda: print(_file_or_directory(document)))
+    _print(document, output, lambda: terminal.say(_file_or_directory(document)))
 
 
 @app.command("path", epilog="Example: cachd path org--model; llama-server -m $(cachd path org--model)")
@@ -250,7 +254,7 @@ def print_path(
         raise errors.NotFound(
             f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
         )
-    _print(document, output, lambda: print(_file_or_directory(document)))
+    _print(document, output, lambda: terminal.say(_file_or_directory(document)))
 
 
 @app.command(epilog="Example: cachd hold org--model --link /model -- vllm serve /model/org--model")
@@ -306,7 +310,7 @@ def rm(
     text = f"{name}: {decimal(document['freed_bytes'])} freed"
     if document["configured"]:
         text += "; the configuration lists it: it comes back at the next start or change of the file"
-    _print(document, output, lambda: print(text))
+    _print(document, output, lambda: terminal.say(text))
 
 
 @app.command(epilog="Example: cachd limit 500MB; cachd limit 200MB --source hf; cachd limit none")
@@ -339,7 +343,7 @@ def rollback(
     text = (
         f"{name} {document['ready']['ref']} {document['ready']['revision']}\n{_file_or_directory(document)}"
     )
-    _print(document, output, lambda: print(text))
+    _print(document, output, lambda: terminal.say(text))
 
 
 @app.command(epilog="Example: cachd verify org--model -o json")
@@ -364,7 +368,7 @@ def warm(
     document = _ask(server, token_file, lambda client: _warm_there(client, name))
     loaded, total = document["bytes"]["loaded"], document["bytes"]["total"]
     text = f"{name} {document['state']}: {decimal(loaded)} of {decimal(total)} read"
-    _print({"name": name, **document}, output, lambda: print(text))
+    _print({"name": name, **document}, output, lambda: terminal.say(text))
 
 
 @app.command(epilog="Example: cachd sweep --dry-run")
@@ -428,7 +432,7 @@ def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
 
     def text() -> None:
         for finding in findings:
-            print(f"{'ok  ' if finding['ok'] else 'FAIL'} {finding['what']}")
+            terminal.say(f"{'ok  ' if finding['ok'] else 'FAIL'} {finding['what']}")
 
     _print({"findings": findings}, output, text)
     raise typer.Exit(1 if wrong else 0)
@@ -694,6 +698,6 @@ def _print(document: dict[str, Any], output: Output, text: Callable[[], object])
     if output is Output.json:
         terminal.show_json(document)
     elif output is Output.name and "name" in document:
-        print(document["name"])
+        terminal.say(document["name"])
     else:
         text()

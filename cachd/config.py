@@ -60,6 +60,7 @@ class Model(BaseModel):
     warm: bool = Field(False, description="bring it into memory when it is ready")
     include: Strings = Field((), description="patterns of files to take; none: all")
     exclude: Strings = Field((), description="patterns of files to leave out")
+    hub_id: str | None = Field(None, description="org/model that a mirror stands for in the Hub view")
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
 
     @model_validator(mode="after")
@@ -73,7 +74,7 @@ class Model(BaseModel):
     @functools.cached_property
     def wish(self) -> Wish:
         """What it asks for."""
-        return Wish.asked(self.ref, self.name or None, self.include, self.exclude)
+        return Wish.asked(self.ref, self.name or None, self.include, self.exclude, hub_id=self.hub_id)
 
 
 class Config(BaseModel):

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, printable
 
 stderr = Console(stderr=True)
 
@@ -33,6 +33,11 @@ def show_error(error: CachdError) -> None:
     stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
 
 
+def say(text: object) -> None:
+    """Print lines that may hold text of strangers: no character of them commands the terminal."""
+    print("\n".join(map(printable, str(text).split("\n"))))
+
+
 def show_json(document: object) -> None:
     print(json.dumps(document, indent=1, default=str))
 
@@ -41,7 +46,7 @@ def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     """Columns as kubectl shows them: no lines, upper-case headings, one row a thing."""
     table = Table(*headings, box=None, header_style="", pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000  # a pipe gets whole lines
@@ -53,7 +58,7 @@ def show_options(document: Mapping[str, Any]) -> None:
     rows = [(o["key"], _plain(o["value"]), o["where"] or o["source"]) for o in document["options"]]
     show_table(("KEY", "VALUE", "FROM"), rows)
     for reason in not_in_force(document.get("file") or {}):
-        stderr.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
+        stderr.print(printable(reason), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def not_in_force(file: Mapping[str, Any]) -> list[str]:
@@ -112,7 +117,7 @@ def show_capacity(now: Mapping[str, Any]) -> None:
     figures["in use"] = f"told by {now['in_use_told_by']}"
     width = max(map(len, figures))
     for key, value in figures.items():
-        print(f"{key:<{width}}  {value}")
+        say(f"{key:<{width}}  {value}")
     show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
 
 
@@ -127,9 +132,7 @@ def show_evictions(told: Mapping[str, Any]) -> None:
         show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in told["protected"]])
     if told.get("dry_run"):
         enough = "enough" if told["enough"] else "not enough, so nothing would go"
-        print(
-            f"{decimal(told['short_bytes'])} short, {decimal(told['frees_bytes'])} would be freed: {enough}"
-        )
+        say(f"{decimal(told['short_bytes'])} short, {decimal(told['frees_bytes'])} would be freed: {enough}")
 
 
 def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
@@ -171,16 +174,16 @@ def show_model(model: Mapping[str, Any]) -> None:
             facts |= {f"error {k}": v for k, v in pull["error"].items()}
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        say(f"{key:<{width}}  {value}")
 
 
 def show_verification(name: str, verification: Mapping[str, Any]) -> None:
     """A damaged file a line, then the verdict."""
     for each in verification["damaged"]:
-        print(f"{each['path'] or name}: {each['wrong']}")
+        say(f"{each['path'] or name}: {each['wrong']}")
     if verification["error"]:
-        print(verification["error"]["detail"])
-    print(f"{name} {verification['state']} {decimal(verification['bytes']['done'])}")
+        say(verification["error"]["detail"])
+    say(f"{name} {verification['state']} {decimal(verification['bytes']['done'])}")
 
 
 @contextmanager
@@ -188,10 +191,10 @@ def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal, silence in a pipe. Yields a function of state, bytes done and bytes in all."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(printable(name), total=None)
 
         def update(state: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{name} {state}", completed=done, total=total or None)
+            bar.update(task, description=printable(f"{name} {state}"), completed=done, total=total or None)
 
         yield update
 

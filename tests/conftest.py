@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -102,7 +103,7 @@ class Engine:
         return ready
 
 
-def wish_of(ref: str, *, name: str | None = None, **patterns: tuple[str, ...]) -> Wish:
+def wish_of(ref: str, *, name: str | None = None, **patterns: Any) -> Wish:
     """A wish under a short name where the test gives none."""
     return Wish.asked(ref, name or short_name(ref), **patterns)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cachd.api.outcomes import outcome_of
 from cachd.errors import CachdError, NotFound
-from cachd.fields import Bytes, Rate, Seconds
+from cachd.fields import Bytes, Rate, Seconds, Text
 from cachd.model import (
     NAME_PATTERN,
     Limits,
@@ -47,6 +47,9 @@ class Asked(BaseModel):
     name: str | None = Field(None, description=f"local name, {NAME_PATTERN}; default: from the ref")
     include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
     exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
+    hub_id: str | None = Field(
+        None, description="org/model that a mirror elsewhere stands for in the Hub view; the Hub's need none"
+    )
     pin: bool = Field(False, description="refuse to delete it until unpinned")
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
     refresh: bool = Field(False, description="resolve the ref again though it is ready")
@@ -56,7 +59,7 @@ class Asked(BaseModel):
 
     def wish(self) -> Wish:
         """Raises Invalid."""
-        return Wish.asked(self.ref, self.name, self.include, self.exclude)
+        return Wish.asked(self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id)
 
 
 class AskedLease(BaseModel):
@@ -67,7 +70,7 @@ class AskedLease(BaseModel):
     )
 
     seconds: Seconds = Field(gt=0, le=7 * 86400, description="how long the model is kept from now on")
-    holder: str = Field("", max_length=200, description="who wants it, for people to read")
+    holder: Text = Field("", max_length=200, description="who wants it, for people to read")
 
 
 class AskedRoom(BaseModel):

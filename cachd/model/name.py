@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from urllib.parse import quote
 
 from cachd.errors import Invalid
@@ -15,6 +15,8 @@ NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}"
 _NAME = re.compile(NAME_PATTERN)
 _LONGEST_PATH = 1024
 _LONGEST_COMPONENT = 255
+_MOST_PATTERNS = 1000
+_LONGEST_PATTERNS = 32_768  # characters of all patterns of one request
 _ORDINARY_PATH = re.compile(r"\w[\w.-]{0,99}(?:/\w[\w.-]{0,99}){0,9}", re.ASCII)  # as nearly all are
 
 
@@ -33,6 +35,25 @@ def check_name(name: str) -> str:
             f" and without '..' (pattern {NAME_PATTERN})",
         )
     return name
+
+
+def check_patterns(patterns: Collection[str], what: str) -> None:
+    """Raises Invalid unless these can be kept and shown: printable, and not too many or too long."""
+    for pattern in patterns:
+        if not 0 < len(pattern) <= _LONGEST_PATH or has_invisible(pattern):
+            raise Invalid(
+                f"{what} holds the pattern {pattern[:120]!a} of {len(pattern)} characters",
+                code="bad_pattern",
+                mend=f"use 1 to {_LONGEST_PATH} visible characters, such as '*.safetensors'",
+            )
+    total = sum(map(len, patterns))
+    if len(patterns) > _MOST_PATTERNS or total > _LONGEST_PATTERNS:
+        raise Invalid(
+            f"{what} holds {len(patterns)} patterns of {total} characters in all,"
+            f" and {_MOST_PATTERNS} of {_LONGEST_PATTERNS} are the most",
+            code="bad_pattern",
+            mend="write a few patterns that match many files: '*' crosses '/', and 'dir/' means all below",
+        )
 
 
 def check_path(path: str) -> str:

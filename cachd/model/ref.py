@@ -80,6 +80,11 @@ def check_characters(text: str) -> None:
         )
 
 
+def check_hub_id(text: str) -> None:
+    """Raises Invalid unless `text` names a repository of the Hub."""
+    hub_location(text, text, None)
+
+
 def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
     """The location and the revision of a Hub ref. Raises Invalid about `text`, what the user typed."""
     parts = repo.split("/")

@@ -12,8 +12,8 @@ from typing import Self
 from cachd.errors import Invalid
 from cachd.model.default_name import default_name
 from cachd.model.manifest import Manifest
-from cachd.model.name import check_name, check_path
-from cachd.model.ref import Ref
+from cachd.model.name import check_name, check_path, check_patterns
+from cachd.model.ref import Ref, check_hub_id
 from cachd.model.typed import Typed
 
 _ID_DIGITS = 8  # of a manifest's id, in an address
@@ -22,19 +22,41 @@ _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a user asked for: a ref under a name, narrowed by patterns. Two equal wishes are one pull."""
+    """What a user asked for: a ref under a name, narrowed by patterns. Two equal wishes are one pull.
+
+    `hub_id`: the repository of the Hub, `org/model`, that a mirror elsewhere stands for in the Hub view.
+    """
 
     ref: Ref
     name: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    hub_id: str | None = None
 
     def __post_init__(self) -> None:
+        """Raises Invalid: all of these are kept, listed and shown."""
         check_name(self.name)
+        check_patterns(self.include, "include")
+        check_patterns(self.exclude, "exclude")
+        if self.hub_id is None:
+            return
+        if self.ref.scheme == "hf":
+            raise Invalid(
+                f"{self.ref} is of the Hub, and hub_id names {self.hub_id[:120]!a}",
+                code="bad_hub_id",
+                mend="leave hub_id out: a model of the Hub has its own folder in the Hub view",
+            )
+        check_hub_id(self.hub_id)
 
     @classmethod
     def asked(
-        cls, ref: str, name: str | None = None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+        cls,
+        ref: str,
+        name: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        hub_id: str | None = None,
     ) -> Self:
         """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
         typed = Typed.parse(ref)
@@ -47,19 +69,35 @@ class Wish:
         include = [escape(typed.path)] if typed.path else include
         if name is None:
             name = default_name(typed.ref, include, exclude)
-        return cls(typed.ref, name, tuple(include), tuple(exclude))
+        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id)
 
     def is_of_same_model(self, other: Wish) -> bool:
         """Whether both ask for the same files of one model, if perhaps at other revisions."""
-        return (self.ref.base, {*self.include}, {*self.exclude}) == (
-            other.ref.base,
-            {*other.include},
-            {*other.exclude},
-        )
+        return self._model == other._model
+
+    @property
+    def _model(self) -> tuple[object, ...]:
+        return self.ref.base, {*self.include}, {*self.exclude}, self.hub_id
+
+    @property
+    def repo(self) -> str:
+        """What its model is called in the Hub view."""
+        return self.ref.location if self.ref.scheme == "hf" else self.hub_id or _hub_name(self.name)
+
+    @property
+    def hub_folder(self) -> str:
+        """Its folder in the Hub view: `models--org--model`."""
+        return _folder_of(self.repo)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The movable revision a Hub client would ask for, None when the ref names a commit."""
+        return None if self.ref.is_pinned else self.ref.revision or "main"
 
     def __str__(self) -> str:
         """The ref, and what narrows it."""
-        patterns = (("include", self.include), ("exclude", self.exclude))
+        hub_id = (self.hub_id,) if self.hub_id else ()
+        patterns = (("include", self.include), ("exclude", self.exclude), ("hub_id", hub_id))
         narrowed = ", ".join(f"{word} {' '.join(told)}" for word, told in patterns if told)
         return f"{self.ref} ({narrowed[:200]})" if narrowed else str(self.ref)
 
@@ -70,13 +108,21 @@ class Wish:
             "name": self.name,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            **({"hub_id": self.hub_id} if self.hub_id else {}),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
         """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
         ref, name = Ref.parse(str(document["ref"])), str(document["name"])
-        return cls(ref, name, _patterns(document["include"]), _patterns(document["exclude"]))
+        hub_id = document.get("hub_id")
+        return cls(
+            ref,
+            name,
+            _patterns(document["include"]),
+            _patterns(document["exclude"]),
+            None if hub_id is None else str(hub_id),
+        )
 
 
 def _patterns(value: object) -> tuple[str, ...]:
@@ -135,12 +181,12 @@ class Snapshot:
     @property
     def hub_folder(self) -> str:
         """Its folder in the Hub view: `models--org--model`."""
-        return "models--" + self.repo.replace("/", "--")
+        return _folder_of(self.repo)
 
     @property
     def hub_revision(self) -> str | None:
         """The movable revision a Hub client would ask for, None when the wish names a commit."""
-        return None if self.wish.ref.is_pinned else self.wish.ref.revision or "main"
+        return self.wish.hub_revision
 
 
 def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot:
@@ -153,10 +199,14 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         files=len(manifest.files),
         verified=manifest.is_verified,
         published_at=published_at,
-        repo=wish.ref.location if wish.ref.scheme == "hf" else _hub_name(wish.name),
+        repo=wish.repo,
         commit=commit_of(manifest),
         file=manifest.single_file,
     )
+
+
+def _folder_of(repo: str) -> str:
+    return "models--" + repo.replace("/", "--")
 
 
 def _hub_name(name: str) -> str:

@@ -114,6 +114,26 @@ class Snapshots:
         known = self._known(name)
         return known.wish if known else None
 
+    def check_hub_folder(self, wish: Wish) -> None:
+        """Raises InUse when the wish's folder of the Hub view shows another source, or has a branch in the
+        place of the wish's own: pods ask for models by both."""
+        for other in self._leading():
+            if other.name == wish.name or other.hub_folder != wish.hub_folder:
+                continue
+            if other.wish.ref.base != wish.ref.base:
+                raise InUse(
+                    f"hub/{wish.hub_folder} shows {other.name}, which is {other.wish.ref.base}",
+                    code="hub_id_taken",
+                    mend="take another hub_id" if wish.hub_id else f"take another name than {wish.name}",
+                )
+            if _exclude_each_other(wish.hub_revision, other.hub_revision):
+                raise InUse(
+                    f"{other.name} is the branch {other.hub_revision}, and no branch {wish.hub_revision}"
+                    f" stands beside it in hub/{wish.hub_folder}: each branch is a file",
+                    code="branch_taken",
+                    mend=f"delete {other.name} first, or ask for the commit: @ and its 40 digits",
+                )
+
     def was_evicted(self, name: str) -> bool:
         """Whether a name that is not here was taken for space, by this life of the daemon."""
         return name in self._evicted and not self.has(name)
@@ -200,7 +220,7 @@ class Snapshots:
             if permit:
                 permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
             snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
-            self._check_folder(snapshot)
+            self.check_hub_folder(wish)
             replaced = self._named.get(wish.name)
             self._content.sync(f.blob for f in manifest.files)
             self._record(manifest, snapshot.hub_folder)
@@ -211,6 +231,8 @@ class Snapshots:
             self._addresses.make(snapshot)
             try:
                 branches = _branches(snapshot.hub_folder, self._named.values())
+                for branch in [b for b in branches if _exclude_each_other(b, snapshot.hub_revision)]:
+                    del branches[branch]  # the name's own until now
                 if snapshot.hub_revision:
                     branches[snapshot.hub_revision] = snapshot.commit
                 self._hub.point(snapshot.hub_folder, branches)
@@ -520,17 +542,6 @@ class Snapshots:
         if lately := self.opened_lately(named[0].manifest):
             raise InUse(f"a file of {named[0].name} was {lately}", code="opened_lately")
 
-    def _check_folder(self, snapshot: Snapshot) -> None:
-        """Raises InUse when its folder of the Hub view shows another source: pods ask for models by it."""
-        for other in self._leading():
-            is_foreign = other.wish.ref.base != snapshot.wish.ref.base and other.name != snapshot.name
-            if is_foreign and other.hub_folder == snapshot.hub_folder:
-                raise InUse(
-                    f"hub/{snapshot.hub_folder} shows {other.name}, which is {other.wish.ref.base}",
-                    code="hub_id_taken",
-                    mend=f"take another name than {snapshot.name}",
-                )
-
     def _used(self) -> set[str]:
         """The manifests that a name is ready with, or will be when it is repaired."""
         return {snapshot.manifest for snapshot in self._leading()}
@@ -761,6 +772,13 @@ def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
         for s in sorted((s for s in named if s.hub_folder == folder), key=lambda s: s.published_at)
         if s.hub_revision
     }
+
+
+def _exclude_each_other(branch: str | None, other: str | None) -> bool:
+    """Whether one is a directory where the other is a file, as `main/x` and `main`."""
+    if not branch or not other:
+        return False
+    return branch.startswith(f"{other}/") or other.startswith(f"{branch}/")
 
 
 def _sizes(manifest: Manifest) -> dict[Digest, int]:

@@ -133,6 +133,7 @@ class Pulls:
                 return running
             if not replace:
                 self._check_name(wish, running, refresh=refresh)
+            self._store.snapshots.check_hub_folder(wish)
             is_ready = not refresh and self._is_ready(wish)
             if running is None and is_ready:
                 self._count_hit(wish.name)

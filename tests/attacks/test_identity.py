@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import InUse
+from cachd.errors import InUse, Invalid
+from cachd.model import Wish
 from tests.conftest import Engine
 from tests.ground.hub import Hub
 from tests.ground.models import write_sha256sums
@@ -73,3 +74,74 @@ def test_a_name_that_another_model_has_in_the_hub_view_is_refused_to_a_third_sou
     assert refusal.value.code == "hub_id_taken"
     assert main_of(root, f"models--{alike}") == snapshot.commit
     assert running.store.snapshots.get(alike) is None
+
+
+def mirror(origin: Origin, name: str, files: dict[str, bytes] = REAL) -> str:
+    return origin.add_model(name, files)
+
+
+def test_a_mirror_stands_in_the_folder_of_the_repository_that_its_hub_id_names(
+    engine: Engines, origin: Origin, root: Path
+) -> None:
+    running = engine()
+    snapshot = running.pull(mirror(origin, "real"), name="x", hub_id="org/model")
+    assert snapshot.repo == "org/model"
+    shown = root / "hub/models--org--model/snapshots" / main_of(root, "models--org--model")
+    assert (shown / "config.json").read_bytes() == REAL["config.json"]
+    assert not (root / "hub/models--x").exists()
+
+
+def test_a_folder_belongs_to_one_source_until_it_is_deleted(
+    engine: Engines, hub: Hub, origin: Origin, root: Path
+) -> None:
+    """Promised: A folder of the Hub view shows one source; a second is refused, and nothing moves."""
+    running = engine(hf_endpoint=hub.url)
+    hub.add("org/model", REAL)
+    snapshot = running.pull(mirror(origin, "real"), name="x", hub_id="org/model")
+    for ref, hub_id in ((mirror(origin, "evil", EVIL), "org/model"), ("hf://org/model", None)):
+        with pytest.raises(InUse) as refusal:
+            running.pull(ref, name="y", hub_id=hub_id)
+        assert refusal.value.code == "hub_id_taken"
+    assert main_of(root, "models--org--model") == snapshot.commit
+    asked = [seen for seen in origin.requests if "/evil/" in seen.path]
+    assert not asked, "refused before anything is asked of the source"
+    running.pulls.delete("x")
+    assert running.pull("hf://org/model", name="y").repo == "org/model"
+
+
+def test_a_hub_id_is_a_repository_and_of_another_source_than_the_hub() -> None:
+    for ref, hub_id in (("hf://org/model", "org/other"), ("s3://bucket/x/", "../x"), ("s3://bucket/x/", "x")):
+        with pytest.raises(Invalid):
+            Wish.asked(ref, "x", hub_id=hub_id)
+
+
+def test_a_name_moves_to_another_hub_id_only_when_replace_is_said(
+    engine: Engines, origin: Origin, root: Path
+) -> None:
+    running = engine()
+    ref = mirror(origin, "real")
+    running.pull(ref, name="x", hub_id="org/model")
+    with pytest.raises(InUse) as refusal:
+        running.pull(ref, name="x", hub_id="org/other")
+    assert refusal.value.code == "name_taken"
+    running.pull(ref, name="x", hub_id="org/other", replace=True)
+    assert not (root / "hub/models--org--model/refs/main").exists()
+    assert (root / "hub/models--org--other/refs/main").exists()
+
+
+def test_a_branch_that_would_be_a_directory_where_another_is_a_file_is_refused_by_name(
+    engine: Engines, hub: Hub, root: Path
+) -> None:
+    running = engine(hf_endpoint=hub.url)
+    for revision in ("main", "main/x", "main/y"):
+        hub.add("org/model", REAL | {"revision": revision.encode()}, revision=revision)
+    running.pull("hf://org/model@main", name="a")
+    with pytest.raises(InUse) as refusal:
+        running.pull("hf://org/model@main%2Fx", name="b")
+    assert refusal.value.code == "branch_taken"
+    running.pull("hf://org/model@main%2Fx", name="a")
+    assert (root / "hub/models--org--model/refs/main/x").exists()
+    running.pull("hf://org/model@main%2Fy", name="b")
+    with pytest.raises(InUse):
+        running.pull("hf://org/model@main", name="b")
+    assert (root / "hub/models--org--model/refs/main/y").exists()

@@ -40,5 +40,7 @@ def test_every_test_of_an_attack_is_in_the_index() -> None:
         "tests/attacks/test_connections.py::test_garbage_is_answered_with_a_problem_document",
         "tests/attacks/test_share.py::test_a_path_with_a_link_in_it_opens_nothing",
         "tests/attacks/test_share.py::test_an_absent_file_and_one_that_may_not_be_read_raise_what_open_raises",
+        "tests/attacks/test_identity.py::test_a_mirror_stands_in_the_folder_of_the_repository_that_its_hub_id_names",
+        "tests/attacks/test_identity.py::test_a_hub_id_is_a_repository_and_of_another_source_than_the_hub",
         "tests/attacks/test_text.py::test_what_is_printable_stays_and_nothing_else_does",
     }

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachd.errors import CachdError, NotFound, Unavailable, error_of, printable
+from cachd import terminal
+from cachd.errors import CachdError, Invalid, NotFound, Unavailable, error_of, printable
+from cachd.model import Wish
 from tests.conftest import Engine
+from tests.faults.test_index import PROJECT
 from tests.ground.scripted import Scripted, heard
+from tests.ground.site import Ground
 
 ESCAPES = [
     "\x1b[31mred\x1b[0m",
@@ -60,3 +66,84 @@ def test_a_reason_phrase_with_terminal_commands_is_told_as_text(engine: Callable
         engine().pull(f"{origin.url}/x")
     assert refusal.value.detail.isprintable()
     assert "gone" in refusal.value.detail
+
+
+HOSTILE = ["\ud800", "a\x1b[2Jb", "\u202etxt.exe", "a\x00b", "x" * 1_000_000, ""]
+
+
+def hostile_bodies(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, path and body of every write, with hostile text in one field that takes text."""
+    schemas = document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" not in operation:
+                continue
+            asked = operation["requestBody"]["content"]["application/json"]["schema"]
+            references = [kind["$ref"] for kind in asked.get("anyOf", [asked]) if "$ref" in kind]
+            schema = schemas[references[0].rpartition("/")[2]]
+            for key, field in schema["properties"].items():
+                types = {kind.get("type") for kind in field.get("anyOf", [field])}
+                for text in HOSTILE if types & {"string", "array"} else []:
+                    value = [text] if "array" in types else text
+                    yield (
+                        method.upper(),
+                        path.replace("{name}", "kept"),
+                        {**schema["examples"][0], key: value},
+                    )
+
+
+def test_hostile_text_in_any_field_is_refused_or_shown_and_no_answer_breaks(
+    alone: Callable[..., Ground],
+) -> None:
+    ground = alone()
+    ground.have("kept")
+    node = ground.node
+    tried = list(hostile_bodies(node.ask("GET", "/openapi.json").document))
+    assert {body_key for _, _, body in tried for body_key in body} > {"include", "holder", "hub_id", "name"}
+    for method, path, body in tried:
+        asked = {**body, "ref": ground.origin.url + "/x"} if body.get("ref", "").startswith("hf://") else body
+        assert node.ask(method, path, asked).status < 500, (method, path, str(body)[:200])
+    for life in ("this", "the next"):
+        if life == "the next":
+            node.stop()
+            node.start()
+        listed = node.ask("GET", "/v1/models")
+        assert listed.status == 200
+        assert all(str(model).isprintable() for model in listed.document["models"])
+        assert node.cli("ls").stdout.replace("\n", "").isprintable()
+        assert node.ready("kept").status == 200
+
+
+@pytest.mark.parametrize(
+    "patterns", [["x"] * 1001, ["x" * 1000] * 40, ["\ud800"], [""], ["x" * 1025]], ids=len
+)
+def test_patterns_that_could_not_be_kept_or_shown_are_refused(patterns: list[str]) -> None:
+    for include, exclude in ((patterns, []), ([], patterns)):
+        with pytest.raises(Invalid) as refusal:
+            Wish.asked("hf://org/model", "x", include, exclude)
+        assert refusal.value.code == "bad_pattern"
+
+
+def test_the_command_line_prints_strangers_text_through_one_filter() -> None:
+    """Every line that the command line prints goes through `say` or a table, which filter it."""
+    for file in ("cli.py", "terminal.py"):
+        tree = ast.parse((PROJECT / "cachd" / file).read_text())
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        printed = [ast.unparse(call) for call in calls if call.func.id == "print"]  # type: ignore[attr-defined]
+        assert {*printed} <= ALLOWED_PRINTS, file
+
+
+ALLOWED_PRINTS = {
+    "print('\\n'.join(map(printable, str(text).split('\\n'))))",
+    "print(json.dumps(document, indent=1, default=str))",  # ASCII
+    "print(__version__)",
+    "print(line, file=sys.stderr, flush=True)",
+}
+
+
+def test_what_a_hostile_daemon_answers_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say("a\x1b[2Jb\nc\x9b31m")
+    terminal.show_table(("NAME",), [("\x1b]0;owned\x07",)])
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert "a\\x1b[2Jb\nc" in shown

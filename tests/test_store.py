@@ -427,54 +427,6 @@ def test_a_part_that_goes_on_has_one_hash_however_often_it_was_kept(store: Store
         ]
 
 
-def keep_begun(ingest: Ingest, *stops: int) -> None:
-    """Write the first part of CONTENT so far, and keep it at each of these."""
-    hashed, reached = ingest.part_hash(), 0
-    for stop in stops:
-        piece = memoryview(CONTENT[reached:stop])
-        ingest.write(reached, piece)
-        hashed.update(piece)
-        ingest.landed(Extent(0, stop))
-        ingest.keep(Extent(0, stop), hashed)
-        reached = stop
-
-
-@pytest.mark.parametrize("algorithm", ["sha256", "crc64nvme", "crc32c", None])
-def test_what_was_kept_of_a_part_is_resumed_in_every_life_and_the_rest_of_it_is_missing(
-    store: Store, algorithm: str | None
-) -> None:
-    digest = DIGESTS[algorithm](CONTENT) if algorithm else None
-    file = File("model.bin", len(CONTENT), "https://host/model.bin", digest, '"tag"')
-    with closing(store.content.begin(file)) as ingest:
-        keep_begun(ingest, KIB, 3 * KIB)
-    for _ in range(3):
-        with closing(store.content.begin(file)) as ingest:
-            assert (ingest.gaps(), ingest.resumed) == ([Extent(3 * KIB, 10 * KIB)], 3 * KIB)
-    commit(store, file, CONTENT)
-    assert store.content.path(file.blob).read_bytes() == CONTENT
-
-
-def test_of_what_was_kept_the_longest_that_is_right_is_believed(store: Store) -> None:
-    with closing(store.content.begin(FILE)) as ingest:
-        keep_begun(ingest, KIB, 2 * KIB, 3 * KIB)
-    overwrite(ingest_directory(store) / "data", 2 * KIB + 5, b"!")
-    with closing(store.content.begin(FILE)) as ingest:
-        assert ingest.gaps() == [Extent(2 * KIB, 10 * KIB)]
-    commit(store, FILE, CONTENT)
-
-
-def test_a_part_that_goes_on_has_one_hash_however_often_it_was_kept(store: Store) -> None:
-    """The table of a blob's parts has no line for each time."""
-    file = File("model.bin", len(CONTENT), "https://host/model.bin", None, '"tag"')
-    with closing(store.content.begin(file)) as ingest:
-        keep_begun(ingest, KIB, 2 * KIB, 3 * KIB, 4 * KIB)
-        write(ingest, CONTENT, *PARTS[1:])
-        ingest.follow(memoryview(bytearray(KIB)))
-        assert [line.split()[:2] for line in ingest.part_lines().splitlines()] == [
-            [str(part.start), str(part.stop)] for part in PARTS
-        ]
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "one bit": lambda data: overwrite(data, PARTS[1].start + 7, bytes([CONTENT[PARTS[1].start + 7] ^ 1])),
     "zeros": lambda data: overwrite(data, PARTS[1].start, bytes(PARTS[1].size)),

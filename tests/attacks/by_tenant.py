@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-from tests.attacks.target import Target, attack
+from tests.attacks.target import SERVED, TOKEN, Target, attack
 from tests.ground.site import until
 
 
@@ -14,6 +14,8 @@ def a_model_in_the_folder_of_a_repository(target: Target) -> None:
     evil = target.origin.add_model("evil", {"config.json": b'{"model_type": "evil"}'})
     for name in ("org--model", "Org--model"):
         target.pull(evil, name)
+    taken = target.pull(evil, "attack-hub", hub_id="org/model")
+    assert (taken.status, taken.document["code"]) == (409, "hub_id_taken")
     target.pull(evil, "attack--model")
     target.ended("attack--model")
     shown = (target.node.root / "hub").rglob("config.json")
@@ -55,3 +57,23 @@ def another_model_under_a_name_that_exists(target: Target) -> None:
     for name in ("served", "org--model", "many"):
         answer = target.pull(ref, name)
         assert (answer.status, answer.document["code"]) == (409, "name_taken")
+
+
+@attack("hostile-field")
+def surrogates_commands_and_megabytes_in_every_field(target: Target) -> None:
+    ref = target.origin.add("/fields", b"x")
+    for text in ("\ud800", "a\x1b[2Jb", "x" * 900_000, "\u202etxt.exe", ""):
+        for field, value in {"include": [text], "exclude": [text], "hub_id": text, "ref": text}.items():
+            body = {"ref": ref, "name": "attack-fields", field: value}
+            assert target.ask("POST", "/v1/models", body, token=TOKEN).status < 500
+        lease = {"seconds": 60, "holder": text}
+        assert target.ask("POST", f"/v1/models/{SERVED}/leases", lease, token=TOKEN).status < 500
+    assert target.ask("GET", "/v1/models").status == 200
+    assert target.node.cli("ls").stdout.replace("\n", "").isprintable()
+
+
+@attack("branch-beside-branch")
+def a_branch_beside_a_branch(target: Target) -> None:
+    target.hub.add("org/model", {"config.json": b"{}"}, revision="main/x")
+    answer = target.pull("hf://org/model@main%2Fx", "attack-branch")
+    assert (answer.status, answer.document["code"]) == (409, "branch_taken")

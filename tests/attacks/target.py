@@ -147,6 +147,7 @@ class Target:
         failures += [f"{word}: {now}" for word, now in self._changed() if alive]
         failures += [f"a probe was answered {wrong!r}" for wrong in probes[0].wrong[:1]]
         failures += ["probes came late"] * (self.judges_time and probes[0].are_late)
+        self.remember()  # what one attack broke is not told of the next
         return Verdict(row, "; ".join(failures), peak, probes[0], time.monotonic() - began)
 
     def remember(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import bandwidth, cold, gil, goals, growth, models, openssl, slow, tls, upkeep, warm
+from bench import bandwidth, cold, compare, gil, goals, growth, models, openssl, slow, tls, upkeep, warm
 from tests.ground.needs import require
 
 pytestmark = [
@@ -372,3 +372,13 @@ def test_a_growth_is_the_steeper_of_the_fit_and_the_last_step() -> None:
         ("streams", "does not grow", "does not grow"),
     ]
     assert "anonymous MB, 32 streams" not in growth.figures({**results, "quick": True})
+
+
+def test_a_checkout_is_slower_when_the_whole_interval_of_the_ratio_lies_below_the_bound() -> None:
+    noisy = [0.7, 1.3, 0.8, 1.2, 0.9, 1.1, 1.0, 0.85, 1.15, 0.95, 1.05, 0.75, 1.25, 1.0, 1.0]
+    low, high = compare.interval(noisy)
+    assert low < 1 < high
+    assert high > compare.SLOWER
+    low, high = compare.interval([ratio * 0.7 for ratio in noisy])
+    assert high < compare.SLOWER
+    assert 0.6 < low < high < 0.8

@@ -97,7 +97,7 @@ class WebSource:
 
 
 def _revision(file: File) -> str:
-    return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.blob}\n".encode()).hexdigest()
+    return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.stated}\n".encode()).hexdigest()
 
 
 def _repr_digest(header: str | None) -> Digest | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import threading
@@ -13,12 +14,14 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import Corrupt, Unavailable
-from cachd.model import Digest, File, Manifest
+from cachd.model import Digest, Extent, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import of_whole
 from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
 from cachd.store.protection import is_open
+from cachd.store.proven import Proven
+from cachd.store.reads import Reads
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +29,11 @@ log = structlog.get_logger(__name__)
 class ContentStore:
     """The blobs of one root, and the ingests on their way to become blobs."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, trusts_claims: bool = False) -> None:
         self._layout = layout
+        self.proven = Proven(layout.proven, lambda blob: bool(self.inode(blob)), trusts_claims=trusts_claims)
+        self.reads = Reads()
+        self._sha256: dict[Digest, Digest] = {}  # of private blobs, as far as it is known by now
         self._lock = threading.Lock()
         self._claims: Counter[Digest] = Counter()
         self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
@@ -38,6 +44,16 @@ class ContentStore:
     def at(self, blob: Digest) -> str:
         """The path as text."""
         return self._layout.blob_at(blob)
+
+    def sha256(self, file: File) -> Digest | None:
+        """What cachd computed of the blob's content; None when it did not yet."""
+        if file.digest is not None and file.digest.names_content:
+            return file.digest
+        return self._sha256.get(file.blob, file.sha256)
+
+    def know(self, blob: Digest, sha256: Digest) -> None:
+        """Remember what a blob's content hashes to, until it is recorded."""
+        self._sha256[blob] = sha256
 
     def inode(self, blob: Digest) -> int:
         """Which file the blob is; 0 when there is none."""
@@ -58,6 +74,19 @@ class ContentStore:
         path = self.path(file.blob)
         with durable.disk_errors(path):
             return path.read_bytes()
+
+    def agrees(self, file: File, extent: Extent, view: memoryview) -> bool:
+        """Whether the file's blob has these bytes there. Raises Unavailable, DiskFailed."""
+        path = self.path(file.blob)
+        with durable.disk_errors(path), self.reads.reading():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # found damaged meanwhile
+                return False
+            try:
+                return os.pread(fd, extent.size, extent.start) == view
+            finally:
+                os.close(fd)
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""
@@ -85,14 +114,29 @@ class ContentStore:
         return ingest
 
     def commit(self, ingest: Ingest) -> None:
-        """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong."""
+        """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong.
+
+        A blob that is here already stays: views link to it.
+        """
         file = ingest.file
         if not ingest.agrees:
             got = ingest.digest()
             ingest.discard()
             self.forget_damaged(file.blob)  # its parts lie as well: all is fetched anew
-            raise _corrupt(file, got)
-        target = self.path(file.blob)
+            raise corrupt(file, got)
+        if not self.has(file):
+            self._move_in(ingest)
+        if ingest.sha256:
+            self.know(file.blob, ingest.sha256)
+        if ingest.is_of_one_source:
+            self.proven.add(file)
+        with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
+            ingest.discard()
+        self.forget_damaged(file.blob)
+        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+
+    def _move_in(self, ingest: Ingest) -> None:
+        file, target = ingest.file, self.path(ingest.file.blob)
         data = ingest.seal()
         with durable.disk_errors(target):
             self._make_directory(file.blob)
@@ -100,20 +144,24 @@ class ContentStore:
             if file.digest is None or lines.count("\n") > 1:  # else a repair has no part to choose
                 durable.write_file(parts_of(target), lines.encode())
             durable.move(data, target)
-        with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
-            ingest.discard()
-        self.forget_damaged(file.blob)
-        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def put(self, file: File, content: memoryview) -> None:
         """Publish the whole content of a file with a digest as a blob. Raises Corrupt, NoSpace or DiskFailed.
 
         Nothing is written before it is verified, and what a crash leaves the next start removes: no ingest.
+        A blob that is here already stays: views link to it.
         """
         if file.digest is None:
             raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
         if (got := of_whole(file.digest, content)) != file.digest:
-            raise _corrupt(file, got)
+            raise corrupt(file, got)
+        if not self.has(file):
+            self._put_in(file, content)
+        if not file.digest.names_content:
+            self.know(file.blob, Digest("sha256", hashlib.sha256(content).hexdigest()))
+        self.proven.add(file)
+
+    def _put_in(self, file: File, content: memoryview) -> None:
         target, staged = self.at(file.blob), self._layout.staged_blob_at(file.blob)
         with durable.disk_errors(target):
             try:
@@ -286,7 +334,8 @@ class ContentStore:
         self.empty(dict.fromkeys(self._layout.trash.iterdir(), 0))
 
 
-def _corrupt(file: File, got: Digest | None) -> Corrupt:
+def corrupt(file: File, got: Digest | None) -> Corrupt:
+    """What says that a source's bytes have another digest than it states."""
     return Corrupt(
         f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
         mend="nothing was published; if it happens again the source or the way to it is damaged",

@@ -36,7 +36,6 @@ from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
 from cachd.store.protection import InUseBy, Leases, Pins, is_open
-from cachd.store.reads import Reads
 from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
 from cachd.store.watch import ViewChanges, Watch
@@ -67,10 +66,11 @@ class Snapshots:
         self._pins, self.leases = Pins(layout), Leases(layout)
         self._holds, self._addresses = Holds(layout), Addresses(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
-        self.reads = Reads()
+        self.reads = content.reads
         self._named = catalog.read_snapshots(layout)
         self.previous = Previous(layout, keep_previous)
         self._suspended = catalog.read_suspended(layout, self._named)
+        self._bases: dict[str, str] = {}  # of recorded manifests, as far as one was read
 
     # --- reading ---
 
@@ -134,6 +134,36 @@ class Snapshots:
             return self._manifest(found.snapshot.manifest)
         except (FileNotFoundError, DiskFailed):
             return None
+
+    def as_kept(self, manifest: Manifest) -> Manifest:
+        """A manifest as its source lists it, with what is known here of the files: which blob has the content
+        of one, where that is not named after it, and its sha256. Only models of the same source tell that."""
+        known = {
+            (f.stated, f.size): f
+            for m in self._of_base(manifest.base)
+            for f in m.files
+            if (f.sha256 or f.kept) and self._content.has(f)
+        }
+
+        def told(file: File) -> File:
+            found = known.get((file.stated, file.size))
+            return replace(file, kept=found.kept if found else None, sha256=found.sha256 if found else None)
+
+        return manifest.with_each(told) if known or any(f.kept for f in manifest.files) else manifest
+
+    def owned(self, base: str) -> set[Digest]:
+        """The blobs of every recorded snapshot of one source."""
+        return {f.blob for manifest in self._of_base(base) for f in manifest.files}
+
+    def _of_base(self, base: str) -> Iterator[Manifest]:
+        """The recorded manifests of one source."""
+        for path in self._recorded():
+            if self._bases.get(path.stem, base) == base:
+                with suppress(FileNotFoundError, DiskFailed):
+                    manifest = self._manifest(path.stem)
+                    self._bases[path.stem] = manifest.base
+                    if manifest.base == base:
+                        yield manifest
 
     def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
         """Every snapshot on disk with its names: none when a newer one took its place.
@@ -643,8 +673,14 @@ class Snapshots:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
         shown = {hub_folder, *catalog.read_shown(path)}
+        manifest = manifest.with_each(self._hashed)
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
+
+    def _hashed(self, file: File) -> File:
+        """A file with the sha256 of its blob, as far as that is known and says more than its digest."""
+        sha256 = None if file.digest and file.digest.names_content else self._content.sha256(file)
+        return file if sha256 == file.sha256 else replace(file, sha256=sha256)
 
     def _remove_unused(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that no name leads to, unless it is in use."""

@@ -79,7 +79,12 @@ class File:
     @property
     def is_private(self) -> bool:
         """Whether its blob is only ever this source's."""
-        return self.kept is None and not self.blob.names_content
+        return self.kept is None and not self.is_named_by_content
+
+    @property
+    def is_named_by_content(self) -> bool:
+        """Whether its source states a sha256."""
+        return self.digest is not None and self.digest.names_content
 
     @property
     def verified_by(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,8 @@ import structlog
 from cachd.errors import Corrupt, Unavailable
 from cachd.model import Digest, Extent, File, Manifest
 from cachd.store import durable
-from cachd.store.digests import of_whole
+from cachd.store.digests import NO_SHA256, of_whole
+from cachd.store.hashes import Hashes
 from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
 from cachd.store.protection import is_open
@@ -33,7 +34,7 @@ class ContentStore:
         self._layout = layout
         self.proven = Proven(layout.proven, lambda blob: bool(self.inode(blob)), trusts_claims=trusts_claims)
         self.reads = Reads()
-        self._sha256: dict[Digest, Digest] = {}  # of private blobs, as far as it is known by now
+        self.hashes = Hashes()
         self._lock = threading.Lock()
         self._claims: Counter[Digest] = Counter()
         self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
@@ -45,15 +46,12 @@ class ContentStore:
         """The path as text."""
         return self._layout.blob_at(blob)
 
-    def sha256(self, file: File) -> Digest | None:
-        """What cachd computed of the blob's content; None when it did not yet."""
-        if file.digest is not None and file.digest.names_content:
-            return file.digest
-        return self._sha256.get(file.blob, file.sha256)
-
-    def know(self, blob: Digest, sha256: Digest) -> None:
-        """Remember what a blob's content hashes to, until it is recorded."""
-        self._sha256[blob] = sha256
+    def alike(self, file: File) -> Digest | None:
+        """The blob of another name that has the content of a file which states a sha256, and is here."""
+        found = self.hashes.blob_of(file.digest) if file.digest and file.is_named_by_content else None
+        if found is None or self.has(replace(file, kept=None)):
+            return None
+        return found if self.has(replace(file, kept=found)) else None
 
     def inode(self, blob: Digest) -> int:
         """Which file the blob is; 0 when there is none."""
@@ -124,16 +122,28 @@ class ContentStore:
             ingest.discard()
             self.forget_damaged(file.blob)  # its parts lie as well: all is fetched anew
             raise corrupt(file, got)
+        if not file.is_named_by_content:
+            self._check_sha256(ingest)
         if not self.has(file):
             self._move_in(ingest)
-        if ingest.sha256:
-            self.know(file.blob, ingest.sha256)
         if ingest.is_of_one_source:
             self.proven.add(file)
         with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
             ingest.discard()
         self.forget_damaged(file.blob)
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+
+    def _check_sha256(self, ingest: Ingest) -> None:
+        """Note the sha256 that was taken along. Where one is known of the file, it must be that: other models
+        may share the blob by it. Raises Corrupt, and discards the ingest."""
+        file, sha256 = ingest.file, ingest.sha256
+        if file.sha256 and sha256 is None:
+            sha256 = ingest.read_sha256()
+        if file.sha256 not in (None, sha256):
+            ingest.discard()
+            raise corrupt(file, sha256, file.sha256)
+        if sha256:
+            self.hashes.note(file.blob, sha256)
 
     def _move_in(self, ingest: Ingest) -> None:
         file, target = ingest.file, self.path(ingest.file.blob)
@@ -155,10 +165,13 @@ class ContentStore:
             raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
         if (got := of_whole(file.digest, content)) != file.digest:
             raise corrupt(file, got)
+        sha256 = file.digest if file.digest.names_content else of_whole(NO_SHA256, content)
+        if file.sha256 not in (None, sha256):
+            raise corrupt(file, sha256, file.sha256)
         if not self.has(file):
             self._put_in(file, content)
-        if not file.digest.names_content:
-            self.know(file.blob, Digest("sha256", hashlib.sha256(content).hexdigest()))
+        if not file.is_named_by_content:
+            self.hashes.note(file.blob, sha256)
         self.proven.add(file)
 
     def _put_in(self, file: File, content: memoryview) -> None:
@@ -214,6 +227,7 @@ class ContentStore:
             with suppress(FileNotFoundError):
                 durable.move(parts_of(path), parts_of(aside))  # first: without the blob they would be lost
             self._aside.add(aside.name)
+            self.hashes.forget(blob)
             durable.move(path, aside)
             durable.sync_directory(path.parent)
 
@@ -291,6 +305,7 @@ class ContentStore:
                 durable.remove(parts_of(path))
                 durable.take_away(path, trash)
             moved[trash] = size
+            self.hashes.forget(blob)
             durable.sync_directory(path.parent)
 
     def _discard_ingest(self, blob: Digest, moved: dict[Path, int]) -> None:
@@ -334,13 +349,14 @@ class ContentStore:
         self.empty(dict.fromkeys(self._layout.trash.iterdir(), 0))
 
 
-def corrupt(file: File, got: Digest | None) -> Corrupt:
-    """What says that a source's bytes have another digest than it states."""
+def corrupt(file: File, got: Digest | None, expected: Digest | None = None) -> Corrupt:
+    """What says that a source's bytes have another digest than it states, or than they had."""
+    expected = expected or file.digest
     return Corrupt(
-        f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
+        f"{file.path}: expected {expected}, got {got} ({file.size} bytes from {file.origin})",
         mend="nothing was published; if it happens again the source or the way to it is damaged",
         file=file.path,
-        expected=str(file.digest),
+        expected=str(expected),
         got=str(got),
     )
 

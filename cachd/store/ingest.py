@@ -42,7 +42,7 @@ from cachd.errors import DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
-from cachd.store.digests import Hasher, PartHash, checksum, in_order
+from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 
 log = structlog.get_logger(__name__)
 
@@ -238,12 +238,21 @@ class Ingest:
         A checksum is far faster: there, the sha256 waits until the blob is read again.
         """
         is_weak = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
-        return in_order(Digest("sha256", "0" * 64), self.file.size) if is_weak else None
+        return in_order(NO_SHA256, self.file.size) if is_weak else None
 
     @property
     def sha256(self) -> Digest | None:
         """Of a hashed file whose source states another digest, where it was taken along."""
         return self._own_hasher.digest() if self._own_hasher else None
+
+    def read_sha256(self) -> Digest:
+        """The same of a hashed file, by reading it again."""
+        hasher, buffer = in_order(NO_SHA256, self.file.size), memoryview(bytearray(READ_BYTES))
+        for at in range(0, self.file.size, READ_BYTES):
+            view = buffer[: min(READ_BYTES, self.file.size - at)]
+            self._read(view, at)
+            hasher.update(view)
+        return hasher.digest()
 
     def digest(self) -> Digest | None:
         """The digest of the whole file by the algorithm its manifest names, None when it names none."""

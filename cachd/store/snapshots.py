@@ -137,19 +137,23 @@ class Snapshots:
 
     def as_kept(self, manifest: Manifest) -> Manifest:
         """A manifest as its source lists it, with what is known here of the files: which blob has the content
-        of one, where that is not named after it, and its sha256. Only models of the same source tell that."""
-        known = {
-            (f.stated, f.size): f
-            for m in self._of_base(manifest.base)
-            for f in m.files
-            if (f.sha256 or f.kept) and self._content.has(f)
-        }
+        of one, where that is not named after it, and its sha256. Models of the same source tell, and
+        what was hashed here for the files that state a sha256."""
+        known: dict[tuple[Digest, int], File] = {}
+        for recorded in self._of_base(manifest.base):
+            for file in recorded.files:
+                if file.kept and self._content.has(file):
+                    known[file.stated, file.size] = file
+                elif file.sha256:
+                    known.setdefault((file.stated, file.size), replace(file, kept=None))
 
         def told(file: File) -> File:
             found = known.get((file.stated, file.size))
-            return replace(file, kept=found.kept if found else None, sha256=found.sha256 if found else None)
+            kept, sha256 = (found.kept, found.sha256) if found else (self._content.alike(file), None)
+            is_so = (file.kept, file.sha256) == (kept, sha256)
+            return file if is_so else replace(file, kept=kept, sha256=sha256)
 
-        return manifest.with_each(told) if known or any(f.kept for f in manifest.files) else manifest
+        return manifest.with_each(told)
 
     def owned(self, base: str) -> set[Digest]:
         """The blobs of every recorded snapshot of one source."""
@@ -491,6 +495,8 @@ class Snapshots:
         for name, manifest in self._readable():
             self._watch.cover(manifest, catalog.read_shown(self._layout.manifest(name)))
             files |= {f.blob: f for f in manifest.files}
+            for file in manifest.files:
+                self._content.hashes.read(file)
         self._watch.keep_only({path.stem for path in self._recorded()})
         return files
 
@@ -669,17 +675,28 @@ class Snapshots:
         """Whether somebody needs a snapshot, or had one of its files open lately."""
         return bool(self.opened_lately(manifest.id)) or self.is_open(manifest)
 
-    def _record(self, manifest: Manifest, hub_folder: str) -> None:
+    def record_hashes(self) -> None:
+        """Add to the recorded manifests what blobs were found to hash to since they were recorded."""
+        if not (found := self._content.hashes.unrecorded()):
+            return
+        with self._changing, durable.disk_errors(self._layout.root):
+            for _, manifest in self._readable():
+                if any(f.blob in found and f.sha256 is None for f in manifest.files):
+                    self._record(manifest)
+        self._content.hashes.recorded(found)
+
+    def _record(self, manifest: Manifest, *hub_folder: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
-        shown = {hub_folder, *catalog.read_shown(path)}
+        shown = {*hub_folder, *catalog.read_shown(path)}
         manifest = manifest.with_each(self._hashed)
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
+        self._content.hashes.recorded({f.blob for f in manifest.files})
 
     def _hashed(self, file: File) -> File:
         """A file with the sha256 of its blob, as far as that is known and says more than its digest."""
-        sha256 = None if file.digest and file.digest.names_content else self._content.sha256(file)
+        sha256 = self._content.hashes.of(file)
         return file if sha256 == file.sha256 else replace(file, sha256=sha256)
 
     def _remove_unused(self, manifest: str) -> dict[Path, int]:

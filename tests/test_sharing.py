@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from tests.ground.node import Node
 from tests.ground.origin import IgnoreRange, Origin
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
+from tests.test_pull import sign_in
 
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
@@ -106,19 +108,30 @@ def test_a_small_file_of_the_hub_is_hashed_by_sha256_as_it_arrives(engine: Engin
     assert files["large.json"].sha256 == sha256_digest(noise(MIB - 1, 5))
 
 
-def test_damage_of_such_a_file_is_repaired_for_each_by_its_own_source(
-    checked: Engine, s3: S3Server, root: Path
+def test_a_damaged_file_that_a_crc_verifies_is_repaired_for_all_who_share_it(
+    s3: S3Server, engine: Engines, hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_again(checked, "crc")
-    checked.pull("hf://org/model", name="hub")
-    damaged = (root / "models/crc/model.safetensors").resolve()
-    damaged.chmod(0o600)
-    with damaged.open("r+b") as opened:
-        opened.write(b"damage")
-    read_again(checked, "hub")
-    for name in ("crc", "hub"):
-        until(lambda name=name: checked.store.snapshots.get(name))
-        assert weights_of(root, name) == WEIGHTS
+    sign_in(monkeypatch, s3)
+    s3.put("models", "shared/model.safetensors", WEIGHTS, checksum="CRC64NVME")
+    hub.add("org/model", {"model.safetensors": WEIGHTS})
+    running = engine(s3_endpoint_url=s3.url, hf_endpoint=hub.url)
+    running.pull("s3://models/shared/")
+    read_again(running, "shared")
+    running.pull("hf://org/model", name="hub")
+    before = inode_of(root, "shared")
+    assert inode_of(root, "hub") == before
+    next((root / ".cachd/blobs/origin").iterdir()).unlink()
+    running.scrubs.start()
+    for name in ("shared", "hub"):
+        until(lambda name=name: holds_anew(root, name, before))
+    assert weights_of(root, "shared") == weights_of(root, "hub") == WEIGHTS
+
+
+def holds_anew(root: Path, name: str, before: int) -> bool:
+    """Whether a model is ready with another file than before."""
+    with suppress(FileNotFoundError):  # it is withdrawn in between
+        return (root / f"ready/{name}.json").exists() and inode_of(root, name) != before
+    return False
 
 
 def test_models_of_a_root_that_was_written_before_stay_ready_and_cost_nothing(

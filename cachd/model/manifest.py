@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Self
@@ -189,10 +189,6 @@ class Manifest:
                 mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
-
-    def with_each(self, change: Callable[[File], File]) -> Manifest:
-        """The same revision, with what `change` makes of each file."""
-        return Manifest(self.base, self.revision, tuple(map(change, self.files)))
 
     def check_without(self, refused: tuple[str, ...]) -> None:
         """Raises Forbidden, naming files, when some match patterns that the operator refuses."""

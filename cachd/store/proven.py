@@ -61,8 +61,9 @@ class Proven:
 
     def _read(self) -> list[str]:
         try:
-            with open(self._path, encoding="ascii", errors="replace") as told:
-                return list(dict.fromkeys(line.rstrip("\n") for line in deque(told, _MOST_LINES)))
+            with open(self._path, "rb") as told:
+                lines = deque(told, _MOST_LINES)
+            return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
         except FileNotFoundError:
             return []
         except OSError as error:

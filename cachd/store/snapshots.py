@@ -153,7 +153,7 @@ class Snapshots:
             is_so = (file.kept, file.sha256) == (kept, sha256)
             return file if is_so else replace(file, kept=kept, sha256=sha256)
 
-        return manifest.with_each(told)
+        return replace(manifest, files=tuple([told(file) for file in manifest.files]))
 
     def owned(self, base: str) -> set[Digest]:
         """The blobs of every recorded snapshot of one source."""
@@ -689,7 +689,7 @@ class Snapshots:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
         shown = {*hub_folder, *catalog.read_shown(path)}
-        manifest = manifest.with_each(self._hashed)
+        manifest = replace(manifest, files=tuple([self._hashed(file) for file in manifest.files]))
         document = manifest.as_document() | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
         self._content.hashes.recorded({f.blob for f in manifest.files})

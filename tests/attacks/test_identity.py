@@ -129,6 +129,9 @@ def claims(origin: Origin, name: str, content: bytes, instead: bytes) -> str:
 def test_two_files_of_two_sources_with_one_sha1_stay_two(
     s3: S3Server, root: Path, engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promised: No source gets a file of another by stating its digest: not by a weak one that collides, nor
+    by a sha256 whose content it does not have.
+    """
     assert len({hashlib.sha1(content).digest() for content in COLLIDING}) == 1 < len(set(COLLIDING))
     sign_in(monkeypatch, s3)
     running = engine(s3_endpoint_url=s3.url)
@@ -191,6 +194,9 @@ def test_a_repository_that_states_the_git_sha1_of_anothers_file_gets_nothing_of_
 def test_who_lists_the_sha256_of_a_file_that_is_here_and_lacks_it_gets_nothing(
     engine: Engines, origin: Origin, root: Path, content: bytes
 ) -> None:
+    """Promised: No source gets a file of another by stating its digest: not by a weak one that collides, nor
+    by a sha256 whose content it does not have.
+    """
     running = engine()
     running.pull(origin.add_model("real", {"model.safetensors": content}))
     before = inode_of(root, "real")

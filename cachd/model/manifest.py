@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Self
 
 from cachd.errors import Forbidden, Invalid
@@ -38,8 +39,8 @@ class File:
     `path`: where it lies in the model, with '/'. `size`: bytes. `origin`: where its source keeps it,
     without any secret. `digest`: what the source says of its content, None when it says nothing.
     `validator`: the source's change mark for it, None when the origin is immutable by itself.
-    `base`: the base of its manifest, which sets it. `sha256`: what cachd computed of the content, None when
-    it did not yet. `kept`: the blob that has it, where that is not the one named after it.
+    `base`: that of its manifest, which sets it where it is empty. `sha256`: what cachd computed of the
+    content, None when it did not yet. `kept`: the blob that has it, where that is not the one named after it.
 
     `stated` is what the source says the content is: equal in two files of one base, they are one.
     `blob` names its blob. Only a sha256 makes files of two sources one: sources may lie, and all weaker
@@ -72,8 +73,8 @@ class File:
             return digest, digest
         if digest is not None and digest.names_content_of_a_source:
             # The base outlives a revision, which is in the origin: what a new one leaves as it was is here.
-            return digest, _private(self.base or self.origin, self.size, str(digest))
-        mark = _private(self.origin, self.size, self.validator, str(digest or ""))
+            return digest, _private(f"{self.base or self.origin}\n{self.size}\n{digest}")
+        mark = _private(json.dumps([self.origin, self.size, self.validator, str(digest or "")]))
         return mark, mark
 
     @property
@@ -92,9 +93,9 @@ class File:
         return self.digest.algorithm if self.digest else UNVERIFIED
 
 
-def _private(*told: object) -> Digest:
+def _private(told: str) -> Digest:
     """The name of a blob that belongs to one source."""
-    return Digest("origin", hashlib.sha256(json.dumps(told).encode()).hexdigest())
+    return Digest("origin", hashlib.sha256(told.encode()).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,8 @@ class Manifest:
                 mend="leave them out with exclude; `refuse` in the daemon's options says which",
             )
 
-    def as_document(self) -> dict[str, object]:
-        """The manifest as JSON members, read back by `from_document`."""
+    def as_document(self, hashes: Mapping[str, Digest] = MappingProxyType({})) -> dict[str, object]:
+        """The manifest as JSON members, read back by `from_document`. `hashes`: sha256 of files by path."""
         files = [
             {
                 "path": f.path,
@@ -209,7 +210,7 @@ class Manifest:
                 "origin": f.origin,
                 "digest": str(f.digest) if f.digest else None,
                 "validator": f.validator,
-                **({"sha256": f.sha256.hex} if f.sha256 else {}),
+                **({"sha256": sha256.hex} if (sha256 := hashes.get(f.path, f.sha256)) else {}),
                 **({"blob": str(f.kept)} if f.kept else {}),
             }
             for f in self.files

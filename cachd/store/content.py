@@ -122,10 +122,10 @@ class ContentStore:
             ingest.discard()
             self.forget_damaged(file.blob)  # its parts lie as well: all is fetched anew
             raise corrupt(file, got)
-        if not file.is_named_by_content:
-            self._check_sha256(ingest)
+        sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
         if not self.has(file):
             self._move_in(ingest)
+            self.hashes.note(file.blob, sha256)
         if ingest.is_of_one_source:
             self.proven.add(file)
         with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
@@ -133,17 +133,16 @@ class ContentStore:
         self.forget_damaged(file.blob)
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
-    def _check_sha256(self, ingest: Ingest) -> None:
-        """Note the sha256 that was taken along. Where one is known of the file, it must be that: other models
-        may share the blob by it. Raises Corrupt, and discards the ingest."""
+    def _sha256_of(self, ingest: Ingest) -> Digest | None:
+        """The sha256 that was taken along. Where one is known of the file, it must be that: other models may
+        share the blob by it. Raises Corrupt, and discards the ingest."""
         file, sha256 = ingest.file, ingest.sha256
         if file.sha256 and sha256 is None:
             sha256 = ingest.read_sha256()
         if file.sha256 not in (None, sha256):
             ingest.discard()
             raise corrupt(file, sha256, file.sha256)
-        if sha256:
-            self.hashes.note(file.blob, sha256)
+        return sha256
 
     def _move_in(self, ingest: Ingest) -> None:
         file, target = ingest.file, self.path(ingest.file.blob)
@@ -165,12 +164,11 @@ class ContentStore:
             raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
         if (got := of_whole(file.digest, content)) != file.digest:
             raise corrupt(file, got)
-        sha256 = file.digest if file.digest.names_content else of_whole(NO_SHA256, content)
+        sha256 = None if file.is_named_by_content else of_whole(NO_SHA256, content)
         if file.sha256 not in (None, sha256):
             raise corrupt(file, sha256, file.sha256)
         if not self.has(file):
             self._put_in(file, content)
-        if not file.is_named_by_content:
             self.hashes.note(file.blob, sha256)
         self.proven.add(file)
 

@@ -21,8 +21,10 @@ class Hashes:
         self._blobs: dict[Digest, Digest] = {}  # the other way round
         self._unrecorded: set[Digest] = set()
 
-    def note(self, blob: Digest, sha256: Digest) -> None:
-        """A blob was found to have this content."""
+    def note(self, blob: Digest, sha256: Digest | None) -> None:
+        """A blob was found to have this content, if that was found out."""
+        if sha256 is None:
+            return
         with self._lock:
             self._sha256[blob], self._blobs[sha256] = sha256, blob
             self._unrecorded.add(blob)

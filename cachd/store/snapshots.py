@@ -153,7 +153,9 @@ class Snapshots:
             is_so = (file.kept, file.sha256) == (kept, sha256)
             return file if is_so else replace(file, kept=kept, sha256=sha256)
 
-        return replace(manifest, files=tuple([told(file) for file in manifest.files]))
+        files = tuple([told(file) for file in manifest.files])
+        is_so = all(a is b for a, b in zip(files, manifest.files, strict=True))
+        return manifest if is_so else replace(manifest, files=files)
 
     def owned(self, base: str) -> set[Digest]:
         """The blobs of every recorded snapshot of one source."""
@@ -689,15 +691,10 @@ class Snapshots:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
         shown = {*hub_folder, *catalog.read_shown(path)}
-        manifest = replace(manifest, files=tuple([self._hashed(file) for file in manifest.files]))
-        document = manifest.as_document() | {"shown": sorted(shown)}
+        hashes = {f.path: sha256 for f in manifest.files if (sha256 := self._content.hashes.of(f))}
+        document = manifest.as_document(hashes) | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
         self._content.hashes.recorded({f.blob for f in manifest.files})
-
-    def _hashed(self, file: File) -> File:
-        """A file with the sha256 of its blob, as far as that is known and says more than its digest."""
-        sha256 = self._content.hashes.of(file)
-        return file if sha256 == file.sha256 else replace(file, sha256=sha256)
 
     def _remove_unused(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that no name leads to, unless it is in use."""
@@ -713,6 +710,7 @@ class Snapshots:
         if manifest in self._used():
             return {}
         path = self._layout.manifest(manifest)
+        self._bases.pop(manifest, None)
         self._holds.remove(manifest)
         try:
             gone = self._manifest(manifest)

@@ -48,6 +48,13 @@ def test_a_source_that_proves_what_it_has_shares_the_file(
     assert 0 < sent <= (MIB // 2 if ranges else 2 * len(WEIGHTS))
 
 
+def test_an_empty_file_needs_no_proof(engine: Engines, origin: Origin, root: Path) -> None:
+    running = engine()
+    for name in ("one", "two"):
+        running.pull(origin.add_model(name, {"merges.txt": b"", "model.safetensors": WEIGHTS}))
+    assert (root / "models/two/merges.txt").read_bytes() == b""
+
+
 def test_what_a_source_has_proven_is_not_asked_again_after_a_restart(origin: Origin, node: Nodes) -> None:
     running = node(allow=[f"{origin.url}/"])
     refs = {name: origin.add_model(name, {"model.safetensors": WEIGHTS}) for name in ("real", "mirror")}

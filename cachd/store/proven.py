@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from cachd.store import durable
 
 log = structlog.get_logger(__name__)
 
+_MOST_TRIES = 3
 _MOST_LINES = 500_000  # the newest are kept at a start
 
 
@@ -34,6 +35,7 @@ class Proven:
     def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
         self._path, self._trusts_claims = path, trusts_claims
         self._lock = threading.Lock()
+        self._begun: Counter[Digest] = Counter()
         lines = self._read()
         self._proven = {line for line in lines if (blob := _blob_of(line)) and is_here(blob)}
         if len(self._proven) < len(lines):
@@ -49,6 +51,13 @@ class Proven:
             return True
         return _line(file) in self._proven
 
+    def begins(self, file: File) -> bool:
+        """A source begins its proof. Whether samples are enough: not after several that began and failed, as
+        they do of who knows a part of the blob and tries until the samples are in it."""
+        with self._lock:
+            self._begun[file.blob] += 1
+            return self._begun[file.blob] <= _MOST_TRIES
+
     def add(self, file: File) -> None:
         """The file's source has proven it."""
         if self.has(file):
@@ -56,6 +65,7 @@ class Proven:
         line = _line(file)
         with self._lock:
             self._proven.add(line)
+            self._begun -= Counter({file.blob: 1})
         with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
             durable.append_note(self._path, line + "\n")
 

@@ -678,19 +678,19 @@ class Snapshots:
         return bool(self.opened_lately(manifest.id)) or self.is_open(manifest)
 
     def record_hashes(self) -> None:
-        """Add to the recorded manifests what blobs were found to hash to since they were recorded."""
+        """Add to the recorded manifests what blobs were found to hash to. Raises NoSpace, DiskFailed."""
         if not (found := self._content.hashes.unrecorded()):
             return
+        self._content.hashes.recorded(found)  # what fails below is found out again by the next scrub
         with self._changing, durable.disk_errors(self._layout.root):
             for _, manifest in self._readable():
                 if any(f.blob in found and f.sha256 is None for f in manifest.files):
                     self._record(manifest)
-        self._content.hashes.recorded(found)
 
-    def _record(self, manifest: Manifest, *hub_folder: str) -> None:
+    def _record(self, manifest: Manifest, *folders: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
-        shown = {*hub_folder, *catalog.read_shown(path)}
+        shown = {*folders, *catalog.read_shown(path)}
         hashes = {f.path: sha256 for f in manifest.files if (sha256 := self._content.hashes.of(f))}
         document = manifest.as_document(hashes) | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())

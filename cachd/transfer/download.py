@@ -197,7 +197,9 @@ class Download:
         """End with the blob that is here, once the source has proven that it has it. Raises Unavailable."""
         if self._content.proven.has(self.file):  # committed by another download since the pull looked
             self._end(None)
-        elif 0 < self.file.size <= _SMALL_BYTES:
+        elif not self.file.size:
+            self._is_proven_now()
+        elif self.file.size <= _SMALL_BYTES:
             self._fetch_small(buffer)
         else:
             self._prove(buffer)
@@ -205,7 +207,7 @@ class Download:
     def _prove(self, buffer: memoryview) -> None:
         """Compare parts that the source could not foretell; when one differs, have it send the whole file."""
         if self._proof is None:
-            self._proof = Proof(self.file)
+            self._proof = Proof(self.file, by_samples=self._content.proven.begins(self.file))
             log.debug("a source proves what it has", file=self.file.path, size_bytes=self.file.size)
         try:
             if self._proof.samples and self._shows_samples(self._proof, buffer):
@@ -218,8 +220,8 @@ class Download:
 
     def _shows_samples(self, proof: Proof, buffer: memoryview) -> bool:
         """Whether the source has what is here, wherever it is asked. Raises NoRanges, Unavailable."""
-        for extent in proof.samples:
-            received = 0
+        while proof.samples:
+            extent, received = proof.samples[-1], 0
             with self._open(extent) as body:
                 while received < extent.size and not self._over:
                     rest = buffer[received : extent.size]
@@ -228,6 +230,7 @@ class Download:
                     self._count(count)
             if self._over or not self._content.agrees(self.file, extent, buffer[:received]):
                 return False
+            proof.samples.pop()
         return True
 
     def _pass_through(self, proof: Proof, buffer: memoryview) -> None:

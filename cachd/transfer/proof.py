@@ -3,7 +3,8 @@
     samples   parts that it could not choose, compared with the blob
     the rest  when one differs or there are no ranges: the whole file, hashed as it passes; nothing is written
 
-A source that lists the sha256 of somebody else's file gets nothing for that alone.
+A source that lists the sha256 of somebody else's file gets nothing for that alone. Whoever knows half of the
+file cannot show so many samples, and does not get many tries (store/proven.py).
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import secrets
 from cachd.model import Digest, Extent, File
 from cachd.store.digests import in_order
 
-SAMPLE_BYTES = 64 << 10
-_SAMPLES = 4
+_SAMPLE_BYTES = 16 << 10
+_SAMPLES = 32
 
 
 class Proof:
     """One source's proof for one file: what is still to be asked for."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, *, by_samples: bool) -> None:
         self._size, self._digest = file.size, file.digest or file.blob
-        self.samples = samples(file.size)
+        self.samples = _samples(file.size) if by_samples else []
         self.has_ranges = True
         self.begin()
 
@@ -44,8 +45,9 @@ class Proof:
         return self._hasher.digest()
 
 
-def samples(size: int) -> list[Extent]:
-    """Parts of a file that nobody can foretell."""
-    length = min(SAMPLE_BYTES, size)
-    starts = sorted(secrets.randbelow(size - length + 1) for _ in range(_SAMPLES))
-    return [Extent(start, start + length) for start in starts]
+def _samples(size: int) -> list[Extent]:
+    """Parts of a file that nobody can foretell; none of one that is little more than they are."""
+    if size <= 2 * _SAMPLES * _SAMPLE_BYTES:
+        return []
+    starts = (secrets.randbelow(size - _SAMPLE_BYTES + 1) for _ in range(_SAMPLES))
+    return [Extent(start, start + _SAMPLE_BYTES) for start in starts]

@@ -94,7 +94,10 @@ def _pull_once(
 
 
 def _needed(manifest: Manifest, store: Store) -> list[File]:
-    """What is missing, and what is here of another source and this one has not proven yet that it has."""
+    """What is missing, and what is here of another source and this one has not proven yet that it has.
+
+    Raises Changed when the blob is gone that had a file under another name: it is not fetched under that.
+    """
     proven = store.content.proven
     files = {f.blob: f for f in manifest.files}.values()
     unproven = [f for f in files if not proven.has(f) and store.content.has(f)]
@@ -103,7 +106,10 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
         for file in unproven:
             if file.blob in owned:
                 proven.add(file)
-    return store.content.missing(manifest) + [f for f in unproven if not proven.has(f)]
+    missing = store.content.missing(manifest)
+    if gone := next((f for f in missing if f.kept), None):
+        raise Changed(f"{gone.path}: the blob that had it, {gone.blob}, is not here any more")
+    return missing + [f for f in unproven if not proven.has(f)]
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import Cancelled, Corrupt, InUse
+from cachd.errors import Cancelled, Corrupt, InUse, Unavailable
 from cachd.model import Digest, Extent, File, Manifest
 from cachd.store.store import Store
 from tests.conftest import PATIENCE_SECONDS, Engine, wish_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise, write_sha256sums
 from tests.ground.node import Node
-from tests.ground.origin import Origin
+from tests.ground.origin import Origin, Status
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
 from tests.test_pull import sign_in
@@ -226,6 +226,21 @@ def test_who_knows_a_part_of_a_file_gets_nothing_for_it(engine: Engines, origin:
     assert not (root / "models/evil").exists()
 
 
+def test_who_knows_most_of_a_file_does_not_try_until_the_samples_are_there(
+    engine: Engines, origin: Origin
+) -> None:
+    """It breaks off whenever it is asked for what it does not know."""
+    running = engine(retries=0)
+    running.pull(origin.add_model("real", {"model.safetensors": WEIGHTS}))
+    for number in range(3):
+        ref = origin.add_model(f"evil{number}", {"model.safetensors": WEIGHTS})
+        origin.fault(f"/evil{number}/model.safetensors", Status(503))
+        with pytest.raises(Unavailable):
+            running.pull(ref)
+    running.pull(origin.add_model("mirror", {"model.safetensors": WEIGHTS}))
+    assert origin.bytes_sent("/mirror/model.safetensors") == len(WEIGHTS)
+
+
 def test_an_s3_prefix_that_lists_the_sha256_of_a_file_that_is_here_gets_nothing(
     s3: S3Server, engine: Engines, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +276,7 @@ def test_the_proof_is_asked_where_the_source_cannot_foretell_it(engine: Engines,
     for name in ("a", "b"):
         running.pull(origin.add_model(name, {"model.safetensors": WEIGHTS}))
     asked = [seen.headers["range"] for seen in origin.requests if "range" in seen.headers]
-    assert len(set(asked)) == len(asked) == 8
+    assert len(set(asked)) == len(asked) == 64
 
 
 def test_who_joins_a_running_download_must_prove_it_too(engine: Engines, origin: Origin, root: Path) -> None:

@@ -100,6 +100,9 @@ class Config(BaseModel):
         (),
         description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
     )
+    trust_claimed_digests: bool = Field(
+        False, description="let a source share a file that is here by listing its sha256, with no proof"
+    )
     refuse: Strings = Field(
         (), description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused"
     )

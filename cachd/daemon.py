@@ -87,6 +87,7 @@ def assembled(config: Config) -> Iterator[Parts]:
                 disk_at_least=config.disk_at_least,
                 keep_previous=config.keep_previous,
                 keep_opened_seconds=config.keep_opened_seconds,
+                trust_claimed_digests=config.trust_claimed_digests,
             )
         )
         _set_bounds(store, config)

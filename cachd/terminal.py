@@ -151,7 +151,10 @@ def show_model(model: Mapping[str, Any]) -> None:
     facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
     if model["file"]:
         facts["file"] = model["file"]
-    facts |= {k: _yes(model[k]) for k in ("verified", "pinned", "in_use")}
+    facts["verified"] = _yes(model["verified"])
+    if model["verified_by"]:
+        facts["verified_by"] = ", ".join(f"{by} ({files})" for by, files in model["verified_by"].items())
+    facts |= {k: _yes(model[k]) for k in ("pinned", "in_use")}
     if ready:
         facts["immutable_path"] = model["immutable_path"]
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}

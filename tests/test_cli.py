@@ -186,6 +186,7 @@ def test_show_tells_one_fact_a_line(ground: Ground) -> None:
     assert facts["ref"] == ref
     assert facts["path"] == f"{ground.node.root}/models/facts.bin"
     assert facts["verified"] == "no"
+    assert facts["verified_by"] == "none (1)"
 
 
 def test_pin_unpin_and_rm_do_what_they_say(ground: Ground) -> None:

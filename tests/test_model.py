@@ -469,7 +469,7 @@ def test_upper_case_hex_is_folded_when_it_is_read_and_nowhere_else() -> None:
     assert code_of(lambda: Digest("sha256", SHA256.upper())) == "bad_digest"
 
 
-def test_only_a_cryptographic_digest_names_content() -> None:
+def test_only_a_sha256_names_content() -> None:
     lengths = {
         "sha256": 64,
         "git-sha1": 40,
@@ -480,7 +480,7 @@ def test_only_a_cryptographic_digest_names_content() -> None:
         "origin": 64,
     }
     naming = {name for name, digits in lengths.items() if Digest(name, "0" * digits).names_content}
-    assert naming == {"sha256", "git-sha1", "sha1"}
+    assert naming == {"sha256"}
 
 
 # --- extents ---

@@ -357,6 +357,7 @@ def test_an_address_of_the_hub_is_pulled_by_its_digests_and_shown_as_the_ref_it_
     ready = ground.node.ready("typed").document
     assert (ready["ref"], ready["include"], ready["revision"]) == ("hf://org/typed@main", ["a.gguf"], commit)
     assert ready["verified"] is True
+    assert ready["verified_by"] == {"sha256": 1}
     assert sorted(digests(ground.node.root / "models/typed")) == ["a.gguf"]
     for same in ("org/typed@main/a.gguf", "hf.co/org/typed/blob/main/a.gguf", "hf://org/typed@main/a.gguf"):
         assert ground.node.pull(same, name="typed").status == 200, "it is ready already"

@@ -250,6 +250,7 @@ class Models:
             else None,
             "immutable_path": str(self.store.layout.address(snapshot.address)) if snapshot else None,
             "verified": snapshot.verified if snapshot else _verified(pull),
+            "verified_by": dict(snapshot.verified_by) if snapshot else _verified_by(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
             "in_use": self._in_use(snapshot) if snapshot else False,
@@ -325,6 +326,7 @@ def pull_document(pull: Pull) -> dict[str, Any]:
         "rate_bytes_per_second": round(progress.rate),
         "eta_seconds": progress.eta_seconds,
         "verified": _verified(pull),
+        "verified_by": _verified_by(pull),
         "error": error_document(pull.error),
     }
 
@@ -336,3 +338,8 @@ def error_document(error: CachdError | None) -> dict[str, object] | None:
 def _verified(pull: Pull | None) -> bool | None:
     """Whether the source published a digest of every file; None before it is resolved."""
     return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
+
+
+def _verified_by(pull: Pull | None) -> dict[str, int] | None:
+    """How many files each algorithm verifies, the weakest first; None before it is resolved."""
+    return dict(pull.progress.manifest.verified_by) if pull and pull.progress.manifest else None

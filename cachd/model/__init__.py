@@ -1,8 +1,8 @@
 """The nouns: frozen values that refuse nonsense when they are made."""
 
-from cachd.model.digest import Digest, Extent
+from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.limits import Limits, Room, Share, room_in
-from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, File, Manifest, check_count
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
@@ -13,6 +13,8 @@ __all__ = [
     "MOST_FILES",
     "NAME_PATTERN",
     "SCHEMES",
+    "STRENGTHS",
+    "UNVERIFIED",
     "Digest",
     "Extent",
     "File",

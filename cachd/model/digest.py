@@ -16,7 +16,9 @@ _HEX_DIGITS = {
     "crc32": 8,
     "origin": 64,
 }
-_NAMES_CONTENT = frozenset({"sha256", "git-sha1", "sha1"})
+_WITHIN_ONE_SOURCE = frozenset({"sha256", "git-sha1", "sha1"})
+# How hard it is to make other bytes with the same digest: the easiest first.
+STRENGTHS = ("crc32", "crc32c", "crc64nvme", "sha1", "git-sha1", "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Digest:
     """`algorithm:hex` of content.
 
     Algorithms: sha256; git-sha1 (SHA-1 of `blob <size>\\0` and the content); sha1, crc64nvme, crc32c and
-    crc32 as S3 keeps them. `origin` is no digest of content: it names a blob whose content no strong
-    digest names (see `File.blob`).
+    crc32 as S3 keeps them. `origin` is no digest of content: it names a blob that belongs to one source
+    (see `File.blob`).
     """
 
     algorithm: str
@@ -72,5 +74,11 @@ class Digest:
 
     @property
     def names_content(self) -> bool:
-        """Whether equal digests may be taken for equal bytes. A 64-bit checksum detects damage only."""
-        return self.algorithm in _NAMES_CONTENT
+        """Whether equal digests mean equal bytes, whoever states them. SHA-1 collides when somebody wants it
+        to (https://shattered.io), a checksum by hand."""
+        return self.algorithm == "sha256"
+
+    @property
+    def names_content_of_a_source(self) -> bool:
+        """Whether equal digests that one source states mean equal bytes to it."""
+        return self.algorithm in _WITHIN_ONE_SOURCE

@@ -7,15 +7,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Self
+from types import MappingProxyType
+from typing import Any, Self
 
 from cachd.errors import Forbidden, Invalid
-from cachd.model.digest import Digest
+from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.name import check_path
 
 MOST_FILES = 100_000
+UNVERIFIED = "none"
+_VERSION = 2  # of the document: since it, only a sha256 makes files of two sources one
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
 
 
@@ -36,9 +39,12 @@ class File:
     `path`: where it lies in the model, with '/'. `size`: bytes. `origin`: where its source keeps it,
     without any secret. `digest`: what the source says of its content, None when it says nothing.
     `validator`: the source's change mark for it, None when the origin is immutable by itself.
+    `base`: that of its manifest, which sets it where it is empty. `sha256`: what cachd computed of the
+    content, None when it did not yet. `kept`: the blob that has it, where that is not the one named after it.
 
-    `blob` names its blob: the digest where that names content, else a name for exactly this origin under
-    exactly this validator, so that a weak checksum never makes two files one.
+    `stated` is what the source says the content is: equal in two files of one base, they are one.
+    `blob` names its blob. Only a sha256 makes files of two sources one: sources may lie, and all weaker
+    digests collide. Any other blob belongs to one source.
     """
 
     path: str
@@ -46,19 +52,50 @@ class File:
     origin: str
     digest: Digest | None = None
     validator: str | None = None
-    blob: Digest = field(init=False)
+    base: str = ""
+    sha256: Digest | None = field(default=None, compare=False)
+    kept: Digest | None = field(default=None, compare=False)
+    stated: Digest = field(init=False, compare=False)
+    blob: Digest = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
         if type(self.size) is not int or self.size < 0:
             raise Invalid(f"{self.path}: {self.size!r:.40} is not a size in bytes", code="bad_manifest")
-        object.__setattr__(self, "blob", self._blob())
+        stated, own = self._names()
+        object.__setattr__(self, "stated", stated)
+        object.__setattr__(self, "blob", self.kept or own)
 
-    def _blob(self) -> Digest:
-        if self.digest is not None and self.digest.names_content:
-            return self.digest
-        told = [self.origin, self.size, self.validator, str(self.digest or "")]
-        return Digest("origin", hashlib.sha256(json.dumps(told).encode()).hexdigest())
+    def _names(self) -> tuple[Digest, Digest]:
+        """What the source says the content is, and the blob that is named after the file."""
+        digest = self.digest
+        if digest is not None and digest.names_content:
+            return digest, digest
+        if digest is not None and digest.names_content_of_a_source:
+            # The base outlives a revision, which is in the origin: what a new one leaves as it was is here.
+            return digest, _private(f"{self.base or self.origin}\n{self.size}\n{digest}")
+        mark = _private(json.dumps([self.origin, self.size, self.validator, str(digest or "")]))
+        return mark, mark
+
+    @property
+    def is_private(self) -> bool:
+        """Whether its blob is only ever this source's."""
+        return self.kept is None and not self.is_named_by_content
+
+    @property
+    def is_named_by_content(self) -> bool:
+        """Whether its source states a sha256."""
+        return self.digest is not None and self.digest.names_content
+
+    @property
+    def verified_by(self) -> str:
+        """The algorithm by which its bytes are compared with what its source says; `none` without one."""
+        return self.digest.algorithm if self.digest else UNVERIFIED
+
+
+def _private(told: str) -> Digest:
+    """The name of a blob that belongs to one source."""
+    return Digest("origin", hashlib.sha256(told.encode()).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +127,8 @@ class Manifest:
                 mend="check the name; nothing can be served from it",
             )
         check_count(self.base, len(self.files))
-        object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
+        own = (f if f.base == self.base else replace(f, base=self.base) for f in self.files)
+        object.__setattr__(self, "files", tuple(sorted(own, key=lambda f: f.path)))
         paths = [f.path for f in self.files]
         folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}
         if len(set(paths)) != len(paths) or folders & set(paths):
@@ -101,9 +139,9 @@ class Manifest:
                 code="bad_manifest",
                 mend="the listing contradicts itself; report it to whoever keeps the source",
             )
-        told = [self.base, self.revision, [[f.path, f.size, str(f.blob)] for f in self.files]]
-        sizes = {f.blob: f.size for f in self.files}
-        if any(sizes[f.blob] != f.size for f in self.files):
+        told = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
+        sizes = {f.stated: f.size for f in self.files}
+        if any(sizes[f.stated] != f.size for f in self.files):
             raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
         object.__setattr__(self, "size", sum(sizes.values()))
         object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
@@ -112,6 +150,12 @@ class Manifest:
     def is_verified(self) -> bool:
         """Whether the source publishes a digest of every file."""
         return all(f.digest is not None for f in self.files)
+
+    @property
+    def verified_by(self) -> tuple[tuple[str, int], ...]:
+        """How many files each algorithm verifies, the weakest first; `none` where the source says nothing."""
+        counts = Counter(f.verified_by for f in self.files)
+        return tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
 
     @property
     def single_file(self) -> str | None:
@@ -157,8 +201,8 @@ class Manifest:
                 mend="leave them out with exclude; `refuse` in the daemon's options says which",
             )
 
-    def as_document(self) -> dict[str, object]:
-        """The manifest as JSON members, read back by `from_document`."""
+    def as_document(self, hashes: Mapping[str, Digest] = MappingProxyType({})) -> dict[str, object]:
+        """The manifest as JSON members, read back by `from_document`. `hashes`: sha256 of files by path."""
         files = [
             {
                 "path": f.path,
@@ -166,31 +210,41 @@ class Manifest:
                 "origin": f.origin,
                 "digest": str(f.digest) if f.digest else None,
                 "validator": f.validator,
+                **({"sha256": sha256.hex} if (sha256 := hashes.get(f.path, f.sha256)) else {}),
+                **({"blob": str(f.kept)} if f.kept else {}),
             }
             for f in self.files
         ]
-        return {"base": self.base, "revision": self.revision, "files": files}
+        return {"version": _VERSION, "base": self.base, "revision": self.revision, "files": files}
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
         """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
-        files = document["files"]
+        files, base = document["files"], str(document["base"])
         if not isinstance(files, list):
             raise Invalid("a manifest's files are no list", code="bad_manifest")
-        return cls(
-            base=str(document["base"]),
-            revision=str(document["revision"]),
-            files=tuple(
-                File(
-                    path=_text(f["path"]),
-                    size=f["size"],
-                    origin=f["origin"],
-                    digest=Digest.parse(str(f["digest"])) if f["digest"] else None,
-                    validator=f["validator"],
-                )
-                for f in files
-            ),
-        )
+        read = _file if "version" in document else _file_of_before
+        return cls(base, str(document["revision"]), tuple(read(f, base) for f in files))
+
+
+def _file(told: Mapping[str, Any], base: str) -> File:
+    return File(
+        path=_text(told["path"]),
+        size=told["size"],
+        origin=told["origin"],
+        digest=Digest.parse(str(told["digest"])) if told["digest"] else None,
+        validator=told["validator"],
+        base=base,
+        sha256=Digest("sha256", str(told["sha256"])) if "sha256" in told else None,
+        kept=Digest.parse(str(told["blob"])) if "blob" in told else None,
+    )
+
+
+def _file_of_before(told: Mapping[str, Any], base: str) -> File:
+    """A file of a document without a version: sha1 and git-sha1, too, named its blob."""
+    file = _file(told, base)
+    named = file.digest is not None and file.digest.names_content_of_a_source
+    return replace(file, kept=file.digest) if named and file.is_private else file
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:

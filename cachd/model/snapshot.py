@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape
 from typing import Self
 
@@ -136,9 +136,9 @@ class Snapshot:
     """One manifest whose blobs are all here, under a name, declared ready.
 
     `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
-    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` is what
-    `Manifest.single_file` says. `address` is the name below models/ that leads to this snapshot and to no
-    other.
+    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` and
+    `verified_by` are what the manifest says. `address` is the name below models/ that leads to this snapshot
+    and to no other.
     """
 
     wish: Wish
@@ -152,6 +152,7 @@ class Snapshot:
     commit: str
     file: str | None = None
     address: str = ""
+    verified_by: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Raises Invalid: each of these names a directory or a link of the cache."""
@@ -198,6 +199,7 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         size=manifest.size,
         files=len(manifest.files),
         verified=manifest.is_verified,
+        verified_by=manifest.verified_by,
         published_at=published_at,
         repo=wish.repo,
         commit=commit_of(manifest),

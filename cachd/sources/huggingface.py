@@ -93,7 +93,7 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
             f"{ref} lists {sibling.rfilename!r:.120} without its size or digest", code="origin_protocol"
         )
     digest = Digest("sha256", sibling.lfs.sha256) if sibling.lfs else Digest("git-sha1", str(blob_id))
-    return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest)
+    return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest, base=ref.base)
 
 
 class _OurPath(httpx2.BaseTransport):

@@ -97,7 +97,7 @@ class BucketSource:
                 files = tuple(pool.map(ask, sorted(keys.keys() - {sums.NAME})))
             if self._list(client, bucket, prefix) != listed:
                 raise Changed(f"{ref.base}: objects came, went or changed while they were listed")
-        told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.blob}\n" for f in files)
+        told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
 
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:

@@ -64,7 +64,7 @@ class ShareSource:
                     )
             else:
                 found = [self._file(top, top.name, {top.name: ref.digest} if ref.digest else {})]
-        told_all = "".join(f"{f.path}\n{f.size}\n{f.blob}\n" for f in sorted(found, key=lambda f: f.path))
+        told_all = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(found, key=lambda f: f.path))
         yield Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
 
     def open(self, file: File, extent: Extent, cut: Cut) -> ShareBody:

@@ -34,7 +34,7 @@ class WebSource:
         """See `Source.resolve`."""
         if ref.location.endswith("/"):
             return self._resolve_directory(ref)
-        file = self._ask(ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest)
+        file = self._ask(ref, ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest)
         return Manifest(ref.base, _revision(file), (file,))
 
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
@@ -64,7 +64,7 @@ class WebSource:
             """Ask about every eighth file: a thread and a connection each, and no hand-over between."""
             try:
                 return [
-                    self._ask(ref.base + quoted(path), path, digest)
+                    self._ask(ref, ref.base + quoted(path), path, digest)
                     for path, digest in told[first::_ASKED_AT_ONCE]
                     if not stopped.is_set()
                 ]
@@ -76,7 +76,7 @@ class WebSource:
             asked = list(pool.map(ask_every, range(_ASKED_AT_ONCE)))
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
-    def _ask(self, url: str, path: str, digest: Digest | None) -> File:
+    def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None) -> File:
         head = self._http.head(url)
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
@@ -93,11 +93,12 @@ class WebSource:
             )
         # Without a validator nothing tells this file from a later one: it is this one only once.
         validator = head.validator or f"once:{uuid.uuid4()}"
-        return File(path, head.size, url, digest or _repr_digest(head.headers.get("Repr-Digest")), validator)
+        digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
+        return File(path, head.size, url, digest, validator, ref.base)
 
 
 def _revision(file: File) -> str:
-    return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.blob}\n".encode()).hexdigest()
+    return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.stated}\n".encode()).hexdigest()
 
 
 def _repr_digest(header: str | None) -> Digest | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import structlog
 
 from cachd import __version__
 from cachd.errors import CachdError, DiskFailed
-from cachd.model import Digest, Manifest, Snapshot, Wish
+from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, Snapshot, Wish
 from cachd.store import durable
 from cachd.store.layout import Layout
 
@@ -60,6 +61,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "bytes": snapshot.size,
         "files": snapshot.files,
         "verified": snapshot.verified,
+        "verified_by": dict(snapshot.verified_by),
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
         "file": f"models/{snapshot.name}/{snapshot.file}" if snapshot.file else None,
@@ -82,6 +84,8 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
             if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
                 with open(f"{manifests}/{snapshot.manifest}.json", "rb") as manifest:
                     files = json.loads(manifest.read())["files"]
+                if not snapshot.verified_by:  # ready files of before have none
+                    snapshot = replace(snapshot, verified_by=_verified_by(files))
                 _check_sizes(f"{models}/.trees/{snapshot.manifest}", files)
                 if snapshot.file and snapshot.file not in {file["path"] for file in files}:
                     raise ValueError(f"{snapshot.file:.120} is no file of its manifest")
@@ -94,6 +98,14 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
         log.warning("readiness withdrawn", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
     return found
+
+
+def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
+    """As `Manifest.verified_by`, of a manifest's document."""
+    counts = Counter(
+        str(file["digest"]).partition(":")[0] if file["digest"] else UNVERIFIED for file in files
+    )
+    return tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
 
 
 def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
@@ -188,6 +200,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
         size=int(told["bytes"]),
         files=int(told["files"]),
         verified=bool(told["verified"]),
+        verified_by=tuple((str(by), int(files)) for by, files in told.get("verified_by", {}).items()),
         published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),

@@ -8,17 +8,21 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from cachd.errors import Corrupt, Unavailable
-from cachd.model import Digest, File, Manifest
+from cachd.model import Digest, Extent, File, Manifest
 from cachd.store import durable
-from cachd.store.digests import of_whole
+from cachd.store.digests import NO_SHA256, of_whole
+from cachd.store.hashes import Hashes
 from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
 from cachd.store.protection import is_open
+from cachd.store.proven import Proven
+from cachd.store.reads import Reads
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +30,11 @@ log = structlog.get_logger(__name__)
 class ContentStore:
     """The blobs of one root, and the ingests on their way to become blobs."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, trusts_claims: bool = False) -> None:
         self._layout = layout
+        self.proven = Proven(layout.proven, lambda blob: bool(self.inode(blob)), trusts_claims=trusts_claims)
+        self.reads = Reads()
+        self.hashes = Hashes()
         self._lock = threading.Lock()
         self._claims: Counter[Digest] = Counter()
         self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
@@ -38,6 +45,13 @@ class ContentStore:
     def at(self, blob: Digest) -> str:
         """The path as text."""
         return self._layout.blob_at(blob)
+
+    def alike(self, file: File) -> Digest | None:
+        """The blob of another name that has the content of a file which states a sha256, and is here."""
+        found = self.hashes.blob_of(file.digest) if file.digest and file.is_named_by_content else None
+        if found is None or self.has(replace(file, kept=None)):
+            return None
+        return found if self.has(replace(file, kept=found)) else None
 
     def inode(self, blob: Digest) -> int:
         """Which file the blob is; 0 when there is none."""
@@ -58,6 +72,19 @@ class ContentStore:
         path = self.path(file.blob)
         with durable.disk_errors(path):
             return path.read_bytes()
+
+    def agrees(self, file: File, extent: Extent, view: memoryview) -> bool:
+        """Whether the file's blob has these bytes there. Raises Unavailable, DiskFailed."""
+        path = self.path(file.blob)
+        with durable.disk_errors(path), self.reads.reading():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # found damaged meanwhile
+                return False
+            try:
+                return os.pread(fd, extent.size, extent.start) == view
+            finally:
+                os.close(fd)
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""
@@ -85,14 +112,40 @@ class ContentStore:
         return ingest
 
     def commit(self, ingest: Ingest) -> None:
-        """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong."""
+        """Publish a hashed ingest as a blob. Raises Corrupt, and discards it, when the digest is wrong.
+
+        A blob that is here already stays: views link to it.
+        """
         file = ingest.file
         if not ingest.agrees:
             got = ingest.digest()
             ingest.discard()
             self.forget_damaged(file.blob)  # its parts lie as well: all is fetched anew
-            raise _corrupt(file, got)
-        target = self.path(file.blob)
+            raise corrupt(file, got)
+        sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
+        if not self.has(file):
+            self._move_in(ingest)
+            self.hashes.note(file.blob, sha256)
+        if ingest.is_of_one_source:
+            self.proven.add(file)
+        with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
+            ingest.discard()
+        self.forget_damaged(file.blob)
+        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+
+    def _sha256_of(self, ingest: Ingest) -> Digest | None:
+        """The sha256 that was taken along. Where one is known of the file, it must be that: other models may
+        share the blob by it. Raises Corrupt, and discards the ingest."""
+        file, sha256 = ingest.file, ingest.sha256
+        if file.sha256 and sha256 is None:
+            sha256 = ingest.read_sha256()
+        if file.sha256 not in (None, sha256):
+            ingest.discard()
+            raise corrupt(file, sha256, file.sha256)
+        return sha256
+
+    def _move_in(self, ingest: Ingest) -> None:
+        file, target = ingest.file, self.path(ingest.file.blob)
         data = ingest.seal()
         with durable.disk_errors(target):
             self._make_directory(file.blob)
@@ -100,20 +153,26 @@ class ContentStore:
             if file.digest is None or lines.count("\n") > 1:  # else a repair has no part to choose
                 durable.write_file(parts_of(target), lines.encode())
             durable.move(data, target)
-        with suppress(Unavailable):  # an empty directory that nobody can open now does no harm
-            ingest.discard()
-        self.forget_damaged(file.blob)
-        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def put(self, file: File, content: memoryview) -> None:
         """Publish the whole content of a file with a digest as a blob. Raises Corrupt, NoSpace or DiskFailed.
 
         Nothing is written before it is verified, and what a crash leaves the next start removes: no ingest.
+        A blob that is here already stays: views link to it.
         """
         if file.digest is None:
             raise ValueError(f"{file.path}: only a digest can vouch for bytes that come without parts")
         if (got := of_whole(file.digest, content)) != file.digest:
-            raise _corrupt(file, got)
+            raise corrupt(file, got)
+        sha256 = None if file.is_named_by_content else of_whole(NO_SHA256, content)
+        if file.sha256 not in (None, sha256):
+            raise corrupt(file, sha256, file.sha256)
+        if not self.has(file):
+            self._put_in(file, content)
+            self.hashes.note(file.blob, sha256)
+        self.proven.add(file)
+
+    def _put_in(self, file: File, content: memoryview) -> None:
         target, staged = self.at(file.blob), self._layout.staged_blob_at(file.blob)
         with durable.disk_errors(target):
             try:
@@ -166,6 +225,7 @@ class ContentStore:
             with suppress(FileNotFoundError):
                 durable.move(parts_of(path), parts_of(aside))  # first: without the blob they would be lost
             self._aside.add(aside.name)
+            self.hashes.forget(blob)
             durable.move(path, aside)
             durable.sync_directory(path.parent)
 
@@ -243,6 +303,7 @@ class ContentStore:
                 durable.remove(parts_of(path))
                 durable.take_away(path, trash)
             moved[trash] = size
+            self.hashes.forget(blob)
             durable.sync_directory(path.parent)
 
     def _discard_ingest(self, blob: Digest, moved: dict[Path, int]) -> None:
@@ -286,12 +347,14 @@ class ContentStore:
         self.empty(dict.fromkeys(self._layout.trash.iterdir(), 0))
 
 
-def _corrupt(file: File, got: Digest | None) -> Corrupt:
+def corrupt(file: File, got: Digest | None, expected: Digest | None = None) -> Corrupt:
+    """What says that a source's bytes have another digest than it states, or than they had."""
+    expected = expected or file.digest
     return Corrupt(
-        f"{file.path}: expected {file.digest}, got {got} ({file.size} bytes from {file.origin})",
+        f"{file.path}: expected {expected}, got {got} ({file.size} bytes from {file.origin})",
         mend="nothing was published; if it happens again the source or the way to it is damaged",
         file=file.path,
-        expected=str(file.digest),
+        expected=str(expected),
         got=str(got),
     )
 

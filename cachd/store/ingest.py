@@ -42,7 +42,7 @@ from cachd.errors import DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
-from cachd.store.digests import PartHash, checksum, in_order
+from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,8 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 class Ingest:
     """One blob being written. Streams call `write`, `landed` and `finish` from many threads for disjoint
     parts; one thread at a time calls `follow`. Whoever closes it has seen every other thread leave.
+
+    `is_of_one_source`: no other source than the file's own has sent any of the bytes.
 
     Raises NoSpace when the file system cannot hold the file, Unavailable when too many files are open,
     DiskFailed when the disk refuses otherwise.
@@ -69,6 +71,8 @@ class Ingest:
         self._journal: int | None = None
         self._checksum = checksum(file.digest)
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
+        self._own_hasher = self._begin_own()
+        self.is_of_one_source = True
         self._hashed = 0
         self._parts: dict[PartHash, Extent] = {}  # what each hash covers
         with durable.disk_errors(directory):
@@ -188,7 +192,7 @@ class Ingest:
 
     def _open_journal(self) -> int:
         if self._journal is None:
-            durable.write_file(self.directory / "about.json", _about(self.file), mode=0o600)
+            durable.write_file(self.directory / "about.json", self._about(), mode=0o600)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._journal = os.open(self.directory / "journal", flags, 0o600)
             for directory in (self.directory, self.directory.parent):
@@ -224,7 +228,31 @@ class Ingest:
         """
         if self._hasher is not None:
             self._hasher.update(view)
+            if self._own_hasher:
+                self._own_hasher.update(view)
             self._hashed += len(view)
+
+    def _begin_own(self) -> Hasher | None:
+        """What takes the sha256 of a file beside a digest of its source that is as slow and names no content.
+
+        A checksum is far faster: there, the sha256 waits until the blob is read again.
+        """
+        is_weak = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
+        return in_order(NO_SHA256, self.file.size) if is_weak else None
+
+    @property
+    def sha256(self) -> Digest | None:
+        """Of a hashed file whose source states another digest, where it was taken along."""
+        return self._own_hasher.digest() if self._own_hasher else None
+
+    def read_sha256(self) -> Digest:
+        """The same of a hashed file, by reading it again."""
+        hasher, buffer = in_order(NO_SHA256, self.file.size), memoryview(bytearray(READ_BYTES))
+        for at in range(0, self.file.size, READ_BYTES):
+            view = buffer[: min(READ_BYTES, self.file.size - at)]
+            self._read(view, at)
+            hasher.update(view)
+        return hasher.digest()
 
     def digest(self) -> Digest | None:
         """The digest of the whole file by the algorithm its manifest names, None when it names none."""
@@ -262,6 +290,7 @@ class Ingest:
         self._hashed = 0
         if self._hasher and self.file.digest:
             self._hasher = in_order(self.file.digest, self.file.size)
+            self._own_hasher = self._begin_own()
         with durable.disk_errors(self.directory):
             if self._journal is not None:
                 os.close(self._journal)
@@ -334,6 +363,7 @@ class Ingest:
                         self._believe(part, hashed)
         finally:
             os.close(fd)
+        self.is_of_one_source = False
         self._is_due = bool(self._unsynced)
         self._write_journal()
         self.resumed = self._landed.bytes
@@ -377,11 +407,15 @@ class Ingest:
     def _resume(self) -> None:
         """Believe each line whose bytes still hash to what it says; write again what was not synced."""
         about, received, journal = (self.directory / name for name in ("about.json", "received", "journal"))
-        if not _describes(about, self.file):
+        told = _told(about, self.file)
+        if told is None:
             for path in (received, journal, about):
                 durable.remove(path)
-            durable.write_note(about, _about(self.file))
+            durable.write_note(about, self._about())
             return
+        self.is_of_one_source = told.get("base") == self.file.base
+        if not self.is_of_one_source:
+            durable.write_note(about, self._about())
         lines: dict[int, list[tuple[int, str]]] = {}  # by where they start
         synced: dict[int, int] = {}  # how far the journal goes from there
         for path in (received, journal):
@@ -431,6 +465,17 @@ class Ingest:
         self._landed.add(part)
         self._parts[hashed], self._unsynced[hashed] = part, _line(part, hashed)
 
+    def _about(self) -> bytes:
+        file = self.file
+        about = {
+            "origin": file.origin,
+            "size": file.size,
+            "blob": str(file.blob),
+            "validator": file.validator,
+        }
+        about |= {"base": file.base if self.is_of_one_source else None}
+        return json.dumps(about, indent=1).encode()
+
     def _hash(self, part: Extent, buffer: memoryview) -> PartHash:
         """Of a part as it is on disk."""
         hashed = self.part_hash()
@@ -449,18 +494,13 @@ def _line(part: Extent, hashed: PartHash) -> str:
     return f"{part.start} {part.stop} {hashed.hexdigest}\n"
 
 
-def _about(file: File) -> bytes:
-    about = {"origin": file.origin, "size": file.size, "blob": str(file.blob), "validator": file.validator}
-    return json.dumps(about, indent=1).encode()
-
-
-def _describes(about: Path, file: File) -> bool:
-    """Whether an earlier life of the daemon wrote these very bytes: same blob, same size."""
+def _told(about: Path, file: File) -> dict[str, object] | None:
+    """What an earlier life of the daemon wrote of these very bytes: same blob, same size; None if nothing."""
     try:
         told = json.loads(about.read_bytes())
-        return bool(told["blob"] == str(file.blob) and told["size"] == file.size)
+        return dict(told) if told["blob"] == str(file.blob) and told["size"] == file.size else None
     except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+        return None
 
 
 def parts_of(blob: Path) -> Path:

@@ -9,7 +9,8 @@ ready/<name>.json                 written last, removed first
 .cachd/                           private, 0700
     format                        what wrote this root
     lock                          held by the one daemon
-    blobs/<algorithm>/<hex>       verified, read-only
+    blobs/sha256/<hex>            verified, read-only; for every source that has proven that it has it
+    blobs/origin/<hex>            the same of one source, which states no sha256
     ingest/<algorithm>-<hex>/     data, about.json, received, journal
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
@@ -18,6 +19,7 @@ ready/<name>.json                 written last, removed first
     suspended/<name>.json         what was ready until damage was found, and waits for its repair
     damaged/<algorithm>-<hex>     blobs with wrong bytes; what is good of them goes into their repair
     verified.json                 when each blob was last read again
+    proven                        which source has proven that it has which blob
     leases/<id>.json              who holds which name until when
     uses.json                     how names were used, what their sources bring
     staging/                      views being built, small blobs being written
@@ -99,6 +101,10 @@ class Layout:
     @property
     def verified(self) -> Path:
         return self.root / ".cachd/verified.json"
+
+    @property
+    def proven(self) -> Path:
+        return self.root / ".cachd/proven"
 
     @property
     def leases(self) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cachd.model import Digest, Extent, File
 from cachd.store import durable
-from cachd.store.digests import PartHash, hasher_of
+from cachd.store.digests import Hasher, PartHash, hasher_of
 from cachd.store.ingest import parts_of, read_parts
 from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
@@ -40,17 +40,20 @@ def glance(blob: Path, file: File) -> str:
     return ""
 
 
-def reread(blob: Path, file: File, reads: Reads, took: Callable[[int], None]) -> str:
+def reread(
+    blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
+) -> str:
     """Read a whole blob; what is wrong with it, empty when nothing is.
 
-    `took` is told of the bytes of each read, and may wait or raise. Raises Moved, Unavailable, DiskFailed.
+    `took` is told of the bytes of each read, and may wait or raise. `beside` takes in the bytes, too, of a
+    file with a digest. Raises Moved, Unavailable, DiskFailed.
     """
     if wrong := glance(blob, file):
         return wrong
     reading = _Reading(blob, reads)
     try:
         return (
-            _wrong_digest(reading, file, file.digest, took)
+            _wrong_digest(reading, file, file.digest, took, beside)
             if file.digest
             else _wrong_part(reading, file, took)
         )
@@ -63,10 +66,14 @@ def reread(blob: Path, file: File, reads: Reads, took: Callable[[int], None]) ->
         reading.close()
 
 
-def _wrong_digest(reading: _Reading, file: File, digest: Digest, took: Callable[[int], None]) -> str:
+def _wrong_digest(
+    reading: _Reading, file: File, digest: Digest, took: Callable[[int], None], beside: Hasher | None
+) -> str:
     hasher = hasher_of(digest, file.size)
     for view in reading.extent(Extent(0, file.size), took):
         hasher.update(view)
+        if beside:
+            beside.update(view)
     got = hasher.digest()
     return "" if got == digest else f"it hashes to {got}"
 

@@ -36,7 +36,6 @@ from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
 from cachd.store.protection import InUseBy, Leases, Pins, is_open
-from cachd.store.reads import Reads
 from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
 from cachd.store.watch import ViewChanges, Watch
@@ -67,10 +66,11 @@ class Snapshots:
         self._pins, self.leases = Pins(layout), Leases(layout)
         self._holds, self._addresses = Holds(layout), Addresses(layout)
         self._changing = threading.Lock()  # one publish or withdraw at a time; readers never take it
-        self.reads = Reads()
+        self.reads = content.reads
         self._named = catalog.read_snapshots(layout)
         self.previous = Previous(layout, keep_previous)
         self._suspended = catalog.read_suspended(layout, self._named)
+        self._bases: dict[str, str] = {}  # of recorded manifests, as far as one was read
 
     # --- reading ---
 
@@ -154,6 +154,42 @@ class Snapshots:
             return self._manifest(found.snapshot.manifest)
         except (FileNotFoundError, DiskFailed):
             return None
+
+    def as_kept(self, manifest: Manifest) -> Manifest:
+        """A manifest as its source lists it, with what is known here of the files: which blob has the content
+        of one, where that is not named after it, and its sha256. Models of the same source tell, and
+        what was hashed here for the files that state a sha256."""
+        known: dict[tuple[Digest, int], File] = {}
+        for recorded in self._of_base(manifest.base):
+            for file in recorded.files:
+                if file.kept and self._content.has(file):
+                    known[file.stated, file.size] = file
+                elif file.sha256:
+                    known.setdefault((file.stated, file.size), replace(file, kept=None))
+
+        def told(file: File) -> File:
+            found = known.get((file.stated, file.size))
+            kept, sha256 = (found.kept, found.sha256) if found else (self._content.alike(file), None)
+            is_so = (file.kept, file.sha256) == (kept, sha256)
+            return file if is_so else replace(file, kept=kept, sha256=sha256)
+
+        files = tuple([told(file) for file in manifest.files])
+        is_so = all(a is b for a, b in zip(files, manifest.files, strict=True))
+        return manifest if is_so else replace(manifest, files=files)
+
+    def owned(self, base: str) -> set[Digest]:
+        """The blobs of every recorded snapshot of one source."""
+        return {f.blob for manifest in self._of_base(base) for f in manifest.files}
+
+    def _of_base(self, base: str) -> Iterator[Manifest]:
+        """The recorded manifests of one source."""
+        for path in self._recorded():
+            if self._bases.get(path.stem, base) == base:
+                with suppress(FileNotFoundError, DiskFailed):
+                    manifest = self._manifest(path.stem)
+                    self._bases[path.stem] = manifest.base
+                    if manifest.base == base:
+                        yield manifest
 
     def recorded(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
         """Every snapshot on disk with its names: none when a newer one took its place.
@@ -483,6 +519,8 @@ class Snapshots:
         for name, manifest in self._readable():
             self._watch.cover(manifest, catalog.read_shown(self._layout.manifest(name)))
             files |= {f.blob: f for f in manifest.files}
+            for file in manifest.files:
+                self._content.hashes.read(file)
         self._watch.keep_only({path.stem for path in self._recorded()})
         return files
 
@@ -650,12 +688,24 @@ class Snapshots:
         """Whether somebody needs a snapshot, or had one of its files open lately."""
         return bool(self.opened_lately(manifest.id)) or self.is_open(manifest)
 
-    def _record(self, manifest: Manifest, hub_folder: str) -> None:
+    def record_hashes(self) -> None:
+        """Add to the recorded manifests what blobs were found to hash to. Raises NoSpace, DiskFailed."""
+        if not (found := self._content.hashes.unrecorded()):
+            return
+        self._content.hashes.recorded(found)  # what fails below is found out again by the next scrub
+        with self._changing, durable.disk_errors(self._layout.root):
+            for _, manifest in self._readable():
+                if any(f.blob in found and f.sha256 is None for f in manifest.files):
+                    self._record(manifest)
+
+    def _record(self, manifest: Manifest, *folders: str) -> None:
         """Keep the manifest, with every folder of the Hub view that ever showed it."""
         path = self._layout.manifest(manifest.id)
-        shown = {hub_folder, *catalog.read_shown(path)}
-        document = manifest.as_document() | {"shown": sorted(shown)}
+        shown = {*folders, *catalog.read_shown(path)}
+        hashes = {f.path: sha256 for f in manifest.files if (sha256 := self._content.hashes.of(f))}
+        document = manifest.as_document(hashes) | {"shown": sorted(shown)}
         durable.write_file(path, json.dumps(document).encode())
+        self._content.hashes.recorded({f.blob for f in manifest.files})
 
     def _remove_unused(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that no name leads to, unless it is in use."""
@@ -671,6 +721,7 @@ class Snapshots:
         if manifest in self._used():
             return {}
         path = self._layout.manifest(manifest)
+        self._bases.pop(manifest, None)
         self._holds.remove(manifest)
         try:
             gone = self._manifest(manifest)

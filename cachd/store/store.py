@@ -53,6 +53,7 @@ class Store:
         disk_at_least: int = 0,
         keep_previous: int = 0,
         keep_opened_seconds: float = OPENED_SECONDS,
+        trust_claimed_digests: bool = False,
     ) -> None:
         self.layout = Layout(root)
         _check_root(root)
@@ -79,7 +80,7 @@ class Store:
                             durable.write_file(tag, _CACHEDIR_TAG)
             if foreign := sorted({entry.name for entry in root.iterdir()} - _KNOWN):
                 log.warning("not cachd's, left alone", root=str(root), names=foreign[:20], count=len(foreign))
-            self.content = ContentStore(self.layout)
+            self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
             with durable.disk_errors(root):
                 self.content.empty_trash()
                 self.uses = Uses(self.layout)

@@ -31,13 +31,14 @@ from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
 from cachd.sources.source import Body, Cut, NoRanges, Source
-from cachd.store.content import ContentStore
+from cachd.store.content import ContentStore, corrupt
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
 from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
+from cachd.transfer.proof import Proof
 from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,8 @@ class Download:
         self._everything = Part(Extent(0, file.size))
         self._committing = False
         self._waits_for_room = False
+        self._proof: Proof | None = None
+        self._is_proven = False
         self._over = False
         self._outcome: CachdError | None = None
 
@@ -122,6 +125,8 @@ class Download:
     @property
     def landed(self) -> int:
         """Bytes of the file that are here, resumed ones included; what came twice counts once."""
+        if self._is_proven:
+            return self.file.size
         return min(self.resumed + self._fetched - self._forgotten, self.file.size)
 
     @property
@@ -166,8 +171,8 @@ class Download:
 
     def _fetch_first(self, buffer: memoryview) -> None:
         """Fetch a small file, or begin the ingest of a larger one with its first part. Raises Unavailable."""
-        if self._content.has(self.file):  # committed by another download since the pull looked
-            self._end(None)
+        if self._content.has(self.file):
+            self._take_what_is_here(buffer)
             return
         held = self._content.allocated(self.file)
         if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
@@ -187,6 +192,78 @@ class Download:
             self._go_on()
         if parts:
             self._fetch(parts[0], buffer)
+
+    def _take_what_is_here(self, buffer: memoryview) -> None:
+        """End with the blob that is here, once the source has proven that it has it. Raises Unavailable."""
+        if self._content.proven.has(self.file):  # committed by another download since the pull looked
+            self._end(None)
+        elif not self.file.size:
+            self._is_proven_now()
+        elif self.file.size <= _SMALL_BYTES:
+            self._fetch_small(buffer)
+        else:
+            self._prove(buffer)
+
+    def _prove(self, buffer: memoryview) -> None:
+        """Compare parts that the source could not foretell; when one differs, have it send the whole file."""
+        if self._proof is None:
+            self._proof = Proof(self.file, by_samples=self._content.proven.begins(self.file))
+            log.debug("a source proves what it has", file=self.file.path, size_bytes=self.file.size)
+        try:
+            if self._proof.samples and self._shows_samples(self._proof, buffer):
+                self._is_proven_now()
+                return
+        except NoRanges:
+            self._proof.has_ranges = False
+        self._proof.samples.clear()
+        self._pass_through(self._proof, buffer)
+
+    def _shows_samples(self, proof: Proof, buffer: memoryview) -> bool:
+        """Whether the source has what is here, wherever it is asked. Raises NoRanges, Unavailable."""
+        while proof.samples:
+            extent, received = proof.samples[-1], 0
+            with self._open(extent) as body:
+                while received < extent.size and not self._over:
+                    rest = buffer[received : extent.size]
+                    count = body.readinto(self._allowed(rest, len(rest)))
+                    received += count
+                    self._count(count)
+            if self._over or not self._content.agrees(self.file, extent, buffer[:received]):
+                return False
+            proof.samples.pop()
+        return True
+
+    def _pass_through(self, proof: Proof, buffer: memoryview) -> None:
+        """Hash the whole file as the source sends it, and write nothing. Raises Corrupt."""
+        began = time.monotonic()
+        try:
+            with self._open(proof.rest) as body:
+                while proof.reached < self.file.size and not self._over:
+                    is_long = time.monotonic() - began > _TURN_SECONDS
+                    if is_long and proof.has_ranges and self._engine.streams.owes(self._share):
+                        self._engine.streams.submit(self._share, self._begin)
+                        return
+                    view = self._allowed(buffer, self.file.size - proof.reached)
+                    view = view[: body.readinto(view)]
+                    proof.take(view)
+                    self._count(len(view))
+        except NoRanges:
+            proof.has_ranges = False
+            proof.begin()
+            self._engine.streams.submit(self._share, self._begin)
+        except Unavailable as error:
+            self._again(self._everything, proof.reached, error, self._begin)
+        else:
+            if not self._over and proof.digest() != self.file.digest:
+                raise corrupt(self.file, proof.digest())
+            self._is_proven_now()
+
+    def _is_proven_now(self) -> None:
+        """The source has what is here."""
+        if not self._over:
+            self._is_proven = True
+            self._content.proven.add(self.file)
+            self._end(None)
 
     def _go_on(self) -> None:
         """Let the next part begin, or all of them when there are streams for them."""
@@ -222,6 +299,7 @@ class Download:
         When it breaks off, or another pull waits for the stream, it goes on as a part where it stopped.
         """
         content, received = buffer[: self.file.size], 0
+        is_here = self._content.has(self.file)
         part = Part(Extent(0, self.file.size))
         began = time.monotonic()
         try:
@@ -253,7 +331,7 @@ class Download:
             self._ask_anew(error.facts["got"], self.file.size, "source")
             self._engine.streams.submit(self._share, self._begin)
             return
-        self._allocate(self.file.size)
+        self._allocate(0 if is_here else self.file.size)
         self._end(None)
 
     def _allocate(self, count: int) -> None:

@@ -79,18 +79,37 @@ def _pull_once(
     permit: Permit,
 ) -> Snapshot:
     store = means.store
-    manifest = whole.select(wish.include, wish.exclude)
+    manifest = store.snapshots.as_kept(whole.select(wish.include, wish.exclude))
     manifest.check_without(means.refuse)
     with means.reclaim.reserve(manifest) as reservation:
-        missing = store.content.missing(manifest)
-        progress.begin(manifest, sum(f.size for f in missing))
-        while missing:  # again when one was found damaged meanwhile
-            _download(missing, wish, source, means.downloads, share, reservation, progress)
-            missing = store.content.missing(manifest)
+        needed = _needed(manifest, store)
+        progress.begin(manifest, sum(f.size for f in needed))
+        while needed:  # again when one was found damaged meanwhile, or came from another source
+            _download(needed, wish, source, means.downloads, share, reservation, progress)
+            needed = _needed(manifest, store)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
         progress.state = "publishing"
         return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+
+
+def _needed(manifest: Manifest, store: Store) -> list[File]:
+    """What is missing, and what is here of another source and this one has not proven yet that it has.
+
+    Raises Changed when the blob is gone that had a file under another name: it is not fetched under that.
+    """
+    proven = store.content.proven
+    files = {f.blob: f for f in manifest.files}.values()
+    unproven = [f for f in files if not proven.has(f) and store.content.has(f)]
+    if unproven:
+        owned = store.snapshots.owned(manifest.base)
+        for file in unproven:
+            if file.blob in owned:
+                proven.add(file)
+    missing = store.content.missing(manifest)
+    if gone := next((f for f in missing if f.kept), None):
+        raise Changed(f"{gone.path}: the blob that had it, {gone.blob}, is not here any more")
+    return missing + [f for f in unproven if not proven.has(f)]
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:

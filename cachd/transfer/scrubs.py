@@ -21,6 +21,7 @@ from cachd.metrics import Metrics
 from cachd.model import File, Manifest, Snapshot
 from cachd.policy.pace import Pace
 from cachd.store.catalog import iso
+from cachd.store.digests import NO_SHA256, Hasher, in_order
 from cachd.store.kernel import read_when_idle
 from cachd.store.scrub import Moved, reread
 from cachd.store.store import Store
@@ -167,6 +168,7 @@ class Scrubs:
         for file in files:
             if wrong := self._check(file, took):
                 running.found(file.path, wrong)
+        self._record_hashes()
 
     # --- in time ---
 
@@ -190,6 +192,7 @@ class Scrubs:
             if time.monotonic() >= until:
                 break
             self._check(file, partial(self._read_paced, file, pace))
+        self._record_hashes()
         self._verified.save()
 
     def _due(self) -> list[File]:
@@ -219,7 +222,10 @@ class Scrubs:
         path, reads = self._store.content.path(file.blob), self._store.snapshots.reads
         inode = self._store.content.inode(file.blob)
         try:
-            wrong = reread(path, file, reads, counted)
+            beside = self._hasher_beside(file)
+            wrong = reread(path, file, reads, counted, beside=beside)
+            if not wrong and beside:
+                self._store.content.hashes.note(file.blob, beside.digest())
             if wrong:  # read twice: what one reading got wrong is no damage
                 wrong = reread(path, file, reads, lambda _: self._go_on())
         except Moved:
@@ -230,3 +236,14 @@ class Scrubs:
             self._verified.is_whole(file.blob)
             return ""
         return wrong if self._repairs.damaged(file, wrong, inode) else ""
+
+    def _hasher_beside(self, file: File) -> Hasher | None:
+        """What takes the sha256 of a blob whose digest is weaker, unless it is known."""
+        is_needed = file.digest and not file.is_named_by_content and not self._store.content.hashes.of(file)
+        return in_order(NO_SHA256, file.size) if is_needed else None
+
+    def _record_hashes(self) -> None:
+        try:
+            self._store.snapshots.record_hashes()
+        except CachdError as error:
+            log.warning("sha256 not recorded", reason=error.detail)

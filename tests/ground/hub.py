@@ -182,6 +182,12 @@ class Hub(Server):
         kept.branches[revision] = commit
         return commit
 
+    def misstate(self, repo: str, path: str, *, of: str) -> None:
+        """List a small file under git's id of the file that another repository has there."""
+        listed = self._repos[repo].commits[self._repos[repo].branches["main"]]
+        other = self._repos[of].commits[self._repos[of].branches["main"]][path]
+        listed[path] = replace(listed[path], oid=other.oid)
+
     def tag(self, repo: str, name: str, commit: str) -> None:
         """Let the tag `name` stand for `commit`."""
         self._repos[repo].tags[name] = commit

@@ -30,7 +30,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-Checksum = Literal["SHA256", "CRC64NVME", "CRC32C", "CRC32"]
+Checksum = Literal["SHA256", "SHA1", "CRC64NVME", "CRC32C", "CRC32"]
 
 LOOPBACK = "127.0.0.1"
 DOORS = ["s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"]

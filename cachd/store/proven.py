@@ -1,0 +1,100 @@
+"""Which source has proven that it has the content of which shared blob: a line each, "<source> <blob>".
+
+A blob named by its sha256 may serve every source that lists this digest, and whoever lists a digest need not
+have its content. So a source gets a shared blob only after it has sent the whole of it, or some of it that it
+could not choose (transfer/proof.py).
+
+A line outlives its model, as long as the blob is here. It is never synced: what a loss of power takes is
+proven again, or is found in the manifests that the source's own models have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from cachd.errors import CachdError
+from cachd.model import Digest, File
+from cachd.store import durable
+
+log = structlog.get_logger(__name__)
+
+_MOST_TRIES = 3
+_MOST_LINES = 500_000  # the newest are kept at a start
+
+
+class Proven:
+    """What sources have proven, across restarts. Safe from any thread."""
+
+    def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
+        self._path, self._trusts_claims = path, trusts_claims
+        self._lock = threading.Lock()
+        self._begun: Counter[Digest] = Counter()
+        lines = self._read()
+        self._proven = {line for line in lines if (blob := _blob_of(line)) and is_here(blob)}
+        if len(self._proven) < len(lines):
+            self._rewrite()
+
+    def has(self, file: File) -> bool:
+        """Whether the file's source needs no proof any more that it has the blob, or never does.
+
+        A private blob came from that very source. The Hub itself checks who lists an LFS file: only somebody
+        who uploaded it, or may read it, can.
+        """
+        if file.is_private or file.base.startswith("hf://") or self._trusts_claims:
+            return True
+        return _line(file) in self._proven
+
+    def begins(self, file: File) -> bool:
+        """A source begins its proof. Whether samples are enough: not after several that began and failed, as
+        they do of who knows a part of the blob and tries until the samples are in it."""
+        with self._lock:
+            self._begun[file.blob] += 1
+            return self._begun[file.blob] <= _MOST_TRIES
+
+    def add(self, file: File) -> None:
+        """The file's source has proven it."""
+        if self.has(file):
+            return
+        line = _line(file)
+        with self._lock:
+            self._proven.add(line)
+            self._begun -= Counter({file.blob: 1})
+        with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
+            durable.append_note(self._path, line + "\n")
+
+    def _read(self) -> list[str]:
+        try:
+            with open(self._path, "rb") as told:
+                lines = deque(told, _MOST_LINES)
+            return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            log.warning("what sources have proven not read", reason=repr(error))
+            return []
+
+    def _rewrite(self) -> None:
+        with suppress(CachdError), durable.disk_errors(self._path):
+            content = "".join(f"{line}\n" for line in sorted(self._proven))
+            durable.write_file(self._path, content.encode(), mode=0o600)
+
+
+def _line(file: File) -> str:
+    return f"{hashlib.sha256(file.base.encode()).hexdigest()} {file.blob}"
+
+
+def _blob_of(line: str) -> Digest | None:
+    """The blob that a line names; None when the line is torn."""
+    source, _, blob = line.partition(" ")
+    if len(source) != hashlib.sha256().digest_size * 2:
+        return None
+    with suppress(CachdError):
+        return Digest.parse(blob)
+    return None

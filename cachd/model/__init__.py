@@ -2,7 +2,7 @@
 
 from cachd.model.digest import Digest, Extent
 from cachd.model.limits import Limits, Room, Share, room_in
-from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
+from cachd.model.manifest import MOST_FILES, Entries, File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
@@ -14,6 +14,7 @@ __all__ = [
     "NAME_PATTERN",
     "SCHEMES",
     "Digest",
+    "Entries",
     "Extent",
     "File",
     "Limits",
@@ -26,7 +27,6 @@ __all__ = [
     "Typed",
     "Wish",
     "bytes_of",
-    "check_count",
     "check_name",
     "check_path",
     "commit_of",

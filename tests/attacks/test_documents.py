@@ -35,6 +35,7 @@ from tests.test_sources import HEX, http, refused, share
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
+ENDLESS = Unending(Memory(b""))
 FEW_MIB = 48  # what reading any document may cost, above what the process had before
 
 __all__ = ["bucket", "spoken"]  # fixtures
@@ -60,7 +61,7 @@ print(peak() - before, told)
 
 
 def cost(prepared: str, *arguments: object) -> tuple[float, str]:
-    """MiB that `call`, which `prepared` defines, takes at its peak, and what it returns, or its error's code."""
+    """MiB that `call`, which `prepared` defines, takes at its peak; what it returns, or its error's code."""
     command = [sys.executable, "-c", MEASURED, prepared, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     mib, _, told = ended.stdout.strip().partition(" ")
@@ -90,7 +91,7 @@ COSTLY = {
     "white space": (b" " * 64 * MIB, "document_too_large"),
     "names that differ": (
         b'{"weight_map":{' + b",".join(b'"%d":"%0900d"' % (n, n) for n in range(64 << 10)) + b"}}",
-        str(["%0900d" % n for n in range(1000)]),
+        str([f"{n:0900}" for n in range(1000)]),
     ),
 }
 
@@ -106,10 +107,8 @@ def test_an_index_of_64_mib_costs_a_few_mib_whatever_it_holds(tmp_path: Path, ki
 
 def test_an_honest_index_of_any_size_is_checked_and_costs_a_few_mib(tmp_path: Path) -> None:
     """Of 400,000 tensors: no model of today has as many."""
-    shards = {
-        f"model.layers.{n}.mlp.experts.{n}.down_proj.weight": f"model-{n % 99:05}.safetensors"
-        for n in range(400_000)
-    }
+    tensors = (f"model.layers.{n}.mlp.experts.{n}.down_proj.weight" for n in range(400_000))
+    shards = {tensor: f"model-{n % 99:05}.safetensors" for n, tensor in enumerate(tensors)}
     (tmp_path / "index").write_text(json.dumps({"metadata": {"total_size": 1 << 45}, "weight_map": shards}))
     assert (tmp_path / "index").stat().st_size > 24 * MIB
     mib, ended = cost(INDEX, tmp_path / "index")
@@ -120,7 +119,7 @@ def test_an_honest_index_of_any_size_is_checked_and_costs_a_few_mib(tmp_path: Pa
 def test_a_model_with_a_costly_index_is_refused_and_its_other_files_may_be_had(
     hub: Hub, root: Path, engine: Engines
 ) -> None:
-    files = {"config.json": b"{}", "model.safetensors.index.json": GROUP * (8 * MIB // len(GROUP))}
+    files = {"config.json": b"{}", "model.safetensors.index.json": b"[" + GROUP * (8 * MIB // len(GROUP))}
     hub.add("org/dear", files)
     opened = engine(hf_endpoint=hub.url)
     error = refused(lambda: opened.pull("hf://org/dear"), "document_too_large")
@@ -208,7 +207,7 @@ def test_a_costly_listing_of_a_hub_is_refused_before_it_is_parsed(
 
 
 def test_a_listing_of_a_hub_that_says_it_is_too_long_is_not_received(spoken: Spoken) -> None:
-    spoken.say = lambda _: Reply(200, {}, Unending(Memory(b"")), 0, 1 << 40, 1 << 40)
+    spoken.say = lambda _: Reply(200, {}, ENDLESS, 0, 1 << 40, 1 << 40)
     error = refused(resolving(hub_of(spoken), "hf://org/model"), "document_too_large")
     assert str(1 << 40) in error.detail
     assert str(32 * MIB) in error.detail
@@ -216,9 +215,7 @@ def test_a_listing_of_a_hub_that_says_it_is_too_long_is_not_received(spoken: Spo
 
 
 def test_of_a_failure_of_a_hub_the_head_alone_is_read(spoken: Spoken) -> None:
-    spoken.say = lambda _: Reply(
-        404, {"X-Error-Code": "RepoNotFound"}, Unending(Memory(b"")), 0, 1 << 40, None
-    )
+    spoken.say = lambda _: Reply(404, {"X-Error-Code": "RepoNotFound"}, ENDLESS, 0, 1 << 40, None)
     refused(resolving(hub_of(spoken), "hf://org/model"), "repo_not_found")
     assert spoken.bytes_sent() < 32 * MIB, "what the kernel took in"
 
@@ -287,7 +284,7 @@ def test_etags_of_many_bytes_in_all_are_refused(spoken: Spoken, bucket: BucketSo
 def test_checksums_of_a_bucket_without_end_are_refused(spoken: Spoken, bucket: BucketSource) -> None:
     def say(seen: Seen) -> Reply:
         if seen.path.endswith("SHA256SUMS"):
-            return Reply(200, {}, Unending(Memory(b"")), 0, 1 << 40, None)
+            return Reply(200, {}, ENDLESS, 0, 1 << 40, None)
         return page([("m/SHA256SUMS", '"e"'), ("m/x", '"e"')])
 
     spoken.say = say
@@ -441,7 +438,7 @@ async def test_an_answer_that_is_none_of_the_api_is_an_error_of_ours(
 
 
 async def test_an_answer_of_an_api_that_never_ends_is_refused(spoken: Spoken) -> None:
-    spoken.say = lambda _: Reply(200, {}, Unending(Memory(b"")), 0, 1 << 40, None)
+    spoken.say = lambda _: Reply(200, {}, ENDLESS, 0, 1 << 40, None)
     async with Client(spoken.url) as client:
         with pytest.raises(Invalid) as refusal:
             await client.models()

@@ -82,26 +82,34 @@ def call():
 """
 
 GROUP = b"[" * 60 + b"]" * 60 + b","
-COSTLY = {
-    "lists in lists": (b'{"metadata":[' + GROUP * (64 * MIB // len(GROUP)), "document_too_large"),
-    "lists without end": (b"[" * 64 * MIB, "document_too_deep"),
-    "empty lists": (b'{"a":[' + b"[]," * (64 * MIB // 3), "document_too_large"),
-    "one text": (b'{"weight_map":{"a":"' + b"x" * 64 * MIB, "document_too_large"),
-    "one number": (b'{"a":' + b"9" * 64 * MIB, "document_too_large"),
-    "white space": (b" " * 64 * MIB, "document_too_large"),
-    "names that differ": (
-        b'{"weight_map":{' + b",".join(b'"%d":"%0900d"' % (n, n) for n in range(64 << 10)) + b"}}",
-        str([f"{n:0900}" for n in range(1000)]),
-    ),
+COSTLY = {  # how it begins, and what comes until it has 64 MiB
+    "lists in lists": (b'{"metadata":[', GROUP, "document_too_large"),
+    "lists without end": (b"", b"[", "document_too_deep"),
+    "empty lists": (b'{"a":[', b"[],", "document_too_large"),
+    "one text": (b'{"weight_map":{"a":"', b"x", "document_too_large"),
+    "one number": (b'{"a":', b"9", "document_too_large"),
+    "white space": (b"", b" ", "document_too_large"),
 }
 
 
 @pytest.mark.parametrize("kind", COSTLY)
 def test_an_index_of_64_mib_costs_a_few_mib_whatever_it_holds(tmp_path: Path, kind: str) -> None:
-    content, told = COSTLY[kind]
-    (tmp_path / "index").write_bytes(content)
+    begun, more, told = COSTLY[kind]
+    (tmp_path / "index").write_bytes(long(begun, more, 64))
     mib, ended = cost(INDEX, tmp_path / "index")
     assert ended == told
+    assert mib < FEW_MIB
+
+
+def long(begun: bytes, more: bytes, mib: int) -> bytes:
+    return begun + more * (mib * MIB // len(more))
+
+
+def test_of_the_shards_that_an_index_names_and_nobody_has_a_thousand_are_told(tmp_path: Path) -> None:
+    names = [f"{n:0900}" for n in range(64 << 10)]
+    (tmp_path / "index").write_text(json.dumps({"weight_map": dict(zip(names, names, strict=True))}))
+    mib, ended = cost(INDEX, tmp_path / "index")
+    assert ended == str(names[:1000])
     assert mib < FEW_MIB
 
 
@@ -119,7 +127,7 @@ def test_an_honest_index_of_any_size_is_checked_and_costs_a_few_mib(tmp_path: Pa
 def test_a_model_with_a_costly_index_is_refused_and_its_other_files_may_be_had(
     hub: Hub, root: Path, engine: Engines
 ) -> None:
-    files = {"config.json": b"{}", "model.safetensors.index.json": b"[" + GROUP * (8 * MIB // len(GROUP))}
+    files = {"config.json": b"{}", "model.safetensors.index.json": long(b"[", GROUP, 8)}
     hub.add("org/dear", files)
     opened = engine(hf_endpoint=hub.url)
     error = refused(lambda: opened.pull("hf://org/dear"), "document_too_large")
@@ -172,6 +180,7 @@ def resolving(source: Source, ref: str) -> Callable[[], Manifest]:
     return lambda: source.resolve(Ref.parse(ref))
 
 
+BEGUN = json.dumps(LISTED)[:-1].encode() + b',"cardData":'
 HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
@@ -185,21 +194,19 @@ def call():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("begun", "more", "told"),
     [
-        (json.dumps(LISTED)[:-1].encode() + b',"cardData":' + b"[" * 30 * MIB, "document_too_deep"),
-        (
-            json.dumps(LISTED)[:-1].encode() + b',"cardData":[' + GROUP * (30 * MIB // len(GROUP)),
-            "document_too_large",
-        ),
-        (b"[NaN," + GROUP * (30 * MIB // len(GROUP)), "origin_protocol"),
-        (("[" + '"\u2222",' + "[" * MIB).encode("utf-16-le"), "origin_protocol"),
+        (BEGUN, b"[", "document_too_deep"),
+        (BEGUN + b"[", GROUP, "document_too_large"),
+        (b"[NaN,", GROUP, "origin_protocol"),
+        ('["\u2222",'.encode("utf-16-le"), b"[\0", "origin_protocol"),
     ],
     ids=["deep", "many", "not a number", "UTF-16"],
 )
 def test_a_costly_listing_of_a_hub_is_refused_before_it_is_parsed(
-    spoken: Spoken, content: bytes, told: str
+    spoken: Spoken, begun: bytes, more: bytes, told: str
 ) -> None:
+    content = long(begun, more, 30)
     spoken.say = lambda _: Reply.of(200, {"Content-Type": "application/json"}, content)
     mib, ended = cost(HUB, spoken.url)
     assert ended == told

@@ -67,7 +67,7 @@ def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iter
     import ijson
 
     events = ijson.sendable_list()
-    walker = ijson.basic_parse_coro(events, use_float=True)  # a number is no more than eight bytes
+    walker = ijson.basic_parse_coro(events)
     values = depth = unfinished = 0
     try:
         for piece in pieces:
@@ -89,7 +89,7 @@ def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iter
             events.clear()
         walker.close()
         yield list(events)
-    except ijson.JSONError as error:
+    except (ijson.JSONError, ArithmeticError, SystemError, ValueError) as error:  # the last: a number's
         raise ValueError(f"{shown} is no JSON") from error
 
 

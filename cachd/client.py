@@ -12,7 +12,7 @@ from cachd.errors import Unreachable, error_of
 from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
 
-_LONGEST = Limit(256 << 20, values=20_000_000)  # all the files of a model, or thousands of models
+_LONGEST = Limit(256 << 20, tokens=50_000_000)  # all the files of a model, or thousands of models
 
 
 class Client:

@@ -10,7 +10,7 @@ from cachd.foreign import Limit, walk_json
 INDEX = ".safetensors.index.json"
 MOST_TOLD = 1000
 _LONGEST_TOLD = 1000
-_LIMIT = Limit(values=4_000_000)  # one a tensor: the largest models of today have some 200,000
+_LIMIT = Limit(tokens=8_000_000)  # two a tensor: the largest models of today have some 200,000 tensors
 
 
 def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[str]:
@@ -18,7 +18,7 @@ def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[
 
     `pieces` are its content, which may be of any length: only so many names as MOST_TOLD are kept. A name
     that climbs (`../other.bin`) is never among `paths`. What is no index is the engine's to refuse. Raises
-    Invalid when the index is nested too deep, or holds more values than any index has.
+    Invalid when the index is nested too deep, or has more tokens than any index.
     """
     found: set[str] = set()
     try:

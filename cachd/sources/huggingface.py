@@ -29,7 +29,7 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
-_LISTING = Limit(32 << 20, values=12 * MOST_FILES)  # some 300 bytes and ten values a file
+_LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # some 240 bytes and 17 tokens a file
 # What the Hub's client makes of an answer that is no listing.
 _NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 

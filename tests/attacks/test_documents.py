@@ -206,18 +206,38 @@ def call():
 def test_a_costly_listing_of_a_hub_is_refused_before_it_is_parsed(
     spoken: Spoken, begun: bytes, more: bytes, told: str
 ) -> None:
-    content = long(begun, more, 30)
+    content = long(begun, more, 20)
     spoken.say = lambda _: Reply.of(200, {"Content-Type": "application/json"}, content)
     mib, ended = cost(HUB, spoken.url)
     assert ended == told
-    assert mib < 2 * 32 + FEW_MIB, "received, and whole"
+    assert mib < 2 * 24 + FEW_MIB, "received, and whole"
+
+
+COSTLIEST: dict[str, Callable[[], bytes]] = {  # all but the last have as many tokens as may be
+    "mappings": lambda: b"[" + b'{"":{"":{"":0}}},' * 199_000 + b"0]",
+    "keys": lambda: b"{" + b",".join(b'"%06d":1' % n for n in range(990_000)) + b"}",
+    "texts": lambda: b"[" + b'"abcd",' * 1_990_000 + b"0]",
+    "wide letters": lambda: b"[" + ('"\U0001f600' + "x" * 900_000 + '",').encode() * 27 + b"0]",
+}
+
+
+@pytest.mark.parametrize("kind", COSTLIEST)
+def test_the_costliest_listing_of_a_hub_that_is_parsed_costs_little_more_than_an_honest_one(
+    spoken: Spoken, kind: str
+) -> None:
+    """One of 99,999 files costs 217 MiB."""
+    content = COSTLIEST[kind]()
+    spoken.say = lambda _: Reply.of(200, {}, content)
+    mib, ended = cost(HUB, spoken.url)
+    assert ended == "origin_protocol"
+    assert mib < 260
 
 
 def test_a_listing_of_a_hub_that_says_it_is_too_long_is_not_received(spoken: Spoken) -> None:
     spoken.say = lambda _: Reply(200, {}, ENDLESS, 0, 1 << 40, 1 << 40)
     error = refused(resolving(hub_of(spoken), "hf://org/model"), "document_too_large")
     assert str(1 << 40) in error.detail
-    assert str(32 * MIB) in error.detail
+    assert str(24 * MIB) in error.detail
     assert spoken.bytes_sent() < 32 * MIB, "what the kernel took in"
 
 

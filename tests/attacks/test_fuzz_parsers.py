@@ -117,7 +117,7 @@ def depth_of(told: Any) -> int:
 @example(b"1.0")
 def test_any_bytes_are_a_document_within_the_limits_or_none(content: bytes) -> None:
     with suppress(ValueError, Invalid):
-        told = foreign.load_json(content, "it", foreign.Limit(size_bytes=1000, values=50))
+        told = foreign.load_json(content, "it", foreign.Limit(size_bytes=1000, tokens=50))
         assert depth_of(told) <= 64
         assert len(content) <= 1000
 

@@ -82,12 +82,12 @@ def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iter
             if tokens > limit.tokens:
                 raise too_large(shown, limit.tokens, unit="tokens")
             for event, _ in events:
-                if event in _CLOSES:
-                    depth -= 1
-                elif event in _OPENS:
+                if event in _OPENS:
                     depth += 1
                     if depth > limit.depth:
                         raise _too_deep(shown, limit.depth)
+                elif event in _CLOSES:
+                    depth -= 1
             yield list(events)
             events.clear()
         walker.close()

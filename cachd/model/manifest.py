@@ -16,7 +16,7 @@ from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
 MOST_FILES = 100_000
-MOST_NAME_BYTES = 32 << 20  # of paths, origins and validators: in memory, four a letter beyond ASCII
+MOST_LETTERS = 32_000_000  # of its paths, origins and validators
 _LONGEST_VALIDATOR = 512
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
 
@@ -25,16 +25,17 @@ class Entries:
     """Counts what a listing names, as it is read: one that never ends is refused before it is kept."""
 
     def __init__(self, base: str) -> None:
-        self._base, self._count, self._name_bytes = base, 0, 0
+        self._base, self._count, self._letters = base, 0, 0
 
-    def add(self, *texts: str | None) -> None:
+    def add(self, *texts: str) -> None:
         """One more entry, with the texts that are kept of it. Raises Invalid when there are too many."""
         self._count += 1
-        self._name_bytes += sum(4 * len(text) if not text.isascii() else len(text) for text in texts if text)
+        for text in texts:
+            self._letters += len(text)
         if self._count > MOST_FILES:
             self._refuse(f"{self._count} files or more", f"{MOST_FILES}")
-        if self._name_bytes > MOST_NAME_BYTES:
-            self._refuse(f"names of {self._name_bytes} bytes or more", f"{MOST_NAME_BYTES} bytes")
+        if self._letters > MOST_LETTERS:
+            self._refuse(f"names of {self._letters} letters or more", f"{MOST_LETTERS}")
 
     def _refuse(self, found: str, most: str) -> None:
         raise Invalid(
@@ -112,7 +113,7 @@ class Manifest:
             )
         entries = Entries(self.base)
         for file in self.files:
-            entries.add(file.path, file.origin, file.validator)
+            entries.add(file.path, file.origin, file.validator or "")
         object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda f: f.path)))
         paths = [f.path for f in self.files]
         folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}

@@ -22,7 +22,7 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
     for number, written in enumerate(io.BytesIO(content), start=1):
         if number > _MOST_LINES:
             raise too_large(shown, _MOST_LINES, unit="lines")
-        line = _decoded(written, f"{shown} line {number}")
+        line = _decoded(written, shown, number)
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
@@ -39,8 +39,8 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
     return sums
 
 
-def _decoded(line: bytes, shown: str) -> str:
+def _decoded(line: bytes, shown: str, number: int) -> str:
     try:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
-        raise Invalid(f"{shown} is not text: {error}", code="bad_sums") from error
+        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_sums") from error

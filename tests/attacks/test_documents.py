@@ -94,6 +94,8 @@ COSTLY = {  # how it begins, and what comes until it has 64 MiB
 
 @pytest.mark.parametrize("kind", COSTLY)
 def test_an_index_of_64_mib_costs_a_few_mib_whatever_it_holds(tmp_path: Path, kind: str) -> None:
+    """Promised: No document of an origin, however deep or long, takes more memory than the listing of
+    100,000 files."""
     begun, more, told = COSTLY[kind]
     (tmp_path / "index").write_bytes(long(begun, more, 64))
     mib, ended = cost(INDEX, tmp_path / "index")
@@ -225,7 +227,11 @@ COSTLIEST: dict[str, Callable[[], bytes]] = {  # all but the last have as many t
 def test_the_costliest_listing_of_a_hub_that_is_parsed_costs_little_more_than_an_honest_one(
     spoken: Spoken, kind: str
 ) -> None:
-    """One of 99,999 files costs 217 MiB."""
+    """That of 99,999 files costs 217 MiB.
+
+    Promised: No document of an origin, however deep or long, takes more memory than the listing of
+    100,000 files.
+    """
     content = COSTLIEST[kind]()
     spoken.say = lambda _: Reply.of(200, {}, content)
     mib, ended = cost(HUB, spoken.url)

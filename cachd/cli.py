@@ -510,7 +510,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
     from cachd.client import Client  # with aiohttp, which takes as long to load as all else here
 
     try:
-        token = token_file.read_text().strip() if token_file else os.environ.get("CACHD_TOKEN")
+        token = _token_in(token_file) if token_file else os.environ.get("CACHD_TOKEN")
     except OSError as error:
         raise Invalid(
             f"token file {token_file} cannot be read: {error.strerror}", code="bad_secret"
@@ -526,6 +526,12 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
             return await call(client)
 
     return asyncio.run(session())
+
+
+def _token_in(file: Path) -> str:
+    """A token of at most 64 KiB; the file may be a pipe."""
+    with file.open("rb") as opened:
+        return opened.read(64 << 10).decode(errors="replace").strip()
 
 
 def _options_here(config_file: Path | None) -> dict[str, Any]:

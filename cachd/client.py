@@ -9,7 +9,10 @@ from typing import Any, Self
 import aiohttp
 
 from cachd.errors import Unreachable, error_of
+from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
+
+_LONGEST = Limit(256 << 20, tokens=50_000_000)  # all the files of a model, or thousands of models
 
 
 class Client:
@@ -96,7 +99,9 @@ class Client:
             async with self._session.request(method, self._server + path, **options) as response:
                 if response.status == 204:
                     return {}
-                document: dict[str, Any] = await response.json(content_type=None)
+                document = load_json(await _whole(response), f"the answer of {self._server}", _LONGEST)
+                if not isinstance(document, dict):
+                    raise ValueError("its answer is no document")  # noqa: TRY004 as any other that is none
                 if response.status >= 400:
                     raise error_of(document)
                 return document
@@ -105,3 +110,13 @@ class Client:
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
                 mend="start it (cachd serve), or give its address with --server or CACHD_SERVER",
             ) from error
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body of an answer. Raises Invalid when it does not end."""
+    content = bytearray()
+    async for piece in response.content.iter_any():
+        content += piece
+        if len(content) > _LONGEST.size_bytes:
+            raise too_large(str(response.url.origin()), _LONGEST.size_bytes)
+    return bytes(content)

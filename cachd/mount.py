@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from cachd import files
 from cachd.errors import CachdError, DiskFailed, Invalid, NotFound, WaitTimeout, error_of
 from cachd.model import check_name
-from cachd.store.catalog import UNREADABLE, snapshot_from
+from cachd.store.catalog import snapshot_from
+
+_MOST_BYTES = 4 << 20
 
 
 def ready_model(cache: Path, name: str) -> dict[str, Any]:
@@ -20,11 +22,11 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
     """
     ready_file = cache / f"ready/{check_name(name)}.json"
     try:
-        told = json.loads(ready_file.read_bytes())
+        told = files.document(ready_file, at_most=_MOST_BYTES)
         snapshot = snapshot_from(told)
     except FileNotFoundError as error:
         raise _not_ready(cache, name) from error
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise DiskFailed(
             f"{ready_file} cannot be read: {error!r:.120}", code="ready_file_unreadable"
         ) from error
@@ -50,7 +52,7 @@ def _not_ready(cache: Path, name: str) -> CachdError:
 def _status(path: Path) -> dict[str, Any]:
     """How far a model is, as the daemon last wrote it; empty when it never heard of it."""
     try:
-        told = json.loads(path.read_bytes())
-    except UNREADABLE:
+        told = files.document(path, at_most=_MOST_BYTES)
+    except files.UNREADABLE:
         return {}
     return told if isinstance(told, dict) else {}

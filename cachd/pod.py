@@ -9,7 +9,6 @@ later, and then the kernel refuses it (store/holds.py).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cachd import files
 from cachd.errors import Invalid, NotKnown, WaitTimeout, error_of
 from cachd.model import check_name
 from cachd.store.layout import Layout
@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.25  # between two looks at the files of a model that is not re
 _HOLD_SECONDS = 2.0  # between two looks at a hold file that is held
 _TELL_SECONDS = 10.0
 _ENDS = {signal.SIGTERM, signal.SIGINT}  # blocked and waited for: process 1 gets them no other way
-_MOST_BYTES = 1 << 20  # of a file that is read
+_MOST_BYTES = 4 << 20  # of a file that is read
 _TREE = re.compile(r"\.trees/([0-9a-f]{32,64})")
 Tell = Callable[[str], None]
 
@@ -214,8 +214,7 @@ def keep(fd: int, name: str, snapshot: str, mount: Mount) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of the mount; empty when it is not there, or is none."""
     try:
-        with path.open("rb") as file:
-            told = json.loads(file.read(_MOST_BYTES))
+        told = files.document(path, at_most=_MOST_BYTES)
     except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}

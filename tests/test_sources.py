@@ -385,10 +385,10 @@ def test_an_origin_may_say_when_to_come_back(
 def test_a_small_file_is_read_whole_or_refused(origin: Origin) -> None:
     url = origin.add("/x", noise(100))
     assert http().read(url, at_most=100) == noise(100)
-    refused(lambda: http().read(url, at_most=99), "too_long")
+    refused(lambda: http().read(url, at_most=99), "document_too_large")
     origin.fault("/x", Chunked())
     assert http().read(url, at_most=100) == noise(100)
-    refused(lambda: http().read(url, at_most=99), "too_long")
+    refused(lambda: http().read(url, at_most=99), "document_too_large")
 
 
 NO_ANSWERS = {

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from cachd import files
 from cachd.api.documents import Models, pull_document
 from cachd.api.outcomes import outcome_of
 from cachd.errors import CachdError, NotFound
@@ -133,7 +134,7 @@ class StatusFiles:
 def _said(path: Path) -> str:
     """What a status file says, but for when; empty when it cannot be read."""
     try:
-        document = json.loads(path.read_bytes())
+        document = files.document(path)
         del document["updated_at"]
         return json.dumps(document)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -2,7 +2,7 @@
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.limits import Limits, Room, Share, room_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, File, Manifest, check_count
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
@@ -16,6 +16,7 @@ __all__ = [
     "STRENGTHS",
     "UNVERIFIED",
     "Digest",
+    "Entries",
     "Extent",
     "File",
     "Limits",
@@ -28,7 +29,6 @@ __all__ = [
     "Typed",
     "Wish",
     "bytes_of",
-    "check_count",
     "check_name",
     "check_path",
     "commit_of",

@@ -18,15 +18,31 @@ from cachd.model.name import check_path
 
 MOST_FILES = 100_000
 UNVERIFIED = "none"
+MOST_LETTERS = 32_000_000  # of its paths, origins and validators
+_LONGEST_VALIDATOR = 512
 _VERSION = 2  # of the document: since it, only a sha256 makes files of two sources one
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
 
 
-def check_count(base: str, files: int) -> None:
-    """Raises Invalid when a model has more files than cachd takes: asked before anything is done for each."""
-    if files > MOST_FILES:
+class Entries:
+    """Counts what a listing names, as it is read: one that never ends is refused before it is kept."""
+
+    def __init__(self, base: str) -> None:
+        self._base, self._count, self._letters = base, 0, 0
+
+    def add(self, *texts: str) -> None:
+        """One more entry, with the texts that are kept of it. Raises Invalid when there are too many."""
+        self._count += 1
+        for text in texts:
+            self._letters += len(text)
+        if self._count > MOST_FILES:
+            self._refuse(f"{self._count} files or more", f"{MOST_FILES}")
+        if self._letters > MOST_LETTERS:
+            self._refuse(f"names of {self._letters} letters or more", f"{MOST_LETTERS}")
+
+    def _refuse(self, found: str, most: str) -> None:
         raise Invalid(
-            f"{base} lists {files} files or more, and {MOST_FILES} are the most",
+            f"{self._base} lists {found}, and {most} are the most",
             code="too_many_files",
             mend="ask for a part of it by a longer prefix",
         )
@@ -62,6 +78,12 @@ class File:
         check_path(self.path)
         if type(self.size) is not int or self.size < 0:
             raise Invalid(f"{self.path}: {self.size!r:.40} is not a size in bytes", code="bad_manifest")
+        if self.validator and len(self.validator) > _LONGEST_VALIDATOR:
+            raise Invalid(
+                f"{self.path} has a validator of {len(self.validator)} letters",
+                code="bad_manifest",
+                mend=f"{_LONGEST_VALIDATOR} are the most; report it to whoever keeps the source",
+            )
         stated, own = self._names()
         object.__setattr__(self, "stated", stated)
         object.__setattr__(self, "blob", self.kept or own)
@@ -126,7 +148,9 @@ class Manifest:
                 code="no_files",
                 mend="check the name; nothing can be served from it",
             )
-        check_count(self.base, len(self.files))
+        entries = Entries(self.base)
+        for file in self.files:
+            entries.add(file.path, file.origin, file.validator or "")
         own = (f if f.base == self.base else replace(f, base=self.base) for f in self.files)
         object.__setattr__(self, "files", tuple(sorted(own, key=lambda f: f.path)))
         paths = [f.path for f in self.files]

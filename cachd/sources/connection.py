@@ -147,6 +147,11 @@ class Response:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def size(self) -> int | None:
+        """Its bytes, as far as the origin says."""
+        return self._size
+
     def expect(self, size: int) -> None:
         """The body has exactly `size` bytes, whatever the origin said or left unsaid."""
         self._size = size

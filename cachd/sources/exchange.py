@@ -15,6 +15,8 @@ from cachd.sources.wire import LARGE_BYTES, Wire
 
 LONGEST_HEAD_BYTES = LARGE_BYTES // 2  # a wire waits until a larger buffer is full
 _MOST_HEADERS = 100
+_MOST_INTERIM = 20  # answers on the way to the answer
+_LONGEST_CHUNK_LINE = 1024
 _END_OF_HEAD, _END_OF_LINE = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _STATUS = re.compile(r"HTTP/1\.([0-9]) +([1-9][0-9]{2})(?: ([^\r]*))?\r?")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
@@ -115,7 +117,11 @@ class Answer:
     def __init__(self, incoming: Incoming, method: str) -> None:
         """Receive the head. Raises OSError or HTTPException."""
         told, lines = _head(incoming)
+        interim = 0
         while told[2][0] == "1":  # on the way to an answer (RFC 9110 15.2)
+            interim += 1
+            if interim > _MOST_INTERIM:
+                raise HTTPException(f"more than {_MOST_INTERIM} answers with 1xx")
             told, lines = _head(incoming)
         if lines.count("\n") > _MOST_HEADERS:
             raise HTTPException(f"more than {_MOST_HEADERS} header lines")
@@ -164,7 +170,7 @@ class Answer:
         self._begun = True
         line = self._incoming.until(_END_OF_LINE)
         told = _CHUNK.fullmatch(line)
-        if not told:
+        if len(line) > _LONGEST_CHUNK_LINE or not told:
             raise HTTPException(f"a chunk's size is {line[:40]!r}")
         self._chunk_left = int(told[1], 16)
         if not self._chunk_left:
@@ -172,10 +178,11 @@ class Answer:
             self._ended = True
 
     def _pass_trailers(self) -> None:
-        for _ in range(_MOST_HEADERS + 1):
-            if self._incoming.until(_END_OF_LINE) in ("\r\n", "\n"):
-                return
-        raise HTTPException(f"more than {_MOST_HEADERS} trailers")
+        lines = size = 0
+        while (line := self._incoming.until(_END_OF_LINE)) not in ("\r\n", "\n"):
+            lines, size = lines + 1, size + len(line)
+            if lines > _MOST_HEADERS or size > LONGEST_HEAD_BYTES:
+                raise HTTPException(f"trailers of {lines} lines or more and {size} bytes or more")
 
 
 def _head(incoming: Incoming) -> tuple[re.Match[str], str]:

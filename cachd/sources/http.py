@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
+from cachd.foreign import too_large
 from cachd.model import Extent
 from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Anywhere, Reach
@@ -144,7 +145,10 @@ class Http:
         return self._ask(url, at_most, secrets or {}, check_status).content
 
     def ask(self, url: str, *, at_most: int, secrets: Mapping[str, str] | None = None) -> Told:
-        """What an origin says of a URL, whatever its status. Raises Invalid when that does not end."""
+        """What an origin says of a URL, whatever its status; of a failure its head alone.
+
+        Raises Invalid when it is longer than `at_most` bytes.
+        """
         return self._ask(url, at_most, secrets or {}, lambda _response, _url: None)
 
     def relay(self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, at_most: int) -> Told:
@@ -165,6 +169,8 @@ class Http:
         _, response, connection = self._follow("GET", url, {}, secrets)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
             check(response, url)
+            if response.status >= 400:
+                return Told(response.status, response.headers, b"")
             check_encoding(response, url)
             return Told(response.status, response.headers, _whole(body, url, at_most))
 
@@ -287,12 +293,14 @@ class Http:
 
 
 def _whole(body: Response, url: str, at_most: int) -> bytes:
-    """A body to its end. Raises Invalid when it is longer than `at_most` bytes."""
+    """A body to its end. Raises Invalid when it is longer than `at_most` bytes, unread when it says so."""
+    if body.size is not None and body.size > at_most:
+        raise too_large(bare(url), at_most, body.size)
     content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
     while count := body.readinto(buffer[: at_most + 1 - len(content)]):
         content += buffer[:count]
     if len(content) > at_most:
-        raise Invalid(f"{bare(url)} is longer than {at_most} bytes", code="too_long")
+        raise too_large(bare(url), at_most)
     return bytes(content)
 
 

@@ -20,15 +20,16 @@ from huggingface_hub.hf_api import RepoSibling
 
 from cachd import __version__
 from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
-from cachd.sources.answers import retry_after
+from cachd.foreign import Limit, check_json
+from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref, quoted
+from cachd.sources.answers import bare, retry_after
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
-_LONGEST_BYTES = 64 << 20  # a listing: some 300 bytes a file
+_LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # some 240 bytes and 17 tokens a file
 # What the Hub's client makes of an answer that is no listing.
 _NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
@@ -99,7 +100,8 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
 class _OurPath(httpx2.BaseTransport):
     """Lets the Hub's client ask over the same path as the bytes come, by the same proxies.
 
-    What that path refuses is refused here too; no .netrc has a say; an answer is cut when it does not end.
+    What that path refuses is refused here too; no .netrc has a say; an answer is refused when it
+    does not end, or when its parser would make too much of it.
     """
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -107,9 +109,10 @@ class _OurPath(httpx2.BaseTransport):
         if http is None or constants.is_offline_mode():
             raise OfflineModeIsEnabled("nobody asked for this")
         token = request.headers.get("Authorization")
-        told = http.ask(
-            str(request.url), at_most=_LONGEST_BYTES, secrets={"Authorization": token} if token else {}
-        )
+        url = str(request.url)
+        told = http.ask(url, at_most=_LISTING.size_bytes, secrets={"Authorization": token} if token else {})
+        if told.content:
+            check_json(told.content, bare(url), _LISTING)
         return httpx2.Response(told.status, headers=told.headers.items(), content=told.content)
 
 

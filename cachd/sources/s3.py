@@ -25,20 +25,23 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     NoCredentialsError,
+    PaginationError,
     PartialCredentialsError,
 )
 from botocore.parsers import ResponseParserError
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, check_path
+from cachd.foreign import SMALL, check_json, check_xml, too_large
+from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.sources import sums
+from cachd.sources.answers import bare
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 16
 _METADATA = ("169.254.169.254", "[fd00:ec2::254]")
-_LONGEST_BYTES = 64 << 20  # a page of a listing: some 500 bytes an object, 1000 of them
+_MOST_PAGES = 1000
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
 _MOST_LINKS = 10_000
@@ -88,7 +91,7 @@ class BucketSource:
                     code="file_not_found",
                     mend="check bucket and prefix; without s3:ListBucket nothing is seen",
                 )
-            digests = self._sums(client, bucket, keys)
+            digests = self._sums(bucket, keys)
 
             def ask(path: str) -> File:
                 return self._ask(client, bucket, keys[path], path, digests.get(path))
@@ -138,9 +141,14 @@ class BucketSource:
 
     def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, str]]:
         """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
-        keys = {}
+        shown = f"s3://{bucket}/{prefix}"
+        keys: dict[str, tuple[str, str]] = {}
         folder = prefix if prefix.endswith("/") else prefix + "/"
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        entries = Entries(shown)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for number, page in enumerate(pages, start=1):
+            if number > _MOST_PAGES:
+                raise too_large(f"the listing of {shown}", _MOST_PAGES, unit="pages")
             for found in page.get("Contents", ()):
                 key = found["Key"]
                 if key == prefix and not key.endswith("/"):
@@ -148,18 +156,16 @@ class BucketSource:
                 if key.startswith(folder) and not key.endswith("/"):
                     path = check_path(key.removeprefix(folder))
                     if path in keys:
-                        raise Invalid(f"s3://{bucket}/{prefix} lists {path!r} twice", code="bad_manifest")
+                        raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
+                    entries.add(key, found["ETag"])
                     keys[path] = key, found["ETag"]
-            check_count(f"s3://{bucket}/{prefix}", len(keys))
         return keys
 
-    def _sums(self, client: Any, bucket: str, keys: Mapping[str, str]) -> dict[str, Digest]:
+    def _sums(self, bucket: str, keys: Mapping[str, str]) -> dict[str, Digest]:
         if sums.NAME not in keys:
             return {}
         shown = f"s3://{bucket}/{keys[sums.NAME]}"
-        content = client.get_object(Bucket=bucket, Key=keys[sums.NAME])["Body"].read(sums.LONGEST_BYTES + 1)
-        if len(content) > sums.LONGEST_BYTES:
-            raise Invalid(f"{shown} is longer than {sums.LONGEST_BYTES} bytes", code="too_long")
+        content = self._http.read(self._signed_in().link(shown), at_most=sums.LONGEST_BYTES)
         return sums.parse(content, shown)
 
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
@@ -197,8 +203,19 @@ class _OurPath:
         """What a client's request is answered with (botocore's event before-send)."""
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
-        told = self._http.relay(request.method, request.url, headers, body, at_most=_LONGEST_BYTES)
+        told = self._http.relay(request.method, request.url, headers, body, at_most=SMALL.size_bytes)
+        _check(told.content, bare(request.url))
         return AWSResponse(request.url, told.status, dict(told.headers.items()), _Raw(told.content))
+
+
+def _check(content: bytes, shown: str) -> None:
+    """Raises Invalid when a parser would make too much of an answer, in XML or, as some services, in JSON.
+
+    Raises ValueError for what is no JSON.
+    """
+    if content.lstrip()[:1] in (b"{", b"["):
+        check_json(content, shown)
+    check_xml(content, shown)
 
 
 class _Raw(io.BytesIO):
@@ -262,6 +279,8 @@ def _bucket_errors(shown: str) -> Iterator[None]:
             code="source_unauthorized",
             mend="set AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
         ) from error
+    except PaginationError as error:
+        raise Unavailable(f"{shown}: the listing goes round in a circle", code="origin_protocol") from error
     except BotoCoreError as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
     except _NO_LISTING as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from cachd import files
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, check_path, quoted
+from cachd.foreign import too_large
+from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import beneath, sums
 from cachd.sources.aside import Aside
@@ -44,7 +46,7 @@ class ShareSource:
             return step
 
     def _resolve(self, ref: Ref) -> Iterator[Manifest | None]:
-        """The manifest after so many Nones: one a file, each a sign of life."""
+        """The manifest after so many Nones: one a file or directory, each a sign of life."""
         top = Path("/" + unquote(ref.location).strip("/"))
         with _share_errors(top):
             self._check(top)
@@ -53,8 +55,8 @@ class ShareSource:
             if top.is_dir():
                 told, found = self._sums(top), []
                 for path in self._walk(top):
-                    found.append(self._file(path, path.relative_to(top).as_posix(), told))
-                    check_count(ref.base, len(found))
+                    if path is not None:
+                        found.append(self._file(path, path.relative_to(top).as_posix(), told))
                     yield None
                 if absent := told.keys() - {f.path for f in found}:
                     raise NotFound(
@@ -99,7 +101,7 @@ class ShareSource:
     def _check(self, path: Path) -> Path:
         """The path without links, once both forms are under an allowed prefix. Raises Forbidden."""
         self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
-        real = path.resolve(strict=True)
+        real = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop
         self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
         return real
 
@@ -107,25 +109,35 @@ class ShareSource:
         """A descriptor of the file at `path`, opened by the very path that was checked."""
         return beneath.open_file(self._check(path))
 
-    def _walk(self, top: Path) -> Iterator[Path]:
-        for at, folders, names in os.walk(top, onerror=_raise):
-            folders.sort()
-            for name in sorted(names):
-                path = Path(at) / name
-                if path != top / sums.NAME:
-                    yield path
-            for name in folders:
-                if (Path(at) / name).is_symlink():
-                    raise Invalid(f"{Path(at) / name} is a link to a directory", code="unsafe_path")
+    def _walk(self, top: Path) -> Iterator[Path | None]:
+        """Every file but the checksums; None for a directory. Raises Invalid, too, for too many of either."""
+        entries, folders = Entries(str(top)), [top]
+        while folders:
+            at = folders.pop()
+            yield None
+            names: list[str] = []
+            below: list[str] = []
+            with os.scandir(at) as found:
+                for entry in found:
+                    entries.add(entry.path)
+                    (below if entry.is_dir() else names).append(entry.name)
+            yield from (at / name for name in sorted(names) if at / name != top / sums.NAME)
+            for name in sorted(below, reverse=True):
+                if (at / name).is_symlink():
+                    raise Invalid(f"{at / name} is a link to a directory", code="unsafe_path")
+                folders.append(at / name)
 
     def _sums(self, top: Path) -> dict[str, Digest]:
         listing = top / sums.NAME
         if not listing.is_file():
             return {}
-        with open(self._open(listing), "rb") as opened:
-            content = opened.read(sums.LONGEST_BYTES + 1)
-        if len(content) > sums.LONGEST_BYTES:
-            raise Invalid(f"{listing} is longer than {sums.LONGEST_BYTES} bytes", code="too_long")
+        descriptor = self._open(listing)
+        try:
+            content = files.whole(descriptor, at_most=sums.LONGEST_BYTES)
+        except files.TooLong as error:
+            raise too_large(str(listing), sums.LONGEST_BYTES, error.size) from error
+        finally:
+            os.close(descriptor)
         return sums.parse(content, str(listing))
 
     def _file(self, path: Path, shown: str, digests: dict[str, Digest]) -> File:
@@ -214,10 +226,6 @@ def _share_errors(path: Path) -> Iterator[None]:
 
 def _stalled(path: Path, why: str) -> Unavailable:
     return Unavailable(f"{path}: {why}", code="stalled", mend="is the share's server up?")
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _mark(status: os.stat_result) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 from cachd.errors import Invalid
-from cachd.model import Digest, check_path
+from cachd.foreign import too_large
+from cachd.model import MOST_FILES, Digest, Entries, check_path
 
 NAME = "SHA256SUMS"
 LONGEST_BYTES = 16 << 20
+_MOST_LINES = 2 * MOST_FILES  # some may be empty, or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
     """Digest of each path. Raises Invalid, naming the line or the path, for anything else."""
     sums: dict[str, Digest] = {}
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise Invalid(f"{shown} is not text: {error}", code="bad_sums") from error
-    for number, line in enumerate(lines, start=1):
+    entries = Entries(shown)
+    for number, written in enumerate(io.BytesIO(content), start=1):
+        if number > _MOST_LINES:
+            raise too_large(shown, _MOST_LINES, unit="lines")
+        line = _decoded(written, shown, number)
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
@@ -31,5 +34,13 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
             )
         if found[2] == NAME:
             continue  # made by `sha256sum *` a second time: the list cannot hold its own digest
+        entries.add(found[2])
         sums[check_path(found[2])] = Digest("sha256", found[1].lower())
     return sums
+
+
+def _decoded(line: bytes, shown: str, number: int) -> str:
+    try:
+        return line.rstrip(b"\r\n").decode()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_sums") from error

@@ -13,7 +13,7 @@ from itertools import chain
 from urllib.parse import unquote
 
 from cachd.errors import Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, quoted
+from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import sums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
@@ -57,7 +57,6 @@ class WebSource:
                 mend=f"publish one there (sha256sum * > {sums.NAME}), or ask for one file",
             ) from error
         told = list(sums.parse(listing, url).items())
-        check_count(ref.base, len(told))
         stopped = threading.Event()
 
         def ask_every(first: int) -> list[File]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,18 +12,14 @@ from typing import Any
 
 import structlog
 
-from cachd import __version__
-from cachd.errors import CachdError, DiskFailed
+from cachd import __version__, files
+from cachd.errors import DiskFailed
+from cachd.files import UNREADABLE
 from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, Snapshot, Wish
 from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
-
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
-    CachdError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +77,11 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
         try:
             snapshot = _read_ready(path)
             if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
-                with open(f"{manifests}/{snapshot.manifest}.json", "rb") as manifest:
-                    files = json.loads(manifest.read())["files"]
+                listed = files.document(f"{manifests}/{snapshot.manifest}.json")["files"]
                 if not snapshot.verified_by:  # ready files of before have none
-                    snapshot = replace(snapshot, verified_by=_verified_by(files))
-                _check_sizes(f"{models}/.trees/{snapshot.manifest}", files)
-                if snapshot.file and snapshot.file not in {file["path"] for file in files}:
+                    snapshot = replace(snapshot, verified_by=_verified_by(listed))
+                _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
+                if snapshot.file and snapshot.file not in {file["path"] for file in listed}:
                     raise ValueError(f"{snapshot.file:.120} is no file of its manifest")
                 found[snapshot.name] = snapshot
                 continue
@@ -123,7 +117,7 @@ def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, S
     found = {}
     for path in sorted(layout.suspended.glob("[!.]*.json")):
         try:
-            snapshot, told = _read_ready(path), json.loads(path.read_bytes())["damage"]
+            snapshot, told = _read_ready(path), files.document(path)["damage"]
             ready = named.get(snapshot.name)
             if ready is None or ready.published_at == snapshot.published_at:
                 read_manifest(layout, snapshot.manifest)
@@ -147,7 +141,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
     """The files of a snapshot. Raises FileNotFoundError when it is gone, DiskFailed when it is none."""
     path = layout.manifest(manifest)
     try:
-        return Manifest.from_document(json.loads(path.read_bytes()))
+        return Manifest.from_document(files.document(path))
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -158,7 +152,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
 def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
-        return [str(folder) for folder in json.loads(manifest.read_bytes())["shown"]]
+        return [str(folder) for folder in files.document(manifest)["shown"]]
     except UNREADABLE as error:
         check_passing(error, manifest)
         return []
@@ -168,7 +162,7 @@ def read_wishes(layout: Layout) -> Iterator[Wish]:
     """The pulls that were running when the daemon ended."""
     for path in sorted(layout.wishes.glob("[!.]*.json")):
         try:
-            yield Wish.from_document(json.loads(path.read_bytes()))
+            yield Wish.from_document(files.document(path))
         except UNREADABLE as error:
             check_passing(error, path)
             log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
@@ -210,7 +204,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
 
 
 def _read_ready(path: Path) -> Snapshot:
-    found = snapshot_from(json.loads(path.read_bytes()))
+    found = snapshot_from(files.document(path))
     if path.stem != found.name:
         raise ValueError(f"{path.name} speaks of {found.name}")
     return found

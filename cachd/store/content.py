@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,8 @@ from cachd.store.proven import Proven
 from cachd.store.reads import Reads
 
 log = structlog.get_logger(__name__)
+
+_PIECE_BYTES = 64 << 10
 
 
 class ContentStore:
@@ -67,11 +69,12 @@ class ContentStore:
         except FileNotFoundError:
             return False
 
-    def read(self, file: File) -> bytes:
-        """The whole content of a small file's blob. Raises DiskFailed."""
+    def pieces(self, file: File) -> Generator[bytes, None, None]:
+        """The content of a file's blob, a little at a time. Raises DiskFailed."""
         path = self.path(file.blob)
-        with durable.disk_errors(path):
-            return path.read_bytes()
+        with durable.disk_errors(path), path.open("rb") as opened:
+            while piece := opened.read(_PIECE_BYTES):
+                yield piece
 
     def agrees(self, file: File, extent: Extent, view: memoryview) -> bool:
         """Whether the file's blob has these bytes there. Raises Unavailable, DiskFailed."""

@@ -28,6 +28,7 @@ read back for these.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import structlog
 
+from cachd import files
 from cachd.errors import DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
@@ -47,6 +49,7 @@ from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
+_LONGEST_JOURNAL_BYTES = 64 << 20  # some sixty bytes a part
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -497,9 +500,9 @@ def _line(part: Extent, hashed: PartHash) -> str:
 def _told(about: Path, file: File) -> dict[str, object] | None:
     """What an earlier life of the daemon wrote of these very bytes: same blob, same size; None if nothing."""
     try:
-        told = json.loads(about.read_bytes())
+        told = files.document(about)
         return dict(told) if told["blob"] == str(file.blob) and told["size"] == file.size else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, files.TooLong, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -511,11 +514,11 @@ def parts_of(blob: Path) -> Path:
 def read_parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
     """The parts a journal lists. Lines that are torn or make no sense are passed over."""
     try:
-        lines = journal.read_text(encoding="ascii", errors="replace").splitlines()
-    except FileNotFoundError:
+        written = files.content(journal, at_most=_LONGEST_JOURNAL_BYTES)
+    except (FileNotFoundError, files.TooLong):
         return
-    for line in lines:
-        words = line.split(" ")
+    for line in io.BytesIO(written):
+        words = line.decode("ascii", "replace").rstrip("\r\n").split(" ")
         if len(words) == 3 and all(_NUMBER.fullmatch(word) for word in words[:2]):
             start, stop = int(words[0]), int(words[1])
             if start < stop <= size:

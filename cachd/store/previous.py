@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from cachd import files
 from cachd.model import Snapshot, Wish
 from cachd.store import catalog, durable
 from cachd.store.layout import Layout
@@ -85,12 +86,12 @@ class Previous:
     def _read(self, name: str) -> Past:
         path = self._layout.previous_file(name)
         try:
-            told = json.loads(path.read_bytes())
+            told = files.document(path)
             return Past(
                 tuple(catalog.snapshot_from(each) for each in told["previous"]),
                 Wish.from_document(told["given_up"]) if told["given_up"] else None,
             )
-        except catalog.UNREADABLE as error:
+        except files.UNREADABLE as error:
             catalog.check_passing(error, path)
             log.warning("what was before is forgotten", name=name, reason=repr(error))
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from cachd import files
 from cachd.errors import NotFound, Unavailable
 from cachd.model import check_name
 from cachd.store import durable
@@ -125,11 +126,11 @@ class Leases:
     def _read(self) -> Iterable[Lease]:
         for path in self._layout.leases.glob("[!.]*.json"):
             try:
-                told = json.loads(path.read_bytes())
+                told = files.document(path)
                 lease = Lease(
                     path.stem, check_name(told["name"]), str(told["holder"]), float(told["expires_at"])
                 )
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except files.UNREADABLE as error:
                 log.warning("unreadable lease forgotten", file=path.name, reason=repr(error))
                 path.unlink(missing_ok=True)
                 continue

@@ -15,6 +15,7 @@ from typing import Self
 
 import structlog
 
+from cachd import files
 from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
 from cachd.model import File, Manifest, Room, Wish
 from cachd.policy.eviction import OPENED_SECONDS
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 FORMAT = "cachd 1\n"
 # The Cache Directory Tagging Specification: backup tools pass such a directory over.
+_LONGEST_FORMAT_BYTES = 4096
 _CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Models kept by cachd.\n"
 # What a root may hold at its top: `cache` is where pods keep theirs, lost+found the file system's.
 _KNOWN = {name.partition("/")[0] for name in (*PUBLIC, *PRIVATE)} | {"CACHEDIR.TAG", "cache", "lost+found"}
@@ -264,10 +266,12 @@ def _life_of(pid: int) -> str:
 
 def _check_format(layout: Layout) -> None:
     try:
-        found = layout.format.read_bytes().decode(errors="replace")
+        found = files.content(layout.format, at_most=_LONGEST_FORMAT_BYTES).decode(errors="replace")
     except FileNotFoundError:
         durable.write_file(layout.format, FORMAT.encode())
         return
+    except files.TooLong as error:
+        found = str(error)
     if found != FORMAT:
         raise Invalid(
             f"{layout.root} has the format {found.strip()!r:.40}; this cachd knows {FORMAT.strip()!r}",

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from cachd import files
 from cachd.errors import CachdError
 from cachd.policy.eviction import Use
 from cachd.store import durable
@@ -142,7 +143,7 @@ class Uses:
 
     def _read(self) -> None:
         try:
-            told: Mapping[str, Any] = json.loads(self._path.read_bytes())
+            told: Mapping[str, Any] = files.document(self._path)
             self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
             self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
@@ -150,5 +151,5 @@ class Uses:
             self._lost = {str(base): str(why) for base, why in told["lost"].items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except files.UNREADABLE as error:
             log.warning("uses not read: all models count as equally used", reason=repr(error))

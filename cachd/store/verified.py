@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from cachd import files
 from cachd.errors import CachdError
 from cachd.model import Digest
 from cachd.store import durable
@@ -29,11 +30,11 @@ class Verified:
         self._saved = time.monotonic()
         self._changed = False
         try:
-            told = json.loads(self._path.read_bytes())
+            told = files.document(self._path)
             self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in told.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError, CachdError) as error:
+        except files.UNREADABLE as error:
             log.warning("times of verification not read", reason=repr(error))
 
     def know(self, blobs: Iterable[Digest]) -> None:

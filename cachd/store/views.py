@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from cachd.files import document
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.content import ContentStore
@@ -227,7 +228,7 @@ def _lists(listing: Path, files: Mapping[str, File]) -> bool:
     """Whether a list of files has these, and can be read by everybody."""
     try:
         durable.keep_mode(str(listing), 0o644)
-        told = json.loads(listing.read_bytes())["files"]
+        told = document(listing)["files"]
         return all(told.get(path) == _tree_entry(file) for path, file in files.items())
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
@@ -238,7 +239,7 @@ def _says(ref: str, commit: str) -> bool:
         return False
     durable.keep_mode(ref, 0o644)
     with open(ref, "rb") as file:
-        return file.read() == commit.encode()
+        return file.read(len(commit) + 1) == commit.encode()
 
 
 def _directories(root: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import errno
 import random
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -117,11 +118,12 @@ def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
     paths = {f.path for f in whole.files}
     indexes = [f for f in manifest.files if f.path.endswith(shards.INDEX)]
     for index in indexes:
-        if index.size > shards.LONGEST_INDEX_BYTES:
-            continue
-        if absent := shards.missing(index.path, store.content.read(index), paths):
+        with closing(store.content.pieces(index)) as pieces:
+            absent = shards.missing(index.path, pieces, paths)
+        if absent:
+            more = "" if len(absent) < shards.MOST_TOLD else " or more"
             raise Invalid(
-                f"{index.path} names {len(absent)} shards that {whole.base} lacks: {absent[0]!r:.120}",
+                f"{index.path} names {len(absent)}{more} shards that {whole.base} lacks: {absent[0]!r:.120}",
                 code="incomplete_model",
                 mend="report it to whoever keeps the source, or exclude the index if no engine needs it",
             )

@@ -104,7 +104,7 @@ def test_checksums_of_3_gib_that_take_no_space_are_refused_unread(place: Path) -
         os.truncate(opened.fileno(), 3 << 30)
     with pytest.raises(Invalid) as refusal:
         share(place).resolve(Ref.parse(f"file://{place}/model"))
-    assert refusal.value.code == "too_long"
+    assert refusal.value.code == "document_too_large"
 
 
 def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(place: Path) -> None:

@@ -230,8 +230,8 @@ def test_an_endless_listing_is_cut(origin: Origin, hub: Hub, engine: Engines) ->
     hub.add("org/model", {"config.json": b"{}"})
     hub.fault("/api/models/org/model/revision/main", Endless())
     running = engine(retries=0, hf_endpoint=hub.url)
-    assert code_of(lambda: running.pull(f"{origin.url}/model/")) == "too_long"
-    assert code_of(lambda: running.pull("hf://org/model@main")) == "too_long"
+    assert code_of(lambda: running.pull(f"{origin.url}/model/")) == "document_too_large"
+    assert code_of(lambda: running.pull("hf://org/model@main")) == "document_too_large"
 
 
 # --- C9: an object that is overwritten ---

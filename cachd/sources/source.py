@@ -36,19 +36,46 @@ class Abortable(Protocol):
 
 
 class Cut:
-    """Lets one thread end, at once, whatever other threads wait for at a source."""
+    """A cancel token: one thread ends, at once, whatever other threads wait for at a source.
+
+    It also counts what a source has answered, so that its owner can tell a slow source from one that drips.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waited_for: set[Abortable] = set()
-        self._is_cut = False
+        self._event = threading.Event()
+        self._answered = 0
+
+    @property
+    def is_cut(self) -> bool:
+        return self._event.is_set()
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered, entries listed and blocks of a listing received so far."""
+        return self._answered
+
+    def count(self, answered: int = 1) -> None:
+        """The source has answered so much more."""
+        with self._lock:
+            self._answered += answered
+
+    def check(self) -> None:
+        """Raises Cancelled after a cut."""
+        if self._event.is_set():
+            raise Cancelled("cancelled while its source was asked")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a cut, so long at most; whether it came."""
+        return self._event.wait(seconds)
 
     @contextmanager
     def reaches(self, waited_for: Abortable) -> Iterator[None]:
-        """While inside, a cut aborts `waited_for`. Raises Cancelled after one."""
+        """While inside, a cut aborts `waited_for`, which may close what it holds after that. Raises Cancelled
+        after a cut."""
         with self._lock:
-            if self._is_cut:
-                raise Cancelled("cut before it was asked")
+            self.check()
             self._waited_for.add(waited_for)
         try:
             yield
@@ -57,11 +84,15 @@ class Cut:
                 self._waited_for.discard(waited_for)
 
     def cut(self) -> None:
+        """Abort what is waited for, with the lock: nobody closes a descriptor meanwhile."""
         with self._lock:
-            self._is_cut = True
-            waited_for = list(self._waited_for)
-        for each in waited_for:
-            each.abort()
+            self._event.set()
+            for each in self._waited_for:
+                each.abort()
+
+    def abort(self) -> None:
+        """A cut may reach another one, which reaches further."""
+        self.cut()
 
 
 class NoRanges(Exception):
@@ -71,10 +102,10 @@ class NoRanges(Exception):
 class Source(Protocol):
     """One scheme. Blocking, and safe to use from many threads."""
 
-    def resolve(self, ref: Ref) -> Manifest:
-        """Pin a ref to one revision and list its files.
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+        """Pin a ref to one revision and list its files; `cut` ends the asking, and counts what was answered.
 
-        Raises NotFound, Forbidden, Invalid or Unavailable.
+        Raises NotFound, Forbidden, Invalid or Unavailable, and any of these or Cancelled after a cut.
         """
         ...
 

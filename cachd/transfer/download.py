@@ -39,6 +39,7 @@ from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import Share
+from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +117,7 @@ class Download:
         self._waits_for_room = False
         self._over = False
         self._outcome: CachdError | None = None
+        self.waits: Waits | None = None  # since its origin failed, until the next byte
 
     # --- for the pull ---
 
@@ -274,6 +276,7 @@ class Download:
     def _count(self, received: int) -> None:
         with self._lock:
             self._fetched += received
+            self.waits = None
         self._received.inc(received)
         self._engine.streams.received(received)
 
@@ -431,6 +434,7 @@ class Download:
             code=error.code,
             in_seconds=round(seconds, 1),
         )
+        self.waits = Waits(Reason.origin, time.time() + seconds, error.detail)
         self._engine.streams.submit_later(self._share, task, seconds)
 
     # --- on a hashing thread ---

@@ -118,7 +118,7 @@ def spoken() -> Iterator[Spoken]:
 def resolved(source: Source, ref: str) -> Manifest | CachdError:
     """What became of it. Anything but a manifest and an error of ours is raised."""
     try:
-        manifest = source.resolve(Ref.parse(ref))
+        manifest = source.resolve(Ref.parse(ref), Cut())
     except CachdError as error:
         json.dumps(error.as_document())
         return error

@@ -238,10 +238,10 @@ def test_every_origin_is_reached_through_every_proxy(behind_tls: bool, secure: b
             credentials=tmp_path / "credentials",
             ca_file=authorities if behind_tls or secure else None,
         )
-        assert http.head(url).size == len(content)
+        assert http.head(url, Cut()).size == len(content)
         assert fetched(http, url, len(content)) == content
         http.anew()
-        assert http.head(url).size == len(content)  # closes the kept connection, so that it is logged
+        assert http.head(url, Cut()).size == len(content)  # closes the kept connection, so that it is logged
         (line,) = until(lambda: proxy.log)
         assert (line.method, line.host) == ("CONNECT", "origin.test")
         assert line.received_bytes > len(content)
@@ -408,7 +408,7 @@ def test_a_redirect_to_a_private_address_is_refused_behind_a_proxy_too(
     named(origin, "origin.test")
     origin.fault("/x", Redirect("https://10.1/latest"), methods=("GET", "HEAD"))
     http = over(listener.url, f"{origin.url}/")
-    assert refusal_of(lambda: http.head(f"{origin.url}/x")).code == "private_address"
+    assert refusal_of(lambda: http.head(f"{origin.url}/x", Cut())).code == "private_address"
     assert [head.split()[1] for head in listener.heads] == [urlsplit(origin.url).netloc]
 
 
@@ -428,8 +428,8 @@ def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
 ) -> None:
     named(origin, "origin.test")
     http = over(listener.url, f"{origin.url}/open/", "10.0.0.0/8")
-    assert http.head(origin.add("/open/it", noise(KIB))).size == KIB
-    assert refusal_of(lambda: http.head(f"{origin.url}/else")).code == "plaintext_refused"
+    assert http.head(origin.add("/open/it", noise(KIB)), Cut()).size == KIB
+    assert refusal_of(lambda: http.head(f"{origin.url}/else", Cut())).code == "plaintext_refused"
 
 
 def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
@@ -441,7 +441,7 @@ def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
     http = over(listener.url, f"{origin.url}/")
     url = origin.add("/it", noise(KIB), headers={"Connection": "close"})
     for _ in range(3):
-        http.head(url)
+        http.head(url, Cut())
     assert len(listener.heads) == 3
     assert asked.count("once.test") == 1
 
@@ -482,14 +482,14 @@ def test_wrong_credentials_are_final_and_new_ones_are_taken_over(origin: Origin,
     file.write_text("node:canary")
     with Proxy(credentials=CREDENTIALS) as proxy:
         http = over(proxy.url, f"{origin.url}/", credentials=file)
-        error = refusal_of(lambda: http.head(url))
+        error = refusal_of(lambda: http.head(url, Cut()))
         assert (type(error), error.code, error.facts["proxy_status"]) == (Forbidden, "proxy_auth", 407)
         assert proxy.url in error.detail
         assert "origin.test" in error.detail
         assert "proxy_credentials_file" in error.mend
         assert "canary" not in str(error)
         file.write_text(CREDENTIALS)
-        assert http.head(url).size == KIB
+        assert http.head(url, Cut()).size == KIB
     assert len(origin.requests) == 1
 
 
@@ -710,7 +710,7 @@ def test_a_tunnel_that_breaks_costs_its_part_alone(
 def test_an_unknown_name_says_that_a_proxy_of_the_environment_is_not_used() -> None:
     for variable in ("HTTPS_PROXY", "all_proxy"):
         http = over(None, environ={variable: "http://user:canary@proxy:3128"})
-        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x"))
+        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x", Cut()))
         assert error.code == "dns_failed"
         assert variable.upper() in error.mend
         assert "proxy: env" in error.mend

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from cachd.errors import Invalid, Unavailable
 from cachd.sources.aside import Asides
@@ -30,10 +30,8 @@ class Names:
     def addresses(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
         """Raises Unavailable for a name that has no address or no answer in time, Invalid for what is no
         name, Cancelled."""
-        with suppress(OSError, UnicodeError):  # most are kept connections' or addresses: these need no thread
-            return socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            )
+        if _is_address(host):
+            return by_the_system(host, port)  # which then asks nobody
         try:
             with self._asides.aside(self._seconds) as aside, cut.reaches(aside):
                 return aside.call(self._look_up, host, port)
@@ -45,3 +43,11 @@ class Names:
                 f"{host} cannot be resolved: {error.strerror or error}",
                 code="dns_failed",
             ) from error
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

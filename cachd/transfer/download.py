@@ -53,6 +53,10 @@ _SHARING = 4  # streams that come to share the last files of many
 _LOOK_FOR_ROOM_SECONDS = 0.5
 
 
+class GaveWay(Unavailable):
+    """The stream was taken for another pull: its origin hardly sent."""
+
+
 class Part:
     """An extent on its way: how far it got, how much of that is kept, the hash of what came, and failures
     since it made progress."""
@@ -401,7 +405,20 @@ class Download:
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
-        """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
+        """The source's bytes, counted by answer, and cut when the download ends meanwhile.
+
+        Raises GaveWay when the stream is wanted by another pull.
+        """
+        with self._engine.streams.asking(self._share) as asking, self._cut.reaches(asking.cut):
+            try:
+                with self._ask(extent, asking.cut) as body, asking.cut.reaches(body):
+                    yield body
+            except (Unavailable, Cancelled) as error:
+                if asking.is_taken and not self._over:
+                    raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
+                raise
+
+    def _ask(self, extent: Extent, cut: Cut) -> Body:
         if extent.size <= _TOGETHER_BYTES:
             together.gather()
         else:
@@ -409,18 +426,20 @@ class Download:
         count = self._engine.metrics.origin_requests
         try:
             with threads.given(self.file.path):
-                opened = self._source.open(self.file, extent, self._cut)
+                opened = self._source.open(self.file, extent, cut)
         except CachdError as error:
             status = error.facts.get("status")
             count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
             raise
         count.labels(self._scheme, "2xx").inc()
-        with opened as body, self._cut.reaches(body):
-            yield body
+        return opened
 
     def _again(self, part: Part, at: int, error: Unavailable, task: Callable[[memoryview], None]) -> None:
         """Do `task` again after a wait. Raises `error` when there were too many since the last progress."""
         if self._over:
+            return
+        if isinstance(error, GaveWay):
+            self._engine.streams.append(self._share, task)
             return
         failures = part.failed(at)
         if failures > self._engine.retries:

@@ -188,6 +188,7 @@ def _download(
         while unfinished:
             progress.sample()
             slot.lend() if progress.is_slow else slot.take()
+            downloads.claim(share)
             ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
                 file = unfinished.pop(future)

@@ -106,16 +106,16 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        assert asking.head(url).size == KIB
+        assert asking.head(url, Cut()).size == KIB
         ca_file.unlink()
         if content is not None:
             ca_file.write_bytes(content)
-        error = refusal_of(lambda: asking.head(url))
+        error = refusal_of(lambda: asking.head(url, Cut()))
         assert (type(error), error.code) == (Unavailable, "bad_ca_file")
         assert str(ca_file) in error.detail
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        assert asking.head(url).size == KIB
+        assert asking.head(url, Cut()).size == KIB
 
 
 def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: P
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        asking.head(url)
+        asking.head(url, Cut())
         ca_file.write_bytes(other.ca_file.read_bytes())
-        assert refusal_of(lambda: asking.head(url)).code == "tls_untrusted"
+        assert refusal_of(lambda: asking.head(url, Cut())).code == "tls_untrusted"
 
 
 def test_the_same_authorities_are_believed_for_listings_and_for_bytes(

@@ -52,6 +52,11 @@ class Cut:
         return self._event.is_set()
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what a cut would abort."""
+        return bool(self._waited_for)
+
+    @property
     def answered(self) -> int:
         """How many requests were answered, entries listed and blocks of a listing received so far."""
         return self._answered

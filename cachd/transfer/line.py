@@ -54,7 +54,7 @@ class Line(Generic[T]):
         self._sequence = itertools.count()
         self._working: set[T] = set()
         self._lending: set[T] = set()
-        self._returning = 0  # those that lent their slot and wait for one
+        self.returning = 0  # those that lent their slot and wait for one
         self._closed = False
 
     def __len__(self) -> int:
@@ -138,13 +138,13 @@ class Line(Generic[T]):
     def take_in_turn(self, pull: T, cut: Cut) -> None:
         """Wait for a slot, before any that is new in the line, unless it has one. Raises Cancelled."""
         with cut.reaches(_Waker(self._changed)), self._changed:
-            self._returning += 1
+            self.returning += 1
             try:
                 while pull in self._lending and len(self._working) >= self._at_once and not cut.is_cut:
                     self._changed.wait()
                 self.take(pull)
             finally:
-                self._returning -= 1
+                self.returning -= 1
                 self._changed.notify_all()
         cut.check()
 
@@ -160,7 +160,7 @@ class Line(Generic[T]):
 
     def _chosen(self) -> T | None:
         """The pull whose turn it is, taken out of the line; None while there is none."""
-        if not self._closed and len(self._working) + self._returning >= self._at_once:
+        if not self._closed and len(self._working) + self.returning >= self._at_once:
             return None
         schemes = Counter(pull.scheme for pull in self._working)
         slots = Counter(pull.host for pull in self._working)

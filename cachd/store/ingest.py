@@ -47,6 +47,7 @@ from cachd.store.digests import PartHash, checksum, in_order
 log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
+_FOLLOWED_BYTES = 64 << 20
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -201,15 +202,16 @@ class Ingest:
     # --- the digest ---
 
     def follow(self, buffer: memoryview) -> None:
-        """Take in what is `behind`, reading into `buffer` what must be read back."""
+        """Take in what is `behind`, reading into `buffer` what must be read back; so much of it at most that
+        who calls again and again can end it soon."""
         if self._hasher is None:
             if self.is_whole:
                 self._tile(buffer)
                 self._hashed = self.file.size
             return
-        prefix = self.prefix
-        while self._hashed < prefix:
-            view = buffer[: min(len(buffer), prefix - self._hashed)]
+        stop = min(self.prefix, self._hashed + _FOLLOWED_BYTES)
+        while self._hashed < stop:
+            view = buffer[: min(len(buffer), stop - self._hashed)]
             self._read(view, self._hashed)
             self.take(view)
 

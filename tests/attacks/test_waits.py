@@ -217,6 +217,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
 def test_a_pull_ends_promptly_wherever_its_origin_keeps_it(
     kept: Kept, end: str, node: Callable[..., Node], origin: Origin
 ) -> None:
+    """Promised: A cancel, a delete or a stop ends a pull at once, wherever its origin keeps it waiting."""
     running = node(env=S3_KEYS, allow=["127.0.0.0/8", "10.0.0.0/8"], **kept.options)
     assert running.pull(kept.ref, name="it").status == 202
     until(lambda: kept.arrived(running))
@@ -231,6 +232,28 @@ def test_a_pull_ends_promptly_wherever_its_origin_keeps_it(
         other = origin.add("/other", noise(KIB))
         assert running.pull(other, name="it", replace=True).status == 202
         assert running.ready("it").status == 200
+        assert time.monotonic() - began < PROMPT_SECONDS
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "DELETE"])
+def test_a_pull_that_waits_for_space_ends_promptly(
+    end: str, node: Callable[..., Node], origin: Origin
+) -> None:
+    """The room for its second file is gone when that begins."""
+    running = node(streams=1)
+    hold = origin.hold("/two/first.bin", after=MIB)
+    running.pull(origin.add_model("two", {"first.bin": noise(12 * MIB, 1), "second.bin": noise(10 * MIB, 2)}))
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    running.configure(**{**running.options, "reserve_free": "99%"})
+    until(lambda: running.ask("GET", "/v1/capacity").document["reserve_free_bytes"])
+    hold.release()
+    until(lambda: shows("two", ("waits", "space"))(running))
+    began = time.monotonic()
+    if end == "SIGTERM":
+        assert running.stop() == 0
+        assert time.monotonic() - began < GRACE_SECONDS
+    else:
+        assert running.ask("DELETE", "/v1/models/two").status == 200
         assert time.monotonic() - began < PROMPT_SECONDS
 
 
@@ -415,11 +438,8 @@ def test_a_source_that_does_not_end_is_given_up_and_may_be_asked_again(
     running = node(resolve_seconds=3)
     running.pull(ref, name="it")
     answer = running.ready("it")
-    assert (answer.status, answer.document["code"], answer.document["final"]) == (
-        503,
-        "resolve_too_slow",
-        False,
-    )
+    told = answer.document
+    assert (answer.status, told["code"], told["final"]) == (503, "resolve_too_slow", False)
     asked = len(origin.requests)
     running.pull(origin.add("/other", b"x"))
     assert running.ready("other").status == 200

@@ -24,6 +24,7 @@ import xxhash
 
 from cachd.errors import (
     CachdError,
+    Cancelled,
     Corrupt,
     DiskFailed,
     Forbidden,
@@ -386,6 +387,22 @@ def keep_begun(ingest: Ingest, *stops: int) -> None:
         ingest.landed(Extent(0, stop))
         ingest.keep(Extent(0, stop), hashed)
         reached = stop
+
+
+def test_a_resume_that_is_cancelled_in_mid_file_loses_nothing(
+    store: Store, next_life: Callable[[], Store]
+) -> None:
+    with closing(store.content.begin(FILE)) as ingest:
+        write(ingest, CONTENT, PARTS[0], PARTS[2])
+
+    def cancelled() -> None:
+        raise Cancelled("while it is read back")
+
+    again = next_life()
+    with pytest.raises(Cancelled):
+        again.content.begin(FILE, cancelled)
+    with closing(again.content.begin(FILE)) as resumed:
+        assert resumed.resumed == PARTS[0].size + PARTS[2].size
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "crc64nvme", "crc32c", None])

@@ -32,13 +32,13 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed, NoSpace, Unavailable
+from cachd.errors import Cancelled, DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -59,9 +59,11 @@ class Ingest:
     DiskFailed when the disk refuses otherwise.
     """
 
-    def __init__(self, directory: Path, file: File) -> None:
+    def __init__(self, directory: Path, file: File, check: Callable[[], None] = lambda: None) -> None:
+        """`check` may raise Cancelled while what is here is read back: it stays for the next resume."""
         self.file = file
         self.directory = directory
+        self._check = check
         self._lock = threading.Lock()
         self._landed = Landed()
         self._unsynced: dict[PartHash, str] = {}  # lines for the journal
@@ -85,6 +87,9 @@ class Ingest:
                     self.close()
                 else:
                     self.discard()  # half-allocated blocks help nobody on a full disk
+                raise
+            except Cancelled:
+                self.close()
                 raise
             except BaseException:
                 self.discard()
@@ -441,6 +446,7 @@ class Ingest:
 
     def _hash_on(self, hashed: PartHash, start: int, stop: int, buffer: memoryview) -> None:
         while start < stop:
+            self._check()
             view = buffer[: min(len(buffer), stop - start)]
             self._read(view, start)
             hashed.update(view)

@@ -216,7 +216,7 @@ class Download:
 
     def _begin_ingest(self, held: int) -> Ingest:
         """Begin or resume the ingest, of which the disk holds `held` bytes already."""
-        ingest = self._ingest = self._content.begin(self.file)
+        ingest = self._ingest = self._content.begin(self.file, self._cut.check)
         self._allocate(max(self.file.size - held, 0))
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)

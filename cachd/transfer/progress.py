@@ -73,11 +73,13 @@ class Progress:
     def is_slow(self) -> bool:
         """Whether bytes are missing and hardly any came of late."""
         samples = list(self._samples)
-        if not samples or self.state != "downloading" or self.done >= self.total:
+        if not samples or self.state != "downloading":
             return False
         now, fetched = samples[-1]
         before = next((each for each in reversed(samples) if now - each[0] >= _SLOW_SECONDS), None)
-        return before is not None and fetched - before[1] < _SLOW_BYTES_PER_SECOND * (now - before[0])
+        if before is None or fetched - before[1] >= _SLOW_BYTES_PER_SECOND * (now - before[0]):
+            return False
+        return self.done < self.total
 
     @property
     def waits(self) -> Waits | None:

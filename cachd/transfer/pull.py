@@ -146,6 +146,7 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
         whole = means.resolves.resolve(
             source, wish.ref, progress.cut, spent=progress.resolve_seconds, slow=lend
         )
+        progress.waits_for(Waits(Reason.slot), state="resolving")
         slot.take_in_turn()
     except Cancelled as error:
         raise Cancelled(f"{wish.name}: cancelled while it was resolved") from error

@@ -106,9 +106,8 @@ class Resolves:
                 if self._closed:
                     return
                 self._changed.wait(_LOOK_SECONDS)
-                asked = list(self._asked)
-            for each in asked:
-                each.look(time.monotonic())
+                for each in self._asked:  # with the lock: nobody is told of one that has ended
+                    each.look(time.monotonic())
 
 
 def _too_slow(ref: Ref, why: str) -> Unavailable:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
 from cachd.errors import Cancelled
@@ -44,12 +43,12 @@ class Cut:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waited_for: set[Abortable] = set()
-        self._event = threading.Event()
+        self._is_cut = False
         self._answered = 0
 
     @property
     def is_cut(self) -> bool:
-        return self._event.is_set()
+        return self._is_cut
 
     @property
     def is_awaited(self) -> bool:
@@ -68,36 +67,50 @@ class Cut:
 
     def check(self) -> None:
         """Raises Cancelled after a cut."""
-        if self._event.is_set():
+        if self._is_cut:
             raise Cancelled("cancelled while its source was asked")
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a cut, so long at most; whether it came."""
-        return self._event.wait(seconds)
+    def reaches(self, waited_for: Abortable) -> AbstractContextManager[None]:
+        """While inside, a cut aborts `waited_for`, which may close what it holds after that. Entering it
+        raises Cancelled after a cut."""
+        return _Reached(self, waited_for)
 
-    @contextmanager
-    def reaches(self, waited_for: Abortable) -> Iterator[None]:
-        """While inside, a cut aborts `waited_for`, which may close what it holds after that. Raises Cancelled
-        after a cut."""
+    def begin(self, waited_for: Abortable) -> None:
+        """See `reaches`."""
         with self._lock:
             self.check()
             self._waited_for.add(waited_for)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waited_for.discard(waited_for)
+
+    def end(self, waited_for: Abortable) -> None:
+        """See `reaches`."""
+        with self._lock:
+            self._waited_for.discard(waited_for)
 
     def cut(self) -> None:
         """Abort what is waited for, with the lock: nobody closes a descriptor meanwhile."""
         with self._lock:
-            self._event.set()
+            self._is_cut = True
             for each in self._waited_for:
                 each.abort()
 
     def abort(self) -> None:
         """A cut may reach another one, which reaches further."""
         self.cut()
+
+
+class _Reached:
+    """What a cut reaches while it is entered. Once a request: no generator."""
+
+    __slots__ = ("_cut", "_waited_for")
+
+    def __init__(self, cut: Cut, waited_for: Abortable) -> None:
+        self._cut, self._waited_for = cut, waited_for
+
+    def __enter__(self) -> None:
+        self._cut.begin(self._waited_for)
+
+    def __exit__(self, *exception: object) -> None:
+        self._cut.end(self._waited_for)
 
 
 class NoRanges(Exception):

@@ -9,8 +9,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Self
 
 import structlog
 
@@ -41,11 +41,24 @@ class Share:
 
 
 class Asking:
-    """A stream's request to an origin. `is_taken`: the stream is wanted by another share; `cut` ended it."""
+    """A stream's request to an origin, listed by its thread while it is entered.
 
-    def __init__(self, share: Share, received: int) -> None:
+    `is_taken`: the stream is wanted by another share; `cut` ended it.
+    """
+
+    __slots__ = ("_before", "_is_slow", "_listed", "_since", "cut", "is_taken", "share")
+
+    def __init__(self, share: Share, listed: dict[int, Asking], received: int) -> None:
         self.share, self.cut, self.is_taken = share, Cut(), False
+        self._listed = listed
         self._since, self._before, self._is_slow = time.monotonic(), received, False
+
+    def __enter__(self) -> Self:
+        self._listed[threading.get_ident()] = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        del self._listed[threading.get_ident()]
 
     def is_slow(self, received: int, now: float) -> bool:
         """Whether next to nothing came in the last stretch that was measured."""
@@ -172,15 +185,9 @@ class Streams:
                 for other in self._shares
             )
 
-    @contextmanager
-    def asking(self, share: Share) -> Iterator[Asking]:
+    def asking(self, share: Share) -> Asking:
         """Inside, the calling stream asks an origin, and may be taken away while that hardly sends."""
-        thread = threading.get_ident()
-        asking = self._asking[thread] = Asking(share, self._received[thread])
-        try:
-            yield asking
-        finally:
-            del self._asking[thread]
+        return Asking(share, self._asking, self._received[threading.get_ident()])
 
     def claim(self, share: Share) -> None:
         """If the share's tasks wait for a stream, take one from a share that has more and that is slow."""

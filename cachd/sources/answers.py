@@ -81,7 +81,6 @@ def check_status(response: Answer, url: str) -> None:
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(response.headers),
         status=status,
-        retry_after_told=told,
     )
 
 

@@ -38,7 +38,7 @@ from cachd.store.space import Reservation
 from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
-from cachd.transfer.streams import Share
+from cachd.transfer.streams import SLOW_SECONDS, Share
 from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
@@ -51,6 +51,7 @@ _TOGETHER_BYTES = 128 << 10  # with more, a file's bytes keep a core busy, and o
 _STEP_BYTES = 64 << 10
 _SHARING = 4  # streams that come to share the last files of many
 _LOOK_FOR_ROOM_SECONDS = 0.5
+_WHOLE_SECONDS = 30.0  # of an origin without ranges, which begins anew
 
 
 class GaveWay(Unavailable):
@@ -409,7 +410,8 @@ class Download:
 
         Raises GaveWay when the stream is wanted by another pull.
         """
-        with self._engine.streams.asking(self._share) as asking, self._cut.reaches(asking.cut):
+        patience = SLOW_SECONDS if self._by_parts else _WHOLE_SECONDS
+        with self._engine.streams.asking(self._share, patience) as asking, self._cut.reaches(asking.cut):
             try:
                 with self._ask(extent, asking.cut) as body, asking.cut.reaches(body):
                     yield body

@@ -143,9 +143,8 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
     progress.begins("resolving")
     began = time.monotonic()
     try:
-        whole = means.resolves.resolve(
-            source, wish.ref, progress.cut, spent=progress.resolve_seconds, slow=lend
-        )
+        seconds = means.resolves.seconds - progress.resolve_seconds
+        whole = means.resolves.resolve(source, wish.ref, progress.cut, seconds=seconds, slow=lend)
         progress.waits_for(Waits(Reason.slot), state="resolving")
         slot.take_in_turn()
     except Cancelled as error:
@@ -188,7 +187,10 @@ def _download(
             join(file)
         while unfinished:
             progress.sample()
-            slot.lend() if progress.is_slow else slot.take()
+            if progress.is_slow:
+                slot.lend()
+            else:
+                slot.take()
             downloads.claim(share)
             ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:

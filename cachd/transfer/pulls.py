@@ -32,6 +32,7 @@ MOST_REMEMBERED = 10_000  # ended pulls that are still told of
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 _RESOLVE_RETRIES = 4
+_ANSWER_SECONDS = 60.0
 
 
 class Pull:
@@ -155,9 +156,9 @@ class Pulls:
             return [pull for _, pull in sorted(self._latest.items()) if not self._is_undone(pull)]
 
     def resolve(self, wish: Wish) -> Manifest:
-        """Ask the wish's source what it is now. Raises CachdError."""
+        """Ask the wish's source what it is now, for somebody who waits for it. Raises CachdError."""
         source = self._sources.of(wish.ref.scheme)
-        whole = self._means.resolves.resolve(source, wish.ref, self._stopping)
+        whole = self._means.resolves.resolve(source, wish.ref, self._stopping, seconds=_ANSWER_SECONDS)
         return whole.select(wish.include, wish.exclude)
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:

@@ -41,10 +41,10 @@ class _Asked:
 
 
 class Resolves:
-    """Asks sources what a ref is, for `seconds` at most. A thread watches them. Safe from any thread."""
+    """Asks sources what a ref is, for `seconds` a pull at most. A thread watches. Safe from any thread."""
 
     def __init__(self, seconds: float, *, stall_seconds: float) -> None:
-        self._seconds, self._stall_seconds = seconds, stall_seconds
+        self.seconds, self._stall_seconds = seconds, stall_seconds
         self._changed = threading.Condition()
         self._asked: set[_Asked] = set()
         self._closed = False
@@ -57,15 +57,14 @@ class Resolves:
         ref: Ref,
         cut: Cut,
         *,
-        spent: float = 0.0,
+        seconds: float,
         slow: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """What the ref is now. `spent`: seconds that earlier tries took. `slow` is called when it takes long.
+        """What the ref is now, found within `seconds`. `slow` is called when it takes long.
 
         Raises Cancelled after a cut, Unavailable (`resolve_too_slow`) when the source takes too long, or what
         `Source.resolve` does.
         """
-        seconds = max(self._seconds - spent, _LOOK_SECONDS)
         patience = Patience(seconds, stall_seconds=self._stall_seconds, now=time.monotonic())
         asked = _Asked(patience, slow)
         try:

@@ -46,11 +46,11 @@ class Asking:
     `is_taken`: the stream is wanted by another share; `cut` ended it.
     """
 
-    __slots__ = ("_before", "_is_slow", "_listed", "_since", "cut", "is_taken", "share")
+    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cut", "is_taken", "share")
 
-    def __init__(self, share: Share, listed: dict[int, Asking], received: int) -> None:
+    def __init__(self, share: Share, seconds: float, listed: dict[int, Asking], received: int) -> None:
         self.share, self.cut, self.is_taken = share, Cut(), False
-        self._listed = listed
+        self._seconds, self._listed = seconds, listed
         self._since, self._before, self._is_slow = time.monotonic(), received, False
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class Asking:
     def is_slow(self, received: int, now: float) -> bool:
         """Whether next to nothing came in the last stretch that was measured."""
         elapsed = now - self._since
-        if elapsed >= SLOW_SECONDS:
+        if elapsed >= self._seconds:
             self._is_slow = received - self._before < SLOW_BYTES_PER_SECOND * elapsed
             self._since, self._before = now, received
         return self._is_slow
@@ -185,9 +185,9 @@ class Streams:
                 for other in self._shares
             )
 
-    def asking(self, share: Share) -> Asking:
-        """Inside, the calling stream asks an origin, and may be taken away while that hardly sends."""
-        return Asking(share, self._asking, self._received[threading.get_ident()])
+    def asking(self, share: Share, seconds: float = SLOW_SECONDS) -> Asking:
+        """Inside, the calling stream asks an origin, and may be taken away when that hardly sends so long."""
+        return Asking(share, seconds, self._asking, self._received[threading.get_ident()])
 
     def claim(self, share: Share) -> None:
         """If the share's tasks wait for a stream, take one from a share that has more and that is slow."""

@@ -36,6 +36,7 @@ from cachd.transfer.waits import Reason, Waits
 log = structlog.get_logger(__name__)
 
 _SAMPLE_SECONDS = 0.5
+_LEAST_SECONDS = 1.0  # for a resolve after others that took all the time there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,8 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
     progress.begins("resolving")
     began = time.monotonic()
     try:
-        seconds = means.resolves.seconds - progress.resolve_seconds
+        seconds = max(means.resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
         whole = means.resolves.resolve(source, wish.ref, progress.cut, seconds=seconds, slow=lend)
-        progress.waits_for(Waits(Reason.slot), state="resolving")
-        slot.take_in_turn()
     except Cancelled as error:
         raise Cancelled(f"{wish.name}: cancelled while it was resolved") from error
     except Unavailable as error:
@@ -155,6 +154,8 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
         raise NotYet(error) from error
     finally:
         progress.resolve_seconds += time.monotonic() - began
+    progress.waits_for(Waits(Reason.slot), state="resolving")
+    slot.take_in_turn()
     progress.begins("resolving")
     return whole
 

@@ -389,6 +389,14 @@ def keep_begun(ingest: Ingest, *stops: int) -> None:
         reached = stop
 
 
+def test_a_digest_that_is_far_behind_is_taken_in_steps_that_a_cancel_can_end(store: Store) -> None:
+    content = bytes(65 * MIB)
+    with closing(store.content.begin(file_of(content))) as ingest:
+        write(ingest, content)
+        ingest.follow(memoryview(bytearray(MIB)))
+        assert ingest.behind == MIB
+
+
 def test_a_resume_that_is_cancelled_in_mid_file_loses_nothing(
     store: Store, next_life: Callable[[], Store]
 ) -> None:

@@ -126,6 +126,13 @@ class Config(BaseModel):
     stall_seconds: Seconds = Field(
         30.0, gt=0, le=3600, description="a connection without a byte for so long is dropped"
     )
+    resolve_seconds: Seconds = Field(
+        1800.0,
+        gt=0,
+        le=86400,
+        description="a source that has not listed a model's files for so long is given up; sooner, when it"
+        " answers fewer than 30 requests in a minute",
+    )
     connect_seconds: Seconds = Field(10.0, gt=0, le=600, description="patience with a new connection")
     limit_bytes: Room | None = Field(
         None,

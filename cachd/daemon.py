@@ -45,6 +45,7 @@ from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pull import Means
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.resolves import Resolves
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.streams import Streams
 from cachd.transfer.sweeps import Sweeps
@@ -109,7 +110,9 @@ def assembled(config: Config) -> Iterator[Parts]:
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
-        means = Means(store, reclaim, downloads, config.refuse)
+        resolves = Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds)
+        stack.callback(resolves.close)
+        means = Means(store, reclaim, downloads, resolves, config.refuse)
         pulls = Pulls(means, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
         stack.callback(pulls.close)
         sweeps = Sweeps(

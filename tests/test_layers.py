@@ -130,7 +130,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
 
 WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.pulls", "cachd.transfer.pull"),
-    ("cachd.transfer.pull", "cachd.sources.huggingface"),
+    ("cachd.transfer.resolves", "cachd.sources.huggingface"),
     ("cachd.sources.huggingface", "cachd.model.manifest"),
     ("cachd.transfer.pull", "cachd.transfer.reclaim"),
     ("cachd.transfer.reclaim", "cachd.store.store"),

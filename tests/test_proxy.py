@@ -238,10 +238,10 @@ def test_every_origin_is_reached_through_every_proxy(behind_tls: bool, secure: b
             credentials=tmp_path / "credentials",
             ca_file=authorities if behind_tls or secure else None,
         )
-        assert http.head(url).size == len(content)
+        assert http.head(url, Cut()).size == len(content)
         assert fetched(http, url, len(content)) == content
         http.anew()
-        assert http.head(url).size == len(content)  # closes the kept connection, so that it is logged
+        assert http.head(url, Cut()).size == len(content)  # closes the kept connection, so that it is logged
         (line,) = until(lambda: proxy.log)
         assert (line.method, line.host) == ("CONNECT", "origin.test")
         assert line.received_bytes > len(content)
@@ -317,7 +317,7 @@ def test_a_real_s3_server_believes_what_was_signed_before_the_proxy(
     s3.put("models", "behind/it.bin", noise(MIB), checksum="SHA256")
     endpoint = s3.url.replace("127.0.0.1", "s3.test")
     source = BucketSource(over(proxy.url, f"{endpoint}/"), endpoint_url=endpoint, region=s3.region)
-    (file,) = source.resolve(Ref.parse("s3://models/behind/")).files
+    (file,) = source.resolve(Ref.parse("s3://models/behind/"), Cut()).files
     with source.open(file, Extent(0, MIB), Cut()) as body:
         assert body.readinto(memoryview(bytearray(MIB))) == MIB
 
@@ -371,19 +371,19 @@ def test_a_pull_without_a_daemon_goes_through_the_proxy(proxy: Proxy, origin: Or
 def test_an_origin_of_no_proxy_is_asked_itself(proxy: Proxy, origin: Origin) -> None:
     named(origin, "127.1")  # this node and the proxy both take it for 127.0.0.1
     url = origin.add("/it", noise(KIB))
-    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url).size == KIB
-    assert over(None, "127.0.0.0/8").head(url).size == KIB
+    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url, Cut()).size == KIB
+    assert over(None, "127.0.0.0/8").head(url, Cut()).size == KIB
     through = over(proxy.url, "127.0.0.0/8")
-    assert through.head(url).size == KIB
+    assert through.head(url, Cut()).size == KIB
     through.anew()
-    through.head(url)
+    through.head(url, Cut())
     assert [(each.method, each.host) for each in until(lambda: proxy.log)] == [("CONNECT", "127.1")]
 
 
 def test_names_of_no_proxy_are_not_told_to_the_proxy(listener: Listener, origin: Origin) -> None:
     named(origin, "origin.test")
     url = origin.add("/it", noise(KIB))
-    error = refusal_of(lambda: over(listener.url, f"{origin.url}/", no_proxy=(".test",)).head(url))
+    error = refusal_of(lambda: over(listener.url, f"{origin.url}/", no_proxy=(".test",)).head(url, Cut()))
     assert (type(error), error.code) == (Unavailable, "dns_failed")
     assert listener.heads == []
 
@@ -397,7 +397,7 @@ def test_names_of_no_proxy_are_not_told_to_the_proxy(listener: Listener, origin:
     ],
 )
 def test_a_private_address_is_refused_though_a_proxy_would_reach_it(listener: Listener, url: str) -> None:
-    error = refusal_of(lambda: over(listener.url).head(url))
+    error = refusal_of(lambda: over(listener.url).head(url, Cut()))
     assert (type(error), error.code) == (Forbidden, "private_address")
     assert listener.heads == []
 
@@ -408,7 +408,7 @@ def test_a_redirect_to_a_private_address_is_refused_behind_a_proxy_too(
     named(origin, "origin.test")
     origin.fault("/x", Redirect("https://10.1/latest"), methods=("GET", "HEAD"))
     http = over(listener.url, f"{origin.url}/")
-    assert refusal_of(lambda: http.head(f"{origin.url}/x")).code == "private_address"
+    assert refusal_of(lambda: http.head(f"{origin.url}/x", Cut())).code == "private_address"
     assert [head.split()[1] for head in listener.heads] == [urlsplit(origin.url).netloc]
 
 
@@ -418,9 +418,9 @@ def test_plain_http_to_a_name_that_only_the_proxy_knows_needs_a_prefix(
 ) -> None:
     named(origin, "origin.test")
     url = origin.add("/it", noise(KIB))
-    assert refusal_of(lambda: over(listener.url, *allow).head(url)).code == "plaintext_refused"
+    assert refusal_of(lambda: over(listener.url, *allow).head(url, Cut())).code == "plaintext_refused"
     assert listener.heads == []
-    assert over(listener.url, f"{origin.url}/").head(url).size == KIB
+    assert over(listener.url, f"{origin.url}/").head(url, Cut()).size == KIB
 
 
 def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
@@ -428,8 +428,8 @@ def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
 ) -> None:
     named(origin, "origin.test")
     http = over(listener.url, f"{origin.url}/open/", "10.0.0.0/8")
-    assert http.head(origin.add("/open/it", noise(KIB))).size == KIB
-    assert refusal_of(lambda: http.head(f"{origin.url}/else")).code == "plaintext_refused"
+    assert http.head(origin.add("/open/it", noise(KIB)), Cut()).size == KIB
+    assert refusal_of(lambda: http.head(f"{origin.url}/else", Cut())).code == "plaintext_refused"
 
 
 def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
@@ -441,7 +441,7 @@ def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
     http = over(listener.url, f"{origin.url}/")
     url = origin.add("/it", noise(KIB), headers={"Connection": "close"})
     for _ in range(3):
-        http.head(url)
+        http.head(url, Cut())
     assert len(listener.heads) == 3
     assert asked.count("once.test") == 1
 
@@ -454,7 +454,7 @@ def test_the_proxy_learns_nothing_that_is_meant_for_the_origin(listener: Listene
         (tmp_path / "token").write_text(hub.token)
         http = over(listener.url, credentials=tmp_path / "credentials", ca_file=hub.ca_file)
         source = HubSource(http, endpoint=hub.url, token=Secret(tmp_path / "token"))
-        (file,) = source.resolve(Ref.parse("hf://org/m")).files
+        (file,) = source.resolve(Ref.parse("hf://org/m"), Cut()).files
         with source.open(file, Extent(0, 2), Cut()) as body:
             assert body.readinto(memoryview(bytearray(2))) == 2
         seen = "\n".join([str(each.headers) for each in hub.requests])
@@ -482,14 +482,14 @@ def test_wrong_credentials_are_final_and_new_ones_are_taken_over(origin: Origin,
     file.write_text("node:canary")
     with Proxy(credentials=CREDENTIALS) as proxy:
         http = over(proxy.url, f"{origin.url}/", credentials=file)
-        error = refusal_of(lambda: http.head(url))
+        error = refusal_of(lambda: http.head(url, Cut()))
         assert (type(error), error.code, error.facts["proxy_status"]) == (Forbidden, "proxy_auth", 407)
         assert proxy.url in error.detail
         assert "origin.test" in error.detail
         assert "proxy_credentials_file" in error.mend
         assert "canary" not in str(error)
         file.write_text(CREDENTIALS)
-        assert http.head(url).size == KIB
+        assert http.head(url, Cut()).size == KIB
     assert len(origin.requests) == 1
 
 
@@ -500,7 +500,7 @@ def test_credentials_that_are_none_are_told_without_their_text(
     file = tmp_path / "credentials"
     if content is not None:
         file.write_text(content)
-    error = refusal_of(lambda: over(listener.url, credentials=file).head(PUBLIC_BY_NAME))
+    error = refusal_of(lambda: over(listener.url, credentials=file).head(PUBLIC_BY_NAME, Cut()))
     assert error.code == "bad_secret"
     assert str(file) in error.detail
     assert not content or content not in str(error)
@@ -526,7 +526,9 @@ def test_a_refusal_names_proxy_and_origin_and_says_whether_it_may_pass(
 ) -> None:
     (tmp_path / "credentials").write_text("user:canary")
     listener.refusal = lambda head: b"HTTP/1.1 " + answer + b"\r\nContent-Length: 6\r\n\r\ncanary"
-    error = refusal_of(lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME))
+    error = refusal_of(
+        lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME, Cut())
+    )
     assert (type(error), error.code) == (kind, code)
     assert listener.url in error.detail
     assert "origin.test:443" in error.detail
@@ -552,7 +554,7 @@ NO_PROXIES = {
 @pytest.mark.parametrize("answer", NO_PROXIES.values(), ids=NO_PROXIES.keys())
 def test_what_does_not_answer_as_a_proxy_is_told(listener: Listener, answer: bytes) -> None:
     listener.refusal = lambda head: answer
-    error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME))
+    error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_protocol")
     assert listener.url in error.detail
     assert "origin.test:443" in error.detail
@@ -579,7 +581,7 @@ def test_a_proxy_that_does_not_answer_in_time_is_given_up(
     script: Callable[[socket.socket, int], None],
 ) -> None:
     with Scripted(script) as proxy:
-        error = refusal_of(lambda: over(proxy.url, connect_seconds=0.5).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(proxy.url, connect_seconds=0.5).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert "within 0.5 s" in error.detail
     assert proxy.url in error.detail
@@ -590,7 +592,7 @@ def test_a_proxy_that_does_not_answer_in_time_is_given_up(
     [("http://127.0.0.1:1", "refused"), ("http://no-such-proxy.invalid:3128", "cannot be resolved")],
 )
 def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
-    error = refusal_of(lambda: over(url).head(PUBLIC_BY_NAME))
+    error = refusal_of(lambda: over(url).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert told in error.detail
     assert url in error.detail
@@ -599,28 +601,30 @@ def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
 
 def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:
     with black_hole() as (host, port):
-        error = refusal_of(lambda: over(f"http://{host}:{port}", connect_seconds=0.5).head(PUBLIC_BY_NAME))
+        error = refusal_of(
+            lambda: over(f"http://{host}:{port}", connect_seconds=0.5).head(PUBLIC_BY_NAME, Cut())
+        )
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert "within 0.5 s" in error.detail
 
 
 def test_a_proxy_that_closes_without_an_answer_is_told(listener: Listener) -> None:
     with Scripted(lambda connection, _: None) as proxy:
-        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
 
 
 def test_a_proxy_by_tls_must_be_who_it_says_and_speak_tls(listener: Listener, tmp_path: Path) -> None:
     with Proxy(tls=Tls()) as proxy:
-        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, Cut()))
         assert (type(error), error.code) == (Forbidden, "proxy_untrusted")
     with Proxy(tls=Tls(hosts=("other.test",))) as proxy:
-        error = refusal_of(lambda: over(proxy.url, ca_file=proxy.ca_file).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(proxy.url, ca_file=proxy.ca_file).head(PUBLIC_BY_NAME, Cut()))
         assert (type(error), error.code) == (Forbidden, "proxy_untrusted")
-        error = refusal_of(lambda: over(proxy.url.replace("https", "http")).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(proxy.url.replace("https", "http")).head(PUBLIC_BY_NAME, Cut()))
         assert error.code in ("proxy_protocol", "proxy_unreachable")
     with Scripted(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as plain:
-        error = refusal_of(lambda: over(plain.url.replace("http", "https")).head(PUBLIC_BY_NAME))
+        error = refusal_of(lambda: over(plain.url.replace("http", "https")).head(PUBLIC_BY_NAME, Cut()))
         assert (type(error), error.code) == (Unavailable, "proxy_protocol")
 
 
@@ -629,7 +633,7 @@ def test_an_origin_whose_certificate_is_wrong_is_refused_behind_a_proxy_too(
 ) -> None:
     with Origin(tls=Tls(hosts=("other.test",))) as origin:
         named(origin, "origin.test")
-        error = refusal_of(lambda: over(listener.url, ca_file=origin.ca_file).head(f"{origin.url}/x"))
+        error = refusal_of(lambda: over(listener.url, ca_file=origin.ca_file).head(f"{origin.url}/x", Cut()))
     assert (type(error), error.code) == (Forbidden, "tls_untrusted")
 
 
@@ -706,12 +710,12 @@ def test_a_tunnel_that_breaks_costs_its_part_alone(
 def test_an_unknown_name_says_that_a_proxy_of_the_environment_is_not_used() -> None:
     for variable in ("HTTPS_PROXY", "all_proxy"):
         http = over(None, environ={variable: "http://user:canary@proxy:3128"})
-        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x"))
+        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x", Cut()))
         assert error.code == "dns_failed"
         assert variable.upper() in error.mend
         assert "proxy: env" in error.mend
         assert "canary" not in str(error)
-    assert "PROXY" not in refusal_of(lambda: over(None).head("https://no-such-host.invalid/x")).mend
+    assert "PROXY" not in refusal_of(lambda: over(None).head("https://no-such-host.invalid/x", Cut())).mend
 
 
 def test_the_hint_is_there_for_every_source(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_nothing_shows_a_secret_by_accident(tmp_path: Path) -> None:
 
 
 def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
-    head = http().head(origin.add("/x", noise(100), etag="tag"))
+    head = http().head(origin.add("/x", noise(100), etag="tag"), Cut())
     assert (head.size, head.validator) == (100, '"tag"')
 
 
@@ -212,7 +212,7 @@ def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
 def test_without_a_strong_etag_the_date_marks_a_file(origin: Origin, etag: str | None) -> None:
     url = origin.add("/x", noise(100))
     origin.fault("/x", Tagged(etag), methods=EITHER)
-    head = http().head(url)
+    head = http().head(url, Cut())
     assert head.validator == head.headers.get("Last-Modified")
     assert fetch(http(), url, 100, validator=head.validator) == noise(100)
     assert origin.requests[-1].headers["if-unmodified-since"] == head.validator
@@ -233,7 +233,7 @@ def test_an_origin_that_knows_no_head_is_asked_for_one_byte(origin: Origin) -> N
     url = origin.add("/x", noise(100))
     for status in (405, 501):
         origin.fault("/x", Status(status), times=1, methods=["HEAD"])
-        assert http().head(url).size == 100
+        assert http().head(url, Cut()).size == 100
     assert [seen.method for seen in origin.requests] == ["HEAD", "GET"] * 2
     assert origin.bytes_sent() <= 2
 
@@ -342,8 +342,8 @@ def test_a_status_is_an_error_of_its_class(
     origin.fault("/x", Status(status), methods=EITHER)
     for call in (
         lambda: fetch(http(), url, KIB),
-        lambda: http().head(url),
-        lambda: http().read(url, at_most=9),
+        lambda: http().head(url, Cut()),
+        lambda: http().read(url, Cut(), at_most=9),
     ):
         error = refused(call, code)
         assert type(error) is kind
@@ -384,11 +384,11 @@ def test_an_origin_may_say_when_to_come_back(
 
 def test_a_small_file_is_read_whole_or_refused(origin: Origin) -> None:
     url = origin.add("/x", noise(100))
-    assert http().read(url, at_most=100) == noise(100)
-    refused(lambda: http().read(url, at_most=99), "document_too_large")
+    assert http().read(url, Cut(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, Cut(), at_most=99), "document_too_large")
     origin.fault("/x", Chunked())
-    assert http().read(url, at_most=100) == noise(100)
-    refused(lambda: http().read(url, at_most=99), "document_too_large")
+    assert http().read(url, Cut(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, Cut(), at_most=99), "document_too_large")
 
 
 NO_ANSWERS = {
@@ -432,7 +432,7 @@ def test_an_origin_that_does_not_answer_is_stalled() -> None:
             pass
 
     with Scripted(silent) as server:
-        refused(lambda: http(stall_seconds=SOON_SECONDS).head(f"{server.url}/x"), "stalled")
+        refused(lambda: http(stall_seconds=SOON_SECONDS).head(f"{server.url}/x", Cut()), "stalled")
 
 
 def test_a_trickle_is_too_slow(origin: Origin) -> None:
@@ -591,10 +591,11 @@ def test_a_request_with_a_body_is_never_sent_twice() -> None:
 
     with Scripted(script) as server:
         over = http()
-        assert over.relay("GET", f"{server.url}/x", {}, b"", at_most=2).content == b"ok"
+        assert over.relay("GET", f"{server.url}/x", {}, b"", Cut(), at_most=2).content == b"ok"
         asked = {"Content-Length": "4"}
         refused(
-            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", at_most=2), "connection_failed"
+            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", Cut(), at_most=2),
+            "connection_failed",
         )
         over.anew()
         over._pool()
@@ -665,7 +666,7 @@ def test_an_answer_that_ends_within_its_head_is_no_answer() -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
 
     with Scripted(script) as server:
-        refused(lambda: http().read(f"{server.url}/x", at_most=1), "connection_failed")
+        refused(lambda: http().read(f"{server.url}/x", Cut(), at_most=1), "connection_failed")
 
 
 def patience_of(wire: Wire) -> float:
@@ -761,18 +762,22 @@ def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path, nested: bool) -
 
 def test_a_new_connection_that_breaks_is_the_origins_failure() -> None:
     with Scripted(lambda connection, _: None) as server:
-        assert isinstance(refused(lambda: http().head(f"{server.url}/x"), "connection_failed"), Unavailable)
+        assert isinstance(
+            refused(lambda: http().head(f"{server.url}/x", Cut()), "connection_failed"), Unavailable
+        )
         assert server.accepted == 1
 
 
 def test_a_port_where_nobody_listens_is_unavailable() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        refused(lambda: http().head(f"http://127.0.0.1:{bound.getsockname()[1]}/x"), "connection_failed")
+        refused(
+            lambda: http().head(f"http://127.0.0.1:{bound.getsockname()[1]}/x", Cut()), "connection_failed"
+        )
 
 
 def test_a_name_that_does_not_resolve_is_unavailable() -> None:
-    error = refused(lambda: http().head("http://no-such-host.invalid/x"), "dns_failed")
+    error = refused(lambda: http().head("http://no-such-host.invalid/x", Cut()), "dns_failed")
     assert isinstance(error, Unavailable)
     assert "no-such-host.invalid" in error.detail
 
@@ -780,7 +785,7 @@ def test_a_name_that_does_not_resolve_is_unavailable() -> None:
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.com", ".a"])
 def test_a_name_that_no_host_can_have_is_not_blamed_on_the_token(host: str) -> None:
     with pytest.raises((Invalid, Unavailable)) as refusal:
-        http().head(f"http://{host}/x")
+        http().head(f"http://{host}/x", Cut())
     assert refusal.value.code != "bad_header"
     assert "token" not in refusal.value.mend
 
@@ -807,7 +812,7 @@ def test_ten_redirects_are_followed_and_eleven_are_not() -> None:
 
 def test_a_redirect_to_itself_ends(origin: Origin) -> None:
     origin.fault("/x", Redirect(to="/x"), methods=EITHER)
-    refused(lambda: http().head(f"{origin.url}/x"), "redirect_loop")
+    refused(lambda: http().head(f"{origin.url}/x", Cut()), "redirect_loop")
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -816,7 +821,7 @@ def test_every_kind_of_redirect_keeps_the_method_and_the_range(origin: Origin, c
     origin.fault("/x", Redirect(to="y", code=code), methods=EITHER)
     body = http().open(Target(f"{origin.url}/x", KIB), Extent(5, 10), Cut())
     assert read(body, 5) == noise(KIB)[5:10]
-    assert http().head(f"{origin.url}/x").size == KIB
+    assert http().head(f"{origin.url}/x", Cut()).size == KIB
     assert [seen.method for seen in origin.requests] == ["GET", "GET", "HEAD", "HEAD"]
 
 
@@ -824,7 +829,7 @@ def test_a_redirect_from_https_to_http_is_refused(origin: Origin) -> None:
     with Origin(tls=True) as secure:
         secure.fault("/x", Redirect(to=f"{origin.url}/x"), methods=EITHER)
         over = http("127.0.0.0/8", f"{origin.url}/", ca_file=secure.ca_file)
-        refused(lambda: over.head(f"{secure.url}/x"), "downgrade_refused")
+        refused(lambda: over.head(f"{secure.url}/x", Cut()), "downgrade_refused")
         assert origin.requests == []
 
 
@@ -846,7 +851,7 @@ def test_a_redirect_to_where_nothing_may_be_asked_is_refused(
 ) -> None:
     origin.fault("/x", Redirect(to=location), methods=EITHER)
     with pytest.raises(kind) as refusal:
-        http().head(f"{origin.url}/x")
+        http().head(f"{origin.url}/x", Cut())
     assert "hunter2" not in str(refusal.value)
 
 
@@ -860,7 +865,7 @@ def secrets_of(seen: Seen) -> set[str]:
 def test_secrets_follow_a_redirect_within_their_origin(origin: Origin) -> None:
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to="/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", secrets=SECRET)
+    http().head(f"{origin.url}/x", Cut(), secrets=SECRET)
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}] * 2
 
 
@@ -882,7 +887,7 @@ def test_secrets_stay_behind_at_another_host(origin: Origin) -> None:
     port = origin.url.rpartition(":")[2]
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to=f"http://localhost:{port}/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", secrets=SECRET)
+    http().head(f"{origin.url}/x", Cut(), secrets=SECRET)
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}, set()]
 
 
@@ -903,7 +908,7 @@ def test_a_signed_address_is_asked_again_until_it_expires(origin: Origin) -> Non
 def test_a_header_that_cannot_be_sent_is_not_sent(origin: Origin) -> None:
     url = origin.add("/x", b"ok")
     evil = {"Authorization": "Bearer canary\r\nX-Evil: 1"}
-    assert "canary" not in str(refused(lambda: http().head(url, secrets=evil), "bad_header"))
+    assert "canary" not in str(refused(lambda: http().head(url, Cut(), secrets=evil), "bad_header"))
     assert origin.requests == []
 
 
@@ -914,10 +919,11 @@ def test_an_address_within_no_allowance_is_refused_before_it_is_connected_to(ori
     origin.add("/x", b"ok")
     port = origin.url.rpartition(":")[2]
     for url in (f"http://127.0.0.1:{port}/x", f"http://0x7f.1:{port}/x", f"http://localhost:{port}/x"):
-        refused(lambda url=url: http("10.0.0.0/8").head(url), "private_address")
-        refused(lambda url=url: http("http://elsewhere/").head(url), "plaintext_refused")
+        refused(lambda url=url: http("10.0.0.0/8").head(url, Cut()), "private_address")
+        refused(lambda url=url: http("http://elsewhere/").head(url, Cut()), "plaintext_refused")
         refused(
-            lambda url=url: http("http://elsewhere/").head(url.replace("http:", "https:")), "private_address"
+            lambda url=url: http("http://elsewhere/").head(url.replace("http:", "https:"), Cut()),
+            "private_address",
         )
     assert origin.requests == []
 
@@ -926,9 +932,9 @@ def test_a_kept_connection_widens_no_allowance() -> None:
     with Origin(tls=True) as origin:
         allowed, other = origin.add("/models/x", b"ok"), origin.add("/admin", b"no")
         over = http(f"{origin.url}/models/", ca_file=origin.ca_file)
-        refused(lambda: over.head(other), "private_address")
-        over.head(allowed)
-        refused(lambda: over.head(other), "private_address")
+        refused(lambda: over.head(other, Cut()), "private_address")
+        over.head(allowed, Cut())
+        refused(lambda: over.head(other, Cut()), "private_address")
         assert {seen.path for seen in origin.requests} == {"/models/x"}
 
 
@@ -936,7 +942,7 @@ def test_a_redirect_out_of_an_allowed_prefix_is_refused(origin: Origin) -> None:
     origin.add("/admin", b"no")
     origin.fault("/models/x", Redirect(to="/models/../admin"), methods=EITHER)
     with pytest.raises(Forbidden):
-        http(f"{origin.url}/models/").head(f"{origin.url}/models/x")
+        http(f"{origin.url}/models/").head(f"{origin.url}/models/x", Cut())
     assert {seen.path for seen in origin.requests} == {"/models/x"}
 
 
@@ -956,7 +962,7 @@ def test_a_redirect_out_of_an_allowed_prefix_is_refused(origin: Origin) -> None:
     ids=ascii,
 )
 def test_a_url_that_two_readers_may_read_differently_is_refused(url: str) -> None:
-    assert "hunter2" not in str(refused(lambda: http().head(url), "bad_ref"))
+    assert "hunter2" not in str(refused(lambda: http().head(url, Cut()), "bad_ref"))
 
 
 # --- TLS ---
@@ -965,7 +971,7 @@ def test_a_url_that_two_readers_may_read_differently_is_refused(url: str) -> Non
 def test_a_certificate_of_an_unknown_authority_is_refused_and_of_a_known_one_is_not() -> None:
     with Origin(tls=True) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refused(lambda: http().head(url), "tls_untrusted")
+        error = refused(lambda: http().head(url, Cut()), "tls_untrusted")
         assert isinstance(error, Forbidden)
         assert "ca_file" in error.mend
         assert fetch(http(ca_file=origin.ca_file), url, KIB) == noise(KIB)
@@ -974,19 +980,19 @@ def test_a_certificate_of_an_unknown_authority_is_refused_and_of_a_known_one_is_
 def test_a_certificate_of_another_host_is_refused() -> None:
     with Origin(tls=True) as origin:
         url = origin.add("/x", b"ok").replace("127.0.0.1", "0x7f.1")
-        refused(lambda: http(ca_file=origin.ca_file).head(url), "tls_untrusted")
+        refused(lambda: http(ca_file=origin.ca_file).head(url, Cut()), "tls_untrusted")
 
 
 def test_an_origin_without_tls_is_unavailable_by_https(origin: Origin) -> None:
     url = origin.add("/x", b"ok").replace("http:", "https:")
-    assert isinstance(refused(lambda: http().head(url), "connection_failed"), Unavailable)
+    assert isinstance(refused(lambda: http().head(url, Cut()), "connection_failed"), Unavailable)
 
 
 # --- web ---
 
 
 def resolve(source: Source, ref: str) -> Manifest:
-    return source.resolve(Ref.parse(ref))
+    return source.resolve(Ref.parse(ref), Cut())
 
 
 def web() -> WebSource:

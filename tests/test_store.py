@@ -24,6 +24,7 @@ import xxhash
 
 from cachd.errors import (
     CachdError,
+    Cancelled,
     Corrupt,
     DiskFailed,
     Forbidden,
@@ -386,6 +387,30 @@ def keep_begun(ingest: Ingest, *stops: int) -> None:
         ingest.landed(Extent(0, stop))
         ingest.keep(Extent(0, stop), hashed)
         reached = stop
+
+
+def test_a_digest_that_is_far_behind_is_taken_in_steps_that_a_cancel_can_end(store: Store) -> None:
+    content = bytes(65 * MIB)
+    with closing(store.content.begin(file_of(content))) as ingest:
+        write(ingest, content)
+        ingest.follow(memoryview(bytearray(MIB)))
+        assert ingest.behind == MIB
+
+
+def test_a_resume_that_is_cancelled_in_mid_file_loses_nothing(
+    store: Store, next_life: Callable[[], Store]
+) -> None:
+    with closing(store.content.begin(FILE)) as ingest:
+        write(ingest, CONTENT, PARTS[0], PARTS[2])
+
+    def cancelled() -> None:
+        raise Cancelled("while it is read back")
+
+    again = next_life()
+    with pytest.raises(Cancelled):
+        again.content.begin(FILE, cancelled)
+    with closing(again.content.begin(FILE)) as resumed:
+        assert resumed.resumed == PARTS[0].size + PARTS[2].size
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "crc64nvme", "crc32c", None])

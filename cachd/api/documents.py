@@ -30,6 +30,7 @@ from cachd.store.watch import Watched
 from cachd.transfer.pulls import Pull, Pulls
 from cachd.transfer.reclaim import Eviction, Plan
 from cachd.transfer.scrubs import Scrubs
+from cachd.transfer.waits import Waits
 from cachd.transfer.warms import Warms
 
 
@@ -314,6 +315,7 @@ def pull_document(pull: Pull) -> dict[str, Any]:
         **pull.wish.as_document(),
         "state": progress.state,
         "paused": progress.is_paused,
+        "waits": waits_document(progress.waits),
         "priority": pull.share.priority,
         "revision": manifest.revision if manifest else None,
         "bytes": {
@@ -329,6 +331,14 @@ def pull_document(pull: Pull) -> dict[str, Any]:
         "verified_by": _verified_by(pull),
         "error": error_document(pull.error),
     }
+
+
+def waits_document(waits: Waits | None) -> dict[str, object] | None:
+    """Why a pull waits, until when, and what its origin said; None while it gets on."""
+    if waits is None:
+        return None
+    until = iso(waits.until) if waits.until else None
+    return {"reason": waits.reason.value, "until": until, "detail": waits.detail or None}
 
 
 def error_document(error: CachdError | None) -> dict[str, object] | None:

@@ -31,6 +31,7 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
+_OF_A_PULL = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
 _PROGRESS_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
 _PATIENCE_SECONDS = 2.0  # of who asked for a change and wants to see it told
@@ -165,7 +166,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
         "name": name,
         "state": state,
         "final": models.is_final(name),
-        **{key: about[key] for key in ("ref", "include", "exclude", "revision", "bytes", "files", "paused")},
+        **{key: about[key] for key in _OF_A_PULL},
         "rate_bytes_per_second": about["rate_bytes_per_second"] if is_moving else 0,
         "eta_seconds": None if eta is None else round(eta),
         "error": _error(failure) if failure else None,
@@ -180,6 +181,7 @@ def _about(snapshot: Snapshot) -> dict[str, Any]:
         "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": None, "resumed": None},
         "files": {"total": snapshot.files, "done": snapshot.files},
         "paused": False,
+        "waits": None,
         "rate_bytes_per_second": 0,
         "eta_seconds": None,
     }

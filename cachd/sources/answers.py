@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
 from cachd.model import Extent
+from cachd.policy.backoff import LONGEST_TOLD_SECONDS
 from cachd.sources.source import NoRanges
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BROKEN = (OSError, http.client.HTTPException)
 _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
+_LONGEST_SHOWN_SECONDS = 1e18
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL's x509_vfy.h): a clock that is not set yet
 _RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
 
@@ -72,8 +75,9 @@ def check_status(response: Answer, url: str) -> None:
         raise NotFound(reason, code="file_not_found", mend="check the name", status=status)
     if status in (412, 416):
         raise Changed(f"{shown}: the file is not what it was ({status})", status=status)
+    told = told_wait(response.headers)
     raise Unavailable(
-        reason,
+        f"{reason}; it asks for {told:.0f} s without a request" if told else reason,
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(response.headers),
         status=status,
@@ -87,10 +91,19 @@ class Headers(Protocol):
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Seconds the origin asks for: Retry-After as seconds or a date (RFC 9110), or RateLimit's t."""
+    """Seconds to wait as the origin asks for, but ten minutes at most; None when it asks for nothing."""
+    told = told_wait(headers)
+    return None if told is None else min(told, LONGEST_TOLD_SECONDS)
+
+
+def told_wait(headers: Headers) -> float | None:
+    """Seconds the origin asks for: Retry-After as seconds or a date (RFC 9110), or RateLimit's t.
+
+    What is no such thing, a negative number among it, asks for nothing.
+    """
     told = (headers.get("Retry-After") or "").strip()
-    if _NUMBER.fullmatch(told):
-        return float(told)
+    if _DIGITS.fullmatch(told):
+        return min(float(told), _LONGEST_SHOWN_SECONDS)
     with suppress(ValueError, TypeError, IndexError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
     limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")

@@ -8,8 +8,8 @@ nothing of its owner's: it has its own descriptors, closes them when its call re
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -65,3 +65,28 @@ class Aside:
                 except Exception as error:  # noqa: BLE001 it is raised where `call` waits
                     self._answers.put((None, error))
                 del what
+
+
+class Asides:
+    """Makes such threads, and none while `most` that were left behind still wait. Safe from any thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._left: list[Aside] = []
+
+    @contextmanager
+    def aside(self, seconds: float) -> Iterator[Aside]:
+        """A thread for the calls inside. Raises TimeoutError when too many still wait."""
+        with self._lock:
+            self._left = [aside for aside in self._left if aside.is_alive]
+            if len(self._left) >= self._most:
+                raise TimeoutError(f"{len(self._left)} earlier calls still wait")
+        aside = Aside(seconds)
+        try:
+            with aside:
+                yield aside
+        finally:
+            if aside.is_alive:
+                with self._lock:
+                    self._left.append(aside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
@@ -82,8 +81,7 @@ class Connection:
         """Make whoever waits for an answer on it return or raise at once."""
         self._aborted = True
         if self.wire is not None:
-            with suppress(OSError):
-                self.wire.abort()
+            self.wire.abort()
 
     def ask(
         self,

@@ -37,6 +37,7 @@ from cachd.sources.answers import (
 )
 from cachd.sources.connection import Connection, Origin, Response, origin_of
 from cachd.sources.exchange import Answer, Headers
+from cachd.sources.names import Names
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Cut
@@ -102,8 +103,9 @@ class Http:
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities = authorities
         patience = {"connect_seconds": connect_seconds, "stall_seconds": stall_seconds}
-        tunnels = Tunnels(proxy_credentials, authorities.context, **patience)
-        self._routes = Routes(reach, proxies, tunnels, **patience)
+        names = Names(connect_seconds)
+        tunnels = Tunnels(proxy_credentials, authorities.context, names, **patience)
+        self._routes = Routes(reach, proxies, tunnels, names, **patience)
         self._kept = threading.local()
         self._age = 0  # connections of an earlier one are not used again
         self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
@@ -119,20 +121,20 @@ class Http:
             proxy_credentials=self._proxy_credentials,
         )
 
-    def head(self, url: str, *, secrets: Mapping[str, str] | None = None) -> Head:
+    def head(self, url: str, cut: Cut, *, secrets: Mapping[str, str] | None = None) -> Head:
         """Ask about a URL without its bytes. Raises as `open` does."""
-        _, response, connection = self._follow("HEAD", url, {}, secrets or {})
+        _, response, connection = self._follow("HEAD", url, {}, secrets or {}, cut)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             if response.status in (405, 501):
-                return self._head_by_range(url, secrets or {})
+                return self._head_by_range(url, secrets or {}, cut)
             check_status(response, url)
             check_encoding(response, url)
             length = response.getheader("Content-Length")
             return Head(number(length), validator_of(response), response.headers)
 
-    def _head_by_range(self, url: str, secrets: Mapping[str, str]) -> Head:
+    def _head_by_range(self, url: str, secrets: Mapping[str, str], cut: Cut) -> Head:
         """For an origin that knows no HEAD: the first byte's answer says as much."""
-        _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets)
+        _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cut)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             check_status(response, url)
             check_encoding(response, url)
@@ -140,39 +142,42 @@ class Http:
             size = int(told[3]) if told else number(response.getheader("Content-Length"))
             return Head(size, validator_of(response), response.headers)
 
-    def read(self, url: str, *, at_most: int, secrets: Mapping[str, str] | None = None) -> bytes:
+    def read(self, url: str, cut: Cut, *, at_most: int, secrets: Mapping[str, str] | None = None) -> bytes:
         """The whole of a small file. Raises Invalid when it is longer than `at_most` bytes."""
-        return self._ask(url, at_most, secrets or {}, check_status).content
+        return self._ask(url, cut, at_most, secrets or {}, check_status).content
 
-    def ask(self, url: str, *, at_most: int, secrets: Mapping[str, str] | None = None) -> Told:
+    def ask(self, url: str, cut: Cut, *, at_most: int, secrets: Mapping[str, str] | None = None) -> Told:
         """What an origin says of a URL, whatever its status; of a failure its head alone.
 
         Raises Invalid when it is longer than `at_most` bytes.
         """
-        return self._ask(url, at_most, secrets or {}, lambda _response, _url: None)
+        return self._ask(url, cut, at_most, secrets or {}, lambda _response, _url: None)
 
-    def relay(self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, at_most: int) -> Told:
+    def relay(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, cut: Cut, *, at_most: int
+    ) -> Told:
         """What an origin says to a request of another client, which follows redirects itself."""
         parts = _checked(url)
         self._reach.check_url(parts)
-        response, connection = self._send(method, parts, headers, Cut(), body)
+        response, connection = self._send(method, parts, headers, cut, body)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as answered:
-            return Told(response.status, response.headers, _whole(answered, url, at_most))
+            return Told(response.status, response.headers, _whole(answered, url, at_most, cut))
 
     def _ask(
         self,
         url: str,
+        cut: Cut,
         at_most: int,
         secrets: Mapping[str, str],
         check: Callable[[Answer, str], None],
     ) -> Told:
-        _, response, connection = self._follow("GET", url, {}, secrets)
+        _, response, connection = self._follow("GET", url, {}, secrets, cut)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
             check(response, url)
             if response.status >= 400:
                 return Told(response.status, response.headers, b"")
             check_encoding(response, url)
-            return Told(response.status, response.headers, _whole(body, url, at_most))
+            return Told(response.status, response.headers, _whole(body, url, at_most, cut))
 
     def open(self, target: Target, extent: Extent, cut: Cut) -> Response:
         """Ask for the bytes of an extent; `cut` ends the asking.
@@ -225,7 +230,7 @@ class Http:
         url: str,
         headers: Mapping[str, str],
         secrets: Mapping[str, str],
-        cut: Cut | None = None,
+        cut: Cut,
     ) -> tuple[str, Answer, Connection]:
         """Send a request and follow redirects; the URL that answered, its answer and its connection."""
         parts = _checked(url)
@@ -234,7 +239,7 @@ class Http:
             self._reach.check_url(parts)
             if origin_of(parts) != first:
                 secrets = {}  # for good: a redirect back does not bring them back
-            response, connection = self._send(method, parts, {**headers, **secrets}, cut or Cut())
+            response, connection = self._send(method, parts, {**headers, **secrets}, cut)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
                 return url, response, connection
@@ -266,13 +271,15 @@ class Http:
             connection.take(pool)
             try:
                 with cut.reaches(connection):
-                    answer = connection.ask(method, path, asked, lambda: self._routes.dial(url), body)
+                    answer = connection.ask(method, path, asked, lambda: self._routes.dial(url, cut), body)
+                    cut.count()
                     return answer, connection
             except CachdError:
                 connection.close()
                 raise
             except BROKEN as error:
                 connection.close()
+                cut.check()
                 if connection is not kept:
                     raise broken(url, error, connection.proxy) from error
             except ValueError as error:  # such as a token with a line feed
@@ -292,13 +299,15 @@ class Http:
         return pool
 
 
-def _whole(body: Response, url: str, at_most: int) -> bytes:
+def _whole(body: Response, url: str, at_most: int, cut: Cut) -> bytes:
     """A body to its end. Raises Invalid when it is longer than `at_most` bytes, unread when it says so."""
     if body.size is not None and body.size > at_most:
         raise too_large(bare(url), at_most, body.size)
     content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
-    while count := body.readinto(buffer[: at_most + 1 - len(content)]):
-        content += buffer[:count]
+    with cut.reaches(body):
+        while count := body.readinto(buffer[: at_most + 1 - len(content)]):
+            content += buffer[:count]
+            cut.count()
     if len(content) > at_most:
         raise too_large(bare(url), at_most)
     return bytes(content)

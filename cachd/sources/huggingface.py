@@ -47,7 +47,7 @@ class HubSource:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
         set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
 
-    def resolve(self, ref: Ref) -> Manifest:
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
         """See `Source.resolve`. One call: it names the commit and lists its files."""
         api = HfApi(
             endpoint=self._endpoint,
@@ -55,7 +55,7 @@ class HubSource:
             library_name="cachd",
             library_version=__version__,
         )
-        with _hub_errors(ref), _asks_over(self._http):
+        with _hub_errors(ref), _asks_over(self._http, cut):
             found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
             if not found.sha:
                 raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
@@ -105,24 +105,24 @@ class _OurPath(httpx2.BaseTransport):
     """
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        http = _path.get()
-        if http is None or constants.is_offline_mode():
+        path = _path.get()
+        if path is None or constants.is_offline_mode():
             raise OfflineModeIsEnabled("nobody asked for this")
-        token = request.headers.get("Authorization")
-        url = str(request.url)
-        told = http.ask(url, at_most=_LISTING.size_bytes, secrets={"Authorization": token} if token else {})
+        (http, cut), token = path, request.headers.get("Authorization")
+        url, secrets = str(request.url), {"Authorization": token} if token else {}
+        told = http.ask(url, cut, at_most=_LISTING.size_bytes, secrets=secrets)
         if told.content:
             check_json(told.content, bare(url), _LISTING)
         return httpx2.Response(told.status, headers=told.headers.items(), content=told.content)
 
 
-_path: ContextVar[Http | None] = ContextVar("path", default=None)
+_path: ContextVar[tuple[Http, Cut] | None] = ContextVar("path", default=None)
 
 
 @contextmanager
-def _asks_over(http: Http) -> Iterator[None]:
-    """Inside, and in this thread, the Hub's client asks over `http`."""
-    before = _path.set(http)
+def _asks_over(http: Http, cut: Cut) -> Iterator[None]:
+    """Inside, and in this thread, the Hub's client asks over `http` until it is cut."""
+    before = _path.set((http, cut))
     try:
         yield
     finally:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
-from cachd.errors import Invalid, Unavailable
+from cachd.errors import Unavailable
 from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Reach
 from cachd.sources.dial import Address, dial
+from cachd.sources.names import Names
+from cachd.sources.source import Cut
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
@@ -36,55 +38,52 @@ class Routes:
         reach: Reach,
         proxies: Proxies,
         tunnels: Tunnels,
+        names: Names,
         *,
         connect_seconds: float,
         stall_seconds: float,
     ) -> None:
-        self._reach, self._proxies, self._tunnels = reach, proxies, tunnels
+        self._reach, self._proxies, self._tunnels, self._names = reach, proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
         self._unknown: dict[str, float] = {}  # a host that this node cannot resolve -> until when
 
-    def dial(self, url: SplitResult) -> Dialled:
-        """A new wire to the origin of `url`, every address of its name vetted. Raises CachdError or OSError.
+    def dial(self, url: SplitResult, cut: Cut) -> Dialled:
+        """A new wire to the origin of `url`, every address of its name vetted.
 
-        A proxy is told the name and resolves it itself: what this node cannot resolve, the proxy decides.
+        Raises CachdError, Cancelled among them, or OSError. A proxy is told the name and resolves it itself:
+        what this node cannot resolve, the proxy decides.
         """
         host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
         proxy = self._proxies.of(url)
         if proxy is None:
-            places = self._resolved(host, port)
+            places = self._resolved(host, port, cut)
             self._reach.check_addresses(url, _addresses(places))
-            connected = dial(places, self._connect_seconds)  # no second look-up can change them
+            connected = dial(places, self._connect_seconds, cut)  # no second look-up can change them
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = str(connected.getpeername()[0])
             return Dialled(Wire(connected, self._stall_seconds), (address,))
-        addresses = _addresses(self._resolved_if_known(host, port))
+        addresses = _addresses(self._resolved_if_known(host, port, cut))
         self._reach.check_addresses(url, addresses)
-        return Dialled(self._tunnels.open(proxy, host, port), addresses, str(proxy))
+        return Dialled(self._tunnels.open(proxy, host, port, cut), addresses, str(proxy))
 
-    def _resolved(self, host: str, port: int) -> Sequence[Address]:
-        """Raises Unavailable for a name that has no address, Invalid for what is no name."""
+    def _resolved(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
+        """Raises as `Names.addresses` does."""
         try:
-            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
-        except socket.gaierror as error:
-            unused = self._proxies.unused
-            raise Unavailable(
-                f"{host} cannot be resolved: {error.strerror}",
-                code="dns_failed",
-                mend=f"{unused} is set, but cachd uses a proxy only if the option proxy is set"
-                " (proxy: env takes the environment's)"
-                if unused
-                else "",
-            ) from error
+            return self._names.addresses(host, port, cut)
+        except Unavailable as error:
+            if unused := self._proxies.unused:
+                error.mend = (
+                    f"{unused} is set, but cachd uses a proxy only if the option proxy is set"
+                    " (proxy: env takes the environment's)"
+                )
+            raise
 
-    def _resolved_if_known(self, host: str, port: int) -> Sequence[Address]:
+    def _resolved_if_known(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
         """None where this node does not know the name."""
         if self._unknown.get(host, 0) > time.monotonic():
             return []
         try:
-            return self._resolved(host, port)
+            return self._resolved(host, port, cut)
         except Unavailable:
             if len(self._unknown) >= _MOST_UNKNOWN:
                 self._unknown.clear()

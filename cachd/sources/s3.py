@@ -35,6 +35,7 @@ from cachd.foreign import SMALL, check_json, check_xml, too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.sources import sums
 from cachd.sources.answers import bare
+from cachd.sources.aside import Asides
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
@@ -44,6 +45,8 @@ _METADATA = ("169.254.169.254", "[fd00:ec2::254]")
 _MOST_PAGES = 1000
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
+_SIGN_IN_SECONDS = 60.0
+_MOST_LEFT = 64
 _MOST_LINKS = 10_000
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 # What botocore makes of an answer that is none of S3, or of a number in it that is none.
@@ -75,15 +78,16 @@ class BucketSource:
     def __init__(self, http: Http, *, endpoint_url: str | None, region: str | None) -> None:
         self._http, self._endpoint_url, self._region = http, endpoint_url, region
         self._our_path = _OurPath(http.anywhere())
-        self._lock = threading.Lock()
+        self._signing_in = threading.Lock()
+        self._asides = Asides(_MOST_LEFT)
         self._signed: _Signed | None = None
 
-    def resolve(self, ref: Ref) -> Manifest:
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
-        with _bucket_errors(ref.base):
-            client = self._signed_in(renew=True).client
-            listed = self._list(client, bucket, prefix)
+        with _bucket_errors(ref.base), self._our_path.until(cut):
+            client = self._signed_in(cut, renew=True).client
+            listed = self._list(client, bucket, prefix, cut)
             keys = {path: key for path, (key, _) in listed.items()}
             if not keys:
                 raise NotFound(
@@ -91,14 +95,15 @@ class BucketSource:
                     code="file_not_found",
                     mend="check bucket and prefix; without s3:ListBucket nothing is seen",
                 )
-            digests = self._sums(bucket, keys)
+            digests = self._sums(bucket, keys, cut)
 
             def ask(path: str) -> File:
-                return self._ask(client, bucket, keys[path], path, digests.get(path))
+                with self._our_path.until(cut):
+                    return self._ask(client, bucket, keys[path], path, digests.get(path))
 
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
                 files = tuple(pool.map(ask, sorted(keys.keys() - {sums.NAME})))
-            if self._list(client, bucket, prefix) != listed:
+            if self._list(client, bucket, prefix, cut) != listed:
                 raise Changed(f"{ref.base}: objects came, went or changed while they were listed")
         told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
@@ -117,14 +122,35 @@ class BucketSource:
         self._http.anew()
 
     def _open(self, file: File, extent: Extent, cut: Cut, *, renew: bool = False) -> Response:
-        with _bucket_errors(file.origin):
-            url = self._signed_in(renew=renew).link(file.origin)
+        with _bucket_errors(file.origin), self._our_path.until(cut):
+            url = self._signed_in(cut, renew=renew).link(file.origin)
         return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
 
-    def _signed_in(self, *, renew: bool = False) -> _Signed:
-        """A client whose credentials were read from where they are kept not long ago."""
-        with self._lock:
-            if self._signed is None or renew or time.monotonic() - self._signed.made > _SESSION_SECONDS:
+    def _signed_in(self, cut: Cut, *, renew: bool = False) -> _Signed:
+        """A client whose credentials were read from where they are kept not long ago.
+
+        Whoever has them, such as a program that the AWS configuration names, may take its time, and nothing
+        interrupts that: it is asked aside.
+        """
+        signed, now = self._signed, time.monotonic()
+        if signed and not renew and now - signed.made <= _SESSION_SECONDS:
+            return signed
+        try:
+            with self._asides.aside(_SIGN_IN_SECONDS) as aside, cut.reaches(aside):
+                return aside.call(self._sign_in, now, cut)
+        except TimeoutError as error:
+            cut.check()
+            raise Unavailable(
+                f"credentials for S3: {error}",
+                code="connection_failed",
+                mend="see what the AWS configuration of the daemon asks for them",
+            ) from error
+
+    def _sign_in(self, since: float, cut: Cut) -> _Signed:
+        """A client whose credentials were read after `since`."""
+        with self._signing_in, self._our_path.until(cut):
+            if self._signed is None or self._signed.made < since:
+                made = time.monotonic()
                 client = _session(self._our_path).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
@@ -136,10 +162,10 @@ class BucketSource:
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
                 )
-                self._signed = _Signed(client, _links(client), time.monotonic())
+                self._signed = _Signed(client, _links(client), made)
             return self._signed
 
-    def _list(self, client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, str]]:
+    def _list(self, client: Any, bucket: str, prefix: str, cut: Cut) -> dict[str, tuple[str, str]]:
         """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
         shown = f"s3://{bucket}/{prefix}"
         keys: dict[str, tuple[str, str]] = {}
@@ -149,6 +175,7 @@ class BucketSource:
         for number, page in enumerate(pages, start=1):
             if number > _MOST_PAGES:
                 raise too_large(f"the listing of {shown}", _MOST_PAGES, unit="pages")
+            cut.count(len(page.get("Contents", ())))
             for found in page.get("Contents", ()):
                 key = found["Key"]
                 if key == prefix and not key.endswith("/"):
@@ -161,11 +188,11 @@ class BucketSource:
                     keys[path] = key, found["ETag"]
         return keys
 
-    def _sums(self, bucket: str, keys: Mapping[str, str]) -> dict[str, Digest]:
+    def _sums(self, bucket: str, keys: Mapping[str, str], cut: Cut) -> dict[str, Digest]:
         if sums.NAME not in keys:
             return {}
         shown = f"s3://{bucket}/{keys[sums.NAME]}"
-        content = self._http.read(self._signed_in().link(shown), at_most=sums.LONGEST_BYTES)
+        content = self._http.read(self._signed_in(cut).link(shown), cut, at_most=sums.LONGEST_BYTES)
         return sums.parse(content, shown)
 
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
@@ -192,18 +219,30 @@ def _links(client: Any) -> Callable[[str], str]:
 class _OurPath:
     """Lets botocore's clients, those for credentials too, ask over the same path as the bytes come.
 
-    So the same proxies lead there, the same authorities are believed, and an answer is cut when it does not
-    end. A machine's metadata service is on its own link: botocore asks that by itself.
+    So the same proxies lead there, the same authorities are believed, an answer is cut when it does not end,
+    and what a thread asks `until` a cut ends with it. A machine's metadata service is on its own link:
+    botocore asks that by itself.
     """
 
     def __init__(self, http: Http) -> None:
         self._http = http
+        self._here = threading.local()
+
+    @contextmanager
+    def until(self, cut: Cut) -> Iterator[None]:
+        """Inside, and in this thread, a cut ends what the clients ask."""
+        self._here.cut = cut
+        try:
+            yield
+        finally:
+            self._here.cut = None
 
     def __call__(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """What a client's request is answered with (botocore's event before-send)."""
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
-        told = self._http.relay(request.method, request.url, headers, body, at_most=SMALL.size_bytes)
+        cut: Cut = getattr(self._here, "cut", None) or Cut()  # botocore may renew keys in its own thread
+        told = self._http.relay(request.method, request.url, headers, body, cut, at_most=SMALL.size_bytes)
         _check(told.content, bare(request.url))
         return AWSResponse(request.url, told.status, dict(told.headers.items()), _Raw(told.content))
 

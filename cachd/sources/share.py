@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from cachd.foreign import too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.reach import Reach
 from cachd.sources import beneath, sums
-from cachd.sources.aside import Aside
+from cachd.sources.aside import Aside, Asides
 from cachd.sources.source import Cut
 
 READ_BYTES = 1 << 20
@@ -34,15 +33,14 @@ class ShareSource:
 
     def __init__(self, reach: Reach, *, stall_seconds: float) -> None:
         self._reach, self._stall_seconds = reach, stall_seconds
-        self._lock = threading.Lock()
-        self._left: list[Aside] = []
+        self._asides = Asides(MOST_LEFT)
 
-    def resolve(self, ref: Ref) -> Manifest:
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
         """See `Source.resolve`."""
-        with self._aside(Path(unquote(ref.location))) as aside:
+        with self._aside(Path(unquote(ref.location))) as aside, cut.reaches(aside):
             steps = self._resolve(ref)
             while not isinstance(step := aside.call(next, steps), Manifest):
-                pass
+                cut.count()
             return step
 
     def _resolve(self, ref: Ref) -> Iterator[Manifest | None]:
@@ -82,18 +80,8 @@ class ShareSource:
     @contextmanager
     def _aside(self, path: Path) -> Iterator[Aside]:
         """A thread for calls about `path`. Raises Unavailable when they get no answer."""
-        with self._lock:
-            self._left = [aside for aside in self._left if aside.is_alive]
-            if len(self._left) >= MOST_LEFT:
-                raise _stalled(path, f"{len(self._left)} earlier calls still wait")
-        aside = Aside(self._stall_seconds)
-        try:
-            with aside, _share_errors(path):
-                yield aside
-        finally:
-            if aside.is_alive:
-                with self._lock:
-                    self._left.append(aside)
+        with _share_errors(path), self._asides.aside(self._stall_seconds) as aside:
+            yield aside
 
     def anew(self) -> None:
         """See `Source.anew`: a file system has one way."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
 from cachd.errors import Cancelled
@@ -36,32 +35,82 @@ class Abortable(Protocol):
 
 
 class Cut:
-    """Lets one thread end, at once, whatever other threads wait for at a source."""
+    """A cancel token: one thread ends, at once, whatever other threads wait for at a source.
+
+    It also counts what a source has answered, so that its owner can tell a slow source from one that drips.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waited_for: set[Abortable] = set()
         self._is_cut = False
+        self._answered = 0
 
-    @contextmanager
-    def reaches(self, waited_for: Abortable) -> Iterator[None]:
-        """While inside, a cut aborts `waited_for`. Raises Cancelled after one."""
+    @property
+    def is_cut(self) -> bool:
+        return self._is_cut
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what a cut would abort."""
+        return bool(self._waited_for)
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered, entries listed and blocks of a listing received so far."""
+        return self._answered
+
+    def count(self, answered: int = 1) -> None:
+        """The source has answered so much more."""
         with self._lock:
-            if self._is_cut:
-                raise Cancelled("cut before it was asked")
+            self._answered += answered
+
+    def check(self) -> None:
+        """Raises Cancelled after a cut."""
+        if self._is_cut:
+            raise Cancelled("cancelled while its source was asked")
+
+    def reaches(self, waited_for: Abortable) -> AbstractContextManager[None]:
+        """While inside, a cut aborts `waited_for`, which may close what it holds after that. Entering it
+        raises Cancelled after a cut."""
+        return _Reached(self, waited_for)
+
+    def begin(self, waited_for: Abortable) -> None:
+        """See `reaches`."""
+        with self._lock:
+            self.check()
             self._waited_for.add(waited_for)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waited_for.discard(waited_for)
+
+    def end(self, waited_for: Abortable) -> None:
+        """See `reaches`."""
+        with self._lock:
+            self._waited_for.discard(waited_for)
 
     def cut(self) -> None:
+        """Abort what is waited for, with the lock: nobody closes a descriptor meanwhile."""
         with self._lock:
             self._is_cut = True
-            waited_for = list(self._waited_for)
-        for each in waited_for:
-            each.abort()
+            for each in self._waited_for:
+                each.abort()
+
+    def abort(self) -> None:
+        """A cut may reach another one, which reaches further."""
+        self.cut()
+
+
+class _Reached:
+    """What a cut reaches while it is entered. Once a request: no generator."""
+
+    __slots__ = ("_cut", "_waited_for")
+
+    def __init__(self, cut: Cut, waited_for: Abortable) -> None:
+        self._cut, self._waited_for = cut, waited_for
+
+    def __enter__(self) -> None:
+        self._cut.begin(self._waited_for)
+
+    def __exit__(self, *exception: object) -> None:
+        self._cut.end(self._waited_for)
 
 
 class NoRanges(Exception):
@@ -71,10 +120,10 @@ class NoRanges(Exception):
 class Source(Protocol):
     """One scheme. Blocking, and safe to use from many threads."""
 
-    def resolve(self, ref: Ref) -> Manifest:
-        """Pin a ref to one revision and list its files.
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+        """Pin a ref to one revision and list its files; `cut` ends the asking, and counts what was answered.
 
-        Raises NotFound, Forbidden, Invalid or Unavailable.
+        Raises NotFound, Forbidden, Invalid or Unavailable, and any of these or Cancelled after a cut.
         """
         ...
 

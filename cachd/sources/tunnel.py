@@ -17,12 +17,14 @@ from http import HTTPStatus
 from http.client import HTTPException
 
 from cachd import __version__
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.policy.proxy import Proxy
 from cachd.sources.answers import retry_after
 from cachd.sources.dial import dial
 from cachd.sources.exchange import Answer, Incoming, request
+from cachd.sources.names import Names
 from cachd.sources.secrets import Secret
+from cachd.sources.source import Cut
 from cachd.sources.wire import Wire
 
 _PASSING = (408, 425, 429)
@@ -35,28 +37,33 @@ class Tunnels:
         self,
         credentials: Secret,
         tls: Callable[[], ssl.SSLContext],
+        names: Names,
         *,
         connect_seconds: float,
         stall_seconds: float,
     ) -> None:
-        self._credentials, self._tls = credentials, tls
+        self._credentials, self._tls, self._names = credentials, tls, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
 
-    def open(self, proxy: Proxy, host: str, port: int) -> Wire:
+    def open(self, proxy: Proxy, host: str, port: int, cut: Cut) -> Wire:
         """A wire to the origin, within `connect_seconds` for all.
 
-        Raises Forbidden for what will not pass, Unavailable for what may. No error repeats a word of the
-        proxy's answer: it may hold what the proxy was told.
+        Raises Forbidden for what will not pass, Unavailable for what may, Cancelled. No error repeats a word
+        of the proxy's answer: it may hold what the proxy was told.
         """
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         by = time.monotonic() + self._connect_seconds
         asked = request("CONNECT", origin, origin, self._headers(proxy))
-        wire = self._connect(proxy, origin, by)
+        wire = self._connect(proxy, origin, by, cut)
         refusal: CachdError | None
         try:
-            wire.sendall(asked)
-            refusal = _refusal(proxy, origin, Incoming(wire))
+            with cut.reaches(wire):
+                wire.sendall(asked)
+                refusal = _refusal(proxy, origin, Incoming(wire))
             wire.answered()
+        except CachdError:
+            wire.close()
+            raise
         except OSError as error:
             refusal = _failure(proxy, origin, error, self._connect_seconds)
         except HTTPException:
@@ -66,13 +73,15 @@ class Tunnels:
             raise refusal
         return wire
 
-    def _connect(self, proxy: Proxy, origin: str, by: float) -> Wire:
+    def _connect(self, proxy: Proxy, origin: str, by: float, cut: Cut) -> Wire:
         """A wire to the proxy itself. Raises CachdError."""
         context = self._tls() if proxy.scheme == "https" else None
         try:
-            places = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
-            connected = dial(places, by - time.monotonic())
-        except (OSError, UnicodeError) as error:
+            places = self._names.addresses(proxy.host, proxy.port, cut)
+            connected = dial(places, by - time.monotonic(), cut)
+        except (Unavailable, Invalid) as error:
+            raise _unreachable(proxy, origin, "its name cannot be resolved") from error
+        except OSError as error:
             raise _failure(proxy, origin, error, self._connect_seconds) from error
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire = Wire(connected, self._stall_seconds)
@@ -80,7 +89,11 @@ class Tunnels:
         try:
             if context is not None:
                 wire = wire.secured(context, proxy.host)
-                wire.handshake()
+                with cut.reaches(wire):
+                    wire.handshake()
+        except CachdError:
+            wire.close()
+            raise
         except OSError as error:
             wire.close()
             raise _failure(proxy, origin, error, self._connect_seconds) from error
@@ -140,15 +153,19 @@ def _failure(proxy: Proxy, origin: str, error: Exception, patience: float) -> Ca
             code="proxy_untrusted",
             mend="set ca_file if the proxy has its own authority; check the node's clock",
         )
-    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError | UnicodeError):
+    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return _no_proxy(proxy, origin)
     if isinstance(error, TimeoutError):
-        why = f"no answer within {patience:g} s"
-    elif isinstance(error, socket.gaierror | UnicodeError):
-        why = "its name cannot be resolved"
-    else:
-        why = error.strerror or "it closed the connection"
-    return Unavailable(f"{shown}: {why}", code="proxy_unreachable", mend="check the option proxy")
+        return _unreachable(proxy, origin, f"no answer within {patience:g} s")
+    return _unreachable(proxy, origin, error.strerror or "it closed the connection")
+
+
+def _unreachable(proxy: Proxy, origin: str, why: str) -> Unavailable:
+    return Unavailable(
+        f"the proxy {proxy}, asked for {origin}: {why}",
+        code="proxy_unreachable",
+        mend="check the option proxy",
+    )
 
 
 def _no_proxy(proxy: Proxy, origin: str) -> Unavailable:

@@ -30,11 +30,11 @@ class WebSource:
     def __init__(self, http: Http) -> None:
         self._http = http
 
-    def resolve(self, ref: Ref) -> Manifest:
+    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
         """See `Source.resolve`."""
         if ref.location.endswith("/"):
-            return self._resolve_directory(ref)
-        file = self._ask(ref, ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest)
+            return self._resolve_directory(ref, cut)
+        file = self._ask(ref, ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest, cut)
         return Manifest(ref.base, _revision(file), (file,))
 
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
@@ -46,10 +46,10 @@ class WebSource:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _resolve_directory(self, ref: Ref) -> Manifest:
+    def _resolve_directory(self, ref: Ref, cut: Cut) -> Manifest:
         url = ref.base + sums.NAME
         try:
-            listing = self._http.read(url, at_most=sums.LONGEST_BYTES)
+            listing = self._http.read(url, cut, at_most=sums.LONGEST_BYTES)
         except NotFound as error:
             raise NotFound(
                 f"{ref.base} has no {sums.NAME}",
@@ -63,7 +63,7 @@ class WebSource:
             """Ask about every eighth file: a thread and a connection each, and no hand-over between."""
             try:
                 return [
-                    self._ask(ref, ref.base + quoted(path), path, digest)
+                    self._ask(ref, ref.base + quoted(path), path, digest, cut)
                     for path, digest in told[first::_ASKED_AT_ONCE]
                     if not stopped.is_set()
                 ]
@@ -75,8 +75,8 @@ class WebSource:
             asked = list(pool.map(ask_every, range(_ASKED_AT_ONCE)))
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
-    def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None) -> File:
-        head = self._http.head(url)
+    def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cut: Cut) -> File:
+        head = self._http.head(url, cut)
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
             raise Unavailable(

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ class Wire:
             raise TimeoutError("nothing more is taken") from error
 
     def abort(self) -> None:
-        """Make whoever sends or receives here return or raise at once. Raises OSError."""
-        socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # not a TLS socket's own, which takes TLS away
+        """Make whoever sends or receives here return or raise at once."""
+        with suppress(OSError):  # it has ended already
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # not a TLS socket's own: it takes TLS away
 
     def close(self) -> None:
         self.sock.close()

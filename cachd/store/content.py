@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -97,12 +97,12 @@ class ContentStore:
         """Bytes of disk that an ingest of the file holds already."""
         return _blocks(f"{self._layout.ingest_at(file.blob)}/data")
 
-    def begin(self, file: File) -> Ingest:
+    def begin(self, file: File, check: Callable[[], None] = lambda: None) -> Ingest:
         """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed.
 
-        What is good of a damaged blob is taken over.
+        What is good of a damaged blob is taken over. `check` may raise Cancelled while what is here is read.
         """
-        ingest = Ingest(self._layout.ingest(file.blob), file)
+        ingest = Ingest(self._layout.ingest(file.blob), file, check)
         damaged = self._layout.damaged(file.blob)
         if damaged.name in self._aside and durable.is_regular(damaged):
             try:

@@ -33,14 +33,14 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from cachd import files
-from cachd.errors import DiskFailed, NoSpace, Unavailable
+from cachd.errors import Cancelled, DiskFailed, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -50,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
 _LONGEST_JOURNAL_BYTES = 64 << 20  # some sixty bytes a part
+_FOLLOWED_BYTES = 64 << 20
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -63,9 +64,11 @@ class Ingest:
     DiskFailed when the disk refuses otherwise.
     """
 
-    def __init__(self, directory: Path, file: File) -> None:
+    def __init__(self, directory: Path, file: File, check: Callable[[], None] = lambda: None) -> None:
+        """`check` may raise Cancelled while what is here is read back: it stays for the next resume."""
         self.file = file
         self.directory = directory
+        self._check = check
         self._lock = threading.Lock()
         self._landed = Landed()
         self._unsynced: dict[PartHash, str] = {}  # lines for the journal
@@ -91,6 +94,9 @@ class Ingest:
                     self.close()
                 else:
                     self.discard()  # half-allocated blocks help nobody on a full disk
+                raise
+            except Cancelled:
+                self.close()
                 raise
             except BaseException:
                 self.discard()
@@ -208,15 +214,16 @@ class Ingest:
     # --- the digest ---
 
     def follow(self, buffer: memoryview) -> None:
-        """Take in what is `behind`, reading into `buffer` what must be read back."""
+        """Take in what is `behind`, reading into `buffer` what must be read back; so much of it at most that
+        who calls again and again can end it soon."""
         if self._hasher is None:
             if self.is_whole:
                 self._tile(buffer)
                 self._hashed = self.file.size
             return
-        prefix = self.prefix
-        while self._hashed < prefix:
-            view = buffer[: min(len(buffer), prefix - self._hashed)]
+        stop = min(self.prefix, self._hashed + _FOLLOWED_BYTES)
+        while self._hashed < stop:
+            view = buffer[: min(len(buffer), stop - self._hashed)]
             self._read(view, self._hashed)
             self.take(view)
 
@@ -487,6 +494,7 @@ class Ingest:
 
     def _hash_on(self, hashed: PartHash, start: int, stop: int, buffer: memoryview) -> None:
         while start < stop:
+            self._check()
             view = buffer[: min(len(buffer), stop - start)]
             self._read(view, start)
             hashed.update(view)

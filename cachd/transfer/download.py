@@ -39,7 +39,8 @@ from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.proof import Proof
-from cachd.transfer.streams import Share
+from cachd.transfer.streams import SLOW_SECONDS, Share
+from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,11 @@ _TOGETHER_BYTES = 128 << 10  # with more, a file's bytes keep a core busy, and o
 _STEP_BYTES = 64 << 10
 _SHARING = 4  # streams that come to share the last files of many
 _LOOK_FOR_ROOM_SECONDS = 0.5
+_WHOLE_SECONDS = 30.0  # of an origin without ranges, which begins anew
+
+
+class GaveWay(Unavailable):
+    """The stream was taken for another pull: its origin hardly sent."""
 
 
 class Part:
@@ -119,6 +125,7 @@ class Download:
         self._is_proven = False
         self._over = False
         self._outcome: CachdError | None = None
+        self.waits: Waits | None = None  # since its origin failed, until the next byte
 
     # --- for the pull ---
 
@@ -287,7 +294,7 @@ class Download:
 
     def _begin_ingest(self, held: int) -> Ingest:
         """Begin or resume the ingest, of which the disk holds `held` bytes already."""
-        ingest = self._ingest = self._content.begin(self.file)
+        ingest = self._ingest = self._content.begin(self.file, self._cut.check)
         self._allocate(max(self.file.size - held, 0))
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
@@ -352,6 +359,7 @@ class Download:
     def _count(self, received: int) -> None:
         with self._lock:
             self._fetched += received
+            self.waits = None
         self._received.inc(received)
         self._engine.streams.received(received)
 
@@ -476,7 +484,21 @@ class Download:
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
-        """The source's bytes, counted by answer, and cut when the download ends meanwhile."""
+        """The source's bytes, counted by answer, and cut when the download ends meanwhile.
+
+        Raises GaveWay when the stream is wanted by another pull.
+        """
+        patience = SLOW_SECONDS if self._by_parts else _WHOLE_SECONDS
+        with self._engine.streams.asking(self._share, patience) as asking, self._cut.reaches(asking.cut):
+            try:
+                with self._ask(extent, asking.cut) as body, asking.cut.reaches(body):
+                    yield body
+            except (Unavailable, Cancelled) as error:
+                if asking.is_taken and not self._over:
+                    raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
+                raise
+
+    def _ask(self, extent: Extent, cut: Cut) -> Body:
         if extent.size <= _TOGETHER_BYTES:
             together.gather()
         else:
@@ -484,18 +506,20 @@ class Download:
         count = self._engine.metrics.origin_requests
         try:
             with threads.given(self.file.path):
-                opened = self._source.open(self.file, extent, self._cut)
+                opened = self._source.open(self.file, extent, cut)
         except CachdError as error:
             status = error.facts.get("status")
             count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
             raise
         count.labels(self._scheme, "2xx").inc()
-        with opened as body, self._cut.reaches(body):
-            yield body
+        return opened
 
     def _again(self, part: Part, at: int, error: Unavailable, task: Callable[[memoryview], None]) -> None:
         """Do `task` again after a wait. Raises `error` when there were too many since the last progress."""
         if self._over:
+            return
+        if isinstance(error, GaveWay):
+            self._engine.streams.append(self._share, task)
             return
         failures = part.failed(at)
         if failures > self._engine.retries:
@@ -509,6 +533,7 @@ class Download:
             code=error.code,
             in_seconds=round(seconds, 1),
         )
+        self.waits = Waits(Reason.origin, time.time() + seconds, error.detail)
         self._engine.streams.submit_later(self._share, task, seconds)
 
     # --- on a hashing thread ---

@@ -56,6 +56,10 @@ class Downloads:
         download.start(share)
         return download
 
+    def claim(self, share: Share) -> None:
+        """See `Streams.claim`."""
+        self._engine.streams.claim(share)
+
     def leave(self, joined: Sequence[Download]) -> None:
         """Want these no more. The last asker to leave one cancels it; returns when those have ended."""
         with self._lock:

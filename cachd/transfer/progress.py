@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 from cachd.model import Digest, Manifest
+from cachd.sources.source import Cut
 from cachd.transfer.download import Download
+from cachd.transfer.waits import Reason, Waits
 
 _WINDOW_SECONDS = 10.0
+_SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 class Progress:
     """What a pull has done and has left. Written by its thread, read by anybody.
 
-    `state` is queued, resolving, downloading, publishing, ready, failed or cancelled. Bytes count equal
-    content once.
+    `state` is queued, resolving, waiting (to be tried again), downloading, publishing, ready, failed or
+    cancelled. Bytes count equal content once. `cut` ends the pull, wherever it is.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = "queued"
         self.manifest: Manifest | None = None
-        self.cancelled = threading.Event()
+        self.cut = Cut()
+        self.resolve_seconds = 0.0  # that its source was asked what its ref is
+        self._waits: Waits | None = Waits(Reason.slot)
         self._clock = clock
         self._present = 0
         self._downloads: dict[Digest, Download] = {}
@@ -34,7 +38,15 @@ class Progress:
         self.manifest = manifest
         self._present = manifest.size - missing
         self._downloads = {}
-        self.state = "downloading"
+        self.begins("downloading")
+
+    def begins(self, state: str) -> None:
+        """It is at work, and waits for nothing that is known before."""
+        self.state, self._waits = state, None
+
+    def waits_for(self, waits: Waits, state: str = "waiting") -> None:
+        """It gets on when that is over."""
+        self.state, self._waits = state, waits
 
     def watch(self, download: Download) -> None:
         """Count a download, in the place of one of the same blob that failed."""
@@ -56,6 +68,30 @@ class Progress:
     def done(self) -> int:
         """Bytes that are here: blobs from before, resumed parts, and what has landed."""
         return self._present + sum(d.landed for d in list(self._downloads.values()))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether bytes are missing and hardly any came of late."""
+        samples = list(self._samples)
+        if not samples or self.state != "downloading":
+            return False
+        now, fetched = samples[-1]
+        before = next((each for each in reversed(samples) if now - each[0] >= _SLOW_SECONDS), None)
+        if before is None or fetched - before[1] >= _SLOW_BYTES_PER_SECOND * (now - before[0]):
+            return False
+        return self.done < self.total
+
+    @property
+    def waits(self) -> Waits | None:
+        """What it waits for; None while it gets on."""
+        if self._waits or self.state != "downloading":
+            return self._waits
+        if self.is_paused:
+            return Waits(Reason.space)
+        if not self.is_slow:
+            return None
+        told = [d.waits for d in list(self._downloads.values()) if d.waits and not d.done.done()]
+        return min(told, key=lambda waits: waits.until or 0.0) if told else Waits(Reason.slow)
 
     @property
     def is_paused(self) -> bool:

@@ -11,33 +11,33 @@ Killed at any of these, the next pull of the same ref begins where the disk says
 from __future__ import annotations
 
 import errno
-import random
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, NoSpace, Unavailable
 from cachd.model import File, Manifest, Snapshot, Wish
-from cachd.policy import backoff, shards
+from cachd.policy import shards
 from cachd.sources.source import Source
 from cachd.store.permit import Permit
 from cachd.store.space import Reservation
 from cachd.store.store import Store
-from cachd.transfer import threads
-from cachd.transfer.cores import together
 from cachd.transfer.download import Download
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.resolves import TOO_SLOW, Resolves
 from cachd.transfer.streams import Share
+from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
 
 _SAMPLE_SECONDS = 0.5
-_RESOLVE_RETRIES = 4
+_LEAST_SECONDS = 1.0  # for a resolve after others that took all the time there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +47,49 @@ class Means:
     store: Store
     reclaim: Reclaim
     downloads: Downloads
+    resolves: Resolves
     refuse: tuple[str, ...] = ()
 
 
+class NotYet(Exception):
+    """The source is briefly away: the same pull again later may get further."""
+
+    def __init__(self, reason: Unavailable) -> None:
+        super().__init__(reason.detail)
+        self.reason = reason
+
+
+class Slot(Protocol):
+    """A pull's claim to be one of those at work."""
+
+    def lend(self) -> None:
+        """Let another pull have it, while this one waits for its origin."""
+
+    def take(self) -> None:
+        """Count as at work again, at once."""
+
+    def take_in_turn(self) -> None:
+        """Wait until it is free again. Raises Cancelled."""
+
+
 def pull(
-    wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress, permit: Permit
+    wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress, permit: Permit, slot: Slot
 ) -> Snapshot:
-    """Make a wish come true. Raises CachdError, and then nothing new is published.
+    """Make a wish come true. Raises CachdError or NotYet, and then nothing new is published.
 
     A model that was damaged becomes what it was: its ref is not resolved again.
     """
-    whole = means.store.snapshots.to_repair(wish) or _resolve(wish, source, progress)
+    whole = means.store.snapshots.to_repair(wish) or _resolve(wish, source, means, progress, slot)
     try:
-        return _pull_once(whole, wish, source, means, share, progress, permit)
+        return _pull_once(whole, wish, source, means, share, progress, permit, slot)
     except Changed as error:
         log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
-        whole = _resolve(wish, source, progress)
+        whole = _resolve(wish, source, means, progress, slot)
     except DiskFailed as error:
         if error.facts.get("errno") != errno.EIO:
             raise
         log.warning("the disk failed: tried once more with what is here", name=wish.name, reason=error.detail)
-    return _pull_once(whole, wish, source, means, share, progress, permit)
+    return _pull_once(whole, wish, source, means, share, progress, permit, slot)
 
 
 def _pull_once(
@@ -78,6 +100,7 @@ def _pull_once(
     share: Share,
     progress: Progress,
     permit: Permit,
+    slot: Slot,
 ) -> Snapshot:
     store = means.store
     manifest = store.snapshots.as_kept(whole.select(wish.include, wish.exclude))
@@ -86,7 +109,7 @@ def _pull_once(
         needed = _needed(manifest, store)
         progress.begin(manifest, sum(f.size for f in needed))
         while needed:  # again when one was found damaged meanwhile, or came from another source
-            _download(needed, wish, source, means.downloads, share, reservation, progress)
+            _download(needed, wish, source, means.downloads, share, reservation, progress, slot)
             needed = _needed(manifest, store)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
@@ -129,25 +152,33 @@ def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
             )
 
 
-def _resolve(wish: Wish, source: Source, progress: Progress) -> Manifest:
-    """Ask the source what the ref means now; a source that is briefly away is asked again."""
-    progress.state = "resolving"
-    failures = 0
-    while True:
-        try:
-            with threads.given(str(wish.ref)), together.gathered():
-                whole = source.resolve(wish.ref)
-            if progress.cancelled.is_set():
-                raise Cancelled(f"{wish.name}: cancelled while it was resolved")
-            return whole
-        except Unavailable as error:
-            failures += 1
-            if failures > _RESOLVE_RETRIES:
-                raise
-            seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
-            log.info("resolve asked again", name=wish.name, code=error.code, in_seconds=round(seconds, 1))
-            if progress.cancelled.wait(seconds):
-                raise Cancelled(f"{wish.name}: cancelled while its source was away") from error
+def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot: Slot) -> Manifest:
+    """Ask the source what the ref means now; one that is slow does so without a slot.
+
+    Raises NotYet when it is briefly away.
+    """
+
+    def lend() -> None:
+        progress.waits_for(Waits(Reason.slow), state="resolving")
+        slot.lend()
+
+    progress.begins("resolving")
+    began = time.monotonic()
+    try:
+        seconds = max(means.resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
+        whole = means.resolves.resolve(source, wish.ref, progress.cut, seconds=seconds, slow=lend)
+    except Cancelled as error:
+        raise Cancelled(f"{wish.name}: cancelled while it was resolved") from error
+    except Unavailable as error:
+        if error.code == TOO_SLOW:
+            raise
+        raise NotYet(error) from error
+    finally:
+        progress.resolve_seconds += time.monotonic() - began
+    progress.waits_for(Waits(Reason.slot), state="resolving")
+    slot.take_in_turn()
+    progress.begins("resolving")
+    return whole
 
 
 def _download(
@@ -158,6 +189,7 @@ def _download(
     share: Share,
     reservation: Reservation,
     progress: Progress,
+    slot: Slot,
 ) -> None:
     """Fetch every missing blob, the largest first; the first failure ends the others.
 
@@ -177,6 +209,11 @@ def _download(
             join(file)
         while unfinished:
             progress.sample()
+            if progress.is_slow:
+                slot.lend()
+            else:
+                slot.take()
+            downloads.claim(share)
             ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
                 file = unfinished.pop(future)
@@ -184,9 +221,10 @@ def _download(
                     join(file)
                 else:
                     future.result()
-            if progress.cancelled.is_set():
+            if progress.cut.is_cut:
                 raise Cancelled(f"{wish.name}: cancelled after {progress.done} of {progress.total} bytes")
         progress.sample()
+        slot.take()
     except CachdError as error:
         error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
         raise

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import random
 import threading
 import time
-from collections import Counter
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import structlog
 
 from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
 from cachd.metrics import Metrics, size_class
-from cachd.model import Manifest, Snapshot, Wish
+from cachd.model import Manifest, Ref, Snapshot, Wish
+from cachd.policy import backoff
 from cachd.sources.schemes import Sources
+from cachd.sources.source import Cut
 from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model
 from cachd.transfer import threads
+from cachd.transfer.line import Line, Slot
 from cachd.transfer.progress import Progress
-from cachd.transfer.pull import Means, pull
+from cachd.transfer.pull import Means, NotYet, pull
 from cachd.transfer.streams import Share
+from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
 
 MOST_REMEMBERED = 10_000  # ended pulls that are still told of
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
+_RESOLVE_RETRIES = 4
+_ANSWER_SECONDS = 60.0
 
 
 class Pull:
@@ -41,53 +46,14 @@ class Pull:
         self.error: CachdError | None = None
         self.done: Future[Snapshot] = Future()
         self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
+        self.scheme, self.host, self.priority = wish.ref.scheme, _host(wish.ref), priority
+        self.began: float | None = None  # by the monotonic clock
+        self.resolve_failures = 0
 
 
-class _Line:
-    """The pulls that wait. Who is next: the highest priority; then the source that has the fewest at work,
-    so that a slow one keeps no other waiting; then who came first. Not safe from threads by itself."""
-
-    def __init__(self) -> None:
-        self._by_source: dict[str, list[tuple[int, int, Pull]]] = {}
-        self._at_work: Counter[str] = Counter()
-        self._sequence = itertools.count()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_source.values()))
-
-    def add(self, pull: Pull) -> None:
-        line = self._by_source.setdefault(pull.wish.ref.scheme, [])
-        heapq.heappush(line, (-pull.share.priority, next(self._sequence), pull))
-
-    def next(self) -> Pull:
-        """The pull whose turn it is; its source has one more at work until `ended`."""
-
-        def order(source: str) -> tuple[int, int, int]:
-            priority, sequence, _ = self._by_source[source][0]
-            return priority, self._at_work[source], sequence
-
-        source = min(self._by_source, key=order)
-        _, _, pull = heapq.heappop(self._by_source[source])
-        if not self._by_source[source]:
-            del self._by_source[source]
-        self._at_work[source] += 1
-        return pull
-
-    def ended(self, pull: Pull) -> None:
-        self._at_work[pull.wish.ref.scheme] -= 1
-
-    def leave(self, pull: Pull) -> bool:
-        """Take a pull out of the line; whether it was in it."""
-        source = pull.wish.ref.scheme
-        line = self._by_source.get(source, [])
-        stay = [entry for entry in line if entry[2] is not pull]
-        if len(stay) == len(line):
-            return False
-        heapq.heapify(stay)
-        self._by_source[source] = stay
-        if not stay:
-            del self._by_source[source]
-        return True
+def _host(ref: Ref) -> str:
+    """Whom the pulls of a ref ask: a web server by its name; of the other schemes there is one each."""
+    return urlsplit(ref.base).hostname or ref.scheme if ref.scheme in ("http", "https") else ref.scheme
 
 
 class Pulls:
@@ -105,15 +71,16 @@ class Pulls:
         self._means, self._sources, self._metrics = means, sources, metrics
         self._store = means.store
         self._most, self._queued = at_once + queued, queued
-        self._line = _Line()
-        self._changed = threading.Condition()
+        self._line: Line[Pull] = Line(at_once, metrics.pull_queue_length.set)
+        self._changed = threading.Lock()
+        self._stopping = Cut()
         self._running: dict[str, Pull] = {}
-        self._at_work: set[Pull] = set()
         self._latest: dict[str, Pull] = {}
         self._closed = False
         self._remembering = threading.Lock()  # of wishes on disk, so that none is forgotten for another
         self._threads = [
-            threading.Thread(target=self._run, name=f"pull-{i}", daemon=True) for i in range(at_once)
+            threading.Thread(target=self._run, name=f"pull-{i}", daemon=True)
+            for i in range(self._line.threads)
         ]
         threads.start(self._threads)
 
@@ -181,9 +148,8 @@ class Pulls:
         return None if found is None or found.done.done() else found
 
     def at_work(self) -> list[Pull]:
-        """Those of the running pulls that wait for no turn."""
-        with self._changed:
-            return list(self._at_work)
+        """Those of the running pulls that have begun, and wait for nothing but their origin."""
+        return self._line.at_work()
 
     def known(self) -> list[Pull]:
         """The newest pull of each name."""
@@ -191,9 +157,10 @@ class Pulls:
             return [pull for _, pull in sorted(self._latest.items()) if not self._is_undone(pull)]
 
     def resolve(self, wish: Wish) -> Manifest:
-        """Ask the wish's source what it is now. Raises CachdError."""
+        """Ask the wish's source what it is now, for somebody who waits for it. Raises CachdError."""
         source = self._sources.of(wish.ref.scheme)
-        return source.resolve(wish.ref).select(wish.include, wish.exclude)
+        whole = self._means.resolves.resolve(source, wish.ref, self._stopping, seconds=_ANSWER_SECONDS)
+        return whole.select(wish.include, wish.exclude)
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
         """Tell the name's pull to stop, and do not wait for it; None when there was none.
@@ -214,11 +181,8 @@ class Pulls:
             self._store.snapshots.check_unused(name)
         if known is None:
             return None
-        known.progress.cancelled.set()
-        with self._changed:
-            waited = self._line.leave(known)
-            self._metrics.pull_queue_length.set(len(self._line))
-        if waited:
+        known.progress.cut.cut()
+        if self._line.leave(known):
             self._cancelled(known)
         return known
 
@@ -264,9 +228,11 @@ class Pulls:
         """Tell every pull to stop where it is; they go on when the daemon starts again."""
         with self._changed:
             self._closed = True
-            for running in self._running.values():
-                running.progress.cancelled.set()
-            self._changed.notify_all()
+            running = list(self._running.values())
+        for each in running:
+            each.progress.cut.cut()
+        self._stopping.cut()
+        self._line.close()
         self._means.downloads.interrupt()
 
     def close(self) -> None:
@@ -321,15 +287,12 @@ class Pulls:
     def _take_place_of(self, running: Pull) -> bool:
         """Let another pull have the name; False when this one publishes first. Called with the lock."""
         del self._running[running.wish.name]
-        running.progress.cancelled.set()
+        running.progress.cut.cut()
         return running.permit.revoke()
 
     def _end_replaced(self, running: Pull) -> None:
-        with self._changed:
-            waited = self._line.leave(running)
-            self._metrics.pull_queue_length.set(len(self._line))
         log.info("pull replaced", name=running.wish.name, ref=str(running.wish.ref))
-        if waited:
+        if self._line.leave(running):
             self._cancelled(running)
 
     def _begin(self, started: Pull) -> None:
@@ -372,55 +335,69 @@ class Pulls:
         return started
 
     def _queue(self, started: Pull) -> None:
-        with self._changed:
-            cancelled = started.progress.cancelled.is_set()  # while its wish was written
-            if not cancelled:
-                self._line.add(started)
-                self._metrics.pull_queue_length.set(len(self._line))
-                self._changed.notify()
-        if cancelled:
-            self._cancelled(started)
+        self._line.add(started)
+        self._leave_if_cancelled(started)  # while its wish was written
+
+    def _leave_if_cancelled(self, waiting: Pull) -> None:
+        if waiting.progress.cut.is_cut and self._line.leave(waiting):
+            self._cancelled(waiting)
 
     def _cancelled(self, waiting: Pull) -> None:
-        reason = Cancelled(f"{waiting.wish.name}: cancelled before it began")
-        self._ended(waiting, "cancelled", time.monotonic(), reason)
+        when = "while it waited" if waiting.began else "before it began"
+        reason = Cancelled(f"{waiting.wish.name}: cancelled {when}")
+        self._ended(waiting, "cancelled", waiting.began or time.monotonic(), reason)
+
+    def _queue_later(self, pull: Pull, error: Unavailable) -> None:
+        """Try a pull again after a while whose source is briefly away; its slot is another's until then."""
+        pull.resolve_failures += 1
+        seconds = backoff.delay(
+            pull.resolve_failures,
+            told=error.retry_after,
+            chance=random.random(),  # noqa: S311
+        )
+        log.info("resolve asked again", name=pull.wish.name, code=error.code, in_seconds=round(seconds, 1))
+        pull.progress.waits_for(Waits(Reason.origin, time.time() + seconds, error.detail))
+        self._store.snapshots.changes.mark(pull.wish.name)
+        self._line.add_later(pull, seconds)
+        self._leave_if_cancelled(pull)
 
     def _run(self) -> None:
-        while (next_pull := self._next()) is not None:
+        while (next_pull := self._line.next()) is not None:
             self._metrics.pulls_in_progress.inc()
             self._store.snapshots.changes.mark(next_pull.wish.name)
+            not_yet: Unavailable | None = None
             try:
-                self._pull(next_pull)
+                not_yet = self._pull(next_pull)
             finally:
                 self._metrics.pulls_in_progress.dec()
-                with self._changed:
-                    self._line.ended(next_pull)
-                    self._at_work.discard(next_pull)
+                self._line.ended(next_pull)
+                if not_yet is not None:
+                    self._queue_later(next_pull, not_yet)
                 del next_pull  # with every download it made, which would stay until the thread's next pull
 
-    def _next(self) -> Pull | None:
-        with self._changed:
-            while not self._line and not self._closed:
-                self._changed.wait()
-            if not self._line:
-                return None
-            found = self._line.next()
-            self._at_work.add(found)
-            self._metrics.pull_queue_length.set(len(self._line))
-            return found
-
-    def _pull(self, running: Pull) -> None:
-        wish, began = running.wish, time.monotonic()
-        progress = running.progress
+    def _pull(self, running: Pull) -> Unavailable | None:
+        """Run a pull to its end; or the reason why it must be tried again later."""
+        wish, progress = running.wish, running.progress
+        began = running.began = running.began or time.monotonic()
         try:
-            if progress.cancelled.is_set():
+            if progress.cut.is_cut:
                 raise Cancelled(f"{wish.name}: cancelled before it began")
             source = self._sources.of(wish.ref.scheme)
             snapshot = pull(
-                wish, source, self._means, share=running.share, progress=progress, permit=running.permit
+                wish,
+                source,
+                self._means,
+                share=running.share,
+                progress=progress,
+                permit=running.permit,
+                slot=Slot(self._line, running, progress.cut),
             )
+        except NotYet as later:
+            if running.resolve_failures < _RESOLVE_RETRIES:
+                return later.reason
+            self._ended(running, "failed", began, later.reason)
         except CachdError as error:
-            state = "cancelled" if progress.cancelled.is_set() else "failed"
+            state = "cancelled" if progress.cut.is_cut else "failed"
             self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)
@@ -429,6 +406,7 @@ class Pulls:
         else:
             self._metrics.last_pull.set(snapshot.published_at)
             self._ended(running, "ready", began, snapshot)
+        return None
 
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
         wish, progress = running.wish, running.progress

@@ -10,10 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Self
 
 import structlog
 
 from cachd.policy.concurrency import Concurrency
+from cachd.sources.source import Cut
 from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
@@ -25,6 +27,7 @@ _FIRST_COUNTS = (4, 16)
 _FAST = 8  # streams with the larger buffer: more are at work only where each gets little
 
 Task = Callable[[memoryview], None]
+SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 class Share:
@@ -37,11 +40,45 @@ class Share:
         self.files = 0  # on their way
 
 
+class Asking:
+    """A stream's request to an origin, listed by its thread while it is entered.
+
+    `is_taken`: the stream is wanted by another share; `cut` ended it.
+    """
+
+    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cut", "is_taken", "share")
+
+    def __init__(self, share: Share, seconds: float, listed: dict[int, Asking], received: int) -> None:
+        self.share, self.cut, self.is_taken = share, Cut(), False
+        self._seconds, self._listed = seconds, listed
+        self._since, self._before, self._is_slow = time.monotonic(), received, False
+
+    def __enter__(self) -> Self:
+        self._listed[threading.get_ident()] = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        del self._listed[threading.get_ident()]
+
+    def is_slow(self, received: int, now: float) -> bool:
+        """Whether next to nothing came in the last stretch that was measured."""
+        elapsed = now - self._since
+        if elapsed >= self._seconds:
+            self._is_slow = received - self._before < SLOW_BYTES_PER_SECOND * elapsed
+            self._since, self._before = now, received
+        return self._is_slow
+
+    def take(self) -> None:
+        self.is_taken = True
+        self.cut.cut()
+
+
 class Streams:
     """Threads that each own one page-aligned buffer and run one task at a time with it.
 
     Among the shares with the highest priority the one with the fewest running tasks is served next, in
-    turn where they are equal: two pulls get half the streams each, whatever their sizes.
+    turn where they are equal: two pulls get half the streams each, whatever their sizes. One that waits may
+    `claim` the stream of another whose origin hardly sends.
 
     How many threads may take a task, `at_work`, follows what they bring (policy/concurrency.py): the first of
     them work, the others are parked, so that few connections stay warm instead of many cold.
@@ -65,6 +102,7 @@ class Streams:
         self._sequence = itertools.count()
         self._closed = False
         self._places: dict[int, int] = {}
+        self._asking: dict[int, Asking] = {}  # by thread, each its only writer
         self._threads = [
             threading.Thread(target=self._run, args=(i,), name=f"stream-{i}", daemon=True)
             for i in range(most)
@@ -147,6 +185,24 @@ class Streams:
                 for other in self._shares
             )
 
+    def asking(self, share: Share, seconds: float = SLOW_SECONDS) -> Asking:
+        """Inside, the calling stream asks an origin, and may be taken away when that hardly sends so long."""
+        return Asking(share, seconds, self._asking, self._received[threading.get_ident()])
+
+    def claim(self, share: Share) -> None:
+        """If the share's tasks wait for a stream, take one from a share that has more and that is slow."""
+        with self._ready:
+            if share not in self._shares or self._busy < self.at_work:
+                return
+            now = time.monotonic()
+            asking = [(each, self._received[thread]) for thread, each in list(self._asking.items())]
+            slow = [each for each, received in asking if each.is_slow(received, now)]
+            found = [each for each in slow if not each.is_taken and _goes_before(share, each.share)]
+            taken = max(found, key=lambda each: each.share.running, default=None)
+        if taken is not None:
+            log.info("a slow stream is taken for another pull", running=taken.share.running)
+            taken.take()
+
     def close(self) -> None:
         """Let running tasks end, drop the waiting ones, and join every thread."""
         with self._ready:
@@ -200,6 +256,13 @@ class Streams:
                 with self._ready:
                     share.running -= 1
                     self._busy -= 1
+
+
+def _goes_before(waiting: Share, share: Share) -> bool:
+    """Whether a share that waits should have one of the streams of a share that is slow."""
+    if waiting.priority != share.priority:
+        return waiting.priority > share.priority
+    return not waiting.running or waiting.running + 1 < share.running
 
 
 def _first() -> int:

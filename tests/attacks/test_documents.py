@@ -21,7 +21,7 @@ from cachd.sources import sums
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Source
+from cachd.sources.source import Cut, Source
 from cachd.sources.web import WebSource
 from cachd.store.store import Store
 from tests.conftest import Engine
@@ -179,7 +179,7 @@ def hub_of(spoken: Spoken) -> HubSource:
 
 
 def resolving(source: Source, ref: str) -> Callable[[], Manifest]:
-    return lambda: source.resolve(Ref.parse(ref))
+    return lambda: source.resolve(Ref.parse(ref), Cut())
 
 
 BEGUN = json.dumps(LISTED)[:-1].encode() + b',"cardData":'
@@ -187,11 +187,12 @@ HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
+from cachd.sources.source import Cut
 from tests.test_sources import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 
 def call():
-    return source.resolve(Ref.parse("hf://org/model"))
+    return source.resolve(Ref.parse("hf://org/model"), Cut())
 """
 
 
@@ -335,7 +336,7 @@ def head_of(answer: bytes) -> CachdError:
         connection.recv(1)
 
     with Scripted(script) as server, pytest.raises(CachdError) as refusal:
-        http().read(f"{server.url}/x", at_most=100)
+        http().read(f"{server.url}/x", Cut(), at_most=100)
     return refusal.value
 
 
@@ -373,7 +374,7 @@ def test_directories_nested_deeper_than_python_calls_are_walked(tmp_path: Path) 
         os.close(above)
     os.close(at)
     try:
-        manifest = share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"))
+        manifest = share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), Cut())
         assert [file.path for file in manifest.files] == ["x"]
     finally:
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # shutil.rmtree calls itself

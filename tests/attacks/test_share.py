@@ -94,7 +94,7 @@ def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_t
 def test_checksums_that_are_a_link_out_of_the_share_are_not_read(place: Path) -> None:
     (place / "model/SHA256SUMS").symlink_to(place.parent / "secret/x")
     with pytest.raises(CachdError) as refusal:
-        share(place).resolve(Ref.parse(f"file://{place}/model"))
+        share(place).resolve(Ref.parse(f"file://{place}/model"), Cut())
     assert refusal.value.code == "path_refused"
     assert SECRET.decode() not in str(refusal.value)
 
@@ -103,13 +103,13 @@ def test_checksums_of_3_gib_that_take_no_space_are_refused_unread(place: Path) -
     with (place / "model/SHA256SUMS").open("wb") as opened:
         os.truncate(opened.fileno(), 3 << 30)
     with pytest.raises(Invalid) as refusal:
-        share(place).resolve(Ref.parse(f"file://{place}/model"))
+        share(place).resolve(Ref.parse(f"file://{place}/model"), Cut())
     assert refusal.value.code == "document_too_large"
 
 
 def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(place: Path) -> None:
     source = share(place)
-    (file,) = source.resolve(Ref.parse(f"file://{place}/model")).files
+    (file,) = source.resolve(Ref.parse(f"file://{place}/model"), Cut()).files
     (place / "model/x").unlink()
     os.mkfifo(place / "model/x")
     began = time.monotonic()

@@ -118,7 +118,7 @@ def spoken() -> Iterator[Spoken]:
 def resolved(source: Source, ref: str) -> Manifest | CachdError:
     """What became of it. Anything but a manifest and an error of ours is raised."""
     try:
-        manifest = source.resolve(Ref.parse(ref))
+        manifest = source.resolve(Ref.parse(ref), Cut())
     except CachdError as error:
         json.dumps(error.as_document())
         return error
@@ -355,10 +355,10 @@ def test_an_answer_is_the_bytes_asked_for_or_an_error_of_ours(
     with suppress(CachdError), suppress(NoRanges), over.open(Target(saying.url, 2), extent, Cut()) as body:
         assert body.readinto(into) == extent.size
     with suppress(CachdError):
-        head = over.head(saying.url)
+        head = over.head(saying.url, Cut())
         assert head.size is None or head.size >= 0
     with suppress(CachdError):
-        assert len(over.read(saying.url, at_most=16)) <= 16
+        assert len(over.read(saying.url, Cut(), at_most=16)) <= 16
 
 
 dates = st.builds(

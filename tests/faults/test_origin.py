@@ -207,8 +207,8 @@ def test_no_coding_is_taken_for_the_bytes(origin: Origin, coding: str) -> None:
     origin.fault("/x", Saying({"Content_Encoding": coding}), methods=EITHER)
     for call in (
         lambda: fetch(over(), url, KIB),
-        lambda: over().head(url),
-        lambda: over().read(url, at_most=KIB),
+        lambda: over().head(url, Cut()),
+        lambda: over().read(url, Cut(), at_most=KIB),
     ):
         assert code_of(call) == "origin_protocol"
 
@@ -260,7 +260,7 @@ def test_a_real_s3_server_tells_that_an_object_was_overwritten(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
     source = bucket_source(s3)
     s3.put("overwritten", "m/it", noise(KIB, 1))
-    (file,) = source.resolve(Ref.parse("s3://overwritten/m/")).files
+    (file,) = source.resolve(Ref.parse("s3://overwritten/m/"), Cut()).files
     with source.open(file, Extent(0, KIB), Cut()) as body:
         body.readinto(memoryview(bytearray(KIB)))
     s3.put("overwritten", "m/it", noise(KIB, 2))
@@ -461,14 +461,14 @@ def test_a_login_page_is_no_file_and_no_listing(origin: Origin, hub: Hub, bucket
     for server in (origin, hub, bucket):
         server.fault("*", LoginPage(), methods=EVERY_METHOD)
     for code, (source, ref) in resolves.items():
-        refusal = code_of(lambda source=source, ref=ref: source.resolve(Ref.parse(ref)))
+        refusal = code_of(lambda source=source, ref=ref: source.resolve(Ref.parse(ref), Cut()))
         assert refusal == code
     for server in (origin, hub, bucket):
         server.clear()
     for source, ref in resolves.values():
-        assert source.resolve(Ref.parse(ref)).files
+        assert source.resolve(Ref.parse(ref), Cut()).files
     page = origin.add("/page.html", b"<html>", headers={"Content-Type": "text/html"})
-    assert WebSource(over()).resolve(Ref.parse(page)).size == 6
+    assert WebSource(over()).resolve(Ref.parse(page), Cut()).size == 6
 
 
 NO_LISTINGS = [
@@ -486,7 +486,7 @@ NO_LISTINGS = [
 def test_an_answer_of_a_hub_that_is_no_listing_is_the_hubs_failure(hub: Hub, said: bytes) -> None:
     hub.add("org/m", {"config.json": b"{}"})
     hub.fault("*", Status(200, {"Content-Type": "application/json"}, said))
-    assert code_of(lambda: hub_source(hub).resolve(Ref.parse("hf://org/m"))) == "origin_protocol"
+    assert code_of(lambda: hub_source(hub).resolve(Ref.parse("hf://org/m"), Cut())) == "origin_protocol"
 
 
 NO_BUCKETS = [
@@ -500,7 +500,7 @@ NO_BUCKETS = [
 def test_an_answer_of_a_bucket_that_is_no_listing_is_the_buckets_failure(bucket: Bucket, said: bytes) -> None:
     bucket.fault("/models", Status(200, {"Content-Type": "application/xml"}, said))
     with pytest.raises(Unavailable):
-        bucket_source(bucket).resolve(Ref.parse("s3://models/m/"))
+        bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), Cut())
 
 
 # --- C19: files that a CDN does not give whole ---
@@ -526,7 +526,9 @@ def test_a_mirror_that_answers_another_commit_than_the_one_that_was_pinned_is_re
     body = stale.content.read(0, stale.content.size)
     assert json.loads(body)["sha"] == old
     hub.fault(f"/api/models/org/m/revision/{new}", Status(200, {"Content-Type": "application/json"}, body))
-    assert code_of(lambda: hub_source(hub).resolve(Ref.parse(f"hf://org/m@{new}"))) == "origin_protocol"
+    assert (
+        code_of(lambda: hub_source(hub).resolve(Ref.parse(f"hf://org/m@{new}"), Cut())) == "origin_protocol"
+    )
 
 
 def test_a_ready_branch_is_asked_for_again_only_on_demand(hub: Hub, root: Path, engine: Engines) -> None:
@@ -548,11 +550,11 @@ def address(place: tuple[str, int]) -> tuple[int, int, int, str, tuple[str, int]
 
 def test_an_address_that_swallows_connections_costs_a_moment_and_not_the_whole_patience() -> None:
     with black_hole() as hole, socket.create_server(("127.0.0.1", 0)) as good:
-        with dial([address(hole), address(good.getsockname())], PATIENCE_SECONDS) as connected:
+        with dial([address(hole), address(good.getsockname())], PATIENCE_SECONDS, Cut()) as connected:
             assert connected.getpeername() == good.getsockname()
             assert connected.gettimeout() is None
         with pytest.raises(TimeoutError):
-            dial([address(hole)] * 8, AHEAD_SECONDS)
+            dial([address(hole)] * 8, AHEAD_SECONDS, Cut())
 
 
 def test_an_address_that_refuses_gives_way_to_the_next_at_once() -> None:
@@ -562,10 +564,10 @@ def test_an_address_that_refuses_gives_way_to_the_next_at_once() -> None:
         gone.close()
         nowhere = address(("255.255.255.255", 1))  # no connection to it can even begin
         for first in (address(refusing), nowhere, (999, socket.SOCK_STREAM, 0, "", ("x", 1))):
-            with dial([first, address(good.getsockname())], PATIENCE_SECONDS) as connected:
+            with dial([first, address(good.getsockname())], PATIENCE_SECONDS, Cut()) as connected:
                 assert connected.getpeername() == good.getsockname()
         with pytest.raises(ConnectionRefusedError):
-            dial([address(refusing)], PATIENCE_SECONDS)
+            dial([address(refusing)], PATIENCE_SECONDS, Cut())
 
 
 # --- C24: other servers ---

@@ -119,7 +119,7 @@ def test_a_share_that_hangs_takes_so_many_threads_and_no_more(shared: Path) -> N
     source = ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=0.001)
     (file,) = (
         ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
-        .resolve(Ref.parse(f"file://{shared}"))
+        .resolve(Ref.parse(f"file://{shared}"), Cut())
         .files
     )
     with hung(shared):

@@ -66,7 +66,7 @@ WRONG = {
 def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls: Tls) -> None:
     with Origin(tls=tls) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url))
+        error = refusal_of(lambda: over(origin.ca_file).head(url, Cut()))
         assert (type(error), error.code) == (Forbidden, "tls_untrusted")
         assert origin.requests == []
 
@@ -74,7 +74,7 @@ def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls:
 def test_a_certificate_that_is_not_yet_valid_may_be_the_clocks_fault_and_is_asked_for_again() -> None:
     with Origin(tls=Tls(from_days=1, to_days=2)) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url))
+        error = refusal_of(lambda: over(origin.ca_file).head(url, Cut()))
         assert (type(error), error.code) == (Unavailable, "clock_skewed")
         assert origin.requests == []
 
@@ -89,7 +89,7 @@ def test_an_origin_that_speaks_only_tls_of_old_is_refused(tmp_path: Path, newest
 
     with Scripted(speaks) as server:
         url = server.url.replace("http:", "https:")
-        error = refusal_of(lambda: over(tmp_path / "ca.pem").head(url))
+        error = refusal_of(lambda: over(tmp_path / "ca.pem").head(url, Cut()))
     assert (type(error), error.code) == (Forbidden, "tls_too_old")
 
 
@@ -106,16 +106,16 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        assert asking.head(url).size == KIB
+        assert asking.head(url, Cut()).size == KIB
         ca_file.unlink()
         if content is not None:
             ca_file.write_bytes(content)
-        error = refusal_of(lambda: asking.head(url))
+        error = refusal_of(lambda: asking.head(url, Cut()))
         assert (type(error), error.code) == (Unavailable, "bad_ca_file")
         assert str(ca_file) in error.detail
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        assert asking.head(url).size == KIB
+        assert asking.head(url, Cut()).size == KIB
 
 
 def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: P
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        asking.head(url)
+        asking.head(url, Cut())
         ca_file.write_bytes(other.ca_file.read_bytes())
-        assert refusal_of(lambda: asking.head(url)).code == "tls_untrusted"
+        assert refusal_of(lambda: asking.head(url, Cut())).code == "tls_untrusted"
 
 
 def test_the_same_authorities_are_believed_for_listings_and_for_bytes(
@@ -142,11 +142,11 @@ def test_the_same_authorities_are_believed_for_listings_and_for_bytes(
             (safe, bucket_source, "s3://models/m/"),
         ):
             known, absent = source_of(server, server.ca_file), source_of(server, tmp_path / "absent")
-            assert known.resolve(Ref.parse(ref)).files
+            assert known.resolve(Ref.parse(ref), Cut()).files
             unknown = source_of(server, None)
             with pytest.raises((Forbidden, Unavailable)):
-                unknown.resolve(Ref.parse(ref))
-            error = refusal_of(lambda absent=absent, ref=ref: absent.resolve(Ref.parse(ref)))
+                unknown.resolve(Ref.parse(ref), Cut())
+            error = refusal_of(lambda absent=absent, ref=ref: absent.resolve(Ref.parse(ref), Cut()))
             assert error.code == "bad_ca_file"
 
 
@@ -170,12 +170,12 @@ def test_a_hub_that_redirects_its_listing_elsewhere_does_not_get_the_token_there
     path = "/api/models/org/m/revision/main"
     hub.fault(path, Redirect(f"{origin.url}/elsewhere"), times=1)
     with pytest.raises(CachdError):
-        source.resolve(Ref.parse("hf://org/m@main"))
+        source.resolve(Ref.parse("hf://org/m@main"), Cut())
     assert [seen.headers.get("authorization") for seen in origin.requests] == [None]
     hub.fault(path, Redirect("http://169.254.169.254/latest/meta-data"), times=1)
-    assert refusal_of(lambda: source.resolve(Ref.parse("hf://org/m@main"))).code == "private_address"
+    assert refusal_of(lambda: source.resolve(Ref.parse("hf://org/m@main"), Cut())).code == "private_address"
     hub.fault(path, Redirect("/api/models/org/m?blobs=true"), times=1)
-    assert source.resolve(Ref.parse("hf://org/m@main")).files
+    assert source.resolve(Ref.parse("hf://org/m@main"), Cut()).files
     assert hub.requests[-1].headers["authorization"] == f"Bearer {hub.token}"
 
 
@@ -268,7 +268,7 @@ def test_the_parts_of_an_object_share_one_signature(bucket: Bucket, monkeypatch:
     monkeypatch.setattr(RequestSigner, "generate_presigned_url", noted)
     path = bucket.put("m/it", noise(4 * KIB))
     source = bucket_source(bucket)
-    (file,) = source.resolve(Ref.parse("s3://models/m/")).files
+    (file,) = source.resolve(Ref.parse("s3://models/m/"), Cut()).files
     for start in range(0, 4 * KIB, KIB):
         with source.open(file, Extent(start, start + KIB), Cut()) as body:
             assert body.readinto(memoryview(bytearray(KIB))) == KIB
@@ -278,7 +278,7 @@ def test_the_parts_of_an_object_share_one_signature(bucket: Bucket, monkeypatch:
 
 def test_a_profile_that_is_not_there_is_told(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "absent")
-    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/")))
+    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), Cut()))
     assert (error.code, "ProfileNotFound" in error.detail) == ("connection_failed", True)
 
 

@@ -237,6 +237,16 @@ class Stall(Fault):
 
 
 @dataclass(frozen=True)
+class Late(Fault):
+    """The correct reply, but nothing of it for so many seconds."""
+
+    seconds: float = 3600.0
+
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
+        return replace(reply, late=self.seconds)
+
+
+@dataclass(frozen=True)
 class Trickle(Fault):
     """The correct reply, this slowly."""
 

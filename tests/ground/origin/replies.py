@@ -60,6 +60,7 @@ class Reply:
     stop: int = 0
     length: int | None = 0
     rate: float | None = None
+    late: float = 0.0  # seconds before the first byte goes out
     ending: Ending = Ending.KEEP
 
     @classmethod

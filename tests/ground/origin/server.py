@@ -196,6 +196,7 @@ class Server:
         seen.peer = request.transport.get_extra_info("peername")[1]
         self._log.append(seen)
         reply = self._reply(seen)
+        await asyncio.sleep(reply.late)
         seen.status = reply.status
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = reply.length

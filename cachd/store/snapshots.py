@@ -322,7 +322,7 @@ class Snapshots:
             self._mend_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
-        return self._remove(named[0].manifest)
+        return self._remove(named[0].manifest, [s.name for s in named])
 
     def _drop(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""
@@ -655,8 +655,9 @@ class Snapshots:
         except (FileNotFoundError, InUse):
             return {}
 
-    def _remove(self, manifest: str) -> dict[Path, int]:
-        """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it."""
+    def _remove(self, manifest: str, names: Collection[str] = ()) -> dict[Path, int]:
+        """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it; and what
+        interrupted pulls of these names left of them."""
         if manifest in self._used():
             return {}
         path = self._layout.manifest(manifest)
@@ -677,7 +678,7 @@ class Snapshots:
             self._mend_branches(folder, self._named.values())
         self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
-        moved = self._content.discard(gone)
+        moved = self._content.discard(gone, names)
         durable.remove(path)
         return moved
 

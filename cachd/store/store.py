@@ -112,15 +112,20 @@ class Store:
         os.close(self._lock)
 
     @contextmanager
-    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
+    def reserve(self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0) -> Iterator[Reservation]:
         """Promise the space of what is missing, and keep what is here, while a pull needs it.
 
-        Raises TooBig or NoSpace.
+        `owed`, `owed_inodes`: what may be lacking now. Raises TooBig or NoSpace.
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
-            lacking = self._lacking(missing)
-            with self.space.reserve(lacking, total=manifest.size, files=len(missing)) as reservation:
+            with self.space.reserve(
+                self._lacking(missing),
+                total=manifest.size,
+                files=len(missing),
+                owed=owed,
+                owed_inodes=owed_inodes,
+            ) as reservation:
                 yield reservation
 
     def need(self, manifest: Manifest) -> int:

@@ -81,7 +81,7 @@ def _pull_once(
     store = means.store
     manifest = whole.select(wish.include, wish.exclude)
     manifest.check_without(means.refuse)
-    with means.reclaim.reserve(manifest) as reservation:
+    with means.reclaim.reserve(manifest, wish.name) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
         while missing:  # again when one was found damaged meanwhile
@@ -89,6 +89,7 @@ def _pull_once(
             missing = store.content.missing(manifest)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
+        means.reclaim.settle(reservation)
         progress.state = "publishing"
         return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
 

@@ -239,7 +239,7 @@ class Pulls:
             snapshots.changes.mark(name)
             self._forget(name)  # told here when it cannot be, lest the next start asks for it again
             if known.progress.manifest:
-                freed += self._store.content.free(known.progress.manifest)
+                freed += self._store.content.free(known.progress.manifest, [name])
         return freed
 
     def rollback(self, name: str) -> Snapshot:
@@ -364,6 +364,7 @@ class Pulls:
         self._store.uses.set_priority(wish.name, priority)
         started = Pull(wish, priority=priority, replace=replace)
         self._running[wish.name] = started
+        self._store.content.expect(wish.name)
         if len(self._latest) >= MOST_REMEMBERED:
             self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
         self._latest[wish.name] = started
@@ -451,6 +452,7 @@ class Pulls:
         with self._changed:
             if self._running.get(wish.name) is running:
                 del self._running[wish.name]
+        self._store.content.expect_no_more(wish.name)
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
                 self._forget(wish.name)

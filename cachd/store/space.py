@@ -268,7 +268,7 @@ class Space:
     def granting(self, reservation: Reservation, least: int, most: int) -> Iterator[int]:
         """As Reservation.grant, freeing nothing; less than `least` when they may not."""
         with self._lock:
-            granted = min(most, self._most_of(reservation))
+            granted = min(most, self._most_of(reservation, least))
             if granted < least or (reservation.owed_inodes and self.lacks_inodes()):
                 granted = 0
             unclaimed = max(granted - max(reservation.usable, 0), 0)
@@ -282,14 +282,17 @@ class Space:
             with self._lock:
                 self._allocating -= granted
 
-    def most_of(self, reservation: Reservation) -> int:
-        """How many bytes a grant could give now."""
+    def most_of(self, reservation: Reservation, least: int) -> int:
+        """How many bytes a grant of `least` could give now."""
         with self._lock:
-            return self._most_of(reservation)
+            return self._most_of(reservation, least)
 
-    def _most_of(self, reservation: Reservation) -> int:
+    def _most_of(self, reservation: Reservation, least: int) -> int:
         """What is its own, and what is nobody's, of what may become blocks now. With the lock."""
-        now = self._roughly()
+        roughly = self._most(reservation, self._roughly())
+        return roughly if roughly >= least else self._most(reservation, self.bounded())
+
+    def _most(self, reservation: Reservation, now: Capacity) -> int:
         allocatable = now.allocatable - self._allocating
         unclaimed = max(allocatable - now.backed, 0)
         return min(reservation.usable + unclaimed, allocatable)

@@ -189,9 +189,12 @@ def test_inodes_are_kept_free_too(disk: Disks, engine: Engines, origin: Origin) 
 def test_what_another_process_takes_of_a_promise_stops_grants_before_the_reserve(disk: Disks) -> None:
     root = disk(40 * MIB)
     space = Space(root, reserve_free=4 * MIB)
-    with space.reserve(30 * MIB, total=30 * MIB) as one, one.grant(20 * MIB, 20 * MIB) as first:
-        with one.grant(20 * MIB, 20 * MIB) as second:
-            assert (first, second) == (20 * MIB, 0), "two at once would take the same bytes"
+    with (
+        space.reserve(30 * MIB, total=30 * MIB) as one,
+        one.grant(20 * MIB, 20 * MIB) as first,
+        one.grant(20 * MIB, 20 * MIB) as second,
+    ):
+        assert (first, second) == (20 * MIB, 0), "two at once would take the same bytes"
     with space.reserve(20 * MIB, total=20 * MIB) as reservation:
         (root.parent / "foreign").write_bytes(noise(20 * MIB))
         with reservation.grant(17 * MIB, 17 * MIB) as granted:

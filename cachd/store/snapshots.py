@@ -198,7 +198,10 @@ class Snapshots:
         """
         with self._changing, durable.disk_errors(self._layout.root):
             if permit:
-                permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
+                elsewhere = self._is_pinned_elsewhere(wish, manifest)
+                permit.use(
+                    self.owner(wish.name), wish, is_pinned_elsewhere=elsewhere
+                )  # whoever revokes it later publishes after this
             snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
             self._check_folder(snapshot)
             replaced = self._named.get(wish.name)
@@ -472,6 +475,13 @@ class Snapshots:
             self._check_unused([snapshot], self.manifest(snapshot))
 
     # --- inside, under the lock ---
+
+    def _is_pinned_elsewhere(self, wish: Wish, manifest: Manifest) -> bool:
+        """Whether a name is pinned, and leads or led to another snapshot, or was asked for otherwise."""
+        known = self._known(wish.name)
+        if known is None or (known.wish, known.manifest) == (wish, manifest.id):
+            return False
+        return self.is_pinned(wish.name)
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """Published last, though the clock went back: its branch names what was published last."""

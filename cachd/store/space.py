@@ -115,14 +115,14 @@ class Reservation:
 
     @property
     def usable(self) -> int:
-        """Bytes of these that data may take; negative when more is owed. While anything is owed, what the
-        files of a pull take beside their bytes comes first."""
+        """Bytes of these that data may take; negative when more is owed. While anything is owed, what files
+        take beside their bytes comes first."""
         return self.left - self.owed - self._beside if self.owed else self.left
 
     @contextmanager
     def grant(self, least: int, most: int) -> Iterator[int]:
-        """How many bytes may become blocks now, `least` (not 0) to `most`; 0 when another process has taken what
-        was promised: wait. While inside, nobody else's grant can push the disk below its reserve with them.
+        """How many bytes may become blocks now, `least` (not 0) to `most`; 0 when another process has taken
+        what was promised: wait. While inside, no other grant can push the disk below its reserve with them.
 
         `least` bytes have arrived: for them what was chosen to go goes. Raises NoSpace when it is needed and
         cannot go.

@@ -19,6 +19,7 @@ from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
 from cachd.model import File, Manifest, Room, Wish
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog, durable
+from cachd.store.catalog import Remembered
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
 from cachd.store.protection import tells_use
@@ -139,18 +140,32 @@ class Store:
 
     # --- pulls to go on with after a restart ---
 
-    def remember(self, wish: Wish) -> None:
-        """Keep a wish until it is forgotten, across restarts."""
+    def remember(self, wish: Wish, *, replace: bool = True, pins: bool = False) -> None:
+        """Keep a wish until it is forgotten, across restarts, with what its pull is permitted."""
         path = self.layout.wish(wish.name)
+        document = {**wish.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
-            durable.write_file(path, json.dumps(wish.as_document()).encode())
+            durable.remove(self.layout.began(wish.name))
+            durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
         with durable.disk_errors(self.layout.wish(name)):
+            durable.remove(self.layout.began(name))
             durable.remove(self.layout.wish(name))
 
-    def remembered(self) -> list[Wish]:
+    def remembered(self) -> list[Remembered]:
         return list(catalog.read_wishes(self.layout))
+
+    def begins(self, name: str) -> None:
+        """Count, before a remembered pull does anything, that this life of the daemon began it."""
+        path = self.layout.began(name)
+        with durable.disk_errors(path):
+            durable.write_file(path, str(catalog.read_began(path) + 1).encode())
+
+    def ends_well(self, name: str) -> None:
+        """Count no life of the daemon against a pull: this one ends as it should."""
+        with durable.disk_errors(self.layout.began(name)):
+            durable.remove(self.layout.began(name))
 
 
 def _check_root(root: Path) -> None:

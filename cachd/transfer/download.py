@@ -634,7 +634,7 @@ class Download:
     def _close(self) -> None:
         """Nobody is inside any more: close the ingest, then tell the pulls."""
         if self._ingest is not None:
-            if self._leaves_nothing(self._outcome):
+            if self._leaves_nothing(self._outcome) or not (self.landed or self._is_disk_to_blame()):
                 try:
                     self._ingest.discard()
                 except CachdError as error:  # read-only by now: the file's next ingest takes it on
@@ -645,6 +645,9 @@ class Download:
             self.done.set_result(None)
         else:
             self.done.set_exception(self._outcome)
+
+    def _is_disk_to_blame(self) -> bool:
+        return isinstance(self._outcome, DiskFailed)
 
     @staticmethod
     def _leaves_nothing(outcome: CachdError | None) -> bool:

@@ -16,6 +16,7 @@ from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, Snapshot, Wish
 from cachd.sources.schemes import Sources
+from cachd.store.catalog import Remembered
 from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model
 from cachd.transfer import threads
@@ -25,7 +26,9 @@ from cachd.transfer.streams import Share
 
 log = structlog.get_logger(__name__)
 
+SET_ASIDE = "set_aside"
 MOST_REMEMBERED = 10_000  # ended pulls that are still told of
+_MOST_DEATHS = 3  # of the daemon in a row, each with a pull at work, before that is begun by itself no more
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 
@@ -33,9 +36,9 @@ _RETRY_SECONDS = 60.0
 class Pull:
     """One running request to make a wish come true. `done` resolves to its snapshot, or carries why not."""
 
-    def __init__(self, wish: Wish, *, priority: int = 0, replace: bool = False) -> None:
+    def __init__(self, wish: Wish, *, priority: int = 0, replace: bool = False, pins: bool = False) -> None:
         self.wish = wish
-        self.permit = Permit(replace=replace)
+        self.permit = Permit(replace=replace, pins=pins)
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
@@ -118,18 +121,26 @@ class Pulls:
         threads.start(self._threads)
 
     def start(
-        self, wish: Wish, *, priority: int = 0, refresh: bool = False, replace: bool = False
+        self,
+        wish: Wish,
+        *,
+        priority: int = 0,
+        refresh: bool = False,
+        replace: bool = False,
+        pins: bool = False,
     ) -> Pull | None:
         """Start or join the pull of a wish; None when it is ready already. Asks no source, and never waits.
 
         `refresh` resolves the ref again though it is ready. `replace` moves a name that is another model's,
-        or pinned, and stops the pull of another wish that runs under it. Raises InUse when the name may not
-        move, Unavailable when too many wait, NoSpace or DiskFailed when it cannot be kept.
+        or pinned, and stops the pull of another wish that runs under it. `pins`: the name is to be pinned at
+        what this pull brings. Raises InUse when the name may not move, Unavailable when too many wait, NoSpace
+        or DiskFailed when it cannot be kept.
         """
         with self._changed:
             running = self._running.get(wish.name)
             if running is not None and running.wish == wish:
                 self._metrics.joins.inc()
+                running.permit.pins |= pins
                 return running
             if not replace:
                 self._check_name(wish, running, refresh=refresh)
@@ -140,7 +151,7 @@ class Pulls:
             self._check_room()
             started = None
             if running is None or not self._take_place_of(running) or not is_ready:
-                started = self._admit(wish, priority, replace=replace)
+                started = self._admit(wish, priority, replace=replace, pins=pins)
             else:
                 self._count_hit(wish.name)
                 del self._latest[wish.name]  # the pull that was stopped: what is ready is another's
@@ -152,12 +163,22 @@ class Pulls:
 
     def resume(self) -> None:
         """Go on with the pulls that an earlier life of the daemon did not finish."""
-        for wish in self._store.remembered():
-            log.info("pull resumed", name=wish.name, ref=str(wish.ref))
+        for found in self._store.remembered():
+            if found.began >= _MOST_DEATHS:
+                self._set_aside(found)
+                continue
+            log.info("pull resumed", name=found.wish.name, ref=str(found.wish.ref))
             with self._changed:
-                started = self._admit(wish, priority=0, replace=True)  # it was allowed to before
+                started = self._admit(found.wish, priority=0, replace=found.replace, pins=found.pins)
             self._queue(started)
         self._sweep()
+
+    def start_by_itself(self, wish: Wish, *, priority: int = 0, replace: bool = False) -> Pull | None:
+        """As `start`, where nobody has asked just now. Raises what set the wish's pull aside, if it was."""
+        known = self._latest.get(wish.name)
+        if known is not None and known.wish == wish and known.error and known.error.code == SET_ASIDE:
+            raise known.error
+        return self.start(wish, priority=priority, replace=replace)
 
     @property
     def are_stopping(self) -> bool:
@@ -276,8 +297,28 @@ class Pulls:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 log.warning("a source or the disk keeps a pull waiting: left behind", thread=thread.name)
+        for left in self.running():
+            with suppress(CachdError):
+                self._store.ends_well(left.wish.name)
 
     # --- inside ---
+
+    def _set_aside(self, found: Remembered) -> None:
+        """Show a pull as failed with which the daemon died again and again, and leave it alone. It stays
+        remembered so, until somebody asks for it again or deletes it."""
+        aside = Pull(found.wish, replace=found.replace, pins=found.pins)
+        aside.error = CachdError(
+            f"{found.wish.name}: the daemon died {found.began} times in a row while it pulled this",
+            code=SET_ASIDE,
+            mend="see the daemon's log and memory limit, then ask for it again (cachd pull)",
+            deaths=found.began,
+        )
+        aside.progress.state = "failed"
+        aside.done.set_exception(aside.error)
+        log.error("pull set aside", name=found.wish.name, ref=str(found.wish.ref), deaths=found.began)
+        with self._changed:
+            self._latest[found.wish.name] = aside
+        self._store.snapshots.changes.mark(found.wish.name)
 
     def _is_undone(self, ended: Pull) -> bool:
         return ended.progress.state == "ready" and self._store.snapshots.get(ended.wish.name) is None
@@ -334,7 +375,8 @@ class Pulls:
     def _begin(self, started: Pull) -> None:
         try:
             with self._remembering:
-                self._store.remember(started.wish)  # durable before anybody is told that it runs
+                permit = started.permit  # durable before anybody is told that it runs
+                self._store.remember(started.wish, replace=permit.replace, pins=permit.pins)
         except CachdError as error:
             self._ended(started, "failed", time.monotonic(), error)
             raise
@@ -358,11 +400,11 @@ class Pulls:
                 retry_after=_RETRY_SECONDS,
             )
 
-    def _admit(self, wish: Wish, priority: int, *, replace: bool) -> Pull:
+    def _admit(self, wish: Wish, priority: int, *, replace: bool, pins: bool) -> Pull:
         """Register a pull under its name. Called with the lock."""
         self._metrics.misses.inc()
         self._store.uses.set_priority(wish.name, priority)
-        started = Pull(wish, priority=priority, replace=replace)
+        started = Pull(wish, priority=priority, replace=replace, pins=pins)
         self._running[wish.name] = started
         self._store.content.expect(wish.name)
         if len(self._latest) >= MOST_REMEMBERED:
@@ -415,6 +457,7 @@ class Pulls:
         try:
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled before it began")
+            self._begins(running)
             source = self._sources.of(wish.ref.scheme)
             snapshot = pull(
                 wish, source, self._means, share=running.share, progress=progress, permit=running.permit
@@ -429,6 +472,12 @@ class Pulls:
         else:
             self._metrics.last_pull.set(snapshot.published_at)
             self._ended(running, "ready", began, snapshot)
+
+    def _begins(self, running: Pull) -> None:
+        """Count this life of the daemon against the pull until one of them has ended."""
+        with self._remembering, suppress(CachdError):  # a full disk: the pull may make room
+            if self._running.get(running.wish.name) is running:
+                self._store.begins(running.wish.name)
 
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
         wish, progress = running.wish, running.progress
@@ -456,6 +505,8 @@ class Pulls:
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
                 self._forget(wish.name)
+            else:
+                self._store.ends_well(wish.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
         running.error = outcome if isinstance(outcome, CachdError) else None

@@ -459,7 +459,9 @@ class Reclaim:
             if reservation.owed_inodes and space.lacks_inodes():
                 self._free_inodes(reservation, victims)
                 return True
-            if space.most_of(reservation, least) >= least:  # another eviction, or a deletion, freed it meanwhile
+            if (
+                space.most_of(reservation, least) >= least
+            ):  # another eviction, or a deletion, freed it meanwhile
                 return True
             if not reservation.owed:  # another process has what was promised
                 return False

@@ -43,6 +43,7 @@ from cachd.store.watch import ViewChanges, Watch
 
 log = structlog.get_logger(__name__)
 
+_MOST_EVICTED = 1000  # names that are still told of, the oldest forgotten first
 _TICK_SECONDS = 1e-6  # as fine as a ready file tells time
 _Check = Callable[[Sequence[Snapshot], Manifest | None], None]  # raises InUse
 
@@ -61,7 +62,7 @@ class Snapshots:
     ) -> None:
         self._layout, self._content, self._watch = layout, content, watch
         self.changes = Changes()
-        self._evicted: set[str] = set()
+        self._evicted: dict[str, None] = {}  # the last stands last
         self._keep_opened_seconds = keep_opened_seconds
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
@@ -117,6 +118,11 @@ class Snapshots:
     def was_evicted(self, name: str) -> bool:
         """Whether a name that is not here was taken for space, by this life of the daemon."""
         return name in self._evicted and not self.has(name)
+
+    def forget_eviction(self, name: str) -> None:
+        """Tell no more that a name was taken for space."""
+        if self._evicted.pop(name, "") is None:
+            self.changes.mark(name)
 
     def suspension(self, name: str) -> Suspension | None:
         """Why a name that was ready waits for its repair."""
@@ -316,7 +322,7 @@ class Snapshots:
         for snapshot, (_, aside) in zip(named, hidden, strict=True):
             durable.remove(aside)
             if evicted:
-                self._evicted.add(snapshot.name)
+                self._note_eviction(snapshot.name)
             self._named.pop(snapshot.name, None)
             self.changes.mark(snapshot.name)
             self._end_suspension(snapshot.name)
@@ -326,6 +332,13 @@ class Snapshots:
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
         return self._remove(named[0].manifest, [s.name for s in named])
+
+    def _note_eviction(self, name: str) -> None:
+        self._evicted[name] = None
+        while len(self._evicted) > _MOST_EVICTED:
+            oldest = next(iter(self._evicted))
+            del self._evicted[oldest]
+            self.changes.mark(oldest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""
@@ -744,7 +757,7 @@ class Snapshots:
             durable.sync_directory(layout.models)
             durable.move(told, layout.ready_file(name))
             self._named[name] = snapshot
-            self._evicted.discard(name)
+            self._evicted.pop(name, None)
             durable.sync_directory(layout.ready)
         except BaseException:
             if not layout.ready_file(name).exists():

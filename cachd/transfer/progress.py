@@ -6,11 +6,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
 from cachd.transfer.download import Download
 
 _WINDOW_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Where a pull was when it ended."""
+
+    done: int
+    fetched: int
+    resumed: int
+    files_done: int
 
 
 class Progress:
@@ -28,6 +39,7 @@ class Progress:
         self._present = 0
         self._downloads: dict[Digest, Download] = {}
         self._samples: deque[tuple[float, int]] = deque()
+        self._final: _Figures | None = None
 
     def begin(self, manifest: Manifest, missing: int) -> None:
         """The manifest is known; `missing` of its bytes are no blobs yet."""
@@ -35,6 +47,12 @@ class Progress:
         self._present = manifest.size - missing
         self._downloads = {}
         self.state = "downloading"
+
+    def end(self) -> None:
+        """Nothing changes any more: keep the figures and let the downloads go."""
+        self._final = _Figures(self.done, self.fetched, self.resumed, self.files_done)
+        self._downloads = {}
+        self._samples.clear()
 
     def watch(self, download: Download) -> None:
         """Count a download, in the place of one of the same blob that failed."""
@@ -55,6 +73,8 @@ class Progress:
     @property
     def done(self) -> int:
         """Bytes that are here: blobs from before, resumed parts, and what has landed."""
+        if self._final:
+            return self._final.done
         return self._present + sum(d.landed for d in list(self._downloads.values()))
 
     @property
@@ -65,16 +85,22 @@ class Progress:
     @property
     def fetched(self) -> int:
         """Bytes received from the source for this pull."""
+        if self._final:
+            return self._final.fetched
         return sum(d.fetched for d in list(self._downloads.values()))
 
     @property
     def resumed(self) -> int:
         """Bytes that an earlier life of the daemon left and that were believed."""
+        if self._final:
+            return self._final.resumed
         return sum(d.resumed for d in list(self._downloads.values()))
 
     @property
     def files_done(self) -> int:
         """Files that are whole; those that were here before included."""
+        if self._final:
+            return self._final.files_done
         if self.manifest is None:
             return 0
         unfinished = {blob for blob, d in list(self._downloads.items()) if not d.done.done()}

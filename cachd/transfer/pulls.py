@@ -27,7 +27,9 @@ from cachd.transfer.streams import Share
 log = structlog.get_logger(__name__)
 
 SET_ASIDE = "set_aside"
-MOST_REMEMBERED = 10_000  # ended pulls that are still told of
+MOST_REMEMBERED = 1000  # ended pulls that are still told of, the oldest forgotten first
+MOST_REMEMBERED_BYTES = 16 << 20  # and what these may take in memory, roughly
+_PULL_BYTES, _FILE_BYTES = 4000, 1000  # of one, and of each file of its manifest, roughly
 _MOST_DEATHS = 3  # of the daemon in a row, each with a pull at work, before that is begun by itself no more
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
@@ -113,6 +115,7 @@ class Pulls:
         self._running: dict[str, Pull] = {}
         self._at_work: set[Pull] = set()
         self._latest: dict[str, Pull] = {}
+        self._ended_bytes: dict[str, int] = {}  # what each that ended takes in memory, the oldest first
         self._closed = False
         self._remembering = threading.Lock()  # of wishes on disk, so that none is forgotten for another
         self._threads = [
@@ -133,8 +136,8 @@ class Pulls:
 
         `refresh` resolves the ref again though it is ready. `replace` moves a name that is another model's,
         or pinned, and stops the pull of another wish that runs under it. `pins`: the name is to be pinned at
-        what this pull brings. Raises InUse when the name may not move, Unavailable when too many wait, NoSpace
-        or DiskFailed when it cannot be kept.
+        what this pull brings. Raises InUse when the name may not move, Unavailable when too many wait,
+        NoSpace or DiskFailed when it cannot be kept.
         """
         with self._changed:
             running = self._running.get(wish.name)
@@ -154,7 +157,7 @@ class Pulls:
                 started = self._admit(wish, priority, replace=replace, pins=pins)
             else:
                 self._count_hit(wish.name)
-                del self._latest[wish.name]  # the pull that was stopped: what is ready is another's
+                self._drop(wish.name)  # the pull that was stopped: what is ready is another's
         if running is not None:
             self._end_replaced(running)
         if started is not None:
@@ -222,7 +225,8 @@ class Pulls:
         not forced.
         """
         known = self._latest.get(name)
-        if known is None and not self._store.snapshots.has(name):
+        snapshots = self._store.snapshots
+        if known is None and not (snapshots.has(name) or snapshots.was_evicted(name)):
             raise no_such_model(name)
         if not force and self._means.reclaim.keeps(name):
             raise InUse(
@@ -252,10 +256,11 @@ class Pulls:
             wait([known.done])
         snapshots = self._store.snapshots
         freed = snapshots.withdraw(name, force=force) if snapshots.has(name) else 0
+        snapshots.forget_eviction(name)
         if known is not None:
             with self._changed:
                 if self._latest.get(name) is known:
-                    del self._latest[name]
+                    self._drop(name)
             snapshots.unpin(name)
             snapshots.changes.mark(name)
             self._forget(name)  # told here when it cannot be, lest the next start asks for it again
@@ -318,6 +323,7 @@ class Pulls:
         log.error("pull set aside", name=found.wish.name, ref=str(found.wish.ref), deaths=found.began)
         with self._changed:
             self._latest[found.wish.name] = aside
+            self._tell_of(aside)
         self._store.snapshots.changes.mark(found.wish.name)
 
     def _is_undone(self, ended: Pull) -> bool:
@@ -333,7 +339,7 @@ class Pulls:
         self._store.uses.used(name, time.time())
         latest = self._latest.get(name)
         if latest is not None and latest.error is not None:
-            del self._latest[name]  # what failed since was about another wish, and is over
+            self._drop(name)  # what failed since was about another wish, and is over
 
     def _check_name(self, wish: Wish, running: Pull | None, *, refresh: bool) -> None:
         """Raises InUse when the name may not move to what is asked: see `Permit`. Called with the lock.
@@ -407,11 +413,31 @@ class Pulls:
         started = Pull(wish, priority=priority, replace=replace, pins=pins)
         self._running[wish.name] = started
         self._store.content.expect(wish.name)
-        if len(self._latest) >= MOST_REMEMBERED:
-            self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
+        self._drop(wish.name)
         self._latest[wish.name] = started
         self._store.snapshots.changes.mark(wish.name)
         return started
+
+    def _drop(self, name: str) -> None:
+        """Tell nothing of the newest pull of a name any more. Called with the lock."""
+        self._latest.pop(name, None)
+        self._ended_bytes.pop(name, None)
+
+    def _tell_of(self, ended: Pull) -> None:
+        """Go on telling of a pull that ended, and of no more than may be. Called with the lock."""
+        name, wish, manifest = ended.wish.name, ended.wish, ended.progress.manifest
+        if self._latest.get(name) is not ended:
+            return
+        texts = (*wish.include, *wish.exclude, str(ended.error or ""), str(ended.error and ended.error.facts))
+        files = len(manifest.files) if manifest else 0
+        size = _PULL_BYTES + files * _FILE_BYTES + 4 * sum(map(len, texts))
+        self._ended_bytes[name] = self._ended_bytes.pop(name, 0) or size
+        while len(self._ended_bytes) > MOST_REMEMBERED or (
+            sum(self._ended_bytes.values()) > MOST_REMEMBERED_BYTES and len(self._ended_bytes) > 1
+        ):
+            oldest = next(iter(self._ended_bytes))
+            self._drop(oldest)
+            self._store.snapshots.changes.mark(oldest)
 
     def _queue(self, started: Pull) -> None:
         with self._changed:
@@ -509,8 +535,13 @@ class Pulls:
                 self._store.ends_well(wish.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
-        running.error = outcome if isinstance(outcome, CachdError) else None
+        if isinstance(outcome, CachdError):  # its frames would keep all that the pull had in memory
+            outcome.__traceback__ = outcome.__cause__ = outcome.__context__ = None
+            running.error = outcome
+        progress.end()
         progress.state = state  # after the error: who reads a failure finds its reason
+        with self._changed:
+            self._tell_of(running)
         self._store.snapshots.changes.mark(wish.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)

@@ -18,6 +18,7 @@ import pytest
 from cachd.errors import Cancelled, InUse
 from cachd.store.permit import Permit
 from tests.conftest import Engine, wish_of
+from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin, Status

@@ -311,7 +311,8 @@ class ContentStore:
         repair. What is another's, too, stays."""
         directory, trash = self._layout.ingest(blob), self._trash(blob)
         with durable.disk_errors(directory), self._lock:
-            if blob in self._claims or not self._disown(directory, names):
+            is_nobodys = self._disown(directory, names)
+            if blob in self._claims or not is_nobodys:
                 return
             size = _blocks(directory / "data")
             if not self.path(blob).exists():

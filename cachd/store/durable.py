@@ -89,6 +89,11 @@ def append_note(path: Path, line: str) -> None:
         os.close(fd)
 
 
+def set_size(fd: int, size: int) -> None:
+    """Make the file `size` bytes long; what is new takes no blocks. Raises OSError."""
+    os.ftruncate(fd, size)
+
+
 def preallocate(fd: int, offset: int, size: int) -> None:
     """Give these bytes of a file real blocks, so that a full disk is met now. Raises OSError.
 

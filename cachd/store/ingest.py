@@ -79,7 +79,7 @@ class Ingest:
             self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 self._resume()
-                os.ftruncate(self._data, file.size)
+                durable.set_size(self._data, file.size)
             except OSError as error:
                 if error.errno in durable.SCARCE:
                     self.close()

@@ -72,6 +72,10 @@ class ContentStore:
         """Bytes of disk that an ingest of the file holds already."""
         return _blocks(f"{self._layout.ingest_at(file.blob)}/data")
 
+    def is_begun(self, file: File) -> bool:
+        """Whether there is an ingest of the file."""
+        return os.path.exists(self._layout.ingest_at(file.blob))
+
     def begin(self, file: File) -> Ingest:
         """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed.
 

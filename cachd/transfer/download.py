@@ -173,10 +173,11 @@ class Download:
         if self._content.has(self.file):  # committed by another download since the pull looked
             self._end(None)
             return
-        held = self._content.allocated(self.file)
-        if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
+        is_small = self.file.digest and 0 < self.file.size <= _SMALL_BYTES
+        if is_small and not self._content.is_begun(self.file):
             self._fetch_small(buffer)
             return
+        held = self._content.allocated(self.file)
         if not self._begin_with_room(max(self.file.size - held, 0)):
             self._wait_for_room(self._begin)
             return

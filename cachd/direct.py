@@ -44,7 +44,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     ):
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.status.start(models)
-        running = parts.pulls.start(wish, refresh=request.refresh, replace=request.replace)
+        running = parts.pulls.start(wish, refresh=request.refresh, replace=request.replace, pins=request.pin)
         while running and not running.done.done():
             progress = running.progress
             update(progress.state, progress.done, progress.total)

@@ -121,10 +121,11 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
         on_it.engine.pull(
             origin.add_model(name, {"shared": shared, "own": noise(2 * MIB, len(name) + ord(name[0]))})
         )
-    hold = origin.hold("/begun/f", after=MIB)
+    hold = origin.hold("/begun/f", after=3 * MIB)  # of each part
     pulling = on_it.engine.pulls.start(wish_of(origin.add_model("begun", {"f": noise(12 * MIB, 3)})))
     assert pulling is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
+    until(lambda: space.capacity().usage.ingests >= 12 * MIB)
     on_it.pull("mapped", 4 * MIB)
     with mapped(on_it.engine.store.layout.model("mapped") / "mapped"):
         on_it.engine.pulls.delete("mapped", force=True)
@@ -185,17 +186,21 @@ def test_inodes_are_kept_free_too(disk: Disks, engine: Engines, origin: Origin) 
     assert poor.names == ["a"], "what cannot make enough room stays"
 
 
-def test_what_another_process_takes_of_a_promise_stops_allocations_before_the_reserve(disk: Disks) -> None:
+def test_what_another_process_takes_of_a_promise_stops_grants_before_the_reserve(disk: Disks) -> None:
     root = disk(40 * MIB)
     space = Space(root, reserve_free=4 * MIB)
+    with (
+        space.reserve(30 * MIB, total=30 * MIB) as one,
+        one.grant(20 * MIB, 20 * MIB) as first,
+        one.grant(20 * MIB, 20 * MIB) as second,
+    ):
+        assert (first, second) == (20 * MIB, 0), "two at once would take the same bytes"
     with space.reserve(20 * MIB, total=20 * MIB) as reservation:
-        with reservation.allocating(20 * MIB) as first, reservation.allocating(20 * MIB) as second:
-            assert (first, second) == (True, False), "two at once would take the same bytes"
         (root.parent / "foreign").write_bytes(noise(20 * MIB))
-        with reservation.allocating(20 * MIB) as allowed:
-            assert not allowed
-        with reservation.allocating(15 * MIB) as allowed:
-            assert allowed
+        with reservation.grant(17 * MIB, 17 * MIB) as granted:
+            assert not granted
+        with reservation.grant(MIB, 15 * MIB) as granted:
+            assert granted == 15 * MIB
 
 
 # --- whose disk ---
@@ -646,11 +651,11 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
 def test_a_pull_pauses_while_another_process_has_its_room_and_goes_on_when_it_is_back(
     disk: Disks, node: Nodes, origin: Origin
 ) -> None:
-    """Its first file has its blocks; those promised to the second are taken. Nothing crosses the reserve."""
+    """Its first file is here; the blocks promised to the second are taken. Nothing crosses the reserve."""
     root = disk(64 * MIB, kind="ext4")
     running = node(str(root), streams=1, reserve_free="8MiB")
     ref = origin.add_model("two", {"first.bin": noise(12 * MIB, 1), "second.bin": noise(10 * MIB, 2)})
-    hold = origin.hold("/two/first.bin", after=MIB)
+    hold = origin.hold("/two/second.bin", after=0)
     running.pull(ref)
     assert hold.reached.wait(PATIENCE_SECONDS)
     free = running.ask("GET", "/v1/capacity").document["free_bytes"]

@@ -69,7 +69,7 @@ def hanging(ground: Ground, repo: str, below: str = "") -> Iterator[None]:
 IN_THE_CLIENT = {errors.WaitTimeout, errors.Unreachable, errors.NotKnown}
 ENDS_A_PULL = [
     *sorted((PROJECT / "cachd/sources").glob("*.py")),
-    *(PROJECT / f"cachd/transfer/{name}.py" for name in ("pull", "download")),
+    *(PROJECT / f"cachd/transfer/{name}.py" for name in ("pull", "pulls", "download")),
     *(PROJECT / f"cachd/store/{name}.py" for name in ("content", "space", "ingest", "durable")),
     *(PROJECT / f"cachd/model/{name}.py" for name in ("manifest", "digest", "name")),
     PROJECT / "cachd/policy/reach.py",

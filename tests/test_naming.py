@@ -18,6 +18,7 @@ import pytest
 from cachd.errors import Cancelled, InUse
 from cachd.store.permit import Permit
 from tests.conftest import Engine, wish_of
+from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin, Status
@@ -420,3 +421,30 @@ def test_a_direct_pull_moves_a_name_only_with_replace(origin: Origin, root: Path
     assert (status, "code: name_taken" in told) == (9, True)
     assert direct(refs[1], "--replace")[0] == 0
     assert json.loads((root / "ready/n.json").read_text())["ref"] == refs[1]
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["somebody else pins it", "who asked pins it"])
+def test_a_pin_that_is_set_while_another_revision_is_pulled_stops_the_move_unless_who_asked_set_it(
+    engine: Callable[..., Engine], hub: Hub, asks: bool
+) -> None:
+    """Promised: A pinned name moves only with `replace`, also when the pin came while a pull ran."""
+    running = engine(hf_endpoint=hub.url)
+    first = hub.add("org/model", {"f": b"one"})
+    running.pull("hf://org/model", name="m")
+    second = hub.add("org/model", {"f": b"two"})
+    assert first != second
+    held = hub.hold("*", after=0)
+    pull = running.pulls.start(wish_of("hf://org/model@" + second, name="m"), pins=asks)
+    assert pull is not None
+    assert held.reached.wait(120)
+    running.store.snapshots.pin("m")
+    held.release()
+    if asks:
+        assert pull.done.result(120).revision == second
+        return
+    with pytest.raises(InUse) as refusal:
+        pull.done.result(120)
+    assert (refusal.value.code, "is pinned at" in refusal.value.detail) == ("name_taken", True)
+    ready = running.store.snapshots.get("m")
+    assert ready is not None
+    assert ready.revision == first

@@ -160,6 +160,7 @@ def plan_document(need: int, plan: Plan) -> dict[str, Any]:
         "short_bytes": plan.short,
         "frees_bytes": plan.frees,
         "enough": plan.is_enough,
+        "partial_downloads": [{"blob": found.name, "frees_bytes": found.size} for found in plan.partials],
         "evictions": [
             {**candidate_document(choice.candidate), "frees_bytes": choice.frees, "why": choice.why}
             for choice in plan.choices

@@ -42,6 +42,7 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
         priority=asked.priority,
         refresh=asked.refresh,
         replace=asked.replace,
+        pins=asked.pin,
     )
     if asked.pin:
         await asyncio.to_thread(models.snapshots.pin, wish.name)

@@ -158,11 +158,37 @@ def read_shown(manifest: Path) -> list[str]:
         return []
 
 
-def read_wishes(layout: Layout) -> Iterator[Wish]:
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A pull to go on with: its wish, what it is permitted (see Permit), and how many lives of the daemon in
+    a row began it and died."""
+
+    wish: Wish
+    replace: bool
+    pins: bool
+    began: int
+
+
+def read_began(path: Path) -> int:
+    """How many lives of the daemon began a pull; 0 when that is not known."""
+    try:
+        return max(int(path.read_bytes()[:20]), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def read_wishes(layout: Layout) -> Iterator[Remembered]:
     """The pulls that were running when the daemon ended."""
     for path in sorted(layout.wishes.glob("[!.]*.json")):
         try:
-            yield Wish.from_document(files.document(path))
+            told = files.document(path)
+            wish = Wish.from_document(told)
+            yield Remembered(
+                wish,
+                replace=bool(told.get("replace", True)),  # one of before was allowed to
+                pins=bool(told.get("pins", False)),
+                began=read_began(layout.began(wish.name)),
+            )
         except UNREADABLE as error:
             check_passing(error, path)
             log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))

@@ -6,14 +6,14 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from cachd.errors import Corrupt, Unavailable
+from cachd.errors import CachdError, Corrupt, Unavailable
 from cachd.model import Digest, Extent, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import NO_SHA256, of_whole
@@ -27,6 +27,8 @@ from cachd.store.reads import Reads
 log = structlog.get_logger(__name__)
 
 _PIECE_BYTES = 64 << 10
+_OWNERS = "owners"
+_MOST_OWNERS = 1000  # of one ingest; whoever comes later has no say in how long it is kept
 
 
 class ContentStore:
@@ -38,7 +40,9 @@ class ContentStore:
         self.reads = Reads()
         self.hashes = Hashes()
         self._lock = threading.Lock()
-        self._claims: Counter[Digest] = Counter()
+        self._claims: dict[Digest, Counter[str]] = {}  # the names whose pulls need a blob
+        self._expected: Counter[str] = Counter()  # names whose pulls have not ended, their blobs known or not
+        self._owning = threading.Lock()  # the notes whose an ingest is
         self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
 
     def path(self, blob: Digest) -> Path:
@@ -97,12 +101,19 @@ class ContentStore:
         """Bytes of disk that an ingest of the file holds already."""
         return _blocks(f"{self._layout.ingest_at(file.blob)}/data")
 
+    def is_begun(self, file: File) -> bool:
+        """Whether there is an ingest of the file."""
+        return os.path.exists(self._layout.ingest_at(file.blob))
+
     def begin(self, file: File, check: Callable[[], None] = lambda: None) -> Ingest:
         """Begin the file's ingest, or resume the one an earlier pull left. Raises NoSpace, DiskFailed.
 
         What is good of a damaged blob is taken over. `check` may raise Cancelled while what is here is read.
         """
         ingest = Ingest(self._layout.ingest(file.blob), file, check)
+        with self._lock:
+            names = set(self._claims.get(file.blob, ()))
+        self._own(self._layout.ingest(file.blob), names)
         damaged = self._layout.damaged(file.blob)
         if damaged.name in self._aside and durable.is_regular(damaged):
             try:
@@ -204,17 +215,64 @@ class ContentStore:
             durable.sync_directory(self._layout.blobs)
 
     @contextmanager
-    def claim(self, manifest: Manifest) -> Iterator[None]:
-        """Keep the manifest's blobs while a pull needs them, linked or not."""
+    def claim(self, manifest: Manifest, name: str = "") -> Iterator[None]:
+        """Keep the manifest's blobs while the pull of a name needs them, linked or not. What an earlier pull
+        left of them is the name's, too, from then on."""
         blobs = {f.blob for f in manifest.files}
         with self._lock:
-            self._claims.update(blobs)
+            for blob in blobs:
+                self._claims.setdefault(blob, Counter())[name] += 1
         try:
+            here = {path.name for path in self._layout.ingests.iterdir()}
+            for blob in blobs if here else ():
+                if (directory := self._layout.ingest(blob)).name in here:
+                    self._own(directory, {name})
             yield
         finally:
             with self._lock:
-                self._claims.subtract(blobs)
-                self._claims = +self._claims
+                for blob in blobs:
+                    self._claims[blob][name] -= 1
+                    self._claims[blob] = +self._claims[blob]
+                    if not self._claims[blob]:
+                        del self._claims[blob]
+
+    # --- whose an ingest is ---
+
+    def expect(self, name: str) -> None:
+        """Keep the ingests that are a name's: a pull of it waits, and has not said yet what it needs."""
+        with self._lock:
+            self._expected[name] += 1
+
+    def expect_no_more(self, name: str) -> None:
+        """A pull of the name has ended."""
+        with self._lock:
+            self._expected[name] -= 1
+            self._expected = +self._expected
+
+    def is_expected(self, blob: Digest) -> bool:
+        """Whether a pull that waits or runs needs a blob, or may go on with its ingest."""
+        with self._lock:
+            if blob in self._claims:
+                return True
+            expected = set(self._expected)
+        return bool(expected and expected & _owners(self._layout.ingest(blob)))
+
+    def _own(self, ingest: Path, names: set[str]) -> None:
+        """Note that an ingest is these names', too. A note like the ingest's own: for a process that dies."""
+        with self._owning:
+            owners = _owners(ingest)
+            for name in sorted(names - owners - {""})[: max(_MOST_OWNERS - len(owners), 0)]:
+                with suppress(CachdError), durable.disk_errors(ingest):
+                    durable.append_note(ingest / _OWNERS, f"{name}\n")
+
+    def _disown(self, ingest: Path, names: Collection[str]) -> bool:
+        """Note that an ingest is not these names' any more; whether it is nobody's now."""
+        with self._owning:
+            owners = _owners(ingest)
+            left = owners.difference(names)
+            if left and left != owners:
+                durable.write_note(ingest / _OWNERS, "".join(f"{name}\n" for name in sorted(left)).encode())
+            return not left
 
     def set_aside(self, blob: Digest, inode: int) -> None:
         """Take a damaged blob away from the good ones, if it is still this file; its repair may read it."""
@@ -232,9 +290,13 @@ class ContentStore:
             durable.move(path, aside)
             durable.sync_directory(path.parent)
 
+    def is_set_aside(self, blob: Digest) -> bool:
+        """Whether there is a damaged blob whose good parts its repair takes over."""
+        return f"{blob.algorithm}-{blob.hex}" in self._aside
+
     def forget_damaged(self, blob: Digest) -> int:
         """Remove what `set_aside` took away; bytes freed."""
-        if f"{blob.algorithm}-{blob.hex}" not in self._aside:
+        if not self.is_set_aside(blob):
             return 0
         aside = self._layout.damaged(blob)
         with durable.disk_errors(aside):
@@ -270,17 +332,17 @@ class ContentStore:
                 found[blob] = os.lstat(path).st_blocks * 512 + _blocks(parts_of(path))
         return found
 
-    def free(self, manifest: Manifest) -> int:
+    def free(self, manifest: Manifest, names: Collection[str] = ()) -> int:
         """Remove the manifest's blobs that no view links to and no pull claims, and what interrupted pulls
-        left of them; bytes of disk freed."""
-        return self.empty(self.discard(manifest))
+        left of them for these names and no other; bytes of disk freed."""
+        return self.empty(self.discard(manifest, names))
 
-    def discard(self, manifest: Manifest) -> dict[Path, int]:
+    def discard(self, manifest: Manifest, names: Collection[str] = ()) -> dict[Path, int]:
         """Move what `free` removes to the trash, which takes no time; the bytes of disk of each piece there,
         for `empty`."""
         moved: dict[Path, int] = {}
         for blob in {f.blob for f in manifest.files}:
-            self._discard_ingest(blob, moved)
+            self._discard_ingest(blob, moved, names)
             self._discard_blob(blob, moved)
         return moved
 
@@ -291,9 +353,11 @@ class ContentStore:
         return self.empty(moved)
 
     def drop_ingest(self, blob: Digest) -> int:
-        """Remove what an interrupted pull left of a blob, unless one claims it; bytes of disk freed."""
+        """Remove what ended pulls left of a blob, unless one that waits or runs may go on with it; bytes of
+        disk freed."""
         moved: dict[Path, int] = {}
-        self._discard_ingest(blob, moved)
+        if not self.is_expected(blob):
+            self._discard_ingest(blob, moved, _owners(self._layout.ingest(blob)))
         return self.empty(moved)
 
     def _discard_blob(self, blob: Digest, moved: dict[Path, int]) -> None:
@@ -309,11 +373,13 @@ class ContentStore:
             self.hashes.forget(blob)
             durable.sync_directory(path.parent)
 
-    def _discard_ingest(self, blob: Digest, moved: dict[Path, int]) -> None:
-        """Move what an interrupted pull left out of the way, and what was set aside for a repair."""
+    def _discard_ingest(self, blob: Digest, moved: dict[Path, int], names: Collection[str]) -> None:
+        """Move what interrupted pulls of these names left out of the way, and what was set aside for a
+        repair. What is another's, too, stays."""
         directory, trash = self._layout.ingest(blob), self._trash(blob)
         with durable.disk_errors(directory), self._lock:
-            if blob in self._claims:
+            is_nobodys = self._disown(directory, names)
+            if blob in self._claims or not is_nobodys:
                 return
             size = _blocks(directory / "data")
             if not self.path(blob).exists():
@@ -348,6 +414,14 @@ class ContentStore:
     def empty_trash(self) -> None:
         """Delete what an earlier life, or a file that was still open, left in the trash."""
         self.empty(dict.fromkeys(self._layout.trash.iterdir(), 0))
+
+
+def _owners(ingest: Path) -> set[str]:
+    """The names whose pulls began an ingest, or came to need it since."""
+    try:
+        return set((ingest / _OWNERS).read_text(errors="replace").split())
+    except OSError:
+        return set()
 
 
 def corrupt(file: File, got: Digest | None, expected: Digest | None = None) -> Corrupt:

@@ -89,16 +89,18 @@ def append_note(path: Path, line: str) -> None:
         os.close(fd)
 
 
-def preallocate(fd: int, size: int) -> None:
-    """Make the file `size` bytes long, of real blocks, so that a full disk is met now. Raises OSError.
-
-    Where the file system cannot (man 3 posix_fallocate: EOPNOTSUPP, EINVAL), the size alone is set.
-    """
+def set_size(fd: int, size: int) -> None:
+    """Make the file `size` bytes long; what is new takes no blocks. Raises OSError."""
     os.ftruncate(fd, size)
-    if not size:
-        return
+
+
+def preallocate(fd: int, offset: int, size: int) -> None:
+    """Give these bytes of a file real blocks, so that a full disk is met now. Raises OSError.
+
+    Does nothing where the file system cannot (man 3 posix_fallocate: EOPNOTSUPP, EINVAL).
+    """
     try:
-        os.posix_fallocate(fd, 0, size)
+        os.posix_fallocate(fd, offset, size)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise

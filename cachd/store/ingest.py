@@ -1,7 +1,8 @@
 """The resumable write of one blob.
 
     ingest/<algorithm>-<hex>/
-        data         the file at its full size; parts are written in place, in any order
+        data         the file at its full size; parts are written in place, in any order, and get their blocks
+                     as their bytes arrive: what a source claims takes none
         about.json   the file as its manifest describes it
         received     a line for what has come of a part so far: "<start> <stop> <hash of these bytes>"
         journal      the same lines, once their bytes are synced
@@ -88,12 +89,12 @@ class Ingest:
             self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 self._resume()
-                durable.preallocate(self._data, file.size)
+                durable.set_size(self._data, file.size)
             except OSError as error:
                 if error.errno in durable.SCARCE:
                     self.close()
                 else:
-                    self.discard()  # half-allocated blocks help nobody on a full disk
+                    self.discard()
                 raise
             except Cancelled:
                 self.close()
@@ -130,7 +131,17 @@ class Ingest:
         with self._lock:
             return list(self._landed.gaps(self.file.size))
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of disk that the data takes."""
+        return os.fstat(self._data).st_blocks * 512
+
     # --- streams ---
+
+    def allocate(self, extent: Extent) -> None:
+        """Take the blocks of an extent, so that a full disk is met now."""
+        with durable.disk_errors(self.directory):
+            durable.preallocate(self._data, extent.start, extent.size)
 
     def write(self, offset: int, view: memoryview) -> None:
         with durable.disk_errors(self.directory):

@@ -14,6 +14,7 @@ ready/<name>.json                 written last, removed first
     ingest/<algorithm>-<hex>/     data, about.json, received, journal
     manifests/<id>.json
     wishes/<name>.json            pulls to go on with after a restart
+    wishes/<name>.began           how many lives of the daemon in a row began it and died
     pins/<name>
     previous/<name>.json          what the name led to before
     suspended/<name>.json         what was ready until damage was found, and waits for its repair
@@ -155,6 +156,9 @@ class Layout:
 
     def wish(self, name: str) -> Path:
         return self.wishes / f"{name}.json"
+
+    def began(self, name: str) -> Path:
+        return self.wishes / f"{name}.began"
 
     def pin(self, name: str) -> Path:
         return self.root / ".cachd/pins" / name

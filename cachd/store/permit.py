@@ -10,11 +10,12 @@ from cachd.model import Wish
 
 class Permit:
     """A name belongs to the model it was first asked for. `replace`: somebody said that it may move all the
-    same. Taken back by `revoke` when another pull takes the place of this one.
+    same. `pins`: whoever asked for this pull asked for the pin, too, which is so no reason against it. Taken
+    back by `revoke` when another pull takes the place of this one.
     """
 
-    def __init__(self, *, replace: bool = False) -> None:
-        self.replace = replace
+    def __init__(self, *, replace: bool = False, pins: bool = False) -> None:
+        self.replace, self.pins = replace, pins
         self.is_revoked = False
         self._is_used = False
         self._lock = threading.Lock()
@@ -25,13 +26,16 @@ class Permit:
             self.is_revoked = True
             return not self._is_used
 
-    def use(self, owner: Wish | None, asked: Wish) -> None:
-        """Raises Cancelled when it was taken back, InUse when the name came to be another model's."""
+    def use(self, owner: Wish | None, asked: Wish, *, is_pinned_elsewhere: bool = False) -> None:
+        """Raises Cancelled when it was taken back, InUse when the name came to be another model's, or to be
+        pinned while it leads elsewhere."""
         with self._lock:
             if self.is_revoked:
                 raise replaced(asked)
             if owner is not None and not self.replace and not owner.is_of_same_model(asked):
                 raise name_taken(asked, owner)
+            if owner is not None and is_pinned_elsewhere and not (self.replace or self.pins):
+                raise name_taken(asked, owner, "is pinned at")
             self._is_used = True
 
 

@@ -42,6 +42,7 @@ from cachd.store.watch import ViewChanges, Watch
 
 log = structlog.get_logger(__name__)
 
+_MOST_EVICTED = 1000  # names that are still told of, the oldest forgotten first
 _TICK_SECONDS = 1e-6  # as fine as a ready file tells time
 _Check = Callable[[Sequence[Snapshot], Manifest | None], None]  # raises InUse
 
@@ -60,7 +61,7 @@ class Snapshots:
     ) -> None:
         self._layout, self._content, self._watch = layout, content, watch
         self.changes = Changes()
-        self._evicted: set[str] = set()
+        self._evicted: dict[str, None] = {}  # the last stands last
         self._keep_opened_seconds = keep_opened_seconds
         self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
         self._pins, self.leases = Pins(layout), Leases(layout)
@@ -137,6 +138,11 @@ class Snapshots:
     def was_evicted(self, name: str) -> bool:
         """Whether a name that is not here was taken for space, by this life of the daemon."""
         return name in self._evicted and not self.has(name)
+
+    def forget_eviction(self, name: str) -> None:
+        """Tell no more that a name was taken for space."""
+        if self._evicted.pop(name, "") is None:
+            self.changes.mark(name)
 
     def suspension(self, name: str) -> Suspension | None:
         """Why a name that was ready waits for its repair."""
@@ -254,7 +260,10 @@ class Snapshots:
         """
         with self._changing, durable.disk_errors(self._layout.root):
             if permit:
-                permit.use(self.owner(wish.name), wish)  # whoever revokes it later publishes after this
+                elsewhere = self._is_pinned_elsewhere(wish, manifest)
+                permit.use(
+                    self.owner(wish.name), wish, is_pinned_elsewhere=elsewhere
+                )  # whoever revokes it later publishes after this
             snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
             self.check_hub_folder(wish)
             replaced = self._named.get(wish.name)
@@ -371,7 +380,7 @@ class Snapshots:
         for snapshot, (_, aside) in zip(named, hidden, strict=True):
             durable.remove(aside)
             if evicted:
-                self._evicted.add(snapshot.name)
+                self._note_eviction(snapshot.name)
             self._named.pop(snapshot.name, None)
             self.changes.mark(snapshot.name)
             self._end_suspension(snapshot.name)
@@ -380,7 +389,14 @@ class Snapshots:
             self._mend_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
-        return self._remove(named[0].manifest)
+        return self._remove(named[0].manifest, [s.name for s in named])
+
+    def _note_eviction(self, name: str) -> None:
+        self._evicted[name] = None
+        while len(self._evicted) > _MOST_EVICTED:
+            oldest = next(iter(self._evicted))
+            del self._evicted[oldest]
+            self.changes.mark(oldest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""
@@ -532,6 +548,13 @@ class Snapshots:
             self._check_unused([snapshot], self.manifest(snapshot))
 
     # --- inside, under the lock ---
+
+    def _is_pinned_elsewhere(self, wish: Wish, manifest: Manifest) -> bool:
+        """Whether a name is pinned, and leads or led to another snapshot, or was asked for otherwise."""
+        known = self._known(wish.name)
+        if known is None or (known.wish, known.manifest) == (wish, manifest.id):
+            return False
+        return self.is_pinned(wish.name)
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """Published last, though the clock went back: its branch names what was published last."""
@@ -716,8 +739,9 @@ class Snapshots:
         except (FileNotFoundError, InUse):
             return {}
 
-    def _remove(self, manifest: str) -> dict[Path, int]:
-        """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it."""
+    def _remove(self, manifest: str, names: Collection[str] = ()) -> dict[Path, int]:
+        """Take a snapshot out of both views and its blobs to the trash, unless a name still uses it; and what
+        interrupted pulls of these names left of them."""
         if manifest in self._used():
             return {}
         path = self._layout.manifest(manifest)
@@ -739,7 +763,7 @@ class Snapshots:
             self._mend_branches(folder, self._named.values())
         self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
-        moved = self._content.discard(gone)
+        moved = self._content.discard(gone, names)
         durable.remove(path)
         return moved
 
@@ -795,7 +819,7 @@ class Snapshots:
             durable.sync_directory(layout.models)
             durable.move(told, layout.ready_file(name))
             self._named[name] = snapshot
-            self._evicted.discard(name)
+            self._evicted.pop(name, None)
             durable.sync_directory(layout.ready)
         except BaseException:
             if not layout.ready_file(name).exists():

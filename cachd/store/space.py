@@ -3,6 +3,11 @@
     usable      the least of `limit` and the file system less `reserve_free`: what can ever be held
     available   what may be promised now: under the limit and above the reserve, less earlier promises
 
+A source's word for a size is a claim until bytes arrive. So a promise has two halves:
+
+    backed      free now, and nobody else's
+    owed        to be freed by what was chosen to go, when bytes that have arrived need the blocks
+
 Bytes are the disk's: statvfs for what is free, allocated blocks of each inode for what is ours. Nothing is
 added up from sizes that somebody declared.
 """
@@ -11,9 +16,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
@@ -24,6 +30,7 @@ from cachd.store.layout import Layout
 _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
 _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
 _BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its place in the views
+_COUNT_SECONDS = 1.0  # between two counts of what is taken, while blocks are granted
 _BYTES_PER_BYTE_OF_LINES = 4096  # of a file: what its ingest writes of its parts is no more
 
 
@@ -43,13 +50,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of the cache's file system: its size, what is free to us, what of that is promised to pulls,
-    what pulls leave free; the most that models may take, None without a limit, and what they take; and
-    inodes: in all, free, and left free."""
+    """Bytes of the cache's file system: its size, what is free to us, what is promised to pulls, how much of
+    that is free now, what pulls leave free; the most that models may take, None without a limit, and what
+    they take; and inodes: in all, free, and left free."""
 
     total: int
     free: int
     reserved: int
+    backed: int
     reserve_free: int
     limit: int | None
     usage: Usage
@@ -66,8 +74,14 @@ class Capacity:
     @property
     def available(self) -> int:
         """Bytes that may be promised now; negative when too much is taken already."""
-        free = self.free - self.reserved - self.reserve_free
-        return free if self.limit is None else min(free, self.limit - self.usage.total - self.reserved)
+        return self.allocatable - self.backed
+
+    @property
+    def allocatable(self) -> int:
+        """Bytes that may become blocks before the reserve or the limit is reached, whoever they are promised
+        to."""
+        free = self.free - self.reserve_free
+        return free if self.limit is None else min(free, self.limit - self.usage.total)
 
     @property
     def available_inodes(self) -> int | None:
@@ -76,30 +90,70 @@ class Capacity:
 
 
 class Reservation:
-    """Bytes promised to one pull, handed over file by file as they become real blocks."""
+    """Bytes promised to one pull, handed over as bytes that have arrived need blocks.
 
-    def __init__(self, space: Space, size: int) -> None:
-        self._space, self._left = space, size
-        self._lock = threading.Lock()
+    `owed`, `owed_inodes`: what is still to be freed for it. `make_space(least)` frees some of that, and is
+    called when so many bytes cannot become blocks: it returns whether to try again, or raises NoSpace.
+    `waits_for`: bytes that have arrived and found no space, since another process took it.
+    """
 
-    def spend(self, size: int) -> None:
-        """Say that `size` promised bytes are allocated now and show in the file system's own count."""
-        with self._lock:
-            size = min(size, self._left)
-            self._left -= size
-        self._space.release(size)
+    def __init__(self, space: Space, size: int, *, beside: int, owed: int, owed_inodes: int) -> None:
+        self._space, self._beside = space, beside
+        self.left, self.owed, self.owed_inodes = (
+            size,
+            owed,
+            owed_inodes,
+        )  # changed by the space, under its lock
+        self.make_space: Callable[[int], bool] = lambda _: False
+        self.waits_for = 0
+        self.has_ended = False
+
+    @property
+    def backed(self) -> int:
+        """Bytes that are free now, and promised to nobody else."""
+        return max(self.left - self.owed, 0)
+
+    @property
+    def usable(self) -> int:
+        """Bytes of these that data may take; negative when more is owed. While anything is owed, what files
+        take beside their bytes comes first."""
+        return self.left - self.owed - self._beside if self.owed else self.left
 
     @contextmanager
-    def allocating(self, size: int) -> Iterator[bool]:
-        """Whether `size` of the promised bytes may become blocks now. While they may, nobody else's
-        allocation can push the disk below its reserve with them; when another process has taken what was
-        promised, the answer is no: wait."""
-        with self._space.allocating(size) as allowed:
-            yield allowed
+    def grant(self, least: int, most: int) -> Iterator[int]:
+        """How many bytes may become blocks now, `least` (not 0) to `most`; 0 when another process has taken
+        what was promised: wait. While inside, no other grant can push the disk below its reserve with them.
+
+        `least` bytes have arrived: for them what was chosen to go goes. Raises NoSpace when it is needed and
+        cannot go.
+        """
+        is_worth_trying = True
+        while is_worth_trying:
+            with self._space.granting(self, least, most) as granted:
+                if granted >= least:
+                    self.waits_for = 0
+                    yield granted
+                    return
+            is_worth_trying = self.make_space(least)
+        self.waits_for = least
+        yield 0
+
+    def return_unused(self, size: int) -> None:
+        """Say that so many granted bytes took no new blocks; negative: that more did."""
+        self._space.change_left(self, size)
+
+    def spend(self, size: int) -> None:
+        """Say that `size` promised bytes became blocks by another pull's grant."""
+        self._space.spend(self, size)
+
+    def has_arrived(self) -> None:
+        """Say that every byte has its blocks: what the files take beside them stays promised."""
+        self._space.change_left(self, self._beside - self.left)
 
     def end(self) -> None:
         """Take back what is left of the promise."""
-        self.spend(self._left)
+        self.has_ended = True
+        self._space.forget(self)
 
 
 class Space:
@@ -114,8 +168,10 @@ class Space:
     ) -> None:
         self._layout = Layout(root)
         self._lock = threading.Lock()
-        self._promised = 0
+        self._reservations: set[Reservation] = set()
         self._allocating = 0
+        self._granted_since = 0  # when what is taken was counted
+        self._counted_at = 0.0
         self._counted: tuple[tuple[int, int], Usage] | None = None
         self.change(reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
 
@@ -143,7 +199,8 @@ class Space:
         return Capacity(
             total=total,
             free=found.f_bavail * found.f_frsize,
-            reserved=self._promised,
+            reserved=sum(r.left for r in list(self._reservations)),
+            backed=sum(r.backed for r in list(self._reservations)),
             reserve_free=room_in(total, reserve_free),
             limit=None if limit is None else room_in(total, limit),
             usage=usage,
@@ -162,8 +219,11 @@ class Space:
         return False
 
     @contextmanager
-    def reserve(self, size: int, *, total: int, files: int = 0) -> Iterator[Reservation]:
-        """Promise `size` bytes in `files` new files to a model of `total` bytes. Raises TooBig or NoSpace."""
+    def reserve(
+        self, size: int, *, total: int, files: int = 0, owed: int = 0, owed_inodes: int = 0
+    ) -> Iterator[Reservation]:
+        """Promise `size` bytes in `files` new files to a model of `total` bytes, of which `owed` bytes and
+        `owed_inodes` inodes may be lacking now. Raises TooBig or NoSpace, which says how many are."""
         with self._lock:
             now = self.bounded()
             if total > now.usable:
@@ -174,8 +234,9 @@ class Space:
                     need=total,
                     usable=now.usable,
                 )
-            short = size + bytes_beside(files, size) - now.available
-            if short > 0:
+            beside = bytes_beside(files, size)
+            short = max(size + beside - now.available, 0)
+            if short > owed:
                 raise NoSpace(
                     _too_little(size, now),
                     mend=f"{_MEND}, or lower reserve_free",
@@ -184,7 +245,7 @@ class Space:
                     short=short,
                 )
             inodes = files + _SPARE_INODES if files else 0
-            if now.available_inodes is not None and inodes > now.available_inodes:
+            if now.available_inodes is not None and inodes > now.available_inodes + owed_inodes:
                 raise NoSpace(
                     f"{inodes} inodes are needed and {now.available_inodes} are free"
                     f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
@@ -193,39 +254,116 @@ class Space:
                     free=now.available,
                     short_inodes=inodes - now.available_inodes,
                 )
-            self._promised += size
-        reservation = Reservation(self, size)
+            lacking = inodes - now.available_inodes if now.available_inodes is not None else 0
+            reservation = Reservation(
+                self, size + beside, beside=beside, owed=short, owed_inodes=max(lacking, 0)
+            )
+            self._reservations.add(reservation)
         try:
             yield reservation
         finally:
             reservation.end()
 
     @contextmanager
-    def allocating(self, size: int) -> Iterator[bool]:
-        """As Reservation.allocating."""
+    def granting(self, reservation: Reservation, least: int, most: int) -> Iterator[int]:
+        """As Reservation.grant, freeing nothing; less than `least` when they may not."""
         with self._lock:
-            now = self.bounded()
-            room = now.free - now.reserve_free
-            if now.limit is not None:
-                room = min(room, now.limit - now.usage.total)
-            allowed = self._allocating + size <= room
-            taken = size if allowed else 0
-            self._allocating += taken
+            granted = min(most, self._most_of(reservation, least))
+            if granted < least or (reservation.owed_inodes and self.lacks_inodes()):
+                granted = 0
+            unclaimed = max(granted - max(reservation.usable, 0), 0)
+            reservation.owed = max(reservation.owed - unclaimed, 0)
+            reservation.left = max(reservation.left - granted, 0)
+            self._allocating += granted
+            self._granted_since += granted
         try:
-            yield allowed
+            yield granted
         finally:
             with self._lock:
-                self._allocating -= taken
+                self._allocating -= granted
 
-    def release(self, size: int) -> None:
-        """Promise `size` bytes less."""
+    def most_of(self, reservation: Reservation, least: int) -> int:
+        """How many bytes a grant of `least` could give now."""
         with self._lock:
-            self._promised -= size
+            return self._most_of(reservation, least)
+
+    def _most_of(self, reservation: Reservation, least: int) -> int:
+        """What is its own, and what is nobody's, of what may become blocks now. With the lock."""
+        roughly = self._most(reservation, self._roughly())
+        return roughly if roughly >= least else self._most(reservation, self.bounded())
+
+    def _most(self, reservation: Reservation, now: Capacity) -> int:
+        allocatable = now.allocatable - self._allocating
+        unclaimed = max(allocatable - now.backed, 0)
+        return min(reservation.usable + unclaimed, allocatable)
+
+    def lacks_inodes(self) -> bool:
+        """Whether no more than the spare inodes of one pull may be taken now."""
+        left = self._roughly().available_inodes
+        return left is not None and left < _SPARE_INODES
+
+    @contextmanager
+    def freeing(self, reservation: Reservation, size: int) -> Iterator[Callable[[int], None]]:
+        """While inside, `size` bytes are freed for this reservation and no other: what is called with the
+        bytes that came free. What did not stays owed."""
+        freed = 0
+
+        def tell(count: int) -> None:
+            nonlocal freed
+            freed += count
+
+        with self._lock:
+            expected = min(size, reservation.owed)
+            reservation.owed -= expected
+        try:
+            yield tell
+        finally:
+            with self._lock:
+                reservation.owed += max(expected - freed, 0)
+
+    def take_unclaimed(self, reservation: Reservation) -> int:
+        """Let what is free and nobody's pay what is owed; what is owed then."""
+        with self._lock:
+            reservation.owed -= min(max(self.bounded().available, 0), reservation.owed)
+            return reservation.owed
+
+    def spend(self, reservation: Reservation, size: int) -> None:
+        """As Reservation.spend."""
+        with self._lock:
+            reservation.left = max(reservation.left - size, 0)
+            reservation.owed = max(reservation.owed - size, 0)
+
+    def change_left(self, reservation: Reservation, size: int) -> None:
+        """As Reservation.return_unused."""
+        with self._lock:
+            reservation.left = max(reservation.left + size, 0)
+
+    def forget(self, reservation: Reservation) -> None:
+        """Promise it nothing any more."""
+        with self._lock:
+            self._reservations.discard(reservation)
+
+    def waited_for(self) -> int:
+        """Bytes that have arrived and found no space, since another process took what was promised; those
+        that would find it now left out."""
+        waited_for = sum(r.waits_for for r in list(self._reservations))
+        return max(waited_for - self.bounded().allocatable, 0) if waited_for else 0
+
+    def _roughly(self) -> Capacity:
+        """As `bounded`; what models take is counted once a second, and what was granted since is added."""
+        found = self._statvfs()
+        if self._bounds[1] is None:
+            return self._now(found, Usage(0, 0, 0))
+        if time.monotonic() - self._counted_at > _COUNT_SECONDS or self._counted is None:
+            return self._now(found, self._usage(found))
+        usage = self._counted[1]
+        return self._now(found, replace(usage, ingests=usage.ingests + self._granted_since))
 
     def _usage(self, found: os.statvfs_result) -> Usage:
         """Counted again whenever the file system's own counts have moved. Raises Unavailable, DiskFailed."""
         mark = found.f_bfree, found.f_ffree
         if self._counted is None or self._counted[0] != mark:
+            self._counted_at, self._granted_since = time.monotonic(), self._allocating
             seen: set[int] = set()
             layout = self._layout
             beside = (layout.ingests, layout.damaged_blobs, layout.staging)

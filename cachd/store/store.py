@@ -20,6 +20,7 @@ from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
 from cachd.model import File, Manifest, Room, Wish
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog, durable
+from cachd.store.catalog import Remembered
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
 from cachd.store.protection import tells_use
@@ -115,15 +116,20 @@ class Store:
         os.close(self._lock)
 
     @contextmanager
-    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
+    def reserve(self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0) -> Iterator[Reservation]:
         """Promise the space of what is missing, and keep what is here, while a pull needs it.
 
-        Raises TooBig or NoSpace.
+        `owed`, `owed_inodes`: what may be lacking now. Raises TooBig or NoSpace.
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
-            lacking = self._lacking(missing)
-            with self.space.reserve(lacking, total=manifest.size, files=len(missing)) as reservation:
+            with self.space.reserve(
+                self._lacking(missing),
+                total=manifest.size,
+                files=len(missing),
+                owed=owed,
+                owed_inodes=owed_inodes,
+            ) as reservation:
                 yield reservation
 
     def need(self, manifest: Manifest) -> int:
@@ -137,18 +143,32 @@ class Store:
 
     # --- pulls to go on with after a restart ---
 
-    def remember(self, wish: Wish) -> None:
-        """Keep a wish until it is forgotten, across restarts."""
+    def remember(self, wish: Wish, *, replace: bool = True, pins: bool = False) -> None:
+        """Keep a wish until it is forgotten, across restarts, with what its pull is permitted."""
         path = self.layout.wish(wish.name)
+        document = {**wish.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
-            durable.write_file(path, json.dumps(wish.as_document()).encode())
+            durable.remove(self.layout.began(wish.name))
+            durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
         with durable.disk_errors(self.layout.wish(name)):
+            durable.remove(self.layout.began(name))
             durable.remove(self.layout.wish(name))
 
-    def remembered(self) -> list[Wish]:
+    def remembered(self) -> list[Remembered]:
         return list(catalog.read_wishes(self.layout))
+
+    def begins(self, name: str) -> None:
+        """Count, before a remembered pull does anything, that this life of the daemon began it."""
+        path = self.layout.began(name)
+        with durable.disk_errors(path):
+            durable.write_file(path, str(catalog.read_began(path) + 1).encode())
+
+    def ends_well(self, name: str) -> None:
+        """Count no life of the daemon against a pull: this one ends as it should."""
+        with durable.disk_errors(self.layout.began(name)):
+            durable.remove(self.layout.began(name))
 
 
 def _check_root(root: Path) -> None:

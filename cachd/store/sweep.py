@@ -79,13 +79,23 @@ class Sweep:
             if blob and blob not in needed and content.is_free(blob):
                 size, changed_at = _size_of(path), _changed_at(path)
                 yield Leftover("blob", str(blob), size, changed_at, partial(content.drop, blob))
-        for path, blob in self._unclaimed(self._layout.ingests, needed):
-            changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
-            drop = partial(content.drop_ingest, blob)
-            yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
+        yield from self._ingests(needed)
         for path, blob in self._unclaimed(self._layout.damaged_blobs, needed):
             drop = partial(content.forget_damaged, blob)
             yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
+
+    def partial_downloads(self) -> list[Leftover]:
+        """What ended pulls left behind unfinished, the oldest first: what may go before any model does."""
+        with suppress(CachdError):  # a manifest that cannot be read may need any of the blobs
+            return sorted(self._ingests(self._snapshots.blobs()), key=lambda found: found.changed_at)
+        return []
+
+    def _ingests(self, needed: Collection[Digest]) -> Iterator[Leftover]:
+        for path, blob in self._unclaimed(self._layout.ingests, needed):
+            if not self._content.is_expected(blob):
+                changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
+                drop = partial(self._content.drop_ingest, blob)
+                yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
 
     def _unclaimed(self, directory: Path, needed: Collection[Digest]) -> Iterator[tuple[Path, Digest]]:
         """What `directory` holds of blobs, each named ALGORITHM-HEX, that no snapshot and no pull needs."""

@@ -23,7 +23,9 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_MOST_NAMES = 10_000
+_MOST_NAMES = 10_000  # of each kind of thing that is remembered; the oldest is forgotten first
+_MOST_BYTES = 16 << 20  # of the file
+_LONGEST_BASE = 1000
 _OPENED_SECONDS = 3600.0  # for so long it is remembered when a snapshot was opened
 _LEAST_MEASURED_BYTES = 4 << 20
 GATED, GONE = "gated", "gone"
@@ -56,7 +58,7 @@ class Uses:
         with self._lock:
             before = self._uses.pop(name, None)
             self._uses[name] = before.again(now) if before else Use(now)  # the last used stands last
-            while len(self._uses) > _MOST_NAMES:
+            if len(self._uses) > _MOST_NAMES:
                 forgotten = next(iter(self._uses))
                 del self._uses[forgotten]
                 self._priorities.pop(forgotten, None)
@@ -70,7 +72,9 @@ class Uses:
     def opened(self, manifest: str, now: float) -> None:
         """Somebody opened a file of a snapshot."""
         with self._lock:
+            self._opened.pop(manifest, None)
             self._opened[manifest] = self._newly_opened[manifest] = now
+            _shorten(self._opened)
             self._changed = True
 
     def opened_at(self, manifest: str) -> float | None:
@@ -88,8 +92,11 @@ class Uses:
 
     def set_priority(self, name: str, priority: int) -> None:
         with self._lock:
-            self._priorities[name] = priority
-            self._changed = True
+            if self._priorities.pop(name, 0) != priority:
+                self._changed = True
+            if priority:  # none is the same as 0
+                self._priorities[name] = priority
+                _shorten(self._priorities)
 
     def priority(self, name: str) -> int:
         return self._priorities.get(name, 0)
@@ -112,8 +119,10 @@ class Uses:
         with self._lock:
             if why is None:
                 self._changed |= self._lost.pop(base, None) is not None
-            elif self._lost.get(base) != why:
+            elif self._lost.get(base) != why and len(base) <= _LONGEST_BASE:
+                self._lost.pop(base, None)
                 self._lost[base] = why
+                _shorten(self._lost)
                 self._changed = True
 
     def why_lost(self, base: str) -> str | None:
@@ -143,13 +152,21 @@ class Uses:
 
     def _read(self) -> None:
         try:
-            told: Mapping[str, Any] = files.document(self._path)
+            told: Mapping[str, Any] = files.document(self._path, at_most=_MOST_BYTES)
             self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
             self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
             self._rates = {str(s): float(r) for s, r in told["rates"].items() if float(r) > 0}
             self._lost = {str(base): str(why) for base, why in told["lost"].items()}
+            for kept in (self._uses, self._opened, self._priorities, self._lost):
+                _shorten(kept)
         except FileNotFoundError:
             pass
         except files.UNREADABLE as error:
             log.warning("uses not read: all models count as equally used", reason=repr(error))
+
+
+def _shorten(kept: dict[str, Any]) -> None:
+    """Forget the oldest of more than may be."""
+    for oldest in list(kept)[: max(len(kept) - _MOST_NAMES, 0)] if len(kept) > _MOST_NAMES else ():
+        del kept[oldest]

@@ -8,6 +8,9 @@ While a pull has a file for every stream, each stream takes one from part to par
 bytes are hashed where they have just come, which on few cores is what bounds a pull of many shards. When
 there are fewer files than streams, these share one, and its digest follows them on a hashing thread.
 
+Bytes get their blocks when they have arrived, from what was promised to a pull that waits for the file: what
+a source says of its size alone takes none, and makes no other model go.
+
 A wrong digest is repaired once. Parts that the disk has lost or changed since they came are fetched again,
 and nothing else is. Where the disk holds what came, no hash tells which part is wrong, as sources publish
 none: the file is fetched again by new connections. Wrong again, it is discarded: `Corrupt`.
@@ -22,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 import structlog
 
@@ -53,19 +56,24 @@ _STEP_BYTES = 64 << 10
 _SHARING = 4  # streams that come to share the last files of many
 _LOOK_FOR_ROOM_SECONDS = 0.5
 _WHOLE_SECONDS = 30.0  # of an origin without ranges, which begins anew
+_STEP_AHEAD_BYTES = 8 << 20  # blocks taken at once for bytes of which the first have arrived
 
 
 class GaveWay(Unavailable):
     """The stream was taken for another pull: its origin hardly sent."""
 
 
+class _NoRoomNow(Exception):
+    """Bytes have arrived, and another process has taken the space that was promised for them."""
+
+
 class Part:
-    """An extent on its way: how far it got, how much of that is kept, the hash of what came, and failures
-    since it made progress."""
+    """An extent on its way: how far it got, how much of that is kept, how far it has blocks, the hash of what
+    came, and failures since it made progress."""
 
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
-        self.reached = self.kept = extent.start
+        self.reached = self.kept = self.allocated = extent.start
         self.hash: PartHash | None = None  # from the first byte on: many parts wait
         self._failures = 0
         self._failed_at = extent.start
@@ -104,8 +112,8 @@ class Download:
         self.askers = 1
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
-        self._reservation, self._promises = reservation, [reservation]
-        self._is_allocated = False
+        self._promises = [reservation]
+        self._allocated = 0  # bytes of disk of the ingest, when last looked at
         self._received = engine.metrics.download_bytes.labels(scheme)
         self._unkept_bytes = unkept_bytes(engine.streams.most)
         self._share = Share()
@@ -147,13 +155,9 @@ class Download:
         return self._fetched
 
     def share_with(self, reservation: Reservation) -> None:
-        """Tell another pull, too, when its promise of space for the file is kept.
-
-        Once allocated, there was nothing to promise; what was in the same moment stays promised to its end.
-        """
+        """Let another pull, too, pay for the file's blocks, and tell it which of them are taken."""
         with self._lock:
-            if not self._is_allocated:
-                self._promises.append(reservation)
+            self._promises.append(reservation)
 
     def start(self, share: Share) -> None:
         """Queue the download behind what its pull's share already holds."""
@@ -181,17 +185,15 @@ class Download:
         if self._content.has(self.file):
             self._take_what_is_here(buffer)
             return
-        held = self._content.allocated(self.file)
-        if self.file.digest and 0 < self.file.size <= _SMALL_BYTES and not held:
+        is_small = self.file.digest and 0 < self.file.size <= _SMALL_BYTES
+        if is_small and not self._content.is_begun(self.file):
             self._fetch_small(buffer)
             return
-        with self._reservation.allocating(max(self.file.size - held, 0)) as allowed:
-            if allowed:
-                ingest = self._begin_ingest(held)
-        if not allowed:
-            self._wait_for_room()
+        held = self._content.allocated(self.file)
+        if not self._begin_with_room(max(self.file.size - held, 0)):
+            self._wait_for_room(self._begin)
             return
-        self._waits_for_room = False
+        ingest = self._ingest_here()
         parts = self._missing(ingest)
         self._follow_if_worthwhile()
         self._later.extend(parts[1:])
@@ -285,17 +287,28 @@ class Download:
         length = part_bytes(self.file.size, min(sharing, streams.most))
         return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
-    def _wait_for_room(self) -> None:
-        """Somebody else fills the disk: rather than take the last of it, begin later."""
+    def _wait_for_room(self, task: Callable[[memoryview], None]) -> None:
+        """Somebody else fills the disk: rather than take the last of it, go on later."""
         paused, self._waits_for_room = self._waits_for_room, True
         if not paused:
             log.warning("paused: the disk is at its reserve", file=self.file.path, size_bytes=self.file.size)
-        self._engine.streams.submit_later(self._share, self._begin, _LOOK_FOR_ROOM_SECONDS)
+        self._engine.streams.submit_later(self._share, task, _LOOK_FOR_ROOM_SECONDS)
 
-    def _begin_ingest(self, held: int) -> Ingest:
-        """Begin or resume the ingest, of which the disk holds `held` bytes already."""
+    def _begin_with_room(self, rest: int) -> bool:
+        """Begin the ingest; False when there is no room for what it takes over of a damaged blob."""
+        if not rest or not self._content.is_set_aside(self.file.blob):
+            self._begin_ingest()
+            return True
+        payer = self._payer()
+        with payer.grant(rest, rest) as granted:
+            if granted:
+                self._took_blocks(self._begin_ingest(), granted, payer)
+        return bool(granted)
+
+    def _begin_ingest(self) -> Ingest:
+        """Begin or resume the ingest."""
+        self._allocated = self._content.allocated(self.file)
         ingest = self._ingest = self._content.begin(self.file, self._cut.check)
-        self._allocate(max(self.file.size - held, 0))
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
         return ingest
@@ -329,32 +342,85 @@ class Download:
             self._keep(part, content[:received])
             self._engine.streams.submit(self._share, self._task(part))
             return
-        try:
-            self._content.put(self.file, content)
-        except Corrupt as error:
-            if self._wrong:
-                self._explain(error)
-                raise
-            self._ask_anew(error.facts["got"], self.file.size, "source")
-            self._engine.streams.submit(self._share, self._begin)
-            return
-        self._allocate(0 if is_here else self.file.size)
+        self._put(content, is_here=is_here)
+
+    def _put(self, content: memoryview, *, is_here: bool) -> None:
+        """Publish the whole content of a small file; one that is here already needs no blocks."""
+        payer, size = self._payer(), 0 if is_here else self.file.size
+        with payer.grant(size, size) if size else nullcontext(0) as granted:
+            if granted < size:
+                self._forget_received(self.file.size)
+                self._wait_for_room(self._begin)
+                return
+            self._waits_for_room = False
+            try:
+                self._content.put(self.file, content)
+            except Corrupt as error:
+                payer.return_unused(granted)
+                if self._wrong:
+                    self._explain(error)
+                    raise
+                self._ask_anew(error.facts["got"], self.file.size, "source")
+                self._engine.streams.submit(self._share, self._begin)
+                return
+        self._tell_others(payer, size)
         self._end(None)
 
-    def _allocate(self, count: int) -> None:
-        """So many bytes, promised to each asker, show in the file system's own count now."""
+    # --- blocks ---
+
+    def _payer(self) -> Reservation:
+        """A pull that still waits for the file."""
         with self._lock:
-            self._is_allocated = True
-            promises, self._promises = self._promises, []
-        for reservation in promises:
-            reservation.spend(count)
+            return next((p for p in self._promises if not p.has_ended), self._promises[0])
+
+    def _give_blocks(self, ingest: Ingest, part: Part, count: int) -> None:
+        """See that the next `count` bytes of a part, which have arrived, have blocks. Raises NoSpace, or
+        _NoRoomNow when another process has taken what was promised."""
+        least = part.reached + count - part.allocated
+        least = min(least, self.file.size - self._allocated)  # some of a part may have blocks from before
+        if least <= 0:
+            return
+        payer = self._payer()
+        most = max(min(_STEP_AHEAD_BYTES, part.extent.stop - part.allocated), least)
+        with payer.grant(least, most) as granted:
+            if not granted:
+                self._forget_received(count)
+                raise _NoRoomNow
+            self._waits_for_room = False
+            stop = max(min(part.allocated + granted, part.extent.stop), part.reached + count)
+            ingest.allocate(Extent(part.allocated, stop))
+            part.allocated = stop
+            self._took_blocks(ingest, granted, payer)
+
+    def _took_blocks(self, ingest: Ingest, granted: int, payer: Reservation | None = None) -> None:
+        """Tell every pull that waits for the file how many more bytes of disk it has now."""
+        with self._lock:
+            now = ingest.allocated
+            count, self._allocated = now - self._allocated, now
+        if payer:
+            payer.return_unused(granted - count)
+        self._tell_others(payer, count)
+
+    def _tell_others(self, payer: Reservation | None, count: int) -> None:
+        with self._lock:
+            others = [promise for promise in self._promises if promise is not payer]
+        for promise in others:
+            promise.spend(count)
+
+    def _forget_received(self, count: int) -> None:
+        with self._lock:
+            self._forgotten += count
 
     def _keep(self, part: Part, content: memoryview) -> None:
         """Begin the ingest of a small file after all, with what came of it."""
-        ingest = self._begin_ingest(0)
+        ingest = self._begin_ingest()
         part.hash = ingest.part_hash()
-        self._take_in(ingest, part, content)
-        self._keep_received(ingest, part)
+        if not content:
+            return
+        with suppress(_NoRoomNow):  # it comes again
+            self._give_blocks(ingest, part, len(content))
+            self._take_in(ingest, part, content)
+            self._keep_received(ingest, part)
 
     def _count(self, received: int) -> None:
         with self._lock:
@@ -378,6 +444,8 @@ class Download:
                 self._copy(body, part, buffer)
         except NoRanges:
             self._fetch_whole_instead()
+        except _NoRoomNow:
+            self._wait_for_room(self._task(part))
         except Unavailable as error:
             self._again(part, part.reached, error, self._task(part))
 
@@ -403,6 +471,8 @@ class Download:
                         for extent in split(gap, part_bytes(self.file.size, 1)):
                             self._copy(body, Part(extent), buffer)
                         read = gap.stop
+            except _NoRoomNow:
+                self._wait_for_room(self._whole)
             except Unavailable as error:
                 self._again(self._everything, self.landed, error, self._whole)
 
@@ -434,14 +504,15 @@ class Download:
                     return
                 view = self._allowed(buffer[:most], part.extent.stop - part.reached)
                 view = view[: body.readinto(view)]
+                self._count(len(view))
+                self._give_blocks(ingest, part, len(view))
                 self._take_in(ingest, part, view)
                 if takes:
                     ingest.take(view)
-                self._count(len(view))
                 if part.reached - part.kept > self._unkept_bytes - most:
                     self._keep_received(ingest, part)
                 self._follow_if_worthwhile()
-        except CachdError:
+        except (CachdError, _NoRoomNow):
             self._keep_received(ingest, part)
             raise
         if self._over:  # a stop waits for no disk
@@ -570,6 +641,7 @@ class Download:
             if not (ingest.agrees or self._wrong):
                 self._repair(ingest)
                 return
+            self._took_blocks(ingest, 0)
             try:
                 self._content.commit(ingest)
             except Corrupt as error:
@@ -666,7 +738,7 @@ class Download:
     def _close(self) -> None:
         """Nobody is inside any more: close the ingest, then tell the pulls."""
         if self._ingest is not None:
-            if self._leaves_nothing(self._outcome):
+            if self._leaves_nothing(self._outcome) or not (self.landed or self._is_disk_to_blame()):
                 try:
                     self._ingest.discard()
                 except CachdError as error:  # read-only by now: the file's next ingest takes it on
@@ -678,9 +750,14 @@ class Download:
         else:
             self.done.set_exception(self._outcome)
 
+    def _is_disk_to_blame(self) -> bool:
+        return isinstance(self._outcome, DiskFailed)
+
     @staticmethod
     def _leaves_nothing(outcome: CachdError | None) -> bool:
         """Whether nothing of the ingest may be used again. After a failed sync or read its journal may."""
         if isinstance(outcome, DiskFailed):
             return outcome.facts.get("errno") != errno.EIO
-        return isinstance(outcome, Changed | NoSpace)
+        if isinstance(outcome, NoSpace):
+            return "short" not in outcome.facts  # a full disk; else what is here may be used again
+        return isinstance(outcome, Changed)

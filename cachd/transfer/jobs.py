@@ -14,6 +14,9 @@ from cachd.errors import CachdError, Cancelled
 log = structlog.get_logger(__name__)
 
 
+_MOST_REMEMBERED = 1000  # the oldest forgotten first
+
+
 class Job:
     """One piece of work on a model of `total` bytes, of which `done` have been seen.
 
@@ -55,7 +58,7 @@ J = TypeVar("J", bound=Job)
 
 
 class Jobs(Generic[J]):
-    """The last job of each name since the daemon started. One of a name runs at a time, in `pool`."""
+    """The last job of each of the names that had one lately. One of a name runs at a time, in `pool`."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -68,7 +71,11 @@ class Jobs(Generic[J]):
             running = self._last.get(job.name)
             if running is not None and running.state == "running":
                 return running
+            self._last.pop(job.name, None)
             self._last[job.name] = job
+            ended = [name for name, last in self._last.items() if last.state != "running"]
+            for name in ended[: max(len(self._last) - _MOST_REMEMBERED, 0)]:
+                del self._last[name]
         self._pool.submit(do, job)
         return job
 

@@ -19,7 +19,7 @@ from cachd.model import Snapshot, Wish
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
 from cachd.transfer import threads
-from cachd.transfer.pulls import Pull, Pulls
+from cachd.transfer.pulls import SET_ASIDE, Pull, Pulls
 from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
@@ -99,7 +99,8 @@ class Prewarm:
                 self._keep(desired, ready)
             elif not tries.are_over:
                 self._pin(desired)
-                tries.began(self._pulls.start(wish, priority=desired.priority, replace=tries.replace))
+                pulls, replace = self._pulls, tries.replace
+                tries.began(pulls.start_by_itself(wish, priority=desired.priority, replace=replace))
         except CachdError as error:
             log.warning("desired model not asked for", name=wish.name, reason=error.detail)
             tries.failed(error)
@@ -143,7 +144,7 @@ class _Tries:
         self.replace, self.are_over, self._failures = False, True, 0
 
     def failed(self, error: CachdError) -> None:
-        self.are_over = error.code == "name_taken"
+        self.are_over = error.code in ("name_taken", SET_ASIDE)
         self._failures += 1
         seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
         self._turns_to_wait = 1 + round(seconds / _LOOK_SECONDS)

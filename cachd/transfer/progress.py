@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
 from cachd.sources.source import Cut
@@ -13,6 +14,16 @@ from cachd.transfer.waits import Reason, Waits
 
 _WINDOW_SECONDS = 10.0
 _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Where a pull was when it ended."""
+
+    done: int
+    fetched: int
+    resumed: int
+    files_done: int
 
 
 class Progress:
@@ -32,6 +43,7 @@ class Progress:
         self._present = 0
         self._downloads: dict[Digest, Download] = {}
         self._samples: deque[tuple[float, int]] = deque()
+        self._final: _Figures | None = None
 
     def begin(self, manifest: Manifest, missing: int) -> None:
         """The manifest is known; `missing` of its bytes are no blobs yet."""
@@ -47,6 +59,12 @@ class Progress:
     def waits_for(self, waits: Waits, state: str = "waiting") -> None:
         """It gets on when that is over."""
         self.state, self._waits = state, waits
+
+    def end(self) -> None:
+        """Nothing changes any more: keep the figures and let the downloads go."""
+        self._final = _Figures(self.done, self.fetched, self.resumed, self.files_done)
+        self._downloads = {}
+        self._samples.clear()
 
     def watch(self, download: Download) -> None:
         """Count a download, in the place of one of the same blob that failed."""
@@ -67,6 +85,8 @@ class Progress:
     @property
     def done(self) -> int:
         """Bytes that are here: blobs from before, resumed parts, and what has landed."""
+        if self._final:
+            return self._final.done
         return self._present + sum(d.landed for d in list(self._downloads.values()))
 
     @property
@@ -101,16 +121,22 @@ class Progress:
     @property
     def fetched(self) -> int:
         """Bytes received from the source for this pull."""
+        if self._final:
+            return self._final.fetched
         return sum(d.fetched for d in list(self._downloads.values()))
 
     @property
     def resumed(self) -> int:
         """Bytes that an earlier life of the daemon left and that were believed."""
+        if self._final:
+            return self._final.resumed
         return sum(d.resumed for d in list(self._downloads.values()))
 
     @property
     def files_done(self) -> int:
         """Files that are whole; those that were here before included."""
+        if self._final:
+            return self._final.files_done
         if self.manifest is None:
             return 0
         unfinished = {blob for blob, d in list(self._downloads.items()) if not d.done.done()}

@@ -105,7 +105,7 @@ def _pull_once(
     store = means.store
     manifest = store.snapshots.as_kept(whole.select(wish.include, wish.exclude))
     manifest.check_without(means.refuse)
-    with means.reclaim.reserve(manifest) as reservation:
+    with means.reclaim.reserve(manifest, wish.name) as reservation:
         needed = _needed(manifest, store)
         progress.begin(manifest, sum(f.size for f in needed))
         while needed:  # again when one was found damaged meanwhile, or came from another source
@@ -113,6 +113,7 @@ def _pull_once(
             needed = _needed(manifest, store)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
+        means.reclaim.settle(reservation)
         progress.state = "publishing"
         return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
 

@@ -17,6 +17,7 @@ from cachd.model import Manifest, Ref, Snapshot, Wish
 from cachd.policy import backoff
 from cachd.sources.schemes import Sources
 from cachd.sources.source import Cut
+from cachd.store.catalog import Remembered
 from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model
 from cachd.transfer import threads
@@ -28,7 +29,11 @@ from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
 
-MOST_REMEMBERED = 10_000  # ended pulls that are still told of
+SET_ASIDE = "set_aside"
+MOST_REMEMBERED = 1000  # ended pulls that are still told of, the oldest forgotten first
+MOST_REMEMBERED_BYTES = 16 << 20  # and what these may take in memory, roughly
+_PULL_BYTES, _FILE_BYTES = 4000, 1000  # of one, and of each file of its manifest, roughly
+_MOST_DEATHS = 3  # of the daemon in a row, each with a pull at work, before that is begun by itself no more
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 _RESOLVE_RETRIES = 4
@@ -38,9 +43,9 @@ _ANSWER_SECONDS = 60.0
 class Pull:
     """One running request to make a wish come true. `done` resolves to its snapshot, or carries why not."""
 
-    def __init__(self, wish: Wish, *, priority: int = 0, replace: bool = False) -> None:
+    def __init__(self, wish: Wish, *, priority: int = 0, replace: bool = False, pins: bool = False) -> None:
         self.wish = wish
-        self.permit = Permit(replace=replace)
+        self.permit = Permit(replace=replace, pins=pins)
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
@@ -76,6 +81,7 @@ class Pulls:
         self._stopping = Cut()
         self._running: dict[str, Pull] = {}
         self._latest: dict[str, Pull] = {}
+        self._ended_bytes: dict[str, int] = {}  # what each that ended takes in memory, the oldest first
         self._closed = False
         self._remembering = threading.Lock()  # of wishes on disk, so that none is forgotten for another
         self._threads = [
@@ -85,18 +91,26 @@ class Pulls:
         threads.start(self._threads)
 
     def start(
-        self, wish: Wish, *, priority: int = 0, refresh: bool = False, replace: bool = False
+        self,
+        wish: Wish,
+        *,
+        priority: int = 0,
+        refresh: bool = False,
+        replace: bool = False,
+        pins: bool = False,
     ) -> Pull | None:
         """Start or join the pull of a wish; None when it is ready already. Asks no source, and never waits.
 
         `refresh` resolves the ref again though it is ready. `replace` moves a name that is another model's,
-        or pinned, and stops the pull of another wish that runs under it. Raises InUse when the name may not
-        move, Unavailable when too many wait, NoSpace or DiskFailed when it cannot be kept.
+        or pinned, and stops the pull of another wish that runs under it. `pins`: the name is to be pinned at
+        what this pull brings. Raises InUse when the name may not move, Unavailable when too many wait,
+        NoSpace or DiskFailed when it cannot be kept.
         """
         with self._changed:
             running = self._running.get(wish.name)
             if running is not None and running.wish == wish:
                 self._metrics.joins.inc()
+                running.permit.pins |= pins
                 return running
             if not replace:
                 self._check_name(wish, running, refresh=refresh)
@@ -108,10 +122,10 @@ class Pulls:
             self._check_room()
             started = None
             if running is None or not self._take_place_of(running) or not is_ready:
-                started = self._admit(wish, priority, replace=replace)
+                started = self._admit(wish, priority, replace=replace, pins=pins)
             else:
                 self._count_hit(wish.name)
-                del self._latest[wish.name]  # the pull that was stopped: what is ready is another's
+                self._drop(wish.name)  # the pull that was stopped: what is ready is another's
         if running is not None:
             self._end_replaced(running)
         if started is not None:
@@ -120,12 +134,22 @@ class Pulls:
 
     def resume(self) -> None:
         """Go on with the pulls that an earlier life of the daemon did not finish."""
-        for wish in self._store.remembered():
-            log.info("pull resumed", name=wish.name, ref=str(wish.ref))
+        for found in self._store.remembered():
+            if found.began >= _MOST_DEATHS:
+                self._set_aside(found)
+                continue
+            log.info("pull resumed", name=found.wish.name, ref=str(found.wish.ref))
             with self._changed:
-                started = self._admit(wish, priority=0, replace=True)  # it was allowed to before
+                started = self._admit(found.wish, priority=0, replace=found.replace, pins=found.pins)
             self._queue(started)
         self._sweep()
+
+    def start_by_itself(self, wish: Wish, *, priority: int = 0, replace: bool = False) -> Pull | None:
+        """As `start`, where nobody has asked just now. Raises what set the wish's pull aside, if it was."""
+        known = self._latest.get(wish.name)
+        if known is not None and known.wish == wish and known.error and known.error.code == SET_ASIDE:
+            raise known.error
+        return self.start(wish, priority=priority, replace=replace)
 
     @property
     def are_stopping(self) -> bool:
@@ -169,7 +193,8 @@ class Pulls:
         not forced.
         """
         known = self._latest.get(name)
-        if known is None and not self._store.snapshots.has(name):
+        snapshots = self._store.snapshots
+        if known is None and not (snapshots.has(name) or snapshots.was_evicted(name)):
             raise no_such_model(name)
         if not force and self._means.reclaim.keeps(name):
             raise InUse(
@@ -196,15 +221,16 @@ class Pulls:
             wait([known.done])
         snapshots = self._store.snapshots
         freed = snapshots.withdraw(name, force=force) if snapshots.has(name) else 0
+        snapshots.forget_eviction(name)
         if known is not None:
             with self._changed:
                 if self._latest.get(name) is known:
-                    del self._latest[name]
+                    self._drop(name)
             snapshots.unpin(name)
             snapshots.changes.mark(name)
             self._forget(name)  # told here when it cannot be, lest the next start asks for it again
             if known.progress.manifest:
-                freed += self._store.content.free(known.progress.manifest)
+                freed += self._store.content.free(known.progress.manifest, [name])
         return freed
 
     def rollback(self, name: str) -> Snapshot:
@@ -243,8 +269,29 @@ class Pulls:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 log.warning("a source or the disk keeps a pull waiting: left behind", thread=thread.name)
+        for left in self.running():
+            with suppress(CachdError):
+                self._store.ends_well(left.wish.name)
 
     # --- inside ---
+
+    def _set_aside(self, found: Remembered) -> None:
+        """Show a pull as failed with which the daemon died again and again, and leave it alone. It stays
+        remembered so, until somebody asks for it again or deletes it."""
+        aside = Pull(found.wish, replace=found.replace, pins=found.pins)
+        aside.error = CachdError(
+            f"{found.wish.name}: the daemon died {found.began} times in a row while it pulled this",
+            code=SET_ASIDE,
+            mend="see the daemon's log and memory limit, then ask for it again (cachd pull)",
+            deaths=found.began,
+        )
+        aside.progress.state = "failed"
+        aside.done.set_exception(aside.error)
+        log.error("pull set aside", name=found.wish.name, ref=str(found.wish.ref), deaths=found.began)
+        with self._changed:
+            self._latest[found.wish.name] = aside
+            self._tell_of(aside)
+        self._store.snapshots.changes.mark(found.wish.name)
 
     def _is_undone(self, ended: Pull) -> bool:
         return ended.progress.state == "ready" and self._store.snapshots.get(ended.wish.name) is None
@@ -259,7 +306,7 @@ class Pulls:
         self._store.uses.used(name, time.time())
         latest = self._latest.get(name)
         if latest is not None and latest.error is not None:
-            del self._latest[name]  # what failed since was about another wish, and is over
+            self._drop(name)  # what failed since was about another wish, and is over
 
     def _check_name(self, wish: Wish, running: Pull | None, *, refresh: bool) -> None:
         """Raises InUse when the name may not move to what is asked: see `Permit`. Called with the lock.
@@ -298,7 +345,8 @@ class Pulls:
     def _begin(self, started: Pull) -> None:
         try:
             with self._remembering:
-                self._store.remember(started.wish)  # durable before anybody is told that it runs
+                permit = started.permit  # durable before anybody is told that it runs
+                self._store.remember(started.wish, replace=permit.replace, pins=permit.pins)
         except CachdError as error:
             self._ended(started, "failed", time.monotonic(), error)
             raise
@@ -322,17 +370,38 @@ class Pulls:
                 retry_after=_RETRY_SECONDS,
             )
 
-    def _admit(self, wish: Wish, priority: int, *, replace: bool) -> Pull:
+    def _admit(self, wish: Wish, priority: int, *, replace: bool, pins: bool) -> Pull:
         """Register a pull under its name. Called with the lock."""
         self._metrics.misses.inc()
         self._store.uses.set_priority(wish.name, priority)
-        started = Pull(wish, priority=priority, replace=replace)
+        started = Pull(wish, priority=priority, replace=replace, pins=pins)
         self._running[wish.name] = started
-        if len(self._latest) >= MOST_REMEMBERED:
-            self._latest = {n: p for n, p in self._latest.items() if not p.done.done()}
+        self._store.content.expect(wish.name)
+        self._drop(wish.name)
         self._latest[wish.name] = started
         self._store.snapshots.changes.mark(wish.name)
         return started
+
+    def _drop(self, name: str) -> None:
+        """Tell nothing of the newest pull of a name any more. Called with the lock."""
+        self._latest.pop(name, None)
+        self._ended_bytes.pop(name, None)
+
+    def _tell_of(self, ended: Pull) -> None:
+        """Go on telling of a pull that ended, and of no more than may be. Called with the lock."""
+        name, wish, manifest = ended.wish.name, ended.wish, ended.progress.manifest
+        if self._latest.get(name) is not ended:
+            return
+        texts = (*wish.include, *wish.exclude, str(ended.error or ""), str(ended.error and ended.error.facts))
+        files = len(manifest.files) if manifest else 0
+        size = _PULL_BYTES + files * _FILE_BYTES + 4 * sum(map(len, texts))
+        self._ended_bytes[name] = self._ended_bytes.pop(name, 0) or size
+        while len(self._ended_bytes) > MOST_REMEMBERED or (
+            sum(self._ended_bytes.values()) > MOST_REMEMBERED_BYTES and len(self._ended_bytes) > 1
+        ):
+            oldest = next(iter(self._ended_bytes))
+            self._drop(oldest)
+            self._store.snapshots.changes.mark(oldest)
 
     def _queue(self, started: Pull) -> None:
         self._line.add(started)
@@ -382,6 +451,7 @@ class Pulls:
         try:
             if progress.cut.is_cut:
                 raise Cancelled(f"{wish.name}: cancelled before it began")
+            self._begins(running)
             source = self._sources.of(wish.ref.scheme)
             snapshot = pull(
                 wish,
@@ -408,6 +478,12 @@ class Pulls:
             self._ended(running, "ready", began, snapshot)
         return None
 
+    def _begins(self, running: Pull) -> None:
+        """Count this life of the daemon against the pull until one of them has ended."""
+        with self._remembering, suppress(CachdError):  # a full disk: the pull may make room
+            if self._running.get(running.wish.name) is running:
+                self._store.begins(running.wish.name)
+
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
         wish, progress = running.wish, running.progress
         if state == "cancelled" and running.permit.is_revoked:
@@ -430,13 +506,21 @@ class Pulls:
         with self._changed:
             if self._running.get(wish.name) is running:
                 del self._running[wish.name]
+        self._store.content.expect_no_more(wish.name)
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
                 self._forget(wish.name)
+            else:
+                self._store.ends_well(wish.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
-        running.error = outcome if isinstance(outcome, CachdError) else None
+        if isinstance(outcome, CachdError):  # its frames would keep all that the pull had in memory
+            outcome.__traceback__ = outcome.__cause__ = outcome.__context__ = None
+            running.error = outcome
+        progress.end()
         progress.state = state  # after the error: who reads a failure finds its reason
+        with self._changed:
+            self._tell_of(running)
         self._store.snapshots.changes.mark(wish.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)

@@ -1,10 +1,13 @@
 """Room for models: asks the policy what to lose, and the store to lose it.
 
-pull       a pull needs room: what the policy chooses goes, if that is enough; else nothing does
+pull       a pull needs room: the policy chooses what is to go, if that is enough; else the pull is refused.
+           What was chosen goes in that order, and only when bytes that have arrived need the blocks
 pressure   more is taken than may be, since another process fills the disk or the limit was lowered:
            what may go does, down to the low watermark
 unused     nobody used a snapshot for so long
 asked      an operator wants room
+
+For all but `unused`, what ended pulls left unfinished goes before any model.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
@@ -31,6 +35,7 @@ from cachd.policy.eviction import (
 )
 from cachd.store.space import Capacity, Reservation
 from cachd.store.store import Store
+from cachd.store.sweep import Leftover, remove
 from cachd.store.uses import GATED, GONE
 from cachd.transfer import threads
 
@@ -61,19 +66,44 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How `short` bytes come free: what goes, in order; and every snapshot there is, with its protection."""
+    """How `short` bytes come free: which partial downloads of ended pulls go, then which snapshots, each in
+    order; and every snapshot there is, with its protection. Made at `at`, seconds since the epoch."""
 
     short: int
+    partials: Sequence[Leftover]
     choices: Sequence[Choice]
     candidates: Sequence[Candidate]
+    at: float
 
     @property
     def frees(self) -> int:
-        return sum(choice.frees for choice in self.choices)
+        return sum(found.size for found in self.partials) + sum(choice.frees for choice in self.choices)
 
     @property
     def is_enough(self) -> bool:
         return self.frees >= self.short
+
+
+class _Victims:
+    """What is to go for one pull. Read and changed while an eviction may run, and by nobody else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.partials: list[Leftover] = []
+        self.choices: list[Choice] = []
+        self.for_inodes: list[Choice] = []
+        self.at = 0.0  # when they were chosen
+
+    @property
+    def manifests(self) -> set[str]:
+        return {choice.candidate.manifest for choice in (*self.choices, *self.for_inodes)}
+
+    @property
+    def frees(self) -> int:
+        return sum(found.size for found in self.partials) + sum(choice.frees for choice in self.choices)
+
+    def take_over(self, plan: Plan) -> None:
+        self.partials, self.choices, self.at = list(plan.partials), list(plan.choices), plan.at
 
 
 class Reclaim:
@@ -97,6 +127,7 @@ class Reclaim:
         self._unused_seconds, self._automatic = unused_seconds, automatic
         self._listed: frozenset[str] = frozenset()
         self._evicting = threading.Lock()
+        self._victims: list[_Victims] = []  # of the pulls that run
         self._evicted: deque[Eviction] = deque(maxlen=_MOST_TOLD)
         self._told_short = False
         self._wait_until = 0.0
@@ -107,20 +138,26 @@ class Reclaim:
     # --- for pulls ---
 
     @contextmanager
-    def reserve(self, manifest: Manifest) -> Iterator[Reservation]:
-        """As Store.reserve; where room is lacking and can be made, it is made first.
+    def reserve(self, manifest: Manifest, name: str) -> Iterator[Reservation]:
+        """As Store.reserve; where room is lacking and can be made, it is chosen here what is to go for it.
 
-        Raises TooBig, or NoSpace, which names what holds the space.
+        That goes as grants of the reservation need it. Raises TooBig, or NoSpace, which names what holds the
+        space.
         """
-        with self._store.content.claim(manifest), ExitStack() as stack:
-            while True:
-                try:
-                    reservation = stack.enter_context(self._store.reserve(manifest))
-                    break
-                except NoSpace as error:
-                    if not self._make_room(error):
-                        raise self._told(error) from error
+        victims = _Victims(name)
+        with self._store.content.claim(manifest, name), ExitStack() as stack:
+            stack.callback(self._let_stay, victims)
+            reservation = self._admit(stack, manifest, victims)
+            reservation.make_space = partial(self._make_space, reservation, victims)
             yield reservation
+
+    def settle(self, reservation: Reservation) -> None:
+        """Free what is still owed to a pull whose every byte has arrived: views and manifest take some, too.
+        Raises nothing when that cannot be."""
+        reservation.has_arrived()
+        with suppress(NoSpace):
+            while self._store.space.take_unclaimed(reservation) and reservation.make_space(1):
+                pass
 
     def pulled(self, wish: Wish, outcome: Snapshot | CachdError, *, fetched: int, seconds: float) -> None:
         """Remember what a pull that ended says of its model and of its source."""
@@ -165,6 +202,7 @@ class Reclaim:
                         short=plan.short,
                     )
                 )
+            self._drop_partials(plan.partials)
             return self._evict(plan.choices, "asked")
 
     # --- the watch ---
@@ -240,7 +278,8 @@ class Reclaim:
             return
         with self._evicting:
             before = self._store.space.bounded().free
-            plan = self._plan(over)
+            plan = self._plan(over, at_any_rate=True)
+            self._drop_partials(plan.partials)
             self._evict(plan.choices, "pressure")
             after = self._store.space.bounded()
         if not plan.is_enough and not self._told_short:
@@ -255,14 +294,16 @@ class Reclaim:
             self._wait_until = time.monotonic() + _WAIT_SECONDS
 
     def _over(self, now: Capacity) -> int:
-        """Bytes to free; 0 or less as long as the high watermark is not passed."""
-        over = 0
+        """Bytes to free; 0 or less as long as the high watermark is not passed, and no bytes that have
+        arrived wait for room. What has not arrived counts for nothing: sources claim what they like.
+        """
+        over = self._store.space.waited_for()
         room = max(now.total - now.reserve_free, 0)
-        taken = room - (now.free - now.reserved - now.reserve_free)
+        taken = room - (now.free - now.reserve_free)
         if taken > self._high.of(room):
-            over = taken - self._low.of(room)
+            over = max(over, taken - self._low.of(room))
         if now.limit is not None:
-            taken = now.usage.total + now.reserved
+            taken = now.usage.total
             if taken > self._high.of(now.limit):
                 over = max(over, taken - self._low.of(now.limit))
         return over
@@ -271,18 +312,30 @@ class Reclaim:
 
     def candidates(self) -> list[Candidate]:
         """Every snapshot on disk as the policy sees it."""
+        return self._candidates({manifest: v.name for v in list(self._victims) for manifest in v.manifests})
+
+    def _candidates(self, chosen: Mapping[str, str]) -> list[Candidate]:
+        """`chosen`: the snapshots that are to go for a pull already, with its name."""
         self.note_opens()
         claimed = self._store.content.claimed()
         return [
-            self._candidate(manifest, named, claimed) for manifest, named in self._store.snapshots.recorded()
+            self._candidate(manifest, named, claimed, chosen.get(manifest.id))
+            for manifest, named in self._store.snapshots.recorded()
         ]
 
     def _candidate(
-        self, manifest: Manifest, named: Sequence[Snapshot], claimed: Collection[Digest]
+        self,
+        manifest: Manifest,
+        named: Sequence[Snapshot],
+        claimed: Collection[Digest],
+        chosen_for: str | None,
     ) -> Candidate:
         uses, blobs = self._store.uses, self._store.content.sizes(manifest)
         lost = {uses.why_lost(s.wish.ref.base) for s in named}
         scheme = manifest.base.partition("://")[0]
+        protected = self._protection(manifest, named, claimed)
+        if not protected and chosen_for is not None:
+            protected = f"to go for the pull of {chosen_for} as its bytes arrive"
         return Candidate(
             manifest=manifest.id,
             names=tuple(s.name for s in named),
@@ -296,7 +349,7 @@ class Reclaim:
                 gone=GONE in lost,
             ),
             priority=max((uses.priority(s.name) for s in named), default=0),
-            protected=self._protection(manifest, named, claimed),
+            protected=protected,
             opened_at=uses.opened_at(manifest.id),
         )
 
@@ -324,29 +377,145 @@ class Reclaim:
             return str(by)
         return snapshots.opened_lately(manifest.id)
 
-    def _plan(self, short: int) -> Plan:
-        candidates = self.candidates()
-        chosen = choose(
-            candidates, need=max(short, 0), now=time.time(), claimed=self._store.content.claimed()
+    def _plan(
+        self, short: int, *, for_pull: _Victims | None = None, at_any_rate: bool = False, inodes: int = 0
+    ) -> Plan:
+        """What goes for `short` bytes, or for so many inodes. What is to go for another pull than `for_pull`
+        stays, unless it is taken `at_any_rate`."""
+        now, short = time.time(), max(short, 0)
+        others = [v for v in self._victims if v is not for_pull and not at_any_rate]
+        partials = [] if inodes else self._partials(short, others)
+        candidates = self._candidates({manifest: v.name for v in others for manifest in v.manifests})
+        if inodes:  # the same choice, with every blob weighing one
+            candidates = [replace(c, blobs=dict.fromkeys(c.blobs, 1)) for c in candidates]
+        need = inodes or short - sum(found.size for found in partials)
+        claimed = self._store.content.claimed()
+        return Plan(
+            inodes or short,
+            partials,
+            choose(candidates, need=need, now=now, claimed=claimed),
+            candidates,
+            now,
         )
-        return Plan(max(short, 0), chosen, candidates)
 
-    def _make_room(self, error: NoSpace) -> bool:
-        """Evict for what a reservation lacked; whether anything went."""
+    def _partials(self, short: int, others: Collection[_Victims]) -> list[Leftover]:
+        """Partial downloads of ended pulls for so many bytes, the oldest first."""
+        taken = {found.name for victims in others for found in victims.partials}
+        found, freed = list[Leftover](), 0
+        for each in self._store.sweep.partial_downloads() if short > 0 else ():
+            if freed >= short:
+                break
+            if each.name not in taken and each.size:
+                found.append(each)
+                freed += each.size
+        return found
+
+    # --- for one pull; all but the first while no other eviction runs ---
+
+    def _admit(self, stack: ExitStack, manifest: Manifest, victims: _Victims) -> Reservation:
+        """Promise the space of a pull, having chosen what is to go for it. Raises TooBig or NoSpace."""
+        with suppress(NoSpace):
+            return stack.enter_context(self._store.reserve(manifest))
+        owed = owed_inodes = 0
+        with self._evicting:
+            while True:
+                try:
+                    reservation = stack.enter_context(
+                        self._store.reserve(manifest, owed=owed, owed_inodes=owed_inodes)
+                    )
+                except NoSpace as error:
+                    short, inodes = error.facts.get("short", 0), error.facts.get("short_inodes", 0)
+                    assert isinstance(short, int)
+                    assert isinstance(inodes, int)
+                    if not self._choose(victims, short, inodes):
+                        raise self._told(error) from error
+                    owed, owed_inodes = max(owed, short), max(owed_inodes, inodes)
+                    continue
+                self._victims.append(victims)
+                return reservation
+
+    def _choose(self, victims: _Victims, short: int, inodes: int) -> bool:
+        """Choose what is to go for a pull; whether that is enough."""
         if not self._automatic:
             return False
-        short, inodes = error.facts.get("short", 0), error.facts.get("short_inodes", 0)
-        assert isinstance(short, int)
-        assert isinstance(inodes, int)
+        plan = self._plan(short, for_pull=victims, inodes=inodes)
+        if inodes:
+            victims.for_inodes = list(plan.choices)
+        else:
+            victims.take_over(plan)
+        return plan.is_enough
+
+    def _let_stay(self, victims: _Victims) -> None:
+        """What was to go for a pull, and did not, is anybody's again."""
+        with suppress(ValueError):
+            self._victims.remove(victims)
+
+    def _make_space(self, reservation: Reservation, victims: _Victims, least: int) -> bool:
+        """As Reservation.make_space: let the next go that was chosen for the pull."""
+        space = self._store.space
         with self._evicting:
-            candidates = self.candidates()
-            if inodes:  # the same choice, with every blob weighing one
-                candidates = [replace(c, blobs=dict.fromkeys(c.blobs, 1)) for c in candidates]
-            need = inodes or short
-            chosen = choose(candidates, need=need, now=time.time(), claimed=self._store.content.claimed())
-            if sum(choice.frees for choice in chosen) < need:
+            if reservation.has_ended:
                 return False
-            return bool(self._evict(chosen, "pull"))
+            if reservation.owed_inodes and space.lacks_inodes():
+                self._free_inodes(reservation, victims)
+                return True
+            if (
+                space.most_of(reservation, least) >= least
+            ):  # another eviction, or a deletion, freed it meanwhile
+                return True
+            if not reservation.owed:  # another process has what was promised
+                return False
+            self._choose_again(reservation, victims)
+            expected = victims.partials[0].size if victims.partials else victims.choices[0].frees
+            with space.freeing(reservation, expected) as tell:
+                if victims.partials:
+                    tell(self._drop_partials([victims.partials.pop(0)]))
+                else:
+                    tell(sum(gone.freed for gone in self._evict([victims.choices.pop(0)], "pull")))
+            return True
+
+    def _free_inodes(self, reservation: Reservation, victims: _Victims) -> None:
+        if not victims.for_inodes:
+            reservation.owed_inodes = 0  # nothing more can go: the file system has the last word
+            return
+        choice = victims.for_inodes.pop(0)
+        if self._evict([choice], "pull"):
+            reservation.owed_inodes = max(reservation.owed_inodes - choice.frees, 0)
+
+    def _choose_again(self, reservation: Reservation, victims: _Victims) -> None:
+        """Choose others when what was chosen is gone, used or protected by now. Raises NoSpace."""
+        owed = reservation.owed
+        if victims.frees >= owed and self._are_as_chosen(victims):
+            return
+        plan = self._plan(owed, for_pull=victims)
+        if not plan.is_enough:
+            raise self._told(
+                NoSpace(
+                    f"{owed} bytes that {victims.name} needs were to come free, and {plan.frees} still can",
+                    mend="what was to go is used or protected by now; ask again, or delete a model",
+                    short=owed - plan.frees,
+                )
+            )
+        log.info("others are to go", name=victims.name, owed_bytes=owed)
+        victims.take_over(plan)
+
+    def _are_as_chosen(self, victims: _Victims) -> bool:
+        others = {manifest: v.name for v in self._victims if v is not victims for manifest in v.manifests}
+        now = {c.manifest: c for c in self._candidates(others)}
+        for choice in victims.choices:
+            before, found = choice.candidate, now.get(choice.candidate.manifest)
+            if found is None or found.protected or found.use != before.use or found.blobs != before.blobs:
+                return False
+        return True
+
+    def _drop_partials(self, partials: Iterable[Leftover]) -> int:
+        """Remove partial downloads of ended pulls; bytes freed."""
+        freed = 0
+        for found in partials:
+            size = remove(found)
+            self._metrics.swept_bytes.labels(found.kind).inc(size)
+            freed += size
+        return freed
 
     def _evict(self, choices: Sequence[Choice], reason: str) -> list[Eviction]:
         """Let the snapshots go that are still as unprotected as they were when they were chosen."""

@@ -68,6 +68,6 @@ class Repairs:
         if found is None:
             return
         try:
-            self._pulls.start(found.snapshot.wish)
+            self._pulls.start_by_itself(found.snapshot.wish)
         except CachdError as error:
             log.warning("repair not begun", name=name, reason=error.detail)

@@ -18,7 +18,17 @@ from prometheus_client.registry import Collector
 from cachd import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MODEL_STATES = ("queued", "resolving", "downloading", "publishing", "ready", "failed", "cancelled", "damaged")
+MODEL_STATES = (
+    "queued",
+    "resolving",
+    "downloading",
+    "publishing",
+    "ready",
+    "failed",
+    "cancelled",
+    "damaged",
+    "refused",
+)
 MOST_MODELS = 100  # may have a series of their own
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 # Measured when scraped.

@@ -2,7 +2,7 @@
 
 from cachd.model.digest import Digest, Extent
 from cachd.model.limits import Limits, Room, Share, room_in
-from cachd.model.manifest import MOST_FILES, File, Manifest, check_count
+from cachd.model.manifest import MOST_FILES, File, Manifest, check_count, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
@@ -30,6 +30,7 @@ __all__ = [
     "check_name",
     "check_path",
     "commit_of",
+    "matches",
     "quoted",
     "rate_of",
     "room_in",

@@ -137,7 +137,7 @@ class Manifest:
         kept = tuple(
             f
             for f in self.files
-            if (not include or _matches(f.path, include)) and not _matches(f.path, exclude)
+            if (not include or matches(f.path, include)) and not matches(f.path, exclude)
         )
         if not kept:
             raise Invalid(
@@ -149,7 +149,7 @@ class Manifest:
 
     def check_without(self, refused: tuple[str, ...]) -> None:
         """Raises Forbidden, naming files, when some match patterns that the operator refuses."""
-        found = [f.path for f in self.files if _matches(f.path, refused)]
+        found = [f.path for f in self.files if matches(f.path, refused)]
         if found:
             raise Forbidden(
                 f"{self.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
@@ -193,7 +193,8 @@ class Manifest:
         )
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path matches one of the patterns, as `Manifest.select` reads them."""
     return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
 
 

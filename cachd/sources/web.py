@@ -16,19 +16,24 @@ from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, quoted
 from cachd.sources import sums
 from cachd.sources.connection import Response
+from cachd.sources.headers import HeadersFile
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
+_NO_HEADERS = HeadersFile(None)
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
 class WebSource:
-    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530)."""
+    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530).
 
-    def __init__(self, http: Http) -> None:
-        self._http = http
+    `headers` are sent to the server that is asked, and to no other that it redirects to.
+    """
+
+    def __init__(self, http: Http, headers: HeadersFile = _NO_HEADERS) -> None:
+        self._http, self._headers = http, headers
 
     def resolve(self, ref: Ref) -> Manifest:
         """See `Source.resolve`."""
@@ -40,7 +45,8 @@ class WebSource:
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         validator = None if (file.validator or "").startswith("once:") else file.validator
-        return self._http.open(Target(file.origin, file.size, validator=validator), extent, cut)
+        target = Target(file.origin, file.size, self._headers.read(), validator)
+        return self._http.open(target, extent, cut)
 
     def anew(self) -> None:
         """See `Source.anew`."""
@@ -49,7 +55,7 @@ class WebSource:
     def _resolve_directory(self, ref: Ref) -> Manifest:
         url = ref.base + sums.NAME
         try:
-            listing = self._http.read(url, at_most=sums.LONGEST_BYTES)
+            listing = self._http.read(url, at_most=sums.LONGEST_BYTES, secrets=self._headers.read())
         except NotFound as error:
             raise NotFound(
                 f"{ref.base} has no {sums.NAME}",
@@ -77,7 +83,7 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, url: str, path: str, digest: Digest | None) -> File:
-        head = self._http.head(url)
+        head = self._http.head(url, secrets=self._headers.read())
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
             raise Unavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import threading
@@ -58,6 +59,16 @@ class ContentStore:
         path = self.path(file.blob)
         with durable.disk_errors(path):
             return path.read_bytes()
+
+    def sha256_of(self, file: File) -> Digest | None:
+        """The sha256 of a file's content, as far as it is known without reading it."""
+        return next((d for d in (file.digest, file.blob) if d and d.algorithm == "sha256"), None)
+
+    def computed_sha256(self, file: File) -> Digest:
+        """The sha256 of a blob that is here, read for it. Raises DiskFailed."""
+        path = self.path(file.blob)
+        with durable.disk_errors(path), open(path, "rb") as opened:
+            return Digest("sha256", hashlib.file_digest(opened, "sha256").hexdigest())
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""

@@ -283,8 +283,39 @@ class Snapshots:
                     moved |= self._remove_unused(before)
         return self._content.empty(moved)
 
+    def withdraw_refused(
+        self, is_refused: Callable[[Manifest], bool]
+    ) -> tuple[list[tuple[Snapshot, Manifest]], bool]:
+        """Take every name of a refused snapshot away, whoever protects it; the names, and what they led to.
+
+        What pods hold or have open stays for them, and is said so: nothing leads there any more, and called
+        again this removes it once they have ended. No name leads back to it.
+        """
+        withdrawn, moved, are_held = [], dict[Path, int](), False
+        with self._changing, durable.disk_errors(self._layout.root):
+            for name, manifest in list(self._readable()):
+                if not is_refused(manifest):
+                    continue
+                self.previous.drop(name)
+                named = [s for s in self._leading() if s.manifest == name]
+                for snapshot in named:
+                    moved |= self._withdraw([snapshot], None, remove=lambda _: {})
+                withdrawn += [(snapshot, manifest) for snapshot in named]
+                self._addresses.remove(name, manifest.revision)
+                if self.in_use_by(manifest) or not self._is_taken(name):
+                    are_held = True
+                else:
+                    moved |= self._remove(name)
+        self._content.empty(moved)
+        return withdrawn, are_held
+
     def _withdraw(
-        self, named: Sequence[Snapshot], check: _Check | None, *, evicted: bool = False
+        self,
+        named: Sequence[Snapshot],
+        check: _Check | None,
+        *,
+        evicted: bool = False,
+        remove: Callable[[str], dict[Path, int]] | None = None,
     ) -> dict[Path, int]:
         """Take names of one snapshot away; what is in the trash then, to be emptied without the lock.
 
@@ -322,7 +353,7 @@ class Snapshots:
             self._mend_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
-        return self._remove(named[0].manifest)
+        return (remove or self._remove)(named[0].manifest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
         """Remove a snapshot that has no name. Raises InUse when it is held, open or was opened lately."""

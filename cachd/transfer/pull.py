@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, No
 from cachd.model import File, Manifest, Snapshot, Wish
 from cachd.policy import backoff, shards
 from cachd.sources.source import Source
+from cachd.sources.table import Table
 from cachd.store.permit import Permit
 from cachd.store.space import Reservation
 from cachd.store.store import Store
@@ -41,12 +43,12 @@ _RESOLVE_RETRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every pull works with. `refuse`: patterns of files that the operator takes from no source."""
+    """What every pull works with. `table`: what the operator allows now, and limits."""
 
     store: Store
     reclaim: Reclaim
     downloads: Downloads
-    refuse: tuple[str, ...] = ()
+    table: Callable[[], Table] = Table
 
 
 def pull(
@@ -80,17 +82,39 @@ def _pull_once(
 ) -> Snapshot:
     store = means.store
     manifest = whole.select(wish.include, wish.exclude)
-    manifest.check_without(means.refuse)
+    means.table().check_files(manifest)
     with means.reclaim.reserve(manifest) as reservation:
         missing = store.content.missing(manifest)
         progress.begin(manifest, sum(f.size for f in missing))
         while missing:  # again when one was found damaged meanwhile
-            _download(missing, wish, source, means.downloads, share, reservation, progress)
+            _download(missing, wish, source, means, share, reservation, progress)
             missing = store.content.missing(manifest)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
+        _check_contents(manifest, means, progress)
         progress.state = "publishing"
-        return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+        snapshot = store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+    try:
+        means.table().check_digests(manifest)
+    except CachdError:  # refused since it was looked at, and perhaps since all models were
+        store.snapshots.withdraw(wish.name, force=True)
+        raise
+    return snapshot
+
+
+def _check_contents(manifest: Manifest, means: Means, progress: Progress) -> None:
+    """Raises Forbidden when a file is refused by a sha256 that its source does not say.
+
+    Such files are hashed once more, and only while digests are refused.
+    """
+    table, content = means.table(), means.store.content
+    if not table.refused:
+        return
+    for file in manifest.files:
+        if content.sha256_of(file) is None:
+            table.check_digest(file, content.computed_sha256(file))
+        if progress.cancelled.is_set():
+            raise Cancelled(f"{file.path}: cancelled while it was hashed")
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
@@ -133,7 +157,7 @@ def _download(
     missing: list[File],
     wish: Wish,
     source: Source,
-    downloads: Downloads,
+    means: Means,
     share: Share,
     reservation: Reservation,
     progress: Progress,
@@ -145,8 +169,12 @@ def _download(
     joined: list[Download] = []
     unfinished: dict[Future[None], File] = {}
 
+    downloads, prefix = means.downloads, means.table().limited_by(wish.ref)
+
     def join(file: File) -> None:
-        download = downloads.join(file, source, share, scheme=wish.ref.scheme, reservation=reservation)
+        download = downloads.join(
+            file, source, share, scheme=wish.ref.scheme, reservation=reservation, prefix=prefix
+        )
         joined.append(download)
         progress.watch(download)
         unfinished[download.done] = file

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 
@@ -39,6 +40,7 @@ class Pull:
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
+        self.refusal: CachdError | None = None  # why it was told to stop, when the operator refuses it
         self.done: Future[Snapshot] = Future()
         self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
 
@@ -191,7 +193,7 @@ class Pulls:
 
     def resolve(self, wish: Wish) -> Manifest:
         """Ask the wish's source what it is now. Raises CachdError."""
-        source = self._sources.of(wish.ref.scheme)
+        source = self._sources.of(wish.ref)
         return source.resolve(wish.ref).select(wish.include, wish.exclude)
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
@@ -258,6 +260,26 @@ class Pulls:
                 mend="wait for that pull, then roll it back",
             )
         return self._store.snapshots.rollback(name, now=time.time())
+
+    def end_refused(self, check: Callable[[Manifest], None]) -> None:
+        """Let every running pull fail for good whose manifest `check` raises for."""
+        for running in self.running():
+            manifest = running.progress.manifest
+            try:
+                check(manifest) if manifest else None
+            except CachdError as refusal:
+                running.refusal = refusal
+                running.progress.cancelled.set()
+
+    def was_refused(self, wish: Wish, refusal: CachdError) -> None:
+        """Tell who asks for a wish why it is not here any more, unless it is pulled again."""
+        ended = Pull(wish)
+        ended.error, ended.progress.state = refusal, "failed"
+        ended.done.set_exception(refusal)
+        with self._changed:
+            if wish.name not in self._running:
+                self._latest[wish.name] = ended
+        self._store.snapshots.changes.mark(wish.name)
 
     def interrupt(self) -> None:
         """Tell every pull to stop where it is; they go on when the daemon starts again."""
@@ -414,13 +436,13 @@ class Pulls:
         try:
             if progress.cancelled.is_set():
                 raise Cancelled(f"{wish.name}: cancelled before it began")
-            source = self._sources.of(wish.ref.scheme)
+            source = self._sources.of(wish.ref)
             snapshot = pull(
                 wish, source, self._means, share=running.share, progress=progress, permit=running.permit
             )
         except CachdError as error:
-            state = "cancelled" if progress.cancelled.is_set() else "failed"
-            self._ended(running, state, began, error)
+            state = "cancelled" if progress.cancelled.is_set() and not running.refusal else "failed"
+            self._ended(running, state, began, running.refusal or error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)
             internal = CachdError(f"{wish.name}: {type(error).__name__}", mend="see the daemon's log")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cachd import config
 from cachd.metrics import MEASURED, Metrics
-from cachd.sources import table
+from cachd.sources import entries
 from tests import refs
 
 PROJECT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def options() -> str:
 
 
 def sources() -> str:
-    rows = [f"| `{column}` | {schemes} | {text} |" for column, schemes, text in table.columns()]
+    rows = [f"| `{column}` | {schemes} | {text} |" for column, schemes, text in entries.columns()]
     return "\n".join(["| Column | Of | What it says |", "|---|---|---|", *rows])
 
 

@@ -44,7 +44,7 @@ from cachd.settings.types import (
     Strings,
     Word,
 )
-from cachd.sources.table import MOST_ENTRIES, Entry, doubled
+from cachd.sources.entries import MOST_ENTRIES, Entry, doubled
 from cachd.sources.trust import Authorities
 
 _MOST_FINDINGS = 50

@@ -28,7 +28,7 @@ from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
-from cachd.model import Share, Typed
+from cachd.model import HUB_HOSTS, Share, Typed
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
@@ -190,7 +190,11 @@ def build_sources(config: Config) -> Sources:
 
 
 def _table(config: Config) -> Table:
-    return Table(config.sources, refuse=config.refuse)
+    endpoints = {
+        "hf": (config.hf_endpoint, *(f"https://{host}" for host in HUB_HOSTS)),
+        "s3": (config.s3_endpoint_url,) if config.s3_endpoint_url else (),
+    }
+    return Table(config.sources, refuse=config.refuse, endpoints=endpoints)
 
 
 def _authorities(file: Path | None) -> Authorities:

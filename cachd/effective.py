@@ -12,8 +12,9 @@ from cachd.config import Config, Loaded, Model
 from cachd.errors import Forbidden
 from cachd.model import SCHEMES, Limits, Ref, Share
 from cachd.settings.given import Giver
+from cachd.sources.entries import COLUMNS, schemes_of
 from cachd.sources.secrets import HubToken
-from cachd.sources.table import COLUMNS, Held, Table, schemes_of
+from cachd.sources.table import Held, Table
 
 
 @dataclass(frozen=True, slots=True)

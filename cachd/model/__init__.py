@@ -6,10 +6,11 @@ from cachd.model.manifest import MOST_FILES, File, Manifest, check_count, matche
 from cachd.model.name import NAME_PATTERN, check_name, check_path, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
-from cachd.model.typed import Typed
+from cachd.model.typed import HUB_HOSTS, Typed
 from cachd.model.units import bytes_of, rate_of, room_of, seconds_of, share_of, shown
 
 __all__ = [
+    "HUB_HOSTS",
     "MOST_FILES",
     "NAME_PATTERN",
     "SCHEMES",

@@ -26,6 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
 _IPV4 = re.compile(r"[0-9a-fx.]*[0-9][0-9a-fx.]*")
+_TWO_NAMES = frozenset("ßς\u200c\u200d")  # what IDNA 2003 and 2008 do not agree on
 _ODD_TEXT = re.compile(r"[^ -~]|[ \\*?]")
 _PLAIN = "!$&'()*+,=:@~"
 _LONGEST = 1024
@@ -110,6 +111,8 @@ class Prefixes(Generic[T]):
         Raises Forbidden for a path that servers read in different ways, where a prefix names a path of that
         host.
         """
+        if not self._values:
+            return []
         scheme, steps = steps_of(url, strict=self._is_strict)
         found = (self._values.get((scheme, steps[:n])) for n in range(len(steps), -1, -1))
         return [each for each in found if each is not None]
@@ -160,6 +163,8 @@ def _authority(url: SplitResult) -> str:
     try:
         if ":" in host:
             host = f"[{ipaddress.IPv6Address(host)}]"
+        elif set(host) & _TWO_NAMES:
+            raise Invalid("two standards read the host differently: write it as xn--…", code="bad_ref")
         elif not host.isascii():
             host = host.encode("idna").decode("ascii").lower()
         elif _IPV4.fullmatch(host):

@@ -42,6 +42,10 @@ class Verdicts:
         rule = next((rule for _, rule in self._rules.covering(base)), None)
         return rule.by if rule and not rule.is_allowed else None
 
+    def allows_host(self, base: str) -> bool:
+        """Whether a rule that names more than a scheme allows what is at `base`."""
+        return any(rule.is_allowed for prefix, rule in self._rules.covering(base) if prefix.steps)
+
     def split(self, base: str) -> bool:
         """Whether a rule is about a part of what is below a ref's base."""
         return self._rules.are_below(base)

@@ -68,9 +68,10 @@ _CHECKSUMS = {
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where the keys of a bucket are: in a file, with a profile of it, or where AWS clients look for them.
+    """Where the keys of a bucket are: in a file, in a profile of it or of the AWS files, at the machine's
+    metadata service, or (where none of these is given) where AWS clients look for them.
 
-    The machine's metadata service is asked with `instance_role` alone. `are_none`: requests are not signed.
+    The metadata service is never asked but for `instance_role`. `are_none`: requests are not signed.
     """
 
     file: Path | None = None
@@ -264,6 +265,9 @@ def _session(our_path: _OurPath, keys: Keys) -> botocore.session.Session:
         session.register_component("credential_provider", CredentialResolver([only]))
     elif not keys.instance_role:  # in no way: not by `credential_source` of a profile, either
         session.set_config_variable("metadata_service_num_attempts", 0)
+    elif keys.profile is None:
+        of_machine = session.get_component("credential_provider").get_provider("iam-role")
+        session.register_component("credential_provider", CredentialResolver([of_machine]))
     return session
 
 

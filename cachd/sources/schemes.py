@@ -93,7 +93,7 @@ class Sources:
         access = self._access(now.table, ref)
         with self._lock:
             if access not in now.made:
-                now.made[access] = self._make(access, now.reach)
+                now.made[access] = self._make(access, now)
             return now.made[access]
 
     def _access(self, table: Table, ref: Ref) -> _Access:
@@ -110,22 +110,23 @@ class Sources:
         asked = {name: asked[name] for name in _Access.__dataclass_fields__ if name in asked}
         return _Access(ref.scheme, **asked, is_own="endpoint" in held)
 
-    def _make(self, access: _Access, reach: Reach) -> Source:
+    def _make(self, access: _Access, now: _InForce) -> Source:
         if access.scheme == "hf":
-            return self._hub(access, reach)
+            return self._hub(access, now)
         if access.scheme == "s3":
-            return self._bucket(access, reach)
+            return self._bucket(access, now.reach)
         if access.scheme == "file":
-            return ShareSource(reach, stall_seconds=self._stall_seconds)
-        return WebSource(self._http(reach), HeadersFile(access.headers_file))
+            return ShareSource(now.reach, stall_seconds=self._stall_seconds)
+        return WebSource(self._http(now.reach), HeadersFile(access.headers_file))
 
-    def _hub(self, access: _Access, reach: Reach) -> Source:
+    def _hub(self, access: _Access, now: _InForce) -> Source:
         from cachd.sources.huggingface import HubSource  # with huggingface_hub
 
         endpoint = access.endpoint or self._hf_endpoint
         is_named = access.is_own or access.credentials is not None
         token = Secret(access.credentials) if is_named else self._hf_token
-        return HubSource(self._http(reach.also([endpoint])), endpoint=endpoint, token=token)
+        http = self._http(now.reach.also([endpoint]))
+        return HubSource(http, endpoint=endpoint, token=token, check=now.table.check)
 
     def _bucket(self, access: _Access, reach: Reach) -> Source:
         from cachd.sources.s3 import BucketSource, Keys  # with botocore

@@ -57,12 +57,13 @@ class Bandwidth:
 
         Raises Cancelled as soon as `cut` is. Nobody waits longer than a turn of every other stream takes.
         """
-        if not self._paces:
+        limits = (ALL, scheme, prefix)
+        if self._paces.keys().isdisjoint(limits):
             return wanted
         waiting = _Waiting(self)
         began = time.monotonic()
         with cut.reaches(waiting):
-            count = self._turn((ALL, scheme, prefix), wanted, waiting)
+            count = self._turn(limits, wanted, waiting)
         self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
         return count
 

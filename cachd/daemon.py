@@ -107,8 +107,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         reclaim.keep([model.wish.name for model in config.models])
         status = StatusFiles(store.layout, store.snapshots.changes)
         stack.callback(status.close)  # after the pulls have ended
-        bandwidth = Bandwidth(config.limits, metrics)
-        bandwidth.change(config.limits, sources.table.limits())
+        bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
         streams = Streams(config.streams, changed=metrics.streams.set)
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)

@@ -79,6 +79,29 @@ def test_the_prefixes_that_cover_a_url_are_those_a_naive_matcher_finds_the_longe
     assert found == sorted(covering, key=lambda each: -len(each.path))
 
 
+steps = st.lists(st.sampled_from(["abc", "abd", "abcd", "x", "y.z", "A-1"]), min_size=1, max_size=4).map(
+    tuple
+)
+
+
+@given(st.sampled_from(["hf", "s3", "file"]), st.lists(steps, max_size=8), steps)
+def test_the_prefixes_that_cover_a_name_are_those_a_naive_matcher_finds_the_longest_first(
+    scheme: str, prefixes: list[tuple[str, ...]], name: tuple[str, ...]
+) -> None:
+    def form(parts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(p.lower() for p in parts) if scheme == "hf" else parts
+
+    most = 2 if scheme == "hf" else 4
+    usable = [
+        p for p in prefixes if len(p) <= most and not (scheme == "s3" and (len(p[0]) < 3 or p[0] == "A-1"))
+    ]
+    start = "file:///" if scheme == "file" else f"{scheme}://"
+    table = Prefixes({Prefix.parse(start + "/".join(p)): form(p) for p in usable})
+    found = [each for _, each in table.covering(start + "/".join(name))]
+    wanted = {form(p) for p in usable if form(name)[: len(p)] == form(p)}
+    assert found == sorted(wanted, key=lambda each: -len(each))
+
+
 @given(st.text(max_size=40), st.sampled_from(["hf://", "s3://", "https://", "http://", "file:///", ""]))
 def test_any_text_is_a_prefix_or_is_refused_with_a_reason(text: str, scheme: str) -> None:
     with suppress(Invalid):

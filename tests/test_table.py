@@ -86,6 +86,13 @@ def test_a_fault_is_told_with_file_line_and_key(tmp_path: Path, text: str, reaso
     assert "hunter2" not in refusal.value.detail
 
 
+def test_the_table_may_stand_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "CACHD_SOURCES", "[{prefix: hf://, allow: [good/]}, {prefix: s3://bucket/, limit: 5MB}]"
+    )
+    assert [str(entry.prefix) for entry in load().sources] == ["hf://", "s3://bucket/"]
+
+
 def test_a_digest_that_is_none_is_refused_in_the_option_too(tmp_path: Path) -> None:
     (tmp_path / "it.yaml").write_text("refuse: ['*.bin', 'sha256:12']\n")
     with pytest.raises(Invalid, match="sha256 digest"):
@@ -199,10 +206,8 @@ def test_cachd_sources_says_what_holds_for_a_ref_and_which_line_says_so(node: No
     assert told["files"] == {"refuse": ["*.bin"], "allow": []}
     refused = running.cli("sources", "org/private")
     assert (refused.returncode, "is refused" in refused.stdout) == (5, True)
-    other = running.cli("sources", "s3://bucket/x/")
-    assert "3000000" in other.stdout
-    every = running.cli("sources")
-    assert "hf://org/" in every.stdout
+    other = {c["column"]: c for c in running.ask("GET", "/v1/sources?ref=s3://bucket/x/").document["columns"]}
+    assert other["limit"]["value"] == 3_000_000
     assert running.ask("GET", "/v1/sources?ref=gpt2").status == 400
     options = running.cli("options", "--effective", "--config", str(running.config)).stdout
     assert f"endpoint={hub.url}" in options

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Self
 
-from cachd.errors import Forbidden, Invalid
+from cachd.errors import Invalid
 from cachd.model.digest import Digest
 from cachd.model.name import check_path
 
@@ -53,6 +53,11 @@ class File:
         if type(self.size) is not int or self.size < 0:
             raise Invalid(f"{self.path}: {self.size!r:.40} is not a size in bytes", code="bad_manifest")
         object.__setattr__(self, "blob", self._blob())
+
+    @property
+    def sha256(self) -> Digest | None:
+        """The sha256 of its content, as far as it is known without reading it."""
+        return next((d for d in (self.digest, self.blob) if d and d.algorithm == "sha256"), None)
 
     def _blob(self) -> Digest:
         if self.digest is not None and self.digest.names_content:
@@ -146,16 +151,6 @@ class Manifest:
                 mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
-
-    def check_without(self, refused: tuple[str, ...]) -> None:
-        """Raises Forbidden, naming files, when some match patterns that the operator refuses."""
-        found = [f.path for f in self.files if matches(f.path, refused)]
-        if found:
-            raise Forbidden(
-                f"{self.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
-                code="file_refused",
-                mend="leave them out with exclude; `refuse` in the daemon's options says which",
-            )
 
     def as_document(self) -> dict[str, object]:
         """The manifest as JSON members, read back by `from_document`."""

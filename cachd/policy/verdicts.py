@@ -46,10 +46,6 @@ class Verdicts:
         """Whether a rule that names more than a scheme allows what is at `base`."""
         return any(rule.is_allowed for prefix, rule in self._rules.covering(base) if prefix.steps)
 
-    def split(self, base: str) -> bool:
-        """Whether a rule is about a part of what is below a ref's base."""
-        return self._rules.are_below(base)
-
     def check_request(self, url: SplitResult) -> None:
         """Raises Forbidden for the URL of a request, or of a redirect, on a host that an entry refuses.
 

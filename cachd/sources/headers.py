@@ -23,16 +23,14 @@ _OURS = re.compile(
 class HeadersFile:
     """Extra headers of one origin, such as Authorization. Their values are never shown."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
 
     def read(self) -> Mapping[str, str]:
-        """The headers as they are now; none where there is no file.
+        """The headers as they are now.
 
         Raises Invalid, which names the line and no value, for a file that cannot be read or sent.
         """
-        if self._file is None:
-            return {}
         try:
             text = files.content(self._file, at_most=LONGEST_BYTES).decode("ascii")
         except (OSError, UnicodeDecodeError) as error:

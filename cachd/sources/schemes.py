@@ -13,7 +13,6 @@ from typing import Any
 
 from cachd.model import Ref
 from cachd.policy.reach import Reach
-from cachd.sources.headers import HeadersFile
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
@@ -37,7 +36,6 @@ class _Access:
     credentials: Path | None = None
     profile: str | None = None
     instance_role: bool = False
-    headers_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,9 @@ class Sources:
             return now.made[access]
 
     def _access(self, table: Table, ref: Ref) -> _Access:
-        held = {column: each.value for column, each in table.held(ref.base).items()}
-        if ref.scheme == "file":
-            return _Access("file")
         if ref.scheme not in ("hf", "s3"):
-            return _Access("web", headers_file=held.get("headers_file"))
+            return _Access("file" if ref.scheme == "file" else "web")
+        held = {column: each.value for column, each in table.held(ref.base).items()}
         options: dict[str, dict[str, str | None]] = {
             "hf": {"endpoint": self._hf_endpoint},
             "s3": {"endpoint": self._s3_endpoint_url, "region": self._s3_region},
@@ -117,7 +113,7 @@ class Sources:
             return self._bucket(access, now.reach)
         if access.scheme == "file":
             return ShareSource(now.reach, stall_seconds=self._stall_seconds)
-        return WebSource(self._http(now.reach), HeadersFile(access.headers_file))
+        return WebSource(self._http(now.reach), now.table.headers)
 
     def _hub(self, access: _Access, now: _InForce) -> Source:
         from cachd.sources.huggingface import HubSource  # with huggingface_hub

@@ -5,17 +5,18 @@ What no entry sets is as the options of the whole daemon say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from cachd.errors import Forbidden, Invalid
-from cachd.model import Digest, File, Manifest, Ref, matches
+from cachd.model import Digest, File, Manifest, matches
 from cachd.policy.prefixes import Prefix, Prefixes
 from cachd.policy.reach import Reach
 from cachd.policy.verdicts import Rule, Verdicts
 from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern
+from cachd.sources.headers import HeadersFile
 
 _NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
 
@@ -44,6 +45,8 @@ class Table:
     ) -> None:
         self.entries, refuse = tuple(entries), tuple(refuse)
         self._prefixes = Prefixes({e.prefix: (number, e) for number, e in enumerate(self.entries)})
+        self._limits = Prefixes({e.prefix: e.limit for e in self.entries if e.limit is not None})
+        self._headers = Prefixes({e.prefix: e.headers_file for e in self.entries if e.headers_file})
         rules = _rules(self.entries)
         self._verdicts = Verdicts(rules)
         self._doors = Prefixes(_doors(self.entries, rules, endpoints))
@@ -67,19 +70,27 @@ class Table:
 
     def check_files(self, manifest: Manifest) -> None:
         """Raises Forbidden for files that may not be pulled: by pattern, by place, by digest."""
-        refused, allowed = self.patterns(manifest.base)
-        manifest.check_without(refused)
-        others = [f.path for f in manifest.files if allowed and not matches(f.path, allowed)]
-        if self._verdicts.split(manifest.base):
-            others += [f.path for f in manifest.files if self._verdicts.refusal(f.origin)]
-        if others:
+        found = [file.path for file in self._refused_files(manifest)]
+        if found:
             raise Forbidden(
-                f"{manifest.base} has {len(others)} files that sources does not allow:"
-                f" {', '.join(others[:5])}",
+                f"{manifest.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
                 code="file_refused",
-                mend=f"leave them out with exclude; cachd sources {manifest.base} shows what is allowed",
+                mend=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
             )
         self.check_digests(manifest)
+
+    def _refused_files(self, manifest: Manifest) -> Iterator[File]:
+        is_split = self._prefixes.are_below(manifest.base)  # then each file is looked at by its own place
+        refused, allowed = self.patterns(manifest.base)
+        for file in manifest.files:
+            if is_split:
+                refused, allowed = self.patterns(file.origin)
+            if (
+                matches(file.path, refused)
+                or (allowed and not matches(file.path, allowed))
+                or (is_split and self._verdicts.refusal(file.origin))
+            ):
+                yield file
 
     def check_digests(self, manifest: Manifest) -> None:
         """Raises Forbidden when the model, or one of its files, has a digest that is refused."""
@@ -98,9 +109,8 @@ class Table:
         if len(manifest.revision) == 64 and Digest("sha256", manifest.revision) in self.refused:
             return "", Digest("sha256", manifest.revision)
         for file in manifest.files:
-            for digest in filter(None, (file.digest, file.blob)):
-                if digest in self.refused:
-                    return file.path, digest
+            if file.sha256 in self.refused:
+                return file.path, file.sha256
         return None
 
     def patterns(self, base: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -117,7 +127,7 @@ class Table:
     # --- how it is asked for ---
 
     def held(self, base: str) -> dict[str, Held]:
-        """The columns that entries set for a ref's base.
+        """The columns that entries set for a ref's base, or for a file's origin.
 
         Credentials belong to the endpoint that they were given for: an entry that names an endpoint takes
         none of a shorter one.
@@ -134,10 +144,14 @@ class Table:
         """Bytes a second, by the text of the prefix."""
         return {entry.prefix.text: entry.limit for entry in self.entries if entry.limit}
 
-    def limited_by(self, ref: Ref) -> str:
-        """The prefix whose limit holds for a ref; empty when there is none."""
-        held = self.held(ref.base).get("limit")
-        return held.by.text if held and held.value else ""
+    def limited_by(self, origin: str) -> str:
+        """The prefix whose limit holds for a file; empty when there is none."""
+        return next((prefix.text for prefix, rate in self._limits.covering(origin) if rate), "")
+
+    def headers(self, url: str) -> Mapping[str, str]:
+        """What an entry wants sent with a request for `url`. Raises Invalid when it cannot be read."""
+        file = next((file for _, file in self._headers.covering(url)), None)
+        return HeadersFile(file).read() if file else {}
 
     def reach(self, allow: Iterable[str]) -> Reach:
         """What requests may reach: `allow`, what entries allow of hosts and shares, less what they refuse."""

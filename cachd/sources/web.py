@@ -8,6 +8,7 @@ import hashlib
 import re
 import threading
 import uuid
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from urllib.parse import unquote
@@ -16,23 +17,21 @@ from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, check_count, quoted
 from cachd.sources import sums
 from cachd.sources.connection import Response
-from cachd.sources.headers import HeadersFile
 from cachd.sources.http import Http, Target
 from cachd.sources.source import Cut
 
 _ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
-_NO_HEADERS = HeadersFile(None)
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
 class WebSource:
     """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530).
 
-    `headers` are sent to the server that is asked, and to no other that it redirects to.
+    `headers` gives what is sent with a request for a URL: to its server, and to no other that it leads to.
     """
 
-    def __init__(self, http: Http, headers: HeadersFile = _NO_HEADERS) -> None:
+    def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
         self._http, self._headers = http, headers
 
     def resolve(self, ref: Ref) -> Manifest:
@@ -45,7 +44,7 @@ class WebSource:
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         validator = None if (file.validator or "").startswith("once:") else file.validator
-        target = Target(file.origin, file.size, self._headers.read(), validator)
+        target = Target(file.origin, file.size, self._headers(file.origin), validator)
         return self._http.open(target, extent, cut)
 
     def anew(self) -> None:
@@ -55,7 +54,7 @@ class WebSource:
     def _resolve_directory(self, ref: Ref) -> Manifest:
         url = ref.base + sums.NAME
         try:
-            listing = self._http.read(url, at_most=sums.LONGEST_BYTES, secrets=self._headers.read())
+            listing = self._http.read(url, at_most=sums.LONGEST_BYTES, secrets=self._headers(url))
         except NotFound as error:
             raise NotFound(
                 f"{ref.base} has no {sums.NAME}",
@@ -83,7 +82,7 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, url: str, path: str, digest: Digest | None) -> File:
-        head = self._http.head(url, secrets=self._headers.read())
+        head = self._http.head(url, secrets=self._headers(url))
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
             raise Unavailable(

@@ -60,10 +60,6 @@ class ContentStore:
         with durable.disk_errors(path):
             return path.read_bytes()
 
-    def sha256_of(self, file: File) -> Digest | None:
-        """The sha256 of a file's content, as far as it is known without reading it."""
-        return next((d for d in (file.digest, file.blob) if d and d.algorithm == "sha256"), None)
-
     def computed_sha256(self, file: File) -> Digest:
         """The sha256 of a blob that is here, read for it. Raises DiskFailed."""
         path = self.path(file.blob)

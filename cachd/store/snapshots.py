@@ -284,16 +284,17 @@ class Snapshots:
         return self._content.empty(moved)
 
     def withdraw_refused(
-        self, is_refused: Callable[[Manifest], bool]
-    ) -> tuple[list[tuple[Snapshot, Manifest]], bool]:
-        """Take every name of a refused snapshot away, whoever protects it; the names, and what they led to.
+        self, is_refused: Callable[[Manifest], bool], *, among: Collection[str] | None = None
+    ) -> tuple[list[tuple[Snapshot, Manifest]], set[str]]:
+        """Take every name of a refused snapshot away, whoever protects it; the names with what they led to,
+        and the snapshots that stay for the pods that hold them.
 
-        What pods hold or have open stays for them, and is said so: nothing leads there any more, and called
-        again this removes it once they have ended. No name leads back to it.
+        Nothing leads to these any more, or back; called again, `among` them, this removes what nobody holds
+        now. None: among all.
         """
-        withdrawn, moved, are_held = [], dict[Path, int](), False
+        withdrawn, moved, held = [], dict[Path, int](), set[str]()
         with self._changing, durable.disk_errors(self._layout.root):
-            for name, manifest in list(self._readable()):
+            for name, manifest in list(self._readable(among)):
                 if not is_refused(manifest):
                     continue
                 self.previous.drop(name)
@@ -303,11 +304,11 @@ class Snapshots:
                 withdrawn += [(snapshot, manifest) for snapshot in named]
                 self._addresses.remove(name, manifest.revision)
                 if self.in_use_by(manifest) or not self._is_taken(name):
-                    are_held = True
+                    held.add(name)
                 else:
                     moved |= self._remove(name)
         self._content.empty(moved)
-        return withdrawn, are_held
+        return withdrawn, held
 
     def _withdraw(
         self,
@@ -654,8 +655,10 @@ class Snapshots:
         used = self._used()
         return [p for p in self._recorded() if p.stem not in used]
 
-    def _readable(self) -> Iterator[tuple[str, Manifest]]:
+    def _readable(self, among: Collection[str] | None = None) -> Iterator[tuple[str, Manifest]]:
         for path in self._recorded():
+            if among is not None and path.stem not in among:
+                continue
             try:
                 yield path.stem, self._manifest(path.stem)
             except FileNotFoundError:  # swept meanwhile

@@ -17,20 +17,21 @@ from cachd.sources.source import Cut
 log = structlog.get_logger(__name__)
 
 ALL = "all"
+_NO_PREFIXES: Mapping[str, int] = {}
 
 
 class Bandwidth:
     """Shared by all streams. Without a limit it costs one look."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, prefixes: Mapping[str, int] = _NO_PREFIXES) -> None:
         self._metrics = metrics
         self._anew = threading.Condition()
         self._line = 0  # another one whenever all who wait must stand in line anew
         self._paces: dict[str, Pace] = {}
         self.limits = Limits()
-        self.prefixes: Mapping[str, int] = {}
-        if limits != self.limits:
-            self.change(limits)
+        self.prefixes = _NO_PREFIXES
+        if limits != self.limits or prefixes:
+            self.change(limits, prefixes)
 
     def change(self, limits: Limits, prefixes: Mapping[str, int] | None = None) -> None:
         """Let these limits hold from now on, for those who wait already, too.

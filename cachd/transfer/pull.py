@@ -111,7 +111,7 @@ def _check_contents(manifest: Manifest, means: Means, progress: Progress) -> Non
     if not table.refused:
         return
     for file in manifest.files:
-        if content.sha256_of(file) is None:
+        if file.sha256 is None:
             table.check_digest(file, content.computed_sha256(file))
         if progress.cancelled.is_set():
             raise Cancelled(f"{file.path}: cancelled while it was hashed")
@@ -169,11 +169,16 @@ def _download(
     joined: list[Download] = []
     unfinished: dict[Future[None], File] = {}
 
-    downloads, prefix = means.downloads, means.table().limited_by(wish.ref)
+    downloads, table = means.downloads, means.table()
 
     def join(file: File) -> None:
         download = downloads.join(
-            file, source, share, scheme=wish.ref.scheme, reservation=reservation, prefix=prefix
+            file,
+            source,
+            share,
+            scheme=wish.ref.scheme,
+            reservation=reservation,
+            prefix=table.limited_by(file.origin),
         )
         joined.append(download)
         progress.watch(download)

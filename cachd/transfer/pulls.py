@@ -261,15 +261,17 @@ class Pulls:
             )
         return self._store.snapshots.rollback(name, now=time.time())
 
-    def end_refused(self, check: Callable[[Manifest], None]) -> None:
-        """Let every running pull fail for good whose manifest `check` raises for."""
+    def end_refused(self, check: Callable[[Manifest], None]) -> bool:
+        """Let every running pull fail for good whose manifest `check` raises for; whether one is ending."""
+        are_ending = False
         for running in self.running():
             manifest = running.progress.manifest
             try:
                 check(manifest) if manifest else None
             except CachdError as refusal:
-                running.refusal = refusal
+                running.refusal, are_ending = refusal, True
                 running.progress.cancelled.set()
+        return are_ending
 
     def was_refused(self, wish: Wish, refusal: CachdError) -> None:
         """Tell who asks for a wish why it is not here any more, unless it is pulled again."""

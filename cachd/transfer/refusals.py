@@ -8,7 +8,7 @@ again     while pods still hold a snapshot of it, which keeps its bytes until th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -29,12 +29,14 @@ class Refusals:
 
     def __init__(self, store: Store, pulls: Pulls, table: Callable[[], Table]) -> None:
         self._store, self._pulls, self._table = store, pulls, table
+        self._held: set[str] = set()  # snapshots that pods still hold
+        self._is_over, self._has_failed = True, False
         self._changed, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
 
     def start(self) -> None:
-        """Withdraw what is refused before anybody is answered, and keep looking. Raises DiskFailed."""
-        self._is_held = self._withdraw()
+        """Withdraw what is refused before anybody is answered, and keep looking."""
+        self._try(among=None)
         threads.start([self._thread])
 
     def look(self) -> None:
@@ -49,31 +51,40 @@ class Refusals:
 
     def _run(self) -> None:
         while True:
-            self._changed.wait(_AGAIN_SECONDS if self._is_held else None)
+            is_over = self._is_over and not self._has_failed
+            has_changed = self._changed.wait(None if is_over else _AGAIN_SECONDS)
             if self._stopped:
                 return
             self._changed.clear()
-            try:
-                self._is_held = self._withdraw()
-            except Exception:
-                self._is_held = True
-                log.exception("a refused digest could not be withdrawn")
+            self._try(among=None if has_changed or self._has_failed else self._held)
 
-    def _withdraw(self) -> bool:
-        """Whether pods still hold some of what is refused."""
-        table = self._table()
+    def _try(self, *, among: Collection[str] | None) -> None:
+        self._has_failed = True
+        try:
+            self._withdraw(among=among)
+            self._has_failed = False
+        except CachdError as error:
+            log.warning("refused digests not withdrawn", reason=error.detail)
+        except Exception:
+            log.exception("refused digests not withdrawn, in a way that should not be")
+
+    def _withdraw(self, *, among: Collection[str] | None) -> None:
+        table, content = self._table(), self._store.content
         if not table.refused:
-            return False
-        self._pulls.end_refused(table.check_digests)
-        withdrawn, held = self._store.snapshots.withdraw_refused(lambda m: table.refused_in(m) is not None)
+            self._held, self._is_over = set(), True
+            return
+        are_ending = self._pulls.end_refused(table.check_digests)
+        withdrawn, self._held = self._store.snapshots.withdraw_refused(
+            lambda manifest: table.refused_in(manifest) is not None, among=among
+        )
         for snapshot, manifest in withdrawn:
             refusal = _refusal(table, manifest)
             log.warning("model refused", name=snapshot.name, manifest=manifest.id, reason=refusal.detail)
             self._pulls.was_refused(snapshot.wish, refusal)
         for digest in table.refused:  # what a pull brought, and published not yet
-            self._store.content.drop(digest)
-            self._store.content.drop_ingest(digest)
-        return held or bool(self._pulls.running())
+            content.drop(digest)
+            content.drop_ingest(digest)
+        self._is_over = not (self._held or are_ending)
 
 
 def _refusal(table: Table, manifest: Manifest) -> CachdError:

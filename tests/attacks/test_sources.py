@@ -182,6 +182,23 @@ def test_patterns_of_an_entry_hold_below_its_prefix_alone(engine: Engines, hub: 
     running.pull("hf://other/c", include=("*.json",))
 
 
+def test_patterns_of_a_part_hold_for_a_pull_of_more_than_that(
+    engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys(monkeypatch)
+    with Bucket() as bucket:
+        for key in ("m/a.pt", "m/tenant/b.pt", "m/tenant/c.json", "m/only/d.json", "m/only/e.txt"):
+            bucket.put(key, b"x")
+        entries = [
+            {"prefix": "s3://models/m/tenant/", "refuse": ["*.pt"]},
+            {"prefix": "s3://models/m/only/", "allow": ["*.json"]},
+        ]
+        running = engine(sources=entries, s3_endpoint_url=bucket.url)
+        with pytest.raises(Forbidden, match=r"2 files that this node refuses: only/e\.txt, tenant/b\.pt"):
+            running.pull("s3://models/m/")
+        running.pull("s3://models/m/", exclude=("only/e.txt", "tenant/b.pt"))
+
+
 def test_an_entry_of_a_scheme_alone_opens_no_private_address(engine: Engines, origin: Origin) -> None:
     url = origin.add("/x", b"x")
     running = engine(sources=[{"prefix": "http://", "allow": True}], allow=())
@@ -194,7 +211,7 @@ def test_an_entry_of_a_scheme_alone_opens_no_private_address(engine: Engines, or
 def test_headers_of_a_prefix_reach_no_other_prefix_and_no_other_host(
     engine: Engines, origin: Origin, other: Origin, headers: Path
 ) -> None:
-    """Promised: A header or a key of one prefix reaches no other prefix and no other host."""
+    """Promised: A header or a key of one prefix is sent for no other prefix, and to no other host."""
     for path in ("/private/x", "/privateother/x", "/public/x", "/private/moved"):
         origin.add(path, b"x" * KIB)
     other.add("/away", b"x" * KIB)
@@ -274,7 +291,7 @@ def test_the_credentials_of_a_prefix_go_to_no_endpoint_that_a_longer_one_names(
 def test_keys_of_a_bucket_sign_nothing_for_another_endpoint(
     engine: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Promised: A header or a key of one prefix reaches no other prefix and no other host."""
+    """Promised: A header or a key of one prefix is sent for no other prefix, and to no other host."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     file = tmp_path / "keys"
@@ -351,6 +368,19 @@ def test_the_metadata_service_of_a_machine_is_asked_by_no_pull_that_an_entry_doe
         running.pull("s3://models/m/")
         assert running.ready("m").status == 200
         assert metadata.requests
+
+
+def test_the_role_of_the_machine_is_all_that_an_entry_that_names_it_uses(
+    engine: Engines, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+    with Bucket() as bucket, Metadata() as metadata:
+        bucket.put("m/it", noise(KIB))
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
+        entry = {"prefix": "s3://models/", "endpoint": bucket.url, "instance_role": True}
+        engine(sources=[entry]).pull("s3://models/m/")
+        assert "AKIDENVIRONMENT" not in str(bucket.requests)
 
 
 def test_a_pods_own_token_gets_keys_without_a_switch(

@@ -211,6 +211,7 @@ def serve(loaded: Loaded) -> None:
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
         watched = _Watched(loaded, parts)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: watched.look_again())
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.metrics.watch(
@@ -244,7 +245,7 @@ def serve(loaded: Loaded) -> None:
             log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
             gc.set_threshold(_COLLECT_AFTER)
-            run(app, sock, interrupt=parts.pulls.interrupt, reload=watched.look_again)
+            run(app, sock, interrupt=parts.pulls.interrupt)
         finally:
             prewarm.close()
     log.info("stopped")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -344,3 +346,16 @@ def test_a_limit_set_over_the_api_outlives_a_change_of_the_table(node: Nodes) ->
     running.configure(**{**running.options, "sources": [{"prefix": "hf://", "limit": "5MB"}]})
     until(lambda: running.metric("cachd_limit_bytes_per_second", source="hf://") == 5_000_000)
     assert running.ask("GET", "/v1/limits").document["bytes_per_second"] == 7_000_000
+    running.ask("PUT", "/v1/limits", {"bytes_per_second": "8MB"})
+    assert running.metric("cachd_limit_bytes_per_second", source="hf://") == 5_000_000
+
+
+def test_sighup_takes_the_file_over_though_it_did_not_change(node: Nodes) -> None:
+    running = node()
+
+    def times_read() -> int:
+        return len([entry for entry in running.log if entry.get("event") == "desired models read"])
+
+    assert times_read() == 1
+    os.kill(running.pid, signal.SIGHUP)
+    until(lambda: times_read() == 2)

@@ -39,12 +39,8 @@ class _Server(uvicorn.Server):
         self._interrupt()
 
 
-def run(
-    app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None], reload: Callable[[], None]
-) -> None:
+def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> None:
     """Answer until SIGTERM or SIGINT, then `interrupt` in a thread and let the answers under way end.
-
-    SIGHUP calls `reload`, in the main thread between two of its steps.
 
     uvicorn raises the signal again behind itself: it must not end us there.
     """
@@ -64,7 +60,6 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    signal.signal(signal.SIGHUP, lambda _number, _frame: reload())
     try:
         server.run(sockets=[sock])
     except RuntimeError:  # the loop, all answered, joins its threads by one more, which it may not get

@@ -495,17 +495,22 @@ def test_a_pod_that_holds_a_refused_model_keeps_its_files_and_then_they_go(
 
 
 def test_a_rollback_leads_to_no_refused_snapshot(alone: Callable[..., Ground]) -> None:
+    """Though a pod still holds it."""
     ground = alone()
     node = ground.node
     ground.hub.add("org/model", FILES)
     node.pull("hf://org/model")
     assert node.ready("org--model").status == 200
+    tree = (node.root / "models/org--model").resolve()
     commit = ground.hub.add("org/model", {"config.json": CONFIG})
-    node.pull("hf://org/model", refresh=True)
-    until(lambda: (node.ready("org--model", wait=0).document or {}).get("revision") == commit)
-    node.configure(**{**node.options, "refuse": [digest(WEIGHTS)]})
+    with (node.root / "models/.holds" / tree.name).open("rb"):
+        node.pull("hf://org/model", refresh=True)
+        until(lambda: (node.ready("org--model", wait=0).document or {}).get("revision") == commit)
+        node.configure(**{**node.options, "refuse": [digest(WEIGHTS)]})
+        until(lambda: node.ask("GET", "/v1/models/org--model").document["previous"] == [])
+        assert node.ask("POST", "/v1/models/org--model/rollback").document["code"] == "no_previous"
+        assert (tree / "model.safetensors").exists()
     until(lambda: not blob_of(node.root, WEIGHTS).exists())
-    assert node.ask("POST", "/v1/models/org--model/rollback").document["code"] == "no_previous"
     assert node.ready("org--model", wait=0).status == 200
 
 

@@ -34,7 +34,6 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
-    ProfileNotFound,
 )
 from botocore.parsers import ResponseParserError
 
@@ -306,7 +305,7 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _by_code(shown, error) from error
-    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, ConfigParseError) as error:
+    except (NoCredentialsError, PartialCredentialsError, ConfigParseError) as error:
         raise Forbidden(
             f"no credentials for {shown}",
             code="source_unauthorized",

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from cachd.store.layout import Layout
 from cachd.store.protection import is_open
 
 log = structlog.get_logger(__name__)
+
+_READ_BYTES = 1 << 20
 
 
 class ContentStore:
@@ -60,11 +62,14 @@ class ContentStore:
         with durable.disk_errors(path):
             return path.read_bytes()
 
-    def computed_sha256(self, file: File) -> Digest:
-        """The sha256 of a blob that is here, read for it. Raises DiskFailed."""
-        path = self.path(file.blob)
+    def computed_sha256(self, file: File, go_on: Callable[[], None]) -> Digest:
+        """The sha256 of a blob that is here, read for it. Raises DiskFailed, and what `go_on` raises."""
+        path, found = self.path(file.blob), hashlib.sha256()
         with durable.disk_errors(path), open(path, "rb") as opened:
-            return Digest("sha256", hashlib.file_digest(opened, "sha256").hexdigest())
+            while content := opened.read(_READ_BYTES):
+                found.update(content)
+                go_on()
+        return Digest("sha256", found.hexdigest())
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""

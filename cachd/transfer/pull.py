@@ -97,7 +97,7 @@ def _pull_once(
     try:
         means.table().check_digests(manifest)
     except CachdError:  # refused since it was looked at, and perhaps since all models were
-        store.snapshots.withdraw(wish.name, force=True)
+        store.snapshots.withdraw_refused(lambda _: True, among={manifest.id})
         raise
     return snapshot
 
@@ -108,13 +108,14 @@ def _check_contents(manifest: Manifest, means: Means, progress: Progress) -> Non
     Such files are hashed once more, and only while digests are refused.
     """
     table, content = means.table(), means.store.content
-    if not table.refused:
-        return
-    for file in manifest.files:
-        if file.sha256 is None:
-            table.check_digest(file, content.computed_sha256(file))
+
+    def go_on() -> None:
         if progress.cancelled.is_set():
-            raise Cancelled(f"{file.path}: cancelled while it was hashed")
+            raise Cancelled(f"{manifest.base}: cancelled while its files were hashed")
+
+    for file in manifest.files if table.refused else ():
+        if file.sha256 is None:
+            table.check_digest(file, content.computed_sha256(file, go_on))
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:

@@ -261,17 +261,15 @@ class Pulls:
             )
         return self._store.snapshots.rollback(name, now=time.time())
 
-    def end_refused(self, check: Callable[[Manifest], None]) -> bool:
-        """Let every running pull fail for good whose manifest `check` raises for; whether one is ending."""
-        are_ending = False
+    def end_refused(self, check: Callable[[Manifest], None]) -> None:
+        """Let every running pull fail for good whose manifest `check` raises for."""
         for running in self.running():
             manifest = running.progress.manifest
             try:
                 check(manifest) if manifest else None
             except CachdError as refusal:
-                running.refusal, are_ending = refusal, True
+                running.refusal = refusal
                 running.progress.cancelled.set()
-        return are_ending
 
     def was_refused(self, wish: Wish, refusal: CachdError) -> None:
         """Tell who asks for a wish why it is not here any more, unless it is pulled again."""
@@ -444,7 +442,11 @@ class Pulls:
             )
         except CachdError as error:
             state = "cancelled" if progress.cancelled.is_set() and not running.refusal else "failed"
-            self._ended(running, state, began, running.refusal or error)
+            error = running.refusal or error
+            if error.code == "refused_digest" and progress.manifest:
+                with suppress(CachdError):  # a sweep tries again
+                    self._store.content.free(progress.manifest)
+            self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)
             internal = CachdError(f"{wish.name}: {type(error).__name__}", mend="see the daemon's log")

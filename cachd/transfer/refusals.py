@@ -30,7 +30,7 @@ class Refusals:
     def __init__(self, store: Store, pulls: Pulls, table: Callable[[], Table]) -> None:
         self._store, self._pulls, self._table = store, pulls, table
         self._held: set[str] = set()  # snapshots that pods still hold
-        self._is_over, self._has_failed = True, False
+        self._has_failed = False
         self._changed, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
 
@@ -51,7 +51,7 @@ class Refusals:
 
     def _run(self) -> None:
         while True:
-            is_over = self._is_over and not self._has_failed
+            is_over = not (self._held or self._has_failed)
             has_changed = self._changed.wait(None if is_over else _AGAIN_SECONDS)
             if self._stopped:
                 return
@@ -71,9 +71,9 @@ class Refusals:
     def _withdraw(self, *, among: Collection[str] | None) -> None:
         table, content = self._table(), self._store.content
         if not table.refused:
-            self._held, self._is_over = set(), True
+            self._held = set()
             return
-        are_ending = self._pulls.end_refused(table.check_digests)
+        self._pulls.end_refused(table.check_digests)
         withdrawn, self._held = self._store.snapshots.withdraw_refused(
             lambda manifest: table.refused_in(manifest) is not None, among=among
         )
@@ -84,7 +84,6 @@ class Refusals:
         for digest in table.refused:  # what a pull brought, and published not yet
             content.drop(digest)
             content.drop_ingest(digest)
-        self._is_over = not (self._held or are_ending)
 
 
 def _refusal(table: Table, manifest: Manifest) -> CachdError:

@@ -561,6 +561,7 @@ def test_a_file_that_its_source_names_by_no_sha256_is_refused_before_it_is_publi
         assert refused(lambda: running.pull(ref, name="it")) == "refused_digest"
     assert running.store.snapshots.get("it") is None
     assert not list((root / "models").glob("it*"))
+    assert not [path for path in (root / ".cachd/blobs").rglob("*") if path.is_file()]
 
 
 def test_the_revision_of_a_model_can_be_refused(engine: Engines, origin: Origin) -> None:

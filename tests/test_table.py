@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cachd.config import Config, load, read
 from cachd.daemon import TAKEN_OVER
 from cachd.effective import effective
-from cachd.errors import Invalid
+from cachd.errors import Forbidden, Invalid
 from cachd.sources.entries import COLUMNS, Entry
 from cachd.sources.table import Table
 from tests.conftest import Engine
@@ -31,6 +32,7 @@ from tests.ground.site import until
 
 KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 120
+README = Path(__file__).parent.parent / "README.md"
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
 
@@ -160,6 +162,36 @@ def test_a_name_that_the_hub_leads_on_to_a_refused_one_is_refused(engine: Engine
         running = engine(hf_endpoint=hub.url, sources=[{"prefix": "hf://", "allow": ["good/"]}])
         with pytest.raises(Exception, match=r"hf://evil/new is refused"):
             running.pull("hf://good/old")
+
+
+def test_the_example_of_the_readme_says_what_its_comments_say() -> None:
+    text = README.read_text().split("## Sources")[1].split("```yaml\n")[1].split("```")[0]
+    config = Config.model_validate(yaml.load(text, yaml.BaseLoader))
+    example = Table(config.sources, refuse=config.refuse)
+    for ref in (
+        "hf://Qwen/x",
+        "hf://mistralai/x",
+        "hf://acme/x",
+        "s3://any/x/",
+        "https://artifacts.acme.example/models/x/",
+    ):
+        assert example.check(ref) is None
+    for ref in (
+        "hf://evil/x",
+        "hf://qwenother/x",
+        "https://other.example/x",
+        "https://artifacts.acme.example/x",
+    ):
+        with pytest.raises(Forbidden):
+            example.check(ref)
+    assert {name: str(each.value) for name, each in example.held("s3://acme-models/x/").items()} == {
+        "endpoint": "https://minio.storage.svc:9000",
+        "region": "us-east-1",
+        "credentials": "/etc/cachd/minio",
+        "limit": "500000000",
+    }
+    assert set(example.held("s3://any/x/")) == {"instance_role"}
+    assert len(example.refused) == 1
 
 
 # --- it is shown ---

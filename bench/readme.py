@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cachd import config
 from cachd.metrics import MEASURED, Metrics
+from cachd.sources import entries
 from tests import refs
 
 PROJECT = Path(__file__).parent.parent
@@ -22,6 +23,7 @@ def rendered(text: str) -> str:
     parts = {
         "refs": refs.table(),
         "options": options(),
+        "sources": sources(),
         "metrics": metrics(),
         "measurements": measurements(),
     }
@@ -37,6 +39,11 @@ def options() -> str:
         f"| `{key}` | `{env}` | {_code(default)} | {text} |" for key, env, default, text in config.table()
     ]
     return "\n".join(["| Key | Environment | Default | Meaning |", "|---|---|---|---|", *rows])
+
+
+def sources() -> str:
+    rows = [f"| `{column}` | {schemes} | {text} |" for column, schemes, text in entries.columns()]
+    return "\n".join(["| Column | Of | What it says |", "|---|---|---|", *rows])
 
 
 def metrics() -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
 import typer
 from rich.filesize import decimal
@@ -468,6 +469,23 @@ def options(
     _print(document, output, lambda: terminal.show_table(("KEY", "ENV", "DEFAULT", "MEANING"), rows))
 
 
+@app.command(epilog="Example: cachd sources org/model")
+def sources(
+    ref: Annotated[str | None, typer.Argument(help="typed as for cachd pull; none: every entry")] = None,
+    server: Server = SERVER,
+    output: Form = Output.text,
+) -> None:
+    """Say what holds for a ref: whether it may be pulled, and each column with the entry that sets it.
+
+    Exit code 5 when it is refused. Without a ref: every entry of `sources`.
+    """
+    path = "/v1/sources" + (f"?{urlencode({'ref': ref})}" if ref else "")
+    found = _ask(server, None, lambda client: client.get(path))
+    _print(found, output, lambda: terminal.show_sources(found))
+    if found.get("verdict") == "refused":
+        raise typer.Exit(EXIT_BY_ERROR[errors.Forbidden])
+
+
 @app.command(epilog="Example: cachd version")
 def version() -> None:
     """Print the version."""
@@ -649,7 +667,7 @@ async def _follow(
 
 async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> None:
     """For `seconds`, or until a running pull has ended."""
-    if model["state"] in ("ready", "failed", "cancelled", "damaged"):
+    if model["state"] in ("ready", "failed", "cancelled", "damaged", "refused"):
         await asyncio.sleep(seconds)
         return
     with suppress(CachdError):  # the next document says why it is not ready

@@ -37,12 +37,14 @@ from cachd.settings.types import (
     ProxyUrl,
     Rates,
     Reachable,
+    Refusals,
     Room,
     RoomOrAuto,
     Several,
     Strings,
     Word,
 )
+from cachd.sources.entries import MOST_ENTRIES, Entry, doubled
 from cachd.sources.trust import Authorities
 
 _MOST_FINDINGS = 50
@@ -98,13 +100,21 @@ class Config(BaseModel):
     )
     allow: Reachable = Field(
         (),
-        description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach",
+        description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach;"
+        " re-read with the file",
     )
     trust_claimed_digests: bool = Field(
         False, description="let a source share a file that is here by listing its sha256, with no proof"
     )
-    refuse: Strings = Field(
-        (), description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused"
+    refuse: Refusals = Field(
+        (),
+        description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused; and"
+        " digests, sha256:…, that are withdrawn wherever they are; re-read with the file",
+    )
+    sources: Annotated[tuple[Entry, ...], Several] = Field(
+        (),
+        max_length=MOST_ENTRIES,
+        description="what belongs to a prefix, such as hf://org/; re-read with the file",
     )
     streams: int = Field(
         32,
@@ -234,6 +244,9 @@ class Config(BaseModel):
         return Limits.of(self.limit_bytes_per_second, self.source_limits.items())
 
 
+_ENTRIES: Mapping[str, type[BaseModel]] = {"models": Model, "sources": Entry}
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The options in force, who gave each that was given, and the content of the file they were read from."""
@@ -242,6 +255,11 @@ class Loaded:
     settings: Mapping[str, Setting]
     flags: Mapping[str, object]
     content: bytes
+    file: ConfigFile | None = None
+
+    def place(self, *loc: str | int) -> str:
+        """Where a part of an option's value stands; empty when nobody gave it."""
+        return str(_place(loc, self.settings, self.file))
 
     def again(self) -> Loaded:
         """The options as the environment and the file have them now. Raises Invalid."""
@@ -252,7 +270,7 @@ class Loaded:
         config = self.config.model_copy(update={key: getattr(now.config, key) for key in keys})
         kept = {key: setting for key, setting in self.settings.items() if key not in keys}
         taken = {key: setting for key, setting in now.settings.items() if key in keys}
-        return Loaded(config, kept | taken, self.flags, now.content)
+        return Loaded(config, kept | taken, self.flags, now.content, now.file)
 
     def differs_from(self, other: Loaded) -> list[str]:
         """The keys whose values are others there."""
@@ -274,9 +292,10 @@ def read(**flags: object) -> Loaded:
     findings, more = list(file.findings) if file else [], 0
     try:
         config = Config.model_validate({name: setting.value for name, setting in given.items()})
-        findings += _same_names(config.models, given, file) + _wrong_files(config, given)
+        findings += _same_names(config.models, given, file) + _same_prefixes(config.sources, given, file)
+        findings += _wrong_files(config, given)
         if not findings:
-            return Loaded(config, given, flags, file.content if file else b"")
+            return Loaded(config, given, flags, file.content if file else b"", file)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         findings += [_finding(dict(fault), given, file) for fault in faults[:_MOST_FINDINGS]]
@@ -294,9 +313,9 @@ def _refusal(findings: list[Finding], more: int) -> Invalid:
 def _finding(fault: Mapping[str, Any], given: Mapping[str, Setting], file: ConfigFile | None) -> Finding:
     """One error that pydantic found, in our own words."""
     loc = fault["loc"]
-    of_model = loc[0] == "models" and len(loc) > 2
-    fields = Model.model_fields if of_model else Config.model_fields
-    field = fields.get(str(loc[2 if of_model else 0]))
+    entry = _ENTRIES.get(str(loc[0])) if len(loc) > 2 else None
+    fields = (entry or Config).model_fields
+    field = fields.get(str(loc[2 if entry else 0]))
     reason = sentence(fault, fields, _wanted(field) if field else "")
     return Finding(_place(loc, given, file), key_of(loc), reason)
 
@@ -327,6 +346,17 @@ def _same_names(
             loc = ("models", number)
             reason = f"models[{first[name]}] is named {name}, too: give each a name of its own"
             findings.append(Finding(_place(loc, given, file), key_of(loc), reason))
+    return findings
+
+
+def _same_prefixes(
+    entries: Iterable[Entry], given: Mapping[str, Setting], file: ConfigFile | None
+) -> list[Finding]:
+    """Prefixes that two entries have."""
+    findings = []
+    for first, second in doubled(entries):
+        loc = ("sources", second, "prefix")
+        findings.append(Finding(_place(loc, given, file), key_of(loc), f"stands in sources[{first}], too"))
     return findings
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -23,18 +24,18 @@ from cachd import __version__, files
 from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
-from cachd.effective import effective
+from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
-from cachd.model import Share
+from cachd.model import HUB_HOSTS, Share, Typed
 from cachd.policy.proxy import Proxies
-from cachd.policy.reach import Reach
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
+from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
@@ -45,6 +46,7 @@ from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pull import Means
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.refusals import Refusals
 from cachd.transfer.resolves import Resolves
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.streams import Streams
@@ -69,6 +71,8 @@ class Parts:
     scrubs: Scrubs
     warms: Warms
     status: StatusFiles
+    sources: Sources
+    refusals: Refusals
 
 
 @contextmanager
@@ -105,14 +109,14 @@ def assembled(config: Config) -> Iterator[Parts]:
         reclaim.keep([model.wish.name for model in config.models])
         status = StatusFiles(store.layout, store.snapshots.changes)
         stack.callback(status.close)  # after the pulls have ended
-        bandwidth = Bandwidth(config.limits, metrics)
+        bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
         streams = Streams(config.streams, changed=metrics.streams.set)
         engine = Engine(streams, bandwidth, metrics, retries=config.retries)
         stack.callback(engine.close)
         downloads = Downloads(store.content, engine)
         resolves = Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds)
         stack.callback(resolves.close)
-        means = Means(store, reclaim, downloads, resolves, config.refuse)
+        means = Means(store, reclaim, downloads, resolves, lambda: sources.table)
         pulls = Pulls(means, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
         stack.callback(pulls.close)
         sweeps = Sweeps(
@@ -133,7 +137,12 @@ def assembled(config: Config) -> Iterator[Parts]:
         stack.callback(scrubs.close)
         warms = Warms(store, metrics)
         stack.callback(warms.close)
-        yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status)
+        refusals = Refusals(store, pulls, lambda: sources.table)
+        stack.callback(refusals.close)
+        refusals.start()
+        yield Parts(
+            store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status, sources, refusals
+        )
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -172,7 +181,8 @@ def build_sources(config: Config) -> Sources:
     )
     return Sources(
         http,
-        Reach(config.allow),
+        config.allow,
+        _table(config),
         s3_authorities=_authorities(config.s3_ca_file) if config.s3_ca_file else authorities,
         stall_seconds=config.stall_seconds,
         hf_endpoint=config.hf_endpoint,
@@ -180,6 +190,14 @@ def build_sources(config: Config) -> Sources:
         s3_endpoint_url=config.s3_endpoint_url,
         s3_region=config.s3_region,
     )
+
+
+def _table(config: Config) -> Table:
+    endpoints = {
+        "hf": (config.hf_endpoint, *(f"https://{host}" for host in HUB_HOSTS)),
+        "s3": (config.s3_endpoint_url,) if config.s3_endpoint_url else (),
+    }
+    return Table(config.sources, refuse=config.refuse, endpoints=endpoints)
 
 
 def _authorities(file: Path | None) -> Authorities:
@@ -192,10 +210,12 @@ def serve(loaded: Loaded) -> None:
     from cachd.api.server import run
 
     config = loaded.config
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _listening(config.listen) as sock:
         watched = _Watched(loaded, parts)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: watched.look_again())
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.metrics.watch(
@@ -214,6 +234,7 @@ def serve(loaded: Loaded) -> None:
             status=parts.status,
             required=prewarm.required,
             options=watched.as_document,
+            sources=watched.holding,
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
@@ -297,7 +318,10 @@ def _listening(listen: str) -> Iterator[socket.socket]:
 
 # Options that hold as soon as the file has them; all others wait for the next start.
 TAKEN_OVER = frozenset(
-    ("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free", "reserve_inodes")
+    (
+        *("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free"),
+        *("reserve_inodes", "allow", "refuse", "sources"),
+    )
 )
 
 
@@ -314,14 +338,20 @@ class _Watched:
         self._is_first = True
         self._refusal: CachdError | None = None
         self._waiting: list[str] = []
+        self._is_asked = False
+
+    def look_again(self) -> None:
+        """Take the file over at the next look, changed or not. May come from a signal."""
+        self._is_asked = True
 
     def look(self) -> Iterable[Desired] | None:
         path = self._in_force.config.config
         content = _content(path) if path else b""
-        if content == self._seen and not self._is_first:
+        is_asked, self._is_asked = self._is_asked, False
+        if content == self._seen and not self._is_first and not is_asked:
             return None
         try:
-            if content != self._seen:
+            if content != self._seen or is_asked:
                 self._seen = content
                 self._take_over(self._in_force.again())
         except CachdError as error:
@@ -338,9 +368,15 @@ class _Watched:
 
     def _take_over(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, TAKEN_OVER)
-        _set_bounds(self._parts.store, after.config)
-        if after.config.limits != before:  # else what was set over the API since then stays
-            self._parts.bandwidth.change(after.config.limits)
+        parts = self._parts
+        _set_bounds(parts.store, after.config)
+        table = _table(after.config)
+        parts.sources.change(after.config.allow, table)
+        parts.refusals.look()
+        # What was set over the API stays, unless the file's limits changed.
+        limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
+        if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):
+            parts.bandwidth.change(limits, table.limits())
         self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
         if self._waiting:
             log.warning("options of the file wait for a restart", options=self._waiting)
@@ -363,6 +399,12 @@ class _Watched:
                 "error": error.as_document() if error else None,
             },
         }
+
+    def holding(self, typed: str | None) -> dict[str, object]:
+        """The entries of `sources` in force; or what holds for a ref. Raises Invalid for what is none."""
+        if typed is None:
+            return {"sources": entries(self._in_force)}
+        return holding(self._in_force, self._parts.sources.table, Typed.parse(typed).ref)
 
 
 def _content(path: Path) -> bytes:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachd.config import Config, Loaded, Model
-from cachd.model import Limits, Share
+from cachd.errors import Forbidden
+from cachd.model import SCHEMES, Limits, Ref, Share
 from cachd.settings.given import Giver
+from cachd.sources.entries import COLUMNS, schemes_of
 from cachd.sources.secrets import HubToken
+from cachd.sources.table import Held, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,65 @@ def effective(loaded: Loaded, limits: Limits | None = None) -> list[Effective]:
     ]
 
 
+def entries(loaded: Loaded) -> list[dict[str, object]]:
+    """The entries of `sources`: the columns that each sets, and where each of them stands."""
+    return [
+        {
+            "prefix": str(entry.prefix),
+            "columns": {name: _plain(value) for name, value in entry.set_columns()},
+            "where": {name: loaded.place("sources", n, name) for name, _ in entry.set_columns()},
+        }
+        for n, entry in enumerate(loaded.config.sources)
+    ]
+
+
+# The options that hold where no entry sets a column, by scheme.
+_DEFAULTS = {
+    "allow": dict.fromkeys(SCHEMES, "allow"),
+    "refuse": dict.fromkeys(SCHEMES, "refuse"),
+    "endpoint": {"hf": "hf_endpoint", "s3": "s3_endpoint_url"},
+    "region": {"s3": "s3_region"},
+    "credentials": {"hf": "hf_token_file"},
+    "limit": dict.fromkeys(SCHEMES, "source_limits"),
+}
+
+
+def holding(loaded: Loaded, table: Table, ref: Ref) -> dict[str, object]:
+    """What holds for a ref: whether it may be pulled, each column and the entry that sets it, patterns."""
+    refusal = None
+    try:
+        table.check(ref.base)
+        held, (refused, allowed) = table.held(ref.base), table.patterns(ref.base)
+    except Forbidden as error:
+        refusal = error
+        held, refused, allowed = {}, (), ()
+    columns = [name for name in COLUMNS if ref.scheme in schemes_of(name)]
+    return {
+        "ref": str(ref),
+        "verdict": "refused" if refusal else "allowed",
+        "error": refusal.as_document() if refusal else None,
+        "columns": [_column(loaded, name, ref.scheme, held) for name in columns],
+        "files": {"refuse": list(refused), "allow": list(allowed)},
+        "refused_digests": sorted(map(str, table.refused)),
+    }
+
+
+def _column(loaded: Loaded, name: str, scheme: str, held: Mapping[str, Held]) -> dict[str, object]:
+    if own := held.get(name):
+        where = loaded.place("sources", own.number, name)
+        return {"column": name, "value": _plain(own.value), "prefix": str(own.by), "where": where}
+    option = _DEFAULTS.get(name, {}).get(scheme)
+    if option is None or (name == "credentials" and "endpoint" in held):
+        return {"column": name, "value": None, "prefix": None, "where": ""}
+    found = _effective(loaded, option)
+    value = loaded.config.limits.sources.get(scheme) if name == "limit" else found.value
+    return {"column": name, "value": value, "prefix": None, "where": found.where or found.source.value}
+
+
 def _effective(loaded: Loaded, key: str) -> Effective:
     setting = loaded.settings.get(key)
+    if setting is not None and key == "sources":
+        return Effective(key, entries(loaded), setting.giver, str(setting.place))
     if setting is not None:
         return Effective(key, _plain(getattr(loaded.config, key)), setting.giver, str(setting.place))
     if key == "hf_token_file":

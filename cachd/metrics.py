@@ -28,6 +28,7 @@ MODEL_STATES = (
     "failed",
     "cancelled",
     "damaged",
+    "refused",
 )
 MOST_MODELS = 100  # may have a series of their own
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")

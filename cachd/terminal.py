@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -55,10 +55,40 @@ def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 
 def show_options(document: Mapping[str, Any]) -> None:
     """KEY VALUE FROM of the options in force, and what of the configuration file is not."""
-    rows = [(o["key"], _plain(o["value"]), o["where"] or o["source"]) for o in document["options"]]
+    rows = []
+    for option in document["options"]:
+        if option["key"] == "sources" and option["value"]:
+            rows += [
+                ("sources", f"{prefix} {rest}", where) for prefix, rest, where in _entries(option["value"])
+            ]
+        else:
+            rows.append((option["key"], _plain(option["value"]), option["where"] or option["source"]))
     show_table(("KEY", "VALUE", "FROM"), rows)
     for reason in not_in_force(document.get("file") or {}):
         stderr.print(printable(reason), style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_sources(document: Mapping[str, Any]) -> None:
+    """What holds for a ref, or every entry of the table."""
+    if "sources" in document:
+        show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]))
+        return
+    print(f"{document['ref']} is {document['verdict']}")
+    if document["error"]:
+        print(document["error"]["detail"])
+    rows = [
+        (each["column"], _plain(each["value"]), each["prefix"] or "", each["where"])
+        for each in document["columns"]
+    ]
+    show_table(("COLUMN", "VALUE", "PREFIX", "FROM"), rows)
+
+
+def _entries(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    return [
+        (entry["prefix"], f"{column}={_plain(value)}", entry["where"][column])
+        for entry in entries
+        for column, value in entry["columns"].items()
+    ]
 
 
 def not_in_force(file: Mapping[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ ENDS_A_PULL = [
     *(PROJECT / f"cachd/transfer/{name}.py" for name in ("pull", "pulls", "download")),
     *(PROJECT / f"cachd/store/{name}.py" for name in ("content", "space", "ingest", "durable")),
     *(PROJECT / f"cachd/model/{name}.py" for name in ("manifest", "digest", "name")),
-    PROJECT / "cachd/policy/reach.py",
+    *(PROJECT / f"cachd/policy/{name}.py" for name in ("reach", "prefixes", "verdicts")),
     PROJECT / "cachd/foreign.py",
 ]
 REFUSED_BEFORE = {"bad_name", "bad_option"}  # by these modules, but of a request or an option

@@ -114,6 +114,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             status=parts.status,
             required=list,
             options=dict,
+            sources=lambda _ref: {},
             token_file=None,
             allowed_hosts=(),
         )

@@ -330,7 +330,8 @@ def test_the_metadata_service_of_a_machine_is_asked_by_no_proxy(
         env = {"HTTP_PROXY": listener.url, "http_proxy": listener.url, "NO_PROXY": "", "no_proxy": ""}
         env |= {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "HOME": str(tmp_path)}
         for number, proxy in enumerate(({}, {"proxy": "env"})):
-            running = node(f"node{number}", env=env, s3_endpoint_url=bucket.url, retries=0, **proxy)
+            role = {"sources": [{"prefix": "s3://", "instance_role": True}]}
+            running = node(f"node{number}", env=env, s3_endpoint_url=bucket.url, retries=0, **role, **proxy)
             running.pull("s3://models/m/")
             answer = running.ready("m")
             assert answer.status == 200, answer.document

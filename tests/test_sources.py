@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cachd.errors import CachdError, Cancelled, Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import SCHEMES, Digest, Extent, File, Manifest, Ref
+from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.policy.reach import Reach
 from cachd.sources import sums
 from cachd.sources.answers import bare
@@ -35,6 +35,7 @@ from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Body, Cut, NoRanges, Source
+from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from cachd.sources.wire import TlsWire, Wire
@@ -1311,7 +1312,8 @@ def test_a_file_that_may_not_be_read_is_forbidden() -> None:
 def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | None = None) -> Sources:
     return Sources(
         partial(Http, authorities=Authorities()),
-        Reach(["127.0.0.0/8"]),
+        ["127.0.0.0/8"],
+        Table(),
         s3_authorities=Authorities(),
         stall_seconds=PATIENCE_SECONDS,
         hf_endpoint=hf_endpoint,
@@ -1321,13 +1323,16 @@ def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | Non
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_source_is_made_once_however_many_pulls_ask_at_once(scheme: str) -> None:
+REFS = ("hf://org/model", "s3://bucket/x/", "https://host/x", "http://host/x", "file:///share/x")
+
+
+@pytest.mark.parametrize("ref", REFS)
+def test_a_source_is_made_once_however_many_pulls_ask_at_once(ref: str) -> None:
     asked, together = sources(), threading.Barrier(8)
 
     def ask(_: int) -> Source:
         together.wait(PATIENCE_SECONDS)
-        return asked.of(scheme)
+        return asked.of(Ref.parse(ref))
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(ask, range(8)))) == 1

@@ -41,12 +41,14 @@ def create_app(
     status: StatusFiles,
     required: Callable[[], Collection[str]],
     options: Callable[[], dict[str, object]],
+    sources: Callable[[str | None], dict[str, object]],
     token_file: Path | None,
     allowed_hosts: Collection[str],
 ) -> FastAPI:
     """The API over one store and its pulls.
 
-    `required` names the models that /readyz?set=required wants; `options` tells the options in force.
+    `required` names the models that /readyz?set=required wants; `options` tells the options in force,
+    `sources` the entries of that table, or what holds for a ref.
     """
 
     blocking = threads.pool(_THREADS, "api")
@@ -67,7 +69,7 @@ def create_app(
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
-    app.state.status = status
+    app.state.status, app.state.sources = status, sources
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
     app.state.write_token = token = WriteToken(token_file)
     app.include_router(model_routes.router)

@@ -203,12 +203,14 @@ class Models:
         return sorted(ready | damaged | {p.wish.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
-        """`damaged`: it was ready, and its repair does not run or failed."""
+        """`damaged`: it was ready, and its repair does not run or failed. `refused`: a digest of it is."""
         pull = self.pulls.get(name)
         if self.snapshots.get(name):
             return "ready"
         if self.snapshots.suspension(name) and (pull is None or pull.done.done()):
             return "damaged"
+        if pull and pull.error and pull.error.code == "refused_digest":
+            return "refused"
         return pull.progress.state if pull else "unknown"
 
     def failure(self, name: str) -> CachdError | None:

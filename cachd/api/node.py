@@ -43,6 +43,18 @@ async def options(request: Request) -> dict[str, Any]:
     return found
 
 
+@router.get("/v1/sources")
+async def sources(
+    request: Request,
+    ref: Annotated[
+        str | None, Query(max_length=2048, description="typed as for a pull; none: every entry")
+    ] = None,
+) -> dict[str, Any]:
+    """What `sources` says: every entry; or, for a ref, whether it may be pulled and what holds for it."""
+    found: dict[str, Any] = await asyncio.to_thread(request.app.state.sources, ref)
+    return found
+
+
 @router.get("/livez")
 async def livez() -> dict[str, str]:
     """The process lives."""

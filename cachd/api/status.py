@@ -157,9 +157,9 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
         about = _about(known)
     else:
         return None  # it went meanwhile, and is marked again
-    if models.pulls.are_stopping and state not in ("ready", "damaged", "failed"):
+    if models.pulls.are_stopping and state not in ("ready", "damaged", "failed", "refused"):
         state = "queued"  # for the next start
-    failure = models.failure(name) if state in ("damaged", "failed", "cancelled") else None
+    failure = models.failure(name) if state in ("damaged", "failed", "cancelled", "refused") else None
     is_moving = state == "downloading"
     eta = about["eta_seconds"] if is_moving else None
     return {

@@ -2,14 +2,15 @@
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.limits import Limits, Room, Share, room_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
 from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
-from cachd.model.typed import Typed
+from cachd.model.typed import HUB_HOSTS, Typed
 from cachd.model.units import bytes_of, rate_of, room_of, seconds_of, share_of, shown
 
 __all__ = [
+    "HUB_HOSTS",
     "MOST_FILES",
     "NAME_PATTERN",
     "SCHEMES",
@@ -33,6 +34,7 @@ __all__ = [
     "check_path",
     "commit_of",
     "has_invisible",
+    "matches",
     "quoted",
     "rate_of",
     "room_in",

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Self
 
-from cachd.errors import Forbidden, Invalid
+from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.name import check_path
 
@@ -110,6 +110,11 @@ class File:
         return self.digest is not None and self.digest.names_content
 
     @property
+    def known_sha256(self) -> Digest | None:
+        """The sha256 of its content, as far as it is known without reading it: stated, or computed before."""
+        return self.digest if self.is_named_by_content else self.sha256
+
+    @property
     def verified_by(self) -> str:
         """The algorithm by which its bytes are compared with what its source says; `none` without one."""
         return self.digest.algorithm if self.digest else UNVERIFIED
@@ -205,7 +210,7 @@ class Manifest:
         kept = tuple(
             f
             for f in self.files
-            if (not include or _matches(f.path, include)) and not _matches(f.path, exclude)
+            if (not include or matches(f.path, include)) and not matches(f.path, exclude)
         )
         if not kept:
             raise Invalid(
@@ -214,16 +219,6 @@ class Manifest:
                 mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
-
-    def check_without(self, refused: tuple[str, ...]) -> None:
-        """Raises Forbidden, naming files, when some match patterns that the operator refuses."""
-        found = [f.path for f in self.files if _matches(f.path, refused)]
-        if found:
-            raise Forbidden(
-                f"{self.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
-                code="file_refused",
-                mend="leave them out with exclude; `refuse` in the daemon's options says which",
-            )
 
     def as_document(self, hashes: Mapping[str, Digest] = MappingProxyType({})) -> dict[str, object]:
         """The manifest as JSON members, read back by `from_document`. `hashes`: sha256 of files by path."""
@@ -271,7 +266,8 @@ def _file_of_before(told: Mapping[str, Any], base: str) -> File:
     return replace(file, kept=file.digest) if named and file.is_private else file
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path matches one of the patterns, as `Manifest.select` reads them."""
     return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
 
 

@@ -23,7 +23,7 @@ from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
 from cachd.model.name import has_invisible, is_clean, shown
 from cachd.model.ref import SPECIAL_REVISION, Ref, check_characters, hub_location
 
-_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _FILE_PAGES = ("blob", "blame", "raw", "resolve")
 _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", "kernel", "bucket", "model")
 
@@ -60,7 +60,7 @@ class Typed:
 
 
 def _is_hub(address: str) -> bool:
-    return address.partition("/")[0].lower() in _HUB_HOSTS
+    return address.partition("/")[0].lower() in HUB_HOSTS
 
 
 def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
@@ -115,7 +115,7 @@ def _owner_first(text: str, parts: list[str]) -> list[str]:
         )
     if len(parts) < 2 or parts[0] == "models":
         _refuse_one_part(text)
-    if parts[0].lower() in _HUB_HOSTS:
+    if parts[0].lower() in HUB_HOSTS:
         _refuse(text, "names the Hub's host where its owner stands", "write hf://org/model")
     tagged = re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.+-]+)", "/".join(parts[:2]), re.ASCII)
     if tagged:

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from cachd.errors import Forbidden, Invalid
 from cachd.policy.addresses import destination, is_public
+from cachd.policy.verdicts import NO_VERDICTS, Verdicts
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -21,10 +22,12 @@ class Reach:
 
     Public addresses may be reached by https. Private, loopback, link-local and other special addresses,
     plain http and local paths only where an entry covers them. An entry is a network (`10.0.0.0/8`) or a
-    URL prefix (`http://minio.storage:9000/models/`, `file:///mnt/share/`).
+    URL prefix (`http://minio.storage:9000/models/`, `file:///mnt/share/`). `verdicts` may refuse
+    a URL all the same.
     """
 
-    def __init__(self, allow: Iterable[str]) -> None:
+    def __init__(self, allow: Iterable[str], *, verdicts: Verdicts = NO_VERDICTS) -> None:
+        self._verdicts = verdicts
         self._networks = []
         self._prefixes: list[SplitResult] = []
         for entry in allow:
@@ -43,7 +46,7 @@ class Reach:
 
     def also(self, entries: Iterable[str]) -> Self:
         """The same reach with more entries: what the operator configured elsewhere, such as an endpoint."""
-        more = type(self)(entries)
+        more = type(self)(entries, verdicts=self._verdicts)
         more._networks += self._networks
         more._prefixes += self._prefixes
         return more
@@ -53,7 +56,8 @@ class Reach:
         return any(_covers(prefix, url) for prefix in self._prefixes)
 
     def check_url(self, url: SplitResult) -> None:
-        """Raises Forbidden for a scheme other than https, unless a prefix covers it."""
+        """Raises Forbidden for what is refused, and for no https unless a prefix covers it."""
+        self._verdicts.check_request(url)
         if url.scheme == "https" or self.covers(url):
             return
         if url.scheme == "http" and self._networks:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from cachd.errors import Invalid
 from cachd.fields import Rate
-from cachd.model import Scheme, Share, room_of, share_of
+from cachd.model import Digest, Scheme, Share, room_of, share_of
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 from cachd.policy.reach import Reach
 from cachd.settings.file import parse
@@ -73,6 +73,15 @@ def _proxy(value: str) -> str:
     return value
 
 
+def _refusal(item: str) -> str:
+    if item.startswith("sha256:"):
+        try:
+            Digest.parse(item)
+        except Invalid as error:
+            raise ValueError(str(error)) from error
+    return item
+
+
 def _exemption(entry: str) -> str:
     Exemption.parse(entry)
     return entry
@@ -85,6 +94,7 @@ Rates = Annotated[dict[Scheme, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]
 Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Several]
+Refusals = Annotated[tuple[Annotated[str, AfterValidator(_refusal)], ...], Several]
 Exemptions = Annotated[tuple[Annotated[str, AfterValidator(_exemption)], ...], Several]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 Listen = Annotated[str, AfterValidator(_listen)]

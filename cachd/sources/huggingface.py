@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -41,10 +41,14 @@ class HubSource:
     """Models of one Hub. A revision becomes its commit first; every file is then asked for at that commit.
 
     Digests: the LFS sha256 of large files, the git-sha1 of small ones; the Hub publishes one for each.
+    `check` raises Forbidden for a model that may not be pulled: asked of the name that the Hub leads to.
     """
 
-    def __init__(self, http: Http, *, endpoint: str, token: Secret) -> None:
+    def __init__(
+        self, http: Http, *, endpoint: str, token: Secret, check: Callable[[str], None] = lambda _base: None
+    ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
+        self._check = check
         set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
 
     def resolve(self, ref: Ref, cut: Cut) -> Manifest:
@@ -57,6 +61,8 @@ class HubSource:
         )
         with _hub_errors(ref), _asks_over(self._http, cut):
             found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
+            if found.id != ref.location:  # renamed, and led there
+                self._check(f"hf://{found.id}")
             if not found.sha:
                 raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
             if ref.is_pinned and found.sha != ref.revision:

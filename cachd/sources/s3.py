@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import configparser
 import hashlib
 import io
 import os
@@ -12,24 +13,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import botocore
 import botocore.config
 import botocore.loaders
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.credentials import CredentialResolver, SharedCredentialProvider
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    CredentialRetrievalError,
     NoCredentialsError,
     PaginationError,
     PartialCredentialsError,
 )
 from botocore.parsers import ResponseParserError
 
+from cachd import files
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import SMALL, check_json, check_xml, too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
@@ -43,6 +52,7 @@ from cachd.sources.source import Cut
 _ASKED_AT_ONCE = 16
 _METADATA = ("169.254.169.254", "[fd00:ec2::254]")
 _MOST_PAGES = 1000
+_LONGEST_KEYS_BYTES = 64 << 10
 _LINK_SECONDS = 3600
 _SESSION_SECONDS = 300.0
 _SIGN_IN_SECONDS = 60.0
@@ -61,6 +71,23 @@ _CHECKSUMS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where the keys of a bucket are: in a file, in a profile of it or of the AWS files, at the machine's
+    metadata service, or (where none of these is given) where AWS clients look for them.
+
+    The metadata service is never asked but for `instance_role`. `are_none`: requests are not signed.
+    """
+
+    file: Path | None = None
+    profile: str | None = None
+    instance_role: bool = False
+    are_none: bool = False
+
+
+_AS_AWS_CLIENTS = Keys()
+
+
 class _Signed(NamedTuple):
     """A client, the signed address of an object by its origin, and since when (monotonic) it has its keys."""
 
@@ -75,8 +102,10 @@ class BucketSource:
     A COMPOSITE checksum is a digest of part digests and an ETag is no digest at all: neither is believed.
     """
 
-    def __init__(self, http: Http, *, endpoint_url: str | None, region: str | None) -> None:
-        self._http, self._endpoint_url, self._region = http, endpoint_url, region
+    def __init__(
+        self, http: Http, *, endpoint_url: str | None, region: str | None, keys: Keys = _AS_AWS_CLIENTS
+    ) -> None:
+        self._http, self._endpoint_url, self._region, self._keys = http, endpoint_url, region, keys
         self._our_path = _OurPath(http.anywhere())
         self._signing_in = threading.Lock()
         self._asides = Asides(_MOST_LEFT)
@@ -151,13 +180,13 @@ class BucketSource:
         with self._signing_in, self._our_path.until(cut):
             if self._signed is None or self._signed.made < since:
                 made = time.monotonic()
-                client = _session(self._our_path).create_client(
+                client = _session(self._our_path, self._keys).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
                     verify=True,  # botocore refuses an empty AWS_CA_BUNDLE otherwise; `Http` verifies
                     config=botocore.config.Config(
-                        signature_version="s3v4",
+                        signature_version=botocore.UNSIGNED if self._keys.are_none else "s3v4",
                         retries={"total_max_attempts": 1},
                         s3={"addressing_style": "path"} if self._endpoint_url else None,
                     ),
@@ -280,13 +309,33 @@ def _spare_metadata() -> None:
         os.environ["no_proxy"] = ",".join(filter(None, (told, *missing)))
 
 
-def _session(our_path: _OurPath) -> botocore.session.Session:
+def _session(our_path: _OurPath, keys: Keys) -> botocore.session.Session:
     """One that looks for credentials anew, but does not parse the service's model again: 0.1 s of CPU."""
     _spare_metadata()
-    session = botocore.session.get_session()
+    session = botocore.session.Session(profile=keys.profile if keys.file is None else None)
     session.register_component("data_loader", _models())
     session.register("before-send", our_path)
+    if keys.file is not None:
+        only = SharedCredentialProvider(str(keys.file), keys.profile or "default", ini_parser=_profiles)
+        session.register_component("credential_provider", CredentialResolver([only]))
+    elif not keys.instance_role:  # in no way: not by `credential_source` of a profile, either
+        session.set_config_variable("metadata_service_num_attempts", 0)
+    elif keys.profile is None:
+        of_machine = session.get_component("credential_provider").get_provider("iam-role")
+        session.register_component("credential_provider", CredentialResolver([of_machine]))
     return session
+
+
+def _profiles(file: str) -> dict[str, dict[str, str]]:
+    """The profiles of a file of credentials. Raises ConfigParseError, ConfigNotFound."""
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(files.content(Path(file), at_most=_LONGEST_KEYS_BYTES).decode())
+    except OSError as error:
+        raise ConfigNotFound(path=file) from error
+    except (configparser.Error, UnicodeDecodeError):
+        raise ConfigParseError(path=file) from None  # its text quotes lines
+    return {name: dict(parser.items(name)) for name in parser.sections()}
 
 
 @cache
@@ -312,11 +361,18 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _by_code(shown, error) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
+    except (NoCredentialsError, PartialCredentialsError, ConfigParseError) as error:
         raise Forbidden(
             f"no credentials for {shown}",
             code="source_unauthorized",
-            mend="set AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
+            mend="give its entry of `sources` credentials, a profile or instance_role; or set"
+            " AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
+        ) from error
+    except CredentialRetrievalError as error:
+        raise Unavailable(
+            f"{shown}: its credentials cannot be got",
+            code="credentials_failed",
+            mend="check the profile; a role of this machine needs instance_role: true in `sources`",
         ) from error
     except PaginationError as error:
         raise Unavailable(f"{shown}: the listing goes round in a circle", code="origin_protocol") from error

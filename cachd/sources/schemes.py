@@ -1,4 +1,4 @@
-"""One source a scheme, each made when a pull first asks for it.
+"""The source of each ref: of its scheme, and as `sources:` says of its prefix. Made when first asked for.
 
 The clients of the Hub and of S3 take longer to load than the whole daemon to start, and few nodes use both.
 """
@@ -6,15 +6,45 @@ The clients of the Hub and of S3 take longer to load than the whole daemon to st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from cachd.model import Ref
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
 from cachd.sources.share import ShareSource
 from cachd.sources.source import Source
+from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """How refs are asked for: two that are asked for alike have one source.
+
+    `is_own`: an entry names the endpoint, so that the credentials of the options are none of its.
+    """
+
+    scheme: str
+    endpoint: str | None = None
+    is_own: bool = False
+    region: str | None = None
+    credentials: Path | None = None
+    profile: str | None = None
+    instance_role: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    """A table, what requests may reach by it, and the sources made since it holds."""
+
+    table: Table
+    reach: Reach
+    made: dict[_Access, Source]
 
 
 class Sources:
@@ -27,7 +57,8 @@ class Sources:
     def __init__(
         self,
         http: Callable[..., Http],
-        reach: Reach,
+        allow: Iterable[str],
+        table: Table,
         *,
         s3_authorities: Authorities,
         stall_seconds: float,
@@ -36,35 +67,77 @@ class Sources:
         s3_endpoint_url: str | None,
         s3_region: str | None,
     ) -> None:
-        self._http, self._reach = http, reach
+        self._http = http
         self._s3_authorities, self._stall_seconds = s3_authorities, stall_seconds
         self._hf_endpoint, self._hf_token = hf_endpoint, hf_token
         self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
-        self._hf_reach = reach.also([hf_endpoint])
-        self._s3_reach = reach.also([s3_endpoint_url] if s3_endpoint_url else [])
         self._lock = threading.Lock()
-        self._made: dict[str, Source] = {}
+        self.change(allow, table)
+        self._in_force.reach.also(filter(None, (hf_endpoint, s3_endpoint_url)))
 
-    def of(self, scheme: str) -> Source:
-        """The source of a scheme that a Ref can have."""
+    @property
+    def table(self) -> Table:
+        """The entries in force."""
+        return self._in_force.table
+
+    def change(self, allow: Iterable[str], table: Table) -> None:
+        """Let another table hold for what is asked for from now on. Raises Invalid; then nothing changes."""
+        self._in_force = _InForce(table, table.reach(allow), {})
+
+    def of(self, ref: Ref) -> Source:
+        """The source of a ref. Raises Forbidden when the table refuses it."""
+        now = self._in_force
+        now.table.check(ref.base)
+        access = self._access(now.table, ref)
         with self._lock:
-            if scheme not in self._made:
-                self._made[scheme] = self._make(scheme)
-            return self._made[scheme]
+            if access not in now.made:
+                now.made[access] = self._make(access, now)
+            return now.made[access]
 
-    def _make(self, scheme: str) -> Source:
-        if scheme == "hf":
-            from cachd.sources.huggingface import HubSource  # with huggingface_hub
+    def _access(self, table: Table, ref: Ref) -> _Access:
+        if ref.scheme not in ("hf", "s3"):
+            return _Access("file" if ref.scheme == "file" else "web")
+        held = {column: each.value for column, each in table.held(ref.base).items()}
+        options: dict[str, dict[str, str | None]] = {
+            "hf": {"endpoint": self._hf_endpoint},
+            "s3": {"endpoint": self._s3_endpoint_url, "region": self._s3_region},
+        }
+        asked: dict[str, Any] = {**options[ref.scheme], **held}
+        asked = {name: asked[name] for name in _Access.__dataclass_fields__ if name in asked}
+        return _Access(ref.scheme, **asked, is_own="endpoint" in held)
 
-            return HubSource(self._http(self._hf_reach), endpoint=self._hf_endpoint, token=self._hf_token)
-        if scheme == "s3":
-            from cachd.sources.s3 import BucketSource  # with botocore
+    def _make(self, access: _Access, now: _InForce) -> Source:
+        if access.scheme == "hf":
+            return self._hub(access, now)
+        if access.scheme == "s3":
+            return self._bucket(access, now.reach)
+        if access.scheme == "file":
+            return ShareSource(now.reach, stall_seconds=self._stall_seconds)
+        return WebSource(self._http(now.reach), now.table.headers)
 
-            return BucketSource(
-                self._http(self._s3_reach, authorities=self._s3_authorities),
-                endpoint_url=self._s3_endpoint_url,
-                region=self._s3_region,
-            )
-        if scheme == "file":
-            return ShareSource(self._reach, stall_seconds=self._stall_seconds)
-        return WebSource(self._http(self._reach))
+    def _hub(self, access: _Access, now: _InForce) -> Source:
+        from cachd.sources.huggingface import HubSource  # with huggingface_hub
+
+        endpoint = access.endpoint or self._hf_endpoint
+        is_named = access.is_own or access.credentials is not None
+        token = Secret(access.credentials) if is_named else self._hf_token
+        http = self._http(now.reach.also([endpoint]))
+        return HubSource(http, endpoint=endpoint, token=token, check=now.table.check)
+
+    def _bucket(self, access: _Access, reach: Reach) -> Source:
+        from cachd.sources.s3 import BucketSource, Keys  # with botocore
+
+        named = access.credentials or access.profile or access.instance_role
+        return BucketSource(
+            self._http(
+                reach.also([access.endpoint] if access.endpoint else []), authorities=self._s3_authorities
+            ),
+            endpoint_url=access.endpoint,
+            region=access.region,
+            keys=Keys(
+                access.credentials,
+                access.profile,
+                instance_role=access.instance_role,
+                are_none=access.is_own and not named,
+            ),
+        )

@@ -8,6 +8,7 @@ import hashlib
 import re
 import threading
 import uuid
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from urllib.parse import unquote
@@ -25,10 +26,13 @@ _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
 class WebSource:
-    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530)."""
+    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530).
 
-    def __init__(self, http: Http) -> None:
-        self._http = http
+    `headers` gives what is sent with a request for a URL: to its server, and to no other that it leads to.
+    """
+
+    def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
+        self._http, self._headers = http, headers
 
     def resolve(self, ref: Ref, cut: Cut) -> Manifest:
         """See `Source.resolve`."""
@@ -40,7 +44,8 @@ class WebSource:
     def open(self, file: File, extent: Extent, cut: Cut) -> Response:
         """See `Source.open`."""
         validator = None if (file.validator or "").startswith("once:") else file.validator
-        return self._http.open(Target(file.origin, file.size, validator=validator), extent, cut)
+        target = Target(file.origin, file.size, self._headers(file.origin), validator)
+        return self._http.open(target, extent, cut)
 
     def anew(self) -> None:
         """See `Source.anew`."""
@@ -49,7 +54,7 @@ class WebSource:
     def _resolve_directory(self, ref: Ref, cut: Cut) -> Manifest:
         url = ref.base + sums.NAME
         try:
-            listing = self._http.read(url, cut, at_most=sums.LONGEST_BYTES)
+            listing = self._http.read(url, cut, at_most=sums.LONGEST_BYTES, secrets=self._headers(url))
         except NotFound as error:
             raise NotFound(
                 f"{ref.base} has no {sums.NAME}",
@@ -76,7 +81,7 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cut: Cut) -> File:
-        head = self._http.head(url, cut)
+        head = self._http.head(url, cut, secrets=self._headers(url))
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
             raise Unavailable(

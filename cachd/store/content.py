@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import threading
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 _PIECE_BYTES = 64 << 10
 _OWNERS = "owners"
 _MOST_OWNERS = 1000  # of one ingest; whoever comes later has no say in how long it is kept
+_READ_BYTES = 1 << 20
 
 
 class ContentStore:
@@ -92,6 +94,15 @@ class ContentStore:
                 return os.pread(fd, extent.size, extent.start) == view
             finally:
                 os.close(fd)
+
+    def computed_sha256(self, file: File, go_on: Callable[[], None]) -> Digest:
+        """The sha256 of a blob that is here, read for it. Raises DiskFailed, and what `go_on` raises."""
+        path, found = self.path(file.blob), hashlib.sha256()
+        with durable.disk_errors(path), open(path, "rb") as opened:
+            while content := opened.read(_READ_BYTES):
+                found.update(content)
+                go_on()
+        return Digest("sha256", found.hexdigest())
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""

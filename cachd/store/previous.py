@@ -75,6 +75,13 @@ class Previous:
         durable.remove(self._layout.previous_file(name))
         return {s.manifest for s in past.snapshots} - self.manifests()
 
+    def drop(self, manifest: str) -> None:
+        """Lead no name back to a snapshot."""
+        for name, past in list(self._pasts.items()):
+            kept = tuple(s for s in past.snapshots if s.manifest != manifest)
+            if kept != past.snapshots:
+                self._write(name, Past(kept, past.given_up))
+
     def _write(self, name: str, past: Past) -> None:
         document = {
             "previous": [catalog.ready_document(s) for s in past.snapshots],

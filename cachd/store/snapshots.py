@@ -350,8 +350,40 @@ class Snapshots:
                     moved |= self._remove_unused(before)
         return self._content.empty(moved)
 
+    def withdraw_refused(
+        self, is_refused: Callable[[Manifest], bool], *, among: Collection[str] | None = None
+    ) -> tuple[list[tuple[Snapshot, Manifest]], set[str]]:
+        """Take every name of a refused snapshot away, whoever protects it; the names with what they led to,
+        and the snapshots that stay for the pods that hold them.
+
+        Nothing leads to these any more, or back; called again, `among` them, this removes what nobody holds
+        now. None: among all.
+        """
+        withdrawn, moved, held = [], dict[Path, int](), set[str]()
+        with self._changing, durable.disk_errors(self._layout.root):
+            for name, manifest in list(self._readable(among)):
+                if not is_refused(manifest):
+                    continue
+                self.previous.drop(name)
+                named = [s for s in self._leading() if s.manifest == name]
+                for snapshot in named:
+                    moved |= self._withdraw([snapshot], None, remove=lambda _manifest, _names: {})
+                withdrawn += [(snapshot, manifest) for snapshot in named]
+                self._addresses.remove(name, manifest.revision)
+                if self.in_use_by(manifest) or not self._is_taken(name):
+                    held.add(name)
+                else:
+                    moved |= self._remove(name)
+        self._content.empty(moved)
+        return withdrawn, held
+
     def _withdraw(
-        self, named: Sequence[Snapshot], check: _Check | None, *, evicted: bool = False
+        self,
+        named: Sequence[Snapshot],
+        check: _Check | None,
+        *,
+        evicted: bool = False,
+        remove: Callable[[str, Collection[str]], dict[Path, int]] | None = None,
     ) -> dict[Path, int]:
         """Take names of one snapshot away; what is in the trash then, to be emptied without the lock.
 
@@ -389,7 +421,7 @@ class Snapshots:
             self._mend_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
-        return self._remove(named[0].manifest, [s.name for s in named])
+        return (remove or self._remove)(named[0].manifest, [s.name for s in named])
 
     def _note_eviction(self, name: str) -> None:
         self._evicted[name] = None
@@ -695,8 +727,10 @@ class Snapshots:
         used = self._used()
         return [p for p in self._recorded() if p.stem not in used]
 
-    def _readable(self) -> Iterator[tuple[str, Manifest]]:
+    def _readable(self, among: Collection[str] | None = None) -> Iterator[tuple[str, Manifest]]:
         for path in self._recorded():
+            if among is not None and path.stem not in among:
+                continue
             try:
                 yield path.stem, self._manifest(path.stem)
             except FileNotFoundError:  # swept meanwhile

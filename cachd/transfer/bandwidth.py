@@ -17,45 +17,54 @@ from cachd.sources.source import Cut
 log = structlog.get_logger(__name__)
 
 ALL = "all"
+_NO_PREFIXES: Mapping[str, int] = {}
 
 
 class Bandwidth:
     """Shared by all streams. Without a limit it costs one look."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, prefixes: Mapping[str, int] = _NO_PREFIXES) -> None:
         self._metrics = metrics
         self._anew = threading.Condition()
         self._line = 0  # another one whenever all who wait must stand in line anew
         self._paces: dict[str, Pace] = {}
         self.limits = Limits()
-        if limits != self.limits:
-            self.change(limits)
+        self.prefixes = _NO_PREFIXES
+        if limits != self.limits or prefixes:
+            self.change(limits, prefixes)
 
-    def change(self, limits: Limits) -> None:
-        """Let these limits hold from now on, for those who wait already, too."""
+    def change(self, limits: Limits, prefixes: Mapping[str, int] | None = None) -> None:
+        """Let these limits hold from now on, for those who wait already, too.
+
+        `prefixes` are those of the entries of `sources`, in bytes a second; None leaves them as they are.
+        """
         with self._anew:
             self.limits, now = limits, time.monotonic()
+            self.prefixes = self.prefixes if prefixes is None else prefixes
             rates = self.rates()
             self._paces = {source: self._paces.get(source) or Pace(rates[source], now) for source in rates}
             self._restart(rates)
         log.info("bandwidth limits", **rates)
 
     def rates(self) -> Mapping[str, int]:
-        """Bytes a second by source; `all` is the limit of all together."""
+        """Bytes a second by source and by prefix; `all` is the limit of all together."""
         every = self.limits.bytes_per_second
-        return {**({ALL: every} if every else {}), **self.limits.sources}
+        return {**({ALL: every} if every else {}), **self.limits.sources, **self.prefixes}
 
-    def allow(self, scheme: str, wanted: int, cut: Cut) -> int:
+    def allow(self, scheme: str, wanted: int, cut: Cut, *, prefix: str = "") -> int:
         """Wait for a stream's turn; how many of the bytes it wants it may receive now, one at least.
+
+        The limits of all, of the scheme and of `prefix` hold together.
 
         Raises Cancelled as soon as `cut` is. Nobody waits longer than a turn of every other stream takes.
         """
-        if not self._paces:
+        limits = (ALL, scheme, prefix)
+        if self._paces.keys().isdisjoint(limits):
             return wanted
         waiting = _Waiting(self)
         began = time.monotonic()
         with cut.reaches(waiting):
-            count = self._turn(scheme, wanted, waiting)
+            count = self._turn(limits, wanted, waiting)
         self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
         return count
 
@@ -65,11 +74,11 @@ class Bandwidth:
             waiting.is_over = True
             self._restart(self.rates())
 
-    def _turn(self, scheme: str, wanted: int, waiting: _Waiting) -> int:
+    def _turn(self, limits: tuple[str, ...], wanted: int, waiting: _Waiting) -> int:
         with self._anew:
             while not waiting.is_over:
                 line, now = self._line, time.monotonic()
-                paces = [self._paces[source] for source in (ALL, scheme) if source in self._paces]
+                paces = [self._paces[each] for each in limits if each in self._paces]
                 count = min([wanted, *(pace.turn_bytes for pace in paces)])
                 due = now + max((pace.reserve(count, now) for pace in paces), default=0.0)
                 while line == self._line and (left := due - time.monotonic()) > 0:

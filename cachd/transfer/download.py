@@ -105,7 +105,10 @@ class Download:
         content: ContentStore,
         engine: Engine,
         reservation: Reservation,
+        *,
+        prefix: str = "",
     ) -> None:
+        self._prefix = prefix
         self.file = file
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()
@@ -551,7 +554,8 @@ class Download:
 
     def _allowed(self, buffer: memoryview, count: int) -> memoryview:
         """As much of the buffer as the limits let the stream receive now, waited for."""
-        return buffer[: self._engine.bandwidth.allow(self._scheme, min(len(buffer), count), self._cut)]
+        bandwidth, wanted = self._engine.bandwidth, min(len(buffer), count)
+        return buffer[: bandwidth.allow(self._scheme, wanted, self._cut, prefix=self._prefix)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:

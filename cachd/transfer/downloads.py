@@ -33,8 +33,11 @@ class Downloads:
         *,
         scheme: str,
         reservation: Reservation,
+        prefix: str = "",
     ) -> Download:
         """Start the file's download, or join the one that runs. Every join is owed a `leave`.
+
+        `prefix`: the entry of `sources` whose limit holds.
 
         Raises Cancelled after `interrupt`.
         """
@@ -44,7 +47,9 @@ class Downloads:
                     raise Cancelled(f"{file.path}: cancelled before it began")
                 running = self._running.get(file.blob)
                 if running is None or running.done.done():
-                    download = Download(scheme, source, file, self._content, self._engine, reservation)
+                    download = Download(
+                        scheme, source, file, self._content, self._engine, reservation, prefix=prefix
+                    )
                     self._running[file.blob] = download
                     break
                 if running.askers:

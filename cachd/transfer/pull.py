@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, No
 from cachd.model import File, Manifest, Snapshot, Wish
 from cachd.policy import shards
 from cachd.sources.source import Source
+from cachd.sources.table import Table
 from cachd.store.permit import Permit
 from cachd.store.space import Reservation
 from cachd.store.store import Store
@@ -42,13 +44,13 @@ _LEAST_SECONDS = 1.0  # for a resolve after others that took all the time there 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every pull works with. `refuse`: patterns of files that the operator takes from no source."""
+    """What every pull works with. `table`: what the operator allows now, and limits."""
 
     store: Store
     reclaim: Reclaim
     downloads: Downloads
     resolves: Resolves
-    refuse: tuple[str, ...] = ()
+    table: Callable[[], Table] = Table
 
 
 class NotYet(Exception):
@@ -104,18 +106,37 @@ def _pull_once(
 ) -> Snapshot:
     store = means.store
     manifest = store.snapshots.as_kept(whole.select(wish.include, wish.exclude))
-    manifest.check_without(means.refuse)
+    means.table().check_files(manifest)
     with means.reclaim.reserve(manifest, wish.name) as reservation:
         needed = _needed(manifest, store)
         progress.begin(manifest, sum(f.size for f in needed))
         while needed:  # again when one was found damaged meanwhile, or came from another source
-            _download(needed, wish, source, means.downloads, share, reservation, progress, slot)
+            _download(needed, wish, source, means, share, reservation, progress, slot)
             needed = _needed(manifest, store)
         if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
+        _check_contents(manifest, means, progress)
         means.reclaim.settle(reservation)
         progress.state = "publishing"
-        return store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+        snapshot = store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+    try:
+        means.table().check_digests(manifest)
+    except CachdError:  # refused since it was looked at, and perhaps since all models were
+        store.snapshots.withdraw_refused(lambda _: True, among={manifest.id})
+        raise
+    return snapshot
+
+
+def _check_contents(manifest: Manifest, means: Means, progress: Progress) -> None:
+    """Raises Forbidden when a file is refused by a sha256 that its source does not say.
+
+    Such files are hashed once more, and only while digests are refused.
+    """
+    table, content = means.table(), means.store.content
+    for file in manifest.files if table.refused else ():
+        if not file.is_named_by_content:
+            known = file.known_sha256 or content.hashes.of(file)
+            table.check_digest(file, known or content.computed_sha256(file, progress.cut.check))
 
 
 def _needed(manifest: Manifest, store: Store) -> list[File]:
@@ -186,7 +207,7 @@ def _download(
     missing: list[File],
     wish: Wish,
     source: Source,
-    downloads: Downloads,
+    means: Means,
     share: Share,
     reservation: Reservation,
     progress: Progress,
@@ -199,8 +220,17 @@ def _download(
     joined: list[Download] = []
     unfinished: dict[Future[None], File] = {}
 
+    downloads, table = means.downloads, means.table()
+
     def join(file: File) -> None:
-        download = downloads.join(file, source, share, scheme=wish.ref.scheme, reservation=reservation)
+        download = downloads.join(
+            file,
+            source,
+            share,
+            scheme=wish.ref.scheme,
+            reservation=reservation,
+            prefix=table.limited_by(file.origin),
+        )
         joined.append(download)
         progress.watch(download)
         unfinished[download.done] = file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -49,6 +50,7 @@ class Pull:
         self.progress = Progress()
         self.share = Share(priority)
         self.error: CachdError | None = None
+        self.refusal: CachdError | None = None  # why it was told to stop, when the operator refuses it
         self.done: Future[Snapshot] = Future()
         self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
         self.scheme, self.host, self.priority = wish.ref.scheme, _host(wish.ref), priority
@@ -182,7 +184,7 @@ class Pulls:
 
     def resolve(self, wish: Wish) -> Manifest:
         """Ask the wish's source what it is now, for somebody who waits for it. Raises CachdError."""
-        source = self._sources.of(wish.ref.scheme)
+        source = self._sources.of(wish.ref)
         whole = self._means.resolves.resolve(source, wish.ref, self._stopping, seconds=_ANSWER_SECONDS)
         return whole.select(wish.include, wish.exclude)
 
@@ -249,6 +251,26 @@ class Pulls:
                 mend="wait for that pull, then roll it back",
             )
         return self._store.snapshots.rollback(name, now=time.time())
+
+    def end_refused(self, check: Callable[[Manifest], None]) -> None:
+        """Let every running pull fail for good whose manifest `check` raises for."""
+        for running in self.running():
+            manifest = running.progress.manifest
+            try:
+                check(manifest) if manifest else None
+            except CachdError as refusal:
+                running.refusal = refusal
+                running.progress.cut.cut()
+
+    def was_refused(self, wish: Wish, refusal: CachdError) -> None:
+        """Tell who asks for a wish why it is not here any more, unless it is pulled again."""
+        ended = Pull(wish)
+        ended.error, ended.progress.state = refusal, "failed"
+        ended.done.set_exception(refusal)
+        with self._changed:
+            if wish.name not in self._running:
+                self._latest[wish.name] = ended
+        self._store.snapshots.changes.mark(wish.name)
 
     def interrupt(self) -> None:
         """Tell every pull to stop where it is; they go on when the daemon starts again."""
@@ -452,7 +474,7 @@ class Pulls:
             if progress.cut.is_cut:
                 raise Cancelled(f"{wish.name}: cancelled before it began")
             self._begins(running)
-            source = self._sources.of(wish.ref.scheme)
+            source = self._sources.of(wish.ref)
             snapshot = pull(
                 wish,
                 source,
@@ -467,7 +489,11 @@ class Pulls:
                 return later.reason
             self._ended(running, "failed", began, later.reason)
         except CachdError as error:
-            state = "cancelled" if progress.cut.is_cut else "failed"
+            state = "cancelled" if progress.cut.is_cut and not running.refusal else "failed"
+            error = running.refusal or error
+            if error.code == "refused_digest" and progress.manifest:
+                with suppress(CachdError):  # a sweep tries again
+                    self._store.content.free(progress.manifest)
             self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)

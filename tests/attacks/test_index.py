@@ -42,5 +42,10 @@ def test_every_test_of_an_attack_is_in_the_index() -> None:
         "tests/attacks/test_share.py::test_an_absent_file_and_one_that_may_not_be_read_raise_what_open_raises",
         "tests/attacks/test_identity.py::test_a_mirror_stands_in_the_folder_of_the_repository_that_its_hub_id_names",
         "tests/attacks/test_identity.py::test_a_hub_id_is_a_repository_and_of_another_source_than_the_hub",
+        "tests/attacks/test_sources.py::test_a_digest_that_is_refused_no_more_may_be_pulled_again",
+        "tests/attacks/test_sources.py::test_a_pods_own_token_gets_keys_without_a_switch",
+        "tests/attacks/test_sources.py::test_an_allowed_origin_may_lead_to_its_own_cdn_though_no_other_source_is_allowed",
+        "tests/attacks/test_sources.py::test_headers_are_read_again_as_they_rotate",
+        "tests/attacks/test_sources.py::test_the_container_credentials_that_a_platform_gives_a_pod_need_no_switch",
         "tests/attacks/test_text.py::test_what_is_printable_stays_and_nothing_else_does",
     }

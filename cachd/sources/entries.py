@@ -1,0 +1,202 @@
+"""The entries of `sources:`, one field for each column: what an operator may write, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from cachd.errors import Invalid
+from cachd.fields import Rate
+from cachd.model import SCHEMES, Digest
+from cachd.policy.prefixes import Prefix
+
+MOST_ENTRIES = 1000
+_MOST_ITEMS, _LONGEST_ITEM = 1000, 512
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+SHA256 = "sha256:"
+
+
+@dataclass(frozen=True, slots=True)
+class Of:
+    """The schemes that a column is for."""
+
+    schemes: tuple[str, ...]
+
+
+def _prefix(typed: object) -> Prefix:
+    if isinstance(typed, Prefix):
+        return typed
+    try:
+        return Prefix.parse(typed if isinstance(typed, str) else "")
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+
+
+def _flag_or_items(value: object) -> object:
+    """A flag, or a list of texts."""
+    word = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(word, bool) or word in (*_TRUE, *_FALSE):
+        return word is True or word in _TRUE
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(each, str) for each in items):
+        raise ValueError("is neither true nor false, nor a list")
+    items = tuple(each.strip() for each in items if each.strip())
+    if len(items) > _MOST_ITEMS or any(len(each) > _LONGEST_ITEM for each in items):
+        raise ValueError(f"has more than {_MOST_ITEMS} items, or one of more than {_LONGEST_ITEM} characters")
+    return items
+
+
+def _flag(value: object) -> object:
+    word = value.strip().lower() if isinstance(value, str) else value
+    return word in _TRUE if word in (*_TRUE, *_FALSE) and isinstance(word, str) else word
+
+
+def _origin(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        is_plain = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
+        if is_plain and "@" not in url.netloc and url.port != 0:
+            return value
+    except ValueError:  # of a port or an address that is none
+        pass
+    raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
+
+
+FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
+
+
+class Entry(BaseModel):
+    """One entry of `sources`: what belongs to a prefix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    prefix: Annotated[Prefix, BeforeValidator(_prefix)] = Field(
+        description="what the entry is about: `hf://`, `hf://org/`, `hf://org/model`, `s3://bucket/x/`,"
+        " `https://host:8443/path/`, `file:///shares/a/`"
+    )
+    allow: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
+        None,
+        description="`true`: models from here may be pulled, and the host may be private or plain http;"
+        " a list of `org/`, `bucket/` or `host/` after a scheme alone: no others; a list of patterns: no"
+        " other files",
+    )
+    refuse: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
+        None,
+        description="`true`: nothing from here; a list: these `org/`, `bucket/` or `host/`, these patterns of"
+        " files, and these `sha256:…` from anywhere",
+    )
+    endpoint: Annotated[str | None, AfterValidator(lambda v: v and _origin(v)), Of(("hf", "s3"))] = Field(
+        None, description="the Hub or the S3 server to ask"
+    )
+    region: Annotated[str | None, Of(("s3",))] = Field(None, description="region to sign for")
+    credentials: Annotated[Path | None, Of(("hf", "s3"))] = Field(
+        None,
+        description="Hub: a file with the token; S3: a file as AWS clients have it; re-read as it rotates",
+    )
+    profile: Annotated[str | None, Of(("s3",))] = Field(
+        None, description="S3: profile of `credentials`, or of the AWS files of this node"
+    )
+    headers_file: Annotated[Path | None, Of(("https", "http"))] = Field(
+        None,
+        description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
+        " re-read as it rotates",
+    )
+    limit: Annotated[Rate | None, Of(SCHEMES)] = Field(
+        None, description="most bytes a second from here, beside the other limits"
+    )
+    instance_role: Annotated[bool | None, BeforeValidator(_flag), Of(("s3",))] = Field(
+        None, description="ask the machine's metadata service for keys"
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _of_scheme(cls, value: object, told: ValidationInfo) -> object:
+        prefix, schemes = told.data.get("prefix"), schemes_of(str(told.field_name))
+        if value is not None and isinstance(prefix, Prefix) and prefix.scheme not in schemes:
+            raise ValueError(f"is for {' and '.join(f'{each}://' for each in schemes)} alone")
+        return value
+
+    @field_validator("allow", "refuse")
+    @classmethod
+    def _items(cls, value: object, told: ValidationInfo) -> object:
+        prefix = told.data.get("prefix")
+        if isinstance(value, tuple) and isinstance(prefix, Prefix):
+            for item in value:
+                _check_item(item, prefix, is_refused=told.field_name == "refuse")
+        return value
+
+    @model_validator(mode="after")
+    def _one_verdict(self) -> Self:
+        if self.allow in (True, False) and self.allow == self.refuse:
+            raise ValueError("allow and refuse say opposite things")
+        return self
+
+    def items(self, column: str) -> tuple[str, ...]:
+        value = getattr(self, column)
+        return value if isinstance(value, tuple) else ()
+
+    def set_columns(self) -> Iterator[tuple[str, Any]]:
+        """The columns it sets, each with its value."""
+        return ((name, v) for name in COLUMNS if (v := getattr(self, name)) is not None)
+
+
+COLUMNS = tuple(name for name in Entry.model_fields if name != "prefix")
+
+
+def schemes_of(column: str) -> tuple[str, ...]:
+    """The schemes that a column is for."""
+    of = (fact for fact in Entry.model_fields[column].metadata if isinstance(fact, Of))
+    return next((each.schemes for each in of), SCHEMES)
+
+
+def columns() -> Iterator[tuple[str, str, str]]:
+    """(column, the schemes it is for, what it says) of every column, for the documentation."""
+    for name in COLUMNS:
+        schemes = "all" if schemes_of(name) == SCHEMES else ", ".join(schemes_of(name))
+        yield name, schemes, Entry.model_fields[name].description or ""
+
+
+def is_beneath(item: str, prefix: Prefix) -> bool:
+    """Whether an item is an organisation, a bucket or a host: `org/` after a scheme alone."""
+    return not prefix.steps and item.endswith("/") and not set(item[:-1]) & set("/*?[")
+
+
+def is_pattern(item: str, prefix: Prefix) -> bool:
+    return not item.startswith(SHA256) and not is_beneath(item, prefix)
+
+
+def _check_item(item: str, prefix: Prefix, *, is_refused: bool) -> None:
+    """Raises ValueError for an item that says nothing, or may say two things."""
+    try:
+        if item.startswith(SHA256):
+            Digest.parse(item)
+            if not is_refused:
+                raise ValueError("a digest can be refused, not allowed")
+        elif is_beneath(item, prefix):
+            Prefix.parse(prefix.text + item)
+        elif not prefix.steps and not set(item) & set("/*?["):
+            raise ValueError(f"{item!r:.80} may be a name or a file: write {item:.80}/ or '*{item:.80}'")
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+
+
+def doubled(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
+    """Pairs of numbers of entries that have the same prefix."""
+    first: dict[Prefix, int] = {}
+    for number, entry in enumerate(entries):
+        if first.setdefault(entry.prefix, number) != number:
+            yield first[entry.prefix], number

@@ -1,0 +1,55 @@
+"""Headers that an operator wants sent to an origin: a file of `Name: value` lines, read at every use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cachd import files
+from cachd.errors import Invalid
+
+LONGEST_BYTES = 16 << 10
+MOST_HEADERS = 20
+_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([ -~]+)")
+# What frames a message, or says which bytes of which version are asked for, is cachd's to say.
+_OURS = re.compile(
+    r"(?:host|connection|content-.*|transfer-encoding|te|trailer|upgrade|keep-alive|expect|range|if-.*"
+    r"|accept-encoding|proxy-.*)",
+    re.IGNORECASE,
+)
+
+
+class HeadersFile:
+    """Extra headers of one origin, such as Authorization. Their values are never shown."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def read(self) -> Mapping[str, str]:
+        """The headers as they are now.
+
+        Raises Invalid, which names the line and no value, for a file that cannot be read or sent.
+        """
+        try:
+            text = files.content(self._file, at_most=LONGEST_BYTES).decode("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            why = files.reason(error) if isinstance(error, OSError) else "not ASCII text"
+            raise self._refused(f"cannot be read: {why}", "check the path and its mode") from error
+        found: dict[str, str] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            header = _LINE.fullmatch(line.rstrip())
+            if not header or len(found) >= MOST_HEADERS:
+                raise self._refused(
+                    f"line {number} is no header, or one of more than {MOST_HEADERS}",
+                    "write 'Name: value', a line each",
+                )
+            if _OURS.fullmatch(header[1]):
+                raise self._refused(f"line {number}: {header[1]:.40} is set by cachd", "leave it out")
+            found[header[1]] = header[2].strip()
+        return found
+
+    def _refused(self, why: str, hint: str) -> Invalid:
+        return Invalid(f"headers_file {self._file} {why}", code="bad_secret", mend=hint)

@@ -1,0 +1,208 @@
+"""`sources:`, one table for what belongs to a prefix. The longest prefix of a ref wins, column by column.
+
+What no entry sets is as the options of the whole daemon say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from cachd.errors import Forbidden, Invalid
+from cachd.model import Digest, File, Manifest, matches
+from cachd.policy.prefixes import Prefix, Prefixes
+from cachd.policy.reach import Reach
+from cachd.policy.verdicts import Rule, Verdicts
+from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern
+from cachd.sources.headers import HeadersFile
+
+_NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The value of a column for one ref, and the entry that sets it, which is the `number`th."""
+
+    value: Any
+    by: Prefix
+    number: int
+
+
+class Table:
+    """The entries in force. `refuse`: what the option of that name refuses, patterns of files and digests.
+
+    `endpoints`: those of the options, by scheme.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry] = (),
+        *,
+        refuse: Iterable[str] = (),
+        endpoints: Mapping[str, Iterable[str]] = _NO_ENDPOINTS,
+    ) -> None:
+        self.entries, refuse = tuple(entries), tuple(refuse)
+        self._prefixes = Prefixes({e.prefix: (number, e) for number, e in enumerate(self.entries)})
+        self._limits = Prefixes({e.prefix: e.limit for e in self.entries if e.limit is not None})
+        self._headers = Prefixes({e.prefix: e.headers_file for e in self.entries if e.headers_file})
+        rules = _rules(self.entries)
+        self._verdicts = Verdicts(rules)
+        self._doors = Prefixes(_doors(self.entries, rules, endpoints))
+        self._patterns = tuple(item for item in refuse if not item.startswith(SHA256))
+        every = [*refuse, *(item for entry in self.entries for item in entry.items("refuse"))]
+        self.refused = frozenset(Digest.parse(item) for item in every if item.startswith(SHA256))
+
+    # --- what may be pulled ---
+
+    def check(self, base: str) -> None:
+        """Raises Forbidden when nothing may be pulled from a ref's base, or its path may mean two things."""
+        refusal = self._verdicts.refusal(base)
+        if refusal is None and not self._verdicts.allows_host(base):
+            refusal = next((rule.by for _, rule in self._doors.covering(base)), None)
+        if refusal:
+            raise Forbidden(
+                f"{base} is refused by the entry {refusal} of sources",
+                code="source_refused",
+                mend=f"cachd sources {base} shows what holds for it",
+            )
+
+    def check_files(self, manifest: Manifest) -> None:
+        """Raises Forbidden for files that may not be pulled: by pattern, by place, by digest."""
+        found = [file.path for file in self._refused_files(manifest)]
+        if found:
+            raise Forbidden(
+                f"{manifest.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
+                code="file_refused",
+                mend=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
+            )
+        self.check_digests(manifest)
+
+    def _refused_files(self, manifest: Manifest) -> Iterator[File]:
+        is_split = self._prefixes.are_below(manifest.base)  # then each file is looked at by its own place
+        refused, allowed = self.patterns(manifest.base)
+        for file in manifest.files:
+            if is_split:
+                refused, allowed = self.patterns(file.origin)
+            if (
+                matches(file.path, refused)
+                or (allowed and not matches(file.path, allowed))
+                or (is_split and self._verdicts.refusal(file.origin))
+            ):
+                yield file
+
+    def check_digests(self, manifest: Manifest) -> None:
+        """Raises Forbidden when the model, or one of its files, has a digest that is refused."""
+        if self.refused and (found := self.refused_in(manifest)):
+            raise _refused_digest(found[0] or manifest.base, found[1])
+
+    def check_digest(self, file: File, sha256: Digest) -> None:
+        """Raises Forbidden when a file's digest is refused."""
+        if sha256 in self.refused:
+            raise _refused_digest(file.path, sha256)
+
+    def refused_in(self, manifest: Manifest) -> tuple[str, Digest] | None:
+        """The first file whose digest is refused; an empty path for the model's own revision."""
+        if not self.refused:
+            return None
+        if len(manifest.revision) == 64 and Digest("sha256", manifest.revision) in self.refused:
+            return "", Digest("sha256", manifest.revision)
+        for file in manifest.files:
+            if (known := file.known_sha256) in self.refused:
+                return file.path, known
+        return None
+
+    def patterns(self, base: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of the files below a ref's base: the patterns refused, and those allowed (all, when empty)."""
+        refused: tuple[str, ...] = self._patterns
+        allowed: tuple[str, ...] = ()
+        for prefix, (_, entry) in reversed(self._prefixes.covering(base)):  # the longest has the last word
+            named = tuple(item for item in entry.items("refuse") if is_pattern(item, prefix))
+            refused = () if entry.refuse is False else named or refused
+            named = tuple(item for item in entry.items("allow") if is_pattern(item, prefix))
+            allowed = () if entry.allow is True else named or allowed
+        return refused, allowed
+
+    # --- how it is asked for ---
+
+    def held(self, base: str) -> dict[str, Held]:
+        """The columns that entries set for a ref's base, or for a file's origin.
+
+        Credentials belong to the endpoint that they were given for: an entry that names an endpoint takes
+        none of a shorter one.
+        """
+        found: dict[str, Held] = {}
+        for prefix, (number, entry) in reversed(self._prefixes.covering(base)):
+            if entry.endpoint is not None:
+                for column in _CREDENTIALS:
+                    found.pop(column, None)
+            found |= {column: Held(value, prefix, number) for column, value in entry.set_columns()}
+        return found
+
+    def limits(self) -> Mapping[str, int]:
+        """Bytes a second, by the text of the prefix."""
+        return {entry.prefix.text: entry.limit for entry in self.entries if entry.limit}
+
+    def limited_by(self, origin: str) -> str:
+        """The prefix whose limit holds for a file; empty when there is none."""
+        return next((prefix.text for prefix, rate in self._limits.covering(origin) if rate), "")
+
+    def headers(self, url: str) -> Mapping[str, str]:
+        """What an entry wants sent with a request for `url`. Raises Invalid when it cannot be read."""
+        file = next((file for _, file in self._headers.covering(url)), None)
+        return HeadersFile(file).read() if file else {}
+
+    def reach(self, allow: Iterable[str]) -> Reach:
+        """What requests may reach: `allow`, what entries allow of hosts and shares, less what they refuse."""
+        return Reach([*allow, *self._verdicts.opened], verdicts=self._verdicts)
+
+
+def _refused_digest(what: str, digest: Digest) -> Forbidden:
+    return Forbidden(
+        f"{what} is {digest}, which this node refuses",
+        code="refused_digest",
+        mend="take another revision or model; `refuse` of the options, or of `sources`, names the digest",
+    )
+
+
+_CREDENTIALS = ("credentials", "profile", "instance_role")
+
+
+def _rules(entries: Iterable[Entry]) -> dict[Prefix, Rule]:
+    """What each entry says of its own prefix, and of the organisations, buckets or hosts that it lists."""
+    own: dict[Prefix, Rule] = {}
+    allowed: dict[Prefix, Rule] = {}
+    refused: dict[Prefix, Rule] = {}
+    for entry in entries:
+        listed = {"allow": allowed, "refuse": refused}
+        for column, rules in listed.items():
+            beneath = [item for item in entry.items(column) if is_beneath(item, entry.prefix)]
+            rule = Rule(column == "allow", entry.prefix, opens=column == "allow")
+            rules |= {Prefix.parse(entry.prefix.text + item): rule for item in beneath}
+        verdict = _verdict(entry)
+        if verdict is not None:
+            own[entry.prefix] = Rule(verdict, entry.prefix, opens=bool(entry.allow))
+    return allowed | own | refused
+
+
+def _doors(
+    entries: Iterable[Entry], rules: Mapping[Prefix, Rule], endpoints: Mapping[str, Iterable[str]]
+) -> dict[Prefix, Rule]:
+    """Where the web server of a Hub or a bucket is, of which some is refused: that is asked by its scheme."""
+    doors: dict[Prefix, Rule] = {}
+    for scheme in ("hf", "s3"):
+        refusing = [rule for prefix, rule in rules.items() if prefix.scheme == scheme and not rule.is_allowed]
+        own = [e.endpoint for e in entries if e.prefix.scheme == scheme and e.endpoint]
+        for url in (*endpoints.get(scheme, ()), *own) if refusing else ():
+            with suppress(Invalid):
+                doors[Prefix.parse(url)] = refusing[0]
+    return doors
+
+
+def _verdict(entry: Entry) -> bool | None:
+    """Whether all that an entry's prefix covers is allowed; None when it does not say."""
+    allows_some = any(is_beneath(item, entry.prefix) for item in entry.items("allow"))
+    if entry.refuse is True or entry.allow is False or allows_some:
+        return False
+    return True if entry.allow or entry.refuse is False else None

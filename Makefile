@@ -29,7 +29,7 @@ check: $(READY)           ## lint, format, types, layers; then every test
 	$(BIN)/python -m tests
 
 run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
-	mkdir -p .cache
+	install -d -m 0755 .cache
 	$(BIN)/cachd serve --root .cache
 
 bench: $(BENCH)           ## the benchmarks, against what else is installed; results in bench/results

@@ -24,7 +24,7 @@ from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, Leased, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import Share
@@ -36,6 +36,7 @@ from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.trust import Authorities
+from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
@@ -52,6 +53,7 @@ from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
+_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
 
 
@@ -81,14 +83,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         log.warning("a variable of the environment says nothing", reason=unknown)
     with ExitStack() as stack:
         sources = build_sources(config)
-        store = stack.enter_context(
-            Store(
-                config.root,
-                disk_at_least=config.disk_at_least,
-                keep_previous=config.keep_previous,
-                keep_opened_seconds=config.keep_opened_seconds,
-            )
-        )
+        store = stack.enter_context(_opened(config))
         _set_bounds(store, config)
         metrics = Metrics()
         reclaim = Reclaim(
@@ -130,6 +125,29 @@ def assembled(config: Config) -> Iterator[Parts]:
         warms = Warms(store, metrics)
         stack.callback(warms.close)
         yield Parts(store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status)
+
+
+def _opened(config: Config) -> Store:
+    """The store of the root, as soon as no lease of another process is in the way of its start."""
+    if config.own_directory:
+        root = own_directory(config.root)
+    else:
+        check_above(root := config.root)
+    deadline = time.monotonic() + _LEASED_SECONDS
+    while True:
+        try:
+            return Store(
+                root,
+                disk_at_least=config.disk_at_least,
+                keep_previous=config.keep_previous,
+                keep_opened_seconds=config.keep_opened_seconds,
+            )
+        except Leased as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the start waits for a lease to end", reason=error.detail)
+        end_leases(root)
+        time.sleep(_LEASED_AGAIN_SECONDS)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -221,7 +239,9 @@ def serve(loaded: Loaded) -> None:
         parts.reclaim.start()
         try:
             host, port = sock.getsockname()[:2]
-            log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
+            log.info(
+                "listening", host=host, port=port, root=str(parts.store.layout.root), version=__version__
+            )
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
             gc.set_threshold(_COLLECT_AFTER)
             run(app, sock, interrupt=parts.pulls.interrupt)

@@ -20,7 +20,7 @@ import structlog
 
 from cachd.api.documents import Models, pull_document
 from cachd.api.outcomes import outcome_of
-from cachd.errors import CachdError, NotFound
+from cachd.errors import CachdError, Leased, NotFound
 from cachd.model import Snapshot
 from cachd.store import durable
 from cachd.store.catalog import iso
@@ -133,10 +133,10 @@ class StatusFiles:
 def _said(path: Path) -> str:
     """What a status file says, but for when; empty when it cannot be read."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(durable.read_file(path))
         del document["updated_at"]
         return json.dumps(document)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, Leased):
         return ""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from cachd import __version__
-from cachd.errors import CachdError, DiskFailed
+from cachd.errors import CachdError, DiskFailed, Leased
 from cachd.model import Digest, Manifest, Snapshot, Wish
 from cachd.store import durable
 from cachd.store.layout import Layout
@@ -80,8 +80,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
         try:
             snapshot = _read_ready(path)
             if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
-                with open(f"{manifests}/{snapshot.manifest}.json", "rb") as manifest:
-                    files = json.loads(manifest.read())["files"]
+                files = json.loads(durable.read_file(f"{manifests}/{snapshot.manifest}.json"))["files"]
                 _check_sizes(f"{models}/.trees/{snapshot.manifest}", files)
                 if snapshot.file and snapshot.file not in {file["path"] for file in files}:
                     raise ValueError(f"{snapshot.file:.120} is no file of its manifest")
@@ -111,7 +110,7 @@ def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, S
     found = {}
     for path in sorted(layout.suspended.glob("[!.]*.json")):
         try:
-            snapshot, told = _read_ready(path), json.loads(path.read_bytes())["damage"]
+            snapshot, told = _read_ready(path), json.loads(durable.read_file(path))["damage"]
             ready = named.get(snapshot.name)
             if ready is None or ready.published_at == snapshot.published_at:
                 read_manifest(layout, snapshot.manifest)
@@ -135,7 +134,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
     """The files of a snapshot. Raises FileNotFoundError when it is gone, DiskFailed when it is none."""
     path = layout.manifest(manifest)
     try:
-        return Manifest.from_document(json.loads(path.read_bytes()))
+        return Manifest.from_document(json.loads(durable.read_file(path)))
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -146,7 +145,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
 def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
-        return [str(folder) for folder in json.loads(manifest.read_bytes())["shown"]]
+        return [str(folder) for folder in json.loads(durable.read_file(manifest))["shown"]]
     except UNREADABLE as error:
         check_passing(error, manifest)
         return []
@@ -156,7 +155,7 @@ def read_wishes(layout: Layout) -> Iterator[Wish]:
     """The pulls that were running when the daemon ended."""
     for path in sorted(layout.wishes.glob("[!.]*.json")):
         try:
-            yield Wish.from_document(json.loads(path.read_bytes()))
+            yield Wish.from_document(json.loads(durable.read_file(path)))
         except UNREADABLE as error:
             check_passing(error, path)
             log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
@@ -165,6 +164,8 @@ def read_wishes(layout: Layout) -> Iterator[Wish]:
 
 def check_passing(error: Exception, path: Path) -> None:
     """Raises Unavailable when it is not the file that is wrong: what cannot be opened now is not given up."""
+    if isinstance(error, Leased):
+        raise error
     if isinstance(error, OSError) and error.errno in durable.SCARCE:
         raise durable.too_many_files(path) from error
 
@@ -197,7 +198,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
 
 
 def _read_ready(path: Path) -> Snapshot:
-    found = snapshot_from(json.loads(path.read_bytes()))
+    found = snapshot_from(json.loads(durable.read_file(path)))
     if path.stem != found.name:
         raise ValueError(f"{path.name} speaks of {found.name}")
     return found

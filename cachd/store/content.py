@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import Corrupt, Unavailable
+from cachd.errors import Corrupt, Leased, Unavailable
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import of_whole
@@ -57,7 +57,7 @@ class ContentStore:
         """The whole content of a small file's blob. Raises DiskFailed."""
         path = self.path(file.blob)
         with durable.disk_errors(path):
-            return path.read_bytes()
+            return durable.read_file(path)
 
     def missing(self, manifest: Manifest) -> list[File]:
         """One file for each blob that is not here."""
@@ -78,10 +78,12 @@ class ContentStore:
             try:
                 with durable.disk_errors(damaged):
                     ingest.salvage(damaged)
+                log.info("good parts taken over", path=file.path, resumed_bytes=ingest.resumed, of=file.size)
+            except Leased as error:
+                log.warning("nothing is taken over", path=file.path, reason=error.detail)
             except BaseException:
                 ingest.close()
                 raise
-            log.info("good parts taken over", path=file.path, resumed_bytes=ingest.resumed, of=file.size)
         return ingest
 
     def commit(self, ingest: Ingest) -> None:

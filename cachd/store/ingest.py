@@ -38,7 +38,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed, NoSpace, Unavailable
+from cachd.errors import DiskFailed, Leased, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -75,10 +75,13 @@ class Ingest:
             directory.mkdir(mode=0o700, exist_ok=True)
             if durable.is_regular(directory / "data"):
                 os.chmod(directory / "data", 0o600)  # an earlier life ended between its seal and its rename
-            self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._data = durable.open_file(directory / "data", os.O_RDWR | os.O_CREAT)
             try:
                 self._resume()
                 durable.preallocate(self._data, file.size)
+            except Leased:
+                self.close()  # what is here is good, and can be read later
+                raise
             except OSError as error:
                 if error.errno in durable.SCARCE:
                     self.close()
@@ -189,8 +192,8 @@ class Ingest:
     def _open_journal(self) -> int:
         if self._journal is None:
             durable.write_file(self.directory / "about.json", _about(self.file), mode=0o600)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            self._journal = os.open(self.directory / "journal", flags, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._journal = durable.open_file(self.directory / "journal", flags)
             for directory in (self.directory, self.directory.parent):
                 durable.sync_directory(directory)  # a line in a file that has lost its name is no use
             size = os.fstat(self._journal).st_size
@@ -322,7 +325,7 @@ class Ingest:
         The damaged blob is only read. A part that the disk cannot read counts as damaged.
         """
         buffer = memoryview(bytearray(READ_BYTES))
-        fd = os.open(damaged, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = durable.open_file(damaged, os.O_RDONLY)
         try:
             here = self.parts
             for part, expected in read_parts(parts_of(damaged), self.file.size):
@@ -457,7 +460,7 @@ def _about(file: File) -> bytes:
 def _describes(about: Path, file: File) -> bool:
     """Whether an earlier life of the daemon wrote these very bytes: same blob, same size."""
     try:
-        told = json.loads(about.read_bytes())
+        told = json.loads(durable.read_file(about))
         return bool(told["blob"] == str(file.blob) and told["size"] == file.size)
     except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return False
@@ -471,7 +474,7 @@ def parts_of(blob: Path) -> Path:
 def read_parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
     """The parts a journal lists. Lines that are torn or make no sense are passed over."""
     try:
-        lines = journal.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = durable.read_file(journal).decode("ascii", errors="replace").splitlines()
     except FileNotFoundError:
         return
     for line in lines:

@@ -85,7 +85,7 @@ class Previous:
     def _read(self, name: str) -> Past:
         path = self._layout.previous_file(name)
         try:
-            told = json.loads(path.read_bytes())
+            told = json.loads(durable.read_file(path))
             return Past(
                 tuple(catalog.snapshot_from(each) for each in told["previous"]),
                 Wish.from_document(told["given_up"]) if told["given_up"] else None,

@@ -43,7 +43,8 @@ def glance(blob: Path, file: File) -> str:
 def reread(blob: Path, file: File, reads: Reads, took: Callable[[int], None]) -> str:
     """Read a whole blob; what is wrong with it, empty when nothing is.
 
-    `took` is told of the bytes of each read, and may wait or raise. Raises Moved, Unavailable, DiskFailed.
+    `took` is told of the bytes of each read, and may wait or raise. Raises Moved, Leased, Unavailable,
+    DiskFailed.
     """
     if wrong := glance(blob, file):
         return wrong
@@ -111,14 +112,14 @@ class _Reading:
     def _read(self, offset: int) -> int:
         with self._reads.reading():
             try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | self._direct)
+                fd = durable.open_file(self.path, os.O_RDONLY | self._direct)
             except FileNotFoundError as error:
                 raise Moved from error
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
                 self._direct = 0
-                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+                fd = durable.open_file(self.path, os.O_RDONLY)
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):

@@ -142,7 +142,7 @@ class Uses:
 
     def _read(self) -> None:
         try:
-            told: Mapping[str, Any] = json.loads(self._path.read_bytes())
+            told: Mapping[str, Any] = json.loads(durable.read_file(self._path))
             self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
             self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}

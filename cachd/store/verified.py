@@ -29,7 +29,7 @@ class Verified:
         self._saved = time.monotonic()
         self._changed = False
         try:
-            told = json.loads(self._path.read_bytes())
+            told = json.loads(durable.read_file(self._path))
             self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in told.items()}
         except FileNotFoundError:
             pass

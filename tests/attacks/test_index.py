@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.readme import ATTACKERS
 from tests.faults.test_index import PROJECT, named_in
 
 INDEX: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "index.toml").read_text())
-ATTACKERS = {"origin", "client", "tenant", "pod", "share", "node"}
 
 
 @pytest.mark.parametrize("row", INDEX)

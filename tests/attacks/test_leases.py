@@ -26,7 +26,9 @@ from cachd.store.store import Store
 from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import noise
+from tests.ground.needs import needs
 from tests.ground.node import Node
+from tests.ground.pod import run_in_pod
 from tests.ground.site import PATIENCE_SECONDS, Ground
 from tests.test_store import SMALL, B, manifest_of, publish
 
@@ -125,6 +127,32 @@ def test_only_to_open_or_to_shorten_a_file_waits_for_a_lease(
     path.touch()
     with leased(kind, [path]), prompt():
         do(path)
+
+
+TRY_ALL = """
+import fcntl, os
+found = taken = 0
+for at, _, names in os.walk(os.environ["CACHE"]):
+    for name in names:
+        for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+            fd = os.open(f"{at}/{name}", os.O_RDONLY)
+            found += 1
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+                taken += 1
+            except PermissionError:
+                pass
+            os.close(fd)
+print(taken, "of", found)
+"""
+
+
+@needs("users")
+def test_a_pod_of_another_uid_can_hold_no_lease(store: Store, root: Path) -> None:
+    publish(store, SMALL)
+    ended = run_in_pod(root, TRY_ALL)
+    taken, _, found = ended.stdout.split()
+    assert (taken, int(found) > 8) == ("0", True), ended.stderr
 
 
 # --- what the store does ---

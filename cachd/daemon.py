@@ -10,11 +10,12 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -53,6 +54,7 @@ from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
 
@@ -128,20 +130,27 @@ def assembled(config: Config) -> Iterator[Parts]:
 
 
 def _opened(config: Config) -> Store:
-    """The store of the root, as soon as no lease of another process is in the way of its start."""
     if config.own_directory:
         root = own_directory(config.root)
     else:
         check_above(root := config.root)
+    return _unleased(
+        root,
+        lambda: Store(
+            root,
+            disk_at_least=config.disk_at_least,
+            keep_previous=config.keep_previous,
+            keep_opened_seconds=config.keep_opened_seconds,
+        ),
+    )
+
+
+def _unleased(root: Path, read: Callable[[], T]) -> T:
+    """What `read` gives, once no lease of another process is in its way. Raises Leased after a minute."""
     deadline = time.monotonic() + _LEASED_SECONDS
     while True:
         try:
-            return Store(
-                root,
-                disk_at_least=config.disk_at_least,
-                keep_previous=config.keep_previous,
-                keep_opened_seconds=config.keep_opened_seconds,
-            )
+            return read()
         except Leased as error:
             if time.monotonic() > deadline:
                 raise
@@ -231,7 +240,7 @@ def serve(loaded: Loaded) -> None:
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
-        parts.pulls.resume()
+        _unleased(parts.store.layout.root, parts.pulls.resume)
         parts.status.start(models)
         prewarm.start()
         parts.sweeps.start()

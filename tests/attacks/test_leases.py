@@ -19,6 +19,7 @@ import pytest
 
 from cachd.errors import InUse, Leased
 from cachd.model import Extent, Snapshot
+from cachd.sources.beneath import open_file
 from cachd.store.protection import is_open, tells_use, unlinked_unless_open
 from cachd.store.residency import load, resident
 from cachd.store.scrub import reread
@@ -247,6 +248,13 @@ def test_what_a_pull_left_behind_stays_when_it_is_under_a_lease(store: Store) ->
         assert sorted(ingest.directory.iterdir()) == left
 
 
+def test_a_file_of_a_share_under_a_lease_of_its_owner_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    with leased("write", [path]), prompt(), pytest.raises(BlockingIOError):
+        open_file(path)
+
+
 # --- what the daemon does ---
 
 
@@ -283,6 +291,23 @@ def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promp
         with prompt():
             assert node.ask("POST", "/v1/evictions", {"bytes": 1}).status in (200, 409, 507)
     assert node.ready("held").status == 200
+
+
+def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(
+    alone: Callable[..., Ground],
+) -> None:
+    ground = alone()
+    node = ground.node
+    with ground.held("cut"):
+        node.kill()
+    with leased("write", (node.root / ".cachd/wishes").iterdir()) as holder:
+        starting = threading.Thread(target=node.start)
+        starting.start()
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "wanted\n"
+        holder.kill()
+        starting.join(PATIENCE_SECONDS)
+    assert node.ready("cut").status == 200
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])

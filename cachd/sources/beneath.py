@@ -24,8 +24,8 @@ _IS_A_LINK_NOW = (errno.ELOOP, errno.ENOTDIR)
 def open_file(path: Path) -> int:
     """A descriptor of the regular file at an absolute path that holds no link.
 
-    Raises Changed when a component is a link, Invalid when it is no regular file, OSError as open(2) does, and
-    at once when somebody holds a lease on the file.
+    Raises Changed when a component is a link, Invalid when it is no regular file, OSError as open(2) does,
+    BlockingIOError when somebody holds a lease on the file.
     """
     try:
         found = _walk(path)

@@ -20,6 +20,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import structlog
@@ -34,7 +35,7 @@ _READ_AT_START = (
     *(f".cachd/{name}" for name in ("manifests", "wishes", "previous", "suspended", "leases")),
     *("ready", "status"),
 )
-_OWN = "cachd"
+_OWN = "cachd"  # pods mount it by this name
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = 0o077
 
@@ -64,14 +65,16 @@ def own_directory(volume: Path) -> Path:
     """The daemon's own directory in a volume that is open to others, made if it is not there.
 
     As its owner, the daemon takes back what the kubelet gave to a group: whenever a pod mounts a volume with
-    an fsGroup, the group may write everything in it. Raises Invalid, NoSpace, DiskFailed.
+    an fsGroup, the group may write everything in it. Raises Invalid, Forbidden, NoSpace, DiskFailed.
     """
     _check_is_directory(volume)
     own = volume / _OWN
     with durable.disk_errors(own), suppress(FileExistsError):
         own.mkdir(mode=0o755)
-    for trusted in (_Trusted(own, is_directory=True, forbidden=_OTHERS_WRITE), *_trusted(own)):
+    _check_is_directory(own)
+    for trusted in chain([_Trusted(own, is_directory=True, forbidden=_OTHERS_WRITE)], _trusted(own)):
         trusted.take_back()
+        trusted.check()  # before what is below it is touched
     return own
 
 
@@ -85,11 +88,9 @@ def end_leases(root: Path) -> None:
 
 def make_directories(root: Path) -> None:
     """Make what is not there yet of a checked root; no name is durable yet."""
-    for names, mode in ((PUBLIC, 0o755), (PRIVATE, 0o700)):
-        for path in (root / name for name in names):
-            with durable.disk_errors(path), suppress(FileExistsError):
-                path.mkdir(mode=mode)
-    for trusted in _trusted(root):
+    for trusted in _directories(root):
+        with durable.disk_errors(trusted.path), suppress(FileExistsError):
+            trusted.path.mkdir(mode=0o777 & ~trusted.forbidden)
         trusted.check()  # it may have come meanwhile
 
 
@@ -127,12 +128,17 @@ class _Trusted:
             log.warning("rights of the group taken back", path=str(self.path), was=oct(status.st_mode))
 
 
-def _trusted(root: Path) -> Iterator[_Trusted]:
-    """From the top down: each is asked for after what is above it was looked at."""
+def _directories(root: Path) -> Iterator[_Trusted]:
+    """The directories of every root, each after the one that it is in."""
     for name in PUBLIC:
         yield _Trusted(root / name, is_directory=True, forbidden=_OTHERS_WRITE)
     for name in PRIVATE:
         yield _Trusted(root / name, is_directory=True, forbidden=_OTHERS)
+
+
+def _trusted(root: Path) -> Iterator[_Trusted]:
+    """All of it. A directory is listed only after it was given out itself, to be checked."""
+    yield from _directories(root)
     for path in _below(root / ".cachd/blobs"):
         yield _Trusted(path, is_directory=True, forbidden=_OTHERS)
     for path in _below(root / ".cachd"):
@@ -144,7 +150,7 @@ def _below(directory: Path) -> list[Path]:
     """What stands in a directory; nothing where it is none, or a link."""
     with suppress(OSError):
         if not directory.is_symlink():
-            return sorted(p for p in directory.iterdir() if f".cachd/{p.name}" not in PRIVATE)
+            return sorted(directory.iterdir())
     return []
 
 

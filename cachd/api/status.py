@@ -18,10 +18,9 @@ from typing import Any
 
 import structlog
 
-from cachd import files
 from cachd.api.documents import Models, pull_document
 from cachd.api.outcomes import outcome_of
-from cachd.errors import CachdError, NotFound
+from cachd.errors import CachdError, Leased, NotFound
 from cachd.model import Snapshot
 from cachd.store import durable
 from cachd.store.catalog import iso
@@ -135,10 +134,10 @@ class StatusFiles:
 def _said(path: Path) -> str:
     """What a status file says, but for when; empty when it cannot be read."""
     try:
-        document = files.document(path)
+        document = durable.read_document(path)
         del document["updated_at"]
         return json.dumps(document)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, Leased):
         return ""
 
 

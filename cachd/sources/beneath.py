@@ -17,14 +17,15 @@ from cachd.errors import Changed, Invalid
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAST = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # opens nothing yet: no pipe waits, no device wakes
-_READ = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # it waits for no lease of the file's owner
 _IS_A_LINK_NOW = (errno.ELOOP, errno.ENOTDIR)
 
 
 def open_file(path: Path) -> int:
     """A descriptor of the regular file at an absolute path that holds no link.
 
-    Raises Changed when a component is a link, Invalid when it is no regular file, OSError as open(2) does.
+    Raises Changed when a component is a link, Invalid when it is no regular file, OSError as open(2) does,
+    BlockingIOError when somebody holds a lease on the file.
     """
     try:
         found = _walk(path)

@@ -12,8 +12,8 @@ from typing import Any
 
 import structlog
 
-from cachd import __version__, files
-from cachd.errors import DiskFailed
+from cachd import __version__
+from cachd.errors import DiskFailed, Leased
 from cachd.files import UNREADABLE
 from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, Snapshot, Wish
 from cachd.store import durable
@@ -77,7 +77,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
         try:
             snapshot = _read_ready(path)
             if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
-                listed = files.document(f"{manifests}/{snapshot.manifest}.json")["files"]
+                listed = durable.read_document(f"{manifests}/{snapshot.manifest}.json")["files"]
                 if not snapshot.verified_by:  # ready files of before have none
                     snapshot = replace(snapshot, verified_by=_verified_by(listed))
                 _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
@@ -117,7 +117,7 @@ def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, S
     found = {}
     for path in sorted(layout.suspended.glob("[!.]*.json")):
         try:
-            snapshot, told = _read_ready(path), files.document(path)["damage"]
+            snapshot, told = _read_ready(path), durable.read_document(path)["damage"]
             ready = named.get(snapshot.name)
             if ready is None or ready.published_at == snapshot.published_at:
                 read_manifest(layout, snapshot.manifest)
@@ -141,7 +141,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
     """The files of a snapshot. Raises FileNotFoundError when it is gone, DiskFailed when it is none."""
     path = layout.manifest(manifest)
     try:
-        return Manifest.from_document(files.document(path))
+        return Manifest.from_document(durable.read_document(path))
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -152,7 +152,7 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
 def read_shown(manifest: Path) -> list[str]:
     """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
     try:
-        return [str(folder) for folder in files.document(manifest)["shown"]]
+        return [str(folder) for folder in durable.read_document(manifest)["shown"]]
     except UNREADABLE as error:
         check_passing(error, manifest)
         return []
@@ -172,8 +172,8 @@ class Remembered:
 def read_began(path: Path) -> int:
     """How many lives of the daemon began a pull; 0 when that is not known."""
     try:
-        return max(int(path.read_bytes()[:20]), 0)
-    except (OSError, ValueError):
+        return max(int(durable.read_file(path, at_most=20)), 0)
+    except (OSError, ValueError, Leased):
         return 0
 
 
@@ -181,7 +181,7 @@ def read_wishes(layout: Layout) -> Iterator[Remembered]:
     """The pulls that were running when the daemon ended."""
     for path in sorted(layout.wishes.glob("[!.]*.json")):
         try:
-            told = files.document(path)
+            told = durable.read_document(path)
             wish = Wish.from_document(told)
             yield Remembered(
                 wish,
@@ -197,6 +197,8 @@ def read_wishes(layout: Layout) -> Iterator[Remembered]:
 
 def check_passing(error: Exception, path: Path) -> None:
     """Raises Unavailable when it is not the file that is wrong: what cannot be opened now is not given up."""
+    if isinstance(error, Leased):
+        raise error
     if isinstance(error, OSError) and error.errno in durable.SCARCE:
         raise durable.too_many_files(path) from error
 
@@ -230,7 +232,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
 
 
 def _read_ready(path: Path) -> Snapshot:
-    found = snapshot_from(files.document(path))
+    found = snapshot_from(durable.read_document(path))
     if path.stem != found.name:
         raise ValueError(f"{path.name} speaks of {found.name}")
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import CachdError, Corrupt, Unavailable
+from cachd.errors import CachdError, Corrupt, Leased, Unavailable
 from cachd.model import Digest, Extent, File, Manifest
 from cachd.store import durable
 from cachd.store.digests import NO_SHA256, of_whole
@@ -78,16 +78,16 @@ class ContentStore:
     def pieces(self, file: File) -> Generator[bytes, None, None]:
         """The content of a file's blob, a little at a time. Raises DiskFailed."""
         path = self.path(file.blob)
-        with durable.disk_errors(path), path.open("rb") as opened:
+        with durable.disk_errors(path), open(durable.open_file(path, os.O_RDONLY), "rb") as opened:
             while piece := opened.read(_PIECE_BYTES):
                 yield piece
 
     def agrees(self, file: File, extent: Extent, view: memoryview) -> bool:
-        """Whether the file's blob has these bytes there. Raises Unavailable, DiskFailed."""
+        """Whether the file's blob has these bytes there. Raises Leased, Unavailable, DiskFailed."""
         path = self.path(file.blob)
         with durable.disk_errors(path), self.reads.reading():
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                fd = durable.open_file(path, os.O_RDONLY)
             except FileNotFoundError:  # found damaged meanwhile
                 return False
             try:
@@ -98,7 +98,7 @@ class ContentStore:
     def computed_sha256(self, file: File, go_on: Callable[[], None]) -> Digest:
         """The sha256 of a blob that is here, read for it. Raises DiskFailed, and what `go_on` raises."""
         path, found = self.path(file.blob), hashlib.sha256()
-        with durable.disk_errors(path), open(path, "rb") as opened:
+        with durable.disk_errors(path), open(durable.open_file(path, os.O_RDONLY), "rb") as opened:
             while content := opened.read(_READ_BYTES):
                 found.update(content)
                 go_on()
@@ -130,10 +130,12 @@ class ContentStore:
             try:
                 with durable.disk_errors(damaged):
                     ingest.salvage(damaged)
+                log.info("good parts taken over", path=file.path, resumed_bytes=ingest.resumed, of=file.size)
+            except Leased as error:
+                log.warning("nothing is taken over", path=file.path, reason=error.detail)
             except BaseException:
                 ingest.close()
                 raise
-            log.info("good parts taken over", path=file.path, resumed_bytes=ingest.resumed, of=file.size)
         return ingest
 
     def commit(self, ingest: Ingest) -> None:
@@ -430,8 +432,8 @@ class ContentStore:
 def _owners(ingest: Path) -> set[str]:
     """The names whose pulls began an ingest, or came to need it since."""
     try:
-        return set((ingest / _OWNERS).read_text(errors="replace").split())
-    except OSError:
+        return set(durable.read_file(ingest / _OWNERS).decode(errors="replace").split())
+    except (OSError, Leased):
         return set()
 
 

@@ -7,20 +7,24 @@ durable once its directory is synced; a failed sync is final, what it covered is
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from cachd.errors import DiskFailed, NoSpace, Unavailable
+from cachd import files
+from cachd.errors import DiskFailed, Leased, NoSpace, Unavailable
 
 log = structlog.get_logger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = 0o444  # the mode of published bytes
+_LEASE_BREAK_SECONDS = 45.0  # fs.lease-break-time of Linux, unless it was changed
 SCARCE = (errno.EMFILE, errno.ENFILE)  # it says nothing of the disk, and passes
 
 
@@ -56,6 +60,52 @@ def too_many_files(path: Path | str) -> Unavailable:
     )
 
 
+def open_file(path: Path | str, flags: int, mode: int = 0o600) -> int:
+    """A descriptor of a regular file, at once or not at all: it waits for no lease and no pipe's other end.
+
+    Raises Leased while another process holds a kernel lease on the file (man 2 fcntl, F_SETLEASE: of all that
+    cachd does with a file, only to open and to shorten it waits for its holder); OSError as open(2) does, and
+    for a link, a pipe, a device or a directory.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except BlockingIOError as error:
+        raise Leased(
+            f"{path}: another process holds a kernel lease on it",
+            mend="allow no pod the daemon's uid (SECURITY.md)",
+            retry_after=_LEASE_BREAK_SECONDS,
+        ) from error
+    try:
+        files.check_regular(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_file(path: Path | str, *, at_most: int = files.STATE_BYTES) -> bytes:
+    """What a regular file holds. Raises as `open_file`, and TooLong when it is longer than `at_most`."""
+    fd = open_file(path, os.O_RDONLY)
+    try:
+        return files.whole(fd, at_most=at_most)
+    finally:
+        os.close(fd)
+
+
+def read_document(path: Path | str, *, at_most: int = files.STATE_BYTES) -> Any:
+    """What a JSON file says. Raises as `read_file`, ValueError or RecursionError."""
+    return json.loads(read_file(path, at_most=at_most))
+
+
+def _new_file(path: Path | str, mode: int) -> int:
+    """A descriptor of a new, empty file, in the place of what a crash left there. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        return os.open(path, flags, mode)
+    os.unlink(path)
+    return os.open(path, flags, mode)
+
+
 def write_at(fd: int, view: memoryview, offset: int) -> None:
     """Write the whole of `view` at `offset`. Raises OSError."""
     while view:
@@ -71,7 +121,7 @@ def overwrite(fd: int, content: bytes) -> None:
 
 def write_note(path: Path, content: bytes) -> None:
     """Create or replace a file for the next process; a loss of power may spoil it. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    fd = _new_file(path, 0o600)
     try:
         write_at(fd, memoryview(content), 0)
     finally:
@@ -80,7 +130,7 @@ def write_note(path: Path, content: bytes) -> None:
 
 def append_note(path: Path, line: str) -> None:
     """Append a line for the next process; a loss of power may spoil it. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         content = line.encode()
         while os.write(fd, content) < len(content):
@@ -163,7 +213,7 @@ def append(fd: int, text: str) -> None:
 def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Create or replace `path` so that any reader, after any crash, sees the old or the new whole."""
     beside = path.with_name(f".{path.name}.new")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    fd = _new_file(beside, mode)
     try:
         os.fchmod(fd, mode)
         write_at(fd, memoryview(content), 0)
@@ -181,7 +231,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Create or replace `path` so that any reader sees the old or the new whole. After a crash it may be
     lost, or empty: for what is only news. Raises OSError."""
     beside = path.with_name(f".{path.name}.new")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    fd = _new_file(beside, mode)
     try:
         os.fchmod(fd, mode)
         write_at(fd, memoryview(content), 0)

@@ -41,7 +41,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.errors import Cancelled, DiskFailed, NoSpace, Unavailable
+from cachd.errors import Cancelled, DiskFailed, Leased, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Landed
 from cachd.store import durable
@@ -86,10 +86,13 @@ class Ingest:
             directory.mkdir(mode=0o700, exist_ok=True)
             if durable.is_regular(directory / "data"):
                 os.chmod(directory / "data", 0o600)  # an earlier life ended between its seal and its rename
-            self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._data = durable.open_file(directory / "data", os.O_RDWR | os.O_CREAT)
             try:
                 self._resume()
                 durable.set_size(self._data, file.size)
+            except Leased:
+                self.close()  # what is here is good, and can be read later
+                raise
             except OSError as error:
                 if error.errno in durable.SCARCE:
                     self.close()
@@ -213,8 +216,8 @@ class Ingest:
     def _open_journal(self) -> int:
         if self._journal is None:
             durable.write_file(self.directory / "about.json", self._about(), mode=0o600)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            self._journal = os.open(self.directory / "journal", flags, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._journal = durable.open_file(self.directory / "journal", flags)
             for directory in (self.directory, self.directory.parent):
                 durable.sync_directory(directory)  # a line in a file that has lost its name is no use
             size = os.fstat(self._journal).st_size
@@ -372,7 +375,7 @@ class Ingest:
         The damaged blob is only read. A part that the disk cannot read counts as damaged.
         """
         buffer = memoryview(bytearray(READ_BYTES))
-        fd = os.open(damaged, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = durable.open_file(damaged, os.O_RDONLY)
         try:
             here = self.parts
             for part, expected in read_parts(parts_of(damaged), self.file.size):
@@ -519,7 +522,7 @@ def _line(part: Extent, hashed: PartHash) -> str:
 def _told(about: Path, file: File) -> dict[str, object] | None:
     """What an earlier life of the daemon wrote of these very bytes: same blob, same size; None if nothing."""
     try:
-        told = files.document(about)
+        told = durable.read_document(about)
         return dict(told) if told["blob"] == str(file.blob) and told["size"] == file.size else None
     except (FileNotFoundError, files.TooLong, ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -533,7 +536,7 @@ def parts_of(blob: Path) -> Path:
 def read_parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
     """The parts a journal lists. Lines that are torn or make no sense are passed over."""
     try:
-        written = files.content(journal, at_most=_LONGEST_JOURNAL_BYTES)
+        written = durable.read_file(journal, at_most=_LONGEST_JOURNAL_BYTES)
     except (FileNotFoundError, files.TooLong):
         return
     for line in io.BytesIO(written):

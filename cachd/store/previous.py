@@ -93,7 +93,7 @@ class Previous:
     def _read(self, name: str) -> Past:
         path = self._layout.previous_file(name)
         try:
-            told = files.document(path)
+            told = durable.read_document(path)
             return Past(
                 tuple(catalog.snapshot_from(each) for each in told["previous"]),
                 Wish.from_document(told["given_up"]) if told["given_up"] else None,

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.errors import NotFound, Unavailable
+from cachd.errors import Leased, NotFound, Unavailable
 from cachd.model import check_name
 from cachd.store import durable
 from cachd.store.layout import Layout
@@ -126,7 +126,7 @@ class Leases:
     def _read(self) -> Iterable[Lease]:
         for path in self._layout.leases.glob("[!.]*.json"):
             try:
-                told = files.document(path)
+                told = durable.read_document(path)
                 lease = Lease(
                     path.stem, check_name(told["name"]), str(told["holder"]), float(told["expires_at"])
                 )
@@ -160,8 +160,9 @@ def is_open(paths: Iterable[Path]) -> bool:
     """Whether any process on this node has one of the files open or mapped.
 
     Asked of the kernel: a write lease is refused with EAGAIN while anybody else has the inode open, through
-    whatever link, mount or container (man 2 fcntl, "Leases"). False where the file system has no leases.
-    Raises Unavailable or DiskFailed when a file cannot be opened to ask.
+    whatever link, mount or container (man 2 fcntl, "Leases"). A file that another process holds a lease on is
+    open there. False where the file system has no leases. Nothing is waited for. Raises Unavailable or
+    DiskFailed when a file cannot be opened to ask.
     """
     return any(_is_open(path) for path in paths)
 
@@ -173,7 +174,10 @@ def unlinked_unless_open(path: Path) -> bool:
     unlinked. Raises Unavailable or DiskFailed.
     """
     with durable.disk_errors(path), suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fd = durable.open_file(path, os.O_RDONLY)
+        except Leased:
+            return False
         try:
             with suppress(OSError):
                 if not _take_lease(fd):
@@ -186,7 +190,10 @@ def unlinked_unless_open(path: Path) -> bool:
 
 def _is_open(path: Path) -> bool:
     with durable.disk_errors(path), suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fd = durable.open_file(path, os.O_RDONLY)
+        except Leased:
+            return True
         try:
             return not _lease(fd)
         except OSError:

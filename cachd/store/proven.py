@@ -11,6 +11,7 @@ proven again, or is found in the manifests that the source's own models have.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, Leased
 from cachd.model import Digest, File
 from cachd.store import durable
 
@@ -71,12 +72,12 @@ class Proven:
 
     def _read(self) -> list[str]:
         try:
-            with open(self._path, "rb") as told:
+            with open(durable.open_file(self._path, os.O_RDONLY), "rb") as told:
                 lines = deque(told, _MOST_LINES)
             return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
         except FileNotFoundError:
             return []
-        except OSError as error:
+        except (OSError, Leased) as error:
             log.warning("what sources have proven not read", reason=repr(error))
             return []
 

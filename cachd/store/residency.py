@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from cachd.errors import Leased
 from cachd.model import Extent
 from cachd.store import durable
 from cachd.store.kernel import resident_bytes
@@ -16,8 +17,8 @@ STEP_BYTES = 8 << 20  # the kernel reads no more ahead at once, however much it 
 
 def resident(blob: Path, reads: Reads) -> int:
     """Bytes of a blob that are in memory; none of one that is gone or that nobody can tell of."""
-    with suppress(OSError), reads.reading():
-        fd = os.open(blob, os.O_RDONLY | os.O_NOFOLLOW)
+    with suppress(OSError, Leased), reads.reading():
+        fd = durable.open_file(blob, os.O_RDONLY)
         try:
             return resident_bytes(fd, 0, os.fstat(fd).st_size)
         finally:
@@ -26,12 +27,14 @@ def resident(blob: Path, reads: Reads) -> int:
 
 
 def load(blob: Path, extent: Extent, reads: Reads) -> int:
-    """Bring a step of a blob into memory and wait for it; bytes that were not there. Raises DiskFailed.
+    """Bring a step of a blob into memory and wait for it; bytes that were not there.
+
+    Raises DiskFailed, Leased.
 
     The kernel reads ahead without copying; where it does not, the bytes are read.
     """
     with durable.disk_errors(blob), reads.reading():
-        fd = os.open(blob, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = durable.open_file(blob, os.O_RDONLY)
         try:
             missing = extent.size - resident_bytes(fd, extent.start, extent.stop)
             if missing:

@@ -46,7 +46,7 @@ def reread(
     """Read a whole blob; what is wrong with it, empty when nothing is.
 
     `took` is told of the bytes of each read, and may wait or raise. `beside` takes in the bytes, too, of a
-    file with a digest. Raises Moved, Unavailable, DiskFailed.
+    file with a digest. Raises Moved, Leased, Unavailable, DiskFailed.
     """
     if wrong := glance(blob, file):
         return wrong
@@ -118,14 +118,14 @@ class _Reading:
     def _read(self, offset: int) -> int:
         with self._reads.reading():
             try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | self._direct)
+                fd = durable.open_file(self.path, os.O_RDONLY | self._direct)
             except FileNotFoundError as error:
                 raise Moved from error
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
                 self._direct = 0
-                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+                fd = durable.open_file(self.path, os.O_RDONLY)
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):

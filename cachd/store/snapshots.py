@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import CachdError, DiskFailed, InUse, NotFound
+from cachd.errors import CachdError, DiskFailed, InUse, Leased, NotFound
 from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
 from cachd.store import catalog, durable
@@ -210,7 +210,7 @@ class Snapshots:
                 manifest = self._manifest(path.stem)
             except FileNotFoundError:
                 continue
-            except DiskFailed as error:
+            except (DiskFailed, Leased) as error:
                 log.warning("snapshot passed over", manifest=path.stem, reason=error.detail)
                 continue
             yield manifest, [s for s in self.all() if s.manifest == manifest.id]
@@ -695,8 +695,9 @@ class Snapshots:
             return f"models/{snapshot.name} does not lead to it"
         if not durable.is_regular(layout.ready_file(snapshot.name)):
             return f"ready/{snapshot.name}.json is gone"
-        if not catalog.tells(layout.ready_file(snapshot.name), snapshot):
-            return f"ready/{snapshot.name}.json says something else"
+        with suppress(Leased):  # it is read again at the next look
+            if not catalog.tells(layout.ready_file(snapshot.name), snapshot):
+                return f"ready/{snapshot.name}.json says something else"
         places = {
             f"models/{snapshot.name}": self._plain.wrong(manifest),
             f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, snapshot.commit, files),
@@ -735,7 +736,7 @@ class Snapshots:
                 yield path.stem, self._manifest(path.stem)
             except FileNotFoundError:  # swept meanwhile
                 continue
-            except DiskFailed as error:
+            except (DiskFailed, Leased) as error:
                 log.warning("snapshot not swept", manifest=path.stem, reason=error.detail)
 
     def _manifest(self, manifest: str) -> Manifest:

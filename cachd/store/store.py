@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import socket
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Self
 import structlog
 
 from cachd import files
-from cachd.errors import DiskFailed, Forbidden, InUse, Invalid
+from cachd.errors import DiskFailed, InUse, Invalid
 from cachd.model import File, Manifest, Room, Wish
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog, durable
@@ -24,6 +23,7 @@ from cachd.store.catalog import Remembered
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
 from cachd.store.protection import tells_use
+from cachd.store.root import check_root, make_directories
 from cachd.store.snapshots import Snapshots
 from cachd.store.space import Reservation, Space, bytes_beside
 from cachd.store.sweep import Sweep
@@ -59,12 +59,9 @@ class Store:
         trust_claimed_digests: bool = False,
     ) -> None:
         self.layout = Layout(root)
-        _check_root(root)
+        check_root(root)
         _check_disk(root, disk_at_least)
-        for name in PUBLIC:
-            _make_directory(root / name, 0o755)
-        for name in PRIVATE:
-            _make_directory(root / name, 0o700)
+        make_directories(root)
         self._lock = _take_lock(self.layout.lock)
         try:
             with durable.disk_errors(root):
@@ -171,38 +168,6 @@ class Store:
             durable.remove(self.layout.began(name))
 
 
-def _check_root(root: Path) -> None:
-    mend = f"make it first: install -d -m 0755 -o {os.getuid()} -g {os.getgid()} {root}"
-    try:
-        status = root.lstat()
-    except FileNotFoundError as error:
-        raise Invalid(f"root {root} does not exist", code="bad_root", mend=mend) from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise Invalid(f"root {root} is not a directory", code="bad_root", mend=mend)
-    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        raise Forbidden(
-            f"root {root} can be written by everybody (mode {stat.S_IMODE(status.st_mode):04o})",
-            code="bad_root",
-            mend=f"chmod 0755 {root}: whoever can write there can change what pods load",
-        )
-    with durable.disk_errors(root):
-        flags = os.statvfs(root).f_flag
-    if flags & os.ST_RDONLY:
-        raise DiskFailed(
-            f"root {root} is on a file system that is mounted read-only",
-            code="read_only",
-            mend="look at the node's kernel log: ext4 does this after an error",
-        )
-    if not os.access(root, os.W_OK | os.X_OK):
-        raise Forbidden(
-            f"root {root} belongs to uid {status.st_uid} and uid {os.getuid()} cannot write there",
-            code="bad_root",
-            mend=f"chown {os.getuid()}:{os.getgid()} {root}",
-        )
-    if not status.st_mode & stat.S_IXOTH:
-        log.warning("pods of other users cannot read here", root=str(root), mend=f"chmod 0755 {root}")
-
-
 def _check_disk(root: Path, at_least: int) -> None:
     """An empty mount point looks like a new disk, but has the size of the node's own."""
     with durable.disk_errors(root):
@@ -217,27 +182,13 @@ def _check_disk(root: Path, at_least: int) -> None:
         )
 
 
-def _make_directory(path: Path, mode: int) -> None:
-    """Make a directory of the root, or see that the one there is ours: no link, nobody else's."""
-    with durable.disk_errors(path):
-        with suppress(FileExistsError):
-            path.mkdir(mode=mode)
-        status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise Forbidden(
-            f"{path} is a link, no directory, or belongs to uid {status.st_uid}, not {os.getuid()}",
-            code="bad_root",
-            mend="what pods load must lie in directories of the daemon's own: remove it, or chown it",
-        )
-
-
 def _take_lock(path: Path) -> int:
     """Hold the root, by a lock and by a note of who does. Raises InUse when another process holds it.
 
     A network file system may have no locks, or grant one to each: the note is read in any case.
     """
     with durable.disk_errors(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
     refused: OSError | None = None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +237,7 @@ def _life_of(pid: int) -> str:
 
 def _check_format(layout: Layout) -> None:
     try:
-        found = files.content(layout.format, at_most=_LONGEST_FORMAT_BYTES).decode(errors="replace")
+        found = durable.read_file(layout.format, at_most=_LONGEST_FORMAT_BYTES).decode(errors="replace")
     except FileNotFoundError:
         durable.write_file(layout.format, FORMAT.encode())
         return

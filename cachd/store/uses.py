@@ -152,7 +152,7 @@ class Uses:
 
     def _read(self) -> None:
         try:
-            told: Mapping[str, Any] = files.document(self._path, at_most=_MOST_BYTES)
+            told: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
             self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
             self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}

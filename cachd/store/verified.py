@@ -30,7 +30,7 @@ class Verified:
         self._saved = time.monotonic()
         self._changed = False
         try:
-            told = files.document(self._path)
+            told = durable.read_document(self._path)
             self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in told.items()}
         except FileNotFoundError:
             pass

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.files import document
+from cachd.errors import Leased
 from cachd.model import Digest, File, Manifest
 from cachd.store import durable
 from cachd.store.content import ContentStore
@@ -225,21 +225,25 @@ def directories_of(paths: Iterable[str]) -> list[str]:
 
 
 def _lists(listing: Path, files: Mapping[str, File]) -> bool:
-    """Whether a list of files has these, and can be read by everybody."""
+    """Whether a list of files has these, and can be read by everybody. One that is leased is believed."""
     try:
         durable.keep_mode(str(listing), 0o644)
-        told = document(listing)["files"]
+        told = durable.read_document(listing)["files"]
         return all(told.get(path) == _tree_entry(file) for path, file in files.items())
+    except Leased:
+        return True  # only its owner could have changed it, and whoever holds it cannot
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 
 
 def _says(ref: str, commit: str) -> bool:
+    """Whether a branch names a commit. One that cannot be read at once does not: it is made anew."""
     if not os.path.isfile(ref) or os.path.islink(ref):
         return False
     durable.keep_mode(ref, 0o644)
-    with open(ref, "rb") as file:
-        return file.read(len(commit) + 1) == commit.encode()
+    with suppress(Leased):
+        return durable.read_file(ref) == commit.encode()
+    return False
 
 
 def _directories(root: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from functools import partial
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, NotFound, Unavailable
+from cachd.errors import CachdError, Cancelled, Leased, NotFound, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import File, Manifest, Snapshot
 from cachd.policy.pace import Pace
@@ -191,7 +191,10 @@ class Scrubs:
         for file in self._due():
             if time.monotonic() >= until:
                 break
-            self._check(file, partial(self._read_paced, file, pace))
+            try:
+                self._check(file, partial(self._read_paced, file, pace))
+            except Leased as error:
+                log.warning("blob not read again", blob=str(file.blob), reason=error.detail)
         self._record_hashes()
         self._verified.save()
 

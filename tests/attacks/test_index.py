@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.readme import ATTACKERS
 from tests.faults.test_index import PROJECT, named_in
 
 INDEX: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "index.toml").read_text())
-ATTACKERS = {"origin", "client", "tenant", "pod", "share"}
 
 
 @pytest.mark.parametrize("row", INDEX)
@@ -38,6 +38,8 @@ def test_every_test_of_an_attack_is_in_the_index() -> None:
     assert unnamed == {
         "tests/attacks/test_connections.py::test_a_few_requests_sent_ahead_are_answered_in_order",
         "tests/attacks/test_connections.py::test_garbage_is_answered_with_a_problem_document",
+        "tests/attacks/test_leases.py::test_a_lease_to_read_keeps_nobody_waiting",
+        "tests/attacks/test_leases.py::test_only_to_open_or_to_shorten_a_file_waits_for_a_lease",
         "tests/attacks/test_share.py::test_a_path_with_a_link_in_it_opens_nothing",
         "tests/attacks/test_share.py::test_an_absent_file_and_one_that_may_not_be_read_raise_what_open_raises",
         "tests/attacks/test_identity.py::test_a_mirror_stands_in_the_folder_of_the_repository_that_its_hub_id_names",

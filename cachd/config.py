@@ -90,7 +90,14 @@ class Config(BaseModel):
     models: Annotated[tuple[Model, ...], Several] = Field(
         (), description="models to pull at start; re-read when the file changes"
     )
-    token_file: Path | None = Field(None, description="bearer token that writes need; re-read at every use")
+    token_file: Path | None = Field(
+        None,
+        description="bearer tokens of the API: a file with one admin's token or a list, or a directory with a"
+        " file each, such as a mounted Secret; re-read at every use",
+    )
+    anonymous_reads: bool = Field(
+        True, description="false: reads need a token, too; probes (/livez, /readyz, …/ready) never do"
+    )
     anonymous_writes: bool = Field(False, description="accept writes without a token even beyond loopback")
     allowed_hosts: Strings = Field(
         (), description="host names accepted in the Host header; addresses and localhost always are"

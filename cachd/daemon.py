@@ -24,7 +24,7 @@ from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import Share
@@ -32,6 +32,7 @@ from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Reach
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
+from cachd.settings.tokens import TokenFile
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
@@ -194,6 +195,7 @@ def serve(loaded: Loaded) -> None:
         watched = _Watched(loaded, parts)
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
+        tokens = TokenFile(config.token_file) if config.token_file else None
         parts.metrics.watch(
             gauges=lambda: _gauges(parts.store, parts.scrubs, watched),
             models=models.counted,
@@ -210,7 +212,8 @@ def serve(loaded: Loaded) -> None:
             status=parts.status,
             required=prewarm.required,
             options=watched.as_document,
-            token_file=config.token_file,
+            tokens=tokens,
+            anonymous_reads=config.anonymous_reads,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
         parts.pulls.resume()
@@ -231,7 +234,13 @@ def serve(loaded: Loaded) -> None:
 
 
 def check_listen(config: Config) -> None:
-    """Raises Forbidden when anybody on the network could write."""
+    """Raises Forbidden when anybody on the network could write, Invalid when nobody could read."""
+    if not (config.anonymous_reads or config.token_file):
+        raise Invalid(
+            "anonymous_reads: false would let nobody read: there are no tokens",
+            code="bad_option",
+            mend="set token_file, too",
+        )
     host = urlsplit(f"//{config.listen}").hostname or ""
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback

@@ -59,6 +59,12 @@ class Metrics:
         self.requests = Counter(
             "cachd_requests_total", "API requests answered", ["op", "result"], registry=registry
         )
+        self.writes = Counter(
+            "cachd_writes_total",
+            "Requests to change something, by the role of the caller and how they ended",
+            ["role", "verdict"],
+            registry=registry,
+        )
         self.hits = Counter("cachd_hits_total", "Requests for a model that was ready", registry=registry)
         self.misses = Counter("cachd_misses_total", "Requests that began a pull", registry=registry)
         self.joins = Counter("cachd_joins_total", "Requests that joined a running pull", registry=registry)

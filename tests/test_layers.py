@@ -114,7 +114,8 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             status=parts.status,
             required=list,
             options=dict,
-            token_file=None,
+            tokens=None,
+            anonymous_reads=True,
             allowed_hosts=(),
         )
         parts.status.start(models)

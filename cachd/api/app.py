@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -15,8 +14,10 @@ from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
+from cachd.api.access import Access, Tokens, check_complete
+from cachd.api.audit import Audit
 from cachd.api.documents import Models
-from cachd.api.guard import Guard, WriteToken
+from cachd.api.guard import Guard
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.api.status import StatusFiles
@@ -41,12 +42,14 @@ def create_app(
     status: StatusFiles,
     required: Callable[[], Collection[str]],
     options: Callable[[], dict[str, object]],
-    token_file: Path | None,
+    tokens: Tokens | None,
+    anonymous_reads: bool,
     allowed_hosts: Collection[str],
 ) -> FastAPI:
     """The API over one store and its pulls.
 
     `required` names the models that /readyz?set=required wants; `options` tells the options in force.
+    `tokens` None: everybody may do everything.
     """
 
     blocking = threads.pool(_THREADS, "api")
@@ -56,7 +59,9 @@ def create_app(
         """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
         asyncio.get_running_loop().set_default_executor(blocking)
         yield
+        audit.close()
 
+    audit = Audit(metrics)
     app = FastAPI(
         lifespan=with_threads,
         title="cachd",
@@ -69,14 +74,15 @@ def create_app(
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
     app.state.status = status
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
-    app.state.write_token = token = WriteToken(token_file)
-    app.include_router(model_routes.router)
-    app.include_router(node_routes.router)
-    app.include_router(space_routes.router)
-    app.include_router(upkeep_routes.router)
+    routers = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    check_complete(routes)
+    for router in routers:
+        app.include_router(router)
     install(app)
+    access = Access(routes, tokens, anonymous_reads=anonymous_reads)
     app.add_middleware(Probe, models=models)
-    app.add_middleware(Guard, allowed_hosts=allowed_hosts, token=token, metrics=metrics)
+    app.add_middleware(Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=metrics)
     return app
 
 

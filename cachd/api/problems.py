@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from cachd import errors
 from cachd.api.outcomes import outcome_of
@@ -44,9 +45,21 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     document = error.as_document()
     document.pop("status", None)  # the source's status is not this answer's
     about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    return JSONResponse(
-        about | document, status_code=status, headers=headers, media_type="application/problem+json"
-    )
+    return _Problem(error.code, about | document, status, headers)
+
+
+class _Problem(JSONResponse):
+    """Leaves its code with the request, for the audit."""
+
+    def __init__(
+        self, code: str, document: Mapping[str, object], status: int, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(document, status, headers, media_type="application/problem+json")
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from cachd import files
 from cachd.errors import CachdError, Invalid, Unavailable
 from cachd.fields import Bytes, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
@@ -333,7 +334,11 @@ def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
         try:
             Authorities(str(path) if path else None).context() if path else None
         except Unavailable as error:
-            findings.append(Finding(given[key].place, key, f"{error.detail}: give a PEM file"))
+            cause = error.__cause__
+            reason = files.reason(cause) if isinstance(cause, OSError) else error.detail
+            findings.append(
+                Finding(given[key].place, key, f"{path} cannot be used: {reason}: give a PEM file")
+            )
     return findings
 
 

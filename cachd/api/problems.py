@@ -78,6 +78,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.CachdError)
     async def known(_request: Request, error: errors.CachdError) -> Response:
+        if error.withheld:
+            log.info("request refused", code=error.code, detail=error.detail, **error.withheld)
         return problem(error)
 
     @app.exception_handler(RequestValidationError)

@@ -21,6 +21,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,10 +75,9 @@ class TokenFile:
         self._entries: Mapping[str, _Entry] = {}
         self._refusal = ""
 
-    @property
-    def is_in_force(self) -> bool:
-        """Whether the tokens are those on disk, as far as the last use has seen."""
-        return not self._refusal and not any(entry.is_broken for entry in self._entries.values())
+    def are_in_force(self) -> bool:
+        """Whether the tokens are those that the file holds now. Blocks."""
+        return not self._is_behind(self._read())
 
     def grant_of(self, token: bytes) -> Grant | None:
         """What a token allows, None for one that is not known. Blocks.
@@ -90,13 +90,16 @@ class TokenFile:
             for known in entry.tokens:
                 if hmac.compare_digest(known.digest, presented):  # all are compared, whichever it is
                     found = found or known.grant
-        if self._refusal and not any(entry.tokens for entry in entries.values()):
+        if self._is_behind(entries) and not any(entry.tokens for entry in entries.values()):
             raise Unauthorized(
                 "the daemon's token_file cannot be read, so no token can be right",
                 code="token_unreadable",
-                mend="write the file, readable for the daemon",
+                mend="write the file, readable for the daemon; its log says what is wrong",
             )
         return found if token else None
+
+    def _is_behind(self, entries: Mapping[str, _Entry]) -> bool:
+        return bool(self._refusal) or any(entry.is_broken for entry in entries.values())
 
     def _read(self) -> Mapping[str, _Entry]:
         try:
@@ -107,7 +110,7 @@ class TokenFile:
             return {}
         except OSError as error:
             self._refuse(files.reason(error))
-            return self._entries
+            return self._entries  # those that were good before stay
         self._refusal = ""
         is_directory = "" not in contents
         with self._lock:  # no disk is waited for here
@@ -133,21 +136,23 @@ def _contents(path: Path) -> dict[str, bytes | OSError]:
     names = sorted(name for name in os.listdir(place) if not name.startswith("."))  # noqa: PTH208
     if len(names) > MOST_TOKENS:
         raise OSError(f"more than {MOST_TOKENS} files")
-    found: dict[str, bytes | OSError] = {}
+    found = {}
     for name in names:
-        try:
+        with suppress(FileNotFoundError):  # it went meanwhile
             found[name] = _content(place / name)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            found[name] = error
     if place != path and not place.is_dir():
         return _contents(path)  # the Secret changed meanwhile
     return found
 
 
-def _content(path: Path) -> bytes:
-    return files.content(path, at_most=_LONGEST_BYTES)
+def _content(path: Path) -> bytes | OSError:
+    """Raises FileNotFoundError."""
+    try:
+        return files.content(path, at_most=_LONGEST_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return error
 
 
 def _entry(

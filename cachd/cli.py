@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.filesize import decimal
 
-from cachd import __version__, errors, terminal
+from cachd import __version__, errors, files, terminal
 from cachd.errors import CachdError, Invalid, Unreachable, error_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ EXIT_BY_ERROR: dict[type, int] = {
     errors.Unavailable: 10,
 }
 _POLL_SECONDS = 0.3
+_LONGEST_TOKEN_BYTES = 64 << 10
 
 app = typer.Typer(
     name="cachd",
@@ -88,7 +89,7 @@ def _seconds(told: str | float) -> float:
 
 Server = Annotated[str, typer.Option(envvar="CACHD_SERVER", help="address of the daemon", show_default=True)]
 TokenFile = Annotated[
-    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token for writes (or CACHD_TOKEN)")
+    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token (or CACHD_TOKEN)")
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
 # Their variables are read with all other options, which tell who gave what.
@@ -179,9 +180,9 @@ def pull(
 
 
 @app.command("ls", epilog="Example: cachd ls -o json")
-def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
+def list_models(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """List the models of this node."""
-    found = _ask(server, None, lambda client: client.models())
+    found = _ask(server, token_file, lambda client: client.models())
     if output is Output.name:
         for model in found:
             print(model["name"])
@@ -191,9 +192,11 @@ def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
 
 
 @app.command(epilog="Example: cachd show org--model")
-def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None:
+def show(
+    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
     """Show one model: state, revision, bytes, rate, error, in use, pinned."""
-    document = _ask(server, None, lambda client: client.model(name))
+    document = _ask(server, token_file, lambda client: client.model(name))
     _print(document, output, lambda: terminal.show_model(document))
 
 
@@ -206,6 +209,7 @@ def wait(
     ] = None,
     unknown_timeout: UnknownTimeout = None,
     server: Server = SERVER,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints.
@@ -222,7 +226,7 @@ def wait(
         model = mounted.ready_model(cache.absolute(), name)
         _print(model, output, lambda: print(_file_or_directory(model)))
         return
-    document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
+    document = _ask(server, token_file, lambda client: _follow(client, name, timeout, _is_ready))
     _print(document, output, lambda: print(_file_or_directory(document)))
 
 
@@ -234,6 +238,7 @@ def print_path(
         Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
     ] = None,
     server: Server = SERVER,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Print the path of a ready model: of its file when it is one file, else of its directory.
@@ -245,7 +250,7 @@ def print_path(
 
         document = ready_model(cache, name)
     else:
-        document = _ask(server, None, lambda client: _ready_there(client, name))
+        document = _ask(server, token_file, lambda client: _ready_there(client, name))
     if file and not document["file"]:
         raise errors.NotFound(
             f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
@@ -385,9 +390,9 @@ def sweep(
 
 
 @app.command(epilog="Example: cachd capacity -o json")
-def capacity(server: Server = SERVER, output: Form = Output.text) -> None:
+def capacity(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """Show what models take and may take, which holds how much of it, and by what it is protected."""
-    document = _ask(server, None, lambda client: client.get("/v1/capacity"))
+    document = _ask(server, token_file, lambda client: client.get("/v1/capacity"))
     _print(document, output, lambda: terminal.show_capacity(document))
 
 
@@ -414,16 +419,16 @@ app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
 
 
 @app.command(epilog="Example: cachd evictions")
-def evictions(server: Server = SERVER, output: Form = Output.text) -> None:
+def evictions(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """List what was evicted since the daemon started, the newest first, and why."""
-    document = _ask(server, None, lambda client: client.get("/v1/evictions"))
+    document = _ask(server, token_file, lambda client: client.get("/v1/evictions"))
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
 @app.command(epilog="Example: cachd doctor")
-def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
+def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
-    findings = _ask(server, None, _examine)
+    findings = _ask(server, token_file, _examine)
     wrong = [f for f in findings if not f["ok"]]
 
     def text() -> None:
@@ -443,6 +448,7 @@ def options(
     server: Annotated[
         str | None, typer.Option(envvar="CACHD_SERVER", help="with --effective: ask this daemon")
     ] = None,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """List every option of the daemon: key of the file, environment variable, default, meaning.
@@ -454,7 +460,7 @@ def options(
     from cachd import config
 
     if effective:
-        there = server and _ask(server, None, lambda client: client.get("/v1/options"))
+        there = server and _ask(server, token_file, lambda client: client.get("/v1/options"))
         in_force = there or _options_here(config_file)
         _print(in_force, output, lambda: terminal.show_options(in_force))
         return
@@ -506,10 +512,10 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
     from cachd.client import Client  # with aiohttp, which takes as long to load as all else here
 
     try:
-        token = token_file.read_text().strip() if token_file else os.environ.get("CACHD_TOKEN")
+        token = _token_in(token_file) if token_file else os.environ.get("CACHD_TOKEN")
     except OSError as error:
         raise Invalid(
-            f"token file {token_file} cannot be read: {error.strerror}", code="bad_secret"
+            f"token file {token_file} cannot be read: {files.reason(error)}", code="bad_secret"
         ) from error
 
     if token and not (token.isascii() and token.isprintable()):
@@ -522,6 +528,11 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
             return await call(client)
 
     return asyncio.run(session())
+
+
+def _token_in(file: Path) -> str:
+    """Raises OSError."""
+    return files.content(file, at_most=_LONGEST_TOKEN_BYTES).decode(errors="replace").strip()
 
 
 def _options_here(config_file: Path | None) -> dict[str, Any]:
@@ -660,8 +671,7 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     if capacity["in_use_told_by"] != "kernel":
         text = "the kernel does not tell open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
-    reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
-    findings += [{"ok": False, "what": reason} for reason in reasons]
+    findings += await _in_force(client)
     views = capacity["views"]
     if views["unwatched"]:
         text = f"{views['unwatched']} directories of the views are not watched: {views['reason']};"
@@ -673,6 +683,15 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
             text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('mend', '')}".rstrip()
             findings.append({"ok": False, "what": text})
     return findings
+
+
+async def _in_force(client: Client) -> list[dict[str, Any]]:
+    """Why the configuration file is not in force, for whom that may be told."""
+    try:
+        reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
+    except errors.Forbidden:
+        return [{"ok": True, "what": "its configuration is told to an admin's token alone (--token-file)"}]
+    return [{"ok": False, "what": reason} for reason in reasons]
 
 
 async def _finding(client: Client, path: str, what: str) -> dict[str, Any]:

@@ -196,8 +196,10 @@ def serve(loaded: Loaded) -> None:
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         tokens = TokenFile(config.token_file) if config.token_file else None
+        if tokens:
+            tokens.are_in_force()  # else the log says why, from the start
         parts.metrics.watch(
-            gauges=lambda: _gauges(parts.store, parts.scrubs, watched),
+            gauges=lambda: _gauges(parts.store, parts.scrubs, watched, tokens),
             models=models.counted,
             limits=parts.bandwidth.rates,
             resident=parts.warms.resident,
@@ -377,7 +379,7 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, float]:
+def _gauges(store: Store, scrubs: Scrubs, watched: _Watched, tokens: TokenFile | None) -> Mapping[str, float]:
     now, views = store.space.capacity(), store.watch.watched()
     return {
         "cachd_available_bytes": max(now.available, 0),
@@ -390,6 +392,7 @@ def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, flo
         "cachd_held_bytes": now.usage.held,
         "cachd_leases": store.snapshots.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
+        "cachd_tokens_in_force": float(tokens is None or tokens.are_in_force()),
         "cachd_view_watches": views.directories,
         "cachd_view_unwatched": views.unwatched,
         "cachd_scrub_oldest_timestamp_seconds": scrubs.oldest() or 0.0,

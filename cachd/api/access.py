@@ -146,8 +146,9 @@ class Access:
             return _EVERYBODY
         given = Headers(scope=scope).getlist("authorization")
         scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
-            grant = await asyncio.to_thread(self._tokens.grant_of, token.strip().encode("latin-1"))
+        token = token.strip(" \t")  # and no other blank: it is a part of the token
+        if scheme.lower() == "bearer" and token:
+            grant = await asyncio.to_thread(self._tokens.grant_of, token.encode("latin-1"))
             if grant is not None:
                 return grant
         raise Unauthorized(

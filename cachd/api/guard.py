@@ -69,7 +69,8 @@ class Guard:
 
     def _foreign(self, headers: Headers) -> CachdError | None:
         """Why a request is refused whoever sends it."""
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        host = hosts[0] if len(hosts) == 1 else ""
         if not self._is_name(host) and not _is_address(host):
             return Forbidden(
                 f"Host {host!r:.120} is not one of this daemon's names",

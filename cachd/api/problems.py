@@ -21,6 +21,7 @@ from cachd.findings import Finding, Place, key_of, sentence
 log = structlog.get_logger(__name__)
 
 _MOST_FAULTS = 20
+_CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
         "description": "a problem document: code, detail, and mend",
@@ -41,7 +42,9 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = 'Bearer realm="cachd"'
+        headers["WWW-Authenticate"] = _CHALLENGE
+    elif error.code in ("role_too_low", "outside_namespaces"):
+        headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
     document = error.as_document()
     document.pop("status", None)  # the source's status is not this answer's
     about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}

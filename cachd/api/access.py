@@ -28,7 +28,7 @@ _READER = Grant("anonymous", Role.read, Namespaces(()))
 class Concerns(Enum):
     """What of the node a call changes."""
 
-    nothing = "changes nothing"
+    nothing = "nothing"
     name = "the model of its path"
     body = "the model that its body asks for"
     node = "the whole node"

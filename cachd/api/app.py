@@ -29,6 +29,7 @@ from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.sweeps import Sweeps
 
 _THREADS = 32
+ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
 
 
 def create_app(
@@ -74,10 +75,9 @@ def create_app(
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
     app.state.status = status
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
-    routers = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
-    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
     check_complete(routes)
-    for router in routers:
+    for router in ROUTERS:
         app.include_router(router)
     install(app)
     access = Access(routes, tokens, anonymous_reads=anonymous_reads)

@@ -37,16 +37,16 @@ def rendered(text: str) -> str:
 
 
 def roles() -> str:
-    """Each call, the roles that may make it, and what it changes, in the order of the rules."""
+    """Each call, the roles that may make it, and what it concerns, in the order of the rules."""
     calls = {
         route.name: f"`{next(iter(route.methods))} {route.path}`"
         for router in ROUTERS
         for route in router.routes
     }
     calls["openapi"] = "`GET /docs`, `/redoc`, `/openapi.json`"
-    rows = [f"| {calls[name]} | {_allowed(name)} | {_changes(name)} |" for name in RULES if name in calls]
+    rows = [f"| {calls[name]} | {_allowed(name)} | {_concerns(name)} |" for name in RULES if name in calls]
     names = " | ".join(f"`{role.name}`" for role in Role)
-    return "\n".join([f"| Call | no token | {names} | Changes |", f"|---|{'---|' * (len(Role) + 2)}", *rows])
+    return "\n".join([f"| Call | no token | {names} | Concerns |", f"|---|{'---|' * (len(Role) + 2)}", *rows])
 
 
 def _allowed(name: str) -> str:
@@ -55,7 +55,7 @@ def _allowed(name: str) -> str:
     return " | ".join([nobody, *("yes" if needed is None or role >= needed else "" for role in Role)])
 
 
-def _changes(name: str) -> str:
+def _concerns(name: str) -> str:
     rule = RULES[name]
     fields: dict[str, list[str]] = {}
     for field, role in rule.fields.items():

@@ -12,9 +12,10 @@ import pytest
 
 from cachd.api.access import RULES, check_complete
 from cachd.policy.roles import Grant, Namespaces, Role
+from tests.ground.hub import Hub
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin
-from tests.ground.site import assert_problem, said
+from tests.ground.site import assert_problem, said, until
 
 ROLES = [role.name for role in Role]
 OPEN = "open"
@@ -45,7 +46,12 @@ NEEDS = {
     ("POST", "/v1/evictions"): "admin",
     ("POST", "/v1/sweeps"): "admin",
 }
-OF_THE_NODE = {("PUT", "/v1/limits"), ("POST", "/v1/evictions"), ("POST", "/v1/sweeps")}
+OF_THE_NODE = {
+    ("GET", "/v1/options"),
+    ("PUT", "/v1/limits"),
+    ("POST", "/v1/evictions"),
+    ("POST", "/v1/sweeps"),
+}
 WRITES = [call for call in NEEDS if call[0] != "GET"]
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/models"): {"ref": "https://10.0.0.1/it", "name": "any"},
@@ -182,6 +188,34 @@ def test_a_pull_of_the_hub_needs_its_folder_among_the_namespaces_too(node: Node)
     assert "hf://Qwen/" in answer.document["mend"]
     assert pulled(node, "team-pull", "hf://team/m", name="team-q").status == 202
     assert_problem(pulled(node, "team-pull", "hf://teams/m", name="team-r"), 403, "outside_namespaces")
+
+
+def test_a_name_of_ones_own_that_shows_in_a_foreign_folder_of_the_hub_is_not_ones_own(tmp_path: Path) -> None:
+    """What an operator pulled from Qwen under a team's name stands in Qwen's folder, for all pods."""
+    (tmp_path / "tokens").write_text(json.dumps({"tokens": TOKENS}))
+    with (
+        Hub() as hub,
+        Node(
+            tmp_path / "node", NOWHERE | {"token_file": str(tmp_path / "tokens"), "hf_endpoint": hub.url}
+        ) as node,
+    ):
+        hub.add("Qwen/m", {"config.json": b"{}"})
+        hub.add("team/m", {"config.json": b"[]"})
+        assert pulled(node, "admin", "hf://Qwen/m", name="team-q").status == 202
+        assert node.ready("team-q").status == 200
+        refused = [
+            node.ask("DELETE", "/v1/models/team-q?force=true", headers=bearer("team-admin")),
+            pulled(node, "team-admin", "hf://team/m", name="team-q", replace=True),
+        ]
+        assert pulled(node, "admin", "hf://team/m", name="team-q", replace=True).status == 202
+        until(lambda: node.ready("team-q").document["ref"] == "hf://team/m")
+        rollback = ("POST", "/v1/models/team-q/rollback")
+        refused.append(node.ask(*rollback, headers=bearer("team-admin")))
+        for answer in refused:
+            assert_problem(answer, 403, "outside_namespaces")
+            assert "models--Qwen--m" in answer.document["detail"]
+        assert node.ask(*rollback, headers=bearer("admin")).status == 200
+        assert node.ready("team-q").document["ref"] == "hf://Qwen/m"
 
 
 def test_a_pull_that_pins_or_replaces_needs_the_role_that_may(node: Node) -> None:

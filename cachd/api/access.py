@@ -16,17 +16,17 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from cachd.api.documents import Asked
 from cachd.errors import Unauthorized
 from cachd.model import Wish
-from cachd.policy.roles import Grant, Namespaces, Role
+from cachd.policy.roles import Grant, Role
 
 READS = ("GET", "HEAD", "OPTIONS")
 _EVERYBODY = Grant("anonymous", Role.admin)
-_READER = Grant("anonymous", Role.read, Namespaces(()))
 
 
 class Concerns(Enum):
-    """What of the node a call changes."""
+    """What of the node a call changes, or tells to those alone who may change it."""
 
     nothing = "nothing"
     name = "the model of its path"
@@ -58,7 +58,7 @@ RULES: Mapping[str, Rule] = {
     "evictions": _READ,
     "limits": _READ,
     "scrubs": _READ,
-    "options": Rule(Role.admin),  # it names paths, networks and proxies of the node
+    "options": Rule(Role.admin, Concerns.node),  # they name paths, networks and proxies
     "take_lease": Rule(Role.lease, Concerns.name),
     "renew_lease": Rule(Role.lease, Concerns.name),
     "release_lease": Rule(Role.lease, Concerns.name),
@@ -122,20 +122,22 @@ class Access:
                 return Call(name, RULES.get(name, _UNLISTED), found.groupdict().get("name", ""))
         return Call("none", _READ if method in READS else _UNLISTED)
 
-    async def admit(self, scope: Scope, call: Call) -> Caller:
-        """Who asks, once they may. Raises Unauthorized or Forbidden."""
-        rule, peer = call.rule, peer_of(scope)
+    async def admit(self, scope: Scope, call: Call) -> None:
+        """Let a request pass whose caller may make it. Raises Unauthorized or Forbidden.
+
+        `request.state.caller` is who asks, unless the call is open.
+        """
+        rule = call.rule
         is_open_read = rule.role is Role.read and self._anonymous_reads and scope["method"] in READS
         if rule.role is None or is_open_read:
-            return Caller(_READER, peer)
-        caller = Caller(await self._grant(scope, rule.role), peer)
-        scope.setdefault("state", {})["caller"] = caller  # known, though it may be refused
-        caller.grant.check_role(rule.role)
+            return
+        grant = await self._grant(scope, rule.role)
+        scope.setdefault("state", {})["caller"] = Caller(grant, peer_of(scope))  # on record though refused
+        grant.check_role(rule.role)
         if rule.concerns is Concerns.name:
-            caller.grant.check_name(call.model)
+            grant.check_name(call.model)
         elif rule.concerns is Concerns.node:
-            caller.grant.check_everywhere()
-        return caller
+            grant.check_everywhere()
 
     async def _grant(self, scope: Scope, needed: Role) -> Grant:
         """Raises Unauthorized unless there is one Authorization header, with a bearer token that is known.
@@ -166,16 +168,23 @@ def peer_of(scope: Scope) -> str:
     return str(client[0]) if client else "local"
 
 
-def check_pull(request: Request, asked: Any, wish: Wish) -> None:
+def check_pull(request: Request, asked: Asked, wish: Wish) -> None:
     """Raises Forbidden unless the caller may pull `wish`, as the body `asked` says it, under its name."""
-    caller: Caller = request.state.caller
-    request.state.model = wish.name
+    grant: Grant = request.state.caller.grant
+    request.state.model, request.state.ref = wish.name, str(wish.ref)
     for name, role in RULES["pull"].fields.items():
         if getattr(asked, name):
-            caller.grant.check_role(role)
-    caller.grant.check_name(wish.name)
-    if wish.ref.scheme == "hf":
-        caller.grant.check_repository(wish.ref.location)
+            grant.check_role(role)
+    grant.check_name(wish.name)
+    check_folders(request, wish)
+
+
+def check_folders(request: Request, *wishes: Wish | None) -> None:
+    """Raises Forbidden unless the caller may change the folders of the Hub view that show these wishes."""
+    grant: Grant = request.state.caller.grant
+    for wish in wishes:
+        if wish is not None and wish.ref.scheme == "hf":
+            grant.check_repository(wish.ref.location)
 
 
 def check_complete(routes: Iterable[Any]) -> None:

@@ -50,6 +50,7 @@ class Audit:
         request_id = Headers(scope=scope).get("x-request-id", "")
         about = {
             "model": printable(str(state.get("model") or call.model)[:_LONGEST_MODEL]),
+            "ref": state.get("ref"),
             "code": state.get("code"),
             "request_id": request_id if _REQUEST_ID.fullmatch(request_id) else None,
         }

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from cachd.api.access import check_pull
+from cachd.api.access import check_folders, check_pull
 from cachd.api.dependencies import AnyModels
 from cachd.api.documents import Asked, AskedLease, Models, error_document, lease_document, unknown_model
 from cachd.api.problems import problem
@@ -36,6 +36,8 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
     """
     wish = asked.wish()
     check_pull(request, asked, wish)
+    if asked.replace:
+        check_folders(request, models.snapshots.owner(wish.name))
     started = await asyncio.to_thread(
         models.pulls.start,
         wish,
@@ -105,9 +107,11 @@ async def unpin(name: str, models: AnyModels) -> Response:
 
 
 @router.post("/{name}/rollback")
-async def rollback(name: str, models: AnyModels) -> dict[str, Any]:
+async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, Any]:
     """Let the name lead to the snapshot it led to before, at once and without its source."""
-    await asyncio.to_thread(models.pulls.rollback, check_name(name))
+    before = await asyncio.to_thread(models.snapshots.previous.of, check_name(name))
+    check_folders(request, models.snapshots.owner(name), *(snapshot.wish for snapshot in before))
+    await asyncio.to_thread(models.pulls.rollback, name)
     return await asyncio.to_thread(models.describe, name)
 
 
@@ -166,7 +170,8 @@ async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
 async def delete(request: Request, name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
     """Cancel its pull, unpublish it, then free its bytes. 409 when pinned, in use, or listed in the
     configuration, unless forced: what that lists comes back at the next start or change of the file."""
-    stopped = await asyncio.to_thread(models.pulls.cancel, check_name(name), force=force)
+    check_folders(request, models.snapshots.owner(check_name(name)))
+    stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
         with suppress(CachdError):  # here and not in the thread: many may wait for one slow source
             await asyncio.shield(asyncio.wrap_future(stopped.done))

@@ -271,6 +271,7 @@ def test_each_attempt_to_write_has_one_line_that_says_who_what_and_how_it_ended(
         assert line.get("model", "") == ("m" if "/m" in path and line["action"] != "none" else ""), line
     assert lines[-1]["action"] == "pull"
     assert lines[-1]["model"] == "10.0.0.1--org--it"
+    assert lines[-1]["ref"] == asked["ref"]
     assert CANARY not in running.output
     assert LEASE not in running.output
 

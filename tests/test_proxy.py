@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from cachd.model import Extent, Ref
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
 from cachd.policy.reach import Reach
+from cachd.sources.answers import broken
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
@@ -601,6 +603,14 @@ def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
     assert error.withheld["proxy"] == url
     assert url not in str(error.as_document())
     assert "origin.test:443" in error.detail
+
+
+def test_an_exchange_that_breaks_behind_a_proxy_does_not_name_it_to_readers() -> None:
+    for error in (TimeoutError(), ConnectionResetError("reset"), HTTPException("cut")):
+        found = broken(urlsplit("https://origin.test/it"), error, "http://proxy.corp:3128")
+        assert "by the proxy" in found.detail
+        assert "proxy.corp" not in str(found.as_document())
+        assert found.withheld["proxy"] == "http://proxy.corp:3128"
 
 
 def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:

@@ -130,6 +130,7 @@ def test_the_table_has_every_route_and_no_other(nodes: dict[bool, Node], are_ope
 def test_each_call_is_answered_to_its_roles_and_to_no_others(
     nodes: dict[bool, Node], call: tuple[str, str], are_open: bool
 ) -> None:
+    """Promised: A token changes what its role and its namespaces cover, and nothing else."""
     node, needed = nodes[are_open], NEEDS[call]
     is_open = needed == OPEN or (needed == "read" and are_open)
     for headers in ({}, bearer("nobody"), bearer(""), {"Authorization": "Bearer"}):
@@ -152,6 +153,7 @@ def test_each_call_is_answered_to_its_roles_and_to_no_others(
 def test_a_token_with_namespaces_changes_models_of_these_names_alone(
     node: Node, call: tuple[str, str]
 ) -> None:
+    """Promised: A token changes what its role and its namespaces cover, and nothing else."""
     for name in ("team-a", "team-", "elsewhere-1"):
         assert asked(node, call, bearer("team-admin"), name).status not in (401, 403), name
     for name in ("any", "team", "Team-a", "elsewhere-11", "xteam-a", "team%2da2%2f..%2fany"):

@@ -82,7 +82,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.CachdError)
     async def known(_request: Request, error: errors.CachdError) -> Response:
         if error.withheld:
-            log.info("request refused", code=error.code, detail=error.detail, **error.withheld)
+            log.info("request refused", code=error.code, detail=error.detail, withheld=dict(error.withheld))
         return problem(error)
 
     @app.exception_handler(RequestValidationError)

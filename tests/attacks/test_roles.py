@@ -136,6 +136,7 @@ def pulled(node: Node, ref: str, name: str) -> None:
 def test_a_refusal_does_not_tell_which_address_a_private_name_has(
     node: Nodes, tokens: dict[str, Any]
 ) -> None:
+    """Promised: A refusal tells no reader which address a private name has."""
     running = node(allow=[], **tokens)
     pulled(running, "https://localhost:1/it", "it")
     told = told_of(running, "it")
@@ -143,12 +144,12 @@ def test_a_refusal_does_not_tell_which_address_a_private_name_has(
     for address in ("127.0.0.1", "::1", "127.0.0.0"):
         assert address not in told.replace(running.url, "")
     ended = running.wait_for("pull ended", name="it")
-    assert ended["address"] in ("127.0.0.1", "::1"), "the operator finds it in the log"
+    assert ended["withheld"]["address"] in ("127.0.0.1", "::1"), "the operator finds it in the log"
     asked = {"ref": "https://localhost:1/it"}
     answer = running.ask("POST", "/v1/evictions?dry_run=true", asked, headers=bearer(CANARY))
     assert_problem(answer, 403, "private_address")
     assert "127.0.0.1" not in repr(answer.document)
-    assert running.wait_for("request refused")["address"] in ("127.0.0.1", "::1")
+    assert running.wait_for("request refused")["withheld"]["address"] in ("127.0.0.1", "::1")
 
 
 def test_a_redirect_does_not_tell_which_address_a_private_name_has(
@@ -172,7 +173,7 @@ def test_a_failure_tells_neither_the_proxy_nor_where_secrets_are(
     pulled(running, "https://192.0.2.1.example.invalid/it", "by-proxy")
     assert "proxy_unreachable" in (told := told_of(running, "by-proxy"))
     assert "127.0.0.1:1'" not in told
-    assert running.wait_for("pull ended", name="by-proxy")["proxy"] == "http://127.0.0.1:1"
+    assert running.wait_for("pull ended", name="by-proxy")["withheld"]["proxy"] == "http://127.0.0.1:1"
     secret = str(tmp_path / "absent-hub-token")
     running.stop()
     running.configure(**running.options | {"hf_token_file": secret, "proxy": None})
@@ -180,7 +181,7 @@ def test_a_failure_tells_neither_the_proxy_nor_where_secrets_are(
     pulled(running, "hf://org/model", "no-secret")
     assert "bad_secret" in (told := told_of(running, "no-secret"))
     assert secret not in told
-    assert running.wait_for("pull ended", name="no-secret")["secret"] == secret
+    assert running.wait_for("pull ended", name="no-secret")["withheld"]["secret"] == secret
 
 
 def test_a_link_on_a_share_tells_neither_where_it_leads_nor_what_is_there(
@@ -254,6 +255,7 @@ ATTEMPTS: list[tuple[str, str, dict[str, str], int, dict[str, Any]]] = [
 def test_each_attempt_to_write_has_one_line_that_says_who_what_and_how_it_ended(
     node: Nodes, tokens: dict[str, Any]
 ) -> None:
+    """Promised: Each attempt to write is a line of the log: who, what, which model, how it ended."""
     running = node(allow=[], **tokens)
     for method, path, headers, status, _ in ATTEMPTS:
         body = {"seconds": 1} if path.endswith("leases") else {} if path.endswith("limits") else None
@@ -274,6 +276,28 @@ def test_each_attempt_to_write_has_one_line_that_says_who_what_and_how_it_ended(
     assert lines[-1]["ref"] == asked["ref"]
     assert CANARY not in running.output
     assert LEASE not in running.output
+
+
+def test_nobody_says_in_a_header_where_they_ask_from(guarded: Node) -> None:
+    claims = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto")
+    headers = {**bearer(CANARY), **dict.fromkeys(claims, "192.0.2.66"), "X-Request-Id": "forged"}
+    assert_problem(guarded.ask("PUT", "/v1/models/any/pin", headers=headers), 404, "no_such_model")
+    line = guarded.wait_for("audit", request_id="forged")
+    assert line["peer"] == "127.0.0.1"
+    assert "192.0.2.66" not in repr(line)
+
+
+def test_tokens_that_are_not_in_force_show_in_the_metrics_and_in_the_log(
+    node: Nodes, tokens: dict[str, Any]
+) -> None:
+    running = node(**tokens)
+    assert running.metric("cachd_tokens_in_force") == 1
+    Path(tokens["token_file"]).write_text(f"tokens: [{{name: {CANARY}")
+    assert running.metric("cachd_tokens_in_force") == 0
+    said = running.wait_for("tokens not taken over: those that were in force before stay")
+    assert said["kept"] == ["ops", "pod"]
+    assert CANARY not in running.output
+    assert_problem(running.ask("PUT", "/v1/models/any/pin", headers=bearer(CANARY)), 404, "no_such_model")
 
 
 def test_attempts_are_counted_by_role_and_verdict(node: Nodes, tokens: dict[str, Any]) -> None:

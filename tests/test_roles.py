@@ -123,6 +123,8 @@ def test_the_table_has_every_route_and_no_other(nodes: dict[bool, Node], are_ope
     document = nodes[are_open].ask("GET", "/openapi.json", headers=bearer("read")).document
     calls = {(method.upper(), path) for path, calls in document["paths"].items() for method in calls}
     assert calls == set(NEEDS), "give a new route its row here and in cachd/api/access.py"
+    told = {call: document["paths"][call[1]][call[0].lower()].get("x-role", OPEN) for call in calls}
+    assert told == NEEDS
 
 
 @pytest.mark.parametrize("are_open", [True, False], ids=["reads open", "reads closed"])

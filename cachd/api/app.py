@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -14,7 +15,7 @@ from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
-from cachd.api.access import Access, Tokens, check_complete
+from cachd.api.access import RULES, Access, Tokens, check_complete
 from cachd.api.audit import Audit
 from cachd.api.documents import Models
 from cachd.api.guard import Guard
@@ -80,10 +81,27 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     install(app)
+    _tell_roles(app)
     access = Access(routes, tokens, anonymous_reads=anonymous_reads)
     app.add_middleware(Probe, models=models)
     app.add_middleware(Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=metrics)
     return app
+
+
+def _tell_roles(app: FastAPI) -> None:
+    """Let the OpenAPI document say which calls take a bearer token, and with which role (`x-role`)."""
+    plain = app.openapi
+
+    def with_roles() -> dict[str, Any]:
+        document = plain()
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for calls in document["paths"].values():
+            for call in calls.values():
+                if role := RULES[call["operationId"]].role:
+                    call |= {"x-role": role.name, "security": [{"token": []}]}
+        return document
+
+    app.openapi = with_roles  # type: ignore[method-assign] # as FastAPI's manual does ("Extending OpenAPI")
 
 
 def _route_name(route: APIRoute) -> str:

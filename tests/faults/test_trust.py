@@ -112,7 +112,8 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
             ca_file.write_bytes(content)
         error = refusal_of(lambda: asking.head(url))
         assert (type(error), error.code) == (Unavailable, "bad_ca_file")
-        assert str(ca_file) in error.detail
+        assert error.withheld["file"] == str(ca_file)
+        assert str(ca_file) not in str(error.as_document())
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
         assert asking.head(url).size == KIB

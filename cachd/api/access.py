@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastapi import Request
 from starlette.datastructures import Headers
@@ -94,8 +94,7 @@ class Caller:
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A request as the rules see it: the name of its route, the rule, and the model that its path names."""
 
     action: str

@@ -6,7 +6,10 @@ import tomllib
 from pathlib import Path
 
 from cachd import config
+from cachd.api.access import RULES
+from cachd.api.app import ROUTERS
 from cachd.metrics import MEASURED, Metrics
+from cachd.policy.roles import Role
 from cachd.sources import entries
 from tests import refs
 
@@ -36,6 +39,7 @@ def rendered(text: str) -> str:
     """A page with every marked part as it should be now."""
     parts = {
         "refs": refs.table(),
+        "roles": roles(),
         "options": options(),
         "sources": sources(),
         "metrics": metrics(),
@@ -49,6 +53,34 @@ def rendered(text: str) -> str:
         _, end, after = rest.partition(f"<!-- /{name} -->")
         text = f"{before}{begin}{content}\n{end}{after}"
     return text
+
+
+def roles() -> str:
+    """Each call, the roles that may make it, and what it concerns, in the order of the rules."""
+    calls = {
+        route.name: f"`{next(iter(route.methods))} {route.path}`"
+        for router in ROUTERS
+        for route in router.routes
+    }
+    calls["openapi"] = "`GET /docs`, `/redoc`, `/openapi.json`"
+    rows = [f"| {calls[name]} | {_allowed(name)} | {_concerns(name)} |" for name in RULES if name in calls]
+    names = " | ".join(f"`{role.name}`" for role in Role)
+    return "\n".join([f"| Call | no token | {names} | Concerns |", f"|---|{'---|' * (len(Role) + 2)}", *rows])
+
+
+def _allowed(name: str) -> str:
+    needed = RULES[name].role
+    nobody = "yes" if needed is None else "open" if needed is Role.read else ""
+    return " | ".join([nobody, *("yes" if needed is None or role >= needed else "" for role in Role)])
+
+
+def _concerns(name: str) -> str:
+    rule = RULES[name]
+    fields: dict[str, list[str]] = {}
+    for field, role in rule.fields.items():
+        fields.setdefault(role.name, []).append(f"`{field}`")
+    also = "".join(f"; {' and '.join(names)} need `{role}`" for role, names in fields.items())
+    return rule.concerns.value + also
 
 
 def options() -> str:

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import typer
 from rich.filesize import decimal
 
-from cachd import __version__, errors, terminal
+from cachd import __version__, errors, files, terminal
 from cachd.errors import CachdError, Invalid, Unreachable, error_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ EXIT_BY_ERROR: dict[type, int] = {
     errors.Unavailable: 10,
 }
 _POLL_SECONDS = 0.3
+_LONGEST_TOKEN_BYTES = 64 << 10
 
 app = typer.Typer(
     name="cachd",
@@ -90,7 +91,7 @@ def _seconds(told: str | float) -> float:
 
 Server = Annotated[str, typer.Option(envvar="CACHD_SERVER", help="address of the daemon", show_default=True)]
 TokenFile = Annotated[
-    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token for writes (or CACHD_TOKEN)")
+    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token (or CACHD_TOKEN)")
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
 # Their variables are read with all other options, which tell who gave what.
@@ -185,9 +186,9 @@ def pull(
 
 
 @app.command("ls", epilog="Example: cachd ls -o json")
-def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
+def list_models(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """List the models of this node."""
-    found = _ask(server, None, lambda client: client.models())
+    found = _ask(server, token_file, lambda client: client.models())
     if output is Output.name:
         for model in found:
             terminal.say(model["name"])
@@ -197,9 +198,11 @@ def list_models(server: Server = SERVER, output: Form = Output.text) -> None:
 
 
 @app.command(epilog="Example: cachd show org--model")
-def show(name: str, server: Server = SERVER, output: Form = Output.text) -> None:
+def show(
+    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
     """Show one model: state, revision, bytes, rate, error, in use, pinned."""
-    document = _ask(server, None, lambda client: client.model(name))
+    document = _ask(server, token_file, lambda client: client.model(name))
     _print(document, output, lambda: terminal.show_model(document))
 
 
@@ -212,6 +215,7 @@ def wait(
     ] = None,
     unknown_timeout: UnknownTimeout = None,
     server: Server = SERVER,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints.
@@ -228,7 +232,7 @@ def wait(
         model = mounted.ready_model(cache.absolute(), name)
         _print(model, output, lambda: terminal.say(_file_or_directory(model)))
         return
-    document = _ask(server, None, lambda client: _follow(client, name, timeout, _is_ready))
+    document = _ask(server, token_file, lambda client: _follow(client, name, timeout, _is_ready))
     _print(document, output, lambda: terminal.say(_file_or_directory(document)))
 
 
@@ -240,6 +244,7 @@ def print_path(
         Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
     ] = None,
     server: Server = SERVER,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Print the path of a ready model: of its file when it is one file, else of its directory.
@@ -251,7 +256,7 @@ def print_path(
 
         document = ready_model(cache, name)
     else:
-        document = _ask(server, None, lambda client: _ready_there(client, name))
+        document = _ask(server, token_file, lambda client: _ready_there(client, name))
     if file and not document["file"]:
         raise errors.NotFound(
             f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
@@ -391,9 +396,9 @@ def sweep(
 
 
 @app.command(epilog="Example: cachd capacity -o json")
-def capacity(server: Server = SERVER, output: Form = Output.text) -> None:
+def capacity(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """Show what models take and may take, which holds how much of it, and by what it is protected."""
-    document = _ask(server, None, lambda client: client.get("/v1/capacity"))
+    document = _ask(server, token_file, lambda client: client.get("/v1/capacity"))
     _print(document, output, lambda: terminal.show_capacity(document))
 
 
@@ -420,16 +425,16 @@ app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
 
 
 @app.command(epilog="Example: cachd evictions")
-def evictions(server: Server = SERVER, output: Form = Output.text) -> None:
+def evictions(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """List what was evicted since the daemon started, the newest first, and why."""
-    document = _ask(server, None, lambda client: client.get("/v1/evictions"))
+    document = _ask(server, token_file, lambda client: client.get("/v1/evictions"))
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
 @app.command(epilog="Example: cachd doctor")
-def doctor(server: Server = SERVER, output: Form = Output.text) -> None:
+def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
-    findings = _ask(server, None, _examine)
+    findings = _ask(server, token_file, _examine)
     wrong = [f for f in findings if not f["ok"]]
 
     def text() -> None:
@@ -449,6 +454,7 @@ def options(
     server: Annotated[
         str | None, typer.Option(envvar="CACHD_SERVER", help="with --effective: ask this daemon")
     ] = None,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """List every option of the daemon: key of the file, environment variable, default, meaning.
@@ -460,7 +466,7 @@ def options(
     from cachd import config
 
     if effective:
-        there = server and _ask(server, None, lambda client: client.get("/v1/options"))
+        there = server and _ask(server, token_file, lambda client: client.get("/v1/options"))
         in_force = there or _options_here(config_file)
         _print(in_force, output, lambda: terminal.show_options(in_force))
         return
@@ -532,7 +538,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
         token = _token_in(token_file) if token_file else os.environ.get("CACHD_TOKEN")
     except OSError as error:
         raise Invalid(
-            f"token file {token_file} cannot be read: {error.strerror}", code="bad_secret"
+            f"token file {token_file} cannot be read: {files.reason(error)}", code="bad_secret"
         ) from error
 
     if token and not (token.isascii() and token.isprintable()):
@@ -550,7 +556,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 def _token_in(file: Path) -> str:
     """A token of at most 64 KiB; the file may be a pipe."""
     with file.open("rb") as opened:
-        return opened.read(64 << 10).decode(errors="replace").strip()
+        return opened.read(_LONGEST_TOKEN_BYTES).decode(errors="replace").strip()
 
 
 def _options_here(config_file: Path | None) -> dict[str, Any]:
@@ -689,8 +695,7 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     if capacity["in_use_told_by"] != "kernel":
         text = "the kernel does not tell open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
-    reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
-    findings += [{"ok": False, "what": reason} for reason in reasons]
+    findings += await _in_force(client)
     views = capacity["views"]
     if views["unwatched"]:
         text = f"{views['unwatched']} directories of the views are not watched: {views['reason']};"
@@ -702,6 +707,15 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
             text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('mend', '')}".rstrip()
             findings.append({"ok": False, "what": text})
     return findings
+
+
+async def _in_force(client: Client) -> list[dict[str, Any]]:
+    """Why the configuration file is not in force, for whom that may be told."""
+    try:
+        reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
+    except errors.Forbidden:
+        return [{"ok": True, "what": "its configuration is told to an admin's token alone (--token-file)"}]
+    return [{"ok": False, "what": reason} for reason in reasons]
 
 
 async def _finding(client: Client, path: str, what: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from cachd import files
 from cachd.errors import CachdError, Invalid, Unavailable
 from cachd.fields import Bytes, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
@@ -98,7 +99,14 @@ class Config(BaseModel):
     models: Annotated[tuple[Model, ...], Several] = Field(
         (), description="models to pull at start; re-read when the file changes"
     )
-    token_file: Path | None = Field(None, description="bearer token that writes need; re-read at every use")
+    token_file: Path | None = Field(
+        None,
+        description="bearer tokens of the API: a file with one admin's token or a list, or a directory with a"
+        " file each, such as a mounted Secret; re-read at every use",
+    )
+    anonymous_reads: bool = Field(
+        True, description="false: reads need a token, too; probes (/livez, /readyz, …/ready) never do"
+    )
     anonymous_writes: bool = Field(False, description="accept writes without a token even beyond loopback")
     allowed_hosts: Strings = Field(
         (), description="host names accepted in the Host header; addresses and localhost always are"
@@ -372,7 +380,11 @@ def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
         try:
             Authorities(str(path) if path else None).context() if path else None
         except Unavailable as error:
-            findings.append(Finding(given[key].place, key, f"{error.detail}: give a PEM file"))
+            cause = error.__cause__
+            reason = files.reason(cause) if isinstance(cause, OSError) else error.detail
+            findings.append(
+                Finding(given[key].place, key, f"{path} cannot be used: {reason}: give a PEM file")
+            )
     return findings
 
 

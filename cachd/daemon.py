@@ -26,13 +26,14 @@ from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
-from cachd.errors import CachdError, Forbidden, Leased, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, Leased, Unavailable
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import HUB_HOSTS, Share, Typed
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
+from cachd.settings.tokens import TokenFile
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
@@ -245,8 +246,11 @@ def serve(loaded: Loaded) -> None:
         signal.signal(signal.SIGHUP, lambda _number, _frame: watched.look_again())
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
+        tokens = TokenFile(config.token_file) if config.token_file else None
+        if tokens:
+            tokens.are_in_force()  # else the log says why, from the start
         parts.metrics.watch(
-            gauges=lambda: _gauges(parts.store, parts.scrubs, watched),
+            gauges=lambda: _gauges(parts.store, parts.scrubs, watched, tokens),
             models=models.counted,
             limits=parts.bandwidth.rates,
             resident=parts.warms.resident,
@@ -262,7 +266,8 @@ def serve(loaded: Loaded) -> None:
             required=prewarm.required,
             options=watched.as_document,
             sources=watched.holding,
-            token_file=config.token_file,
+            tokens=tokens,
+            anonymous_reads=config.anonymous_reads,
             allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
         )
         _unleased(parts.store.layout.root, parts.pulls.resume)
@@ -285,7 +290,13 @@ def serve(loaded: Loaded) -> None:
 
 
 def check_listen(config: Config) -> None:
-    """Raises Forbidden when anybody on the network could write."""
+    """Raises Forbidden when anybody on the network could write, Invalid when nobody could read."""
+    if not (config.anonymous_reads or config.token_file):
+        raise Invalid(
+            "anonymous_reads: false would let nobody read: there are no tokens",
+            code="bad_option",
+            mend="set token_file, too",
+        )
     host = urlsplit(f"//{config.listen}").hostname or ""
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
@@ -443,7 +454,7 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, float]:
+def _gauges(store: Store, scrubs: Scrubs, watched: _Watched, tokens: TokenFile | None) -> Mapping[str, float]:
     now, views = store.space.capacity(), store.watch.watched()
     return {
         "cachd_available_bytes": max(now.available, 0),
@@ -456,6 +467,7 @@ def _gauges(store: Store, scrubs: Scrubs, watched: _Watched) -> Mapping[str, flo
         "cachd_held_bytes": now.usage.held,
         "cachd_leases": store.snapshots.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
+        "cachd_tokens_in_force": float(tokens is None or tokens.are_in_force()),
         "cachd_view_watches": views.directories,
         "cachd_view_unwatched": views.unwatched,
         "cachd_scrub_oldest_timestamp_seconds": scrubs.oldest() or 0.0,

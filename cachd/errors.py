@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 _LONGEST_TEXT = 4000
 
@@ -26,11 +26,13 @@ class CachdError(Exception):
 
     `mend` says what the reader can do about it; `facts` carries the numbers for machines. None of them
     ever holds a secret or the query of a signed URL, nor a character that a terminal would obey: texts of
-    origins and clients may stand in them.
+    origins and clients may stand in them. Anybody may read these. What only the operator may know, such as
+    the address of a private name, goes to `withhold`.
     """
 
     code = "internal"
     retryable = False
+    withheld: Mapping[str, object] = {}
 
     def __init__(self, detail: str, *, code: str | None = None, mend: str = "", **facts: object) -> None:
         self.detail = "\n".join(map(printable, detail.split("\n")))
@@ -40,6 +42,13 @@ class CachdError(Exception):
         self.facts: Mapping[str, object] = {
             name: printable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
         }
+
+    def withhold(self, **facts: object) -> Self:
+        """The same error, with facts for the daemon's own log: no document and no answer shows them."""
+        self.withheld = {
+            name: printable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
+        return self
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.mend})" if self.mend else self.detail

@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cachd import __version__
+from cachd.policy.roles import Role
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MODEL_STATES = (
@@ -31,6 +32,8 @@ MODEL_STATES = (
     "refused",
 )
 MOST_MODELS = 100  # may have a series of their own
+CALLERS = ("anonymous", *Role.__members__)
+VERDICTS = ("accepted", "refused", "failed")
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 # Measured when scraped.
 MEASURED = {
@@ -44,6 +47,7 @@ MEASURED = {
     "cachd_held_bytes": "Bytes on disk of deleted models that a process still has open",
     "cachd_leases": "Leases that have not expired",
     "cachd_reserved_bytes": "Bytes promised to running pulls",
+    "cachd_tokens_in_force": "1 while the API's tokens are those of token_file as it is on disk",
     "cachd_view_watches": "Directories of the views that the kernel watches",
     "cachd_view_unwatched": "Directories of the views that the kernel does not watch, for its limits",
     "cachd_scrub_oldest_timestamp_seconds": "When the blob was read again that waits for it the longest",
@@ -70,6 +74,15 @@ class Metrics:
         self.requests = Counter(
             "cachd_requests_total", "API requests answered", ["op", "result"], registry=registry
         )
+        self.writes = Counter(
+            "cachd_writes_total",
+            "Requests to change something, by the role of the caller and how they ended",
+            ["role", "verdict"],
+            registry=registry,
+        )
+        for role in CALLERS:
+            for verdict in VERDICTS:
+                self.writes.labels(role, verdict)
         self.hits = Counter("cachd_hits_total", "Requests for a model that was ready", registry=registry)
         self.misses = Counter("cachd_misses_total", "Requests that began a pull", registry=registry)
         self.joins = Counter("cachd_joins_total", "Requests that joined a running pull", registry=registry)

@@ -30,6 +30,8 @@ def show_error(error: CachdError) -> None:
     stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
     if error.mend:
         stderr.print(f"  mend: {error.mend}", markup=False, highlight=False, soft_wrap=True)
+    for name, fact in error.withheld.items():  # of a pull without a daemon: who runs it may know
+        stderr.print(f"  {name}: {fact}", markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -338,6 +338,26 @@ def test_a_write_without_the_token_is_5_and_with_it_is_done(
     assert running.ready("it.bin").status == 200
 
 
+def test_a_token_with_too_low_a_role_is_5_and_told_which_role_is_needed(node: Nodes, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("canary-reader")
+    listed = {"tokens": [{"name": "grafana", "role": "read", "token": "canary-reader"}]}
+    (tmp_path / "tokens").write_text(yaml.safe_dump(listed))
+    running = node(token_file=str(tmp_path / "tokens"), anonymous_reads=False)
+    for words in (("ls",), ("capacity",), ("evictions",), ("show", "it"), ("wait", "it"), ("path", "it")):
+        assert_failed(running.cli(*words), 5, "unauthorized")
+        with_token = running.cli(*words, "--token-file", str(token))
+        assert with_token.returncode == (3 if "it" in words else 0), with_token.stderr
+        assert with_token.returncode == running.cli(*words, CACHD_TOKEN="canary-reader").returncode
+    refused = running.cli("sweep", CACHD_TOKEN_FILE=str(token))
+    assert_failed(refused, 5, "role_too_low")
+    assert "needs the role admin, and grafana has read" in refused.stderr
+    assert_failed(running.cli("options", "--effective", CACHD_TOKEN="canary-reader"), 5, "role_too_low")
+    examined = running.cli("doctor", "--token-file", str(token))
+    assert "an admin's token" in examined.stdout
+    assert "canary" not in refused.stderr + examined.stdout + running.output
+
+
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(origin: Origin, node: Nodes) -> None:
     running = node(models=[{"ref": f"{origin.url}/later.bin", "name": "later.bin", "required": True}])
     running.wait_for("pull ended", name="later.bin", state="failed")

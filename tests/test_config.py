@@ -266,6 +266,13 @@ def test_beyond_loopback_writes_need_a_token_or_the_operators_word(listen: str, 
     check_listen(load(listen=listen, anonymous_writes=True))
 
 
+def test_reads_that_need_a_token_need_tokens(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as refusal:
+        check_listen(load(anonymous_reads=False))
+    assert "token_file" in refusal.value.mend
+    check_listen(load(anonymous_reads=False, token_file=tmp_path / "token"))
+
+
 # --- models ---
 
 LISTED = [

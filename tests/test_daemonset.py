@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from cachd import __version__
+from cachd.policy.roles import Grant, Namespaces, Role
+from cachd.settings.tokens import TokenFile
 from cachd.store.store import Store
 from tests.test_store import publish
 
@@ -208,6 +210,25 @@ def test_the_token_is_required_and_the_origins_secrets_are_not() -> None:
     assert OPTIONS["token_file"] in optional
     assert config["defaultMode"] == 0o440
     assert DAEMON_POD["securityContext"]["fsGroup"] == 65532
+
+
+def test_the_example_of_tokens_is_what_the_daemon_reads(tmp_path: Path) -> None:
+    (secret,) = documents((BASE / "examples" / "tokens.yaml").read_text())
+    (volume,) = [volume["secret"] for volume in DAEMON_POD["volumes"] if volume["name"] == "tokens"]
+    assert volume == {"secretName": secret["metadata"]["name"], "optional": True, "defaultMode": 0o440}
+    assert (
+        f"# token_file: {mounts(DAEMON)['tokens']['mountPath']}"
+        in OBJECTS["ConfigMap"]["data"]["config.yaml"]
+    )
+    for name, content in secret["stringData"].items():
+        (tmp_path / name).write_text(content)
+    tokens = TokenFile(tmp_path)
+    assert tokens.are_in_force()
+    grants = {name: tokens.grant_of(f"REPLACE-{name}".encode()) for name in secret["stringData"]}
+    assert grants["operator"] == Grant("operator", Role.admin)
+    assert grants["team-a"] == Grant("team-a", Role.pull, Namespaces(("team-a-*", "hf://Qwen/")))
+    assert grants["prometheus"] == Grant("prometheus", Role.read)
+    assert grants["pods"] is None, "its hash is given"
 
 
 def test_two_daemons_never_run_on_one_node() -> None:

@@ -89,7 +89,7 @@ def test_a_variable_that_names_no_token_file_is_told(tmp_path: Path, monkeypatch
         with pytest.raises(Invalid) as refusal:
             HubToken(None).read()
         assert refusal.value.code == "bad_secret"
-        assert f"{path} (HF_TOKEN_PATH)" in refusal.value.detail
+        assert refusal.value.withheld["secret"] == f"{path} (HF_TOKEN_PATH)"
         assert refusal.value.mend
 
 

@@ -115,7 +115,8 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             required=list,
             options=dict,
             sources=lambda _ref: {},
-            token_file=None,
+            tokens=None,
+            anonymous_reads=True,
             allowed_hosts=(),
         )
         parts.status.start(models)

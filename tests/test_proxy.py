@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from cachd.model import Extent, Ref
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
 from cachd.policy.reach import Reach
+from cachd.sources.answers import broken
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
@@ -485,7 +487,8 @@ def test_wrong_credentials_are_final_and_new_ones_are_taken_over(origin: Origin,
         http = over(proxy.url, f"{origin.url}/", credentials=file)
         error = refusal_of(lambda: http.head(url, Cut()))
         assert (type(error), error.code, error.facts["proxy_status"]) == (Forbidden, "proxy_auth", 407)
-        assert proxy.url in error.detail
+        assert error.withheld["proxy"] == proxy.url
+        assert proxy.url not in str(error.as_document())
         assert "origin.test" in error.detail
         assert "proxy_credentials_file" in error.mend
         assert "canary" not in str(error)
@@ -503,7 +506,8 @@ def test_credentials_that_are_none_are_told_without_their_text(
         file.write_text(content)
     error = refusal_of(lambda: over(listener.url, credentials=file).head(PUBLIC_BY_NAME, Cut()))
     assert error.code == "bad_secret"
-    assert str(file) in error.detail
+    assert error.withheld["secret"] == str(file)
+    assert str(file) not in str(error.as_document())
     assert not content or content not in str(error)
     assert listener.heads == []
 
@@ -522,7 +526,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("answer", "kind", "code"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_refusal_names_proxy_and_origin_and_says_whether_it_may_pass(
+def test_a_refusal_names_the_origin_and_says_whether_it_may_pass(
     listener: Listener, answer: bytes, kind: type[CachdError], code: str, tmp_path: Path
 ) -> None:
     (tmp_path / "credentials").write_text("user:canary")
@@ -531,7 +535,8 @@ def test_a_refusal_names_proxy_and_origin_and_says_whether_it_may_pass(
         lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME, Cut())
     )
     assert (type(error), error.code) == (kind, code)
-    assert listener.url in error.detail
+    assert error.withheld["proxy"] == listener.url
+    assert listener.url not in str(error.as_document())
     assert "origin.test:443" in error.detail
     assert answer[:3].decode() in error.detail
     assert "canary" not in str(error)
@@ -557,7 +562,8 @@ def test_what_does_not_answer_as_a_proxy_is_told(listener: Listener, answer: byt
     listener.refusal = lambda head: answer
     error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_protocol")
-    assert listener.url in error.detail
+    assert error.withheld["proxy"] == listener.url
+    assert listener.url not in str(error.as_document())
     assert "origin.test:443" in error.detail
     assert "canary" not in str(error)
 
@@ -585,7 +591,8 @@ def test_a_proxy_that_does_not_answer_in_time_is_given_up(
         error = refusal_of(lambda: over(proxy.url, connect_seconds=0.5).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert "within 0.5 s" in error.detail
-    assert proxy.url in error.detail
+    assert error.withheld["proxy"] == proxy.url
+    assert proxy.url not in str(error.as_document())
 
 
 @pytest.mark.parametrize(
@@ -596,8 +603,17 @@ def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
     error = refusal_of(lambda: over(url).head(PUBLIC_BY_NAME, Cut()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert told in error.detail
-    assert url in error.detail
+    assert error.withheld["proxy"] == url
+    assert url not in str(error.as_document())
     assert "origin.test:443" in error.detail
+
+
+def test_an_exchange_that_breaks_behind_a_proxy_does_not_name_it_to_readers() -> None:
+    for error in (TimeoutError(), ConnectionResetError("reset"), HTTPException("cut")):
+        found = broken(urlsplit("https://origin.test/it"), error, "http://proxy.corp:3128")
+        assert "by the proxy" in found.detail
+        assert "proxy.corp" not in str(found.as_document())
+        assert found.withheld["proxy"] == "http://proxy.corp:3128"
 
 
 def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:

@@ -18,6 +18,7 @@ from bench.readme import MEASUREMENTS, rendered
 from cachd import __version__
 from cachd.cli import EXIT_CODES
 from cachd.config import Config, Model
+from cachd.settings.tokens import TokenFile
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.needs import LIST_FILES, needs, require
@@ -135,10 +136,14 @@ def test_every_call_told_is_one_of_the_api(served: tuple[Hub, Node]) -> None:
     assert told == set(routes)
 
 
-def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models() -> None:
+def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models(tmp_path: Path) -> None:
     pod, *options = (
         yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     )
+    (tokens,) = (each for each in options if "tokens" in each)
+    options.remove(tokens)
+    (tmp_path / "tokens").write_text(yaml.safe_dump(tokens))
+    assert TokenFile(tmp_path / "tokens").are_in_force()
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
     assert {c["image"] for c in pod["initContainers"]} == {f"cachd:{__version__}"}
     listed = [entry for each in options for entry in each.get("models", ())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -15,8 +15,10 @@ from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
+from cachd.api.access import RULES, Access, Tokens, check_complete
+from cachd.api.audit import Audit
 from cachd.api.documents import Models
-from cachd.api.guard import Guard, WriteToken
+from cachd.api.guard import Guard
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.api.status import StatusFiles
@@ -28,6 +30,7 @@ from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.sweeps import Sweeps
 
 _THREADS = 32
+ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
 
 
 def create_app(
@@ -42,13 +45,14 @@ def create_app(
     required: Callable[[], Collection[str]],
     options: Callable[[], dict[str, object]],
     sources: Callable[[str | None], dict[str, object]],
-    token_file: Path | None,
+    tokens: Tokens | None,
+    anonymous_reads: bool,
     allowed_hosts: Collection[str],
 ) -> FastAPI:
     """The API over one store and its pulls.
 
     `required` names the models that /readyz?set=required wants; `options` tells the options in force,
-    `sources` the entries of that table, or what holds for a ref.
+    `sources` the entries of that table, or what holds for a ref. `tokens` None: everybody may do everything.
     """
 
     blocking = threads.pool(_THREADS, "api")
@@ -58,7 +62,9 @@ def create_app(
         """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
         asyncio.get_running_loop().set_default_executor(blocking)
         yield
+        audit.close()
 
+    audit = Audit(metrics)
     app = FastAPI(
         lifespan=with_threads,
         title="cachd",
@@ -71,15 +77,32 @@ def create_app(
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
     app.state.status, app.state.sources = status, sources
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
-    app.state.write_token = token = WriteToken(token_file)
-    app.include_router(model_routes.router)
-    app.include_router(node_routes.router)
-    app.include_router(space_routes.router)
-    app.include_router(upkeep_routes.router)
+    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    check_complete(routes)
+    for router in ROUTERS:
+        app.include_router(router)
     install(app)
+    _tell_roles(app)
+    access = Access(routes, tokens, anonymous_reads=anonymous_reads)
     app.add_middleware(Probe, models=models)
-    app.add_middleware(Guard, allowed_hosts=allowed_hosts, token=token, metrics=metrics)
+    app.add_middleware(Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=metrics)
     return app
+
+
+def _tell_roles(app: FastAPI) -> None:
+    """Let the OpenAPI document say which calls take a bearer token, and with which role (`x-role`)."""
+    plain = app.openapi
+
+    def with_roles() -> dict[str, Any]:
+        document = plain()
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for calls in document["paths"].values():
+            for call in calls.values():
+                if role := RULES[call["operationId"]].role:
+                    call |= {"x-role": role.name, "security": [{"token": []}]}
+        return document
+
+    app.openapi = with_roles  # type: ignore[method-assign] # as FastAPI's manual does ("Extending OpenAPI")
 
 
 def _route_name(route: APIRoute) -> str:

@@ -182,12 +182,13 @@ def eviction_document(eviction: Eviction) -> dict[str, Any]:
 
 
 def lease_document(lease: Lease) -> dict[str, Any]:
-    return {
-        "id": lease.id,
-        "name": lease.name,
-        "holder": lease.holder,
-        "expires_at": iso(lease.expires_at),
-    }
+    """For who took it: whoever knows the id may renew and release it."""
+    return {"id": lease.id, "name": lease.name, **held_document(lease)}
+
+
+def held_document(lease: Lease) -> dict[str, Any]:
+    """A lease as everybody may see it."""
+    return {"holder": lease.holder, "expires_at": iso(lease.expires_at)}
 
 
 class Models:
@@ -256,7 +257,7 @@ class Models:
             "verified": snapshot.verified if snapshot else _verified(pull),
             "verified_by": dict(snapshot.verified_by) if snapshot else _verified_by(pull),
             "pinned": self.snapshots.is_pinned(name),
-            "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
+            "leases": [held_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
             "in_use": self._in_use(snapshot) if snapshot else False,
             "last_used": iso(use.last) if use else None,
             "last_opened": iso(opened_at) if opened_at else None,

@@ -1,37 +1,33 @@
-"""What a request must pass before any route sees it: its Host, its Origin, its size and its token."""
+"""What a request must pass before any route sees it: its Host, its Origin, its size and its caller's role."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Collection
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Annotated
 from urllib.parse import urlsplit
 
-import aiofiles
-from fastapi import Header, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cachd.api.access import READS, Access, Call
+from cachd.api.audit import Audit
 from cachd.api.connection import MOST_BODY_BYTES
 from cachd.api.problems import problem
-from cachd.errors import CachdError, Forbidden, Invalid, TooBig, Unauthorized
+from cachd.errors import CachdError, Forbidden, Invalid, TooBig
 from cachd.metrics import Metrics
 
-_READS = ("GET", "HEAD", "OPTIONS")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
-    """Refuses foreign hosts and origins (a browser led here by another site), writes without the token
-    before their body is read, and bodies past 1 MiB."""
+    """Refuses foreign hosts and origins (a browser led here by another site), calls that the caller's role
+    does not cover before their body is read, and bodies past 1 MiB. Each attempt to write is audited."""
 
     def __init__(
-        self, app: ASGIApp, *, allowed_hosts: Collection[str], token: WriteToken, metrics: Metrics
+        self, app: ASGIApp, *, allowed_hosts: Collection[str], access: Access, audit: Audit, metrics: Metrics
     ) -> None:
-        self._app, self._token, self._metrics = app, token, metrics
+        self._app, self._access, self._audit, self._metrics = app, access, audit, metrics
         self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,6 +35,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         status = 500
+        call = self._access.call(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -47,7 +44,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = await self._refusal(scope)
+            refusal = await self._refusal(scope, call)
             body = b"" if refusal else await _read(receive)
             if refusal or body is None:
                 await problem(refusal or _too_long())(scope, receive, watched)
@@ -57,22 +54,23 @@ class Guard:
             route = scope.get("route")
             op = getattr(route, "name", "none")
             self._metrics.requests.labels(op, f"{status // 100}xx").inc()
+            if scope["method"] not in READS:
+                self._audit.tell(scope, call, status)
 
-    async def _refusal(self, scope: Scope) -> CachdError | None:
+    async def _refusal(self, scope: Scope, call: Call) -> CachdError | None:
         """Why a request is refused by its head alone."""
-        headers = Headers(scope=scope)
-        if refusal := self._foreign(headers):
+        if refusal := self._foreign(Headers(scope=scope)):
             return refusal
-        if scope["method"] not in _READS:
-            try:
-                await self._token.check(headers.get("authorization", ""))
-            except Unauthorized as error:
-                return error
+        try:
+            await self._access.admit(scope, call)
+        except Forbidden as error:
+            return error
         return None
 
     def _foreign(self, headers: Headers) -> CachdError | None:
         """Why a request is refused whoever sends it."""
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        host = hosts[0] if len(hosts) == 1 else ""
         if not self._is_name(host) and not _is_address(host):
             return Forbidden(
                 f"Host {host!r:.120} is not one of this daemon's names",
@@ -148,39 +146,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _too_long() -> TooBig:
     return TooBig(f"the body is longer than {MOST_BODY_BYTES} bytes", code="body_too_long")
-
-
-class WriteToken:
-    """The bearer token that writes need, as its file holds it now."""
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-
-    async def check(self, authorization: str) -> None:
-        """Raises Unauthorized unless the Authorization header carries the token."""
-        if self._file is None:
-            return
-        try:
-            async with aiofiles.open(self._file, "rb") as opened:
-                expected = (await opened.read()).strip()
-        except OSError as error:
-            raise Unauthorized(
-                "the daemon's token_file cannot be read, so no token can be right",
-                code="token_unreadable",
-                mend="write the file, readable for the daemon",
-            ) from error
-        scheme, _, given = authorization.partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), expected)
-        if not expected or scheme.lower() != "bearer" or not right:
-            raise Unauthorized(
-                "writes need the daemon's bearer token",
-                code="unauthorized",
-                mend="send Authorization: Bearer with the content of its token_file"
-                " (cachd: --token-file or CACHD_TOKEN_FILE)",
-            )
-
-
-async def write_allowed(request: Request, authorization: Annotated[str, Header()] = "") -> None:
-    """The FastAPI dependency of every route that writes."""
-    token: WriteToken = request.app.state.write_token
-    await token.check(authorization)

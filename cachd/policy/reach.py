@@ -99,11 +99,11 @@ class Reach:
                 return
             raise _plaintext(url)
         raise Forbidden(
-            f"{url.hostname} is at {ip}, which is not a public address",
+            f"{url.hostname} is not at a public address",
             code="private_address",
-            mend=f"add {ip}/{ip.max_prefixlen} or {url.scheme}://{url.netloc}/ to allow if it is meant",
-            address=str(ip),
-        )
+            mend=f"add {url.scheme}://{url.netloc}/ or its network to allow if it is meant;"
+            " the daemon's log has the address",
+        ).withhold(address=str(ip))
 
 
 class Anywhere(Reach):

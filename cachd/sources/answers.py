@@ -156,7 +156,11 @@ def protocol_error(url: str, what: str) -> Unavailable:
 
 def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
     """What a failed connection means; `proxy` is whom it led through."""
-    shown = f"{url.scheme}://{url.netloc}{url.path}{f' (by {proxy})' if proxy else ''}"
+    shown = f"{url.scheme}://{url.netloc}{url.path}"
+    return _broken(f"{shown} (by the proxy)", error).withhold(proxy=proxy) if proxy else _broken(shown, error)
+
+
+def _broken(shown: str, error: Exception) -> CachdError:
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
         return Unavailable(
             f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

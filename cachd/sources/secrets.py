@@ -34,10 +34,10 @@ class Secret:
         text = self._text()
         if text and not (":" in text and text.isprintable()):
             raise Invalid(
-                f"the secret in {self._shown} is not user:password",
+                "a secret of the daemon is not user:password",
                 code="bad_secret",
-                mend="write user:password, on one line",
-            )
+                mend="write user:password, on one line; the daemon's log says where",
+            ).withhold(secret=self._shown)
         return text or None
 
     @property
@@ -117,10 +117,10 @@ def _of_file(file: Path, shown: str) -> str:
         return _text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
-            f"secret file {shown} cannot be read: {_why(error)}",
+            f"a secret file of the daemon cannot be read: {_why(error)}",
             code="bad_secret",
-            mend="check the path and its mode",
-        ) from error
+            mend="check the path and its mode; the daemon's log says which",
+        ).withhold(secret=shown) from error
 
 
 def _text(file: Path) -> str:
@@ -137,10 +137,10 @@ def _checked(text: str, shown: str) -> str | None:
     text = text.strip()
     if not all("!" <= c <= "~" for c in text):
         raise Invalid(
-            f"the secret in {shown} holds characters no token has",
+            "a secret of the daemon holds characters no token has",
             code="bad_secret",
-            mend="write it again, on one line",
-        )
+            mend="write it again, on one line; the daemon's log says where",
+        ).withhold(secret=shown)
     return text or None
 
 

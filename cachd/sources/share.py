@@ -87,10 +87,20 @@ class ShareSource:
         """See `Source.anew`: a file system has one way."""
 
     def _check(self, path: Path) -> Path:
-        """The path without links, once both forms are under an allowed prefix. Raises Forbidden."""
+        """The path without links, once both forms are under an allowed prefix. Raises Forbidden.
+
+        A refusal says nothing of where a link leads, nor whether anything is there.
+        """
         self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
         real = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop
-        self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
+        try:
+            self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
+        except Forbidden:
+            raise Forbidden(
+                f"{path} is a link, or below one, that leads to where allow covers nothing",
+                code="path_refused",
+                mend="copy the file to the share; the daemon's log has the path",
+            ).withhold(leads_to=str(real)) from None
         return real
 
     def _open(self, path: Path) -> int:

@@ -29,10 +29,10 @@ class Authorities:
                 return self._context
             except OSError as error:  # of which ssl.SSLError is one
                 raise Unavailable(
-                    f"the CA file {self.file} cannot be used: {files.reason(error)}",
+                    f"the daemon's CA file cannot be used: {files.reason(error)}",
                     code="bad_ca_file",
                     mend="put a PEM file of authorities there; it is read again at the next connection",
-                ) from error
+                ).withhold(file=str(self.file)) from error
 
 
 def _strict(file: str | None) -> ssl.SSLContext:

@@ -49,7 +49,7 @@ class Tunnels:
         """A wire to the origin, within `connect_seconds` for all.
 
         Raises Forbidden for what will not pass, Unavailable for what may, Cancelled. No error repeats a word
-        of the proxy's answer: it may hold what the proxy was told.
+        of the proxy's answer: it may hold what the proxy was told. Its address is withheld.
         """
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         by = time.monotonic() + self._connect_seconds
@@ -59,18 +59,18 @@ class Tunnels:
         try:
             with cut.reaches(wire):
                 wire.sendall(asked)
-                refusal = _refusal(proxy, origin, Incoming(wire))
+                refusal = _refusal(origin, Incoming(wire))
             wire.answered()
         except CachdError:
             wire.close()
             raise
         except OSError as error:
-            refusal = _failure(proxy, origin, error, self._connect_seconds)
+            refusal = _failure(origin, error, self._connect_seconds)
         except HTTPException:
-            refusal = _no_proxy(proxy, origin)
+            refusal = _no_proxy(origin)
         if refusal:  # raised here, without its cause: that repeats the proxy
             wire.close()
-            raise refusal
+            raise refusal.withhold(proxy=str(proxy))
         return wire
 
     def _connect(self, proxy: Proxy, origin: str, by: float, cut: Cut) -> Wire:
@@ -80,9 +80,9 @@ class Tunnels:
             places = self._names.addresses(proxy.host, proxy.port, cut)
             connected = dial(places, by - time.monotonic(), cut)
         except (Unavailable, Invalid) as error:
-            raise _unreachable(proxy, origin, "its name cannot be resolved") from error
+            raise _unreachable(origin, "its name cannot be resolved").withhold(proxy=str(proxy)) from error
         except OSError as error:
-            raise _failure(proxy, origin, error, self._connect_seconds) from error
+            raise _failure(origin, error, self._connect_seconds).withhold(proxy=str(proxy)) from error
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire = Wire(connected, self._stall_seconds)
         wire.answer_by = by
@@ -96,7 +96,7 @@ class Tunnels:
             raise
         except OSError as error:
             wire.close()
-            raise _failure(proxy, origin, error, self._connect_seconds) from error
+            raise _failure(origin, error, self._connect_seconds).withhold(proxy=str(proxy)) from error
         return wire
 
     def _headers(self, proxy: Proxy) -> dict[str, str]:
@@ -109,14 +109,14 @@ class Tunnels:
         return headers
 
 
-def _refusal(proxy: Proxy, origin: str, incoming: Incoming) -> CachdError | None:
+def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
     """What an answer to CONNECT means, None when the tunnel stands. Raises OSError or HTTPException."""
     answer = Answer(incoming, "CONNECT")
     status = answer.status
     if 200 <= status < 300:
-        return None if incoming.is_empty else _no_proxy(proxy, origin)
+        return None if incoming.is_empty else _no_proxy(origin)
     phrase = next((f" ({known.phrase})" for known in HTTPStatus if known == status), "")
-    said = f"the proxy {proxy} answered {status}{phrase} when asked for {origin}"
+    said = f"the proxy answered {status}{phrase} when asked for {origin}"
     if status == 407:
         offered = (answer.getheader("Proxy-Authenticate") or "basic").lower()
         return Forbidden(
@@ -144,33 +144,33 @@ def _refusal(proxy: Proxy, origin: str, incoming: Incoming) -> CachdError | None
     )
 
 
-def _failure(proxy: Proxy, origin: str, error: Exception, patience: float) -> CachdError:
+def _failure(origin: str, error: Exception, patience: float) -> CachdError:
     """What a broken exchange with a proxy means."""
-    shown = f"the proxy {proxy}, asked for {origin}"
+    shown = f"the proxy, asked for {origin}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(
-            f"{shown}: {error.verify_message}",
+            f"{shown}, has a certificate that is not trusted (error {error.verify_code})",
             code="proxy_untrusted",
             mend="set ca_file if the proxy has its own authority; check the node's clock",
         )
     if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-        return _no_proxy(proxy, origin)
+        return _no_proxy(origin)
     if isinstance(error, TimeoutError):
-        return _unreachable(proxy, origin, f"no answer within {patience:g} s")
-    return _unreachable(proxy, origin, error.strerror or "it closed the connection")
+        return _unreachable(origin, f"no answer within {patience:g} s")
+    return _unreachable(origin, error.strerror or "it closed the connection")
 
 
-def _unreachable(proxy: Proxy, origin: str, why: str) -> Unavailable:
+def _unreachable(origin: str, why: str) -> Unavailable:
     return Unavailable(
-        f"the proxy {proxy}, asked for {origin}: {why}",
+        f"the proxy, asked for {origin}: {why}",
         code="proxy_unreachable",
         mend="check the option proxy",
     )
 
 
-def _no_proxy(proxy: Proxy, origin: str) -> Unavailable:
+def _no_proxy(origin: str) -> Unavailable:
     return Unavailable(
-        f"the proxy {proxy} does not answer as a proxy when asked for {origin}",
+        f"the proxy does not answer as a proxy when asked for {origin}",
         code="proxy_protocol",
         mend="is it an HTTP proxy, and its scheme (http or https) right?",
     )

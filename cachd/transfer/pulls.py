@@ -527,6 +527,7 @@ class Pulls:
             resumed_bytes=progress.resumed,
             code=outcome.code if isinstance(outcome, CachdError) else "",
             detail=outcome.detail if isinstance(outcome, CachdError) else "",
+            withheld=dict(outcome.withheld) if isinstance(outcome, CachdError) else {},
         )
         self._means.reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
         with self._changed:

@@ -384,6 +384,7 @@ class ContentStore:
                 durable.take_away(path, trash)
             moved[trash] = size
             self.hashes.forget(blob)
+            self.proven.forget(blob)
             durable.sync_directory(path.parent)
 
     def _discard_ingest(self, blob: Digest, moved: dict[Path, int], names: Collection[str]) -> None:

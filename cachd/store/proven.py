@@ -38,8 +38,11 @@ class Proven:
         self._lock = threading.Lock()
         self._begun: Counter[Digest] = Counter()
         lines = self._read()
-        self._proven = {line for line in lines if (blob := _blob_of(line)) and is_here(blob)}
-        if len(self._proven) < len(lines):
+        self._proven: dict[Digest, set[str]] = {}  # lines by blob
+        for line in lines:
+            if (blob := _blob_of(line)) and is_here(blob):
+                self._proven.setdefault(blob, set()).add(line)
+        if sum(map(len, self._proven.values())) < len(lines) or not lines:
             self._rewrite()
 
     def has(self, file: File) -> bool:
@@ -50,7 +53,7 @@ class Proven:
         """
         if file.is_private or file.base.startswith("hf://") or self._trusts_claims:
             return True
-        return _line(file) in self._proven
+        return _line(file) in self._proven.get(file.blob, ())
 
     def begins(self, file: File) -> bool:
         """A source begins its proof. Whether samples are enough: not after several that began and failed, as
@@ -65,10 +68,17 @@ class Proven:
             return
         line = _line(file)
         with self._lock:
-            self._proven.add(line)
+            self._proven.setdefault(file.blob, set()).add(line)
             self._begun -= Counter({file.blob: 1})
         with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
             durable.append_note(self._path, line + "\n")
+
+    def forget(self, blob: Digest) -> None:
+        """The blob is gone."""
+        with self._lock:
+            was_there = self._proven.pop(blob, None)
+            if was_there and not self._proven:
+                self._rewrite()
 
     def _read(self) -> list[str]:
         try:
@@ -83,8 +93,11 @@ class Proven:
 
     def _rewrite(self) -> None:
         with suppress(CachdError), durable.disk_errors(self._path):
-            content = "".join(f"{line}\n" for line in sorted(self._proven))
-            durable.write_file(self._path, content.encode(), mode=0o600)
+            lines = sorted(line for lines in self._proven.values() for line in lines)
+            if lines:
+                durable.write_file(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
+            else:
+                durable.remove(self._path)
 
 
 def _line(file: File) -> str:

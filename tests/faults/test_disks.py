@@ -248,13 +248,13 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, origin: Origin, node_on: Callabl
 def test_a_pull_whose_room_another_process_takes_waits_until_there_is_some_again(
     tmp_path: Path, origin: Origin, node_on: Callable[..., Node]
 ) -> None:
-    """The first file has its blocks and stops half-way; those promised to the second one are taken."""
+    """The first file is here; the blocks that were promised to the second one are taken."""
     with loop(tmp_path, "ext4") as disk:
         running = node_on(disk, streams=1)
         running.pull(origin.add("/kept.bin", noise(MIB)), pin=True)  # or it may make room
         assert running.ready("kept.bin").status == 200
         ref = origin.add_model("two", {"first.bin": noise(9 * MIB, 1), "second.bin": noise(8 * MIB, 2)})
-        hold = origin.hold("/two/first.bin", after=MIB)
+        hold = origin.hold("/two/second.bin", after=0)
         running.pull(ref)
         assert hold.reached.wait(PATIENCE_SECONDS)
         filler = fill(disk, leave=4 * MIB)

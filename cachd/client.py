@@ -39,7 +39,12 @@ class Client:
         return await self._call("POST", "/v1/models", json=asked)
 
     async def models(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self._call("GET", "/v1/models"))["models"]
+        """Every model, page after page."""
+        page = await self._call("GET", "/v1/models")
+        found: list[dict[str, Any]] = page["models"]
+        while "next" in page:
+            page = await self._call("GET", "/v1/models", params={"after": page["next"]})
+            found += page["models"]
         return found
 
     async def model(self, name: str) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
+from cachd.api.connection import most_connections
 from cachd.api.documents import Models
 from cachd.api.guard import Guard, WriteToken
+from cachd.api.lanes import Lanes
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.api.status import StatusFiles
@@ -49,16 +51,18 @@ def create_app(
     `required` names the models that /readyz?set=required wants; `options` tells the options in force.
     """
 
-    blocking = threads.pool(_THREADS, "api")
+    blocking, lanes = threads.pool(_THREADS, "api"), Lanes(waits=most_connections() // 2)
 
     @asynccontextmanager
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
         """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
         asyncio.get_running_loop().set_default_executor(blocking)
         yield
+        lanes.close()
 
     app = FastAPI(
         lifespan=with_threads,
+        openapi_url=None,  # served by node.py, as bytes made once
         title="cachd",
         version=__version__,
         description="Node-local model cache: pull once, verify every byte, serve every pod.",
@@ -67,7 +71,7 @@ def create_app(
     )
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
-    app.state.status = status
+    app.state.status, app.state.lanes, app.state.described = status, lanes, None
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
     app.state.write_token = token = WriteToken(token_file)
     app.include_router(model_routes.router)

@@ -32,6 +32,8 @@ from cachd.transfer.reclaim import Eviction, Plan
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.warms import Warms
 
+MOST_OF_A_PAGE = 500
+
 
 class Asked(BaseModel):
     """The body of POST /v1/models."""
@@ -268,13 +270,15 @@ class Models:
             "warming": warming.as_document() if warming else None,
         }
 
-    def describe_all(self) -> list[dict[str, Any]]:
-        """The documents of all models. Blocks."""
+    def page(self, *, after: str, limit: int) -> dict[str, Any]:
+        """The documents of the first `limit` models whose names follow `after`; `next` when there are
+        more. Blocks."""
+        names = [name for name in self.names() if name > after]
         documents = []
-        for name in self.names():
+        for name in names[:limit]:
             with suppress(NotFound):  # deleted meanwhile
                 documents.append(self.describe(name))
-        return documents
+        return {"models": documents} | ({"next": names[limit - 1]} if len(names) > limit else {})
 
     def check_known(self, name: str) -> None:
         """Raises Invalid or NotFound unless the name is ready, on its way, or failed."""

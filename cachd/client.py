@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from cachd.errors import Unreachable, error_of
+from cachd.errors import Invalid, Unreachable, error_of
+from cachd.files import reason
 from cachd.model import check_name
+from cachd.sources.trust import Authorities
+
+_UNIX = "unix:"
 
 
 class Client:
@@ -18,10 +23,25 @@ class Client:
     A call raises the CachdError that the daemon's problem document names, or Unreachable.
     """
 
-    def __init__(self, server: str, token: str | None = None) -> None:
+    def __init__(
+        self,
+        server: str,
+        token: str | None = None,
+        *,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        """`server`: http://HOST:PORT, https://HOST:PORT or unix:/PATH. Raises Invalid, or Unavailable when a
+        file of https cannot be used."""
         self._server = server.rstrip("/")
+        self._base = "http://localhost" if server.startswith(_UNIX) else self._server
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(sock_connect=5))
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(sock_connect=5),
+            connector=_connector(self._server, ca_file, cert_file, key_file),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,7 +118,7 @@ class Client:
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            async with self._session.request(method, self._server + path, **options) as response:
+            async with self._session.request(method, self._base + path, **options) as response:
                 if response.status == 204:
                     return {}
                 document: dict[str, Any] = await response.json(content_type=None)
@@ -108,5 +128,27 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
-                mend="start it (cachd serve), or give its address with --server or CACHD_SERVER",
+                mend="start it (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
+
+
+def _connector(
+    server: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> aiohttp.BaseConnector:
+    if server.startswith(_UNIX):
+        return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
+    if not server.startswith(("http://", "https://")):
+        raise Invalid(
+            f"{server} is no address of a daemon",
+            code="bad_url",
+            mend="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
+        )
+    if not server.startswith("https://"):
+        return aiohttp.TCPConnector()
+    context = Authorities(str(ca_file) if ca_file else None).context()
+    if cert_file:
+        try:
+            context.load_cert_chain(cert_file, key_file)
+        except OSError as error:
+            raise Invalid(f"{cert_file} cannot be used: {reason(error)}", code="bad_certificate") from error
+    return aiohttp.TCPConnector(ssl=context)

@@ -20,16 +20,16 @@ import asyncio
 import ipaddress
 import resource
 import socket
-import ssl
 import struct
 import time
+from asyncio.trsock import TransportSocket
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cachd.api.problems import problem
@@ -134,6 +134,11 @@ class Connections:
             if not self._peers[connection.peer]:
                 del self._peers[connection.peer]
 
+    def end_handshakes(self) -> None:
+        """End the connections that have not begun to speak HTTP."""
+        for connection in [each for each in self._all if each.stage is Stage.HANDSHAKE]:
+            connection.end()
+
     def _idlest(self, peer: str | None) -> Counted | None:
         """The connection, of one peer or of any, that waits for a head for the longest; else for more."""
         waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
@@ -149,84 +154,35 @@ class Connections:
             loop.call_later(self.bounds.sweep_seconds, self._sweep, loop)
 
 
-def peer_of(transport: asyncio.BaseTransport) -> str:
-    """Who is at the other end, as far as connections are counted."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family == socket.AF_UNIX:
+def peer_of(sock: TransportSocket | socket.socket, address: object) -> str:
+    """Who is at the other end of a connection, as far as connections are counted."""
+    if sock.family == socket.AF_UNIX:
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return f"uid {uid}"
-    host = str((transport.get_extra_info("peername") or ("",))[0])
+    host = str(address[0]) if isinstance(address, tuple) else ""
     try:
-        address = ipaddress.ip_address(host)
+        at = ipaddress.ip_address(host)
     except ValueError:
         return host
-    return str(int(address) >> 64) if address.version == 6 else host
-
-
-class Handshake(asyncio.Protocol):
-    """A connection whose TLS handshake has not ended. `made` gives the one that takes its place then."""
-
-    def __init__(
-        self, context: ssl.SSLContext, made: Callable[[], Connection], *, connections: Connections
-    ) -> None:
-        self._context, self._made, self._counted = context, made, connections
-        self.loop = asyncio.get_running_loop()
-        self.peer = ""
-        self.stage, self.since = Stage.HANDSHAKE, time.monotonic()
-        self._early = b""  # what came with the last step of the handshake
-        self._is_lost = False
-        self._task: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-        transport.pause_reading()
-        self.peer = peer_of(transport)
-        if self._counted.admit(self):
-            self._task = self.loop.create_task(self._shake_hands())
-        else:
-            transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._early += data
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._is_lost = True
-
-    async def _shake_hands(self) -> None:
-        try:
-            secured = await self.loop.start_tls(
-                self._transport,
-                self,
-                self._context,
-                server_side=True,
-                ssl_handshake_timeout=self._counted.bounds.handshake_seconds,
-            )
-        except (OSError, ValueError):  # of which ssl's errors and timeouts are
-            secured = None
-        finally:
-            self._counted.leave(self)
-        if secured is None or self._is_lost or self._transport.is_closing():
-            self._transport.abort()
-            return
-        connection = self._made()
-        secured.set_protocol(connection)
-        connection.connection_made(secured)
-        if self._early:
-            connection.data_received(self._early)
-
-    def check_deadlines(self, now: float) -> None:
-        """The handshake has its own."""
-
-    def end(self) -> None:
-        self._transport.abort()
+    return f"{int(at) >> 64:x}/64" if at.version == 6 else host
 
 
 class Connection(HttpToolsProtocol):
     """One connection, bounded. `since`: when its stage began, by the monotonic clock."""
 
-    def __init__(self, *args: Any, connections: Connections, **named: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        connections: Connections,
+        app: ASGIApp | None = None,
+        handshake: Counted | None = None,
+        **named: Any,
+    ) -> None:
+        """`handshake` was counted in its place until now."""
         super().__init__(*args, **named)
-        self._counted, self._bounds = connections, connections.bounds
+        if app is not None:
+            self.app = app
+        self._counted, self._bounds, self._handshake = connections, connections.bounds, handshake
         self.peer = ""
         self.stage, self.since = Stage.HEAD, time.monotonic()
         self._came = 0  # bytes of this head, or of this body
@@ -234,7 +190,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.peer = peer_of(transport)
+        self.peer = peer_of(transport.get_extra_info("socket"), transport.get_extra_info("peername"))
+        if self._handshake:
+            self._counted.leave(self._handshake)
         if not self._counted.admit(self):
             busy = Unavailable("too many connections are open", code="too_many_connections", retry_after=1.0)
             self._write(busy)

@@ -20,10 +20,8 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIX = "unix:"
 _LONGEST_PATH = 107  # bytes: what the kernel's address of a unix socket holds
 _MODE = 0o660
-_HINT = (
-    "write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH, and after it any of:"
-    " read-only, probes, plain; mode=0660, group=GROUP for unix"
-)
+_ADDRESSES = "write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH"
+_WORDS = "after an address stand read-only, probes or plain; after unix:/PATH also mode=0660 and group=GROUP"
 
 
 class Serves(Enum):
@@ -95,7 +93,7 @@ class Listener:
             )
         found = _ADDRESS.fullmatch(address)
         if not found or int(found[1]) > 65535:
-            raise Invalid(_HINT)
+            raise Invalid(_ADDRESSES)
         return cls(
             Address(urlsplit(f"//{address}").hostname or "", int(found[1])), _serves(words), "plain" in words
         )
@@ -105,7 +103,7 @@ def _serves(words: list[str]) -> Serves:
     told = [Serves(word) for word in words if word in (Serves.reads.value, Serves.probes.value)]
     unknown = [word for word in words if word != "plain" and word not in {each.value for each in told}]
     if unknown or len(told) > 1:
-        raise Invalid(f"{' '.join(unknown or words)!r} cannot stand after the address: {_HINT}")
+        raise Invalid(f"{' '.join(unknown or words)!r} is not understood: {_WORDS}")
     return told[0] if told else Serves.everything
 
 
@@ -113,8 +111,10 @@ def _modes(words: list[str]) -> tuple[list[str], int, str | None]:
     """The words that are neither mode nor group, the mode, and the group."""
     pairs = dict(word.split("=", 1) for word in words if re.fullmatch(r"(mode|group)=.*", word))
     mode, group = pairs.get("mode", f"{_MODE:04o}"), pairs.get("group")
-    if not re.fullmatch(r"0?[0-7]{3}", mode) or not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", group or "x"):
-        raise Invalid(f"mode is three octal digits, group a name or a number: {_HINT}")
+    if not re.fullmatch(r"0?[0-7]{3}", mode) or not re.fullmatch(
+        r"[A-Za-z0-9._-]{1,32}", "x" if group is None else group
+    ):
+        raise Invalid(f"mode is three octal digits, group a name or a number: {_WORDS}")
     return [word for word in words if word.partition("=")[0] not in ("mode", "group")], int(mode, 8), group
 
 

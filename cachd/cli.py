@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -680,8 +679,12 @@ async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> No
     if model["state"] in ("ready", "failed", "cancelled", "damaged"):
         await asyncio.sleep(seconds)
         return
-    with suppress(CachdError):  # the next document says why it is not ready
+    ended_at = time.monotonic() + seconds
+    try:
         await client.ready(model["name"], wait=seconds)
+    except CachdError as error:  # the next document says why it is not ready
+        if error.code == "not_ready":  # where very many wait, the answer comes at once
+            await asyncio.sleep(max(0.0, ended_at - time.monotonic()))
 
 
 async def _examine(client: Client) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -9,12 +11,13 @@ from typing import Any, Self
 
 import aiohttp
 
-from cachd.errors import Invalid, Unreachable, error_of
+from cachd.errors import Invalid, Unavailable, Unreachable, error_of
 from cachd.files import reason
 from cachd.model import check_name
 from cachd.sources.trust import Authorities
 
 _UNIX = "unix:"
+_BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
 
 class Client:
@@ -117,6 +120,17 @@ class Client:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Asked again for a while when the daemon is busy."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return await self._call_once(method, path, **options)
+            except Unavailable as error:
+                if error.code != "busy" or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
+
+    async def _call_once(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             async with self._session.request(method, self._base + path, **options) as response:
                 if response.status == 204:

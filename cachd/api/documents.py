@@ -251,7 +251,7 @@ class Models:
             "verified": snapshot.verified if snapshot else _verified(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [lease_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
-            "in_use": self._in_use(snapshot) if snapshot else False,
+            "in_use": self.snapshots.is_open(manifest) if manifest else False,
             "last_used": iso(use.last) if use else None,
             "last_opened": iso(opened_at) if opened_at else None,
             "ready": ready_document(snapshot) if snapshot else None,
@@ -290,12 +290,6 @@ class Models:
             return self.snapshots.manifest(snapshot)
         except NotFound:  # withdrawn meanwhile
             return None
-
-    def _in_use(self, snapshot: Snapshot) -> bool:
-        try:
-            return self.snapshots.is_in_use(snapshot)
-        except NotFound:
-            return False
 
 
 def unknown_model(name: str, **facts: object) -> NotFound:

@@ -18,6 +18,7 @@ from cachd.errors import Invalid
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIX = "unix:"
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _LONGEST_PATH = 107  # bytes: what the kernel's address of a unix socket holds
 _MODE = 0o660
 _ADDRESSES = "write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH"
@@ -109,11 +110,9 @@ def _serves(words: list[str]) -> Serves:
 
 def _modes(words: list[str]) -> tuple[list[str], int, str | None]:
     """The words that are neither mode nor group, the mode, and the group."""
-    pairs = dict(word.split("=", 1) for word in words if re.fullmatch(r"(mode|group)=.*", word))
-    mode, group = pairs.get("mode", f"{_MODE:04o}"), pairs.get("group")
-    if not re.fullmatch(r"0?[0-7]{3}", mode) or not re.fullmatch(
-        r"[A-Za-z0-9._-]{1,32}", "x" if group is None else group
-    ):
+    told = dict(word.split("=", 1) for word in words if word.startswith(("mode=", "group=")))
+    mode, group = told.get("mode", f"{_MODE:04o}"), told.get("group")
+    if not re.fullmatch(r"0?[0-7]{3}", mode) or (group is not None and not _GROUP.fullmatch(group)):
         raise Invalid(f"mode is three octal digits, group a name or a number: {_WORDS}")
     return [word for word in words if word.partition("=")[0] not in ("mode", "group")], int(mode, 8), group
 

@@ -124,17 +124,19 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield ground
 
 
+@pytest.mark.alone("it compares times")
 def test_anonymous_listings_of_a_large_model_starve_no_probe(large: Ground) -> None:
     paths = ["/v1/models", "/v1/models/org--large", "/v1/models?limit=1", "/v1/capacity", "/metrics"]
 
     def listings(number: int) -> list[int]:
-        return [large.node.ask("GET", paths[(number + turn) % len(paths)]).status for turn in range(5)]
+        return [large.node.ask("GET", paths[(number + turn) % len(paths)]).status for turn in range(3)]
 
     answered = probed_during(large.node, [lambda n=n: listings(n) for n in range(40)])  # type: ignore[misc]
     assert {status for each in answered for status in each} <= {200, 503}
-    assert sum(each.count(200) for each in answered) > 100, "they are answered as well"
+    assert sum(each.count(200) for each in answered) > 20, "they are answered as well"
 
 
+@pytest.mark.alone("it compares times")
 def test_listings_of_as_many_pages_as_there_are_names_starve_no_probe(large: Ground) -> None:
     """Pages that nobody else asks for are not shared: they wait for each other, and some are told `busy`."""
 
@@ -147,6 +149,7 @@ def test_listings_of_as_many_pages_as_there_are_names_starve_no_probe(large: Gro
     assert large.node.ask("GET", "/metrics").status == 200
 
 
+@pytest.mark.alone("it compares times")
 def test_dry_runs_of_evictions_that_wait_for_an_origin_starve_neither_probes_nor_reads(large: Ground) -> None:
     hold = large.hub.hold("/api/models/org/slow", after=0)
     large.hub.add("org/slow", {"config.json": b"{}"})
@@ -169,9 +172,7 @@ def test_dry_runs_of_evictions_that_wait_for_an_origin_starve_neither_probes_nor
 # --- pages ---
 
 
-def test_a_listing_comes_in_pages_that_the_client_and_the_command_line_follow(
-    node: Nodes, origin: Origin
-) -> None:
+def test_a_listing_comes_in_pages(node: Nodes, origin: Origin) -> None:
     running = node()
     names = [f"m{number}" for number in range(7)]
     for name in names:
@@ -189,18 +190,20 @@ def test_a_listing_comes_in_pages_that_the_client_and_the_command_line_follow(
         assert running.ask("GET", f"/v1/models?{wrong}").status == 422
 
 
-async def test_a_client_follows_every_page_there_is() -> None:
-    pages = [
-        {"models": [{"name": "a"}], "next": "a"},
-        {"models": [], "next": "b"},
-        {"models": [{"name": "c"}]},
-    ]
+async def test_a_client_follows_every_page_there_is_and_asks_a_busy_daemon_again() -> None:
+    busy = {"code": "busy", "detail": "later", "error_class": "Unavailable"}
+    first, second = {"models": [{"name": "a"}], "next": "a"}, {"models": [], "next": "b"}
+    pages: list[dict[str, Any]] = [first, busy, second, {"models": [{"name": "c"}]}]
     requests: list[str] = []
 
     async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode())
-        body = json.dumps(pages.pop(0)).encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        page = pages.pop(0)
+        body = json.dumps(page).encode()
+        head = (
+            f"HTTP/1.1 {503 if page is busy else 200} -\r\nConnection: close\r\nContent-Length: {len(body)}"
+        )
+        writer.write(head.encode() + b"\r\n\r\n" + body)
         await writer.drain()
         writer.close()
 
@@ -208,7 +211,7 @@ async def test_a_client_follows_every_page_there_is() -> None:
         port = server.sockets[0].getsockname()[1]
         async with Client(f"http://127.0.0.1:{port}") as client:
             assert [model["name"] for model in await client.models()] == ["a", "c"]
-    assert requests == ["/v1/models", "/v1/models?after=a", "/v1/models?after=b"]
+    assert requests == ["/v1/models", "/v1/models?after=a", "/v1/models?after=a", "/v1/models?after=b"]
 
 
 # --- lanes ---

@@ -51,7 +51,7 @@ def create_app(
     `required` names the models that /readyz?set=required wants; `options` tells the options in force.
     """
 
-    blocking, lanes = threads.pool(_THREADS, "api"), Lanes(waits=most_connections() // 2)
+    blocking, lanes = threads.pool(_THREADS, "api"), Lanes(connections=most_connections())
 
     @asynccontextmanager
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:

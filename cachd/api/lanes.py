@@ -20,52 +20,59 @@ T = TypeVar("T")
 
 
 class Lane:
-    """At most `most` calls of one kind run at once, `queued` wait for `patience_seconds`; others are busy.
+    """At most `most` calls of one kind run at once, and no more than `callers` wait, for `patience_seconds`.
 
     Used on the event loop alone. Its threads start with it.
     """
 
-    def __init__(self, name: str, most: int, *, queued: int = 64, patience_seconds: float = 10.0) -> None:
-        self._name, self._most, self._queued = name, most, queued
+    def __init__(self, name: str, most: int, *, callers: int, patience_seconds: float = 10.0) -> None:
+        self._name, self._most, self._most_callers = name, most, callers
         self._patience_seconds = patience_seconds
         self._threads = threads.pool(most, name)
         self._free = asyncio.Semaphore(most)
-        self._waiting = 0
+        self._callers = 0
         self._next: dict[Hashable, asyncio.Task[Any]] = {}
 
-    async def run(self, work: Callable[[], T], *, begun: Callable[[], object] = lambda: None) -> T:
-        """What `work` returns or raises, in a thread; `begun` is called first. Raises Unavailable `busy`."""
-        await self._wait()
-        try:
-            begun()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._free.release()
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, in a thread. Raises Unavailable `busy`."""
+        with self._caller():
+            return await self._run(work, begun=lambda: None)
 
     async def shared(self, key: Hashable, work: Callable[[], T]) -> T:
         """The same, made once for all who ask for `key` before it is begun: what they get is never older
         than their question."""
-        running = self._next.get(key)
-        if running is None:
-            running = asyncio.ensure_future(self.run(work, begun=partial(self._next.pop, key, None)))
-            running.add_done_callback(partial(self._ended, key))
-            self._next[key] = running
-        return await asyncio.shield(running)  # a client that hangs up ends nobody else's
+        with self._caller():
+            running = self._next.get(key)
+            if running is None:
+                running = asyncio.ensure_future(self._run(work, begun=partial(self._next.pop, key, None)))
+                running.add_done_callback(partial(self._ended, key))
+                self._next[key] = running
+            return await asyncio.shield(running)  # a client that hangs up ends nobody else's
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _wait(self) -> None:
-        if self._waiting >= self._queued and self._free.locked():
+    @contextmanager
+    def _caller(self) -> Iterator[None]:
+        if self._callers >= self._most_callers:
             raise self._busy()
-        self._waiting += 1
+        self._callers += 1
+        try:
+            yield
+        finally:
+            self._callers -= 1
+
+    async def _run(self, work: Callable[[], T], *, begun: Callable[[], object]) -> T:
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._free.acquire()
         except TimeoutError:
             raise self._busy() from None
+        try:
+            begun()
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._waiting -= 1
+            self._free.release()
 
     def _ended(self, key: Hashable, running: asyncio.Task[Any]) -> None:
         if self._next.get(key) is running:
@@ -116,15 +123,20 @@ class Waits:
 
 
 class Lanes:
-    """The kinds of calls. `waits`: how many may wait for pulls at once."""
+    """The kinds of calls.
 
-    def __init__(self, *, waits: int) -> None:
-        self.waits = Waits(waits)
-        self.probes = Lane("probe", 1, queued=2048, patience_seconds=2.0)
-        self.reads = Lane("read", 2)
-        self.scrapes = Lane("scrape", 1)
-        self.resolves = Lane("resolve", 4)
-        self.changes = Lane("change", 4, patience_seconds=60.0)
+    Of `connections`, half may wait for pulls and an eighth for the lanes: the others stay for quick answers.
+    Probes have no bound but a time, so that nobody's probes refuse another's.
+    """
+
+    def __init__(self, *, connections: int) -> None:
+        callers = max(4, connections // 32)
+        self.waits = Waits(connections // 2)
+        self.probes = Lane("probe", 1, callers=connections, patience_seconds=60.0)
+        self.reads = Lane("read", 2, callers=callers)
+        self.scrapes = Lane("scrape", 1, callers=callers)
+        self.resolves = Lane("resolve", 4, callers=callers)
+        self.changes = Lane("change", 4, callers=callers, patience_seconds=60.0)
 
     def close(self) -> None:
         for lane in (self.probes, self.reads, self.scrapes, self.resolves, self.changes):

@@ -71,21 +71,32 @@ def _tcp(at: Address) -> socket.socket:
 
 
 def _unix(at: SocketFile) -> socket.socket:
-    """A socket file that nobody but its owner could connect to before its group and mode were right."""
+    """A socket whose file lets nobody but its owner connect before its group and mode are right."""
     gid = _gid(at.group) if at.group else -1
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _alone_in(Path(at.path).parent):
             _remove_stale(at.path)
             sock.bind(at.path)  # 0755 by the umask: to connect takes leave to write
-            Path(at.path).chmod(0o600)
-            os.chown(at.path, -1, gid)
-            Path(at.path).chmod(at.mode)
+            _open_up(at.path, gid, at.mode)
             sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _open_up(path: str, gid: int, mode: int) -> None:
+    """Change group and mode of a socket file, and of nothing that was put in its place."""
+    found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise FileExistsError(errno.EEXIST, "another file is there", path)
+        same = f"/proc/self/fd/{found}"
+        os.chown(same, -1, gid)
+        Path(same).chmod(mode)
+    finally:
+        os.close(found)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -89,7 +88,16 @@ def _seconds(told: str | float) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
-Server = Annotated[str, typer.Option(envvar="CACHD_SERVER", help="address of the daemon", show_default=True)]
+Server = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        "--server",
+        envvar=["CACHD_URL", "CACHD_SERVER"],
+        help="the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH",
+        show_default=True,
+    ),
+]
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token (or CACHD_TOKEN)")
 ]
@@ -111,10 +119,33 @@ UnknownTimeout = Annotated[
 SERVER = "http://127.0.0.1:8470"
 
 
+_trust: dict[str, Path | None] = {}
+
+
+@app.callback()
+def trust(
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(envvar="CACHD_API_CA_FILE", help="PEM file of the authorities of an https:// daemon"),
+    ] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(envvar="CACHD_API_CERT_FILE", help="PEM certificate to show to it")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(envvar="CACHD_API_KEY_FILE", help="its key; default: in --cert-file")
+    ] = None,
+) -> None:
+    """Node-local model cache: pull once, verify every byte, serve every pod."""
+    _trust.update(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+
+
 @app.command(epilog="Example: cachd serve --root /var/lib/cachd --config /etc/cachd/config.yaml")
 def serve(
     root: ROOT = None,
-    listen: Annotated[str | None, typer.Option(help="address of the API, HOST:PORT; or CACHD_LISTEN")] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="where the API answers, HOST:PORT or unix:/PATH; may be repeated; or CACHD_LISTEN"),
+    ] = None,
     config_file: CONFIG = None,
 ) -> None:
     """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
@@ -123,7 +154,7 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    daemon.serve(config.read(root=root, listen=listen, config=config_file))
+    daemon.serve(config.read(root=root, listen=listen or None, config=config_file))
 
 
 @app.command(epilog="Example: cachd pull org/model@main --wait")
@@ -452,7 +483,13 @@ def options(
     ] = False,
     config_file: CONFIG = None,
     server: Annotated[
-        str | None, typer.Option(envvar="CACHD_SERVER", help="with --effective: ask this daemon")
+        str | None,
+        typer.Option(
+            "--url",
+            "--server",
+            envvar=["CACHD_URL", "CACHD_SERVER"],
+            help="with --effective: ask this daemon",
+        ),
     ] = None,
     token_file: TokenFile = None,
     output: Form = Output.text,
@@ -547,7 +584,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
         )
 
     async def session() -> T:
-        async with Client(server, token) as client:
+        async with Client(server, token, **_trust) as client:
             return await call(client)
 
     return asyncio.run(session())
@@ -677,8 +714,12 @@ async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> No
     if model["state"] in ("ready", "failed", "cancelled", "damaged", "refused"):
         await asyncio.sleep(seconds)
         return
-    with suppress(CachdError):  # the next document says why it is not ready
+    ended_at = time.monotonic() + seconds
+    try:
         await client.ready(model["name"], wait=seconds)
+    except CachdError as error:  # the next document says why it is not ready
+        if error.code == "not_ready":  # where very many wait, the answer comes at once
+            await asyncio.sleep(max(0.0, ended_at - time.monotonic()))
 
 
 async def _examine(client: Client) -> list[dict[str, Any]]:

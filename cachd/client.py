@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from cachd.errors import Unreachable, error_of
+from cachd.errors import Invalid, Unavailable, Unreachable, error_of
+from cachd.files import reason
 from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
+from cachd.sources.trust import Authorities
+
+_UNIX = "unix:"
+_BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # all the files of a model, or thousands of models
 
@@ -21,10 +29,25 @@ class Client:
     A call raises the CachdError that the daemon's problem document names, or Unreachable.
     """
 
-    def __init__(self, server: str, token: str | None = None) -> None:
+    def __init__(
+        self,
+        server: str,
+        token: str | None = None,
+        *,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        """`server`: http://HOST:PORT, https://HOST:PORT or unix:/PATH. Raises Invalid, or Unavailable when a
+        file of https cannot be used."""
         self._server = server.rstrip("/")
+        self._base = "http://localhost" if server.startswith(_UNIX) else self._server
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(sock_connect=5))
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(sock_connect=5),
+            connector=_connector(self._server, ca_file, cert_file, key_file),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -42,7 +65,12 @@ class Client:
         return await self._call("POST", "/v1/models", json=asked)
 
     async def models(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self._call("GET", "/v1/models"))["models"]
+        """Every model, page after page."""
+        page = await self._call("GET", "/v1/models")
+        found: list[dict[str, Any]] = page["models"]
+        while "next" in page:
+            page = await self._call("GET", "/v1/models", params={"after": page["next"]})
+            found += page["models"]
         return found
 
     async def model(self, name: str) -> dict[str, Any]:
@@ -95,8 +123,19 @@ class Client:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Asked again for a while when the daemon is busy."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return await self._call_once(method, path, **options)
+            except Unavailable as error:
+                if error.code != "busy" or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
+
+    async def _call_once(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            async with self._session.request(method, self._server + path, **options) as response:
+            async with self._session.request(method, self._base + path, **options) as response:
                 if response.status == 204:
                     return {}
                 document = load_json(await _whole(response), f"the answer of {self._server}", _LONGEST)
@@ -108,7 +147,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
-                mend="start it (cachd serve), or give its address with --server or CACHD_SERVER",
+                mend="start it (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
 
 
@@ -120,3 +159,25 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
         if len(content) > _LONGEST.size_bytes:
             raise too_large(str(response.url.origin()), _LONGEST.size_bytes)
     return bytes(content)
+
+
+def _connector(
+    server: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> aiohttp.BaseConnector:
+    if server.startswith(_UNIX):
+        return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
+    if not server.startswith(("http://", "https://")):
+        raise Invalid(
+            f"{server} is no address of a daemon",
+            code="bad_url",
+            mend="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
+        )
+    if not server.startswith("https://"):
+        return aiohttp.TCPConnector()
+    context = Authorities(str(ca_file) if ca_file else None).context()
+    if cert_file:
+        try:
+            context.load_cert_chain(cert_file, key_file)
+        except OSError as error:
+            raise Invalid(f"{cert_file} cannot be used: {reason(error)}", code="bad_certificate") from error
+    return aiohttp.TCPConnector(ssl=context)

@@ -25,6 +25,7 @@ from cachd.errors import CachdError, Invalid, Unavailable
 from cachd.fields import Bytes, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
 from cachd.model import Limits, Share, Wish
+from cachd.model.listener import Listener
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.settings import file as configfile
 from cachd.settings import given as settings
@@ -33,7 +34,7 @@ from cachd.settings.given import Also, Giver, Setting
 from cachd.settings.types import (
     Endpoint,
     Exemptions,
-    Listen,
+    Listens,
     Percent,
     ProxyUrl,
     Rates,
@@ -94,7 +95,17 @@ class Config(BaseModel):
     disk_at_least: Bytes = Field(
         0, description="refuse a smaller file system, such as 1TB: the disk of the root is not mounted"
     )
-    listen: Listen = Field("127.0.0.1:8470", description="address of the HTTP API, HOST:PORT")
+    listen: Listens = Field(
+        ("127.0.0.1:8470",),
+        description="where the API answers: HOST:PORT or unix:/PATH, one or several; see Listeners",
+    )
+    tls_cert_file: Path | None = Field(
+        None, description="PEM certificate, with its chain: TLS at every HOST:PORT not marked plain; re-read"
+    )
+    tls_key_file: Path | None = Field(None, description="its key; default: in tls_cert_file; re-read with it")
+    tls_client_ca_file: Path | None = Field(
+        None, description="authorities of clients: whoever has no certificate of theirs is refused; re-read"
+    )
     config: Path | None = Field(None, description="the YAML file these keys may stand in")
     models: Annotated[tuple[Model, ...], Several] = Field(
         (), description="models to pull at start; re-read when the file changes"
@@ -252,6 +263,17 @@ class Config(BaseModel):
             raise ValueError(f"{low} is above high_watermark, {high}")
         return low
 
+    @field_validator("tls_key_file", "tls_client_ca_file")
+    @classmethod
+    def _certified(cls, file: Path | None, told: ValidationInfo) -> Path | None:
+        if file and not told.data.get("tls_cert_file"):
+            raise ValueError("needs tls_cert_file, too")
+        return file
+
+    @property
+    def listeners(self) -> list[Listener]:
+        return [Listener.parse(each) for each in self.listen]
+
     @property
     def limits(self) -> Limits:
         return Limits.of(self.limit_bytes_per_second, self.source_limits.items())
@@ -388,10 +410,14 @@ def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
     return findings
 
 
+def _shown(default: object) -> str:
+    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def table() -> Iterator[tuple[str, str, str, str]]:
     """(key, environment variable, default, help) of every option, for the documentation."""
     for name, field in Config.model_fields.items():
-        default = "" if field.default in (None, (), {}) else str(field.default)
+        default = "" if field.default in (None, (), {}) else _shown(field.default)
         others = [v for also in field.metadata if isinstance(also, Also) for v in also.variables]
         text = field.description or ""
         text += f"; where it is not set: {', else '.join(others)}" if others else ""

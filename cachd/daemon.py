@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,8 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -26,10 +23,11 @@ from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
-from cachd.errors import CachdError, Forbidden, Invalid, Leased, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, Leased
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
 from cachd.model import HUB_HOSTS, Share, Typed
+from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
@@ -55,6 +53,9 @@ from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.streams import Streams
 from cachd.transfer.sweeps import Sweeps
 from cachd.transfer.warms import Warms
+
+if TYPE_CHECKING:
+    from cachd.api.tls import Certificate
 
 log = structlog.get_logger(__name__)
 
@@ -235,13 +236,14 @@ def _authorities(file: Path | None) -> Authorities:
 def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
     from cachd.api.app import create_app  # a web server, which `pull --direct` has no use for
+    from cachd.api.listeners import opened
     from cachd.api.server import run
 
     config = loaded.config
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
-    with assembled(config) as parts, _listening(config.listen) as sock:
+    with assembled(config) as parts, _certified(config) as certificate, opened(config.listeners) as listeners:
         watched = _Watched(loaded, parts)
         signal.signal(signal.SIGHUP, lambda _number, _frame: watched.look_again())
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
@@ -250,7 +252,7 @@ def serve(loaded: Loaded) -> None:
         if tokens:
             tokens.are_in_force()  # else the log says why, from the start
         parts.metrics.watch(
-            gauges=lambda: _gauges(parts.store, parts.scrubs, watched, tokens),
+            gauges=lambda: _gauges(parts.store, parts.scrubs, watched, tokens, certificate),
             models=models.counted,
             limits=parts.bandwidth.rates,
             resident=parts.warms.resident,
@@ -268,7 +270,7 @@ def serve(loaded: Loaded) -> None:
             sources=watched.holding,
             tokens=tokens,
             anonymous_reads=config.anonymous_reads,
-            allowed_hosts=(*config.allowed_hosts, urlsplit(f"//{config.listen}").hostname or ""),
+            allowed_hosts=(*config.allowed_hosts, *_hosts(config)),
         )
         _unleased(parts.store.layout.root, parts.pulls.resume)
         parts.status.start(models)
@@ -277,13 +279,12 @@ def serve(loaded: Loaded) -> None:
         parts.scrubs.start()
         parts.reclaim.start()
         try:
-            host, port = sock.getsockname()[:2]
-            log.info(
-                "listening", host=host, port=port, root=str(parts.store.layout.root), version=__version__
-            )
+            for each in listeners:
+                place = each.place()
+                log.info("listening", **place, root=str(parts.store.layout.root), version=__version__)
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
             gc.set_threshold(_COLLECT_AFTER)
-            run(app, sock, interrupt=parts.pulls.interrupt)
+            run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)
         finally:
             prewarm.close()
     log.info("stopped")
@@ -297,17 +298,15 @@ def check_listen(config: Config) -> None:
             code="bad_option",
             mend="set token_file, too",
         )
-    host = urlsplit(f"//{config.listen}").hostname or ""
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if not (is_loopback or config.token_file or config.anonymous_writes):
-        raise Forbidden(
-            f"listening on {config.listen} would let anybody on the network pull and delete models",
-            code="open_writes",
-            mend="set token_file, or anonymous_writes: true if the network is trusted",
-        )
+    if config.token_file or config.anonymous_writes:
+        return
+    for each in config.listeners:
+        if not each.at.is_local and each.serves is Serves.everything:
+            raise Forbidden(
+                f"listening on {each} would let anybody on the network pull and delete models",
+                code="open_writes",
+                mend="set token_file, or anonymous_writes: true if the network is trusted",
+            )
 
 
 def configure_logs(level: str, form: str) -> None:
@@ -337,23 +336,26 @@ def configure_logs(level: str, form: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[libraries], force=True)
 
 
+def _hosts(config: Config) -> list[str]:
+    """The names of the addresses listened on."""
+    return [each.at.host for each in config.listeners if isinstance(each.at, Address)]
+
+
 @contextmanager
-def _listening(listen: str) -> Iterator[socket.socket]:
-    parts = urlsplit(f"//{listen}")
-    host, port = parts.hostname or "", parts.port or 0
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _certified(config: Config) -> Iterator[Certificate | None]:
+    """The API's certificate, watched. Raises Unavailable."""
+    from cachd.api.tls import Certificate, TlsFiles
+
+    if config.tls_cert_file is None:
+        yield None
+        return
+    key = config.tls_key_file or config.tls_cert_file
+    certificate = Certificate(TlsFiles(config.tls_cert_file, key, config.tls_client_ca_file))
+    certificate.start()
     try:
-        sock = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise Unavailable(
-            f"cannot listen on {listen}: {error.strerror}",
-            code="cannot_listen",
-            mend="is another daemon there? choose another --listen",
-        ) from error
-    # Inherited by what is accepted: a head and a body sent apart must not wait for an acknowledgement.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with sock:
-        yield sock
+        yield certificate
+    finally:
+        certificate.close()
 
 
 # Options that hold as soon as the file has them; all others wait for the next start.
@@ -454,7 +456,13 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _gauges(store: Store, scrubs: Scrubs, watched: _Watched, tokens: TokenFile | None) -> Mapping[str, float]:
+def _gauges(
+    store: Store,
+    scrubs: Scrubs,
+    watched: _Watched,
+    tokens: TokenFile | None,
+    certificate: Certificate | None,
+) -> Mapping[str, float]:
     now, views = store.space.capacity(), store.watch.watched()
     return {
         "cachd_available_bytes": max(now.available, 0),
@@ -471,6 +479,7 @@ def _gauges(store: Store, scrubs: Scrubs, watched: _Watched, tokens: TokenFile |
         "cachd_view_watches": views.directories,
         "cachd_view_unwatched": views.unwatched,
         "cachd_scrub_oldest_timestamp_seconds": scrubs.oldest() or 0.0,
+        **(certificate.gauges() if certificate else {}),
     }
 
 

@@ -50,6 +50,8 @@ MEASURED = {
     "cachd_tokens_in_force": "1 while the API's tokens are those of token_file as it is on disk",
     "cachd_view_watches": "Directories of the views that the kernel watches",
     "cachd_view_unwatched": "Directories of the views that the kernel does not watch, for its limits",
+    "cachd_tls_certificate_expiry_timestamp_seconds": "Unix time at which the API's certificate expires",
+    "cachd_tls_in_force": "1 while the API shows the certificate that is on disk, 0 while that does not work",
     "cachd_scrub_oldest_timestamp_seconds": "When the blob was read again that waits for it the longest",
 }
 # As the kubelet measures image pulls: from seconds to an hour.
@@ -205,7 +207,8 @@ class _Measured(Collector):
     def collect(self) -> Iterable[Metric]:
         measured = self._gauges()
         for name, text in MEASURED.items():
-            yield GaugeMetricFamily(name, text, value=measured[name])
+            if name in measured:
+                yield GaugeMetricFamily(name, text, value=measured[name])
         states = GaugeMetricFamily("cachd_models", "Models by state", labels=["state"])
         counted = self._models()
         for state in MODEL_STATES:

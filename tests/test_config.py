@@ -63,7 +63,7 @@ def test_a_flag_wins_over_the_environment_that_over_the_file_that_over_the_defau
 def test_without_any_option_the_defaults_hold() -> None:
     config = load()
     assert config.root == Path("/var/lib/cachd")
-    assert config.listen == "127.0.0.1:8470"
+    assert config.listen == ("127.0.0.1:8470",)
     assert config.models == ()
 
 
@@ -244,7 +244,7 @@ def test_a_list_is_words_with_commas_or_yaml_in_a_variable_and_in_the_file(
 
 @pytest.mark.parametrize("value", ["127.0.0.1:0", "[::]:8470", "[::1]:65535", "localhost:1", "0.0.0.0:8470"])
 def test_an_address_to_listen_on_is_a_host_and_a_port(value: str) -> None:
-    assert load(listen=value).listen == value
+    assert load(listen=value).listen == (value,)
 
 
 LOOPBACK = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1"]
@@ -531,7 +531,7 @@ def test_a_wrong_variable_and_a_wrong_flag_are_told_by_their_names(monkeypatch: 
     monkeypatch.setenv("CACHD_MODELS", "[{ref: hf://a/b, exlude: x}]")
     monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.example")
     assert refused_detail(listen="here").splitlines() == [
-        "--listen: listen: write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470",
+        "--listen: listen[0]: write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH",
         "CACHD_MODELS: models[0].exlude: no such key; did you mean exclude?",
         "CACHD_STREAMS: streams: 'many' is not a whole number from 1 to 256",
         "HF_ENDPOINT: hf_endpoint: write https://HOST[:PORT][/PATH], with no user, password or query",

@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from cachd import __version__
+from cachd.config import Config
+from cachd.model.listener import Serves
 from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
 from cachd.store.store import Store
@@ -454,3 +456,47 @@ def test_the_build_sees_only_what_it_copies() -> None:
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     assert "*" in ignored
     assert allowed == set(" ".join(copied).split())
+
+
+# --- the example with TLS ---------------------------------------------------------------------------------
+
+TLS = BASE / "examples" / "tls"
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """As a strategic merge does it: mappings by key, lists of named things by name, other lists replaced."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        return base | {key: merged(base.get(key), value) for key, value in patch.items()}
+    if isinstance(base, list) and all(isinstance(each, dict) and "name" in each for each in [*base, *patch]):
+        found = {each["name"]: each for each in base}
+        for each in patch:
+            found[each["name"]] = merged(found.get(each["name"]), each)
+        return list(found.values())
+    return patch
+
+
+def test_the_example_with_tls_is_the_base_with_files_and_ports_that_fit() -> None:
+    objects = {name: documents((TLS / f"{name}.yaml").read_text())[0] for name in ("configmap", "daemonset")}
+    daemonset = merged(OBJECTS["DaemonSet"], objects["daemonset"])
+    kubernetes_validate.validate(daemonset, NEWEST, strict=True)
+    config = Config.model_validate(yaml.safe_load(objects["configmap"]["data"]["config.yaml"]))
+    pod = daemonset["spec"]["template"]["spec"]
+    daemon = pod["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in daemon["ports"]}
+
+    api, plain, local = config.listeners
+    assert (api.at.port, api.may_speak_tls, api.serves) == (ports["http"], True, Serves.everything)
+    assert (plain.at.port, plain.may_speak_tls, plain.serves) == (ports["probes"], False, Serves.reads)
+    assert environment(daemon)["CACHD_URL"] == str(local)
+    assert {daemon[probe]["httpGet"]["port"] for probe in PROBES} == {"probes"}
+    assert daemon["readinessProbe"]["periodSeconds"] == DAEMON["readinessProbe"]["periodSeconds"]
+    annotations = daemonset["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(ports["probes"])
+
+    [volume] = [each for each in pod["volumes"] if each["name"] == "config"]
+    sources = [next(iter(each.values())) for each in volume["projected"]["sources"]]
+    given = {f"/etc/cachd/{item['path']}" for each in sources for item in each["items"]}
+    assert {str(config.tls_cert_file), str(config.tls_key_file), str(config.token_file)} < given
+    assert "/etc/cachd/tls/ca.crt" in given
+    secret = documents((TLS / "certificate.yaml").read_text())[0]["spec"]["secretName"]
+    assert secret in [each.get("name") for each in sources]

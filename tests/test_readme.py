@@ -37,6 +37,8 @@ RUN_ELSEWHERE = {
     "pip install .": "Dockerfile",
     "kubectl apply -k daemonset": "tests/test_daemonset.py",
     "cachd serve --root /var/lib/cachd": "tests/ground/node.py",
+    "cachd --ca-file ca.crt ls --url https://cachd.cachd:8470": "tests/attacks/test_listeners.py",
+    "cachd ls --url unix:/run/cachd/cachd.sock": "tests/attacks/test_listeners.py",
 }
 
 

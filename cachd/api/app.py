@@ -17,8 +17,10 @@ from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.access import RULES, Access, Tokens, check_complete
 from cachd.api.audit import Audit
+from cachd.api.connection import most_connections
 from cachd.api.documents import Models
 from cachd.api.guard import Guard
+from cachd.api.lanes import Lanes
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.api.status import StatusFiles
@@ -55,7 +57,7 @@ def create_app(
     `sources` the entries of that table, or what holds for a ref. `tokens` None: everybody may do everything.
     """
 
-    blocking = threads.pool(_THREADS, "api")
+    blocking, lanes = threads.pool(_THREADS, "api"), Lanes(connections=most_connections())
 
     @asynccontextmanager
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
@@ -63,10 +65,12 @@ def create_app(
         asyncio.get_running_loop().set_default_executor(blocking)
         yield
         audit.close()
+        lanes.close()
 
     audit = Audit(metrics)
     app = FastAPI(
         lifespan=with_threads,
+        openapi_url=None,  # served by node.py, as bytes made once
         title="cachd",
         version=__version__,
         description="Node-local model cache: pull once, verify every byte, serve every pod.",
@@ -76,6 +80,7 @@ def create_app(
     app.state.models, app.state.metrics, app.state.required = models, metrics, required
     app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
     app.state.status, app.state.sources = status, sources
+    app.state.lanes, app.state.described = lanes, None
     app.state.sweeps, app.state.scrubs = sweeps, scrubs
     routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
     check_complete(routes)

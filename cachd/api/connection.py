@@ -6,22 +6,30 @@ This one counts what arrives before it is parsed:
     head     32 KiB and 100 lines, within 10 s of the connection's first byte or the last answer
     body     1 MiB with its framing, within 30 s of its head
     answer   taken by the client: a buffer that is never empty for 60 s ends the connection
-    peers    3/4 of all connections for one address; when all are taken, the idlest gives way
+    tls      its handshake ends within 10 s; it counts as a connection from its first byte
+    peers    3/4 of all connections for one peer; when all are taken, the idlest gives way
 
-Pods of one node may share one address, so the limit for a peer leaves most of the room to it.
+A peer is an IPv4 address, the /64 of an IPv6 address, or a user at a unix socket. Pods of one node may share
+one, so its limit leaves most of the room to it. The idlest is the one that has sent no request for the
+longest, else the slowest to send one. All listeners share one count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import resource
+import socket
+import struct
 import time
+from asyncio.trsock import TransportSocket
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cachd.api.problems import problem
@@ -43,6 +51,7 @@ class Bounds:
 
     head_bytes: int = 32 << 10
     head_lines: int = 100
+    handshake_seconds: float = 10.0
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     unread_seconds: float = 60.0
@@ -55,28 +64,52 @@ class Bounds:
 
 
 class Stage(Enum):
-    """What a connection does: it waits for a head, waits for the rest of a body, has its request answered, or
-    was refused and stays a moment so that the client can read why."""
+    """What a connection does: it waits for the end of its handshake, for a head, or for the rest of a
+    body, has its request answered, or was refused and stays a moment so that the client can read why."""
 
+    HANDSHAKE = "handshake"
     HEAD = "head"
     BODY = "body"
     ANSWER = "answer"
     REFUSED = "refused"
 
 
+_AWAITS_CLIENT = {Stage.HEAD: 0, Stage.HANDSHAKE: 1, Stage.BODY: 1, Stage.REFUSED: 1}  # first, second to go
+
+
+class Counted(Protocol):
+    """What `Connections` counts. `since`: when its stage began, by the monotonic clock."""
+
+    peer: str
+    stage: Stage
+    since: float
+    loop: asyncio.AbstractEventLoop
+
+    def check_deadlines(self, now: float) -> None:
+        """End when the client takes too long."""
+
+    def end(self) -> None:
+        """Close at once."""
+
+
+def most_connections() -> int:
+    """How many connections the API may have."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(MOST_CONNECTIONS, descriptors // 4))
+
+
 class Connections:
     """Every connection of one server. Used on the event loop alone."""
 
     def __init__(self, *, most: int | None = None, bounds: Bounds = Bounds()) -> None:
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.bounds = bounds
-        self._most = most or max(16, min(MOST_CONNECTIONS, descriptors // 4))
+        self._most = most or most_connections()
         self._most_of_peer = max(1, self._most * 3 // 4)
-        self._all: dict[Connection, None] = {}  # in the order they came
+        self._all: dict[Counted, None] = {}  # in the order they came
         self._peers: Counter[str] = Counter()
         self._sweeping = False
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Counted) -> bool:
         """Count a connection that was accepted; False when there is no room for it."""
         peer = connection.peer
         is_full_of_peer = self._peers[peer] >= self._most_of_peer
@@ -93,7 +126,7 @@ class Connections:
             connection.loop.call_later(self.bounds.sweep_seconds, self._sweep, connection.loop)
         return True
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Counted) -> None:
         """Count it no more. Twice is fine."""
         if connection in self._all:
             del self._all[connection]
@@ -101,10 +134,15 @@ class Connections:
             if not self._peers[connection.peer]:
                 del self._peers[connection.peer]
 
-    def _idlest(self, peer: str | None) -> Connection | None:
-        """The connection, of one peer or of any, that waits for a head for the longest."""
-        waiting = (c for c in self._all if c.stage is Stage.HEAD and peer in (None, c.peer))
-        return min(waiting, key=lambda c: c.since, default=None)
+    def end_handshakes(self) -> None:
+        """End the connections that have not begun to speak HTTP."""
+        for connection in [each for each in self._all if each.stage is Stage.HANDSHAKE]:
+            connection.end()
+
+    def _idlest(self, peer: str | None) -> Counted | None:
+        """The connection, of one peer or of any, that waits for a head for the longest; else for more."""
+        waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
+        return min(waiting, key=lambda c: (_AWAITS_CLIENT[c.stage], c.since), default=None)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what has passed its deadline. One timer for all is cheaper than a timer each."""
@@ -116,12 +154,35 @@ class Connections:
             loop.call_later(self.bounds.sweep_seconds, self._sweep, loop)
 
 
+def peer_of(sock: TransportSocket | socket.socket, address: object) -> str:
+    """Who is at the other end of a connection, as far as connections are counted."""
+    if sock.family == socket.AF_UNIX:
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"uid {uid}"
+    host = str(address[0]) if isinstance(address, tuple) else ""
+    try:
+        at = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return f"{int(at) >> 64:x}/64" if at.version == 6 else host
+
+
 class Connection(HttpToolsProtocol):
     """One connection, bounded. `since`: when its stage began, by the monotonic clock."""
 
-    def __init__(self, *args: Any, connections: Connections, **named: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        connections: Connections,
+        app: ASGIApp | None = None,
+        handshake: Counted | None = None,
+        **named: Any,
+    ) -> None:
+        """`handshake` was counted in its place until now."""
         super().__init__(*args, **named)
-        self._counted, self._bounds = connections, connections.bounds
+        if app is not None:
+            self.app = app
+        self._counted, self._bounds, self._handshake = connections, connections.bounds, handshake
         self.peer = ""
         self.stage, self.since = Stage.HEAD, time.monotonic()
         self._came = 0  # bytes of this head, or of this body
@@ -129,7 +190,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.peer = self.client[0] if self.client else "local"
+        self.peer = peer_of(transport.get_extra_info("socket"), transport.get_extra_info("peername"))
+        if self._handshake:
+            self._counted.leave(self._handshake)
         if not self._counted.admit(self):
             busy = Unavailable("too many connections are open", code="too_many_connections", retry_after=1.0)
             self._write(busy)
@@ -265,7 +328,8 @@ class Connection(HttpToolsProtocol):
         (RFC 9112, section 9.6).
         """
         self._enter(Stage.REFUSED)
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS has no such half: there the client reads `connection: close`
+            self.transport.write_eof()
 
     def _write(self, error: CachdError, status: int | None = None) -> None:
         answer = problem(error, status=status)

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from cachd.api.documents import Models
+from cachd.api.lanes import Lanes
 
 
 async def models_of(request: Request) -> Models:
@@ -15,4 +16,11 @@ async def models_of(request: Request) -> Models:
     return models
 
 
+async def lanes_of(request: Request) -> Lanes:
+    """The threads of the application's heavy calls."""
+    lanes: Lanes = request.app.state.lanes
+    return lanes
+
+
 AnyModels = Annotated[Models, Depends(models_of)]
+AnyLanes = Annotated[Lanes, Depends(lanes_of)]

@@ -33,6 +33,8 @@ from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.waits import Waits
 from cachd.transfer.warms import Warms
 
+MOST_OF_A_PAGE = 500
+
 
 class Asked(BaseModel):
     """The body of POST /v1/models."""
@@ -258,7 +260,7 @@ class Models:
             "verified_by": dict(snapshot.verified_by) if snapshot else _verified_by(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [held_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
-            "in_use": self._in_use(snapshot) if snapshot else False,
+            "in_use": self.snapshots.is_open(manifest) if manifest else False,
             "last_used": iso(use.last) if use else None,
             "last_opened": iso(opened_at) if opened_at else None,
             "ready": ready_document(snapshot) if snapshot else None,
@@ -277,13 +279,15 @@ class Models:
             "warming": warming.as_document() if warming else None,
         }
 
-    def describe_all(self) -> list[dict[str, Any]]:
-        """The documents of all models. Blocks."""
+    def page(self, *, after: str, limit: int) -> dict[str, Any]:
+        """The documents of the first `limit` models whose names follow `after`; `next` when there are
+        more. Blocks."""
+        names = [name for name in self.names() if name > after]
         documents = []
-        for name in self.names():
+        for name in names[:limit]:
             with suppress(NotFound):  # deleted meanwhile
                 documents.append(self.describe(name))
-        return documents
+        return {"models": documents} | ({"next": names[limit - 1]} if len(names) > limit else {})
 
     def check_known(self, name: str) -> None:
         """Raises Invalid or NotFound unless the name is ready, on its way, or failed."""
@@ -295,12 +299,6 @@ class Models:
             return self.snapshots.manifest(snapshot)
         except NotFound:  # withdrawn meanwhile
             return None
-
-    def _in_use(self, snapshot: Snapshot) -> bool:
-        try:
-            return self.snapshots.is_in_use(snapshot)
-        except NotFound:
-            return False
 
 
 def unknown_model(name: str, **facts: object) -> NotFound:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from cachd.api.access import check_folders, check_pull
-from cachd.api.dependencies import AnyModels
-from cachd.api.documents import Asked, AskedLease, Models, error_document, lease_document, unknown_model
+from cachd.api.answers import as_json, json_answer
+from cachd.api.dependencies import AnyLanes, AnyModels
+from cachd.api.documents import (
+    MOST_OF_A_PAGE,
+    Asked,
+    AskedLease,
+    Models,
+    error_document,
+    lease_document,
+    unknown_model,
+)
+from cachd.api.lanes import Lanes
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Unavailable
 from cachd.fields import Seconds
@@ -55,39 +66,44 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
 
 
 @router.get("")
-async def list_models(models: AnyModels) -> dict[str, Any]:
-    """Every model of this node: ready, on its way, or failed."""
-    return {"models": await asyncio.to_thread(models.describe_all)}
+async def list_models(
+    models: AnyModels,
+    lanes: AnyLanes,
+    limit: Annotated[
+        int, Query(ge=1, le=MOST_OF_A_PAGE, description="the most models of a page")
+    ] = MOST_OF_A_PAGE,
+    after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
+) -> Response:
+    """Every model of this node, by name: ready, on its way, or failed. A page of them, with `next` when there
+    are more."""
+    page = partial(models.page, after=after, limit=limit)
+    return json_answer(await lanes.reads.shared(("page", after, limit), lambda: as_json(page())))
 
 
 @router.get("/{name}")
-async def show(name: str, models: AnyModels) -> dict[str, Any]:
+async def show(name: str, models: AnyModels, lanes: AnyLanes) -> Response:
     """State, revision, bytes, rate, ETA, files, error, in use, pinned."""
-    return await asyncio.to_thread(models.describe, check_name(name))
+    check_name(name)
+    return json_answer(await lanes.reads.shared(("model", name), lambda: as_json(models.describe(name))))
 
 
 @router.get("/{name}/ready")
 async def ready(
+    request: Request,
     name: str,
     models: AnyModels,
+    lanes: AnyLanes,
     wait: Annotated[Seconds, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
 ) -> JSONResponse:
     """200 with the ready document, 503 with Retry-After while it may still become ready. The probe for pods.
 
-    When its pull has failed for good, the status is the error's own (400, 403, 404, 413, 500, 502) and
-    `final` is true.
+    A wait ends at once while very many others wait. When its pull has failed for good, the status is the
+    error's own (400, 403, 404, 413, 500, 502) and `final` is true.
     """
     check_name(name)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(wait):
-            while not models.snapshots.get(name):
-                if running := models.pulls.running_for(name):
-                    with suppress(CachdError):  # shielded: a client that hangs up ends no pull
-                        await asyncio.shield(asyncio.wrap_future(running.done))
-                elif models.snapshots.suspension(name) and not models.is_final(name):
-                    await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
-                else:
-                    break
+    with lanes.waits.one() as may_wait:
+        if wait and may_wait:
+            await _while_client_stays(request, _until_settled(name, models, lanes), wait)
     return ready_now(name, models) or problem(_why_not_ready(name, models))
 
 
@@ -168,17 +184,50 @@ async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
 
 
 @router.delete("/{name}")
-async def delete(request: Request, name: str, models: AnyModels, force: bool = False) -> dict[str, Any]:
+async def delete(
+    request: Request, name: str, models: AnyModels, lanes: AnyLanes, force: bool = False
+) -> dict[str, Any]:
     """Cancel its pull, unpublish it, then free its bytes. 409 when pinned, in use, or listed in the
     configuration, unless forced: what that lists comes back at the next start or change of the file."""
     check_folders(request, models.snapshots.owner(check_name(name)))
     stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
-        with suppress(CachdError):  # here and not in the thread: many may wait for one slow source
-            await asyncio.shield(asyncio.wrap_future(stopped.done))
-    freed = await asyncio.to_thread(models.pulls.delete, name, force=force)
+        with lanes.waits.one() as may_wait:  # here and not in the thread: many may wait for one slow source
+            if not may_wait:
+                raise Unavailable("too many calls wait for pulls", code="busy", retry_after=_RETRY_SECONDS)
+            await lanes.waits.end_of(stopped.done)
+    freed = await lanes.changes.run(partial(models.pulls.delete, name, force=force))
     await asyncio.to_thread(request.app.state.status.settle)
     return {"name": name, "freed_bytes": freed, "configured": request.app.state.reclaim.keeps(name)}
+
+
+async def _until_settled(name: str, models: Models, lanes: Lanes) -> None:
+    """Return when a model is ready, or no pull or repair will make it so."""
+    while not models.snapshots.get(name):
+        if running := models.pulls.running_for(name):
+            await lanes.waits.end_of(running.done)
+        elif models.snapshots.suspension(name) and not models.is_final(name):
+            await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
+        else:
+            return
+
+
+async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Let `work` go on for so long, and not longer than somebody waits for the answer."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _begun(name: str, job: Job) -> JSONResponse:

@@ -6,9 +6,11 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from cachd.api.dependencies import AnyModels
+from cachd.api.answers import as_json, json_answer
+from cachd.api.dependencies import AnyLanes, AnyModels
 from cachd.api.documents import AskedLimits, limits_document
 from cachd.api.problems import problem
 from cachd.errors import DiskFailed, Unavailable
@@ -17,6 +19,7 @@ from cachd.metrics import CONTENT_TYPE
 router = APIRouter(tags=["node"])
 
 _RETRY_SECONDS = 5.0
+_DISK_SECONDS = 3.0
 
 
 @router.get("/v1/limits")
@@ -36,10 +39,10 @@ async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
 
 
 @router.get("/v1/options")
-async def options(request: Request) -> dict[str, Any]:
+async def options(request: Request, lanes: AnyLanes) -> Response:
     """Every option in force, where it came from, and whether the configuration file on disk is in force."""
-    found: dict[str, Any] = await asyncio.to_thread(request.app.state.options)
-    return found
+    told = request.app.state.options
+    return json_answer(await lanes.reads.shared("options", lambda: as_json(told())))
 
 
 @router.get("/v1/sources")
@@ -64,10 +67,17 @@ async def livez() -> dict[str, str]:
 async def readyz(
     request: Request,
     models: AnyModels,
+    lanes: AnyLanes,
     wanted: Annotated[str | None, Query(alias="set", pattern="^required$")] = None,
 ) -> JSONResponse:
     """The daemon can work; with set=required, also: every model marked `required` is ready."""
-    if await asyncio.to_thread(models.store.space.is_read_only):
+    try:
+        async with asyncio.timeout(_DISK_SECONDS):
+            is_read_only = await lanes.probes.shared("disk", models.store.space.is_read_only)
+    except TimeoutError:
+        late = f"the cache's file system did not answer within {_DISK_SECONDS:g} s"
+        return problem(Unavailable(late, code="disk_slow", retry_after=_RETRY_SECONDS))
+    if is_read_only:
         return problem(DiskFailed("the cache's file system is read-only", code="read_only"), status=503)
     required = request.app.state.required() if wanted else ()
     absent = sorted(name for name in required if not models.snapshots.get(name))
@@ -84,6 +94,22 @@ async def readyz(
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, lanes: AnyLanes) -> Response:
     """Prometheus metrics."""
-    return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE)
+    text = await lanes.scrapes.shared("metrics", request.app.state.metrics.text)
+    return Response(text, media_type=CONTENT_TYPE)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, lanes: AnyLanes) -> Response:
+    """What every call takes and answers."""
+    app = request.app
+    if app.state.described is None:
+        app.state.described = await lanes.reads.shared("openapi", lambda: as_json(app.openapi()))
+    return json_answer(app.state.described)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The OpenAPI document for people."""
+    return get_swagger_ui_html(openapi_url="/openapi.json", title=request.app.title)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from functools import partial
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from cachd.api.answers import as_json, json_answer
+from cachd.api.dependencies import AnyLanes
 from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.sweeps import Sweeps
 
@@ -24,24 +25,29 @@ class AskedSweep(BaseModel):
 
 
 @router.get("/v1/scrubs")
-async def scrubs(request: Request) -> dict[str, Any]:
+async def scrubs(request: Request, lanes: AnyLanes) -> Response:
     """What of the published models is being read again, how long ago it was, and what is damaged."""
     running: Scrubs = request.app.state.scrubs
-    return await asyncio.to_thread(running.as_document)
+    return json_answer(await lanes.reads.shared("scrubs", lambda: as_json(running.as_document())))
 
 
 @router.post("/v1/sweeps")
-async def sweep(request: Request, asked: AskedSweep | None = None) -> dict[str, Any]:
+async def sweep(request: Request, lanes: AnyLanes, asked: AskedSweep | None = None) -> Response:
     """Remove what no model and no pull needs, and wait for it: each thing with its kind and its bytes."""
-    asked = asked or AskedSweep()
-    sweeps: Sweeps = request.app.state.sweeps
+    return json_answer(
+        await lanes.changes.run(partial(_swept, request.app.state.sweeps, asked or AskedSweep()))
+    )
+
+
+def _swept(sweeps: Sweeps, asked: AskedSweep) -> bytes:
     if asked.dry_run:
-        found = await asyncio.to_thread(sweeps.leftovers, everything=asked.everything)
-        swept = [(each, each.size) for each in found]
+        swept = [(each, each.size) for each in sweeps.leftovers(everything=asked.everything)]
     else:
-        swept = await asyncio.to_thread(sweeps.sweep, everything=asked.everything)
-    return {
-        "dry_run": asked.dry_run,
-        "freed_bytes": sum(freed for _, freed in swept),
-        "swept": [each.as_document() | {"freed_bytes": freed} for each, freed in swept],
-    }
+        swept = sweeps.sweep(everything=asked.everything)
+    return as_json(
+        {
+            "dry_run": asked.dry_run,
+            "freed_bytes": sum(freed for _, freed in swept),
+            "swept": [each.as_document() | {"freed_bytes": freed} for each, freed in swept],
+        }
+    )

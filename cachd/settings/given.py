@@ -16,7 +16,7 @@ from cachd.settings.file import ConfigFile, Value
 from cachd.sources.secrets import is_true
 
 PREFIX = "CACHD_"
-OF_THE_COMMAND_LINE = ("cache", "server", "token")
+OF_THE_COMMAND_LINE = ("cache", "server", "url", "token", "api_ca_file", "api_cert_file", "api_key_file")
 # What Kubernetes adds to a pod's environment for a Service named cachd or cachd-something.
 _OF_A_SERVICE = re.compile(r"CACHD_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\w+)?)")
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from cachd.errors import Invalid
 from cachd.fields import Rate
 from cachd.model import Digest, Scheme, Share, room_of, share_of
+from cachd.model.listener import Listener
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 from cachd.policy.reach import Reach
 from cachd.settings.file import parse
@@ -37,10 +38,18 @@ def _pairs(value: object) -> object:
     return {key.strip(): told.strip() for key, _, told in pairs}
 
 
+def _listens(value: object) -> object:
+    """One or several; a single IPv6 address is no list, though it begins like one."""
+    if isinstance(value, str) and re.match(r"\s*\[[0-9A-Fa-f:.]+\]:", value):
+        return [each.strip() for each in value.split(",")]
+    return [str(value)] if isinstance(value, int) else _several(value)
+
+
 def _listen(value: str) -> str:
-    found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", value)
-    if not found or int(found[1]) > 65535:
-        raise ValueError("write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470")
+    try:
+        Listener.parse(value)
+    except Invalid as error:
+        raise ValueError(error.detail) from error
     return value
 
 
@@ -97,7 +106,11 @@ Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Se
 Refusals = Annotated[tuple[Annotated[str, AfterValidator(_refusal)], ...], Several]
 Exemptions = Annotated[tuple[Annotated[str, AfterValidator(_exemption)], ...], Several]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
-Listen = Annotated[str, AfterValidator(_listen)]
+Listens = Annotated[
+    tuple[Annotated[str, AfterValidator(_listen)], ...],
+    BeforeValidator(_listens),
+    Field(min_length=1, max_length=16),
+]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 

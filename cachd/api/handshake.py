@@ -1,0 +1,70 @@
+"""TLS connections before they are any: accepted, counted, and given so long for their handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+from cachd.api.connection import Connection, Connections, Counted, Stage, peer_of
+from cachd.api.tls import Certificate
+
+_RETRY_SECONDS = 0.2
+Made = Callable[[Counted], Connection]
+
+
+async def accept(sock: socket.socket, certificate: Certificate, made: Made, connections: Connections) -> None:
+    """Take connections at a listening socket until cancelled. What comes of each that ends its handshake is
+    `made` of it."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    while True:
+        try:
+            accepted, address = await loop.sock_accept(sock)
+        except OSError:  # no descriptor is left, or the client has gone again
+            await asyncio.sleep(_RETRY_SECONDS)
+            continue
+        Handshake(accepted, address, certificate, made, connections)
+
+
+class Handshake:
+    """One that is not done. Ended, it closes its socket."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: object,
+        certificate: Certificate,
+        made: Made,
+        connections: Connections,
+    ) -> None:
+        self._sock, self._certificate, self._made, self._counted = sock, certificate, made, connections
+        self.loop = asyncio.get_running_loop()
+        self.peer = peer_of(sock, address)
+        self.stage, self.since = Stage.HANDSHAKE, time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        if connections.admit(self):
+            self._task = self.loop.create_task(self._shake_hands())
+        else:
+            sock.close()
+
+    async def _shake_hands(self) -> None:
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: self._made(self),
+                self._sock,
+                ssl=self._certificate.context(),
+                ssl_handshake_timeout=self._counted.bounds.handshake_seconds,
+            )
+        except (OSError, ValueError):  # of which the errors of ssl and timeouts are
+            self._sock.close()
+        finally:
+            self._counted.leave(self)
+
+    def check_deadlines(self, now: float) -> None:
+        """The handshake has its own."""
+
+    def end(self) -> None:
+        if self._task:
+            self._task.cancel()

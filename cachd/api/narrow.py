@@ -1,0 +1,47 @@
+"""What a listener answers that does not serve everything; and HEAD, which every listener answers like GET."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cachd.api.problems import problem
+from cachd.errors import Forbidden
+from cachd.model.listener import Serves
+
+_READS = ("GET", "HEAD", "OPTIONS")
+_PROBES = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
+
+
+class Narrow:
+    """Refuses, before anything else looks at a request, what its listener does not serve."""
+
+    def __init__(self, app: ASGIApp, serves: Serves) -> None:
+        self._app, self._serves = app, serves
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif not _is_served(scope, self._serves):
+            refusal = Forbidden(
+                f"this listener answers {_ANSWERS[self._serves]} alone",
+                code="not_on_this_listener",
+                mend="ask one that is not marked read-only or probes",
+            )
+            await problem(refusal)(scope, receive, send)
+        elif scope["method"] == "HEAD":  # uvicorn sends no body for the method it knows
+            await self._app({**scope, "method": "GET"}, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+_ANSWERS: Mapping[Serves, str] = {Serves.reads: "reads", Serves.probes: "/livez, /readyz and …/ready"}
+
+
+def _is_served(scope: Scope, serves: Serves) -> bool:
+    if serves is Serves.everything:
+        return True
+    is_read = scope["method"] in _READS
+    return is_read and (serves is Serves.reads or _PROBES.fullmatch(scope["path"]) is not None)

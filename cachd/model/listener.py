@@ -1,0 +1,125 @@
+"""One place where the API listens, as people write it: an address, then words.
+
+127.0.0.1:8470
+[::]:8470
+0.0.0.0:8471 probes plain
+unix:/run/cachd/cachd.sock mode=0660 group=1000
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import urlsplit
+
+from cachd.errors import Invalid
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_UNIX = "unix:"
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,32}")
+_LONGEST_PATH = 107  # bytes: what the kernel's address of a unix socket holds
+_MODE = 0o660
+_ADDRESSES = "write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH"
+_WORDS = "after an address stand read-only, probes or plain; after unix:/PATH also mode=0660 and group=GROUP"
+
+
+class Serves(Enum):
+    """What a listener answers."""
+
+    everything = "everything"
+    reads = "read-only"
+    probes = "probes"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only processes of this machine reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFile:
+    """A unix socket. Who may write to the file may connect: `mode`, and `group` (name or number)."""
+
+    path: str
+    mode: int = _MODE
+    group: str | None = None
+
+    def __str__(self) -> str:
+        return f"{_UNIX}{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where the API listens, what it answers there, and whether that stays without TLS."""
+
+    at: Address | SocketFile
+    serves: Serves = Serves.everything
+    is_plain: bool = False
+
+    def __str__(self) -> str:
+        return str(self.at)
+
+    @property
+    def may_speak_tls(self) -> bool:
+        return isinstance(self.at, Address) and not self.is_plain
+
+    @classmethod
+    def parse(cls, text: str) -> Listener:
+        """Raises Invalid."""
+        address, *words = text.split()[:8] or [""]
+        if address.startswith(_UNIX):
+            words, mode, group = _modes(words)
+            return cls(
+                _socket_file(address.removeprefix(_UNIX), mode, group), _serves(words), "plain" in words
+            )
+        found = _ADDRESS.fullmatch(address)
+        if not found or int(found[1]) > 65535:
+            raise Invalid(_ADDRESSES)
+        return cls(
+            Address(urlsplit(f"//{address}").hostname or "", int(found[1])), _serves(words), "plain" in words
+        )
+
+
+def _serves(words: list[str]) -> Serves:
+    told = [Serves(word) for word in words if word in (Serves.reads.value, Serves.probes.value)]
+    unknown = [word for word in words if word != "plain" and word not in {each.value for each in told}]
+    if unknown or len(told) > 1:
+        raise Invalid(f"{' '.join(unknown or words)!r} is not understood: {_WORDS}")
+    return told[0] if told else Serves.everything
+
+
+def _modes(words: list[str]) -> tuple[list[str], int, str | None]:
+    """The words that are neither mode nor group, the mode, and the group."""
+    told = dict(word.split("=", 1) for word in words if word.startswith(("mode=", "group=")))
+    mode, group = told.get("mode", f"{_MODE:04o}"), told.get("group")
+    if not re.fullmatch(r"0?[0-7]{3}", mode) or (group is not None and not _GROUP.fullmatch(group)):
+        raise Invalid(f"mode is three octal digits, group a name or a number: {_WORDS}")
+    return [word for word in words if word.partition("=")[0] not in ("mode", "group")], int(mode, 8), group
+
+
+def _socket_file(path: str, mode: int, group: str | None) -> SocketFile:
+    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+        raise Invalid("the path of a unix socket is absolute: unix:/run/cachd/cachd.sock")
+    if len(path.encode(errors="replace")) > _LONGEST_PATH:
+        raise Invalid(f"the path of a unix socket has at most {_LONGEST_PATH} bytes")
+    return SocketFile(path, mode, group)

@@ -103,7 +103,7 @@ def at_once(count: int, target: Target, method: str, path: str, **asked: str) ->
     return statuses
 
 
-@attack("heavy-calls")
+@attack("starved-probes")
 def dry_runs_and_listings_without_number(target: Target) -> None:
     statuses = at_once(target.many(400), target, "GET", "/v1/models/many")
     statuses += at_once(target.many(330), target, "POST", "/v1/evictions?dry_run=true&bytes=1000000")

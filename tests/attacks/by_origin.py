@@ -43,7 +43,7 @@ def redirects_and_refs_to_addresses_that_are_not_public(target: Target) -> None:
         assert final.status in (400, 403), (host, final)
 
 
-@attack("nested-index")
+@attack("costly-index")
 def an_index_of_64_mib_of_nested_brackets(target: Target) -> None:
     size = target.many(640 * MIB) // 10
     files = {"model.safetensors.index.json": b"[" * size, "config.json": b"{}"}
@@ -71,7 +71,7 @@ def a_size_that_is_claimed_and_never_comes(target: Target) -> None:
     assert target.ended("attack-claimed").status != 200
 
 
-@attack("slow-origin")
+@attack("all-slots")
 def directories_whose_files_are_slow_to_be_asked_for(target: Target) -> None:
     """Another pull ends meanwhile; so does each of theirs as soon as it is deleted."""
     with ExitStack() as stack:
@@ -101,7 +101,7 @@ def gone(connection: socket.socket, seconds: float) -> bool:
     return bool(select.select([connection], [], [], seconds)[0])
 
 
-@attack("retry-later")
+@attack("retry-after")
 def an_answer_to_come_back_in_thirty_years(target: Target) -> None:
     for number in range(6):
         ref = target.origin.add(f"/later-{number}", b"x")

@@ -127,6 +127,13 @@ class Target:
             if answer.status != 503 or time.monotonic() > deadline:
                 return answer
 
+    def another(self, name: str, **options: Any) -> Node:
+        """Another daemon of the same program, not started: for attacks on what only a start reads. It is
+        asked by no probe; the caller starts it (`with`), and its root is `node.root`."""
+        plain = {key: self.node.options[key] for key in ("allow", "hf_endpoint")}
+        root = self.node.root.parent / name
+        return Node(root, {**plain, **options}, program=self.node.program, CACHD_LOG_LEVEL="info")
+
     # what is judged
 
     def tried(self, row: str) -> Verdict:

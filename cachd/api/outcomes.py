@@ -29,6 +29,7 @@ OUTCOMES: dict[type[errors.CachdError], Outcome] = {
     errors.Changed: Outcome(502, is_final=True),  # it changed again while it was pulled anew
     errors.Corrupt: Outcome(502, is_final=True),
     errors.Unavailable: Outcome(503, is_final=False),
+    errors.Leased: Outcome(503, is_final=False),
     errors.NoSpace: Outcome(507, is_final=False),  # until something is evicted or removed
 }
 

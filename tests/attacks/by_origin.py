@@ -328,7 +328,8 @@ SAID = {  # what is asked for, the good answer, and the good body
     b"SHA256SUMS": (b"text/plain", f"{SHA256}  a/b\n{SHA256} *c\n".encode()),
     b"": (b"x\r\n" + "\r\n".join(": ".join(pair) for pair in HEAD_OF_OBJECT.items()).encode(), b"x" * 12),
 }
-ASKED = ("{url}/x-{n}", "{url}/d-{n}/", "hf://nonsense/m", "s3://models/m0/")
+SUMS = "{url}/d-{n}/"
+ASKED = ("{url}/x-{n}", SUMS, SUMS, SUMS, SUMS, "hf://nonsense/m", "hf://nonsense/m", "s3://models/m0/")
 
 
 def spoiled(content: bytes, chance: random.Random) -> bytes:
@@ -357,7 +358,7 @@ def nonsense(connection: socket.socket, number: int) -> None:
 def mutated_heads_bodies_and_documents(target: Target) -> None:
     ended: set[str] = set()
     with Scripted(nonsense) as origin, knowing(target, s3=origin.url, hf=origin.url):
-        for first in range(0, target.many(2000), 20):
+        for first in range(0, target.many(800), 20):
             names = [f"attack-nonsense-{number}" for number in range(first, first + 20)]
             for number, name in enumerate(names):
                 ref = ASKED[number % len(ASKED)].format(url=origin.url, n=first + number)

@@ -358,7 +358,7 @@ def nonsense(connection: socket.socket, number: int) -> None:
 def mutated_heads_bodies_and_documents(target: Target) -> None:
     ended: set[str] = set()
     with Scripted(nonsense) as origin, knowing(target, s3=origin.url, hf=origin.url):
-        for first in range(0, target.many(800), 20):
+        for first in range(0, target.many(400), 20):
             names = [f"attack-nonsense-{number}" for number in range(first, first + 20)]
             for number, name in enumerate(names):
                 ref = ASKED[number % len(ASKED)].format(url=origin.url, n=first + number)
@@ -367,7 +367,7 @@ def mutated_heads_bodies_and_documents(target: Target) -> None:
                 ended.add(outcome(target, name))
                 target.delete(name)
     assert "internal" not in ended
-    assert len(ended) > 5, ended
+    assert len(ended) > 3, ended
     assert "in a way it should not" not in target.node.output
 
 

@@ -17,6 +17,8 @@ LONGEST_HEAD_BYTES = LARGE_BYTES // 2  # a wire waits until a larger buffer is f
 _MOST_HEADERS = 100
 _MOST_INTERIM = 20  # answers on the way to the answer
 _LONGEST_CHUNK_LINE = 1024
+_FEW_CHUNKS = 10_000  # beyond, they have _LEAST_CHUNK_BYTES on average: each costs the time of some KiB
+_LEAST_CHUNK_BYTES = 64
 _END_OF_HEAD, _END_OF_LINE = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _STATUS = re.compile(r"HTTP/1\.([0-9]) +([1-9][0-9]{2})(?: ([^\r]*))?\r?")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
@@ -130,7 +132,7 @@ class Answer:
         bodiless = self.status in (204, 304) or method == "HEAD"
         chunked = (self.getheader("Transfer-Encoding") or "").lower() == "chunked"
         self._chunked = chunked and not bodiless
-        self._chunk_left = 0
+        self._chunk_left = self._chunks = self._chunked_bytes = 0
         self._begun = self._ended = not self._chunked
         # Of the body, in bytes; None when only its end tells.
         self.length = 0 if bodiless else None if chunked else number(self.getheader("Content-Length"))
@@ -173,6 +175,9 @@ class Answer:
         if len(line) > _LONGEST_CHUNK_LINE or not told:
             raise HTTPException(f"a chunk's size is {line[:40]!r}")
         self._chunk_left = int(told[1], 16)
+        self._chunks, self._chunked_bytes = self._chunks + 1, self._chunked_bytes + self._chunk_left
+        if (self._chunks - _FEW_CHUNKS) * _LEAST_CHUNK_BYTES > self._chunked_bytes:
+            raise HTTPException(f"{self._chunks} chunks of {self._chunked_bytes} bytes in all")
         if not self._chunk_left:
             self._pass_trailers()
             self._ended = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -92,7 +93,7 @@ class ShareSource:
         A refusal says nothing of where a link leads, nor whether anything is there.
         """
         self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
-        real = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop
+        real = Path(os.path.realpath(path))  # not strict: that would tell what is there
         try:
             self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
         except Forbidden:
@@ -101,6 +102,8 @@ class ShareSource:
                 code="path_refused",
                 mend="copy the file to the share; the daemon's log has the path",
             ).withhold(leads_to=str(real)) from None
+        if real.is_symlink():  # which realpath leaves where links lead round in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         return real
 
     def _open(self, path: Path) -> int:
@@ -118,6 +121,8 @@ class ShareSource:
             with os.scandir(at) as found:
                 for entry in found:
                     entries.add(entry.path)
+                    if entry.is_symlink():
+                        self._check(at / entry.name)
                     (below if entry.is_dir() else names).append(entry.name)
             yield from (at / name for name in sorted(names) if at / name != top / sums.NAME)
             for name in sorted(below, reverse=True):
@@ -127,7 +132,7 @@ class ShareSource:
 
     def _sums(self, top: Path) -> dict[str, Digest]:
         listing = top / sums.NAME
-        if not listing.is_file():
+        if not self._check(listing).is_file():
             return {}
         descriptor = self._open(listing)
         try:

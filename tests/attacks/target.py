@@ -29,6 +29,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin
+from tests.ground.site import until
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 120.0
@@ -208,6 +209,19 @@ class Target:
         words = {word: _percentile(seconds) for word, (seconds, _) in took.items()}
         wrong = tuple(text for word in ("livez", "ready") for text in took[word][1])
         found.append(Probes(**words, wrong=wrong))
+
+
+def outcome(target: Target, name: str) -> str:
+    """The code that a pull failed with, `ready`, or `waiting` when its origin is to be asked again later."""
+
+    def settled() -> str:
+        shown = target.ask("GET", f"/v1/models/{name}").document
+        if shown["state"] == "failed":
+            return str(shown["pull"]["error"]["code"])
+        waits = (shown["pull"] or {}).get("waits") or {}
+        return "waiting" if waits.get("reason") == "origin" else shown["state"] * (shown["state"] == "ready")
+
+    return until(settled)
 
 
 def _percentile(seconds: Sequence[float]) -> float:

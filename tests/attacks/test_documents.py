@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from tests.faults.test_names import bucket, page, spoken
 from tests.ground.hub import Hub
 from tests.ground.origin import Reply, Seen
 from tests.ground.origin.content import Memory, Unending
-from tests.ground.scripted import Scripted, heard
+from tests.ground.scripted import Scripted, heard, saying
 from tests.test_sources import HEX, http, refused, share
 
 Engines = Callable[..., Engine]
@@ -329,14 +329,15 @@ def test_checksums_of_a_bucket_without_end_are_refused(spoken: Spoken, bucket: B
 # --- HTTP ---
 
 
-def head_of(answer: bytes) -> CachdError:
+def head_of(answer: bytes, *, at_most: int = 100) -> CachdError:
     def script(connection: socket.socket, _: int) -> None:
         heard(connection)
-        connection.sendall(answer)
-        connection.recv(1)
+        with suppress(ConnectionError):
+            connection.sendall(answer)
+            connection.recv(1)
 
     with Scripted(script) as server, pytest.raises(CachdError) as refusal:
-        http().read(f"{server.url}/x", Cut(), at_most=100)
+        http().read(f"{server.url}/x", Cut(), at_most=at_most)
     return refusal.value
 
 
@@ -349,6 +350,16 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 def test_a_chunk_whose_line_is_longer_than_any_is_refused() -> None:
     assert "chunk" in head_of(CHUNKED + b"2;" + b"x" * 2000 + b"\r\nok\r\n0\r\n\r\n").detail
+
+
+def test_chunks_of_a_few_bytes_without_end_are_refused() -> None:
+    assert "chunks" in head_of(CHUNKED + b"2\r\nok\r\n" * 20_000, at_most=MIB).detail
+
+
+def test_a_body_whose_lines_are_a_chunk_each_is_read() -> None:
+    line = b"50\r\n" + b"x" * 80 + b"\r\n"
+    with Scripted(saying(CHUNKED + line * 30_000 + b"0\r\n\r\n")) as server:
+        assert len(http().read(f"{server.url}/x", Cut(), at_most=3 * MIB)) == 30_000 * 80
 
 
 def test_trailers_longer_than_a_head_are_refused() -> None:

@@ -13,6 +13,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from cachd.errors import Forbidden
+from cachd.model import Ref
+from cachd.policy.reach import Reach
+from cachd.sources.share import ShareSource
+from cachd.sources.source import Cut
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Redirect
 from tests.ground.site import assert_problem, until
@@ -205,6 +210,24 @@ def test_a_link_on_a_share_tells_neither_where_it_leads_nor_what_is_there(
     details = {running.wait_for("pull ended", name=n)["detail"].replace(f"/{n} ", "/NAME ") for n in targets}
     assert len(details) == 1
     os.chmod(outside / "closed", 0o700)
+
+
+@pytest.mark.parametrize("name", ["x", "SHA256SUMS"])
+def test_a_link_in_a_directory_of_a_share_tells_nothing_either(tmp_path: Path, name: str) -> None:
+    share, outside = tmp_path / "share", tmp_path / "outside"
+    share.mkdir()
+    outside.mkdir()
+    (outside / "here").write_text("x")
+    source = ShareSource(Reach([f"file://{share}/"]), stall_seconds=60)
+    details = set()
+    for target in ("here", "absent", "absent/below", "here/below", "."):
+        (share / name).symlink_to(outside / target)
+        with pytest.raises(Forbidden) as refused:
+            source.resolve(Ref.parse(f"file://{share}/"), Cut())
+        details.add(str(refused.value))
+        (share / name).unlink()
+    assert len(details) == 1
+    assert str(outside) not in str(details)
 
 
 def test_options_are_told_to_an_admin_alone(guarded: Node) -> None:

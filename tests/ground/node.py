@@ -128,8 +128,8 @@ class Node:
             return {} if self._process is None or self._process.poll() is not None else None
 
         with self._logged:
-            entry = self._logged.wait_for(found, PATIENCE_SECONDS)
-            entry = found() if entry is None else entry
+            self._logged.wait_for(lambda: found() is not None, PATIENCE_SECONDS)
+            entry = found()
         if not entry:
             raise AssertionError(f"the daemon logged no {event!r} {facts}:\n{self.output[-4000:]}")
         return entry

@@ -77,3 +77,13 @@ def a_branch_beside_a_branch(target: Target) -> None:
     target.hub.add("org/model", {"config.json": b"{}"}, revision="main/x")
     answer = target.pull("hf://org/model@main%2Fx", "attack-branch")
     assert (answer.status, answer.document["code"]) == (409, "branch_taken")
+
+
+@attack("claimed-digest")
+def a_digest_of_a_model_that_is_here(target: Target) -> None:
+    """An origin that lists the sha256 of a served file, and has other bytes, gets no model of them."""
+    content = noise(6 * MIB, seed=6)
+    target.origin.add_model("claims", {"x": content})
+    target.origin.add("/claims/x", bytes(len(content)))
+    target.pull(f"{target.origin.url}/claims/", "attack-claims")
+    assert target.ended("attack-claims").status == 502

@@ -62,7 +62,8 @@ def roles() -> str:
         for router in ROUTERS
         for route in router.routes
     }
-    calls["openapi"] = "`GET /docs`, `/redoc`, `/openapi.json`"
+    calls["openapi"] = "`GET /docs`, `/openapi.json`"
+    del calls["docs"]
     rows = [f"| {calls[name]} | {_allowed(name)} | {_concerns(name)} |" for name in RULES if name in calls]
     names = " | ".join(f"`{role.name}`" for role in Role)
     return "\n".join([f"| Call | no token | {names} | Concerns |", f"|---|{'---|' * (len(Role) + 2)}", *rows])

@@ -517,6 +517,7 @@ def options(
 def sources(
     ref: Annotated[str | None, typer.Argument(help="typed as for cachd pull; none: every entry")] = None,
     server: Server = SERVER,
+    token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Say what holds for a ref: whether it may be pulled, and each column with the entry that sets it.
@@ -524,7 +525,7 @@ def sources(
     Exit code 5 when it is refused. Without a ref: every entry of `sources`.
     """
     path = "/v1/sources" + (f"?{urlencode({'ref': ref})}" if ref else "")
-    found = _ask(server, None, lambda client: client.get(path))
+    found = _ask(server, token_file, lambda client: client.get(path))
     _print(found, output, lambda: terminal.show_sources(found))
     if found.get("verdict") == "refused":
         raise typer.Exit(EXIT_BY_ERROR[errors.Forbidden])

@@ -200,7 +200,17 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
             assert call["description"], f"{method} {path} says what it does"
             assert "application/problem+json" in call["responses"]["4XX"]["content"]
     body = document["components"]["schemas"]["Asked"]["properties"]
-    assert set(body) == {"ref", "name", "include", "exclude", "pin", "priority", "refresh", "replace"}
+    assert set(body) == {
+        "ref",
+        "name",
+        "include",
+        "exclude",
+        "hub_id",
+        "pin",
+        "priority",
+        "refresh",
+        "replace",
+    }
     assert ground.node.ask("GET", "/docs").status == 200
 
 

@@ -32,6 +32,7 @@ NEEDS = {
     ("GET", "/v1/limits"): "read",
     ("GET", "/v1/scrubs"): "read",
     ("GET", "/v1/options"): "admin",
+    ("GET", "/v1/sources"): "admin",
     ("POST", "/v1/models/{name}/leases"): "lease",
     ("PUT", "/v1/models/{name}/leases/{lease}"): "lease",
     ("DELETE", "/v1/models/{name}/leases/{lease}"): "lease",
@@ -48,6 +49,7 @@ NEEDS = {
 }
 OF_THE_NODE = {
     ("GET", "/v1/options"),
+    ("GET", "/v1/sources"),
     ("PUT", "/v1/limits"),
     ("POST", "/v1/evictions"),
     ("POST", "/v1/sweeps"),

@@ -59,6 +59,7 @@ RULES: Mapping[str, Rule] = {
     "limits": _READ,
     "scrubs": _READ,
     "options": Rule(Role.admin, Concerns.node),  # they name paths, networks and proxies
+    "sources": Rule(Role.admin, Concerns.node),  # so does this table
     "take_lease": Rule(Role.lease, Concerns.name),
     "renew_lease": Rule(Role.lease, Concerns.name),
     "release_lease": Rule(Role.lease, Concerns.name),
@@ -73,9 +74,7 @@ RULES: Mapping[str, Rule] = {
     "evict": Rule(Role.admin, Concerns.node),
     "sweep": Rule(Role.admin, Concerns.node),
     "openapi": _READ,
-    "swagger_ui_html": _READ,
-    "swagger_ui_redirect": _READ,
-    "redoc_html": _READ,
+    "docs": _READ,
 }
 _UNLISTED = Rule(Role.admin, Concerns.node)
 

@@ -51,6 +51,7 @@ CALLS = [
     ("PUT", "/v1/models/{name}/leases/{lease}"),
     ("DELETE", "/v1/models/{name}/leases/{lease}"),
     ("GET", "/v1/options"),
+    ("GET", "/v1/sources"),
     ("GET", "/v1/evictions"),
     ("POST", "/v1/evictions"),
     ("POST", "/v1/sweeps"),

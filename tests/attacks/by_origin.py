@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from tests.attacks.target import LIMIT_BYTES, MIB, Target, attack
-from tests.ground.models import noise
 from tests.ground.origin import Fault, File, Status, Unending
 from tests.ground.scripted import Scripted, heard
 

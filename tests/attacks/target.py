@@ -144,7 +144,9 @@ class Target:
         asked by no probe; the caller starts it (`with`), and its root is `node.root`."""
         plain = {key: self.node.options[key] for key in ("allow", "hf_endpoint")}
         root = self.node.root.parent / name
-        return Node(root, {**plain, **options}, program=self.node.program, CACHD_LOG_LEVEL="info", **(env or {}))
+        return Node(
+            root, {**plain, **options}, program=self.node.program, CACHD_LOG_LEVEL="info", **(env or {})
+        )
 
     # what is judged
 

@@ -162,21 +162,17 @@ def two_pulls_for_the_same_models_and_a_pin(target: Target) -> None:
 def deleting_what_names_the_file_of_another_and_leaving_parts(target: Target) -> None:
     with full(target, "partial") as node:
         ingests, content = node.root / ".cachd/ingest", noise(7 * MIB, 3)
-        hold = begun(target, node, "other", content, after=3 * MIB)
+        target.origin.fault("/left/f", Reset(3 * MIB))
+        node.pull(target.origin.add_model("left", {"f": content}))
+        assert code_of(node, "left")
+        left = [*ingests.iterdir()]
+        hold = begun(target, node, "mine", content, after=0)
         try:
-            until(lambda: node.ask("GET", "/v1/capacity").document["ingest_bytes"] >= 4 * MIB)
-            node.pull(target.origin.add_model("mine", {"f": content}))
-            until(lambda: node.ask("GET", "/v1/models/mine").document["state"] == "downloading")
             assert node.ask("DELETE", "/v1/models/mine?force=true").status == 200
-            assert len([*ingests.iterdir()]) == 1
+            assert [*ingests.iterdir()] == left
         finally:
             hold.release()
-        assert node.ready("other").status == 200
-        assert node.ask("DELETE", "/v1/models/other?force=true").status == 200
-        target.origin.fault("/left/f", Reset(3 * MIB))
-        node.pull(target.origin.add_model("left", {"f": noise(7 * MIB, 5)}))
-        assert code_of(node, "left")
-        assert len([*ingests.iterdir()]) == 1
+        assert len(left) == 1
         node.pull(target.origin.add("/e", noise(7 * MIB, 4)))
         assert node.ready("e").status == 200
         assert kept(node) == "abcde"
@@ -251,7 +247,7 @@ def refused_prefixes_written_otherwise(target: Target) -> None:
         for number, ref in enumerate(refs):
             answer = node.pull(ref, name=f"alike-{number}")
             final = node.ready(f"alike-{number}") if answer.status == 202 else answer
-            assert final.document["code"] in ("source_refused", "ambiguous_path", "bad_ref"), (ref, final)
+            assert final.document.get("code") in ("source_refused", "ambiguous_path", "bad_ref"), (ref, final)
         assert (len(target.origin.requests), len(target.hub.requests)) == asked, "nobody was asked"
 
 

@@ -425,8 +425,8 @@ def dry_runs_for_an_origin_that_does_not_answer(target: Target) -> None:
     target.hub.add("attack/slow", {"config.json": b"{}"})
     hold = target.hub.hold("/api/models/attack/slow", after=0)
     path, body = "/v1/evictions?dry_run=true", {"ref": "hf://attack/slow"}
-    with ThreadPoolExecutor(33) as threads:
-        asking = [threads.submit(target.ask, "POST", path, body, token=TOKEN) for _ in range(33)]
+    with ThreadPoolExecutor(66) as threads:
+        asking = [threads.submit(target.ask, "POST", path, body, token=TOKEN) for _ in range(66)]
         try:
             assert hold.reached.wait(PATIENCE_SECONDS)
             for _ in range(20):

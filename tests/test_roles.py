@@ -235,6 +235,35 @@ def test_a_pull_that_pins_or_replaces_needs_the_role_that_may(node: Node) -> Non
         assert answer.status == 202
 
 
+def test_a_mirror_of_a_repository_needs_an_admin_whose_namespaces_cover_that_repository(node: Node) -> None:
+    """Pods load the mirror by the repository's name, whatever the name of the model."""
+    mirror = "https://10.0.0.1/it"
+    for token in ("pull", "team-pull"):
+        answer = pulled(node, token, mirror, name="team-m", hub_id="team/m")
+        assert_problem(answer, 403, "role_too_low")
+        assert answer.document["role_needed"] == "admin"
+    answer = pulled(node, "team-admin", mirror, name="team-m", hub_id="Qwen/m")
+    assert_problem(answer, 403, "outside_namespaces")
+    assert "models--Qwen--m" in answer.document["detail"]
+    assert pulled(node, "team-admin", mirror, name="team-m", hub_id="team-a/m").status == 202
+    assert pulled(node, "admin", mirror, name="mirror", hub_id="Qwen/m").status == 202
+
+
+def test_a_mirror_that_stands_in_a_foreign_folder_of_the_hub_is_not_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(json.dumps({"tokens": TOKENS}))
+    options = {"token_file": str(tmp_path / "tokens")}
+    with Origin() as origin, Node(tmp_path / "node", options) as node:
+        mirror = origin.add("/it", b"x" * 1000)
+        assert pulled(node, "admin", mirror, name="team-m", hub_id="Qwen/m").status == 202
+        assert node.ready("team-m").status == 200
+        for answer in (
+            node.ask("DELETE", "/v1/models/team-m?force=true", headers=bearer("team-admin")),
+            pulled(node, "team-admin", mirror, name="team-m", replace=True),
+        ):
+            assert_problem(answer, 403, "outside_namespaces")
+        assert node.ready("team-m").status == 200
+
+
 def test_a_refusal_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(json.dumps({"tokens": TOKENS}))
     options = {"token_file": str(tmp_path / "tokens")}

@@ -63,7 +63,7 @@ RULES: Mapping[str, Rule] = {
     "take_lease": Rule(Role.lease, Concerns.name),
     "renew_lease": Rule(Role.lease, Concerns.name),
     "release_lease": Rule(Role.lease, Concerns.name),
-    "pull": Rule(Role.pull, Concerns.body, {"pin": Role.admin, "replace": Role.admin}),
+    "pull": Rule(Role.pull, Concerns.body, {"pin": Role.admin, "replace": Role.admin, "hub_id": Role.admin}),
     "warm": Rule(Role.pull, Concerns.name),
     "verify": Rule(Role.pull, Concerns.name),
     "pin": Rule(Role.admin, Concerns.name),
@@ -181,8 +181,8 @@ def check_folders(request: Request, *wishes: Wish | None) -> None:
     """Raises Forbidden unless the caller may change the folders of the Hub view that show these wishes."""
     grant: Grant = request.state.caller.grant
     for wish in wishes:
-        if wish is not None and wish.ref.scheme == "hf":
-            grant.check_repository(wish.ref.location)
+        if wish is not None and (wish.ref.scheme == "hf" or wish.hub_id):
+            grant.check_repository(wish.repo)
 
 
 def check_complete(routes: Iterable[Any]) -> None:

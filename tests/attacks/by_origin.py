@@ -160,16 +160,6 @@ def an_answer_to_come_back_in_thirty_years(target: Target) -> None:
     assert target.ended("attack-quick").status == 200
 
 
-@attack("claimed-digest")
-def a_digest_of_a_model_that_is_here(target: Target) -> None:
-    """An origin that lists the sha256 of a served file, and has other bytes, gets no model of them."""
-    content = noise(6 * MIB, seed=6)
-    target.origin.add_model("claims", {"x": content})
-    target.origin.add("/claims/x", bytes(len(content)))
-    target.pull(f"{target.origin.url}/claims/", "attack-claims")
-    assert target.ended("attack-claims").status == 502
-
-
 def weak(kind: str, content: bytes) -> dict[str, str]:
     """The header of S3 that states a file's weak digest."""
     crc32 = zlib.crc32(content).to_bytes(4, "big")

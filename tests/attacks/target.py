@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,18 @@ LIMIT_BYTES = 256 * MIB  # of all models
 PEAK_BYTES = 400 * MIB  # of the daemon's resident memory
 TIMES_BARE, PLUS_SECONDS = 3.0, 0.05  # the bound of a probe's 99th percentile
 TOKEN = "the-operator's-own-token"
+TEAM_TOKEN = "the-token-of-an-admin-of-attack-team"
+ROLE_TOKENS = {role: f"the-token-that-may-{role}" for role in ("read", "lease", "pull")}
+TOKENS = [
+    {"name": "operator", "role": "admin", "token": TOKEN},
+    {
+        "name": "team",
+        "role": "admin",
+        "token": TEAM_TOKEN,
+        "namespaces": ["attack-team-*", "hf://attack-team/"],
+    },
+    *({"name": f"may-{role}", "role": role, "token": token} for role, token in ROLE_TOKENS.items()),
+]
 SERVED = "served"
 Attack = Callable[["Target"], None]
 ATTACKS: dict[str, Attack] = {}
@@ -128,12 +140,14 @@ class Target:
             if answer.status != 503 or time.monotonic() > deadline:
                 return answer
 
-    def another(self, name: str, **options: Any) -> Node:
+    def another(self, name: str, env: Mapping[str, str] | None = None, **options: Any) -> Node:
         """Another daemon of the same program, not started: for attacks on what only a start reads. It is
         asked by no probe; the caller starts it (`with`), and its root is `node.root`."""
         plain = {key: self.node.options[key] for key in ("allow", "hf_endpoint")}
         root = self.node.root.parent / name
-        return Node(root, {**plain, **options}, program=self.node.program, CACHD_LOG_LEVEL="info")
+        return Node(
+            root, {**plain, **options}, program=self.node.program, CACHD_LOG_LEVEL="info", **(env or {})
+        )
 
     # what is judged
 
@@ -254,10 +268,10 @@ def shown_in(root: Path) -> dict[str, Any]:
 
 @contextmanager
 def besieged(place: Path, program: Sequence[str], *, short: bool, judges_time: bool) -> Iterator[Target]:
-    """A daemon with models of each kind, a limit that holds them and some more, and a token for writes."""
+    """A daemon with models of each kind, a limit that holds them and some more, and tokens of all roles."""
     share = place / "share"
     share.mkdir()
-    (place / "token").write_text(TOKEN)
+    (place / "tokens").write_text(json.dumps({"tokens": TOKENS}))
     with ExitStack() as stack:
         origin, hub = stack.enter_context(Origin()), stack.enter_context(Hub())
         guarded = stack.enter_context(socket.create_server(("127.0.0.2", 0)))
@@ -267,7 +281,7 @@ def besieged(place: Path, program: Sequence[str], *, short: bool, judges_time: b
                 f"file://{share}/",
                 f"http://127.0.0.2:{guarded.getsockname()[1]}/ok/",
             ],
-            "token_file": str(place / "token"),
+            "token_file": str(place / "tokens"),
             "hf_endpoint": hub.url,
             "limit_bytes": LIMIT_BYTES,
             "keep_opened_seconds": 0,

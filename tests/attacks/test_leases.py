@@ -227,6 +227,8 @@ def test_a_manifest_under_a_lease_holds_up_no_other_model(store: Store) -> None:
     other = publish(store, {"x": noise(1000)}, "hf://org/other")
     with leased("write", [store.layout.manifest(first.manifest)]), prompt():
         assert {m.id for m, _ in store.snapshots.recorded()} == {other.manifest}
+        third = manifest_of({"x": noise(10)}, base="hf://org/third")
+        assert store.snapshots.as_kept(third) == third
         with pytest.raises(Leased):
             store.snapshots.look(first.name, now=1.0)
         with pytest.raises(Leased):

@@ -295,6 +295,16 @@ def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promp
     assert node.ready("held").status == 200
 
 
+def test_a_model_whose_manifest_is_under_a_lease_is_listed_as_in_use(alone: Callable[..., Ground]) -> None:
+    ground = alone()
+    ground.have("held")
+    with leased("write", (ground.node.root / ".cachd/manifests").iterdir()), prompt():
+        (model,) = ground.node.ask("GET", "/v1/models").document["models"]
+        assert (model["name"], model["state"], model["in_use"]) == ("held", "ready", True)
+        ground.have("another")
+    assert not ground.show("held")["in_use"]
+
+
 def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(
     alone: Callable[..., Ground],
 ) -> None:

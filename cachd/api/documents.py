@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cachd.api.outcomes import outcome_of
-from cachd.errors import CachdError, NotFound
+from cachd.errors import CachdError, Leased, NotFound
 from cachd.fields import Bytes, Rate, Seconds, Text
 from cachd.model import (
     NAME_PATTERN,
@@ -260,7 +260,7 @@ class Models:
             "verified_by": dict(snapshot.verified_by) if snapshot else _verified_by(pull),
             "pinned": self.snapshots.is_pinned(name),
             "leases": [held_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
-            "in_use": self.snapshots.is_open(manifest) if manifest else False,
+            "in_use": bool(snapshot) and (manifest is None or self.snapshots.is_open(manifest)),
             "last_used": iso(use.last) if use else None,
             "last_opened": iso(opened_at) if opened_at else None,
             "ready": ready_document(snapshot) if snapshot else None,
@@ -297,7 +297,7 @@ class Models:
     def _manifest(self, snapshot: Snapshot) -> Manifest | None:
         try:
             return self.snapshots.manifest(snapshot)
-        except NotFound:  # withdrawn meanwhile
+        except (NotFound, Leased):  # withdrawn meanwhile; or a process holds a lease on its manifest
             return None
 
 

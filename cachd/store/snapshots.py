@@ -191,7 +191,7 @@ class Snapshots:
         """The recorded manifests of one source."""
         for path in self._recorded():
             if self._bases.get(path.stem, base) == base:
-                with suppress(FileNotFoundError, DiskFailed):
+                with suppress(FileNotFoundError, DiskFailed, Leased):
                     manifest = self._manifest(path.stem)
                     self._bases[path.stem] = manifest.base
                     if manifest.base == base:

@@ -227,6 +227,8 @@ def test_a_manifest_under_a_lease_holds_up_no_other_model(store: Store) -> None:
     other = publish(store, {"x": noise(1000)}, "hf://org/other")
     with leased("write", [store.layout.manifest(first.manifest)]), prompt():
         assert {m.id for m, _ in store.snapshots.recorded()} == {other.manifest}
+        third = manifest_of({"x": noise(10)}, base="hf://org/third")
+        assert store.snapshots.as_kept(third) == third
         with pytest.raises(Leased):
             store.snapshots.look(first.name, now=1.0)
         with pytest.raises(Leased):
@@ -291,6 +293,16 @@ def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promp
         with prompt():
             assert node.ask("POST", "/v1/evictions", {"bytes": 1}).status in (200, 409, 507)
     assert node.ready("held").status == 200
+
+
+def test_a_model_whose_manifest_is_under_a_lease_is_listed_as_in_use(alone: Callable[..., Ground]) -> None:
+    ground = alone()
+    ground.have("held")
+    with leased("write", (ground.node.root / ".cachd/manifests").iterdir()), prompt():
+        (model,) = ground.node.ask("GET", "/v1/models").document["models"]
+        assert (model["name"], model["state"], model["in_use"]) == ("held", "ready", True)
+        ground.have("another")
+    assert not ground.show("held")["in_use"]
 
 
 def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(

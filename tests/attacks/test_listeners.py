@@ -52,7 +52,7 @@ def trusting(authority: Path, shown: Path | None = None) -> ssl.SSLContext:
 
 def listening(node: Node, number: int) -> tuple[str, int]:
     """The address of the listener of this number."""
-    found = [entry for entry in node.log if entry["event"] == "listening"][number]
+    found = until(lambda: [entry for entry in node.log if entry["event"] == "listening"][number:])[0]
     return found["host"], found["port"]
 
 

@@ -289,10 +289,10 @@ def test_waits_of_clients_that_hung_up_are_forgotten(tmp_path, origin: Origin) -
             hold.release()
 
 
-def not_at_once(node: Node, pod: ThreadPoolExecutor) -> bool:
+def not_at_once(node: Node, pod: ThreadPoolExecutor, name: str = "held.bin") -> bool:
     """Whether a pod may wait for a second."""
     began = time.monotonic()
-    assert pod.submit(node.ready, "held.bin", wait=1).result().status == 503
+    assert pod.submit(node.ready, name, wait=1).result().status == 503
     return time.monotonic() - began >= 1
 
 

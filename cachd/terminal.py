@@ -75,9 +75,9 @@ def show_sources(document: Mapping[str, Any]) -> None:
     if "sources" in document:
         show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]))
         return
-    print(f"{document['ref']} is {document['verdict']}")
+    say(f"{document['ref']} is {document['verdict']}")
     if document["error"]:
-        print(document["error"]["detail"])
+        say(document["error"]["detail"])
     rows = [
         (each["column"], _plain(each["value"]), each["prefix"] or "", each["where"])
         for each in document["columns"]

@@ -358,8 +358,8 @@ AN_HOUR_FROM_NOW = "an hour from now"  # a date, which the test makes when its t
 WAITS: dict[str, tuple[dict[str, str], float | None]] = {
     "seconds": ({"Retry-After": "7"}, 7),
     "no seconds": ({"Retry-After": "0"}, 0),
-    "ten years": ({"Retry-After": "315360000"}, 315360000),
-    "a date": ({"Retry-After": AN_HOUR_FROM_NOW}, 3600),
+    "ten years": ({"Retry-After": "315360000"}, 600),
+    "a date": ({"Retry-After": AN_HOUR_FROM_NOW}, 600),
     "a date that is past": ({"Retry-After": formatdate(1e9, usegmt=True)}, 0),
     "words": ({"Retry-After": "soon"}, None),
     "a negative number": ({"Retry-After": "-5"}, None),
@@ -380,9 +380,7 @@ def test_an_origin_may_say_when_to_come_back(
         origin.fault("/x", Status(status, headers), times=1)
         error = refused(lambda: fetch(http(), url, KIB), "rate_limited" if status == 429 else "origin_failed")
         assert isinstance(error, Unavailable)
-        assert (
-            error.retry_after == pytest.approx(seconds, abs=900) if seconds else error.retry_after == seconds
-        )
+        assert error.retry_after == pytest.approx(seconds) if seconds else error.retry_after == seconds
 
 
 def test_a_small_file_is_read_whole_or_refused(origin: Origin) -> None:

@@ -382,7 +382,8 @@ def test_capacity_is_what_the_file_system_says(alone: Callable[..., Ground]) -> 
     assert (told["reserved_bytes"], told["reserve_free_bytes"]) == (0, 1 << 30)
     assert told["free_inodes"] > 0
     with ground.held("reserved.bin"):
-        assert ground.node.ask("GET", "/v1/capacity").document["reserved_bytes"] == 0, "allocated by now"
+        reserved = ground.node.ask("GET", "/v1/capacity").document["reserved_bytes"]
+        assert reserved < MIB, "allocated by now, but for what files take beside their bytes"
 
 
 def test_readyz_waits_for_required_models_only_when_asked(origin: Origin, node: Nodes) -> None:

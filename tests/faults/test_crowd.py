@@ -151,7 +151,7 @@ def test_a_model_that_shares_a_blob_with_another_is_unmoved_when_that_one(
     expected = {path: hashlib.sha256(content).hexdigest() for path, content in models["two"].items()}
     assert digests(root / "models/two") == expected
     if end != "fails":
-        assert sent(origin, "shared.bin") == len(SHARED)
+        assert len(SHARED) <= sent(origin, "shared.bin") <= len(SHARED) + MIB, "once, and samples as a proof"
         assert running.pulls.get("one") is None
     else:
         running.pulls.delete("one")
@@ -191,7 +191,7 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
     assert holds[0].reached.wait(PATIENCE_SECONDS)
     second = began(running, two, downloads=2)
     running.pulls.delete("one")
-    assert running.store.space.capacity().reserved == len(SHARED)
+    assert running.store.space.capacity().reserved >= len(SHARED)
     for hold in holds:
         hold.release()
     second.done.result(PATIENCE_SECONDS)

@@ -23,6 +23,7 @@ from cachd.policy.proxy import Proxies
 from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
+from cachd.sources.source import Cut
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine
 from tests.ground.bucket import Bucket, Refused
@@ -371,7 +372,7 @@ def test_no_error_of_a_proxy_holds_a_secret_in_itself_or_in_its_causes(way: str,
             proxy_credentials=Secret(tmp_path / "credentials"),
         )
         with pytest.raises(CachdError) as refusal:
-            http.head("https://origin.test/x")
+            http.head("https://origin.test/x", Cut())
     assert found({way: " ".join(told_by(refusal.value))}) == []
 
 

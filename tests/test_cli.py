@@ -261,7 +261,7 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a path that is not allowed": (("pull", "file:///etc/shadow", "--wait"), 5, "path_refused"),
     "a private repository": (("pull", "hf://org/private", "--wait"), 5, "source_unauthorized"),
     "no daemon": (("ls", "--server", "http://127.0.0.1:1"), 6, "daemon_unreachable"),
-    "an address that is none": (("ls", "--server", "nowhere"), 6, "daemon_unreachable"),
+    "an address that is none": (("ls", "--server", "nowhere"), 2, "bad_url"),
     "wrong bytes": (("pull", "{origin}/wrong.bin#sha256=" + 64 * "0", "--wait"), 8, "corrupt"),
     "an origin that fails": (("pull", "{origin}/failing.bin", "--wait"), 10, "origin_failed"),
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cachd.sources.http import Head, Http
+from cachd.sources.source import Cut
 from cachd.transfer.cores import OneCore
 from tests.conftest import Engine
 from tests.ground.models import noise
@@ -115,9 +116,9 @@ def test_a_source_is_asked_about_many_files_by_threads_that_gathered(
     seen: set[frozenset[int]] = set()
     head = Http.head
 
-    def noted(http: Http, url: str) -> Head:
+    def noted(http: Http, url: str, cut: Cut, *, secrets: Mapping[str, str] | None = None) -> Head:
         seen.add(frozenset(os.sched_getaffinity(0)))
-        return head(http, url)
+        return head(http, url, cut, secrets=secrets)
 
     monkeypatch.setattr(Http, "head", noted)
     ref = origin.add_model("model", {f"file-{n}.json": noise(KIB, seed=n) for n in range(20)})

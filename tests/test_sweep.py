@@ -34,7 +34,7 @@ def lay(root: Path) -> dict[str, Path]:
         "ingest": root / f".cachd/ingest/sha256-{ORPHAN[::-1]}/data",
     }
     for path in left.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_bytes(noise(64 << 10))
     return left
 
@@ -158,7 +158,7 @@ def test_files_that_are_not_cachds_are_left_alone(quiet: Ground) -> None:
         node.root / "mine.txt",
     ]
     for path in foreign:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_text("mine")
     assert sweep(node, everything=True) == {}
     assert all(path.read_text() == "mine" for path in foreign)

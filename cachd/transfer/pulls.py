@@ -493,7 +493,7 @@ class Pulls:
             error = running.refusal or error
             if error.code == "refused_digest" and progress.manifest:
                 with suppress(CachdError):  # a sweep tries again
-                    self._store.content.free(progress.manifest)
+                    self._store.content.free(progress.manifest, [wish.name])
             self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=wish.name)

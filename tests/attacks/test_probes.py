@@ -440,4 +440,4 @@ def test_clients_that_talk_nonsense_fill_no_log(node: Nodes) -> None:
             with dialled(address_of(running)) as sock:
                 sock.sendall(said)
                 sock.recv(65536)
-    assert len(running.output) - before < 2000
+    assert len(running.output) - before < 20_000, "audit lines alone, 30 at most"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from cachd.policy.reach import Reach
 from cachd.sources.share import MOST_LEFT, ShareSource
 from cachd.sources.source import Cut
 from tests.conftest import Engine, wish_of
+from tests.ground.disks import FuseDisk
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import until
@@ -28,6 +30,7 @@ from tests.ground.strace import injected, needs_strace
 MIB = 1 << 20
 PATIENCE_SECONDS = 120.0
 SOON_SECONDS = 0.2
+HANGING_SECONDS = 20.0
 Engines = Callable[..., Engine]
 
 
@@ -39,33 +42,24 @@ def shared(tmp_path: Path) -> Path:
     return tmp_path / "share/it"
 
 
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[tuple[FuseDisk, Path]]:
+    """A shared volume whose calls can hang, and a file of it."""
+    place = tmp_path / "hanging"
+    place.mkdir()
+    with FuseDisk(place) as disk:
+        (disk.path / "it").write_bytes(noise(6 * MIB))
+        yield disk, disk.path / "it"
+
+
 @contextmanager
-def hung(file: Path) -> Iterator[subprocess.Popen[str]]:
-    """Whoever opens the file inside waits, as for a server that is gone: another process has a lease on it.
-
-    That process says `opened` when somebody waits; the kernel lets them go on after 45 s.
-    """
-    script = """
-import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, lambda *_: os.write(1, b"opened\\n"))
-fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
-os.write(1, b"leased\\n")
-while True:
-    signal.pause()
-"""
-    command = [sys.executable, "-c", script, file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "leased\n"
-            yield holder
-        finally:
-            holder.kill()
-
-
-def somebody_waits(holder: subprocess.Popen[str]) -> bool:
-    assert holder.stdout is not None
-    return holder.stdout.readline() == "opened\n"
+def hung(disk: FuseDisk, seconds: float) -> Iterator[None]:
+    """Whoever opens a file inside waits for so long, as for a server that is gone."""
+    disk.fail("open", match="/it", delay=seconds)
+    try:
+        yield
+    finally:
+        disk.heal()
 
 
 def left_behind() -> int:
@@ -77,14 +71,15 @@ def published(root: Path) -> bytes:
 
 
 def test_a_share_that_hangs_ends_its_own_pull_and_holds_up_no_other(
-    shared: Path, origin: Origin, root: Path, engine: Engines
+    hanging: tuple[FuseDisk, Path], origin: Origin, root: Path, engine: Engines
 ) -> None:
+    disk, shared = hanging
     allow = [f"file://{shared.parent}/", "127.0.0.0/8"]
     running = engine(allow=allow, streams=1, retries=1, stall_seconds=SOON_SECONDS)
-    with hung(shared) as holder:
+    with hung(disk, HANGING_SECONDS):
         pulled = running.pulls.start(wish_of(f"file://{shared}"))
         assert pulled is not None
-        assert somebody_waits(holder)
+        until(left_behind)
         running.pull(origin.add("/other", noise(6 * MIB)))
         with pytest.raises(Unavailable) as refusal:
             pulled.done.result(PATIENCE_SECONDS)
@@ -95,34 +90,40 @@ def test_a_share_that_hangs_ends_its_own_pull_and_holds_up_no_other(
     assert published(root) == noise(6 * MIB)
 
 
-def test_a_share_that_answers_late_is_waited_for(shared: Path, root: Path, engine: Engines) -> None:
-    running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=PATIENCE_SECONDS)
-    with hung(shared) as holder:
-        pulled = running.pulls.start(wish_of(f"file://{shared}"))
-        assert somebody_waits(holder)
-        holder.kill()
-        assert pulled is not None
-        pulled.done.result(PATIENCE_SECONDS)
+def test_a_share_that_answers_late_is_waited_for(
+    hanging: tuple[FuseDisk, Path], root: Path, engine: Engines
+) -> None:
+    disk, shared = hanging
+    running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=PATIENCE_SECONDS, retries=0)
+    with hung(disk, 1.0):
+        running.pull(f"file://{shared}")
     assert published(root) == noise(6 * MIB)
 
 
-def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(shared: Path, engine: Engines) -> None:
+def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(
+    hanging: tuple[FuseDisk, Path], engine: Engines
+) -> None:
+    disk, shared = hanging
     running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=4 * PATIENCE_SECONDS)
-    with hung(shared) as holder, ThreadPoolExecutor(1) as other:
+    with hung(disk, HANGING_SECONDS), ThreadPoolExecutor(1) as other:
+        began = time.monotonic()
         running.pulls.start(wish_of(f"file://{shared}"))
-        assert somebody_waits(holder)
-        other.submit(running.pulls.delete, "it").result(PATIENCE_SECONDS / 2)
+        until(left_behind)
+        other.submit(running.pulls.delete, "it").result(PATIENCE_SECONDS)
         assert running.pulls.get("it") is None
+        assert time.monotonic() - began < HANGING_SECONDS
+    until(lambda: not left_behind())
 
 
-def test_a_share_that_hangs_takes_so_many_threads_and_no_more(shared: Path) -> None:
+def test_a_share_that_hangs_takes_so_many_threads_and_no_more(hanging: tuple[FuseDisk, Path]) -> None:
+    disk, shared = hanging
     source = ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=0.001)
     (file,) = (
         ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
         .resolve(Ref.parse(f"file://{shared}"), Cut())
         .files
     )
-    with hung(shared):
+    with hung(disk, HANGING_SECONDS):
         for _ in range(20 * MOST_LEFT):  # on a busy machine a call before the hanging one may be late, too
             with pytest.raises(Unavailable) as refusal:
                 source.open(file, Extent(0, file.size), Cut())

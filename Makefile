@@ -1,4 +1,4 @@
-# make demo | test | check | run | bench | torture | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | bench | attacks | torture | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run bench torture lock base format clean
+.PHONY: demo test check run bench attacks torture lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -36,6 +36,9 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 
 bench: $(BENCH)           ## the benchmarks, against what else is installed; results in bench/results
 	$(BIN)/python -m bench
+
+attacks: $(READY)         ## every attack of SECURITY.md against a daemon installed anew; ends with a table of what held
+	$(BIN)/python -m tests.attacks
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

@@ -258,7 +258,7 @@ def a_bucket_that_only_the_role_of_the_machine_reads(target: Target) -> None:
         env = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "HOME": str(target.share)}
         options = {"s3_endpoint_url": bucket.url, "retries": 0}
         for entries in ([], [{"prefix": "s3://models/"}]):
-            with target.another("keys", env, **options, sources=entries) as node:
+            with target.another("keyless", env, **options, sources=entries) as node:
                 node.pull("s3://models/m/")
                 assert node.ready("m").status != 200
             assert not metadata.requests

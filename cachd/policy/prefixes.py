@@ -166,8 +166,8 @@ def _authority(url: SplitResult) -> str:
         elif set(host) & _TWO_NAMES:
             raise Invalid("two standards read the host differently: write it as xn--…", code="bad_ref")
         elif not host.isascii():
-            host = host.encode("idna").decode("ascii").lower()
-        elif _IPV4.fullmatch(host):
+            host = host.encode("idna").decode("ascii").lower().rstrip(".")
+        if _IPV4.fullmatch(host):  # a digit of another script is one by now
             host = _dotted(host)
     except ValueError as error:  # UnicodeError among them
         raise Invalid("the host is no name and no address", code="bad_ref") from error

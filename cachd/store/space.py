@@ -138,6 +138,10 @@ class Reservation:
         self.waits_for = least
         yield 0
 
+    def has_room_for(self, size: int) -> bool:
+        """Whether the file system says that so many bytes may become blocks now."""
+        return self._space.has_room_for(self, size)
+
     def return_unused(self, size: int) -> None:
         """Say that so many granted bytes took no new blocks; negative: that more did."""
         self._space.change_left(self, size)
@@ -286,6 +290,11 @@ class Space:
         """How many bytes a grant of `least` could give now."""
         with self._lock:
             return self._most_of(reservation, least)
+
+    def has_room_for(self, reservation: Reservation, size: int) -> bool:
+        """As Reservation.has_room_for."""
+        with self._lock:
+            return self._most(reservation, self.bounded()) >= size
 
     def _most_of(self, reservation: Reservation, least: int) -> int:
         """What is its own, and what is nobody's, of what may become blocks now. With the lock."""

@@ -391,7 +391,14 @@ class Download:
                 raise _NoRoomNow
             self._waits_for_room = False
             stop = max(min(part.allocated + granted, part.extent.stop), part.reached + count)
-            ingest.allocate(Extent(part.allocated, stop))
+            try:
+                ingest.allocate(Extent(part.allocated, stop))
+            except NoSpace:
+                payer.return_unused(granted)
+                if payer.has_room_for(least):  # it is no want of room that is counted
+                    raise
+                self._forget_received(count)
+                raise _NoRoomNow from None
             part.allocated = stop
             self._took_blocks(ingest, granted, payer)
 

@@ -98,7 +98,7 @@ class Reservation:
     """
 
     def __init__(self, space: Space, size: int, *, beside: int, owed: int, owed_inodes: int) -> None:
-        self._space, self._beside = space, beside
+        self._space, self.beside = space, beside
         self.left, self.owed, self.owed_inodes = (
             size,
             owed,
@@ -117,7 +117,7 @@ class Reservation:
     def usable(self) -> int:
         """Bytes of these that data may take; negative when more is owed. While anything is owed, what files
         take beside their bytes comes first."""
-        return self.left - self.owed - self._beside if self.owed else self.left
+        return self.left - self.owed - self.beside if self.owed else self.left
 
     @contextmanager
     def grant(self, least: int, most: int) -> Iterator[int]:
@@ -152,7 +152,7 @@ class Reservation:
 
     def has_arrived(self) -> None:
         """Say that every byte has its blocks: what the files take beside them stays promised."""
-        self._space.change_left(self, self._beside - self.left)
+        self._space.change_left(self, self.beside - self.left)
 
     def end(self) -> None:
         """Take back what is left of the promise."""
@@ -304,7 +304,7 @@ class Space:
     def _most(self, reservation: Reservation, now: Capacity) -> int:
         allocatable = now.allocatable - self._allocating
         unclaimed = max(allocatable - now.backed, 0)
-        return min(reservation.usable + unclaimed, allocatable)
+        return min(reservation.usable + unclaimed, allocatable - reservation.beside)
 
     def lacks_inodes(self) -> bool:
         """Whether no more than the spare inodes of one pull may be taken now."""

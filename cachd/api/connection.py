@@ -30,7 +30,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Invalid, TooBig, Unavailable
@@ -187,6 +187,7 @@ class Connection(HttpToolsProtocol):
         self.stage, self.since = Stage.HEAD, time.monotonic()
         self._came = 0  # bytes of this head, or of this body
         self._unread_since: float | None = None
+        self._unanswered: list[RequestResponseCycle] = []  # the one that runs, and those sent ahead
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -244,6 +245,9 @@ class Connection(HttpToolsProtocol):
         elif self.stage is not Stage.REFUSED:
             self._enter(Stage.BODY)
             super().on_headers_complete()
+            self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+            if self.cycle is not None:
+                self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         if self.stage is not Stage.REFUSED:
@@ -294,9 +298,16 @@ class Connection(HttpToolsProtocol):
 
     def end(self) -> None:
         """Close at once; what was not sent is lost."""
-        if self.cycle is not None:
-            self.cycle.disconnected = True
+        self._hang_up()
         self.transport.abort()
+
+    def _hang_up(self) -> bool:
+        """Let the application's own answers go nowhere; whether one of them has begun."""
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        return any(cycle.response_started for cycle in self._unanswered)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Invalid(msg, code="invalid_request"))
@@ -311,13 +322,9 @@ class Connection(HttpToolsProtocol):
         if self.stage is Stage.REFUSED:
             return
         self.stage = Stage.REFUSED
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # the application's own answer goes nowhere
-            cycle.message_event.set()
-            if cycle.response_started:
-                self.end()
-                return
+        if self._hang_up():
+            self.end()
+            return
         self._write(error, status)
         self._drop_the_rest()
 

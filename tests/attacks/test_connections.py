@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cachd.api.connection import Bounds, Connection, Connections
 from tests.ground.node import Node
+from tests.ground.site import until
 
 PATIENCE_SECONDS = 60.0
 SOON = Bounds(head_seconds=0.5, body_seconds=0.5, unread_seconds=0.5, refused_seconds=0.2)
@@ -223,6 +224,17 @@ def test_requests_sent_ahead_without_end_end_the_connection() -> None:
                 sock.sendall(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
                 sent += 15_000
         assert sent < 32 * MIB
+
+
+def test_the_request_before_those_sent_ahead_fails_silently_when_they_end_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with served(Connections(bounds=Bounds(refused_seconds=30))) as (app, address), dialled(address) as sock:
+        sock.sendall(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        assert status(sock.recv(65536)) == 503
+        app.release.set()
+        until(lambda: app.ended)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_few_requests_sent_ahead_are_answered_in_order() -> None:

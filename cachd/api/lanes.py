@@ -16,6 +16,7 @@ from cachd.errors import CachdError, Unavailable
 from cachd.transfer import threads
 
 _RETRY_SECONDS = 2.0
+_LEAVING = 8  # of those who waited for one pull are answered in one turn of the event loop
 T = TypeVar("T")
 
 
@@ -95,6 +96,7 @@ class Waits:
     def __init__(self, most: int) -> None:
         self._most, self._waiting = most, 0
         self._ends: dict[futures.Future[Any], asyncio.Future[Any]] = {}
+        self._leaving = asyncio.Semaphore(_LEAVING)
 
     @contextmanager
     def one(self) -> Iterator[bool]:
@@ -115,6 +117,8 @@ class Waits:
             end.add_done_callback(partial(self._ended, done))
         with suppress(CachdError):
             await asyncio.shield(end)
+        async with self._leaving:  # a thousand answers in one turn of the loop would keep probes waiting
+            await asyncio.sleep(0)
 
     def _ended(self, done: futures.Future[Any], end: asyncio.Future[Any]) -> None:
         self._ends.pop(done, None)

@@ -59,8 +59,8 @@ class Pull:
 
 
 def _host(ref: Ref) -> str:
-    """Whom the pulls of a ref ask: a web server by its name; of the other schemes there is one each."""
-    return urlsplit(ref.base).hostname or ref.scheme if ref.scheme in ("http", "https") else ref.scheme
+    """Whom the pulls of a ref ask: a web server by its name and port; each other scheme is one."""
+    return urlsplit(ref.base).netloc or ref.scheme if ref.scheme in ("http", "https") else ref.scheme
 
 
 class Pulls:

@@ -19,6 +19,7 @@ from cachd.api.handshake import accept
 from cachd.api.listeners import BACKLOG, Opened
 from cachd.api.narrow import Narrow
 from cachd.api.tls import Certificate
+from cachd.api.turns import Turns
 from cachd.transfer import threads
 
 _GRACEFUL_SECONDS = 5
@@ -47,9 +48,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 we have them
         """As uvicorn's, but that each listener has connections of its own kind."""
         await super().startup(sockets=[])
-        loop = asyncio.get_running_loop()
+        loop, app = asyncio.get_running_loop(), Turns(self.config.loaded_app)
         for each in self._listeners:
-            made = partial(self._connection, Narrow(self.config.loaded_app, each.listener.serves))
+            made = partial(self._connection, Narrow(app, each.listener.serves))
             if self._certificate and each.listener.may_speak_tls:
                 taking = accept(each.sock, self._certificate, made, self._counted)
                 self._accepting.append(loop.create_task(taking))

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.ground.hub import Hub
-from tests.ground.models import noise
+from tests.ground.models import noise, write_sha256sums
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin
 from tests.ground.site import until
@@ -305,6 +305,7 @@ def _furnish(target: Target) -> None:
     many.mkdir()
     for number in range(target.many(8000)):
         (many / f"{number:04}.txt").write_text(str(number))
+    write_sha256sums(many)
     target.pull(f"file://{many}/", "many")
     for name in (SERVED, "kept-1", "kept-2", "kept-3", "org--model", "many"):
         answer = target.ended(name)

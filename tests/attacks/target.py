@@ -318,4 +318,5 @@ def installed(place: Path, project: Path) -> list[str]:
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     pip = [environment / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, project], check=True, env={**os.environ, "PYTHONPATH": ""})
+    os.sync()  # or the daemon's own syncs wait for what pip wrote
     return [str(environment / "bin/cachd")]

@@ -17,6 +17,7 @@ longest, else the slowest to send one. All listeners share one count.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import ipaddress
 import resource
 import socket
@@ -74,6 +75,7 @@ class Stage(Enum):
     REFUSED = "refused"
 
 
+_IDLEST = 64  # are found at once
 _AWAITS_CLIENT = {Stage.HEAD: 0, Stage.HANDSHAKE: 1, Stage.BODY: 1, Stage.REFUSED: 1}  # first, second to go
 
 
@@ -108,6 +110,8 @@ class Connections:
         self._all: dict[Counted, None] = {}  # in the order they came
         self._peers: Counter[str] = Counter()
         self._sweeping = False
+        self._idle: list[tuple[Counted, float]] = []  # found lately, of this peer or of any
+        self._idle_of: str | None = None
 
     def admit(self, connection: Counted) -> bool:
         """Count a connection that was accepted; False when there is no room for it."""
@@ -141,8 +145,22 @@ class Connections:
 
     def _idlest(self, peer: str | None) -> Counted | None:
         """The connection, of one peer or of any, that waits for a head for the longest; else for more."""
+        if peer != self._idle_of:
+            self._idle_of, self._idle = peer, []
+        for fresh in (False, True):
+            if fresh:
+                self._idle = self._some_idlest(peer)
+            while self._idle:
+                found, since = self._idle.pop()
+                if found in self._all and found.since == since:
+                    return found
+        return None
+
+    def _some_idlest(self, peer: str | None) -> list[tuple[Counted, float]]:
+        """Some that wait in the same stage, the idlest last: to look at all for each one would be dear."""
         waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
-        return min(waiting, key=lambda c: (_AWAITS_CLIENT[c.stage], c.since), default=None)
+        some = heapq.nsmallest(_IDLEST, waiting, key=lambda c: (_AWAITS_CLIENT[c.stage], c.since))
+        return [(c, c.since) for c in reversed(some) if c.stage is some[0].stage]
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what has passed its deadline. One timer for all is cheaper than a timer each."""

@@ -296,7 +296,7 @@ def origins_that_keep_a_pull_waiting(target: Target) -> None:
                 with suddenly(partial(kept.arrived, target.node)):
                     assert target.delete("it").status == 200
             elif not target.short or number % 2:
-                with target.another("kept", **{**plain, **kept.options}) as node:
+                with target.another(f"kept-{number}", **{**plain, **kept.options}) as node:
                     node.pull(kept.ref, name="it")
                     with suddenly(partial(kept.arrived, node)):
                         assert node.stop() == 0

@@ -123,9 +123,9 @@ def test_a_pull_without_descriptors_waits_for_them_and_leaves_none_behind(
             held.append(descriptors_at_rest(node))
             running.append(threads(node.pid))
             node.log.clear()
+        until(lambda: descriptors_at_rest(node) <= held[0])  # idle ones are closed in time, lost ones never
         assert files_left(node.root) == []
         assert "Traceback" not in node.output
-    assert held[1] <= held[0], "no more than after the first"
     assert running[1] <= running[0]
 
 

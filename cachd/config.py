@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from cachd import files
 from cachd.errors import CachdError, Invalid, Unavailable
-from cachd.fields import Bytes, Rate, Seconds
+from cachd.fields import Bytes, Endpoint, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
 from cachd.model import Limits, Share, Wish
 from cachd.model.listener import Listener
@@ -32,7 +32,6 @@ from cachd.settings import given as settings
 from cachd.settings.file import ConfigFile
 from cachd.settings.given import Also, Giver, Setting
 from cachd.settings.types import (
-    Endpoint,
     Exemptions,
     Listens,
     Percent,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
@@ -51,17 +50,6 @@ def _listen(value: str) -> str:
     except Invalid as error:
         raise ValueError(error.detail) from error
     return value
-
-
-def _endpoint(value: str) -> str:
-    try:
-        url = urlsplit(value)
-        is_plain = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
-        if is_plain and "@" not in url.netloc and url.port != 0:
-            return value
-    except ValueError:  # of a port or an address that is none
-        pass
-    raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
 
 
 def _reachable(entry: str) -> str:
@@ -111,7 +99,6 @@ Listens = Annotated[
     BeforeValidator(_listens),
     Field(min_length=1, max_length=16),
 ]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
 def Word(others: Mapping[str, str] | None = None) -> BeforeValidator:  # noqa: N802 stands where a type does

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +19,7 @@ from pydantic import (
 )
 
 from cachd.errors import Invalid
-from cachd.fields import Rate
+from cachd.fields import Rate, plain_url
 from cachd.model import SCHEMES, Digest
 from cachd.policy.prefixes import Prefix
 
@@ -65,17 +64,6 @@ def _flag(value: object) -> object:
     return word in _TRUE if word in (*_TRUE, *_FALSE) and isinstance(word, str) else word
 
 
-def _origin(value: str) -> str:
-    try:
-        url = urlsplit(value)
-        is_plain = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
-        if is_plain and "@" not in url.netloc and url.port != 0:
-            return value
-    except ValueError:  # of a port or an address that is none
-        pass
-    raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
-
-
 FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
 
 
@@ -99,7 +87,7 @@ class Entry(BaseModel):
         description="`true`: nothing from here; a list: these `org/`, `bucket/` or `host/`, these patterns of"
         " files, and these `sha256:…` from anywhere",
     )
-    endpoint: Annotated[str | None, AfterValidator(lambda v: v and _origin(v)), Of(("hf", "s3"))] = Field(
+    endpoint: Annotated[str | None, AfterValidator(lambda v: v and plain_url(v)), Of(("hf", "s3"))] = Field(
         None, description="the Hub or the S3 server to ask"
     )
     region: Annotated[str | None, Of(("s3",))] = Field(None, description="region to sign for")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,27 +12,9 @@ from pathlib import Path
 from cachd.model import MOST_FILES
 from tests.attacks.target import Target, attack, outcome
 from tests.attacks.test_leases import PROMPT_SECONDS, leased
+from tests.attacks.test_share import swapped
 
 SECRET = b"a secret beside the share"
-SWAP = """
-import os, sys
-at, link, kept = sys.argv[1:]
-print(flush=True)
-while True:
-    os.rename(at, kept); os.rename(link, at); os.rename(at, link); os.rename(kept, at)
-"""
-
-
-@contextmanager
-def swapped(at: Path, link: Path, kept: Path) -> Iterator[None]:
-    """A file and a link take turns at a path meanwhile, by another process."""
-    with subprocess.Popen([sys.executable, "-c", SWAP, at, link, kept], stdout=subprocess.PIPE) as swapping:
-        assert swapping.stdout
-        swapping.stdout.readline()
-        try:
-            yield
-        finally:
-            swapping.kill()
 
 
 @attack("swapped-file")

@@ -56,6 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node
             yield hub, node
 
 
+@pytest.mark.alone("the commands of the page follow each other, against one daemon")
 @pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE])
 def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
     """As it stands, but for the address of the daemon and the place of the root."""

@@ -149,7 +149,6 @@ def serve(
     config_file: CONFIG = None,
 ) -> None:
     """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
-    gc.disable()  # loading makes no garbage, and looking for some takes a tenth of the time
     from cachd import config, daemon  # their libraries take longer to load than most commands to run
 
     gc.freeze()
@@ -539,6 +538,7 @@ def version() -> None:
 
 def main() -> None:
     """The entry point: errors become lines on standard error and an exit code."""
+    gc.disable()  # loading makes no garbage, and looking for some takes a tenth of the time
     try:
         app()
     except CachdError as error:

@@ -61,7 +61,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
-_SWITCH_SECONDS = 0.0005
+_SWITCH_SECONDS = 0.002
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
 
 

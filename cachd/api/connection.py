@@ -76,7 +76,9 @@ class Stage(Enum):
 
 
 _IDLEST = 64  # are found at once
-_AWAITS_CLIENT = {Stage.HEAD: 0, Stage.HANDSHAKE: 1, Stage.BODY: 1, Stage.REFUSED: 1}  # first, second to go
+# Stages in which a connection waits for its client, and seconds for which it is not the idler for that: who
+# is between two requests loses nothing with it.
+_AWAITS_CLIENT = {Stage.HEAD: 0.0, Stage.HANDSHAKE: 1.0, Stage.BODY: 1.0, Stage.REFUSED: 1.0}
 
 
 class Counted(Protocol):
@@ -144,7 +146,7 @@ class Connections:
             connection.end()
 
     def _idlest(self, peer: str | None) -> Counted | None:
-        """The connection, of one peer or of any, that waits for a head for the longest; else for more."""
+        """The connection, of one peer or of any, that has waited for its client for the longest."""
         if peer != self._idle_of:
             self._idle_of, self._idle = peer, []
         for fresh in (False, True):
@@ -157,10 +159,10 @@ class Connections:
         return None
 
     def _some_idlest(self, peer: str | None) -> list[tuple[Counted, float]]:
-        """Some that wait in the same stage, the idlest last: to look at all for each one would be dear."""
+        """Some of those, the idlest last: to look at all for each one would be dear."""
         waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
-        some = heapq.nsmallest(_IDLEST, waiting, key=lambda c: (_AWAITS_CLIENT[c.stage], c.since))
-        return [(c, c.since) for c in reversed(some) if c.stage is some[0].stage]
+        some = heapq.nsmallest(_IDLEST, waiting, key=lambda c: c.since + _AWAITS_CLIENT[c.stage])
+        return [(c, c.since) for c in reversed(some)]
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what has passed its deadline. One timer for all is cheaper than a timer each."""

@@ -312,23 +312,23 @@ def unknown_model(name: str, **facts: object) -> NotFound:
 
 def pull_document(pull: Pull) -> dict[str, Any]:
     """Where a pull is: bytes, rate, ETA, files, and why it failed."""
-    progress, manifest = pull.progress, pull.progress.manifest
+    progress, manifest, now = pull.progress, pull.progress.manifest, pull.progress.now
     return {
         **pull.wish.as_document(),
         "state": progress.state,
-        "paused": progress.is_paused,
-        "waits": waits_document(progress.waits),
+        "paused": now.is_paused,
+        "waits": waits_document(progress.waits(now)),
         "priority": pull.share.priority,
         "revision": manifest.revision if manifest else None,
         "bytes": {
             "total": progress.total,
-            "done": progress.done,
-            "fetched": progress.fetched,
-            "resumed": progress.resumed,
+            "done": now.done,
+            "fetched": now.fetched,
+            "resumed": now.resumed,
         },
-        "files": {"total": len(manifest.files) if manifest else 0, "done": progress.files_done},
+        "files": {"total": len(manifest.files) if manifest else 0, "done": now.files_done},
         "rate_bytes_per_second": round(progress.rate),
-        "eta_seconds": progress.eta_seconds,
+        "eta_seconds": progress.eta_seconds(now),
         "verified": _verified(pull),
         "verified_by": _verified_by(pull),
         "error": error_document(pull.error),

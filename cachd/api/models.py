@@ -277,14 +277,15 @@ def _why_not_ready(name: str, models: Models) -> CachdError:
 
 
 def _on_its_way(name: str, progress: Progress) -> Unavailable:
-    eta = progress.eta_seconds
+    now = progress.now
+    eta = progress.eta_seconds(now)
     return Unavailable(
-        f"{name} is {progress.state}: {progress.done} of {progress.total} bytes",
+        f"{name} is {progress.state}: {now.done} of {progress.total} bytes",
         code="not_ready",
         retry_after=min(_RETRY_SECONDS if eta is None else eta, _LONGEST_RETRY_SECONDS),
         state=progress.state,
         final=False,
-        bytes_done=progress.done,
+        bytes_done=now.done,
         bytes_total=progress.total,
         eta_seconds=eta,
     )

@@ -131,7 +131,8 @@ class Manifest:
 
     `base` is the ref without its movable part, `revision` the immutable id it resolved to: 40 hex digits
     from the Hub, 64 elsewhere. `id` names exactly this base, revision and choice of files; `size` is the
-    bytes of all files, equal content counted once.
+    bytes of all files, equal content counted once. `verified_by`: how many files each algorithm verifies,
+    the weakest first; `none` where the source says nothing.
     """
 
     base: str
@@ -139,6 +140,7 @@ class Manifest:
     files: tuple[File, ...]
     id: str = field(init=False)
     size: int = field(init=False)
+    verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _REVISION.fullmatch(self.revision):
@@ -174,17 +176,14 @@ class Manifest:
             raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
         object.__setattr__(self, "size", sum(sizes.values()))
         object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
+        counts = Counter([f.verified_by for f in self.files])
+        verified_by = tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
+        object.__setattr__(self, "verified_by", verified_by)
 
     @property
     def is_verified(self) -> bool:
         """Whether the source publishes a digest of every file."""
-        return all(f.digest is not None for f in self.files)
-
-    @property
-    def verified_by(self) -> tuple[tuple[str, int], ...]:
-        """How many files each algorithm verifies, the weakest first; `none` where the source says nothing."""
-        counts = Counter(f.verified_by for f in self.files)
-        return tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
+        return self.verified_by[0][0] != UNVERIFIED
 
     @property
     def single_file(self) -> str | None:

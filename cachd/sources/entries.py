@@ -70,7 +70,8 @@ FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
 class Entry(BaseModel):
     """One entry of `sources`: what belongs to a prefix."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # Built when an entry is first read: most configurations have none.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     prefix: Annotated[Prefix, BeforeValidator(_prefix)] = Field(
         description="what the entry is about: `hf://`, `hf://org/`, `hf://org/model`, `s3://bucket/x/`,"

@@ -42,7 +42,7 @@ class ContentStore:
         self.reads = Reads()
         self.hashes = Hashes()
         self._lock = threading.Lock()
-        self._claims: dict[Digest, Counter[str]] = {}  # the names whose pulls need a blob
+        self._claims: dict[Digest, list[str]] = {}  # the names whose pulls need a blob, one for each pull
         self._expected: Counter[str] = Counter()  # names whose pulls have not ended, their blobs known or not
         self._owning = threading.Lock()  # the notes whose an ingest is
         self._aside = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
@@ -220,7 +220,8 @@ class ContentStore:
         self.path(blob).parent.mkdir(mode=0o700, exist_ok=True)
 
     def sync(self, blobs: Iterable[Digest]) -> None:
-        """Make the names of committed blobs durable."""
+        """Make the names of committed blobs durable, and let restarts know who has proven to have them."""
+        self.proven.write()
         for directory in {self.path(blob).parent for blob in {b.algorithm: b for b in blobs}.values()}:
             with durable.disk_errors(directory):
                 durable.sync_directory(directory)
@@ -234,7 +235,7 @@ class ContentStore:
         blobs = {f.blob for f in manifest.files}
         with self._lock:
             for blob in blobs:
-                self._claims.setdefault(blob, Counter())[name] += 1
+                self._claims.setdefault(blob, []).append(name)
         try:
             here = {path.name for path in self._layout.ingests.iterdir()}
             for blob in blobs if here else ():
@@ -244,8 +245,7 @@ class ContentStore:
         finally:
             with self._lock:
                 for blob in blobs:
-                    self._claims[blob][name] -= 1
-                    self._claims[blob] = +self._claims[blob]
+                    self._claims[blob].remove(name)
                     if not self._claims[blob]:
                         del self._claims[blob]
 

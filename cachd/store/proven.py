@@ -4,8 +4,9 @@ A blob named by its sha256 may serve every source that lists this digest, and wh
 have its content. So a source gets a shared blob only after it has sent the whole of it, or some of it that it
 could not choose (transfer/proof.py).
 
-A line outlives its model, as long as the blob is here. It is never synced: what a loss of power takes is
-proven again, or is found in the manifests that the source's own models have.
+A line outlives its model, as long as the blob is here. Lines are written when a model is published, and
+never synced: what a kill or a loss of power takes is proven again, or is found in the manifests that the
+source's own models have.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -37,11 +39,12 @@ class Proven:
         self._path, self._trusts_claims = path, trusts_claims
         self._lock = threading.Lock()
         self._begun: Counter[Digest] = Counter()
+        self._unwritten: list[str] = []
         lines = self._read()
-        self._proven: dict[Digest, set[str]] = {}  # lines by blob
+        self._proven: dict[Digest, set[str]] = {}  # sources by blob
         for line in lines:
-            if (blob := _blob_of(line)) and is_here(blob):
-                self._proven.setdefault(blob, set()).add(line)
+            if (told := _parsed(line)) and is_here(told[1]):
+                self._proven.setdefault(told[1], set()).add(told[0])
         if sum(map(len, self._proven.values())) < len(lines) or not lines:
             self._rewrite()
 
@@ -53,7 +56,8 @@ class Proven:
         """
         if file.is_private or file.base.startswith("hf://") or self._trusts_claims:
             return True
-        return _line(file) in self._proven.get(file.blob, ())
+        sources = self._proven.get(file.blob)
+        return sources is not None and _source(file.base) in sources
 
     def begins(self, file: File) -> bool:
         """A source begins its proof. Whether samples are enough: not after several that began and failed, as
@@ -63,15 +67,25 @@ class Proven:
             return self._begun[file.blob] <= _MOST_TRIES
 
     def add(self, file: File) -> None:
-        """The file's source has proven it."""
+        """The file's source has proven it. Restarts know after `write`."""
         if self.has(file):
             return
-        line = _line(file)
+        source = _source(file.base)
         with self._lock:
-            self._proven.setdefault(file.blob, set()).add(line)
-            self._begun -= Counter({file.blob: 1})
-        with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
-            durable.append_note(self._path, line + "\n")
+            self._proven.setdefault(file.blob, set()).add(source)
+            self._unwritten.append(_line(source, file.blob))
+            if self._begun[file.blob] > 1:
+                self._begun[file.blob] -= 1
+            else:
+                del self._begun[file.blob]
+
+    def write(self) -> None:
+        """Write the lines that were added since the last time."""
+        with self._lock:
+            lines, self._unwritten = self._unwritten, []
+            if lines:
+                with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
+                    durable.append_note(self._path, "".join(f"{line}\n" for line in lines))
 
     def forget(self, blob: Digest) -> None:
         """The blob is gone."""
@@ -92,23 +106,29 @@ class Proven:
             return []
 
     def _rewrite(self) -> None:
+        self._unwritten = []
         with suppress(CachdError), durable.disk_errors(self._path):
-            lines = sorted(line for lines in self._proven.values() for line in lines)
+            lines = sorted(_line(each, blob) for blob, sources in self._proven.items() for each in sources)
             if lines:
                 durable.write_file(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
             else:
                 durable.remove(self._path)
 
 
-def _line(file: File) -> str:
-    return f"{hashlib.sha256(file.base.encode()).hexdigest()} {file.blob}"
+def _line(source: str, blob: Digest) -> str:
+    return f"{source} {blob}"
 
 
-def _blob_of(line: str) -> Digest | None:
-    """The blob that a line names; None when the line is torn."""
+@lru_cache(maxsize=64)
+def _source(base: str) -> str:
+    return hashlib.sha256(base.encode()).hexdigest()
+
+
+def _parsed(line: str) -> tuple[str, Digest] | None:
+    """The source and the blob that a line names; None when the line is torn."""
     source, _, blob = line.partition(" ")
     if len(source) != hashlib.sha256().digest_size * 2:
         return None
     with suppress(CachdError):
-        return Digest.parse(blob)
+        return source, Digest.parse(blob)
     return None

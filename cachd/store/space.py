@@ -31,6 +31,7 @@ _SPARE_INODES = 64  # of one pull: directories of the views, ingests and journal
 _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
 _BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its place in the views
 _COUNT_SECONDS = 1.0  # between two counts of what is taken, while blocks are granted
+_PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20  # nobody else fills so much in so little time
 _BYTES_PER_BYTE_OF_LINES = 4096  # of a file: what its ingest writes of its parts is no more
 
 
@@ -138,6 +139,10 @@ class Reservation:
         self.waits_for = least
         yield 0
 
+    def take(self, size: int) -> bool:
+        """Let `size` bytes become blocks at once, as a grant does, where the disk has plenty; else False."""
+        return self._space.take(self, size)
+
     def has_room_for(self, size: int) -> bool:
         """Whether the file system says that so many bytes may become blocks now."""
         return self._space.has_room_for(self, size)
@@ -174,6 +179,7 @@ class Space:
         self._lock = threading.Lock()
         self._reservations: set[Reservation] = set()
         self._allocating = 0
+        self._plenty, self._plenty_until = 0, 0.0  # bytes that small files may take for a moment
         self._granted_since = 0  # when what is taken was counted
         self._counted_at = 0.0
         self._counted: tuple[tuple[int, int], Usage] | None = None
@@ -278,6 +284,7 @@ class Space:
             unclaimed = max(granted - max(reservation.usable, 0), 0)
             reservation.owed = max(reservation.owed - unclaimed, 0)
             reservation.left = max(reservation.left - granted, 0)
+            self._plenty -= granted
             self._allocating += granted
             self._granted_since += granted
         try:
@@ -285,6 +292,16 @@ class Space:
         finally:
             with self._lock:
                 self._allocating -= granted
+
+    def take(self, reservation: Reservation, size: int) -> bool:
+        """As Reservation.take."""
+        with self._lock:
+            has_plenty = size <= self._plenty and time.monotonic() < self._plenty_until
+            if has_plenty := has_plenty and not reservation.owed and size <= reservation.left:
+                reservation.left -= size
+                self._plenty -= size
+                self._granted_since += size
+            return has_plenty
 
     def most_of(self, reservation: Reservation, least: int) -> int:
         """How many bytes a grant of `least` could give now."""
@@ -304,6 +321,7 @@ class Space:
     def _most(self, reservation: Reservation, now: Capacity) -> int:
         allocatable = now.allocatable - self._allocating
         unclaimed = max(allocatable - now.backed, 0)
+        self._plenty, self._plenty_until = unclaimed - _PLENTY_BYTES, time.monotonic() + _PLENTY_SECONDS
         return min(reservation.usable + unclaimed, allocatable - reservation.beside)
 
     def lacks_inodes(self) -> bool:

@@ -148,6 +148,11 @@ class Download:
         return min(self.resumed + self._fetched - self._forgotten, self.file.size)
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not; `done` says so within the moment."""
+        return self._over
+
+    @property
     def is_waiting_for_room(self) -> bool:
         """Whether another process has taken the room it was promised; it begins when there is some again."""
         return self._waits_for_room
@@ -170,6 +175,8 @@ class Download:
 
     def cancel(self) -> None:
         """End the download as soon as its threads have left. What has landed stays for a resume."""
+        if self._over:
+            return
         self._end(Cancelled(f"{self.file.path}: cancelled after {self.landed} of {self.file.size} bytes"))
 
     # --- on a stream ---
@@ -190,7 +197,7 @@ class Download:
             return
         is_small = self.file.digest and 0 < self.file.size <= _SMALL_BYTES
         if is_small and not self._content.is_begun(self.file):
-            self._fetch_small(buffer)
+            self._fetch_small(buffer, is_here=False)
             return
         held = self._content.allocated(self.file)
         if not self._begin_with_room(max(self.file.size - held, 0)):
@@ -212,7 +219,7 @@ class Download:
         elif not self.file.size:
             self._is_proven_now()
         elif self.file.size <= _SMALL_BYTES:
-            self._fetch_small(buffer)
+            self._fetch_small(buffer, is_here=True)
         else:
             self._prove(buffer)
 
@@ -316,13 +323,13 @@ class Download:
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
         return ingest
 
-    def _fetch_small(self, buffer: memoryview) -> None:
-        """Receive the file into the buffer and publish it from there: no ingest, no other thread.
+    def _fetch_small(self, buffer: memoryview, *, is_here: bool) -> None:
+        """Receive the file into the buffer and publish it from there: no ingest, no other thread. One that is
+        here is compared.
 
         When it breaks off, or another pull waits for the stream, it goes on as a part where it stopped.
         """
         content, received = buffer[: self.file.size], 0
-        is_here = self._content.has(self.file)
         part = Part(Extent(0, self.file.size))
         began = time.monotonic()
         try:
@@ -350,7 +357,8 @@ class Download:
     def _put(self, content: memoryview, *, is_here: bool) -> None:
         """Publish the whole content of a small file; one that is here already needs no blocks."""
         payer, size = self._payer(), 0 if is_here else self.file.size
-        with payer.grant(size, size) if size else nullcontext(0) as granted:
+        is_taken = not size or payer.take(size)
+        with nullcontext(size) if is_taken else payer.grant(size, size) as granted:
             if granted < size:
                 self._forget_received(self.file.size)
                 self._wait_for_room(self._begin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,13 +17,16 @@ _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Figures:
-    """Where a pull was when it ended."""
+class Figures:
+    """Where a pull is: `done` bytes are here, `fetched` of them received for it, `resumed` left by an earlier
+    life of the daemon and believed; `files_done` files are whole, those from before included; `is_paused`
+    when it waits for room on a disk that another process fills."""
 
     done: int
     fetched: int
     resumed: int
     files_done: int
+    is_paused: bool
 
 
 class Progress:
@@ -41,13 +44,14 @@ class Progress:
         self._waits: Waits | None = Waits(Reason.slot)
         self._clock = clock
         self._present = 0
+        self._files: Counter[Digest] = Counter()  # of the manifest, by blob
         self._downloads: dict[Digest, Download] = {}
         self._samples: deque[tuple[float, int]] = deque()
-        self._final: _Figures | None = None
+        self._final: Figures | None = None
 
     def begin(self, manifest: Manifest, missing: int) -> None:
         """The manifest is known; `missing` of its bytes are no blobs yet."""
-        self.manifest = manifest
+        self.manifest, self._files = manifest, Counter([f.blob for f in manifest.files])
         self._present = manifest.size - missing
         self._downloads = {}
         self.begins("downloading")
@@ -62,7 +66,7 @@ class Progress:
 
     def end(self) -> None:
         """Nothing changes any more: keep the figures and let the downloads go."""
-        self._final = _Figures(self.done, self.fetched, self.resumed, self.files_done)
+        self._final = self.now
         self._downloads = {}
         self._samples.clear()
 
@@ -83,11 +87,29 @@ class Progress:
         return self.manifest.size if self.manifest else 0
 
     @property
-    def done(self) -> int:
-        """Bytes that are here: blobs from before, resumed parts, and what has landed."""
+    def now(self) -> Figures:
+        """Where it is, in one pass over its files."""
         if self._final:
-            return self._final.done
-        return self._present + sum(d.landed for d in list(self._downloads.values()))
+            return self._final
+        done, fetched, resumed, unfinished, is_paused = self._present, 0, 0, 0, False
+        for blob, download in list(self._downloads.items()):
+            done += download.landed
+            fetched += download.fetched
+            resumed += download.resumed
+            if not download.is_over:
+                unfinished += self._files[blob]
+                is_paused |= download.is_waiting_for_room
+        return Figures(done, fetched, resumed, self._files.total() - unfinished, is_paused)
+
+    @property
+    def done(self) -> int:
+        """See `Figures`."""
+        return self.now.done
+
+    @property
+    def fetched(self) -> int:
+        """See `Figures`."""
+        return self.now.fetched
 
     @property
     def is_slow(self) -> bool:
@@ -101,46 +123,16 @@ class Progress:
             return False
         return self.done < self.total
 
-    @property
-    def waits(self) -> Waits | None:
-        """What it waits for; None while it gets on."""
+    def waits(self, now: Figures) -> Waits | None:
+        """What it waits for when it is there; None while it gets on."""
         if self._waits or self.state != "downloading":
             return self._waits
-        if self.is_paused:
+        if now.is_paused:
             return Waits(Reason.space)
         if not self.is_slow:
             return None
-        told = [d.waits for d in list(self._downloads.values()) if d.waits and not d.done.done()]
+        told = [d.waits for d in list(self._downloads.values()) if d.waits and not d.is_over]
         return min(told, key=lambda waits: waits.until or 0.0) if told else Waits(Reason.slow)
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether it waits for room on a disk that another process fills."""
-        return any(d.is_waiting_for_room for d in list(self._downloads.values()) if not d.done.done())
-
-    @property
-    def fetched(self) -> int:
-        """Bytes received from the source for this pull."""
-        if self._final:
-            return self._final.fetched
-        return sum(d.fetched for d in list(self._downloads.values()))
-
-    @property
-    def resumed(self) -> int:
-        """Bytes that an earlier life of the daemon left and that were believed."""
-        if self._final:
-            return self._final.resumed
-        return sum(d.resumed for d in list(self._downloads.values()))
-
-    @property
-    def files_done(self) -> int:
-        """Files that are whole; those that were here before included."""
-        if self._final:
-            return self._final.files_done
-        if self.manifest is None:
-            return 0
-        unfinished = {blob for blob, d in list(self._downloads.items()) if not d.done.done()}
-        return sum(f.blob not in unfinished for f in self.manifest.files)
 
     @property
     def rate(self) -> float:
@@ -150,7 +142,7 @@ class Progress:
         (began, first), (ended, last) = self._samples[0], self._samples[-1]
         return (last - first) / (ended - began) if ended > began else 0.0
 
-    @property
-    def eta_seconds(self) -> float | None:
-        """Seconds until the last byte at the present rate; None when that cannot be said."""
-        return (self.total - self.done) / self.rate if self.rate > 0 and self.manifest else None
+    def eta_seconds(self, now: Figures) -> float | None:
+        """Seconds from there until the last byte at the present rate; None when that cannot be said."""
+        rate = self.rate
+        return (self.total - now.done) / rate if rate > 0 and self.manifest else None

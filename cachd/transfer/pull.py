@@ -145,14 +145,15 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
     Raises Changed when the blob is gone that had a file under another name: it is not fetched under that.
     """
     proven = store.content.proven
-    files = {f.blob: f for f in manifest.files}.values()
-    unproven = [f for f in files if not proven.has(f) and store.content.has(f)]
+    missing = store.content.missing(manifest)
+    are_missing = {f.blob for f in missing}
+    here = [f for f in {f.blob: f for f in manifest.files}.values() if f.blob not in are_missing]
+    unproven = [f for f in here if not proven.has(f)]
     if unproven:
         owned = store.snapshots.owned(manifest.base)
         for file in unproven:
             if file.blob in owned:
                 proven.add(file)
-    missing = store.content.missing(manifest)
     if gone := next((f for f in missing if f.kept), None):
         raise Changed(f"{gone.path}: the blob that had it, {gone.blob}, is not here any more")
     return missing + [f for f in unproven if not proven.has(f)]

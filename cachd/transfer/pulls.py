@@ -511,7 +511,7 @@ class Pulls:
                 self._store.begins(running.wish.name)
 
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
-        wish, progress = running.wish, running.progress
+        wish, progress, now = running.wish, running.progress, running.progress.now
         if state == "cancelled" and running.permit.is_revoked:
             outcome = replaced(wish)
         seconds = time.monotonic() - began
@@ -523,13 +523,13 @@ class Pulls:
             state=state,
             seconds=round(seconds, 2),
             size_bytes=progress.total,
-            fetched_bytes=progress.fetched,
-            resumed_bytes=progress.resumed,
+            fetched_bytes=now.fetched,
+            resumed_bytes=now.resumed,
             code=outcome.code if isinstance(outcome, CachdError) else "",
             detail=outcome.detail if isinstance(outcome, CachdError) else "",
             withheld=dict(outcome.withheld) if isinstance(outcome, CachdError) else {},
         )
-        self._means.reclaim.pulled(wish, outcome, fetched=progress.fetched, seconds=seconds)
+        self._means.reclaim.pulled(wish, outcome, fetched=now.fetched, seconds=seconds)
         with self._changed:
             if self._running.get(wish.name) is running:
                 del self._running[wish.name]

@@ -278,9 +278,10 @@ def requests_held_back_at_an_address_of_honest_pods(target: Target) -> None:
                 sock.sendall(BEGUN[number % len(BEGUN)])
         pods = [stack.enter_context(target.dial()) for _ in range(target.many(1000))]
         for _ in range(2):
-            for sock in pods:
-                sock.sendall(said)
-            assert {answer_of(sock).status for sock in pods} == {200}
+            for some in (pods[at : at + 100] for at in range(0, len(pods), 100)):
+                for sock in some:
+                    sock.sendall(said)
+                assert {answer_of(sock).status for sock in some} == {200}
         for _ in range(20):
             assert target.ask("GET", "/v1/models/served/ready").status == 200
 

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from cachd.api.connection import Bounds, Connection, Connections
+from cachd.api.connection import Bounds, Connection, Connections, Stage
 from tests.ground.node import Node
 from tests.ground.site import until
 
@@ -254,6 +255,39 @@ def test_when_all_connections_are_taken_the_idlest_gives_way_to_a_new_one() -> N
         assert end_of(idle[0]) == b"", "the first of the idle ones was closed"
         for sock in idle:
             sock.close()
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A connection of one peer that has waited for its client since then."""
+
+    stage: Stage
+    since: float
+    loop: asyncio.AbstractEventLoop
+    peer: str = "192.0.2.1"
+    has_ended: bool = False
+
+    def check_deadlines(self, now: float) -> None: ...
+
+    def end(self) -> None:
+        self.has_ended = True
+
+
+def test_a_request_that_stays_half_said_gives_way_before_a_pod_that_is_idle_for_less_long() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        connections = Connections(most=4)
+        half, late_half = Waiting(Stage.BODY, 5.0, loop), Waiting(Stage.BODY, 9.5, loop)
+        pod, others = Waiting(Stage.HEAD, 9.0, loop), [Waiting(Stage.HEAD, 11.0, loop) for _ in range(3)]
+        for each in (half, late_half, pod):
+            assert connections.admit(each)
+        gone = []
+        for each in others:
+            assert connections.admit(each)
+            gone += [c for c in (half, late_half, pod) if c.has_ended and c not in gone]
+        assert gone == [half, pod, late_half]
+    finally:
+        loop.close()
 
 
 def test_connections_whose_answers_are_awaited_give_way_to_nobody() -> None:

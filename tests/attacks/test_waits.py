@@ -322,8 +322,9 @@ def test_a_pull_that_is_told_to_wait_for_30_years_gives_its_only_slot_to_the_nex
     waiting = running.pulls.get("evil")
     assert waiting is not None
     assert waiting.progress.state == "waiting"
-    assert waiting.progress.waits is not None
-    assert 0 < (waiting.progress.waits.until or 0.0) - time.time() < 700
+    waits = waiting.progress.waits(waiting.progress.now)
+    assert waits is not None
+    assert 0 < (waits.until or 0.0) - time.time() < 700
 
 
 def test_a_download_that_is_told_to_wait_for_30_years_gives_its_only_slot_to_the_next(

@@ -211,7 +211,7 @@ def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
     """Pull in this process, and tell its CPU seconds and those without the lock as one line of JSON."""
     from cachd.config import Config
     from cachd.daemon import assembled, configure_logs
-    from cachd.model import Ref, Wish
+    from cachd.model import ModelSpec, Ref
     from cachd.store import digests
 
     calls = Calls()
@@ -230,7 +230,7 @@ def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
     with assembled(Config(root=root, allow=("127.0.0.0/8",), ca_file=ca_file, reserve_free=0)) as parts:
         for _ in range(2):  # the first imports, connects and touches memory
             (free, number), cpu = calls.total(), time.process_time()
-            running = parts.pulls.start(Wish(Ref.parse(ref), "measured"))
+            running = parts.pulls.start(ModelSpec(Ref.parse(ref), "measured"))
             assert running
             running.done.result()
             cpu = time.process_time() - cpu

@@ -79,7 +79,7 @@ def receive(url: str, size: int, target: Path, threads: int, also: Set[str]) -> 
     """Every byte of the file at `url` into buffers, and what `also` says with them."""
     parts = list(range(0, size, PART))[::-1]
     file = made(target, size) if "pwrite" in also else None
-    landed = {start: threading.Event() for start in range(0, size, MIB)} if "sha256" in also else {}
+    received = {start: threading.Event() for start in range(0, size, MIB)} if "sha256" in also else {}
 
     def work() -> None:
         buffer = buffer_of_a_thread()
@@ -88,17 +88,17 @@ def receive(url: str, size: int, target: Path, threads: int, also: Set[str]) -> 
                 hashes = (xxhash.xxh3_128(),) if "xxh3" in also else ()
                 stop = min(start + PART, size)
                 for at in receive_part(connection, url, start, stop, buffer, file, hashes):
-                    if landed:
-                        landed[at].set()
+                    if received:
+                        received[at].set()
 
     def follow() -> None:
         assert file is not None
         digest, block = hashlib.sha256(), buffer_of_a_thread()
-        for start, event in landed.items():
+        for start, event in received.items():
             event.wait()
             digest.update(block[: os.preadv(file, [block], start)])
 
-    at_once(*[work] * threads, *[follow] * bool(landed))
+    at_once(*[work] * threads, *[follow] * bool(received))
     if file is not None:
         if "fsync" in also:
             os.fsync(file)

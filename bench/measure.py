@@ -227,7 +227,7 @@ def sink(kind: Literal["memory", "small files", "disk"]) -> Iterator[Path]:
         return
     with contextlib.ExitStack() as undo:
         place = undo.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm"))
-        mount = ("mount", "-t", "tmpfs", "-o", f"huge=always,size={_room_bytes()}", "bench", place)
+        mount = ("mount", "-t", "tmpfs", "-o", f"huge=always,size={_space_bytes()}", "bench", place)
         mounted = subprocess.run(mount, capture_output=True, text=True)
         if mounted.returncode:
             _say(f"memory is /dev/shm, in pages of 4 KiB: {mounted.stderr.strip()}")
@@ -335,7 +335,7 @@ def _opened(place: str) -> Path:
     return path
 
 
-def _room_bytes() -> int:
+def _space_bytes() -> int:
     return max(available_bytes() - _MARGIN_BYTES, 64 * MIB)
 
 

@@ -289,7 +289,7 @@ def print_path(
         document = _ask(server, token_file, lambda client: _ready_there(client, name))
     if file and not document["file"]:
         raise errors.NotFound(
-            f"{name} is several files", code="several_files", mend=f"its directory is {document['path']}"
+            f"{name} is several files", code="several_files", hint=f"its directory is {document['path']}"
         )
     _print(document, output, lambda: terminal.say(_file_or_directory(document)))
 
@@ -434,21 +434,21 @@ def capacity(server: Server = SERVER, token_file: TokenFile = None, output: Form
 
 @app.command(epilog="Example: cachd evict 40GB --dry-run; cachd evict hf://org/model")
 def evict(
-    room: Annotated[str, typer.Argument(help="bytes to be available, such as 40GB, or a ref to be pulled")],
+    space: Annotated[str, typer.Argument(help="bytes to be available, such as 40GB, or a ref to be pulled")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go, and why")] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
     """Make room: the models worth least go, in order, until so much is available. Also as `cachd gc`."""
-    asked = {"bytes" if _is_size(room) else "ref": room}
-    document = _ask(server, token_file, lambda client: client.make_room(asked, dry_run=dry_run))
+    asked = {"bytes" if _is_size(space) else "ref": space}
+    document = _ask(server, token_file, lambda client: client.make_space(asked, dry_run=dry_run))
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
-def _is_size(room: str) -> bool:
+def _is_size(space: str) -> bool:
     """Whether it is an amount and no ref: some owners of models begin with a digit."""
-    return room.strip()[:1].isdigit() and "/" not in room
+    return space.strip()[:1].isdigit() and "/" not in space
 
 
 app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
@@ -463,7 +463,7 @@ def evictions(server: Server = SERVER, token_file: TokenFile = None, output: For
 
 @app.command(epilog="Example: cachd doctor")
 def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """Say what is wrong with the daemon and how to mend it. Exit code 1 when anything is."""
+    """Say what is wrong with the daemon and how to hint it. Exit code 1 when anything is."""
     findings = _ask(server, token_file, _examine)
     wrong = [f for f in findings if not f["ok"]]
 
@@ -581,7 +581,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 
     if token and not (token.isascii() and token.isprintable()):
         raise Invalid(
-            "the token holds characters no token has", code="bad_secret", mend="write it on one line"
+            "the token holds characters no token has", code="bad_secret", hint="write it on one line"
         )
 
     async def session() -> T:
@@ -617,7 +617,7 @@ async def _ready_there(client: Client, name: str) -> dict[str, Any]:
     document = await client.model(name)
     if not _is_ready(document):
         raise errors.WaitTimeout(
-            f"{name} is {document['state']}", code="not_ready", mend=f"cachd wait {name}"
+            f"{name} is {document['state']}", code="not_ready", hint=f"cachd wait {name}"
         )
     return document
 
@@ -705,7 +705,7 @@ async def _follow(
                 raise errors.WaitTimeout(
                     f"{name} is {pull['state']} after {seconds:.0f} s:"
                     f" {moved['done']} of {moved['total']} bytes{why}",
-                    mend="wait longer (--timeout); the pull goes on",
+                    hint="wait longer (--timeout); the pull goes on",
                 )
             await _pause(client, model, min(_POLL_SECONDS, left))
 
@@ -746,7 +746,7 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
         if error:
-            text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('mend', '')}".rstrip()
+            text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('hint', '')}".rstrip()
             findings.append({"ok": False, "what": text})
     return findings
 

@@ -114,7 +114,7 @@ class Client:
         """Remove what nothing needs, or say what would go."""
         return await self._call("POST", "/v1/sweeps", json=asked)
 
-    async def make_room(self, asked: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    async def make_space(self, asked: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         """Evict for so many bytes or a ref, or tell what would go."""
         return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})
 
@@ -147,7 +147,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
-                mend="start it (cachd serve), or give its address with --url or CACHD_URL",
+                hint="start it (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
 
 
@@ -170,7 +170,7 @@ def _connector(
         raise Invalid(
             f"{server} is no address of a daemon",
             code="bad_url",
-            mend="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
+            hint="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
         )
     if not server.startswith("https://"):
         return aiohttp.TCPConnector()

@@ -24,7 +24,7 @@ from cachd import files
 from cachd.errors import CachdError, Invalid, Unavailable
 from cachd.fields import Bytes, Endpoint, Rate, Seconds
 from cachd.findings import Finding, Place, key_of, sentence
-from cachd.model import Limits, Share, Wish
+from cachd.model import Limits, ModelSpec, Percentage
 from cachd.model.listener import Listener
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.settings import file as configfile
@@ -39,9 +39,9 @@ from cachd.settings.types import (
     Rates,
     Reachable,
     Refusals,
-    Room,
-    RoomOrAuto,
     Several,
+    SizeOrPercent,
+    SizeOrPercentOrAuto,
     Strings,
     Word,
 )
@@ -67,17 +67,17 @@ class Model(BaseModel):
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
 
     @model_validator(mode="after")
-    def _is_wish(self) -> Self:
+    def _is_spec(self) -> Self:
         try:
-            _ = self.wish
+            _ = self.spec
         except CachdError as error:
             raise ValueError(str(error)) from error
         return self
 
     @functools.cached_property
-    def wish(self) -> Wish:
+    def spec(self) -> ModelSpec:
         """What it asks for."""
-        return Wish.asked(self.ref, self.name or None, self.include, self.exclude, hub_id=self.hub_id)
+        return ModelSpec.asked(self.ref, self.name or None, self.include, self.exclude, hub_id=self.hub_id)
 
 
 class Config(BaseModel):
@@ -167,16 +167,16 @@ class Config(BaseModel):
         " answers fewer than 30 requests in a minute",
     )
     connect_seconds: Seconds = Field(10.0, gt=0, le=600, description="patience with a new connection")
-    limit_bytes: Room | None = Field(
+    limit_bytes: SizeOrPercent | None = Field(
         None,
         description="the most that models may take, such as 500GB or 60% of the disk; re-read with the file",
     )
-    reserve_free: RoomOrAuto = Field(
+    reserve_free: SizeOrPercentOrAuto = Field(
         "auto",
         description="what stays free of the disk, such as 50GB or 10%; auto: 5% more than the kubelet wants"
         " (20%) where the node shares the disk, nothing on a disk of its own; re-read with the file",
     )
-    reserve_inodes: RoomOrAuto = Field(
+    reserve_inodes: SizeOrPercentOrAuto = Field(
         "auto", description="the same of inodes (auto: 10%); re-read with the file"
     )
     kubelet_config: Path = Field(
@@ -196,9 +196,10 @@ class Config(BaseModel):
         description="evict nothing that a process opened so lately; 0: only what is open",
     )
     high_watermark: Percent = Field(
-        Share(100), description="evict without a pull once models and others take more of the room than this"
+        Percentage(100),
+        description="evict without a pull once models and others take more of the room than this",
     )
-    low_watermark: Percent = Field(Share(98), validate_default=True, description="and down to this")
+    low_watermark: Percent = Field(Percentage(98), validate_default=True, description="and down to this")
     keep_previous: int = Field(
         1, ge=0, le=100, description="snapshots that a name led to before, kept for a way back"
     )
@@ -256,7 +257,7 @@ class Config(BaseModel):
 
     @field_validator("low_watermark")
     @classmethod
-    def _below(cls, low: Share, told: ValidationInfo) -> Share:
+    def _below(cls, low: Percentage, told: ValidationInfo) -> Percentage:
         high = told.data.get("high_watermark", low)
         if low.percent > high.percent:
             raise ValueError(f"{low} is above high_watermark, {high}")
@@ -341,7 +342,7 @@ def _refusal(findings: list[Finding], more: int) -> Invalid:
     lines = [str(finding) for finding in sorted(findings)[:_MOST_FINDINGS]]
     if more := more + len(findings[_MOST_FINDINGS:]):
         lines.append(f"and {more} more")
-    return Invalid("\n".join(lines), code="bad_option", mend="cachd options lists every option")
+    return Invalid("\n".join(lines), code="bad_option", hint="cachd options lists every option")
 
 
 def _finding(fault: Mapping[str, Any], given: Mapping[str, Setting], file: ConfigFile | None) -> Finding:
@@ -375,7 +376,7 @@ def _same_names(
     """Names that two models have."""
     findings = []
     first: dict[str, int] = {}
-    for number, name in enumerate(model.wish.name for model in models):
+    for number, name in enumerate(model.spec.name for model in models):
         if first.setdefault(name, number) != number:
             loc = ("models", number)
             reason = f"models[{first[name]}] is named {name}, too: give each a name of its own"

@@ -26,7 +26,7 @@ from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
 from cachd.kubelet import kubelet_keeps
 from cachd.metrics import Metrics
-from cachd.model import HUB_HOSTS, Share, Typed
+from cachd.model import HUB_HOSTS, Percentage, Typed
 from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
@@ -44,7 +44,7 @@ from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
 from cachd.transfer.prewarm import Desired, Prewarm
-from cachd.transfer.pull import Means
+from cachd.transfer.pull import PullContext
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.refusals import Refusals
@@ -105,7 +105,7 @@ def assembled(config: Config) -> Iterator[Parts]:
             automatic=config.evict,
         )
         stack.callback(reclaim.close)
-        reclaim.keep([model.wish.name for model in config.models])
+        reclaim.keep([model.spec.name for model in config.models])
         status = StatusFiles(store.layout, store.snapshots.changes)
         stack.callback(status.close)  # after the pulls have ended
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
@@ -115,8 +115,8 @@ def assembled(config: Config) -> Iterator[Parts]:
         downloads = Downloads(store.content, engine)
         resolves = Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds)
         stack.callback(resolves.close)
-        means = Means(store, reclaim, downloads, resolves, lambda: sources.table)
-        pulls = Pulls(means, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
+        context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
+        pulls = Pulls(context, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
         stack.callback(pulls.close)
         sweeps = Sweeps(
             store,
@@ -182,7 +182,7 @@ def _set_bounds(store: Store, config: Config) -> None:
         free, inodes = kubelet_keeps(config.kubelet_config, store.space.bounded().total)
         kept, kept_inodes = beside_others(free), beside_others(inodes)
     else:
-        free = kept = kept_inodes = Share(0)
+        free = kept = kept_inodes = Percentage(0)
     store.space.change(
         limit=config.limit_bytes,
         reserve_free=kept if reserve_free == "auto" else reserve_free,
@@ -298,7 +298,7 @@ def check_listen(config: Config) -> None:
         raise Invalid(
             "anonymous_reads: false would let nobody read: there are no tokens",
             code="bad_option",
-            mend="set token_file, too",
+            hint="set token_file, too",
         )
     if config.token_file or config.anonymous_writes:
         return
@@ -307,7 +307,7 @@ def check_listen(config: Config) -> None:
             raise Forbidden(
                 f"listening on {each} would let anybody on the network pull and delete models",
                 code="open_writes",
-                mend="set token_file, or anonymous_writes: true if the network is trusted",
+                hint="set token_file, or anonymous_writes: true if the network is trusted",
             )
 
 
@@ -405,9 +405,9 @@ class _Watched:
                 return None
         self._is_first = False
         models = self._in_force.config.models
-        self._parts.reclaim.keep([m.wish.name for m in models])
+        self._parts.reclaim.keep([m.spec.name for m in models])
         return [
-            Desired(m.wish, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
+            Desired(m.spec, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
         ]
 
     def _take_over(self, now: Loaded) -> None:

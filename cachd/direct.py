@@ -35,30 +35,30 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     except ValidationError as error:
         wrong = "; ".join(f"{key_of(fault['loc'])}: {sentence(dict(fault))}" for fault in error.errors())
         raise Invalid(f"the request is wrong: {wrong}", code="invalid_request") from error
-    wish = request.wish()
+    spec = request.spec()
     deadline = time.monotonic() + seconds
     with (
         daemon.assembled(options) as parts,
         _ending_in_time(),
-        terminal.progress_bar(wish.name) as update,
+        terminal.progress_bar(spec.name) as update,
     ):
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.status.start(models)
-        running = parts.pulls.start(wish, refresh=request.refresh, replace=request.replace, pins=request.pin)
+        running = parts.pulls.start(spec, refresh=request.refresh, replace=request.replace, pins=request.pin)
         while running and not running.done.done():
             progress = running.progress
             update(progress.state, progress.done, progress.total)
             futures.wait([running.done], timeout=_LOOK_SECONDS)
             if time.monotonic() > deadline and not running.done.done():
                 raise WaitTimeout(
-                    f"{wish.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
-                    mend="run it again: it goes on where it stopped",
+                    f"{spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
+                    hint="run it again: it goes on where it stopped",
                 )
         if running and running.error:
             raise running.error
         if request.pin:
-            parts.store.snapshots.pin(wish.name)
-        return models.describe(wish.name)
+            parts.store.snapshots.pin(spec.name)
+        return models.describe(spec.name)
 
 
 @contextmanager

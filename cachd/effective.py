@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cachd.config import Config, Loaded, Model
 from cachd.errors import Forbidden
-from cachd.model import SCHEMES, Limits, Ref, Share
+from cachd.model import SCHEMES, Limits, Percentage, Ref
 from cachd.settings.given import Giver
 from cachd.sources.entries import COLUMNS, schemes_of
 from cachd.sources.secrets import HubToken
@@ -123,7 +123,7 @@ def _plain(value: object) -> object:
         return [_plain(each) for each in value]
     if isinstance(value, Model):
         return value.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(value, Path | Share):
+    if isinstance(value, Path | Percentage):
         return str(value)
     return _without_password(value) if isinstance(value, str) else value
 

@@ -22,9 +22,9 @@ def printable(text: str) -> str:
 
 
 class CachdError(Exception):
-    """A failure with a stable `code`, a `detail` that names the thing and its numbers, and a `mend`.
+    """A failure with a stable `code`, a `detail` that names the thing and its numbers, and a `hint`.
 
-    `mend` says what the reader can do about it; `facts` carries the numbers for machines. None of them
+    `hint` says what the reader can do about it; `facts` carries the numbers for machines. None of them
     ever holds a secret or the query of a signed URL, nor a character that a terminal would obey: texts of
     origins and clients may stand in them. Anybody may read these. What only the operator may know, such as
     the address of a private name, goes to `withhold`.
@@ -34,11 +34,11 @@ class CachdError(Exception):
     retryable = False
     withheld: Mapping[str, object] = {}
 
-    def __init__(self, detail: str, *, code: str | None = None, mend: str = "", **facts: object) -> None:
+    def __init__(self, detail: str, *, code: str | None = None, hint: str = "", **facts: object) -> None:
         self.detail = "\n".join(map(printable, detail.split("\n")))
         super().__init__(self.detail)
         self.code = code or type(self).code
-        self.mend = printable(mend)
+        self.hint = printable(hint)
         self.facts: Mapping[str, object] = {
             name: printable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
         }
@@ -51,12 +51,12 @@ class CachdError(Exception):
         return self
 
     def __str__(self) -> str:
-        return f"{self.detail} ({self.mend})" if self.mend else self.detail
+        return f"{self.detail} ({self.hint})" if self.hint else self.detail
 
     def as_document(self) -> dict[str, object]:
-        """The error as JSON members: code, detail, mend when there is one, its class, and the facts."""
-        mend = {"mend": self.mend} if self.mend else {}
-        about = {"code": self.code, "detail": self.detail, **mend, "error_class": type(self).__name__}
+        """The error as JSON members: code, detail, hint when there is one, its class, and the facts."""
+        hint = {"hint": self.hint} if self.hint else {}
+        about = {"code": self.code, "detail": self.detail, **hint, "error_class": type(self).__name__}
         return about | dict(self.facts)
 
 
@@ -134,10 +134,10 @@ class Unavailable(CachdError):
         *,
         retry_after: float | None = None,
         code: str | None = None,
-        mend: str = "",
+        hint: str = "",
         **facts: object,
     ) -> None:
-        super().__init__(detail, code=code, mend=mend, **facts)
+        super().__init__(detail, code=code, hint=hint, **facts)
         self.retry_after = retry_after
 
 
@@ -177,5 +177,5 @@ def error_of(document: Mapping[str, Any]) -> CachdError:
     kind = globals().get(str(document.get("error_class")))
     if not (isinstance(kind, type) and issubclass(kind, CachdError)):
         kind = CachdError
-    detail, mend = str(document.get("detail", "no detail")), str(document.get("mend", ""))
-    return kind(detail, code=str(document.get("code", "internal")), mend=mend)
+    detail, hint = str(document.get("detail", "no detail")), str(document.get("hint", ""))
+    return kind(detail, code=str(document.get("code", "internal")), hint=hint)

@@ -42,7 +42,7 @@ def too_large(shown: str, at_most: int, arrived: int | None = None, *, unit: str
     return Invalid(
         f"{shown} {has}, and {at_most} {unit} are the most",
         code="document_too_large",
-        mend="report it to whoever keeps the source; for a model of very many files ask for a part of it",
+        hint="report it to whoever keeps the source; for a model of very many files ask for a part of it",
     )
 
 
@@ -100,7 +100,7 @@ def _too_deep(shown: str, depth: int) -> Invalid:
     return Invalid(
         f"{shown} has values nested deeper than {depth} levels, which are the most",
         code="document_too_deep",
-        mend="report it to whoever keeps the source",
+        hint="report it to whoever keeps the source",
     )
 
 
@@ -118,5 +118,5 @@ def check_xml(content: bytes, shown: str, *, at_most: int = SMALL.size_bytes) ->
         raise Invalid(
             f"{shown} declares a document type, which could make it endless",
             code="document_refused",
-            mend="report it to whoever keeps the source",
+            hint="report it to whoever keeps the source",
         )

@@ -37,15 +37,15 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
 def _not_ready(cache: Path, name: str) -> CachdError:
     if not (cache / "ready").is_dir():
         return Invalid(
-            f"{cache} is no cache: it has no ready/", code="bad_root", mend="give the mounted root"
+            f"{cache} is no cache: it has no ready/", code="bad_root", hint="give the mounted root"
         )
     status = _status(cache / f"status/{name}.json")
     if status.get("final") is True and isinstance(status.get("error"), dict):
         return error_of(status["error"])
     if status:
-        return WaitTimeout(f"{name} is not ready yet", code="not_ready", mend=f"cachd wait {name}")
+        return WaitTimeout(f"{name} is not ready yet", code="not_ready", hint=f"cachd wait {name}")
     return NotFound(
-        f"no model named {name} is ready in {cache}", code="no_such_model", mend="has it been pulled?"
+        f"no model named {name} is ready in {cache}", code="no_such_model", hint="has it been pulled?"
     )
 
 

@@ -97,12 +97,12 @@ class Patience:
             raise NotKnown(
                 f"no cachd of this node has heard of {self._name} for {waited:.0f} s:"
                 f" nothing of it is in {self._mount.layout.root}/ready or status",
-                mend="list it in the configuration (models:), or ask for it; is that the root of the cache?",
+                hint="list it in the configuration (models:), or ask for it; is that the root of the cache?",
             )
         state = why or _state(status)
         if waited >= self._seconds:
             raise WaitTimeout(
-                f"{self._name} is not ready after {waited:.0f} s: {state}", mend="wait longer (--timeout)"
+                f"{self._name} is not ready after {waited:.0f} s: {state}", hint="wait longer (--timeout)"
             )
         self._say(f"waiting for {self._name}: {state}", waited)
         left = [limit - waited for limit in (self._seconds, self._unknown_seconds) if limit > waited]
@@ -178,7 +178,7 @@ class Holder:
             raise Invalid(
                 f"{self.link} is there, and is no link to a snapshot below {trees}",
                 code="link_taken",
-                mend="give a directory of the pod's own (an emptyDir), and mount the cache at one path",
+                hint="give a directory of the pod's own (an emptyDir), and mount the cache at one path",
             )
         return None
 
@@ -240,7 +240,7 @@ def _state(status: Mapping[str, Any]) -> str:
 
 
 def _refused(error: OSError, path: Path) -> Invalid:
-    return Invalid(f"{path}: {error.strerror}", code="pod_misconfigured", mend="look at the pod's mounts")
+    return Invalid(f"{path}: {error.strerror}", code="pod_misconfigured", hint="look at the pod's mounts")
 
 
 if __name__ == "__main__":

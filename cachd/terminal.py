@@ -28,8 +28,8 @@ stderr = Console(stderr=True)
 def show_error(error: CachdError) -> None:
     """What went wrong, what to do, and the stable code, on standard error."""
     stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
-    if error.mend:
-        stderr.print(f"  mend: {error.mend}", markup=False, highlight=False, soft_wrap=True)
+    if error.hint:
+        stderr.print(f"  hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
     for name, fact in error.withheld.items():  # of a pull without a daemon: who runs it may know
         stderr.print(f"  {name}: {fact}", markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
@@ -196,8 +196,8 @@ def show_model(model: Mapping[str, Any]) -> None:
     if ready:
         facts["resident"] = decimal(model["resident_bytes"])
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
-    if model["whole_at"]:
-        facts["whole at"] = model["whole_at"]
+    if model["verified_at"]:
+        facts["whole at"] = model["verified_at"]
     if pull:
         moved = pull["bytes"]
         facts["pull"] = (

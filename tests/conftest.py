@@ -16,7 +16,7 @@ import pytest
 
 from cachd.config import Config
 from cachd.daemon import Parts, assembled
-from cachd.model import Digest, Snapshot, Wish
+from cachd.model import Digest, ModelSpec, Snapshot
 from tests.ground.hub import Hub
 from tests.ground.needs import require
 from tests.ground.node import Node, short_name
@@ -94,18 +94,18 @@ class Engine:
     def pull(self, ref: str, **asked: object) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""
         replace = bool(asked.pop("replace", False))
-        wish = wish_of(ref, **asked)
-        running = self.pulls.start(wish, replace=replace)
+        spec = spec_of(ref, **asked)
+        running = self.pulls.start(spec, replace=replace)
         if running is not None:
             return running.done.result(PATIENCE_SECONDS)
-        ready = self.store.snapshots.get(wish.name)
+        ready = self.store.snapshots.get(spec.name)
         assert ready is not None
         return ready
 
 
-def wish_of(ref: str, *, name: str | None = None, **patterns: Any) -> Wish:
-    """A wish under a short name where the test gives none."""
-    return Wish.asked(ref, name or short_name(ref), **patterns)
+def spec_of(ref: str, *, name: str | None = None, **patterns: Any) -> ModelSpec:
+    """A spec under a short name where the test gives none."""
+    return ModelSpec.asked(ref, name or short_name(ref), **patterns)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from cachd.kubelet import kubelet_keeps
 from cachd.model import Share
 from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs, refuse, require
@@ -81,7 +81,7 @@ class Store:
 
     def age(self, name: str, seconds: float) -> None:
         """Let the last use of a model be so long ago."""
-        uses = self.engine.store.uses
+        uses = self.engine.store.usage_log
         uses._uses.pop(name, None)
         uses.used(name, time.time() - seconds)
 
@@ -122,7 +122,7 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
             origin.add_model(name, {"shared": shared, "own": noise(2 * MIB, len(name) + ord(name[0]))})
         )
     hold = origin.hold("/begun/f", after=3 * MIB)  # of each part
-    pulling = on_it.engine.pulls.start(wish_of(origin.add_model("begun", {"f": noise(12 * MIB, 3)})))
+    pulling = on_it.engine.pulls.start(spec_of(origin.add_model("begun", {"f": noise(12 * MIB, 3)})))
     assert pulling is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     until(lambda: space.capacity().usage.ingests >= 12 * MIB)
@@ -548,30 +548,30 @@ def test_uses_outlive_the_daemon(disk: Disks, engine: Engines, origin: Origin) -
         for name, age in (("a", 9000), ("b", 400_000), ("c", 9000), ("d", 9000)):
             first.pull(name)
             first.age(name, age)
-        parts.store.uses.set_priority("b", 5)
+        parts.store.usage_log.set_priority("b", 5)
     with assembled(options) as parts:
         second = Store(Engine(parts), origin)
-        assert parts.store.uses.priority("b") == 5
-        assert parts.store.uses.rate("http") > 0
+        assert parts.store.usage_log.priority("b") == 5
+        assert parts.store.usage_log.rate("http") > 0
         second.pull("e")
         assert second.names == ["a", "c", "d", "e"]
 
 
 def test_a_torn_file_of_uses_is_no_hindrance(small: Store) -> None:
-    from cachd.store.uses import Uses
+    from cachd.store.usage_log import UsageLog
 
     layout = small.engine.store.layout
-    layout.uses.write_text('{"names": {"a": [1')
-    assert Uses(layout).of("a") is None
+    layout.usage_log.write_text('{"names": {"a": [1')
+    assert UsageLog(layout).of("a") is None
 
 
 def test_what_is_open_in_a_process_counts_as_used(small: Store) -> None:
     small.pull("a")
     small.age("a", 10_000)
-    before = small.engine.store.uses.of("a")
+    before = small.engine.store.usage_log.of("a")
     with (small.engine.store.layout.model("a") / "a").open("rb"):
         small.engine.reclaim.look()
-    after = small.engine.store.uses.of("a")
+    after = small.engine.store.usage_log.of("a")
     assert before is not None
     assert after is not None
     assert after.last > before.last + 9000

@@ -52,7 +52,7 @@ async def test_an_error_comes_back_as_the_class_it_had_in_the_daemon(ground: Gro
         with pytest.raises(InUse) as refusal:
             await client.delete("pinned.bin", force=False)
         assert refusal.value.code == "pinned"
-        assert "cachd unpin" in refusal.value.mend
+        assert "cachd unpin" in refusal.value.hint
         with pytest.raises(NotFound):
             await client.model("nothing")
         with pytest.raises(Invalid):
@@ -63,4 +63,4 @@ async def test_no_daemon_is_said_to_be_no_daemon() -> None:
     async with Client("http://127.0.0.1:1") as client:
         with pytest.raises(Unreachable) as refusal:
             await client.models()
-    assert "cachd serve" in refusal.value.mend
+    assert "cachd serve" in refusal.value.hint

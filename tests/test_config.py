@@ -14,7 +14,7 @@ from cachd.config import Config, load, read, table
 from cachd.daemon import TAKEN_OVER, check_listen
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Invalid
-from cachd.model import Ref, Share, Wish
+from cachd.model import ModelSpec, Ref, Share
 from cachd.settings.given import unknown_variables
 from tests.ground.origin import Origin
 
@@ -261,7 +261,7 @@ def test_beyond_loopback_writes_need_a_token_or_the_operators_word(listen: str, 
     with pytest.raises(Forbidden) as refusal:
         check_listen(load(listen=listen))
     assert refusal.value.code == "open_writes"
-    assert "token_file" in refusal.value.mend
+    assert "token_file" in refusal.value.hint
     check_listen(load(listen=listen, token_file=tmp_path / "token"))
     check_listen(load(listen=listen, anonymous_writes=True))
 
@@ -269,7 +269,7 @@ def test_beyond_loopback_writes_need_a_token_or_the_operators_word(listen: str, 
 def test_reads_that_need_a_token_need_tokens(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as refusal:
         check_listen(load(anonymous_reads=False))
-    assert "token_file" in refusal.value.mend
+    assert "token_file" in refusal.value.hint
     check_listen(load(anonymous_reads=False, token_file=tmp_path / "token"))
 
 
@@ -283,16 +283,16 @@ LISTED = [
 
 def test_models_are_wishes_with_what_goes_with_them(file: Path) -> None:
     models = load(config=written(file, models=LISTED)).models
-    assert [model.wish for model in models] == [
-        Wish(Ref.parse("hf://org/model@main"), "org--model"),
-        Wish(Ref.parse("s3://bucket/llama/"), "mine", ("*.safetensors",), ()),
+    assert [model.spec for model in models] == [
+        ModelSpec(Ref.parse("hf://org/model@main"), "org--model"),
+        ModelSpec(Ref.parse("s3://bucket/llama/"), "mine", ("*.safetensors",), ()),
     ]
     assert [(m.required, m.pin, m.priority) for m in models] == [(True, False, 0), (False, True, 5)]
 
 
 def test_models_may_come_as_json_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHD_MODELS", json.dumps(LISTED))
-    assert [model.wish.name for model in load().models] == ["org--model", "mine"]
+    assert [model.spec.name for model in load().models] == ["org--model", "mine"]
 
 
 WRONG_MODELS = {
@@ -318,7 +318,7 @@ def test_models_of_one_last_part_need_no_names(file: Path) -> None:
     refs = ["file:///x/llama/main/", "file:///x/qwen/main/", "s3://one/v1/", "s3://two/v1/"]
     quantised = [{"ref": "hf://org/model", "include": [f"*{name}*"]} for name in ("Q4", "Q5")]
     models = load(config=written(file, models=[*({"ref": ref} for ref in refs), *quantised])).models
-    assert len({model.wish.name for model in models}) == len(models)
+    assert len({model.spec.name for model in models}) == len(models)
 
 
 def test_two_models_of_one_name_are_refused(file: Path) -> None:
@@ -328,9 +328,9 @@ def test_two_models_of_one_name_are_refused(file: Path) -> None:
 
 def test_options_are_read_again_as_the_file_has_them_now(file: Path) -> None:
     before = read(config=written(file, streams=2, models=LISTED))
-    assert [model.wish.name for model in before.config.models] == ["org--model", "mine"]
+    assert [model.spec.name for model in before.config.models] == ["org--model", "mine"]
     written(file, models=LISTED[:1])
-    assert [model.wish.name for model in before.again().config.models] == ["org--model"]
+    assert [model.spec.name for model in before.again().config.models] == ["org--model"]
     for nothing in ({}, {"models": None}, {"models": []}):
         written(file, **nothing)
         assert before.again().config.models == ()
@@ -384,7 +384,7 @@ def test_a_value_may_be_written_in_any_usual_way_wherever_it_stands(
 def test_a_name_that_looks_like_a_number_or_a_flag_is_a_name(file: Path, name: str) -> None:
     file.write_text(f"models: [{{ref: hf://org/model, name: {name}, include: {name}}}]")
     (model,) = load(config=file).models
-    assert (model.wish.name, model.include) == (name, (name,))
+    assert (model.spec.name, model.include) == (name, (name,))
 
 
 # --- the words of a refusal ---

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cachd.sources.http import Head, Http
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.transfer.cores import OneCore
 from tests.conftest import Engine
 from tests.ground.models import noise
@@ -116,7 +116,7 @@ def test_a_source_is_asked_about_many_files_by_threads_that_gathered(
     seen: set[frozenset[int]] = set()
     head = Http.head
 
-    def noted(http: Http, url: str, cut: Cut, *, secrets: Mapping[str, str] | None = None) -> Head:
+    def noted(http: Http, url: str, cut: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
         seen.add(frozenset(os.sched_getaffinity(0)))
         return head(http, url, cut, secrets=secrets)
 

@@ -90,7 +90,7 @@ def test_a_variable_that_names_no_token_file_is_told(tmp_path: Path, monkeypatch
             HubToken(None).read()
         assert refusal.value.code == "bad_secret"
         assert refusal.value.withheld["secret"] == f"{path} (HF_TOKEN_PATH)"
-        assert refusal.value.mend
+        assert refusal.value.hint
 
 
 ODD: dict[str, Callable[[Path], object]] = {

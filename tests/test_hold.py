@@ -479,7 +479,7 @@ def test_a_model_that_nobody_knows_is_given_up_sooner_where_that_is_asked(empty:
 def test_a_pull_that_failed_for_good_ends_the_wait_with_the_code_of_its_error(
     empty: Path, kind: str, code: int
 ) -> None:
-    error = {"code": "no_such_repo", "detail": "org/m: no", "mend": "look there", "error_class": kind}
+    error = {"code": "no_such_repo", "detail": "org/m: no", "hint": "look there", "error_class": kind}
     write_status(empty, "m", state="failed", final=True, error=error)
     ended = cachd("wait", "m", "--cache", empty)
     assert ended.returncode == code

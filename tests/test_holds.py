@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import InUse
-from cachd.model import Ref, Snapshot, Wish
+from cachd.model import ModelSpec, Ref, Snapshot
 from cachd.pod import Mount
 from cachd.store.store import Store
 from tests.faults.children import in_child
@@ -195,8 +195,8 @@ def test_an_address_stays_while_another_name_keeps_its_snapshot(store: Store, ro
 def published_as(store: Store, base: str, number: int, **patterns: tuple[str, ...]) -> Snapshot:
     """Publish a revision as `m`, as one repository and one choice of its files have it."""
     keep(store, revision(number))
-    wish = Wish(Ref.parse(base), "m", **patterns)
-    return store.snapshots.publish(wish, manifest_of(revision(number), base=base, revision=A), now=1.0)
+    spec = ModelSpec(Ref.parse(base), "m", **patterns)
+    return store.snapshots.publish(spec, manifest_of(revision(number), base=base, revision=A), now=1.0)
 
 
 def test_patterns_make_an_address_of_their_own(store: Store, root: Path) -> None:

@@ -68,7 +68,7 @@ def test_whenever_it_is_killed_the_model_is_whole_or_absent_and_then_ready(
     shards = {f"model-{i}.safetensors": noise(12 * MIB, seed * 10 + i) for i in range(3)}
     for name, content in shards.items():
         origin.add(f"/model/{name}", content)
-    origin.add("/model/SHA256SUMS", sums(shards))
+    origin.add("/model/SHA256SUMS", checksums(shards))
     running = node(streams=2, allow=[f"{origin.url}/"])
     chosen = random.Random(seed)
     hold = origin.hold(f"/model/model-{chosen.randrange(3)}.safetensors", after=chosen.randrange(4 * MIB))
@@ -165,5 +165,5 @@ def assert_whole_or_absent(root: Path, expected: dict[str, bytes]) -> None:
         assert all((root / "models/model" / p).read_bytes() == content for p, content in expected.items())
 
 
-def sums(files: dict[str, bytes]) -> bytes:
+def checksums(files: dict[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in files.items()).encode()

@@ -16,7 +16,7 @@ from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config
 from cachd.daemon import assembled
-from tests.conftest import wish_of
+from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 
@@ -120,7 +120,7 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             allowed_hosts=(),
         )
         parts.status.start(models)
-        started = parts.pulls.start(wish_of("hf://org/model"))
+        started = parts.pulls.start(spec_of("hf://org/model"))
         assert started is not None
         started.done.result(60)
         models.describe("org--model")

@@ -22,11 +22,11 @@ from cachd.config import load
 from cachd.errors import Cancelled, Invalid
 from cachd.metrics import Metrics
 from cachd.model import Limits
-from cachd.policy.pace import BURST_SECONDS, TURN_SECONDS, Pace
-from cachd.sources.source import Abortable, Cut
+from cachd.policy.rate_limiter import BURST_SECONDS, TURN_SECONDS, RateLimiter
+from cachd.sources.source import Abortable, CancelToken
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import Share, Streams
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import IgnoreRange, Origin, Seen, Stall
@@ -54,7 +54,7 @@ moments = st.lists(
 
 def gone(told: list[tuple[int, float]]) -> list[tuple[float, int]]:
     """When which bytes went, by a pace that was asked so."""
-    pace, now = Pace(RATE, 0.0), 0.0
+    pace, now = RateLimiter(RATE, 0.0), 0.0
     line: list[tuple[float, int]] = []
     for count, later in told:
         now += later
@@ -88,7 +88,7 @@ def test_the_line_is_served_in_its_order(told: list[tuple[int, float]]) -> None:
 
 @given(st.lists(st.integers(1, TURN_BYTES), max_size=20), st.floats(0, BURST_SECONDS * 0.99))
 def test_who_comes_late_by_less_than_a_burst_catches_up(counts: list[int], late: float) -> None:
-    pace, now = Pace(RATE, 0.0), 0.0
+    pace, now = RateLimiter(RATE, 0.0), 0.0
     for count in counts:
         now += pace.reserve(count, now)
     now += pace.reserve(TURN_BYTES, now) + TURN_SECONDS + late
@@ -100,7 +100,7 @@ def test_who_comes_late_by_less_than_a_burst_catches_up(counts: list[int], late:
 
 @given(st.integers(1, 10**12), st.integers(1, 64))
 def test_nobody_waits_longer_than_the_turns_before_it(rate: int, ahead: int) -> None:
-    pace = Pace(rate, 0.0)
+    pace = RateLimiter(rate, 0.0)
     assert 1 <= pace.turn_bytes <= max(1, rate * TURN_SECONDS)
     turn = pace.turn_bytes / rate
     for before in range(ahead):
@@ -110,7 +110,7 @@ def test_nobody_waits_longer_than_the_turns_before_it(rate: int, ahead: int) -> 
 
 
 def test_a_new_rate_holds_for_the_next_in_line() -> None:
-    pace = Pace(RATE, 0.0)
+    pace = RateLimiter(RATE, 0.0)
     for _ in range(5):
         pace.reserve(TURN_BYTES, 0.0)
     pace.restart(10 * RATE, 0.0)
@@ -130,7 +130,7 @@ def test_limits_without_sense_are_refused(every: int | None, sources: dict[str, 
 # --- where streams wait ---
 
 
-class SeenCut(Cut):
+class SeenCancelToken(CancelToken):
     """Tells when somebody waits that it can reach."""
 
     def __init__(self) -> None:
@@ -149,13 +149,13 @@ def bandwidth(every: int | None = None, **sources: int) -> Bandwidth:
 
 
 @contextmanager
-def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCut, object]]]:
+def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCancelToken, object]]]:
     """Threads that wait for their turns in this order, as those behind the last byte of a full line do."""
-    assert limited.allow("hf", MIB, Cut()) == 1, "one byte a second, and the first is free"
+    assert limited.allow("hf", MIB, CancelToken()) == 1, "one byte a second, and the first is free"
     with ThreadPoolExecutor(count) as pool:
         line = []
         for _ in range(count):
-            cut = SeenCut()
+            cut = SeenCancelToken()
             line.append((cut, pool.submit(limited.allow, "hf", MIB, cut)))
             assert cut.is_waited_for.wait(PATIENCE_SECONDS)
         try:
@@ -165,22 +165,22 @@ def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCut, obje
 
 
 def test_without_a_limit_everything_is_allowed() -> None:
-    assert bandwidth().allow("hf", MIB, Cut()) == MIB
-    assert bandwidth(hf=1).allow("s3", MIB, Cut()) == MIB, "another source's limit"
+    assert bandwidth().allow("hf", MIB, CancelToken()) == MIB
+    assert bandwidth(hf=1).allow("s3", MIB, CancelToken()) == MIB, "another source's limit"
 
 
 def test_a_turn_is_a_moment_of_the_narrower_limit() -> None:
     both = bandwidth(10**6, hf=10**5, s3=10**7)
-    assert both.allow("hf", MIB, Cut()) == TURN_SECONDS * 10**5
-    assert both.allow("s3", MIB, Cut()) == TURN_SECONDS * 10**6
-    assert both.allow("file", MIB, Cut()) == TURN_SECONDS * 10**6
-    assert both.allow("file", 1000, Cut()) == 1000
+    assert both.allow("hf", MIB, CancelToken()) == TURN_SECONDS * 10**5
+    assert both.allow("s3", MIB, CancelToken()) == TURN_SECONDS * 10**6
+    assert both.allow("file", MIB, CancelToken()) == TURN_SECONDS * 10**6
+    assert both.allow("file", 1000, CancelToken()) == 1000
 
 
 def test_all_sources_stand_in_the_line_of_the_common_limit() -> None:
     limited = bandwidth(10**5, hf=10**9)
     began = time.monotonic()
-    took = sum(limited.allow(source, MIB, Cut()) for source in ("hf", "s3", "file") * 10)
+    took = sum(limited.allow(source, MIB, CancelToken()) for source in ("hf", "s3", "file") * 10)
     assert took == pytest.approx(30 * TURN_SECONDS * 10**5)
     assert time.monotonic() - began >= 29 * TURN_SECONDS - BURST_SECONDS
 
@@ -217,7 +217,7 @@ def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:
     metrics = Metrics()
     limited = Bandwidth(Limits(10**5), metrics)
     for _ in range(10):
-        limited.allow("hf", MIB, Cut())
+        limited.allow("hf", MIB, CancelToken())
     waited = metrics.registry.get_sample_value("cachd_limited_seconds_total", {"source": "hf"})
     assert waited >= 9 * TURN_SECONDS - BURST_SECONDS
 
@@ -264,7 +264,7 @@ def test_bytes_that_are_read_only_to_be_dropped_are_limited_too(
         return second_part.is_set()
 
     origin.fault("/model.bin", Stall(at=0), when=is_beyond_the_first_part)
-    first = running.pulls.start(wish_of(ref))
+    first = running.pulls.start(spec_of(ref))
     assert second_part.wait(PATIENCE_SECONDS)
     running.pulls.cancel("model.bin", force=True)
     with pytest.raises(Cancelled):
@@ -282,7 +282,7 @@ def test_two_pulls_together_keep_to_one_limit(origin: Origin, engine: Engines) -
     refs = [origin.add(f"/{name}.bin", noise(8 * MIB, seed)) for seed, name in enumerate("ab")]
     running = engine(streams=3, limit_bytes_per_second="16MB")
     began = time.monotonic()
-    for pull in [running.pulls.start(wish_of(ref)) for ref in refs]:
+    for pull in [running.pulls.start(spec_of(ref)) for ref in refs]:
         pull.done.result(PATIENCE_SECONDS)
     assert time.monotonic() - began >= least_seconds(16 * MIB, 16 * 10**6)
 
@@ -292,7 +292,7 @@ def test_a_limit_that_is_lifted_in_mid_pull_lets_it_end(origin: Origin, root: Pa
     ref = origin.add("/model.bin", noise(12 * MIB))
     hold = origin.hold("/model.bin", after=0)
     running = engine(streams=3, limit_bytes_per_second="3KB")
-    pull = running.pulls.start(wish_of(ref))
+    pull = running.pulls.start(spec_of(ref))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
     running.bandwidth.change(Limits())
@@ -305,7 +305,7 @@ def test_a_pull_that_waits_for_a_limit_is_cancelled_at_once(origin: Origin, engi
     ref = origin.add("/model.bin", bytes(160 * MIB))
     hold = origin.hold("/model.bin", after=0)
     running = engine(streams=40, limit_bytes_per_second=1)
-    pull = running.pulls.start(wish_of(ref))
+    pull = running.pulls.start(spec_of(ref))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
     running.pulls.cancel("model.bin", force=True)
@@ -327,10 +327,10 @@ def test_a_later_pull_gets_its_streams_out_of_a_part_and_the_part_goes_on(
     long, short = origin.add("/long.bin", noise(64 * MIB)), origin.add("/short.bin", noise(100_000))
     running = engine(streams=2, limit_bytes_per_second="1MB")
     hold = origin.hold("/long.bin", after=0)
-    first = running.pulls.start(wish_of(long))
+    first = running.pulls.start(spec_of(long))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
-    running.pulls.start(wish_of(short)).done.result(PATIENCE_SECONDS)
+    running.pulls.start(spec_of(short)).done.result(PATIENCE_SECONDS)
     assert 0 < first.progress.fetched < 8 * MIB, "less than a part of it"
     running.bandwidth.change(Limits())
     first.done.result(PATIENCE_SECONDS)
@@ -346,10 +346,10 @@ def test_a_pull_that_goes_first_gets_the_stream_of_a_small_file_which_goes_on(
     small, first = origin.add("/small.json", content), origin.add("/first.json", noise(1000))
     running = engine(streams=1, limit_bytes_per_second="100KB")
     hold = origin.hold("/small.json", after=0)
-    waiting = running.pulls.start(wish_of(f"{small}#sha256={hashlib.sha256(content).hexdigest()}"))
+    waiting = running.pulls.start(spec_of(f"{small}#sha256={hashlib.sha256(content).hexdigest()}"))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
-    running.pulls.start(wish_of(first), priority=1).done.result(PATIENCE_SECONDS)
+    running.pulls.start(spec_of(first), priority=1).done.result(PATIENCE_SECONDS)
     assert 0 < waiting.progress.fetched < len(content)
     running.bandwidth.change(Limits())
     waiting.done.result(PATIENCE_SECONDS)
@@ -374,15 +374,15 @@ def test_a_stream_is_owed_to_who_has_two_less_or_goes_first() -> None:
         streams.append(many, *[hold] * 4)
         for _ in range(3):
             assert busy.acquire(timeout=PATIENCE_SECONDS)
-        assert not streams.owes(many), "nobody else waits"
+        assert not streams.should_yield(many), "nobody else waits"
         streams.append(one, hold)
-        assert streams.owes(many)
-        assert not streams.owes(one), "it waits itself, and has none"
-        assert not streams.owes(Share(1)), "a higher priority keeps its streams"
+        assert streams.should_yield(many)
+        assert not streams.should_yield(one), "it waits itself, and has none"
+        assert not streams.should_yield(Share(1)), "a higher priority keeps its streams"
         one.running = 2
-        assert not streams.owes(many), "one less is as near as it comes"
+        assert not streams.should_yield(many), "one less is as near as it comes"
         one.priority, one.running = 1, 3
-        assert streams.owes(many)
+        assert streams.should_yield(many)
         one.running = 0
     finally:
         gate.set()

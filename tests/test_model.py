@@ -20,8 +20,8 @@ from cachd.model import (
     Extent,
     File,
     Manifest,
+    ModelSpec,
     Ref,
-    Wish,
     check_name,
     check_path,
     quoted,
@@ -786,7 +786,7 @@ def test_garbage_is_no_manifest(document: dict[str, object]) -> None:
         Manifest.from_document(document)
 
 
-# --- wishes and snapshots ---
+# --- pending and snapshots ---
 
 visible = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs")), min_size=1, max_size=10)
 patterns = st.lists(visible, max_size=3).map(tuple)
@@ -796,8 +796,8 @@ patterns = st.lists(visible, max_size=3).map(tuple)
 def test_a_wish_survives_its_document(
     ref: str, name: str, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> None:
-    wish = Wish(Ref.parse(ref), name, include, exclude)
-    assert Wish.from_document(json.loads(json.dumps(wish.as_document()))) == wish
+    spec = ModelSpec(Ref.parse(ref), name, include, exclude)
+    assert ModelSpec.from_document(json.loads(json.dumps(spec.as_document()))) == spec
 
 
 @pytest.mark.parametrize(
@@ -815,19 +815,19 @@ def test_a_wish_survives_its_document(
     ids=json.dumps,
 )
 def test_garbage_is_no_wish(wrong: dict[str, object]) -> None:
-    good = Wish(Ref.parse("hf://org/model"), "model").as_document()
+    good = ModelSpec(Ref.parse("hf://org/model"), "model").as_document()
     with pytest.raises((Invalid, KeyError, TypeError)):
-        Wish.from_document({**good, **wrong})
+        ModelSpec.from_document({**good, **wrong})
 
 
 def test_a_wish_has_a_name_that_is_allowed() -> None:
-    assert code_of(lambda: Wish(Ref.parse("hf://org/model"), "a/b")) == "bad_name"
+    assert code_of(lambda: ModelSpec(Ref.parse("hf://org/model"), "a/b")) == "bad_name"
 
 
 def test_a_model_of_the_hub_is_shown_under_its_repository_and_any_other_under_its_name() -> None:
-    hub = snapshot_of(Wish(Ref.parse("hf://org/model"), "mine"), manifest(file()), 1.0)
+    hub = snapshot_of(ModelSpec(Ref.parse("hf://org/model"), "mine"), manifest(file()), 1.0)
     assert (hub.repo, hub.hub_folder, hub.commit) == ("org/model", "models--org--model", COMMIT)
-    bucket = Wish(Ref.parse("s3://bucket/prefix/"), "mine")
+    bucket = ModelSpec(Ref.parse("s3://bucket/prefix/"), "mine")
     other = snapshot_of(bucket, manifest(file(), base="s3://bucket/prefix/", revision=SHA256), 1.0)
     assert (other.repo, other.hub_folder, other.commit) == ("mine", "models--mine", SHA256[:40])
 
@@ -835,8 +835,8 @@ def test_a_model_of_the_hub_is_shown_under_its_repository_and_any_other_under_it
 @pytest.mark.parametrize("name", ["org--model", "a--b", "a---b", "a-b--c", "127.0.0.1-8080--m"])
 def test_a_name_with_two_dashes_is_one_word_in_the_hub_view_and_no_repository_of_the_hub(name: str) -> None:
     def shown(name: str) -> str:
-        wish = Wish(Ref.parse("s3://bucket/prefix/"), name)
-        made = snapshot_of(wish, manifest(file(), base="s3://bucket/prefix/", revision=SHA256), 1.0)
+        spec = ModelSpec(Ref.parse("s3://bucket/prefix/"), name)
+        made = snapshot_of(spec, manifest(file(), base="s3://bucket/prefix/", revision=SHA256), 1.0)
         return made.hub_folder.removeprefix("models--")
 
     assert "--" not in shown(name)
@@ -856,7 +856,7 @@ def test_a_name_with_two_dashes_is_one_word_in_the_hub_view_and_no_repository_of
     ],
 )
 def test_a_hub_client_asks_for_the_branch_the_wish_names(ref: str, revision: str | None) -> None:
-    snapshot = snapshot_of(Wish(Ref.parse(ref), "mine"), manifest(file()), 1.0)
+    snapshot = snapshot_of(ModelSpec(Ref.parse(ref), "mine"), manifest(file()), 1.0)
     assert snapshot.hub_revision == revision
 
 
@@ -889,19 +889,19 @@ def test_a_model_is_one_file_when_it_has_one_or_is_one_split_gguf(
 ) -> None:
     told = manifest(*(file(path) for path in paths))
     assert told.single_file == single
-    assert snapshot_of(Wish(Ref.parse("hf://org/model"), "mine"), told, 1.0).file == single
+    assert snapshot_of(ModelSpec(Ref.parse("hf://org/model"), "mine"), told, 1.0).file == single
 
 
 # --- errors ---
 
 
 def test_an_error_says_its_code_detail_mend_class_and_numbers() -> None:
-    error = Invalid("it is wrong", code="wrong", mend="do it right", need=5)
+    error = Invalid("it is wrong", code="wrong", hint="do it right", need=5)
     assert str(error) == "it is wrong (do it right)"
     assert error.as_document() == {
         "code": "wrong",
         "detail": "it is wrong",
-        "mend": "do it right",
+        "hint": "do it right",
         "error_class": "Invalid",
         "need": 5,
     }

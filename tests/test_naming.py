@@ -17,7 +17,7 @@ import pytest
 
 from cachd.errors import Cancelled, InUse
 from cachd.store.permit import Permit
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
@@ -79,8 +79,8 @@ def test_a_ready_name_is_not_moved_to_another_model_without_replace(ground: Grou
     assert_problem(refused, 409, "name_taken")
     assert old in refused.document["detail"]
     assert new in refused.document["detail"]
-    assert "--replace" in refused.document["mend"]
-    assert "--name" in refused.document["mend"]
+    assert "--replace" in refused.document["hint"]
+    assert "--name" in refused.document["hint"]
     assert ground.show("kept.bin")["pull"]["ref"] == old, "nothing was begun"
     assert ground.node.pull(new, name="kept.bin", replace=True).status == 202
     ground.node.wait_for("pull ended", name="kept.bin", ref=new)
@@ -268,18 +268,18 @@ def test_of_two_requests_at_once_for_a_new_name_one_wins_and_the_other_is_told(g
 
 
 def test_a_permit_that_was_taken_back_publishes_nothing() -> None:
-    wish, other = wish_of("hf://org/a", name="n"), wish_of("hf://org/b", name="n")
+    spec, other = spec_of("hf://org/a", name="n"), spec_of("hf://org/b", name="n")
     permit = Permit()
     assert permit.revoke()
     with pytest.raises(Cancelled):
-        permit.use(None, wish)
+        permit.use(None, spec)
     used = Permit()
-    used.use(wish_of("hf://org/a@v2", name="n"), wish)
+    used.use(spec_of("hf://org/a@v2", name="n"), spec)
     assert not used.revoke(), "who takes it back now publishes after it"
     with pytest.raises(InUse) as refusal:
-        Permit().use(other, wish)
+        Permit().use(other, spec)
     assert refusal.value.code == "name_taken"
-    Permit(replace=True).use(other, wish)
+    Permit(replace=True).use(other, spec)
 
 
 def test_a_name_that_came_to_be_another_s_meanwhile_is_not_published_over(
@@ -293,9 +293,9 @@ def test_a_name_that_came_to_be_another_s_meanwhile_is_not_published_over(
     first = running.pull(refs["a"], name="n")
     taker = running.store.snapshots.manifest(first)
     with pytest.raises(InUse) as refusal:
-        running.store.snapshots.publish(wish_of(refs["b"], name="n"), taker, now=1.0, permit=Permit())
+        running.store.snapshots.publish(spec_of(refs["b"], name="n"), taker, now=1.0, permit=Permit())
     assert refusal.value.code == "name_taken"
-    assert running.store.snapshots.ready("n").wish.ref == first.wish.ref
+    assert running.store.snapshots.ready("n").spec.ref == first.spec.ref
 
 
 # --- the configuration ---
@@ -434,7 +434,7 @@ def test_a_pin_that_is_set_while_another_revision_is_pulled_stops_the_move_unles
     second = hub.add("org/model", {"f": b"two"})
     assert first != second
     held = hub.hold("*", after=0)
-    pull = running.pulls.start(wish_of("hf://org/model@" + second, name="m"), pins=asks)
+    pull = running.pulls.start(spec_of("hf://org/model@" + second, name="m"), pins=asks)
     assert pull is not None
     assert held.reached.wait(120)
     running.store.snapshots.pin("m")

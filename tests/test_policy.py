@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from cachd.errors import Forbidden, Invalid
 from cachd.model import Extent
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.addresses import Address, destination, is_public
 from cachd.policy.backoff import FIRST_SECONDS, LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
 from cachd.policy.concurrency import Concurrency
-from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Landed, part_bytes, split
-from cachd.policy.reach import Reach
+from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_bytes, split
 
 MIB = 1 << 20
 
@@ -36,23 +36,23 @@ def bytes_of(several: Iterable[Extent]) -> set[int]:
     return {byte for extent in several for byte in range(extent.start, extent.stop)}
 
 
-def landed_of(several: Iterable[Extent]) -> Landed:
-    landed = Landed()
+def landed_of(several: Iterable[Extent]) -> Received:
+    received = Received()
     for extent in several:
-        landed.add(extent)
-    return landed
+        received.add(extent)
+    return received
 
 
 @settings(max_examples=500)
 @given(st.lists(extents, max_size=12))
 def test_what_has_landed_is_a_set_of_bytes(added: list[Extent]) -> None:
-    landed, model = Landed(), set()
+    received, model = Received(), set()
     for extent in added:
-        landed.add(extent)
+        received.add(extent)
         model |= bytes_of([extent])
-        assert landed.bytes == len(model)
-        assert landed.prefix == next(byte for byte in range(SIZE + 1) if byte not in model)
-        assert bytes_of(landed.gaps(SIZE)) == set(range(SIZE)) - model
+        assert received.bytes == len(model)
+        assert received.prefix == next(byte for byte in range(SIZE + 1) if byte not in model)
+        assert bytes_of(received.gaps(SIZE)) == set(range(SIZE)) - model
 
 
 @settings(max_examples=500)
@@ -67,13 +67,13 @@ def test_gaps_are_in_order_apart_and_never_empty(added: list[Extent], size: int)
 
 @given(st.permutations([Extent(0, 4), Extent(4, 9), Extent(9, 10), Extent(2, 6), Extent(10, 16)]))
 def test_the_order_of_landing_changes_nothing(added: list[Extent]) -> None:
-    landed = landed_of(added)
-    assert (landed.bytes, landed.prefix, list(landed.gaps(16))) == (16, 16, [])
+    received = landed_of(added)
+    assert (received.bytes, received.prefix, list(received.gaps(16))) == (16, 16, [])
 
 
 def test_an_empty_file_has_no_gaps() -> None:
-    assert list(Landed().gaps(0)) == []
-    assert Landed().prefix == 0
+    assert list(Received().gaps(0)) == []
+    assert Received().prefix == 0
 
 
 # --- parts ---
@@ -138,7 +138,7 @@ def test_waits_grow_until_they_reach_a_minute(chance: float) -> None:
 # --- addresses ---
 
 
-def refusal(reach: Reach, url: str, address: str | None = None) -> str:
+def refusal(reach: AddressPolicy, url: str, address: str | None = None) -> str:
     """The code a URL, or the address it resolved to, is refused with; empty when it is not."""
     parts = urlsplit(url)
     try:
@@ -198,14 +198,14 @@ SPECIAL = {
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_a_public_address_is_reached_by_https_alone(address: str) -> None:
-    assert refusal(Reach([]), "https://host/x", address) == ""
-    assert refusal(Reach([]), "http://host/x", address) == "plaintext_refused"
+    assert refusal(AddressPolicy([]), "https://host/x", address) == ""
+    assert refusal(AddressPolicy([]), "http://host/x", address) == "plaintext_refused"
 
 
 @pytest.mark.parametrize("address", [a for several in SPECIAL.values() for a in several])
 def test_an_address_that_is_not_public_is_refused_whatever_its_form(address: str) -> None:
     for scheme in ("https", "http"):
-        assert refusal(Reach([]), f"{scheme}://host/x", address) == "private_address"
+        assert refusal(AddressPolicy([]), f"{scheme}://host/x", address) == "private_address"
 
 
 @given(st.ip_addresses())
@@ -220,22 +220,22 @@ def test_no_form_of_an_address_gets_further_than_the_address(number: int) -> Non
     plain = ".".join(str(byte) for byte in number.to_bytes(4, "big"))
     high, low = divmod(number, 1 << 16)
     forms = [f"::ffff:{high:x}:{low:x}", f"64:ff9b::{high:x}:{low:x}", f"2002:{high:x}:{low:x}::1"]
-    told = {refusal(Reach([]), "https://host/x", address) for address in (plain, *forms)}
+    told = {refusal(AddressPolicy([]), "https://host/x", address) for address in (plain, *forms)}
     assert len(told) == 1
 
 
 def test_the_refusal_of_an_address_says_how_to_allow_it() -> None:
     with pytest.raises(Forbidden) as refused:
-        Reach([]).check_address(urlsplit("https://minio:9000/b"), "::ffff:10.1.2.3")
+        AddressPolicy([]).check_address(urlsplit("https://minio:9000/b"), "::ffff:10.1.2.3")
     assert refused.value.withheld["address"] == "10.1.2.3"
-    assert "https://minio:9000/" in refused.value.mend
+    assert "https://minio:9000/" in refused.value.hint
 
 
 # --- networks ---
 
 
 def test_a_network_opens_exactly_its_addresses_for_both_schemes() -> None:
-    reach = Reach(["10.1.0.0/16", "fd00::/8", "192.168.7.7"])
+    reach = AddressPolicy(["10.1.0.0/16", "fd00::/8", "192.168.7.7"])
     for scheme in ("http", "https"):
         for inside in (
             "10.1.0.1",
@@ -251,14 +251,14 @@ def test_a_network_opens_exactly_its_addresses_for_both_schemes() -> None:
 
 
 def test_a_network_opens_plain_http_nowhere_else() -> None:
-    reach = Reach(["10.0.0.0/8"])
+    reach = AddressPolicy(["10.0.0.0/8"])
     assert refusal(reach, "http://host/x") == "", "its address decides"
     assert refusal(reach, "http://host/x", "8.8.8.8") == "plaintext_refused"
 
 
 @pytest.mark.parametrize("url", ["file:///etc/shadow", "gopher://host/", "ftp://host/x", "unix:///run/x"])
 def test_a_network_opens_no_other_scheme(url: str) -> None:
-    assert refusal(Reach(["0.0.0.0/0", "::/0"]), url) == "path_refused"
+    assert refusal(AddressPolicy(["0.0.0.0/0", "::/0"]), url) == "path_refused"
 
 
 # --- prefixes ---
@@ -268,7 +268,7 @@ def test_a_network_opens_no_other_scheme(url: str) -> None:
     "url", ["http://host/x", "http://169.254.169.254/", "http://[::1]/", "http://0x7f.1/"]
 )
 def test_plain_http_is_refused(url: str) -> None:
-    assert refusal(Reach([]), url) == "plaintext_refused"
+    assert refusal(AddressPolicy([]), url) == "plaintext_refused"
 
 
 PREFIXES = {
@@ -339,7 +339,7 @@ PREFIXES = {
     ("prefix", "url"), [(prefix, url) for prefix, (inside, _) in PREFIXES.items() for url in inside]
 )
 def test_a_prefix_opens_what_is_below_it(prefix: str, url: str) -> None:
-    reach = Reach([prefix])
+    reach = AddressPolicy([prefix])
     assert refusal(reach, url) == ""
     assert refusal(reach, url, "127.0.0.1") == "", "wherever its host is"
 
@@ -348,13 +348,13 @@ def test_a_prefix_opens_what_is_below_it(prefix: str, url: str) -> None:
     ("prefix", "url"), [(prefix, url) for prefix, (_, outside) in PREFIXES.items() for url in outside]
 )
 def test_a_prefix_opens_nothing_else(prefix: str, url: str) -> None:
-    reach = Reach([prefix])
+    reach = AddressPolicy([prefix])
     assert refusal(reach, url) in ("plaintext_refused", "path_refused", "ambiguous_path")
     assert refusal(reach, url, "127.0.0.1") in ("private_address", "ambiguous_path")
 
 
 def test_a_prefix_of_https_opens_a_private_host_for_its_paths_alone() -> None:
-    reach = Reach(["https://nas.internal/models/"])
+    reach = AddressPolicy(["https://nas.internal/models/"])
     assert refusal(reach, "https://nas.internal/models/x", "10.0.0.9") == ""
     assert refusal(reach, "https://nas.internal:443/models/x", "10.0.0.9") == ""
     for other in (
@@ -382,12 +382,12 @@ def test_no_climbing_path_leaves_a_prefix(parts: list[str]) -> None:
             reached.pop()
         elif part not in ("", ".", ".."):
             reached.append(part)
-    if refusal(Reach(["http://host/models/"]), url) == "":
+    if refusal(AddressPolicy(["http://host/models/"]), url) == "":
         assert reached[:1] == ["models"]
 
 
 def test_more_entries_open_more_and_close_nothing() -> None:
-    reach = Reach(["10.0.0.0/8"])
+    reach = AddressPolicy(["10.0.0.0/8"])
     more = reach.also(["http://hub.local/"])
     assert refusal(more, "https://h/", "10.0.0.1") == ""
     assert refusal(more, "http://hub.local/x", "192.168.0.1") == ""
@@ -415,7 +415,7 @@ def test_more_entries_open_more_and_close_nothing() -> None:
 )
 def test_an_entry_that_is_neither_network_nor_prefix_is_refused(entry: str) -> None:
     with pytest.raises(Invalid) as refused:
-        Reach([entry])
+        AddressPolicy([entry])
     assert refused.value.code == "bad_option"
     assert "hunter2" not in str(refused.value)
     assert "pw" not in str(refused.value)

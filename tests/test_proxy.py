@@ -18,17 +18,17 @@ import pytest
 from cachd.config import load
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.model import Extent, Ref
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
-from cachd.policy.reach import Reach
 from cachd.sources.answers import broken
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Body, Cut
+from cachd.sources.source import Body, CancelToken
 from cachd.sources.trust import Authorities
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Metadata, Sts
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -58,7 +58,7 @@ def over(
     stall_seconds: float = PATIENCE_SECONDS,
 ) -> Http:
     return Http(
-        Reach(allow),
+        AddressPolicy(allow),
         stall_seconds=stall_seconds,
         connect_seconds=connect_seconds,
         authorities=Authorities(str(ca_file) if ca_file else None),
@@ -68,7 +68,7 @@ def over(
 
 
 def fetched(http: Http, url: str, size: int) -> bytes:
-    with http.open(Target(url, size), Extent(0, size), Cut()) as body:
+    with http.open(Target(url, size), Extent(0, size), CancelToken()) as body:
         return drained(body, size)
 
 
@@ -240,10 +240,12 @@ def test_every_origin_is_reached_through_every_proxy(behind_tls: bool, secure: b
             credentials=tmp_path / "credentials",
             ca_file=authorities if behind_tls or secure else None,
         )
-        assert http.head(url, Cut()).size == len(content)
+        assert http.head(url, CancelToken()).size == len(content)
         assert fetched(http, url, len(content)) == content
         http.anew()
-        assert http.head(url, Cut()).size == len(content)  # closes the kept connection, so that it is logged
+        assert http.head(url, CancelToken()).size == len(
+            content
+        )  # closes the kept connection, so that it is logged
         (line,) = until(lambda: proxy.log)
         assert (line.method, line.host) == ("CONNECT", "origin.test")
         assert line.received_bytes > len(content)
@@ -319,8 +321,8 @@ def test_a_real_s3_server_believes_what_was_signed_before_the_proxy(
     s3.put("models", "behind/it.bin", noise(MIB), checksum="SHA256")
     endpoint = s3.url.replace("127.0.0.1", "s3.test")
     source = BucketSource(over(proxy.url, f"{endpoint}/"), endpoint_url=endpoint, region=s3.region)
-    (file,) = source.resolve(Ref.parse("s3://models/behind/"), Cut()).files
-    with source.open(file, Extent(0, MIB), Cut()) as body:
+    (file,) = source.resolve(Ref.parse("s3://models/behind/"), CancelToken()).files
+    with source.open(file, Extent(0, MIB), CancelToken()) as body:
         assert body.readinto(memoryview(bytearray(MIB))) == MIB
 
 
@@ -374,19 +376,21 @@ def test_a_pull_without_a_daemon_goes_through_the_proxy(proxy: Proxy, origin: Or
 def test_an_origin_of_no_proxy_is_asked_itself(proxy: Proxy, origin: Origin) -> None:
     named(origin, "127.1")  # this node and the proxy both take it for 127.0.0.1
     url = origin.add("/it", noise(KIB))
-    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url, Cut()).size == KIB
-    assert over(None, "127.0.0.0/8").head(url, Cut()).size == KIB
+    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url, CancelToken()).size == KIB
+    assert over(None, "127.0.0.0/8").head(url, CancelToken()).size == KIB
     through = over(proxy.url, "127.0.0.0/8")
-    assert through.head(url, Cut()).size == KIB
+    assert through.head(url, CancelToken()).size == KIB
     through.anew()
-    through.head(url, Cut())
+    through.head(url, CancelToken())
     assert [(each.method, each.host) for each in until(lambda: proxy.log)] == [("CONNECT", "127.1")]
 
 
 def test_names_of_no_proxy_are_not_told_to_the_proxy(listener: Listener, origin: Origin) -> None:
     named(origin, "origin.test")
     url = origin.add("/it", noise(KIB))
-    error = refusal_of(lambda: over(listener.url, f"{origin.url}/", no_proxy=(".test",)).head(url, Cut()))
+    error = refusal_of(
+        lambda: over(listener.url, f"{origin.url}/", no_proxy=(".test",)).head(url, CancelToken())
+    )
     assert (type(error), error.code) == (Unavailable, "dns_failed")
     assert listener.heads == []
 
@@ -400,7 +404,7 @@ def test_names_of_no_proxy_are_not_told_to_the_proxy(listener: Listener, origin:
     ],
 )
 def test_a_private_address_is_refused_though_a_proxy_would_reach_it(listener: Listener, url: str) -> None:
-    error = refusal_of(lambda: over(listener.url).head(url, Cut()))
+    error = refusal_of(lambda: over(listener.url).head(url, CancelToken()))
     assert (type(error), error.code) == (Forbidden, "private_address")
     assert listener.heads == []
 
@@ -411,7 +415,7 @@ def test_a_redirect_to_a_private_address_is_refused_behind_a_proxy_too(
     named(origin, "origin.test")
     origin.fault("/x", Redirect("https://10.1/latest"), methods=("GET", "HEAD"))
     http = over(listener.url, f"{origin.url}/")
-    assert refusal_of(lambda: http.head(f"{origin.url}/x", Cut())).code == "private_address"
+    assert refusal_of(lambda: http.head(f"{origin.url}/x", CancelToken())).code == "private_address"
     assert [head.split()[1] for head in listener.heads] == [urlsplit(origin.url).netloc]
 
 
@@ -421,9 +425,9 @@ def test_plain_http_to_a_name_that_only_the_proxy_knows_needs_a_prefix(
 ) -> None:
     named(origin, "origin.test")
     url = origin.add("/it", noise(KIB))
-    assert refusal_of(lambda: over(listener.url, *allow).head(url, Cut())).code == "plaintext_refused"
+    assert refusal_of(lambda: over(listener.url, *allow).head(url, CancelToken())).code == "plaintext_refused"
     assert listener.heads == []
-    assert over(listener.url, f"{origin.url}/").head(url, Cut()).size == KIB
+    assert over(listener.url, f"{origin.url}/").head(url, CancelToken()).size == KIB
 
 
 def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
@@ -431,8 +435,8 @@ def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
 ) -> None:
     named(origin, "origin.test")
     http = over(listener.url, f"{origin.url}/open/", "10.0.0.0/8")
-    assert http.head(origin.add("/open/it", noise(KIB)), Cut()).size == KIB
-    assert refusal_of(lambda: http.head(f"{origin.url}/else", Cut())).code == "plaintext_refused"
+    assert http.head(origin.add("/open/it", noise(KIB)), CancelToken()).size == KIB
+    assert refusal_of(lambda: http.head(f"{origin.url}/else", CancelToken())).code == "plaintext_refused"
 
 
 def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
@@ -444,7 +448,7 @@ def test_a_name_that_this_node_cannot_resolve_is_not_looked_up_for_every_tunnel(
     http = over(listener.url, f"{origin.url}/")
     url = origin.add("/it", noise(KIB), headers={"Connection": "close"})
     for _ in range(3):
-        http.head(url, Cut())
+        http.head(url, CancelToken())
     assert len(listener.heads) == 3
     assert asked.count("once.test") == 1
 
@@ -457,8 +461,8 @@ def test_the_proxy_learns_nothing_that_is_meant_for_the_origin(listener: Listene
         (tmp_path / "token").write_text(hub.token)
         http = over(listener.url, credentials=tmp_path / "credentials", ca_file=hub.ca_file)
         source = HubSource(http, endpoint=hub.url, token=Secret(tmp_path / "token"))
-        (file,) = source.resolve(Ref.parse("hf://org/m"), Cut()).files
-        with source.open(file, Extent(0, 2), Cut()) as body:
+        (file,) = source.resolve(Ref.parse("hf://org/m"), CancelToken()).files
+        with source.open(file, Extent(0, 2), CancelToken()) as body:
             assert body.readinto(memoryview(bytearray(2))) == 2
         seen = "\n".join([str(each.headers) for each in hub.requests])
         assert hub.token in seen
@@ -485,15 +489,15 @@ def test_wrong_credentials_are_final_and_new_ones_are_taken_over(origin: Origin,
     file.write_text("node:canary")
     with Proxy(credentials=CREDENTIALS) as proxy:
         http = over(proxy.url, f"{origin.url}/", credentials=file)
-        error = refusal_of(lambda: http.head(url, Cut()))
+        error = refusal_of(lambda: http.head(url, CancelToken()))
         assert (type(error), error.code, error.facts["proxy_status"]) == (Forbidden, "proxy_auth", 407)
         assert error.withheld["proxy"] == proxy.url
         assert proxy.url not in str(error.as_document())
         assert "origin.test" in error.detail
-        assert "proxy_credentials_file" in error.mend
+        assert "proxy_credentials_file" in error.hint
         assert "canary" not in str(error)
         file.write_text(CREDENTIALS)
-        assert http.head(url, Cut()).size == KIB
+        assert http.head(url, CancelToken()).size == KIB
     assert len(origin.requests) == 1
 
 
@@ -504,7 +508,7 @@ def test_credentials_that_are_none_are_told_without_their_text(
     file = tmp_path / "credentials"
     if content is not None:
         file.write_text(content)
-    error = refusal_of(lambda: over(listener.url, credentials=file).head(PUBLIC_BY_NAME, Cut()))
+    error = refusal_of(lambda: over(listener.url, credentials=file).head(PUBLIC_BY_NAME, CancelToken()))
     assert error.code == "bad_secret"
     assert error.withheld["secret"] == str(file)
     assert str(file) not in str(error.as_document())
@@ -532,7 +536,7 @@ def test_a_refusal_names_the_origin_and_says_whether_it_may_pass(
     (tmp_path / "credentials").write_text("user:canary")
     listener.refusal = lambda head: b"HTTP/1.1 " + answer + b"\r\nContent-Length: 6\r\n\r\ncanary"
     error = refusal_of(
-        lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME, Cut())
+        lambda: over(listener.url, credentials=tmp_path / "credentials").head(PUBLIC_BY_NAME, CancelToken())
     )
     assert (type(error), error.code) == (kind, code)
     assert error.withheld["proxy"] == listener.url
@@ -545,7 +549,7 @@ def test_a_refusal_names_the_origin_and_says_whether_it_may_pass(
         assert isinstance(error, Unavailable)
         assert error.retry_after == 7
     if b"Negotiate" in answer:
-        assert "Basic" in error.mend
+        assert "Basic" in error.hint
 
 
 NO_PROXIES = {
@@ -560,7 +564,7 @@ NO_PROXIES = {
 @pytest.mark.parametrize("answer", NO_PROXIES.values(), ids=NO_PROXIES.keys())
 def test_what_does_not_answer_as_a_proxy_is_told(listener: Listener, answer: bytes) -> None:
     listener.refusal = lambda head: answer
-    error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME, Cut()))
+    error = refusal_of(lambda: over(listener.url).head(PUBLIC_BY_NAME, CancelToken()))
     assert (type(error), error.code) == (Unavailable, "proxy_protocol")
     assert error.withheld["proxy"] == listener.url
     assert listener.url not in str(error.as_document())
@@ -588,7 +592,7 @@ def test_a_proxy_that_does_not_answer_in_time_is_given_up(
     script: Callable[[socket.socket, int], None],
 ) -> None:
     with Scripted(script) as proxy:
-        error = refusal_of(lambda: over(proxy.url, connect_seconds=0.5).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(lambda: over(proxy.url, connect_seconds=0.5).head(PUBLIC_BY_NAME, CancelToken()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert "within 0.5 s" in error.detail
     assert error.withheld["proxy"] == proxy.url
@@ -600,7 +604,7 @@ def test_a_proxy_that_does_not_answer_in_time_is_given_up(
     [("http://127.0.0.1:1", "refused"), ("http://no-such-proxy.invalid:3128", "cannot be resolved")],
 )
 def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
-    error = refusal_of(lambda: over(url).head(PUBLIC_BY_NAME, Cut()))
+    error = refusal_of(lambda: over(url).head(PUBLIC_BY_NAME, CancelToken()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert told in error.detail
     assert error.withheld["proxy"] == url
@@ -619,7 +623,7 @@ def test_an_exchange_that_breaks_behind_a_proxy_does_not_name_it_to_readers() ->
 def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:
     with black_hole() as (host, port):
         error = refusal_of(
-            lambda: over(f"http://{host}:{port}", connect_seconds=0.5).head(PUBLIC_BY_NAME, Cut())
+            lambda: over(f"http://{host}:{port}", connect_seconds=0.5).head(PUBLIC_BY_NAME, CancelToken())
         )
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
     assert "within 0.5 s" in error.detail
@@ -627,21 +631,25 @@ def test_a_proxy_that_takes_no_connection_is_given_up_in_time() -> None:
 
 def test_a_proxy_that_closes_without_an_answer_is_told(listener: Listener) -> None:
     with Scripted(lambda connection, _: None) as proxy:
-        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, CancelToken()))
     assert (type(error), error.code) == (Unavailable, "proxy_unreachable")
 
 
 def test_a_proxy_by_tls_must_be_who_it_says_and_speak_tls(listener: Listener, tmp_path: Path) -> None:
     with Proxy(tls=Tls()) as proxy:
-        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(lambda: over(proxy.url).head(PUBLIC_BY_NAME, CancelToken()))
         assert (type(error), error.code) == (Forbidden, "proxy_untrusted")
     with Proxy(tls=Tls(hosts=("other.test",))) as proxy:
-        error = refusal_of(lambda: over(proxy.url, ca_file=proxy.ca_file).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(lambda: over(proxy.url, ca_file=proxy.ca_file).head(PUBLIC_BY_NAME, CancelToken()))
         assert (type(error), error.code) == (Forbidden, "proxy_untrusted")
-        error = refusal_of(lambda: over(proxy.url.replace("https", "http")).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(
+            lambda: over(proxy.url.replace("https", "http")).head(PUBLIC_BY_NAME, CancelToken())
+        )
         assert error.code in ("proxy_protocol", "proxy_unreachable")
     with Scripted(lambda connection, _: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as plain:
-        error = refusal_of(lambda: over(plain.url.replace("http", "https")).head(PUBLIC_BY_NAME, Cut()))
+        error = refusal_of(
+            lambda: over(plain.url.replace("http", "https")).head(PUBLIC_BY_NAME, CancelToken())
+        )
         assert (type(error), error.code) == (Unavailable, "proxy_protocol")
 
 
@@ -650,7 +658,9 @@ def test_an_origin_whose_certificate_is_wrong_is_refused_behind_a_proxy_too(
 ) -> None:
     with Origin(tls=Tls(hosts=("other.test",))) as origin:
         named(origin, "origin.test")
-        error = refusal_of(lambda: over(listener.url, ca_file=origin.ca_file).head(f"{origin.url}/x", Cut()))
+        error = refusal_of(
+            lambda: over(listener.url, ca_file=origin.ca_file).head(f"{origin.url}/x", CancelToken())
+        )
     assert (type(error), error.code) == (Forbidden, "tls_untrusted")
 
 
@@ -669,7 +679,7 @@ def test_a_proxy_that_dies_in_mid_file_is_dialled_again_and_the_file_goes_on(
         if origin.ca_file:
             (tmp_path / "ca.pem").write_text(origin.ca_file.read_text() + proxy.ca_file.read_text())
             options["ca_file"] = tmp_path / "ca.pem"
-        pulled = engine(streams=1, retries=8, **options).pulls.start(wish_of(url))
+        pulled = engine(streams=1, retries=8, **options).pulls.start(spec_of(url))
         assert pulled is not None
         assert hold.reached.wait(PATIENCE_SECONDS)
         proxy.kill()
@@ -702,7 +712,7 @@ def test_tls_in_tls_without_a_byte_is_given_up(within: tuple[Origin, Callable[..
 def test_who_waits_within_tls_in_tls_is_cut(within: tuple[Origin, Callable[..., Http]]) -> None:
     origin, way = within
     hold = origin.hold("/it", after=MIB)
-    with way().open(Target(f"{origin.url}/it", 9 * MIB), Extent(0, 9 * MIB), Cut()) as body:
+    with way().open(Target(f"{origin.url}/it", 9 * MIB), Extent(0, 9 * MIB), CancelToken()) as body:
         cutting = threading.Thread(target=lambda: hold.reached.wait(PATIENCE_SECONDS) and body.abort())
         cutting.start()
         assert isinstance(refusal_of(lambda: drained(body, 9 * MIB)), Unavailable)
@@ -727,12 +737,15 @@ def test_a_tunnel_that_breaks_costs_its_part_alone(
 def test_an_unknown_name_says_that_a_proxy_of_the_environment_is_not_used() -> None:
     for variable in ("HTTPS_PROXY", "all_proxy"):
         http = over(None, environ={variable: "http://user:canary@proxy:3128"})
-        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x", Cut()))
+        error = refusal_of(lambda http=http: http.head("https://no-such-host.invalid/x", CancelToken()))
         assert error.code == "dns_failed"
-        assert variable.upper() in error.mend
-        assert "proxy: env" in error.mend
+        assert variable.upper() in error.hint
+        assert "proxy: env" in error.hint
         assert "canary" not in str(error)
-    assert "PROXY" not in refusal_of(lambda: over(None).head("https://no-such-host.invalid/x", Cut())).mend
+    assert (
+        "PROXY"
+        not in refusal_of(lambda: over(None).head("https://no-such-host.invalid/x", CancelToken())).hint
+    )
 
 
 def test_the_hint_is_there_for_every_source(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,4 +763,4 @@ def test_the_hint_is_there_for_every_source(node: Nodes, monkeypatch: pytest.Mon
     for name in refs:
         answer = running.ready(name)
         assert answer.document["code"] == "dns_failed", answer.document
-        assert "HTTPS_PROXY" in answer.document["mend"]
+        assert "HTTPS_PROXY" in answer.document["hint"]

@@ -16,7 +16,7 @@ from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unav
 from cachd.model import Digest, File
 from cachd.sources.wire import Wire
 from cachd.transfer.download import Download
-from tests.conftest import Engine, sha256_of, wish_of
+from tests.conftest import Engine, sha256_of, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model, write_sha256sums
 from tests.ground.needs import needs
@@ -190,7 +190,7 @@ def test_a_new_revision_fetches_only_what_differs_and_moves_the_name(
     running.pull("hf://org/model@main")
     second = hub.add("org/model", {"a.safetensors": kept, "b.safetensors": new})
     hub.cdn.forget()
-    refreshed = running.pulls.start(running.store.snapshots.get("org--model").wish, refresh=True)
+    refreshed = running.pulls.start(running.store.snapshots.get("org--model").spec, refresh=True)
     assert refreshed.done.result(60).revision == second
     assert hub.cdn.bytes_sent() == 6 * MIB
     assert (root / "models/org--model/b.safetensors").read_bytes() == new
@@ -210,7 +210,7 @@ def test_a_blob_that_lost_its_tail_is_fetched_anew_and_its_links_follow(
     snapshot = running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
     (root / "models/model.bin/model.bin").chmod(0o644)
     os.truncate(root / "models/model.bin/model.bin", MIB)
-    running.pulls.start(snapshot.wish, refresh=True).done.result(60)
+    running.pulls.start(snapshot.spec, refresh=True).done.result(60)
     assert (root / "models/model.bin/model.bin").read_bytes() == content
     assert (hub_snapshot(root, "model.bin") / "model.bin").read_bytes() == content
 
@@ -232,7 +232,7 @@ def test_each_stream_has_a_file_for_itself_while_there_are_enough(
     ref = origin.add_model("model", files)
     holds = [origin.hold(f"/model/{path}", after=MIB) for path in list(files)[:4]]
     running = engine(streams=4)
-    pull = running.pulls.start(wish_of(ref))
+    pull = running.pulls.start(spec_of(ref))
     for hold in holds:
         assert hold.reached.wait(60)
     for hold in holds:
@@ -341,7 +341,7 @@ def test_a_small_file_makes_no_ingest_and_ends_one_that_is_there(
     origin.add("/config.json", content)
     running = engine()
     held = origin.hold("/config.json", after=100 * KIB)
-    begun = running.pulls.start(wish_of(f"{url}#sha256={digest(content)}"))
+    begun = running.pulls.start(spec_of(f"{url}#sha256={digest(content)}"))
     assert begun is not None
     assert held.reached.wait(30)
     ingests = root / ".cachd/ingest"
@@ -375,7 +375,7 @@ def test_a_file_that_changes_in_mid_pull_is_resolved_again_and_never_mixed(
     origin.add("/model.bin", old)
     running = engine(streams=2)
     hold = origin.hold("/model.bin", after=2 * MIB)
-    pulled = running.pulls.start(wish_of(f"{origin.url}/model.bin"))
+    pulled = running.pulls.start(spec_of(f"{origin.url}/model.bin"))
     assert hold.reached.wait(30)
     origin.add("/model.bin", new)
     hold.release()

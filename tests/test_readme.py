@@ -150,7 +150,7 @@ def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models(tmp_path: Path
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
     assert {c["image"] for c in pod["initContainers"]} == {f"cachd:{__version__}"}
     listed = [entry for each in options for entry in each.get("models", ())]
-    assert [Model.model_validate(entry).wish.name for entry in listed] == ["qwen"]
+    assert [Model.model_validate(entry).spec.name for entry in listed] == ["qwen"]
     assert {key for each in options for key in each} <= set(Config.model_fields)
 
 

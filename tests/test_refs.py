@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cachd import cli, config
 from cachd.errors import Invalid
-from cachd.model import File, Manifest, Ref, Typed, Wish
+from cachd.model import File, Manifest, ModelSpec, Ref, Typed
 from tests.ground.models import digests, noise
 from tests.ground.site import MIB, Ground
 from tests.refs import MEANS, REFUSED, Means, Refused
@@ -109,10 +109,10 @@ def test_the_hub_s_own_library_reads_the_same_in_an_address_of_the_hub(row: Mean
 def test_a_branch_with_a_slash_is_read_from_files_as_they_were_written_before() -> None:
     """What is on disk names no path, so all that follows '@' is the revision."""
     before = {"ref": "hf://org/model@feature/new", "name": "m", "include": [], "exclude": []}
-    wish = Wish.from_document(before)
-    assert wish.ref.revision == "feature/new"
-    assert wish.as_document()["ref"] == "hf://org/model@feature%2Fnew"
-    assert Wish.from_document(wish.as_document()) == wish == Wish.asked(str(wish.ref), "m")
+    spec = ModelSpec.from_document(before)
+    assert spec.ref.revision == "feature/new"
+    assert spec.as_document()["ref"] == "hf://org/model@feature%2Fnew"
+    assert ModelSpec.from_document(spec.as_document()) == spec == ModelSpec.asked(str(spec.ref), "m")
 
 
 # --- a file or directory inside ---
@@ -130,26 +130,26 @@ FILES = ("a.gguf", "sub/a.gguf", "sub/b.gguf", "sub1.gguf", "b[1].gguf", "b1.ggu
     ],
 )
 def test_a_path_selects_exactly_what_it_names(typed: str, kept: list[str]) -> None:
-    wish = Wish.asked(typed, "m")
+    spec = ModelSpec.asked(typed, "m")
     whole = Manifest("hf://org/model", COMMIT, tuple(File(path, 1, "hf://org/model") for path in FILES))
-    assert [file.path for file in whole.select(wish.include, wish.exclude).files] == kept
+    assert [file.path for file in whole.select(spec.include, spec.exclude).files] == kept
 
 
 def test_a_file_in_the_ref_and_the_same_file_as_include_are_one_wish() -> None:
-    assert Wish.asked("org/model/a.gguf", "m") == Wish.asked("hf://org/model", "m", ["a.gguf"])
+    assert ModelSpec.asked("org/model/a.gguf", "m") == ModelSpec.asked("hf://org/model", "m", ["a.gguf"])
 
 
 def test_a_path_goes_with_exclude_and_not_with_include() -> None:
-    assert Wish.asked("org/model/sub/", "m", exclude=["*.bin"]).exclude == ("*.bin",)
-    assert code_of(lambda: Wish.asked("org/model/a.gguf", "m", ["*.json"])) == "bad_ref"
+    assert ModelSpec.asked("org/model/sub/", "m", exclude=["*.bin"]).exclude == ("*.bin",)
+    assert code_of(lambda: ModelSpec.asked("org/model/a.gguf", "m", ["*.json"])) == "bad_ref"
 
 
 def test_a_file_that_is_a_directory_or_none_is_refused_with_how_to_write_a_directory() -> None:
-    wish = Wish.asked("org/model/sub", "m")
+    spec = ModelSpec.asked("org/model/sub", "m")
     whole = Manifest("hf://org/model", COMMIT, tuple(File(path, 1, "hf://org/model") for path in FILES))
     with pytest.raises(Invalid) as refusal:
-        whole.select(wish.include, wish.exclude)
-    assert "directory ends in '/'" in refusal.value.mend
+        whole.select(spec.include, spec.exclude)
+    assert "directory ends in '/'" in refusal.value.hint
 
 
 # --- what is refused ---
@@ -271,7 +271,7 @@ MORE_REFUSED = [
 def test_what_means_no_ref_is_refused_with_what_works_instead(row: Refused) -> None:
     with pytest.raises(Invalid) as refusal:
         Typed.parse(row.typed)
-    assert (refusal.value.code, row.hint in refusal.value.mend) == (row.code, True), refusal.value
+    assert (refusal.value.code, row.hint in refusal.value.hint) == (row.code, True), refusal.value
     assert len(str(refusal.value)) < 600
 
 
@@ -381,7 +381,7 @@ def test_evict_takes_a_ref_without_a_scheme_and_tells_it_from_bytes(ground: Grou
 
 def test_the_configuration_takes_what_is_typed() -> None:
     typed = config.Model(ref="https://hf.co/org/model/tree/v1/sub", name="m")
-    assert typed.wish == Wish(Ref("hf", "org/model", "v1"), "m", ("sub/",))
+    assert typed.spec == ModelSpec(Ref("hf", "org/model", "v1"), "m", ("sub/",))
 
 
 def test_a_direct_pull_takes_what_is_typed(ground: Ground, tmp_path: Path) -> None:

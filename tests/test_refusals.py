@@ -261,7 +261,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_first_byte(
     none = running.ready("41.bin")
     assert_problem(none, 503, "no_space")
     assert none.document["error"]["free"] < none.document["error"]["need"] == 41 * MIB
-    assert "cachd rm" in none.document["mend"]
+    assert "cachd rm" in none.document["hint"]
     assert origin.bytes_sent() == 40 * MIB
     assert running.ask("DELETE", "/v1/models/40.bin?force=true").status == 200
     assert running.pull(refs[41]).status == 202

@@ -191,7 +191,7 @@ def test_a_pull_of_the_hub_needs_its_folder_among_the_namespaces_too(node: Node)
     """Else a token for team-* would move hub/models--Qwen--m/refs/main for the pods of every team."""
     answer = pulled(node, "team-pull", "hf://Qwen/m", name="team-q")
     assert_problem(answer, 403, "outside_namespaces")
-    assert "hf://Qwen/" in answer.document["mend"]
+    assert "hf://Qwen/" in answer.document["hint"]
     assert pulled(node, "team-pull", "hf://team/m", name="team-q").status == 202
     assert_problem(pulled(node, "team-pull", "hf://teams/m", name="team-r"), 403, "outside_namespaces")
 

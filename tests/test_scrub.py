@@ -22,7 +22,7 @@ from cachd.store import catalog
 from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
 from cachd.store.scrub import Moved, reread
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -106,7 +106,7 @@ def assert_whole(ground: Ground, name: str) -> None:
         assert shown
         assert all(path.read_bytes() == content for path in shown)
     assert list((ground.node.root / ".cachd/damaged").iterdir()) == []
-    assert not (ground.node.root / f".cachd/suspended/{name}.json").exists()
+    assert not (ground.node.root / f".cachd/quarantined/{name}.json").exists()
 
 
 def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -> None:
@@ -315,13 +315,13 @@ def test_a_look_sees_by_itself_what_an_operator_deleted(
 def test_a_restart_does_not_begin_the_scrub_anew(alone: Callable[..., Ground]) -> None:
     ground = alone()
     have(ground, "read.bin")
-    pulled_at = ground.show("read.bin")["whole_at"]
+    pulled_at = ground.show("read.bin")["verified_at"]
     verify(ground, "read.bin")
-    read_at = ground.show("read.bin")["whole_at"]
+    read_at = ground.show("read.bin")["verified_at"]
     assert read_at > pulled_at
     assert ground.node.stop() == 0
     ground.node.start()
-    assert ground.show("read.bin")["whole_at"] == read_at
+    assert ground.show("read.bin")["verified_at"] == read_at
 
 
 def test_a_repair_that_is_killed_goes_on_with_the_same_revision_though_its_branch_moved(
@@ -379,8 +379,8 @@ def test_a_damaged_model_that_waits_for_its_repair_is_kept_across_sweeps_and_res
     with closing(opened.store.content.begin(file)) as ingest:
         assert ingest.gaps() == []
     assert (root / "models/.trees" / snapshot.manifest).is_dir()
-    again = catalog.read_suspended(opened.store.layout, {})["model.bin"]
-    assert (again.snapshot.wish, again.since, again.reason) == (snapshot.wish, 5.0, "model.bin: wrong")
+    again = catalog.read_quarantined(opened.store.layout, {})["model.bin"]
+    assert (again.snapshot.spec, again.since, again.reason) == (snapshot.spec, 5.0, "model.bin: wrong")
 
 
 def test_a_damaged_model_can_be_deleted(alone: Callable[..., Ground]) -> None:
@@ -411,10 +411,10 @@ def test_the_command_verifies_and_its_exit_code_tells(ground: Ground) -> None:
 
 
 @contextmanager
-def reading(path: Path, engine: Engine, wish: str) -> Iterator[threading.Event]:
+def reading(path: Path, engine: Engine, spec: str) -> Iterator[threading.Event]:
     """A thread that reads a blob over and over until it is deleted; the event is set once it has begun."""
     snapshots = engine.store.snapshots
-    manifest = snapshots.manifest(next(s for s in snapshots.all() if s.name == wish))
+    manifest = snapshots.manifest(next(s for s in snapshots.all() if s.name == spec))
     began, over = threading.Event(), threading.Event()
 
     def read() -> None:
@@ -504,6 +504,6 @@ def test_verifying_while_models_come_and_go_raises_no_false_alarm(
         over.set()
         thread.join()
     assert opened.metrics.registry.get_sample_value("cachd_verify_failures_total", {"stage": "scrub"}) == 0
-    assert opened.store.snapshots.suspended() == []
+    assert opened.store.snapshots.quarantined() == []
     assert opened.metrics.registry.get_sample_value("cachd_scrub_bytes_total") > 0
-    assert opened.pulls.start(wish_of(refs["model-0"], name="model-0")) is not None
+    assert opened.pulls.start(spec_of(refs["model-0"], name="model-0")) is not None

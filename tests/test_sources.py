@@ -27,14 +27,14 @@ import pytest
 
 from cachd.errors import CachdError, Cancelled, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref
-from cachd.policy.reach import Reach
-from cachd.sources import sums
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources import checksums
 from cachd.sources.answers import bare
 from cachd.sources.http import MOST_REDIRECTS, Http, Target
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
-from cachd.sources.share import ShareSource
-from cachd.sources.source import Body, Cut, NoRanges, Source
+from cachd.sources.shared_volume import SharedVolumeSource
+from cachd.sources.source import Body, CancelToken, NoRanges, Source
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
@@ -69,7 +69,7 @@ EITHER = ("GET", "HEAD")
 
 def http(*allow: str, stall_seconds: float = PATIENCE_SECONDS, ca_file: Path | None = None) -> Http:
     return Http(
-        Reach(allow or ["127.0.0.0/8"]),
+        AddressPolicy(allow or ["127.0.0.0/8"]),
         stall_seconds=stall_seconds,
         connect_seconds=PATIENCE_SECONDS,
         authorities=Authorities(str(ca_file) if ca_file else None),
@@ -91,7 +91,7 @@ def read(body: Body, size: int, step: int = 64 * KIB) -> bytes:
 
 
 def fetch(over: Http, url: str, size: int, *, validator: str | None = None) -> bytes:
-    return read(over.open(Target(url, size, validator=validator), Extent(0, size), Cut()), size)
+    return read(over.open(Target(url, size, validator=validator), Extent(0, size), CancelToken()), size)
 
 
 def refused(call: Callable[[], object], code: str) -> CachdError:
@@ -118,7 +118,7 @@ HEX = hashlib.sha256(b"x").hexdigest()
     ],
 )
 def test_sums_are_read_as_sha256sum_writes_them(content: str, paths: list[str]) -> None:
-    assert sums.parse(content.encode(), "SHA256SUMS") == dict.fromkeys(paths, Digest("sha256", HEX))
+    assert checksums.parse(content.encode(), "SHA256SUMS") == dict.fromkeys(paths, Digest("sha256", HEX))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sums_are_read_as_sha256sum_writes_them(content: str, paths: list[str]) 
     ids=ascii,
 )
 def test_sums_of_any_other_form_are_refused_with_the_line(content: bytes, told: str) -> None:
-    assert told in refused(lambda: sums.parse(content, "SHA256SUMS"), "bad_sums").detail
+    assert told in refused(lambda: checksums.parse(content, "SHA256SUMS"), "bad_checksums").detail
 
 
 # --- secrets ---
@@ -207,7 +207,7 @@ def test_nothing_shows_a_secret_by_accident(tmp_path: Path) -> None:
 
 
 def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
-    head = http().head(origin.add("/x", noise(100), etag="tag"), Cut())
+    head = http().head(origin.add("/x", noise(100), etag="tag"), CancelToken())
     assert (head.size, head.validator) == (100, '"tag"')
 
 
@@ -215,7 +215,7 @@ def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
 def test_without_a_strong_etag_the_date_marks_a_file(origin: Origin, etag: str | None) -> None:
     url = origin.add("/x", noise(100))
     origin.fault("/x", Tagged(etag), methods=EITHER)
-    head = http().head(url, Cut())
+    head = http().head(url, CancelToken())
     assert head.validator == head.headers.get("Last-Modified")
     assert fetch(http(), url, 100, validator=head.validator) == noise(100)
     assert origin.requests[-1].headers["if-unmodified-since"] == head.validator
@@ -236,7 +236,7 @@ def test_an_origin_that_knows_no_head_is_asked_for_one_byte(origin: Origin) -> N
     url = origin.add("/x", noise(100))
     for status in (405, 501):
         origin.fault("/x", Status(status), times=1, methods=["HEAD"])
-        assert http().head(url, Cut()).size == 100
+        assert http().head(url, CancelToken()).size == 100
     assert [seen.method for seen in origin.requests] == ["HEAD", "GET"] * 2
     assert origin.bytes_sent() <= 2
 
@@ -251,7 +251,10 @@ EXTENTS = [(0, 1), (0, 100_000), (1, 99_999), (65_535, 65_537), (99_999, 100_000
 def test_an_extent_is_exactly_its_bytes(origin: Origin, start: int, stop: int, step: int) -> None:
     content = noise(100_000)
     target = Target(origin.add("/x", content, etag="tag"), len(content), validator='"tag"')
-    assert read(http().open(target, Extent(start, stop), Cut()), stop - start, step) == content[start:stop]
+    assert (
+        read(http().open(target, Extent(start, stop), CancelToken()), stop - start, step)
+        == content[start:stop]
+    )
     seen = origin.requests[-1]
     assert seen.headers["if-match"] == '"tag"'
     assert seen.headers["accept-encoding"] == "identity"
@@ -271,7 +274,9 @@ DISAGREEMENTS = {
 def test_bytes_that_are_not_the_ones_asked_for_are_refused(origin: Origin, fault: Fault, code: str) -> None:
     target = Target(origin.add("/x", noise(100 * KIB)), 100 * KIB)
     origin.fault("/x", fault)
-    refusal = refused(lambda: read(http().open(target, Extent(10 * KIB, 90 * KIB), Cut()), 80 * KIB), code)
+    refusal = refused(
+        lambda: read(http().open(target, Extent(10 * KIB, 90 * KIB), CancelToken()), 80 * KIB), code
+    )
     assert isinstance(refusal, Unavailable)
 
 
@@ -285,7 +290,7 @@ def test_a_whole_file_where_a_part_was_asked_for_is_no_failure(origin: Origin) -
     target = Target(origin.add("/x", noise(KIB)), KIB)
     origin.fault("/x", IgnoreRange())
     with pytest.raises(NoRanges):
-        http().open(target, Extent(1, 5), Cut())
+        http().open(target, Extent(1, 5), CancelToken())
     origin.clear()
     origin.fault("/x", Chunked())
     assert fetch(http(), target.url, KIB) == noise(KIB)
@@ -304,10 +309,12 @@ def test_a_file_that_is_not_what_it_was_is_changed(origin: Origin, move: Callabl
     target = Target(origin.add("/x", noise(KIB), etag="old"), KIB, validator='"old"')
     extent = Extent(512, KIB) if move is not MOVED["a whole file of another size"] else Extent(0, KIB)
     over = http()
-    assert read(over.open(target, extent, Cut()), extent.size) == noise(KIB)[extent.start : extent.stop]
+    assert (
+        read(over.open(target, extent, CancelToken()), extent.size) == noise(KIB)[extent.start : extent.stop]
+    )
     move(origin)
     with pytest.raises(Changed):
-        over.open(target, extent, Cut())
+        over.open(target, extent, CancelToken())
 
 
 def test_a_date_that_moved_is_changed(origin: Origin) -> None:
@@ -345,8 +352,8 @@ def test_a_status_is_an_error_of_its_class(
     origin.fault("/x", Status(status), methods=EITHER)
     for call in (
         lambda: fetch(http(), url, KIB),
-        lambda: http().head(url, Cut()),
-        lambda: http().read(url, Cut(), at_most=9),
+        lambda: http().head(url, CancelToken()),
+        lambda: http().read(url, CancelToken(), at_most=9),
     ):
         error = refused(call, code)
         assert type(error) is kind
@@ -385,11 +392,11 @@ def test_an_origin_may_say_when_to_come_back(
 
 def test_a_small_file_is_read_whole_or_refused(origin: Origin) -> None:
     url = origin.add("/x", noise(100))
-    assert http().read(url, Cut(), at_most=100) == noise(100)
-    refused(lambda: http().read(url, Cut(), at_most=99), "document_too_large")
+    assert http().read(url, CancelToken(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, CancelToken(), at_most=99), "document_too_large")
     origin.fault("/x", Chunked())
-    assert http().read(url, Cut(), at_most=100) == noise(100)
-    refused(lambda: http().read(url, Cut(), at_most=99), "document_too_large")
+    assert http().read(url, CancelToken(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, CancelToken(), at_most=99), "document_too_large")
 
 
 NO_ANSWERS = {
@@ -433,7 +440,7 @@ def test_an_origin_that_does_not_answer_is_stalled() -> None:
             pass
 
     with Scripted(silent) as server:
-        refused(lambda: http(stall_seconds=SOON_SECONDS).head(f"{server.url}/x", Cut()), "stalled")
+        refused(lambda: http(stall_seconds=SOON_SECONDS).head(f"{server.url}/x", CancelToken()), "stalled")
 
 
 def test_a_trickle_is_too_slow(origin: Origin) -> None:
@@ -487,7 +494,7 @@ def test_an_abort_ends_a_read_that_waits_in_another_thread(tls: bool, headers: d
     with Origin(tls=tls) as origin, concurrent.futures.ThreadPoolExecutor(1) as other:
         url = origin.add("/x", noise(10 * KIB), headers=headers)
         hold = origin.hold("/x", after=5 * KIB)
-        body = http(ca_file=origin.ca_file).open(Target(url, 10 * KIB), Extent(0, 10 * KIB), Cut())
+        body = http(ca_file=origin.ca_file).open(Target(url, 10 * KIB), Extent(0, 10 * KIB), CancelToken())
         reading = other.submit(read, body, 10 * KIB)
         assert hold.reached.wait(PATIENCE_SECONDS)
         try:
@@ -507,7 +514,7 @@ def test_a_cut_ends_the_wait_for_an_answer_and_forbids_the_next_question() -> No
             heard(connection)
 
     with Scripted(silent) as server, concurrent.futures.ThreadPoolExecutor(1) as other:
-        over, cut, target = http(), Cut(), Target(f"{server.url}/x", 2)
+        over, cut, target = http(), CancelToken(), Target(f"{server.url}/x", 2)
         asking = other.submit(over.open, target, Extent(0, 2), cut)
         assert asked.wait(PATIENCE_SECONDS)
         cut.cut()
@@ -527,7 +534,7 @@ def test_a_cut_ends_a_handshake_that_nobody_answers() -> None:
         connection.recv(64 * KIB)
 
     with Scripted(silent) as server, concurrent.futures.ThreadPoolExecutor(1) as other:
-        cut, target = Cut(), Target(server.url.replace("http:", "https:") + "/x", 2)
+        cut, target = CancelToken(), Target(server.url.replace("http:", "https:") + "/x", 2)
         asking = other.submit(http().open, target, Extent(0, 2), cut)
         assert greeted.wait(PATIENCE_SECONDS)
         cut.cut()
@@ -574,7 +581,7 @@ def test_kept_connections_close_with_what_keeps_them_and_wait_for_no_garbage_col
 def test_a_connection_whose_answer_was_not_read_to_its_end_is_not_used_again(origin: Origin) -> None:
     over = http()
     target = Target(origin.add("/x", noise(KIB)), KIB)
-    with over.open(target, Extent(0, 100), Cut()) as body:
+    with over.open(target, Extent(0, 100), CancelToken()) as body:
         body.readinto(memoryview(bytearray(10)))
     assert fetch(over, target.url, KIB) == noise(KIB)
 
@@ -592,10 +599,10 @@ def test_a_request_with_a_body_is_never_sent_twice() -> None:
 
     with Scripted(script) as server:
         over = http()
-        assert over.relay("GET", f"{server.url}/x", {}, b"", Cut(), at_most=2).content == b"ok"
+        assert over.relay("GET", f"{server.url}/x", {}, b"", CancelToken(), at_most=2).content == b"ok"
         asked = {"Content-Length": "4"}
         refused(
-            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", Cut(), at_most=2),
+            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", CancelToken(), at_most=2),
             "connection_failed",
         )
         over.anew()
@@ -667,7 +674,7 @@ def test_an_answer_that_ends_within_its_head_is_no_answer() -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n")
 
     with Scripted(script) as server:
-        refused(lambda: http().read(f"{server.url}/x", Cut(), at_most=1), "connection_failed")
+        refused(lambda: http().read(f"{server.url}/x", CancelToken(), at_most=1), "connection_failed")
 
 
 def patience_of(wire: Wire) -> float:
@@ -764,7 +771,7 @@ def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path, nested: bool) -
 def test_a_new_connection_that_breaks_is_the_origins_failure() -> None:
     with Scripted(lambda connection, _: None) as server:
         assert isinstance(
-            refused(lambda: http().head(f"{server.url}/x", Cut()), "connection_failed"), Unavailable
+            refused(lambda: http().head(f"{server.url}/x", CancelToken()), "connection_failed"), Unavailable
         )
         assert server.accepted == 1
 
@@ -773,12 +780,13 @@ def test_a_port_where_nobody_listens_is_unavailable() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         refused(
-            lambda: http().head(f"http://127.0.0.1:{bound.getsockname()[1]}/x", Cut()), "connection_failed"
+            lambda: http().head(f"http://127.0.0.1:{bound.getsockname()[1]}/x", CancelToken()),
+            "connection_failed",
         )
 
 
 def test_a_name_that_does_not_resolve_is_unavailable() -> None:
-    error = refused(lambda: http().head("http://no-such-host.invalid/x", Cut()), "dns_failed")
+    error = refused(lambda: http().head("http://no-such-host.invalid/x", CancelToken()), "dns_failed")
     assert isinstance(error, Unavailable)
     assert "no-such-host.invalid" in error.detail
 
@@ -786,9 +794,9 @@ def test_a_name_that_does_not_resolve_is_unavailable() -> None:
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.com", ".a"])
 def test_a_name_that_no_host_can_have_is_not_blamed_on_the_token(host: str) -> None:
     with pytest.raises((Invalid, Unavailable)) as refusal:
-        http().head(f"http://{host}/x", Cut())
+        http().head(f"http://{host}/x", CancelToken())
     assert refusal.value.code != "bad_header"
-    assert "token" not in refusal.value.mend
+    assert "token" not in refusal.value.hint
 
 
 # --- redirects ---
@@ -813,16 +821,16 @@ def test_ten_redirects_are_followed_and_eleven_are_not() -> None:
 
 def test_a_redirect_to_itself_ends(origin: Origin) -> None:
     origin.fault("/x", Redirect(to="/x"), methods=EITHER)
-    refused(lambda: http().head(f"{origin.url}/x", Cut()), "redirect_loop")
+    refused(lambda: http().head(f"{origin.url}/x", CancelToken()), "redirect_loop")
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_every_kind_of_redirect_keeps_the_method_and_the_range(origin: Origin, code: int) -> None:
     origin.add("/y", noise(KIB))
     origin.fault("/x", Redirect(to="y", code=code), methods=EITHER)
-    body = http().open(Target(f"{origin.url}/x", KIB), Extent(5, 10), Cut())
+    body = http().open(Target(f"{origin.url}/x", KIB), Extent(5, 10), CancelToken())
     assert read(body, 5) == noise(KIB)[5:10]
-    assert http().head(f"{origin.url}/x", Cut()).size == KIB
+    assert http().head(f"{origin.url}/x", CancelToken()).size == KIB
     assert [seen.method for seen in origin.requests] == ["GET", "GET", "HEAD", "HEAD"]
 
 
@@ -830,7 +838,7 @@ def test_a_redirect_from_https_to_http_is_refused(origin: Origin) -> None:
     with Origin(tls=True) as secure:
         secure.fault("/x", Redirect(to=f"{origin.url}/x"), methods=EITHER)
         over = http("127.0.0.0/8", f"{origin.url}/", ca_file=secure.ca_file)
-        refused(lambda: over.head(f"{secure.url}/x", Cut()), "downgrade_refused")
+        refused(lambda: over.head(f"{secure.url}/x", CancelToken()), "downgrade_refused")
         assert origin.requests == []
 
 
@@ -852,7 +860,7 @@ def test_a_redirect_to_where_nothing_may_be_asked_is_refused(
 ) -> None:
     origin.fault("/x", Redirect(to=location), methods=EITHER)
     with pytest.raises(kind) as refusal:
-        http().head(f"{origin.url}/x", Cut())
+        http().head(f"{origin.url}/x", CancelToken())
     assert "hunter2" not in str(refusal.value)
 
 
@@ -866,7 +874,7 @@ def secrets_of(seen: Seen) -> set[str]:
 def test_secrets_follow_a_redirect_within_their_origin(origin: Origin) -> None:
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to="/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", Cut(), secrets=SECRET)
+    http().head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}] * 2
 
 
@@ -878,7 +886,7 @@ def test_secrets_stay_behind_at_another_port_and_do_not_come_back(origin: Origin
         over = http()
         for _ in range(2):
             target = Target(f"{origin.url}/x", 2, SECRET)
-            assert read(over.open(target, Extent(0, 2), Cut()), 2) == b"ok"
+            assert read(over.open(target, Extent(0, 2), CancelToken()), 2) == b"ok"
         assert [secrets_of(seen) for seen in other.requests] == [set()] * len(other.requests)
         told = {seen.path: secrets_of(seen) for seen in origin.requests}
         assert told == {"/x": {"authorization", "x-token"}, "/z": set()}
@@ -888,7 +896,7 @@ def test_secrets_stay_behind_at_another_host(origin: Origin) -> None:
     port = origin.url.rpartition(":")[2]
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to=f"http://localhost:{port}/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", Cut(), secrets=SECRET)
+    http().head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}, set()]
 
 
@@ -898,10 +906,10 @@ def test_a_signed_address_is_asked_again_until_it_expires(origin: Origin) -> Non
         origin.fault("/x", Redirect(to=f"{cdn.url}/signed?sig=1"))
         over, target = http(), Target(f"{origin.url}/x", KIB, SECRET)
         for start in (0, 100, 200):
-            read(over.open(target, Extent(start, start + 100), Cut()), 100)
+            read(over.open(target, Extent(start, start + 100), CancelToken()), 100)
         assert len(origin.requests) == 1
         cdn.fault("/signed", Status(403), times=1)
-        read(over.open(target, Extent(300, 400), Cut()), 100)
+        read(over.open(target, Extent(300, 400), CancelToken()), 100)
         assert len(origin.requests) == 2
         assert not any(map(secrets_of, cdn.requests))
 
@@ -909,7 +917,7 @@ def test_a_signed_address_is_asked_again_until_it_expires(origin: Origin) -> Non
 def test_a_header_that_cannot_be_sent_is_not_sent(origin: Origin) -> None:
     url = origin.add("/x", b"ok")
     evil = {"Authorization": "Bearer canary\r\nX-Evil: 1"}
-    assert "canary" not in str(refused(lambda: http().head(url, Cut(), secrets=evil), "bad_header"))
+    assert "canary" not in str(refused(lambda: http().head(url, CancelToken(), secrets=evil), "bad_header"))
     assert origin.requests == []
 
 
@@ -920,10 +928,10 @@ def test_an_address_within_no_allowance_is_refused_before_it_is_connected_to(ori
     origin.add("/x", b"ok")
     port = origin.url.rpartition(":")[2]
     for url in (f"http://127.0.0.1:{port}/x", f"http://0x7f.1:{port}/x", f"http://localhost:{port}/x"):
-        refused(lambda url=url: http("10.0.0.0/8").head(url, Cut()), "private_address")
-        refused(lambda url=url: http("http://elsewhere/").head(url, Cut()), "plaintext_refused")
+        refused(lambda url=url: http("10.0.0.0/8").head(url, CancelToken()), "private_address")
+        refused(lambda url=url: http("http://elsewhere/").head(url, CancelToken()), "plaintext_refused")
         refused(
-            lambda url=url: http("http://elsewhere/").head(url.replace("http:", "https:"), Cut()),
+            lambda url=url: http("http://elsewhere/").head(url.replace("http:", "https:"), CancelToken()),
             "private_address",
         )
     assert origin.requests == []
@@ -933,9 +941,9 @@ def test_a_kept_connection_widens_no_allowance() -> None:
     with Origin(tls=True) as origin:
         allowed, other = origin.add("/models/x", b"ok"), origin.add("/admin", b"no")
         over = http(f"{origin.url}/models/", ca_file=origin.ca_file)
-        refused(lambda: over.head(other, Cut()), "private_address")
-        over.head(allowed, Cut())
-        refused(lambda: over.head(other, Cut()), "private_address")
+        refused(lambda: over.head(other, CancelToken()), "private_address")
+        over.head(allowed, CancelToken())
+        refused(lambda: over.head(other, CancelToken()), "private_address")
         assert {seen.path for seen in origin.requests} == {"/models/x"}
 
 
@@ -943,7 +951,7 @@ def test_a_redirect_out_of_an_allowed_prefix_is_refused(origin: Origin) -> None:
     origin.add("/admin", b"no")
     origin.fault("/models/x", Redirect(to="/models/../admin"), methods=EITHER)
     with pytest.raises(Forbidden):
-        http(f"{origin.url}/models/").head(f"{origin.url}/models/x", Cut())
+        http(f"{origin.url}/models/").head(f"{origin.url}/models/x", CancelToken())
     assert {seen.path for seen in origin.requests} == {"/models/x"}
 
 
@@ -963,7 +971,7 @@ def test_a_redirect_out_of_an_allowed_prefix_is_refused(origin: Origin) -> None:
     ids=ascii,
 )
 def test_a_url_that_two_readers_may_read_differently_is_refused(url: str) -> None:
-    assert "hunter2" not in str(refused(lambda: http().head(url, Cut()), "bad_ref"))
+    assert "hunter2" not in str(refused(lambda: http().head(url, CancelToken()), "bad_ref"))
 
 
 # --- TLS ---
@@ -972,28 +980,28 @@ def test_a_url_that_two_readers_may_read_differently_is_refused(url: str) -> Non
 def test_a_certificate_of_an_unknown_authority_is_refused_and_of_a_known_one_is_not() -> None:
     with Origin(tls=True) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refused(lambda: http().head(url, Cut()), "tls_untrusted")
+        error = refused(lambda: http().head(url, CancelToken()), "tls_untrusted")
         assert isinstance(error, Forbidden)
-        assert "ca_file" in error.mend
+        assert "ca_file" in error.hint
         assert fetch(http(ca_file=origin.ca_file), url, KIB) == noise(KIB)
 
 
 def test_a_certificate_of_another_host_is_refused() -> None:
     with Origin(tls=True) as origin:
         url = origin.add("/x", b"ok").replace("127.0.0.1", "0x7f.1")
-        refused(lambda: http(ca_file=origin.ca_file).head(url, Cut()), "tls_untrusted")
+        refused(lambda: http(ca_file=origin.ca_file).head(url, CancelToken()), "tls_untrusted")
 
 
 def test_an_origin_without_tls_is_unavailable_by_https(origin: Origin) -> None:
     url = origin.add("/x", b"ok").replace("http:", "https:")
-    assert isinstance(refused(lambda: http().head(url, Cut()), "connection_failed"), Unavailable)
+    assert isinstance(refused(lambda: http().head(url, CancelToken()), "connection_failed"), Unavailable)
 
 
 # --- web ---
 
 
 def resolve(source: Source, ref: str) -> Manifest:
-    return source.resolve(Ref.parse(ref), Cut())
+    return source.resolve(Ref.parse(ref), CancelToken())
 
 
 def web() -> WebSource:
@@ -1015,7 +1023,7 @@ def test_a_directory_is_what_its_sums_list(origin: Origin) -> None:
         "a.bin": (1, f"sha256:{hashlib.sha256(b'a').hexdigest()}"),
         "sub/b c.bin": (2, f"sha256:{hashlib.sha256(b'bc').hexdigest()}"),
     }
-    assert all(read(web().open(f, Extent(0, f.size), Cut()), f.size) for f in manifest.files)
+    assert all(read(web().open(f, Extent(0, f.size), CancelToken()), f.size) for f in manifest.files)
 
 
 def test_the_revision_of_a_directory_is_its_sums(origin: Origin) -> None:
@@ -1026,8 +1034,8 @@ def test_the_revision_of_a_directory_is_its_sums(origin: Origin) -> None:
 
 def test_a_directory_without_sums_is_refused_with_the_way_to_make_them(origin: Origin) -> None:
     origin.add("/model/a.bin", b"a")
-    error = refused(lambda: resolve(web(), f"{origin.url}/model/"), "no_sums")
-    assert "sha256sum" in error.mend
+    error = refused(lambda: resolve(web(), f"{origin.url}/model/"), "no_checksums")
+    assert "sha256sum" in error.hint
 
 
 def test_a_file_that_only_the_sums_know_is_not_found(origin: Origin) -> None:
@@ -1086,7 +1094,7 @@ def test_a_file_without_a_validator_is_itself_only_once(origin: Origin) -> None:
     url = origin.add("/x", b"x", etag=None, last_modified=False)
     first, second = resolve(web(), url), resolve(web(), url)
     assert first.files[0].blob != second.files[0].blob
-    assert read(web().open(first.files[0], Extent(0, 1), Cut()), 1) == b"x"
+    assert read(web().open(first.files[0], Extent(0, 1), CancelToken()), 1) == b"x"
     assert not {"if-match", "if-unmodified-since"} & origin.requests[-1].headers.keys()
 
 
@@ -1100,7 +1108,7 @@ def test_a_percent_encoded_path_is_decoded_once(origin: Origin) -> None:
     origin.add("/a%20b c", b"x")
     manifest = resolve(web(), f"{origin.url}/a%2520b%20c")
     assert manifest.files[0].path == "a%20b c"
-    assert read(web().open(manifest.files[0], Extent(0, 1), Cut()), 1) == b"x"
+    assert read(web().open(manifest.files[0], Extent(0, 1), CancelToken()), 1) == b"x"
 
 
 def test_a_file_that_changes_after_it_was_resolved_is_changed(origin: Origin) -> None:
@@ -1108,7 +1116,7 @@ def test_a_file_that_changes_after_it_was_resolved_is_changed(origin: Origin) ->
     file = resolve(web(), url).files[0]
     origin.fault("/x", ChangeETag("new", b"new"))
     with pytest.raises(Changed):
-        web().open(file, Extent(0, 3), Cut())
+        web().open(file, Extent(0, 3), CancelToken())
 
 
 # --- share ---
@@ -1122,8 +1130,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "share"
 
 
-def share(place: Path) -> ShareSource:
-    return ShareSource(Reach([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
+def share(place: Path) -> SharedVolumeSource:
+    return SharedVolumeSource(AddressPolicy([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
 
 
 def test_a_directory_of_a_share_is_all_its_files_with_their_sums(place: Path) -> None:
@@ -1141,7 +1149,7 @@ def test_an_extent_of_a_share_is_exactly_its_bytes(place: Path, step: int) -> No
     file = resolve(share(place), f"file://{place}/x").files[0]
     for start, stop in EXTENTS:
         assert (
-            read(share(place).open(file, Extent(start, stop), Cut()), stop - start, step)
+            read(share(place).open(file, Extent(start, stop), CancelToken()), stop - start, step)
             == content[start:stop]
         )
 
@@ -1167,7 +1175,7 @@ def test_a_file_that_the_sums_of_a_share_list_must_be_there(place: Path) -> None
 
 def test_what_a_share_does_not_hold_is_not_found(place: Path) -> None:
     assert (
-        "mounted" in refused(lambda: resolve(share(place), f"file://{place}/absent"), "file_not_found").mend
+        "mounted" in refused(lambda: resolve(share(place), f"file://{place}/absent"), "file_not_found").hint
     )
     (place / "empty").mkdir()
     refused(lambda: resolve(share(place), f"file://{place}/empty"), "no_files")
@@ -1179,7 +1187,7 @@ def test_links_within_a_share_are_followed(place: Path) -> None:
     (place / "latest").symlink_to("model")
     file = resolve(share(place), f"file://{place}/linked").files[0]
     assert (
-        read(share(place).open(file, Extent(0, file.size), Cut()), file.size)
+        read(share(place).open(file, Extent(0, file.size), CancelToken()), file.size)
         == (place / "model/config.json").read_bytes()
     )
     assert len(resolve(share(place), f"file://{place}/latest").files) > 2
@@ -1206,7 +1214,7 @@ def test_a_file_that_became_a_link_out_of_the_share_is_refused(place: Path) -> N
     (place.parent / "secret").write_bytes(b"x")
     (place / "x").unlink()
     (place / "x").symlink_to("../secret")
-    refused(lambda: share(place).open(file, Extent(0, 1), Cut()), "path_refused")
+    refused(lambda: share(place).open(file, Extent(0, 1), CancelToken()), "path_refused")
 
 
 def test_a_path_beside_the_allowed_ones_is_refused(place: Path) -> None:
@@ -1246,14 +1254,14 @@ def test_a_shared_file_that_is_not_what_was_listed_is_changed(
     file = resolve(share(place), f"file://{place}/x").files[0]
     change(place / "x")
     with pytest.raises(Changed):
-        share(place).open(file, Extent(0, 50), Cut())
+        share(place).open(file, Extent(0, 50), CancelToken())
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "as long, written again"])
 def test_a_shared_file_that_changes_while_it_is_read_is_changed(place: Path, change: str) -> None:
     (place / "x").write_bytes(noise(100))
     file = resolve(share(place), f"file://{place}/x").files[0]
-    body = share(place).open(file, Extent(0, 100), Cut())
+    body = share(place).open(file, Extent(0, 100), CancelToken())
     assert body.readinto(memoryview(bytearray(50))) == 50
     CHANGES[change](place / "x")
     with pytest.raises(Changed):
@@ -1264,7 +1272,7 @@ def test_a_shared_file_that_vanished_is_not_found(place: Path) -> None:
     (place / "x").write_bytes(b"x")
     file = resolve(share(place), f"file://{place}/x").files[0]
     (place / "x").unlink()
-    refused(lambda: share(place).open(file, Extent(0, 1), Cut()), "file_not_found")
+    refused(lambda: share(place).open(file, Extent(0, 1), CancelToken()), "file_not_found")
 
 
 @contextmanager
@@ -1303,7 +1311,7 @@ def test_a_file_that_may_not_be_read_is_forbidden() -> None:
         (place / "x").write_bytes(b"x")
         file: File = resolve(share(place), f"file://{place}/x").files[0]
         (place / "x").chmod(0)
-        refused(lambda: share(place).open(file, Extent(0, 1), Cut()), "source_forbidden")
+        refused(lambda: share(place).open(file, Extent(0, 1), CancelToken()), "source_forbidden")
 
 
 # --- one source a scheme ---

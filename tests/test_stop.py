@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from cachd.errors import Cancelled
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Hold, IgnoreRange, Origin, Server
 from tests.ground.site import until
-from tests.test_kill import sums
+from tests.test_kill import checksums
 
 KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 60.0
@@ -64,7 +64,7 @@ def place(request: pytest.FixtureRequest, origin: Origin, hub: Hub) -> Iterator[
             files = {f"{number}.bin": noise(SIZE // 6, number) for number in range(6)}
             for name, content in files.items():
                 origin.add(f"/it/{name}", content)
-            origin.add("/it/SHA256SUMS", sums(files))
+            origin.add("/it/SHA256SUMS", checksums(files))
             yield Place(origin, f"{origin.url}/it/", SIZE, {})
 
 
@@ -181,7 +181,7 @@ def test_after_a_cancel_no_byte_is_sent_again(
 ) -> None:
     ref = origin.add("/it", noise(6 * MIB))
     running = engine(streams=2)
-    pulled = running.pulls.start(wish_of(ref))
+    pulled = running.pulls.start(spec_of(ref))
     assert pulled is not None
     until(lambda: sent(origin) == 200 * KIB and not unread(origin))
     running.pulls.cancel("it")

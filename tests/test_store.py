@@ -34,7 +34,7 @@ from cachd.errors import (
     NotFound,
     TooBig,
 )
-from cachd.model import Digest, Extent, File, Manifest, Ref, Snapshot, Wish
+from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.store import catalog
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
@@ -73,7 +73,7 @@ def write(ingest: Ingest, content: bytes, *parts: Extent) -> None:
     for part in parts or (Extent(0, len(content)),):
         piece = content[part.start : part.stop]
         ingest.write(part.start, memoryview(piece))
-        ingest.landed(part)
+        ingest.received(part)
         hashed = ingest.part_hash()
         hashed.update(memoryview(piece))
         ingest.finish(part, hashed)
@@ -108,7 +108,7 @@ def publish(
     parsed = Ref.parse(ref)
     keep(store, files)
     manifest = manifest_of(files, base=parsed.base, revision=revision)
-    return store.snapshots.publish(Wish(parsed, name or short_name(ref)), manifest, now=now)
+    return store.snapshots.publish(ModelSpec(parsed, name or short_name(ref)), manifest, now=now)
 
 
 def shown(files: Files) -> dict[str, str]:
@@ -163,7 +163,7 @@ def assert_nothing_left(root: Path) -> None:
     for directory in ("models/.trees", "models/.holds", "hub", "ready"):
         assert names_below(root / directory) == set(), directory
     assert names_below(root / "models") == {".trees", ".holds"}
-    for directory in ("ingest", "manifests", "staging", "trash", "wishes", "pins"):
+    for directory in ("ingest", "manifests", "staging", "trash", "pending", "pins"):
         assert names_below(root / ".cachd" / directory) == set(), directory
     assert blobs_of(root) == set()
 
@@ -365,7 +365,7 @@ def test_finished_parts_are_resumed_and_landed_bytes_are_not(
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, PARTS[0], PARTS[2])
         ingest.write(PARTS[1].start, memoryview(CONTENT[PARTS[1].start : PARTS[1].stop]))
-        ingest.landed(PARTS[1])
+        ingest.received(PARTS[1])
     with closing(next_life().content.begin(FILE)) as resumed:
         assert resumed.gaps() == [PARTS[1]]
         assert resumed.resumed == PARTS[0].size + PARTS[2].size
@@ -386,7 +386,7 @@ def keep_begun(ingest: Ingest, *stops: int) -> None:
         piece = memoryview(CONTENT[reached:stop])
         ingest.write(reached, piece)
         hashed.update(piece)
-        ingest.landed(Extent(0, stop))
+        ingest.received(Extent(0, stop))
         ingest.keep(Extent(0, stop), hashed)
         reached = stop
 
@@ -684,7 +684,7 @@ def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(store: S
         write(ingest, CONTENT, PARTS[2])
         torn = CONTENT[: PARTS[0].stop]  # landed by a stream that never finished the part
         ingest.write(0, memoryview(torn))
-        ingest.landed(PARTS[0])
+        ingest.received(PARTS[0])
         assert ingest.behind == len(CONTENT)
         ingest.follow(memoryview(bytearray(KIB)))
         assert ingest.digest() == file.digest
@@ -1248,7 +1248,7 @@ def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: Store, 
 def test_what_a_remembered_pull_may_need_is_not_swept(
     store: Store, root: Path, next_life: Callable[[], Store]
 ) -> None:
-    store.remember(Wish(Ref.parse("hf://org/model"), "mine"))
+    store.remember(ModelSpec(Ref.parse("hf://org/model"), "mine"))
     left_by_an_earlier_life(store, PARTS[0])
     keep(store, {"committed.bin": b"by a pull that goes on"})
     store = next_life()
@@ -1338,7 +1338,7 @@ def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]
             with pytest.raises(NoSpace) as refusal, space.reserve(MIB + 1, total=MIB + 1):
                 pass
             assert refusal.value.facts == {"need": MIB + 1, "free": MIB, "short": 1}
-            assert "cachd rm" in refusal.value.mend
+            assert "cachd rm" in refusal.value.hint
         one.spend(3 * MIB)
         assert space.capacity().reserved == MIB
         one.spend(3 * MIB)
@@ -1525,7 +1525,7 @@ def refused(root: Path, kind: type[CachdError], code: str) -> CachdError:
 
 def test_a_root_that_does_not_exist_is_refused_and_not_made(tmp_path: Path) -> None:
     root = tmp_path / "absent"
-    assert "install -d" in refused(root, Invalid, "bad_root").mend
+    assert "install -d" in refused(root, Invalid, "bad_root").hint
     assert not root.exists()
 
 
@@ -1541,7 +1541,7 @@ def test_a_root_that_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_root_that_everybody_may_write_to_is_refused(root: Path) -> None:
     root.chmod(0o777)
-    assert "chmod 0755" in refused(root, Forbidden, "unsafe_root").mend
+    assert "chmod 0755" in refused(root, Forbidden, "unsafe_root").hint
     assert list(root.iterdir()) == []
 
 
@@ -1549,7 +1549,7 @@ def test_a_root_of_another_user_is_refused_with_the_way_to_mend_it(root: Path) -
     with as_another_user() as place:
         (place / "root").mkdir(mode=0o555)
         (place / "root").chmod(0o555)
-        assert "chown" in refused(place / "root", Forbidden, "bad_root").mend
+        assert "chown" in refused(place / "root", Forbidden, "bad_root").hint
 
 
 def test_a_directory_of_the_root_that_somebody_else_made_is_refused() -> None:
@@ -1633,7 +1633,7 @@ def test_a_root_that_became_read_only_says_so(small_disk: Callable[..., Path]) -
         Store(root)
     assert_whole(root, "org--model", SMALL, commit=A)
     assert "read-only" in str(refusal.value).lower()
-    assert "chown" not in refusal.value.mend
+    assert "chown" not in refusal.value.hint
 
 
 def test_what_does_not_belong_to_cachd_is_left_alone(
@@ -1796,21 +1796,21 @@ def test_what_a_cut_off_life_was_building_or_deleting_is_gone(
 def test_wishes_are_remembered_until_they_are_forgotten(
     store: Store, root: Path, next_life: Callable[[], Store]
 ) -> None:
-    wishes = [
-        Wish(Ref.parse("hf://org/model@main"), "a", ("*.safetensors",), ("*.bin",)),
-        Wish(Ref.parse("s3://bucket/prefix/"), "b"),
+    pending = [
+        ModelSpec(Ref.parse("hf://org/model@main"), "a", ("*.safetensors",), ("*.bin",)),
+        ModelSpec(Ref.parse("s3://bucket/prefix/"), "b"),
     ]
-    for wish in wishes:
-        store.remember(wish)
-        store.remember(wish)
-    (root / ".cachd/wishes/garbage.json").write_text("{")
-    (root / ".cachd/wishes/list.json").write_text("[]")
+    for spec in pending:
+        store.remember(spec)
+        store.remember(spec)
+    (root / ".cachd/pending/garbage.json").write_text("{")
+    (root / ".cachd/pending/list.json").write_text("[]")
     store = next_life()
-    assert [found.wish for found in store.remembered()] == wishes
-    assert names_below(root / ".cachd/wishes") == {"a.json", "b.json"}
+    assert [found.spec for found in store.remembered()] == pending
+    assert names_below(root / ".cachd/pending") == {"a.json", "b.json"}
     store.forget("a")
     store.forget("a")
-    assert [found.wish for found in next_life().remembered()] == wishes[1:]
+    assert [found.spec for found in next_life().remembered()] == pending[1:]
 
 
 def test_a_store_of_300_models_is_opened_without_reading_them(root: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_stream_too_many_is_told_to_end() -> None:
     ended, share = threading.Event(), Share()
 
     def receive(_buffer: memoryview) -> None:
-        while not (pool.owes(share) or ended.is_set()):
+        while not (pool.should_yield(share) or ended.is_set()):
             pool.received(1000 // pool.at_work)  # in all as much, whatever their number
             ended.wait(0.01)
         ended.set()
@@ -201,7 +201,7 @@ def test_streams_that_keep_the_cores_busy_become_fewer(monkeypatch: pytest.Monke
 
     def receive(_buffer: memoryview) -> None:
         began = time.monotonic()
-        while not (ended.is_set() or pool.owes(share)):
+        while not (ended.is_set() or pool.should_yield(share)):
             hashlib.sha256(bytes(1 << 20))
             began, before = time.monotonic(), began
             pool.received(int(1e9 * (began - before)))  # as if each brought as much as the others

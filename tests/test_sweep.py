@@ -119,7 +119,7 @@ def test_a_pull_that_has_not_said_what_it_needs_keeps_everything(quiet: Ground) 
     assert left["blob"].exists()
     assert left["ingest"].exists()
     hold.release()
-    assert_problem(ground.node.ready("models"), 400, "bad_sums")
+    assert_problem(ground.node.ready("models"), 400, "bad_checksums")
     assert sweep(ground.node, everything=True) == {"blob": 64 << 10, "ingest": 64 << 10}
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cachd.model import Share, bytes_of, rate_of, room_of, seconds_of, share_of
+from cachd.model import Share, bytes_of, rate_of, seconds_of, share_of, size_or_percent_of
 
 TB = 10**12
 HOUR, DAY = 3600.0, 86400.0
-READERS: list[Callable[[object], object]] = [bytes_of, rate_of, seconds_of, share_of, room_of]
+READERS: list[Callable[[object], object]] = [bytes_of, rate_of, seconds_of, share_of, size_or_percent_of]
 
 
 def refusal(reads: Callable[[object], object], value: object) -> str:
@@ -47,7 +47,7 @@ def refusal(reads: Callable[[object], object], value: object) -> str:
     }.items(),
 )
 def test_a_size_may_be_written_in_any_usual_way(text: str, size: int) -> None:
-    assert bytes_of(text) == size == bytes_of(size) == room_of(text)
+    assert bytes_of(text) == size == bytes_of(size) == size_or_percent_of(text)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_time_may_be_written_in_any_usual_way(text: str, seconds: float) -> No
 
 @pytest.mark.parametrize("text", ["20%", "20 %", " 20% ", "20.0%"])
 def test_a_percentage_may_be_written_in_any_usual_way(text: str) -> None:
-    assert share_of(text) == room_of(text) == Share(20)
+    assert share_of(text) == size_or_percent_of(text) == Share(20)
 
 
 @pytest.mark.parametrize("text", ["500Mb", "500Gb/s", "1Kib", "500MBPS", "500MbPs"])

@@ -146,7 +146,7 @@ def test_an_engine_that_starts_finds_its_next_file_though_it_had_none_open(
         assert starting.stdout.readline() == "model.safetensors\n"
         starting.communicate("\n")
     assert opened_at(engine, snapshot)
-    engine.store.uses.opened(snapshot.manifest, time.time() - OPENED_SECONDS)
+    engine.store.usage_log.opened(snapshot.manifest, time.time() - OPENED_SECONDS)
     assert engine.store.snapshots.evict(snapshot.manifest) > MIB
 
 
@@ -180,7 +180,7 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
         if kept == "opened_lately":
             return
         assert opened_at(engine, snapshot) or not kept
-        engine.store.uses.opened(snapshot.manifest, 0)
+        engine.store.usage_log.opened(snapshot.manifest, 0)
         engine.pull(f"{origin.url}/m/", name="m")
     assert not was_read, "nobody was seen who read it"
     pytest.skip("this machine never let the reader in between")
@@ -230,7 +230,7 @@ def test_an_open_counts_for_every_name_of_the_snapshot(
 ) -> None:
     engine, _ = watching("m")
     engine.pull(f"{origin.url}/m/", name="other")
-    uses, now = engine.store.uses, time.time()
+    uses, now = engine.store.usage_log, time.time()
     for name in ("m", "other"):
         uses._uses.pop(name)
         uses.used(name, now - 10_000)
@@ -260,7 +260,7 @@ def test_a_revision_that_somebody_opened_lately_outlives_the_sweep_that_follows_
     engine.pull(origin.add_model("new", files), name="m", replace=True)
     assert engine.store.snapshots.sweep() == 0
     assert engine.store.layout.tree(old.manifest).is_dir()
-    engine.store.uses.opened(old.manifest, time.time() - OPENED_SECONDS)
+    engine.store.usage_log.opened(old.manifest, time.time() - OPENED_SECONDS)
     engine.store.snapshots.sweep()
     assert not engine.store.layout.tree(old.manifest).exists()
 
@@ -296,7 +296,7 @@ def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
     began = time.thread_time()
     engine.reclaim.note_opens()
     assert time.thread_time() - began < 0.5
-    assert engine.store.uses.opened_at(snapshot.manifest)
+    assert engine.store.usage_log.opened_at(snapshot.manifest)
     assert engine.reclaim._between_looks() < 10
     engine.reclaim.look()
     assert engine.reclaim._between_looks() > 10

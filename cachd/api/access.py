@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from cachd.api.documents import Asked
 from cachd.errors import Unauthorized
-from cachd.model import Wish
+from cachd.model import ModelSpec
 from cachd.policy.roles import Grant, Role
 
 READS = ("GET", "HEAD", "OPTIONS")
@@ -155,7 +155,7 @@ class Access:
             f"this needs a bearer token with the role {needed.name}, and "
             + ("this one is not known" if given else "there is none"),
             code="unauthorized",
-            mend="send one Authorization: Bearer header with a token of the daemon's token_file"
+            hint="send one Authorization: Bearer header with a token of the daemon's token_file"
             " (cachd: --token-file, CACHD_TOKEN_FILE or CACHD_TOKEN)",
         )
 
@@ -166,23 +166,23 @@ def peer_of(scope: Scope) -> str:
     return str(client[0]) if client else "local"
 
 
-def check_pull(request: Request, asked: Asked, wish: Wish) -> None:
-    """Raises Forbidden unless the caller may pull `wish`, as the body `asked` says it, under its name."""
+def check_pull(request: Request, asked: Asked, spec: ModelSpec) -> None:
+    """Raises Forbidden unless the caller may pull `spec`, as the body `asked` says it, under its name."""
     grant: Grant = request.state.caller.grant
-    request.state.model, request.state.ref = wish.name, str(wish.ref)
+    request.state.model, request.state.ref = spec.name, str(spec.ref)
     for name, role in RULES["pull"].fields.items():
         if getattr(asked, name):
             grant.check_role(role)
-    grant.check_name(wish.name)
-    check_folders(request, wish)
+    grant.check_name(spec.name)
+    check_folders(request, spec)
 
 
-def check_folders(request: Request, *wishes: Wish | None) -> None:
-    """Raises Forbidden unless the caller may change the folders of the Hub view that show these wishes."""
+def check_folders(request: Request, *pending: ModelSpec | None) -> None:
+    """Raises Forbidden unless the caller may change the folders of the Hub view that show these pending."""
     grant: Grant = request.state.caller.grant
-    for wish in wishes:
-        if wish is not None and (wish.ref.scheme == "hf" or wish.hub_id):
-            grant.check_repository(wish.repo)
+    for spec in pending:
+        if spec is not None and (spec.ref.scheme == "hf" or spec.hub_id):
+            grant.check_repository(spec.repo)
 
 
 def check_complete(routes: Iterable[Any]) -> None:

@@ -16,9 +16,9 @@ from cachd.model import (
     NAME_PATTERN,
     Limits,
     Manifest,
+    ModelSpec,
     Scheme,
     Snapshot,
-    Wish,
     check_name,
 )
 from cachd.policy.eviction import Candidate
@@ -60,9 +60,9 @@ class Asked(BaseModel):
         False, description="move the name though it is another model's, or pinned; stop what is pulled there"
     )
 
-    def wish(self) -> Wish:
+    def spec(self) -> ModelSpec:
         """Raises Invalid."""
-        return Wish.asked(self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id)
+        return ModelSpec.asked(self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id)
 
 
 class AskedLease(BaseModel):
@@ -76,7 +76,7 @@ class AskedLease(BaseModel):
     holder: Text = Field("", max_length=200, description="who wants it, for people to read")
 
 
-class AskedRoom(BaseModel):
+class AskedSize(BaseModel):
     """The body of POST /v1/evictions: room for so many bytes, or for a model."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bytes": "40GB"}]})
@@ -92,9 +92,9 @@ class AskedRoom(BaseModel):
             raise ValueError("write either bytes or ref")
         return self
 
-    def wish(self) -> Wish | None:
+    def spec(self) -> ModelSpec | None:
         """What is to be pulled. Raises Invalid."""
-        return None if self.ref is None else Wish.asked(self.ref, None, self.include, self.exclude)
+        return None if self.ref is None else ModelSpec.asked(self.ref, None, self.include, self.exclude)
 
 
 class AskedLimits(BaseModel):
@@ -202,15 +202,15 @@ class Models:
 
     def names(self) -> list[str]:
         ready = {s.name for s in self.snapshots.all()}
-        damaged = {each.snapshot.name for each in self.snapshots.suspended()}
-        return sorted(ready | damaged | {p.wish.name for p in self.pulls.known()})
+        damaged = {each.snapshot.name for each in self.snapshots.quarantined()}
+        return sorted(ready | damaged | {p.spec.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
         """`damaged`: it was ready, and its repair does not run or failed. `refused`: a digest of it is."""
         pull = self.pulls.get(name)
         if self.snapshots.get(name):
             return "ready"
-        if self.snapshots.suspension(name) and (pull is None or pull.done.done()):
+        if self.snapshots.quarantine(name) and (pull is None or pull.done.done()):
             return "damaged"
         if pull and pull.error and pull.error.code == "refused_digest":
             return "refused"
@@ -237,12 +237,12 @@ class Models:
     def describe(self, name: str) -> dict[str, Any]:
         """The document of one model. Raises NotFound. Blocks: it asks the kernel what is in use."""
         snapshot, pull = self.snapshots.get(name), self.pulls.get(name)
-        damage, verified = self.snapshots.suspension(name), self.scrubs.verification(name)
+        damage, verified = self.snapshots.quarantine(name), self.scrubs.verification(name)
         warming = self.warms.warming(name)
         manifest = self._manifest(snapshot) if snapshot else None
-        whole_at = self.scrubs.whole_at(snapshot, manifest) if snapshot and manifest else None
-        use = self.store.uses.of(name)
-        opened_at = self.store.uses.opened_at(snapshot.manifest) if snapshot else None
+        verified_at = self.scrubs.verified_at(snapshot, manifest) if snapshot and manifest else None
+        use = self.store.usage_log.of(name)
+        opened_at = self.store.usage_log.opened_at(snapshot.manifest) if snapshot else None
         known = snapshot or pull or (damage.snapshot if damage else None)
         if known is None:
             raise unknown_model(name)
@@ -250,7 +250,7 @@ class Models:
             "name": name,
             "state": self.state(name),
             "final": self.is_final(name),
-            "ref": str(known.wish.ref),
+            "ref": str(known.spec.ref),
             "path": str(self.store.layout.model(name)),
             "file": str(self.store.layout.model(name) / snapshot.file)
             if snapshot and snapshot.file
@@ -273,7 +273,7 @@ class Models:
                 for told in map(ready_document, self.snapshots.previous.of(name))
             ],
             "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,
-            "whole_at": iso(whole_at) if whole_at else None,
+            "verified_at": iso(verified_at) if verified_at else None,
             "verification": verified.as_document() if verified else None,
             "resident_bytes": self.warms.resident_of(manifest) if manifest else 0,
             "warming": warming.as_document() if warming else None,
@@ -305,7 +305,7 @@ def unknown_model(name: str, **facts: object) -> NotFound:
     return NotFound(
         f"no model is named {name!r:.120}",
         code="no_such_model",
-        mend="ask for it with POST /v1/models (cachd pull REF)",
+        hint="ask for it with POST /v1/models (cachd pull REF)",
         **facts,
     )
 
@@ -314,11 +314,11 @@ def pull_document(pull: Pull) -> dict[str, Any]:
     """Where a pull is: bytes, rate, ETA, files, and why it failed."""
     progress, manifest, now = pull.progress, pull.progress.manifest, pull.progress.now
     return {
-        **pull.wish.as_document(),
+        **pull.spec.as_document(),
         "state": progress.state,
         "paused": now.is_paused,
         "waits": waits_document(progress.waits(now)),
-        "priority": pull.share.priority,
+        "priority": pull.quota.priority,
         "revision": manifest.revision if manifest else None,
         "bytes": {
             "total": progress.total,

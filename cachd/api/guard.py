@@ -75,7 +75,7 @@ class Guard:
             return Forbidden(
                 f"Host {host!r:.120} is not one of this daemon's names",
                 code="foreign_host",
-                mend="ask by address, or add the name to allowed_hosts",
+                hint="ask by address, or add the name to allowed_hosts",
             )
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):

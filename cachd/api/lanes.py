@@ -85,7 +85,7 @@ class Lane:
         return Unavailable(
             f"{self._most} calls of this kind run already ({self._name}), and others wait",
             code="busy",
-            mend="ask again later",
+            hint="ask again later",
             retry_after=_RETRY_SECONDS,
         )
 

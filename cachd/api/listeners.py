@@ -50,7 +50,7 @@ def _opened(at: Address | SocketFile) -> Iterator[socket.socket]:
         raise Unavailable(
             f"cannot listen on {at}: {files.reason(error)}",
             code="cannot_listen",
-            mend="is another daemon there? choose another --listen",
+            hint="is another daemon there? choose another --listen",
         ) from error
     with sock:
         mark = _mark(at)

@@ -45,23 +45,23 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
 
     No source is waited for. 409 `name_taken` when the name is another model's, unless `replace` is true.
     """
-    wish = asked.wish()
-    check_pull(request, asked, wish)
+    spec = asked.spec()
+    check_pull(request, asked, spec)
     if asked.replace:
-        check_folders(request, models.snapshots.owner(wish.name))
+        check_folders(request, models.snapshots.owner(spec.name))
     started = await asyncio.to_thread(
         models.pulls.start,
-        wish,
+        spec,
         priority=asked.priority,
         refresh=asked.refresh,
         replace=asked.replace,
         pins=asked.pin,
     )
     if asked.pin:
-        await asyncio.to_thread(models.snapshots.pin, wish.name)
-    document = await asyncio.to_thread(models.describe, wish.name)
+        await asyncio.to_thread(models.snapshots.pin, spec.name)
+    document = await asyncio.to_thread(models.describe, spec.name)
     await asyncio.to_thread(request.app.state.status.settle)
-    location = {"Location": f"/v1/models/{wish.name}"}
+    location = {"Location": f"/v1/models/{spec.name}"}
     return JSONResponse(document, status_code=202 if started else 200, headers=location)
 
 
@@ -127,7 +127,7 @@ async def unpin(name: str, models: AnyModels) -> Response:
 async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, Any]:
     """Let the name lead to the snapshot it led to before, at once and without its source."""
     before = await asyncio.to_thread(models.snapshots.previous.of, check_name(name))
-    check_folders(request, models.snapshots.owner(name), *(snapshot.wish for snapshot in before))
+    check_folders(request, models.snapshots.owner(name), *(snapshot.spec for snapshot in before))
     await asyncio.to_thread(models.pulls.rollback, name)
     return await asyncio.to_thread(models.describe, name)
 
@@ -160,7 +160,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONRes
     now = time.time()
     until = now + asked.seconds
     lease = await asyncio.to_thread(models.snapshots.leases.take, name, asked.holder, until=until)
-    models.store.uses.used(name, now)
+    models.store.usage_log.used(name, now)
     location = {"Location": f"/v1/models/{name}/leases/{lease.id}"}
     return JSONResponse(lease_document(lease), status_code=201, headers=location)
 
@@ -172,7 +172,7 @@ async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModel
     renewed = await asyncio.to_thread(
         models.snapshots.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
     )
-    models.store.uses.used(name, now)
+    models.store.usage_log.used(name, now)
     return lease_document(renewed)
 
 
@@ -206,7 +206,7 @@ async def _until_settled(name: str, models: Models, lanes: Lanes) -> None:
     while not models.snapshots.get(name):
         if running := models.pulls.running_for(name):
             await lanes.waits.end_of(running.done)
-        elif models.snapshots.suspension(name) and not models.is_final(name):
+        elif models.snapshots.quarantine(name) and not models.is_final(name):
             await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
         else:
             return
@@ -240,18 +240,18 @@ def ready_now(name: str, models: Models) -> JSONResponse | None:
     snapshot = models.snapshots.get(name)
     if snapshot is None:
         return None
-    models.store.uses.used(name, time.time())
+    models.store.usage_log.used(name, time.time())
     return JSONResponse(ready_document(snapshot))
 
 
 def _why_not_ready(name: str, models: Models) -> CachdError:
     """What stands between a name and its readiness: an error of its own class when it is final."""
     pull, state, failure = models.pulls.get(name), models.state(name), models.failure(name)
-    damage = models.snapshots.suspension(name)
+    damage = models.snapshots.quarantine(name)
     if failure is not None and models.is_final(name):
         told = f"{name}: the pull {state}: {failure.detail}"
         error = error_document(failure)
-        return type(failure)(told, code=failure.code, mend=failure.mend, state=state, final=True, error=error)
+        return type(failure)(told, code=failure.code, hint=failure.hint, state=state, final=True, error=error)
     if damage and state == "damaged":
         return Unavailable(
             f"{name} is damaged ({damage.reason}) and waits for its repair",
@@ -267,7 +267,7 @@ def _why_not_ready(name: str, models: Models) -> CachdError:
         return Unavailable(
             f"{name}: the pull {state}: {failure.detail}",
             code=failure.code,
-            mend=failure.mend,
+            hint=failure.hint,
             retry_after=_RETRY_SECONDS,
             state=state,
             final=False,

@@ -28,7 +28,7 @@ class Narrow:
             refusal = Forbidden(
                 f"this listener answers {_ANSWERS[self._serves]} alone",
                 code="not_on_this_listener",
-                mend="ask one that is not marked read-only or probes",
+                hint="ask one that is not marked read-only or probes",
             )
             await problem(refusal)(scope, receive, send)
         elif scope["method"] == "HEAD":  # uvicorn sends no body for the method it knows

@@ -24,11 +24,11 @@ _MOST_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
-        "description": "a problem document: code, detail, and mend",
+        "description": "a problem document: code, detail, and hint",
         "content": {"application/problem+json": {}},
     },
     "5XX": {
-        "description": "a problem document: code, detail, and mend",
+        "description": "a problem document: code, detail, and hint",
         "content": {"application/problem+json": {}},
     },
 }
@@ -92,7 +92,7 @@ def install(app: FastAPI) -> None:
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",
-            mend="/docs shows what the call takes",
+            hint="/docs shows what the call takes",
         )
         return problem(invalid, status=422)
 
@@ -100,7 +100,7 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> Response:
         code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "refused")
         refusal = errors.Invalid(
-            f"{request.method} {request.url.path}: {error.detail}", code=code, mend="/docs lists the calls"
+            f"{request.method} {request.url.path}: {error.detail}", code=code, hint="/docs lists the calls"
         )
         answer = problem(refusal, status=error.status_code)
         answer.headers.update(error.headers or {})  # a 405 says which methods there are
@@ -109,4 +109,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("a request failed in a way it should not", path=request.url.path, exc_info=error)
-        return problem(errors.CachdError(f"{type(error).__name__}", mend="see the daemon's log"))
+        return problem(errors.CachdError(f"{type(error).__name__}", hint="see the daemon's log"))

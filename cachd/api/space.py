@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from cachd.api.answers import as_json, json_answer
 from cachd.api.dependencies import AnyLanes, AnyModels
-from cachd.api.documents import AskedRoom, capacity_document, eviction_document, plan_document
+from cachd.api.documents import AskedSize, capacity_document, eviction_document, plan_document
 from cachd.transfer.reclaim import Reclaim
 
 router = APIRouter(prefix="/v1", tags=["space"])
@@ -46,7 +46,7 @@ async def evictions(request: Request, lanes: AnyLanes) -> Response:
 @router.post("/evictions")
 async def evict(
     request: Request,
-    asked: AskedRoom,
+    asked: AskedSize,
     models: AnyModels,
     lanes: AnyLanes,
     dry_run: Annotated[bool, Query(description="only tell what would go")] = False,
@@ -56,9 +56,9 @@ async def evict(
     507 when all that may go is not enough; then nothing does.
     """
     reclaim: Reclaim = request.app.state.reclaim
-    wish, need = asked.wish(), asked.bytes or 0
-    if wish is not None:
-        need = await lanes.resolves.run(lambda: models.store.need(models.pulls.resolve(wish)))
+    spec, need = asked.spec(), asked.bytes or 0
+    if spec is not None:
+        need = await lanes.resolves.run(lambda: models.store.need(models.pulls.resolve(spec)))
     if dry_run:
         return json_answer(await lanes.reads.shared(("plan", need), lambda: _planned(reclaim, need)))
     return json_answer(await lanes.changes.run(lambda: _evicted(reclaim, need)))

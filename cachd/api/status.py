@@ -72,7 +72,7 @@ class StatusFiles:
         self._tell(self._found(models), models)
         is_last = False
         while not is_last:
-            moving = {pull.wish.name for pull in models.pulls.at_work()}
+            moving = {pull.spec.name for pull in models.pulls.at_work()}
             due = min(progress_at if moving else math.inf, retry_at if self._unwritten else math.inf)
             names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
             now, is_last = time.monotonic(), self._stop.is_set()
@@ -91,7 +91,7 @@ class StatusFiles:
             durable.unlink(str(leftover))
         for path in self._layout.status.glob("[!.]*.json"):
             self._told[path.stem] = _said(path)
-            if not self._layout.wish(
+            if not self._layout.spec(
                 path.stem
             ).exists():  # else the daemon goes on with it, if not this process
                 names.add(path.stem)
@@ -149,7 +149,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     state, snapshot, pull = models.state(name), models.snapshots.get(name), models.pulls.get(name)
     if state == "unknown":
         return _evicted(name, before) if models.snapshots.was_evicted(name) else None
-    damage = models.snapshots.suspension(name)
+    damage = models.snapshots.quarantine(name)
     if pull and not snapshot:
         about = pull_document(pull)
     elif known := snapshot or (damage.snapshot if damage else None):
@@ -175,7 +175,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
 def _about(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot in the words of a pull; what it took to bring it here is over."""
     return {
-        **snapshot.wish.as_document(),
+        **snapshot.spec.as_document(),
         "revision": snapshot.revision,
         "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": None, "resumed": None},
         "files": {"total": snapshot.files, "done": snapshot.files},
@@ -188,7 +188,7 @@ def _about(snapshot: Snapshot) -> dict[str, Any]:
 
 def _evicted(name: str, before: str) -> dict[str, Any]:
     evicted = NotFound(
-        f"{name} was evicted to make room", code="evicted", mend="ask for it again (cachd pull)"
+        f"{name} was evicted to make room", code="evicted", hint="ask for it again (cachd pull)"
     )
     told = {"final": False, "error": _error(evicted)}
     return {**json.loads(before or "{}"), "name": name, "state": "evicted", **told}
@@ -199,7 +199,7 @@ def _error(error: CachdError) -> dict[str, object]:
     return {
         "code": error.code,
         "detail": error.detail,
-        "mend": error.mend,
+        "hint": error.hint,
         "error_class": type(error).__name__,
         "status": outcome_of(error).status,
     }

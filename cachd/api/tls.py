@@ -56,7 +56,7 @@ class Certificate:
             raise Unavailable(
                 f"TLS cannot begin with {told.certificate} and {told.key}: {_reason(error)}",
                 code="bad_certificate",
-                mend="tls_cert_file and tls_key_file hold one pair, tls_client_ca_file authorities, as PEM",
+                hint="tls_cert_file and tls_key_file hold one pair, tls_client_ca_file authorities, as PEM",
             ) from error
         self._tell()
 

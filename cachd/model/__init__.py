@@ -1,13 +1,13 @@
 """The nouns: frozen values that refuse nonsense when they are made."""
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
-from cachd.model.limits import Limits, Room, Share, room_in
+from cachd.model.limits import Limits, Percentage, SizeOrPercent, bytes_in
 from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
-from cachd.model.snapshot import Snapshot, Wish, commit_of, snapshot_of
+from cachd.model.snapshot import ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.model.typed import HUB_HOSTS, Typed
-from cachd.model.units import bytes_of, rate_of, room_of, seconds_of, share_of, shown
+from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of
 
 __all__ = [
     "HUB_HOSTS",
@@ -22,25 +22,25 @@ __all__ = [
     "File",
     "Limits",
     "Manifest",
+    "ModelSpec",
+    "Percentage",
     "Ref",
-    "Room",
     "Scheme",
-    "Share",
+    "SizeOrPercent",
     "Snapshot",
     "Typed",
-    "Wish",
+    "bytes_in",
     "bytes_of",
     "check_name",
     "check_path",
     "commit_of",
     "has_invisible",
     "matches",
+    "percentage_of",
     "quoted",
     "rate_of",
-    "room_in",
-    "room_of",
     "seconds_of",
-    "share_of",
     "shown",
+    "size_or_percent_of",
     "snapshot_of",
 ]

@@ -57,7 +57,7 @@ class Digest:
             raise Invalid(
                 f"{self.hex!r:.140} is not a {self.algorithm} digest",
                 code="bad_digest",
-                mend=f"give {digits} lower-case hexadecimal digits",
+                hint=f"give {digits} lower-case hexadecimal digits",
             )
 
     @classmethod

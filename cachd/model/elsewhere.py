@@ -44,7 +44,7 @@ def refuse_elsewhere(text: str) -> None:
     """Raises Invalid with what works instead. `text` is of plain characters, or a path of Windows."""
     hint = _instead(text)
     if hint:
-        raise Invalid(f"ref {shown(text)} has no scheme that cachd knows", code="unknown_scheme", mend=hint)
+        raise Invalid(f"ref {shown(text)} has no scheme that cachd knows", code="unknown_scheme", hint=hint)
 
 
 def _instead(text: str) -> str | None:

@@ -29,7 +29,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Percentage:
     """A part of a whole, written `20%`."""
 
     percent: float
@@ -45,9 +45,9 @@ class Share:
         return int(total * self.percent / 100)
 
 
-Room = int | Share
+SizeOrPercent = int | Percentage
 
 
-def room_in(total: int, room: Room) -> int:
+def bytes_in(total: int, space: SizeOrPercent) -> int:
     """The room in units of `total`: bytes of a file system, or its inodes."""
-    return room.of(total) if isinstance(room, Share) else room
+    return space.of(total) if isinstance(space, Percentage) else space

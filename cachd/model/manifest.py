@@ -44,7 +44,7 @@ class Entries:
         raise Invalid(
             f"{self._base} lists {found}, and {most} are the most",
             code="too_many_files",
-            mend="ask for a part of it by a longer prefix",
+            hint="ask for a part of it by a longer prefix",
         )
 
 
@@ -82,7 +82,7 @@ class File:
             raise Invalid(
                 f"{self.path} has a validator of {len(self.validator)} letters",
                 code="bad_manifest",
-                mend=f"{_LONGEST_VALIDATOR} are the most; report it to whoever keeps the source",
+                hint=f"{_LONGEST_VALIDATOR} are the most; report it to whoever keeps the source",
             )
         stated, own = self._names()
         object.__setattr__(self, "stated", stated)
@@ -147,13 +147,13 @@ class Manifest:
             raise Invalid(
                 f"{self.base} resolved to {self.revision!r:.80}, which is no commit or digest",
                 code="bad_manifest",
-                mend="report it to whoever keeps the source",
+                hint="report it to whoever keeps the source",
             )
         if not self.files:
             raise Invalid(
                 f"{self.base} holds no files",
                 code="no_files",
-                mend="check the name; nothing can be served from it",
+                hint="check the name; nothing can be served from it",
             )
         entries = Entries(self.base)
         for file in self.files:
@@ -168,7 +168,7 @@ class Manifest:
             raise Invalid(
                 f"{self.base} lists {twice!r} twice, or as a file and a directory",
                 code="bad_manifest",
-                mend="the listing contradicts itself; report it to whoever keeps the source",
+                hint="the listing contradicts itself; report it to whoever keeps the source",
             )
         told = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
         sizes = {f.stated: f.size for f in self.files}
@@ -215,7 +215,7 @@ class Manifest:
             raise Invalid(
                 f"none of the {len(self.files)} files of {self.base} passes include and exclude",
                 code="nothing_selected",
-                mend="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
+                hint="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
             )
         return Manifest(self.base, self.revision, kept)
 

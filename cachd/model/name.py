@@ -31,7 +31,7 @@ def check_name(name: str) -> str:
         raise Invalid(
             f"model name {shown(name)} is not allowed",
             code="bad_name",
-            mend=f"use 1 to 96 of letters, digits, '.', '_', '-', beginning with a letter or digit"
+            hint=f"use 1 to 96 of letters, digits, '.', '_', '-', beginning with a letter or digit"
             f" and without '..' (pattern {NAME_PATTERN})",
         )
     return name
@@ -44,7 +44,7 @@ def check_patterns(patterns: Collection[str], what: str) -> None:
             raise Invalid(
                 f"{what} holds the pattern {pattern[:120]!a} of {len(pattern)} characters",
                 code="bad_pattern",
-                mend=f"use 1 to {_LONGEST_PATH} visible characters, such as '*.safetensors'",
+                hint=f"use 1 to {_LONGEST_PATH} visible characters, such as '*.safetensors'",
             )
     total = sum(map(len, patterns))
     if len(patterns) > _MOST_PATTERNS or total > _LONGEST_PATTERNS:
@@ -52,7 +52,7 @@ def check_patterns(patterns: Collection[str], what: str) -> None:
             f"{what} holds {len(patterns)} patterns of {total} characters in all,"
             f" and {_MOST_PATTERNS} of {_LONGEST_PATTERNS} are the most",
             code="bad_pattern",
-            mend="write a few patterns that match many files: '*' crosses '/', and 'dir/' means all below",
+            hint="write a few patterns that match many files: '*' crosses '/', and 'dir/' means all below",
         )
 
 
@@ -74,7 +74,7 @@ def check_path(path: str) -> str:
         raise Invalid(
             f"file name {path[:120]!r} of the source is refused: {reason}",
             code="unsafe_path",
-            mend="the whole model is refused; report the name to whoever keeps the source",
+            hint="the whole model is refused; report the name to whoever keeps the source",
         )
     return path
 

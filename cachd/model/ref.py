@@ -43,7 +43,7 @@ class Ref:
             raise Invalid(
                 f"ref {shown(text)} has no scheme that cachd knows",
                 code="unknown_scheme",
-                mend="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
+                hint="use hf://org/model[@revision], s3://bucket/prefix/, https://host/file,"
                 " https://host/dir/ or file:///path",
             )
         check_characters(text)
@@ -76,7 +76,7 @@ def check_characters(text: str) -> None:
         raise Invalid(
             f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
             code="bad_ref",
-            mend="write it in plain characters, percent-encoded where it is a URL",
+            hint="write it in plain characters, percent-encoded where it is a URL",
         )
 
 
@@ -93,7 +93,7 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
         raise Invalid(
             f"{shown(text)} does not name a Hub model",
             code="bad_ref",
-            mend="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
+            hint="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
             " '.', '_' and single '-'",
         )
     if revision is None:
@@ -102,13 +102,13 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
         raise Invalid(
             f"revision {shown(revision)} of {repo} is not allowed",
             code="bad_revision",
-            mend="give a branch, a tag, refs/pr/N or a full 40-digit commit; write '/' in a branch as %2F",
+            hint="give a branch, a tag, refs/pr/N or a full 40-digit commit; write '/' in a branch as %2F",
         )
     if re.fullmatch(r"[0-9a-f]{7,39}", revision):
         raise Invalid(
             f"revision {revision!r} of {repo} looks like a shortened commit",
             code="bad_revision",
-            mend="give all 40 digits",
+            hint="give all 40 digits",
         )
     return repo, revision
 
@@ -125,7 +125,7 @@ def _bucket_location(text: str, rest: str) -> str:
         raise Invalid(
             f"{shown(text)} does not name objects of a bucket",
             code="bad_ref",
-            mend="write s3://bucket/prefix/ (or s3://bucket/key for one object), without '..' or '//'",
+            hint="write s3://bucket/prefix/ (or s3://bucket/key for one object), without '..' or '//'",
         )
     return rest
 
@@ -135,39 +135,39 @@ def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest 
         url = urlsplit(f"{scheme}://{rest}")
         port = url.port
     except ValueError as error:
-        raise Invalid(f"{shown(text)} is not a URL: {error}", code="bad_ref", mend="check it") from error
+        raise Invalid(f"{shown(text)} is not a URL: {error}", code="bad_ref", hint="check it") from error
     if "@" in url.netloc:
         raise Invalid(
             f"{shown(text)} carries a user or password",
             code="url_secrets",
-            mend="leave them out: a ref is shown in listings and files",
+            hint="leave them out: a ref is shown in listings and files",
         )
     if url.query:
         raise Invalid(
             f"{shown(text)} carries a query",
             code="url_query",
-            mend="leave it out: queries hold signatures, and a ref is shown in listings and files",
+            hint="leave it out: queries hold signatures, and a ref is shown in listings and files",
         )
     digest = None
     if url.fragment:
         algorithm, _, digits = url.fragment.partition("=")
         if algorithm != "sha256":
             raise Invalid(
-                f"fragment of {shown(text)} is not a digest", code="bad_ref", mend="write #sha256=HEX"
+                f"fragment of {shown(text)} is not a digest", code="bad_ref", hint="write #sha256=HEX"
             )
         digest = Digest(algorithm, digits.lower())
         if url.path.endswith("/"):
             raise Invalid(
                 f"{shown(text)} is a directory, and a digest is of one file",
                 code="bad_ref",
-                mend="leave the fragment out: the directory's SHA256SUMS says the digests",
+                hint="leave the fragment out: the directory's SHA256SUMS says the digests",
             )
     parts = unquote(url.path).strip("/").split("/")
     if (scheme == "file") == bool(url.netloc) or not parts[0] or not is_clean(parts):
         raise Invalid(
             f"{shown(text)} does not name a file or directory",
             code="bad_ref",
-            mend="write https://host/file, https://host/dir/ or file:///path, without '..' or '//'",
+            hint="write https://host/file, https://host/dir/ or file:///path, without '..' or '//'",
         )
     host = (url.hostname or "") if url.hostname is None or ":" not in url.hostname else f"[{url.hostname}]"
     return f"{host}{f':{port}' if port else ''}{url.path}", None, digest

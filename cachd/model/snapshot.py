@@ -1,4 +1,4 @@
-"""Wishes, and the snapshots that make them true."""
+"""ModelSpecs, and the snapshots that make them true."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a user asked for: a ref under a name, narrowed by patterns. Two equal wishes are one pull.
+class ModelSpec:
+    """What a user asked for: a ref under a name, narrowed by patterns. Two equal pending are one pull.
 
     `hub_id`: the repository of the Hub, `org/model`, that a mirror elsewhere stands for in the Hub view.
     """
@@ -44,7 +44,7 @@ class Wish:
             raise Invalid(
                 f"{self.ref} is of the Hub, and hub_id names {self.hub_id[:120]!a}",
                 code="bad_hub_id",
-                mend="leave hub_id out: a model of the Hub has its own folder in the Hub view",
+                hint="leave hub_id out: a model of the Hub has its own folder in the Hub view",
             )
         check_hub_id(self.hub_id)
 
@@ -64,14 +64,14 @@ class Wish:
             raise Invalid(
                 f"the ref names {typed.path:.120}, and include names other files",
                 code="bad_ref",
-                mend="name all files in include and none in the ref, or leave include out",
+                hint="name all files in include and none in the ref, or leave include out",
             )
         include = [escape(typed.path)] if typed.path else include
         if name is None:
             name = default_name(typed.ref, include, exclude)
         return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id)
 
-    def is_of_same_model(self, other: Wish) -> bool:
+    def is_of_same_model(self, other: ModelSpec) -> bool:
         """Whether both ask for the same files of one model, if perhaps at other revisions."""
         return self._model == other._model
 
@@ -102,7 +102,7 @@ class Wish:
         return f"{self.ref} ({narrowed[:200]})" if narrowed else str(self.ref)
 
     def as_document(self) -> dict[str, object]:
-        """The wish as JSON members, read back by `from_document`."""
+        """The spec as JSON members, read back by `from_document`."""
         return {
             "ref": str(self.ref),
             "name": self.name,
@@ -141,7 +141,7 @@ class Snapshot:
     and to no other.
     """
 
-    wish: Wish
+    spec: ModelSpec
     manifest: str
     revision: str
     size: int
@@ -173,11 +173,11 @@ class Snapshot:
         where patterns narrow it, or where another snapshot has that address."""
         bare = f"{self.name}@{self.revision}"
         longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
-        return longer if self.wish.include or self.wish.exclude else [bare, *longer]
+        return longer if self.spec.include or self.spec.exclude else [bare, *longer]
 
     @property
     def name(self) -> str:
-        return self.wish.name
+        return self.spec.name
 
     @property
     def hub_folder(self) -> str:
@@ -186,14 +186,14 @@ class Snapshot:
 
     @property
     def hub_revision(self) -> str | None:
-        """The movable revision a Hub client would ask for, None when the wish names a commit."""
-        return self.wish.hub_revision
+        """The movable revision a Hub client would ask for, None when the spec names a commit."""
+        return self.spec.hub_revision
 
 
-def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot:
-    """What publishing `manifest` under the wish's name declares."""
+def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Snapshot:
+    """What publishing `manifest` under the spec's name declares."""
     return Snapshot(
-        wish=wish,
+        spec=spec,
         manifest=manifest.id,
         revision=manifest.revision,
         size=manifest.size,
@@ -201,7 +201,7 @@ def snapshot_of(wish: Wish, manifest: Manifest, published_at: float) -> Snapshot
         verified=manifest.is_verified,
         verified_by=manifest.verified_by,
         published_at=published_at,
-        repo=wish.repo,
+        repo=spec.repo,
         commit=commit_of(manifest),
         file=manifest.single_file,
     )

@@ -81,7 +81,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
         raise Invalid(
             f"{shown(text)} carries a query",
             code="url_query",
-            mend="leave out what follows '?': it may be a secret, and a ref is shown in listings and files",
+            hint="leave out what follows '?': it may be a secret, and a ref is shown in listings and files",
         )
     if fragment.startswith("sha256="):
         _refuse(text, "carries a digest", "leave it out: every file of the Hub is checked against the Hub's")
@@ -168,4 +168,4 @@ def _refuse_one_part(text: str) -> NoReturn:
 
 
 def _refuse(text: str, why: str, hint: str) -> NoReturn:
-    raise Invalid(f"{shown(text)} {why}", code="bad_ref", mend=hint)
+    raise Invalid(f"{shown(text)} {why}", code="bad_ref", hint=hint)

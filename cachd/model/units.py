@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from cachd.model.limits import Room, Share
+from cachd.model.limits import Percentage, SizeOrPercent
 
 _LONGEST_TEXT = 40
 _LONGEST_SHOWN = 22
@@ -82,20 +82,20 @@ def seconds_of(value: object) -> float:
     return float(seconds)
 
 
-def share_of(value: object) -> Share:
+def percentage_of(value: object) -> Percentage:
     """The share of a percentage."""
     found = _SHARE.fullmatch(_text(value))
-    if isinstance(value, Share):
+    if isinstance(value, Percentage):
         return value
     if not found:
         raise _wrong(value, _SHARES)
-    return Share(float(found[1]))
+    return Percentage(float(found[1]))
 
 
-def room_of(value: object) -> Room:
+def size_or_percent_of(value: object) -> SizeOrPercent:
     """A share of the disk, or bytes."""
-    if isinstance(value, Share) or "%" in _text(value):
-        return share_of(value)
+    if isinstance(value, Percentage) or "%" in _text(value):
+        return percentage_of(value)
     try:
         return bytes_of(value)
     except ValueError:

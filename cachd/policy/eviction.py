@@ -66,7 +66,7 @@ class Candidate:
         """Bytes on disk, those it shares included."""
         return sum(self.blobs.values())
 
-    def worth(self, now: float) -> float:
+    def score(self, now: float) -> float:
         if self.use is None:
             return 0.0
         fresh = _FRESH_FACTOR if now - self.use.last < FRESH_SECONDS else 1.0
@@ -116,22 +116,22 @@ def choose(
     """
     everybody = list(candidates)
     held, taken, freed, lost = _Held(everybody, claimed), list[Candidate](), 0, 0.0
-    worth = {c: c.worth(now) for c in everybody if not c.protected}
-    rest = sorted(worth, key=lambda c: c.manifest)
+    score = {c: c.score(now) for c in everybody if not c.protected}
+    rest = sorted(score, key=lambda c: c.manifest)
     best: tuple[float, list[Candidate]] | None = None
     while rest and freed < need:
         for last in rest:
-            if (best is None or lost + worth[last] < best[0]) and freed + held.frees(last) >= need:
-                best = lost + worth[last], [*taken, last]
-        following = min(rest, key=lambda c: _rank(c, worth[c], held.share(c)))
+            if (best is None or lost + score[last] < best[0]) and freed + held.frees(last) >= need:
+                best = lost + score[last], [*taken, last]
+        following = min(rest, key=lambda c: _rank(c, score[c], held.share(c)))
         rest.remove(following)
         if held.share(following):
             taken.append(following)
             freed += held.lose(following)
-            lost += worth[following]
+            lost += score[following]
     found = best[1] if best else taken
     if freed >= need:
-        for candidate in sorted(found, key=lambda c: (-worth[c], c.manifest)):
+        for candidate in sorted(found, key=lambda c: (-score[c], c.manifest)):
             without = [c for c in found if c is not candidate]
             if _Held(everybody, claimed).lose(*without) >= need:
                 found = without
@@ -195,9 +195,9 @@ def _why(candidate: Candidate, left: Iterable[Candidate], now: float) -> str:
     return f"{why}; files it shares with {', '.join(sharing[:3])} stay" if sharing else why
 
 
-def _rank(candidate: Candidate, worth: float, share: float) -> tuple[float, float, str]:
+def _rank(candidate: Candidate, score: float, share: float) -> tuple[float, float, str]:
     """Of what goes first: the least worth a byte, then the longest unused."""
-    return worth / share if share else float("inf"), _last(candidate), candidate.manifest
+    return score / share if share else float("inf"), _last(candidate), candidate.manifest
 
 
 def _last(candidate: Candidate) -> float:

@@ -12,7 +12,7 @@ MAX_PART_BYTES = 32 << 20
 UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 64 << 20, 2 << 20
 
 
-class Landed:
+class Received:
     """The extents of a file that are here: disjoint, sorted, merged when they touch."""
 
     def __init__(self) -> None:

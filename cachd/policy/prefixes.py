@@ -205,7 +205,7 @@ def _check_path(url: SplitResult) -> None:
             f"{url.scheme}://{url.netloc}{url.path:.200} has a segment that servers read in different ways,"
             f" and sources has an entry for a part of that host",
             code="ambiguous_path",
-            mend="write it without '.', '..', '//', ';' and without encoded '/', '\\' or '%'",
+            hint="write it without '.', '..', '//', ';' and without encoded '/', '\\' or '%'",
         )
 
 

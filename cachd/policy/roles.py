@@ -78,7 +78,7 @@ class Grant:
             raise Forbidden(
                 f"this needs the role {needed.name}, and {self.name} has {self.role.name}",
                 code="role_too_low",
-                mend=f"use a token with the role {needed.name}",
+                hint=f"use a token with the role {needed.name}",
                 role_needed=needed.name,
                 role=self.role.name,
             )
@@ -102,6 +102,6 @@ class Grant:
         if not self.namespaces.are_all:
             raise self._outside("the whole node", "use a token without namespaces")
 
-    def _outside(self, thing: str, mend: str) -> Forbidden:
+    def _outside(self, thing: str, hint: str) -> Forbidden:
         detail = f"{self.name} may change {self.namespaces}, and this would change {thing}"
-        return Forbidden(detail, code="outside_namespaces", mend=mend)
+        return Forbidden(detail, code="outside_namespaces", hint=hint)

@@ -59,7 +59,7 @@ class Verdicts:
             raise Forbidden(
                 f"{url.scheme}://{url.netloc} is refused by the entry {rule.by} of sources",
                 code="source_refused",
-                mend="the origin keeps its files there; allow that prefix if it is meant",
+                hint="the origin keeps its files there; allow that prefix if it is meant",
             )
 
 

@@ -58,7 +58,7 @@ def read(path: Path) -> ConfigFile:
     if node is None:
         return found
     if not isinstance(node, yaml.MappingNode):
-        raise _refused(found.name, node.start_mark.line + 1, "holds no keys", mend="write 'key: value' lines")
+        raise _refused(found.name, node.start_mark.line + 1, "holds no keys", hint="write 'key: value' lines")
     keys = _Reading(found).value(node, ())
     assert isinstance(keys, dict)
     found.keys = {key: value for key, value in keys.items() if value is not None}
@@ -82,7 +82,7 @@ def _content(path: Path) -> bytes:
         raise Invalid(
             f"{path}: the configuration file cannot be read: {files.reason(error)}",
             code="bad_config",
-            mend="check the path and its mode",
+            hint="check the path and its mode",
         ) from error
 
 
@@ -91,7 +91,7 @@ def _decoded(file: ConfigFile) -> str:
         return file.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = file.content.count(b"\n", 0, error.start) + 1
-        raise _refused(file.name, line, "not UTF-8", mend="save the file as UTF-8") from None
+        raise _refused(file.name, line, "not UTF-8", hint="save the file as UTF-8") from None
 
 
 def _composed(file: str, text: str) -> yaml.Node | None:
@@ -109,8 +109,8 @@ def _composed(file: str, text: str) -> yaml.Node | None:
         raise _refused(file, 0, f"nested deeper than {_DEEPEST} levels") from None
 
 
-def _refused(file: str, line: int, reason: str, *, mend: str = "") -> Invalid:
-    return Invalid(str(Finding(Place(file, line), "", reason)), code="bad_config", mend=mend)
+def _refused(file: str, line: int, reason: str, *, hint: str = "") -> Invalid:
+    return Invalid(str(Finding(Place(file, line), "", reason)), code="bad_config", hint=hint)
 
 
 class _Reading:

@@ -94,7 +94,7 @@ class TokenFile:
             raise Unauthorized(
                 "the daemon's token_file cannot be read, so no token can be right",
                 code="token_unreadable",
-                mend="write the file, readable for the daemon; its log says what is wrong",
+                hint="write the file, readable for the daemon; its log says what is wrong",
             )
         return found if token else None
 

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from cachd.errors import Invalid
 from cachd.fields import Rate
-from cachd.model import Digest, Scheme, Share, room_of, share_of
+from cachd.model import Digest, Percentage, Scheme, percentage_of, size_or_percent_of
 from cachd.model.listener import Listener
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
-from cachd.policy.reach import Reach
 from cachd.settings.file import parse
 
 
@@ -54,14 +54,14 @@ def _listen(value: str) -> str:
 
 def _reachable(entry: str) -> str:
     try:
-        Reach([entry])
+        AddressPolicy([entry])
     except Invalid as error:
         raise ValueError(str(error)) from error
     return entry
 
 
-def _room_or_auto(value: object) -> int | Share | Literal["auto"]:
-    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else room_of(value)
+def _size_or_percent_or_auto(value: object) -> int | Percentage | Literal["auto"]:
+    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else size_or_percent_of(value)
 
 
 def _proxy(value: str) -> str:
@@ -84,9 +84,9 @@ def _exemption(entry: str) -> str:
     return entry
 
 
-Room = Annotated[int | Share, PlainValidator(room_of)]
-RoomOrAuto = Annotated[int | Share | Literal["auto"], PlainValidator(_room_or_auto)]
-Percent = Annotated[Share, PlainValidator(share_of)]
+SizeOrPercent = Annotated[int | Percentage, PlainValidator(size_or_percent_of)]
+SizeOrPercentOrAuto = Annotated[int | Percentage | Literal["auto"], PlainValidator(_size_or_percent_or_auto)]
+Percent = Annotated[Percentage, PlainValidator(percentage_of)]
 Rates = Annotated[dict[Scheme, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]

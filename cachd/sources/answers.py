@@ -61,18 +61,18 @@ def check_status(response: Answer, url: str) -> None:
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
         raise Forbidden(
-            reason, code="source_unauthorized", mend="check the token", status=status, hub_says=hub_says
+            reason, code="source_unauthorized", hint="check the token", status=status, hub_says=hub_says
         )
     if status in (403, 451):
         raise Forbidden(
             reason,
             code="source_forbidden",
-            mend="check that the token may read it; some origins say this of what does not exist",
+            hint="check that the token may read it; some origins say this of what does not exist",
             status=status,
             hub_says=hub_says,
         )
     if status in (404, 410):
-        raise NotFound(reason, code="file_not_found", mend="check the name", status=status)
+        raise NotFound(reason, code="file_not_found", hint="check the name", status=status)
     if status in (412, 416):
         raise Changed(f"{shown}: the file is not what it was ({status})", status=status)
     told = told_wait(response.headers)
@@ -165,20 +165,20 @@ def _broken(shown: str, error: Exception) -> CachdError:
         return Unavailable(
             f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            mend="set the node's clock (chronyc tracking); it is asked again meanwhile",
+            hint="set the node's clock (chronyc tracking); it is asked again meanwhile",
         )
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(
             f"{shown}: {error.verify_message}",
             code="tls_untrusted",
-            mend="set ca_file if the origin, or a proxy that opens TLS, has its own authority;"
+            hint="set ca_file if the origin, or a proxy that opens TLS, has its own authority;"
             " check the node's clock",
         )
     if isinstance(error, ssl.SSLError) and error.reason in _TOO_OLD:
         return Forbidden(
             f"{shown}: it speaks no TLS that can be trusted ({error.reason})",
             code="tls_too_old",
-            mend="the origin must speak TLS 1.2 or later",
+            hint="the origin must speak TLS 1.2 or later",
         )
     if isinstance(error, TimeoutError):
         return Unavailable(f"{shown}: no byte for too long", code="stalled")

@@ -15,14 +15,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 
 AHEAD_SECONDS = 0.25
 # family, kind, protocol, canonical name, address: as socket.getaddrinfo gives them
 Address = tuple[int, int, int, str, tuple[str | int, ...] | tuple[int, bytes]]
 
 
-def dial(addresses: Sequence[Address], connect_seconds: float, cut: Cut) -> socket.socket:
+def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: CancelToken) -> socket.socket:
     """A blocking socket to the first of `addresses` that answers.
 
     Raises OSError, TimeoutError among them, or Cancelled.
@@ -34,7 +34,7 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cut: Cut) -> sock
         while waiting or pending.get_map():
             if waiting:
                 try:
-                    pending.register(_begun(waiting.pop(0), tried, cut), selectors.EVENT_WRITE)
+                    pending.register(_begun(waiting.pop(0), tried, cancel_token), selectors.EVENT_WRITE)
                 except OSError as error:
                     refusal = error
                     continue
@@ -42,7 +42,7 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cut: Cut) -> sock
             if left <= 0:
                 raise TimeoutError(f"no address answered within {connect_seconds:g} s")
             for key, _ in pending.select(min(left, AHEAD_SECONDS) if waiting else left):
-                cut.check()  # it makes what is on its way look as if it had arrived
+                cancel_token.check()  # it makes what is on its way look as if it had arrived
                 answered: socket.socket = key.fileobj  # type: ignore[assignment] # as it was registered
                 pending.unregister(answered)
                 code = answered.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -63,13 +63,13 @@ class _OnItsWay:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
-def _begun(address: Address, tried: ExitStack, cut: Cut) -> socket.socket:
+def _begun(address: Address, tried: ExitStack, cancel_token: CancelToken) -> socket.socket:
     """A socket on its way to an address, closed by `tried`. Raises OSError or Cancelled."""
     family, kind, protocol, _, place = address
     sock = tried.enter_context(socket.socket(family, kind, protocol))
     sock.setblocking(False)
     code = sock.connect_ex(place)
-    tried.enter_context(cut.reaches(_OnItsWay(sock)))  # not before: an unconnected one wakes nobody
+    tried.enter_context(cancel_token.reaches(_OnItsWay(sock)))  # not before: an unconnected one wakes nobody
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
     return sock

@@ -52,4 +52,4 @@ class HeadersFile:
         return found
 
     def _refused(self, why: str, hint: str) -> Invalid:
-        return Invalid(f"headers_file {self._file} {why}", code="bad_secret", mend=hint)
+        return Invalid(f"headers_file {self._file} {why}", code="bad_secret", hint=hint)

@@ -22,8 +22,8 @@ from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
 from cachd.model import Extent
+from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
-from cachd.policy.reach import Anywhere, Reach
 from cachd.sources.answers import (
     BROKEN,
     announced,
@@ -40,7 +40,7 @@ from cachd.sources.exchange import Answer, Headers
 from cachd.sources.names import Names
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 
@@ -91,7 +91,7 @@ class Http:
 
     def __init__(
         self,
-        reach: Reach,
+        address_policy: AddressPolicy,
         *,
         stall_seconds: float = 30.0,
         connect_seconds: float = 10.0,
@@ -99,13 +99,17 @@ class Http:
         proxies: Proxies = _NO_PROXIES,
         proxy_credentials: Secret = _NO_CREDENTIALS,
     ) -> None:
-        self._reach, self._proxies, self._proxy_credentials = reach, proxies, proxy_credentials
+        self._address_policy, self._proxies, self._proxy_credentials = (
+            address_policy,
+            proxies,
+            proxy_credentials,
+        )
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities = authorities
         patience = {"connect_seconds": connect_seconds, "stall_seconds": stall_seconds}
         names = Names(connect_seconds)
         tunnels = Tunnels(proxy_credentials, authorities.context, names, **patience)
-        self._routes = Routes(reach, proxies, tunnels, names, **patience)
+        self._routes = Routes(address_policy, proxies, tunnels, names, **patience)
         self._kept = threading.local()
         self._age = 0  # connections of an earlier one are not used again
         self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
@@ -121,20 +125,20 @@ class Http:
             proxy_credentials=self._proxy_credentials,
         )
 
-    def head(self, url: str, cut: Cut, *, secrets: Mapping[str, str] | None = None) -> Head:
+    def head(self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
         """Ask about a URL without its bytes. Raises as `open` does."""
-        _, response, connection = self._follow("HEAD", url, {}, secrets or {}, cut)
+        _, response, connection = self._follow("HEAD", url, {}, secrets or {}, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             if response.status in (405, 501):
-                return self._head_by_range(url, secrets or {}, cut)
+                return self._head_by_range(url, secrets or {}, cancel_token)
             check_status(response, url)
             check_encoding(response, url)
             length = response.getheader("Content-Length")
             return Head(number(length), validator_of(response), response.headers)
 
-    def _head_by_range(self, url: str, secrets: Mapping[str, str], cut: Cut) -> Head:
+    def _head_by_range(self, url: str, secrets: Mapping[str, str], cancel_token: CancelToken) -> Head:
         """For an origin that knows no HEAD: the first byte's answer says as much."""
-        _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cut)
+        _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             check_status(response, url)
             check_encoding(response, url)
@@ -142,57 +146,68 @@ class Http:
             size = int(told[3]) if told else number(response.getheader("Content-Length"))
             return Head(size, validator_of(response), response.headers)
 
-    def read(self, url: str, cut: Cut, *, at_most: int, secrets: Mapping[str, str] | None = None) -> bytes:
+    def read(
+        self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] | None = None
+    ) -> bytes:
         """The whole of a small file. Raises Invalid when it is longer than `at_most` bytes."""
-        return self._ask(url, cut, at_most, secrets or {}, check_status).content
+        return self._ask(url, cancel_token, at_most, secrets or {}, check_status).content
 
-    def ask(self, url: str, cut: Cut, *, at_most: int, secrets: Mapping[str, str] | None = None) -> Told:
+    def ask(
+        self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] | None = None
+    ) -> Told:
         """What an origin says of a URL, whatever its status; of a failure its head alone.
 
         Raises Invalid when it is longer than `at_most` bytes.
         """
-        return self._ask(url, cut, at_most, secrets or {}, lambda _response, _url: None)
+        return self._ask(url, cancel_token, at_most, secrets or {}, lambda _response, _url: None)
 
     def relay(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes, cut: Cut, *, at_most: int
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        cancel_token: CancelToken,
+        *,
+        at_most: int,
     ) -> Told:
         """What an origin says to a request of another client, which follows redirects itself."""
         parts = _checked(url)
-        self._reach.check_url(parts)
-        response, connection = self._send(method, parts, headers, cut, body)
+        self._address_policy.check_url(parts)
+        response, connection = self._send(method, parts, headers, cancel_token, body)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as answered:
-            return Told(response.status, response.headers, _whole(answered, url, at_most, cut))
+            return Told(response.status, response.headers, _whole(answered, url, at_most, cancel_token))
 
     def _ask(
         self,
         url: str,
-        cut: Cut,
+        cancel_token: CancelToken,
         at_most: int,
         secrets: Mapping[str, str],
         check: Callable[[Answer, str], None],
     ) -> Told:
-        _, response, connection = self._follow("GET", url, {}, secrets, cut)
+        _, response, connection = self._follow("GET", url, {}, secrets, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
             check(response, url)
             if response.status >= 400:
                 return Told(response.status, response.headers, b"")
             check_encoding(response, url)
-            return Told(response.status, response.headers, _whole(body, url, at_most, cut))
+            return Told(response.status, response.headers, _whole(body, url, at_most, cancel_token))
 
-    def open(self, target: Target, extent: Extent, cut: Cut) -> Response:
-        """Ask for the bytes of an extent; `cut` ends the asking.
+    def open(self, target: Target, extent: Extent, cancel_token: CancelToken) -> Response:
+        """Ask for the bytes of an extent; `cancel_token` ends the asking.
 
         Raises NoRanges, Changed, NotFound, Forbidden, Unavailable or Cancelled.
         """
         moved = self._moved.get(target.url)
         if moved is not None:
             try:
-                return self._open_at(moved, {}, target, extent, cut)
+                return self._open_at(moved, {}, target, extent, cancel_token)
             except (Forbidden, NotFound, Unavailable) as error:
                 if error.facts.get("status") not in _MAYBE_EXPIRED:
                     raise
                 self._moved.pop(target.url, None)
-        return self._open_at(target.url, target.secrets, target, extent, cut)
+        return self._open_at(target.url, target.secrets, target, extent, cancel_token)
 
     def anew(self) -> None:
         """Use no connection and no signed address again that is known now."""
@@ -200,7 +215,7 @@ class Http:
         self._moved.clear()
 
     def _open_at(
-        self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cut: Cut
+        self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cancel_token: CancelToken
     ) -> Response:
         headers = {}
         if extent.size != target.size:
@@ -208,7 +223,7 @@ class Http:
         if target.validator:
             by_tag = target.validator.startswith('"')
             headers["If-Match" if by_tag else "If-Unmodified-Since"] = target.validator
-        arrived, response, connection = self._follow("GET", url, headers, secrets, cut)
+        arrived, response, connection = self._follow("GET", url, headers, secrets, cancel_token)
         body = Response(response, connection, arrived, stall_seconds=self._stall_seconds)
         try:
             check_status(response, arrived)
@@ -230,16 +245,16 @@ class Http:
         url: str,
         headers: Mapping[str, str],
         secrets: Mapping[str, str],
-        cut: Cut,
+        cancel_token: CancelToken,
     ) -> tuple[str, Answer, Connection]:
         """Send a request and follow redirects; the URL that answered, its answer and its connection."""
         parts = _checked(url)
         first = origin_of(parts)
         for _ in range(MOST_REDIRECTS + 1):
-            self._reach.check_url(parts)
+            self._address_policy.check_url(parts)
             if origin_of(parts) != first:
                 secrets = {}  # for good: a redirect back does not bring them back
-            response, connection = self._send(method, parts, {**headers, **secrets}, cut)
+            response, connection = self._send(method, parts, {**headers, **secrets}, cancel_token)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
                 return url, response, connection
@@ -250,42 +265,51 @@ class Http:
                 raise Forbidden(
                     f"{bare(url)} redirects from https to {scheme or 'nothing'}",
                     code="downgrade_refused",
-                    mend="the origin is misconfigured, or somebody stands between",
+                    hint="the origin is misconfigured, or somebody stands between",
                 )
             url, parts = target, _checked(target)
         raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
 
     def _send(
-        self, method: str, url: SplitResult, headers: Mapping[str, str], cut: Cut, body: bytes = b""
+        self,
+        method: str,
+        url: SplitResult,
+        headers: Mapping[str, str],
+        cancel_token: CancelToken,
+        body: bytes = b"",
     ) -> tuple[Answer, Connection]:
         """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         pool = self._pool()
         kept = None if body else pool.pop(origin_of(url), None)  # what has a body is never sent twice
         if kept:
-            self._reach.check_addresses(url, kept.addresses)  # it was let in for another path, perhaps
+            self._address_policy.check_addresses(
+                url, kept.addresses
+            )  # it was let in for another path, perhaps
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds)
         asked = {**_ALWAYS_TOLD, **headers}
         for connection in filter(None, (kept, new)):
             connection.take(pool)
             try:
-                with cut.reaches(connection):
-                    answer = connection.ask(method, path, asked, lambda: self._routes.dial(url, cut), body)
-                    cut.count()
+                with cancel_token.reaches(connection):
+                    answer = connection.ask(
+                        method, path, asked, lambda: self._routes.dial(url, cancel_token), body
+                    )
+                    cancel_token.count()
                     return answer, connection
             except CachdError:
                 connection.close()
                 raise
             except BROKEN as error:
                 connection.close()
-                cut.check()
+                cancel_token.check()
                 if connection is not kept:
                     raise broken(url, error, connection.proxy) from error
             except ValueError as error:  # such as a token with a line feed
                 connection.close()
                 raise Invalid(
-                    f"a header for {url.netloc} cannot be sent", code="bad_header", mend="check the token"
+                    f"a header for {url.netloc} cannot be sent", code="bad_header", hint="check the token"
                 ) from error
         raise AssertionError("a new connection answers or raises")
 
@@ -299,15 +323,15 @@ class Http:
         return pool
 
 
-def _whole(body: Response, url: str, at_most: int, cut: Cut) -> bytes:
+def _whole(body: Response, url: str, at_most: int, cancel_token: CancelToken) -> bytes:
     """A body to its end. Raises Invalid when it is longer than `at_most` bytes, unread when it says so."""
     if body.size is not None and body.size > at_most:
         raise too_large(bare(url), at_most, body.size)
     content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
-    with cut.reaches(body):
+    with cancel_token.reaches(body):
         while count := body.readinto(buffer[: at_most + 1 - len(content)]):
             content += buffer[:count]
-            cut.count()
+            cancel_token.count()
     if len(content) > at_most:
         raise too_large(bare(url), at_most)
     return bytes(content)

@@ -26,7 +26,7 @@ from cachd.sources.answers import bare, retry_after
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
 _LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # some 240 bytes and 17 tokens a file
@@ -51,7 +51,7 @@ class HubSource:
         self._check = check
         set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
 
-    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`. One call: it names the commit and lists its files."""
         api = HfApi(
             endpoint=self._endpoint,
@@ -59,7 +59,7 @@ class HubSource:
             library_name="cachd",
             library_version=__version__,
         )
-        with _hub_errors(ref), _asks_over(self._http, cut):
+        with _hub_errors(ref), _asks_over(self._http, cancel_token):
             found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
             if found.id != ref.location:  # renamed, and led there
                 self._check(f"hf://{found.id}")
@@ -69,12 +69,12 @@ class HubSource:
                 raise Unavailable(
                     f"{ref} was answered with commit {found.sha!r:.80}",
                     code="origin_protocol",
-                    mend="hf_endpoint is no faithful mirror, or a branch is named like a commit",
+                    hint="hf_endpoint is no faithful mirror, or a branch is named like a commit",
                 )
             files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
             return Manifest(ref.base, found.sha, files)
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
         repo, _, rest = file.origin.removeprefix("hf://").partition("@")
         commit, _, path = rest.partition("/")
@@ -82,7 +82,7 @@ class HubSource:
         token = self._token.read()
         secrets = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            return self._http.open(Target(url, file.size, secrets), extent, cut)
+            return self._http.open(Target(url, file.size, secrets), extent, cancel_token)
         except Forbidden as error:
             if error.facts.get("hub_says") == "GatedRepo":
                 raise _gated(f"hf://{repo}") from error
@@ -114,21 +114,21 @@ class _OurPath(httpx2.BaseTransport):
         path = _path.get()
         if path is None or constants.is_offline_mode():
             raise OfflineModeIsEnabled("nobody asked for this")
-        (http, cut), token = path, request.headers.get("Authorization")
+        (http, cancel_token), token = path, request.headers.get("Authorization")
         url, secrets = str(request.url), {"Authorization": token} if token else {}
-        told = http.ask(url, cut, at_most=_LISTING.size_bytes, secrets=secrets)
+        told = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
         if told.content:
             check_json(told.content, bare(url), _LISTING)
         return httpx2.Response(told.status, headers=told.headers.items(), content=told.content)
 
 
-_path: ContextVar[tuple[Http, Cut] | None] = ContextVar("path", default=None)
+_path: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("path", default=None)
 
 
 @contextmanager
-def _asks_over(http: Http, cut: Cut) -> Iterator[None]:
+def _asks_over(http: Http, cancel_token: CancelToken) -> Iterator[None]:
     """Inside, and in this thread, the Hub's client asks over `http` until it is cut."""
-    before = _path.set((http, cut))
+    before = _path.set((http, cancel_token))
     try:
         yield
     finally:
@@ -146,26 +146,26 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise NotFound(
             f"{ref.base} has no revision {ref.revision!r}",
             code="revision_not_found",
-            mend="check the branch; a '/' in its name is written %2F",
+            hint="check the branch; a '/' in its name is written %2F",
         ) from error
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401:
             raise Forbidden(
                 f"{ref.base} does not exist, or is private and the token was not accepted",
                 code="source_unauthorized",
-                mend=f"check the name, and the token of {_TOKENS}",
+                hint=f"check the name, and the token of {_TOKENS}",
                 status=401,
             ) from error
         raise NotFound(
             f"{ref.base} does not exist, or is private",
             code="repo_not_found",
-            mend=f"check the name; a private model needs a token of {_TOKENS}",
+            hint=f"check the name; a private model needs a token of {_TOKENS}",
         ) from error
     except OfflineModeIsEnabled as error:
         raise Invalid(
             "HF_HUB_OFFLINE is set where the daemon runs, so no Hub can be asked",
             code="offline",
-            mend="unset it for the daemon; it is meant for the pods",
+            hint="unset it for the daemon; it is meant for the pods",
         ) from error
     except DisabledRepoError as error:
         raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
@@ -175,7 +175,7 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise Unavailable(
             f"the Hub's answer for {ref.base} is no listing: {type(error).__name__}",
             code="origin_protocol",
-            mend="is a login page or another server at hf_endpoint?",
+            hint="is a login page or another server at hf_endpoint?",
         ) from error
 
 
@@ -183,7 +183,7 @@ def _gated(base: str) -> Forbidden:
     return Forbidden(
         f"{base} is gated and this token has no access",
         code="gated",
-        mend=f"accept its terms on the Hub with the account of the token of {_TOKENS}",
+        hint=f"accept its terms on the Hub with the account of the token of {_TOKENS}",
     )
 
 
@@ -193,14 +193,14 @@ def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:
         return Forbidden(
             f"the Hub refused the token for {ref.base}",
             code="source_unauthorized",
-            mend=f"check the token of {_TOKENS}; one of a login may have expired",
+            hint=f"check the token of {_TOKENS}; one of a login may have expired",
             status=status,
         )
     if status == 403:
         return Forbidden(
             f"the token may not read {ref.base}",
             code="source_forbidden",
-            mend="check its rights",
+            hint="check its rights",
             status=status,
         )
     return Unavailable(

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Callable, Sequence
 
 from cachd.errors import Invalid, Unavailable
-from cachd.sources.aside import Asides
 from cachd.sources.dial import Address
-from cachd.sources.source import Cut
+from cachd.sources.helper_threads import HelperThreads
+from cachd.sources.source import CancelToken
 
 MOST_LEFT = 64
 LookUp = Callable[[str, int], Sequence[Address]]
@@ -25,20 +25,20 @@ class Names:
 
     def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
         self._seconds, self._look_up = seconds, look_up
-        self._asides = Asides(MOST_LEFT)
+        self._helpers = HelperThreads(MOST_LEFT)
 
-    def addresses(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
+    def addresses(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """Raises Unavailable for a name that has no address or no answer in time, Invalid for what is no
         name, Cancelled."""
         if _is_address(host):
             return by_the_system(host, port)  # which then asks nobody
         try:
-            with self._asides.aside(self._seconds) as aside, cut.reaches(aside):
+            with self._helpers.aside(self._seconds) as aside, cancel_token.reaches(aside):
                 return aside.call(self._look_up, host, port)
         except UnicodeError as error:
-            raise Invalid(f"{host:.80} is no host name", code="bad_ref", mend="check it") from error
+            raise Invalid(f"{host:.80} is no host name", code="bad_ref", hint="check it") from error
         except OSError as error:  # TimeoutError among them
-            cut.check()
+            cancel_token.check()
             raise Unavailable(
                 f"{host} cannot be resolved: {error.strerror or error}",
                 code="dns_failed",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult
 
 from cachd.errors import Unavailable
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
-from cachd.policy.reach import Reach
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
@@ -31,11 +31,11 @@ class Dialled:
 
 
 class Routes:
-    """The ways to origins within `reach`, by `proxies` where these say so. Safe to share between threads."""
+    """Dials origins that the address policy allows, through a proxy where `proxies` says so. Thread-safe."""
 
     def __init__(
         self,
-        reach: Reach,
+        address_policy: AddressPolicy,
         proxies: Proxies,
         tunnels: Tunnels,
         names: Names,
@@ -43,11 +43,16 @@ class Routes:
         connect_seconds: float,
         stall_seconds: float,
     ) -> None:
-        self._reach, self._proxies, self._tunnels, self._names = reach, proxies, tunnels, names
+        self._address_policy, self._proxies, self._tunnels, self._names = (
+            address_policy,
+            proxies,
+            tunnels,
+            names,
+        )
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
         self._unknown: dict[str, float] = {}  # a host that this node cannot resolve -> until when
 
-    def dial(self, url: SplitResult, cut: Cut) -> Dialled:
+    def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:
         """A new wire to the origin of `url`, every address of its name vetted.
 
         Raises CachdError, Cancelled among them, or OSError. A proxy is told the name and resolves it itself:
@@ -56,34 +61,34 @@ class Routes:
         host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
         proxy = self._proxies.of(url)
         if proxy is None:
-            places = self._resolved(host, port, cut)
-            self._reach.check_addresses(url, _addresses(places))
-            connected = dial(places, self._connect_seconds, cut)  # no second look-up can change them
+            places = self._resolved(host, port, cancel_token)
+            self._address_policy.check_addresses(url, _addresses(places))
+            connected = dial(places, self._connect_seconds, cancel_token)  # no second look-up can change them
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = str(connected.getpeername()[0])
             return Dialled(Wire(connected, self._stall_seconds), (address,))
-        addresses = _addresses(self._resolved_if_known(host, port, cut))
-        self._reach.check_addresses(url, addresses)
-        return Dialled(self._tunnels.open(proxy, host, port, cut), addresses, str(proxy))
+        addresses = _addresses(self._resolved_if_known(host, port, cancel_token))
+        self._address_policy.check_addresses(url, addresses)
+        return Dialled(self._tunnels.open(proxy, host, port, cancel_token), addresses, str(proxy))
 
-    def _resolved(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
+    def _resolved(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """Raises as `Names.addresses` does."""
         try:
-            return self._names.addresses(host, port, cut)
+            return self._names.addresses(host, port, cancel_token)
         except Unavailable as error:
             if unused := self._proxies.unused:
-                error.mend = (
+                error.hint = (
                     f"{unused} is set, but cachd uses a proxy only if the option proxy is set"
                     " (proxy: env takes the environment's)"
                 )
             raise
 
-    def _resolved_if_known(self, host: str, port: int, cut: Cut) -> Sequence[Address]:
+    def _resolved_if_known(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """None where this node does not know the name."""
         if self._unknown.get(host, 0) > time.monotonic():
             return []
         try:
-            return self._resolved(host, port, cut)
+            return self._resolved(host, port, cancel_token)
         except Unavailable:
             if len(self._unknown) >= _MOST_UNKNOWN:
                 self._unknown.clear()

@@ -42,12 +42,12 @@ from cachd import files
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import SMALL, check_json, check_xml, too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
-from cachd.sources import sums
+from cachd.sources import checksums
 from cachd.sources.answers import bare
-from cachd.sources.aside import Asides
 from cachd.sources.connection import Response
+from cachd.sources.helper_threads import HelperThreads
 from cachd.sources.http import Http, Target
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
 _METADATA = ("169.254.169.254", "[fd00:ec2::254]")
@@ -108,54 +108,56 @@ class BucketSource:
         self._http, self._endpoint_url, self._region, self._keys = http, endpoint_url, region, keys
         self._our_path = _OurPath(http.anywhere())
         self._signing_in = threading.Lock()
-        self._asides = Asides(_MOST_LEFT)
+        self._helpers = HelperThreads(_MOST_LEFT)
         self._signed: _Signed | None = None
 
-    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
-        with _bucket_errors(ref.base), self._our_path.until(cut):
-            client = self._signed_in(cut, renew=True).client
-            listed = self._list(client, bucket, prefix, cut)
+        with _bucket_errors(ref.base), self._our_path.until(cancel_token):
+            client = self._signed_in(cancel_token, renew=True).client
+            listed = self._list(client, bucket, prefix, cancel_token)
             keys = {path: key for path, (key, _) in listed.items()}
             if not keys:
                 raise NotFound(
                     f"{ref.base} holds no objects",
                     code="file_not_found",
-                    mend="check bucket and prefix; without s3:ListBucket nothing is seen",
+                    hint="check bucket and prefix; without s3:ListBucket nothing is seen",
                 )
-            digests = self._sums(bucket, keys, cut)
+            digests = self._checksums(bucket, keys, cancel_token)
 
             def ask(path: str) -> File:
-                with self._our_path.until(cut):
+                with self._our_path.until(cancel_token):
                     return self._ask(client, bucket, keys[path], path, digests.get(path))
 
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-                files = tuple(pool.map(ask, sorted(keys.keys() - {sums.NAME})))
-            if self._list(client, bucket, prefix, cut) != listed:
+                files = tuple(pool.map(ask, sorted(keys.keys() - {checksums.NAME})))
+            if self._list(client, bucket, prefix, cancel_token) != listed:
                 raise Changed(f"{ref.base}: objects came, went or changed while they were listed")
         told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
         try:
-            return self._open(file, extent, cut)
+            return self._open(file, extent, cancel_token)
         except Forbidden as error:
             if error.facts.get("status") != 403:
                 raise
-            return self._open(file, extent, cut, renew=True)
+            return self._open(file, extent, cancel_token, renew=True)
 
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _open(self, file: File, extent: Extent, cut: Cut, *, renew: bool = False) -> Response:
-        with _bucket_errors(file.origin), self._our_path.until(cut):
-            url = self._signed_in(cut, renew=renew).link(file.origin)
-        return self._http.open(Target(url, file.size, validator=file.validator), extent, cut)
+    def _open(
+        self, file: File, extent: Extent, cancel_token: CancelToken, *, renew: bool = False
+    ) -> Response:
+        with _bucket_errors(file.origin), self._our_path.until(cancel_token):
+            url = self._signed_in(cancel_token, renew=renew).link(file.origin)
+        return self._http.open(Target(url, file.size, validator=file.validator), extent, cancel_token)
 
-    def _signed_in(self, cut: Cut, *, renew: bool = False) -> _Signed:
+    def _signed_in(self, cancel_token: CancelToken, *, renew: bool = False) -> _Signed:
         """A client whose credentials were read from where they are kept not long ago.
 
         Whoever has them, such as a program that the AWS configuration names, may take its time, and nothing
@@ -165,19 +167,19 @@ class BucketSource:
         if signed and not renew and now - signed.made <= _SESSION_SECONDS:
             return signed
         try:
-            with self._asides.aside(_SIGN_IN_SECONDS) as aside, cut.reaches(aside):
-                return aside.call(self._sign_in, now, cut)
+            with self._helpers.aside(_SIGN_IN_SECONDS) as aside, cancel_token.reaches(aside):
+                return aside.call(self._sign_in, now, cancel_token)
         except TimeoutError as error:
-            cut.check()
+            cancel_token.check()
             raise Unavailable(
                 f"credentials for S3: {error}",
                 code="connection_failed",
-                mend="see what the AWS configuration of the daemon asks for them",
+                hint="see what the AWS configuration of the daemon asks for them",
             ) from error
 
-    def _sign_in(self, since: float, cut: Cut) -> _Signed:
+    def _sign_in(self, since: float, cancel_token: CancelToken) -> _Signed:
         """A client whose credentials were read after `since`."""
-        with self._signing_in, self._our_path.until(cut):
+        with self._signing_in, self._our_path.until(cancel_token):
             if self._signed is None or self._signed.made < since:
                 made = time.monotonic()
                 client = _session(self._our_path, self._keys).create_client(
@@ -194,7 +196,9 @@ class BucketSource:
                 self._signed = _Signed(client, _links(client), made)
             return self._signed
 
-    def _list(self, client: Any, bucket: str, prefix: str, cut: Cut) -> dict[str, tuple[str, str]]:
+    def _list(
+        self, client: Any, bucket: str, prefix: str, cancel_token: CancelToken
+    ) -> dict[str, tuple[str, str]]:
         """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
         shown = f"s3://{bucket}/{prefix}"
         keys: dict[str, tuple[str, str]] = {}
@@ -204,7 +208,7 @@ class BucketSource:
         for number, page in enumerate(pages, start=1):
             if number > _MOST_PAGES:
                 raise too_large(f"the listing of {shown}", _MOST_PAGES, unit="pages")
-            cut.count(len(page.get("Contents", ())))
+            cancel_token.count(len(page.get("Contents", ())))
             for found in page.get("Contents", ()):
                 key = found["Key"]
                 if key == prefix and not key.endswith("/"):
@@ -217,12 +221,16 @@ class BucketSource:
                     keys[path] = key, found["ETag"]
         return keys
 
-    def _sums(self, bucket: str, keys: Mapping[str, str], cut: Cut) -> dict[str, Digest]:
-        if sums.NAME not in keys:
+    def _checksums(
+        self, bucket: str, keys: Mapping[str, str], cancel_token: CancelToken
+    ) -> dict[str, Digest]:
+        if checksums.NAME not in keys:
             return {}
-        shown = f"s3://{bucket}/{keys[sums.NAME]}"
-        content = self._http.read(self._signed_in(cut).link(shown), cut, at_most=sums.LONGEST_BYTES)
-        return sums.parse(content, shown)
+        shown = f"s3://{bucket}/{keys[checksums.NAME]}"
+        content = self._http.read(
+            self._signed_in(cancel_token).link(shown), cancel_token, at_most=checksums.LONGEST_BYTES
+        )
+        return checksums.parse(content, shown)
 
     def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
         with _bucket_errors(f"s3://{bucket}/{key}"):
@@ -258,20 +266,24 @@ class _OurPath:
         self._here = threading.local()
 
     @contextmanager
-    def until(self, cut: Cut) -> Iterator[None]:
+    def until(self, cancel_token: CancelToken) -> Iterator[None]:
         """Inside, and in this thread, a cut ends what the clients ask."""
-        self._here.cut = cut
+        self._here.cancel_token = cancel_token
         try:
             yield
         finally:
-            self._here.cut = None
+            self._here.cancel_token = None
 
     def __call__(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """What a client's request is answered with (botocore's event before-send)."""
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
-        cut: Cut = getattr(self._here, "cut", None) or Cut()  # botocore may renew keys in its own thread
-        told = self._http.relay(request.method, request.url, headers, body, cut, at_most=SMALL.size_bytes)
+        cancel_token: CancelToken = (
+            getattr(self._here, "cut", None) or CancelToken()
+        )  # botocore may renew keys in its own thread
+        told = self._http.relay(
+            request.method, request.url, headers, body, cancel_token, at_most=SMALL.size_bytes
+        )
         _check(told.content, bare(request.url))
         return AWSResponse(request.url, told.status, dict(told.headers.items()), _Raw(told.content))
 
@@ -365,14 +377,14 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         raise Forbidden(
             f"no credentials for {shown}",
             code="source_unauthorized",
-            mend="give its entry of `sources` credentials, a profile or instance_role; or set"
+            hint="give its entry of `sources` credentials, a profile or instance_role; or set"
             " AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
         ) from error
     except CredentialRetrievalError as error:
         raise Unavailable(
             f"{shown}: its credentials cannot be got",
             code="credentials_failed",
-            mend="check the profile; a role of this machine needs instance_role: true in `sources`",
+            hint="check the profile; a role of this machine needs instance_role: true in `sources`",
         ) from error
     except PaginationError as error:
         raise Unavailable(f"{shown}: the listing goes round in a circle", code="origin_protocol") from error
@@ -387,23 +399,23 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
     answer = error.response.get("ResponseMetadata", {})
     status = int(answer.get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
-        return Forbidden(f"{shown} is archived", code="archived", mend="restore it first", status=status)
+        return Forbidden(f"{shown} is archived", code="archived", hint="restore it first", status=status)
     if code in _SKEWED:
         return Forbidden(
             f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            mend="set the node's clock (chronyc tracking); S3 bears 15 minutes",
+            hint="set the node's clock (chronyc tracking); S3 bears 15 minutes",
             status=status,
         )
     if status in (401, 403):
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
-            mend="it is missing, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
+            hint="it is missing, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
             status=status,
         )
     if status == 404:
-        return NotFound(f"{shown}: {code}", code="file_not_found", mend="check bucket and key")
+        return NotFound(f"{shown}: {code}", code="file_not_found", hint="check bucket and key")
     return Unavailable(
         f"{shown}: {status} {code}",
         code="rate_limited" if code in ("SlowDown", "Throttling") or status == 429 else "origin_failed",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cachd.model import Ref
-from cachd.policy.reach import Reach
+from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
-from cachd.sources.share import ShareSource
+from cachd.sources.shared_volume import SharedVolumeSource
 from cachd.sources.source import Source
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
@@ -43,7 +43,7 @@ class _InForce:
     """A table, what requests may reach by it, and the sources made since it holds."""
 
     table: Table
-    reach: Reach
+    address_policy: AddressPolicy
     made: dict[_Access, Source]
 
 
@@ -73,7 +73,7 @@ class Sources:
         self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
         self._lock = threading.Lock()
         self.change(allow, table)
-        self._in_force.reach.also(filter(None, (hf_endpoint, s3_endpoint_url)))
+        self._in_force.address_policy.also(filter(None, (hf_endpoint, s3_endpoint_url)))
 
     @property
     def table(self) -> Table:
@@ -82,7 +82,7 @@ class Sources:
 
     def change(self, allow: Iterable[str], table: Table) -> None:
         """Let another table hold for what is asked for from now on. Raises Invalid; then nothing changes."""
-        self._in_force = _InForce(table, table.reach(allow), {})
+        self._in_force = _InForce(table, table.address_policy(allow), {})
 
     def of(self, ref: Ref) -> Source:
         """The source of a ref. Raises Forbidden when the table refuses it."""
@@ -110,10 +110,10 @@ class Sources:
         if access.scheme == "hf":
             return self._hub(access, now)
         if access.scheme == "s3":
-            return self._bucket(access, now.reach)
+            return self._bucket(access, now.address_policy)
         if access.scheme == "file":
-            return ShareSource(now.reach, stall_seconds=self._stall_seconds)
-        return WebSource(self._http(now.reach), now.table.headers)
+            return SharedVolumeSource(now.address_policy, stall_seconds=self._stall_seconds)
+        return WebSource(self._http(now.address_policy), now.table.headers)
 
     def _hub(self, access: _Access, now: _InForce) -> Source:
         from cachd.sources.huggingface import HubSource  # with huggingface_hub
@@ -121,16 +121,17 @@ class Sources:
         endpoint = access.endpoint or self._hf_endpoint
         is_named = access.is_own or access.credentials is not None
         token = Secret(access.credentials) if is_named else self._hf_token
-        http = self._http(now.reach.also([endpoint]))
+        http = self._http(now.address_policy.also([endpoint]))
         return HubSource(http, endpoint=endpoint, token=token, check=now.table.check)
 
-    def _bucket(self, access: _Access, reach: Reach) -> Source:
+    def _bucket(self, access: _Access, address_policy: AddressPolicy) -> Source:
         from cachd.sources.s3 import BucketSource, Keys  # with botocore
 
         named = access.credentials or access.profile or access.instance_role
         return BucketSource(
             self._http(
-                reach.also([access.endpoint] if access.endpoint else []), authorities=self._s3_authorities
+                address_policy.also([access.endpoint] if access.endpoint else []),
+                authorities=self._s3_authorities,
             ),
             endpoint_url=access.endpoint,
             region=access.region,

@@ -36,7 +36,7 @@ class Secret:
             raise Invalid(
                 "a secret of the daemon is not user:password",
                 code="bad_secret",
-                mend="write user:password, on one line; the daemon's log says where",
+                hint="write user:password, on one line; the daemon's log says where",
             ).withhold(secret=self._shown)
         return text or None
 
@@ -119,7 +119,7 @@ def _of_file(file: Path, shown: str) -> str:
         raise Invalid(
             f"a secret file of the daemon cannot be read: {_why(error)}",
             code="bad_secret",
-            mend="check the path and its mode; the daemon's log says which",
+            hint="check the path and its mode; the daemon's log says which",
         ).withhold(secret=shown) from error
 
 
@@ -139,7 +139,7 @@ def _checked(text: str, shown: str) -> str | None:
         raise Invalid(
             "a secret of the daemon holds characters no token has",
             code="bad_secret",
-            mend="write it again, on one line; the daemon's log says where",
+            hint="write it again, on one line; the daemon's log says where",
         ).withhold(secret=shown)
     return text or None
 

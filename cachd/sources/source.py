@@ -34,7 +34,7 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-class Cut:
+class CancelToken:
     """A cancel token: one thread ends, at once, whatever other threads wait for at a source.
 
     It also counts what a source has answered, so that its owner can tell a slow source from one that drips.
@@ -43,12 +43,12 @@ class Cut:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waited_for: set[Abortable] = set()
-        self._is_cut = False
+        self._is_cancelled = False
         self._answered = 0
 
     @property
-    def is_cut(self) -> bool:
-        return self._is_cut
+    def is_cancelled(self) -> bool:
+        return self._is_cancelled
 
     @property
     def is_awaited(self) -> bool:
@@ -67,7 +67,7 @@ class Cut:
 
     def check(self) -> None:
         """Raises Cancelled after a cut."""
-        if self._is_cut:
+        if self._is_cancelled:
             raise Cancelled("cancelled while its source was asked")
 
     def reaches(self, waited_for: Abortable) -> AbstractContextManager[None]:
@@ -86,31 +86,31 @@ class Cut:
         with self._lock:
             self._waited_for.discard(waited_for)
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Abort what is waited for, with the lock: nobody closes a descriptor meanwhile."""
         with self._lock:
-            self._is_cut = True
+            self._is_cancelled = True
             for each in self._waited_for:
                 each.abort()
 
     def abort(self) -> None:
         """A cut may reach another one, which reaches further."""
-        self.cut()
+        self.cancel()
 
 
 class _Reached:
     """What a cut reaches while it is entered. Once a request: no generator."""
 
-    __slots__ = ("_cut", "_waited_for")
+    __slots__ = ("_cancel_token", "_waited_for")
 
-    def __init__(self, cut: Cut, waited_for: Abortable) -> None:
-        self._cut, self._waited_for = cut, waited_for
+    def __init__(self, cancel_token: CancelToken, waited_for: Abortable) -> None:
+        self._cancel_token, self._waited_for = cancel_token, waited_for
 
     def __enter__(self) -> None:
-        self._cut.begin(self._waited_for)
+        self._cancel_token.begin(self._waited_for)
 
     def __exit__(self, *exception: object) -> None:
-        self._cut.end(self._waited_for)
+        self._cancel_token.end(self._waited_for)
 
 
 class NoRanges(Exception):
@@ -120,15 +120,16 @@ class NoRanges(Exception):
 class Source(Protocol):
     """One scheme. Blocking, and safe to use from many threads."""
 
-    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
-        """Pin a ref to one revision and list its files; `cut` ends the asking, and counts what was answered.
+    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
+        """Pin a ref to one revision and list its files.
 
-        Raises NotFound, Forbidden, Invalid or Unavailable, and any of these or Cancelled after a cut.
+        `cancel_token` ends the requests when it is cancelled, and counts the answers.
+        Raises NotFound, Forbidden, Invalid or Unavailable; after a cancel any of these, or Cancelled.
         """
         ...
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> Body:
-        """Ask for the bytes of an extent of a file that `resolve` listed; `cut` ends the asking.
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Body:
+        """Ask for the bytes of an extent of a file that `resolve` listed; `cancel_token` ends the asking.
 
         Raises NoRanges when only the whole file is to be had (then ask for the whole), Changed when the
         validator moved, and NotFound, Forbidden or Unavailable.

@@ -12,8 +12,8 @@ from typing import Any
 
 from cachd.errors import Forbidden, Invalid
 from cachd.model import Digest, File, Manifest, matches
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.prefixes import Prefix, Prefixes
-from cachd.policy.reach import Reach
 from cachd.policy.verdicts import Rule, Verdicts
 from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern
 from cachd.sources.headers import HeadersFile
@@ -65,7 +65,7 @@ class Table:
             raise Forbidden(
                 f"{base} is refused by the entry {refusal} of sources",
                 code="source_refused",
-                mend=f"cachd sources {base} shows what holds for it",
+                hint=f"cachd sources {base} shows what holds for it",
             )
 
     def check_files(self, manifest: Manifest) -> None:
@@ -75,7 +75,7 @@ class Table:
             raise Forbidden(
                 f"{manifest.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
                 code="file_refused",
-                mend=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
+                hint=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
             )
         self.check_digests(manifest)
 
@@ -153,16 +153,16 @@ class Table:
         file = next((file for _, file in self._headers.covering(url)), None)
         return HeadersFile(file).read() if file else {}
 
-    def reach(self, allow: Iterable[str]) -> Reach:
+    def address_policy(self, allow: Iterable[str]) -> AddressPolicy:
         """What requests may reach: `allow`, what entries allow of hosts and shares, less what they refuse."""
-        return Reach([*allow, *self._verdicts.opened], verdicts=self._verdicts)
+        return AddressPolicy([*allow, *self._verdicts.opened], verdicts=self._verdicts)
 
 
 def _refused_digest(what: str, digest: Digest) -> Forbidden:
     return Forbidden(
         f"{what} is {digest}, which this node refuses",
         code="refused_digest",
-        mend="take another revision or model; `refuse` of the options, or of `sources`, names the digest",
+        hint="take another revision or model; `refuse` of the options, or of `sources`, names the digest",
     )
 
 

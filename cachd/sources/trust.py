@@ -31,7 +31,7 @@ class Authorities:
                 raise Unavailable(
                     f"the daemon's CA file cannot be used: {files.reason(error)}",
                     code="bad_ca_file",
-                    mend="put a PEM file of authorities there; it is read again at the next connection",
+                    hint="put a PEM file of authorities there; it is read again at the next connection",
                 ).withhold(file=str(self.file)) from error
 
 

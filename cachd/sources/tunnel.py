@@ -24,7 +24,7 @@ from cachd.sources.dial import dial
 from cachd.sources.exchange import Answer, Incoming, request
 from cachd.sources.names import Names
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 
 _PASSING = (408, 425, 429)
@@ -45,7 +45,7 @@ class Tunnels:
         self._credentials, self._tls, self._names = credentials, tls, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
 
-    def open(self, proxy: Proxy, host: str, port: int, cut: Cut) -> Wire:
+    def open(self, proxy: Proxy, host: str, port: int, cancel_token: CancelToken) -> Wire:
         """A wire to the origin, within `connect_seconds` for all.
 
         Raises Forbidden for what will not pass, Unavailable for what may, Cancelled. No error repeats a word
@@ -54,10 +54,10 @@ class Tunnels:
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         by = time.monotonic() + self._connect_seconds
         asked = request("CONNECT", origin, origin, self._headers(proxy))
-        wire = self._connect(proxy, origin, by, cut)
+        wire = self._connect(proxy, origin, by, cancel_token)
         refusal: CachdError | None
         try:
-            with cut.reaches(wire):
+            with cancel_token.reaches(wire):
                 wire.sendall(asked)
                 refusal = _refusal(origin, Incoming(wire))
             wire.answered()
@@ -73,12 +73,12 @@ class Tunnels:
             raise refusal.withhold(proxy=str(proxy))
         return wire
 
-    def _connect(self, proxy: Proxy, origin: str, by: float, cut: Cut) -> Wire:
+    def _connect(self, proxy: Proxy, origin: str, by: float, cancel_token: CancelToken) -> Wire:
         """A wire to the proxy itself. Raises CachdError."""
         context = self._tls() if proxy.scheme == "https" else None
         try:
-            places = self._names.addresses(proxy.host, proxy.port, cut)
-            connected = dial(places, by - time.monotonic(), cut)
+            places = self._names.addresses(proxy.host, proxy.port, cancel_token)
+            connected = dial(places, by - time.monotonic(), cancel_token)
         except (Unavailable, Invalid) as error:
             raise _unreachable(origin, "its name cannot be resolved").withhold(proxy=str(proxy)) from error
         except OSError as error:
@@ -89,7 +89,7 @@ class Tunnels:
         try:
             if context is not None:
                 wire = wire.secured(context, proxy.host)
-                with cut.reaches(wire):
+                with cancel_token.reaches(wire):
                     wire.handshake()
         except CachdError:
             wire.close()
@@ -122,7 +122,7 @@ def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
         return Forbidden(
             said,
             code="proxy_auth",
-            mend="check proxy_credentials_file (user:password on one line)"
+            hint="check proxy_credentials_file (user:password on one line)"
             if "basic" in offered
             else "it does not take Basic, and cachd speaks nothing else",
             proxy_status=status,
@@ -131,14 +131,14 @@ def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
         return Unavailable(
             said,
             code="proxy_failed",
-            mend="add the host to no_proxy if this node reaches it without the proxy",
+            hint="add the host to no_proxy if this node reaches it without the proxy",
             retry_after=retry_after(answer.headers),
             proxy_status=status,
         )
     return Forbidden(
         said,
         code="proxy_refused",
-        mend="let it CONNECT there (many allow port 443 alone),"
+        hint="let it CONNECT there (many allow port 443 alone),"
         " or add the host to no_proxy if this node reaches it without the proxy",
         proxy_status=status,
     )
@@ -151,7 +151,7 @@ def _failure(origin: str, error: Exception, patience: float) -> CachdError:
         return Forbidden(
             f"{shown}, has a certificate that is not trusted (error {error.verify_code})",
             code="proxy_untrusted",
-            mend="set ca_file if the proxy has its own authority; check the node's clock",
+            hint="set ca_file if the proxy has its own authority; check the node's clock",
         )
     if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return _no_proxy(origin)
@@ -164,7 +164,7 @@ def _unreachable(origin: str, why: str) -> Unavailable:
     return Unavailable(
         f"the proxy, asked for {origin}: {why}",
         code="proxy_unreachable",
-        mend="check the option proxy",
+        hint="check the option proxy",
     )
 
 
@@ -172,5 +172,5 @@ def _no_proxy(origin: str) -> Unavailable:
     return Unavailable(
         f"the proxy does not answer as a proxy when asked for {origin}",
         code="proxy_protocol",
-        mend="is it an HTTP proxy, and its scheme (http or https) right?",
+        hint="is it an HTTP proxy, and its scheme (http or https) right?",
     )

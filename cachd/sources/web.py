@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
-from cachd.sources import sums
+from cachd.sources import checksums
 from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -34,41 +34,43 @@ class WebSource:
     def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
         self._http, self._headers = http, headers
 
-    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
         if ref.location.endswith("/"):
-            return self._resolve_directory(ref, cut)
-        file = self._ask(ref, ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest, cut)
+            return self._resolve_directory(ref, cancel_token)
+        file = self._ask(ref, ref.base, unquote(ref.location.rpartition("/")[2]), ref.digest, cancel_token)
         return Manifest(ref.base, _revision(file), (file,))
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> Response:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
         validator = None if (file.validator or "").startswith("once:") else file.validator
         target = Target(file.origin, file.size, self._headers(file.origin), validator)
-        return self._http.open(target, extent, cut)
+        return self._http.open(target, extent, cancel_token)
 
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _resolve_directory(self, ref: Ref, cut: Cut) -> Manifest:
-        url = ref.base + sums.NAME
+    def _resolve_directory(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
+        url = ref.base + checksums.NAME
         try:
-            listing = self._http.read(url, cut, at_most=sums.LONGEST_BYTES, secrets=self._headers(url))
+            listing = self._http.read(
+                url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._headers(url)
+            )
         except NotFound as error:
             raise NotFound(
-                f"{ref.base} has no {sums.NAME}",
-                code="no_sums",
-                mend=f"publish one there (sha256sum * > {sums.NAME}), or ask for one file",
+                f"{ref.base} has no {checksums.NAME}",
+                code="no_checksums",
+                hint=f"publish one there (sha256sum * > {checksums.NAME}), or ask for one file",
             ) from error
-        told = list(sums.parse(listing, url).items())
+        told = list(checksums.parse(listing, url).items())
         stopped = threading.Event()
 
         def ask_every(first: int) -> list[File]:
             """Ask about every eighth file: a thread and a connection each, and no hand-over between."""
             try:
                 return [
-                    self._ask(ref, ref.base + quoted(path), path, digest, cut)
+                    self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
                     for path, digest in told[first::_ASKED_AT_ONCE]
                     if not stopped.is_set()
                 ]
@@ -80,20 +82,20 @@ class WebSource:
             asked = list(pool.map(ask_every, range(_ASKED_AT_ONCE)))
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
-    def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cut: Cut) -> File:
-        head = self._http.head(url, cut, secrets=self._headers(url))
+    def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
+        head = self._http.head(url, cancel_token, secrets=self._headers(url))
         kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
             raise Unavailable(
                 f"{url} answers with a page ({kind}) where a file was expected",
                 code="login_page",
-                mend="open it in a browser: it wants a login, perhaps, or is the wrong address",
+                hint="open it in a browser: it wants a login, perhaps, or is the wrong address",
             )
         if head.size is None:
             raise Invalid(
                 f"{url} does not say how long it is",
                 code="size_unknown",
-                mend="serve it with a Content-Length",
+                hint="serve it with a Content-Length",
             )
         # Without a validator nothing tells this file from a later one: it is this one only once.
         validator = head.validator or f"once:{uuid.uuid4()}"

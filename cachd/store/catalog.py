@@ -15,7 +15,7 @@ import structlog
 from cachd import __version__
 from cachd.errors import DiskFailed, Leased
 from cachd.files import UNREADABLE
-from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, Snapshot, Wish
+from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, ModelSpec, Snapshot
 from cachd.store import durable
 from cachd.store.layout import Layout
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Suspension:
+class Quarantine:
     """A snapshot that was ready until damage was found: since when (epoch), and what was wrong.
 
     `inodes`: the blobs with wrong bytes, each by its inode, so that the one which takes its place is not
@@ -50,7 +50,7 @@ def iso(seconds: float) -> str:
 def ready_document(snapshot: Snapshot) -> dict[str, object]:
     """What a ready file and the API say of a published snapshot."""
     return {
-        **snapshot.wish.as_document(),
+        **snapshot.spec.as_document(),
         "revision": snapshot.revision,
         "manifest": snapshot.manifest,
         "bytes": snapshot.size,
@@ -112,16 +112,16 @@ def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
             raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
 
 
-def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, Suspension]:
+def read_quarantined(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, Quarantine]:
     """Every name whose repair is not done. One that was published since is forgotten."""
     found = {}
-    for path in sorted(layout.suspended.glob("[!.]*.json")):
+    for path in sorted(layout.quarantined.glob("[!.]*.json")):
         try:
             snapshot, told = _read_ready(path), durable.read_document(path)["damage"]
             ready = named.get(snapshot.name)
             if ready is None or ready.published_at == snapshot.published_at:
                 read_manifest(layout, snapshot.manifest)
-                found[snapshot.name] = Suspension(
+                found[snapshot.name] = Quarantine(
                     snapshot,
                     since=float(told["since"]),
                     reason=str(told["reason"]),
@@ -132,7 +132,7 @@ def read_suspended(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, S
         except UNREADABLE as error:
             check_passing(error, path)
             reason = repr(error)
-        log.info("suspension forgotten", file=path.name, reason=reason)
+        log.info("quarantine forgotten", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
     return found
 
@@ -160,10 +160,10 @@ def read_shown(manifest: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A pull to go on with: its wish, what it is permitted (see Permit), and how many lives of the daemon in
+    """A pull to go on with: its spec, what it is permitted (see Permit), and how many lives of the daemon in
     a row began it and died."""
 
-    wish: Wish
+    spec: ModelSpec
     replace: bool
     pins: bool
     began: int
@@ -177,21 +177,21 @@ def read_began(path: Path) -> int:
         return 0
 
 
-def read_wishes(layout: Layout) -> Iterator[Remembered]:
+def read_pending(layout: Layout) -> Iterator[Remembered]:
     """The pulls that were running when the daemon ended."""
-    for path in sorted(layout.wishes.glob("[!.]*.json")):
+    for path in sorted(layout.pending.glob("[!.]*.json")):
         try:
             told = durable.read_document(path)
-            wish = Wish.from_document(told)
+            spec = ModelSpec.from_document(told)
             yield Remembered(
-                wish,
+                spec,
                 replace=bool(told.get("replace", True)),  # one of before was allowed to
                 pins=bool(told.get("pins", False)),
-                began=read_began(layout.began(wish.name)),
+                began=read_began(layout.began(spec.name)),
             )
         except UNREADABLE as error:
             check_passing(error, path)
-            log.warning("unreadable wish forgotten", file=path.name, reason=repr(error))
+            log.warning("unreadable spec forgotten", file=path.name, reason=repr(error))
             path.unlink(missing_ok=True)
 
 
@@ -214,9 +214,9 @@ def tells(path: Path, snapshot: Snapshot) -> bool:
 
 def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
     """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
-    wish, file = Wish.from_document(told), told.get("file")  # files of before have none
+    spec, file = ModelSpec.from_document(told), told.get("file")  # files of before have none
     return Snapshot(
-        wish=wish,
+        spec=spec,
         manifest=str(told["manifest"]),
         revision=str(told["revision"]),
         size=int(told["bytes"]),
@@ -226,7 +226,7 @@ def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
         published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
         repo=str(told["hub"]["repo"]),
         commit=str(told["hub"]["commit"]),
-        file=file.removeprefix(f"models/{wish.name}/") if file else None,
+        file=file.removeprefix(f"models/{spec.name}/") if file else None,
         address=str(told.get("immutable_path", "")).removeprefix("models/"),
     )
 

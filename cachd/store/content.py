@@ -443,7 +443,7 @@ def corrupt(file: File, got: Digest | None, expected: Digest | None = None) -> C
     expected = expected or file.digest
     return Corrupt(
         f"{file.path}: expected {expected}, got {got} ({file.size} bytes from {file.origin})",
-        mend="nothing was published; if it happens again the source or the way to it is damaged",
+        hint="nothing was published; if it happens again the source or the way to it is damaged",
         file=file.path,
         expected=str(expected),
         got=str(got),

@@ -41,13 +41,13 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         shown = " -> ".join(named) or path
         if error.errno in FULL:
             raise NoSpace(
-                f"{shown}: {reason}", mend="free space or inodes on the cache's file system"
+                f"{shown}: {reason}", hint="free space or inodes on the cache's file system"
             ) from error
         if error.errno in SCARCE:
             raise too_many_files(shown) from error
         code = "read_only" if error.errno == errno.EROFS else "disk_failed"
-        mend = "look at the node's kernel log: a file system may become read-only after an error"
-        raise DiskFailed(f"{shown}: {reason}", code=code, mend=mend, errno=error.errno) from error
+        hint = "look at the node's kernel log: a file system may become read-only after an error"
+        raise DiskFailed(f"{shown}: {reason}", code=code, hint=hint, errno=error.errno) from error
 
 
 def too_many_files(path: Path | str) -> Unavailable:
@@ -55,7 +55,7 @@ def too_many_files(path: Path | str) -> Unavailable:
     return Unavailable(
         f"{path}: too many open files",
         code="too_many_files",
-        mend="raise the limit of open files (ulimit -n), or lower streams",
+        hint="raise the limit of open files (ulimit -n), or lower streams",
         retry_after=0.5,
     )
 
@@ -72,7 +72,7 @@ def open_file(path: Path | str, flags: int, mode: int = 0o600) -> int:
     except BlockingIOError as error:
         raise Leased(
             f"{path}: another process holds a kernel lease on it",
-            mend="allow no pod the daemon's uid (SECURITY.md)",
+            hint="allow no pod the daemon's uid (SECURITY.md)",
             retry_after=_LEASE_BREAK_SECONDS,
         ) from error
     try:

@@ -43,7 +43,7 @@ import structlog
 from cachd import files
 from cachd.errors import Cancelled, DiskFailed, Leased, NoSpace, Unavailable
 from cachd.model import Digest, Extent, File
-from cachd.policy.parts import Landed
+from cachd.policy.parts import Received
 from cachd.store import durable
 from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 
@@ -56,7 +56,7 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Ingest:
-    """One blob being written. Streams call `write`, `landed` and `finish` from many threads for disjoint
+    """One blob being written. Streams call `write`, `received` and `finish` from many threads for disjoint
     parts; one thread at a time calls `follow`. Whoever closes it has seen every other thread leave.
 
     `is_of_one_source`: no other source than the file's own has sent any of the bytes.
@@ -71,7 +71,7 @@ class Ingest:
         self.directory = directory
         self._check = check
         self._lock = threading.Lock()
-        self._landed = Landed()
+        self._received = Received()
         self._unsynced: dict[PartHash, str] = {}  # lines for the journal
         self._is_due = self._journalling = False
         self._is_broken = False
@@ -105,7 +105,7 @@ class Ingest:
             except BaseException:
                 self.discard()
                 raise
-        self.resumed = self._landed.bytes
+        self.resumed = self._received.bytes
 
     # --- what is here ---
 
@@ -127,12 +127,12 @@ class Ingest:
     def prefix(self) -> int:
         """Bytes from the start that are here without a gap."""
         with self._lock:
-            return self._landed.prefix
+            return self._received.prefix
 
     def gaps(self) -> list[Extent]:
         """The extents still to be fetched."""
         with self._lock:
-            return list(self._landed.gaps(self.file.size))
+            return list(self._received.gaps(self.file.size))
 
     @property
     def allocated(self) -> int:
@@ -150,10 +150,10 @@ class Ingest:
         with durable.disk_errors(self.directory):
             durable.write_at(self._data, view, offset)
 
-    def landed(self, extent: Extent) -> None:
+    def received(self, extent: Extent) -> None:
         """Count bytes just written as here: for this life of the daemon, not yet for the next."""
         with self._lock:
-            self._landed.add(extent)
+            self._received.add(extent)
 
     def part_hash(self) -> PartHash:
         """What takes in a part's bytes from its first on, for `finish`."""
@@ -308,9 +308,9 @@ class Ingest:
         with self._lock:
             self._parts = {hashed: part for hashed, part in self._parts.items() if part not in parts}
             self._unsynced.clear()
-            self._landed = Landed()
+            self._received = Received()
             for part in self._parts.values():
-                self._landed.add(part)
+                self._received.add(part)
         self._hashed = 0
         if self._hasher and self.file.digest:
             self._hasher = in_order(self.file.digest, self.file.size)
@@ -349,7 +349,7 @@ class Ingest:
 
     def _tile(self, buffer: memoryview) -> None:
         """Let the parts' hashes cover the whole file once: read back what no part has, or two."""
-        alone, tiles = Landed(), self._tiles()
+        alone, tiles = Received(), self._tiles()
         for part in tiles:
             alone.add(part)
         for gap in alone.gaps(self.file.size):
@@ -390,7 +390,7 @@ class Ingest:
         self.is_of_one_source = False
         self._is_due = bool(self._unsynced)
         self._write_journal()
-        self.resumed = self._landed.bytes
+        self.resumed = self._received.bytes
 
     def _copy(self, fd: int, part: Extent, buffer: memoryview) -> PartHash | None:
         """Write a part as another file has it; its hash, None where that file ends before. Raises OSError."""
@@ -470,7 +470,7 @@ class Ingest:
             return
         part, hashed = longest
         if part.stop <= synced:
-            self._landed.add(part)
+            self._received.add(part)
             self._parts[hashed] = part
             return
         with suppress(DiskFailed):
@@ -486,7 +486,7 @@ class Ingest:
 
     def _believe(self, part: Extent, hashed: PartHash) -> None:
         """Count what is here, and not synced yet, as a part."""
-        self._landed.add(part)
+        self._received.add(part)
         self._parts[hashed], self._unsynced[hashed] = part, _line(part, hashed)
 
     def _about(self) -> bytes:

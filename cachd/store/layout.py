@@ -13,16 +13,16 @@ ready/<name>.json                 written last, removed first
     blobs/origin/<hex>            the same of one source, which states no sha256
     ingest/<algorithm>-<hex>/     data, about.json, received, journal
     manifests/<id>.json
-    wishes/<name>.json            pulls to go on with after a restart
-    wishes/<name>.began           how many lives of the daemon in a row began it and died
+    pending/<name>.json            pulls to go on with after a restart
+    pending/<name>.began           how many lives of the daemon in a row began it and died
     pins/<name>
     previous/<name>.json          what the name led to before
-    suspended/<name>.json         what was ready until damage was found, and waits for its repair
+    quarantined/<name>.json         what was ready until damage was found, and waits for its repair
     damaged/<algorithm>-<hex>     blobs with wrong bytes; what is good of them goes into their repair
-    verified.json                 when each blob was last read again
+    scrub_log.json                 when each blob was last read again
     proven                        which source has proven that it has which blob
     leases/<id>.json              who holds which name until when
-    uses.json                     how names were used, what their sources bring
+    usage.json                     how names were used, what their sources bring
     staging/                      views being built, small blobs being written
     trash/                        trees being deleted
 """
@@ -40,10 +40,10 @@ PRIVATE = (
     ".cachd/blobs",
     ".cachd/ingest",
     ".cachd/manifests",
-    ".cachd/wishes",
+    ".cachd/pending",
     ".cachd/pins",
     ".cachd/previous",
-    ".cachd/suspended",
+    ".cachd/quarantined",
     ".cachd/damaged",
     ".cachd/leases",
     ".cachd/staging",
@@ -88,20 +88,20 @@ class Layout:
         return self.root / ".cachd/trash"
 
     @property
-    def wishes(self) -> Path:
-        return self.root / ".cachd/wishes"
+    def pending(self) -> Path:
+        return self.root / ".cachd/pending"
 
     @property
     def previous(self) -> Path:
         return self.root / ".cachd/previous"
 
     @property
-    def suspended(self) -> Path:
-        return self.root / ".cachd/suspended"
+    def quarantined(self) -> Path:
+        return self.root / ".cachd/quarantined"
 
     @property
-    def verified(self) -> Path:
-        return self.root / ".cachd/verified.json"
+    def scrub_log(self) -> Path:
+        return self.root / ".cachd/scrub_log.json"
 
     @property
     def proven(self) -> Path:
@@ -112,8 +112,8 @@ class Layout:
         return self.root / ".cachd/leases"
 
     @property
-    def uses(self) -> Path:
-        return self.root / ".cachd/uses.json"
+    def usage_log(self) -> Path:
+        return self.root / ".cachd/usage.json"
 
     @property
     def models(self) -> Path:
@@ -154,11 +154,11 @@ class Layout:
     def manifest(self, manifest: str) -> Path:
         return self.root / f".cachd/manifests/{manifest}.json"
 
-    def wish(self, name: str) -> Path:
-        return self.wishes / f"{name}.json"
+    def spec(self, name: str) -> Path:
+        return self.pending / f"{name}.json"
 
     def began(self, name: str) -> Path:
-        return self.wishes / f"{name}.began"
+        return self.pending / f"{name}.began"
 
     def pin(self, name: str) -> Path:
         return self.root / ".cachd/pins" / name
@@ -166,8 +166,8 @@ class Layout:
     def previous_file(self, name: str) -> Path:
         return self.previous / f"{name}.json"
 
-    def suspended_file(self, name: str) -> Path:
-        return self.suspended / f"{name}.json"
+    def quarantine_file(self, name: str) -> Path:
+        return self.quarantined / f"{name}.json"
 
     def lease(self, lease: str) -> Path:
         return self.leases / f"{lease}.json"

@@ -16,11 +16,11 @@ def room_for_pages(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgr
     File pages that are in memory already count as room: whoever wants to keep some takes them off.
     """
     told = _numbers(proc / "meminfo", ":")
-    room = 1024 * (told.get("MemAvailable", 0) - int(_KEPT_FREE * told.get("MemTotal", 0)))
-    return max(0, min([room, *_rooms_of_groups(proc, cgroups)]))
+    space = 1024 * (told.get("MemAvailable", 0) - int(_KEPT_FREE * told.get("MemTotal", 0)))
+    return max(0, min([space, *_spaces_of_groups(proc, cgroups)]))
 
 
-def _rooms_of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
+def _spaces_of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """The room in each group that has a limit, version 2 or 1 (Documentation/admin-guide/cgroup-*)."""
     lines: list[str] = []
     with suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from cachd.errors import Cancelled, InUse
-from cachd.model import Wish
+from cachd.model import ModelSpec
 
 
 class Permit:
@@ -26,7 +26,7 @@ class Permit:
             self.is_revoked = True
             return not self._is_used
 
-    def use(self, owner: Wish | None, asked: Wish, *, is_pinned_elsewhere: bool = False) -> None:
+    def use(self, owner: ModelSpec | None, asked: ModelSpec, *, is_pinned_elsewhere: bool = False) -> None:
         """Raises Cancelled when it was taken back, InUse when the name came to be another model's, or to be
         pinned while it leads elsewhere."""
         with self._lock:
@@ -39,14 +39,14 @@ class Permit:
             self._is_used = True
 
 
-def replaced(asked: Wish) -> Cancelled:
+def replaced(asked: ModelSpec) -> Cancelled:
     return Cancelled(f"{asked.name}: the pull of {asked} was replaced by another", code="replaced")
 
 
-def name_taken(asked: Wish, owner: Wish, why: str = "is") -> InUse:
+def name_taken(asked: ModelSpec, owner: ModelSpec, why: str = "is") -> InUse:
     """The refusal to move a name; `why` is what stands between the name and its owner in a sentence."""
     return InUse(
         f"{asked.name} {why} {owner}, and {asked} was asked for",
         code="name_taken",
-        mend="give it another name (--name), or move this one: --replace (replace: true)",
+        hint="give it another name (--name), or move this one: --replace (replace: true)",
     )

@@ -1,6 +1,6 @@
 """What a name led to before: kept for a way back, until newer ones take the place.
 
-previous/<name>.json holds the ready documents, the newest first, and the wish that was given up by a
+previous/<name>.json holds the ready documents, the newest first, and the spec that was given up by a
 rollback: whoever keeps names as listed leaves such a name alone until something else is asked for.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from cachd import files
-from cachd.model import Snapshot, Wish
+from cachd.model import ModelSpec, Snapshot
 from cachd.store import catalog, durable
 from cachd.store.layout import Layout
 
@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class History:
     """Of one name: the snapshots before, the newest first, and what was given up for one of them."""
 
     snapshots: tuple[Snapshot, ...] = ()
-    given_up: Wish | None = None
+    rolled_back_from: ModelSpec | None = None
 
 
 class Previous:
@@ -33,16 +33,16 @@ class Previous:
 
     def __init__(self, layout: Layout, keep: int) -> None:
         self._layout, self._keep = layout, keep
-        self._pasts = {path.stem: self._read(path.stem) for path in layout.previous.glob("[!.]*.json")}
+        self._histories = {path.stem: self._read(path.stem) for path in layout.previous.glob("[!.]*.json")}
 
     def of(self, name: str) -> list[Snapshot]:
         """Those that are still here, the newest first."""
-        past = self._pasts.get(name, Past())
-        return [s for s in past.snapshots[: self._keep] if self._layout.manifest(s.manifest).exists()]
+        history = self._histories.get(name, History())
+        return [s for s in history.snapshots[: self._keep] if self._layout.manifest(s.manifest).exists()]
 
-    def given_up(self, name: str) -> Wish | None:
-        """The wish that the last rollback of a name took back, if nothing was published there since."""
-        return self._pasts.get(name, Past()).given_up
+    def rolled_back_from(self, name: str) -> ModelSpec | None:
+        """The spec that the last rollback of a name took back, if nothing was published there since."""
+        return self._histories.get(name, History()).rolled_back_from
 
     def manifests(self) -> set[str]:
         """The snapshots kept for a way back."""
@@ -50,20 +50,22 @@ class Previous:
 
     def all(self) -> list[Snapshot]:
         """Those of every name."""
-        return [s for name in list(self._pasts) for s in self.of(name)]
+        return [s for name in list(self._histories) for s in self.of(name)]
 
-    def replace(self, replaced: Snapshot | None, by: Snapshot, *, given_up: Wish | None) -> None:
+    def replace(self, replaced: Snapshot | None, by: Snapshot, *, rolled_back_from: ModelSpec | None) -> None:
         """Remember what a name led to until now. A full disk forgets it: the new one is what counts."""
         older = self.of(by.name)
         kept = [s for s in (replaced, *older) if s is not None and s.manifest != by.manifest]
         once = {s.manifest: s for s in reversed(kept)}
-        if given_up is None and (replaced is None or replaced.wish == by.wish):
-            given_up = self.given_up(by.name)  # repaired or refreshed: no other choice was made
-        past = Past(tuple(list(reversed(once.values()))[: self._keep]), given_up)
-        if past == self._pasts.get(by.name, Past()):
+        if rolled_back_from is None and (replaced is None or replaced.spec == by.spec):
+            rolled_back_from = self.rolled_back_from(
+                by.name
+            )  # repaired or refreshed: no other choice was made
+        history = History(tuple(list(reversed(once.values()))[: self._keep]), rolled_back_from)
+        if history == self._histories.get(by.name, History()):
             return
         try:
-            self._write(by.name, past)
+            self._write(by.name, history)
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
@@ -71,35 +73,35 @@ class Previous:
 
     def forget(self, name: str) -> Iterable[str]:
         """Keep nothing of a name any more; the snapshots that nothing keeps now."""
-        past = self._pasts.pop(name, Past())
+        history = self._histories.pop(name, History())
         durable.remove(self._layout.previous_file(name))
-        return {s.manifest for s in past.snapshots} - self.manifests()
+        return {s.manifest for s in history.snapshots} - self.manifests()
 
     def drop(self, manifest: str) -> None:
         """Lead no name back to a snapshot."""
-        for name, past in list(self._pasts.items()):
-            kept = tuple(s for s in past.snapshots if s.manifest != manifest)
-            if kept != past.snapshots:
-                self._write(name, Past(kept, past.given_up))
+        for name, history in list(self._histories.items()):
+            kept = tuple(s for s in history.snapshots if s.manifest != manifest)
+            if kept != history.snapshots:
+                self._write(name, History(kept, history.rolled_back_from))
 
-    def _write(self, name: str, past: Past) -> None:
+    def _write(self, name: str, history: History) -> None:
         document = {
-            "previous": [catalog.ready_document(s) for s in past.snapshots],
-            "given_up": past.given_up.as_document() if past.given_up else None,
+            "previous": [catalog.ready_document(s) for s in history.snapshots],
+            "rolled_back_from": history.rolled_back_from.as_document() if history.rolled_back_from else None,
         }
         durable.write_file(self._layout.previous_file(name), json.dumps(document, indent=1).encode())
-        self._pasts[name] = past
+        self._histories[name] = history
 
-    def _read(self, name: str) -> Past:
+    def _read(self, name: str) -> History:
         path = self._layout.previous_file(name)
         try:
             told = durable.read_document(path)
-            return Past(
+            return History(
                 tuple(catalog.snapshot_from(each) for each in told["previous"]),
-                Wish.from_document(told["given_up"]) if told["given_up"] else None,
+                ModelSpec.from_document(told["rolled_back_from"]) if told["rolled_back_from"] else None,
             )
         except files.UNREADABLE as error:
             catalog.check_passing(error, path)
             log.warning("what was before is forgotten", name=name, reason=repr(error))
             path.unlink(missing_ok=True)
-            return Past()
+            return History()

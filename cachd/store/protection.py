@@ -86,7 +86,7 @@ class Leases:
                 raise NotFound(
                     f"{name} has no lease {lease!r:.40}: it was released or has expired",
                     code="no_such_lease",
-                    mend="take a new one, and look whether the model is ready",
+                    hint="take a new one, and look whether the model is ready",
                 )
             renewed = Lease(found.id, found.name, found.holder, until)
             self._write(renewed)

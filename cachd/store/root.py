@@ -32,7 +32,7 @@ from cachd.store.layout import PRIVATE, PUBLIC
 log = structlog.get_logger(__name__)
 
 _READ_AT_START = (
-    *(f".cachd/{name}" for name in ("manifests", "wishes", "previous", "suspended", "leases")),
+    *(f".cachd/{name}" for name in ("manifests", "pending", "previous", "quarantined", "leases")),
     *("ready", "status"),
 )
 _OWN = "cachd"  # pods mount it by this name
@@ -158,9 +158,9 @@ def _check_is_directory(root: Path) -> None:
     hint = f"make it first: install -d -m 0755 -o {os.getuid()} -g {os.getgid()} {root}"
     status = _status(root)
     if status is None:
-        raise Invalid(f"root {root} does not exist", code="bad_root", mend=hint)
+        raise Invalid(f"root {root} does not exist", code="bad_root", hint=hint)
     if not stat.S_ISDIR(status.st_mode):
-        raise Invalid(f"root {root} is not a directory", code="bad_root", mend=hint)
+        raise Invalid(f"root {root} is not a directory", code="bad_root", hint=hint)
 
 
 def _check_top(root: Path) -> None:
@@ -176,7 +176,7 @@ def _check_top(root: Path) -> None:
             f" cachd uses a directory of its own: own_directory: true",
         )
     if not status.st_mode & stat.S_IXOTH:
-        log.warning("pods of other users cannot read here", root=str(root), mend=f"chmod 0755 {root}")
+        log.warning("pods of other users cannot read here", root=str(root), hint=f"chmod 0755 {root}")
 
 
 def _check_writable(root: Path) -> None:
@@ -186,13 +186,13 @@ def _check_writable(root: Path) -> None:
         raise DiskFailed(
             f"root {root} is on a file system that is mounted read-only",
             code="read_only",
-            mend="look at the node's kernel log: ext4 does this after an error",
+            hint="look at the node's kernel log: ext4 does this after an error",
         )
     if not os.access(root, os.W_OK | os.X_OK):
         raise Forbidden(
             f"root {root} belongs to uid {root.lstat().st_uid} and uid {os.getuid()} cannot write there",
             code="bad_root",
-            mend=f"chown {os.getuid()}:{os.getgid()} {root}",
+            hint=f"chown {os.getuid()}:{os.getgid()} {root}",
         )
 
 
@@ -214,7 +214,7 @@ def _unsafe(path: Path, status: os.stat_result, hint: str) -> Forbidden:
         f"{path} is {kind} of mode {mode:04o} and belongs to {status.st_uid}:{status.st_gid}: others than uid"
         f" {os.getuid()} could change there what pods load",
         code="unsafe_root",
-        mend=hint,
+        hint=hint,
         path=str(path),
         mode=f"{mode:04o}",
         uid=status.st_uid,

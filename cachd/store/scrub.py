@@ -27,7 +27,7 @@ class Moved(Exception):
     """The blob was removed or replaced while it was read: what was read says nothing."""
 
 
-def glance(blob: Path, file: File) -> str:
+def quick_check(blob: Path, file: File) -> str:
     """What is wrong with a blob as far as that shows without reading it; empty when nothing is."""
     try:
         status = os.lstat(blob)
@@ -48,7 +48,7 @@ def reread(
     `took` is told of the bytes of each read, and may wait or raise. `beside` takes in the bytes, too, of a
     file with a digest. Raises Moved, Leased, Unavailable, DiskFailed.
     """
-    if wrong := glance(blob, file):
+    if wrong := quick_check(blob, file):
         return wrong
     reading = _Reading(blob, reads)
     try:

@@ -2,7 +2,7 @@
 
     publish   blobs durable -> manifest -> hold file -> plain tree -> Hub files -> address -> Hub branch
               -> old ready file removed -> name swapped -> ready file
-    suspend   suspension -> ready file removed -> Hub branch -> name -> damaged blob -> its files in the views
+    suspend   quarantine -> ready file removed -> Hub branch -> name -> damaged blob -> its files in the views
     withdraw  ready file removed -> hold file -> Hub branch -> name -> Hub files -> address -> plain tree
               -> blobs -> manifest
 
@@ -24,11 +24,11 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import CachdError, DiskFailed, InUse, Leased, NotFound
-from cachd.model import Digest, File, Manifest, Snapshot, Wish, commit_of, snapshot_of
+from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
 from cachd.store import catalog, durable
 from cachd.store.addresses import MARK, Addresses
-from cachd.store.catalog import Suspension
+from cachd.store.catalog import Quarantine
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
 from cachd.store.holds import Holds
@@ -70,7 +70,7 @@ class Snapshots:
         self.reads = content.reads
         self._named = catalog.read_snapshots(layout)
         self.previous = Previous(layout, keep_previous)
-        self._suspended = catalog.read_suspended(layout, self._named)
+        self._quarantined = catalog.read_quarantined(layout, self._named)
         self._bases: dict[str, str] = {}  # of recorded manifests, as far as one was read
 
     # --- reading ---
@@ -102,37 +102,37 @@ class Snapshots:
             raise NotFound(
                 f"no model named {name!r:.120} is ready",
                 code="no_such_model",
-                mend="cachd ls shows what is here",
+                hint="cachd ls shows what is here",
             )
         return found
 
     def has(self, name: str) -> bool:
         """Whether the name is ready, or was until damage was found."""
-        return name in self._named or name in self._suspended
+        return name in self._named or name in self._quarantined
 
-    def owner(self, name: str) -> Wish | None:
-        """The wish that a name is ready with, or was until damage was found; None when it is free."""
+    def owner(self, name: str) -> ModelSpec | None:
+        """The spec that a name is ready with, or was until damage was found; None when it is free."""
         known = self._known(name)
-        return known.wish if known else None
+        return known.spec if known else None
 
-    def check_hub_folder(self, wish: Wish) -> None:
-        """Raises InUse when the wish's folder of the Hub view shows another source, or has a branch in the
-        place of the wish's own: pods ask for models by both."""
+    def check_hub_folder(self, spec: ModelSpec) -> None:
+        """Raises InUse when the spec's folder of the Hub view shows another source, or has a branch in the
+        place of the spec's own: pods ask for models by both."""
         for other in self._leading():
-            if other.name == wish.name or other.hub_folder != wish.hub_folder:
+            if other.name == spec.name or other.hub_folder != spec.hub_folder:
                 continue
-            if other.wish.ref.base != wish.ref.base:
+            if other.spec.ref.base != spec.ref.base:
                 raise InUse(
-                    f"hub/{wish.hub_folder} shows {other.name}, which is {other.wish.ref.base}",
+                    f"hub/{spec.hub_folder} shows {other.name}, which is {other.spec.ref.base}",
                     code="hub_id_taken",
-                    mend="take another hub_id" if wish.hub_id else f"take another name than {wish.name}",
+                    hint="take another hub_id" if spec.hub_id else f"take another name than {spec.name}",
                 )
-            if _exclude_each_other(wish.hub_revision, other.hub_revision):
+            if _exclude_each_other(spec.hub_revision, other.hub_revision):
                 raise InUse(
-                    f"{other.name} is the branch {other.hub_revision}, and no branch {wish.hub_revision}"
-                    f" stands beside it in hub/{wish.hub_folder}: each branch is a file",
+                    f"{other.name} is the branch {other.hub_revision}, and no branch {spec.hub_revision}"
+                    f" stands beside it in hub/{spec.hub_folder}: each branch is a file",
                     code="branch_taken",
-                    mend=f"delete {other.name} first, or ask for the commit: @ and its 40 digits",
+                    hint=f"delete {other.name} first, or ask for the commit: @ and its 40 digits",
                 )
 
     def was_evicted(self, name: str) -> bool:
@@ -144,17 +144,17 @@ class Snapshots:
         if self._evicted.pop(name, "") is None:
             self.changes.mark(name)
 
-    def suspension(self, name: str) -> Suspension | None:
+    def quarantine(self, name: str) -> Quarantine | None:
         """Why a name that was ready waits for its repair."""
-        return self._suspended.get(name)
+        return self._quarantined.get(name)
 
-    def suspended(self) -> list[Suspension]:
-        return sorted(self._suspended.values(), key=lambda each: each.snapshot.name)
+    def quarantined(self) -> list[Quarantine]:
+        return sorted(self._quarantined.values(), key=lambda each: each.snapshot.name)
 
-    def to_repair(self, wish: Wish) -> Manifest | None:
-        """What makes a wish true again whose model was damaged: the very files it had; None for any other."""
-        found = self._suspended.get(wish.name)
-        if found is None or found.snapshot.wish != wish:
+    def to_repair(self, spec: ModelSpec) -> Manifest | None:
+        """What makes a spec true again whose model was damaged: the very files it had; None for any other."""
+        found = self._quarantined.get(spec.name)
+        if found is None or found.snapshot.spec != spec:
             return None
         try:
             return self._manifest(found.snapshot.manifest)
@@ -202,7 +202,7 @@ class Snapshots:
 
         A damaged one is left out: it is what it was before, or gone, when its repair has ended.
         """
-        damaged = {each.snapshot.manifest for each in self.suspended()}
+        damaged = {each.snapshot.manifest for each in self.quarantined()}
         for path in sorted(self._recorded()):
             if path.stem in damaged:
                 continue
@@ -243,30 +243,29 @@ class Snapshots:
 
     def publish(
         self,
-        wish: Wish,
+        spec: ModelSpec,
         manifest: Manifest,
         *,
         now: float,
-        given_up: Wish | None = None,
+        rolled_back_from: ModelSpec | None = None,
         permit: Permit | None = None,
     ) -> Snapshot:
         """Show a manifest whose blobs are all here, then declare it ready.
 
         Raises NoSpace, DiskFailed, or InUse when its folder of the Hub view shows another source.
 
-        Publishing again what is published is how an interrupted publish is finished. `given_up`: the wish
-        that this one takes the place of for good. `permit`: raises what it raises when it holds no more; an
-        operator's choice among what the name led to needs none.
+        Publishing a snapshot again finishes a publish that was interrupted. `rolled_back_from`: the spec that
+        this one replaces for good. `permit` may raise InUse when it was revoked; a rollback needs none.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             if permit:
-                elsewhere = self._is_pinned_elsewhere(wish, manifest)
+                elsewhere = self._is_pinned_elsewhere(spec, manifest)
                 permit.use(
-                    self.owner(wish.name), wish, is_pinned_elsewhere=elsewhere
+                    self.owner(spec.name), spec, is_pinned_elsewhere=elsewhere
                 )  # whoever revokes it later publishes after this
-            snapshot = self._addresses.chosen(self._after_others(snapshot_of(wish, manifest, now)))
-            self.check_hub_folder(wish)
-            replaced = self._named.get(wish.name)
+            snapshot = self._addresses.chosen(self._after_others(snapshot_of(spec, manifest, now)))
+            self.check_hub_folder(spec)
+            replaced = self._named.get(spec.name)
             self._content.sync(f.blob for f in manifest.files)
             self._record(manifest, snapshot.hub_folder)
             self._holds.make(manifest.id)
@@ -281,14 +280,14 @@ class Snapshots:
                 if snapshot.hub_revision:
                     branches[snapshot.hub_revision] = snapshot.commit
                 self._hub.point(snapshot.hub_folder, branches)
-                self.previous.replace(replaced, snapshot, given_up=given_up)
+                self.previous.replace(replaced, snapshot, rolled_back_from=rolled_back_from)
                 self._watch.cover(manifest, [snapshot.hub_folder])  # first: a pod opens what is ready at once
                 self._declare(snapshot)
-                self._end_suspension(wish.name)
+                self._end_quarantine(spec.name)
             finally:
                 for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
-                    self._mend_branches(folder, self._named.values())
-        log.info("published", name=wish.name, manifest=manifest.id, size_bytes=manifest.size)
+                    self._repair_branches(folder, self._named.values())
+        log.info("published", name=spec.name, manifest=manifest.id, size_bytes=manifest.size)
         return snapshot
 
     def rollback(self, name: str, *, now: float) -> Snapshot:
@@ -302,7 +301,7 @@ class Snapshots:
             raise NotFound(
                 f"nothing is kept of what {name!r} led to before",
                 code="no_previous",
-                mend="ask for the revision itself; keep_previous says how many snapshots are kept",
+                hint="ask for the revision itself; keep_previous says how many snapshots are kept",
             )
         manifest = self.manifest(before)
         with self._content.claim(manifest):
@@ -310,9 +309,9 @@ class Snapshots:
                 raise DiskFailed(
                     f"{name}: {len(missing)} files of revision {before.revision} are not here any more",
                     code="previous_incomplete",
-                    mend="ask for that revision itself: what is missing is fetched",
+                    hint="ask for that revision itself: what is missing is fetched",
                 )
-            published = self.publish(before.wish, manifest, now=now, given_up=current.wish)
+            published = self.publish(before.spec, manifest, now=now, rolled_back_from=current.spec)
         log.info("rolled back", name=name, revision=before.revision, gave_up=current.revision)
         return published
 
@@ -415,10 +414,10 @@ class Snapshots:
                 self._note_eviction(snapshot.name)
             self._named.pop(snapshot.name, None)
             self.changes.mark(snapshot.name)
-            self._end_suspension(snapshot.name)
+            self._end_quarantine(snapshot.name)
             self._pins.remove(snapshot.name)
             self.leases.release_all(snapshot.name)
-            self._mend_branches(snapshot.hub_folder, self._named.values())
+            self._repair_branches(snapshot.hub_folder, self._named.values())
             durable.remove(self._layout.model(snapshot.name))
             log.info("withdrawn", name=snapshot.name, manifest=snapshot.manifest)
         return (remove or self._remove)(named[0].manifest, [s.name for s in named])
@@ -454,10 +453,10 @@ class Snapshots:
                 raise Moved
             inodes = {file.blob: inode} if inode else {}
             for name in names:
-                self._suspend(name, f"{file.path}: {wrong}", inodes, now)
-            for each in self.suspended():
+                self._quarantine(name, f"{file.path}: {wrong}", inodes, now)
+            for each in self.quarantined():
                 if each.snapshot.name not in names and each.snapshot.manifest in manifests:
-                    self._tell_suspension(replace(each, inodes={**each.inodes, **inodes}))
+                    self._record_quarantine(replace(each, inodes={**each.inodes, **inodes}))
             self._content.set_aside(file.blob, inode)
             for name, manifest in using:
                 paths = [f.path for f in manifest.files if f.blob == file.blob]
@@ -482,7 +481,7 @@ class Snapshots:
             except (FileNotFoundError, DiskFailed) as error:
                 wrong = f"its manifest: {error}"
             if wrong:
-                self._suspend(name, wrong, inodes, now)
+                self._quarantine(name, wrong, inodes, now)
                 for blob, inode in inodes.items():
                     self._content.set_aside(blob, inode)
             else:
@@ -543,7 +542,7 @@ class Snapshots:
 
         Every snapshot that is here gets what pods hold it by, and every name its addresses.
         """
-        for each in self.suspended():
+        for each in self.quarantined():
             durable.remove(self._layout.ready_file(each.snapshot.name))
             self._named.pop(each.snapshot.name, None)
             for blob, inode in each.inodes.items():
@@ -558,7 +557,7 @@ class Snapshots:
         for snapshot in self._named.values():
             folders.setdefault(snapshot.hub_folder, []).append(snapshot)
         for folder, named in folders.items():
-            self._mend_branches(folder, named)
+            self._repair_branches(folder, named)
 
     def watch_all(self) -> dict[Digest, File]:
         """Watch every recorded snapshot, and no other; a file of each blob that they need."""
@@ -581,12 +580,12 @@ class Snapshots:
 
     # --- inside, under the lock ---
 
-    def _is_pinned_elsewhere(self, wish: Wish, manifest: Manifest) -> bool:
+    def _is_pinned_elsewhere(self, spec: ModelSpec, manifest: Manifest) -> bool:
         """Whether a name is pinned, and leads or led to another snapshot, or was asked for otherwise."""
-        known = self._known(wish.name)
-        if known is None or (known.wish, known.manifest) == (wish, manifest.id):
+        known = self._known(spec.name)
+        if known is None or (known.spec, known.manifest) == (spec, manifest.id):
             return False
-        return self.is_pinned(wish.name)
+        return self.is_pinned(spec.name)
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """Published last, though the clock went back: its branch names what was published last."""
@@ -597,12 +596,12 @@ class Snapshots:
 
     def _check_kept(self, name: str) -> None:
         if self.is_pinned(name):
-            raise InUse(f"{name} is pinned", code="pinned", mend=f"cachd unpin {name}, or force")
+            raise InUse(f"{name} is pinned", code="pinned", hint=f"cachd unpin {name}, or force")
         if held := self.leases.of(name, time.time()):
             raise InUse(
                 f"{name} is leased by {held[-1].holder or 'somebody'}, {len(held)} leases in all",
                 code="leased",
-                mend="wait until they are released or expire, or force",
+                hint="wait until they are released or expire, or force",
             )
 
     def _check_unused(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
@@ -641,7 +640,7 @@ class Snapshots:
 
     def _leading(self) -> list[Snapshot]:
         """What names are ready with, or will be when it is repaired."""
-        return [*(each.snapshot for each in self._suspended.values()), *self._named.values()]
+        return [*(each.snapshot for each in self._quarantined.values()), *self._named.values()]
 
     def _let_hold(self, snapshot: Snapshot) -> None:
         """Make anew what pods hold a ready snapshot by, where somebody deleted it."""
@@ -654,40 +653,40 @@ class Snapshots:
             log.warning("no room to let pods hold it", name=snapshot.name)
 
     def _known(self, name: str) -> Snapshot | None:
-        suspended = self._suspended.get(name)
-        return self._named.get(name) or (suspended.snapshot if suspended else None)
+        quarantined = self._quarantined.get(name)
+        return self._named.get(name) or (quarantined.snapshot if quarantined else None)
 
-    def _suspend(self, name: str, reason: str, inodes: Mapping[Digest, int], now: float) -> None:
+    def _quarantine(self, name: str, reason: str, inodes: Mapping[Digest, int], now: float) -> None:
         """Take a name's readiness away until it is published again; all but the name stays."""
         snapshot = self._named[name]
-        self._tell_suspension(Suspension(snapshot, now, reason, inodes))
+        self._record_quarantine(Quarantine(snapshot, now, reason, inodes))
         durable.remove(self._layout.ready_file(name))
         del self._named[name]
         self.changes.mark(name)
-        self._mend_branches(snapshot.hub_folder, self._named.values())
+        self._repair_branches(snapshot.hub_folder, self._named.values())
         durable.remove(self._layout.model(name))
         log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
 
-    def _tell_suspension(self, suspension: Suspension) -> None:
-        name = suspension.snapshot.name
-        document = json.dumps(suspension.as_document(), indent=1)
+    def _record_quarantine(self, quarantine: Quarantine) -> None:
+        name = quarantine.snapshot.name
+        document = json.dumps(quarantine.as_document(), indent=1)
         try:
-            durable.write_file(self._layout.suspended_file(name), document.encode())
+            durable.write_file(self._layout.quarantine_file(name), document.encode())
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise  # on a full disk readiness goes all the same; a restart knows nothing of the repair
-        self._suspended[name] = suspension
+        self._quarantined[name] = quarantine
 
-    def _end_suspension(self, name: str) -> None:
-        if self._suspended.pop(name, None) is not None:
-            durable.remove(self._layout.suspended_file(name))
+    def _end_quarantine(self, name: str) -> None:
+        if self._quarantined.pop(name, None) is not None:
+            durable.remove(self._layout.quarantine_file(name))
 
     def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str:
         """What is not as `publish` left it; empty when all is. The blobs in doubt are added to `inodes`."""
         layout, manifest = self._layout, self._manifest(snapshot.manifest)
         files = {f.path: f for f in manifest.files}
         try:
-            self._mend(snapshot)
+            self._repair_views(snapshot)
         except (OSError, CachdError) as error:  # it may need room, or a disk that writes
             log.warning("not put right", name=snapshot.name, reason=str(error))
         link = layout.model(snapshot.name)
@@ -711,14 +710,14 @@ class Snapshots:
                 reasons.append(f"{place}/{path} is {'another file' if is_other else 'gone'}")
         return f"{len(reasons)} files, the first: {reasons[0]}" if reasons else ""
 
-    def _mend(self, snapshot: Snapshot) -> None:
+    def _repair_views(self, snapshot: Snapshot) -> None:
         """Put right what needs no blob: directories, modes, the Hub view's branches and list of files."""
         for name in PUBLIC:
             durable.keep_directory(self._layout.root / name, 0o755)
         durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
         folder, commit = snapshot.hub_folder, snapshot.commit
-        self._mend_branches(folder, self._named.values())
-        self._hub.mend(folder, commit, self._shown(folder, commit))
+        self._repair_branches(folder, self._named.values())
+        self._hub.repair(folder, commit, self._shown(folder, commit))
 
     def _recorded(self) -> list[Path]:
         return list(self._layout.manifests.glob("[!.]*.json"))
@@ -795,7 +794,7 @@ class Snapshots:
         for folder in catalog.read_shown(path):
             left = self._shown(folder, commit) | self._shown_unnamed(folder, commit, but=manifest)
             self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
-            self._mend_branches(folder, self._named.values())
+            self._repair_branches(folder, self._named.values())
         self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
         moved = self._content.discard(gone, names)
@@ -824,7 +823,7 @@ class Snapshots:
                     found |= {f.path: f for f in manifest.files if commit_of(manifest) == commit}
         return found
 
-    def _mend_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
+    def _repair_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
         """Let the branches of a folder of the Hub view name what is ready, and no others be there.
 
         `named`: the ready snapshots, at least those of the folder.
@@ -834,7 +833,7 @@ class Snapshots:
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
-            log.warning("no room to mend a branch", folder=folder)  # a full disk must open, to be freed
+            log.warning("no room to hint a branch", folder=folder)  # a full disk must open, to be freed
 
     def _declare(self, snapshot: Snapshot) -> None:
         """The last steps, all that could need room done before the first: the name, then the ready file."""
@@ -867,12 +866,12 @@ class Snapshots:
 def _in_use(what: str, by: InUseBy) -> InUse:
     return InUse(
         f"{what} is {by}",
-        mend="stop the pods that serve it, or force: what they have open stays readable",
+        hint="stop the pods that serve it, or force: what they have open stays readable",
     )
 
 
 def no_such_model(name: str) -> NotFound:
-    return NotFound(f"no model is named {name!r}", code="no_such_model", mend="cachd ls shows what is here")
+    return NotFound(f"no model is named {name!r}", code="no_such_model", hint="cachd ls shows what is here")
 
 
 def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
-from cachd.model import Room, Share, room_in
+from cachd.model import Percentage, SizeOrPercent, bytes_in
 from cachd.store import durable
 from cachd.store.layout import Layout
 
@@ -143,9 +143,9 @@ class Reservation:
         """Let `size` bytes become blocks at once, as a grant does, where the disk has plenty; else False."""
         return self._space.take(self, size)
 
-    def has_room_for(self, size: int) -> bool:
+    def has_space_for(self, size: int) -> bool:
         """Whether the file system says that so many bytes may become blocks now."""
-        return self._space.has_room_for(self, size)
+        return self._space.has_space_for(self, size)
 
     def return_unused(self, size: int) -> None:
         """Say that so many granted bytes took no new blocks; negative: that more did."""
@@ -169,11 +169,16 @@ class Space:
     """What the file system has, less what is promised, less what nobody may take.
 
     `limit`: the most that models may take, None for all. `reserve_free`, `reserve_inodes`: what stays free.
-    Each in bytes (inodes), or as a Share of the file system.
+    Each in bytes (inodes), or as a Percentage of the file system.
     """
 
     def __init__(
-        self, root: Path, *, reserve_free: Room = 0, limit: Room | None = None, reserve_inodes: Room = 0
+        self,
+        root: Path,
+        *,
+        reserve_free: SizeOrPercent = 0,
+        limit: SizeOrPercent | None = None,
+        reserve_inodes: SizeOrPercent = 0,
     ) -> None:
         self._layout = Layout(root)
         self._lock = threading.Lock()
@@ -185,7 +190,9 @@ class Space:
         self._counted: tuple[tuple[int, int], Usage] | None = None
         self.change(reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
 
-    def change(self, *, reserve_free: Room, limit: Room | None, reserve_inodes: Room) -> None:
+    def change(
+        self, *, reserve_free: SizeOrPercent, limit: SizeOrPercent | None, reserve_inodes: SizeOrPercent
+    ) -> None:
         """Replace the bounds, for running pulls, too."""
         self._bounds = reserve_free, limit, reserve_inodes
 
@@ -211,12 +218,12 @@ class Space:
             free=found.f_bavail * found.f_frsize,
             reserved=sum(r.left for r in list(self._reservations)),
             backed=sum(r.backed for r in list(self._reservations)),
-            reserve_free=room_in(total, reserve_free),
-            limit=None if limit is None else room_in(total, limit),
+            reserve_free=bytes_in(total, reserve_free),
+            limit=None if limit is None else bytes_in(total, limit),
             usage=usage,
             inodes=found.f_files,
             free_inodes=found.f_favail,
-            reserve_inodes=room_in(found.f_files, reserve_inodes),
+            reserve_inodes=bytes_in(found.f_files, reserve_inodes),
         )
 
     def is_read_only(self) -> bool:
@@ -239,7 +246,7 @@ class Space:
             if total > now.usable:
                 raise TooBig(
                     f"the model has {total} bytes; {_bounds(now)} {now.usable}",
-                    mend="use a larger disk, raise limit_bytes or lower reserve_free, or narrow the model"
+                    hint="use a larger disk, raise limit_bytes or lower reserve_free, or narrow the model"
                     " with include and exclude",
                     need=total,
                     usable=now.usable,
@@ -249,7 +256,7 @@ class Space:
             if short > owed:
                 raise NoSpace(
                     _too_little(size, now),
-                    mend=f"{_MEND}, or lower reserve_free",
+                    hint=f"{_MEND}, or lower reserve_free",
                     need=size,
                     free=now.available,
                     short=short,
@@ -259,7 +266,7 @@ class Space:
                 raise NoSpace(
                     f"{inodes} inodes are needed and {now.available_inodes} are free"
                     f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
-                    mend=f"{_MEND}, or lower reserve_inodes",
+                    hint=f"{_MEND}, or lower reserve_inodes",
                     need=size,
                     free=now.available,
                     short_inodes=inodes - now.available_inodes,
@@ -308,7 +315,7 @@ class Space:
         with self._lock:
             return self._most_of(reservation, least)
 
-    def has_room_for(self, reservation: Reservation, size: int) -> bool:
+    def has_space_for(self, reservation: Reservation, size: int) -> bool:
         """As Reservation.has_room_for."""
         with self._lock:
             return self._most(reservation, self.bounded()) >= size
@@ -452,9 +459,9 @@ def is_shared(root: Path) -> bool:
     return any(place.exists() and place.stat().st_dev == device for place in _OF_THE_NODE)
 
 
-def beside_others(*kept_free: Share) -> Share:
+def beside_others(*kept_free: Percentage) -> Percentage:
     """What to leave free of a disk below whose `kept_free` the node deletes images and evicts pods."""
-    return Share(min(max(share.percent for share in kept_free) + _MARGIN_PERCENT, 100.0))
+    return Percentage(min(max(percentage.percent for percentage in kept_free) + _MARGIN_PERCENT, 100.0))
 
 
 _MARGIN_PERCENT = 5.0

@@ -16,7 +16,7 @@ import structlog
 
 from cachd import files
 from cachd.errors import DiskFailed, InUse, Invalid
-from cachd.model import File, Manifest, Room, Wish
+from cachd.model import File, Manifest, ModelSpec, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog, durable
 from cachd.store.catalog import Remembered
@@ -27,7 +27,7 @@ from cachd.store.root import check_root, make_directories
 from cachd.store.snapshots import Snapshots
 from cachd.store.space import Reservation, Space, bytes_beside
 from cachd.store.sweep import Sweep
-from cachd.store.uses import Uses
+from cachd.store.usage_log import UsageLog
 from cachd.store.watch import Watch
 
 log = structlog.get_logger(__name__)
@@ -50,9 +50,9 @@ class Store:
         self,
         root: Path,
         *,
-        reserve_free: Room = 0,
-        limit: Room | None = None,
-        reserve_inodes: Room = 0,
+        reserve_free: SizeOrPercent = 0,
+        limit: SizeOrPercent | None = None,
+        reserve_inodes: SizeOrPercent = 0,
         disk_at_least: int = 0,
         keep_previous: int = 0,
         keep_opened_seconds: float = OPENED_SECONDS,
@@ -83,8 +83,8 @@ class Store:
             self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
             with durable.disk_errors(root):
                 self.content.empty_trash()
-                self.uses = Uses(self.layout)
-                self.watch = Watch(self.layout, self.uses)
+                self.usage_log = UsageLog(self.layout)
+                self.watch = Watch(self.layout, self.usage_log)
                 self.snapshots = Snapshots(
                     self.layout,
                     self.content,
@@ -141,21 +141,21 @@ class Store:
 
     # --- pulls to go on with after a restart ---
 
-    def remember(self, wish: Wish, *, replace: bool = True, pins: bool = False) -> None:
-        """Keep a wish until it is forgotten, across restarts, with what its pull is permitted."""
-        path = self.layout.wish(wish.name)
-        document = {**wish.as_document(), "replace": replace, "pins": pins}
+    def remember(self, spec: ModelSpec, *, replace: bool = True, pins: bool = False) -> None:
+        """Keep a spec until it is forgotten, across restarts, with what its pull is permitted."""
+        path = self.layout.spec(spec.name)
+        document = {**spec.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
-            durable.remove(self.layout.began(wish.name))
+            durable.remove(self.layout.began(spec.name))
             durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
-        with durable.disk_errors(self.layout.wish(name)):
+        with durable.disk_errors(self.layout.spec(name)):
             durable.remove(self.layout.began(name))
-            durable.remove(self.layout.wish(name))
+            durable.remove(self.layout.spec(name))
 
     def remembered(self) -> list[Remembered]:
-        return list(catalog.read_wishes(self.layout))
+        return list(catalog.read_pending(self.layout))
 
     def begins(self, name: str) -> None:
         """Count, before a remembered pull does anything, that this life of the daemon began it."""
@@ -178,7 +178,7 @@ def _check_disk(root: Path, at_least: int) -> None:
         raise DiskFailed(
             f"root {root} is on a file system of {size} bytes, and disk_at_least is {at_least}",
             code="disk_too_small",
-            mend="mount the disk that is meant for it, or lower disk_at_least",
+            hint="mount the disk that is meant for it, or lower disk_at_least",
             size=size,
         )
 
@@ -203,7 +203,7 @@ def _take_lock(path: Path) -> int:
         raise InUse(
             f"another cachd ({holder or 'unknown'}) works in {path.parent.parent}",
             code="root_locked",
-            mend="ask it instead (cachd pull without --direct), or stop it",
+            hint="ask it instead (cachd pull without --direct), or stop it",
         ) from refused
     if refused:
         log.warning("this file system has no locks", root=str(path.parent.parent), reason=str(refused))
@@ -248,7 +248,7 @@ def _check_format(layout: Layout) -> None:
         raise Invalid(
             f"{layout.root} has the format {found.strip()!r:.40}; this cachd knows {FORMAT.strip()!r}",
             code="bad_format",
-            mend="run the cachd that wrote it, or use another root",
+            hint="run the cachd that wrote it, or use another root",
         )
 
 
@@ -270,7 +270,7 @@ def _check_links(layout: Layout) -> None:
         raise DiskFailed(
             f"{layout.root} cannot link and rename between its directories: {error.strerror}",
             code="no_hard_links",
-            mend="give cachd one mount of one ordinary file system (ext4, xfs, btrfs, tmpfs) for all of it",
+            hint="give cachd one mount of one ordinary file system (ext4, xfs, btrfs, tmpfs) for all of it",
         ) from error
     finally:
         for leftover in (probe, linked, layout.models / ".probe"):

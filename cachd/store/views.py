@@ -146,7 +146,7 @@ class HubView(_View):
         """The paths of a commit's directory that are not their blobs; whether something else is there."""
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
-    def mend(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
+    def repair(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
         """Put the modes of a folder right, and the list of a commit's files unless it has all of these."""
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):

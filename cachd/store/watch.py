@@ -26,7 +26,7 @@ from cachd.model import Digest, Manifest, commit_of
 from cachd.store import inotify
 from cachd.store.inotify import Event, Inotify
 from cachd.store.layout import Layout
-from cachd.store.uses import Uses
+from cachd.store.usage_log import UsageLog
 from cachd.store.views import directories_of
 
 _CHANGES = inotify.MODIFY | inotify.ATTRIB | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
@@ -162,8 +162,8 @@ class _Queue:
 class Watch:
     """The watched directories of one root. Safe from any thread. Nothing is watched before `start`."""
 
-    def __init__(self, layout: Layout, uses: Uses) -> None:
-        self._layout, self._uses = layout, uses
+    def __init__(self, layout: Layout, usage_log: UsageLog) -> None:
+        self._layout, self._usage_log = layout, usage_log
         self._lock = threading.Lock()
         self._started = False
         self._changes: _Queue | None = None
@@ -231,7 +231,7 @@ class Watch:
     # --- opens ---
 
     def note_opens(self, now: float) -> None:
-        """Let `uses` know which snapshots somebody opened until now."""
+        """Let `usage_log` know which snapshots somebody opened until now."""
         opened: set[str] = set()
         with self._lock:
             for directory, event in self._opens.read() if self._opens else ():
@@ -240,12 +240,12 @@ class Watch:
                 elif not event.mask & inotify.IS_DIRECTORY:  # who lists a directory loads no model
                     opened |= directory.manifests
         for manifest in opened:
-            self._uses.opened(manifest, now)
+            self._usage_log.opened(manifest, now)
 
     def opened_at(self, manifest: str, now: float) -> float | None:
         """When somebody last opened a file of a snapshot, as far as is known at this very moment."""
         self.note_opens(now)
-        return self._uses.opened_at(manifest)
+        return self._usage_log.opened_at(manifest)
 
     def lost_opens(self) -> bool:
         """Whether opens were lost since the last time, because too many came at once."""

@@ -11,8 +11,8 @@ import structlog
 from cachd.errors import Cancelled
 from cachd.metrics import Metrics
 from cachd.model import Limits
-from cachd.policy.pace import Pace
-from cachd.sources.source import Cut
+from cachd.policy.rate_limiter import RateLimiter
+from cachd.sources.source import CancelToken
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class Bandwidth:
         self._metrics = metrics
         self._anew = threading.Condition()
         self._line = 0  # another one whenever all who wait must stand in line anew
-        self._paces: dict[str, Pace] = {}
+        self._limiters: dict[str, RateLimiter] = {}
         self.limits = Limits()
         self.prefixes = _NO_PREFIXES
         if limits != self.limits or prefixes:
@@ -42,7 +42,9 @@ class Bandwidth:
             self.limits, now = limits, time.monotonic()
             self.prefixes = self.prefixes if prefixes is None else prefixes
             rates = self.rates()
-            self._paces = {source: self._paces.get(source) or Pace(rates[source], now) for source in rates}
+            self._limiters = {
+                source: self._limiters.get(source) or RateLimiter(rates[source], now) for source in rates
+            }
             self._restart(rates)
         log.info("bandwidth limits", **rates)
 
@@ -51,19 +53,20 @@ class Bandwidth:
         every = self.limits.bytes_per_second
         return {**({ALL: every} if every else {}), **self.limits.sources, **self.prefixes}
 
-    def allow(self, scheme: str, wanted: int, cut: Cut, *, prefix: str = "") -> int:
+    def allow(self, scheme: str, wanted: int, cancel_token: CancelToken, *, prefix: str = "") -> int:
         """Wait for a stream's turn; how many of the bytes it wants it may receive now, one at least.
 
         The limits of all, of the scheme and of `prefix` hold together.
 
-        Raises Cancelled as soon as `cut` is. Nobody waits longer than a turn of every other stream takes.
+        Raises Cancelled as soon as `cancel_token` is cancelled. A stream waits no longer than one turn of every
+        other stream takes.
         """
         limits = (ALL, scheme, prefix)
-        if self._paces.keys().isdisjoint(limits):
+        if self._limiters.keys().isdisjoint(limits):
             return wanted
         waiting = _Waiting(self)
         began = time.monotonic()
-        with cut.reaches(waiting):
+        with cancel_token.reaches(waiting):
             count = self._turn(limits, wanted, waiting)
         self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
         return count
@@ -78,9 +81,9 @@ class Bandwidth:
         with self._anew:
             while not waiting.is_over:
                 line, now = self._line, time.monotonic()
-                paces = [self._paces[each] for each in limits if each in self._paces]
-                count = min([wanted, *(pace.turn_bytes for pace in paces)])
-                due = now + max((pace.reserve(count, now) for pace in paces), default=0.0)
+                limiters = [self._limiters[each] for each in limits if each in self._limiters]
+                count = min([wanted, *(limiter.turn_bytes for limiter in limiters)])
+                due = now + max((limiter.reserve(count, now) for limiter in limiters), default=0.0)
                 while line == self._line and (left := due - time.monotonic()) > 0:
                     self._anew.wait(left)
                 if line == self._line:
@@ -89,8 +92,8 @@ class Bandwidth:
 
     def _restart(self, rates: Mapping[str, int]) -> None:
         now = time.monotonic()
-        for source, pace in self._paces.items():
-            pace.restart(rates[source], now)
+        for source, limiter in self._limiters.items():
+            limiter.restart(rates[source], now)
         self._line += 1
         self._anew.notify_all()
 

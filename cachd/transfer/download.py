@@ -33,7 +33,7 @@ from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, No
 from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
-from cachd.sources.source import Body, Cut, NoRanges, Source
+from cachd.sources.source import Body, CancelToken, NoRanges, Source
 from cachd.store.content import ContentStore, corrupt
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
@@ -42,7 +42,7 @@ from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.proof import Proof
-from cachd.transfer.streams import SLOW_SECONDS, Share
+from cachd.transfer.streams import SLOW_SECONDS, StreamQuota
 from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ class GaveWay(Unavailable):
     """The stream was taken for another pull: its origin hardly sent."""
 
 
-class _NoRoomNow(Exception):
+class _NoSpaceNow(Exception):
     """Bytes have arrived, and another process has taken the space that was promised for them."""
 
 
@@ -112,26 +112,26 @@ class Download:
         self.file = file
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()
-        self.askers = 1
+        self.callers = 1
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
-        self._promises = [reservation]
+        self._reservations = [reservation]
         self._allocated = 0  # bytes of disk of the ingest, when last looked at
         self._received = engine.metrics.download_bytes.labels(scheme)
         self._unkept_bytes = unkept_bytes(engine.streams.most)
-        self._share = Share()
+        self._quota = StreamQuota()
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
         self._fetched = self._forgotten = 0
         self._wrong = ""  # the digest that a repair was for
-        self._cut = Cut()
+        self._cancel_token = CancelToken()
         self._inside = 0
         self._following = False
         self._by_parts = True
         self._later: deque[Part] = deque()  # parts for after the one at work, while each stream has a file
         self._everything = Part(Extent(0, file.size))
         self._committing = False
-        self._waits_for_room = False
+        self._waits_for_space = False
         self._proof: Proof | None = None
         self._is_proven = False
         self._over = False
@@ -141,7 +141,7 @@ class Download:
     # --- for the pull ---
 
     @property
-    def landed(self) -> int:
+    def received(self) -> int:
         """Bytes of the file that are here, resumed ones included; what came twice counts once."""
         if self._is_proven:
             return self.file.size
@@ -153,9 +153,9 @@ class Download:
         return self._over
 
     @property
-    def is_waiting_for_room(self) -> bool:
+    def is_waiting_for_space(self) -> bool:
         """Whether another process has taken the room it was promised; it begins when there is some again."""
-        return self._waits_for_room
+        return self._waits_for_space
 
     @property
     def fetched(self) -> int:
@@ -165,19 +165,19 @@ class Download:
     def share_with(self, reservation: Reservation) -> None:
         """Let another pull, too, pay for the file's blocks, and tell it which of them are taken."""
         with self._lock:
-            self._promises.append(reservation)
+            self._reservations.append(reservation)
 
-    def start(self, share: Share) -> None:
+    def start(self, quota: StreamQuota) -> None:
         """Queue the download behind what its pull's share already holds."""
-        self._share = share
-        self._engine.streams.more_files(share, 1)
-        self._engine.streams.append(share, self._begin)
+        self._quota = quota
+        self._engine.streams.more_files(quota, 1)
+        self._engine.streams.append(quota, self._begin)
 
     def cancel(self) -> None:
         """End the download as soon as its threads have left. What has landed stays for a resume."""
         if self._over:
             return
-        self._end(Cancelled(f"{self.file.path}: cancelled after {self.landed} of {self.file.size} bytes"))
+        self._end(Cancelled(f"{self.file.path}: cancelled after {self.received} of {self.file.size} bytes"))
 
     # --- on a stream ---
 
@@ -200,14 +200,14 @@ class Download:
             self._fetch_small(buffer, is_here=False)
             return
         held = self._content.allocated(self.file)
-        if not self._begin_with_room(max(self.file.size - held, 0)):
-            self._wait_for_room(self._begin)
+        if not self._begin_with_space(max(self.file.size - held, 0)):
+            self._wait_for_space(self._begin)
             return
         ingest = self._ingest_here()
         parts = self._missing(ingest)
         self._follow_if_worthwhile()
         self._later.extend(parts[1:])
-        if not self._engine.streams.has_a_file_each(self._share):
+        if not self._engine.streams.has_a_file_each(self._quota):
             self._go_on()
         if parts:
             self._fetch(parts[0], buffer)
@@ -259,8 +259,8 @@ class Download:
             with self._open(proof.rest) as body:
                 while proof.reached < self.file.size and not self._over:
                     is_long = time.monotonic() - began > _TURN_SECONDS
-                    if is_long and proof.has_ranges and self._engine.streams.owes(self._share):
-                        self._engine.streams.submit(self._share, self._begin)
+                    if is_long and proof.has_ranges and self._engine.streams.should_yield(self._quota):
+                        self._engine.streams.submit(self._quota, self._begin)
                         return
                     view = self._allowed(buffer, self.file.size - proof.reached)
                     view = view[: body.readinto(view)]
@@ -269,7 +269,7 @@ class Download:
         except NoRanges:
             proof.has_ranges = False
             proof.begin()
-            self._engine.streams.submit(self._share, self._begin)
+            self._engine.streams.submit(self._quota, self._begin)
         except Unavailable as error:
             self._again(self._everything, proof.reached, error, self._begin)
         else:
@@ -287,24 +287,24 @@ class Download:
     def _go_on(self) -> None:
         """Let the next part begin, or all of them when there are streams for them."""
         with self._lock:
-            count = 1 if self._engine.streams.has_a_file_each(self._share) else len(self._later)
+            count = 1 if self._engine.streams.has_a_file_each(self._quota) else len(self._later)
             parts = [self._later.popleft() for _ in range(min(count, len(self._later)))]
-        self._engine.streams.submit(self._share, *(self._task(part) for part in parts))
+        self._engine.streams.submit(self._quota, *(self._task(part) for part in parts))
 
     def _missing(self, ingest: Ingest) -> list[Part]:
         streams = self._engine.streams
-        sharing = _SHARING if streams.has_a_file_each(self._share) else streams.most
+        sharing = _SHARING if streams.has_a_file_each(self._quota) else streams.most
         length = part_bytes(self.file.size, min(sharing, streams.most))
         return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
-    def _wait_for_room(self, task: Callable[[memoryview], None]) -> None:
+    def _wait_for_space(self, task: Callable[[memoryview], None]) -> None:
         """Somebody else fills the disk: rather than take the last of it, go on later."""
-        paused, self._waits_for_room = self._waits_for_room, True
+        paused, self._waits_for_space = self._waits_for_space, True
         if not paused:
             log.warning("paused: the disk is at its reserve", file=self.file.path, size_bytes=self.file.size)
-        self._engine.streams.submit_later(self._share, task, _LOOK_FOR_ROOM_SECONDS)
+        self._engine.streams.submit_later(self._quota, task, _LOOK_FOR_ROOM_SECONDS)
 
-    def _begin_with_room(self, rest: int) -> bool:
+    def _begin_with_space(self, rest: int) -> bool:
         """Begin the ingest; False when there is no room for what it takes over of a damaged blob."""
         if not rest or not self._content.is_set_aside(self.file.blob):
             self._begin_ingest()
@@ -318,7 +318,7 @@ class Download:
     def _begin_ingest(self) -> Ingest:
         """Begin or resume the ingest."""
         self._allocated = self._content.allocated(self.file)
-        ingest = self._ingest = self._content.begin(self.file, self._cut.check)
+        ingest = self._ingest = self._content.begin(self.file, self._cancel_token.check)
         self.resumed = ingest.resumed
         self._engine.metrics.resumed_bytes.inc(ingest.resumed)
         return ingest
@@ -335,7 +335,9 @@ class Download:
         try:
             with self._open(part.extent) as body:
                 while received < self.file.size:
-                    if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.owes(self._share):
+                    if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.should_yield(
+                        self._quota
+                    ):
                         break
                     rest = content[received : received + _STEP_BYTES]
                     count = body.readinto(self._allowed(rest, len(rest)))
@@ -350,7 +352,7 @@ class Download:
             return
         if received < self.file.size:
             self._keep(part, content[:received])
-            self._engine.streams.submit(self._share, self._task(part))
+            self._engine.streams.submit(self._quota, self._task(part))
             return
         self._put(content, is_here=is_here)
 
@@ -361,9 +363,9 @@ class Download:
         with nullcontext(size) if is_taken else payer.grant(size, size) as granted:
             if granted < size:
                 self._forget_received(self.file.size)
-                self._wait_for_room(self._begin)
+                self._wait_for_space(self._begin)
                 return
-            self._waits_for_room = False
+            self._waits_for_space = False
             try:
                 self._content.put(self.file, content)
             except Corrupt as error:
@@ -372,7 +374,7 @@ class Download:
                     self._explain(error)
                     raise
                 self._ask_anew(error.facts["got"], self.file.size, "source")
-                self._engine.streams.submit(self._share, self._begin)
+                self._engine.streams.submit(self._quota, self._begin)
                 return
         self._tell_others(payer, size)
         self._end(None)
@@ -382,7 +384,7 @@ class Download:
     def _payer(self) -> Reservation:
         """A pull that still waits for the file."""
         with self._lock:
-            return next((p for p in self._promises if not p.has_ended), self._promises[0])
+            return next((p for p in self._reservations if not p.has_ended), self._reservations[0])
 
     def _give_blocks(self, ingest: Ingest, part: Part, count: int) -> None:
         """See that the next `count` bytes of a part, which have arrived, have blocks. Raises NoSpace, or
@@ -396,17 +398,17 @@ class Download:
         with payer.grant(least, most) as granted:
             if not granted:
                 self._forget_received(count)
-                raise _NoRoomNow
-            self._waits_for_room = False
+                raise _NoSpaceNow
+            self._waits_for_space = False
             stop = max(min(part.allocated + granted, part.extent.stop), part.reached + count)
             try:
                 ingest.allocate(Extent(part.allocated, stop))
             except NoSpace:
                 payer.return_unused(granted)
-                if payer.has_room_for(least):  # it is no want of room that is counted
+                if payer.has_space_for(least):  # it is no want of room that is counted
                     raise
                 self._forget_received(count)
-                raise _NoRoomNow from None
+                raise _NoSpaceNow from None
             part.allocated = stop
             self._took_blocks(ingest, granted, payer)
 
@@ -421,7 +423,7 @@ class Download:
 
     def _tell_others(self, payer: Reservation | None, count: int) -> None:
         with self._lock:
-            others = [promise for promise in self._promises if promise is not payer]
+            others = [promise for promise in self._reservations if promise is not payer]
         for promise in others:
             promise.spend(count)
 
@@ -435,7 +437,7 @@ class Download:
         part.hash = ingest.part_hash()
         if not content:
             return
-        with suppress(_NoRoomNow):  # it comes again
+        with suppress(_NoSpaceNow):  # it comes again
             self._give_blocks(ingest, part, len(content))
             self._take_in(ingest, part, content)
             self._keep_received(ingest, part)
@@ -462,8 +464,8 @@ class Download:
                 self._copy(body, part, buffer)
         except NoRanges:
             self._fetch_whole_instead()
-        except _NoRoomNow:
-            self._wait_for_room(self._task(part))
+        except _NoSpaceNow:
+            self._wait_for_space(self._task(part))
         except Unavailable as error:
             self._again(part, part.reached, error, self._task(part))
 
@@ -474,7 +476,7 @@ class Download:
                 return
             self._by_parts = False
         log.info("no ranges: one stream", file=self.file.path, origin=self.file.origin)
-        self._engine.streams.submit(self._share, self._whole)
+        self._engine.streams.submit(self._quota, self._whole)
 
     def _whole(self, buffer: memoryview) -> None:
         """Read the file from its first byte, keep what is missing and drop what is here."""
@@ -489,15 +491,15 @@ class Download:
                         for extent in split(gap, part_bytes(self.file.size, 1)):
                             self._copy(body, Part(extent), buffer)
                         read = gap.stop
-            except _NoRoomNow:
-                self._wait_for_room(self._whole)
+            except _NoSpaceNow:
+                self._wait_for_space(self._whole)
             except Unavailable as error:
-                self._again(self._everything, self.landed, error, self._whole)
+                self._again(self._everything, self.received, error, self._whole)
 
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
         with self._lock:
-            alone = self._engine.streams.has_a_file_each(self._share)
+            alone = self._engine.streams.has_a_file_each(self._quota)
             takes = alone and not self._following and ingest.takes_from(part.reached)
             self._following |= takes
         try:
@@ -530,7 +532,7 @@ class Download:
                 if part.reached - part.kept > self._unkept_bytes - most:
                     self._keep_received(ingest, part)
                 self._follow_if_worthwhile()
-        except (CachdError, _NoRoomNow):
+        except (CachdError, _NoSpaceNow):
             self._keep_received(ingest, part)
             raise
         if self._over:  # a stop waits for no disk
@@ -540,11 +542,11 @@ class Download:
 
     def _gives_way(self, ingest: Ingest, part: Part) -> bool:
         """Leave the rest of a part for later when another pull has waited long enough or fewer streams do."""
-        if not (self._by_parts and self._engine.streams.owes(self._share)):
+        if not (self._by_parts and self._engine.streams.should_yield(self._quota)):
             return False
         log.debug("part left for later", path=self.file.path, at=part.reached)
         self._keep_received(ingest, part)
-        self._engine.streams.submit(self._share, self._task(part))  # which is another's from here on
+        self._engine.streams.submit(self._quota, self._task(part))  # which is another's from here on
         return True
 
     @staticmethod
@@ -554,7 +556,7 @@ class Download:
         ingest.write(part.reached, view)
         part.hash.update(view)
         part.reached += len(view)
-        ingest.landed(Extent(part.extent.start, part.reached))
+        ingest.received(Extent(part.extent.start, part.reached))
 
     @staticmethod
     def _keep_received(ingest: Ingest, part: Part) -> None:
@@ -570,7 +572,7 @@ class Download:
     def _allowed(self, buffer: memoryview, count: int) -> memoryview:
         """As much of the buffer as the limits let the stream receive now, waited for."""
         bandwidth, wanted = self._engine.bandwidth, min(len(buffer), count)
-        return buffer[: bandwidth.allow(self._scheme, wanted, self._cut, prefix=self._prefix)]
+        return buffer[: bandwidth.allow(self._scheme, wanted, self._cancel_token, prefix=self._prefix)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
@@ -579,16 +581,19 @@ class Download:
         Raises GaveWay when the stream is wanted by another pull.
         """
         patience = SLOW_SECONDS if self._by_parts else _WHOLE_SECONDS
-        with self._engine.streams.asking(self._share, patience) as asking, self._cut.reaches(asking.cut):
+        with (
+            self._engine.streams.asking(self._quota, patience) as asking,
+            self._cancel_token.reaches(asking.cancel_token),
+        ):
             try:
-                with self._ask(extent, asking.cut) as body, asking.cut.reaches(body):
+                with self._ask(extent, asking.cancel_token) as body, asking.cancel_token.reaches(body):
                     yield body
             except (Unavailable, Cancelled) as error:
                 if asking.is_taken and not self._over:
                     raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
                 raise
 
-    def _ask(self, extent: Extent, cut: Cut) -> Body:
+    def _ask(self, extent: Extent, cancel_token: CancelToken) -> Body:
         if extent.size <= _TOGETHER_BYTES:
             together.gather()
         else:
@@ -596,7 +601,7 @@ class Download:
         count = self._engine.metrics.origin_requests
         try:
             with threads.given(self.file.path):
-                opened = self._source.open(self.file, extent, cut)
+                opened = self._source.open(self.file, extent, cancel_token)
         except CachdError as error:
             status = error.facts.get("status")
             count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
@@ -609,7 +614,7 @@ class Download:
         if self._over:
             return
         if isinstance(error, GaveWay):
-            self._engine.streams.append(self._share, task)
+            self._engine.streams.append(self._quota, task)
             return
         failures = part.failed(at)
         if failures > self._engine.retries:
@@ -624,7 +629,7 @@ class Download:
             in_seconds=round(seconds, 1),
         )
         self.waits = Waits(Reason.origin, time.time() + seconds, error.detail)
-        self._engine.streams.submit_later(self._share, task, seconds)
+        self._engine.streams.submit_later(self._quota, task, seconds)
 
     # --- on a hashing thread ---
 
@@ -681,7 +686,7 @@ class Download:
         with self._lock:
             self._committing = self._following = False
         tasks = [self._task(part) for part in missing] if self._by_parts else [self._whole]
-        self._engine.streams.submit(self._share, *tasks)
+        self._engine.streams.submit(self._quota, *tasks)
 
     def _ask_anew(self, wrong: object, size: int, reason: str) -> None:
         """Count a wrong digest for which `size` bytes are fetched again, by other connections than before."""
@@ -696,7 +701,7 @@ class Download:
     def _explain(self, error: Corrupt) -> None:
         """Tell of a file that is wrong after its repair what that says of the reason."""
         if error.facts["got"] == self._wrong:
-            error.mend = "the source sent these very bytes twice: its copy is damaged, or its digest is wrong"
+            error.hint = "the source sent these very bytes twice: its copy is damaged, or its digest is wrong"
 
     # --- the end ---
 
@@ -726,7 +731,7 @@ class Download:
             self._end(error)
         except Exception as error:
             log.exception("a download failed in a way it should not", file=self.file.path)
-            self._end(CachdError(f"{self.file.path}: {type(error).__name__}", mend="see the daemon's log"))
+            self._end(CachdError(f"{self.file.path}: {type(error).__name__}", hint="see the daemon's log"))
         finally:
             self._leave()
 
@@ -750,20 +755,20 @@ class Download:
                 return
             self._over, self._outcome = True, outcome
             last = not self._inside
-        self._cut.cut()
+        self._cancel_token.cancel()
         if last:
             self._close()
 
     def _close(self) -> None:
         """Nobody is inside any more: close the ingest, then tell the pulls."""
         if self._ingest is not None:
-            if self._leaves_nothing(self._outcome) or not (self.landed or self._is_disk_to_blame()):
+            if self._leaves_nothing(self._outcome) or not (self.received or self._is_disk_to_blame()):
                 try:
                     self._ingest.discard()
                 except CachdError as error:  # read-only by now: the file's next ingest takes it on
                     log.warning("ingest left behind", file=self.file.path, reason=error.detail)
             self._ingest.close()
-        self._engine.streams.more_files(self._share, -1)
+        self._engine.streams.more_files(self._quota, -1)
         if self._outcome is None:
             self.done.set_result(None)
         else:

@@ -13,7 +13,7 @@ from cachd.store.content import ContentStore
 from cachd.store.space import Reservation
 from cachd.transfer.download import Download
 from cachd.transfer.engine import Engine
-from cachd.transfer.streams import Share
+from cachd.transfer.streams import StreamQuota
 
 
 class Downloads:
@@ -29,7 +29,7 @@ class Downloads:
         self,
         file: File,
         source: Source,
-        share: Share,
+        quota: StreamQuota,
         *,
         scheme: str,
         reservation: Reservation,
@@ -52,25 +52,25 @@ class Downloads:
                     )
                     self._running[file.blob] = download
                     break
-                if running.askers:
-                    running.askers += 1
+                if running.callers:
+                    running.callers += 1
                     running.share_with(reservation)
                     return running
             wait([running.done])  # the last asker left it: let it close its ingest first
         download.done.add_done_callback(lambda done: self._forget(file, done))  # no way back: it goes at once
-        download.start(share)
+        download.start(quota)
         return download
 
-    def claim(self, share: Share) -> None:
+    def claim(self, quota: StreamQuota) -> None:
         """See `Streams.claim`."""
-        self._engine.streams.claim(share)
+        self._engine.streams.claim(quota)
 
     def leave(self, joined: Sequence[Download]) -> None:
         """Want these no more. The last asker to leave one cancels it; returns when those have ended."""
         with self._lock:
             for download in joined:
-                download.askers -= 1
-            unwanted = [download for download in joined if not download.askers]
+                download.callers -= 1
+            unwanted = [download for download in joined if not download.callers]
         _cancel(unwanted)
         wait([download.done for download in unwanted])
 

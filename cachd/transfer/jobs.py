@@ -40,7 +40,7 @@ class Job:
             self.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
         except Exception as error:
             log.exception(self.unexpected, name=self.name)
-            self.end("failed", CachdError(f"{self.name}: {type(error).__name__}", mend="see the log"))
+            self.end("failed", CachdError(f"{self.name}: {type(error).__name__}", hint="see the log"))
 
     def end(self, state: str, error: CachdError | None = None) -> None:
         self.error, self.state = error, state

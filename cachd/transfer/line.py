@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 
 _MOST_LENT = 64
 
@@ -135,18 +135,22 @@ class Line(Generic[T]):
                 self._lending.remove(pull)
                 self._working.add(pull)
 
-    def take_in_turn(self, pull: T, cut: Cut) -> None:
+    def take_in_turn(self, pull: T, cancel_token: CancelToken) -> None:
         """Wait for a slot, before any that is new in the line, unless it has one. Raises Cancelled."""
-        with cut.reaches(_Waker(self._changed)), self._changed:
+        with cancel_token.reaches(_Waker(self._changed)), self._changed:
             self.returning += 1
             try:
-                while pull in self._lending and len(self._working) >= self._at_once and not cut.is_cut:
+                while (
+                    pull in self._lending
+                    and len(self._working) >= self._at_once
+                    and not cancel_token.is_cancelled
+                ):
                     self._changed.wait()
                 self.take(pull)
             finally:
                 self.returning -= 1
                 self._changed.notify_all()
-        cut.check()
+        cancel_token.check()
 
     # --- inside, with the lock ---
 
@@ -184,8 +188,8 @@ class Line(Generic[T]):
 class Slot(Generic[T]):
     """What a pull itself may do with its slot."""
 
-    def __init__(self, line: Line[T], pull: T, cut: Cut) -> None:
-        self._line, self._pull, self._cut = line, pull, cut
+    def __init__(self, line: Line[T], pull: T, cancel_token: CancelToken) -> None:
+        self._line, self._pull, self._cancel_token = line, pull, cancel_token
 
     def lend(self) -> None:
         """See `Line.lend`."""
@@ -197,7 +201,7 @@ class Slot(Generic[T]):
 
     def take_in_turn(self) -> None:
         """See `Line.take_in_turn`."""
-        self._line.take_in_turn(self._pull, self._cut)
+        self._line.take_in_turn(self._pull, self._cancel_token)
 
 
 class _Waker:

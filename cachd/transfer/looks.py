@@ -15,9 +15,9 @@ import structlog
 from cachd.errors import CachdError, Cancelled
 from cachd.metrics import Metrics
 from cachd.model import Digest, File
-from cachd.store.scrub import glance
+from cachd.store.scrub import quick_check
+from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
-from cachd.store.verified import Verified
 from cachd.store.watch import ViewChanges
 from cachd.transfer import threads
 from cachd.transfer.repairs import Repairs
@@ -35,9 +35,9 @@ _AGAIN_SECONDS = 10.0  # after a look that failed, as when no file can be opened
 class Looks:
     """A thread that looks at models and lets the damaged ones be repaired."""
 
-    def __init__(self, store: Store, repairs: Repairs, verified: Verified, metrics: Metrics) -> None:
+    def __init__(self, store: Store, repairs: Repairs, scrub_log: ScrubLog, metrics: Metrics) -> None:
         self._store, self._repairs = store, repairs
-        self._verified, self._metrics = verified, metrics
+        self._scrub_log, self._metrics = scrub_log, metrics
         self.files: dict[Digest, File] = {}  # a file of each blob that there was at the last look at all
         self._all_at = 0.0
         self._told_unwatched = False
@@ -96,11 +96,11 @@ class Looks:
         """Is everything watched and there, at its size?"""
         snapshots, content = self._store.snapshots, self._store.content
         self.files = snapshots.watch_all()
-        self._verified.know(self.files)
+        self._scrub_log.know(self.files)
         for file in self.files.values():
             self._check_stop()
             inode = content.inode(file.blob)
-            if wrong := glance(content.path(file.blob), file):
+            if wrong := quick_check(content.path(file.blob), file):
                 self._damaged(file, wrong, inode)
         self._look(s.name for s in snapshots.all())
 
@@ -136,7 +136,7 @@ class Looks:
                 directories=found.directories,
                 unwatched=found.unwatched,
                 reason=found.reason,
-                means="what somebody deletes there shows minutes later, and what a pod opens, too",
+                context="what somebody deletes there shows minutes later, and what a pod opens, too",
             )
         self._told_unwatched = bool(found.unwatched)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from cachd.errors import CachdError
-from cachd.model import Snapshot, Wish
+from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
 from cachd.transfer import threads
@@ -31,7 +31,7 @@ _LOOK_SECONDS = 1.0
 class Desired:
     """A model the operator lists."""
 
-    wish: Wish
+    spec: ModelSpec
     required: bool = False
     pin: bool = False
     warm: bool = False
@@ -75,10 +75,10 @@ class Prewarm:
     def _turn(self) -> None:
         desired = self._look()
         if desired is not None:
-            self._take_over({d.wish.name: d for d in desired})
+            self._take_over({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
         for each in list(self._desired.values()):
-            tries = self._tried[each.wish.name]
+            tries = self._tried[each.spec.name]
             if tries.are_due():
                 self._ask(each, tries)
 
@@ -86,23 +86,23 @@ class Prewarm:
         before, tried = self._desired, self._tried
         self._tried = {}
         for name, each in desired.items():
-            is_new = name not in before or before[name].wish != each.wish
+            is_new = name not in before or before[name].spec != each.spec
             self._tried[name] = _Tries(replace=is_new or tried[name].may_replace())
         self._desired = desired
 
     def _ask(self, desired: Desired, tries: _Tries) -> None:
-        wish, snapshots = desired.wish, self._snapshots
-        ready = snapshots.get(wish.name)
+        spec, snapshots = desired.spec, self._snapshots
+        ready = snapshots.get(spec.name)
         try:
-            if ready is not None and wish in (ready.wish, snapshots.previous.given_up(wish.name)):
+            if ready is not None and spec in (ready.spec, snapshots.previous.rolled_back_from(spec.name)):
                 tries.came_true()
                 self._keep(desired, ready)
             elif not tries.are_over:
                 self._pin(desired)
                 pulls, replace = self._pulls, tries.replace
-                tries.began(pulls.start_by_itself(wish, priority=desired.priority, replace=replace))
+                tries.began(pulls.start_by_itself(spec, priority=desired.priority, replace=replace))
         except CachdError as error:
-            log.warning("desired model not asked for", name=wish.name, reason=error.detail)
+            log.warning("desired model not asked for", name=spec.name, reason=error.detail)
             tries.failed(error)
 
     def _keep(self, desired: Desired, ready: Snapshot) -> None:
@@ -112,8 +112,8 @@ class Prewarm:
             self._warms.warm(ready.name)
 
     def _pin(self, desired: Desired) -> None:
-        if desired.pin and not self._snapshots.is_pinned(desired.wish.name):
-            self._snapshots.pin(desired.wish.name)
+        if desired.pin and not self._snapshots.is_pinned(desired.spec.name):
+            self._snapshots.pin(desired.spec.name)
 
 
 class _Tries:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.transfer.download import Download
 from cachd.transfer.waits import Reason, Waits
 
@@ -33,13 +33,13 @@ class Progress:
     """What a pull has done and has left. Written by its thread, read by anybody.
 
     `state` is queued, resolving, waiting (to be tried again), downloading, publishing, ready, failed or
-    cancelled. Bytes count equal content once. `cut` ends the pull, wherever it is.
+    cancelled. Bytes count equal content once. `cancel_token` ends the pull, wherever it is.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = "queued"
         self.manifest: Manifest | None = None
-        self.cut = Cut()
+        self.cancel_token = CancelToken()
         self.resolve_seconds = 0.0  # that its source was asked what its ref is
         self._waits: Waits | None = Waits(Reason.slot)
         self._clock = clock
@@ -93,12 +93,12 @@ class Progress:
             return self._final
         done, fetched, resumed, unfinished, is_paused = self._present, 0, 0, 0, False
         for blob, download in list(self._downloads.items()):
-            done += download.landed
+            done += download.received
             fetched += download.fetched
             resumed += download.resumed
             if not download.is_over:
                 unfinished += self._files[blob]
-                is_paused |= download.is_waiting_for_room
+                is_paused |= download.is_waiting_for_space
         return Figures(done, fetched, resumed, self._files.total() - unfinished, is_paused)
 
     @property

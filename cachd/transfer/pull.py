@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, NoSpace, Unavailable
-from cachd.model import File, Manifest, Snapshot, Wish
+from cachd.model import File, Manifest, ModelSpec, Snapshot
 from cachd.policy import shards
 from cachd.sources.source import Source
 from cachd.sources.table import Table
@@ -33,7 +33,7 @@ from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.resolves import TOO_SLOW, Resolves
-from cachd.transfer.streams import Share
+from cachd.transfer.streams import StreamQuota
 from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ _LEAST_SECONDS = 1.0  # for a resolve after others that took all the time there 
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class PullContext:
     """What every pull works with. `table`: what the operator allows now, and limits."""
 
     store: Store
@@ -75,68 +75,75 @@ class Slot(Protocol):
 
 
 def pull(
-    wish: Wish, source: Source, means: Means, *, share: Share, progress: Progress, permit: Permit, slot: Slot
-) -> Snapshot:
-    """Make a wish come true. Raises CachdError or NotYet, and then nothing new is published.
-
-    A model that was damaged becomes what it was: its ref is not resolved again.
-    """
-    whole = means.store.snapshots.to_repair(wish) or _resolve(wish, source, means, progress, slot)
-    try:
-        return _pull_once(whole, wish, source, means, share, progress, permit, slot)
-    except Changed as error:
-        log.info("the source moved: resolved again", name=wish.name, reason=error.detail)
-        whole = _resolve(wish, source, means, progress, slot)
-    except DiskFailed as error:
-        if error.facts.get("errno") != errno.EIO:
-            raise
-        log.warning("the disk failed: tried once more with what is here", name=wish.name, reason=error.detail)
-    return _pull_once(whole, wish, source, means, share, progress, permit, slot)
-
-
-def _pull_once(
-    whole: Manifest,
-    wish: Wish,
+    spec: ModelSpec,
     source: Source,
-    means: Means,
-    share: Share,
+    context: PullContext,
+    *,
+    quota: StreamQuota,
     progress: Progress,
     permit: Permit,
     slot: Slot,
 ) -> Snapshot:
-    store = means.store
-    manifest = store.snapshots.as_kept(whole.select(wish.include, wish.exclude))
-    means.table().check_files(manifest)
-    with means.reclaim.reserve(manifest, wish.name) as reservation:
+    """Make a model ready. Raises CachdError or NotYet, and then nothing new is published.
+
+    A model that was damaged becomes what it was: its ref is not resolved again.
+    """
+    whole = context.store.snapshots.to_repair(spec) or _resolve(spec, source, context, progress, slot)
+    try:
+        return _pull_once(whole, spec, source, context, quota, progress, permit, slot)
+    except Changed as error:
+        log.info("the source moved: resolved again", name=spec.name, reason=error.detail)
+        whole = _resolve(spec, source, context, progress, slot)
+    except DiskFailed as error:
+        if error.facts.get("errno") != errno.EIO:
+            raise
+        log.warning("the disk failed: tried once more with what is here", name=spec.name, reason=error.detail)
+    return _pull_once(whole, spec, source, context, quota, progress, permit, slot)
+
+
+def _pull_once(
+    whole: Manifest,
+    spec: ModelSpec,
+    source: Source,
+    context: PullContext,
+    quota: StreamQuota,
+    progress: Progress,
+    permit: Permit,
+    slot: Slot,
+) -> Snapshot:
+    store = context.store
+    manifest = store.snapshots.as_kept(whole.select(spec.include, spec.exclude))
+    context.table().check_files(manifest)
+    with context.reclaim.reserve(manifest, spec.name) as reservation:
         needed = _needed(manifest, store)
         progress.begin(manifest, sum(f.size for f in needed))
         while needed:  # again when one was found damaged meanwhile, or came from another source
-            _download(needed, wish, source, means, share, reservation, progress, slot)
+            _download(needed, spec, source, context, quota, reservation, progress, slot)
             needed = _needed(manifest, store)
-        if not store.snapshots.to_repair(wish):  # it was looked at before, and what was left out is unknown
+        if not store.snapshots.to_repair(spec):  # it was looked at before, and what was left out is unknown
             _check_shards(manifest, whole, store)
-        _check_contents(manifest, means, progress)
-        means.reclaim.settle(reservation)
+        _check_contents(manifest, context, progress)
+        context.reclaim.settle(reservation)
         progress.state = "publishing"
-        snapshot = store.snapshots.publish(wish, manifest, now=time.time(), permit=permit)
+        snapshot = store.snapshots.publish(spec, manifest, now=time.time(), permit=permit)
     try:
-        means.table().check_digests(manifest)
+        context.table().check_digests(manifest)
     except CachdError:  # refused since it was looked at, and perhaps since all models were
         store.snapshots.withdraw_refused(lambda _: True, among={manifest.id})
         raise
     return snapshot
 
 
-def _check_contents(manifest: Manifest, means: Means, progress: Progress) -> None:
+def _check_contents(manifest: Manifest, context: PullContext, progress: Progress) -> None:
     """Raises Forbidden when a file is refused by a sha256 that its source does not say.
 
     Such files are hashed once more, and only while digests are refused.
     """
-    table, content = means.table(), means.store.content
+    table, content = context.table(), context.store.content
     for file in manifest.files if table.refused else ():
         if not file.is_named_by_content:
             known = file.known_sha256 or content.hashes.of(file)
-            table.check_digest(file, known or content.computed_sha256(file, progress.cut.check))
+            table.check_digest(file, known or content.computed_sha256(file, progress.cancel_token.check))
 
 
 def _needed(manifest: Manifest, store: Store) -> list[File]:
@@ -160,7 +167,7 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
 
 
 def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
-    """Raises Invalid when an index names shards that the source lacks; what a wish leaves out it may."""
+    """Raises Invalid when an index names shards that the source lacks; what a spec leaves out it may."""
     paths = {f.path for f in whole.files}
     indexes = [f for f in manifest.files if f.path.endswith(shards.INDEX)]
     for index in indexes:
@@ -171,11 +178,13 @@ def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
             raise Invalid(
                 f"{index.path} names {len(absent)}{more} shards that {whole.base} lacks: {absent[0]!r:.120}",
                 code="incomplete_model",
-                mend="report it to whoever keeps the source, or exclude the index if no engine needs it",
+                hint="report it to whoever keeps the source, or exclude the index if no engine needs it",
             )
 
 
-def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot: Slot) -> Manifest:
+def _resolve(
+    spec: ModelSpec, source: Source, context: PullContext, progress: Progress, slot: Slot
+) -> Manifest:
     """Ask the source what the ref means now; one that is slow does so without a slot.
 
     Raises NotYet when it is briefly away.
@@ -188,10 +197,10 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
     progress.begins("resolving")
     began = time.monotonic()
     try:
-        seconds = max(means.resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
-        whole = means.resolves.resolve(source, wish.ref, progress.cut, seconds=seconds, slow=lend)
+        seconds = max(context.resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
+        whole = context.resolves.resolve(source, spec.ref, progress.cancel_token, seconds=seconds, slow=lend)
     except Cancelled as error:
-        raise Cancelled(f"{wish.name}: cancelled while it was resolved") from error
+        raise Cancelled(f"{spec.name}: cancelled while it was resolved") from error
     except Unavailable as error:
         if error.code == TOO_SLOW:
             raise
@@ -206,10 +215,10 @@ def _resolve(wish: Wish, source: Source, means: Means, progress: Progress, slot:
 
 def _download(
     missing: list[File],
-    wish: Wish,
+    spec: ModelSpec,
     source: Source,
-    means: Means,
-    share: Share,
+    context: PullContext,
+    quota: StreamQuota,
     reservation: Reservation,
     progress: Progress,
     slot: Slot,
@@ -221,14 +230,14 @@ def _download(
     joined: list[Download] = []
     unfinished: dict[Future[None], File] = {}
 
-    downloads, table = means.downloads, means.table()
+    downloads, table = context.downloads, context.table()
 
     def join(file: File) -> None:
         download = downloads.join(
             file,
             source,
-            share,
-            scheme=wish.ref.scheme,
+            quota,
+            scheme=spec.ref.scheme,
             reservation=reservation,
             prefix=table.limited_by(file.origin),
         )
@@ -245,7 +254,7 @@ def _download(
                 slot.lend()
             else:
                 slot.take()
-            downloads.claim(share)
+            downloads.claim(quota)
             ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
                 file = unfinished.pop(future)
@@ -253,8 +262,8 @@ def _download(
                     join(file)
                 else:
                     future.result()
-            if progress.cut.is_cut:
-                raise Cancelled(f"{wish.name}: cancelled after {progress.done} of {progress.total} bytes")
+            if progress.cancel_token.is_cancelled:
+                raise Cancelled(f"{spec.name}: cancelled after {progress.done} of {progress.total} bytes")
         progress.sample()
         slot.take()
     except CachdError as error:

@@ -24,7 +24,7 @@ import structlog
 
 from cachd.errors import CachdError, Forbidden, InUse, NoSpace, NotFound
 from cachd.metrics import Metrics
-from cachd.model import Digest, Manifest, Share, Snapshot, Wish
+from cachd.model import Digest, Manifest, ModelSpec, Percentage, Snapshot
 from cachd.policy.eviction import (
     Candidate,
     Choice,
@@ -36,7 +36,7 @@ from cachd.policy.eviction import (
 from cachd.store.space import Capacity, Reservation
 from cachd.store.store import Store
 from cachd.store.sweep import Leftover, remove
-from cachd.store.uses import GATED, GONE
+from cachd.store.usage_log import GATED, GONE
 from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
@@ -117,8 +117,8 @@ class Reclaim:
         store: Store,
         metrics: Metrics,
         *,
-        high: Share,
-        low: Share,
+        high: Percentage,
+        low: Percentage,
         unused_seconds: float,
         automatic: bool,
     ) -> None:
@@ -159,17 +159,19 @@ class Reclaim:
             while self._store.space.take_unclaimed(reservation) and reservation.make_space(1):
                 pass
 
-    def pulled(self, wish: Wish, outcome: Snapshot | CachdError, *, fetched: int, seconds: float) -> None:
+    def pulled(
+        self, spec: ModelSpec, outcome: Snapshot | CachdError, *, fetched: int, seconds: float
+    ) -> None:
         """Remember what a pull that ended says of its model and of its source."""
-        uses, base = self._store.uses, wish.ref.base
+        usage_log, base = self._store.usage_log, spec.ref.base
         if isinstance(outcome, Snapshot):
-            uses.used(wish.name, time.time())
-            uses.brought(wish.ref.scheme, fetched, seconds)
-            uses.lost(base, None)
+            usage_log.used(spec.name, time.time())
+            usage_log.brought(spec.ref.scheme, fetched, seconds)
+            usage_log.lost(base, None)
         elif isinstance(outcome, NotFound):
-            uses.lost(base, GONE)
+            usage_log.lost(base, GONE)
         elif isinstance(outcome, Forbidden):
-            uses.lost(base, GATED)
+            usage_log.lost(base, GATED)
 
     # --- for operators ---
 
@@ -197,7 +199,7 @@ class Reclaim:
                 raise self._told(
                     NoSpace(
                         f"{plan.short} bytes more are wanted and {plan.frees} can be freed",
-                        mend="unpin, release or stop what holds the rest (cachd capacity tells)",
+                        hint="unpin, release or stop what holds the rest (cachd capacity tells)",
                         need=need,
                         short=plan.short,
                     )
@@ -214,7 +216,7 @@ class Reclaim:
         self._stop.set()
         if self._thread.ident:
             self._thread.join()
-        self._store.uses.save()
+        self._store.usage_log.save()
 
     def _run(self) -> None:
         self._looked_at = time.monotonic()  # not while the daemon is starting
@@ -236,15 +238,15 @@ class Reclaim:
     def note_opens(self) -> None:
         """Count what somebody opened since the last time as used then."""
         self._store.watch.note_opens(time.time())
-        opened = self._store.uses.newly_opened()
+        opened = self._store.usage_log.newly_opened()
         for snapshot in self._store.snapshots.all() if opened else ():
             if snapshot.manifest in opened:
-                self._store.uses.seen(snapshot.name, opened[snapshot.manifest])
+                self._store.usage_log.seen(snapshot.name, opened[snapshot.manifest])
 
     def _between_looks(self) -> float:
-        watch, uses = self._store.watch, self._store.uses
+        watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
-        is_starting = time.time() - uses.asked_at < _STARTING_SECONDS
+        is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
         if self._lost_opens or (is_starting and not watch.tells_opens()):
             return _SOON_SECONDS
         return _LOOK_SECONDS
@@ -256,8 +258,8 @@ class Reclaim:
         for manifest, named in self._store.snapshots.recorded():
             if named and self._store.snapshots.is_open(manifest):
                 for snapshot in named:
-                    self._store.uses.seen(snapshot.name, now)
-        self._store.uses.save()
+                    self._store.usage_log.seen(snapshot.name, now)
+        self._store.usage_log.save()
         if self._unused_seconds and self._automatic:
             with self._evicting:
                 old = expired(
@@ -298,10 +300,10 @@ class Reclaim:
         arrived wait for room. What has not arrived counts for nothing: sources claim what they like.
         """
         over = self._store.space.waited_for()
-        room = max(now.total - now.reserve_free, 0)
-        taken = room - (now.free - now.reserve_free)
-        if taken > self._high.of(room):
-            over = max(over, taken - self._low.of(room))
+        space = max(now.total - now.reserve_free, 0)
+        taken = space - (now.free - now.reserve_free)
+        if taken > self._high.of(space):
+            over = max(over, taken - self._low.of(space))
         if now.limit is not None:
             taken = now.usage.total
             if taken > self._high.of(now.limit):
@@ -330,8 +332,8 @@ class Reclaim:
         claimed: Collection[Digest],
         chosen_for: str | None,
     ) -> Candidate:
-        uses, blobs = self._store.uses, self._store.content.sizes(manifest)
-        lost = {uses.why_lost(s.wish.ref.base) for s in named}
+        usage_log, blobs = self._store.usage_log, self._store.content.sizes(manifest)
+        lost = {usage_log.why_lost(s.spec.ref.base) for s in named}
         scheme = manifest.base.partition("://")[0]
         protected = self._protection(manifest, named, claimed)
         if not protected and chosen_for is not None:
@@ -343,19 +345,19 @@ class Reclaim:
             use=self._use(named),
             refetch_seconds=refetch_seconds(
                 manifest.size,
-                uses.rate(scheme),
+                usage_log.rate(scheme),
                 verified=manifest.is_verified,
                 gated=GATED in lost,
                 gone=GONE in lost,
             ),
-            priority=max((uses.priority(s.name) for s in named), default=0),
+            priority=max((usage_log.priority(s.name) for s in named), default=0),
             protected=protected,
-            opened_at=uses.opened_at(manifest.id),
+            opened_at=usage_log.opened_at(manifest.id),
         )
 
     def _use(self, named: Sequence[Snapshot]) -> Use | None:
         """One use of all its names; None when it has none."""
-        found = [self._store.uses.of(s.name) or Use(s.published_at) for s in named]
+        found = [self._store.usage_log.of(s.name) or Use(s.published_at) for s in named]
         if not found:
             return None
         last = max(use.last for use in found)
@@ -492,7 +494,7 @@ class Reclaim:
             raise self._told(
                 NoSpace(
                     f"{owed} bytes that {victims.name} needs were to come free, and {plan.frees} still can",
-                    mend="what was to go is used or protected by now; ask again, or delete a model",
+                    hint="what was to go is used or protected by now; ask again, or delete a model",
                     short=owed - plan.frees,
                 )
             )
@@ -553,7 +555,7 @@ class Reclaim:
         if others := max(now.total - now.free - now.usage.total, 0):
             held_by.append(f"other files of this disk ({others} bytes)")
         detail = f"{error.detail}; held by {', '.join(held_by)}"
-        return NoSpace(detail, code=error.code, mend=error.mend, **error.facts, held_by=held_by)
+        return NoSpace(detail, code=error.code, hint=error.hint, **error.facts, held_by=held_by)
 
 
 def _holders(candidates: Collection[Candidate]) -> list[str]:

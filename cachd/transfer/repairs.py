@@ -12,8 +12,8 @@ from cachd.metrics import Metrics
 from cachd.model import File
 from cachd.policy import backoff
 from cachd.store.scrub import Moved
+from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
-from cachd.store.verified import Verified
 from cachd.transfer.pulls import Pulls
 
 log = structlog.get_logger(__name__)
@@ -22,9 +22,9 @@ log = structlog.get_logger(__name__)
 class Repairs:
     """Withdraws what is damaged and begins its repair. Safe from any thread, but for `retry`."""
 
-    def __init__(self, store: Store, pulls: Pulls, verified: Verified, metrics: Metrics) -> None:
+    def __init__(self, store: Store, pulls: Pulls, scrub_log: ScrubLog, metrics: Metrics) -> None:
         self._store, self._pulls = store, pulls
-        self._verified, self._metrics = verified, metrics
+        self._scrub_log, self._metrics = scrub_log, metrics
         self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
 
     def look(self, name: str) -> str:
@@ -41,7 +41,7 @@ class Repairs:
             names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
         except Moved:
             return False
-        self._verified.forget(file.blob)
+        self._scrub_log.forget(file.blob)
         self._metrics.verify_failures.labels("scrub").inc()
         log.error("blob damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
         for name in names:
@@ -50,9 +50,9 @@ class Repairs:
 
     def retry(self) -> None:
         """Begin the repairs again that failed, each after a while. For one thread."""
-        suspended = {each.snapshot.name for each in self._store.snapshots.suspended()}
-        self._tries = {name: tries for name, tries in self._tries.items() if name in suspended}
-        for name in suspended:
+        quarantined = {each.snapshot.name for each in self._store.snapshots.quarantined()}
+        self._tries = {name: tries for name, tries in self._tries.items() if name in quarantined}
+        for name in quarantined:
             running = self._pulls.get(name)
             if running is not None and not running.done.done():
                 continue
@@ -64,10 +64,10 @@ class Repairs:
 
     def _repair(self, name: str) -> None:
         """Pull what the damaged model lacks."""
-        found = self._store.snapshots.suspension(name)
+        found = self._store.snapshots.quarantine(name)
         if found is None:
             return
         try:
-            self._pulls.start_by_itself(found.snapshot.wish)
+            self._pulls.start_by_itself(found.snapshot.spec)
         except CachdError as error:
             log.warning("repair not begun", name=name, reason=error.detail)

@@ -12,7 +12,7 @@ import structlog
 from cachd.errors import CachdError, Unavailable
 from cachd.model import Manifest, Ref
 from cachd.policy.patience import Patience
-from cachd.sources.source import Cut, Source
+from cachd.sources.source import CancelToken, Source
 from cachd.transfer import threads
 from cachd.transfer.cores import together
 
@@ -27,7 +27,7 @@ class _Asked:
     """A source that is being asked."""
 
     def __init__(self, patience: Patience, slow: Callable[[], None]) -> None:
-        self.cut, self.began, self.why_ended = Cut(), time.monotonic(), ""
+        self.cancel_token, self.began, self.why_ended = CancelToken(), time.monotonic(), ""
         self._patience, self._slow, self._is_slow = patience, slow, False
 
     def look(self, now: float) -> None:
@@ -35,9 +35,9 @@ class _Asked:
         if not self._is_slow and now - self.began >= SLOW_SECONDS:
             self._is_slow = True
             self._slow()
-        if why := self._patience.why_not(self.cut.answered, now):
+        if why := self._patience.why_not(self.cancel_token.answered, now):
             self.why_ended = why
-            self.cut.cut()
+            self.cancel_token.cancel()
 
 
 class Resolves:
@@ -55,7 +55,7 @@ class Resolves:
         self,
         source: Source,
         ref: Ref,
-        cut: Cut,
+        cancel_token: CancelToken,
         *,
         seconds: float,
         slow: Callable[[], None] = lambda: None,
@@ -68,14 +68,19 @@ class Resolves:
         patience = Patience(seconds, stall_seconds=self._stall_seconds, now=time.monotonic())
         asked = _Asked(patience, slow)
         try:
-            with self._watched(asked), cut.reaches(asked.cut), threads.given(str(ref)), together.gathered():
-                manifest = source.resolve(ref, asked.cut)
+            with (
+                self._watched(asked),
+                cancel_token.reaches(asked.cancel_token),
+                threads.given(str(ref)),
+                together.gathered(),
+            ):
+                manifest = source.resolve(ref, asked.cancel_token)
         except CachdError as error:
-            cut.check()
+            cancel_token.check()
             if asked.why_ended:
                 raise _too_slow(ref, asked.why_ended) from error
             raise
-        cut.check()
+        cancel_token.check()
         return manifest
 
     def close(self) -> None:
@@ -114,5 +119,5 @@ def _too_slow(ref: Ref, why: str) -> Unavailable:
     return Unavailable(
         f"{ref}: its source is too slow: {why}",
         code=TOO_SLOW,
-        mend="ask again when it is faster, or raise resolve_seconds",
+        hint="ask again when it is faster, or raise resolve_seconds",
     )

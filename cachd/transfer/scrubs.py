@@ -19,13 +19,13 @@ import structlog
 from cachd.errors import CachdError, Cancelled, Leased, NotFound, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import File, Manifest, Snapshot
-from cachd.policy.pace import Pace
+from cachd.policy.rate_limiter import RateLimiter
 from cachd.store.catalog import iso
 from cachd.store.digests import NO_SHA256, Hasher, in_order
 from cachd.store.kernel import read_when_idle
 from cachd.store.scrub import Moved, reread
+from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
-from cachd.store.verified import Verified
 from cachd.transfer import threads
 from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.looks import Looks
@@ -78,9 +78,9 @@ class Scrubs:
     ) -> None:
         self._store, self._metrics = store, metrics
         self._rate, self._interval_seconds = bytes_per_second, interval_seconds
-        self._verified = Verified(store.layout.verified)
-        self._repairs = Repairs(store, pulls, self._verified, metrics)
-        self._looks = Looks(store, self._repairs, self._verified, metrics)
+        self._scrub_log = ScrubLog(store.layout.scrub_log)
+        self._repairs = Repairs(store, pulls, self._scrub_log, metrics)
+        self._looks = Looks(store, self._repairs, self._scrub_log, metrics)
         self._reading: tuple[File, int] | None = None
         self._verifications = Jobs[Verification](threads.pool(_AT_ONCE, "verify", lambda: os.nice(NICENESS)))
         self._stop = threading.Event()
@@ -96,7 +96,7 @@ class Scrubs:
         self._verifications.close()
         if self._thread.is_alive():
             self._thread.join()
-        self._verified.save()
+        self._scrub_log.save()
 
     # --- when asked ---
 
@@ -116,13 +116,13 @@ class Scrubs:
         """The last one of a name since the daemon started."""
         return self._verifications.last(name)
 
-    def whole_at(self, snapshot: Snapshot, manifest: Manifest) -> float | None:
+    def verified_at(self, snapshot: Snapshot, manifest: Manifest) -> float | None:
         """When (epoch) every blob of a ready model was last known to be whole."""
-        return self._verified.oldest((f.blob for f in manifest.files), since=snapshot.published_at)
+        return self._scrub_log.oldest((f.blob for f in manifest.files), since=snapshot.published_at)
 
     def oldest(self) -> float | None:
         """When (epoch) the blob was read again that was not for the longest; None when there is none."""
-        return self._verified.oldest(self._looks.files)
+        return self._scrub_log.oldest(self._looks.files)
 
     def as_document(self) -> dict[str, object]:
         """What is read again, and what waits for its repair."""
@@ -140,7 +140,7 @@ class Scrubs:
             else None,
             "damaged": [
                 {"name": each.snapshot.name, "since": iso(each.since), "reason": each.reason}
-                for each in self._store.snapshots.suspended()
+                for each in self._store.snapshots.quarantined()
             ],
         }
 
@@ -187,7 +187,7 @@ class Scrubs:
     def _turn(self) -> None:
         """Read what is due, the longest unread first; for a while, then find what has come since."""
         until = time.monotonic() + _MOST_SECONDS
-        pace = Pace(self._rate, time.monotonic())
+        pace = RateLimiter(self._rate, time.monotonic())
         for file in self._due():
             if time.monotonic() >= until:
                 break
@@ -196,14 +196,14 @@ class Scrubs:
             except Leased as error:
                 log.warning("blob not read again", blob=str(file.blob), reason=error.detail)
         self._record_hashes()
-        self._verified.save()
+        self._scrub_log.save()
 
     def _due(self) -> list[File]:
         before, files = time.time() - self._interval_seconds, self._looks.files
-        ages = [(at, str(blob), blob) for blob, at in self._verified.ages() if at <= before]
+        ages = [(at, str(blob), blob) for blob, at in self._scrub_log.ages() if at <= before]
         return [files[blob] for _, _, blob in sorted(ages) if blob in files]
 
-    def _read_paced(self, file: File, pace: Pace, count: int) -> None:
+    def _read_paced(self, file: File, pace: RateLimiter, count: int) -> None:
         done = self._reading[1] if self._reading and self._reading[0] is file else 0
         self._reading = (file, done + count)
         self._go_on(pace.reserve(count, time.monotonic()))
@@ -236,7 +236,7 @@ class Scrubs:
         finally:
             self._reading = None
         if not wrong:
-            self._verified.is_whole(file.blob)
+            self._scrub_log.is_whole(file.blob)
             return ""
         return wrong if self._repairs.damaged(file, wrong, inode) else ""
 

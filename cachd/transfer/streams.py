@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 
 from cachd.policy.concurrency import Concurrency
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ Task = Callable[[memoryview], None]
 SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
-class Share:
+class StreamQuota:
     """One pull's claim on the streams: its waiting tasks, in order. A higher priority goes first."""
 
     def __init__(self, priority: int = 0) -> None:
@@ -43,13 +43,13 @@ class Share:
 class Asking:
     """A stream's request to an origin, listed by its thread while it is entered.
 
-    `is_taken`: the stream is wanted by another share; `cut` ended it.
+    `is_taken`: the stream is wanted by another share; `cancel_token` ended it.
     """
 
-    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cut", "is_taken", "share")
+    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cancel_token", "is_taken", "quota")
 
-    def __init__(self, share: Share, seconds: float, listed: dict[int, Asking], received: int) -> None:
-        self.share, self.cut, self.is_taken = share, Cut(), False
+    def __init__(self, quota: StreamQuota, seconds: float, listed: dict[int, Asking], received: int) -> None:
+        self.quota, self.cancel_token, self.is_taken = quota, CancelToken(), False
         self._seconds, self._listed = seconds, listed
         self._since, self._before, self._is_slow = time.monotonic(), received, False
 
@@ -70,7 +70,7 @@ class Asking:
 
     def take(self) -> None:
         self.is_taken = True
-        self.cut.cut()
+        self.cancel_token.cancel()
 
 
 class Streams:
@@ -97,8 +97,8 @@ class Streams:
         self._received: dict[int, int] = {}  # bytes by thread, each its only writer
         self._settled: tuple[float, int, float] | None = None  # (time, bytes, CPU) since when all are at work
         self._look_at = 0.0
-        self._shares: list[Share] = []
-        self._later: list[tuple[float, int, Share, Task]] = []
+        self._quotas: list[StreamQuota] = []
+        self._later: list[tuple[float, int, StreamQuota, Task]] = []
         self._sequence = itertools.count()
         self._closed = False
         self._places: dict[int, int] = {}
@@ -124,7 +124,7 @@ class Streams:
 
     def _look(self, now: float) -> None:
         total, used = sum(self._received.values()), time.process_time()
-        if self._busy < self.at_work or not self._shares:  # too little to do: this says nothing
+        if self._busy < self.at_work or not self._quotas:  # too little to do: this says nothing
             self._settled, self._look_at = None, now + SETTLED_SECONDS
         elif self._settled is None:
             self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
@@ -140,34 +140,34 @@ class Streams:
             self._parked.notify_all()
             self._ready.notify_all()
 
-    def more_files(self, share: Share, count: int) -> None:
+    def more_files(self, quota: StreamQuota, count: int) -> None:
         """Count so many files more on their way, or fewer."""
         with self._ready:
-            share.files += count
+            quota.files += count
 
-    def has_a_file_each(self, share: Share) -> bool:
+    def has_a_file_each(self, quota: StreamQuota) -> bool:
         """Whether there are files enough of this pull for every stream at work to have its own."""
-        return share.files >= self.at_work
+        return quota.files >= self.at_work
 
-    def submit(self, share: Share, *tasks: Task) -> None:
+    def submit(self, quota: StreamQuota, *tasks: Task) -> None:
         """Run tasks before any that wait in the share, in the order given."""
         with self._ready:
-            share.tasks.extendleft(reversed(tasks))
-            self._admit(share)
+            quota.tasks.extendleft(reversed(tasks))
+            self._admit(quota)
             self._ready.notify(len(tasks))
 
-    def append(self, share: Share, *tasks: Task) -> None:
+    def append(self, quota: StreamQuota, *tasks: Task) -> None:
         """Run tasks after those that wait in the share."""
         with self._ready:
-            share.tasks.extend(tasks)
-            self._admit(share)
+            quota.tasks.extend(tasks)
+            self._admit(quota)
             self._ready.notify(len(tasks))
 
-    def submit_later(self, share: Share, task: Task, seconds: float) -> None:
+    def submit_later(self, quota: StreamQuota, task: Task, seconds: float) -> None:
         """Run a task no sooner than in `seconds`; no stream is held meanwhile."""
         with self._ready:
             due = time.monotonic() + seconds
-            heapq.heappush(self._later, (due, next(self._sequence), share, task))
+            heapq.heappush(self._later, (due, next(self._sequence), quota, task))
             self._ready.notify_all()  # whoever waits now watches the clock, too
 
     @property
@@ -175,32 +175,32 @@ class Streams:
         """Whether the calling stream should end its task because fewer are to be at work."""
         return self._places.get(threading.get_ident(), 0) >= self.at_work
 
-    def owes(self, share: Share) -> bool:
+    def should_yield(self, quota: StreamQuota) -> bool:
         """Whether the calling stream should end its task: there are too many, or a share that waits goes
         before this one or has two streams less than it at the least."""
         with self._ready:
             return self.is_one_too_many or any(
-                other.priority > share.priority
-                or (other.priority == share.priority and other.running + 1 < share.running)
-                for other in self._shares
+                other.priority > quota.priority
+                or (other.priority == quota.priority and other.running + 1 < quota.running)
+                for other in self._quotas
             )
 
-    def asking(self, share: Share, seconds: float = SLOW_SECONDS) -> Asking:
+    def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
         """Inside, the calling stream asks an origin, and may be taken away when that hardly sends so long."""
-        return Asking(share, seconds, self._asking, self._received[threading.get_ident()])
+        return Asking(quota, seconds, self._asking, self._received[threading.get_ident()])
 
-    def claim(self, share: Share) -> None:
+    def claim(self, quota: StreamQuota) -> None:
         """If the share's tasks wait for a stream, take one from a share that has more and that is slow."""
         with self._ready:
-            if share not in self._shares or self._busy < self.at_work:
+            if quota not in self._quotas or self._busy < self.at_work:
                 return
             now = time.monotonic()
             asking = [(each, self._received[thread]) for thread, each in list(self._asking.items())]
             slow = [each for each, received in asking if each.is_slow(received, now)]
-            found = [each for each in slow if not each.is_taken and _goes_before(share, each.share)]
-            taken = max(found, key=lambda each: each.share.running, default=None)
+            found = [each for each in slow if not each.is_taken and _goes_before(quota, each.quota)]
+            taken = max(found, key=lambda each: each.quota.running, default=None)
         if taken is not None:
-            log.info("a slow stream is taken for another pull", running=taken.share.running)
+            log.info("a slow stream is taken for another pull", running=taken.quota.running)
             taken.take()
 
     def close(self) -> None:
@@ -212,11 +212,11 @@ class Streams:
         for thread in self._threads:
             thread.join()
 
-    def _admit(self, share: Share) -> None:
-        if share.tasks and share not in self._shares:
-            self._shares.append(share)
+    def _admit(self, quota: StreamQuota) -> None:
+        if quota.tasks and quota not in self._quotas:
+            self._quotas.append(quota)
 
-    def _next(self, place: int) -> tuple[Share, Task] | None:
+    def _next(self, place: int) -> tuple[StreamQuota, Task] | None:
         """Wait for the task that is due, and for a place among those at work; None once closed."""
         with self._ready:
             while not self._closed:
@@ -226,17 +226,17 @@ class Streams:
                     continue
                 now = time.monotonic()
                 while self._later and self._later[0][0] <= now:
-                    _, _, share, task = heapq.heappop(self._later)
-                    share.tasks.appendleft(task)
-                    self._admit(share)
-                if self._shares:
-                    share = min(self._shares, key=lambda s: (-s.priority, s.running))
-                    task = share.tasks.popleft()
-                    share.running += 1
+                    _, _, quota, task = heapq.heappop(self._later)
+                    quota.tasks.appendleft(task)
+                    self._admit(quota)
+                if self._quotas:
+                    quota = min(self._quotas, key=lambda s: (-s.priority, s.running))
+                    task = quota.tasks.popleft()
+                    quota.running += 1
                     self._busy += 1
-                    self._shares.remove(share)  # to the end of the line, if there is more to do
-                    self._admit(share)
-                    return share, task
+                    self._quotas.remove(quota)  # to the end of the line, if there is more to do
+                    self._admit(quota)
+                    return quota, task
                 self._ready.wait(self._later[0][0] - now if self._later else None)
             return None
 
@@ -246,7 +246,7 @@ class Streams:
         self._received[threading.get_ident()] = 0
         buffer = memoryview(mmap.mmap(-1, FAST_BUFFER_BYTES if place < _FAST else BUFFER_BYTES))
         while (work := self._next(place)) is not None:
-            share, task = work
+            quota, task = work
             try:
                 task(buffer)
             except Exception:
@@ -254,15 +254,15 @@ class Streams:
             finally:
                 del task, work
                 with self._ready:
-                    share.running -= 1
+                    quota.running -= 1
                     self._busy -= 1
 
 
-def _goes_before(waiting: Share, share: Share) -> bool:
+def _goes_before(waiting: StreamQuota, quota: StreamQuota) -> bool:
     """Whether a share that waits should have one of the streams of a share that is slow."""
-    if waiting.priority != share.priority:
-        return waiting.priority > share.priority
-    return not waiting.running or waiting.running + 1 < share.running
+    if waiting.priority != quota.priority:
+        return waiting.priority > quota.priority
+    return not waiting.running or waiting.running + 1 < quota.running
 
 
 def _first() -> int:

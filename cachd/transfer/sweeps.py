@@ -53,7 +53,7 @@ class Sweeps:
         return list(
             self._store.sweep.leftovers(
                 before=math.inf if everything else self._kept_since(),
-                keep={pull.wish.ref.base for pull in running},
+                keep={pull.spec.ref.base for pull in running},
                 pulls_known=all(pull.progress.manifest for pull in running),
             )
         )

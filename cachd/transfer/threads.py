@@ -51,7 +51,7 @@ def given(name: str) -> Iterator[None]:
         raise Unavailable(
             f"the system gives no thread for {name}: {error}",
             code="no_threads",
-            mend="raise the limit of processes (ulimit -u, pids.max), or lower streams and pulls",
+            hint="raise the limit of processes (ulimit -u, pids.max), or lower streams and pulls",
         ) from error
 
 

@@ -47,10 +47,10 @@ class Warming(Job):
 
 
 class Warms:
-    """Warms one model at a time, with several threads that read. `room` tells what memory has room for."""
+    """Warms one model at a time, with several threads that read. `space` tells what memory has room for."""
 
-    def __init__(self, store: Store, metrics: Metrics, *, room: Callable[[], int] = room_for_pages) -> None:
-        self._store, self._metrics, self._room = store, metrics, room
+    def __init__(self, store: Store, metrics: Metrics, *, space: Callable[[], int] = room_for_pages) -> None:
+        self._store, self._metrics, self._room = store, metrics, space
         self._warmings = Jobs[Warming](threads.pool(1, "warm"))
         self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
@@ -106,11 +106,11 @@ class Warms:
         )
 
     def _load_if_it_fits(self, snapshot: Snapshot, running: Warming) -> str:
-        self._check_room(snapshot)
+        self._check_space(snapshot)
         self._load(snapshot, running)
         return "warm"
 
-    def _check_room(self, snapshot: Snapshot) -> None:
+    def _check_space(self, snapshot: Snapshot) -> None:
         """Raises NoSpace."""
         counted: dict[Digest, int] = {}
         here = self.resident_of(self._store.snapshots.manifest(snapshot), counted)
@@ -121,15 +121,15 @@ class Warms:
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
                 self.resident_of(self._store.snapshots.manifest(other), counted)
         others = sum(counted.values()) - here
-        room = self._room() - others - here
-        if missing > room:
+        space = self._room() - others - here
+        if missing > space:
             raise NoSpace(
-                f"{snapshot.name}: {missing} bytes are not in memory, and {max(room, 0)} have room"
+                f"{snapshot.name}: {missing} bytes are not in memory, and {max(space, 0)} have room"
                 f" beside the {others} bytes of other models",
                 code="no_memory",
-                mend="stop pods, or remove a model that is in memory and not needed there",
+                hint="stop pods, or remove a model that is in memory and not needed there",
                 need=missing,
-                free=max(room, 0),
+                free=max(space, 0),
             )
 
     def _load(self, snapshot: Snapshot, running: Warming) -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from cachd.errors import CachdError
 from cachd.store.layout import Layout
-from cachd.store.uses import Uses
+from cachd.store.usage_log import UsageLog
 from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.pulls import MOST_REMEMBERED, MOST_REMEMBERED_BYTES
 from cachd.transfer.threads import pool
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
@@ -40,7 +40,7 @@ def memory() -> Iterator[Path]:
 
 
 def ask_and_fail(running: Engine, name: str, **asked: tuple[str, ...]) -> None:
-    pull = running.pulls.start(wish_of("file:///nowhere/model", name=name, **asked))
+    pull = running.pulls.start(spec_of("file:///nowhere/model", name=name, **asked))
     assert pull is not None
     with pytest.raises(CachdError):
         pull.done.result(PATIENCE_SECONDS)
@@ -88,7 +88,7 @@ def test_what_an_ended_pull_had_in_memory_goes_with_its_end(engine: Engines, ori
     assert pull is not None
     assert pull.progress._downloads == {}
     assert (pull.progress.done, pull.progress.files_done) == (MIB + 10, 2)
-    failed = running.pulls.start(wish_of("file:///nowhere/model", name="x"))
+    failed = running.pulls.start(spec_of("file:///nowhere/model", name="x"))
     assert failed is not None
     wait([failed.done])
     assert failed.error is not None
@@ -97,7 +97,7 @@ def test_what_an_ended_pull_had_in_memory_goes_with_its_end(engine: Engines, ori
 
 def test_uses_of_thousands_of_names_and_refs_have_bounds_in_memory_and_on_disk(root: Path) -> None:
     (root / ".cachd").mkdir()
-    uses = Uses(Layout(root))
+    uses = UsageLog(Layout(root))
     for number in range(30_000):
         uses.used(f"m-{number}", time.time())
         uses.set_priority(f"m-{number}", 5)
@@ -106,16 +106,16 @@ def test_uses_of_thousands_of_names_and_refs_have_bounds_in_memory_and_on_disk(r
         uses.lost(f"hf://{'o' * 100_000}/{number % 3}", "gone")
         uses.opened(f"{number:032x}", time.time())
     uses.save()
-    assert Layout(root).uses.stat().st_size < 4 * MIB
-    told = json.loads(Layout(root).uses.read_bytes())
+    assert Layout(root).usage_log.stat().st_size < 4 * MIB
+    told = json.loads(Layout(root).usage_log.read_bytes())
     assert {len(told[key]) for key in ("names", "priorities", "lost", "opened")} == {10_000}
     assert uses.of("m-0") is None
     assert uses.of("m-29999") is not None
-    Layout(root).uses.write_text(json.dumps({**told, "lost": {f"{n}": "gone" for n in range(50_000)}}))
-    again = Uses(Layout(root))
+    Layout(root).usage_log.write_text(json.dumps({**told, "lost": {f"{n}": "gone" for n in range(50_000)}}))
+    again = UsageLog(Layout(root))
     again.used("x", time.time())
     again.save()
-    assert len(json.loads(Layout(root).uses.read_bytes())["lost"]) == 10_000
+    assert len(json.loads(Layout(root).usage_log.read_bytes())["lost"]) == 10_000
 
 
 def test_ended_jobs_of_thousands_of_names_are_forgotten_the_oldest_first() -> None:

@@ -27,7 +27,7 @@ def die_while_it_pulls(running: Node, times: int) -> None:
 
 
 def has_begun(running: Node, lives: int) -> bool:
-    began = running.root / ".cachd/wishes/m.began"
+    began = running.root / ".cachd/pending/m.began"
     return began.exists() and began.read_text() == str(lives)
 
 
@@ -46,7 +46,7 @@ def test_a_pull_with_which_the_daemon_died_three_times_in_a_row_is_not_begun_by_
         told = running.ask("GET", "/v1/models/m").document
         assert (told["state"], told["final"]) == ("failed", True)
         assert told["pull"]["error"]["code"] == "set_aside"
-        assert "ask for it again" in told["pull"]["error"]["mend"]
+        assert "ask for it again" in told["pull"]["error"]["hint"]
         assert running.ready("m", wait=0).document["code"] == "set_aside"
         assert origin.requests == []
         running.kill()
@@ -57,7 +57,7 @@ def test_a_pull_with_which_the_daemon_died_three_times_in_a_row_is_not_begun_by_
     running.kill()
     running.start()
     assert running.ready("m", wait=0).status == 200
-    assert not list((running.root / ".cachd/wishes").iterdir())
+    assert not list((running.root / ".cachd/pending").iterdir())
 
 
 def test_one_that_was_set_aside_can_be_deleted(node: Nodes, origin: Origin) -> None:
@@ -68,7 +68,7 @@ def test_one_that_was_set_aside_can_be_deleted(node: Nodes, origin: Origin) -> N
     running.start()
     assert running.ask("DELETE", "/v1/models/m").status == 200
     assert running.ask("GET", "/v1/models/m").status == 404
-    assert not list((running.root / ".cachd/wishes").iterdir())
+    assert not list((running.root / ".cachd/pending").iterdir())
 
 
 @pytest.mark.parametrize("required", [False, True])
@@ -99,7 +99,7 @@ def test_a_clean_stop_counts_no_death(node: Nodes, origin: Origin) -> None:
     until(lambda: has_begun(running, 3))
     until(lambda: running.ask("GET", "/v1/models/m").document["state"] == "downloading")
     running.stop()
-    assert not (running.root / ".cachd/wishes/m.began").exists()
+    assert not (running.root / ".cachd/pending/m.began").exists()
     running.start()
     die_while_it_pulls(running, 2)
     running.start()

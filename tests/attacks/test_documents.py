@@ -17,11 +17,11 @@ from cachd import mount, pod
 from cachd.client import Client
 from cachd.errors import CachdError, Invalid, NotFound
 from cachd.model import Digest, File, Manifest, Ref
-from cachd.sources import sums
+from cachd.sources import checksums
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut, Source
+from cachd.sources.source import CancelToken, Source
 from cachd.sources.web import WebSource
 from cachd.store.store import Store
 from tests.conftest import Engine
@@ -140,7 +140,7 @@ def test_a_model_with_a_costly_index_is_refused_and_its_other_files_may_be_had(
 
 SUMS = """
 from pathlib import Path
-from cachd.sources import sums
+from cachd.sources import checksums
 content = Path(sys.argv[2]).read_bytes()
 
 def call():
@@ -153,8 +153,8 @@ def call():
     [
         (b"\n", "document_too_large"),
         (b"#\n", "document_too_large"),
-        ("\U0001f600".encode(), "bad_sums"),
-        (b"x", "bad_sums"),
+        ("\U0001f600".encode(), "bad_checksums"),
+        (b"x", "bad_checksums"),
     ],
 )
 def test_checksums_of_16_mib_cost_a_few_mib_whatever_they_hold(
@@ -168,7 +168,7 @@ def test_checksums_of_16_mib_cost_a_few_mib_whatever_they_hold(
 
 def test_checksums_of_more_files_than_a_model_may_have_are_read_no_further() -> None:
     content = b"".join(b"%064d  %d\n" % (n, n) for n in range(100_001)) + b"no checksum"
-    refused(lambda: sums.parse(content, "SHA256SUMS"), "too_many_files")
+    refused(lambda: checksums.parse(content, "SHA256SUMS"), "too_many_files")
 
 
 # --- the Hub ---
@@ -179,7 +179,7 @@ def hub_of(spoken: Spoken) -> HubSource:
 
 
 def resolving(source: Source, ref: str) -> Callable[[], Manifest]:
-    return lambda: source.resolve(Ref.parse(ref), Cut())
+    return lambda: source.resolve(Ref.parse(ref), CancelToken())
 
 
 BEGUN = json.dumps(LISTED)[:-1].encode() + b',"cardData":'
@@ -337,7 +337,7 @@ def head_of(answer: bytes, *, at_most: int = 100) -> CachdError:
             connection.recv(1)
 
     with Scripted(script) as server, pytest.raises(CachdError) as refusal:
-        http().read(f"{server.url}/x", Cut(), at_most=at_most)
+        http().read(f"{server.url}/x", CancelToken(), at_most=at_most)
     return refusal.value
 
 
@@ -359,7 +359,7 @@ def test_chunks_of_a_few_bytes_without_end_are_refused() -> None:
 def test_a_body_whose_lines_are_a_chunk_each_is_read() -> None:
     line = b"50\r\n" + b"x" * 80 + b"\r\n"
     with Scripted(saying(CHUNKED + line * 30_000 + b"0\r\n\r\n")) as server:
-        assert len(http().read(f"{server.url}/x", Cut(), at_most=3 * MIB)) == 30_000 * 80
+        assert len(http().read(f"{server.url}/x", CancelToken(), at_most=3 * MIB)) == 30_000 * 80
 
 
 def test_trailers_longer_than_a_head_are_refused() -> None:
@@ -385,7 +385,7 @@ def test_directories_nested_deeper_than_python_calls_are_walked(tmp_path: Path) 
         os.close(above)
     os.close(at)
     try:
-        manifest = share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), Cut())
+        manifest = share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), CancelToken())
         assert [file.path for file in manifest.files] == ["x"]
     finally:
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # shutil.rmtree calls itself
@@ -419,7 +419,7 @@ def test_files_of_the_cache_that_a_disk_filled_keep_no_daemon_from_its_start(roo
     with closing(Store(root)) as store:
         layout = store.layout
     held = [
-        *(layout.uses, layout.wish("w"), layout.ready_file("m"), layout.manifest("f" * 32)),
+        *(layout.usage_log, layout.spec("w"), layout.ready_file("m"), layout.manifest("f" * 32)),
         *(layout.previous_file("m"), layout.lease("l")),
     ]
     for path in held:
@@ -444,7 +444,7 @@ def test_files_of_the_cache_that_say_nonsense_keep_no_daemon_from_its_start(
 ) -> None:
     with closing(Store(root)) as store:
         layout = store.layout
-    {"uses": layout.uses, "lease": layout.lease("l")}[file].write_text(json.dumps(said))
+    {"uses": layout.usage_log, "lease": layout.lease("l")}[file].write_text(json.dumps(said))
     with closing(Store(root)):
         pass
 

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from cachd import foreign, mount, pod
 from cachd.errors import CachdError, Invalid, error_of
 from cachd.files import UNREADABLE
-from cachd.model import Digest, Manifest, Ref, Wish, check_path
+from cachd.model import Digest, Manifest, ModelSpec, Ref, check_path
 from cachd.model.manifest import File
 from cachd.model.typed import Typed
 from cachd.policy.proxy import Proxy
 from cachd.policy.shards import missing
 from cachd.settings import file as configfile
+from cachd.sources import checksums, s3, tunnel, web
 from cachd.sources import http as byte_path
-from cachd.sources import s3, sums, tunnel, web
 from cachd.sources.answers import BROKEN, bare, number, retry_after
 from cachd.sources.exchange import Answer, Incoming
 from cachd.sources.secrets import Secret
@@ -310,7 +310,7 @@ def test_spoiled_checksums_are_safe_paths_or_refused(
     content = b"".join(b"%s *%s\r\n" % (digest.hex().encode(), path.encode()) for digest, path in told)
     content = data.draw(cut_up(content, (b"\n", b"\0", b"\xff", "\u2028".encode(), b"  ", b"../", b"\\")))
     with suppress(Invalid):
-        for path, digest in sums.parse(content, "SHA256SUMS").items():
+        for path, digest in checksums.parse(content, "SHA256SUMS").items():
             assert check_path(path) == path
             assert digest.algorithm == "sha256"
 
@@ -384,14 +384,17 @@ USES = {
     "lost": {"hf://org/m": "gone"},
 }
 LEASE = {"name": "m", "holder": "h", "expires_at": 1e12, "id": "l"}
-PREVIOUS = {"previous": [READY], "given_up": {"ref": "hf://org/w", "name": "w", "include": [], "exclude": []}}
+PREVIOUS = {
+    "previous": [READY],
+    "rolled_back_from": {"ref": "hf://org/w", "name": "w", "include": [], "exclude": []},
+}
 STATUS = {
     "name": "m",
     "state": "failed",
     "final": True,
     "ref": "hf://org/m",
     "bytes": {"total": 5, "done": 1},
-    "error": {"code": "gone", "detail": "d", "mend": "m", "error_class": "NotFound", "status": 404},
+    "error": {"code": "gone", "detail": "d", "hint": "m", "error_class": "NotFound", "status": 404},
 }
 
 
@@ -400,7 +403,7 @@ STATUS = {
 def test_a_spoiled_manifest_wish_or_snapshot_is_one_or_unreadable(manifest: str, ready: str) -> None:
     with suppress(*UNREADABLE):
         Manifest.from_document(json.loads(manifest))
-    for parse in (Wish.from_document, snapshot_from):
+    for parse in (ModelSpec.from_document, snapshot_from):
         with suppress(*UNREADABLE):
             parse(json.loads(ready))
 
@@ -425,7 +428,7 @@ def test_spoiled_files_of_the_cache_keep_no_daemon_from_its_start(
 ) -> None:
     with closing(Store(empty)) as store:
         layout = store.layout
-    said = {layout.uses: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
+    said = {layout.usage_log: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
     for path, text in {**said, layout.verified: verified}.items():
         path.write_text(text, encoding="utf-8", errors="replace")
     with closing(Store(empty)) as store:

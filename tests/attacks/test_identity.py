@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import Cancelled, Corrupt, InUse, Invalid, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Wish
+from cachd.model import Digest, Extent, File, Manifest, ModelSpec
 from cachd.store.store import Store
-from tests.conftest import PATIENCE_SECONDS, Engine, wish_of
+from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise, write_sha256sums
 from tests.ground.node import Node
@@ -122,7 +122,7 @@ def test_a_folder_belongs_to_one_source_until_it_is_deleted(
 def test_a_hub_id_is_a_repository_and_of_another_source_than_the_hub() -> None:
     for ref, hub_id in (("hf://org/model", "org/other"), ("s3://bucket/x/", "../x"), ("s3://bucket/x/", "x")):
         with pytest.raises(Invalid):
-            Wish.asked(ref, "x", hub_id=hub_id)
+            ModelSpec.asked(ref, "x", hub_id=hub_id)
 
 
 def test_a_name_moves_to_another_hub_id_only_when_replace_is_said(
@@ -318,9 +318,9 @@ def test_an_s3_prefix_that_lists_the_sha256_of_a_file_that_is_here_gets_nothing(
     sign_in(monkeypatch, s3)
     running = engine(s3_endpoint_url=s3.url)
     running.pull(origin.add_model("real", {"model.safetensors": WEIGHTS}))
-    sums = f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors\n".encode()
+    checksums = f"{hashlib.sha256(WEIGHTS).hexdigest()}  model.safetensors\n".encode()
     s3.put("models", "liar/model.safetensors", bytes(len(WEIGHTS)))
-    s3.put("models", "liar/SHA256SUMS", sums)
+    s3.put("models", "liar/SHA256SUMS", checksums)
     with pytest.raises(Corrupt):
         running.pull("s3://models/liar/")
     assert not (root / "models/liar").exists()
@@ -353,11 +353,11 @@ def test_the_proof_is_asked_where_the_source_cannot_foretell_it(engine: Engines,
 def test_who_joins_a_running_download_must_prove_it_too(engine: Engines, origin: Origin, root: Path) -> None:
     running = engine()
     hold = origin.hold("/real/model.safetensors", after=MIB)
-    first = running.pulls.start(wish_of(origin.add_model("real", {"model.safetensors": WEIGHTS})))
+    first = running.pulls.start(spec_of(origin.add_model("real", {"model.safetensors": WEIGHTS})))
     assert first is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
-    second = running.pulls.start(wish_of(claims(origin, "evil", WEIGHTS, bytes(len(WEIGHTS)))))
-    third = running.pulls.start(wish_of(origin.add_model("mirror", {"model.safetensors": WEIGHTS})))
+    second = running.pulls.start(spec_of(claims(origin, "evil", WEIGHTS, bytes(len(WEIGHTS)))))
+    third = running.pulls.start(spec_of(origin.add_model("mirror", {"model.safetensors": WEIGHTS})))
     assert second is not None
     assert third is not None
     until(lambda: second.progress.state == third.progress.state == "downloading")
@@ -377,7 +377,7 @@ def test_what_a_removed_model_or_a_cancelled_pull_left_is_nobodys(
     """Its blob may be here yet, or most of its bytes in an ingest: they are no claimant's either."""
     running = engine(streams=1)
     hold = origin.hold("/real/model.safetensors", after=2 * MIB)
-    pulled = running.pulls.start(wish_of(origin.add_model("real", {"model.safetensors": WEIGHTS})))
+    pulled = running.pulls.start(spec_of(origin.add_model("real", {"model.safetensors": WEIGHTS})))
     assert pulled is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     until(lambda: pulled.progress.done >= MIB)

@@ -312,7 +312,7 @@ def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(
     node = ground.node
     with ground.held("cut"):
         node.kill()
-    with leased("write", (node.root / ".cachd/wishes").iterdir()) as holder:
+    with leased("write", (node.root / ".cachd/pending").iterdir()) as holder:
         starting = threading.Thread(target=node.start)
         starting.start()
         assert holder.stdout is not None

@@ -15,9 +15,9 @@ import pytest
 
 from cachd.errors import Forbidden
 from cachd.model import Ref
-from cachd.policy.reach import Reach
-from cachd.sources.share import ShareSource
-from cachd.sources.source import Cut
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.shared_volume import SharedVolumeSource
+from cachd.sources.source import CancelToken
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Redirect
 from tests.ground.site import assert_problem, until
@@ -218,12 +218,12 @@ def test_a_link_in_a_directory_of_a_share_tells_nothing_either(tmp_path: Path, n
     share.mkdir()
     outside.mkdir()
     (outside / "here").write_text("x")
-    source = ShareSource(Reach([f"file://{share}/"]), stall_seconds=60)
+    source = SharedVolumeSource(AddressPolicy([f"file://{share}/"]), stall_seconds=60)
     details = set()
     for target in ("here", "absent", "absent/below", "here/below", "."):
         (share / name).symlink_to(outside / target)
         with pytest.raises(Forbidden) as refused:
-            source.resolve(Ref.parse(f"file://{share}/"), Cut())
+            source.resolve(Ref.parse(f"file://{share}/"), CancelToken())
         details.add(str(refused.value))
         (share / name).unlink()
     assert len(details) == 1

@@ -117,7 +117,7 @@ def test_a_root_that_others_may_write_to_is_refused_with_the_command_that_mends_
     assert f"{mode:04o}" in error.detail
     assert error.facts["mode"] == f"{mode:04o}"
     assert str(used / place) in error.detail
-    command = error.mend[error.mend.index("chmod") :].partition(";")[0]
+    command = error.hint[error.hint.index("chmod") :].partition(";")[0]
     subprocess.run(shlex.split(command), check=True)
     with Store(used) as store:
         assert store.snapshots.get("org--model")
@@ -137,7 +137,7 @@ def test_what_another_user_owns_is_refused_with_its_owner(used: Path, place: str
     given_away(used / place)
     error = refused(used)
     assert f"belongs to {STRANGER}:{STRANGER}" in error.detail
-    assert "chown" in error.mend
+    assert "chown" in error.hint
 
 
 def test_a_directory_above_the_root_in_which_everybody_may_rename_is_refused(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_directory_above_the_root_in_which_everybody_may_rename_is_refused(tmp
     with pytest.raises(Forbidden) as refusal, assembled(config):
         pass
     assert refusal.value.code == "unsafe_root"
-    assert f"chmod o-w {above}" in refusal.value.mend
+    assert f"chmod o-w {above}" in refusal.value.hint
     above.chmod(0o1777)
     with assembled(config):
         pass
@@ -175,7 +175,7 @@ def as_the_kubelet_does(volume: Path) -> None:
 def test_in_an_open_volume_the_daemon_has_a_directory_of_its_own(
     engine: Callable[..., Engine], volume: Path, origin: Origin
 ) -> None:
-    assert "own_directory" in refused(volume).mend
+    assert "own_directory" in refused(volume).hint
     running = engine(own_directory=True)
     content = noise(1000)
     running.pull(origin.add("/model.bin", content))

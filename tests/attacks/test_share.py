@@ -14,10 +14,10 @@ import pytest
 
 from cachd.errors import CachdError, Changed, Invalid
 from cachd.model import Extent, File, Ref
-from cachd.policy.reach import Reach
+from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.beneath import open_file
-from cachd.sources.share import ShareSource
-from cachd.sources.source import Cut
+from cachd.sources.shared_volume import SharedVolumeSource
+from cachd.sources.source import CancelToken
 
 SECRET, PLAIN = b"hidden", b"public"
 TRIES = 3000
@@ -34,8 +34,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "share"
 
 
-def share(place: Path) -> ShareSource:
-    return ShareSource(Reach([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
+def share(place: Path) -> SharedVolumeSource:
+    return SharedVolumeSource(AddressPolicy([f"file://{place}/"]), stall_seconds=PATIENCE_SECONDS)
 
 
 SWAP = """
@@ -59,10 +59,10 @@ def swapped(at: Path, link: Path, kept: Path) -> Iterator[None]:
             swapping.kill()
 
 
-def read_by(source: ShareSource, file: File) -> bytes:
+def read_by(source: SharedVolumeSource, file: File) -> bytes:
     """What the source gives of the file; nothing when it refuses."""
     got = bytearray(file.size)
-    with suppress(CachdError), source.open(file, Extent(0, file.size), Cut()) as body:
+    with suppress(CachdError), source.open(file, Extent(0, file.size), CancelToken()) as body:
         body.readinto(memoryview(got))
     return bytes(got)
 
@@ -94,7 +94,7 @@ def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_t
 def test_checksums_that_are_a_link_out_of_the_share_are_not_read(place: Path) -> None:
     (place / "model/SHA256SUMS").symlink_to(place.parent / "secret/x")
     with pytest.raises(CachdError) as refusal:
-        share(place).resolve(Ref.parse(f"file://{place}/model"), Cut())
+        share(place).resolve(Ref.parse(f"file://{place}/model"), CancelToken())
     assert refusal.value.code == "path_refused"
     assert SECRET.decode() not in str(refusal.value)
 
@@ -103,18 +103,18 @@ def test_checksums_of_3_gib_that_take_no_space_are_refused_unread(place: Path) -
     with (place / "model/SHA256SUMS").open("wb") as opened:
         os.truncate(opened.fileno(), 3 << 30)
     with pytest.raises(Invalid) as refusal:
-        share(place).resolve(Ref.parse(f"file://{place}/model"), Cut())
+        share(place).resolve(Ref.parse(f"file://{place}/model"), CancelToken())
     assert refusal.value.code == "document_too_large"
 
 
 def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(place: Path) -> None:
     source = share(place)
-    (file,) = source.resolve(Ref.parse(f"file://{place}/model"), Cut()).files
+    (file,) = source.resolve(Ref.parse(f"file://{place}/model"), CancelToken()).files
     (place / "model/x").unlink()
     os.mkfifo(place / "model/x")
     began = time.monotonic()
     with pytest.raises(Invalid) as refusal:
-        source.open(file, Extent(0, file.size), Cut())
+        source.open(file, Extent(0, file.size), CancelToken())
     assert refusal.value.code == "unsafe_path"
     assert time.monotonic() - began < PATIENCE_SECONDS / 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError, NoSpace, NotFound
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.origin.faults import Status
@@ -29,7 +29,7 @@ class Full:
         self.reclaim, self.snapshots = self.engine.reclaim, self.engine.store.snapshots
         for age, name in enumerate("dcba", 1):
             self.engine.pull(origin.add(f"/{name}", noise(8 * MIB, seed=ord(name))))
-            uses = self.engine.store.uses
+            uses = self.engine.store.usage_log
             uses._uses.pop(name)
             uses.used(name, time.time() - age * 10_000)
 
@@ -41,7 +41,7 @@ class Full:
         """Pull a model of `size` bytes, of which `after` come until the hold is released."""
         ref = self.origin.add_model(name, {"f": noise(size, seed=sum(name.encode()))})
         hold = self.origin.hold(f"/{name}/f", after=after)
-        pull = self.engine.pulls.start(wish_of(ref))
+        pull = self.engine.pulls.start(spec_of(ref))
         assert pull is not None
         assert hold.reached.wait(PATIENCE_SECONDS)
         return pull, hold
@@ -150,7 +150,7 @@ def test_what_is_needed_by_now_is_replaced_by_what_is_not(full: Full, how: str) 
     elif how == "leased":
         full.snapshots.leases.take("a", "pod", until=time.time() + 600)
     elif how == "used":
-        full.engine.store.uses.used("a", time.time())
+        full.engine.store.usage_log.used("a", time.time())
     else:
         full.engine.pulls.delete("a")
     hold.release()
@@ -208,7 +208,7 @@ def test_deleting_one_model_leaves_the_partial_download_of_another(
     mine, other = (full.origin.add_model(name, content) for name in ("mine", "other"))
     for name, ref in (("mine", mine), ("other", other)):
         hold = full.origin.hold(f"/{name}/f", after=3 * MIB if name == "mine" else 0)
-        pull = full.engine.pulls.start(wish_of(ref))
+        pull = full.engine.pulls.start(spec_of(ref))
         assert pull is not None
         if name == "mine":
             assert hold.reached.wait(PATIENCE_SECONDS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cachd import terminal
 from cachd.errors import CachdError, Invalid, NotFound, Unavailable, error_of, printable
-from cachd.model import Wish
+from cachd.model import ModelSpec
 from tests.conftest import Engine
 from tests.faults.test_index import PROJECT
 from tests.ground.scripted import Scripted, heard
@@ -34,12 +34,12 @@ ESCAPES = [
 
 @pytest.mark.parametrize("text", ESCAPES, ids=ascii)
 def test_no_text_of_an_error_holds_a_character_that_a_terminal_obeys(text: str) -> None:
-    error = Unavailable(f"origin said {text}", mend=text, said=text)
-    for shown in (error.detail, str(error), error.mend, str(error.facts["said"])):
+    error = Unavailable(f"origin said {text}", hint=text, said=text)
+    for shown in (error.detail, str(error), error.hint, str(error.facts["said"])):
         assert shown.isprintable()
         shown.encode()
     assert json.dumps(error.as_document(), ensure_ascii=False).isprintable()
-    told = error_of({"detail": text, "mend": text, "code": "x", "error_class": "Unavailable"})
+    told = error_of({"detail": text, "hint": text, "code": "x", "error_class": "Unavailable"})
     assert told.detail.isprintable()
 
 
@@ -120,7 +120,7 @@ def test_hostile_text_in_any_field_is_refused_or_shown_and_no_answer_breaks(
 def test_patterns_that_could_not_be_kept_or_shown_are_refused(patterns: list[str]) -> None:
     for include, exclude in ((patterns, []), ([], patterns)):
         with pytest.raises(Invalid) as refusal:
-            Wish.asked("hf://org/model", "x", include, exclude)
+            ModelSpec.asked("hf://org/model", "x", include, exclude)
         assert refusal.value.code == "bad_pattern"
 
 

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from cachd.errors import CachdError, Cancelled, Unavailable
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.patience import Patience
-from cachd.policy.reach import Reach
 from cachd.sources.answers import retry_after, told_wait
 from cachd.sources.dial import Address, dial
 from cachd.sources.http import Http
 from cachd.sources.names import MOST_LEFT, Names
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.transfer.line import Line
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket
 from tests.ground.hub import EVERY_METHOD, Hub
 from tests.ground.models import noise
@@ -293,7 +293,7 @@ def read_status(node: Node, name: str, **wanted: object) -> dict[str, Any] | Non
 
 
 def begin(running: Engine, ref: str, name: str) -> None:
-    assert running.pulls.start(wish_of(ref, name=name)) is not None
+    assert running.pulls.start(spec_of(ref, name=name)) is not None
 
 
 def test_four_directories_that_take_three_seconds_a_file_keep_no_other_host_waiting(
@@ -359,7 +359,7 @@ def test_what_gave_its_stream_away_goes_on_where_it_was_and_has_not_failed(
     ref = origin.add("/slow", content)
     origin.fault("/slow", Trickle(40 * KIB), times=1)
     running = started(pulls=2, streams=1, retries=0)
-    slow = running.pulls.start(wish_of(ref))
+    slow = running.pulls.start(spec_of(ref))
     assert slow is not None
     until(lambda: origin.bytes_sent("/slow") > 100 * KIB)
     running.pull(origin.add("/good", noise(6 * MIB, 2)).replace(origin.url, elsewhere(origin)))
@@ -388,7 +388,7 @@ def test_a_pull_that_lent_its_slot_gets_one_before_any_that_is_new() -> None:
     assert line.next() is quick
     line.add(new)
     with ThreadPoolExecutor(2) as pool:
-        back = pool.submit(line.take_in_turn, slow, Cut())
+        back = pool.submit(line.take_in_turn, slow, CancelToken())
         until(lambda: line.returning == 1)
         next_one = pool.submit(line.next)
         line.ended(quick)
@@ -413,7 +413,7 @@ def test_a_host_whose_pulls_all_lend_their_slots_gets_no_more_threads_than_there
 
 def test_a_pull_that_waits_for_a_slot_again_ends_when_it_is_cut() -> None:
     line: Line[Asked] = Line(1, lambda _: None)
-    slow, cut = Asked("http", "slow"), Cut()
+    slow, cut = Asked("http", "slow"), CancelToken()
     line.add(slow)
     line.next()
     line.lend(slow)
@@ -515,9 +515,9 @@ def test_who_asks_learns_why_a_pull_waits_and_until_when(origin: Origin, node: C
 @pytest.mark.parametrize("script", [dripping, silent], ids=["drips", "is silent"])
 @pytest.mark.parametrize("call", ["head", "read", "ask", "relay"])
 def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int], None], call: str) -> None:
-    http = Http(Reach(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
+    http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
     with Scripted(script) as server:
-        url, cut = f"{server.url}/x", Cut()
+        url, cut = f"{server.url}/x", CancelToken()
         calls: dict[str, Callable[[], object]] = {
             "head": lambda: http.head(url, cut),
             "read": lambda: http.read(url, cut, at_most=KIB),
@@ -535,9 +535,9 @@ def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int],
 
 
 def test_a_cut_ends_a_listing_that_drips() -> None:
-    http = Http(Reach(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
+    http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
     with Origin() as origin:
-        url, cut = origin.add("/listing", noise(MIB)), Cut()
+        url, cut = origin.add("/listing", noise(MIB)), CancelToken()
         origin.fault("/listing", Trickle(2400))
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(http.read, url, cut, at_most=MIB)
@@ -549,7 +549,7 @@ def test_a_cut_ends_a_listing_that_drips() -> None:
 
 def test_a_cut_ends_a_connection_that_is_never_taken() -> None:
     with black_hole() as hole, ThreadPoolExecutor(1) as pool:
-        cut = Cut()
+        cut = CancelToken()
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", hole)
         dialled = pool.submit(dial, [address], PATIENCE_SECONDS, cut)
         until(lambda: cut.is_awaited)
@@ -572,7 +572,7 @@ class DeafResolver:
 
 def test_a_cut_ends_a_look_up_of_a_name_and_so_does_its_time() -> None:
     deaf = DeafResolver()
-    cut = Cut()
+    cut = CancelToken()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(Names(PATIENCE_SECONDS, deaf).addresses, "slow.test", 80, cut)
         assert deaf.asked.acquire(timeout=PATIENCE_SECONDS)
@@ -580,7 +580,7 @@ def test_a_cut_ends_a_look_up_of_a_name_and_so_does_its_time() -> None:
         with pytest.raises(Cancelled):
             asked.result(PROMPT_SECONDS)
     with pytest.raises(Unavailable) as refused:
-        Names(0.1, deaf).addresses("slow.test", 80, Cut())
+        Names(0.1, deaf).addresses("slow.test", 80, CancelToken())
     assert refused.value.code == "dns_failed"
     deaf.go_on.set()
 
@@ -590,7 +590,7 @@ def test_look_ups_that_were_left_behind_are_bounded() -> None:
     names = Names(0.01, deaf)
     for _ in range(MOST_LEFT + 5):
         with pytest.raises(Unavailable) as refused:
-            names.addresses("slow.test", 80, Cut())
+            names.addresses("slow.test", 80, CancelToken())
     assert f"{MOST_LEFT} earlier calls still wait" in refused.value.detail
     deaf.go_on.set()
 

@@ -22,7 +22,7 @@ from cachd.api.documents import Models
 from cachd.config import Config
 from cachd.daemon import Parts, assembled, configure_logs
 from cachd.errors import CachdError, NotFound
-from cachd.model import Ref, Wish
+from cachd.model import ModelSpec, Ref
 from cachd.policy import parts as part_sizes
 from tests.ground import mount
 from tests.ground.hub import Hub
@@ -127,8 +127,8 @@ def _serve(told: Connection) -> None:
         for model in ("a", "b"):
             for path, content in CONTENTS[model].items():
                 web.add(f"/{model}/{path}", content)
-            sums = "".join(f"{_sha256(c)}  {p}\n" for p, c in CONTENTS[model].items())
-            web.add(f"/{model}/SHA256SUMS", sums.encode())
+            checksums = "".join(f"{_sha256(c)}  {p}\n" for p, c in CONTENTS[model].items())
+            web.add(f"/{model}/SHA256SUMS", checksums.encode())
         web.add("/d.bin", CONTENTS["d.bin"]["d.bin"])
         hub.add("org/c", CONTENTS["c"])
         told.send((web.url, hub.url))
@@ -164,13 +164,13 @@ def opened(root: Path, origins: Origins) -> Iterator[Parts]:
         yield parts
 
 
-def wishes(origins: Origins) -> dict[str, Wish]:
+def pending(origins: Origins) -> dict[str, ModelSpec]:
     web = origins.web
     return {
-        "a": Wish(Ref.parse(f"{web}/a/"), "m"),
-        "b": Wish(Ref.parse(f"{web}/b/"), "m"),
-        "c": Wish(Ref.parse("hf://org/c"), "c"),
-        "d.bin": Wish(Ref.parse(f"{web}/d.bin"), "d.bin"),
+        "a": ModelSpec(Ref.parse(f"{web}/a/"), "m"),
+        "b": ModelSpec(Ref.parse(f"{web}/b/"), "m"),
+        "c": ModelSpec(Ref.parse("hf://org/c"), "c"),
+        "d.bin": ModelSpec(Ref.parse(f"{web}/d.bin"), "d.bin"),
     }
 
 
@@ -180,7 +180,7 @@ class Life:
     def __init__(
         self, parts: Parts, origins: Origins, *, pulled: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._parts, self._wishes, self._pulled = parts, wishes(origins), pulled
+        self._parts, self._pending, self._pulled = parts, pending(origins), pulled
         self.errors: list[CachdError] = []
 
     def run(self) -> None:
@@ -201,7 +201,7 @@ class Life:
         wait([running.done for running in self._parts.pulls.running()], PATIENCE_SECONDS)
 
     def pull(self, model: str) -> None:
-        running = self._parts.pulls.start(self._wishes[model], replace=True)
+        running = self._parts.pulls.start(self._pending[model], replace=True)
         if running is not None:
             running.done.result(PATIENCE_SECONDS)
         self._pulled(model)
@@ -242,11 +242,11 @@ def visible(root: Path, known: dict[str, Digests]) -> list[str]:
 
 
 def left_over(root: Path) -> list[str]:
-    """What should not be there when every wish is true and nothing runs.
+    """What should not be there when every spec is true and nothing runs.
 
     A blob that the reader had open when it was deleted stays in the trash until the next sweep.
     """
-    places = ("ingest", "staging", "wishes")
+    places = ("ingest", "staging", "pending")
     found = [path for place in places for path in (root / ".cachd" / place).iterdir()]
     found += [path for path in (root / ".cachd/trash").iterdir() if not path.is_file()]
     blobs = [path for path in (root / ".cachd/blobs").glob("*/*") if path.suffix != ".parts"]

@@ -102,7 +102,7 @@ def test_a_clock_that_is_wrong_to_s3_is_told_as_such(clock: Clock, s3: S3Server,
     assert_problem(told, 403, "clock_skewed")
     assert "RequestTimeTooSkewed" in told.document["detail"]
     assert "UTC" in told.document["detail"], "what the node takes for the time"
-    assert "clock" in told.document["mend"]
+    assert "clock" in told.document["hint"]
 
 
 def test_times_of_files_from_another_node_mean_nothing(

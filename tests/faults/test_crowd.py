@@ -22,11 +22,11 @@ import pytest
 from cachd.config import Config
 from cachd.daemon import assembled
 from cachd.errors import CachdError, InUse, NotFound, Unavailable
-from cachd.model import Wish
+from cachd.model import ModelSpec
 from cachd.store.space import bytes_beside
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pull
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.needs import needs, refuse
@@ -132,7 +132,7 @@ def test_a_model_that_shares_a_blob_with_another_is_unmoved_when_that_one(
         name: {"shared.bin": SHARED, "own.bin": noise(MIB, seed), "small.bin": noise(5000, seed)}
         for seed, name in enumerate(("one", "two"))
     }
-    one, two = (wish_of(origin.add_model(name, files)) for name, files in models.items())
+    one, two = (spec_of(origin.add_model(name, files)) for name, files in models.items())
     holds = [origin.hold(f"/{name}/shared.bin", after=MIB) for name in models]
     if end == "fails":
         origin.fault("/one/own.bin", Status(404))
@@ -169,7 +169,7 @@ def test_a_blob_that_another_models_origin_cannot_give_is_fetched_from_the_model
     origin: Origin, root: Path, engine: Engines, fault: Fault
 ) -> None:
     running = engine(retries=0)
-    bad, good = (wish_of(origin.add_model(name, {"shared.bin": SHARED})) for name in ("bad", "good"))
+    bad, good = (spec_of(origin.add_model(name, {"shared.bin": SHARED})) for name in ("bad", "good"))
     hold = origin.hold("/bad/shared.bin", after=0)
     origin.fault("/bad/shared.bin", fault)
     first = began(running, bad)
@@ -188,7 +188,7 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
     """One stream: the first file holds it, so the second file's transfer has not taken its space yet."""
     running = engine(streams=1)
     files = {"large.bin": noise(8 * MIB), "shared.bin": SHARED}
-    one, two = (wish_of(origin.add_model(name, files)) for name in ("one", "two"))
+    one, two = (spec_of(origin.add_model(name, files)) for name in ("one", "two"))
     holds = [origin.hold(f"/{name}/large.bin", after=MIB) for name in ("one", "two")]
     began(running, one)
     assert holds[0].reached.wait(PATIENCE_SECONDS)
@@ -202,16 +202,16 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
     assert running.store.space.capacity().reserved == 0
 
 
-def began(running: Engine, wish: Wish, *, downloads: int = 0) -> Pull:
-    """The pull of a wish, once it asked for so many downloads."""
-    pull = running.pulls.start(wish)
+def began(running: Engine, spec: ModelSpec, *, downloads: int = 0) -> Pull:
+    """The pull of a spec, once it asked for so many downloads."""
+    pull = running.pulls.start(spec)
     assert pull is not None
     while len(pull.progress._downloads) < downloads:
         assert not pull.done.done()
     return pull
 
 
-# --- one model, opposite wishes ---
+# --- one model, opposite pending ---
 
 
 def test_a_pull_and_a_delete_of_one_model_at_one_moment_end_with_it_whole_or_gone(alone: Grounds) -> None:
@@ -365,7 +365,7 @@ def test_a_pull_beyond_the_queue_is_503_with_retry_after_and_those_inside_are_un
         refused = node.pull(refs[2])
         assert_problem(refused, 503, "queue_full")
         assert int(said(refused, "Retry-After")) >= 1
-        assert "queued_pulls" in refused.document["mend"]
+        assert "queued_pulls" in refused.document["hint"]
         assert_problem(node.ready("queued-2.bin", wait=0), 404, "no_such_model")
         assert node.pull(refs[0]).status == 202, "who joins takes no place"
         assert node.metric("cachd_pull_queue_length") == 2
@@ -381,13 +381,13 @@ def test_a_start_goes_on_with_more_pulls_than_may_wait_now(origin: Origin, root:
     hold = origin.hold("*", after=1000)
     with opened(root, pulls=1) as before:
         for ref in refs:
-            began(before, wish_of(ref))
+            began(before, spec_of(ref))
         assert hold.reached.wait(PATIENCE_SECONDS)
     with opened(root, pulls=1, queued_pulls=0) as after:
         after.pulls.resume()
         going_on = after.pulls.running()
         with pytest.raises(Unavailable) as refusal:
-            after.pulls.start(wish_of(f"{origin.url}/one-more.bin"))
+            after.pulls.start(spec_of(f"{origin.url}/one-more.bin"))
         assert refusal.value.code == "queue_full"
         hold.release()
         assert len([pull.done.result(PATIENCE_SECONDS) for pull in going_on]) == 5
@@ -401,7 +401,7 @@ def opened(root: Path, **options: object) -> Iterator[Engine]:
 
 
 def test_ten_thousand_pulls_wait_in_little_memory_and_are_ended_at_once(hub: Hub, tmp_path: Path) -> None:
-    """On a root in memory, where there is room: each wish is made durable. One host has no two threads."""
+    """On a root in memory, where there is room: each spec is made durable. One host has no two threads."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
     hub.add("org/slow", {"config.json": b"{}"})
     hold = hub.hold("/api/models/org/slow", after=0)
@@ -409,17 +409,17 @@ def test_ten_thousand_pulls_wait_in_little_memory_and_are_ended_at_once(hub: Hub
         root = Path(place)
         root.chmod(0o755)
         with opened(root, hf_endpoint=hub.url, pulls=1) as running:
-            began(running, wish_of("hf://org/slow"))
+            began(running, spec_of("hf://org/slow"))
             assert hold.reached.wait(PATIENCE_SECONDS)
             before = resident()
             for number in range(10_000):
-                running.pulls.start(wish_of(f"hf://org/model-{number}"))
+                running.pulls.start(spec_of(f"hf://org/model-{number}"))
             assert (resident() - before) / 10_000 < 12_000, "bytes of memory a pull that waits"
             with pytest.raises(Unavailable) as refusal:
-                running.pulls.start(wish_of("hf://org/too-many"))
+                running.pulls.start(spec_of("hf://org/too-many"))
             assert refusal.value.code == "queue_full"
             hold.release()
-        assert len(list((root / ".cachd/wishes").iterdir())) > 9_000, "they go on at the next start"
+        assert len(list((root / ".cachd/pending").iterdir())) > 9_000, "they go on at the next start"
 
 
 def resident() -> int:

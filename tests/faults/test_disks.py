@@ -317,7 +317,7 @@ def test_a_mount_point_whose_disk_is_missing_is_refused_and_stays_empty(tmp_path
         with pytest.raises(DiskFailed) as refusal:
             Store(disk, disk_at_least=32 * MIB)
         assert refusal.value.code == "disk_too_small"
-        assert "disk_at_least" in refusal.value.mend
+        assert "disk_at_least" in refusal.value.hint
         assert list(disk.iterdir()) == []
 
 

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from cachd.config import load
 from cachd.errors import CachdError, Invalid
 from cachd.model import Extent, Manifest, Ref, check_path
-from cachd.sources import sums
+from cachd.sources import checksums
 from cachd.sources.answers import BROKEN, retry_after
 from cachd.sources.exchange import Answer, Incoming
 from cachd.sources.http import Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut, NoRanges, Source
+from cachd.sources.source import CancelToken, NoRanges, Source
 from cachd.sources.wire import Wire
 from cachd.store.catalog import ready_document
 from cachd.store.layout import Layout
@@ -118,7 +118,7 @@ def spoken() -> Iterator[Spoken]:
 def resolved(source: Source, ref: str) -> Manifest | CachdError:
     """What became of it. Anything but a manifest and an error of ours is raised."""
     try:
-        manifest = source.resolve(Ref.parse(ref), Cut())
+        manifest = source.resolve(Ref.parse(ref), CancelToken())
     except CachdError as error:
         json.dumps(error.as_document())
         return error
@@ -233,7 +233,7 @@ def test_a_spoiled_listing_of_a_bucket_is_a_manifest_or_an_error_of_ours(
 @example(f"{SHA256}  ../b\n".encode())
 def test_spoiled_sums_are_refused_or_read_as_safe_paths(content: bytes) -> None:
     with suppress(Invalid):
-        for path in sums.parse(content, "sums"):
+        for path in checksums.parse(content, "sums"):
             assert path
             assert ".." not in path.split("/")
 
@@ -244,7 +244,7 @@ def test_spoiled_sums_are_refused_or_read_as_safe_paths(content: bytes) -> None:
 def test_sums_survive_their_text(told: dict[str, str]) -> None:
     kept = {path: digits for path, digits in told.items() if is_safe(path)}
     text = "".join(f"{digits}  {path}\n" for path, digits in kept.items())
-    assert {path: digest.hex for path, digest in sums.parse(text.encode(), "sums").items()} == kept
+    assert {path: digest.hex for path, digest in checksums.parse(text.encode(), "sums").items()} == kept
 
 
 def is_safe(path: str) -> bool:
@@ -352,13 +352,17 @@ def test_an_answer_is_the_bytes_asked_for_or_an_error_of_ours(
 ) -> None:
     saying.told = told
     over, into = http(stall_seconds=5.0), memoryview(bytearray(64))
-    with suppress(CachdError), suppress(NoRanges), over.open(Target(saying.url, 2), extent, Cut()) as body:
+    with (
+        suppress(CachdError),
+        suppress(NoRanges),
+        over.open(Target(saying.url, 2), extent, CancelToken()) as body,
+    ):
         assert body.readinto(into) == extent.size
     with suppress(CachdError):
-        head = over.head(saying.url, Cut())
+        head = over.head(saying.url, CancelToken())
         assert head.size is None or head.size >= 0
     with suppress(CachdError):
-        assert len(over.read(saying.url, Cut(), at_most=16)) <= 16
+        assert len(over.read(saying.url, CancelToken(), at_most=16)) <= 16
 
 
 dates = st.builds(
@@ -460,7 +464,7 @@ MANIFEST = {
 @example(json.dumps({**READY, "published_at": "0001-01-01T00:00:00+23:59"}), "", "")
 @example(json.dumps({**READY, "hub": {"repo": "../../..", "commit": "../..", "revision": "main"}}), "", "")
 def test_spoiled_files_of_the_cache_are_passed_over_and_touch_nothing_else(
-    ready: Path, told: str, wish: str, manifest: str
+    ready: Path, told: str, spec: str, manifest: str
 ) -> None:
     layout = Layout(ready)
     good = json.loads(layout.ready_file("org--other").read_bytes())
@@ -469,7 +473,7 @@ def test_spoiled_files_of_the_cache_are_passed_over_and_touch_nothing_else(
         told = told.replace("b" * 32, link.readlink().name)
     outside = {str(path) for path in ready.parent.rglob("*") if ready not in (path, *path.parents)}
     layout.ready_file("org--model").write_text(told, encoding="utf-8", errors="replace")
-    layout.wish("w").write_text(wish, encoding="utf-8", errors="replace")
+    layout.spec("w").write_text(spec, encoding="utf-8", errors="replace")
     layout.manifest("f" * 32).write_text(manifest, encoding="utf-8", errors="replace")
     with closing(Store(ready)) as store:
         for snapshot in store.snapshots.all():

@@ -204,7 +204,7 @@ for address in ("127.0.0.2", "127.0.0.3"):
     threading.Thread(target=serve, args=(listening,), daemon=True).start()
 
 from cachd.errors import Forbidden
-from cachd.policy.reach import Reach
+from cachd.policy.address_policy import Reach
 from cachd.sources.http import Http
 from cachd.sources.source import Cut
 from cachd.sources.trust import Authorities

@@ -83,10 +83,10 @@ POINTS: dict[str, tuple[Plan, ...]] = {
         Plan("killed after", 0, point=r"rename \.cachd/staging/m\.link models/m"),
         Plan("killed before", 0, point=r"rename \.cachd/staging/m\.json ready/m\.json"),
     ),
-    "ready, the wish not forgotten": (
+    "ready, the spec not forgotten": (
         Plan("killed after", 0, point=r"rename \.cachd/staging/m\.json ready/m\.json"),
-        Plan("killed before", 0, point=r"unlink \.cachd/wishes/m\.json"),
-        Plan("killed after", 0, point=r"unlink \.cachd/wishes/m\.json"),
+        Plan("killed before", 0, point=r"unlink \.cachd/pending/m\.json"),
+        Plan("killed after", 0, point=r"unlink \.cachd/pending/m\.json"),
     ),
     "withdrawn, not deleted": (
         Plan("killed before", 0, point=r"unlink \.cachd/pins/d\.bin"),

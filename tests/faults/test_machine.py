@@ -412,7 +412,7 @@ class Machine(RuleBasedStateMachine):
         assert {path.name for path in (private / "pins").iterdir()} == {
             name for name, e in self.model.names.items() if e.pinned
         }
-        assert {path.stem for path in (private / "wishes").iterdir()} == {
+        assert {path.stem for path in (private / "pending").iterdir()} == {
             name for name, e in self.model.names.items() if e.running
         }
         assert not self.trash()

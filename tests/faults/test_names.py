@@ -18,7 +18,7 @@ from cachd.policy.shards import missing
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.web import WebSource
 from tests.conftest import Engine
 from tests.faults.test_fuzz import CHUNKED, LISTED, Spoken
@@ -44,7 +44,7 @@ def published(root: Path) -> list[str]:
 def test_more_files_than_a_model_may_have_are_refused_before_any_of_them_is_asked_for(spoken: Spoken) -> None:
     lines = "".join(f"{SHA256}  f{number}\n" for number in range(MOST_FILES + 1)).encode()
     spoken.say = lambda _: Reply.of(200, {}, lines)
-    refused(lambda: WebSource(http()).resolve(Ref.parse(f"{spoken.url}/m/"), Cut()), "too_many_files")
+    refused(lambda: WebSource(http()).resolve(Ref.parse(f"{spoken.url}/m/"), CancelToken()), "too_many_files")
     assert len(spoken.requests) == 1
 
 
@@ -59,7 +59,7 @@ def test_a_bucket_of_too_many_objects_is_refused_before_any_of_them_is_asked_for
         return page([(f"{key}-{asked}", etag) for key, etag in listed], then=f"page-{asked}")
 
     spoken.say = say
-    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), Cut()), "too_many_files")
+    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken()), "too_many_files")
     assert {seen.method for seen in spoken.requests} == {"GET"}
     assert len(spoken.requests) == 20
 
@@ -68,7 +68,9 @@ def test_a_share_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)
     for number in range(25):
         (tmp_path / f"{number}.bin").write_bytes(noise(10, number))
-    refused(lambda: share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), Cut()), "too_many_files")
+    refused(
+        lambda: share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), CancelToken()), "too_many_files"
+    )
 
 
 def test_a_hundred_terabytes_are_refused_before_their_first_byte(
@@ -132,7 +134,7 @@ ODD_KEYS = ["a b", "a+b", "a%2Fb", "a?b", "a#b", "a&b", "é", "e\u0301", "日本
 
 def test_odd_keys_of_a_bucket_keep_their_names_exactly(spoken: Spoken, bucket: BucketSource) -> None:
     holds(spoken, [("m/", '"e"'), ("m/dir/", '"e"'), *((f"m/{key}", '"e"') for key in ODD_KEYS)])
-    found = bucket.resolve(Ref.parse("s3://bucket/m/"), Cut())
+    found = bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken())
     assert [f.path for f in found.files] == sorted(ODD_KEYS)
     assert {f.origin for f in found.files} == {f"s3://bucket/m/{key}" for key in ODD_KEYS}
     asked = {seen.path for seen in spoken.requests if seen.method == "HEAD"}
@@ -147,13 +149,13 @@ def test_an_unsafe_key_refuses_the_whole_bucket_prefix_before_anything_is_asked(
     spoken: Spoken, bucket: BucketSource, key: str
 ) -> None:
     holds(spoken, [("m/good", '"e"'), (key, '"e"')])
-    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), Cut()), "unsafe_path")
+    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken()), "unsafe_path")
     assert {seen.method for seen in spoken.requests} == {"GET"}
 
 
 def test_a_key_listed_twice_refuses_the_listing(spoken: Spoken, bucket: BucketSource) -> None:
     holds(spoken, [("m/a", '"e"'), ("m/a", '"f"')])
-    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), Cut()), "bad_manifest")
+    refused(lambda: bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken()), "bad_manifest")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ def test_a_bucket_that_changes_while_it_is_listed_is_no_mix(
 ) -> None:
     holds(spoken, [("m/a", '"e"'), ("m/b", '"e"')], later)
     with pytest.raises(Changed):
-        bucket.resolve(Ref.parse("s3://bucket/m/"), Cut())
-    assert [f.path for f in bucket.resolve(Ref.parse("s3://bucket/m/"), Cut()).files] == [
+        bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken())
+    assert [f.path for f in bucket.resolve(Ref.parse("s3://bucket/m/"), CancelToken()).files] == [
         key.removeprefix("m/") for key, _ in later
     ]
 
@@ -176,13 +178,13 @@ def test_a_branch_that_moves_after_it_was_resolved_is_read_at_the_commit_it_had(
     first, second = noise(5000, 1), noise(5000, 2)
     hub.add("org/moving", {"a.bin": first})
     source = HubSource(http(), endpoint=hub.url, token=Secret(None))
-    manifest = source.resolve(Ref.parse("hf://org/moving"), Cut())
+    manifest = source.resolve(Ref.parse("hf://org/moving"), CancelToken())
     hub.add("org/moving", {"a.bin": second})
     into = memoryview(bytearray(5000))
-    with source.open(manifest.files[0], Extent(0, 5000), Cut()) as body:
+    with source.open(manifest.files[0], Extent(0, 5000), CancelToken()) as body:
         body.readinto(into)
     assert bytes(into) == first
-    assert source.resolve(Ref.parse("hf://org/moving"), Cut()).revision != manifest.revision
+    assert source.resolve(Ref.parse("hf://org/moving"), CancelToken()).revision != manifest.revision
 
 
 UNSAFE_PATHS = ["../x", "/x", "a/../../x", "C:\\x", "\\\\h\\s", ".git/hooks/x", "a\nb", "x" * 256]
@@ -251,7 +253,7 @@ def test_a_model_of_a_refused_format_is_refused_with_its_files_named(
     for repo in ("org/pickle", "org/both"):
         error = refused(lambda repo=repo: opened.pull(f"hf://{repo}"), "file_refused")  # type: ignore[misc]
         assert "pytorch_model.bin" in error.detail
-        assert "exclude" in error.mend
+        assert "exclude" in error.hint
     assert hub.cdn.bytes_sent() == 0
     assert published(root) == []
     assert opened.pull("hf://org/both", exclude=("*.bin",)).files == 1

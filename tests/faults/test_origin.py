@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Extent, Ref
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.backoff import LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
-from cachd.policy.reach import Reach
 from cachd.sources.answers import retry_after
 from cachd.sources.dial import AHEAD_SECONDS, dial
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.bucket import EVERY_METHOD, Bucket, Refused
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -60,14 +60,14 @@ Engines = Callable[..., Engine]
 
 
 def over(stall_seconds: float = PATIENCE_SECONDS) -> Http:
-    return Http(Reach(["127.0.0.0/8"]), authorities=Authorities(), stall_seconds=stall_seconds)
+    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(), stall_seconds=stall_seconds)
 
 
 def fetch(http: Http, url: str, size: int, extent: Extent | None = None) -> bytes:
     extent = extent or Extent(0, size)
     content = memoryview(bytearray(extent.size))
     got = 0
-    with http.open(Target(url, size), extent, Cut()) as body:
+    with http.open(Target(url, size), extent, CancelToken()) as body:
         while got < extent.size:
             got += body.readinto(content[got:])
     return bytes(content)
@@ -207,8 +207,8 @@ def test_no_coding_is_taken_for_the_bytes(origin: Origin, coding: str) -> None:
     origin.fault("/x", Saying({"Content_Encoding": coding}), methods=EITHER)
     for call in (
         lambda: fetch(over(), url, KIB),
-        lambda: over().head(url, Cut()),
-        lambda: over().read(url, Cut(), at_most=KIB),
+        lambda: over().head(url, CancelToken()),
+        lambda: over().read(url, CancelToken(), at_most=KIB),
     ):
         assert code_of(call) == "origin_protocol"
 
@@ -244,7 +244,7 @@ def test_an_object_that_is_overwritten_in_mid_pull_is_resolved_again_and_never_m
     path = bucket.put("m/it", old, etag="old")
     hold = bucket.hold(path, after=2 * MIB)
     running = engine(streams=2, s3_endpoint_url=bucket.url)
-    pulled = running.pulls.start(wish_of("s3://models/m/"))
+    pulled = running.pulls.start(spec_of("s3://models/m/"))
     assert pulled is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     bucket.put("m/it", new, etag="new")
@@ -260,12 +260,12 @@ def test_a_real_s3_server_tells_that_an_object_was_overwritten(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
     source = bucket_source(s3)
     s3.put("overwritten", "m/it", noise(KIB, 1))
-    (file,) = source.resolve(Ref.parse("s3://overwritten/m/"), Cut()).files
-    with source.open(file, Extent(0, KIB), Cut()) as body:
+    (file,) = source.resolve(Ref.parse("s3://overwritten/m/"), CancelToken()).files
+    with source.open(file, Extent(0, KIB), CancelToken()) as body:
         body.readinto(memoryview(bytearray(KIB)))
     s3.put("overwritten", "m/it", noise(KIB, 2))
     with pytest.raises(Changed):
-        source.open(file, Extent(0, KIB), Cut())
+        source.open(file, Extent(0, KIB), CancelToken())
 
 
 # --- C10: a digest that lies ---
@@ -283,7 +283,7 @@ def test_a_digest_that_lies_publishes_nothing(
         with pytest.raises(Corrupt) as refusal:
             running.pull(lied)
         assert refusal.value.facts["expected"] == f"sha256:{other.hex()}"
-        assert "twice" in refusal.value.mend, "it came again, and the same"
+        assert "twice" in refusal.value.hint, "it came again, and the same"
     assert nothing_is_published(root)
 
 
@@ -305,7 +305,7 @@ def test_a_pull_that_is_told_to_come_back_in_ten_years_holds_up_no_other(
     busy, free = origin.add("/busy", noise(6 * MIB)), origin.add("/free", noise(6 * MIB, 2))
     origin.fault("/busy", Status(429, {"Retry-After": "315360000"}))
     running = engine(streams=1, pulls=2)
-    waits = running.pulls.start(wish_of(busy))
+    waits = running.pulls.start(spec_of(busy))
     running.pull(free)
     assert published(root, "free") == noise(6 * MIB, 2)
     assert waits is not None
@@ -461,14 +461,14 @@ def test_a_login_page_is_no_file_and_no_listing(origin: Origin, hub: Hub, bucket
     for server in (origin, hub, bucket):
         server.fault("*", LoginPage(), methods=EVERY_METHOD)
     for code, (source, ref) in resolves.items():
-        refusal = code_of(lambda source=source, ref=ref: source.resolve(Ref.parse(ref), Cut()))
+        refusal = code_of(lambda source=source, ref=ref: source.resolve(Ref.parse(ref), CancelToken()))
         assert refusal == code
     for server in (origin, hub, bucket):
         server.clear()
     for source, ref in resolves.values():
-        assert source.resolve(Ref.parse(ref), Cut()).files
+        assert source.resolve(Ref.parse(ref), CancelToken()).files
     page = origin.add("/page.html", b"<html>", headers={"Content-Type": "text/html"})
-    assert WebSource(over()).resolve(Ref.parse(page), Cut()).size == 6
+    assert WebSource(over()).resolve(Ref.parse(page), CancelToken()).size == 6
 
 
 NO_LISTINGS = [
@@ -486,7 +486,9 @@ NO_LISTINGS = [
 def test_an_answer_of_a_hub_that_is_no_listing_is_the_hubs_failure(hub: Hub, said: bytes) -> None:
     hub.add("org/m", {"config.json": b"{}"})
     hub.fault("*", Status(200, {"Content-Type": "application/json"}, said))
-    assert code_of(lambda: hub_source(hub).resolve(Ref.parse("hf://org/m"), Cut())) == "origin_protocol"
+    assert (
+        code_of(lambda: hub_source(hub).resolve(Ref.parse("hf://org/m"), CancelToken())) == "origin_protocol"
+    )
 
 
 NO_BUCKETS = [
@@ -500,7 +502,7 @@ NO_BUCKETS = [
 def test_an_answer_of_a_bucket_that_is_no_listing_is_the_buckets_failure(bucket: Bucket, said: bytes) -> None:
     bucket.fault("/models", Status(200, {"Content-Type": "application/xml"}, said))
     with pytest.raises(Unavailable):
-        bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), Cut())
+        bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), CancelToken())
 
 
 # --- C19: files that a CDN does not give whole ---
@@ -527,7 +529,8 @@ def test_a_mirror_that_answers_another_commit_than_the_one_that_was_pinned_is_re
     assert json.loads(body)["sha"] == old
     hub.fault(f"/api/models/org/m/revision/{new}", Status(200, {"Content-Type": "application/json"}, body))
     assert (
-        code_of(lambda: hub_source(hub).resolve(Ref.parse(f"hf://org/m@{new}"), Cut())) == "origin_protocol"
+        code_of(lambda: hub_source(hub).resolve(Ref.parse(f"hf://org/m@{new}"), CancelToken()))
+        == "origin_protocol"
     )
 
 
@@ -550,11 +553,11 @@ def address(place: tuple[str, int]) -> tuple[int, int, int, str, tuple[str, int]
 
 def test_an_address_that_swallows_connections_costs_a_moment_and_not_the_whole_patience() -> None:
     with black_hole() as hole, socket.create_server(("127.0.0.1", 0)) as good:
-        with dial([address(hole), address(good.getsockname())], PATIENCE_SECONDS, Cut()) as connected:
+        with dial([address(hole), address(good.getsockname())], PATIENCE_SECONDS, CancelToken()) as connected:
             assert connected.getpeername() == good.getsockname()
             assert connected.gettimeout() is None
         with pytest.raises(TimeoutError):
-            dial([address(hole)] * 8, AHEAD_SECONDS, Cut())
+            dial([address(hole)] * 8, AHEAD_SECONDS, CancelToken())
 
 
 def test_an_address_that_refuses_gives_way_to_the_next_at_once() -> None:
@@ -564,10 +567,10 @@ def test_an_address_that_refuses_gives_way_to_the_next_at_once() -> None:
         gone.close()
         nowhere = address(("255.255.255.255", 1))  # no connection to it can even begin
         for first in (address(refusing), nowhere, (999, socket.SOCK_STREAM, 0, "", ("x", 1))):
-            with dial([first, address(good.getsockname())], PATIENCE_SECONDS, Cut()) as connected:
+            with dial([first, address(good.getsockname())], PATIENCE_SECONDS, CancelToken()) as connected:
                 assert connected.getpeername() == good.getsockname()
         with pytest.raises(ConnectionRefusedError):
-            dial([address(refusing)], PATIENCE_SECONDS, Cut())
+            dial([address(refusing)], PATIENCE_SECONDS, CancelToken())
 
 
 # --- C24: other servers ---

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cachd.model import Extent
-from cachd.policy.parts import Landed
+from cachd.policy.parts import Received
 from cachd.store.store import Store
 from tests.ground import mount, power
 from tests.ground.disks import FuseDisk
@@ -212,7 +212,7 @@ def test_what_no_sync_covered_is_written_again_by_the_next_life_and_what_one_did
 def test_whenever_the_power_goes_every_part_told_durable_is_resumed(life: Life) -> None:
     """And nothing but right bytes is: the blob is committed from them and what was missing."""
     told: dict[int, int] = {0: 0}
-    finished = Landed()
+    finished = Received()
     with closing(life.store.content.begin(FILE)) as ingest:
         for part in PARTS:
             write(ingest, CONTENT, part)

@@ -14,7 +14,7 @@ import pytest
 from cachd.errors import Corrupt
 from cachd.model import Digest, File
 from cachd.store.layout import Layout
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import Fault, Flip, IgnoreRange, Origin, Swap, Zeroed
@@ -120,7 +120,7 @@ def test_a_source_that_is_wrong_twice_is_believed_to_be_wrong(
     with pytest.raises(Corrupt) as refusal:
         running.pull(ref)
     assert origin.bytes_sent() == 2 * 12 * MIB, "one repair, and no more"
-    assert "twice" in refusal.value.mend
+    assert "twice" in refusal.value.hint
     assert not list((root / ".cachd/ingest").iterdir())
     assert b'cachd_verify_failures_total{stage="pull"} 1.0' in running.metrics.text()
 
@@ -133,7 +133,7 @@ def test_a_source_that_is_wrong_in_two_ways_is_not_said_to_repeat_itself(
         origin.fault("/it", Flip(at), times=1)
     with pytest.raises(Corrupt) as refusal:
         running.pull(held(origin, noise(100 * KIB)))
-    assert "twice" not in refusal.value.mend
+    assert "twice" not in refusal.value.hint
 
 
 def test_an_empty_file_with_the_digest_of_another_is_corrupt(origin: Origin, engine: Engines) -> None:
@@ -150,7 +150,7 @@ def test_only_the_parts_that_the_disk_changed_are_fetched_again(
     content = noise(6 * MIB)
     hold = origin.hold("/it", after=3 * MIB)  # in the first part of 4 MiB: the second has 2
     running = engine(streams=2)
-    pulled = running.pulls.start(wish_of(held(origin, content)))
+    pulled = running.pulls.start(spec_of(held(origin, content)))
     assert pulled is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     (ingest,) = (root / ".cachd/ingest").iterdir()

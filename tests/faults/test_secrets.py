@@ -19,11 +19,11 @@ import pytest
 from cachd.config import load
 from cachd.daemon import build_sources
 from cachd.errors import CachdError
+from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
-from cachd.policy.reach import Reach
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine
 from tests.ground.bucket import Bucket, Refused
@@ -366,19 +366,19 @@ def test_no_error_of_a_proxy_holds_a_secret_in_itself_or_in_its_causes(way: str,
     with Listener() as listener:
         listener.refusal = ECHOES[way]
         http = Http(
-            Reach([]),
+            AddressPolicy([]),
             authorities=Authorities(),
             proxies=Proxies.configured(listener.url, [], {}),
             proxy_credentials=Secret(tmp_path / "credentials"),
         )
         with pytest.raises(CachdError) as refusal:
-            http.head("https://origin.test/x", Cut())
+            http.head("https://origin.test/x", CancelToken())
     assert found({way: " ".join(told_by(refusal.value))}) == []
 
 
 def told_by(error: BaseException) -> list[str]:
     """All that an error tells, with its causes, as a traceback does."""
-    told = [str(getattr(error, "facts", "")), str(getattr(error, "mend", ""))]
+    told = [str(getattr(error, "facts", "")), str(getattr(error, "hint", ""))]
     cause: BaseException | None = error
     while cause is not None:
         told.append(f"{cause!r} {cause} {cause.args}")

@@ -17,10 +17,10 @@ import pytest
 
 from cachd.errors import Unavailable
 from cachd.model import Extent, Ref
-from cachd.policy.reach import Reach
-from cachd.sources.share import MOST_LEFT, ShareSource
-from cachd.sources.source import Cut
-from tests.conftest import Engine, wish_of
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.shared_volume import MOST_LEFT, SharedVolumeSource
+from cachd.sources.source import CancelToken
+from tests.conftest import Engine, spec_of
 from tests.ground.disks import FuseDisk
 from tests.ground.models import noise
 from tests.ground.origin import Origin
@@ -77,7 +77,7 @@ def test_a_share_that_hangs_ends_its_own_pull_and_holds_up_no_other(
     allow = [f"file://{shared.parent}/", "127.0.0.0/8"]
     running = engine(allow=allow, streams=1, retries=1, stall_seconds=SOON_SECONDS)
     with hung(disk, HANGING_SECONDS):
-        pulled = running.pulls.start(wish_of(f"file://{shared}"))
+        pulled = running.pulls.start(spec_of(f"file://{shared}"))
         assert pulled is not None
         until(left_behind)
         running.pull(origin.add("/other", noise(6 * MIB)))
@@ -107,7 +107,7 @@ def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(
     running = engine(allow=[f"file://{shared.parent}/"], stall_seconds=4 * PATIENCE_SECONDS)
     with hung(disk, HANGING_SECONDS), ThreadPoolExecutor(1) as other:
         began = time.monotonic()
-        running.pulls.start(wish_of(f"file://{shared}"))
+        running.pulls.start(spec_of(f"file://{shared}"))
         until(left_behind)
         other.submit(running.pulls.delete, "it").result(PATIENCE_SECONDS)
         assert running.pulls.get("it") is None
@@ -117,16 +117,16 @@ def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(
 
 def test_a_share_that_hangs_takes_so_many_threads_and_no_more(hanging: tuple[FuseDisk, Path]) -> None:
     disk, shared = hanging
-    source = ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=0.001)
+    source = SharedVolumeSource(AddressPolicy([f"file://{shared.parent}/"]), stall_seconds=0.001)
     (file,) = (
-        ShareSource(Reach([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
-        .resolve(Ref.parse(f"file://{shared}"), Cut())
+        SharedVolumeSource(AddressPolicy([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
+        .resolve(Ref.parse(f"file://{shared}"), CancelToken())
         .files
     )
     with hung(disk, HANGING_SECONDS):
         for _ in range(20 * MOST_LEFT):  # on a busy machine a call before the hanging one may be late, too
             with pytest.raises(Unavailable) as refusal:
-                source.open(file, Extent(0, file.size), Cut())
+                source.open(file, Extent(0, file.size), CancelToken())
             if "earlier calls" in refusal.value.detail:
                 break
         assert f"{MOST_LEFT} earlier calls" in refusal.value.detail

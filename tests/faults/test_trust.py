@@ -13,14 +13,14 @@ from botocore.signers import RequestSigner
 
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.model import Extent, Ref
-from cachd.policy.reach import Reach
+from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut, Source
+from cachd.sources.source import CancelToken, Source
 from cachd.sources.trust import Authorities
-from tests.conftest import Engine, wish_of
+from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Sts, Throttled
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -36,7 +36,7 @@ Nodes = Callable[..., Node]
 
 
 def over(ca_file: Path | None = None) -> Http:
-    return Http(Reach(["127.0.0.0/8"]), authorities=Authorities(str(ca_file) if ca_file else None))
+    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(str(ca_file) if ca_file else None))
 
 
 def refusal_of(call: Callable[[], object]) -> CachdError:
@@ -66,7 +66,7 @@ WRONG = {
 def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls: Tls) -> None:
     with Origin(tls=tls) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url, Cut()))
+        error = refusal_of(lambda: over(origin.ca_file).head(url, CancelToken()))
         assert (type(error), error.code) == (Forbidden, "tls_untrusted")
         assert origin.requests == []
 
@@ -74,7 +74,7 @@ def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls:
 def test_a_certificate_that_is_not_yet_valid_may_be_the_clocks_fault_and_is_asked_for_again() -> None:
     with Origin(tls=Tls(from_days=1, to_days=2)) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url, Cut()))
+        error = refusal_of(lambda: over(origin.ca_file).head(url, CancelToken()))
         assert (type(error), error.code) == (Unavailable, "clock_skewed")
         assert origin.requests == []
 
@@ -89,7 +89,7 @@ def test_an_origin_that_speaks_only_tls_of_old_is_refused(tmp_path: Path, newest
 
     with Scripted(speaks) as server:
         url = server.url.replace("http:", "https:")
-        error = refusal_of(lambda: over(tmp_path / "ca.pem").head(url, Cut()))
+        error = refusal_of(lambda: over(tmp_path / "ca.pem").head(url, CancelToken()))
     assert (type(error), error.code) == (Forbidden, "tls_too_old")
 
 
@@ -106,17 +106,17 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        assert asking.head(url, Cut()).size == KIB
+        assert asking.head(url, CancelToken()).size == KIB
         ca_file.unlink()
         if content is not None:
             ca_file.write_bytes(content)
-        error = refusal_of(lambda: asking.head(url, Cut()))
+        error = refusal_of(lambda: asking.head(url, CancelToken()))
         assert (type(error), error.code) == (Unavailable, "bad_ca_file")
         assert error.withheld["file"] == str(ca_file)
         assert str(ca_file) not in str(error.as_document())
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        assert asking.head(url, Cut()).size == KIB
+        assert asking.head(url, CancelToken()).size == KIB
 
 
 def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: P
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        asking.head(url, Cut())
+        asking.head(url, CancelToken())
         ca_file.write_bytes(other.ca_file.read_bytes())
-        assert refusal_of(lambda: asking.head(url, Cut())).code == "tls_untrusted"
+        assert refusal_of(lambda: asking.head(url, CancelToken())).code == "tls_untrusted"
 
 
 def test_the_same_authorities_are_believed_for_listings_and_for_bytes(
@@ -143,11 +143,11 @@ def test_the_same_authorities_are_believed_for_listings_and_for_bytes(
             (safe, bucket_source, "s3://models/m/"),
         ):
             known, absent = source_of(server, server.ca_file), source_of(server, tmp_path / "absent")
-            assert known.resolve(Ref.parse(ref), Cut()).files
+            assert known.resolve(Ref.parse(ref), CancelToken()).files
             unknown = source_of(server, None)
             with pytest.raises((Forbidden, Unavailable)):
-                unknown.resolve(Ref.parse(ref), Cut())
-            error = refusal_of(lambda absent=absent, ref=ref: absent.resolve(Ref.parse(ref), Cut()))
+                unknown.resolve(Ref.parse(ref), CancelToken())
+            error = refusal_of(lambda absent=absent, ref=ref: absent.resolve(Ref.parse(ref), CancelToken()))
             assert error.code == "bad_ca_file"
 
 
@@ -171,12 +171,15 @@ def test_a_hub_that_redirects_its_listing_elsewhere_does_not_get_the_token_there
     path = "/api/models/org/m/revision/main"
     hub.fault(path, Redirect(f"{origin.url}/elsewhere"), times=1)
     with pytest.raises(CachdError):
-        source.resolve(Ref.parse("hf://org/m@main"), Cut())
+        source.resolve(Ref.parse("hf://org/m@main"), CancelToken())
     assert [seen.headers.get("authorization") for seen in origin.requests] == [None]
     hub.fault(path, Redirect("http://169.254.169.254/latest/meta-data"), times=1)
-    assert refusal_of(lambda: source.resolve(Ref.parse("hf://org/m@main"), Cut())).code == "private_address"
+    assert (
+        refusal_of(lambda: source.resolve(Ref.parse("hf://org/m@main"), CancelToken())).code
+        == "private_address"
+    )
     hub.fault(path, Redirect("/api/models/org/m?blobs=true"), times=1)
-    assert source.resolve(Ref.parse("hf://org/m@main"), Cut()).files
+    assert source.resolve(Ref.parse("hf://org/m@main"), CancelToken()).files
     assert hub.requests[-1].headers["authorization"] == f"Bearer {hub.token}"
 
 
@@ -222,7 +225,7 @@ def test_keys_that_expire_in_mid_pull_are_read_again_from_their_file(
     path = bucket.put("m/it", noise(12 * MIB))
     hold = bucket.hold(path, after=MIB)
     running = engine(streams=1, s3_endpoint_url=bucket.url)
-    pulled = running.pulls.start(wish_of("s3://models/m/"))
+    pulled = running.pulls.start(spec_of("s3://models/m/"))
     assert pulled is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     file.write_text(told.format("AKIDNEW"))
@@ -246,7 +249,7 @@ def test_the_token_of_a_pod_is_read_again_when_its_role_expired_though_sts_is_bu
         path = bucket.put("m/it", noise(12 * MIB))
         hold = bucket.hold(path, after=MIB)
         running = engine(streams=1, s3_endpoint_url=bucket.url)
-        pulled = running.pulls.start(wish_of("s3://models/m/"))
+        pulled = running.pulls.start(spec_of("s3://models/m/"))
         assert pulled is not None
         assert hold.reached.wait(PATIENCE_SECONDS)
         (tmp_path / "token").write_text("second")
@@ -269,9 +272,9 @@ def test_the_parts_of_an_object_share_one_signature(bucket: Bucket, monkeypatch:
     monkeypatch.setattr(RequestSigner, "generate_presigned_url", noted)
     path = bucket.put("m/it", noise(4 * KIB))
     source = bucket_source(bucket)
-    (file,) = source.resolve(Ref.parse("s3://models/m/"), Cut()).files
+    (file,) = source.resolve(Ref.parse("s3://models/m/"), CancelToken()).files
     for start in range(0, 4 * KIB, KIB):
-        with source.open(file, Extent(start, start + KIB), Cut()) as body:
+        with source.open(file, Extent(start, start + KIB), CancelToken()) as body:
             assert body.readinto(memoryview(bytearray(KIB))) == KIB
     assert len([seen for seen in bucket.requests if (seen.method, seen.path) == ("GET", path)]) == 4
     assert len(signed) == 1
@@ -279,7 +282,7 @@ def test_the_parts_of_an_object_share_one_signature(bucket: Bucket, monkeypatch:
 
 def test_a_profile_that_is_not_there_is_told(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "absent")
-    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), Cut()))
+    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), CancelToken()))
     assert (error.code, "ProfileNotFound" in error.detail) == ("connection_failed", True)
 
 
@@ -290,7 +293,7 @@ def test_a_token_of_the_hub_that_is_replaced_in_mid_pull_is_taken_over(
     hub.add("org/m", {f"{number}.bin": noise(2 * MIB, number) for number in range(4)}, private=True)
     hold = hub.cdn.hold("*", after=MIB)
     running = engine(streams=1, hf_endpoint=hub.url, hf_token_file=tmp_path / "token")
-    pulled = running.pulls.start(wish_of("hf://org/m"))
+    pulled = running.pulls.start(spec_of("hf://org/m"))
     assert pulled is not None
     assert hold.reached.wait(PATIENCE_SECONDS)
     old, hub.token = hub.token, "hf_another"

@@ -65,10 +65,10 @@ def digests(directory: Path) -> dict[str, str]:
 
 def write_sha256sums(directory: Path) -> Path:
     """Write SHA256SUMS for the other files below `directory`, as `sha256sum -c` reads it."""
-    sums = directory / SHA256SUMS
+    checksums = directory / SHA256SUMS
     lines = [_sum_line(name, digest) for name, digest in digests(directory).items() if name != SHA256SUMS]
-    sums.write_text("".join(lines))
-    return sums
+    checksums.write_text("".join(lines))
+    return checksums
 
 
 def _tensors_of(number: int, tensor_bytes: int) -> dict[str, tuple[str, list[int]]]:

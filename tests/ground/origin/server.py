@@ -307,8 +307,10 @@ class Origin(Server):
 
     def add_model(self, name: str, files: Mapping[str, bytes]) -> str:
         """Hold a directory that publishes its files' sums; its URL, a ref that is called `name`."""
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
-        for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
+        checksums = "".join(
+            f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items()
+        )
+        for path, content in {**files, "SHA256SUMS": checksums.encode()}.items():
             self.add(f"/{name}/{path}", content)
         return f"{self.url}/{name}/"
 

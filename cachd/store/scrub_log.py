@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 _SAVE_SECONDS = 10.0
 
 
-class Verified:
+class ScrubLog:
     """When each blob was last known to be whole; across restarts. Safe from any thread."""
 
     def __init__(self, path: Path) -> None:

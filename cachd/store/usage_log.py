@@ -31,14 +31,14 @@ _LEAST_MEASURED_BYTES = 4 << 20
 GATED, GONE = "gated", "gone"
 
 
-class Uses:
+class UsageLog:
     """Uses and priorities by name, those of models that are gone, too; when each snapshot was opened; bytes a
     second by scheme of the source; and which refs their source gave no more. Safe from any thread."""
 
     def __init__(self, layout: Layout) -> None:
-        self._path = layout.uses
+        self._path = layout.usage_log
         self._lock = threading.Lock()
-        self._uses: dict[str, Use] = {}
+        self._usage_log: dict[str, Use] = {}
         self._opened: dict[str, float] = {}
         self._newly_opened: dict[str, float] = {}
         self._asked_at = 0.0
@@ -56,11 +56,11 @@ class Uses:
     def seen(self, name: str, now: float) -> None:
         """The model is or was open in a process."""
         with self._lock:
-            before = self._uses.pop(name, None)
-            self._uses[name] = before.again(now) if before else Use(now)  # the last used stands last
-            if len(self._uses) > _MOST_NAMES:
-                forgotten = next(iter(self._uses))
-                del self._uses[forgotten]
+            before = self._usage_log.pop(name, None)
+            self._usage_log[name] = before.again(now) if before else Use(now)  # the last used stands last
+            if len(self._usage_log) > _MOST_NAMES:
+                forgotten = next(iter(self._usage_log))
+                del self._usage_log[forgotten]
                 self._priorities.pop(forgotten, None)
             self._changed = True
 
@@ -88,7 +88,7 @@ class Uses:
         return found
 
     def of(self, name: str) -> Use | None:
-        return self._uses.get(name)
+        return self._usage_log.get(name)
 
     def set_priority(self, name: str, priority: int) -> None:
         with self._lock:
@@ -137,7 +137,7 @@ class Uses:
             self._opened = {m: at for m, at in self._opened.items() if now - at < _OPENED_SECONDS}
             document = {
                 "opened": self._opened,
-                "names": {name: [use.last, use.weight] for name, use in self._uses.items()},
+                "names": {name: [use.last, use.weight] for name, use in self._usage_log.items()},
                 "priorities": dict(self._priorities),
                 "rates": dict(self._rates),
                 "lost": dict(self._lost),
@@ -153,12 +153,12 @@ class Uses:
     def _read(self) -> None:
         try:
             told: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
-            self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
+            self._usage_log = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
             self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
             self._rates = {str(s): float(r) for s, r in told["rates"].items() if float(r) > 0}
             self._lost = {str(base): str(why) for base, why in told["lost"].items()}
-            for kept in (self._uses, self._opened, self._priorities, self._lost):
+            for kept in (self._usage_log, self._opened, self._priorities, self._lost):
                 _shorten(kept)
         except FileNotFoundError:
             pass

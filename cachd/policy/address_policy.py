@@ -17,7 +17,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
-class Reach:
+class AddressPolicy:
     """What `allow` opens beyond the public internet by TLS.
 
     Public addresses may be reached by https. Private, loopback, link-local and other special addresses,
@@ -41,7 +41,7 @@ class Reach:
                 raise Invalid(
                     f"allow entry {shown!r:.80} is neither a network nor a URL prefix",
                     code="bad_option",
-                    mend="write 10.0.0.0/8, http://host:port/path/ or file:///mnt/share/",
+                    hint="write 10.0.0.0/8, http://host:port/path/ or file:///mnt/share/",
                 ) from error
 
     def also(self, entries: Iterable[str]) -> Self:
@@ -67,7 +67,7 @@ class Reach:
         raise Forbidden(
             f"{url.scheme}://{url.netloc}{url.path} is not under any prefix of allow",
             code="path_refused",
-            mend=f'add a prefix that covers it to allow, such as "{url.scheme}://{url.netloc}{url.path}"',
+            hint=f'add a prefix that covers it to allow, such as "{url.scheme}://{url.netloc}{url.path}"',
         )
 
     def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
@@ -86,7 +86,7 @@ class Reach:
             raise Forbidden(
                 f"{url.hostname} is neither a name nor an address",
                 code="private_address",
-                mend=f"add {url.scheme}://{url.netloc}/ to allow if it is meant",
+                hint=f"add {url.scheme}://{url.netloc}/ to allow if it is meant",
             )
 
     def check_address(self, url: SplitResult, address: str) -> None:
@@ -101,12 +101,12 @@ class Reach:
         raise Forbidden(
             f"{url.hostname} is not at a public address",
             code="private_address",
-            mend=f"add {url.scheme}://{url.netloc}/ or its network to allow if it is meant;"
+            hint=f"add {url.scheme}://{url.netloc}/ or its network to allow if it is meant;"
             " the daemon's log has the address",
         ).withhold(address=str(ip))
 
 
-class Anywhere(Reach):
+class Anywhere(AddressPolicy):
     """No bounds: what the operator's own configuration leads to is within reach by that alone."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ def _prefix(entry: str) -> SplitResult:
         raise Invalid(
             f"allow entry for {url.hostname or 'a URL'} is not a plain URL prefix",
             code="bad_option",
-            mend="write scheme://host:port/path/ with no user, query or fragment",
+            hint="write scheme://host:port/path/ with no user, query or fragment",
         )
     return url
 
@@ -153,7 +153,7 @@ def _covers(prefix: SplitResult, url: SplitResult) -> bool:
             f"{url.scheme}://{url.netloc}{url.path:.200} has a '.' or '..' segment,"
             f" and allow covers only a part of that host",
             code="ambiguous_path",
-            mend="servers read such a path in different ways: write it without",
+            hint="servers read such a path in different ways: write it without",
         )
     return segments[: len(wanted)] == wanted
 
@@ -168,7 +168,7 @@ def _plaintext(url: SplitResult) -> Forbidden:
     return Forbidden(
         f"http://{url.netloc}{url.path} would come in plain text",
         code="plaintext_refused",
-        mend=f'use https, or add "http://{url.netloc}/" to allow',
+        hint=f'use https, or add "http://{url.netloc}/" to allow',
     )
 
 

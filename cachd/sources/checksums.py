@@ -17,7 +17,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
     """Digest of each path. Raises Invalid, naming the line or the path, for anything else."""
-    sums: dict[str, Digest] = {}
+    checksums: dict[str, Digest] = {}
     entries = Entries(shown)
     for number, written in enumerate(io.BytesIO(content), start=1):
         if number > _MOST_LINES:
@@ -26,21 +26,21 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
-        if not found or found[2] in sums:
+        if not found or found[2] in checksums:
             raise Invalid(
                 f"{shown} line {number} is not a digest and a new path",
-                code="bad_sums",
-                mend="make it with: sha256sum FILE... > SHA256SUMS",
+                code="bad_checksums",
+                hint="make it with: sha256sum FILE... > SHA256SUMS",
             )
         if found[2] == NAME:
             continue  # made by `sha256sum *` a second time: the list cannot hold its own digest
         entries.add(found[2])
-        sums[check_path(found[2])] = Digest("sha256", found[1].lower())
-    return sums
+        checksums[check_path(found[2])] = Digest("sha256", found[1].lower())
+    return checksums
 
 
 def _decoded(line: bytes, shown: str, number: int) -> str:
     try:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
-        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_sums") from error
+        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_checksums") from error

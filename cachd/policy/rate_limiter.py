@@ -6,7 +6,7 @@ TURN_SECONDS = 0.02
 BURST_SECONDS = 0.05
 
 
-class Pace:
+class RateLimiter:
     """A limit in bytes a second, kept by those who wait as long as they are told.
 
     Generic cell rate algorithm, as virtual scheduling (ITU-T I.371, annex A): bytes stand in one line that

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 
-class Aside:
+class HelperThread:
     """One such thread. `call` from one thread; `abort` may come from any other."""
 
     def __init__(self, seconds: float) -> None:
@@ -67,22 +67,22 @@ class Aside:
                 del what
 
 
-class Asides:
+class HelperThreads:
     """Makes such threads, and none while `most` that were left behind still wait. Safe from any thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._left: list[Aside] = []
+        self._left: list[HelperThread] = []
 
     @contextmanager
-    def aside(self, seconds: float) -> Iterator[Aside]:
+    def aside(self, seconds: float) -> Iterator[HelperThread]:
         """A thread for the calls inside. Raises TimeoutError when too many still wait."""
         with self._lock:
             self._left = [aside for aside in self._left if aside.is_alive]
             if len(self._left) >= self._most:
                 raise TimeoutError(f"{len(self._left)} earlier calls still wait")
-        aside = Aside(seconds)
+        aside = HelperThread(seconds)
         try:
             with aside:
                 yield aside

@@ -16,32 +16,32 @@ from cachd import files
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
-from cachd.policy.reach import Reach
-from cachd.sources import beneath, sums
-from cachd.sources.aside import Aside, Asides
-from cachd.sources.source import Cut
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources import beneath, checksums
+from cachd.sources.helper_threads import HelperThread, HelperThreads
+from cachd.sources.source import CancelToken
 
 READ_BYTES = 1 << 20
 MOST_LEFT = 64
 
 
-class ShareSource:
+class SharedVolumeSource:
     """A file or a directory of a mounted share. Digests come from its SHA256SUMS, where it has one.
 
     Links are followed as long as they end under an allowed prefix. A share that does not answer holds up
     nobody for longer than `stall_seconds`; when it has too many threads, it is not asked at all.
     """
 
-    def __init__(self, reach: Reach, *, stall_seconds: float) -> None:
-        self._reach, self._stall_seconds = reach, stall_seconds
-        self._asides = Asides(MOST_LEFT)
+    def __init__(self, address_policy: AddressPolicy, *, stall_seconds: float) -> None:
+        self._address_policy, self._stall_seconds = address_policy, stall_seconds
+        self._helpers = HelperThreads(MOST_LEFT)
 
-    def resolve(self, ref: Ref, cut: Cut) -> Manifest:
+    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
-        with self._aside(Path(unquote(ref.location))) as aside, cut.reaches(aside):
+        with self._aside(Path(unquote(ref.location))) as aside, cancel_token.reaches(aside):
             steps = self._resolve(ref)
             while not isinstance(step := aside.call(next, steps), Manifest):
-                cut.count()
+                cancel_token.count()
             return step
 
     def _resolve(self, ref: Ref) -> Iterator[Manifest | None]:
@@ -52,36 +52,36 @@ class ShareSource:
             if top.is_dir() and ref.digest:
                 raise Invalid(f"{top} is a directory, and a digest is of one file", code="bad_ref")
             if top.is_dir():
-                told, found = self._sums(top), []
+                told, found = self._checksums(top), []
                 for path in self._walk(top):
                     if path is not None:
                         found.append(self._file(path, path.relative_to(top).as_posix(), told))
                     yield None
                 if absent := told.keys() - {f.path for f in found}:
                     raise NotFound(
-                        f"{top} lacks {sorted(absent)[0]}, which its {sums.NAME} lists",
+                        f"{top} lacks {sorted(absent)[0]}, which its {checksums.NAME} lists",
                         code="file_not_found",
-                        mend="copy the model to the share again",
+                        hint="copy the model to the share again",
                     )
             else:
                 found = [self._file(top, top.name, {top.name: ref.digest} if ref.digest else {})]
         told_all = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(found, key=lambda f: f.path))
         yield Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
 
-    def open(self, file: File, extent: Extent, cut: Cut) -> ShareBody:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> SharedVolumeBody:
         """See `Source.open`."""
         path = Path(unquote(urlsplit(file.origin).path))
         with ExitStack() as stack:
             aside = stack.enter_context(self._aside(path))
-            with cut.reaches(aside):
-                body = ShareBody(path, file, extent, aside, self._open)
+            with cancel_token.reaches(aside):
+                body = SharedVolumeBody(path, file, extent, aside, self._open)
             body.until_closed(stack.pop_all())
             return body
 
     @contextmanager
-    def _aside(self, path: Path) -> Iterator[Aside]:
+    def _aside(self, path: Path) -> Iterator[HelperThread]:
         """A thread for calls about `path`. Raises Unavailable when they get no answer."""
-        with _share_errors(path), self._asides.aside(self._stall_seconds) as aside:
+        with _share_errors(path), self._helpers.aside(self._stall_seconds) as aside:
             yield aside
 
     def anew(self) -> None:
@@ -92,15 +92,15 @@ class ShareSource:
 
         A refusal says nothing of where a link leads, nor whether anything is there.
         """
-        self._reach.check_url(urlsplit(f"file://{quoted(str(path))}"))
+        self._address_policy.check_url(urlsplit(f"file://{quoted(str(path))}"))
         real = Path(os.path.realpath(path))  # not strict: that would tell what is there
         try:
-            self._reach.check_url(urlsplit(f"file://{quoted(str(real))}"))
+            self._address_policy.check_url(urlsplit(f"file://{quoted(str(real))}"))
         except Forbidden:
             raise Forbidden(
                 f"{path} is a link, or below one, that leads to where allow covers nothing",
                 code="path_refused",
-                mend="copy the file to the share; the daemon's log has the path",
+                hint="copy the file to the share; the daemon's log has the path",
             ).withhold(leads_to=str(real)) from None
         if real.is_symlink():  # which realpath leaves where links lead round in a circle
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -124,24 +124,24 @@ class ShareSource:
                     if entry.is_symlink():
                         self._check(at / entry.name)
                     (below if entry.is_dir() else names).append(entry.name)
-            yield from (at / name for name in sorted(names) if at / name != top / sums.NAME)
+            yield from (at / name for name in sorted(names) if at / name != top / checksums.NAME)
             for name in sorted(below, reverse=True):
                 if (at / name).is_symlink():
                     raise Invalid(f"{at / name} is a link to a directory", code="unsafe_path")
                 folders.append(at / name)
 
-    def _sums(self, top: Path) -> dict[str, Digest]:
-        listing = top / sums.NAME
+    def _checksums(self, top: Path) -> dict[str, Digest]:
+        listing = top / checksums.NAME
         if not self._check(listing).is_file():
             return {}
         descriptor = self._open(listing)
         try:
-            content = files.whole(descriptor, at_most=sums.LONGEST_BYTES)
+            content = files.whole(descriptor, at_most=checksums.LONGEST_BYTES)
         except files.TooLong as error:
-            raise too_large(str(listing), sums.LONGEST_BYTES, error.size) from error
+            raise too_large(str(listing), checksums.LONGEST_BYTES, error.size) from error
         finally:
             os.close(descriptor)
-        return sums.parse(content, str(listing))
+        return checksums.parse(content, str(listing))
 
     def _file(self, path: Path, shown: str, digests: dict[str, Digest]) -> File:
         check_path(shown)
@@ -151,11 +151,11 @@ class ShareSource:
         return File(shown, status.st_size, f"file://{quoted(str(path))}", digests.get(shown), _mark(status))
 
 
-class ShareBody:
+class SharedVolumeBody:
     """The bytes of one extent of a file on a share, read aside."""
 
     def __init__(
-        self, path: Path, file: File, extent: Extent, aside: Aside, opened: Callable[[Path], int]
+        self, path: Path, file: File, extent: Extent, aside: HelperThread, opened: Callable[[Path], int]
     ) -> None:
         self._opened = opened
         self._path, self._offset, self._stop = path, extent.start, extent.stop
@@ -213,13 +213,13 @@ def _share_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise NotFound(
-            f"{error.filename or path} does not exist", code="file_not_found", mend="is the share mounted?"
+            f"{error.filename or path} does not exist", code="file_not_found", hint="is the share mounted?"
         ) from error
     except PermissionError as error:
         raise Forbidden(
             f"{error.filename or path} may not be read",
             code="source_forbidden",
-            mend="check its mode and owner",
+            hint="check its mode and owner",
         ) from error
     except TimeoutError as error:
         raise _stalled(path, str(error)) from error
@@ -228,7 +228,7 @@ def _share_errors(path: Path) -> Iterator[None]:
 
 
 def _stalled(path: Path, why: str) -> Unavailable:
-    return Unavailable(f"{path}: {why}", code="stalled", mend="is the share's server up?")
+    return Unavailable(f"{path}: {why}", code="stalled", hint="is the share's server up?")
 
 
 def _mark(status: os.stat_result) -> str:

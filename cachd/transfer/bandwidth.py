@@ -58,7 +58,7 @@ class Bandwidth:
 
         The limits of all, of the scheme and of `prefix` hold together.
 
-        Raises Cancelled as soon as `cancel_token` is cancelled. A stream waits no longer than one turn of every
+        Raises Cancelled as soon as `cancel_token` is cancelled. No stream waits longer than one turn of every
         other stream takes.
         """
         limits = (ALL, scheme, prefix)

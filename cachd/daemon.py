@@ -61,7 +61,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
-_SWITCH_SECONDS = 0.002
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
 
 
@@ -283,7 +282,6 @@ def serve(loaded: Loaded) -> None:
             for each in listeners:
                 place = each.place()
                 log.info("listening", **place, root=str(parts.store.layout.root), version=__version__)
-            sys.setswitchinterval(_SWITCH_SECONDS)  # a probe waits for each busy thread so long at most
             gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
             gc.set_threshold(_COLLECT_AFTER)
             run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)

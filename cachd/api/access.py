@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from fastapi import Request
@@ -93,6 +94,9 @@ class Caller:
     peer: str
 
 
+_KNOWN_CALLS, _SHORT_PATH = 1024, 256  # whose route is remembered: probes ask the same again and again
+
+
 class Call(NamedTuple):
     """A request as the rules see it: the name of its route, the rule, and the model that its path names."""
 
@@ -111,10 +115,14 @@ class Access:
             (route.methods, route.path_regex, route.name) for route in named
         ]
         self._tokens, self._anonymous_reads = tokens, anonymous_reads
+        self._known = lru_cache(_KNOWN_CALLS)(self._found)
 
     def call(self, scope: Scope) -> Call:
         """What a request asks for. What is no route of this daemon is a read, or a write of everything."""
         method, path = scope["method"], scope["path"]
+        return (self._known if len(path) <= _SHORT_PATH else self._found)(method, path)
+
+    def _found(self, method: str, path: str) -> Call:
         for methods, pattern, name in self._routes:
             if method in methods and (found := pattern.match(path)):
                 return Call(name, RULES.get(name, _UNLISTED), found.groupdict().get("name", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from cachd.errors import CachdError, Forbidden, Invalid, TooBig
 from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LONGEST_HOST = 300  # a name of DNS has at most 253 characters (RFC 1035 2.3.4); then its port
+_KNOWN_HOSTS = 256  # whose check is remembered: probes say the same one again and again
 
 
 class Guard:
@@ -29,6 +32,7 @@ class Guard:
     ) -> None:
         self._app, self._access, self._audit, self._metrics = app, access, audit, metrics
         self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
+        self._names_us = lru_cache(_KNOWN_HOSTS)(lambda host: self._is_name(host) or _is_address(host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,7 +75,7 @@ class Guard:
         """Why a request is refused whoever sends it."""
         hosts = headers.getlist("host")
         host = hosts[0] if len(hosts) == 1 else ""
-        if not self._is_name(host) and not _is_address(host):
+        if len(host) > _LONGEST_HOST or not self._names_us(host):
             return Forbidden(
                 f"Host {host!r:.120} is not one of this daemon's names",
                 code="foreign_host",

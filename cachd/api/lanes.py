@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,12 +23,20 @@ T = TypeVar("T")
 class Lane:
     """At most `most` calls of one kind run at once, and no more than `callers` wait, for `patience_seconds`.
 
-    Used on the event loop alone. Its threads start with it.
+    Each runs inside of `during`. Used on the event loop alone. Its threads start with it.
     """
 
-    def __init__(self, name: str, most: int, *, callers: int, patience_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        most: int,
+        *,
+        callers: int,
+        patience_seconds: float = 10.0,
+        during: Callable[[], AbstractContextManager[None]] = threads.in_brief_turns,
+    ) -> None:
         self._name, self._most, self._most_callers = name, most, callers
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._during = patience_seconds, during
         self._threads = threads.pool(most, name)
         self._free = asyncio.Semaphore(most)
         self._callers = 0
@@ -71,9 +79,13 @@ class Lane:
             raise self._busy() from None
         try:
             begun()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._done, work)
         finally:
             self._free.release()
+
+    def _done(self, work: Callable[[], T]) -> T:
+        with self._during():
+            return work()
 
     def _ended(self, key: Hashable, running: asyncio.Task[Any]) -> None:
         if self._next.get(key) is running:
@@ -136,7 +148,7 @@ class Lanes:
     def __init__(self, *, connections: int) -> None:
         callers = max(4, connections // 32)
         self.waits = Waits(connections // 2)
-        self.probes = Lane("probe", 1, callers=connections, patience_seconds=60.0)
+        self.probes = Lane("probe", 1, callers=connections, patience_seconds=60.0, during=nullcontext)
         self.reads = Lane("read", 2, callers=callers)
         self.scrapes = Lane("scrape", 1, callers=callers)
         self.resolves = Lane("resolve", 4, callers=callers)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 from pathlib import Path
 
 from cachd import files
 from cachd.errors import Unavailable
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END ", re.DOTALL)
+_MOST_BYTES = 64 << 20
 
 
 class Authorities:
@@ -19,6 +23,17 @@ class Authorities:
         self._context: ssl.SSLContext | None = None
         self._seen: tuple[int, int, int] | None = None
 
+    def check(self) -> None:
+        """See that the file may hold authorities. Raises Unavailable when it cannot.
+
+        Only `context` parses them, when a connection needs them: that takes 25 ms for a system's bundle.
+        """
+        try:
+            if self.file and not _CERTIFICATE.search(files.content(self.file, at_most=_MOST_BYTES)):
+                raise OSError("it holds no PEM certificate")
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def context(self) -> ssl.SSLContext:
         """For the next connection. Raises Unavailable while the file holds no authority."""
         with self._lock:
@@ -28,11 +43,14 @@ class Authorities:
                     self._context, self._seen = _strict(self.file), seen
                 return self._context
             except OSError as error:  # of which ssl.SSLError is one
-                raise Unavailable(
-                    f"the daemon's CA file cannot be used: {files.reason(error)}",
-                    code="bad_ca_file",
-                    hint="put a PEM file of authorities there; it is read again at the next connection",
-                ).withhold(file=str(self.file)) from error
+                raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> Unavailable:
+        return Unavailable(
+            f"the daemon's CA file cannot be used: {files.reason(error)}",
+            code="bad_ca_file",
+            hint="put a PEM file of authorities there; it is read again at the next connection",
+        ).withhold(file=str(self.file))
 
 
 def _strict(file: str | None) -> ssl.SSLContext:

@@ -220,8 +220,7 @@ class ContentStore:
         self.path(blob).parent.mkdir(mode=0o700, exist_ok=True)
 
     def sync(self, blobs: Iterable[Digest]) -> None:
-        """Make the names of committed blobs durable, and let restarts know who has proven to have them."""
-        self.proven.write()
+        """Make the names of committed blobs durable."""
         for directory in {self.path(blob).parent for blob in {b.algorithm: b for b in blobs}.values()}:
             with durable.disk_errors(directory):
                 durable.sync_directory(directory)
@@ -243,6 +242,7 @@ class ContentStore:
                     self._own(directory, {name})
             yield
         finally:
+            self.proven.close()
             with self._lock:
                 for blob in blobs:
                     self._claims[blob].remove(name)

@@ -130,13 +130,33 @@ def write_note(path: Path, content: bytes) -> None:
 
 def append_note(path: Path, line: str) -> None:
     """Append a line for the next process; a loss of power may spoil it. Raises OSError."""
-    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    notes = Notes(path)
     try:
-        content = line.encode()
-        while os.write(fd, content) < len(content):
-            content = f"\n{line}".encode()  # all of it: another thread's line may follow the torn one
+        notes.append(line)
     finally:
-        os.close(fd)
+        notes.close()
+
+
+class Notes:
+    """A file of lines for the next process, open from the first line until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def append(self, line: str) -> None:
+        """Append a line; a loss of power may spoil it. Raises OSError."""
+        if self._fd is None:
+            self._fd = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        content = line.encode()
+        while os.write(self._fd, content) < len(content):
+            content = f"\n{line}".encode()  # the whole line again: another thread may have appended meanwhile
+
+    def close(self) -> None:
+        """Close the file, if it is open. The next line opens it again."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 def set_size(fd: int, size: int) -> None:

@@ -4,9 +4,8 @@ A blob named by its sha256 may serve every source that lists this digest, and wh
 have its content. So a source gets a shared blob only after it has sent the whole of it, or some of it that it
 could not choose (transfer/proof.py).
 
-A line outlives its model, as long as the blob is here. Lines are written when a model is published, and
-never synced: what a kill or a loss of power takes is proven again, or is found in the manifests that the
-source's own models have.
+A line outlives its model, as long as the blob is here. It is never synced: what a loss of power
+takes is proven again, or is found in the manifests that the source's own models have.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Proven:
         self._path, self._trusts_claims = path, trusts_claims
         self._lock = threading.Lock()
         self._begun: Counter[Digest] = Counter()
-        self._unwritten: list[str] = []
+        self._notes = durable.Notes(path)
         lines = self._read()
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
         for line in lines:
@@ -67,25 +66,23 @@ class Proven:
             return self._begun[file.blob] <= _MOST_TRIES
 
     def add(self, file: File) -> None:
-        """The file's source has proven it. Restarts know after `write`."""
+        """The file's source has proven it."""
         if self.has(file):
             return
         source = _source(file.base)
         with self._lock:
             self._proven.setdefault(file.blob, set()).add(source)
-            self._unwritten.append(_line(source, file.blob))
+            with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
+                self._notes.append(f"{_line(source, file.blob)}\n")
             if self._begun[file.blob] > 1:
                 self._begun[file.blob] -= 1
             else:
                 del self._begun[file.blob]
 
-    def write(self) -> None:
-        """Write the lines that were added since the last time."""
+    def close(self) -> None:
+        """Hold no descriptor until the next `add`."""
         with self._lock:
-            lines, self._unwritten = self._unwritten, []
-            if lines:
-                with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
-                    durable.append_note(self._path, "".join(f"{line}\n" for line in lines))
+            self._notes.close()
 
     def forget(self, blob: Digest) -> None:
         """The blob is gone."""
@@ -106,7 +103,7 @@ class Proven:
             return []
 
     def _rewrite(self) -> None:
-        self._unwritten = []
+        self._notes.close()  # another file takes its place
         with suppress(CachdError), durable.disk_errors(self._path):
             lines = sorted(_line(each, blob) for blob, sources in self._proven.items() for each in sources)
             if lines:

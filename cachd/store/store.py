@@ -108,7 +108,6 @@ class Store:
 
     def close(self) -> None:
         self.watch.close()
-        self.content.proven.write()
         with suppress(OSError):
             durable.overwrite(self._lock, b"")
         os.close(self._lock)

@@ -77,9 +77,11 @@ class Looks:
             self._all_at = 0.0
         if time.monotonic() >= self._all_at:
             self._all_at = time.monotonic() + _ALL_SECONDS
-            self._look_at_all()
-        else:
-            self._look_at_changed(changes)
+            with threads.in_brief_turns():
+                self._look_at_all()
+        elif changes:
+            with threads.in_brief_turns():
+                self._look_at_changed(changes)
         if changes:
             self._metrics.view_changes.inc()
         self._repairs.retry()

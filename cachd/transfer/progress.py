@@ -66,7 +66,7 @@ class Progress:
 
     def end(self) -> None:
         """Nothing changes any more: keep the figures and let the downloads go."""
-        self._final = self.now
+        self._final, self._files = self.now, Counter()
         self._downloads = {}
         self._samples.clear()
 

@@ -87,7 +87,7 @@ def test_what_an_ended_pull_had_in_memory_goes_with_its_end(engine: Engines, ori
     pull = running.pulls.get("m")
     assert pull is not None
     assert pull.progress._downloads == {}
-    assert (pull.progress.done, pull.progress.files_done) == (MIB + 10, 2)
+    assert (pull.progress.now.done, pull.progress.now.files_done) == (MIB + 10, 2)
     failed = running.pulls.start(spec_of("file:///nowhere/model", name="x"))
     assert failed is not None
     wait([failed.done])

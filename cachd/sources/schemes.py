@@ -50,7 +50,7 @@ class _InForce:
 class Sources:
     """The sources of one daemon. The endpoints an operator configured are within reach by that alone.
 
-    `http` makes the byte path to a Reach, with other `authorities` where they are given.
+    `http` makes the byte path for an address policy, with other `authorities` where they are given.
     Safe from any thread. Raises Invalid at once for an endpoint that is none.
     """
 

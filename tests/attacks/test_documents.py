@@ -187,12 +187,12 @@ HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from tests.test_sources import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 
 def call():
-    return source.resolve(Ref.parse("hf://org/model"), Cut())
+    return source.resolve(Ref.parse("hf://org/model"), CancelToken())
 """
 
 

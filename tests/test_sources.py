@@ -265,7 +265,7 @@ DISAGREEMENTS = {
     "coded": (Gzip(), "origin_protocol"),
     "another range": (WrongRange(), "origin_protocol"),
     "longer": (TooLong(extra=5), "origin_protocol"),
-    "cut": (Short(at=5000), "cut_short"),
+    "cut": (Short(at=5000), "ended_early"),
     "reset": (Reset(at=5000), "connection_failed"),
 }
 

@@ -181,7 +181,7 @@ class Response:
         if self._size is not None and filled < wanted:
             raise Unavailable(
                 f"{bare(self._url)}: the connection ended after {self._got} of {self._size} bytes",
-                code="cut_short",
+                code="ended_early",
             )
         if self._got == self._size:
             self._check_end()

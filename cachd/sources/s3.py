@@ -279,7 +279,7 @@ class _OurPath:
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
         cancel_token: CancelToken = (
-            getattr(self._here, "cut", None) or CancelToken()
+            getattr(self._here, "cancel_token", None) or CancelToken()
         )  # botocore may renew keys in its own thread
         told = self._http.relay(
             request.method, request.url, headers, body, cancel_token, at_most=SMALL.size_bytes

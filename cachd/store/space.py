@@ -256,7 +256,7 @@ class Space:
             if short > owed:
                 raise NoSpace(
                     _too_little(size, now),
-                    hint=f"{_MEND}, or lower reserve_free",
+                    hint=f"{_HINT}, or lower reserve_free",
                     need=size,
                     free=now.available,
                     short=short,
@@ -266,7 +266,7 @@ class Space:
                 raise NoSpace(
                     f"{inodes} inodes are needed and {now.available_inodes} are free"
                     f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
-                    hint=f"{_MEND}, or lower reserve_inodes",
+                    hint=f"{_HINT}, or lower reserve_inodes",
                     need=size,
                     free=now.available,
                     short_inodes=inodes - now.available_inodes,
@@ -413,7 +413,7 @@ def bytes_beside(files: int, size: int) -> int:
     return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE + size // _BYTES_PER_BYTE_OF_LINES if files else 0
 
 
-_MEND = (
+_HINT = (
     "delete a model (cachd rm NAME), unpin it or stop the pods that use it (cachd capacity tells which),"
     " delete other files of this disk"
 )

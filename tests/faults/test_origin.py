@@ -176,7 +176,7 @@ def test_a_connection_that_closes_before_the_end_of_a_file_is_cut_short() -> Non
             connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + noise(KIB))
 
     with Scripted(closes) as server:
-        assert code_of(lambda: fetch(over(), f"{server.url}/x", 2 * KIB)) == "cut_short"
+        assert code_of(lambda: fetch(over(), f"{server.url}/x", 2 * KIB)) == "ended_early"
 
 
 # --- C4: 416 ---
@@ -441,7 +441,7 @@ class Sip(Fault):
 def test_a_few_bytes_at_a_time_are_no_progress(origin: Origin, root: Path, engine: Engines) -> None:
     ref = origin.add("/it", noise(MIB))
     origin.fault("/it", Sip(at=10))
-    assert code_of(lambda: engine(streams=1, retries=3).pull(ref)) == "cut_short"
+    assert code_of(lambda: engine(streams=1, retries=3).pull(ref)) == "ended_early"
     assert len(gets(origin, "/it")) == 4
     assert nothing_is_published(root)
 

@@ -30,7 +30,7 @@ class Quarantine:
     """A snapshot that was ready until damage was found.
 
     `since`: seconds since the epoch. `reason`: what was wrong, for people. `inodes`: the inode of each blob
-    with wrong bytes, which tells it from the blob that replaces it.
+    with wrong bytes, which distinguishes it from the blob that replaces it.
     """
 
     snapshot: Snapshot

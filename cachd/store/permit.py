@@ -1,4 +1,4 @@
-"""Decides whether a pull may publish under a name: checked once more right before the name changes."""
+"""Decides whether a pull may publish under its name, right before the name changes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Permit:
     def use(self, owner: ModelSpec | None, asked: ModelSpec, *, is_pinned_elsewhere: bool = False) -> None:
         """Begin the publish of `asked` under a name that `owner` has; None if the name is free.
 
-        Raises Cancelled if the permit was revoked. Raises InUse if the owner is another model and not
-        `replace`, or if the name is pinned to another snapshot or spec and neither `replace` nor `pins`.
+        Raises Cancelled if the permit was revoked. Without `replace`, raises InUse if the owner is another
+        model; without `replace` or `pins`, also if the name is pinned to another snapshot or spec.
         """
         with self._lock:
             if self.is_revoked:
@@ -51,7 +51,7 @@ def replaced(asked: ModelSpec) -> Cancelled:
 def name_taken(asked: ModelSpec, owner: ModelSpec, why: str = "is") -> InUse:
     """The refusal to give a name to `asked`. `why` connects the name and its owner in the message."""
     return InUse(
-        f"{asked.name} {why} {owner}, but the request is for {asked}",
+        f"{asked.name} {why} {owner}, but the request asks for {asked}",
         code="name_taken",
         hint="choose another name (--name), or replace the model of this name: --replace (replace: true)",
     )

@@ -405,7 +405,7 @@ class Snapshots:
     ) -> dict[Path, int]:
         """Remove names of one snapshot, and the snapshot if they were its last names.
 
-        Returns what is in the trash now, the bytes of each path; the caller empties it without the lock.
+        Returns the paths now in the trash, each with its bytes. The caller deletes them without the lock.
 
         The ready files are hidden before anything else. A pod that read one just before has opened the files
         by now, or will fail to open them. So `check` runs a second time, and the ready files are put back if
@@ -452,7 +452,7 @@ class Snapshots:
             self.changes.mark(oldest)
 
     def _drop(self, manifest: str) -> dict[Path, int]:
-        """Remove a snapshot that has no name. Returns what is in the trash now, the bytes of each path.
+        """Remove a snapshot that has no name. Returns the paths now in the trash, each with its bytes.
 
         Raises InUse if it is held, open, or was opened lately.
         """
@@ -717,7 +717,7 @@ class Snapshots:
             durable.remove(self._layout.quarantine_file(name))
 
     def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str:
-        """What is not as `publish` left it; empty if nothing. Adds blobs that may be wrong to `inodes`."""
+        """How the views differ from what `publish` left, if at all. Adds doubtful blobs to `inodes`."""
         layout, manifest = self._layout, self._manifest(snapshot.manifest)
         files = {f.path: f for f in manifest.files}
         try:
@@ -812,8 +812,8 @@ class Snapshots:
     def _remove(self, manifest: str, names: Collection[str] = ()) -> dict[Path, int]:
         """Remove a snapshot from both views and move its blobs to the trash, unless a name still uses it.
 
-        Partial downloads of the same blobs by pulls of `names` go to the trash, too. Returns what is in the
-        trash now, the bytes of each path.
+        Partial downloads of the same blobs by pulls of `names` go to the trash, too. Returns the paths now in
+        the trash, each with its bytes.
         """
         if manifest in self._used():
             return {}

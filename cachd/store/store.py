@@ -171,7 +171,7 @@ class Store:
             durable.write_file(path, str(catalog.read_began(path) + 1).encode())
 
     def ends_well(self, name: str) -> None:
-        """Reset that count: this daemon process did not die while it pulled."""
+        """Reset the count of `begins`: this daemon process did not die during the pull."""
         with durable.disk_errors(self.layout.began(name)):
             durable.remove(self.layout.began(name))
 

@@ -62,7 +62,7 @@ class Sweep:
     def leftovers(
         self, *, before: float, keep: Collection[str] = (), pulls_known: bool = True
     ) -> Iterator[Leftover]:
-        """What can be removed now: all unneeded snapshots, and what else changed last before `before`.
+        """All unneeded snapshots, and the other leftovers that changed last before `before`.
 
         `keep`: bases (refs without their revision) of running pulls, whose unnamed snapshots are left out.
         `pulls_known`: whether every running pull has claimed its blobs; if not, only snapshots are listed.

@@ -405,6 +405,7 @@ class Snapshots:
     ) -> dict[Path, int]:
         """Remove names of one snapshot, and the snapshot if they were its last names.
 
+        `check` is None if the removal is forced. `remove` is called instead of `_remove` at the end.
         Returns the paths now in the trash, each with its bytes. The caller deletes them without the lock.
 
         The ready files are hidden before anything else. A pod that read one just before has opened the files

@@ -1,6 +1,7 @@
-"""Addresses that never move: `models/NAME@REVISION` leads to one snapshot for as long as it is here.
+"""Keeps the immutable addresses of snapshots: links `models/NAME@REVISION`, each to one snapshot for good.
 
-A name may lead elsewhere between a pod's first read and its last; an address may not. '@' is in no name.
+A name may come to lead to another snapshot while a pod still reads; an address never does. No name contains
+an '@'.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ MARK = "@"
 
 
 class Addresses:
-    """The addresses of one root. Changed under the lock of Snapshots."""
+    """The addresses of one root. Snapshots holds its lock for every change."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     def chosen(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with an address that leads to no other."""
+        """The snapshot with the first of its possible addresses that leads to no other snapshot."""
         free = (a for a in snapshot.addresses if self._target(a) in (None, snapshot.manifest))
         return replace(snapshot, address=next(free, snapshot.addresses[-1]))
 
     def make(self, snapshot: Snapshot) -> None:
-        """Let its address lead to a snapshot; the caller makes the name durable. Raises OSError."""
+        """Link the snapshot's address to it. The caller syncs the directory. Raises OSError."""
         if self._target(snapshot.address) == snapshot.manifest:
             return
         staged = self._layout.staging / f"{snapshot.address}.link"
@@ -44,15 +45,15 @@ class Addresses:
             raise
 
     def remove(self, manifest: str, revision: str = "") -> None:
-        """Take away every address of a snapshot. With its revision, the links of others are not read."""
+        """Remove every address of a snapshot. With `revision`, reads only the links that contain it."""
         for address, target in self._all(revision):
             if target == manifest:
                 durable.unlink(str(self._layout.address(address)))
 
     def settle(self, snapshots: Iterable[Snapshot], recorded: Collection[str]) -> None:
-        """Let each of these have its address, and none lead to a snapshot that is not recorded.
+        """At start, give each snapshot its address, and remove the addresses of manifests not in `recorded`.
 
-        A full disk is no reason not to start.
+        On a full disk, some snapshots may lack their address.
         """
         found = dict(self._all())
         for address, target in found.items():
@@ -67,19 +68,19 @@ class Addresses:
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
-            log.warning("no room for an address", root=str(self._layout.root))
+            log.warning("disk full: addresses not made", root=str(self._layout.root))
 
     def _all(self, revision: str = "") -> Iterator[tuple[str, str]]:
-        """Every address, or those of a revision, with the snapshot that it leads to."""
+        """Every address, or only those of a revision, with the manifest id that it leads to."""
         for entry in os.listdir(self._layout.models):
             if f"{MARK}{revision}" in entry and (target := self._target(entry)):
                 yield entry, target
 
     def _target(self, address: str) -> str | None:
-        """The snapshot that an address leads to; None when nothing is there, empty when that is no link."""
+        """The manifest id that an address leads to; None if nothing is there, empty if it is not a link."""
         try:
             return os.readlink(self._layout.address(address)).removeprefix(".trees/")
         except FileNotFoundError:
             return None
-        except OSError:  # not ours, and left alone
+        except OSError:  # not made by cachd, and left alone
             return ""

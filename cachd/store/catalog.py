@@ -1,4 +1,7 @@
-"""The disk read back at start: which names are ready, which pulls were running. Nothing is hashed."""
+"""Reads the catalog from disk at start: ready and quarantined names, recorded manifests, unfinished pulls.
+
+No file is hashed for it.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A snapshot that was ready until damage was found: since when (epoch), and what was wrong.
+    """A snapshot that was ready until damage was found.
 
-    `inodes`: the blobs with wrong bytes, each by its inode, so that the one which takes its place is not
-    mistaken for it.
+    `since`: seconds since the epoch. `reason`: what was wrong, for people. `inodes`: the inode of each blob
+    with wrong bytes, which distinguishes it from the blob that replaces it.
     """
 
     snapshot: Snapshot
@@ -36,7 +39,7 @@ class Quarantine:
     inodes: Mapping[Digest, int]
 
     def as_document(self) -> dict[str, object]:
-        """The ready document of the snapshot, with what was wrong."""
+        """The ready document of the snapshot, with a `damage` member."""
         inodes = {str(blob): inode for blob, inode in self.inodes.items()}
         damage = {"since": self.since, "reason": self.reason, "inodes": inodes}
         return ready_document(self.snapshot) | {"damage": damage}
@@ -48,7 +51,7 @@ def iso(seconds: float) -> str:
 
 
 def ready_document(snapshot: Snapshot) -> dict[str, object]:
-    """What a ready file and the API say of a published snapshot."""
+    """The JSON document of a published snapshot, for ready files and the API."""
     return {
         **snapshot.spec.as_document(),
         "revision": snapshot.revision,
@@ -67,25 +70,25 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
 
 
 def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
-    """Every name whose ready file tells the truth: its link, tree and manifest are what it says.
+    """The ready snapshots by name: those whose link, tree and manifest are as their ready file says.
 
-    A ready file that does not is removed: readiness is withdrawn before anything else is done.
+    Removes every other ready file, before the daemon does anything else.
     """
     found = {}
-    models, manifests = str(layout.models), str(layout.manifests)  # text: there may be thousands of names
+    models, manifests = str(layout.models), str(layout.manifests)  # as text: faster for thousands of names
     for path in sorted(layout.ready.glob("[!.]*.json")):
         try:
             snapshot = _read_ready(path)
             if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
                 listed = durable.read_document(f"{manifests}/{snapshot.manifest}.json")["files"]
-                if not snapshot.verified_by:  # ready files of before have none
+                if not snapshot.verified_by:  # ready files of older versions have none
                     snapshot = replace(snapshot, verified_by=_verified_by(listed))
                 _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
                 if snapshot.file and snapshot.file not in {file["path"] for file in listed}:
-                    raise ValueError(f"{snapshot.file:.120} is no file of its manifest")
+                    raise ValueError(f"{snapshot.file:.120} is not in its manifest")
                 found[snapshot.name] = snapshot
                 continue
-            reason = "its link or its tree is another"
+            reason = "models/NAME is not a link to its snapshot"
         except UNREADABLE as error:
             check_passing(error, path)
             reason = repr(error)
@@ -95,7 +98,7 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
 
 
 def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
-    """As `Manifest.verified_by`, of a manifest's document."""
+    """`Manifest.verified_by`, from the files of a manifest's document."""
     counts = Counter(
         str(file["digest"]).partition(":")[0] if file["digest"] else UNVERIFIED for file in files
     )
@@ -103,42 +106,44 @@ def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], .
 
 
 def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
-    """Raises what is `UNREADABLE` when a file is gone, or shorter than it was: a disk that lost the bytes it
-    had called durable shows it so."""
+    """Raises one of UNREADABLE if a file is missing or has another size.
+
+    A disk that lost bytes after a successful sync shows it in this way.
+    """
     if not files:
-        raise ValueError("its manifest lists nothing")
+        raise ValueError("its manifest lists no files")
     for file in files:
         if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
             raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
 
 
 def read_quarantined(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, Quarantine]:
-    """Every name whose repair is not done. One that was published since is forgotten."""
+    """The quarantines by name. Removes unreadable ones, and those of names that were published since."""
     found = {}
     for path in sorted(layout.quarantined.glob("[!.]*.json")):
         try:
-            snapshot, told = _read_ready(path), durable.read_document(path)["damage"]
+            snapshot, damage = _read_ready(path), durable.read_document(path)["damage"]
             ready = named.get(snapshot.name)
             if ready is None or ready.published_at == snapshot.published_at:
                 read_manifest(layout, snapshot.manifest)
                 found[snapshot.name] = Quarantine(
                     snapshot,
-                    since=float(told["since"]),
-                    reason=str(told["reason"]),
-                    inodes={Digest.parse(blob): int(inode) for blob, inode in told["inodes"].items()},
+                    since=float(damage["since"]),
+                    reason=str(damage["reason"]),
+                    inodes={Digest.parse(blob): int(inode) for blob, inode in damage["inodes"].items()},
                 )
                 continue
-            reason = "published since"
+            reason = "the name was published again"
         except UNREADABLE as error:
             check_passing(error, path)
             reason = repr(error)
-        log.info("quarantine forgotten", file=path.name, reason=reason)
+        log.info("quarantine removed", file=path.name, reason=reason)
         path.unlink(missing_ok=True)
     return found
 
 
 def read_manifest(layout: Layout, manifest: str) -> Manifest:
-    """The files of a snapshot. Raises FileNotFoundError when it is gone, DiskFailed when it is none."""
+    """A recorded manifest. Raises FileNotFoundError if it is gone, DiskFailed or Leased if unreadable."""
     path = layout.manifest(manifest)
     try:
         return Manifest.from_document(durable.read_document(path))
@@ -146,11 +151,11 @@ def read_manifest(layout: Layout, manifest: str) -> Manifest:
         raise
     except UNREADABLE as error:
         check_passing(error, path)
-        raise DiskFailed(f"{path} is no manifest: {error!r:.120}", code="manifest_unreadable") from error
+        raise DiskFailed(f"{path} is not a manifest: {error!r:.120}", code="manifest_unreadable") from error
 
 
 def read_shown(manifest: Path) -> list[str]:
-    """The folders of the Hub view that ever showed a recorded manifest; none when it is not recorded."""
+    """The folders of the Hub view that ever showed a manifest; none if its file is missing or unreadable."""
     try:
         return [str(folder) for folder in durable.read_document(manifest)["shown"]]
     except UNREADABLE as error:
@@ -160,8 +165,10 @@ def read_shown(manifest: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A pull to go on with: its spec, what it is permitted (see Permit), and how many lives of the daemon in
-    a row began it and died."""
+    """A pull to resume after a restart.
+
+    `replace`, `pins`: as in Permit. `began`: how many daemon processes in a row began it and died.
+    """
 
     spec: ModelSpec
     replace: bool
@@ -170,7 +177,7 @@ class Remembered:
 
 
 def read_began(path: Path) -> int:
-    """How many lives of the daemon began a pull; 0 when that is not known."""
+    """How many daemon processes in a row began a pull and died; 0 if the file is missing or unreadable."""
     try:
         return max(int(durable.read_file(path, at_most=20)), 0)
     except (OSError, ValueError, Leased):
@@ -178,25 +185,25 @@ def read_began(path: Path) -> int:
 
 
 def read_pending(layout: Layout) -> Iterator[Remembered]:
-    """The pulls that were running when the daemon ended."""
+    """The pulls that had not ended when the daemon ended. Removes unreadable records."""
     for path in sorted(layout.pending.glob("[!.]*.json")):
         try:
-            told = durable.read_document(path)
-            spec = ModelSpec.from_document(told)
+            document = durable.read_document(path)
+            spec = ModelSpec.from_document(document)
             yield Remembered(
                 spec,
-                replace=bool(told.get("replace", True)),  # one of before was allowed to
-                pins=bool(told.get("pins", False)),
+                replace=bool(document.get("replace", True)),  # older versions wrote none and allowed it
+                pins=bool(document.get("pins", False)),
                 began=read_began(layout.began(spec.name)),
             )
         except UNREADABLE as error:
             check_passing(error, path)
-            log.warning("unreadable spec forgotten", file=path.name, reason=repr(error))
+            log.warning("unreadable pending pull removed", file=path.name, reason=repr(error))
             path.unlink(missing_ok=True)
 
 
 def check_passing(error: Exception, path: Path) -> None:
-    """Raises Unavailable when it is not the file that is wrong: what cannot be opened now is not given up."""
+    """Raises Leased or Unavailable if the error will pass: the file may be intact, so it must be kept."""
     if isinstance(error, Leased):
         raise error
     if isinstance(error, OSError) and error.errno in durable.SCARCE:
@@ -204,7 +211,7 @@ def check_passing(error: Exception, path: Path) -> None:
 
 
 def tells(path: Path, snapshot: Snapshot) -> bool:
-    """Whether a ready file says what it should of a snapshot."""
+    """Whether a ready file has the content that it should have for a snapshot."""
     try:
         return _read_ready(path) == snapshot_from(ready_document(snapshot))
     except UNREADABLE as error:
@@ -212,27 +219,27 @@ def tells(path: Path, snapshot: Snapshot) -> bool:
         return False
 
 
-def snapshot_from(told: Mapping[str, Any]) -> Snapshot:
+def snapshot_from(document: Mapping[str, Any]) -> Snapshot:
     """Read what `ready_document` wrote. Raises one of UNREADABLE on anything else."""
-    spec, file = ModelSpec.from_document(told), told.get("file")  # files of before have none
+    spec, file = ModelSpec.from_document(document), document.get("file")  # older versions wrote no `file`
     return Snapshot(
         spec=spec,
-        manifest=str(told["manifest"]),
-        revision=str(told["revision"]),
-        size=int(told["bytes"]),
-        files=int(told["files"]),
-        verified=bool(told["verified"]),
-        verified_by=tuple((str(by), int(files)) for by, files in told.get("verified_by", {}).items()),
-        published_at=datetime.fromisoformat(told["published_at"]).timestamp(),
-        repo=str(told["hub"]["repo"]),
-        commit=str(told["hub"]["commit"]),
+        manifest=str(document["manifest"]),
+        revision=str(document["revision"]),
+        size=int(document["bytes"]),
+        files=int(document["files"]),
+        verified=bool(document["verified"]),
+        verified_by=tuple((str(by), int(files)) for by, files in document.get("verified_by", {}).items()),
+        published_at=datetime.fromisoformat(document["published_at"]).timestamp(),
+        repo=str(document["hub"]["repo"]),
+        commit=str(document["hub"]["commit"]),
         file=file.removeprefix(f"models/{spec.name}/") if file else None,
-        address=str(told.get("immutable_path", "")).removeprefix("models/"),
+        address=str(document.get("immutable_path", "")).removeprefix("models/"),
     )
 
 
 def _read_ready(path: Path) -> Snapshot:
     found = snapshot_from(durable.read_document(path))
     if path.stem != found.name:
-        raise ValueError(f"{path.name} speaks of {found.name}")
+        raise ValueError(f"{path.name} is about {found.name}")
     return found

@@ -1,4 +1,4 @@
-"""Which names have changed: marked by whoever changes one, taken by the one who keeps account of them."""
+"""Collects the names whose state has changed, for the one thread that writes the status files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class Changes:
-    """The names marked since they were last taken. Safe from any thread."""
+    """The names marked since the last `take`. Any thread may mark; one thread takes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -21,13 +21,16 @@ class Changes:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let `take` return now."""
+        """Make `take` return now, even if no name is marked."""
         with self._changed:
             self._marked += 1
             self._changed.notify_all()
 
     def take(self, seconds: float | None) -> set[str]:
-        """The marked names, waited for at most `seconds`, None: for ever. What was taken before is done."""
+        """Wait for marked names and take them; empty after `seconds` (None: no limit).
+
+        The call also reports that the names of the previous call have been handled.
+        """
         with self._changed:
             self._is_read = True
             self._done = self._taken
@@ -38,13 +41,13 @@ class Changes:
             return names
 
     def settle(self, seconds: float) -> None:
-        """Wait until all that was marked so far is done, if anybody does it, and no longer than `seconds`."""
+        """Wait at most `seconds` until the names marked so far are handled. Does not wait if nobody takes."""
         with self._changed:
             wanted = self._marked
             self._changed.wait_for(lambda: self._done >= wanted or not self._is_read, seconds)
 
     def close(self) -> None:
-        """Nobody takes any more."""
+        """Say that nobody will call `take` any more, so that `settle` does not wait."""
         with self._changed:
             self._is_read = False
             self._changed.notify_all()

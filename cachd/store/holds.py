@@ -1,14 +1,15 @@
-"""The files that pods keep open for as long as they need a snapshot: `models/.holds/<id>`.
+"""Keeps a hold file for each snapshot, `models/.holds/<id>`: a pod that has it open keeps the snapshot.
 
-Each snapshot has one, an inode of its own: blobs are shared, and the kernel counts opens by inode. An engine
-closes a model's files after loading; what its pod holds stays in use.
+An engine closes a model's files after loading, but its pod still needs them. Blobs cannot serve for this:
+several snapshots may share one, and the kernel counts opens by inode.
 
-    made     before the snapshot is declared ready; never replaced while it is there: a new file is not held
-    taken    when the snapshot goes, and before anything else of it does. It is unlinked under a write lease:
-             whoever has it open refuses us the lease, whoever opens it meanwhile waits for us and then has
-             a file that is at its path no more
+    made     before the snapshot is declared ready. An existing file is never replaced: pods have it open
+    taken    when the snapshot is removed, right after its ready files are hidden. The file is unlinked under
+             a write lease (man 2 fcntl, "Leases"). The kernel refuses the lease while anybody has the file
+             open. A pod that opens it meanwhile waits for the unlink, and then has a file that is no longer
+             at the path
 
-So a pod that opens the file, and then finds the very same file at its path, holds the snapshot.
+So a pod holds the snapshot if it has opened the file and then finds the same inode at the path.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ log = structlog.get_logger(__name__)
 
 
 class Holds:
-    """The hold files of one root. Changed under the lock of Snapshots."""
+    """The hold files of one root. Snapshots holds its lock for every change."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     def make(self, manifest: str) -> None:
-        """Let pods hold a snapshot from here on, across crashes. Raises OSError."""
+        """Make the hold file of a snapshot, durably, if there is none. Raises OSError."""
         if os.path.lexists(self._layout.hold(manifest)):
             return
         staged = f"{self._layout.staging}/{manifest}.hold"
@@ -47,19 +48,19 @@ class Holds:
         durable.sync_directory(self._layout.holds)
 
     def is_held(self, manifest: str) -> bool:
-        """Whether a process on this node has the file open. False where the kernel does not tell."""
+        """Whether a process on this node has the hold file open. False where the kernel cannot say."""
         return is_open([self._layout.hold(manifest)])
 
     def take(self, manifest: str) -> bool:
-        """Let nobody hold the snapshot any more; False, and nothing is changed, when somebody does."""
+        """Unlink the hold file, so that nobody can hold the snapshot; False if somebody holds it now."""
         return unlinked_unless_open(self._layout.hold(manifest))
 
     def remove(self, manifest: str) -> None:
-        """Let nobody hold the snapshot any more, whoever does now."""
+        """Unlink the hold file, even if somebody holds the snapshot."""
         durable.unlink(str(self._layout.hold(manifest)))
 
     def settle(self, recorded: Collection[str]) -> None:
-        """Let exactly these snapshots have one. A full disk is no reason not to start."""
+        """At start, give exactly these snapshots a hold file. On a full disk, some may lack one."""
         found = set(os.listdir(self._layout.holds))
         for foreign in found.difference(recorded):
             with suppress(IsADirectoryError):
@@ -70,4 +71,4 @@ class Holds:
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
-            log.warning("no room to let pods hold a snapshot", root=str(self._layout.root))
+            log.warning("disk full: hold files not made", root=str(self._layout.root))

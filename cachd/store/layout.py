@@ -1,30 +1,31 @@
-"""Every path below the cache's root.
+"""Knows every path below the cache's root.
 
 models/<name> -> .trees/<id>      the plain view: a relative link, swapped by rename
-models/<name>@<revision>          the same for one snapshot: an address that leads nowhere else, ever
+models/<name>@<revision>          an address: a link to the same snapshot for as long as it exists
 models/.trees/<id>/...            hard links to blobs, files 0444, directories 0555
 models/.holds/<id>                empty, 0444; a pod that keeps it open holds the snapshot
 hub/models--org--name/...         the Hub view: refs/, snapshots/<commit>/..., trees/<commit>.json
-ready/<name>.json                 written last, removed first
+ready/<name>.json                 written last, removed first: the model is ready while it exists
+status/<name>.json                the state of a model, for pods that have only the mount
 .cachd/                           private, 0700
-    format                        what wrote this root
-    lock                          held by the one daemon
-    blobs/sha256/<hex>            verified, read-only; for every source that has proven that it has it
-    blobs/origin/<hex>            the same of one source, which states no sha256
+    format                        the version of this layout
+    lock                          locked by the one daemon, and names it
+    blobs/sha256/<hex>            verified, read-only; for all sources that have proven to have it
+    blobs/origin/<hex>            verified, read-only; for one source, which states no sha256
     ingest/<algorithm>-<hex>/     data, about.json, received, journal
     manifests/<id>.json
-    pending/<name>.json            pulls to go on with after a restart
-    pending/<name>.began           how many lives of the daemon in a row began it and died
+    pending/<name>.json           a pull to resume after a restart
+    pending/<name>.began          how many daemon processes in a row began it and died
     pins/<name>
-    previous/<name>.json          what the name led to before
-    quarantined/<name>.json         what was ready until damage was found, and waits for its repair
-    damaged/<algorithm>-<hex>     blobs with wrong bytes; what is good of them goes into their repair
-    scrub_log.json                 when each blob was last read again
-    proven                        which source has proven that it has which blob
-    leases/<id>.json              who holds which name until when
-    usage.json                     how names were used, what their sources bring
+    previous/<name>.json          the snapshots that the name led to before
+    quarantined/<name>.json       a snapshot that was ready until damage was found, and waits for its repair
+    damaged/<algorithm>-<hex>     blobs with wrong bytes; a repair reuses their good parts
+    scrub_log.json                when each blob was last verified
+    proven                        which source has proven to have which blob
+    leases/<id>.json              who has leased which name, and until when
+    usage.json                    uses and priorities of names, download rates of sources
     staging/                      views being built, small blobs being written
-    trash/                        trees being deleted
+    trash/                        trees and blobs being deleted
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Layout:
     def blob(self, digest: Digest) -> Path:
         return Path(self.blob_at(digest))
 
-    # As text, at a tenth of the cost: a model may have thousands of files.
+    # Paths as text cost a tenth of Path objects. A model may have thousands of files.
 
     def blob_at(self, digest: Digest) -> str:
         return f"{self.root}/.cachd/blobs/{digest.algorithm}/{digest.hex}"

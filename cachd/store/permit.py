@@ -1,4 +1,4 @@
-"""Leave to publish under a name, given when a pull is admitted and looked at again before its name moves."""
+"""Decides whether a pull may publish under its name, right before the name changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from cachd.model import ModelSpec
 
 
 class Permit:
-    """A name belongs to the model it was first asked for. `replace`: somebody said that it may move all the
-    same. `pins`: whoever asked for this pull asked for the pin, too, which is so no reason against it. Taken
-    back by `revoke` when another pull takes the place of this one.
+    """One pull's permission to publish under its name. Safe from any thread.
+
+    A name belongs to the model that it was first pulled for. `replace`: the request allows another model to
+    take the name. `pins`: the same request pinned the name, so the pin does not stop this pull. `revoke` ends
+    the permission when another pull replaces this one.
     """
 
     def __init__(self, *, replace: bool = False, pins: bool = False) -> None:
@@ -21,14 +23,17 @@ class Permit:
         self._lock = threading.Lock()
 
     def revoke(self) -> bool:
-        """Let nothing be published from now on; False when a publish has begun, which nothing stops."""
+        """Allow no publish from now on; False if the publish has begun already, and so goes on."""
         with self._lock:
             self.is_revoked = True
             return not self._is_used
 
     def use(self, owner: ModelSpec | None, asked: ModelSpec, *, is_pinned_elsewhere: bool = False) -> None:
-        """Raises Cancelled when it was taken back, InUse when the name came to be another model's, or to be
-        pinned while it leads elsewhere."""
+        """Begin the publish of `asked` under a name that `owner` has; None if the name is free.
+
+        Raises Cancelled if the permit was revoked. Without `replace`, raises InUse if the owner is another
+        model; without `replace` or `pins`, also if the name is pinned to another snapshot or spec.
+        """
         with self._lock:
             if self.is_revoked:
                 raise replaced(asked)
@@ -44,9 +49,9 @@ def replaced(asked: ModelSpec) -> Cancelled:
 
 
 def name_taken(asked: ModelSpec, owner: ModelSpec, why: str = "is") -> InUse:
-    """The refusal to move a name; `why` is what stands between the name and its owner in a sentence."""
+    """The refusal to give a name to `asked`. `why` connects the name and its owner in the message."""
     return InUse(
-        f"{asked.name} {why} {owner}, and {asked} was asked for",
+        f"{asked.name} {why} {owner}, but the request asks for {asked}",
         code="name_taken",
-        hint="give it another name (--name), or move this one: --replace (replace: true)",
+        hint="choose another name (--name), or replace the model of this name: --replace (replace: true)",
     )

@@ -1,7 +1,9 @@
-"""What a name led to before: kept for a way back, until newer ones take the place.
+"""Remembers the snapshots that each name led to before, so that `cachd rollback` can publish one again.
 
-previous/<name>.json holds the ready documents, the newest first, and the spec that was given up by a
-rollback: whoever keeps names as listed leaves such a name alone until something else is asked for.
+    previous/<name>.json   {"previous": [ready document, ...], "rolled_back_from": spec or null}
+
+The newest snapshot is first. `rolled_back_from` is the spec that the last rollback replaced. While it is set,
+models listed in the configuration do not bring that spec back by themselves (transfer/prewarm.py).
 """
 
 from __future__ import annotations
@@ -22,45 +24,47 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Of one name: the snapshots before, the newest first, and what was given up for one of them."""
+    """The previous snapshots of one name, the newest first, and the spec that its last rollback replaced."""
 
     snapshots: tuple[Snapshot, ...] = ()
     rolled_back_from: ModelSpec | None = None
 
 
 class Previous:
-    """The `keep` snapshots that each name led to before. Changed under the lock of Snapshots."""
+    """The last `keep` snapshots that each name led to before. Snapshots holds its lock for every change."""
 
     def __init__(self, layout: Layout, keep: int) -> None:
         self._layout, self._keep = layout, keep
         self._histories = {path.stem: self._read(path.stem) for path in layout.previous.glob("[!.]*.json")}
 
     def of(self, name: str) -> list[Snapshot]:
-        """Those that are still here, the newest first."""
+        """The previous snapshots of a name that are still on disk, the newest first."""
         history = self._histories.get(name, History())
         return [s for s in history.snapshots[: self._keep] if self._layout.manifest(s.manifest).exists()]
 
     def rolled_back_from(self, name: str) -> ModelSpec | None:
-        """The spec that the last rollback of a name took back, if nothing was published there since."""
+        """The spec that the last rollback of a name replaced; None if another spec was published since."""
         return self._histories.get(name, History()).rolled_back_from
 
     def manifests(self) -> set[str]:
-        """The snapshots kept for a way back."""
+        """The manifest ids of the snapshots that are kept for a rollback."""
         return {s.manifest for s in self.all()}
 
     def all(self) -> list[Snapshot]:
-        """Those of every name."""
+        """The previous snapshots of all names."""
         return [s for name in list(self._histories) for s in self.of(name)]
 
     def replace(self, replaced: Snapshot | None, by: Snapshot, *, rolled_back_from: ModelSpec | None) -> None:
-        """Remember what a name led to until now. A full disk forgets it: the new one is what counts."""
+        """Remember `replaced` as the newest previous snapshot of the name that `by` is published under.
+
+        On a full disk the history keeps its old state: a publish must not fail for it.
+        """
         older = self.of(by.name)
         kept = [s for s in (replaced, *older) if s is not None and s.manifest != by.manifest]
         once = {s.manifest: s for s in reversed(kept)}
         if rolled_back_from is None and (replaced is None or replaced.spec == by.spec):
-            rolled_back_from = self.rolled_back_from(
-                by.name
-            )  # repaired or refreshed: no other choice was made
+            # A repair or a refresh of the same spec does not end the effect of a rollback.
+            rolled_back_from = self.rolled_back_from(by.name)
         history = History(tuple(list(reversed(once.values()))[: self._keep]), rolled_back_from)
         if history == self._histories.get(by.name, History()):
             return
@@ -69,16 +73,16 @@ class Previous:
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
-            log.warning("no room to remember what was before", name=by.name)
+            log.warning("disk full: previous snapshot not remembered", name=by.name)
 
     def forget(self, name: str) -> Iterable[str]:
-        """Keep nothing of a name any more; the snapshots that nothing keeps now."""
+        """Forget the history of a name. Returns the manifest ids that no other history has."""
         history = self._histories.pop(name, History())
         durable.remove(self._layout.previous_file(name))
         return {s.manifest for s in history.snapshots} - self.manifests()
 
     def drop(self, manifest: str) -> None:
-        """Lead no name back to a snapshot."""
+        """Remove a snapshot from the history of every name, so that no rollback can publish it."""
         for name, history in list(self._histories.items()):
             kept = tuple(s for s in history.snapshots if s.manifest != manifest)
             if kept != history.snapshots:
@@ -95,13 +99,13 @@ class Previous:
     def _read(self, name: str) -> History:
         path = self._layout.previous_file(name)
         try:
-            told = durable.read_document(path)
+            document = durable.read_document(path)
             return History(
-                tuple(catalog.snapshot_from(each) for each in told["previous"]),
-                ModelSpec.from_document(told["rolled_back_from"]) if told["rolled_back_from"] else None,
+                tuple(catalog.snapshot_from(each) for each in document["previous"]),
+                ModelSpec.from_document(spec) if (spec := document["rolled_back_from"]) else None,
             )
         except files.UNREADABLE as error:
             catalog.check_passing(error, path)
-            log.warning("what was before is forgotten", name=name, reason=repr(error))
+            log.warning("unreadable history removed", name=name, reason=repr(error))
             path.unlink(missing_ok=True)
             return History()

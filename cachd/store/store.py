@@ -1,4 +1,4 @@
-"""One cache directory, opened: the parts of the store put together under one lock."""
+"""Opens one cache directory under a lock, and puts the parts of the store together."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ from cachd.store.watch import Watch
 log = structlog.get_logger(__name__)
 
 FORMAT = "cachd 1\n"
-# The Cache Directory Tagging Specification: backup tools pass such a directory over.
 _LONGEST_FORMAT_BYTES = 4096
+# Backup tools skip a directory with such a tag (Cache Directory Tagging Specification).
 _CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Models kept by cachd.\n"
-# What a root may hold at its top: `cache` is where pods keep theirs, lost+found the file system's.
+# Names expected in a root. Pods keep their own caches in `cache`; ext4 makes lost+found.
 _KNOWN = {name.partition("/")[0] for name in (*PUBLIC, *PRIVATE)} | {"CACHEDIR.TAG", "cache", "lost+found"}
 
 
 class Store:
-    """The store of one root. Opening it takes the lock; closing gives it back.
+    """The store of one root. It holds the root's lock until `close`.
 
-    Raises Invalid, Forbidden, InUse or DiskFailed when the root cannot be used, with the reason.
+    Opening it cleans up after a crash. Raises Invalid, Forbidden, InUse, NoSpace, Leased, Unavailable or
+    DiskFailed if the root cannot be used.
     """
 
     def __init__(
@@ -66,20 +67,25 @@ class Store:
         try:
             with durable.disk_errors(root):
                 for directory in (root, self.layout.models, self.layout.format.parent):
-                    durable.sync_directory(directory)  # what is published below must not lose its way here
+                    durable.sync_directory(directory)  # a published model needs these names after a crash
                 _check_format(self.layout)
                 _check_links(self.layout)
                 for leftover in self.layout.staging.iterdir():
                     _delete(leftover)
                 for ingest in self.layout.ingests.iterdir():
-                    if not (ingest / "data").exists():  # it has the blob's name already
+                    if not (ingest / "data").exists():  # its data became a blob already
                         _delete(ingest)
                 for tag in (root / "CACHEDIR.TAG", self.layout.hub / "CACHEDIR.TAG"):
                     if not tag.exists():
-                        with suppress(OSError):  # a courtesy to backup tools, no more
+                        with suppress(OSError):  # only for backup tools: no reason not to start
                             durable.write_file(tag, _CACHEDIR_TAG)
             if foreign := sorted({entry.name for entry in root.iterdir()} - _KNOWN):
-                log.warning("not cachd's, left alone", root=str(root), names=foreign[:20], count=len(foreign))
+                log.warning(
+                    "entries that cachd did not make are left alone",
+                    root=str(root),
+                    names=foreign[:20],
+                    count=len(foreign),
+                )
             self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
             with durable.disk_errors(root):
                 self.content.empty_trash()
@@ -114,9 +120,10 @@ class Store:
 
     @contextmanager
     def reserve(self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0) -> Iterator[Reservation]:
-        """Promise the space of what is missing, and keep what is here, while a pull needs it.
+        """Reserve space for the missing blobs of a manifest, and let nobody remove the others meanwhile.
 
-        `owed`, `owed_inodes`: what may be lacking now. Raises TooBig or NoSpace.
+        `owed`, `owed_inodes`: bytes and inodes that need not be free yet, because evictions will free them.
+        Raises TooBig or NoSpace.
         """
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
@@ -130,7 +137,7 @@ class Store:
                 yield reservation
 
     def need(self, manifest: Manifest) -> int:
-        """Bytes that must be available for a pull of the manifest to begin."""
+        """Bytes that must be available before a pull of the manifest can begin."""
         missing = self.content.missing(manifest)
         lacking = self._lacking(missing)
         return lacking + bytes_beside(len(missing), lacking)
@@ -138,10 +145,10 @@ class Store:
     def _lacking(self, missing: Iterable[File]) -> int:
         return sum(max(f.size - self.content.allocated(f), 0) for f in missing)
 
-    # --- pulls to go on with after a restart ---
+    # --- pulls to resume after a restart ---
 
     def remember(self, spec: ModelSpec, *, replace: bool = True, pins: bool = False) -> None:
-        """Keep a spec until it is forgotten, across restarts, with what its pull is permitted."""
+        """Record a pull until `forget`, so that a restart resumes it. `replace`, `pins`: as in Permit."""
         path = self.layout.spec(spec.name)
         document = {**spec.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
@@ -157,35 +164,36 @@ class Store:
         return list(catalog.read_pending(self.layout))
 
     def begins(self, name: str) -> None:
-        """Count, before a remembered pull does anything, that this life of the daemon began it."""
+        """Count one more daemon process that began this pull. Called before the pull does anything."""
         path = self.layout.began(name)
         with durable.disk_errors(path):
             durable.write_file(path, str(catalog.read_began(path) + 1).encode())
 
     def ends_well(self, name: str) -> None:
-        """Count no life of the daemon against a pull: this one ends as it should."""
+        """Reset the count of `begins`: this daemon process did not die during the pull."""
         with durable.disk_errors(self.layout.began(name)):
             durable.remove(self.layout.began(name))
 
 
 def _check_disk(root: Path, at_least: int) -> None:
-    """An empty mount point looks like a new disk, but has the size of the node's own."""
+    """Raises DiskFailed if the file system is too small: then the disk is probably not mounted."""
     with durable.disk_errors(root):
         status = os.statvfs(root)
     size = status.f_blocks * status.f_frsize
     if size < at_least:
         raise DiskFailed(
-            f"root {root} is on a file system of {size} bytes, and disk_at_least is {at_least}",
+            f"root {root} is on a file system of {size} bytes, but disk_at_least is {at_least}",
             code="disk_too_small",
-            hint="mount the disk that is meant for it, or lower disk_at_least",
+            hint="mount the intended disk there, or lower disk_at_least",
             size=size,
         )
 
 
 def _take_lock(path: Path) -> int:
-    """Hold the root, by a lock and by a note of who does. Raises InUse when another process holds it.
+    """Lock the root, and note in the lock file who holds it. Returns the descriptor that has the lock.
 
-    A network file system may have no locks, or grant one to each: the note is read in any case.
+    Raises InUse if another process holds the root. Some network file systems have no locks, or grant the same
+    lock to several nodes. So the note is checked even if the lock was granted.
     """
     with durable.disk_errors(path):
         fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
@@ -195,36 +203,39 @@ def _take_lock(path: Path) -> int:
     except OSError as error:
         refused = error
     holder, _, note = os.pread(fd, 300, 0).decode(errors="replace").partition("\n")
-    taken = isinstance(refused, BlockingIOError)
-    place = str(os.fstat(fd).st_ino)  # a note that was copied with the root speaks of the other
-    if taken or _lives_elsewhere(note.strip(), place):
+    is_taken = isinstance(refused, BlockingIOError)
+    inode = str(os.fstat(fd).st_ino)  # it differs if the note was copied here with another root
+    if is_taken or _is_of_other_process(note.strip(), inode):
         os.close(fd)
         raise InUse(
-            f"another cachd ({holder or 'unknown'}) works in {path.parent.parent}",
+            f"another cachd ({holder or 'unknown'}) uses {path.parent.parent}",
             code="root_locked",
-            hint="ask it instead (cachd pull without --direct), or stop it",
+            hint="send the request to it (cachd pull without --direct), or stop it",
         ) from refused
     if refused:
-        log.warning("this file system has no locks", root=str(path.parent.parent), reason=str(refused))
-    with suppress(OSError):  # a note for the next one who finds it taken; a full disk has no room for it
-        own = f"{os.getpid()} {place} {_life_of(os.getpid())}"
+        log.warning(
+            "the file system does not support locks", root=str(path.parent.parent), reason=str(refused)
+        )
+    with suppress(OSError):  # the note is optional: the disk may be full
+        own = f"{os.getpid()} {inode} {_identity_of(os.getpid())}"
         durable.overwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode())
     return fd
 
 
-def _lives_elsewhere(note: str, place: str) -> bool:
-    """Whether a note was written at `place` by another process, and that very one still runs."""
+def _is_of_other_process(note: str, inode: str) -> bool:
+    """Whether another process wrote the note into the file of this inode, and still runs."""
     pid, _, rest = note.partition(" ")
-    written_at, _, life = rest.partition(" ")
-    if not pid.isdecimal() or int(pid) == os.getpid() or written_at != place:
+    noted_inode, _, identity = rest.partition(" ")
+    if not pid.isdecimal() or int(pid) == os.getpid() or noted_inode != inode:
         return False
-    return bool(life) and _life_of(int(pid)) == life
+    return bool(identity) and _identity_of(int(pid)) == identity
 
 
-def _life_of(pid: int) -> str:
-    """The boot, the PID namespace and the moment a process began in; empty when it has ended.
+def _identity_of(pid: int) -> str:
+    """Boot id, PID namespace and start time (man 5 proc: stat, field 22) of a process; empty if it has ended.
 
-    Numbers are used again; after a boot, in another container, or later, a pid is another process.
+    The pid alone does not identify a process: after a reboot, in another container, or later, another process
+    may have it.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -245,14 +256,14 @@ def _check_format(layout: Layout) -> None:
         found = str(error)
     if found != FORMAT:
         raise Invalid(
-            f"{layout.root} has the format {found.strip()!r:.40}; this cachd knows {FORMAT.strip()!r}",
+            f"{layout.root} has the format {found.strip()!r:.40}; cachd supports {FORMAT.strip()!r}",
             code="bad_format",
-            hint="run the cachd that wrote it, or use another root",
+            hint="run the version of cachd that wrote it, or use another root",
         )
 
 
 def _check_links(layout: Layout) -> None:
-    """Both views are hard links and renames within one file system: try one of each."""
+    """Raises DiskFailed if hard links and renames between directories fail, which the views need."""
     probe, linked = layout.staging / "probe", layout.ready / ".probe"
     try:
         for leftover in (probe, linked):
@@ -262,14 +273,14 @@ def _check_links(layout: Layout) -> None:
         durable.move(linked, layout.models / ".probe")
     except OSError as error:
         if error.errno in durable.FULL:
-            log.warning("no room to try a link: the disk is full", root=str(layout.root))
-            return  # a full disk still serves, and must still be able to free
+            log.warning("disk full: hard links and renames not checked", root=str(layout.root))
+            return  # the daemon must start on a full disk, to serve and to free space
         if error.errno == errno.EROFS:
             raise
         raise DiskFailed(
-            f"{layout.root} cannot link and rename between its directories: {error.strerror}",
+            f"{layout.root} does not allow hard links and renames between its directories: {error.strerror}",
             code="no_hard_links",
-            hint="give cachd one mount of one ordinary file system (ext4, xfs, btrfs, tmpfs) for all of it",
+            hint="put the complete root on one mount of one local file system (ext4, xfs, btrfs, tmpfs)",
         ) from error
     finally:
         for leftover in (probe, linked, layout.models / ".probe"):

@@ -1,12 +1,11 @@
-"""What no model and no pull needs any more: found, then removed.
+"""Finds and removes what no model and no pull needs any more.
 
-    snapshot   recorded without a name, and nobody reads it
+    snapshot   recorded, but no name leads to it, no rollback needs it, and nobody uses it
     blob       in no recorded manifest, linked to by no view, claimed by no pull
-    ingest     of a pull that ended before it was whole, claimed by no other
-    damaged    a blob with wrong bytes whose model went before it was repaired
+    ingest     the partial download of a pull that ended; no snapshot and no other pull needs it
+    damaged    a blob with wrong bytes whose model was removed before it was repaired
 
-The trash is emptied apart from this (content.py).
-A name in these directories that cachd never gives is not cachd's, and is left alone.
+The trash is not part of this: content.py empties it. Files with names that cachd never gives are left alone.
 """
 
 from __future__ import annotations
@@ -34,7 +33,11 @@ KINDS = ("snapshot", "blob", "ingest", "damaged")
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One thing to remove: its kind, its name, the bytes of disk it takes, when it last changed (epoch)."""
+    """One thing to remove.
+
+    `kind`: one of KINDS. `size`: bytes on disk that its removal frees. `changed_at`: seconds since the epoch.
+    `remove`: removes it unless something needs it by then, and returns the bytes freed.
+    """
 
     kind: str
     name: str
@@ -59,10 +62,10 @@ class Sweep:
     def leftovers(
         self, *, before: float, keep: Collection[str] = (), pulls_known: bool = True
     ) -> Iterator[Leftover]:
-        """What can go now: snapshots, and the blobs and ingests that changed last before `before`.
+        """All unneeded snapshots, and the other leftovers that changed last before `before`.
 
-        `keep`: bases of refs whose unnamed snapshots stay, a pull is about to publish one. Blobs and ingests
-        stay as long as not every running pull is known to have claimed what it needs.
+        `keep`: bases (refs without their revision) of running pulls, whose unnamed snapshots are left out.
+        `pulls_known`: whether every running pull has claimed its blobs; if not, only snapshots are listed.
         """
         for manifest, size in self._snapshots.unnamed(keep=keep):
             changed_at = _changed_at(self._layout.manifest(manifest))
@@ -85,7 +88,7 @@ class Sweep:
             yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
 
     def partial_downloads(self) -> list[Leftover]:
-        """What ended pulls left behind unfinished, the oldest first: what may go before any model does."""
+        """The ingests that ended pulls left behind, the oldest first. They are evicted before any model."""
         with suppress(CachdError):  # a manifest that cannot be read may need any of the blobs
             return sorted(self._ingests(self._snapshots.blobs()), key=lambda found: found.changed_at)
         return []
@@ -98,7 +101,7 @@ class Sweep:
                 yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
 
     def _unclaimed(self, directory: Path, needed: Collection[Digest]) -> Iterator[tuple[Path, Digest]]:
-        """What `directory` holds of blobs, each named ALGORITHM-HEX, that no snapshot and no pull needs."""
+        """The entries of `directory` named ALGORITHM-HEX after a blob that no snapshot and no pull needs."""
         for path in directory.iterdir():
             algorithm, _, digits = path.name.rpartition("-")
             blob = _digest(algorithm, digits)
@@ -107,7 +110,7 @@ class Sweep:
 
 
 def remove(found: Leftover) -> int:
-    """Remove one leftover, if nobody has come to need it meanwhile; bytes freed."""
+    """Remove one leftover unless something needs it by now. Returns the bytes freed; logs a failure."""
     try:
         freed = found.remove()
     except (CachdError, OSError) as error:
@@ -125,7 +128,7 @@ def _digest(algorithm: str, digits: str) -> Digest | None:
 
 
 def _changed_at(path: Path) -> float:
-    """When the file got its last byte or link; long ago when it is not there."""
+    """When the inode of a file last changed, in seconds since the epoch; 0 if it is not there."""
     try:
         return os.lstat(path).st_ctime
     except OSError:
@@ -133,7 +136,7 @@ def _changed_at(path: Path) -> float:
 
 
 def _size_of(path: Path) -> int:
-    """Bytes of disk below a path that go when it goes: what other links keep is not counted."""
+    """Bytes on disk that removing a path frees. Files with other hard links are not counted."""
     total = 0
     for at in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
         with suppress(FileNotFoundError):

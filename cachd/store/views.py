@@ -1,8 +1,10 @@
-"""The shapes a snapshot is shown in: a plain directory and a Hub cache, both of hard links.
+"""Shows each snapshot in two views, a plain directory and a Hub cache, both made of hard links to blobs.
 
-The Hub view follows huggingface_hub's cache (docs: "Understand caching"): `refs/<revision>` holds the
-commit with no newline, `snapshots/<commit>/` the files, `trees/<commit>.json` their list, which makes an
-offline client notice a missing file. Plain files in `snapshots/` are the client's own no-symlink form.
+The Hub view has the layout of huggingface_hub's cache (its docs: "Understand caching"):
+
+    refs/<revision>         the commit, without a newline
+    snapshots/<commit>/     the files, as regular files: huggingface_hub's own layout without symbolic links
+    trees/<commit>.json     the list of the files, by which an offline client notices a missing one
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class _View:
         self._layout, self._content = layout, content
 
     def _link(self, files: Mapping[str, File], target: Path) -> None:
-        """Link every file below `target` and make all the names durable, bottom up."""
+        """Link every file below `target`, then sync the directories, the deepest first."""
         target.mkdir(exist_ok=True)
         for folder in {os.path.dirname(path) for path in files}:
             (target / folder).mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ class _View:
             durable.sync_directory(directory)
 
     def _stage(self, files: Mapping[str, File], target: Path) -> None:
-        """Build `target` out of sight and show it in one step; a failure leaves nothing."""
+        """Build `target` in staging and rename it into place. A failure leaves nothing behind."""
         staged = self._layout.staging / target.name
         durable.remove_tree(staged)
         try:
@@ -55,7 +57,7 @@ class _View:
             raise
 
     def _hide(self, target: Path, paths: Iterable[str]) -> None:
-        """Take files out of a directory that stays."""
+        """Remove files from a directory, and keep the directory."""
         for path in paths:
             with suppress(FileNotFoundError, NotADirectoryError):
                 place = target / path
@@ -65,9 +67,9 @@ class _View:
                 place.parent.chmod(mode)
 
     def _wrong(self, files: Mapping[str, File], target: Path) -> dict[str, bool]:
-        """The paths below `target` that are not the blobs they should be; whether something else is there.
+        """The paths below `target` that are not links to their blobs; True where another file is there.
 
-        Modes that somebody changed are put right.
+        Restores the modes of files and directories that somebody changed.
         """
         for below in directories_of(files):
             durable.keep_mode(f"{target}/{below}", self._directory_mode)
@@ -80,18 +82,18 @@ class _View:
 
 
 class PlainView(_View):
-    """`models/.trees/<id>`: one immutable directory a manifest."""
+    """The plain view: one immutable directory for each manifest, `models/.trees/<id>`."""
 
     _directory_mode = 0o555
 
     def build(self, manifest: Manifest) -> None:
-        """Show the manifest's files, durably, before any name points at them."""
+        """Show the manifest's files durably. The caller lets names point at them only after this."""
         tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
         if tree.exists():
             if self._wrong(files, tree):
                 for directory in _directories(tree):
                     directory.chmod(0o755)
-                self._link(files, tree)  # a blob was fetched anew: its links follow, one by one
+                self._link(files, tree)  # a blob was replaced by a repair
         else:
             self._stage(files, tree)
         for directory in _directories(tree):
@@ -99,32 +101,32 @@ class PlainView(_View):
         durable.sync_directory(tree.parent)
 
     def hide(self, manifest: str, paths: Iterable[str]) -> None:
-        """Take damaged files out of the tree, until it is built again."""
+        """Remove damaged files from the tree. The next `build` brings them back."""
         self._hide(self._layout.tree(manifest), paths)
 
     def wrong(self, manifest: Manifest) -> dict[str, bool]:
-        """The paths of the tree that are not the manifest's blobs; whether something else is there."""
+        """The paths of the tree that are not links to their blobs; True where another file is there."""
         return self._wrong({f.path: f for f in manifest.files}, self._layout.tree(manifest.id))
 
     def remove(self, manifest: str) -> None:
-        """Take the tree out of sight in one step, then delete it. Readers keep what they have open."""
+        """Rename the tree to the trash, then delete it. Processes keep the files that they have open."""
         tree, trash = self._layout.tree(manifest), self._layout.trash / manifest
         durable.remove_tree(trash)
         with suppress(FileNotFoundError):
-            tree.chmod(0o755)  # moving a directory rewrites its '..'
+            tree.chmod(0o755)  # renaming a directory changes its '..'
             durable.take_away(tree, trash)
             durable.sync_directory(tree.parent)
         durable.remove_tree(trash)
 
 
 class HubView(_View):
-    """`hub/models--org--name`: every snapshot of one repository, one directory a commit.
+    """The Hub view: a folder for each repository, `hub/models--org--name`, with a directory for each commit.
 
-    Pulls of one commit under different names or patterns share that directory: it shows all their files.
+    Snapshots of one commit under different names or patterns share its directory. It shows all their files.
     """
 
     def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Show `files`, the union over all snapshots of this commit, durably; no branch names it yet."""
+        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`."""
         repo = self._layout.hub / folder
         (repo / "snapshots").mkdir(parents=True, exist_ok=True)
         target = repo / "snapshots" / commit
@@ -139,15 +141,15 @@ class HubView(_View):
         durable.sync_directory(self._layout.hub)
 
     def hide(self, folder: str, commit: str, paths: Iterable[str]) -> None:
-        """Take damaged files out of a commit's directory, until it is built again."""
+        """Remove damaged files from a commit's directory. The next `build` brings them back."""
         self._hide(self._layout.hub / folder / "snapshots" / commit, paths)
 
     def wrong(self, folder: str, commit: str, files: Mapping[str, File]) -> dict[str, bool]:
-        """The paths of a commit's directory that are not their blobs; whether something else is there."""
+        """The paths of a commit that are not links to their blobs; True where another file is there."""
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
     def repair(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Put the modes of a folder right, and the list of a commit's files unless it has all of these."""
+        """Restore the modes of a folder, and the list of a commit's files if it lacks some of `files`."""
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
             durable.keep_mode(str(directory), self._directory_mode)
@@ -155,11 +157,11 @@ class HubView(_View):
         if not _lists(listing, files):
             durable.make_directories(listing.parent)
             durable.write_file(listing, _tree_document(files))
-            log.warning("list of files written again", folder=folder, commit=commit)
+            log.warning("Hub list of files restored", folder=folder, commit=commit)
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
-        """Let exactly these branches and tags name these commits; any other one goes."""
-        refs = f"{self._layout.hub}/{folder}/refs"  # text: at a start every folder is looked at
+        """Make these branches and tags name these commits, and remove all others of the folder."""
+        refs = f"{self._layout.hub}/{folder}/refs"  # as text: faster, and a start does this for every folder
         for at, _, names in os.walk(refs, topdown=False):
             for name in names:
                 if f"{at}/{name}".removeprefix(f"{refs}/") not in branches:
@@ -167,18 +169,18 @@ class HubView(_View):
             if at != refs and not os.listdir(at):
                 os.rmdir(at)
         for revision, commit in branches.items():
-            if not _says(f"{refs}/{revision}", commit):
+            if not _names_commit(f"{refs}/{revision}", commit):
                 ref = Path(refs, revision)
                 try:
                     durable.make_directories(ref.parent)
-                    durable.write_file(ref, commit.encode())  # no newline: clients compare it unstripped
+                    durable.write_file(ref, commit.encode())  # no newline: huggingface_hub does not strip it
                 except OSError as error:
                     if error.errno in durable.FULL:
-                        durable.remove(ref)  # no branch is better than one that names what may go
+                        durable.remove(ref)  # better no branch than one with an old commit
                     raise
 
     def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
-        """Take the paths in `gone` but not in `left` out of a commit's directory, and it when empty."""
+        """Remove the paths in `gone` but not in `left` from a commit; all of it if `left` is empty."""
         repo = self._layout.hub / folder
         target, listing = repo / "snapshots" / commit, repo / "trees" / f"{commit}.json"
         if left:
@@ -187,7 +189,7 @@ class HubView(_View):
             except OSError as error:
                 if error.errno not in durable.FULL:
                     raise
-                durable.remove(listing)  # without one, a client takes what it finds
+                durable.remove(listing)  # without a list, a client uses the files that it finds
             for path in gone:
                 if path not in left:
                     durable.remove(target / path)
@@ -215,7 +217,7 @@ def _is_link_to(blob: str, place: str) -> bool:
 
 
 def directories_of(paths: Iterable[str]) -> list[str]:
-    """The directories below a model's own that hold these files, with all above them, and its own as ``."""
+    """The directories of a model that lead to these files, relative to the model's own, which is ``."""
     found = {""}
     for parent in {os.path.dirname(path) for path in paths}:
         while parent not in found:
@@ -225,19 +227,19 @@ def directories_of(paths: Iterable[str]) -> list[str]:
 
 
 def _lists(listing: Path, files: Mapping[str, File]) -> bool:
-    """Whether a list of files has these, and can be read by everybody. One that is leased is believed."""
+    """Whether a list of files has all of these; True while it is leased. Makes it readable by everybody."""
     try:
         durable.keep_mode(str(listing), 0o644)
-        told = durable.read_document(listing)["files"]
-        return all(told.get(path) == _tree_entry(file) for path, file in files.items())
+        listed = durable.read_document(listing)["files"]
+        return all(listed.get(path) == _tree_entry(file) for path, file in files.items())
     except Leased:
-        return True  # only its owner could have changed it, and whoever holds it cannot
+        return True  # pods that can lease it cannot write to it: their mount is read-only
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 
 
-def _says(ref: str, commit: str) -> bool:
-    """Whether a branch names a commit. One that cannot be read at once does not: it is made anew."""
+def _names_commit(ref: str, commit: str) -> bool:
+    """Whether a branch file has this commit. False if it cannot be read now: the caller replaces it then."""
     if not os.path.isfile(ref) or os.path.islink(ref):
         return False
     durable.keep_mode(ref, 0o644)
@@ -270,6 +272,6 @@ def _tree_entry(file: File) -> dict[str, object]:
 
 
 def _lfs_pointer_id(digest: Digest, size: int) -> str:
-    """git's id of the pointer file that stands for large content (git-lfs spec, "The Pointer")."""
+    """The git blob id of the LFS pointer file of this content (git-lfs spec, "The Pointer")."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest.hex}\nsize {size}\n".encode()
     return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()

@@ -326,5 +326,8 @@ def test_foreign_files_are_told_of_and_left_alone(tmp_path: Path, node: Nodes) -
     (root / "backup").mkdir(parents=True)
     (root / "notes.txt").write_text("mine")
     running = node(root="root")
-    assert running.wait_for("not cachd's, left alone")["names"] == ["backup", "notes.txt"]
+    assert running.wait_for("entries that cachd did not make are left alone")["names"] == [
+        "backup",
+        "notes.txt",
+    ]
     assert (root / "notes.txt").read_text() == "mine"

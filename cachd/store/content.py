@@ -48,7 +48,7 @@ class ContentStore:
         self._claims: dict[Digest, list[str]] = {}  # the names of the pulls that need a blob, one per pull
         self._expected: Counter[str] = Counter()  # pulls that have not ended, by name, resolved or not
         self._owning = threading.Lock()  # guards the `owners` files of all ingests
-        self._damaged = {path.name for path in layout.damaged_blobs.iterdir()}  # looked up for every file
+        self._damaged = {path.name for path in layout.damaged_blobs.iterdir()}  # every download looks one up
 
     def path(self, blob: Digest) -> Path:
         return self._layout.blob(blob)
@@ -97,7 +97,7 @@ class ContentStore:
         with durable.disk_errors(path), self.reads.reading():
             try:
                 fd = durable.open_file(path, os.O_RDONLY)
-            except FileNotFoundError:  # meanwhile the blob was found damaged and moved away
+            except FileNotFoundError:  # meanwhile the blob was found damaged, and moved to damaged/
                 return False
             try:
                 return os.pread(fd, extent.size, extent.start) == view

@@ -1,4 +1,4 @@
-"""Keeps cachd's own reads of blobs apart from its questions to the kernel which blobs are open.
+"""Keeps cachd's own reads of blobs apart from its questions to the kernel about open blobs.
 
 The kernel's answer includes this process (store/protection.py): a scrub that held a blob open for minutes
 would make its model look used. So cachd opens a blob for one short read at a time, and opens none during a

@@ -46,7 +46,7 @@ class ContentStore:
         self.hashes = Hashes()
         self._lock = threading.Lock()
         self._claims: dict[Digest, list[str]] = {}  # the names of the pulls that need a blob, one per pull
-        self._expected: Counter[str] = Counter()  # pulls that have not ended, by name, resolved or not
+        self._expected: Counter[str] = Counter()  # how many pulls of each name have not ended
         self._owning = threading.Lock()  # guards the `owners` files of all ingests
         self._damaged = {path.name for path in layout.damaged_blobs.iterdir()}  # every download looks one up
 
@@ -179,7 +179,7 @@ class ContentStore:
         log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def _sha256_of(self, ingest: Ingest) -> Digest | None:
-        """The sha256 that the ingest computed besides the source's digest, None when it computed none.
+        """The sha256 that the ingest computed in addition to the source's digest; None if it did not.
 
         If a manifest records a sha256 of the file, the content must have it, because other models may share
         the blob by this sha256. Otherwise discards the ingest and raises Corrupt.
@@ -333,7 +333,7 @@ class ContentStore:
             durable.sync_directory(path.parent)
 
     def is_set_aside(self, blob: Digest) -> bool:
-        """Whether a damaged copy of the blob is kept, whose intact parts its repair reuses."""
+        """Whether a damaged copy of the blob is kept. The repair reuses its intact parts."""
         return f"{blob.algorithm}-{blob.hex}" in self._damaged
 
     def forget_damaged(self, blob: Digest) -> int:
@@ -375,14 +375,15 @@ class ContentStore:
         return found
 
     def free(self, manifest: Manifest, names: Collection[str] = ()) -> int:
-        """Remove the manifest's blobs that no view links to and no pull claims, and their ingests and damaged
-        copies unless a pull claims the blob or a name not in `names` owns the ingest. Returns the bytes of
-        disk freed.
+        """Remove the manifest's blobs with their ingests and damaged copies. Returns the bytes of disk freed.
+
+        A blob stays while a view links to it or a pull claims it. An ingest and a damaged copy stay while a
+        pull claims the blob or a name that is not in `names` owns the ingest.
         """
         return self.empty(self.discard(manifest, names))
 
     def discard(self, manifest: Manifest, names: Collection[str] = ()) -> dict[Path, int]:
-        """Do as `free`, but only move blobs and ingests to the trash, which is quick for any size.
+        """Like `free`, but only moves blobs and ingests to the trash, which is quick for any size.
 
         Returns the bytes of disk of each trash entry; the caller passes them to `empty`.
         """

@@ -82,7 +82,7 @@ class Ingest:
         self._journal: int | None = None
         self._checksum = checksum(file.digest)
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
-        self._own_hasher = self._begin_own()
+        self._sha256_hasher = self._new_sha256_hasher()
         self.is_of_one_source = True
         self._hashed = 0
         self._parts: dict[PartHash, Extent] = {}  # the extent that each hash covers
@@ -260,22 +260,22 @@ class Ingest:
         """
         if self._hasher is not None:
             self._hasher.update(view)
-            if self._own_hasher:
-                self._own_hasher.update(view)
+            if self._sha256_hasher:
+                self._sha256_hasher.update(view)
             self._hashed += len(view)
 
-    def _begin_own(self) -> Hasher | None:
-        """The hasher that computes the sha256 of a file besides its git-sha1; None for other files.
+    def _new_sha256_hasher(self) -> Hasher | None:
+        """A hasher for the sha256 of a file whose source states a git-sha1; None for any other file.
 
-        Beside a CRC, which is far faster, sha256 would slow the pull: a scrub computes it later.
+        A CRC is far faster than sha256, which would slow the pull down: a scrub computes the sha256 later.
         """
-        is_weak = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
-        return in_order(NO_SHA256, self.file.size) if is_weak else None
+        has_git_sha1 = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
+        return in_order(NO_SHA256, self.file.size) if has_git_sha1 else None
 
     @property
     def sha256(self) -> Digest | None:
-        """The sha256 of a hashed file, if it was computed besides the digest that the source states."""
-        return self._own_hasher.digest() if self._own_hasher else None
+        """The sha256 of a hashed file, if it was computed in addition to the digest of its manifest."""
+        return self._sha256_hasher.digest() if self._sha256_hasher else None
 
     def read_sha256(self) -> Digest:
         """The sha256 of a hashed file, computed by reading the data back."""
@@ -330,7 +330,7 @@ class Ingest:
         self._hashed = 0
         if self._hasher and self.file.digest:
             self._hasher = in_order(self.file.digest, self.file.size)
-            self._own_hasher = self._begin_own()
+            self._sha256_hasher = self._new_sha256_hasher()
         with durable.disk_errors(self.directory):
             if self._journal is not None:
                 os.close(self._journal)
@@ -352,7 +352,7 @@ class Ingest:
         return sorted(found, key=lambda item: item[0].start)
 
     def _tiles(self) -> dict[Extent, PartHash]:
-        """The parts that overlap no other. Where two streams wrote, either hash may be wrong for the disk."""
+        """The parts that overlap no other. Where two streams wrote, neither hash is sure to be the disk's."""
         tiles: dict[Extent, PartHash] = {}
         reached = 0
         for part, hashed in self._in_order():
@@ -400,7 +400,7 @@ class Ingest:
                 with suppress(OSError):
                     hashed = self._copy(fd, part, buffer)
                     if hashed is not None and hashed.hexdigest == expected:
-                        self._believe(part, hashed)
+                        self._trust_unsynced(part, hashed)
         finally:
             os.close(fd)
         self.is_of_one_source = False
@@ -491,7 +491,7 @@ class Ingest:
             return
         with suppress(DiskFailed):
             self._write_again(synced, part.stop, buffer)
-            self._believe(part, hashed)
+            self._trust_unsynced(part, hashed)
 
     def _write_again(self, start: int, stop: int, buffer: memoryview) -> None:
         while start < stop:
@@ -500,7 +500,7 @@ class Ingest:
             self.write(start, view)
             start += len(view)
 
-    def _believe(self, part: Extent, hashed: PartHash) -> None:
+    def _trust_unsynced(self, part: Extent, hashed: PartHash) -> None:
         """Count a part that is on disk, but not synced yet, as received."""
         self._received.add(part)
         self._parts[hashed], self._unsynced[hashed] = part, _line(part, hashed)

@@ -68,8 +68,10 @@ class Leases:
         self._leases = {lease.id: lease for lease in self._read()}
 
     def take(self, name: str, holder: str, *, until: float) -> Lease:
-        """Add a lease on a name. Raises Unavailable when too many leases are held, NoSpace or DiskFailed when
-        it cannot be written."""
+        """Add a lease on a name.
+
+        Raises Unavailable when too many leases are held, NoSpace or DiskFailed when it cannot be written.
+        """
         lease = Lease(secrets.token_hex(8), name, holder, until)
         with self._lock:
             if len(self._leases) >= MOST_LEASES:
@@ -234,8 +236,8 @@ def _take_lease(fd: int) -> bool:
 def tells_use(probe: Path) -> bool:
     """Whether the kernel reports open files here. Tries it on the file `probe`, which is created and removed.
 
-    The kernel does not on file systems without leases (some network and FUSE ones), nor to a process that has
-    neither the owner's uid nor CAP_LEASE. Then only pins and cachd's own leases protect models.
+    The kernel reports none on file systems without leases (some network and FUSE ones), and none to a process
+    that has neither the owner's uid nor CAP_LEASE. Then only pins and cachd's own leases protect models.
     """
     try:
         fd = os.open(probe, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -16,7 +16,7 @@ _PATIENCE_SECONDS = 0.25
 
 
 class Reads:
-    """Many threads may read at once, or one thread may ask the kernel. A question goes before new reads."""
+    """Many threads may read at once, or one may ask the kernel. A waiting question holds back new reads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -39,9 +39,9 @@ class Reads:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Inside, the caller asks the kernel which blobs are open, and no thread of cachd reads one.
+        """Waits until cachd's reads have ended. Inside, none begins, and the caller asks the kernel.
 
-        A read that hangs on the disk is waited for only a quarter of a second: its blob then counts as open.
+        Waits for a quarter of a second at most: a blob whose read hangs on the disk then looks used.
         """
         with self._changed:
             self._asking += 1

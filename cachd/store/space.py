@@ -32,15 +32,15 @@ _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready fil
 _BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its entries in the views
 _COUNT_SECONDS = 1.0  # between two counts of used space, while blocks are granted
 _PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20  # no other process fills so much in so little time
-_BYTES_PER_BYTE_OF_LINES = 4096  # an ingest writes at most one byte of part lines per so many of its file
+_BYTES_PER_BYTE_OF_LINES = 4096  # so many bytes of a file cost at most one byte of part lines
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Bytes of disk in cachd's files.
 
-    `blobs`: blobs. `ingests`: partial downloads, damaged blobs and staged files. `held`: deleted files that a
-    process may still have open.
+    `blobs`: verified blobs. `ingests`: partial downloads, damaged blobs and staged files. `held`: deleted
+    files that a process may still have open.
     """
 
     blobs: int
@@ -97,12 +97,12 @@ class Capacity:
 
 
 class Reservation:
-    """Bytes reserved for one pull. Grants hand them over as bytes arrive and need blocks.
+    """Bytes of disk reserved for one pull. Grants hand them over as bytes arrive and need blocks.
 
-    `beside`: the bytes for what files take beside their content. `left`: bytes not handed over yet.
-    `owed`, `owed_inodes`: what must still be freed for it. `make_space(least)`: called when `least` bytes
-    cannot get blocks; it frees some of what is owed and returns whether to try again, or raises NoSpace.
-    `waits_for`: bytes that have arrived and have no space, because another process took it.
+    `left`: bytes not handed over yet. `beside`: the overhead among them, for rounding to blocks, journals and
+    directories. `owed`, `owed_inodes`: what must still be freed for it. `make_space(least)`: called when
+    `least` bytes cannot get blocks. It frees some of what is owed and returns whether to try again, or raises
+    NoSpace. `waits_for`: bytes that have arrived and have no space, because another process took it.
     """
 
     def __init__(self, space: Space, size: int, *, beside: int, owed: int, owed_inodes: int) -> None:
@@ -122,7 +122,7 @@ class Reservation:
     def usable(self) -> int:
         """Bytes that file content may take now; negative when too much is owed.
 
-        While anything is owed, what files take beside their content is served first.
+        While anything is owed, the overhead is served first.
         """
         return self.left - self.owed - self.beside if self.owed else self.left
 
@@ -163,7 +163,7 @@ class Reservation:
         self._space.spend(self, size)
 
     def has_arrived(self) -> None:
-        """Reserve only what files take beside their content: all content has its blocks."""
+        """Reduce the reservation to the overhead of files, because all content has its blocks."""
         self._space.change_left(self, self.beside - self.left)
 
     def end(self) -> None:
@@ -429,7 +429,7 @@ class Space:
 
 
 def bytes_beside(files: int, size: int) -> int:
-    """The most bytes that `files` new files of one model, with `size` bytes, take beside their content."""
+    """The overhead, at most, of `files` new files of one model with `size` bytes of content."""
     return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE + size // _BYTES_PER_BYTE_OF_LINES if files else 0
 
 

@@ -158,7 +158,7 @@ class _Queue:
             self._inotify.remove(watch)
 
     def read(self) -> Iterator[tuple[_Directory | None, Event]]:
-        """The events since the last call, each with its directory; None for it when events were lost."""
+        """Yields (directory, event) since the last call, and (None, event) if the kernel dropped events."""
         for event in self._inotify.read():
             if event.mask & inotify.OVERFLOW:
                 yield None, event

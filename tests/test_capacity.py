@@ -168,7 +168,7 @@ def test_a_limit_holds_though_the_disk_has_room(disk: Disks, engine: Engines, or
     with pytest.raises(NoSpace) as refusal:
         limited.pull("c")
     taken = limited.engine.store.space.capacity().usage.total
-    assert f"{taken} of {20 * MIB} taken" in refusal.value.detail
+    assert f"{taken} of limit_bytes {20 * MIB} used" in refusal.value.detail
     assert limited.origin.bytes_sent("/c") == 0
 
 

@@ -450,7 +450,7 @@ def test_what_cachd_changes_itself_withdraws_nothing(watched: Callable[..., Grou
     node.ask("POST", "/v1/evictions", {"bytes": "39MiB"})
     node.ask("POST", "/v1/sweeps", {"everything": True})
     assert not [entry for entry in node.log if entry["event"] == "readiness withdrawn"]
-    assert not [entry for entry in node.log if entry["event"] in ("mode put right", "directory made again")]
+    assert not [entry for entry in node.log if entry["event"] in ("mode restored", "directory recreated")]
     assert node.metric("cachd_verify_failures_total", stage="scrub") == 0
     assert node.metric("cachd_view_unwatched") == 0
     (directories,) = {node.metric("cachd_view_watches")}

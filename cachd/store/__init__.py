@@ -1,1 +1,1 @@
-"""Where bytes rest: everything that touches the cache's directory."""
+"""The store: everything that touches the cache's directory on disk."""

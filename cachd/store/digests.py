@@ -1,4 +1,8 @@
-"""What bytes hash to: a file's digest as its bytes pass in order, a checksum put together from its parts'."""
+"""Computes digests of files and of parts, and combines the checksums of parts into the file's.
+
+A cryptographic digest needs a file's bytes in order. A CRC does not: that of a file follows from those of its
+parts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from cachd.model import Digest
 
 
 class Hasher(Protocol):
-    """What takes a file's bytes in order and ends in its Digest."""
+    """Takes a file's bytes in order and returns its Digest."""
 
     def update(self, view: memoryview) -> None: ...
 
@@ -33,16 +37,16 @@ class _InOrder:
         return Digest(self._algorithm, self._hash.hexdigest())
 
 
-NO_SHA256 = Digest("sha256", "0" * 64)  # says which algorithm
+NO_SHA256 = Digest("sha256", "0" * 64)  # stands for the algorithm where no value is known yet
 
 
 def in_order(digest: Digest, size: int) -> Hasher:
-    """Begin the digest of a file of `size` bytes by the algorithm that `digest` names."""
+    """A new hasher for a file of `size` bytes. `digest` names the algorithm, which must not be a CRC."""
     return _InOrder(digest.algorithm, size)
 
 
 class Checksum:
-    """A cyclic redundancy check: that of a whole follows from those of its parts."""
+    """A cyclic redundancy check (CRC). The CRC of a file can be combined from the CRCs of its parts."""
 
     def __init__(
         self,
@@ -55,22 +59,22 @@ class Checksum:
         self._join = join
 
     def joined(self, parts: Iterable[tuple[int, int]]) -> Digest:
-        """Of a file, from (checksum, size in bytes) of its parts in order."""
+        """The checksum of a file. `parts`: (checksum, size in bytes) of each part, in order."""
         value = 0
         for checksum, size in parts:
             value = self._join(value, checksum, size)
         return Digest(self.algorithm, f"{value:0{self.bits // 4}x}")
 
 
-_ENOUGH_BITS = 64  # for one damaged part in 2**64 to pass
+_ENOUGH_BITS = 64  # a damaged part passes with a probability of 1 in 2**64
 _CHECKSUM_BITS = {"crc64nvme": 64, "crc32c": 32, "crc32": 32}
 
 
 def checksum(digest: Digest | None) -> Checksum | None:
-    """The check behind `digest`; None for one that needs all bytes in order."""
+    """The CRC algorithm of `digest`; None when it is no CRC."""
     if digest is None or digest.algorithm not in _CHECKSUM_BITS:
         return None
-    from awscrt import checksums  # takes long to load, and few models have such a digest
+    from awscrt import checksums  # only here: it takes long to import, and few models have a CRC
 
     name = digest.algorithm
     return Checksum(
@@ -79,7 +83,7 @@ def checksum(digest: Digest | None) -> Checksum | None:
 
 
 class _Checked:
-    """A checksum of bytes that come in order."""
+    """The CRC of a file whose bytes come in order, as a Hasher."""
 
     def __init__(self, check: Checksum, size: int) -> None:
         self._check, self._size, self._value = check, size, 0
@@ -92,37 +96,39 @@ class _Checked:
 
 
 def hasher_of(digest: Digest, size: int) -> Hasher:
-    """Begin the digest of a file of `size` bytes, all in order, by whichever algorithm `digest` names."""
+    """A new hasher for a file of `size` bytes. `digest` names the algorithm: any, also a CRC."""
     check = checksum(digest)
     return _Checked(check, size) if check else in_order(digest, size)
 
 
 def of_whole(digest: Digest, content: memoryview) -> Digest:
-    """The digest of a file's whole content by the algorithm that `digest` names."""
+    """The digest of a file's complete content. `digest` names the algorithm."""
     hasher = hasher_of(digest, len(content))
     hasher.update(content)
     return hasher.digest()
 
 
 class PartHash:
-    """What the journal knows a part again by: the checksum that the file's is joined of, or xxh3-128 where
-    there is none or it is too short for that.
+    """The hash of one part, by which a resume or a scrub recognises the part's bytes.
+
+    `check`: the CRC of the file, if it has one. `checksum` is then the CRC of the part, from which the file's
+    is combined. `hexdigest` is this CRC if it has at least 64 bits, else an xxh3-128.
     """
 
-    def __init__(self, whole: Checksum | None) -> None:
-        self._whole = whole
-        self._xxh3 = None if whole and whole.bits >= _ENOUGH_BITS else xxhash.xxh3_128()
+    def __init__(self, check: Checksum | None) -> None:
+        self._check = check
+        self._xxh3 = None if check and check.bits >= _ENOUGH_BITS else xxhash.xxh3_128()
         self.checksum = 0
 
     def update(self, view: memoryview) -> None:
         if self._xxh3:
             self._xxh3.update(view)
-        if self._whole:
-            self.checksum = self._whole.add(view, self.checksum)
+        if self._check:
+            self.checksum = self._check.add(view, self.checksum)
 
     def copy(self) -> PartHash:
-        """The same of the bytes so far, which later ones do not change."""
-        copied = PartHash(self._whole)
+        """A copy of the hash of the bytes so far. Later updates do not change it."""
+        copied = PartHash(self._check)
         copied.checksum = self.checksum
         copied._xxh3 = self._xxh3.copy() if self._xxh3 else None
         return copied

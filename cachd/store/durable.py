@@ -1,7 +1,7 @@
-"""Every system call that must survive a crash: write, sync, rename, link, unlink.
+"""The file operations whose results must survive a crash: write, sync, rename, link, unlink.
 
-The rules (man 2 fsync, man 2 rename): a file's bytes are synced before it gets its final name; a name is
-durable once its directory is synced; a failed sync is final, what it covered is fetched again.
+The rules (man 2 fsync, man 2 rename): a file's bytes are synced before the file gets its final name. A name
+is durable once its directory is synced. A failed sync is final: the bytes it covered are fetched again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ log = structlog.get_logger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = 0o444  # the mode of published bytes
-_LEASE_BREAK_SECONDS = 45.0  # fs.lease-break-time of Linux, unless it was changed
-SCARCE = (errno.EMFILE, errno.ENFILE)  # it says nothing of the disk, and passes
+_LEASE_BREAK_SECONDS = 45.0  # the default of the sysctl fs.lease-break-time
+SCARCE = (errno.EMFILE, errno.ENFILE)  # no free descriptor: temporary, and no fault of the disk
 
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn the system's refusals into NoSpace, Unavailable or DiskFailed, naming the file they name, else
-    `path`.
+    """Turn an OSError into NoSpace, Unavailable or DiskFailed.
+
+    The new error names the file that the OSError names; if it names none, `path`.
     """
     try:
         yield
@@ -51,7 +52,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 
 def too_many_files(path: Path | str) -> Unavailable:
-    """What EMFILE and ENFILE mean."""
+    """The error for EMFILE and ENFILE."""
     return Unavailable(
         f"{path}: too many open files",
         code="too_many_files",
@@ -61,18 +62,18 @@ def too_many_files(path: Path | str) -> Unavailable:
 
 
 def open_file(path: Path | str, flags: int, mode: int = 0o600) -> int:
-    """A descriptor of a regular file, at once or not at all: it waits for no lease and no pipe's other end.
+    """Open a regular file without ever waiting, and return its descriptor.
 
-    Raises Leased while another process holds a kernel lease on the file (man 2 fcntl, F_SETLEASE: of all that
-    cachd does with a file, only to open and to shorten it waits for its holder); OSError as open(2) does, and
-    for a link, a pipe, a device or a directory.
+    Raises Leased while another process holds a kernel lease on the file (man 2 fcntl, F_SETLEASE). Of all
+    that cachd does with a file, only opening and truncating it can wait for a lease. Raises OSError as
+    open(2) does, and for a symbolic link, a pipe, a device or a directory.
     """
     try:
         fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except BlockingIOError as error:
         raise Leased(
             f"{path}: another process holds a kernel lease on it",
-            hint="allow no pod the daemon's uid (SECURITY.md)",
+            hint="let no pod run with the daemon's uid (SECURITY.md)",
             retry_after=_LEASE_BREAK_SECONDS,
         ) from error
     try:
@@ -84,7 +85,7 @@ def open_file(path: Path | str, flags: int, mode: int = 0o600) -> int:
 
 
 def read_file(path: Path | str, *, at_most: int = files.STATE_BYTES) -> bytes:
-    """What a regular file holds. Raises as `open_file`, and TooLong when it is longer than `at_most`."""
+    """The content of a regular file. Raises as `open_file`, and TooLong when it is longer than `at_most`."""
     fd = open_file(path, os.O_RDONLY)
     try:
         return files.whole(fd, at_most=at_most)
@@ -93,12 +94,12 @@ def read_file(path: Path | str, *, at_most: int = files.STATE_BYTES) -> bytes:
 
 
 def read_document(path: Path | str, *, at_most: int = files.STATE_BYTES) -> Any:
-    """What a JSON file says. Raises as `read_file`, ValueError or RecursionError."""
+    """The parsed content of a JSON file. Raises as `read_file`, ValueError or RecursionError."""
     return json.loads(read_file(path, at_most=at_most))
 
 
 def _new_file(path: Path | str, mode: int) -> int:
-    """A descriptor of a new, empty file, in the place of what a crash left there. Raises OSError."""
+    """Create an empty file, replacing one that a crash left, and return its descriptor. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with suppress(FileExistsError):
         return os.open(path, flags, mode)
@@ -107,20 +108,23 @@ def _new_file(path: Path | str, mode: int) -> int:
 
 
 def write_at(fd: int, view: memoryview, offset: int) -> None:
-    """Write the whole of `view` at `offset`. Raises OSError."""
+    """Write all of `view` at `offset`. Raises OSError."""
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
 
 
 def overwrite(fd: int, content: bytes) -> None:
-    """Let the file hold this alone; for a note that no crash may depend on. Raises OSError."""
+    """Replace the file's content. A crash may lose or tear it. Raises OSError."""
     os.ftruncate(fd, 0)
     write_at(fd, memoryview(content), 0)
 
 
 def write_note(path: Path, content: bytes) -> None:
-    """Create or replace a file for the next process; a loss of power may spoil it. Raises OSError."""
+    """Create or replace a file. It survives a crash of the daemon; a crash of the node may spoil it.
+
+    Raises OSError.
+    """
     fd = _new_file(path, 0o600)
     try:
         write_at(fd, memoryview(content), 0)
@@ -129,7 +133,7 @@ def write_note(path: Path, content: bytes) -> None:
 
 
 def append_note(path: Path, line: str) -> None:
-    """Append a line for the next process; a loss of power may spoil it. Raises OSError."""
+    """Append a line. It survives a crash of the daemon; a crash of the node may spoil it. Raises OSError."""
     notes = Notes(path)
     try:
         notes.append(line)
@@ -138,19 +142,20 @@ def append_note(path: Path, line: str) -> None:
 
 
 class Notes:
-    """A file of lines for the next process, open from the first line until `close`."""
+    """A file to which lines are appended. It stays open from the first line until `close`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
 
     def append(self, line: str) -> None:
-        """Append a line; a loss of power may spoil it. Raises OSError."""
+        """See `append_note`."""
         if self._fd is None:
             self._fd = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         content = line.encode()
         while os.write(self._fd, content) < len(content):
-            content = f"\n{line}".encode()  # the whole line again: another thread may have appended meanwhile
+            # The write was short, and another thread's line may follow it: repeat the complete line.
+            content = f"\n{line}".encode()
 
     def close(self) -> None:
         """Close the file, if it is open. The next line opens it again."""
@@ -160,14 +165,14 @@ class Notes:
 
 
 def set_size(fd: int, size: int) -> None:
-    """Make the file `size` bytes long; what is new takes no blocks. Raises OSError."""
+    """Make the file `size` bytes long. Added bytes take no disk blocks. Raises OSError."""
     os.ftruncate(fd, size)
 
 
 def preallocate(fd: int, offset: int, size: int) -> None:
-    """Give these bytes of a file real blocks, so that a full disk is met now. Raises OSError.
+    """Allocate disk blocks for `size` bytes at `offset`, so that a full disk fails here. Raises OSError.
 
-    Does nothing where the file system cannot (man 3 posix_fallocate: EOPNOTSUPP, EINVAL).
+    Does nothing on a file system that cannot do this (man 3 posix_fallocate: EOPNOTSUPP, EINVAL).
     """
     try:
         os.posix_fallocate(fd, offset, size)
@@ -182,26 +187,28 @@ def sync(fd: int) -> None:
 
 
 def seal(fd: int) -> None:
-    """Make the file read-only for everybody, and bytes, size and mode durable. Raises OSError."""
+    """Make the file read-only for everybody, and make its bytes, size and mode durable. Raises OSError."""
     os.fchmod(fd, SEALED)
     os.fsync(fd)
 
 
 def keep_mode(path: str, mode: int, status: os.stat_result | None = None) -> None:
-    """Give a file or directory its mode back if somebody changed it, and if we may. `status`: what lstat said
-    of it, where that is known."""
+    """Restore the mode of a file or directory if somebody changed it. A failure is ignored.
+
+    `status`: the lstat result of `path`, if the caller has it already.
+    """
     with suppress(OSError):
         found = (status or os.lstat(path)).st_mode
         if stat.S_IMODE(found) != mode and not stat.S_ISLNK(found):
             os.chmod(path, mode)
-            log.warning("mode put right", path=path, was=f"{stat.S_IMODE(found):04o}", mode=f"{mode:04o}")
+            log.warning("mode restored", path=path, was=f"{stat.S_IMODE(found):04o}", mode=f"{mode:04o}")
 
 
 def keep_directory(path: Path, mode: int) -> None:
-    """Make a directory that somebody deleted again, and give it its mode back. Raises OSError."""
+    """Recreate a directory if somebody deleted it, and restore its mode. Raises OSError."""
     with suppress(FileExistsError):
         path.mkdir()
-        log.warning("directory made again", path=str(path))
+        log.warning("directory recreated", path=str(path))
     keep_mode(str(path), mode)
 
 
@@ -215,7 +222,7 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Make `path` and what is missing above it, their names durable. Raises OSError."""
+    """Make the directory `path` and its missing parents, and make their names durable. Raises OSError."""
     if not path.is_dir():
         make_directories(path.parent)
         path.mkdir(exist_ok=True)
@@ -223,7 +230,7 @@ def make_directories(path: Path) -> None:
 
 
 def append(fd: int, text: str) -> None:
-    """Append to a journal, durably. Raises OSError."""
+    """Append to a journal and make the text durable. Raises OSError."""
     pending = text.encode()
     while pending:
         pending = pending[os.write(fd, pending) :]
@@ -231,7 +238,10 @@ def append(fd: int, text: str) -> None:
 
 
 def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Create or replace `path` so that any reader, after any crash, sees the old or the new whole."""
+    """Create or replace `path` atomically and durably. Raises OSError.
+
+    Any reader, after any crash, sees either the complete old or the complete new content.
+    """
     beside = path.with_name(f".{path.name}.new")
     fd = _new_file(beside, mode)
     try:
@@ -248,8 +258,11 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Create or replace `path` so that any reader sees the old or the new whole. After a crash it may be
-    lost, or empty: for what is only news. Raises OSError."""
+    """Create or replace `path` atomically, but not durably. Raises OSError.
+
+    Any reader sees either the complete old or the complete new content. A crash of the node may leave the
+    file missing or empty.
+    """
     beside = path.with_name(f".{path.name}.new")
     fd = _new_file(beside, mode)
     try:
@@ -264,9 +277,9 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_sealed(path: str, content: memoryview) -> None:
-    """Write a new file, read-only and durable. Raises OSError.
+    """Write a new read-only file and make its content durable. Raises OSError.
 
-    No name of it is durable yet; the caller moves it, or unlinks it after a failure.
+    Its name is not durable yet. The caller moves the file to its place, or unlinks it after a failure.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -277,25 +290,25 @@ def write_sealed(path: str, content: memoryview) -> None:
 
 
 def unlink(path: str) -> None:
-    """Unlink `path`, for good or not; gone already is fine."""
+    """Unlink `path`, not durably. A missing file is fine."""
     with suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def make_link(link: Path, target: str) -> None:
-    """Make `link` a symbolic link, whatever was there; the caller moves it to where it is seen."""
+    """Make `link` a symbolic link to `target`, replacing a file there. The caller moves it to its place."""
     with suppress(FileNotFoundError):
         os.unlink(link)
     os.symlink(target, link)
 
 
 def move(source: Path | str, target: Path | str) -> None:
-    """Rename; the caller syncs the directories it cares for. Raises OSError."""
+    """Rename. The caller syncs the directories if the rename must be durable. Raises OSError."""
     os.rename(source, target)
 
 
 def take_away(path: Path, trash: Path) -> None:
-    """Move `path` to `trash` in one step; where a full disk has no room even for that, delete it."""
+    """Move `path` to `trash` by one rename. If the disk is too full for a rename, delete `path` instead."""
     try:
         os.rename(path, trash)
     except OSError as error:
@@ -308,9 +321,9 @@ def take_away(path: Path, trash: Path) -> None:
 
 
 def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
-    """Give the file `source` the name `target`, taking the place of what has it; done already is fine.
+    """Make `target` a hard link to the file `source`, replacing another file there. Raises OSError.
 
-    `beside` is a free name of the same file system to come from. Raises OSError.
+    `beside` is an unused path on the same file system: the new link is made there and renamed to `target`.
     """
     with suppress(FileExistsError):
         os.link(source, target, follow_symlinks=False)
@@ -323,14 +336,14 @@ def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Unlink `path` durably; gone already is fine."""
+    """Unlink `path` durably. A missing file is fine."""
     with suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
         sync_directory(path.parent)
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory with all below it, whatever the modes; gone already is fine."""
+    """Delete a directory and all below it, whatever their modes. A missing directory is fine."""
     with suppress(FileNotFoundError, NotADirectoryError):
         os.chmod(path, 0o700)
         with os.scandir(path) as entries:
@@ -345,7 +358,7 @@ def remove_tree(path: Path) -> None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether `path` itself, not what it may point at, is a regular file."""
+    """Whether `path` is a regular file. A symbolic link is not followed, and is none."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:

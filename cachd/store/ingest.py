@@ -1,28 +1,29 @@
 """The resumable write of one blob.
 
     ingest/<algorithm>-<hex>/
-        data         the file at its full size; parts are written in place, in any order, and get their blocks
-                     as their bytes arrive: what a source claims takes none
-        about.json   the file as its manifest describes it
-        received     a line for what has come of a part so far: "<start> <stop> <hash of these bytes>"
-        journal      the same lines, once their bytes are synced
+        data         the file at its full size. Parts are written in place, in any order. Blocks are allocated
+                     as bytes arrive: a size that a source only claims takes no disk space
+        about.json   which blob this is, and the source that all bytes came from (null: several sources)
+        received     one line per part and progress: "<start> <stop> <hash of the bytes between>"
+        journal      the same lines, written after their bytes are synced
+        owners       the names whose pulls need the blob (content.py)
 
-`received` is for a process that dies: the kernel still has what was written. It is never synced, and costs
-one write for every few mebibytes. `journal` is for a machine that dies: a line follows its data to the disk,
-never the other way round.
+`received` survives a crash of the daemon, because the kernel still has the written bytes. It is never synced
+and costs one write per few mebibytes. `journal` survives a crash of the node: a line is written only after
+its bytes are on the disk.
 
-A resume believes a line only if the bytes hash to it. What `received` alone tells of is then written once
-more: the kernel reports a write that failed to one sync, which may have been that of the process that died.
-So the next sync covers these bytes, too.
+A resume trusts a line only if the bytes still have its hash. Bytes that only `received` lists are then
+written again: the kernel reports a failed write to one sync only (man 2 fsync), perhaps to one of the crashed
+process. Written again, they are covered by the next sync.
 
-A digest that needs the bytes in order (sha256) takes those that land where it is, and follows the others,
-read back from the page cache. A checksum that can be joined (CRC) comes from its parts', hashed while they
-were received; without any digest the parts' own hashes are all there is. Only what no part's hash covers is
-read back for these.
+sha256 needs the bytes in order. Bytes that arrive at the hashed offset are hashed at once; the rest are read
+back from the page cache later. The CRC of a file is combined from the CRCs of its parts, which are computed
+as the bytes arrive. A file without a digest has part hashes only. In these two cases, only bytes that no part
+hash covers are read back.
 
-    begun --write*, landed*--> whole --follow*--> hashed --commit--> blob
-      | ^                                            | |
-      | +----forget: some parts are fetched again----+ +--discard--> gone
+    begun --write*, received*--> complete --follow*--> hashed --commit--> blob
+      | ^                                                 | |
+      | +-------forget: some parts are fetched again------+ +--discard--> gone
       +--close--> kept, resumed by the next begin
 """
 
@@ -50,48 +51,51 @@ from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 log = structlog.get_logger(__name__)
 
 READ_BYTES = 1 << 20
-_LONGEST_JOURNAL_BYTES = 64 << 20  # some sixty bytes a part
-_FOLLOWED_BYTES = 64 << 20
+_LONGEST_JOURNAL_BYTES = 64 << 20  # a part takes about sixty bytes
+_FOLLOWED_BYTES = 64 << 20  # hashed per call of `follow`, at most
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Ingest:
-    """One blob being written. Streams call `write`, `received` and `finish` from many threads for disjoint
-    parts; one thread at a time calls `follow`. Whoever closes it has seen every other thread leave.
+    """One blob being written.
 
-    `is_of_one_source`: no other source than the file's own has sent any of the bytes.
+    Many threads may call `write`, `received`, `keep` and `finish` at once, for disjoint parts. Only one
+    thread at a time may call `follow` or `take`. The caller closes the ingest after all others have left it.
 
-    Raises NoSpace when the file system cannot hold the file, Unavailable when too many files are open,
-    DiskFailed when the disk refuses otherwise.
+    `is_of_one_source`: all bytes came from the file's own source.
+
+    Any method may raise NoSpace when the disk is full, Unavailable when too many files are open, and
+    DiskFailed when the disk fails otherwise.
     """
 
     def __init__(self, directory: Path, file: File, check: Callable[[], None] = lambda: None) -> None:
-        """`check` may raise Cancelled while what is here is read back: it stays for the next resume."""
+        """Begin or resume. `check` is called while existing bytes are read back. When it raises Cancelled,
+        the existing bytes stay for the next resume."""
         self.file = file
         self.directory = directory
         self._check = check
         self._lock = threading.Lock()
         self._received = Received()
-        self._unsynced: dict[PartHash, str] = {}  # lines for the journal
-        self._is_due = self._journalling = False
-        self._is_broken = False
+        self._unsynced: dict[PartHash, str] = {}  # lines that the journal lacks
+        self._is_due = self._journalling = False  # a part has finished; a thread writes the journal
+        self._is_broken = False  # a sync has failed
         self._journal: int | None = None
         self._checksum = checksum(file.digest)
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
-        self._own_hasher = self._begin_own()
+        self._sha256_hasher = self._new_sha256_hasher()
         self.is_of_one_source = True
         self._hashed = 0
-        self._parts: dict[PartHash, Extent] = {}  # what each hash covers
+        self._parts: dict[PartHash, Extent] = {}  # the extent that each hash covers
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             if durable.is_regular(directory / "data"):
-                os.chmod(directory / "data", 0o600)  # an earlier life ended between its seal and its rename
+                os.chmod(directory / "data", 0o600)  # read-only if the daemon crashed between seal and rename
             self._data = durable.open_file(directory / "data", os.O_RDWR | os.O_CREAT)
             try:
                 self._resume()
                 durable.set_size(self._data, file.size)
             except Leased:
-                self.close()  # what is here is good, and can be read later
+                self.close()  # the existing bytes may be intact, and can be read later
                 raise
             except OSError as error:
                 if error.errno in durable.SCARCE:
@@ -107,10 +111,11 @@ class Ingest:
                 raise
         self.resumed = self._received.bytes
 
-    # --- what is here ---
+    # --- progress ---
 
     @property
     def is_whole(self) -> bool:
+        """Whether every byte has been received."""
         return self.prefix == self.file.size
 
     @property
@@ -119,13 +124,13 @@ class Ingest:
 
     @property
     def behind(self) -> int:
-        """Bytes that `follow` would take in now."""
+        """Bytes that `follow` can hash now."""
         prefix = self.prefix
         return prefix - self._hashed if self._hasher or prefix == self.file.size else 0
 
     @property
     def prefix(self) -> int:
-        """Bytes from the start that are here without a gap."""
+        """Bytes from the start of the file that are here without a gap."""
         with self._lock:
             return self._received.prefix
 
@@ -136,13 +141,13 @@ class Ingest:
 
     @property
     def allocated(self) -> int:
-        """Bytes of disk that the data takes."""
+        """Bytes of disk that the data occupies."""
         return os.fstat(self._data).st_blocks * 512
 
     # --- streams ---
 
     def allocate(self, extent: Extent) -> None:
-        """Take the blocks of an extent, so that a full disk is met now."""
+        """Allocate disk blocks for an extent, so that a full disk fails here and not at a later write."""
         with durable.disk_errors(self.directory):
             durable.preallocate(self._data, extent.start, extent.size)
 
@@ -151,31 +156,31 @@ class Ingest:
             durable.write_at(self._data, view, offset)
 
     def received(self, extent: Extent) -> None:
-        """Count bytes just written as here: for this life of the daemon, not yet for the next."""
+        """Count bytes just written as received. Without `keep`, a crash of the daemon loses them."""
         with self._lock:
             self._received.add(extent)
 
     def part_hash(self) -> PartHash:
-        """What takes in a part's bytes from its first on, for `finish`."""
+        """A new part hash: the caller feeds it the part's bytes in order, then passes it to `finish`."""
         return PartHash(self._checksum)
 
     def keep(self, extent: Extent, hashed: PartHash) -> None:
-        """Make what has come of a part so far survive the process. `hashed` has taken in these bytes alone.
+        """Let the received bytes of a part, which `hashed` covers exactly, survive a crash of the daemon.
 
-        Called again when more of the part has come, with the same `hashed`.
+        Call it again, with the same `hashed`, when more of the part has arrived.
         """
         line = _line(extent, hashed)
         with self._lock:
             self._parts[hashed], self._unsynced[hashed] = extent, line
-        with suppress(Unavailable, NoSpace), durable.disk_errors(self.directory):  # kept the next time
+        with suppress(Unavailable, NoSpace), durable.disk_errors(self.directory):  # the next call tries again
             durable.append_note(self.directory / "received", line)
 
     def finish(self, part: Extent, hashed: PartHash) -> None:
-        """Make a whole part, and what was kept of others, survive the machine.
+        """Let a complete part, and what was kept of other parts, survive a crash of the node.
 
-        One thread syncs for all parts finished meanwhile. A failed sync is final: the kernel tells it once,
-        and the next may succeed without the bytes. So no line of the journal is written after one.
-        A file of one part is synced by its commit.
+        One thread syncs for all parts that finish meanwhile. A failed sync is final: the kernel reports the
+        error once, and the next sync may succeed although bytes are lost (man 2 fsync). So after a failed
+        sync this raises DiskFailed and writes no journal line. A file of one part is synced by its commit.
         """
         self.keep(part, hashed)
         with self._lock:
@@ -193,10 +198,10 @@ class Ingest:
         try:
             while lines := self._take_unsynced():
                 with durable.disk_errors(self.directory):
-                    durable.sync(self._data)  # the journal must never promise bytes that are not there
+                    durable.sync(self._data)  # first: the journal must not list bytes that a crash can lose
                     durable.append(self._open_journal(), "".join(lines))
                 log.debug("part made durable", path=self.file.path, parts=len(lines))
-        except Unavailable:  # no descriptor for the journal: these parts are there, for this life
+        except Unavailable:  # no free descriptor for the journal: these parts only survive in `received`
             with self._lock:
                 self._journalling = False
         except BaseException:
@@ -205,7 +210,7 @@ class Ingest:
             raise
 
     def _take_unsynced(self) -> list[str]:
-        """Lines for all that was kept since the last sync, if a part was finished since then."""
+        """The journal lines of all that was kept since the last sync; none if no part has finished since."""
         with self._lock:
             self._journalling, self._is_due = self._is_due, False
             if not self._journalling:
@@ -219,17 +224,20 @@ class Ingest:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._journal = durable.open_file(self.directory / "journal", flags)
             for directory in (self.directory, self.directory.parent):
-                durable.sync_directory(directory)  # a line in a file that has lost its name is no use
+                durable.sync_directory(directory)  # without a durable name the journal may be lost
             size = os.fstat(self._journal).st_size
             if size and os.pread(self._journal, 1, size - 1) != b"\n":
-                durable.append(self._journal, "\n")  # a torn line must not swallow the next
+                durable.append(self._journal, "\n")  # end a torn line, or it would spoil the next one
         return self._journal
 
     # --- the digest ---
 
     def follow(self, buffer: memoryview) -> None:
-        """Take in what is `behind`, reading into `buffer` what must be read back; so much of it at most that
-        who calls again and again can end it soon."""
+        """Hash the bytes that are `behind`, reading them back through `buffer`.
+
+        If the digest needs the bytes in order, one call hashes at most 64 MiB, so that a caller who loops can
+        stop soon.
+        """
         if self._hasher is None:
             if self.is_whole:
                 self._tile(buffer)
@@ -242,35 +250,35 @@ class Ingest:
             self.take(view)
 
     def takes_from(self, offset: int) -> bool:
-        """Whether the digest follows the bytes, and `offset` is as far as it is."""
+        """Whether the digest needs the bytes in order and the next one it needs is at `offset`."""
         return self._hasher is not None and self._hashed == offset
 
     def take(self, view: memoryview) -> None:
-        """Take in what has just landed where the digest is, while it is in the processor's cache.
+        """Hash bytes that have just arrived at the hashed offset, while they are in the processor's cache.
 
-        Instead of `follow`, by whoever would be allowed to call it.
+        The caller must be the one thread that may call `follow`.
         """
         if self._hasher is not None:
             self._hasher.update(view)
-            if self._own_hasher:
-                self._own_hasher.update(view)
+            if self._sha256_hasher:
+                self._sha256_hasher.update(view)
             self._hashed += len(view)
 
-    def _begin_own(self) -> Hasher | None:
-        """What takes the sha256 of a file beside a digest of its source that is as slow and names no content.
+    def _new_sha256_hasher(self) -> Hasher | None:
+        """A hasher for the sha256 of a file whose source states a git-sha1; None for any other file.
 
-        A checksum is far faster: there, the sha256 waits until the blob is read again.
+        A CRC is far faster than sha256, which would slow the pull down: a scrub computes the sha256 later.
         """
-        is_weak = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
-        return in_order(NO_SHA256, self.file.size) if is_weak else None
+        has_git_sha1 = self.file.digest is not None and self.file.digest.algorithm == "git-sha1"
+        return in_order(NO_SHA256, self.file.size) if has_git_sha1 else None
 
     @property
     def sha256(self) -> Digest | None:
-        """Of a hashed file whose source states another digest, where it was taken along."""
-        return self._own_hasher.digest() if self._own_hasher else None
+        """The sha256 of a hashed file, if it was computed in addition to the digest of its manifest."""
+        return self._sha256_hasher.digest() if self._sha256_hasher else None
 
     def read_sha256(self) -> Digest:
-        """The same of a hashed file, by reading it again."""
+        """The sha256 of a hashed file, computed by reading the data back."""
         hasher, buffer = in_order(NO_SHA256, self.file.size), memoryview(bytearray(READ_BYTES))
         for at in range(0, self.file.size, READ_BYTES):
             view = buffer[: min(READ_BYTES, self.file.size - at)]
@@ -279,9 +287,14 @@ class Ingest:
         return hasher.digest()
 
     def digest(self) -> Digest | None:
-        """The digest of the whole file by the algorithm its manifest names, None when it names none."""
+        """The digest of a hashed file by the algorithm of its manifest; None when the manifest has no digest.
+
+        Raises ValueError before the file is hashed.
+        """
         if not self.is_hashed:
-            raise ValueError(f"{self.file.path}: digest asked at {self._hashed} of {self.file.size} bytes")
+            raise ValueError(
+                f"{self.file.path}: digest asked for at {self._hashed} of {self.file.size} bytes"
+            )
         if self._hasher:
             return self._hasher.digest()
         if self._checksum:
@@ -290,21 +303,24 @@ class Ingest:
 
     @property
     def agrees(self) -> bool:
-        """Whether a hashed file has the digest that its manifest names, if it names one."""
+        """Whether a hashed file has the digest of its manifest; True when the manifest has no digest."""
         return self.file.digest in (None, self.digest())
 
     @property
     def parts(self) -> frozenset[Extent]:
-        """The extents of a hashed file that have a hash of their own."""
+        """The extents that have a part hash."""
         with self._lock:
             return frozenset(self._parts.values())
 
     def spoiled(self, buffer: memoryview) -> frozenset[Extent]:
-        """The parts of a hashed file whose bytes on disk are not the bytes that came."""
+        """The parts of a hashed file whose bytes on disk are not the bytes that were received."""
         return frozenset(p for p, h in self._in_order() if self._hash(p, buffer).hexdigest != h.hexdigest)
 
     def forget(self, parts: frozenset[Extent]) -> None:
-        """Let parts be fetched again, believing the others alone. Nobody else is at work on the ingest."""
+        """Mark these parts as missing, so that they are fetched again. Only the other parts stay received.
+
+        No other thread may use the ingest meanwhile.
+        """
         with self._lock:
             self._parts = {hashed: part for hashed, part in self._parts.items() if part not in parts}
             self._unsynced.clear()
@@ -314,7 +330,7 @@ class Ingest:
         self._hashed = 0
         if self._hasher and self.file.digest:
             self._hasher = in_order(self.file.digest, self.file.size)
-            self._own_hasher = self._begin_own()
+            self._sha256_hasher = self._new_sha256_hasher()
         with durable.disk_errors(self.directory):
             if self._journal is not None:
                 os.close(self._journal)
@@ -324,9 +340,9 @@ class Ingest:
             durable.write_file(self.directory / "journal", self.part_lines().encode(), mode=0o600)
 
     def part_lines(self) -> str:
-        """The hashes of the parts of a hashed file, as the journal has them. None overlaps another.
+        """The part hashes of a hashed file as journal lines. No part overlaps another.
 
-        They cover all of a file without a digest; of one with a digest, what came in whole parts.
+        They cover the complete file, unless its digest needs the bytes in order: then they may leave gaps.
         """
         return "".join(_line(part, hashed) for part, hashed in self._tiles().items())
 
@@ -336,7 +352,7 @@ class Ingest:
         return sorted(found, key=lambda item: item[0].start)
 
     def _tiles(self) -> dict[Extent, PartHash]:
-        """The parts that overlap no other: where two streams wrote, what the disk holds counts."""
+        """The parts that overlap no other. Where two streams wrote, neither hash is sure to be the disk's."""
         tiles: dict[Extent, PartHash] = {}
         reached = 0
         for part, hashed in self._in_order():
@@ -348,11 +364,11 @@ class Ingest:
         return tiles
 
     def _tile(self, buffer: memoryview) -> None:
-        """Let the parts' hashes cover the whole file once: read back what no part has, or two."""
-        alone, tiles = Received(), self._tiles()
+        """Make the part hashes cover every byte once: read back what no part covers, or two parts do."""
+        covered, tiles = Received(), self._tiles()
         for part in tiles:
-            alone.add(part)
-        for gap in alone.gaps(self.file.size):
+            covered.add(part)
+        for gap in covered.gaps(self.file.size):
             tiles[gap] = self._hash(gap, buffer)
         with self._lock:
             self._parts = {hashed: part for part, hashed in tiles.items()}
@@ -370,9 +386,9 @@ class Ingest:
     # --- repair ---
 
     def salvage(self, damaged: Path) -> None:
-        """Take over what is missing here from a damaged blob, as far as its parts still hash as they should.
+        """Copy missing parts from a damaged blob: those that still have their recorded hash.
 
-        The damaged blob is only read. A part that the disk cannot read counts as damaged.
+        The damaged blob is not changed. A part that the disk cannot read counts as damaged.
         """
         buffer = memoryview(bytearray(READ_BYTES))
         fd = durable.open_file(damaged, os.O_RDONLY)
@@ -384,7 +400,7 @@ class Ingest:
                 with suppress(OSError):
                     hashed = self._copy(fd, part, buffer)
                     if hashed is not None and hashed.hexdigest == expected:
-                        self._believe(part, hashed)
+                        self._trust_unsynced(part, hashed)
         finally:
             os.close(fd)
         self.is_of_one_source = False
@@ -393,7 +409,7 @@ class Ingest:
         self.resumed = self._received.bytes
 
     def _copy(self, fd: int, part: Extent, buffer: memoryview) -> PartHash | None:
-        """Write a part as another file has it; its hash, None where that file ends before. Raises OSError."""
+        """Copy a part from the file `fd`. Returns its hash, or None if that file is short. Raises OSError."""
         hashed, offset = self.part_hash(), part.start
         while offset < part.stop:
             got = os.preadv(fd, [buffer[: part.stop - offset]], offset)
@@ -407,13 +423,13 @@ class Ingest:
     # --- the end ---
 
     def seal(self) -> Path:
-        """Make the data read-only and durable; it is then at the path returned."""
+        """Make the data read-only and durable. Returns its path."""
         with durable.disk_errors(self.directory):
             durable.seal(self._data)
         return self.directory / "data"
 
     def close(self) -> None:
-        """Keep what is here for the next begin. Closing twice is fine."""
+        """Close the ingest; its files stay for the next begin. Closing twice is fine."""
         for name in ("_data", "_journal"):
             fd = getattr(self, name, None)
             if fd is not None and fd >= 0:
@@ -421,7 +437,7 @@ class Ingest:
             setattr(self, name, -1 if name == "_data" else None)
 
     def discard(self) -> None:
-        """Forget everything that was written."""
+        """Close the ingest and delete its directory."""
         self.close()
         with durable.disk_errors(self.directory):
             durable.remove_tree(self.directory)
@@ -429,19 +445,19 @@ class Ingest:
     # --- resume ---
 
     def _resume(self) -> None:
-        """Believe each line whose bytes still hash to what it says; write again what was not synced."""
+        """Trust each line whose bytes still have its hash. Write the bytes again that were not synced."""
         about, received, journal = (self.directory / name for name in ("about.json", "received", "journal"))
-        told = _told(about, self.file)
-        if told is None:
+        earlier = _read_about(about, self.file)
+        if earlier is None:
             for path in (received, journal, about):
                 durable.remove(path)
             durable.write_note(about, self._about())
             return
-        self.is_of_one_source = told.get("base") == self.file.base
+        self.is_of_one_source = earlier.get("base") == self.file.base
         if not self.is_of_one_source:
             durable.write_note(about, self._about())
-        lines: dict[int, list[tuple[int, str]]] = {}  # by where they start
-        synced: dict[int, int] = {}  # how far the journal goes from there
+        lines: dict[int, list[tuple[int, str]]] = {}  # (stop, hash) by start
+        synced: dict[int, int] = {}  # where the journal's longest extent stops, by start
         for path in (received, journal):
             for part, expected in read_parts(path, self.file.size):
                 lines.setdefault(part.start, []).append((part.stop, expected))
@@ -451,12 +467,12 @@ class Ingest:
         for start in sorted(lines):
             self._resume_from(start, sorted(lines[start]), synced.get(start, start), buffer)
         if received.exists():
-            durable.append_note(received, "\n")  # a torn line must not swallow the next
+            durable.append_note(received, "\n")  # end a torn line, or it would spoil the next one
 
     def _resume_from(self, start: int, lines: list[tuple[int, str]], synced: int, buffer: memoryview) -> None:
-        """Believe the longest of some extents, all from `start` on, that hashes to what its line says.
+        """Of several extents that begin at `start`, trust the longest whose bytes have its line's hash.
 
-        What cannot be read back is fetched and written again.
+        Bytes that cannot be read back count as missing. `synced`: the bytes before it are in the journal.
         """
         hashed, reached = self.part_hash(), start
         longest: tuple[Extent, PartHash] | None = None
@@ -475,7 +491,7 @@ class Ingest:
             return
         with suppress(DiskFailed):
             self._write_again(synced, part.stop, buffer)
-            self._believe(part, hashed)
+            self._trust_unsynced(part, hashed)
 
     def _write_again(self, start: int, stop: int, buffer: memoryview) -> None:
         while start < stop:
@@ -484,8 +500,8 @@ class Ingest:
             self.write(start, view)
             start += len(view)
 
-    def _believe(self, part: Extent, hashed: PartHash) -> None:
-        """Count what is here, and not synced yet, as a part."""
+    def _trust_unsynced(self, part: Extent, hashed: PartHash) -> None:
+        """Count a part that is on disk, but not synced yet, as received."""
         self._received.add(part)
         self._parts[hashed], self._unsynced[hashed] = part, _line(part, hashed)
 
@@ -501,7 +517,7 @@ class Ingest:
         return json.dumps(about, indent=1).encode()
 
     def _hash(self, part: Extent, buffer: memoryview) -> PartHash:
-        """Of a part as it is on disk."""
+        """The hash of a part's bytes on disk."""
         hashed = self.part_hash()
         self._hash_on(hashed, part.start, part.stop, buffer)
         return hashed
@@ -519,22 +535,22 @@ def _line(part: Extent, hashed: PartHash) -> str:
     return f"{part.start} {part.stop} {hashed.hexdigest}\n"
 
 
-def _told(about: Path, file: File) -> dict[str, object] | None:
-    """What an earlier life of the daemon wrote of these very bytes: same blob, same size; None if nothing."""
+def _read_about(path: Path, file: File) -> dict[str, object] | None:
+    """The about.json of an earlier run, if it describes the file's blob with the file's size; else None."""
     try:
-        told = durable.read_document(about)
-        return dict(told) if told["blob"] == str(file.blob) and told["size"] == file.size else None
+        about = durable.read_document(path)
+        return dict(about) if about["blob"] == str(file.blob) and about["size"] == file.size else None
     except (FileNotFoundError, files.TooLong, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
 def parts_of(blob: Path) -> Path:
-    """Where the hashes of a blob's parts stand, of one that came in several or without a digest."""
+    """The path of a blob's part hashes. A blob with a digest that arrived as one part has none."""
     return blob.with_name(blob.name + ".parts")
 
 
 def read_parts(journal: Path, size: int) -> Iterable[tuple[Extent, str]]:
-    """The parts a journal lists. Lines that are torn or make no sense are passed over."""
+    """The (extent, hash) of each valid line of a journal; none when there is no journal or it is too long."""
     try:
         written = durable.read_file(journal, at_most=_LONGEST_JOURNAL_BYTES)
     except (FileNotFoundError, files.TooLong):

@@ -1,10 +1,11 @@
-"""inotify (man 7 inotify): the kernel queues what happens to the entries of a watched directory.
+"""inotify (man 7 inotify): events about the entries of watched directories.
 
-It queues an event whichever mount of the file system, and whichever container, the change came through. A
-queue that nobody empties holds `fs.inotify.max_queued_events`, and then one event that says so.
+The kernel queues an event whichever mount or container the file was reached through. A queue holds at most
+`fs.inotify.max_queued_events`; further events are dropped, and one OVERFLOW event says so.
 
-No library: inotify-simple starts a process to find libc, and decodes every event. A pod that opens files in a
-loop makes a hundred thousand events a second, nearly all of them equal; here equal ones are decoded once.
+Why no library: inotify-simple starts a process to find libc, and decodes every event. A pod that opens files
+in a loop causes a hundred thousand events a second, nearly all of them equal. This module decodes equal
+events once.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MOST_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
 
 
 class Event(NamedTuple):
-    """What happened to the entry `name` of a watched directory, or to itself when `name` is empty."""
+    """What happened to the entry `name` of a watched directory; to the directory if `name` is empty."""
 
     watch: int
     mask: int
@@ -40,7 +41,7 @@ class Event(NamedTuple):
 
 
 class Inotify:
-    """One queue. Not safe from threads by itself. Raises OSError where the system gives no more of them."""
+    """One queue of events. Not thread-safe. Raises OSError when the kernel allows no further queue."""
 
     def __init__(self) -> None:
         self._fd = _checked(_LIBC.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
@@ -49,26 +50,29 @@ class Inotify:
         os.close(self._fd)
 
     def add(self, directory: str, mask: int) -> int:
-        """Watch a directory; its number, the same for as long as it is the same directory. Raises OSError."""
+        """Watch a directory and return its watch number. Raises OSError.
+
+        A directory that is watched already keeps its number; the new mask replaces the old one.
+        """
         return _checked(_LIBC.inotify_add_watch(self._fd, os.fsencode(directory), mask | _HOW))
 
     def remove(self, watch: int) -> None:
-        """Watch it no more; an event IGNORED follows, as when the directory is deleted."""
+        """End a watch. The kernel then queues an IGNORED event, as it does for a deleted directory."""
         _LIBC.inotify_rm_watch(self._fd, watch)
 
     def read(self) -> Iterator[Event]:
-        """What was queued until now, of equal events one. Raises OSError."""
+        """The events queued until now. Of equal events, only the first is returned. Raises OSError."""
         ready = array.array("i", [0])
         fcntl.ioctl(self._fd, termios.FIONREAD, ready)
         return _events(os.read(self._fd, ready[0])) if ready[0] else iter(())
 
 
 def most_watches() -> int:
-    """How many directories the processes of one user may watch, all together."""
+    """How many directories all processes of one user together may watch."""
     try:
         return int(_MOST_WATCHES.read_text())
     except (OSError, ValueError):
-        return 8192  # the kernel's least
+        return 8192  # the lowest default of the kernel
 
 
 def _events(queued: bytes) -> Iterator[Event]:

@@ -1,6 +1,7 @@
-"""System calls that Python does not wrap: how much of a file is in memory, and reading when nobody else does.
+"""System calls that Python does not wrap: pages in memory, I/O priority, the current core.
 
-The numbers are the kernel's (include/uapi/asm-generic/unistd.h; arch/x86/entry/syscalls/syscall_64.tbl).
+Source of the numbers: the kernel's include/uapi/asm-generic/unistd.h and
+arch/x86/entry/syscalls/syscall_64.tbl.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import platform
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_CACHESTAT = 451  # the same everywhere, Linux 6.5
+_CACHESTAT = 451  # on all architectures, since Linux 6.5
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64le": 273}
 _WHO_PROCESS, _CLASS_IDLE = 1, 3 << 13  # man 2 ioprio_set
 
@@ -23,20 +24,23 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def read_when_idle() -> bool:
-    """Let the calling thread's reads wait for everybody else's; whether the kernel took it."""
+    """Give the calling thread the idle I/O class: the disk serves its reads after everybody else's.
+
+    Returns whether the kernel accepted it (man 2 ioprio_set).
+    """
     number = _IOPRIO_SET.get(platform.machine())
     return number is not None and _LIBC.syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE) == 0
 
 
 def running_on() -> int:
-    """The core that the calling thread runs on."""
+    """The number of the core that the calling thread runs on now."""
     return int(_LIBC.sched_getcpu())
 
 
 def resident_bytes(fd: int, start: int, stop: int) -> int:
-    """Bytes of the pages of `[start, stop)` of a file that are in memory. Raises OSError.
+    """Bytes of `[start, stop)` of a file that are in memory, counted by pages. Raises OSError.
 
-    Asked of cachestat(2); of mincore(2) where the kernel has none or a sandbox forbids it.
+    Uses cachestat(2), or mincore(2) where the kernel lacks cachestat or a sandbox forbids it.
     """
     stop = min(stop, os.fstat(fd).st_size)
     if stop <= start:
@@ -48,6 +52,7 @@ def resident_bytes(fd: int, start: int, stop: int) -> int:
 
 
 def _cachestat(fd: int, start: int, size: int) -> int | None:
+    """The pages in memory; None when cachestat(2) fails."""
     extent, found = (ctypes.c_uint64 * 2)(start, size), (ctypes.c_uint64 * 5)()
     return int(found[0]) if _LIBC.syscall(_CACHESTAT, fd, extent, found, 0) == 0 else None
 

@@ -1,4 +1,4 @@
-"""How many bytes of files the node's memory can still take without pushing anything else out of it."""
+"""How many bytes of files the page cache can still take without displacing anything from memory."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_KEPT_FREE = 0.05  # of all memory: what processes may ask for meanwhile
+_KEPT_FREE = 0.05  # of all memory, for what processes allocate meanwhile
 
 
 def room_for_pages(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes: what the kernel could give (MemAvailable, man 5 proc) less a twentieth of all, and no more than
-    the control groups of this process let it take, for pages are charged to who reads them first.
+    """Bytes that the page cache can still take: MemAvailable (man 5 proc) minus 5 % of all memory.
 
-    File pages that are in memory already count as room: whoever wants to keep some takes them off.
+    It is at most what the control groups of this process allow: the kernel charges a page to the group that
+    reads it first. File pages in memory count as free: a caller who wants to keep some subtracts them.
     """
-    told = _numbers(proc / "meminfo", ":")
-    space = 1024 * (told.get("MemAvailable", 0) - int(_KEPT_FREE * told.get("MemTotal", 0)))
+    meminfo = _numbers(proc / "meminfo", ":")
+    space = 1024 * (meminfo.get("MemAvailable", 0) - int(_KEPT_FREE * meminfo.get("MemTotal", 0)))
     return max(0, min([space, *_spaces_of_groups(proc, cgroups)]))
 
 
 def _spaces_of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """The room in each group that has a limit, version 2 or 1 (Documentation/admin-guide/cgroup-*)."""
+    """The bytes left in each control group with a memory limit, of version 2 or 1.
+
+    Source: the kernel's Documentation/admin-guide, cgroup-v2.rst and cgroup-v1/memory.rst.
+    """
     lines: list[str] = []
     with suppress(OSError):
         lines = (proc / "self/cgroup").read_text().splitlines()
@@ -42,14 +45,14 @@ def _spaces_of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
         group = top / path.lstrip("/")
         for at in (group, *group.parents):
             if at == top or top in at.parents:
-                with suppress(OSError, ValueError):  # "max", or no such file at the top: no limit
+                with suppress(OSError, ValueError):  # no limit: "max", or no such file in the top group
                     most, used = int((at / limit).read_text()), int((at / usage).read_text())
                     stat = _numbers(at / "memory.stat", " ")
                     yield most - used + sum(stat.get(name, 0) for name in files)
 
 
 def _numbers(path: Path, separator: str) -> dict[str, int]:
-    """`name<separator>number` lines; none when the file cannot be read."""
+    """The `name<separator>number` lines of a file; empty when it cannot be read."""
     found: dict[str, int] = {}
     with suppress(OSError):
         for line in path.read_text().splitlines():

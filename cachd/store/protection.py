@@ -1,4 +1,4 @@
-"""What must not be removed: models that are pinned or leased, and files that some process has open."""
+"""What protects a model from removal: a pin, a lease, or a process that has one of its files open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_LEASES = 10_000
 
 
 class Pins:
-    """The names an operator wants kept, one empty file each."""
+    """The names that operators want to keep: one empty file per name."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -48,7 +48,7 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claim on a name until `expires_at`, seconds since the epoch; `holder` is for people to read."""
+    """A lease keeps a name until `expires_at`, seconds since the epoch. `holder` is text for people."""
 
     id: str
     name: str
@@ -57,9 +57,9 @@ class Lease:
 
 
 class Leases:
-    """The names that somebody who is about to use them wants kept for a while, one file a lease.
+    """Leases keep names for clients that are about to use them: one file per lease. Safe from any thread.
 
-    A lease outlives the daemon, and its holder by no more than what is left of it. Safe from any thread.
+    A lease survives a restart of the daemon. If its holder dies, it ends when it expires.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -68,70 +68,80 @@ class Leases:
         self._leases = {lease.id: lease for lease in self._read()}
 
     def take(self, name: str, holder: str, *, until: float) -> Lease:
-        """Raises Unavailable when there are too many, NoSpace or DiskFailed when it cannot be kept."""
+        """Add a lease on a name.
+
+        Raises Unavailable when too many leases are held, NoSpace or DiskFailed when it cannot be written.
+        """
         lease = Lease(secrets.token_hex(8), name, holder, until)
         with self._lock:
             if len(self._leases) >= MOST_LEASES:
                 raise Unavailable(
-                    f"{len(self._leases)} leases are held", code="too_many_leases", retry_after=60.0
+                    f"{len(self._leases)} leases are held, and no more are allowed",
+                    code="too_many_leases",
+                    retry_after=60.0,
                 )
             self._write(lease)
         return lease
 
     def renew(self, name: str, lease: str, *, until: float, now: float) -> Lease:
-        """Raises NotFound when it has expired: what it kept may be gone."""
+        """Extend a lease. Raises NotFound when it has expired or was released: its model may be gone."""
         with self._lock:
             found = self._leases.get(lease)
             if found is None or found.name != name or found.expires_at <= now:
                 raise NotFound(
                     f"{name} has no lease {lease!r:.40}: it was released or has expired",
                     code="no_such_lease",
-                    hint="take a new one, and look whether the model is ready",
+                    hint="take a new lease, and check whether the model is still ready",
                 )
             renewed = Lease(found.id, found.name, found.holder, until)
             self._write(renewed)
         return renewed
 
     def release(self, name: str, lease: str) -> None:
-        """Give it back; gone already is fine."""
+        """End a lease. One that has ended already is fine."""
         with self._lock:
             found = self._leases.get(lease)
             if found is not None and found.name == name:
                 self._remove(found)
 
     def release_all(self, name: str) -> None:
+        """End all leases on a name."""
         with self._lock:
             for lease in [found for found in self._leases.values() if found.name == name]:
                 self._remove(lease)
 
     def of(self, name: str, now: float) -> list[Lease]:
-        """The leases on a name that have not expired, the longest last."""
+        """The leases on a name that have not expired; the one that expires last stands last."""
         held = [
             found for found in list(self._leases.values()) if found.name == name and found.expires_at > now
         ]
         return sorted(held, key=lambda found: found.expires_at)
 
     def expire(self, now: float) -> list[Lease]:
-        """Forget the leases whose time is over; which they were."""
+        """Remove the leases that have expired, and return them."""
         with self._lock:
-            over = [found for found in self._leases.values() if found.expires_at <= now]
-            for lease in over:
+            expired = [found for found in self._leases.values() if found.expires_at <= now]
+            for lease in expired:
                 self._remove(lease)
                 log.info("lease expired", lease=lease.id, name=lease.name, holder=lease.holder)
-        return over
+        return expired
 
     def count(self, now: float) -> int:
+        """How many leases have not expired."""
         return sum(found.expires_at > now for found in list(self._leases.values()))
 
     def _read(self) -> Iterable[Lease]:
         for path in self._layout.leases.glob("[!.]*.json"):
             try:
-                told = durable.read_document(path)
+                document = durable.read_document(path)
                 lease = Lease(
-                    path.stem, check_name(told["name"]), str(told["holder"]), float(told["expires_at"])
+                    path.stem,
+                    check_name(document["name"]),
+                    str(document["holder"]),
+                    float(document["expires_at"]),
                 )
             except files.UNREADABLE as error:
-                log.warning("unreadable lease forgotten", file=path.name, reason=repr(error))
+                log.warning("unreadable lease deleted", file=path.name, reason=repr(error))
                 path.unlink(missing_ok=True)
                 continue
             yield lease
@@ -150,28 +160,27 @@ class Leases:
 
 
 class InUseBy(StrEnum):
-    """Who needs a snapshot now, as people read it."""
+    """Who uses a snapshot now, in words for people."""
 
     POD = "held by a pod"
     PROCESS = "open in a process on this node"
 
 
 def is_open(paths: Iterable[Path]) -> bool:
-    """Whether any process on this node has one of the files open or mapped.
+    """Whether any process on this node has one of the files open or mapped. Never waits.
 
-    Asked of the kernel: a write lease is refused with EAGAIN while anybody else has the inode open, through
-    whatever link, mount or container (man 2 fcntl, "Leases"). A file that another process holds a lease on is
-    open there. False where the file system has no leases. Nothing is waited for. Raises Unavailable or
-    DiskFailed when a file cannot be opened to ask.
+    The kernel refuses a write lease with EAGAIN while anybody else has the inode open, through any link,
+    mount or container (man 2 fcntl, "Leases"). A file on which another process holds a lease counts as open.
+    False on a file system without leases. Raises Unavailable or DiskFailed when a file cannot be opened.
     """
     return any(_is_open(path) for path in paths)
 
 
 def unlinked_unless_open(path: Path) -> bool:
-    """Unlink a file that no other process has open; False, and it stays, when one has.
+    """Unlink a file and return True. If another process has it open, keep it and return False.
 
-    Whoever opens it in between waits until it is unlinked. Where the file system has no leases, it is
-    unlinked. Raises Unavailable or DiskFailed.
+    A process that opens the file meanwhile waits until it is unlinked. On a file system without leases, the
+    file is unlinked in any case. Raises Unavailable or DiskFailed.
     """
     with durable.disk_errors(path), suppress(FileNotFoundError):
         try:
@@ -184,7 +193,7 @@ def unlinked_unless_open(path: Path) -> bool:
                     return False
             os.unlink(path)
         finally:
-            os.close(fd)  # gives the lease back
+            os.close(fd)  # this also ends the lease
     return True
 
 
@@ -204,7 +213,7 @@ def _is_open(path: Path) -> bool:
 
 
 def _lease(fd: int) -> bool:
-    """Take the file's write lease and give it back at once; False when somebody else has it open."""
+    """Take the file's write lease and end it at once. Returns False if another process has the file open."""
     taken = _take_lease(fd)
     if taken:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -212,8 +221,8 @@ def _lease(fd: int) -> bool:
 
 
 def _take_lease(fd: int) -> bool:
-    """Take the file's write lease; False when somebody else has it open."""
-    # Somebody opening the file meanwhile gets us a signal; SIGURG is one that ends nobody.
+    """Take the file's write lease. Returns False if another process has the file open."""
+    # If a process opens the file meanwhile, the kernel signals this one. SIGURG is ignored by default.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -225,10 +234,10 @@ def _take_lease(fd: int) -> bool:
 
 
 def tells_use(probe: Path) -> bool:
-    """Whether the kernel tells open files here: tried on the file `probe`, which is made and removed.
+    """Whether the kernel reports open files here. Tries it on the file `probe`, which is created and removed.
 
-    It does not on file systems without leases (some network and FUSE ones), nor to a process that has
-    neither the owner's uid nor CAP_LEASE. Then only pins and leases protect.
+    The kernel reports none on file systems without leases (some network and FUSE ones), and none to a process
+    that has neither the owner's uid nor CAP_LEASE. Then only pins and cachd's own leases protect models.
     """
     try:
         fd = os.open(probe, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)

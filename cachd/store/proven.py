@@ -1,11 +1,14 @@
-"""Which source has proven that it has the content of which shared blob: a line each, "<source> <blob>".
+"""Remembers which source has proven that it has the content of which shared blob.
 
-A blob named by its sha256 may serve every source that lists this digest, and whoever lists a digest need not
-have its content. So a source gets a shared blob only after it has sent the whole of it, or some of it that it
-could not choose (transfer/proof.py).
+    .cachd/proven    one line per proof: "<sha256 of the source's base> <blob>"
 
-A line outlives its model, as long as the blob is here. It is never synced: what a loss of power
-takes is proven again, or is found in the manifests that the source's own models have.
+A blob named by its sha256 can serve every source that lists this digest. But a source can list a digest
+without having the content. So a source may use a shared blob only after it has sent the complete content, or
+random samples of it (transfer/proof.py).
+
+A line stays after its model is removed, as long as the blob is here. Lines are not
+synced. A line that a power loss takes costs a new proof, or none if a manifest of the same
+source lists the blob.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ from cachd.store import durable
 log = structlog.get_logger(__name__)
 
 _MOST_TRIES = 3
-_MOST_LINES = 500_000  # the newest are kept at a start
+_MOST_LINES = 500_000  # a start of the daemon keeps the newest
 
 
 class Proven:
-    """What sources have proven, across restarts. Safe from any thread."""
+    """The proofs of all sources, kept across restarts. Safe from any thread.
+
+    `is_here`: whether a blob is on disk. `trusts_claims`: no source needs a proof.
+    """
 
     def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
         self._path, self._trusts_claims = path, trusts_claims
@@ -42,16 +48,16 @@ class Proven:
         lines = self._read()
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
         for line in lines:
-            if (told := _parsed(line)) and is_here(told[1]):
-                self._proven.setdefault(told[1], set()).add(told[0])
+            if (parsed := _parsed(line)) and is_here(parsed[1]):
+                self._proven.setdefault(parsed[1], set()).add(parsed[0])
         if sum(map(len, self._proven.values())) < len(lines) or not lines:
             self._rewrite()
 
     def has(self, file: File) -> bool:
-        """Whether the file's source needs no proof any more that it has the blob, or never does.
+        """Whether the file's source may use the blob without a further proof.
 
-        A private blob came from that very source. The Hub itself checks who lists an LFS file: only somebody
-        who uploaded it, or may read it, can.
+        A private blob came from this very source. The Hub checks its listings itself: only somebody who has
+        uploaded an LFS file, or may read it, can list it.
         """
         if file.is_private or file.base.startswith("hf://") or self._trusts_claims:
             return True
@@ -59,20 +65,23 @@ class Proven:
         return sources is not None and _source(file.base) in sources
 
     def begins(self, file: File) -> bool:
-        """A source begins its proof. Whether samples are enough: not after several that began and failed, as
-        they do of who knows a part of the blob and tries until the samples are in it."""
+        """Count a proof that begins, and return whether samples are enough for it.
+
+        After several proofs without success, only the complete file is: somebody who has a part of the blob
+        could try until all samples lie in this part.
+        """
         with self._lock:
             self._begun[file.blob] += 1
             return self._begun[file.blob] <= _MOST_TRIES
 
     def add(self, file: File) -> None:
-        """The file's source has proven it."""
+        """Remember that the file's source has proven to have the blob."""
         if self.has(file):
             return
         source = _source(file.base)
         with self._lock:
             self._proven.setdefault(file.blob, set()).add(source)
-            with suppress(CachdError), durable.disk_errors(self._path):  # else it is proven again
+            with suppress(CachdError), durable.disk_errors(self._path):  # a lost line is proven again
                 self._notes.append(f"{_line(source, file.blob)}\n")
             if self._begun[file.blob] > 1:
                 self._begun[file.blob] -= 1
@@ -80,12 +89,12 @@ class Proven:
                 del self._begun[file.blob]
 
     def close(self) -> None:
-        """Hold no descriptor until the next `add`."""
+        """Close the file of lines. The next `add` opens it again."""
         with self._lock:
             self._notes.close()
 
     def forget(self, blob: Digest) -> None:
-        """The blob is gone."""
+        """Forget all proofs of a blob that was removed."""
         with self._lock:
             was_there = self._proven.pop(blob, None)
             if was_there and not self._proven:
@@ -93,13 +102,13 @@ class Proven:
 
     def _read(self) -> list[str]:
         try:
-            with open(durable.open_file(self._path, os.O_RDONLY), "rb") as told:
-                lines = deque(told, _MOST_LINES)
+            with open(durable.open_file(self._path, os.O_RDONLY), "rb") as opened:
+                lines = deque(opened, _MOST_LINES)
             return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
         except FileNotFoundError:
             return []
         except (OSError, Leased) as error:
-            log.warning("what sources have proven not read", reason=repr(error))
+            log.warning("proofs of sources not read", reason=repr(error))
             return []
 
     def _rewrite(self) -> None:
@@ -122,7 +131,7 @@ def _source(base: str) -> str:
 
 
 def _parsed(line: str) -> tuple[str, Digest] | None:
-    """The source and the blob that a line names; None when the line is torn."""
+    """The (source, blob) of a line; None when the line is torn."""
     source, _, blob = line.partition(" ")
     if len(source) != hashlib.sha256().digest_size * 2:
         return None

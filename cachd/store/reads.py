@@ -1,7 +1,8 @@
-"""Our own reading of blobs, which steps aside while the kernel is asked who has them open.
+"""Keeps cachd's own reads of blobs apart from its questions to the kernel about open blobs.
 
-The kernel counts this process, too (store/protection.py): a scrub that holds a blob open for minutes would
-make its model look used. So a blob is open for one short read at a time, and none while somebody asks.
+The kernel's answer includes this process (store/protection.py): a scrub that held a blob open for minutes
+would make its model look used. So cachd opens a blob for one short read at a time, and opens none during a
+question.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _PATIENCE_SECONDS = 0.25
 
 
 class Reads:
-    """Reads by many threads at once, or one question. Questions go first."""
+    """Many threads may read at once, or one may ask the kernel. A waiting question holds back new reads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -25,7 +26,7 @@ class Reads:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Open, read and close inside: as short as one read takes."""
+        """Waits until no thread asks. Inside, the caller opens a blob, reads once and closes it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._asking)
             self._reading += 1
@@ -38,7 +39,10 @@ class Reads:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """None of our reads is open inside; but one that the disk holds up is not waited for, and is seen."""
+        """Waits until cachd's reads have ended. Inside, none begins, and the caller asks the kernel.
+
+        Waits for a quarter of a second at most: a blob whose read hangs on the disk then looks used.
+        """
         with self._changed:
             self._asking += 1
         try:

@@ -1,4 +1,4 @@
-"""How much of a blob is in memory, and bringing it there."""
+"""The pages of a blob in memory: counts and loads them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cachd.store import durable
 from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
 
-STEP_BYTES = 8 << 20  # the kernel reads no more ahead at once, however much it is asked for
+STEP_BYTES = 8 << 20  # the kernel reads no more ahead for one request, however large
 
 
 def resident(blob: Path, reads: Reads) -> int:
-    """Bytes of a blob that are in memory; none of one that is gone or that nobody can tell of."""
+    """Bytes of a blob that are in memory; 0 when the blob is gone or the kernel does not say."""
     with suppress(OSError, Leased), reads.reading():
         fd = durable.open_file(blob, os.O_RDONLY)
         try:
@@ -27,11 +27,10 @@ def resident(blob: Path, reads: Reads) -> int:
 
 
 def load(blob: Path, extent: Extent, reads: Reads) -> int:
-    """Bring a step of a blob into memory and wait for it; bytes that were not there.
+    """Load an extent of a blob into memory and wait for it. Returns the bytes that were not in memory before.
 
-    Raises DiskFailed, Leased.
-
-    The kernel reads ahead without copying; where it does not, the bytes are read.
+    Raises DiskFailed, Leased or Unavailable. The kernel's readahead loads the pages without copying them to
+    this process; pages that it leaves out are read.
     """
     with durable.disk_errors(blob), reads.reading():
         fd = durable.open_file(blob, os.O_RDONLY)
@@ -39,7 +38,7 @@ def load(blob: Path, extent: Extent, reads: Reads) -> int:
             missing = extent.size - resident_bytes(fd, extent.start, extent.stop)
             if missing:
                 os.posix_fadvise(fd, extent.start, extent.size, os.POSIX_FADV_WILLNEED)
-                os.pread(fd, 1, extent.stop - 1)  # the last to come
+                os.pread(fd, 1, extent.stop - 1)  # waits for the readahead, which ends with this byte
                 if resident_bytes(fd, extent.start, extent.stop) < extent.size:
                     os.pread(fd, extent.size, extent.start)
             return missing

@@ -1,7 +1,7 @@
-"""A published blob read again from the disk: is it still what its digest says?
+"""Reads a published blob from the disk and checks that it still has its digest.
 
-It is read past the page cache (O_DIRECT), so that pods' pages stay and the disk itself is asked. Where the
-file system cannot do that, what was not in memory before a read is dropped from it again.
+The read bypasses the page cache (O_DIRECT), so that the pages of pods stay in memory and the disk itself is
+checked. On a file system without O_DIRECT, bytes that were not in memory before a read are dropped after it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ READ_BYTES = 1 << 20
 
 
 class Moved(Exception):
-    """The blob was removed or replaced while it was read: what was read says nothing."""
+    """The blob was removed or replaced during the check, so the check has no result."""
 
 
 def quick_check(blob: Path, file: File) -> str:
-    """What is wrong with a blob as far as that shows without reading it; empty when nothing is."""
+    """Check a blob without reading it. Returns what is wrong; empty when nothing is."""
     try:
         status = os.lstat(blob)
     except FileNotFoundError:
         return "it is gone"
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if status.st_size != file.size:
         return f"it has {status.st_size} of {file.size} bytes"
     return ""
@@ -43,10 +43,10 @@ def quick_check(blob: Path, file: File) -> str:
 def reread(
     blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
 ) -> str:
-    """Read a whole blob; what is wrong with it, empty when nothing is.
+    """Check a blob by reading it completely. Returns what is wrong; empty when nothing is.
 
-    `took` is told of the bytes of each read, and may wait or raise. `beside` takes in the bytes, too, of a
-    file with a digest. Raises Moved, Leased, Unavailable, DiskFailed.
+    `took` is called with the number of bytes of each read; it may wait or raise. `beside` is fed the bytes,
+    too, if the file has a digest. Raises Moved, Leased, Unavailable or DiskFailed.
     """
     if wrong := quick_check(blob, file):
         return wrong
@@ -79,7 +79,7 @@ def _wrong_digest(
 
 
 def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str:
-    """Against the hashes of its parts, all there is where the source published no digest."""
+    """Check a blob whose source states no digest against its part hashes."""
     for part, expected in read_parts(parts_of(reading.path), file.size):
         hashed = PartHash(None)
         for view in reading.extent(part, took):
@@ -90,11 +90,11 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
 
 
 class _Reading:
-    """One blob, open for one read at a time."""
+    """One blob, which is opened for each read and closed after it."""
 
     def __init__(self, blob: Path, reads: Reads) -> None:
         self.path, self._reads = blob, reads
-        self._buffer = mmap.mmap(-1, READ_BYTES)  # on a page's boundary, as O_DIRECT wants it
+        self._buffer = mmap.mmap(-1, READ_BYTES)  # aligned to a page, as O_DIRECT requires (man 2 open)
         self._direct = os.O_DIRECT
         self._inode: int | None = None
 
@@ -102,13 +102,13 @@ class _Reading:
         self._buffer.close()
 
     def extent(self, extent: Extent, took: Callable[[int], None]) -> Iterator[memoryview]:
-        """The bytes of an extent in order, as views of the buffer; less where the file ends before."""
+        """Yield the bytes of an extent in order, as views of the buffer; fewer when the file is shorter."""
         offset = extent.start - extent.start % mmap.PAGESIZE
-        whole = memoryview(self._buffer)
-        with whole:
+        buffer = memoryview(self._buffer)
+        with buffer:
             while offset < extent.stop:
                 got = self._read(offset)
-                with whole[max(extent.start - offset, 0) : min(got, extent.stop - offset)] as view:
+                with buffer[max(extent.start - offset, 0) : min(got, extent.stop - offset)] as view:
                     yield view
                     took(len(view))
                 if got < READ_BYTES:
@@ -136,8 +136,8 @@ class _Reading:
                 os.close(fd)
 
     def _read_kept(self, fd: int, offset: int) -> int:
-        """Read through the page cache, and leave there what was there before."""
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        """Read through the page cache. Drop the pages after it if none of them was in memory before."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead
         kept = resident_bytes(fd, offset, offset + READ_BYTES)
         got = os.preadv(fd, [self._buffer], offset)
         if not kept:

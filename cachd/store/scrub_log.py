@@ -1,4 +1,4 @@
-"""When each blob was last known to be whole: remembered, so that a restart does not begin the scrub anew."""
+"""The scrub log: when each blob was last verified, so that a restart does not begin the scrub anew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _SAVE_SECONDS = 10.0
 
 
 class ScrubLog:
-    """When each blob was last known to be whole; across restarts. Safe from any thread."""
+    """When each blob was last verified (seconds since the epoch), kept across restarts. Safe from any thread.
+
+    A blob counts as verified when it has been hashed as it arrived, or read and found intact.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,31 +33,36 @@ class ScrubLog:
         self._saved = time.monotonic()
         self._changed = False
         try:
-            told = durable.read_document(self._path)
-            self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in told.items()}
+            document = durable.read_document(self._path)
+            self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in document.items()}
         except FileNotFoundError:
             pass
         except files.UNREADABLE as error:
-            log.warning("times of verification not read", reason=repr(error))
+            log.warning("scrub log not read", reason=repr(error))
 
     def know(self, blobs: Iterable[Digest]) -> None:
-        """These are the blobs there are; one not known yet was hashed when it came, just now."""
+        """Keep the times of these blobs and forget all others. A new blob counts as verified now."""
         with self._lock:
             known = {blob: self._at.get(blob, time.time()) for blob in blobs}
             self._changed |= known != self._at
             self._at = known
 
     def ages(self) -> list[tuple[Digest, float]]:
+        """Each known blob, with the time when it was last verified."""
         with self._lock:
             return list(self._at.items())
 
     def oldest(self, blobs: Iterable[Digest], *, since: float = 0.0) -> float | None:
-        """When the one of them was whole that was read the longest ago; `since` for those not known yet."""
+        """The oldest verification of any of these blobs; None when `blobs` is empty.
+
+        A blob that is not known yet counts as verified at `since`.
+        """
         with self._lock:
             times = [self._at.get(blob, since) for blob in blobs]
         return min(times, default=None)
 
     def is_whole(self, blob: Digest) -> None:
+        """Record that a blob was verified just now. Saves the log if that was not done lately."""
         with self._lock:
             self._at[blob] = time.time()
             self._changed = True
@@ -68,6 +76,7 @@ class ScrubLog:
             self._changed = True
 
     def save(self) -> None:
+        """Write the log if it has changed. A failure is only logged."""
         with self._lock:
             if not self._changed:
                 return
@@ -80,4 +89,4 @@ class ScrubLog:
                 else:
                     durable.write_file(self._path, document.encode(), mode=0o600)
         except CachdError as error:
-            log.warning("times of verification not written", reason=error.detail)
+            log.warning("scrub log not written", reason=error.detail)

@@ -1,15 +1,15 @@
-"""The room that models may take: asked of the file system, promised before the first byte.
+"""Disk space for models: measures what the file system has and reserves it for pulls.
 
-    usable      the least of `limit` and the file system less `reserve_free`: what can ever be held
-    available   what may be promised now: under the limit and above the reserve, less earlier promises
+    usable      the smaller of `limit` and the file system minus `reserve_free`: the most models can ever take
+    available   what can be reserved now: free under the limit and above the reserve, and not reserved yet
 
-A source's word for a size is a claim until bytes arrive. So a promise has two halves:
+The size that a source states is only a claim until the bytes arrive. So a reservation has two parts:
 
-    backed      free now, and nobody else's
-    owed        to be freed by what was chosen to go, when bytes that have arrived need the blocks
+    backed      bytes that are free now and reserved for this pull alone
+    owed        bytes that evictions free later, when bytes have arrived and need blocks
 
-Bytes are the disk's: statvfs for what is free, allocated blocks of each inode for what is ours. Nothing is
-added up from sizes that somebody declared.
+All figures come from the disk: free space from statvfs, used space from the allocated blocks of each inode.
+Sizes that a source states are never added up.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from cachd.model import Percentage, SizeOrPercent, bytes_in
 from cachd.store import durable
 from cachd.store.layout import Layout
 
-_SPARE_INODES = 64  # of one pull: directories of the views, ingests and journals at work
+_SPARE_INODES = 64  # per pull: directories of the views, ingests and journals
 _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
-_BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its place in the views
-_COUNT_SECONDS = 1.0  # between two counts of what is taken, while blocks are granted
-_PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20  # nobody else fills so much in so little time
-_BYTES_PER_BYTE_OF_LINES = 4096  # of a file: what its ingest writes of its parts is no more
+_BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its entries in the views
+_COUNT_SECONDS = 1.0  # between two counts of used space, while blocks are granted
+_PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20  # no other process fills so much in so little time
+_BYTES_PER_BYTE_OF_LINES = 4096  # so many bytes of a file cost at most one byte of part lines
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes of disk in files of ours: published blobs, pulls under way, and deleted ones that a process
-    still has open."""
+    """Bytes of disk in cachd's files.
+
+    `blobs`: verified blobs. `ingests`: partial downloads, damaged blobs and staged files. `held`: deleted
+    files that a process may still have open.
+    """
 
     blobs: int
     ingests: int
@@ -51,9 +54,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of the cache's file system: its size, what is free to us, what is promised to pulls, how much of
-    that is free now, what pulls leave free; the most that models may take, None without a limit, and what
-    they take; and inodes: in all, free, and left free."""
+    """The figures of the cache's file system, in bytes and inodes.
+
+    `total`: its size. `free`: what this process may still write. `reserved`: reserved for pulls.
+    `backed`: the part of `reserved` that is free now. `reserve_free`: what must stay free.
+    `limit`: the most that models may take, None without a limit. `usage`: what they take.
+    `inodes`, `free_inodes`, `reserve_inodes`: all inodes, the free ones, those that must stay free.
+    """
 
     total: int
     free: int
@@ -68,108 +75,108 @@ class Capacity:
 
     @property
     def usable(self) -> int:
-        """Bytes that models can ever take here."""
+        """The most bytes that models can ever take here."""
         most = max(self.total - self.reserve_free, 0)
         return most if self.limit is None else min(self.limit, most)
 
     @property
     def available(self) -> int:
-        """Bytes that may be promised now; negative when too much is taken already."""
+        """Bytes that can be reserved now; negative when more is used than allowed."""
         return self.allocatable - self.backed
 
     @property
     def allocatable(self) -> int:
-        """Bytes that may become blocks before the reserve or the limit is reached, whoever they are promised
-        to."""
+        """Bytes that can get blocks before the reserve or the limit is reached, reserved or not."""
         free = self.free - self.reserve_free
         return free if self.limit is None else min(free, self.limit - self.usage.total)
 
     @property
     def available_inodes(self) -> int | None:
-        """Inodes that may be taken; None where the file system makes them as needed."""
+        """Inodes that may be taken; None where the file system makes inodes as needed."""
         return self.free_inodes - self.reserve_inodes if self.inodes else None
 
 
 class Reservation:
-    """Bytes promised to one pull, handed over as bytes that have arrived need blocks.
+    """Bytes of disk reserved for one pull. Grants hand them over as bytes arrive and need blocks.
 
-    `owed`, `owed_inodes`: what is still to be freed for it. `make_space(least)` frees some of that, and is
-    called when so many bytes cannot become blocks: it returns whether to try again, or raises NoSpace.
-    `waits_for`: bytes that have arrived and found no space, since another process took it.
+    `left`: bytes not handed over yet. `beside`: the overhead among them, for rounding to blocks, journals and
+    directories. `owed`, `owed_inodes`: what must still be freed for it. `make_space(least)`: called when
+    `least` bytes cannot get blocks. It frees some of what is owed and returns whether to try again, or raises
+    NoSpace. `waits_for`: bytes that have arrived and have no space, because another process took it.
     """
 
     def __init__(self, space: Space, size: int, *, beside: int, owed: int, owed_inodes: int) -> None:
         self._space, self.beside = space, beside
-        self.left, self.owed, self.owed_inodes = (
-            size,
-            owed,
-            owed_inodes,
-        )  # changed by the space, under its lock
+        self.left = size  # `left`, `owed` and `owed_inodes` are changed by the space, under its lock
+        self.owed, self.owed_inodes = owed, owed_inodes
         self.make_space: Callable[[int], bool] = lambda _: False
         self.waits_for = 0
         self.has_ended = False
 
     @property
     def backed(self) -> int:
-        """Bytes that are free now, and promised to nobody else."""
+        """Bytes that are free now and reserved for this pull alone."""
         return max(self.left - self.owed, 0)
 
     @property
     def usable(self) -> int:
-        """Bytes of these that data may take; negative when more is owed. While anything is owed, what files
-        take beside their bytes comes first."""
+        """Bytes that file content may take now; negative when too much is owed.
+
+        While anything is owed, the overhead is served first.
+        """
         return self.left - self.owed - self.beside if self.owed else self.left
 
     @contextmanager
     def grant(self, least: int, most: int) -> Iterator[int]:
-        """How many bytes may become blocks now, `least` (not 0) to `most`; 0 when another process has taken
-        what was promised: wait. While inside, no other grant can push the disk below its reserve with them.
+        """Yields how many bytes may get blocks now: `least` (at least 1) to `most`, or 0.
 
-        `least` bytes have arrived: for them what was chosen to go goes. Raises NoSpace when it is needed and
-        cannot go.
+        0 means that another process has taken the reserved space; the caller tries again later. While inside,
+        these bytes count as used, so other grants cannot push the disk below its reserve. `least` bytes have
+        arrived: for them, the snapshots chosen for this pull are evicted. Raises NoSpace when that is needed
+        and not possible.
         """
-        is_worth_trying = True
-        while is_worth_trying:
+        should_try = True
+        while should_try:
             with self._space.granting(self, least, most) as granted:
                 if granted >= least:
                     self.waits_for = 0
                     yield granted
                     return
-            is_worth_trying = self.make_space(least)
+            should_try = self.make_space(least)
         self.waits_for = least
         yield 0
 
     def take(self, size: int) -> bool:
-        """Let `size` bytes become blocks at once, as a grant does, where the disk has plenty; else False."""
+        """Hand over `size` bytes without a grant if the disk has plenty of space; else return False."""
         return self._space.take(self, size)
 
     def has_space_for(self, size: int) -> bool:
-        """Whether the file system says that so many bytes may become blocks now."""
+        """Whether `size` bytes may get blocks now, by the file system's own figures."""
         return self._space.has_space_for(self, size)
 
     def return_unused(self, size: int) -> None:
-        """Say that so many granted bytes took no new blocks; negative: that more did."""
+        """Give back `size` granted bytes that took no new blocks. Negative: more bytes took blocks."""
         self._space.change_left(self, size)
 
     def spend(self, size: int) -> None:
-        """Say that `size` promised bytes became blocks by another pull's grant."""
+        """Count `size` reserved bytes as handed over: another pull's grant gave them blocks."""
         self._space.spend(self, size)
 
     def has_arrived(self) -> None:
-        """Say that every byte has its blocks: what the files take beside them stays promised."""
+        """Reduce the reservation to the overhead of files, because all content has its blocks."""
         self._space.change_left(self, self.beside - self.left)
 
     def end(self) -> None:
-        """Take back what is left of the promise."""
+        """Release what is left of the reservation."""
         self.has_ended = True
         self._space.forget(self)
 
 
 class Space:
-    """What the file system has, less what is promised, less what nobody may take.
+    """The space of the cache's file system, and the reservations of it. Safe from any thread.
 
-    `limit`: the most that models may take, None for all. `reserve_free`, `reserve_inodes`: what stays free.
-    Each in bytes (inodes), or as a Percentage of the file system.
+    `limit`: the most that models may take, None for no limit. `reserve_free`, `reserve_inodes`: what must
+    stay free. Each is a number of bytes (inodes) or a Percentage of the file system.
     """
 
     def __init__(
@@ -183,9 +190,9 @@ class Space:
         self._layout = Layout(root)
         self._lock = threading.Lock()
         self._reservations: set[Reservation] = set()
-        self._allocating = 0
-        self._plenty, self._plenty_until = 0, 0.0  # bytes that small files may take for a moment
-        self._granted_since = 0  # when what is taken was counted
+        self._allocating = 0  # bytes of the grants that have not ended
+        self._plenty, self._plenty_until = 0, 0.0  # bytes that `take` may hand over, for a moment
+        self._granted_since = 0  # bytes granted since `_counted_at`
         self._counted_at = 0.0
         self._counted: tuple[tuple[int, int], Usage] | None = None
         self.change(reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
@@ -193,16 +200,16 @@ class Space:
     def change(
         self, *, reserve_free: SizeOrPercent, limit: SizeOrPercent | None, reserve_inodes: SizeOrPercent
     ) -> None:
-        """Replace the bounds, for running pulls, too."""
+        """Replace the bounds. They apply to running pulls, too."""
         self._bounds = reserve_free, limit, reserve_inodes
 
     def capacity(self) -> Capacity:
-        """All of it now. Raises DiskFailed."""
+        """All figures, measured now. Raises DiskFailed or Unavailable."""
         found = self._statvfs()
         return self._now(found, self._usage(found))
 
     def bounded(self) -> Capacity:
-        """The same for a decision: what models take is counted only where there is a limit to it."""
+        """Like `capacity`, for decisions: `usage` is counted only if there is a limit, and is 0 otherwise."""
         found = self._statvfs()
         return self._now(found, self._usage(found) if self._bounds[1] is not None else Usage(0, 0, 0))
 
@@ -227,8 +234,10 @@ class Space:
         )
 
     def is_read_only(self) -> bool:
-        """Whether the file system takes no change, as ext4 does after an error: tried, because not every
-        kernel says so then."""
+        """Whether the file system refuses changes, as ext4 does after an error.
+
+        This tries a change, because not every kernel reports such a file system as read-only.
+        """
         try:
             os.utime(self._layout.lock)
         except OSError as error:
@@ -239,8 +248,12 @@ class Space:
     def reserve(
         self, size: int, *, total: int, files: int = 0, owed: int = 0, owed_inodes: int = 0
     ) -> Iterator[Reservation]:
-        """Promise `size` bytes in `files` new files to a model of `total` bytes, of which `owed` bytes and
-        `owed_inodes` inodes may be lacking now. Raises TooBig or NoSpace, which says how many are."""
+        """Reserve `size` bytes in `files` new files for a model of `total` bytes.
+
+        `owed` bytes and `owed_inodes` inodes of these may be missing now: the caller frees them later. Raises
+        TooBig when the model can never fit. Raises NoSpace when more is missing; its facts `short` or
+        `short_inodes` say how much.
+        """
         with self._lock:
             now = self.bounded()
             if total > now.usable:
@@ -283,7 +296,7 @@ class Space:
 
     @contextmanager
     def granting(self, reservation: Reservation, least: int, most: int) -> Iterator[int]:
-        """As Reservation.grant, freeing nothing; less than `least` when they may not."""
+        """Like Reservation.grant, but frees nothing: yields 0 when `least` bytes may not get blocks now."""
         with self._lock:
             granted = min(most, self._most_of(reservation, least))
             if granted < least or (reservation.owed_inodes and self.lacks_inodes()):
@@ -301,7 +314,7 @@ class Space:
                 self._allocating -= granted
 
     def take(self, reservation: Reservation, size: int) -> bool:
-        """As Reservation.take."""
+        """See Reservation.take."""
         with self._lock:
             has_plenty = size <= self._plenty and time.monotonic() < self._plenty_until
             if has_plenty := has_plenty and not reservation.owed and size <= reservation.left:
@@ -311,17 +324,20 @@ class Space:
             return has_plenty
 
     def most_of(self, reservation: Reservation, least: int) -> int:
-        """How many bytes a grant of `least` could give now."""
+        """The bytes that a grant could give now: those of the reservation and those that nobody reserved.
+
+        An estimate of at least `least` is returned as it is; otherwise the figure is exact.
+        """
         with self._lock:
             return self._most_of(reservation, least)
 
     def has_space_for(self, reservation: Reservation, size: int) -> bool:
-        """As Reservation.has_room_for."""
+        """See Reservation.has_space_for."""
         with self._lock:
             return self._most(reservation, self.bounded()) >= size
 
     def _most_of(self, reservation: Reservation, least: int) -> int:
-        """What is its own, and what is nobody's, of what may become blocks now. With the lock."""
+        """See `most_of`. The caller holds the lock."""
         roughly = self._most(reservation, self._roughly())
         return roughly if roughly >= least else self._most(reservation, self.bounded())
 
@@ -332,17 +348,19 @@ class Space:
         return min(reservation.usable + unclaimed, allocatable - reservation.beside)
 
     def lacks_inodes(self) -> bool:
-        """Whether no more than the spare inodes of one pull may be taken now."""
+        """Whether fewer inodes are available now than the spare ones of a single pull."""
         left = self._roughly().available_inodes
         return left is not None and left < _SPARE_INODES
 
     @contextmanager
     def freeing(self, reservation: Reservation, size: int) -> Iterator[Callable[[int], None]]:
-        """While inside, `size` bytes are freed for this reservation and no other: what is called with the
-        bytes that came free. What did not stays owed."""
+        """Inside, the caller frees `size` bytes for this reservation, and no other can reserve them.
+
+        Yields a function that the caller calls with the bytes that came free. The rest is owed again.
+        """
         freed = 0
 
-        def tell(count: int) -> None:
+        def count_freed(count: int) -> None:
             nonlocal freed
             freed += count
 
@@ -350,41 +368,40 @@ class Space:
             expected = min(size, reservation.owed)
             reservation.owed -= expected
         try:
-            yield tell
+            yield count_freed
         finally:
             with self._lock:
                 reservation.owed += max(expected - freed, 0)
 
     def take_unclaimed(self, reservation: Reservation) -> int:
-        """Let what is free and nobody's pay what is owed; what is owed then."""
+        """Cover what is owed with free bytes that nobody has reserved. Returns what is still owed."""
         with self._lock:
             reservation.owed -= min(max(self.bounded().available, 0), reservation.owed)
             return reservation.owed
 
     def spend(self, reservation: Reservation, size: int) -> None:
-        """As Reservation.spend."""
+        """See Reservation.spend."""
         with self._lock:
             reservation.left = max(reservation.left - size, 0)
             reservation.owed = max(reservation.owed - size, 0)
 
     def change_left(self, reservation: Reservation, size: int) -> None:
-        """As Reservation.return_unused."""
+        """See Reservation.return_unused."""
         with self._lock:
             reservation.left = max(reservation.left + size, 0)
 
     def forget(self, reservation: Reservation) -> None:
-        """Promise it nothing any more."""
+        """Release a reservation."""
         with self._lock:
             self._reservations.discard(reservation)
 
     def waited_for(self) -> int:
-        """Bytes that have arrived and found no space, since another process took what was promised; those
-        that would find it now left out."""
+        """Bytes that have arrived and still have no space, because another process took what was reserved."""
         waited_for = sum(r.waits_for for r in list(self._reservations))
         return max(waited_for - self.bounded().allocatable, 0) if waited_for else 0
 
     def _roughly(self) -> Capacity:
-        """As `bounded`; what models take is counted once a second, and what was granted since is added."""
+        """Like `bounded`, but cheap: `usage` is counted once a second, plus the bytes granted since then."""
         found = self._statvfs()
         if self._bounds[1] is None:
             return self._now(found, Usage(0, 0, 0))
@@ -394,7 +411,10 @@ class Space:
         return self._now(found, replace(usage, ingests=usage.ingests + self._granted_since))
 
     def _usage(self, found: os.statvfs_result) -> Usage:
-        """Counted again whenever the file system's own counts have moved. Raises Unavailable, DiskFailed."""
+        """Used space, counted again only if the file system's free blocks or inodes have changed.
+
+        Raises Unavailable or DiskFailed.
+        """
         mark = found.f_bfree, found.f_ffree
         if self._counted is None or self._counted[0] != mark:
             self._counted_at, self._granted_since = time.monotonic(), self._allocating
@@ -409,31 +429,33 @@ class Space:
 
 
 def bytes_beside(files: int, size: int) -> int:
-    """What so many new files of one model, of `size` bytes together, take beside their bytes, at the most."""
+    """The overhead, at most, of `files` new files of one model with `size` bytes of content."""
     return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE + size // _BYTES_PER_BYTE_OF_LINES if files else 0
 
 
 _HINT = (
-    "delete a model (cachd rm NAME), unpin it or stop the pods that use it (cachd capacity tells which),"
-    " delete other files of this disk"
+    "delete a model (cachd rm NAME), unpin one, stop the pods that use one (cachd capacity shows which),"
+    " delete other files on this disk"
 )
 
 
 def _bounds(now: Capacity) -> str:
-    return "this file system can hold" if now.limit is None else "the limit here lets models take"
+    if now.limit is None:
+        return "this file system can hold at most"
+    return "limit_bytes and this file system allow at most"
 
 
 def _too_little(size: int, now: Capacity) -> str:
-    limited = f", {now.usage.total} of {now.limit} taken" if now.limit is not None else ""
+    limited = f", {now.usage.total} of limit_bytes {now.limit} used" if now.limit is not None else ""
     return (
-        f"{size} bytes are missing and {max(now.available, 0)} are free"
-        f" ({now.free} on the file system, {now.reserved} promised to other pulls,"
+        f"{size} bytes are needed and {max(now.available, 0)} are available"
+        f" ({now.free} free on the file system, {now.reserved} reserved for other pulls,"
         f" {now.reserve_free} kept free{limited})"
     )
 
 
 def _allocated(directory: Path | str, seen: set[int]) -> int:
-    """Bytes of disk in the files below a directory, each inode once; what goes meanwhile is not counted."""
+    """Bytes of disk in the files below a directory. Each inode counts once; vanished files do not count."""
     total = 0
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
         for entry in entries:
@@ -448,9 +470,9 @@ def _allocated(directory: Path | str, seen: set[int]) -> int:
     return total
 
 
-# --- whose disk it is ---
+# --- disks shared with the node ---
 
-_OF_THE_NODE = (Path("/"), Path("/etc/hosts"))  # in a pod, /etc/hosts is a file of the kubelet's own disk
+_OF_THE_NODE = (Path("/"), Path("/etc/hosts"))  # in a pod, /etc/hosts lies on the kubelet's own disk
 
 
 def is_shared(root: Path) -> bool:
@@ -460,7 +482,10 @@ def is_shared(root: Path) -> bool:
 
 
 def beside_others(*kept_free: Percentage) -> Percentage:
-    """What to leave free of a disk below whose `kept_free` the node deletes images and evicts pods."""
+    """What to leave free of a disk that is shared with the node.
+
+    `kept_free`: the node deletes images or evicts pods when less than one of these is free.
+    """
     return Percentage(min(max(percentage.percent for percentage in kept_free) + _MARGIN_PERCENT, 100.0))
 
 

@@ -1,8 +1,8 @@
-"""How models were used and what their sources bring: remembered, since no access time can be trusted.
+"""The usage log: how models were used and how fast their sources sent, for the choice of what to evict.
 
-Read-only mounts and `noatime` keep no access times. A use is what cachd itself sees: a model published, asked
-for, leased, or opened by a process. The file is a help for choosing, no truth: one that is lost or torn costs
-a worse choice, so it is written now and then and not after every use.
+Access times are of no use here: read-only mounts and `noatime` keep none. A use is what cachd itself sees: a
+model is published, requested, leased, or opened by a process. A lost or torn log only makes one choice worse,
+so the log is written now and then and not after every use.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_MOST_NAMES = 10_000  # of each kind of thing that is remembered; the oldest is forgotten first
+_MOST_NAMES = 10_000  # entries of each kind; the oldest are dropped first
 _MOST_BYTES = 16 << 20  # of the file
 _LONGEST_BASE = 1000
-_OPENED_SECONDS = 3600.0  # for so long it is remembered when a snapshot was opened
+_OPENED_SECONDS = 3600.0  # how long the time of an open is kept
 _LEAST_MEASURED_BYTES = 4 << 20
 GATED, GONE = "gated", "gone"
 
 
 class UsageLog:
-    """Uses and priorities by name, those of models that are gone, too; when each snapshot was opened; bytes a
-    second by scheme of the source; and which refs their source gave no more. Safe from any thread."""
+    """What is known of names, snapshots and sources, kept across restarts. Safe from any thread.
+
+    Uses and priorities by name, also of removed models. The last open by snapshot. Bytes a second by scheme
+    of the source. The bases of refs that their source no longer gives. All times are seconds since the epoch.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.usage_log
         self._lock = threading.Lock()
-        self._usage_log: dict[str, Use] = {}
+        self._uses: dict[str, Use] = {}  # the one used last stands last
         self._opened: dict[str, float] = {}
         self._newly_opened: dict[str, float] = {}
         self._asked_at = 0.0
@@ -49,28 +52,28 @@ class UsageLog:
         self._read()
 
     def used(self, name: str, now: float) -> None:
-        """The model was published, asked for or leased."""
+        """Record that the model was published, requested or leased at `now`."""
         self._asked_at = max(self._asked_at, now)
         self.seen(name, now)
 
     def seen(self, name: str, now: float) -> None:
-        """The model is or was open in a process."""
+        """Record that a process had a file of the model open at `now`."""
         with self._lock:
-            before = self._usage_log.pop(name, None)
-            self._usage_log[name] = before.again(now) if before else Use(now)  # the last used stands last
-            if len(self._usage_log) > _MOST_NAMES:
-                forgotten = next(iter(self._usage_log))
-                del self._usage_log[forgotten]
-                self._priorities.pop(forgotten, None)
+            before = self._uses.pop(name, None)
+            self._uses[name] = before.again(now) if before else Use(now)
+            if len(self._uses) > _MOST_NAMES:
+                oldest = next(iter(self._uses))
+                del self._uses[oldest]
+                self._priorities.pop(oldest, None)
             self._changed = True
 
     @property
     def asked_at(self) -> float:
-        """When any model was last published, asked for or leased: a process may be about to open it."""
+        """When any model was last published, requested or leased, so that a process may open it soon."""
         return self._asked_at
 
     def opened(self, manifest: str, now: float) -> None:
-        """Somebody opened a file of a snapshot."""
+        """Record that somebody opened a file of a snapshot at `now`."""
         with self._lock:
             self._opened.pop(manifest, None)
             self._opened[manifest] = self._newly_opened[manifest] = now
@@ -78,23 +81,24 @@ class UsageLog:
             self._changed = True
 
     def opened_at(self, manifest: str) -> float | None:
-        """When somebody last opened a file of a snapshot; None when that is long ago or not known."""
+        """When somebody last opened a file of a snapshot; None when that is long ago or unknown."""
         return self._opened.get(manifest)
 
     def newly_opened(self) -> Mapping[str, float]:
-        """The snapshots that were opened since this was last asked, and when."""
+        """The snapshots that were opened since the last call, and when."""
         with self._lock:
             found, self._newly_opened = self._newly_opened, {}
         return found
 
     def of(self, name: str) -> Use | None:
-        return self._usage_log.get(name)
+        """How a name was used; None when no use is known."""
+        return self._uses.get(name)
 
     def set_priority(self, name: str, priority: int) -> None:
         with self._lock:
             if self._priorities.pop(name, 0) != priority:
                 self._changed = True
-            if priority:  # none is the same as 0
+            if priority:  # 0 is the default, and is not stored
                 self._priorities[name] = priority
                 _shorten(self._priorities)
 
@@ -102,7 +106,7 @@ class UsageLog:
         return self._priorities.get(name, 0)
 
     def brought(self, scheme: str, size: int, seconds: float) -> None:
-        """A source sent `size` bytes in so long; few bytes say nothing of its rate."""
+        """Record that a source sent `size` bytes in `seconds`. Ignored if too small to measure a rate."""
         if size < _LEAST_MEASURED_BYTES or seconds <= 0:
             return
         with self._lock:
@@ -111,11 +115,11 @@ class UsageLog:
             self._changed = True
 
     def rate(self, scheme: str) -> float | None:
-        """Bytes a second that pulls from such a source had of late; None when none was measured."""
+        """Bytes a second of recent pulls from sources of this scheme; None when none was measured."""
         return self._rates.get(scheme)
 
     def lost(self, base: str, why: str | None) -> None:
-        """The source refuses the ref (GATED), has it no more (GONE), or gives it (None)."""
+        """Record that a source refuses a ref (GATED), no longer has it (GONE), or gives it (None)."""
         with self._lock:
             if why is None:
                 self._changed |= self._lost.pop(base, None) is not None
@@ -126,10 +130,11 @@ class UsageLog:
                 self._changed = True
 
     def why_lost(self, base: str) -> str | None:
+        """GATED, GONE, or None when nothing is known against the source."""
         return self._lost.get(base)
 
     def save(self) -> None:
-        """Write what has changed. A disk that refuses is told of in the log, and asked again next time."""
+        """Write the log if it has changed. A failure is only logged; the next call tries again."""
         with self._lock:
             if not self._changed:
                 return
@@ -137,7 +142,7 @@ class UsageLog:
             self._opened = {m: at for m, at in self._opened.items() if now - at < _OPENED_SECONDS}
             document = {
                 "opened": self._opened,
-                "names": {name: [use.last, use.weight] for name, use in self._usage_log.items()},
+                "names": {name: [use.last, use.weight] for name, use in self._uses.items()},
                 "priorities": dict(self._priorities),
                 "rates": dict(self._rates),
                 "lost": dict(self._lost),
@@ -148,25 +153,25 @@ class UsageLog:
                 durable.write_file(self._path, json.dumps(document).encode(), mode=0o600)
         except CachdError as error:
             self._changed = True
-            log.info("uses not written", reason=error.detail)
+            log.info("usage log not written", reason=error.detail)
 
     def _read(self) -> None:
         try:
-            told: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
-            self._usage_log = {str(n): Use(float(last), float(w)) for n, (last, w) in told["names"].items()}
-            self._opened = {str(m): float(at) for m, at in told.get("opened", {}).items()}
-            self._priorities = {str(n): int(p) for n, p in told["priorities"].items()}
-            self._rates = {str(s): float(r) for s, r in told["rates"].items() if float(r) > 0}
-            self._lost = {str(base): str(why) for base, why in told["lost"].items()}
-            for kept in (self._usage_log, self._opened, self._priorities, self._lost):
+            saved: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
+            self._uses = {str(n): Use(float(last), float(w)) for n, (last, w) in saved["names"].items()}
+            self._opened = {str(m): float(at) for m, at in saved.get("opened", {}).items()}
+            self._priorities = {str(n): int(p) for n, p in saved["priorities"].items()}
+            self._rates = {str(s): float(r) for s, r in saved["rates"].items() if float(r) > 0}
+            self._lost = {str(base): str(why) for base, why in saved["lost"].items()}
+            for kept in (self._uses, self._opened, self._priorities, self._lost):
                 _shorten(kept)
         except FileNotFoundError:
             pass
         except files.UNREADABLE as error:
-            log.warning("uses not read: all models count as equally used", reason=repr(error))
+            log.warning("usage log not read: all models count as equally used", reason=repr(error))
 
 
 def _shorten(kept: dict[str, Any]) -> None:
-    """Forget the oldest of more than may be."""
+    """Drop the oldest entries if there are more than allowed."""
     for oldest in list(kept)[: max(len(kept) - _MOST_NAMES, 0)] if len(kept) > _MOST_NAMES else ():
         del kept[oldest]

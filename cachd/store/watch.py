@@ -1,14 +1,16 @@
-"""The directories of the views, watched: the kernel says at once where somebody changes or opens something.
+"""Watches the directories of the views: the kernel reports at once where somebody changes or opens a file.
 
-    change   somebody deleted, moved, replaced, wrote or chmod-ed something: which snapshots to look at.
-             An event says only where, and cachd's own changes make events, too: the look decides
-    open     somebody opened a file of a snapshot, through whatever mount: it is in use.
-             cachd itself opens blobs by their own names, never a file of a snapshot in a view
+    change   somebody deleted, moved, replaced, wrote or chmod-ed something. An event only says where, and
+             cachd's own changes cause events, too: transfer/looks.py then checks the snapshots concerned
+    open     somebody opened a file of a snapshot, through any mount: the snapshot is in use. cachd itself
+             opens blobs under .cachd/blobs only, never a file of a snapshot in a view
 
-Each has its own queue: a pod can fill the one for opens, but changes nothing through its read-only mount.
+Each kind has its own inotify queue. A pod can flood the queue of opens, but it cannot change anything
+through its read-only mount.
 
-Not seen: bytes changed through a mapping, through a hard link that is not cachd's, or by the disk itself (the
-scrub finds those); what another machine does on a network file system; an open while its queue was full.
+inotify does not report: bytes changed through a memory mapping, through a hard link that is not cachd's, or
+by the disk itself (the scrub finds these); what another machine does on a network file system; events while
+a queue is full.
 """
 
 from __future__ import annotations
@@ -35,22 +37,25 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 class _Kind(enum.Enum):
-    """What the entries of a directory are."""
+    """What the entries of a watched directory are."""
 
-    VIEWS = enum.auto()  # of the root
+    VIEWS = enum.auto()  # the views, in the root
     LINKS = enum.auto()  # models/NAME
     READY = enum.auto()  # ready/NAME.json
     TREES = enum.auto()  # models/.trees/ID
     FOLDERS = enum.auto()  # hub/FOLDER
-    FOLDER = enum.auto()  # what a folder of the Hub view keeps beside snapshots
-    FILES = enum.auto()  # of a snapshot, in either view
-    BLOBS = enum.auto()
+    FOLDER = enum.auto()  # refs, listings and commits in a folder of the Hub view
+    FILES = enum.auto()  # files of a snapshot, in either view
+    BLOBS = enum.auto()  # .cachd/blobs/ALGORITHM/HEX
 
 
 @dataclass(slots=True)
 class _Directory:
-    """One watched directory. `folder`: of the Hub view, or the algorithm of blobs; `below`: its path in its
-    snapshot; `manifests`: the snapshots that need it, empty when it is there for all."""
+    """One watched directory.
+
+    `folder`: its folder of the Hub view; for BLOBS, the digest algorithm. `below`: its path in the snapshot.
+    `manifests`: the snapshots that need it; empty when all do.
+    """
 
     path: str
     kind: _Kind
@@ -61,9 +66,12 @@ class _Directory:
 
 @dataclass(slots=True)
 class ViewChanges:
-    """Where something changed since the last time: names, manifests and folders of the Hub view to look at;
-    `written`: manifest and path of each file that somebody wrote into; `blobs`: the same by blob;
-    `everything`: look at all, more changed than the queue holds."""
+    """Where something changed since the last call.
+
+    `names`, `manifests`, `folders` (of the Hub view): what to check. `written`: (manifest, path) of each file
+    that somebody wrote into. `blobs`: blobs that somebody wrote into. `everything`: check all snapshots,
+    because the queue overflowed or an event does not say which snapshot it concerns.
+    """
 
     names: set[str] = field(default_factory=set)
     manifests: set[str] = field(default_factory=set)
@@ -78,11 +86,11 @@ class ViewChanges:
         )
 
     def add(self, directory: _Directory, event: Event) -> None:
-        """Take note of one event in a directory."""
+        """Record one event of a directory."""
         name = event.name
         match directory.kind:
             case _Kind.BLOBS:
-                with suppress(CachdError):  # the hashes of its parts lie beside a blob
+                with suppress(CachdError):  # other names are ignored: part hashes lie beside the blobs
                     self.blobs.add(Digest(directory.folder, name))
             case _Kind.FILES:
                 self.manifests |= directory.manifests
@@ -107,7 +115,7 @@ class ViewChanges:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """How many directories of the views are watched, how many are not, and why not."""
+    """How many directories are watched, how many are not, and why not (empty when all are)."""
 
     directories: int
     unwatched: int
@@ -115,7 +123,7 @@ class Watched:
 
 
 class _Queue:
-    """Directories that one queue of the kernel watches, `most` of them."""
+    """One inotify queue that watches at most `most` directories for the events of `mask`."""
 
     def __init__(self, mask: int, most: int) -> None:
         self._inotify, self._mask, self._most = Inotify(), mask, most
@@ -130,7 +138,10 @@ class _Queue:
         self._inotify.close()
 
     def add(self, directory: _Directory) -> None:
-        """Watch a directory, or the one that took its place. Raises OSError."""
+        """Watch a directory. Watching it again is fine; a new directory at its path replaces it.
+
+        Raises OSError.
+        """
         path = directory.path
         if path not in self._watches and self.count >= self._most:
             raise OSError(errno.ENOSPC, f"cachd watches no more than {self._most} directories")
@@ -147,7 +158,7 @@ class _Queue:
             self._inotify.remove(watch)
 
     def read(self) -> Iterator[tuple[_Directory | None, Event]]:
-        """The events since the last time, each with its directory; with None when some were lost."""
+        """Yields (directory, event) since the last call, and (None, event) if the kernel dropped events."""
         for event in self._inotify.read():
             if event.mask & inotify.OVERFLOW:
                 yield None, event
@@ -160,7 +171,7 @@ class _Queue:
 
 
 class Watch:
-    """The watched directories of one root. Safe from any thread. Nothing is watched before `start`."""
+    """Watches the directories of one root, from `start` on. Safe from any thread."""
 
     def __init__(self, layout: Layout, usage_log: UsageLog) -> None:
         self._layout, self._usage_log = layout, usage_log
@@ -174,17 +185,17 @@ class Watch:
         self._lost_opens = False
 
     def start(self) -> None:
-        """Begin to watch, as far as the kernel lets us; called again, try again what it refused."""
+        """Begin to watch, as far as the kernel allows. Another call retries what the kernel refused."""
         with self._lock:
             self._started = True
-            most = inotify.most_watches()  # what else this user runs needs some, too: the kubelet, when root
+            most = inotify.most_watches()  # shared with other processes of this user: as root, the kubelet
             try:
                 if self._changes is None:
                     self._changes = _Queue(_CHANGES, most // 2)
                 if self._opens is None:
                     self._opens = _Queue(_OPENS, most // 4)
             except OSError as error:
-                self._reason = _told(error)
+                self._reason = _reason_of(error)
             self._add_all(_of_root(self._layout))
 
     def close(self) -> None:
@@ -195,30 +206,34 @@ class Watch:
             self._started, self._changes, self._opens = False, None, None
 
     def cover(self, manifest: Manifest, folders: Iterable[str]) -> None:
-        """Watch what shows a snapshot, in these folders of the Hub view; watched already is fine."""
+        """Watch the directories of a snapshot: in the plain view and in these folders of the Hub view.
+
+        A directory that is watched already stays watched.
+        """
         with self._lock:
             if self._started:
                 self._add_all([*_of_root(self._layout), *_of_snapshot(self._layout, manifest, folders)])
 
     def leave(self, manifest: str) -> None:
-        """Watch a snapshot no more: it is about to be removed."""
+        """Stop watching a snapshot, because it is about to be removed."""
         with self._lock:
             for directory in [d for d in self._directories.values() if manifest in d.manifests]:
                 self._keep(directory, directory.manifests - {manifest})
 
     def keep_only(self, manifests: Collection[str]) -> None:
-        """Watch no other snapshots than these."""
+        """Stop watching all snapshots but these."""
         with self._lock:
             for directory in [d for d in self._directories.values() if d.manifests]:
                 self._keep(directory, directory.manifests.intersection(manifests))
 
     def watched(self) -> Watched:
+        """How much is watched now."""
         with self._lock:
             count = self._changes.count if self._changes else 0
             return Watched(count, len(self._unwatched), self._reason if self._unwatched else "")
 
     def changes(self) -> ViewChanges:
-        """What changed since the last time."""
+        """What changed since the last call."""
         found = ViewChanges()
         with self._lock:
             for directory, event in self._changes.read() if self._changes else ():
@@ -231,32 +246,32 @@ class Watch:
     # --- opens ---
 
     def note_opens(self, now: float) -> None:
-        """Let `usage_log` know which snapshots somebody opened until now."""
+        """Record in the usage log which snapshots somebody opened since the last call, as opened at `now`."""
         opened: set[str] = set()
         with self._lock:
             for directory, event in self._opens.read() if self._opens else ():
                 if directory is None:
                     self._lost_opens = True
-                elif not event.mask & inotify.IS_DIRECTORY:  # who lists a directory loads no model
+                elif not event.mask & inotify.IS_DIRECTORY:  # listing a directory is no use of a model
                     opened |= directory.manifests
         for manifest in opened:
             self._usage_log.opened(manifest, now)
 
     def opened_at(self, manifest: str, now: float) -> float | None:
-        """When somebody last opened a file of a snapshot, as far as is known at this very moment."""
+        """When somebody last opened a file of a snapshot, opens of this moment included; None if unknown."""
         self.note_opens(now)
         return self._usage_log.opened_at(manifest)
 
     def lost_opens(self) -> bool:
-        """Whether opens were lost since the last time, because too many came at once."""
+        """Whether events of opens were lost since the last call, because too many came at once."""
         lost, self._lost_opens = self._lost_opens, False
         return lost
 
     def tells_opens(self) -> bool:
-        """Whether every open of a published file is seen."""
+        """Whether all directories of published files are watched, so that no open goes unseen."""
         return self._opens is not None and not self._unwatched
 
-    # --- inside, under the lock ---
+    # --- private; the caller holds the lock ---
 
     def _add_all(self, directories: Iterable[_Directory]) -> None:
         for directory in directories:
@@ -275,7 +290,7 @@ class Watch:
                     self._forget(known.path)
                 else:
                     self._unwatched.add(known.path)
-                    self._reason = _told(error)
+                    self._reason = _reason_of(error)
 
     def _keep(self, directory: _Directory, manifests: set[str]) -> None:
         directory.manifests = manifests
@@ -291,7 +306,7 @@ class Watch:
 
 
 def _of_root(layout: Layout) -> Iterator[_Directory]:
-    """What is there for all snapshots."""
+    """The directories that all snapshots share."""
     yield _Directory(str(layout.root), _Kind.VIEWS)
     yield _Directory(str(layout.models), _Kind.LINKS)
     yield _Directory(str(layout.tree("")), _Kind.TREES)
@@ -300,7 +315,7 @@ def _of_root(layout: Layout) -> Iterator[_Directory]:
 
 
 def _of_snapshot(layout: Layout, manifest: Manifest, folders: Iterable[str]) -> Iterator[_Directory]:
-    """What shows one snapshot, and where its blobs are."""
+    """The directories of one snapshot in the views, and those of its blobs."""
     for algorithm in {f.blob.algorithm for f in manifest.files}:
         yield _Directory(str(layout.blobs / algorithm), _Kind.BLOBS, algorithm)
     below = directories_of(f.path for f in manifest.files)
@@ -316,8 +331,8 @@ def _of_snapshot(layout: Layout, manifest: Manifest, folders: Iterable[str]) -> 
             yield _Directory(path, _Kind.FILES, folder, each, {manifest.id})
 
 
-def _told(error: OSError) -> str:
-    """Why the kernel watches no more, and the setting that says so."""
+def _reason_of(error: OSError) -> str:
+    """Why the kernel refused a watch, with the sysctl that limits it, if one does."""
     limit = {errno.ENOSPC: "fs.inotify.max_user_watches", errno.EMFILE: "fs.inotify.max_user_instances"}
     name = limit.get(error.errno or 0, "")
     return f"{error.strerror or error}" + (f" (sysctl {name})" if name else "")

@@ -1,4 +1,4 @@
-"""Shares an adaptive pool of stream threads fairly among the pulls."""
+"""Shares the stream threads fairly among the pulls, and adapts their number to the throughput."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class Reclaim:
                 self._store.snapshots.leases.expire(time.time())
                 self._store.content.empty_trash()
                 self.note_opens()
-                if time.monotonic() >= self._checked_at + self._between_checks():
+                if time.monotonic() >= self._checked_at + self._between_looks():
                     self.look()
                 self.relieve()
             except (CachdError, OSError) as error:
@@ -255,7 +255,7 @@ class Reclaim:
             if snapshot.manifest in opened:
                 self._store.usage_log.seen(snapshot.name, opened[snapshot.manifest])
 
-    def _between_checks(self) -> float:
+    def _between_looks(self) -> float:
         watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
         is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS

@@ -4,8 +4,8 @@ There are four reasons to evict:
 
 pull       A pull needs space. The policy chooses victims; if they do not free enough, the pull is refused.
            They are evicted one by one, each only when bytes that have arrived need its disk blocks.
-pressure   Models take more than the high watermark, or another process fills the disk. Unprotected snapshots
-           are evicted down to the low watermark.
+pressure   More space is taken than the high watermark allows, or bytes that have arrived find no free space.
+           Unprotected snapshots are evicted, down to the low watermark.
 unused     Nobody used a snapshot for `unused_seconds`.
 asked      An operator asked for space.
 

@@ -638,7 +638,7 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
     until(lambda: len(ready_names(running)) == 2)
     assert "kept" in ready_names(running)
     running.configure(**{**running.options, "limit_bytes": "4MiB"})
-    told = running.wait_for("more is taken than may be, and the rest is protected")
+    told = running.wait_for("too little space can be freed: the other models are protected")
     capacity = until(lambda: len(ready_names(running)) == 1 and running.ask("GET", "/v1/capacity").document)
     (kept,) = (snapshot["bytes"] for snapshot in capacity["snapshots"])
     assert told["held_by"] == [f"kept ({kept} bytes, pinned as kept)"]

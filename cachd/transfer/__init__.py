@@ -1,1 +1,1 @@
-"""How bytes move from a source into the store. Begin with pull.py."""
+"""Moves bytes from sources into the store. Read pull.py first."""

@@ -1,4 +1,4 @@
-"""The limits in force: where streams wait before they receive more."""
+"""Makes streams wait so that they receive no more than the bandwidth limits allow."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NO_PREFIXES: Mapping[str, int] = {}
 
 
 class Bandwidth:
-    """Shared by all streams. Without a limit it costs one look."""
+    """The bandwidth limits of all streams. Safe from any thread; costs next to nothing without a limit."""
 
     def __init__(self, limits: Limits, metrics: Metrics, prefixes: Mapping[str, int] = _NO_PREFIXES) -> None:
         self._metrics = metrics
-        self._anew = threading.Condition()
-        self._line = 0  # another one whenever all who wait must stand in line anew
+        self._restarted = threading.Condition()
+        self._generation = 0  # changes when every waiting stream must reserve again
         self._limiters: dict[str, RateLimiter] = {}
         self.limits = Limits()
         self.prefixes = _NO_PREFIXES
@@ -34,11 +34,11 @@ class Bandwidth:
             self.change(limits, prefixes)
 
     def change(self, limits: Limits, prefixes: Mapping[str, int] | None = None) -> None:
-        """Let these limits hold from now on, for those who wait already, too.
+        """Replace the limits, also for streams that wait already.
 
-        `prefixes` are those of the entries of `sources`, in bytes a second; None leaves them as they are.
+        `prefixes`: limits of entries of `sources`, in bytes per second; None leaves them unchanged.
         """
-        with self._anew:
+        with self._restarted:
             self.limits, now = limits, time.monotonic()
             self.prefixes = self.prefixes if prefixes is None else prefixes
             rates = self.rates()
@@ -49,17 +49,15 @@ class Bandwidth:
         log.info("bandwidth limits", **rates)
 
     def rates(self) -> Mapping[str, int]:
-        """Bytes a second by source and by prefix; `all` is the limit of all together."""
+        """Bytes per second by scheme and by prefix. The entry `all` limits all streams together."""
         every = self.limits.bytes_per_second
         return {**({ALL: every} if every else {}), **self.limits.sources, **self.prefixes}
 
     def allow(self, scheme: str, wanted: int, cancel_token: CancelToken, *, prefix: str = "") -> int:
-        """Wait for a stream's turn; how many of the bytes it wants it may receive now, one at least.
+        """Wait for the calling stream's slot. Returns how many of `wanted` bytes it may receive, at least 1.
 
-        The limits of all, of the scheme and of `prefix` hold together.
-
-        Raises Cancelled as soon as `cancel_token` is cancelled. No stream waits longer than one turn of every
-        other stream takes.
+        The limits of all streams, of `scheme` and of `prefix` apply together. No stream waits longer than it
+        takes to serve every other stream once. Raises Cancelled as soon as `cancel_token` is cancelled.
         """
         limits = (ALL, scheme, prefix)
         if self._limiters.keys().isdisjoint(limits):
@@ -67,39 +65,39 @@ class Bandwidth:
         waiting = _Waiting(self)
         began = time.monotonic()
         with cancel_token.reaches(waiting):
-            count = self._turn(limits, wanted, waiting)
+            count = self._wait_for_slot(limits, wanted, waiting)
         self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
         return count
 
     def leave(self, waiting: _Waiting) -> None:
-        """Let one who waits go, and those behind it move up."""
-        with self._anew:
+        """End one stream's wait. The streams behind it reserve again."""
+        with self._restarted:
             waiting.is_over = True
             self._restart(self.rates())
 
-    def _turn(self, limits: tuple[str, ...], wanted: int, waiting: _Waiting) -> int:
-        with self._anew:
+    def _wait_for_slot(self, limits: tuple[str, ...], wanted: int, waiting: _Waiting) -> int:
+        with self._restarted:
             while not waiting.is_over:
-                line, now = self._line, time.monotonic()
+                generation, now = self._generation, time.monotonic()
                 limiters = [self._limiters[each] for each in limits if each in self._limiters]
                 count = min([wanted, *(limiter.turn_bytes for limiter in limiters)])
                 due = now + max((limiter.reserve(count, now) for limiter in limiters), default=0.0)
-                while line == self._line and (left := due - time.monotonic()) > 0:
-                    self._anew.wait(left)
-                if line == self._line:
+                while generation == self._generation and (left := due - time.monotonic()) > 0:
+                    self._restarted.wait(left)
+                if generation == self._generation:
                     return count
-            raise Cancelled("cut while it waited for its turn")
+            raise Cancelled("cancelled while it waited for the bandwidth limit")
 
     def _restart(self, rates: Mapping[str, int]) -> None:
         now = time.monotonic()
         for source, limiter in self._limiters.items():
             limiter.restart(rates[source], now)
-        self._line += 1
-        self._anew.notify_all()
+        self._generation += 1
+        self._restarted.notify_all()
 
 
 class _Waiting:
-    """One stream that waits for its turn; a cut ends that."""
+    """One waiting stream. A cancel token may abort the wait."""
 
     def __init__(self, bandwidth: Bandwidth) -> None:
         self._bandwidth = bandwidth

@@ -1,7 +1,8 @@
-"""One core for threads that take turns at the interpreter's lock.
+"""Keeps threads that compete for the interpreter's lock (GIL) on one core.
 
-A small file costs its thread more Python than waiting, so that each of its system calls hands the lock on.
-Handed to a thread on another core that costs more than the file's own work; on the same core it is nothing.
+For a small file, a thread runs mostly Python code, and each of its system calls passes the GIL to another
+thread. Passing it to a thread on another core costs more than the work for the file; on the same core it is
+nearly free.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from contextlib import contextmanager
 
 from cachd.store.kernel import running_on
 
-_LOOK_SECONDS = 1.0
+_CHOOSE_SECONDS = 1.0
 
 
 class _Place(threading.local):
-    core: int | None = None  # where the thread is held
-    leads = False  # it was let go, and says where the others follow
+    core: int | None = None  # the only core that the thread may run on; None: any
+    leads = False  # it may run on any core, and the others follow it to the core where it runs
 
 
 class OneCore:
-    """Threads that `gather` run on one core until they `scatter`. Safe from any thread, for itself alone.
+    """Threads that `gather` run on one core until they `scatter`. Safe from any thread, each for itself.
 
-    Which core is the scheduler's choice, made anew every second: one of them is free for a file's time, and
-    the others follow it. Where affinity may not be set, nobody gathers.
+    The scheduler chooses the core, anew every second: one thread may run anywhere while it fetches a file,
+    and then the others follow it to its core. Where the affinity may not be set, nothing happens.
     """
 
     def __init__(self) -> None:
         self._core: int | None = None
-        self._look_at = 0.0
+        self._choose_at = 0.0
         self._mine = _Place()
 
     def gather(self) -> None:
-        """Run where the others do, for what is short or mostly waits."""
+        """Run on the common core, for work that is short or mostly waits."""
         mine, now = self._mine, time.monotonic()
-        if now >= self._look_at:
-            self._look_at, mine.leads = now + _LOOK_SECONDS, True
+        if now >= self._choose_at:
+            self._choose_at, mine.leads = now + _CHOOSE_SECONDS, True
             if mine.core is not None:
-                self.scatter()  # until it gathers again: by then it is where there is room
+                self.scatter()  # until its next `gather`: by then the scheduler has moved it to a free core
                 return
         if mine.leads:
             mine.leads, self._core = False, running_on()
@@ -48,13 +49,13 @@ class OneCore:
             mine.core = self._core
 
     def scatter(self) -> None:
-        """Run wherever this process may."""
+        """Run on any core that this process may use."""
         if self._mine.core is not None and _run_on(os.sched_getaffinity(os.getpid())):
             self._mine.core = None
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Be gathered inside, with every thread that begins there."""
+        """Gather while inside. Threads started inside inherit the core."""
         self.gather()
         try:
             yield
@@ -66,9 +67,9 @@ together = OneCore()
 
 
 def _run_on(cores: set[int]) -> bool:
-    """Whether the calling thread may from now on run on these alone."""
+    """Restrict the calling thread to these cores. Returns whether the kernel allowed it."""
     try:
         os.sched_setaffinity(0, cores)
-    except OSError:  # taken from this process meanwhile (cpuset), or forbidden (seccomp)
+    except OSError:  # the cores were taken from this process (cpuset), or the call is forbidden (seccomp)
         return False
     return True

@@ -1,19 +1,20 @@
-"""One file: its parts spread over the streams into an ingest, its digest following, then the commit.
+"""Downloads one file: streams write its parts into an ingest, the digest is computed, the blob is committed.
 
-This is the only place where bytes are asked for again. A part that breaks off goes on where it stopped;
-a part that fails more than `retries` times within 64 KiB ends the download, so that an origin that gives a
-byte at a time ends it, too.
+Retries happen only here. A part that breaks off is resumed where it stopped. After more than `retries`
+failures without 64 KiB of progress between them, the part fails the download; an origin that sends one byte
+per request ends that way, too.
 
-While a pull has a file for every stream, each stream takes one from part to part, and its digest with it:
-bytes are hashed where they have just come, which on few cores is what bounds a pull of many shards. When
-there are fewer files than streams, these share one, and its digest follows them on a hashing thread.
+While a pull has at least one file per stream, each stream fetches one file, part after part, and hashes the
+bytes as they arrive, while they are in the processor's cache. Hashing limits a pull of many shards on few
+cores. When there are fewer files than streams, several streams share a file and a hashing thread hashes it.
 
-Bytes get their blocks when they have arrived, from what was promised to a pull that waits for the file: what
-a source says of its size alone takes none, and makes no other model go.
+Disk blocks are allocated only for bytes that have arrived, from the reservation of a pull that waits for the
+file. So a size that a source merely claims takes no space and evicts no model.
 
-A wrong digest is repaired once. Parts that the disk has lost or changed since they came are fetched again,
-and nothing else is. Where the disk holds what came, no hash tells which part is wrong, as sources publish
-none: the file is fetched again by new connections. Wrong again, it is discarded: `Corrupt`.
+A wrong digest is repaired once. Parts that the disk lost or changed after they arrived are fetched again. If
+the disk holds exactly what arrived, nothing says which part is wrong, because sources publish no hashes of
+parts: then the complete file is fetched again over new connections. If the digest is wrong again, the file is
+discarded and the download ends with `Corrupt`.
 """
 
 from __future__ import annotations
@@ -49,32 +50,35 @@ log = structlog.get_logger(__name__)
 
 _FOLLOW_BYTES = 4 << 20
 _PROGRESS_BYTES = 64 << 10
-_TURN_SECONDS = 1.0
-_SMALL_BYTES = 256 << 10  # at most a stream's buffer
-_TOGETHER_BYTES = 128 << 10  # with more, a file's bytes keep a core busy, and others serve the rest
+_YIELD_AFTER_SECONDS = 1.0  # a stream runs its task so long before it may yield to another pull
+_SMALL_BYTES = 256 << 10  # must fit into a stream's buffer
+_ONE_CORE_BYTES = 128 << 10  # larger requests keep a core busy: their threads are not gathered on one core
 _STEP_BYTES = 64 << 10
-_SHARING = 4  # streams that come to share the last files of many
-_LOOK_FOR_ROOM_SECONDS = 0.5
-_WHOLE_SECONDS = 30.0  # of an origin without ranges, which begins anew
-_STEP_AHEAD_BYTES = 8 << 20  # blocks taken at once for bytes of which the first have arrived
+_SHARING = 4  # while each stream has a file, parts are sized as if this many streams shared it
+_SPACE_RETRY_SECONDS = 0.5
+_NO_RANGES_SLOW_SECONDS = 30.0  # more patience, because a file without ranges starts over from byte 0
+_ALLOCATE_BYTES = 8 << 20  # blocks are allocated this far ahead of the bytes that have arrived
 
 
 class GaveWay(Unavailable):
-    """The stream was taken for another pull: its origin hardly sent."""
+    """The stream was taken for another pull, because this download's origin sent hardly anything."""
 
 
 class _NoSpaceNow(Exception):
-    """Bytes have arrived, and another process has taken the space that was promised for them."""
+    """Another process has taken the disk space that was reserved for bytes that have arrived."""
 
 
 class Part:
-    """An extent on its way: how far it got, how much of that is kept, how far it has blocks, the hash of what
-    came, and failures since it made progress."""
+    """An extent that is being fetched.
+
+    Bytes up to `reached` have arrived, those up to `kept` survive a death of the process, and those up to
+    `allocated` have disk blocks. `hash` covers the bytes that have arrived.
+    """
 
     def __init__(self, extent: Extent) -> None:
         self.extent = extent
         self.reached = self.kept = self.allocated = extent.start
-        self.hash: PartHash | None = None  # from the first byte on: many parts wait
+        self.hash: PartHash | None = None  # created with the first byte, since many parts are only queued
         self._failures = 0
         self._failed_at = extent.start
 
@@ -83,7 +87,7 @@ class Part:
         return Extent(self.reached, self.extent.stop)
 
     def failed(self, at: int) -> int:
-        """Count a failure when `at` bytes had come; how many there are since the last progress."""
+        """Count a failure at byte `at` of the file. Returns the failures since the last progress."""
         if at - self._failed_at >= _PROGRESS_BYTES:
             self._failures, self._failed_at = 0, at
         self._failures += 1
@@ -91,10 +95,10 @@ class Part:
 
 
 class Download:
-    """The transfer of one blob. `done` resolves when it is committed, or carries the reason it is not.
+    """The transfer of one blob. `done` resolves when the blob is committed, or raises the CachdError.
 
-    Threads enter and leave; whoever leaves last after the end closes the ingest, so that no descriptor is
-    ever closed under a running thread.
+    The download counts the threads that work on it. When it is over, the last of them closes the ingest, so
+    that no descriptor is ever closed under a running thread.
     """
 
     def __init__(
@@ -116,19 +120,19 @@ class Download:
         self.resumed = 0
         self._scheme, self._source, self._content, self._engine = scheme, source, content, engine
         self._reservations = [reservation]
-        self._allocated = 0  # bytes of disk of the ingest, when last looked at
+        self._allocated = 0  # bytes of disk of the ingest, when last measured
         self._received = engine.metrics.download_bytes.labels(scheme)
         self._unkept_bytes = unkept_bytes(engine.streams.most)
         self._quota = StreamQuota()
         self._lock = threading.Lock()
         self._ingest: Ingest | None = None
         self._fetched = self._forgotten = 0
-        self._wrong = ""  # the digest that a repair was for
+        self._wrong = ""  # the wrong digest that the repair was for; empty before a repair
         self._cancel_token = CancelToken()
         self._inside = 0
         self._following = False
         self._by_parts = True
-        self._later: deque[Part] = deque()  # parts for after the one at work, while each stream has a file
+        self._later: deque[Part] = deque()  # parts not yet given to a stream, while each stream has a file
         self._everything = Part(Extent(0, file.size))
         self._committing = False
         self._waits_for_space = False
@@ -136,45 +140,45 @@ class Download:
         self._is_proven = False
         self._over = False
         self._outcome: CachdError | None = None
-        self.waits: Waits | None = None  # since its origin failed, until the next byte
+        self.waits: Waits | None = None  # set when its origin fails, cleared by the next byte
 
     # --- for the pull ---
 
     @property
     def received(self) -> int:
-        """Bytes of the file that are here, resumed ones included; what came twice counts once."""
+        """Bytes of the file that are on this node, resumed ones included. Bytes fetched twice count once."""
         if self._is_proven:
             return self.file.size
         return min(self.resumed + self._fetched - self._forgotten, self.file.size)
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, well or not; `done` says so within the moment."""
+        """Whether it has ended. `done` is set soon after, once every thread has left."""
         return self._over
 
     @property
     def is_waiting_for_space(self) -> bool:
-        """Whether another process has taken the room it was promised; it begins when there is some again."""
+        """Whether it is paused until other processes leave the disk enough free space."""
         return self._waits_for_space
 
     @property
     def fetched(self) -> int:
-        """Bytes received from the source in this life of the daemon."""
+        """Bytes received from the source since the download began."""
         return self._fetched
 
     def share_with(self, reservation: Reservation) -> None:
-        """Let another pull, too, pay for the file's blocks, and tell it which of them are taken."""
+        """Add the reservation of another pull that waits for this file: its space may be used, too."""
         with self._lock:
             self._reservations.append(reservation)
 
     def start(self, quota: StreamQuota) -> None:
-        """Queue the download behind what its pull's share already holds."""
+        """Queue the download behind the tasks that the pull's stream quota already holds."""
         self._quota = quota
         self._engine.streams.more_files(quota, 1)
         self._engine.streams.append(quota, self._begin)
 
     def cancel(self) -> None:
-        """End the download as soon as its threads have left. What has landed stays for a resume."""
+        """Cancel the download; it ends once its threads have left. What was received stays for a resume."""
         if self._over:
             return
         self._end(Cancelled(f"{self.file.path}: cancelled after {self.received} of {self.file.size} bytes"))
@@ -187,13 +191,13 @@ class Download:
                 return
             try:
                 self._fetch_first(buffer)
-            except Unavailable as error:  # no descriptor for its ingest or its blob
+            except Unavailable as error:  # no file descriptor left for its ingest or its blob
                 self._again(self._everything, 0, error, self._begin)
 
     def _fetch_first(self, buffer: memoryview) -> None:
-        """Fetch a small file, or begin the ingest of a larger one with its first part. Raises Unavailable."""
+        """Fetch a small file completely, or begin a larger one with its first part. Raises Unavailable."""
         if self._content.has(self.file):
-            self._take_what_is_here(buffer)
+            self._prove_blob(buffer)
             return
         is_small = self.file.digest and 0 < self.file.size <= _SMALL_BYTES
         if is_small and not self._content.is_begun(self.file):
@@ -212,33 +216,33 @@ class Download:
         if parts:
             self._fetch(parts[0], buffer)
 
-    def _take_what_is_here(self, buffer: memoryview) -> None:
-        """End with the blob that is here, once the source has proven that it has it. Raises Unavailable."""
-        if self._content.proven.has(self.file):  # committed by another download since the pull looked
+    def _prove_blob(self, buffer: memoryview) -> None:
+        """Use the blob that is already here, once this source has proven to have it. Raises Unavailable."""
+        if self._content.proven.has(self.file):  # another download committed it meanwhile
             self._end(None)
         elif not self.file.size:
-            self._is_proven_now()
+            self._end_proven()
         elif self.file.size <= _SMALL_BYTES:
             self._fetch_small(buffer, is_here=True)
         else:
             self._prove(buffer)
 
     def _prove(self, buffer: memoryview) -> None:
-        """Compare parts that the source could not foretell; when one differs, have it send the whole file."""
+        """Compare random samples with the blob; if one differs, fetch and hash the complete file."""
         if self._proof is None:
             self._proof = Proof(self.file, by_samples=self._content.proven.begins(self.file))
-            log.debug("a source proves what it has", file=self.file.path, size_bytes=self.file.size)
+            log.debug("source must prove a blob", file=self.file.path, size_bytes=self.file.size)
         try:
-            if self._proof.samples and self._shows_samples(self._proof, buffer):
-                self._is_proven_now()
+            if self._proof.samples and self._agrees_in_samples(self._proof, buffer):
+                self._end_proven()
                 return
         except NoRanges:
             self._proof.has_ranges = False
         self._proof.samples.clear()
-        self._pass_through(self._proof, buffer)
+        self._hash_complete(self._proof, buffer)
 
-    def _shows_samples(self, proof: Proof, buffer: memoryview) -> bool:
-        """Whether the source has what is here, wherever it is asked. Raises NoRanges, Unavailable."""
+    def _agrees_in_samples(self, proof: Proof, buffer: memoryview) -> bool:
+        """Whether every sample from the source equals the blob. Raises NoRanges, Unavailable."""
         while proof.samples:
             extent, received = proof.samples[-1], 0
             with self._open(extent) as body:
@@ -252,13 +256,13 @@ class Download:
             proof.samples.pop()
         return True
 
-    def _pass_through(self, proof: Proof, buffer: memoryview) -> None:
-        """Hash the whole file as the source sends it, and write nothing. Raises Corrupt."""
+    def _hash_complete(self, proof: Proof, buffer: memoryview) -> None:
+        """Hash the complete file as the source sends it, and write nothing. Raises Corrupt."""
         began = time.monotonic()
         try:
             with self._open(proof.rest) as body:
                 while proof.reached < self.file.size and not self._over:
-                    is_long = time.monotonic() - began > _TURN_SECONDS
+                    is_long = time.monotonic() - began > _YIELD_AFTER_SECONDS
                     if is_long and proof.has_ranges and self._engine.streams.should_yield(self._quota):
                         self._engine.streams.submit(self._quota, self._begin)
                         return
@@ -275,17 +279,17 @@ class Download:
         else:
             if not self._over and proof.digest() != self.file.digest:
                 raise corrupt(self.file, proof.digest())
-            self._is_proven_now()
+            self._end_proven()
 
-    def _is_proven_now(self) -> None:
-        """The source has what is here."""
+    def _end_proven(self) -> None:
+        """End well, and note that this source has proven to have the blob."""
         if not self._over:
             self._is_proven = True
             self._content.proven.add(self.file)
             self._end(None)
 
     def _go_on(self) -> None:
-        """Let the next part begin, or all of them when there are streams for them."""
+        """Queue the next part, or all remaining parts when the pull has fewer files than streams."""
         with self._lock:
             count = 1 if self._engine.streams.has_a_file_each(self._quota) else len(self._later)
             parts = [self._later.popleft() for _ in range(min(count, len(self._later)))]
@@ -298,14 +302,14 @@ class Download:
         return [Part(extent) for gap in ingest.gaps() for extent in split(gap, length)]
 
     def _wait_for_space(self, task: Callable[[memoryview], None]) -> None:
-        """Somebody else fills the disk: rather than take the last of it, go on later."""
+        """Run the task later: another process fills the disk, and the reserve must stay free."""
         paused, self._waits_for_space = self._waits_for_space, True
         if not paused:
             log.warning("paused: the disk is at its reserve", file=self.file.path, size_bytes=self.file.size)
-        self._engine.streams.submit_later(self._quota, task, _LOOK_FOR_ROOM_SECONDS)
+        self._engine.streams.submit_later(self._quota, task, _SPACE_RETRY_SECONDS)
 
     def _begin_with_space(self, rest: int) -> bool:
-        """Begin the ingest; False when there is no room for what it takes over of a damaged blob."""
+        """Begin the ingest; False when it takes over a damaged blob's parts and has no space for them yet."""
         if not rest or not self._content.is_set_aside(self.file.blob):
             self._begin_ingest()
             return True
@@ -324,10 +328,10 @@ class Download:
         return ingest
 
     def _fetch_small(self, buffer: memoryview, *, is_here: bool) -> None:
-        """Receive the file into the buffer and publish it from there: no ingest, no other thread. One that is
-        here is compared.
+        """Receive the complete file into the buffer and write the blob from there, without an ingest.
 
-        When it breaks off, or another pull waits for the stream, it goes on as a part where it stopped.
+        `is_here`: the blob exists already; then the fetched content only proves that this source has it.
+        If the transfer breaks off or yields to another pull, it goes on as a part of an ingest.
         """
         content, received = buffer[: self.file.size], 0
         part = Part(Extent(0, self.file.size))
@@ -335,7 +339,7 @@ class Download:
         try:
             with self._open(part.extent) as body:
                 while received < self.file.size:
-                    if time.monotonic() - began > _TURN_SECONDS and self._engine.streams.should_yield(
+                    if time.monotonic() - began > _YIELD_AFTER_SECONDS and self._engine.streams.should_yield(
                         self._quota
                     ):
                         break
@@ -357,7 +361,7 @@ class Download:
         self._put(content, is_here=is_here)
 
     def _put(self, content: memoryview, *, is_here: bool) -> None:
-        """Publish the whole content of a small file; one that is here already needs no blocks."""
+        """Write a small file's content as a blob. One that is here already needs no blocks."""
         payer, size = self._payer(), 0 if is_here else self.file.size
         is_taken = not size or payer.take(size)
         with nullcontext(size) if is_taken else payer.grant(size, size) as granted:
@@ -376,25 +380,27 @@ class Download:
                 self._ask_anew(error.facts["got"], self.file.size, "source")
                 self._engine.streams.submit(self._quota, self._begin)
                 return
-        self._tell_others(payer, size)
+        self._spend_in_others(payer, size)
         self._end(None)
 
     # --- blocks ---
 
     def _payer(self) -> Reservation:
-        """A pull that still waits for the file."""
+        """The reservation that pays for the next blocks: that of a pull that has not ended."""
         with self._lock:
             return next((p for p in self._reservations if not p.has_ended), self._reservations[0])
 
-    def _give_blocks(self, ingest: Ingest, part: Part, count: int) -> None:
-        """See that the next `count` bytes of a part, which have arrived, have blocks. Raises NoSpace, or
-        _NoRoomNow when another process has taken what was promised."""
+    def _allocate(self, ingest: Ingest, part: Part, count: int) -> None:
+        """Allocate blocks for the next `count` bytes of a part, which have arrived.
+
+        Raises NoSpace, or _NoSpaceNow when another process has taken the reserved space.
+        """
         least = part.reached + count - part.allocated
-        least = min(least, self.file.size - self._allocated)  # some of a part may have blocks from before
+        least = min(least, self.file.size - self._allocated)  # a resumed ingest has some blocks already
         if least <= 0:
             return
         payer = self._payer()
-        most = max(min(_STEP_AHEAD_BYTES, part.extent.stop - part.allocated), least)
+        most = max(min(_ALLOCATE_BYTES, part.extent.stop - part.allocated), least)
         with payer.grant(least, most) as granted:
             if not granted:
                 self._forget_received(count)
@@ -405,7 +411,7 @@ class Download:
                 ingest.allocate(Extent(part.allocated, stop))
             except NoSpace:
                 payer.return_unused(granted)
-                if payer.has_space_for(least):  # it is no want of room that is counted
+                if payer.has_space_for(least):  # statvfs shows free space: a quota or the like is exhausted
                     raise
                 self._forget_received(count)
                 raise _NoSpaceNow from None
@@ -413,33 +419,33 @@ class Download:
             self._took_blocks(ingest, granted, payer)
 
     def _took_blocks(self, ingest: Ingest, granted: int, payer: Reservation | None = None) -> None:
-        """Tell every pull that waits for the file how many more bytes of disk it has now."""
+        """Charge newly allocated bytes to the reservations of all pulls that wait for the file."""
         with self._lock:
             now = ingest.allocated
             count, self._allocated = now - self._allocated, now
         if payer:
             payer.return_unused(granted - count)
-        self._tell_others(payer, count)
+        self._spend_in_others(payer, count)
 
-    def _tell_others(self, payer: Reservation | None, count: int) -> None:
+    def _spend_in_others(self, payer: Reservation | None, count: int) -> None:
         with self._lock:
-            others = [promise for promise in self._reservations if promise is not payer]
-        for promise in others:
-            promise.spend(count)
+            others = [each for each in self._reservations if each is not payer]
+        for each in others:
+            each.spend(count)
 
     def _forget_received(self, count: int) -> None:
         with self._lock:
             self._forgotten += count
 
     def _keep(self, part: Part, content: memoryview) -> None:
-        """Begin the ingest of a small file after all, with what came of it."""
+        """Begin an ingest for an unfinished small file, with the content received so far."""
         ingest = self._begin_ingest()
         part.hash = ingest.part_hash()
         if not content:
             return
-        with suppress(_NoSpaceNow):  # it comes again
-            self._give_blocks(ingest, part, len(content))
-            self._take_in(ingest, part, content)
+        with suppress(_NoSpaceNow):  # these bytes are fetched again
+            self._allocate(ingest, part, len(content))
+            self._write(ingest, part, content)
             self._keep_received(ingest, part)
 
     def _count(self, received: int) -> None:
@@ -458,28 +464,28 @@ class Download:
         return run
 
     def _fetch(self, part: Part, buffer: memoryview) -> None:
-        """Fetch what is left of a part; on a passing failure, ask for the rest of it later."""
+        """Fetch the rest of a part; after a temporary failure, queue what is still missing for later."""
         try:
             with self._open(part.rest) as body:
                 self._copy(body, part, buffer)
         except NoRanges:
-            self._fetch_whole_instead()
+            self._stop_using_parts()
         except _NoSpaceNow:
             self._wait_for_space(self._task(part))
         except Unavailable as error:
             self._again(part, part.reached, error, self._task(part))
 
-    def _fetch_whole_instead(self) -> None:
-        """The origin sends whole files only: let one stream read it from the start."""
+    def _stop_using_parts(self) -> None:
+        """The origin serves no ranges: let one stream read the file from its first byte."""
         with self._lock:
             if not self._by_parts:
                 return
             self._by_parts = False
         log.info("no ranges: one stream", file=self.file.path, origin=self.file.origin)
-        self._engine.streams.submit(self._quota, self._whole)
+        self._engine.streams.submit(self._quota, self._fetch_from_start)
 
-    def _whole(self, buffer: memoryview) -> None:
-        """Read the file from its first byte, keep what is missing and drop what is here."""
+    def _fetch_from_start(self, buffer: memoryview) -> None:
+        """Read the file from its first byte; write the missing bytes and skip those that are already here."""
         with self._inside_or_over() as inside:
             if not inside:
                 return
@@ -492,20 +498,20 @@ class Download:
                             self._copy(body, Part(extent), buffer)
                         read = gap.stop
             except _NoSpaceNow:
-                self._wait_for_space(self._whole)
+                self._wait_for_space(self._fetch_from_start)
             except Unavailable as error:
-                self._again(self._everything, self.received, error, self._whole)
+                self._again(self._everything, self.received, error, self._fetch_from_start)
 
     def _copy(self, body: Body, part: Part, buffer: memoryview) -> None:
         ingest = self._ingest_here()
         with self._lock:
             alone = self._engine.streams.has_a_file_each(self._quota)
-            takes = alone and not self._following and ingest.takes_from(part.reached)
-            self._following |= takes
+            hashes = alone and not self._following and ingest.takes_from(part.reached)
+            self._following |= hashes
         try:
-            self._copy_part(ingest, body, part, buffer, takes=takes)
+            self._copy_part(ingest, body, part, buffer, hashes=hashes)
         finally:
-            if takes:
+            if hashes:
                 with self._lock:
                     self._following = False
         if part.reached == part.extent.stop:
@@ -513,21 +519,22 @@ class Download:
         if not ingest.is_hashed:
             self._follow_if_worthwhile()
 
-    def _copy_part(self, ingest: Ingest, body: Body, part: Part, buffer: memoryview, *, takes: bool) -> None:
+    def _copy_part(self, ingest: Ingest, body: Body, part: Part, buffer: memoryview, *, hashes: bool) -> None:
+        """Write the bytes of `body` into the ingest. `hashes`: this stream also hashes the file."""
         part.hash = part.hash or ingest.part_hash()
         began = time.monotonic()
         most = min(self._unkept_bytes, len(buffer))
         try:
             while part.reached < part.extent.stop and not self._over:
-                turn_is_over = time.monotonic() - began > _TURN_SECONDS
-                if (turn_is_over or self._engine.streams.is_one_too_many) and self._gives_way(ingest, part):
+                is_long = time.monotonic() - began > _YIELD_AFTER_SECONDS
+                if (is_long or self._engine.streams.is_one_too_many) and self._yields(ingest, part):
                     return
                 view = self._allowed(buffer[:most], part.extent.stop - part.reached)
                 view = view[: body.readinto(view)]
                 self._count(len(view))
-                self._give_blocks(ingest, part, len(view))
-                self._take_in(ingest, part, view)
-                if takes:
+                self._allocate(ingest, part, len(view))
+                self._write(ingest, part, view)
+                if hashes:
                     ingest.take(view)
                 if part.reached - part.kept > self._unkept_bytes - most:
                     self._keep_received(ingest, part)
@@ -535,23 +542,23 @@ class Download:
         except (CachdError, _NoSpaceNow):
             self._keep_received(ingest, part)
             raise
-        if self._over:  # a stop waits for no disk
+        if self._over:  # no sync: a cancelled download must not wait for the disk
             self._keep_received(ingest, part)
         else:
             ingest.finish(part.extent, part.hash)
 
-    def _gives_way(self, ingest: Ingest, part: Part) -> bool:
-        """Leave the rest of a part for later when another pull has waited long enough or fewer streams do."""
+    def _yields(self, ingest: Ingest, part: Part) -> bool:
+        """Queue the rest of a part for later if another pull, or the lower number of streams, requires it."""
         if not (self._by_parts and self._engine.streams.should_yield(self._quota)):
             return False
-        log.debug("part left for later", path=self.file.path, at=part.reached)
+        log.debug("part queued again", path=self.file.path, at=part.reached)
         self._keep_received(ingest, part)
-        self._engine.streams.submit(self._quota, self._task(part))  # which is another's from here on
+        self._engine.streams.submit(self._quota, self._task(part))  # another stream may own it from here on
         return True
 
     @staticmethod
-    def _take_in(ingest: Ingest, part: Part, view: memoryview) -> None:
-        """Write what has come next of a part."""
+    def _write(ingest: Ingest, part: Part, view: memoryview) -> None:
+        """Write and hash the next bytes of a part."""
         assert part.hash
         ingest.write(part.reached, view)
         part.hash.update(view)
@@ -560,7 +567,7 @@ class Download:
 
     @staticmethod
     def _keep_received(ingest: Ingest, part: Part) -> None:
-        """Let what has come of a part survive this process, if more has come than did before."""
+        """Note the part's received bytes, so that they survive this process."""
         if part.hash and part.reached > part.kept:
             ingest.keep(Extent(part.extent.start, part.reached), part.hash)
             part.kept = part.reached
@@ -570,17 +577,17 @@ class Download:
             count -= body.readinto(self._allowed(buffer, count))
 
     def _allowed(self, buffer: memoryview, count: int) -> memoryview:
-        """As much of the buffer as the limits let the stream receive now, waited for."""
+        """Wait for the bandwidth limits. Returns the start of the buffer that may be filled now."""
         bandwidth, wanted = self._engine.bandwidth, min(len(buffer), count)
         return buffer[: bandwidth.allow(self._scheme, wanted, self._cancel_token, prefix=self._prefix)]
 
     @contextmanager
     def _open(self, extent: Extent) -> Iterator[Body]:
-        """The source's bytes, counted by answer, and cut when the download ends meanwhile.
+        """Request an extent from the source. The end of the download aborts the request.
 
-        Raises GaveWay when the stream is wanted by another pull.
+        Raises GaveWay when the stream is taken for another pull.
         """
-        patience = SLOW_SECONDS if self._by_parts else _WHOLE_SECONDS
+        patience = SLOW_SECONDS if self._by_parts else _NO_RANGES_SLOW_SECONDS
         with (
             self._engine.streams.asking(self._quota, patience) as asking,
             self._cancel_token.reaches(asking.cancel_token),
@@ -594,7 +601,7 @@ class Download:
                 raise
 
     def _ask(self, extent: Extent, cancel_token: CancelToken) -> Body:
-        if extent.size <= _TOGETHER_BYTES:
+        if extent.size <= _ONE_CORE_BYTES:
             together.gather()
         else:
             together.scatter()
@@ -610,7 +617,7 @@ class Download:
         return opened
 
     def _again(self, part: Part, at: int, error: Unavailable, task: Callable[[memoryview], None]) -> None:
-        """Do `task` again after a wait. Raises `error` when there were too many since the last progress."""
+        """Run `task` again after a backoff. Raises `error` after too many failures without progress."""
         if self._over:
             return
         if isinstance(error, GaveWay):
@@ -622,7 +629,7 @@ class Download:
         seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
         self._engine.metrics.origin_retries.labels(error.code).inc()
         log.info(
-            "part asked again",
+            "part will be retried",
             file=self.file.path,
             at=at,
             code=error.code,
@@ -642,7 +649,7 @@ class Download:
         self._engine.hashers.submit(self._follow)
 
     def _follow(self) -> None:
-        """Take the digest of what has landed; when that is the whole file, commit it."""
+        """Hash the bytes received so far. The commit follows when the last thread leaves a hashed file."""
         with self._inside_or_over() as inside:
             if not inside:
                 return
@@ -657,7 +664,7 @@ class Download:
     # --- on a committing thread ---
 
     def _commit(self) -> None:
-        """Nobody is inside and every byte is hashed."""
+        """Commit the hashed file, or repair a wrong digest. No other thread works on the ingest meanwhile."""
         with self._inside_or_over() as inside:
             if not inside:
                 return
@@ -671,13 +678,13 @@ class Download:
             except Corrupt as error:
                 self._explain(error)
                 raise
-            except Unavailable as error:  # no descriptor for the names
+            except Unavailable as error:  # no file descriptor left for the commit
                 self._again(self._everything, 0, error, lambda _: self._commit())
             else:
                 self._end(None)
 
     def _repair(self, ingest: Ingest) -> None:
-        """Fetch again what the disk lost of a file with a wrong digest; when it lost nothing, all of it."""
+        """Fetch the parts again that the disk damaged. If there are none, fetch the complete file again."""
         wrong, spoiled = ingest.digest(), ingest.spoiled(self._engine.hash_buffer())
         ingest.forget(spoiled or ingest.parts)
         missing = self._missing(ingest)
@@ -685,13 +692,13 @@ class Download:
         self._ask_anew(wrong, size, "disk" if spoiled else "source")
         with self._lock:
             self._committing = self._following = False
-        tasks = [self._task(part) for part in missing] if self._by_parts else [self._whole]
+        tasks = [self._task(part) for part in missing] if self._by_parts else [self._fetch_from_start]
         self._engine.streams.submit(self._quota, *tasks)
 
     def _ask_anew(self, wrong: object, size: int, reason: str) -> None:
-        """Count a wrong digest for which `size` bytes are fetched again, by other connections than before."""
+        """Count a wrong digest and prepare to fetch `size` bytes again over new connections."""
         self._wrong = str(wrong)
-        log.warning("wrong digest: fetched again", file=self.file.path, reason=reason, size_bytes=size)
+        log.warning("wrong digest: fetching again", file=self.file.path, reason=reason, size_bytes=size)
         self._engine.metrics.verify_failures.labels("pull").inc()
         self._engine.metrics.refetched_bytes.labels(reason).inc(size)
         with self._lock:
@@ -699,9 +706,9 @@ class Download:
         self._source.anew()
 
     def _explain(self, error: Corrupt) -> None:
-        """Tell of a file that is wrong after its repair what that says of the reason."""
+        """Set the hint when the repaired file has the same wrong digest as before."""
         if error.facts["got"] == self._wrong:
-            error.hint = "the source sent these very bytes twice: its copy is damaged, or its digest is wrong"
+            error.hint = "the source sent the same bytes twice: its copy is damaged, or its digest is wrong"
 
     # --- the end ---
 
@@ -712,9 +719,9 @@ class Download:
 
     @contextmanager
     def _inside_or_over(self) -> Iterator[bool]:
-        """Be counted while working on the ingest; False when the download is over.
+        """Count the calling thread as working on the ingest. Yields False when the download is over.
 
-        A failure inside ends the download with it.
+        An exception raised inside ends the download and becomes its outcome.
         """
         with self._lock:
             if self._over:
@@ -739,14 +746,14 @@ class Download:
         with self._lock:
             self._inside -= 1
             close = self._over and not self._inside
-            whole = (
+            is_hashed = (
                 not self._over and not self._inside and self._ingest is not None and self._ingest.is_hashed
             )
-            commit = whole and not self._committing
+            commit = is_hashed and not self._committing
             self._committing |= commit
         if close:
             self._close()
-        elif commit:  # not before every stream has left: a journal may still be synced
+        elif commit:  # only after every stream has left: one may still be syncing the journal
             self._engine.committers.submit(self._commit)
 
     def _end(self, outcome: CachdError | None) -> None:
@@ -760,13 +767,13 @@ class Download:
             self._close()
 
     def _close(self) -> None:
-        """Nobody is inside any more: close the ingest, then tell the pulls."""
+        """Close the ingest, then set `done`. Called once, when no thread works on the download any more."""
         if self._ingest is not None:
             if self._leaves_nothing(self._outcome) or not (self.received or self._is_disk_to_blame()):
                 try:
                     self._ingest.discard()
-                except CachdError as error:  # read-only by now: the file's next ingest takes it on
-                    log.warning("ingest left behind", file=self.file.path, reason=error.detail)
+                except CachdError as error:  # such as a read-only disk: the next ingest takes it over
+                    log.warning("ingest not removed", file=self.file.path, reason=error.detail)
             self._ingest.close()
         self._engine.streams.more_files(self._quota, -1)
         if self._outcome is None:
@@ -779,9 +786,9 @@ class Download:
 
     @staticmethod
     def _leaves_nothing(outcome: CachdError | None) -> bool:
-        """Whether nothing of the ingest may be used again. After a failed sync or read its journal may."""
+        """Whether the ingest must be discarded. After a failed sync or read (EIO) its journal is valid."""
         if isinstance(outcome, DiskFailed):
             return outcome.facts.get("errno") != errno.EIO
         if isinstance(outcome, NoSpace):
-            return "short" not in outcome.facts  # a full disk; else what is here may be used again
+            return "short" not in outcome.facts  # with "short", only a reservation was too small
         return isinstance(outcome, Changed)

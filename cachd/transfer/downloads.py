@@ -1,4 +1,4 @@
-"""The downloads in flight: one transfer a blob, however many pulls ask for it."""
+"""Lets concurrent pulls share one download per blob."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cachd.transfer.streams import StreamQuota
 
 
 class Downloads:
-    """The downloads in flight, one a blob however many pulls ask for it."""
+    """The running downloads, at most one per blob. Safe from any thread."""
 
     def __init__(self, content: ContentStore, engine: Engine) -> None:
         self._content, self._engine = content, engine
@@ -35,11 +35,10 @@ class Downloads:
         reservation: Reservation,
         prefix: str = "",
     ) -> Download:
-        """Start the file's download, or join the one that runs. Every join is owed a `leave`.
+        """Start the file's download, or join the running one. The caller must `leave` it later.
 
-        `prefix`: the entry of `sources` whose limit holds.
-
-        Raises Cancelled after `interrupt`.
+        `scheme` and `prefix` select the bandwidth limits; `prefix` is that of the entry of `sources` with a
+        limit. Raises Cancelled after `interrupt`.
         """
         while True:
             with self._lock:
@@ -56,8 +55,8 @@ class Downloads:
                     running.callers += 1
                     running.share_with(reservation)
                     return running
-            wait([running.done])  # the last asker left it: let it close its ingest first
-        download.done.add_done_callback(lambda done: self._forget(file, done))  # no way back: it goes at once
+            wait([running.done])  # its last caller has left: it must close its ingest first
+        download.done.add_done_callback(lambda done: self._forget(file, done))
         download.start(quota)
         return download
 
@@ -66,7 +65,7 @@ class Downloads:
         self._engine.streams.claim(quota)
 
     def leave(self, joined: Sequence[Download]) -> None:
-        """Want these no more. The last asker to leave one cancels it; returns when those have ended."""
+        """Give up joined downloads. Cancels those that no other caller wants, and waits for their end."""
         with self._lock:
             for download in joined:
                 download.callers -= 1
@@ -75,7 +74,7 @@ class Downloads:
         wait([download.done for download in unwanted])
 
     def interrupt(self) -> None:
-        """Cancel every download, and begin none any more."""
+        """Cancel every download without waiting. `join` raises Cancelled from now on."""
         with self._lock:
             self._interrupted = True
             running = list(self._running.values())
@@ -89,6 +88,6 @@ class Downloads:
 
 
 def _cancel(downloads: Sequence[Download]) -> None:
-    """The last first: they wait for a stream, and would take one that another leaves."""
+    """Cancel the last first: they still wait for a stream, and would take one that becomes free."""
     for download in reversed(downloads):
         download.cancel()

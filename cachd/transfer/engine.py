@@ -1,4 +1,4 @@
-"""What every download works with."""
+"""Holds what all downloads share."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ _COMMITTERS = 4
 
 
 class Engine:
-    """What every download works with: streams, limits, threads that hash or commit, metrics, patience."""
+    """The streams, bandwidth limits, metrics, and hashing and committing threads of all downloads.
+
+    `retries`: how often a part may fail without progress.
+    """
 
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
-        # A digest is the longest of a pull's ways, and hashing leaves the interpreter to others: unlike
-        # streams, not niced. More threads than cores would keep who asks whether a model is ready waiting.
+        # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. It
+        # releases the GIL: with more threads than cores it would delay API requests.
         self.hashers = threads.pool(threads.CORES, "hash")
-        self.committers = threads.pool(_COMMITTERS, "commit")  # they wait for the disk, not for a core
+        self.committers = threads.pool(_COMMITTERS, "commit")  # these wait for the disk, not for a core
         self._buffers = threading.local()
 
     def hash_buffer(self) -> memoryview:
-        """This thread's buffer to read back into."""
+        """The calling thread's buffer for reading a file back."""
         if not hasattr(self._buffers, "buffer"):
             self._buffers.buffer = memoryview(bytearray(BUFFER_BYTES))
         buffer: memoryview = self._buffers.buffer
         return buffer
 
     def close(self) -> None:
-        """Join every thread; downloads have ended before."""
+        """Join every thread. All downloads must have ended before."""
         self.streams.close()
         for pool in (self.hashers, self.committers):
             pool.shutdown()

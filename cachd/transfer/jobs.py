@@ -1,4 +1,4 @@
-"""Work on one model that is asked for by name, and whose end whoever asked looks up: verify it, warm it."""
+"""Runs jobs on models (verify, warm) in the background, and keeps their results by model name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cachd.errors import CachdError, Cancelled
 log = structlog.get_logger(__name__)
 
 
-_MOST_REMEMBERED = 1000  # the oldest forgotten first
+_MOST_REMEMBERED = 1000  # the oldest ended job is forgotten first
 
 
 class Job:
-    """One piece of work on a model of `total` bytes, of which `done` have been seen.
+    """One job on a model of `total` bytes, of which `done` are processed.
 
-    `state`: running, then what the work ended in, or failed or cancelled, with the `error`.
+    `state`: running; then the state that the work returned, or failed or cancelled with an `error`.
     """
 
     unexpected: ClassVar[str] = "a job failed in a way it should not"
@@ -33,14 +33,16 @@ class Job:
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[], str]) -> None:
-        """Do the work, which returns the state it ends in. Raises nothing."""
+        """Run `work`, which returns the final state. Its exceptions end the job and are not raised."""
         try:
             self.end(work())
         except CachdError as error:
             self.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
         except Exception as error:
             log.exception(self.unexpected, name=self.name)
-            self.end("failed", CachdError(f"{self.name}: {type(error).__name__}", hint="see the log"))
+            self.end(
+                "failed", CachdError(f"{self.name}: {type(error).__name__}", hint="see the daemon's log")
+            )
 
     def end(self, state: str, error: CachdError | None = None) -> None:
         self.error, self.state = error, state
@@ -58,7 +60,7 @@ J = TypeVar("J", bound=Job)
 
 
 class Jobs(Generic[J]):
-    """The last job of each of the names that had one lately. One of a name runs at a time, in `pool`."""
+    """The last job of each name. At most one job of a name runs at a time, in `pool`."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -66,7 +68,7 @@ class Jobs(Generic[J]):
         self._last: dict[str, J] = {}
 
     def start(self, job: J, do: Callable[[J], None]) -> J:
-        """`do` a job, or join the one of the same name that runs; the one that runs now."""
+        """Run `do(job)` in the pool, unless a job of the same name is running. Returns the running job."""
         with self._lock:
             running = self._last.get(job.name)
             if running is not None and running.state == "running":
@@ -83,5 +85,5 @@ class Jobs(Generic[J]):
         return self._last.get(name)
 
     def close(self) -> None:
-        """Drop what waits, and wait for what runs."""
+        """Drop the queued jobs and wait for the running ones."""
         self._pool.shutdown(cancel_futures=True)

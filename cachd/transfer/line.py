@@ -1,12 +1,12 @@
-"""The pulls that wait for a slot: who is next, and who lends its slot meanwhile.
+"""The queue of pulls that wait for a slot.
 
     add ──> waits ──next──> has a slot ──lend──> lends it ──take, take_in_turn──> has a slot
               ^                  │                   │
           add_later              └───────ended───────┴──> gone
 
-A pull has a thread from `next` to `ended`. It lends its slot while its origin keeps it waiting; the thread
-stays, so there are more threads than slots. No host has more threads than there are slots: the others are
-left for the pulls of other hosts.
+A pull has a thread from `next` to `ended`. It lends its slot to the next pull while its own origin keeps it
+waiting, and keeps its thread; so there are more threads than slots. The pulls of one host never have more
+threads than there are slots, so that pulls of other hosts find a thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_LENT = 64
 
 
 class Queued(Hashable, Protocol):
-    """What may stand in the line. `host` is the origin's, `scheme` its kind."""
+    """What the queue needs to know of a pull. `host`: its origin. `scheme`: its kind of source."""
 
     @property
     def scheme(self) -> str: ...
@@ -39,14 +39,15 @@ T = TypeVar("T", bound=Queued)
 
 
 class Line(Generic[T]):
-    """Who is next: the highest priority; then the scheme that has the fewest at work, then the host that has
-    the fewest, so that a slow one keeps no other waiting; then who came first.
+    """A queue with `at_once` slots. `changed` is called with its length. Safe from any thread.
 
-    While others wait, one host never has all slots. `at_once` slots. Safe from any thread.
+    Next is the pull with the highest priority; then of the scheme with the fewest slots in use; then of the
+    host with the fewest, so that a slow host holds up no other; then the one that came first. While pulls of
+    several hosts wait, no host gets all slots.
     """
 
     def __init__(self, at_once: int, changed: Callable[[int], None]) -> None:
-        self._at_once, self._tell = at_once, changed
+        self._at_once, self._report = at_once, changed
         self.threads = at_once + min(2 * at_once, _MOST_LENT)
         self._changed = threading.Condition()
         self._waiting: dict[str, list[tuple[int, int, T]]] = {}  # by host
@@ -54,27 +55,27 @@ class Line(Generic[T]):
         self._sequence = itertools.count()
         self._working: set[T] = set()
         self._lending: set[T] = set()
-        self.returning = 0  # those that lent their slot and wait for one
+        self.returning = 0  # pulls that lent their slot and now wait for one
         self._closed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values())) + len(self._later)
 
-    # --- for whoever runs the pulls ---
+    # --- for the owner of the pulls ---
 
     def add(self, pull: T) -> None:
         with self._changed:
             self._add(pull)
-            self._told()
+            self._notify()
 
     def add_later(self, pull: T, seconds: float) -> None:
-        """Let the pull wait for a slot, but not before so many seconds have passed."""
+        """Add the pull in `seconds` from now."""
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + seconds, next(self._sequence), pull))
-            self._told()
+            self._notify()
 
     def leave(self, pull: T) -> bool:
-        """Take a pull out of the line; whether it was in it."""
+        """Remove a pull from the queue. Returns whether it was queued."""
         with self._changed:
             before = len(self)
             self._later = [entry for entry in self._later if entry[2] is not pull]
@@ -83,12 +84,12 @@ class Line(Generic[T]):
             heapq.heapify(stay)
             if stay:
                 self._waiting[pull.host] = stay
-            self._told()
+            self._notify()
             return len(self) < before
 
     def next(self) -> T | None:
-        """Wait for the pull whose turn it is, and give it a slot. Once closed, the others of the line come,
-        too, and then None."""
+        """Wait until a pull can have a slot, and return it. After `close`, returns the queued pulls at once,
+        one per call, and then None."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -96,7 +97,7 @@ class Line(Generic[T]):
                     self._add(heapq.heappop(self._later)[2])
                 if found := self._chosen():
                     self._working.add(found)
-                    self._told()
+                    self._notify()
                     return found
                 if self._closed:
                     return None
@@ -106,37 +107,37 @@ class Line(Generic[T]):
         with self._changed:
             self._working.discard(pull)
             self._lending.discard(pull)
-            self._told()
+            self._notify()
 
     def at_work(self) -> list[T]:
-        """Those that have a thread."""
+        """The pulls that have a thread."""
         with self._changed:
             return [*self._working, *self._lending]
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            self._told()
+            self._notify()
 
     # --- for a pull that has a thread ---
 
     def lend(self, pull: T) -> None:
-        """Let the next pull have the slot: this one waits for its origin."""
+        """Let the next pull use the slot, because this one waits for its origin."""
         with self._changed:
             if pull in self._working:
                 self._working.remove(pull)
                 self._lending.add(pull)
-                self._told()
+                self._notify()
 
     def take(self, pull: T) -> None:
-        """Count the pull as at work again, though there may be one too many then: its bytes come already."""
+        """Take the slot back at once, even if one pull too many runs then: this one receives bytes again."""
         with self._changed:
             if pull in self._lending:
                 self._lending.remove(pull)
                 self._working.add(pull)
 
     def take_in_turn(self, pull: T, cancel_token: CancelToken) -> None:
-        """Wait for a slot, before any that is new in the line, unless it has one. Raises Cancelled."""
+        """If the pull lent its slot, wait for a free one, ahead of every queued pull. Raises Cancelled."""
         with cancel_token.reaches(_Waker(self._changed)), self._changed:
             self.returning += 1
             try:
@@ -152,18 +153,18 @@ class Line(Generic[T]):
                 self._changed.notify_all()
         cancel_token.check()
 
-    # --- inside, with the lock ---
+    # --- called with the lock ---
 
     def _add(self, pull: T) -> None:
         entry = (-pull.priority, next(self._sequence), pull)
         heapq.heappush(self._waiting.setdefault(pull.host, []), entry)
 
-    def _told(self) -> None:
-        self._tell(len(self))
+    def _notify(self) -> None:
+        self._report(len(self))
         self._changed.notify_all()
 
     def _chosen(self) -> T | None:
-        """The pull whose turn it is, taken out of the line; None while there is none."""
+        """Remove and return the next pull; None when none waits or none may have a slot now."""
         if not self._closed and len(self._working) + self.returning >= self._at_once:
             return None
         schemes = Counter(pull.scheme for pull in self._working)
@@ -186,7 +187,7 @@ class Line(Generic[T]):
 
 
 class Slot(Generic[T]):
-    """What a pull itself may do with its slot."""
+    """One pull's view of `Line`: what it may do with its own slot."""
 
     def __init__(self, line: Line[T], pull: T, cancel_token: CancelToken) -> None:
         self._line, self._pull, self._cancel_token = line, pull, cancel_token
@@ -205,7 +206,7 @@ class Slot(Generic[T]):
 
 
 class _Waker:
-    """Wakes who waits for a slot when its pull is cut."""
+    """Wakes a pull that waits for a slot when its cancel token is cancelled."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed

@@ -1,6 +1,7 @@
-"""Published models looked at: those where something changed, within a second; all of them every few minutes.
+"""Checks that the files of published models are still in place: after a change at once, all every 5 minutes.
 
-A look asks whether every file is where pods look for it, as cachd published it. It reads no model's bytes.
+A check verifies that every file is where pods look for it, as cachd published it. It does not read the
+files' bytes; scrubs.py does.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from cachd.transfer.streams import NICENESS
 log = structlog.get_logger(__name__)
 
 _START_SECONDS = 1.0
-_TURN_SECONDS = 0.25
-_REST = 2.0  # a turn is followed by a rest of so many times the processor's time that it took
+_TICK_SECONDS = 0.25
+_REST = 2.0  # the thread rests for this many times the CPU time that a check took
 _ALL_SECONDS = 300.0
-_AGAIN_SECONDS = 10.0  # after a look that failed, as when no file can be opened
+_AGAIN_SECONDS = 10.0  # after a check that failed, for example because no file can be opened
 
 
 class Looks:
-    """A thread that looks at models and lets the damaged ones be repaired."""
+    """A thread that checks models and starts the repair of damaged ones."""
 
     def __init__(self, store: Store, repairs: Repairs, scrub_log: ScrubLog, metrics: Metrics) -> None:
         self._store, self._repairs = store, repairs
         self._scrub_log, self._metrics = scrub_log, metrics
-        self.files: dict[Digest, File] = {}  # a file of each blob that there was at the last look at all
+        self.files: dict[Digest, File] = {}  # one file for each blob that existed at the last check of all
         self._all_at = 0.0
-        self._told_unwatched = False
+        self._warned_unwatched = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="look", daemon=True)
 
@@ -53,23 +54,23 @@ class Looks:
             self._thread.join()
 
     def look_again(self) -> None:
-        """Let the thread look at everything at its next turn."""
+        """Have the thread check all models next time."""
         self._all_at = 0.0
 
     def _run(self) -> None:
         os.nice(NICENESS)
-        rest = _START_SECONDS  # not before the daemon answers
+        rest = _START_SECONDS  # the daemon should answer requests first
         while not self._stop.wait(rest):
             began = time.thread_time()
             try:
-                self._turn()
+                self._check()
             except Cancelled:
                 return
             except Exception:
-                log.exception("a look failed in a way it should not")
-            rest = max(_TURN_SECONDS, _REST * (time.thread_time() - began))
+                log.exception("a check of models failed in a way it should not")
+            rest = max(_TICK_SECONDS, _REST * (time.thread_time() - began))
 
-    def _turn(self) -> None:
+    def _check(self) -> None:
         changes = self._store.watch.changes()
         if changes:
             self._repair_written(changes)
@@ -78,24 +79,24 @@ class Looks:
         if time.monotonic() >= self._all_at:
             self._all_at = time.monotonic() + _ALL_SECONDS
             with threads.in_brief_turns():
-                self._look_at_all()
+                self._check_all()
         elif changes:
             with threads.in_brief_turns():
-                self._look_at_changed(changes)
+                self._check_changed(changes)
         if changes:
             self._metrics.view_changes.inc()
         self._repairs.retry()
-        self._tell_unwatched()
+        self._warn_unwatched()
 
-    def _look_at_changed(self, changes: ViewChanges) -> None:
-        self._look(
+    def _check_changed(self, changes: ViewChanges) -> None:
+        self._check_models(
             s.name
             for s in self._store.snapshots.all()
             if s.name in changes.names or s.manifest in changes.manifests or s.hub_folder in changes.folders
         )
 
-    def _look_at_all(self) -> None:
-        """Is everything watched and there, at its size?"""
+    def _check_all(self) -> None:
+        """Watch all directories of the views, and check every blob's size and every model."""
         snapshots, content = self._store.snapshots, self._store.content
         self.files = snapshots.watch_all()
         self._scrub_log.know(self.files)
@@ -104,9 +105,9 @@ class Looks:
             inode = content.inode(file.blob)
             if wrong := quick_check(content.path(file.blob), file):
                 self._damaged(file, wrong, inode)
-        self._look(s.name for s in snapshots.all())
+        self._check_models(s.name for s in snapshots.all())
 
-    def _look(self, names: Iterable[str]) -> None:
+    def _check_models(self, names: Iterable[str]) -> None:
         for name in names:
             self._check_stop()
             try:
@@ -115,7 +116,7 @@ class Looks:
                 self._failed(name, error)
 
     def _repair_written(self, changes: ViewChanges) -> None:
-        """Let the blobs be repaired into which somebody wrote: what is still good of them is found then."""
+        """Start the repair of blobs into which somebody wrote. It keeps the parts that are still good."""
         content = self._store.content
         for file in self._store.snapshots.written(changes):
             self._damaged(file, "somebody wrote into it", content.inode(file.blob))
@@ -127,22 +128,22 @@ class Looks:
             self._failed(file.path, error)
 
     def _failed(self, what: str, error: CachdError) -> None:
-        log.warning("not looked at", what=what, reason=error.detail)
+        log.warning("check failed", what=what, reason=error.detail)
         self._all_at = min(self._all_at, time.monotonic() + _AGAIN_SECONDS)
 
-    def _tell_unwatched(self) -> None:
+    def _warn_unwatched(self) -> None:
         found = self._store.watch.watched()
-        if found.unwatched and not self._told_unwatched:
+        if found.unwatched and not self._warned_unwatched:
             log.warning(
-                "not all of the views is watched",
+                "some directories of the views are not watched",
                 directories=found.directories,
                 unwatched=found.unwatched,
                 reason=found.reason,
-                context="what somebody deletes there shows minutes later, and what a pod opens, too",
+                context="deletions and opens there are noticed only minutes later",
             )
-        self._told_unwatched = bool(found.unwatched)
+        self._warned_unwatched = bool(found.unwatched)
 
     def _check_stop(self) -> None:
-        """Raises Cancelled when the daemon stops."""
+        """Raises Cancelled when the daemon is stopping."""
         if self._stop.is_set():
             raise Cancelled("the daemon stops")

@@ -1,8 +1,8 @@
-"""Models that nobody waits for yet: what the operator lists is pulled, again and again after failures.
+"""Keeps the models that the configuration lists ready, and retries their pulls after failures.
 
-The list speaks at the start and whenever the file changes. A model that it adds, or whose ref or patterns it
-changes, takes its name, whatever that led to and though it is pinned. In between, what somebody forcibly
-removed, or replaced through the API, stays so.
+The list is applied at the start and whenever its file changes. A model that is new in the list, or whose ref
+or patterns changed, takes its name even if the name is pinned or belongs to another model. Between such
+changes, a model that somebody forcibly removed, or replaced through the API, is left alone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cachd.transfer.warms import Warms
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 1.0
+_TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """A model the operator lists."""
+    """A model that the operator lists."""
 
     spec: ModelSpec
     required: bool = False
@@ -39,7 +39,7 @@ class Desired:
 
 
 class Prewarm:
-    """A thread that keeps every desired model ready. `look` gives what is desired now, None if unchanged."""
+    """A thread that keeps every desired model ready. `look` returns the list; None if it is unchanged."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Prewarm:
         look: Callable[[], Iterable[Desired] | None],
     ) -> None:
         self._pulls, self._snapshots, self._warms, self._look = pulls, snapshots, warms, look
-        self._warmed: dict[str, str] = {}  # the manifest a name had when it was warmed: once for each
+        self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
         self._stop = threading.Event()
@@ -60,8 +60,8 @@ class Prewarm:
         return [name for name, desired in self._desired.items() if desired.required]
 
     def start(self) -> None:
-        """Ask for everything once, then keep looking from a thread."""
-        self._turn()
+        """Start all pulls before returning, then keep checking from the thread."""
+        self._tick()
         threads.start([self._thread])
 
     def close(self) -> None:
@@ -69,20 +69,20 @@ class Prewarm:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            self._turn()
+        while not self._stop.wait(_TICK_SECONDS):
+            self._tick()
 
-    def _turn(self) -> None:
+    def _tick(self) -> None:
         desired = self._look()
         if desired is not None:
-            self._take_over({d.spec.name: d for d in desired})
+            self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
         for each in list(self._desired.values()):
             tries = self._tried[each.spec.name]
             if tries.are_due():
-                self._ask(each, tries)
+                self._ensure_ready(each, tries)
 
-    def _take_over(self, desired: dict[str, Desired]) -> None:
+    def _apply(self, desired: dict[str, Desired]) -> None:
         before, tried = self._desired, self._tried
         self._tried = {}
         for name, each in desired.items():
@@ -90,19 +90,19 @@ class Prewarm:
             self._tried[name] = _Tries(replace=is_new or tried[name].may_replace())
         self._desired = desired
 
-    def _ask(self, desired: Desired, tries: _Tries) -> None:
+    def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
         spec, snapshots = desired.spec, self._snapshots
         ready = snapshots.get(spec.name)
         try:
             if ready is not None and spec in (ready.spec, snapshots.previous.rolled_back_from(spec.name)):
-                tries.came_true()
+                tries.succeeded()
                 self._keep(desired, ready)
             elif not tries.are_over:
                 self._pin(desired)
                 pulls, replace = self._pulls, tries.replace
                 tries.began(pulls.start_by_itself(spec, priority=desired.priority, replace=replace))
         except CachdError as error:
-            log.warning("desired model not asked for", name=spec.name, reason=error.detail)
+            log.warning("desired model not pulled", name=spec.name, reason=error.detail)
             tries.failed(error)
 
     def _keep(self, desired: Desired, ready: Snapshot) -> None:
@@ -117,21 +117,22 @@ class Prewarm:
 
 
 class _Tries:
-    """When to ask for one model again. `are_over`: it was there, or somebody else's word came after.
+    """When to try the pull of one model again.
 
-    `replace`: the name may move to it, whatever it is, until it was there once.
+    `are_over`: no more tries, because the model became ready once, or somebody cancelled or replaced it.
+    `replace`: the pull may take a name that is pinned or another model's; only until it is ready once.
     """
 
     def __init__(self, *, replace: bool) -> None:
         self.replace, self.are_over = replace, False
         self._failures = 0
-        self._turns_to_wait = 0
+        self._ticks_to_wait = 0
         self._pull: Pull | None = None
 
     def are_due(self) -> bool:
         self._see_end()
-        self._turns_to_wait = max(0, self._turns_to_wait - 1)
-        return self._pull is None and not self._turns_to_wait
+        self._ticks_to_wait = max(0, self._ticks_to_wait - 1)
+        return self._pull is None and not self._ticks_to_wait
 
     def may_replace(self) -> bool:
         self._see_end()
@@ -140,21 +141,21 @@ class _Tries:
     def began(self, pull: Pull | None) -> None:
         self._pull = pull
 
-    def came_true(self) -> None:
+    def succeeded(self) -> None:
         self.replace, self.are_over, self._failures = False, True, 0
 
     def failed(self, error: CachdError) -> None:
         self.are_over = error.code in ("name_taken", SET_ASIDE)
         self._failures += 1
         seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
-        self._turns_to_wait = 1 + round(seconds / _LOOK_SECONDS)
+        self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
     def _see_end(self) -> None:
         if self._pull is None or not self._pull.done.done():
             return
         ended, self._pull = self._pull, None
         if ended.error is None:
-            self.came_true()
+            self.succeeded()
         elif ended.progress.state == "cancelled":
             self.replace, self.are_over = False, True
         else:

@@ -1,4 +1,4 @@
-"""How far a pull is."""
+"""Tracks how far a pull is, and what it waits for."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Where a pull is: `done` bytes are here, `fetched` of them received for it, `resumed` left by an earlier
-    life of the daemon and believed; `files_done` files are whole, those from before included; `is_paused`
-    when it waits for room on a disk that another process fills."""
+    """How far a pull is.
+
+    `done`: bytes on this node. `fetched`: bytes received by its downloads. `resumed`: bytes that
+    earlier pulls left in ingests and that passed their check. `files_done`: complete files, including those
+    that were here before. `is_paused`: it waits for disk space that another process has taken.
+    """
 
     done: int
     fetched: int
@@ -30,52 +33,52 @@ class Figures:
 
 
 class Progress:
-    """What a pull has done and has left. Written by its thread, read by anybody.
+    """The state of one pull. Written by the pull's thread, read by any thread.
 
-    `state` is queued, resolving, waiting (to be tried again), downloading, publishing, ready, failed or
-    cancelled. Bytes count equal content once. `cancel_token` ends the pull, wherever it is.
+    `state` is queued, resolving, waiting (for a retry), downloading, publishing, ready, failed or cancelled.
+    Byte counts count equal content once. `cancel_token` ends the pull in any state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = "queued"
         self.manifest: Manifest | None = None
         self.cancel_token = CancelToken()
-        self.resolve_seconds = 0.0  # that its source was asked what its ref is
+        self.resolve_seconds = 0.0  # time spent resolving so far
         self._waits: Waits | None = Waits(Reason.slot)
         self._clock = clock
         self._present = 0
-        self._files: Counter[Digest] = Counter()  # of the manifest, by blob
+        self._files: Counter[Digest] = Counter()  # how many files of the manifest have each blob
         self._downloads: dict[Digest, Download] = {}
         self._samples: deque[tuple[float, int]] = deque()
         self._final: Figures | None = None
 
     def begin(self, manifest: Manifest, missing: int) -> None:
-        """The manifest is known; `missing` of its bytes are no blobs yet."""
+        """Set the manifest. `missing` of its bytes are in no blob yet."""
         self.manifest, self._files = manifest, Counter([f.blob for f in manifest.files])
         self._present = manifest.size - missing
         self._downloads = {}
         self.begins("downloading")
 
     def begins(self, state: str) -> None:
-        """It is at work, and waits for nothing that is known before."""
+        """Enter a state in which the pull works and waits for nothing."""
         self.state, self._waits = state, None
 
     def waits_for(self, waits: Waits, state: str = "waiting") -> None:
-        """It gets on when that is over."""
+        """Enter a state in which the pull waits."""
         self.state, self._waits = state, waits
 
     def end(self) -> None:
-        """Nothing changes any more: keep the figures and let the downloads go."""
+        """Freeze the figures and drop the downloads."""
         self._final, self._files = self.now, Counter()
         self._downloads = {}
         self._samples.clear()
 
     def watch(self, download: Download) -> None:
-        """Count a download, in the place of one of the same blob that failed."""
+        """Count a download. It replaces an earlier one of the same blob, which failed."""
         self._downloads[download.file.blob] = download
 
     def sample(self) -> None:
-        """Remember how far it is now, for the rate."""
+        """Record the bytes fetched until now, for `rate` and `is_slow`."""
         now = self._clock()
         self._samples.append((now, self.fetched))
         while now - self._samples[0][0] > _WINDOW_SECONDS:
@@ -88,7 +91,7 @@ class Progress:
 
     @property
     def now(self) -> Figures:
-        """Where it is, in one pass over its files."""
+        """The current figures, from one pass over the downloads."""
         if self._final:
             return self._final
         done, fetched, resumed, unfinished, is_paused = self._present, 0, 0, 0, False
@@ -113,7 +116,7 @@ class Progress:
 
     @property
     def is_slow(self) -> bool:
-        """Whether bytes are missing and hardly any came of late."""
+        """Whether bytes are missing and hardly any arrived lately."""
         samples = list(self._samples)
         if not samples or self.state != "downloading":
             return False
@@ -124,15 +127,15 @@ class Progress:
         return self.done < self.total
 
     def waits(self, now: Figures) -> Waits | None:
-        """What it waits for when it is there; None while it gets on."""
+        """What the pull waits for, given its current figures; None while it makes progress."""
         if self._waits or self.state != "downloading":
             return self._waits
         if now.is_paused:
             return Waits(Reason.space)
         if not self.is_slow:
             return None
-        told = [d.waits for d in list(self._downloads.values()) if d.waits and not d.is_over]
-        return min(told, key=lambda waits: waits.until or 0.0) if told else Waits(Reason.slow)
+        found = [d.waits for d in list(self._downloads.values()) if d.waits and not d.is_over]
+        return min(found, key=lambda waits: waits.until or 0.0) if found else Waits(Reason.slow)
 
     @property
     def rate(self) -> float:
@@ -143,6 +146,6 @@ class Progress:
         return (last - first) / (ended - began) if ended > began else 0.0
 
     def eta_seconds(self, now: Figures) -> float | None:
-        """Seconds from there until the last byte at the present rate; None when that cannot be said."""
+        """Seconds until the last byte at the current rate; None while no byte arrives."""
         rate = self.rate
         return (self.total - now.done) / rate if rate > 0 and self.manifest else None

@@ -1,10 +1,11 @@
-"""How a source proves that it has a blob that is here from another one.
+"""Checks that a source really has a blob that another source brought.
 
-    samples   parts that it could not choose, compared with the blob
-    the rest  when one differs or there are no ranges: the whole file, hashed as it passes; nothing is written
+    samples        random parts of the file from this source are compared with the blob
+    complete file  if a sample differs, or the source serves no ranges: the complete file is fetched and
+                   hashed; nothing is written
 
-A source that lists the sha256 of somebody else's file gets nothing for that alone. Whoever knows half of the
-file cannot show so many samples, and does not get many tries (store/proven.py).
+A source that merely lists the sha256 of another source's file gets no access to the blob. One that knows
+half of the file cannot answer this many random samples, and gets few attempts (store/proven.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SAMPLES = 32
 
 
 class Proof:
-    """One source's proof for one file: what is still to be asked for."""
+    """One source's proof for one file. `samples`: parts still to compare. `reached`: bytes hashed so far."""
 
     def __init__(self, file: File, *, by_samples: bool) -> None:
         self._size, self._digest = file.size, file.digest or file.blob
@@ -28,12 +29,12 @@ class Proof:
         self.begin()
 
     def begin(self) -> None:
-        """Hash the file from its first byte on."""
+        """Start hashing the file from its first byte."""
         self.reached = 0
         self._hasher = in_order(self._digest, self._size)
 
     def take(self, view: memoryview) -> None:
-        """The next bytes of the file."""
+        """Hash the next bytes of the file."""
         self._hasher.update(view)
         self.reached += len(view)
 
@@ -46,7 +47,7 @@ class Proof:
 
 
 def _samples(size: int) -> list[Extent]:
-    """Parts of a file that nobody can foretell; none of one that is little more than they are."""
+    """Random parts of a file; none if the file is at most twice their size: then it is fetched completely."""
     if size <= 2 * _SAMPLES * _SAMPLE_BYTES:
         return []
     starts = (secrets.randbelow(size - _SAMPLE_BYTES + 1) for _ in range(_SAMPLES))

@@ -1,11 +1,11 @@
-"""One model: from a ref to a ready snapshot. The file to read first.
+"""Turns one ref into a ready snapshot. Read this file first.
 
-    resolve   ref -> manifest: one revision, every file with size, digest, validator
-    reserve   the space of what is missing, before the first byte; others are evicted for it
+    resolve   ref -> manifest: one pinned revision; each file with its size, digest and validator
+    reserve   space for the missing bytes, before the first is fetched; other models may be evicted for it
     download  each missing blob: parts -> ingest -> digest -> commit
     publish   views, then the name, then the ready file
 
-Killed at any of these, the next pull of the same ref begins where the disk says this one ended.
+If the daemon dies in any of these steps, the next pull of the same ref resumes from what is on disk.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from cachd.transfer.waits import Reason, Waits
 log = structlog.get_logger(__name__)
 
 _SAMPLE_SECONDS = 0.5
-_LEAST_SECONDS = 1.0  # for a resolve after others that took all the time there is
+_LEAST_SECONDS = 1.0  # a repeated resolve gets this much even when earlier ones used up the time limit
 
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What every pull works with. `table`: what the operator allows now, and limits."""
+    """What all pulls share. `table` returns the operator's rules in force: what is allowed, which limits."""
 
     store: Store
     reclaim: Reclaim
@@ -54,7 +54,7 @@ class PullContext:
 
 
 class NotYet(Exception):
-    """The source is briefly away: the same pull again later may get further."""
+    """The source is temporarily unavailable (`reason`). The same pull may succeed later."""
 
     def __init__(self, reason: Unavailable) -> None:
         super().__init__(reason.detail)
@@ -62,16 +62,16 @@ class NotYet(Exception):
 
 
 class Slot(Protocol):
-    """A pull's claim to be one of those at work."""
+    """The slot of one pull. The number of slots limits how many pulls run at once."""
 
     def lend(self) -> None:
-        """Let another pull have it, while this one waits for its origin."""
+        """Let another pull use the slot while this one waits for its origin."""
 
     def take(self) -> None:
-        """Count as at work again, at once."""
+        """Take the slot back at once, even if one pull too many runs then."""
 
     def take_in_turn(self) -> None:
-        """Wait until it is free again. Raises Cancelled."""
+        """Wait for a free slot, then take it. Raises Cancelled."""
 
 
 def pull(
@@ -84,25 +84,25 @@ def pull(
     permit: Permit,
     slot: Slot,
 ) -> Snapshot:
-    """Make a model ready. Raises CachdError or NotYet, and then nothing new is published.
+    """Make a model ready. After a CachdError or NotYet, nothing new is published.
 
-    A model that was damaged becomes what it was: its ref is not resolved again.
+    A quarantined model gets the same files back: its ref is resolved again only if the source has changed.
     """
-    whole = context.store.snapshots.to_repair(spec) or _resolve(spec, source, context, progress, slot)
+    resolved = context.store.snapshots.to_repair(spec) or _resolve(spec, source, context, progress, slot)
     try:
-        return _pull_once(whole, spec, source, context, quota, progress, permit, slot)
+        return _pull_once(resolved, spec, source, context, quota, progress, permit, slot)
     except Changed as error:
-        log.info("the source moved: resolved again", name=spec.name, reason=error.detail)
-        whole = _resolve(spec, source, context, progress, slot)
+        log.info("the source changed: resolving again", name=spec.name, reason=error.detail)
+        resolved = _resolve(spec, source, context, progress, slot)
     except DiskFailed as error:
         if error.facts.get("errno") != errno.EIO:
             raise
-        log.warning("the disk failed: tried once more with what is here", name=spec.name, reason=error.detail)
-    return _pull_once(whole, spec, source, context, quota, progress, permit, slot)
+        log.warning("disk error: trying the pull once more", name=spec.name, reason=error.detail)
+    return _pull_once(resolved, spec, source, context, quota, progress, permit, slot)
 
 
 def _pull_once(
-    whole: Manifest,
+    resolved: Manifest,
     spec: ModelSpec,
     source: Source,
     context: PullContext,
@@ -112,32 +112,33 @@ def _pull_once(
     slot: Slot,
 ) -> Snapshot:
     store = context.store
-    manifest = store.snapshots.as_kept(whole.select(spec.include, spec.exclude))
+    manifest = store.snapshots.as_kept(resolved.select(spec.include, spec.exclude))
     context.table().check_files(manifest)
     with context.reclaim.reserve(manifest, spec.name) as reservation:
         needed = _needed(manifest, store)
         progress.begin(manifest, sum(f.size for f in needed))
-        while needed:  # again when one was found damaged meanwhile, or came from another source
+        while needed:  # repeats if a blob was found damaged meanwhile, or another source brought one
             _download(needed, spec, source, context, quota, reservation, progress, slot)
             needed = _needed(manifest, store)
-        if not store.snapshots.to_repair(spec):  # it was looked at before, and what was left out is unknown
-            _check_shards(manifest, whole, store)
+        # A repair skips this check: the first pull made it, and the files that the spec excluded are unknown.
+        if not store.snapshots.to_repair(spec):
+            _check_shards(manifest, resolved, store)
         _check_contents(manifest, context, progress)
         context.reclaim.settle(reservation)
         progress.state = "publishing"
         snapshot = store.snapshots.publish(spec, manifest, now=time.time(), permit=permit)
     try:
         context.table().check_digests(manifest)
-    except CachdError:  # refused since it was looked at, and perhaps since all models were
+    except CachdError:  # refused after the checks above, and perhaps after `Refusals` checked all models
         store.snapshots.withdraw_refused(lambda _: True, among={manifest.id})
         raise
     return snapshot
 
 
 def _check_contents(manifest: Manifest, context: PullContext, progress: Progress) -> None:
-    """Raises Forbidden when a file is refused by a sha256 that its source does not say.
+    """Raises Forbidden when the operator refuses a file's sha256 and the source does not state that sha256.
 
-    Such files are hashed once more, and only while digests are refused.
+    Such a file is read and hashed if its sha256 is unknown. This happens only while any digest is refused.
     """
     table, content = context.table(), context.store.content
     for file in manifest.files if table.refused else ():
@@ -147,9 +148,11 @@ def _check_contents(manifest: Manifest, context: PullContext, progress: Progress
 
 
 def _needed(manifest: Manifest, store: Store) -> list[File]:
-    """What is missing, and what is here of another source and this one has not proven yet that it has.
+    """The files to fetch: their blob is missing, or another source brought it and this one has to prove that
+    it has it, too.
 
-    Raises Changed when the blob is gone that had a file under another name: it is not fetched under that.
+    Raises Changed when a file's content was kept in the blob of another digest (`kept`) and that blob is
+    gone: no file is fetched under a digest that its source does not state.
     """
     proven = store.content.proven
     missing = store.content.missing(manifest)
@@ -162,13 +165,13 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
             if file.blob in owned:
                 proven.add(file)
     if gone := next((f for f in missing if f.kept), None):
-        raise Changed(f"{gone.path}: the blob that had it, {gone.blob}, is not here any more")
+        raise Changed(f"{gone.path}: the blob with its content, {gone.blob}, is no longer on this node")
     return missing + [f for f in unproven if not proven.has(f)]
 
 
-def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
-    """Raises Invalid when an index names shards that the source lacks; what a spec leaves out it may."""
-    paths = {f.path for f in whole.files}
+def _check_shards(manifest: Manifest, resolved: Manifest, store: Store) -> None:
+    """Raises Invalid when an index names shards that the source lacks. The spec may exclude shards."""
+    paths = {f.path for f in resolved.files}
     indexes = [f for f in manifest.files if f.path.endswith(shards.INDEX)]
     for index in indexes:
         with closing(store.content.pieces(index)) as pieces:
@@ -176,18 +179,19 @@ def _check_shards(manifest: Manifest, whole: Manifest, store: Store) -> None:
         if absent:
             more = "" if len(absent) < shards.MOST_TOLD else " or more"
             raise Invalid(
-                f"{index.path} names {len(absent)}{more} shards that {whole.base} lacks: {absent[0]!r:.120}",
+                f"{index.path} names {len(absent)}{more} shards that {resolved.base} lacks:"
+                f" {absent[0]!r:.120}",
                 code="incomplete_model",
-                hint="report it to whoever keeps the source, or exclude the index if no engine needs it",
+                hint="report it to the owner of the source, or exclude the index if no engine needs it",
             )
 
 
 def _resolve(
     spec: ModelSpec, source: Source, context: PullContext, progress: Progress, slot: Slot
 ) -> Manifest:
-    """Ask the source what the ref means now; one that is slow does so without a slot.
+    """Ask the source for the ref's current manifest. While the source is slow, another pull uses the slot.
 
-    Raises NotYet when it is briefly away.
+    Raises NotYet when the source is temporarily unavailable.
     """
 
     def lend() -> None:
@@ -198,9 +202,11 @@ def _resolve(
     began = time.monotonic()
     try:
         seconds = max(context.resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
-        whole = context.resolves.resolve(source, spec.ref, progress.cancel_token, seconds=seconds, slow=lend)
+        manifest = context.resolves.resolve(
+            source, spec.ref, progress.cancel_token, seconds=seconds, slow=lend
+        )
     except Cancelled as error:
-        raise Cancelled(f"{spec.name}: cancelled while it was resolved") from error
+        raise Cancelled(f"{spec.name}: cancelled while its ref was resolved") from error
     except Unavailable as error:
         if error.code == TOO_SLOW:
             raise
@@ -210,7 +216,7 @@ def _resolve(
     progress.waits_for(Waits(Reason.slot), state="resolving")
     slot.take_in_turn()
     progress.begins("resolving")
-    return whole
+    return manifest
 
 
 def _download(
@@ -223,9 +229,9 @@ def _download(
     progress: Progress,
     slot: Slot,
 ) -> None:
-    """Fetch every missing blob, the largest first; the first failure ends the others.
+    """Fetch every missing blob, the largest first. The first failure ends the other downloads.
 
-    A download that another pull began, from another place, and that fails there is begun anew from here.
+    When a download that another pull started fails at that pull's origin, it is restarted from this origin.
     """
     joined: list[Download] = []
     unfinished: dict[Future[None], File] = {}
@@ -274,7 +280,7 @@ def _download(
 
 
 def _failed_elsewhere(future: Future[None], file: File, joined: list[Download]) -> bool:
-    """Whether a download failed at a place that is not the file's own."""
+    """Whether a shared download failed at another origin than this file's own."""
     failure = future.exception()
     if failure is None or isinstance(failure, NoSpace | DiskFailed):
         return False

@@ -1,4 +1,4 @@
-"""Pulls in flight: joined, ordered by priority, cancelled, remembered across restarts."""
+"""Runs pulls: joins equal requests, orders them by priority, cancels them, resumes them after a restart."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from cachd.transfer.waits import Reason, Waits
 log = structlog.get_logger(__name__)
 
 SET_ASIDE = "set_aside"
-MOST_REMEMBERED = 1000  # ended pulls that are still told of, the oldest forgotten first
-MOST_REMEMBERED_BYTES = 16 << 20  # and what these may take in memory, roughly
-_PULL_BYTES, _FILE_BYTES = 4000, 1000  # of one, and of each file of its manifest, roughly
-_MOST_DEATHS = 3  # of the daemon in a row, each with a pull at work, before that is begun by itself no more
+MOST_REMEMBERED = 1000  # ended pulls that the API still shows; the oldest is forgotten first
+MOST_REMEMBERED_BYTES = 16 << 20  # estimated memory that these may take together
+_PULL_BYTES, _FILE_BYTES = 4000, 1000  # estimated memory of an ended pull, and of each file of its manifest
+_MOST_DEATHS = 3  # after so many daemon deaths in a row during a pull, a restart no longer resumes it
 _CLOSE_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 _RESOLVE_RETRIES = 4
@@ -42,7 +42,7 @@ _ANSWER_SECONDS = 60.0
 
 
 class Pull:
-    """One running request to make a model ready. `done` resolves to its snapshot, or carries why not."""
+    """One request to make a model ready. `done` resolves to its snapshot, or raises the CachdError."""
 
     def __init__(
         self, spec: ModelSpec, *, priority: int = 0, replace: bool = False, pins: bool = False
@@ -52,21 +52,21 @@ class Pull:
         self.progress = Progress()
         self.quota = StreamQuota(priority)
         self.error: CachdError | None = None
-        self.refusal: CachdError | None = None  # why it was told to stop, when the operator refuses it
+        self.refusal: CachdError | None = None  # set when it is stopped because the operator refuses a digest
         self.done: Future[Snapshot] = Future()
-        self.done.set_running_or_notify_cancel()  # a waiter that goes away cancels nothing
+        self.done.set_running_or_notify_cancel()  # so that no waiter can cancel the future
         self.scheme, self.host, self.priority = spec.ref.scheme, _host(spec.ref), priority
-        self.began: float | None = None  # by the monotonic clock
+        self.began: float | None = None  # monotonic clock
         self.resolve_failures = 0
 
 
 def _host(ref: Ref) -> str:
-    """Whom the pulls of a ref ask: a web server by its name and port; each other scheme is one."""
+    """The origin that pulls of a ref share: host and port of a web server; else the scheme."""
     return urlsplit(ref.base).netloc or ref.scheme if ref.scheme in ("http", "https") else ref.scheme
 
 
 class Pulls:
-    """Runs pulls, `at_once` at a time while `queued` may wait. Safe from any thread."""
+    """Runs up to `at_once` pulls at a time; up to `queued` more may wait. Safe from any thread."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class Pulls:
         self._stopping = CancelToken()
         self._running: dict[str, Pull] = {}
         self._latest: dict[str, Pull] = {}
-        self._ended_bytes: dict[str, int] = {}  # what each that ended takes in memory, the oldest first
+        self._ended_bytes: dict[str, int] = {}  # estimated memory of each ended pull, by name, oldest first
         self._closed = False
-        self._remembering = threading.Lock()  # of pending on disk, so that none is forgotten for another
+        self._remembering = threading.Lock()  # guards pending/ on disk: no newer spec of a name is deleted
         self._threads = [
             threading.Thread(target=self._run, name=f"pull-{i}", daemon=True)
             for i in range(self._line.threads)
@@ -103,12 +103,12 @@ class Pulls:
         replace: bool = False,
         pins: bool = False,
     ) -> Pull | None:
-        """Start or join the pull of a spec; None when it is ready already. Asks no source, and never waits.
+        """Start or join the pull of a spec; None when it is ready already. Waits for neither pull nor source.
 
-        `refresh` resolves the ref again though it is ready. `replace` moves a name that is another model's,
-        or pinned, and stops the pull of another spec that runs under it. `pins`: the name is to be pinned at
-        what this pull brings. Raises InUse when the name may not move, Unavailable when too many wait,
-        NoSpace or DiskFailed when it cannot be kept.
+        `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
+        that is pinned or belongs to another model, and stops a running pull of another spec under that name.
+        `pins` says that the caller pins the name to the result. Raises InUse when the name may not move,
+        Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec cannot be written to disk.
         """
         with self._changed:
             running = self._running.get(spec.name)
@@ -129,7 +129,7 @@ class Pulls:
                 started = self._admit(spec, priority, replace=replace, pins=pins)
             else:
                 self._count_hit(spec.name)
-                self._drop(spec.name)  # the pull that was stopped: what is ready is another's
+                self._drop(spec.name)  # the stopped pull: the ready snapshot is not its result
         if running is not None:
             self._end_replaced(running)
         if started is not None:
@@ -137,10 +137,10 @@ class Pulls:
         return started
 
     def resume(self) -> None:
-        """Go on with the pulls that an earlier life of the daemon did not finish."""
+        """Resume the pulls that were unfinished when the daemon last ended."""
         for found in self._store.remembered():
             if found.began >= _MOST_DEATHS:
-                self._set_aside(found)
+                self._show_as_failed(found)
                 continue
             log.info("pull resumed", name=found.spec.name, ref=str(found.spec.ref))
             with self._changed:
@@ -149,7 +149,10 @@ class Pulls:
         self._sweep()
 
     def start_by_itself(self, spec: ModelSpec, *, priority: int = 0, replace: bool = False) -> Pull | None:
-        """As `start`, where nobody has asked just now. Raises what set the spec's pull aside, if it was."""
+        """Like `start`, for pulls that the daemon itself begins (repairs, listed models).
+
+        Also raises the `set_aside` error when the daemon died too often during this spec's pull.
+        """
         known = self._latest.get(spec.name)
         if known is not None and known.spec == spec and known.error and known.error.code == SET_ASIDE:
             raise known.error
@@ -157,12 +160,12 @@ class Pulls:
 
     @property
     def are_stopping(self) -> bool:
-        """Whether what runs is being stopped, to go on at the next start."""
+        """Whether the daemon is stopping its pulls; the next start resumes them."""
         return self._closed
 
     def get(self, name: str) -> Pull | None:
-        """The newest pull of a name since the daemon started, running or ended, unless what it brought was
-        evicted since."""
+        """The newest pull of a name since the daemon started, running or ended. None if its snapshot is no
+        longer ready."""
         found = self._latest.get(name)
         return None if found is None or self._is_undone(found) else found
 
@@ -171,30 +174,30 @@ class Pulls:
             return list(self._running.values())
 
     def running_for(self, name: str) -> Pull | None:
-        """The pull of a name that has not ended."""
+        """The unfinished pull of a name, if any."""
         found = self._latest.get(name)
         return None if found is None or found.done.done() else found
 
     def at_work(self) -> list[Pull]:
-        """Those of the running pulls that have begun, and wait for nothing but their origin."""
+        """The pulls that have a thread: those with a slot, and those that lent theirs."""
         return self._line.at_work()
 
     def known(self) -> list[Pull]:
-        """The newest pull of each name."""
+        """The newest pull of each name, as `get` returns it."""
         with self._changed:
             return [pull for _, pull in sorted(self._latest.items()) if not self._is_undone(pull)]
 
     def resolve(self, spec: ModelSpec) -> Manifest:
-        """Ask the spec's source what it is now, for somebody who waits for it. Raises CachdError."""
+        """Ask the source for the spec's current manifest, within `_ANSWER_SECONDS`. Raises CachdError."""
         source = self._sources.of(spec.ref)
-        whole = self._context.resolves.resolve(source, spec.ref, self._stopping, seconds=_ANSWER_SECONDS)
-        return whole.select(spec.include, spec.exclude)
+        manifest = self._context.resolves.resolve(source, spec.ref, self._stopping, seconds=_ANSWER_SECONDS)
+        return manifest.select(spec.include, spec.exclude)
 
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
-        """Tell the name's pull to stop, and do not wait for it; None when there was none.
+        """Cancel the name's pull without waiting for its end; None when there is none.
 
-        Raises NotFound, or InUse when the configuration lists the name, it is pinned or its model open, and
-        not forced.
+        Raises NotFound for an unknown name. Unless `force`, raises InUse when the configuration lists the
+        name, or its model is pinned or in use.
         """
         known = self._latest.get(name)
         snapshots = self._store.snapshots
@@ -202,9 +205,9 @@ class Pulls:
             raise no_such_model(name)
         if not force and self._context.reclaim.keeps(name):
             raise InUse(
-                f"the configuration lists {name}: it would come back at the next start or change of the file",
+                f"the configuration lists {name}: the next start or change of the file would pull it again",
                 code="configured",
-                hint="take it out of the file, or force (--force, force=true)",
+                hint="remove it from the file, or force (--force, force=true)",
             )
         if not force:
             self._store.snapshots.check_unused(name)
@@ -216,7 +219,7 @@ class Pulls:
         return known
 
     def delete(self, name: str, *, force: bool = False) -> int:
-        """Cancel the name's pull, wait for its end, withdraw its snapshot and free its bytes; how many.
+        """Cancel the name's pull, wait for its end, and withdraw its snapshot. Returns the bytes freed.
 
         Raises as `cancel` does.
         """
@@ -232,15 +235,15 @@ class Pulls:
                     self._drop(name)
             snapshots.unpin(name)
             snapshots.changes.mark(name)
-            self._forget(name)  # told here when it cannot be, lest the next start asks for it again
+            self._forget(name)  # may raise: the caller must know that the next start would pull it again
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest, [name])
         return freed
 
     def rollback(self, name: str) -> Snapshot:
-        """Let a name lead to what it led to before, with no byte of any source.
+        """Point a name at its previous snapshot, without asking any source.
 
-        Raises InUse while the name is being pulled, NotFound when nothing of before is here.
+        Raises InUse while the name is being pulled, NotFound when no previous snapshot is left.
         """
         with self._changed:
             running = self._running.get(name)
@@ -248,14 +251,14 @@ class Pulls:
             wait([running.done])
         elif running is not None:
             raise InUse(
-                f"{name} is being pulled from {running.spec.ref}, which would take its place",
+                f"{name} is being pulled from {running.spec.ref}, which would undo the rollback",
                 code="name_busy",
-                hint="wait for that pull, then roll it back",
+                hint="wait for that pull, then roll back",
             )
         return self._store.snapshots.rollback(name, now=time.time())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
-        """Let every running pull fail for good whose manifest `check` raises for."""
+        """Fail every running pull whose manifest `check` refuses by raising a CachdError."""
         for running in self.running():
             manifest = running.progress.manifest
             try:
@@ -265,7 +268,7 @@ class Pulls:
                 running.progress.cancel_token.cancel()
 
     def was_refused(self, spec: ModelSpec, refusal: CachdError) -> None:
-        """Tell who asks for a spec why it is not here any more, unless it is pulled again."""
+        """Show a withdrawn model as a failed pull with this error, unless its name is being pulled."""
         ended = Pull(spec)
         ended.error, ended.progress.state = refusal, "failed"
         ended.done.set_exception(refusal)
@@ -275,7 +278,7 @@ class Pulls:
         self._store.snapshots.changes.mark(spec.name)
 
     def interrupt(self) -> None:
-        """Tell every pull to stop where it is; they go on when the daemon starts again."""
+        """Cancel every pull without waiting. The next start of the daemon resumes them."""
         with self._changed:
             self._closed = True
             running = list(self._running.values())
@@ -286,38 +289,41 @@ class Pulls:
         self._context.downloads.interrupt()
 
     def close(self) -> None:
-        """Interrupt every pull and join its thread; one that a source or the disk holds up is left behind."""
+        """Interrupt every pull and join the threads, for at most `_CLOSE_SECONDS` in all."""
         self.interrupt()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.warning("a source or the disk keeps a pull waiting: left behind", thread=thread.name)
+                log.warning("pull thread did not end: a source or the disk hangs", thread=thread.name)
         for left in self.running():
             with suppress(CachdError):
                 self._store.ends_well(left.spec.name)
 
     # --- inside ---
 
-    def _set_aside(self, found: Remembered) -> None:
-        """Show a pull as failed with which the daemon died again and again, and leave it alone. It stays
-        remembered so, until somebody asks for it again or deletes it."""
-        aside = Pull(found.spec, replace=found.replace, pins=found.pins)
-        aside.error = CachdError(
-            f"{found.spec.name}: the daemon died {found.began} times in a row while it pulled this",
+    def _show_as_failed(self, found: Remembered) -> None:
+        """Do not resume a pull during which the daemon died too often; show it as failed.
+
+        It stays on disk, and is shown so after each restart, until somebody asks for it again or deletes it.
+        """
+        failed = Pull(found.spec, replace=found.replace, pins=found.pins)
+        failed.error = CachdError(
+            f"{found.spec.name}: the daemon died {found.began} times in a row during this pull",
             code=SET_ASIDE,
             hint="see the daemon's log and memory limit, then ask for it again (cachd pull)",
             deaths=found.began,
         )
-        aside.progress.state = "failed"
-        aside.done.set_exception(aside.error)
-        log.error("pull set aside", name=found.spec.name, ref=str(found.spec.ref), deaths=found.began)
+        failed.progress.state = "failed"
+        failed.done.set_exception(failed.error)
+        log.error("pull not resumed", name=found.spec.name, ref=str(found.spec.ref), deaths=found.began)
         with self._changed:
-            self._latest[found.spec.name] = aside
-            self._tell_of(aside)
+            self._latest[found.spec.name] = failed
+            self._keep_ended(failed)
         self._store.snapshots.changes.mark(found.spec.name)
 
     def _is_undone(self, ended: Pull) -> bool:
+        """Whether the snapshot of a successful pull is no longer ready: deleted, evicted or quarantined."""
         return ended.progress.state == "ready" and self._store.snapshots.get(ended.spec.name) is None
 
     def _is_ready(self, spec: ModelSpec) -> bool:
@@ -325,17 +331,17 @@ class Pulls:
         return ready is not None and ready.spec == spec
 
     def _count_hit(self, name: str) -> None:
-        """What is asked for is ready. Called with the lock."""
+        """Count a request whose spec is ready. Called with the lock."""
         self._metrics.hits.inc()
         self._store.usage_log.used(name, time.time())
         latest = self._latest.get(name)
         if latest is not None and latest.error is not None:
-            self._drop(name)  # what failed since was about another spec, and is over
+            self._drop(name)  # a later pull of another spec failed: that failure no longer matters
 
     def _check_name(self, spec: ModelSpec, running: Pull | None, *, refresh: bool) -> None:
-        """Raises InUse when the name may not move to what is asked: see `Permit`. Called with the lock.
+        """Raises InUse when the name may not move to the spec (see `Permit`). Called with the lock.
 
-        A pull that failed and left nothing owns no name, unless that is pinned.
+        A failed pull without a snapshot owns its name only if the name is pinned.
         """
         if running is not None:
             if not running.spec.is_of_same_model(spec):
@@ -343,7 +349,7 @@ class Pulls:
             raise InUse(
                 f"{spec.name} is being pulled from {running.spec}",
                 code="name_busy",
-                hint="wait for it, stop it (--replace, replace: true), or take another name",
+                hint="wait for it, stop it (--replace, replace: true), or use another name",
             )
         owner, latest = self._store.snapshots.owner(spec.name), self._latest.get(spec.name)
         is_pinned = self._store.snapshots.is_pinned(spec.name)
@@ -356,7 +362,7 @@ class Pulls:
             raise name_taken(spec, owner, "is pinned at")
 
     def _take_place_of(self, running: Pull) -> bool:
-        """Let another pull have the name; False when this one publishes first. Called with the lock."""
+        """Cancel a pull that another replaces; False when it is already publishing. Called with the lock."""
         del self._running[running.spec.name]
         running.progress.cancel_token.cancel()
         return running.permit.revoke()
@@ -369,7 +375,7 @@ class Pulls:
     def _begin(self, started: Pull) -> None:
         try:
             with self._remembering:
-                permit = started.permit  # durable before anybody is told that it runs
+                permit = started.permit  # written to disk before the caller learns that the pull runs
                 self._store.remember(started.spec, replace=permit.replace, pins=permit.pins)
         except CachdError as error:
             self._ended(started, "failed", time.monotonic(), error)
@@ -377,18 +383,18 @@ class Pulls:
         self._queue(started)
 
     def _forget(self, name: str) -> None:
-        """Ask for nothing at the next start that ended, or was replaced, unless another is pulled now."""
+        """Delete the name's spec from pending/, so that no restart resumes it, unless a pull of it runs."""
         with self._remembering:
             if name not in self._running:
                 self._store.forget(name)
 
     def _check_space(self) -> None:
-        """Raises Unavailable when the daemon stops, or as many pulls wait as may. Called with the lock."""
+        """Raises Unavailable when the daemon is stopping or the queue is full. Called with the lock."""
         if self._closed:
             raise Unavailable("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
         if len(self._running) >= self._most:
             raise Unavailable(
-                f"{len(self._line)} pulls are waiting, and {self._queued} may",
+                f"{len(self._line)} pulls are waiting, and at most {self._queued} may wait",
                 code="queue_full",
                 hint="ask again later, or raise queued_pulls",
                 retry_after=_RETRY_SECONDS,
@@ -407,12 +413,12 @@ class Pulls:
         return started
 
     def _drop(self, name: str) -> None:
-        """Tell nothing of the newest pull of a name any more. Called with the lock."""
+        """Forget the newest pull of a name. Called with the lock."""
         self._latest.pop(name, None)
         self._ended_bytes.pop(name, None)
 
-    def _tell_of(self, ended: Pull) -> None:
-        """Go on telling of a pull that ended, and of no more than may be. Called with the lock."""
+    def _keep_ended(self, ended: Pull) -> None:
+        """Keep an ended pull for the API; forget the oldest ones over the limits. Called with the lock."""
         name, spec, manifest = ended.spec.name, ended.spec, ended.progress.manifest
         if self._latest.get(name) is not ended:
             return
@@ -429,7 +435,7 @@ class Pulls:
 
     def _queue(self, started: Pull) -> None:
         self._line.add(started)
-        self._leave_if_cancelled(started)  # while its spec was written
+        self._leave_if_cancelled(started)  # it may have been cancelled while its spec was written
 
     def _leave_if_cancelled(self, waiting: Pull) -> None:
         if waiting.progress.cancel_token.is_cancelled and self._line.leave(waiting):
@@ -441,14 +447,16 @@ class Pulls:
         self._ended(waiting, "cancelled", waiting.began or time.monotonic(), reason)
 
     def _queue_later(self, pull: Pull, error: Unavailable) -> None:
-        """Try a pull again after a while whose source is briefly away; its slot is another's until then."""
+        """Queue a pull again, after a backoff, because its source is temporarily unavailable."""
         pull.resolve_failures += 1
         seconds = backoff.delay(
             pull.resolve_failures,
             told=error.retry_after,
             chance=random.random(),  # noqa: S311
         )
-        log.info("resolve asked again", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1))
+        log.info(
+            "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
+        )
         pull.progress.waits_for(Waits(Reason.origin, time.time() + seconds, error.detail))
         self._store.snapshots.changes.mark(pull.spec.name)
         self._line.add_later(pull, seconds)
@@ -466,10 +474,10 @@ class Pulls:
                 self._line.ended(next_pull)
                 if not_yet is not None:
                     self._queue_later(next_pull, not_yet)
-                del next_pull  # with every download it made, which would stay until the thread's next pull
+                del next_pull  # or it and its downloads stay in memory until this thread's next pull
 
     def _pull(self, running: Pull) -> Unavailable | None:
-        """Run a pull to its end; or the reason why it must be tried again later."""
+        """Run a pull. None when it has ended; else the reason to try it again later."""
         spec, progress = running.spec, running.progress
         began = running.began = running.began or time.monotonic()
         try:
@@ -507,8 +515,9 @@ class Pulls:
         return None
 
     def _begins(self, running: Pull) -> None:
-        """Count this life of the daemon against the pull until one of them has ended."""
-        with self._remembering, suppress(CachdError):  # a full disk: the pull may make room
+        """Note on disk that this run of the daemon began the pull. If the daemon dies, the note counts as a
+        death during it."""
+        with self._remembering, suppress(CachdError):  # on a full disk the pull itself may free space
             if self._running.get(running.spec.name) is running:
                 self._store.begins(running.spec.name)
 
@@ -537,19 +546,19 @@ class Pulls:
                 del self._running[spec.name]
         self._store.content.expect_no_more(spec.name)
         with suppress(CachdError):
-            if not self._closed or state != "cancelled":  # what a stop cancels goes on after the start
+            if not self._closed or state != "cancelled":  # the next start resumes what the stop cancelled
                 self._forget(spec.name)
             else:
                 self._store.ends_well(spec.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
-        if isinstance(outcome, CachdError):  # its frames would keep all that the pull had in memory
+        if isinstance(outcome, CachdError):  # the traceback's frames would keep the pull's memory alive
             outcome.__traceback__ = outcome.__cause__ = outcome.__context__ = None
             running.error = outcome
         progress.end()
-        progress.state = state  # after the error: who reads a failure finds its reason
+        progress.state = state  # set after the error, so that a reader of a failed state finds its error
         with self._changed:
-            self._tell_of(running)
+            self._keep_ended(running)
         self._store.snapshots.changes.mark(spec.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)
@@ -558,7 +567,7 @@ class Pulls:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Free what a newer snapshot replaced, once nobody reads it and no pull is about to publish it."""
+        """Remove replaced snapshots that nobody reads, except those that a running pull may publish again."""
         try:
             self._store.snapshots.sweep(keep={pull.spec.ref.base for pull in self.running()})
         except (CachdError, OSError, ValueError) as error:

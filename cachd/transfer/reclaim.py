@@ -1,13 +1,15 @@
-"""Room for models: asks the policy what to lose, and the store to lose it.
+"""Frees disk space: the policy chooses which snapshots to evict, and the store evicts them.
 
-pull       a pull needs room: the policy chooses what is to go, if that is enough; else the pull is refused.
-           What was chosen goes in that order, and only when bytes that have arrived need the blocks
-pressure   more is taken than may be, since another process fills the disk or the limit was lowered:
-           what may go does, down to the low watermark
-unused     nobody used a snapshot for so long
-asked      an operator wants room
+There are four reasons to evict:
 
-For all but `unused`, what ended pulls left unfinished goes before any model.
+pull       A pull needs space. The policy chooses victims; if they do not free enough, the pull is refused.
+           They are evicted one by one, each only when bytes that have arrived need its disk blocks.
+pressure   More space is taken than the high watermark allows, or bytes that have arrived find no free space.
+           Unprotected snapshots are evicted, down to the low watermark.
+unused     Nobody used a snapshot for `unused_seconds`.
+asked      An operator asked for space.
+
+Except for `unused`, partial downloads of ended pulls are removed before any snapshot is evicted.
 """
 
 from __future__ import annotations
@@ -41,19 +43,22 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
-_TURN_SECONDS = 1.0
-_LOOK_SECONDS = 60.0  # between two looks at what is open in some process
-_SOON_SECONDS = 5.0  # the same where the kernel does not tell of every open, while a process may be starting
-_STARTING_SECONDS = 600.0  # after a model was published or asked for
-_WAIT_SECONDS = 600.0  # after an eviction that freed nothing
-_MOST_TOLD = 1000
-_HOLDERS_TOLD = 5
+_TICK_SECONDS = 1.0
+_CHECK_SECONDS = 60.0  # between two checks which snapshots some process has open
+_SOON_SECONDS = 5.0  # the same when the kernel may not report every open and a process may be starting
+_STARTING_SECONDS = 600.0  # a process may be starting this long after a model was published or asked for
+_WAIT_SECONDS = 600.0  # after an eviction for pressure that freed too little
+_MOST_EVICTIONS = 1000  # shown by the API
+_MOST_HOLDERS = 5  # named in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A snapshot that was evicted at `at`, seconds since the epoch: why, the bytes of disk that were to come
-    free when it was chosen, and those that did."""
+    """A snapshot that was evicted at `at` (seconds since the epoch).
+
+    `reason`: pull, pressure, unused or asked. `why`: the policy's explanation. `frees`: bytes of disk that
+    the eviction was expected to free. `freed`: bytes that it did free.
+    """
 
     at: float
     manifest: str
@@ -66,8 +71,10 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How `short` bytes come free: which partial downloads of ended pulls go, then which snapshots, each in
-    order; and every snapshot there is, with its protection. Made at `at`, seconds since the epoch."""
+    """What to remove for `short` bytes: first `partials`, then `choices`, each in order.
+
+    `candidates`: every snapshot, with its protection. `at`: when it was planned, in seconds since the epoch.
+    """
 
     short: int
     partials: Sequence[Leftover]
@@ -85,7 +92,10 @@ class Plan:
 
 
 class _Victims:
-    """What is to go for one pull. Read and changed while an eviction may run, and by nobody else."""
+    """What is to be removed for one pull: `choices` and `partials` for its bytes, `for_inodes` for inodes.
+
+    Changed only with `Reclaim._evicting` held.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -107,9 +117,9 @@ class _Victims:
 
 
 class Reclaim:
-    """Frees space of one store. `automatic`: whether pulls and pressure evict; operators always can.
+    """Frees the disk space of one store. `automatic`: whether to evict when no operator asked for it.
 
-    `high` and `low`: evict above this share of what models may take, down to that.
+    When more than `high` of the space for models is taken, it evicts until no more than `low` is.
     """
 
     def __init__(
@@ -128,10 +138,10 @@ class Reclaim:
         self._listed: frozenset[str] = frozenset()
         self._evicting = threading.Lock()
         self._victims: list[_Victims] = []  # of the pulls that run
-        self._evicted: deque[Eviction] = deque(maxlen=_MOST_TOLD)
-        self._told_short = False
+        self._evicted: deque[Eviction] = deque(maxlen=_MOST_EVICTIONS)
+        self._warned_short = False
         self._wait_until = 0.0
-        self._looked_at, self._lost_opens = 0.0, False
+        self._checked_at, self._lost_opens = 0.0, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reclaim", daemon=True)
 
@@ -139,21 +149,23 @@ class Reclaim:
 
     @contextmanager
     def reserve(self, manifest: Manifest, name: str) -> Iterator[Reservation]:
-        """As Store.reserve; where room is lacking and can be made, it is chosen here what is to go for it.
+        """Like Store.reserve, but chooses victims when free space is lacking.
 
-        That goes as grants of the reservation need it. Raises TooBig, or NoSpace, which names what holds the
-        space.
+        They are evicted later, as grants of the reservation need their blocks. Raises TooBig, or NoSpace with
+        the models that hold the space.
         """
         victims = _Victims(name)
         with self._store.content.claim(manifest, name), ExitStack() as stack:
-            stack.callback(self._let_stay, victims)
+            stack.callback(self._release, victims)
             reservation = self._admit(stack, manifest, victims)
             reservation.make_space = partial(self._make_space, reservation, victims)
             yield reservation
 
     def settle(self, reservation: Reservation) -> None:
-        """Free what is still owed to a pull whose every byte has arrived: views and manifest take some, too.
-        Raises nothing when that cannot be."""
+        """When all bytes of a pull have arrived, free what it is still owed, for its views and manifest.
+
+        If that is impossible, does nothing and raises nothing.
+        """
         reservation.has_arrived()
         with suppress(NoSpace):
             while self._store.space.take_unclaimed(reservation) and reservation.make_space(1):
@@ -162,7 +174,7 @@ class Reclaim:
     def pulled(
         self, spec: ModelSpec, outcome: Snapshot | CachdError, *, fetched: int, seconds: float
     ) -> None:
-        """Remember what a pull that ended says of its model and of its source."""
+        """Record in the usage log what an ended pull shows: a use, the source's rate, or that it is gone."""
         usage_log, base = self._store.usage_log, spec.ref.base
         if isinstance(outcome, Snapshot):
             usage_log.used(spec.name, time.time())
@@ -176,30 +188,30 @@ class Reclaim:
     # --- for operators ---
 
     def keep(self, names: Collection[str]) -> None:
-        """Evict none of these: the configuration lists them, and they would be pulled again at once."""
+        """Never evict these names: the configuration lists them, so they would be pulled again at once."""
         self._listed = frozenset(names)
 
     def keeps(self, name: str) -> bool:
-        """Whether the configuration lists it."""
+        """Whether the configuration lists the name."""
         return name in self._listed
 
     def evicted(self) -> list[Eviction]:
-        """The last evictions, the newest first."""
+        """The last evictions, newest first."""
         return list(reversed(self._evicted))
 
     def plan(self, need: int) -> Plan:
-        """What would go so that `need` bytes are available."""
+        """What would be removed to make `need` bytes available."""
         return self._plan(need - self._store.space.bounded().available)
 
     def make_available(self, need: int) -> list[Eviction]:
-        """Evict so that `need` bytes are available. Raises NoSpace, and evicts nothing, when it cannot be."""
+        """Evict until `need` bytes are available. If that cannot be, raises NoSpace and evicts nothing."""
         with self._evicting:
             plan = self.plan(need)
             if not plan.is_enough:
-                raise self._told(
+                raise self._with_holders(
                     NoSpace(
-                        f"{plan.short} bytes more are wanted and {plan.frees} can be freed",
-                        hint="unpin, release or stop what holds the rest (cachd capacity tells)",
+                        f"{plan.short} more bytes are needed and only {plan.frees} can be freed",
+                        hint="unpin or release models, or stop the pods that use them (see cachd capacity)",
                         need=need,
                         short=plan.short,
                     )
@@ -207,7 +219,7 @@ class Reclaim:
             self._drop_partials(plan.partials)
             return self._evict(plan.choices, "asked")
 
-    # --- the watch ---
+    # --- the thread ---
 
     def start(self) -> None:
         threads.start([self._thread])
@@ -219,24 +231,24 @@ class Reclaim:
         self._store.usage_log.save()
 
     def _run(self) -> None:
-        self._looked_at = time.monotonic()  # not while the daemon is starting
+        self._checked_at = time.monotonic()  # the first check waits until the daemon has started
         while True:
             try:
                 self._store.snapshots.leases.expire(time.time())
                 self._store.content.empty_trash()
                 self.note_opens()
-                if time.monotonic() >= self._looked_at + self._between_looks():
+                if time.monotonic() >= self._checked_at + self._between_looks():
                     self.look()
                 self.relieve()
             except (CachdError, OSError) as error:
-                log.warning("reclaim turn failed", reason=str(error))
+                log.warning("reclaim failed", reason=str(error))
             except Exception:
-                log.exception("a reclaim turn failed in a way it should not")
-            if self._stop.wait(_TURN_SECONDS):
+                log.exception("reclaim failed in a way it should not")
+            if self._stop.wait(_TICK_SECONDS):
                 return
 
     def note_opens(self) -> None:
-        """Count what somebody opened since the last time as used then."""
+        """Record a use of every snapshot that some process opened since the last call."""
         self._store.watch.note_opens(time.time())
         opened = self._store.usage_log.newly_opened()
         for snapshot in self._store.snapshots.all() if opened else ():
@@ -249,11 +261,11 @@ class Reclaim:
         is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
         if self._lost_opens or (is_starting and not watch.tells_opens()):
             return _SOON_SECONDS
-        return _LOOK_SECONDS
+        return _CHECK_SECONDS
 
     def look(self) -> None:
-        """Take note of what is used now, and let go what was not for long."""
-        self._looked_at, self._lost_opens = time.monotonic(), False
+        """Record a use of every snapshot that is open now; then evict what is unused for `unused_seconds`."""
+        self._checked_at, self._lost_opens = time.monotonic(), False
         now = time.time()
         for manifest, named in self._store.snapshots.recorded():
             if named and self._store.snapshots.is_open(manifest):
@@ -271,10 +283,10 @@ class Reclaim:
                 self._evict(old, "unused")
 
     def relieve(self) -> None:
-        """Free what may go while more is taken than may be."""
+        """Under pressure, evict what is not protected, down to the low watermark."""
         over = self._over(self._store.space.bounded())
         if over <= 0:
-            self._told_short = False
+            self._warned_short = False
             return
         if not self._automatic or time.monotonic() < self._wait_until:
             return
@@ -284,20 +296,21 @@ class Reclaim:
             self._drop_partials(plan.partials)
             self._evict(plan.choices, "pressure")
             after = self._store.space.bounded()
-        if not plan.is_enough and not self._told_short:
+        if not plan.is_enough and not self._warned_short:
             log.warning(
-                "more is taken than may be, and the rest is protected",
+                "too little space can be freed: the other models are protected",
                 short_bytes=plan.short - plan.frees,
                 held_by=_holders([c for c in plan.candidates if c.protected]),
             )
-            self._told_short = True
+            self._warned_short = True
         if not self._store.tells_use and after.free - before < plan.frees / 2:
-            log.warning("evicted and still not free: a process has the files open", bytes=plan.frees)
+            log.warning("eviction freed too little: a process has the files open", bytes=plan.frees)
             self._wait_until = time.monotonic() + _WAIT_SECONDS
 
     def _over(self, now: Capacity) -> int:
-        """Bytes to free; 0 or less as long as the high watermark is not passed, and no bytes that have
-        arrived wait for room. What has not arrived counts for nothing: sources claim what they like.
+        """Bytes to free; 0 or less below the high watermark while no received bytes wait for space.
+
+        Bytes that have not arrived do not count: a source may claim any size.
         """
         over = self._store.space.waited_for()
         space = max(now.total - now.reserve_free, 0)
@@ -317,7 +330,7 @@ class Reclaim:
         return self._candidates({manifest: v.name for v in list(self._victims) for manifest in v.manifests})
 
     def _candidates(self, chosen: Mapping[str, str]) -> list[Candidate]:
-        """`chosen`: the snapshots that are to go for a pull already, with its name."""
+        """`chosen`: the manifests of other pulls' victims, each with the name of its pull."""
         self.note_opens()
         claimed = self._store.content.claimed()
         return [
@@ -337,7 +350,7 @@ class Reclaim:
         scheme = manifest.base.partition("://")[0]
         protected = self._protection(manifest, named, claimed)
         if not protected and chosen_for is not None:
-            protected = f"to go for the pull of {chosen_for} as its bytes arrive"
+            protected = f"will be evicted for the pull of {chosen_for} as its bytes arrive"
         return Candidate(
             manifest=manifest.id,
             names=tuple(s.name for s in named),
@@ -356,7 +369,7 @@ class Reclaim:
         )
 
     def _use(self, named: Sequence[Snapshot]) -> Use | None:
-        """One use of all its names; None when it has none."""
+        """The uses under all names of a snapshot, combined; None when it has no name."""
         found = [self._store.usage_log.of(s.name) or Use(s.published_at) for s in named]
         if not found:
             return None
@@ -364,6 +377,7 @@ class Reclaim:
         return Use(last, sum(use.popularity(last) for use in found))
 
     def _protection(self, manifest: Manifest, named: Sequence[Snapshot], claimed: Collection[Digest]) -> str:
+        """Why a snapshot may not be evicted; empty when it may."""
         snapshots, now = self._store.snapshots, time.time()
         if pinned := [s.name for s in named if snapshots.is_pinned(s.name)]:
             return f"pinned as {pinned[0]}"
@@ -382,13 +396,15 @@ class Reclaim:
     def _plan(
         self, short: int, *, for_pull: _Victims | None = None, at_any_rate: bool = False, inodes: int = 0
     ) -> Plan:
-        """What goes for `short` bytes, or for so many inodes. What is to go for another pull than `for_pull`
-        stays, unless it is taken `at_any_rate`."""
+        """What to remove for `short` bytes, or for `inodes` if that is not 0.
+
+        Victims of pulls other than `for_pull` are protected, unless `at_any_rate`.
+        """
         now, short = time.time(), max(short, 0)
         others = [v for v in self._victims if v is not for_pull and not at_any_rate]
         partials = [] if inodes else self._partials(short, others)
         candidates = self._candidates({manifest: v.name for v in others for manifest in v.manifests})
-        if inodes:  # the same choice, with every blob weighing one
+        if inodes:  # the same policy, counting each blob as one inode instead of its bytes
             candidates = [replace(c, blobs=dict.fromkeys(c.blobs, 1)) for c in candidates]
         need = inodes or short - sum(found.size for found in partials)
         claimed = self._store.content.claimed()
@@ -401,7 +417,7 @@ class Reclaim:
         )
 
     def _partials(self, short: int, others: Collection[_Victims]) -> list[Leftover]:
-        """Partial downloads of ended pulls for so many bytes, the oldest first."""
+        """Partial downloads of ended pulls that free `short` bytes, or all of them; the oldest first."""
         taken = {found.name for victims in others for found in victims.partials}
         found, freed = list[Leftover](), 0
         for each in self._store.sweep.partial_downloads() if short > 0 else ():
@@ -412,10 +428,10 @@ class Reclaim:
                 freed += each.size
         return found
 
-    # --- for one pull; all but the first while no other eviction runs ---
+    # --- for one pull; `_choose`, `_free_inodes` and `_choose_again` are called with `_evicting` held ---
 
     def _admit(self, stack: ExitStack, manifest: Manifest, victims: _Victims) -> Reservation:
-        """Promise the space of a pull, having chosen what is to go for it. Raises TooBig or NoSpace."""
+        """Reserve the space of a pull, and choose its victims if needed. Raises TooBig or NoSpace."""
         with suppress(NoSpace):
             return stack.enter_context(self._store.reserve(manifest))
         owed = owed_inodes = 0
@@ -430,14 +446,14 @@ class Reclaim:
                     assert isinstance(short, int)
                     assert isinstance(inodes, int)
                     if not self._choose(victims, short, inodes):
-                        raise self._told(error) from error
+                        raise self._with_holders(error) from error
                     owed, owed_inodes = max(owed, short), max(owed_inodes, inodes)
                     continue
                 self._victims.append(victims)
                 return reservation
 
     def _choose(self, victims: _Victims, short: int, inodes: int) -> bool:
-        """Choose what is to go for a pull; whether that is enough."""
+        """Choose the victims of a pull. Returns whether they free enough."""
         if not self._automatic:
             return False
         plan = self._plan(short, for_pull=victims, inodes=inodes)
@@ -447,13 +463,13 @@ class Reclaim:
             victims.take_over(plan)
         return plan.is_enough
 
-    def _let_stay(self, victims: _Victims) -> None:
-        """What was to go for a pull, and did not, is anybody's again."""
+    def _release(self, victims: _Victims) -> None:
+        """The pull has ended: its remaining victims stay, and may be chosen for other pulls."""
         with suppress(ValueError):
             self._victims.remove(victims)
 
     def _make_space(self, reservation: Reservation, victims: _Victims, least: int) -> bool:
-        """As Reservation.make_space: let the next go that was chosen for the pull."""
+        """Evict the next victim of the pull. Returns and raises as Reservation.make_space does."""
         space = self._store.space
         with self._evicting:
             if reservation.has_ended:
@@ -461,47 +477,46 @@ class Reclaim:
             if reservation.owed_inodes and space.lacks_inodes():
                 self._free_inodes(reservation, victims)
                 return True
-            if (
-                space.most_of(reservation, least) >= least
-            ):  # another eviction, or a deletion, freed it meanwhile
+            if space.most_of(reservation, least) >= least:  # an eviction or a deletion freed enough meanwhile
                 return True
-            if not reservation.owed:  # another process has what was promised
+            if not reservation.owed:  # another process has taken the reserved space
                 return False
             self._choose_again(reservation, victims)
             expected = victims.partials[0].size if victims.partials else victims.choices[0].frees
-            with space.freeing(reservation, expected) as tell:
+            with space.freeing(reservation, expected) as report:
                 if victims.partials:
-                    tell(self._drop_partials([victims.partials.pop(0)]))
+                    report(self._drop_partials([victims.partials.pop(0)]))
                 else:
-                    tell(sum(gone.freed for gone in self._evict([victims.choices.pop(0)], "pull")))
+                    report(sum(gone.freed for gone in self._evict([victims.choices.pop(0)], "pull")))
             return True
 
     def _free_inodes(self, reservation: Reservation, victims: _Victims) -> None:
         if not victims.for_inodes:
-            reservation.owed_inodes = 0  # nothing more can go: the file system has the last word
+            reservation.owed_inodes = 0  # no victim is left: from here on, the file system decides
             return
         choice = victims.for_inodes.pop(0)
         if self._evict([choice], "pull"):
             reservation.owed_inodes = max(reservation.owed_inodes - choice.frees, 0)
 
     def _choose_again(self, reservation: Reservation, victims: _Victims) -> None:
-        """Choose others when what was chosen is gone, used or protected by now. Raises NoSpace."""
+        """Choose new victims if the chosen ones are gone, were used or became protected. Raises NoSpace."""
         owed = reservation.owed
         if victims.frees >= owed and self._are_as_chosen(victims):
             return
         plan = self._plan(owed, for_pull=victims)
         if not plan.is_enough:
-            raise self._told(
+            raise self._with_holders(
                 NoSpace(
-                    f"{owed} bytes that {victims.name} needs were to come free, and {plan.frees} still can",
-                    hint="what was to go is used or protected by now; ask again, or delete a model",
+                    f"{victims.name} still needs {owed} bytes to be freed, and only {plan.frees} can be",
+                    hint="models chosen for eviction are now in use or protected; retry, or delete a model",
                     short=owed - plan.frees,
                 )
             )
-        log.info("others are to go", name=victims.name, owed_bytes=owed)
+        log.info("other models chosen for eviction", name=victims.name, owed_bytes=owed)
         victims.take_over(plan)
 
     def _are_as_chosen(self, victims: _Victims) -> bool:
+        """Whether the victims have the same use, blobs and lack of protection as when they were chosen."""
         others = {manifest: v.name for v in self._victims if v is not victims for manifest in v.manifests}
         now = {c.manifest: c for c in self._candidates(others)}
         for choice in victims.choices:
@@ -511,7 +526,7 @@ class Reclaim:
         return True
 
     def _drop_partials(self, partials: Iterable[Leftover]) -> int:
-        """Remove partial downloads of ended pulls; bytes freed."""
+        """Remove partial downloads of ended pulls. Returns the bytes freed."""
         freed = 0
         for found in partials:
             size = remove(found)
@@ -520,14 +535,14 @@ class Reclaim:
         return freed
 
     def _evict(self, choices: Sequence[Choice], reason: str) -> list[Eviction]:
-        """Let the snapshots go that are still as unprotected as they were when they were chosen."""
+        """Evict snapshots, skipping those that were removed or came into use since they were chosen."""
         done = []
         for choice in choices:
             candidate = choice.candidate
             try:
                 freed = self._store.snapshots.evict(candidate.manifest)
             except (InUse, NotFound) as error:
-                log.info("not evicted after all", manifest=candidate.manifest, reason=error.detail)
+                log.info("eviction skipped", manifest=candidate.manifest, reason=error.detail)
                 continue
             eviction = Eviction(
                 time.time(), candidate.manifest, candidate.names, reason, choice.why, choice.frees, freed
@@ -546,8 +561,8 @@ class Reclaim:
             done.append(eviction)
         return done
 
-    def _told(self, error: NoSpace) -> NoSpace:
-        """The same refusal, naming what holds the space."""
+    def _with_holders(self, error: NoSpace) -> NoSpace:
+        """A copy of the error that also names what holds the space."""
         held_by = _holders(self.candidates())
         now = self._store.space.capacity()
         if now.usage.held:
@@ -559,11 +574,11 @@ class Reclaim:
 
 
 def _holders(candidates: Collection[Candidate]) -> list[str]:
-    """The largest snapshots, with what protects them."""
+    """The largest snapshots in words, each with its size and protection."""
     largest = sorted(candidates, key=lambda c: (-c.size, c.manifest))
-    told = [
+    named = [
         f"{c.names[0] if c.names else 'a replaced snapshot'} ({c.size} bytes, {c.protected or 'evictable'})"
-        for c in largest[:_HOLDERS_TOLD]
+        for c in largest[:_MOST_HOLDERS]
     ]
-    more = len(largest) - len(told)
-    return [*told, f"{more} more models"] if more > 0 else told
+    more = len(largest) - len(named)
+    return [*named, f"{more} more models"] if more > 0 else named

@@ -1,8 +1,8 @@
-"""Refused digests: whatever holds one is withdrawn at once, and deleted when nobody reads it any more.
+"""Withdraws models with refused digests at once, and deletes their bytes when nobody reads them any more.
 
-look      at the start, and whenever what is refused changes: pulls that would bring one end, every name that
-          leads, led or will lead to one goes, whoever protects it
-again     while pods still hold a snapshot of it, which keeps its bytes until they end
+This runs at the start and whenever the refused digests change. Running pulls of such models fail. Ready and
+quarantined names of such models are withdrawn, even if they are pinned or leased, and no name can be rolled
+back to one. While pods still hold a snapshot, its bytes stay; the deletion is tried again every 2 seconds.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _AGAIN_SECONDS = 2.0
 
 
 class Refusals:
-    """A thread that withdraws what `table` refuses now. `look` may come from any thread."""
+    """A thread that withdraws the models that `table` refuses. `look` is safe from any thread."""
 
     def __init__(self, store: Store, pulls: Pulls, table: Callable[[], Table]) -> None:
         self._store, self._pulls, self._table = store, pulls, table
-        self._held: set[str] = set()  # snapshots that pods still hold
+        self._held: set[str] = set()  # ids of refused manifests that pods still hold
         self._has_failed = False
         self._changed, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
 
     def start(self) -> None:
-        """Withdraw what is refused before anybody is answered, and keep looking."""
+        """Withdraw refused models before the daemon answers any request; then start the thread."""
         self._try(among=None)
         threads.start([self._thread])
 
     def look(self) -> None:
-        """Something else is refused now."""
+        """Have the thread check again, because the refused digests changed."""
         self._changed.set()
 
     def close(self) -> None:
@@ -64,9 +64,9 @@ class Refusals:
             self._withdraw(among=among)
             self._has_failed = False
         except CachdError as error:
-            log.warning("refused digests not withdrawn", reason=error.detail)
+            log.warning("refused models not withdrawn", reason=error.detail)
         except Exception:
-            log.exception("refused digests not withdrawn, in a way that should not be")
+            log.exception("withdrawing refused models failed in a way it should not")
 
     def _withdraw(self, *, among: Collection[str] | None) -> None:
         table, content = self._table(), self._store.content
@@ -81,7 +81,7 @@ class Refusals:
             refusal = _refusal(table, manifest)
             log.warning("model refused", name=snapshot.name, manifest=manifest.id, reason=refusal.detail)
             self._pulls.was_refused(snapshot.spec, refusal)
-        for digest in table.refused:  # what a pull brought, and published not yet
+        for digest in table.refused:  # blobs that a pull has fetched but not published yet
             content.drop(digest)
             content.drop_ingest(digest)
 
@@ -91,4 +91,4 @@ def _refusal(table: Table, manifest: Manifest) -> CachdError:
         table.check_digests(manifest)
     except Forbidden as refusal:
         return refusal
-    raise AssertionError("what was withdrawn is refused")
+    raise AssertionError("only refused models are withdrawn")

@@ -1,4 +1,4 @@
-"""Damaged models: their readiness is withdrawn, and the very same files are pulled and published again."""
+"""Repairs damaged models: withdraws their readiness, then pulls and publishes the same files again."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ log = structlog.get_logger(__name__)
 
 
 class Repairs:
-    """Withdraws what is damaged and begins its repair. Safe from any thread, but for `retry`."""
+    """Withdraws damaged models and starts their repair. Safe from any thread, except `retry`."""
 
     def __init__(self, store: Store, pulls: Pulls, scrub_log: ScrubLog, metrics: Metrics) -> None:
         self._store, self._pulls = store, pulls
         self._scrub_log, self._metrics = scrub_log, metrics
-        self._tries: dict[str, tuple[int, float]] = {}  # failures of a repair, and when to try again
+        self._tries: dict[str, tuple[int, float]] = {}  # by name: attempts, and when to retry (monotonic)
 
     def look(self, name: str) -> str:
-        """See whether pods find every file of a ready model; what is wrong, empty when nothing is."""
+        """Check that pods find every file of a ready model; if not, start its repair.
+
+        Returns what is wrong; empty when nothing is.
+        """
         wrong = self._store.snapshots.look(name, now=time.time())
         if wrong:
             self._metrics.verify_failures.labels("scrub").inc()
@@ -36,7 +39,11 @@ class Repairs:
         return wrong
 
     def damaged(self, file: File, wrong: str, inode: int) -> bool:
-        """Withdraw what uses the blob and begin its repair; False when nothing needs it any more."""
+        """Withdraw the models that use a damaged blob and start their repair.
+
+        `inode` is the damaged file's, 0 if there is none. Returns False when the blob has been replaced
+        meanwhile, or no model needs it.
+        """
         try:
             names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
         except Moved:
@@ -49,7 +56,7 @@ class Repairs:
         return True
 
     def retry(self) -> None:
-        """Begin the repairs again that failed, each after a while. For one thread."""
+        """Restart failed repairs, each after a backoff. Call it from one thread only."""
         quarantined = {each.snapshot.name for each in self._store.snapshots.quarantined()}
         self._tries = {name: tries for name, tries in self._tries.items() if name in quarantined}
         for name in quarantined:
@@ -63,11 +70,11 @@ class Repairs:
                 self._tries[name] = (failures + 1, time.monotonic() + seconds)
 
     def _repair(self, name: str) -> None:
-        """Pull what the damaged model lacks."""
+        """Start a pull of the files that the quarantined model lacks."""
         found = self._store.snapshots.quarantine(name)
         if found is None:
             return
         try:
             self._pulls.start_by_itself(found.snapshot.spec)
         except CachdError as error:
-            log.warning("repair not begun", name=name, reason=error.detail)
+            log.warning("repair not started", name=name, reason=error.detail)

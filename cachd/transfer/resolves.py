@@ -1,4 +1,4 @@
-"""What refs are now: sources asked, and ended when they take too long."""
+"""Resolves refs at their sources, and cancels a resolve that takes too long."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ log = structlog.get_logger(__name__)
 
 SLOW_SECONDS = 5.0
 TOO_SLOW = "resolve_too_slow"
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 
 
-class _Asked:
-    """A source that is being asked."""
+class _Running:
+    """One running resolve. `slow` is called once when it takes longer than SLOW_SECONDS."""
 
     def __init__(self, patience: Patience, slow: Callable[[], None]) -> None:
         self.cancel_token, self.began, self.why_ended = CancelToken(), time.monotonic(), ""
         self._patience, self._slow, self._is_slow = patience, slow, False
 
-    def look(self, now: float) -> None:
-        """Tell once that it is slow, and end it when it is too slow."""
+    def check(self, now: float) -> None:
+        """Call `slow` if it is due, and cancel the resolve when the source is too slow."""
         if not self._is_slow and now - self.began >= SLOW_SECONDS:
             self._is_slow = True
             self._slow()
@@ -41,12 +41,16 @@ class _Asked:
 
 
 class Resolves:
-    """Asks sources what a ref is, for `seconds` a pull at most. A thread watches. Safe from any thread."""
+    """Resolves refs; a thread watches the running ones. Safe from any thread.
+
+    `seconds`: what all resolves of one pull may take together; callers pass what is left of it.
+    `stall_seconds`: what an origin may take for one answer.
+    """
 
     def __init__(self, seconds: float, *, stall_seconds: float) -> None:
         self.seconds, self._stall_seconds = seconds, stall_seconds
         self._changed = threading.Condition()
-        self._asked: set[_Asked] = set()
+        self._running: set[_Running] = set()
         self._closed = False
         self._thread = threading.Thread(target=self._watch, name="resolve-watch", daemon=True)
         threads.start([self._thread])
@@ -60,58 +64,58 @@ class Resolves:
         seconds: float,
         slow: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """What the ref is now, found within `seconds`. `slow` is called when it takes long.
+        """The ref's current manifest. `slow` is called from another thread after SLOW_SECONDS.
 
-        Raises Cancelled after a cut, Unavailable (`resolve_too_slow`) when the source takes too long, or what
-        `Source.resolve` does.
+        Raises Cancelled when the token is cancelled, Unavailable (code `resolve_too_slow`) when the source
+        takes longer than `seconds` or answers too rarely, and what `Source.resolve` raises.
         """
         patience = Patience(seconds, stall_seconds=self._stall_seconds, now=time.monotonic())
-        asked = _Asked(patience, slow)
+        running = _Running(patience, slow)
         try:
             with (
-                self._watched(asked),
-                cancel_token.reaches(asked.cancel_token),
+                self._watched(running),
+                cancel_token.reaches(running.cancel_token),
                 threads.given(str(ref)),
                 together.gathered(),
             ):
-                manifest = source.resolve(ref, asked.cancel_token)
+                manifest = source.resolve(ref, running.cancel_token)
         except CachdError as error:
             cancel_token.check()
-            if asked.why_ended:
-                raise _too_slow(ref, asked.why_ended) from error
+            if running.why_ended:
+                raise _too_slow(ref, running.why_ended) from error
             raise
         cancel_token.check()
         return manifest
 
     def close(self) -> None:
-        """Those that are asked are cut before by their owners."""
+        """Join the watching thread. The callers of `resolve` must have cancelled their tokens before."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
     @contextmanager
-    def _watched(self, asked: _Asked) -> Iterator[None]:
+    def _watched(self, running: _Running) -> Iterator[None]:
         with self._changed:
-            self._asked.add(asked)
-            if len(self._asked) == 1:
+            self._running.add(running)
+            if len(self._running) == 1:
                 self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._asked.discard(asked)
+                self._running.discard(running)
 
     def _watch(self) -> None:
         while True:
             with self._changed:
-                while not (self._asked or self._closed):
+                while not (self._running or self._closed):
                     self._changed.wait()
                 if self._closed:
                     return
-                self._changed.wait(_LOOK_SECONDS)
-                for each in self._asked:  # with the lock: nobody is told of one that has ended
-                    each.look(time.monotonic())
+                self._changed.wait(_CHECK_SECONDS)
+                for each in self._running:  # with the lock, so that `slow` is never called after the end
+                    each.check(time.monotonic())
 
 
 def _too_slow(ref: Ref, why: str) -> Unavailable:
@@ -119,5 +123,5 @@ def _too_slow(ref: Ref, why: str) -> Unavailable:
     return Unavailable(
         f"{ref}: its source is too slow: {why}",
         code=TOO_SLOW,
-        hint="ask again when it is faster, or raise resolve_seconds",
+        hint="retry when the source is faster, or raise resolve_seconds",
     )

@@ -1,9 +1,9 @@
-"""Published models read again, in time or when asked.
+"""Verifies published models by reading them again, in the background or on request.
 
-look     is every file where pods look for it (looks.py)?
-scrub    every blob once in the interval: does it still hash to its digest?
-verify   the same of one model, at once
-repair   readiness was withdrawn: pull what is missing of the very same files, and publish again (repairs.py)
+look     checks that every file is where pods look for it (looks.py)
+scrub    reads and hashes every blob once per interval
+verify   reads and hashes one model at once, on request
+repair   pulls and publishes the missing files of a damaged model again (repairs.py)
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from cachd.transfer.streams import NICENESS
 
 log = structlog.get_logger(__name__)
 
-_TURN_SECONDS = 1.0
-_MOST_SECONDS = 300.0  # of scrubbing before what has come since is found
-_AT_ONCE = 2  # models verified at once when asked
+_TICK_SECONDS = 1.0
+_MOST_SECONDS = 300.0  # after so long, the list of blobs that are due is made again
+_AT_ONCE = 2  # models verified on request at the same time
 
 
 class Verification(Job):
-    """One reading of a whole model when asked for. It ends whole or damaged."""
+    """One requested verification of a model. Its final state is whole (intact) or damaged."""
 
     unexpected = "a verification failed in a way it should not"
 
@@ -71,7 +71,7 @@ class Verification(Job):
 
 
 class Scrubs:
-    """A thread that scrubs, one that looks, others that verify. Nothing is scrubbed at 0 bytes a second."""
+    """The threads that scrub, check and verify. With `bytes_per_second` 0, nothing is scrubbed."""
 
     def __init__(
         self, store: Store, pulls: Pulls, metrics: Metrics, *, bytes_per_second: int, interval_seconds: float
@@ -98,10 +98,10 @@ class Scrubs:
             self._thread.join()
         self._scrub_log.save()
 
-    # --- when asked ---
+    # --- on request ---
 
     def verify(self, name: str) -> Verification:
-        """Start reading a ready model again, or join who does. Raises NotFound, or Unavailable."""
+        """Start or join the verification of a ready model. Raises NotFound; Unavailable during a repair."""
         snapshots = self._store.snapshots
         if snapshots.get(name) is None and snapshots.has(name):
             raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
@@ -109,23 +109,23 @@ class Scrubs:
         return self._verifications.start(Verification(name, snapshot.size), self._verify)
 
     def look_again(self) -> None:
-        """Look at everything at once, and scrub what has come since the last time."""
+        """Have the thread check all models now; new blobs are scrubbed from then on, too."""
         self._looks.look_again()
 
     def verification(self, name: str) -> Verification | None:
-        """The last one of a name since the daemon started."""
+        """The last verification of a name since the daemon started."""
         return self._verifications.last(name)
 
     def verified_at(self, snapshot: Snapshot, manifest: Manifest) -> float | None:
-        """When (epoch) every blob of a ready model was last known to be whole."""
+        """Unix time of the oldest verification of any blob of a ready model."""
         return self._scrub_log.oldest((f.blob for f in manifest.files), since=snapshot.published_at)
 
     def oldest(self) -> float | None:
-        """When (epoch) the blob was read again that was not for the longest; None when there is none."""
+        """Unix time of the oldest verification of any blob; None without blobs."""
         return self._scrub_log.oldest(self._looks.files)
 
     def as_document(self) -> dict[str, object]:
-        """What is read again, and what waits for its repair."""
+        """The state of the scrub, and the models that wait for a repair."""
         reading, files = self._reading, self._looks.files
         oldest = self.oldest()
         return {
@@ -145,10 +145,10 @@ class Scrubs:
         }
 
     def _verify(self, running: Verification) -> None:
-        running.run(lambda: self._look_and_read(running))
+        running.run(lambda: self._check_model(running))
         log.info("verified", name=running.name, state=running.state, size_bytes=running.done)
 
-    def _look_and_read(self, running: Verification) -> str:
+    def _check_model(self, running: Verification) -> str:
         if wrong := self._repairs.look(running.name):
             running.found("", wrong)
         else:
@@ -158,43 +158,43 @@ class Scrubs:
     def _verify_files(self, running: Verification) -> None:
         snapshot = self._store.snapshots.get(running.name)
         if snapshot is None:
-            raise NotFound(f"{running.name} is not here any more")
+            raise NotFound(f"{running.name} is no longer here")
         files = {f.blob: f for f in self._store.snapshots.manifest(snapshot).files}.values()
 
         def took(count: int) -> None:
             running.took(count)
-            self._go_on()
+            self._wait()
 
         for file in files:
             if wrong := self._check(file, took):
                 running.found(file.path, wrong)
         self._record_hashes()
 
-    # --- in time ---
+    # --- in the background ---
 
     def _run(self) -> None:
         os.nice(NICENESS)
         read_when_idle()
-        while not self._stop.wait(_TURN_SECONDS):  # not before the daemon answers
+        while not self._stop.wait(_TICK_SECONDS):  # waits first, so that the daemon answers requests before
             try:
                 if self._rate:
-                    self._turn()
+                    self._scrub()
             except Cancelled:
                 return
             except Exception:
                 log.exception("a scrub failed in a way it should not")
 
-    def _turn(self) -> None:
-        """Read what is due, the longest unread first; for a while, then find what has come since."""
+    def _scrub(self) -> None:
+        """Read the blobs that are due, the least recently verified first, for at most _MOST_SECONDS."""
         until = time.monotonic() + _MOST_SECONDS
-        pace = RateLimiter(self._rate, time.monotonic())
+        limiter = RateLimiter(self._rate, time.monotonic())
         for file in self._due():
             if time.monotonic() >= until:
                 break
             try:
-                self._check(file, partial(self._read_paced, file, pace))
+                self._check(file, partial(self._count_and_wait, file, limiter))
             except Leased as error:
-                log.warning("blob not read again", blob=str(file.blob), reason=error.detail)
+                log.warning("blob not scrubbed", blob=str(file.blob), reason=error.detail)
         self._record_hashes()
         self._scrub_log.save()
 
@@ -203,20 +203,23 @@ class Scrubs:
         ages = [(at, str(blob), blob) for blob, at in self._scrub_log.ages() if at <= before]
         return [files[blob] for _, _, blob in sorted(ages) if blob in files]
 
-    def _read_paced(self, file: File, pace: RateLimiter, count: int) -> None:
+    def _count_and_wait(self, file: File, limiter: RateLimiter, count: int) -> None:
         done = self._reading[1] if self._reading and self._reading[0] is file else 0
         self._reading = (file, done + count)
-        self._go_on(pace.reserve(count, time.monotonic()))
+        self._wait(limiter.reserve(count, time.monotonic()))
 
-    def _go_on(self, seconds: float = 0.0) -> None:
-        """Wait. Raises Cancelled when the daemon stops."""
+    def _wait(self, seconds: float = 0.0) -> None:
+        """Wait. Raises Cancelled when the daemon is stopping."""
         if self._stop.wait(seconds):
             raise Cancelled("the daemon stops")
 
     # --- one blob ---
 
     def _check(self, file: File, took: Callable[[int], None]) -> str:
-        """Read a blob again and do what its state asks for; what is wrong with it, empty when nothing is."""
+        """Read a blob and compare its digest; start a repair if it is damaged.
+
+        `took` is called with the bytes of each read. Returns what is wrong; empty when nothing is.
+        """
 
         def counted(count: int) -> None:
             self._metrics.scrub_bytes.inc(count)
@@ -229,8 +232,8 @@ class Scrubs:
             wrong = reread(path, file, reads, counted, beside=beside)
             if not wrong and beside:
                 self._store.content.hashes.note(file.blob, beside.digest())
-            if wrong:  # read twice: what one reading got wrong is no damage
-                wrong = reread(path, file, reads, lambda _: self._go_on())
+            if wrong:  # read a second time: an error that does not repeat is no damage on disk
+                wrong = reread(path, file, reads, lambda _: self._wait())
         except Moved:
             return ""
         finally:
@@ -241,7 +244,7 @@ class Scrubs:
         return wrong if self._repairs.damaged(file, wrong, inode) else ""
 
     def _hasher_beside(self, file: File) -> Hasher | None:
-        """What takes the sha256 of a blob whose digest is weaker, unless it is known."""
+        """A hasher that computes the sha256 of a blob with a weaker digest; None if it is not needed."""
         is_needed = file.digest and not file.is_named_by_content and not self._store.content.hashes.of(file)
         return in_order(NO_SHA256, file.size) if is_needed else None
 

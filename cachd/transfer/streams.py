@@ -1,4 +1,4 @@
-"""The pool of stream threads, shared fairly by the pulls; as many at work as bring the most."""
+"""Shares the stream threads fairly among the pulls, and adapts their number to the throughput."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ log = structlog.get_logger(__name__)
 
 BUFFER_BYTES, FAST_BUFFER_BYTES = 1 << 20, 2 << 20
 MEASURED_SECONDS, SETTLED_SECONDS = 0.5, 0.2
-NICENESS = 10  # of a thread that moves bytes: the digest and whoever asks whether a model is ready go first
-_FIRST_COUNTS = (4, 16)
-_FAST = 8  # streams with the larger buffer: more are at work only where each gets little
+NICENESS = 10  # of threads that move bytes: hashing and API requests run first
+_FIRST_COUNTS = (4, 16)  # bounds of the number of streams to begin with
+_FAST = 8  # streams with the larger buffer; when more than these work, each of them receives little
 
 Task = Callable[[memoryview], None]
 SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 class StreamQuota:
-    """One pull's claim on the streams: its waiting tasks, in order. A higher priority goes first."""
+    """One pull's claim to the stream threads: its waiting `tasks` in order, and how many are `running`.
+
+    Quotas with a higher priority are served first.
+    """
 
     def __init__(self, priority: int = 0) -> None:
         self.priority = priority
         self.tasks: deque[Task] = deque()
         self.running = 0
-        self.files = 0  # on their way
+        self.files = 0  # unfinished downloads
 
 
 class Asking:
-    """A stream's request to an origin, listed by its thread while it is entered.
+    """A stream's request to an origin. While entered, it is listed, and `Streams.claim` may take the stream.
 
-    `is_taken`: the stream is wanted by another share; `cancel_token` ended it.
+    `is_taken`: the stream was taken for another quota, and `cancel_token` cancelled.
     """
 
     __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cancel_token", "is_taken", "quota")
@@ -61,7 +64,10 @@ class Asking:
         del self._listed[threading.get_ident()]
 
     def is_slow(self, received: int, now: float) -> bool:
-        """Whether next to nothing came in the last stretch that was measured."""
+        """Whether the request received next to nothing in the last measured interval.
+
+        `received`: bytes that its thread has received so far. `now`: monotonic seconds.
+        """
         elapsed = now - self._since
         if elapsed >= self._seconds:
             self._is_slow = received - self._before < SLOW_BYTES_PER_SECOND * elapsed
@@ -76,12 +82,13 @@ class Asking:
 class Streams:
     """Threads that each own one page-aligned buffer and run one task at a time with it.
 
-    Among the shares with the highest priority the one with the fewest running tasks is served next, in
-    turn where they are equal: two pulls get half the streams each, whatever their sizes. One that waits may
-    `claim` the stream of another whose origin hardly sends.
+    Among the quotas with the highest priority, the one with the fewest running tasks is served next; equal
+    ones alternate. So two pulls get half of the streams each, whatever their sizes. A waiting quota may
+    `claim` a stream of another one whose origin hardly sends.
 
-    How many threads may take a task, `at_work`, follows what they bring (policy/concurrency.py): the first of
-    them work, the others are parked, so that few connections stay warm instead of many cold.
+    `at_work`, how many threads may take a task, adapts to the measured throughput (policy/concurrency.py).
+    The first threads work and the others are parked, so that a few connections stay in steady use instead of
+    many in rare use.
     """
 
     def __init__(
@@ -94,15 +101,15 @@ class Streams:
         self._changed = changed
         changed(self.at_work)
         self._busy = 0
-        self._received: dict[int, int] = {}  # bytes by thread, each its only writer
-        self._settled: tuple[float, int, float] | None = None  # (time, bytes, CPU) since when all are at work
-        self._look_at = 0.0
+        self._received: dict[int, int] = {}  # bytes by thread; each thread writes only its own entry
+        self._interval: tuple[float, int, float] | None = None  # (time, bytes, CPU seconds) at its start
+        self._measure_at = 0.0
         self._quotas: list[StreamQuota] = []
         self._later: list[tuple[float, int, StreamQuota, Task]] = []
         self._sequence = itertools.count()
         self._closed = False
         self._places: dict[int, int] = {}
-        self._asking: dict[int, Asking] = {}  # by thread, each its only writer
+        self._asking: dict[int, Asking] = {}  # by thread; each thread writes only its own entry
         self._threads = [
             threading.Thread(target=self._run, args=(i,), name=f"stream-{i}", daemon=True)
             for i in range(most)
@@ -111,73 +118,74 @@ class Streams:
 
     @property
     def at_work(self) -> int:
-        """How many streams may have a task at once, now."""
+        """How many streams may run a task at once now."""
         return self._concurrency.count
 
     def received(self, count: int) -> None:
-        """Count bytes that the calling stream received; now and then, change how many are at work."""
+        """Count bytes that the calling stream received. At the end of an interval, adapt `at_work`."""
         self._received[threading.get_ident()] += count
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._measure_at:
             with self._ready:
-                self._look(now)
+                self._measure(now)
 
-    def _look(self, now: float) -> None:
+    def _measure(self, now: float) -> None:
+        """Measure an interval in which all streams at work were busy, then adapt `at_work`."""
         total, used = sum(self._received.values()), time.process_time()
-        if self._busy < self.at_work or not self._quotas:  # too little to do: this says nothing
-            self._settled, self._look_at = None, now + SETTLED_SECONDS
-        elif self._settled is None:
-            self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
-        elif now >= self._look_at:
-            since, before, used_before = self._settled
+        if self._busy < self.at_work or not self._quotas:  # not enough work: the rate says nothing
+            self._interval, self._measure_at = None, now + SETTLED_SECONDS
+        elif self._interval is None:
+            self._interval, self._measure_at = (now, total, used), now + MEASURED_SECONDS
+        elif now >= self._measure_at:
+            since, before, used_before = self._interval
             count, took = self.at_work, now - since
             busy = (used - used_before) / took / threads.CORES
             if self._concurrency.measured((total - before) / took, busy) == count:
-                self._settled, self._look_at = (now, total, used), now + MEASURED_SECONDS
+                self._interval, self._measure_at = (now, total, used), now + MEASURED_SECONDS
                 return
-            self._settled, self._look_at = None, now + SETTLED_SECONDS
+            self._interval, self._measure_at = None, now + SETTLED_SECONDS
             self._changed(self.at_work)
             self._parked.notify_all()
             self._ready.notify_all()
 
     def more_files(self, quota: StreamQuota, count: int) -> None:
-        """Count so many files more on their way, or fewer."""
+        """Change the number of the quota's unfinished downloads by `count`, which may be negative."""
         with self._ready:
             quota.files += count
 
     def has_a_file_each(self, quota: StreamQuota) -> bool:
-        """Whether there are files enough of this pull for every stream at work to have its own."""
+        """Whether the pull has at least one unfinished download for every stream at work."""
         return quota.files >= self.at_work
 
     def submit(self, quota: StreamQuota, *tasks: Task) -> None:
-        """Run tasks before any that wait in the share, in the order given."""
+        """Queue tasks before those that wait in the quota, in the given order."""
         with self._ready:
             quota.tasks.extendleft(reversed(tasks))
             self._admit(quota)
             self._ready.notify(len(tasks))
 
     def append(self, quota: StreamQuota, *tasks: Task) -> None:
-        """Run tasks after those that wait in the share."""
+        """Queue tasks after those that wait in the quota."""
         with self._ready:
             quota.tasks.extend(tasks)
             self._admit(quota)
             self._ready.notify(len(tasks))
 
     def submit_later(self, quota: StreamQuota, task: Task, seconds: float) -> None:
-        """Run a task no sooner than in `seconds`; no stream is held meanwhile."""
+        """Queue a task in `seconds` from now, before those that wait in the quota."""
         with self._ready:
             due = time.monotonic() + seconds
             heapq.heappush(self._later, (due, next(self._sequence), quota, task))
-            self._ready.notify_all()  # whoever waits now watches the clock, too
+            self._ready.notify_all()  # waiting threads must now wake up at this time
 
     @property
     def is_one_too_many(self) -> bool:
-        """Whether the calling stream should end its task because fewer are to be at work."""
+        """Whether the calling stream should end its task because `at_work` was lowered."""
         return self._places.get(threading.get_ident(), 0) >= self.at_work
 
     def should_yield(self, quota: StreamQuota) -> bool:
-        """Whether the calling stream should end its task: there are too many, or a share that waits goes
-        before this one or has two streams less than it at the least."""
+        """Whether the calling stream should end its task: there are too many streams; or a waiting quota has
+        a higher priority, or the same priority and at least two fewer running tasks."""
         with self._ready:
             return self.is_one_too_many or any(
                 other.priority > quota.priority
@@ -186,11 +194,12 @@ class Streams:
             )
 
     def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
-        """Inside, the calling stream asks an origin, and may be taken away when that hardly sends so long."""
+        """A context in which the calling stream asks an origin. `claim` may take the stream for another quota
+        when the origin hardly sends for `seconds`."""
         return Asking(quota, seconds, self._asking, self._received[threading.get_ident()])
 
     def claim(self, quota: StreamQuota) -> None:
-        """If the share's tasks wait for a stream, take one from a share that has more and that is slow."""
+        """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""
         with self._ready:
             if quota not in self._quotas or self._busy < self.at_work:
                 return
@@ -200,11 +209,11 @@ class Streams:
             found = [each for each in slow if not each.is_taken and _goes_before(quota, each.quota)]
             taken = max(found, key=lambda each: each.quota.running, default=None)
         if taken is not None:
-            log.info("a slow stream is taken for another pull", running=taken.quota.running)
+            log.info("slow stream taken for another pull", running=taken.quota.running)
             taken.take()
 
     def close(self) -> None:
-        """Let running tasks end, drop the waiting ones, and join every thread."""
+        """Drop the waiting tasks, let the running ones end, and join every thread."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
@@ -217,11 +226,11 @@ class Streams:
             self._quotas.append(quota)
 
     def _next(self, place: int) -> tuple[StreamQuota, Task] | None:
-        """Wait for the task that is due, and for a place among those at work; None once closed."""
+        """Wait until thread number `place` may work and there is a task for it; None once closed."""
         with self._ready:
             while not self._closed:
                 if place >= self.at_work:
-                    self._ready.notify()  # what woke this one is for another
+                    self._ready.notify()  # this thread may not work: pass the wake-up on
                     self._parked.wait()
                     continue
                 now = time.monotonic()
@@ -234,7 +243,7 @@ class Streams:
                     task = quota.tasks.popleft()
                     quota.running += 1
                     self._busy += 1
-                    self._quotas.remove(quota)  # to the end of the line, if there is more to do
+                    self._quotas.remove(quota)  # if it has more tasks, `_admit` puts it last
                     self._admit(quota)
                     return quota, task
                 self._ready.wait(self._later[0][0] - now if self._later else None)
@@ -259,13 +268,13 @@ class Streams:
 
 
 def _goes_before(waiting: StreamQuota, quota: StreamQuota) -> bool:
-    """Whether a share that waits should have one of the streams of a share that is slow."""
+    """Whether a waiting quota should get a stream of the slow one."""
     if waiting.priority != quota.priority:
         return waiting.priority > quota.priority
     return not waiting.running or waiting.running + 1 < quota.running
 
 
 def _first() -> int:
-    """How many to begin with: one a core, but enough for a fast origin."""
+    """How many streams work at first: one per core, within bounds that suit a fast origin."""
     least, most = _FIRST_COUNTS
     return min(max(threads.CORES, least), most)

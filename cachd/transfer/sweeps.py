@@ -1,4 +1,4 @@
-"""When leftovers are swept: at start, from time to time, and when asked."""
+"""Runs the sweep of leftovers: at the start, at intervals, and on request."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cachd.transfer.pulls import Pulls
 
 log = structlog.get_logger(__name__)
 
-_FIRST_SECONDS = 1.0  # the daemon answers first
+_FIRST_SECONDS = 1.0  # the daemon should answer requests first
 
 
 class Sweeps:
-    """A thread that sweeps once at its start and every `interval_seconds`; 0: only when asked.
+    """A thread that sweeps at the start and every `interval_seconds`; with 0, only on request.
 
-    Blobs and ingests of ended pulls are kept `keep_seconds` after their last change and after the start of
-    the daemon: the next pull of the same model goes on with them.
+    Blobs and ingests of ended pulls are kept for `keep_seconds` after their last change, and after the start
+    of the daemon, so that the next pull of the same model can resume from them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Sweeps:
             self._thread.join()
 
     def leftovers(self, *, everything: bool = False) -> list[Leftover]:
-        """What a sweep would remove now. `everything`: however short ago it changed."""
+        """What a sweep would remove now. `everything`: also what changed within `keep_seconds`."""
         running = self._pulls.running()
         return list(
             self._store.sweep.leftovers(
@@ -59,12 +59,12 @@ class Sweeps:
         )
 
     def _kept_since(self) -> float:
-        """The time, seconds since the epoch, of which what changed last before it may go."""
+        """Leftovers whose last change was before this time (seconds since the epoch) may be removed."""
         is_young = time.monotonic() - self._started < self._keep_seconds
         return -math.inf if is_young else time.time() - self._keep_seconds
 
     def sweep(self, *, everything: bool = False) -> list[tuple[Leftover, int]]:
-        """Remove the leftovers; each with the bytes it freed, none when somebody came to need it."""
+        """Remove the leftovers. Returns each with the bytes it freed: 0 if it came into use meanwhile."""
         with self._sweeping:
             swept = []
             for found in self.leftovers(everything=everything):

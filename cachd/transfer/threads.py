@@ -1,4 +1,8 @@
-"""Threads that are there from the start: but for a source's own, none is begun when there may be no more."""
+"""Starts threads, so that a missing thread fails the daemon's start and not a pull.
+
+All threads start with the daemon, except those that a source starts for its own requests. If the system
+refuses one of these, `given` raises Unavailable.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,23 @@ from contextlib import contextmanager
 
 from cachd.errors import Unavailable
 
-CORES = len(os.sched_getaffinity(0))  # that this process may use
-_USUAL_SECONDS = 0.005  # Python's own (sys.setswitchinterval)
-STOP_SECONDS = 20  # less than the 30 that a kubelet gives a pod
+CORES = len(os.sched_getaffinity(0))  # cores that this process may use
+_USUAL_SECONDS = 0.005  # Python's default (sys.setswitchinterval)
+STOP_SECONDS = 20  # less than a pod's default terminationGracePeriodSeconds, which is 30
 
 
 def start(threads: Iterable[threading.Thread]) -> None:
-    """Raises Unavailable when the system gives no more; those that started run on."""
+    """Start threads. Raises Unavailable when the system refuses one; those started before keep running."""
     for thread in threads:
         with given(thread.name):
             thread.start()
 
 
 def pool(count: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
-    """A pool whose `count` threads run already. Raises Unavailable when the system gives fewer."""
+    """A pool whose `count` threads have all started. Raises Unavailable when the system refuses one."""
     made = ThreadPoolExecutor(count, name, initializer)
-    # Each waits for the last, or one would take the others' turns; so do we, or a shutdown that cancels what
-    # is queued would leave some of them waiting for the others for ever.
+    # An executor starts a thread only if none is idle. So each first task blocks until all threads have
+    # started. This thread waits, too: a shutdown that cancels queued tasks would leave the others blocked.
     all_here = threading.Barrier(count + 1)
     try:
         with given(name):
@@ -44,16 +48,16 @@ def pool(count: int, name: str, initializer: Callable[[], object] | None = None)
 
 @contextmanager
 def given(name: str) -> Iterator[None]:
-    """Raises Unavailable when a thread is begun inside and the system gives none."""
+    """Raises Unavailable when code inside starts a thread and the system refuses it."""
     try:
         yield
     except RuntimeError as error:
         if "thread" not in str(error):
             raise
         raise Unavailable(
-            f"the system gives no thread for {name}: {error}",
+            f"the system refused a thread for {name}: {error}",
             code="no_threads",
-            hint="raise the limit of processes (ulimit -u, pids.max), or lower streams and pulls",
+            hint="raise the limit on processes (ulimit -u, pids.max), or lower streams and pulls",
         ) from error
 
 
@@ -64,10 +68,11 @@ _counting = threading.Lock()
 
 @contextmanager
 def in_brief_turns() -> Iterator[None]:
-    """While a thread is inside, every thread hands the interpreter over after 0.5 ms, not after 5 ms.
+    """Lower the interpreter's switch interval from 5 ms to 0.5 ms while any thread is inside.
 
-    For long work in pure Python: a probe waits for a turn of it several times. It is not always on, because
-    each handover costs, and a pull of many small files, which mostly waits, would be 10 % slower.
+    Use it around long work in pure Python: a probe waits one interval several times for each thread that runs
+    such work. The short interval is not permanent, because each switch costs time: a pull of many small files
+    would be 10 % slower.
     """
     global _inside
     with _counting:
@@ -83,8 +88,8 @@ def in_brief_turns() -> Iterator[None]:
 
 
 def end_in_time() -> None:
-    """Let the kernel end this process in `STOP_SECONDS` if it has not ended itself: a thread that waits for
-    a disk that hangs cannot be joined. To be called from the main thread.
+    """Have the kernel end this process after `STOP_SECONDS`, because a thread that waits for a hanging disk
+    cannot be joined. Call it from the main thread.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""Why a pull waits, and until when."""
+"""Says why a pull waits, and until when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 
 class Reason(enum.Enum):
-    """`slot`: as many pulls are at work as may be. `origin`: its origin failed, or asked to be left alone,
-    and is asked again later. `slow`: its origin is asked and hardly answers. `space`: the disk is full."""
+    """Why a pull waits.
+
+    `slot`: the maximum number of pulls is running. `origin`: its origin failed or asked to wait, and will be
+    asked again. `slow`: its origin hardly answers. `space`: the disk is full.
+    """
 
     slot = "slot"
     origin = "origin"
@@ -18,7 +21,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """`until`: seconds since the epoch, None where nobody knows. `detail`: what the origin said."""
+    """A wait. `until`: seconds since the epoch, None if unknown. `detail`: the origin's error."""
 
     reason: Reason
     until: float | None = None

@@ -1,4 +1,4 @@
-"""Models brought into memory before a pod loads them, as far as memory is free."""
+"""Loads models into the page cache before a pod reads them, if they fit into free memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _READERS = 4
 
 
 class Warming(Job):
-    """One model on its way into memory, where it ends warm. `loaded`: bytes read for it."""
+    """One model's way into memory. Its final state is warm. `loaded`: bytes read from disk."""
 
     unexpected = "a model could not be warmed in a way it should not"
 
@@ -42,40 +42,43 @@ class Warming(Job):
             self.loaded += loaded
 
     def as_document(self) -> dict[str, object]:
-        moved = {"total": self.total, "done": self.done, "loaded": self.loaded}
-        return super().as_document() | {"bytes": moved}
+        counts = {"total": self.total, "done": self.done, "loaded": self.loaded}
+        return super().as_document() | {"bytes": counts}
 
 
 class Warms:
-    """Warms one model at a time, with several threads that read. `space` tells what memory has room for."""
+    """Warms one model at a time, with several reading threads.
+
+    `space` returns how many bytes of files memory can hold, counting those that it holds already.
+    """
 
     def __init__(self, store: Store, metrics: Metrics, *, space: Callable[[], int] = room_for_pages) -> None:
-        self._store, self._metrics, self._room = store, metrics, space
+        self._store, self._metrics, self._space = store, metrics, space
         self._warmings = Jobs[Warming](threads.pool(1, "warm"))
         self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
 
     def close(self) -> None:
-        """Stop what runs and join it."""
+        """Cancel the running job and join all threads."""
         self._stop.set()
         self._warmings.close()
         self._readers.shutdown(cancel_futures=True)
 
     def warm(self, name: str) -> Warming:
-        """Start bringing a ready model into memory, or join who does. Raises NotFound.
+        """Start or join the warming of a ready model. Raises NotFound.
 
-        It fails with NoSpace when memory has no room for what is missing beside what pods and the pages of
-        other models take.
+        The job fails with NoSpace when the missing bytes do not fit into memory beside the processes and the
+        cached pages of other models.
         """
         snapshot = self._store.snapshots.ready(name)
         return self._warmings.start(Warming(name, snapshot.size), partial(self._warm, snapshot))
 
     def warming(self, name: str) -> Warming | None:
-        """The last one of a name since the daemon started."""
+        """The last warming of a name since the daemon started."""
         return self._warmings.last(name)
 
     def resident(self) -> Mapping[str, int]:
-        """Bytes in memory of each ready model, of the newest where there are very many."""
+        """Bytes in memory of each ready model, by name; of at most MOST_MODELS models, the newest."""
         counted: dict[Digest, int] = {}
         newest = sorted(self._store.snapshots.all(), key=lambda s: -s.published_at)[:MOST_MODELS]
         found = {}
@@ -86,7 +89,7 @@ class Warms:
         return found
 
     def resident_of(self, manifest: Manifest, counted: dict[Digest, int] | None = None) -> int:
-        """Bytes in memory of one model. `counted`: blobs counted before, added to."""
+        """Bytes in memory of one model. `counted`: bytes of blobs counted before; new ones are added."""
         counted = {} if counted is None else counted
         blobs = {f.blob for f in manifest.files}
         for blob in blobs - counted.keys():
@@ -111,7 +114,7 @@ class Warms:
         return "warm"
 
     def _check_space(self, snapshot: Snapshot) -> None:
-        """Raises NoSpace."""
+        """Raises NoSpace when the missing bytes of the model do not fit into memory."""
         counted: dict[Digest, int] = {}
         here = self.resident_of(self._store.snapshots.manifest(snapshot), counted)
         missing = snapshot.size - here
@@ -121,13 +124,13 @@ class Warms:
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
                 self.resident_of(self._store.snapshots.manifest(other), counted)
         others = sum(counted.values()) - here
-        space = self._room() - others - here
+        space = self._space() - others - here
         if missing > space:
             raise NoSpace(
-                f"{snapshot.name}: {missing} bytes are not in memory, and {max(space, 0)} have room"
+                f"{snapshot.name}: {missing} bytes are not in memory, and only {max(space, 0)} fit"
                 f" beside the {others} bytes of other models",
                 code="no_memory",
-                hint="stop pods, or remove a model that is in memory and not needed there",
+                hint="stop pods, or delete a model that is in memory and not needed",
                 need=missing,
                 free=max(space, 0),
             )

@@ -81,7 +81,7 @@ def test_a_listed_model_with_which_the_daemon_died_is_not_begun_by_itself_either
     die_while_it_pulls(running, 3)
     origin.forget()
     running.start()
-    running.wait_for("desired model not asked for", name="m")
+    running.wait_for("desired model not pulled", name="m")
     assert running.ask("GET", "/v1/models/m").document["pull"]["error"]["code"] == "set_aside"
     assert running.ask("GET", "/readyz?set=required").status == (503 if required else 200)
     assert origin.requests == []

@@ -271,7 +271,7 @@ def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promp
     node.pull("hf://org/model")
     assert node.ready("org--model").status == 200
     with leased("write", published(node.root)):
-        node.wait_for("blob not read again")
+        node.wait_for("blob not scrubbed")
         for ask in (
             lambda: node.ask("GET", "/readyz"),
             lambda: node.ready("held"),

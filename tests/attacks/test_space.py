@@ -122,7 +122,7 @@ def test_what_was_chosen_for_one_pull_is_chosen_for_no_other(engine: Engines, or
     full = Full(engine, origin, streams=8)
     pull, hold = full.begin("first", 24 * MIB, after=0)
     told = {c.names[0]: c.protected for c in full.reclaim.candidates()}
-    assert told["a"] == told["b"] == "to go for the pull of first as its bytes arrive"
+    assert told["a"] == told["b"] == "will be evicted for the pull of first as its bytes arrive"
     with pytest.raises(NoSpace) as refusal:
         full.engine.pull(full.origin.add("/second", noise(24 * MIB, 2)))
     assert "first" in refusal.value.detail

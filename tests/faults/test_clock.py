@@ -132,7 +132,7 @@ def test_a_certificate_that_is_not_yet_valid_is_asked_for_again_until_the_clock_
     with Origin(tls=True) as origin:
         wanted = {"ref": origin.add("/model.bin", noise(MIB)), "name": "model.bin", "required": True}
         running = node(env=clock.env, ca_file=str(origin.ca_file), models=[wanted])
-        running.wait_for("resolve asked again", code="clock_skewed")
+        running.wait_for("resolve will be retried", code="clock_skewed")
         assert running.ask("GET", "/readyz?set=required").status == 503
         clock.set("+0")
         assert running.ready("model.bin").status == 200

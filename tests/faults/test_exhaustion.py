@@ -129,7 +129,7 @@ def test_a_pull_without_descriptors_waits_for_them_and_leaves_none_behind(
             assert hold.reached.wait(PATIENCE_SECONDS)
             with limited(node.pid, resource.RLIMIT_NOFILE, 8):
                 hold.release()
-                node.wait_for("part asked again", code="too_many_files")
+                node.wait_for("part will be retried", code="too_many_files")
             assert node.ready(name).status == 200
             assert digests(node.root / "models" / name) == SUMS
             assert node.ask("DELETE", f"/v1/models/{name}").status == 200
@@ -271,7 +271,7 @@ def test_a_daemon_needs_no_thread_more_than_it_started_with(origin: Origin, plac
             assert node.ask("GET", "/readyz").status == 200
             assert node.ask("DELETE", "/v1/models/single.bin?force=true").status == 200
             node.pull(ref)
-            node.wait_for("resolve asked again", name="model", code="no_threads")
+            node.wait_for("resolve will be retried", name="model", code="no_threads")
         assert node.ready("model").status == 200
         assert digests(node.root / "models/model") == SUMS
         with no_more_threads(node.pid):

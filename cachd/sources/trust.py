@@ -1,4 +1,4 @@
-"""Whom a TLS connection believes: the system's authorities, or those of a file that may be replaced."""
+"""Builds the TLS context for connections: trusted certificate authorities, and the oldest version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from cachd.errors import Unavailable
 
 
 class Authorities:
-    """The PEM file `file`, read again whenever it was replaced; without one, the system's own."""
+    """The certificate authorities in the PEM file `file`; without a file, the system's own.
+
+    A file that has been replaced is read again.
+    """
 
     def __init__(self, file: str | None = None) -> None:
         self.file = file
@@ -20,26 +23,26 @@ class Authorities:
         self._seen: tuple[int, int, int] | None = None
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection. Raises Unavailable while the file holds no authority."""
+        """The TLS context for the next connection. Raises Unavailable while the file cannot be used."""
         with self._lock:
             try:
                 seen = _mark(self.file)
                 if self._context is None or seen != self._seen:
                     self._context, self._seen = _strict(self.file), seen
                 return self._context
-            except OSError as error:  # of which ssl.SSLError is one
+            except OSError as error:  # such as ssl.SSLError
                 raise Unavailable(
                     f"the daemon's CA file cannot be used: {files.reason(error)}",
                     code="bad_ca_file",
-                    hint="put a PEM file of authorities there; it is read again at the next connection",
+                    hint="put a PEM file of certificate authorities there; the next connection reads it",
                 ).withhold(file=str(self.file)) from error
 
 
 def _strict(file: str | None) -> ssl.SSLContext:
-    """TLS 1.2 at the least, and an end that TLS did not announce is a failure.
+    """A context that demands TLS 1.2 (RFC 8996) and takes an end without close_notify for a failure.
 
-    Each Python has defaults of its own: some distributions build it to speak what is older, and before 3.11.4
-    it took a connection that broke for one that ended.
+    Without close_notify a cut connection looks like a complete one (RFC 8446, 6.1). Python's defaults differ:
+    some distributions build it to accept older versions, and before 3.11.4 it accepted such an end.
     """
     context = ssl.create_default_context(cafile=file)
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
@@ -48,7 +51,7 @@ def _strict(file: str | None) -> ssl.SSLContext:
 
 
 def _mark(file: str | None) -> tuple[int, int, int] | None:
-    """What tells one state of the file from another."""
+    """A value that changes when the file does."""
     if file is None:
         return None
     status = Path(file).stat()

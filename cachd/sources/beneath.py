@@ -17,9 +17,8 @@ from cachd.errors import Changed, Invalid
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAST = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # O_PATH: a pipe does not block, a device does not act
-_READ = (
-    os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-)  # O_NONBLOCK: do not wait for a lease (fcntl(2))
+# O_NONBLOCK: do not wait while another process holds a lease (fcntl(2)).
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _IS_A_LINK_NOW = (errno.ELOOP, errno.ENOTDIR)
 
 

@@ -80,7 +80,7 @@ class Connection:
         return self._incoming
 
     def abort(self) -> None:
-        """Make a thread that waits for an answer on it return or raise at once."""
+        """Make a thread that waits for an answer on this connection return or raise at once."""
         self._aborted = True
         if self.wire is not None:
             self.wire.abort()
@@ -149,7 +149,7 @@ class Response:
 
     @property
     def size(self) -> int | None:
-        """The number of bytes in the body; None while nobody has stated it."""
+        """The number of bytes in the body; None if it was not stated."""
         return self._size
 
     def expect(self, size: int) -> None:
@@ -170,7 +170,7 @@ class Response:
             return self._got - before
 
     def _fill(self, view: memoryview) -> int:
-        self._window_began += time.monotonic() - self._returned_at  # less the caller's own time
+        self._window_began += time.monotonic() - self._returned_at  # the caller's time does not count
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0
         while filled < wanted:
@@ -199,7 +199,7 @@ class Response:
 
         After a 421 it is closed, too: its server does not serve this origin (RFC 9110, 15.5.20).
         """
-        self._failure = None  # its traceback refers to this object: a cycle that only a collection would free
+        self._failure = None  # its traceback refers to this object: a reference cycle
         is_complete = self._got == self._size
         if is_complete and self._response.is_over and self._response.status != MISDIRECTED:
             self._connection.keep()

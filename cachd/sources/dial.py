@@ -1,8 +1,8 @@
 """Connects to whichever address of a host answers first ("Happy Eyeballs", RFC 8305, 5).
 
 An address is tried when the one before it failed or has not answered for a quarter of a second. So an address
-that never answers, such as an IPv6 address that is not routed, costs a quarter of a second and not the
-complete timeout. All attempts together get `connect_seconds`, however many addresses there are.
+that never answers, such as an IPv6 address whose network drops packets, costs a quarter of a second and not
+the complete timeout. All attempts together get `connect_seconds`, however many addresses there are.
 """
 
 from __future__ import annotations

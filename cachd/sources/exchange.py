@@ -22,7 +22,7 @@ LONGEST_HEAD_BYTES = LARGE_BYTES // 2  # below LARGE_BYTES, as a wire waits unti
 _MOST_HEADERS = 100
 _MOST_INTERIM = 20  # 1xx answers before the final one
 _LONGEST_CHUNK_LINE = 1024
-_FEW_CHUNKS = 10_000  # more must average _LEAST_CHUNK_BYTES: each takes as much CPU time as some KiB
+_FEW_CHUNKS = 10_000  # more of them must average _LEAST_CHUNK_BYTES: a chunk takes as long as some KiB
 _LEAST_CHUNK_BYTES = 64
 # A line may end with a bare line feed (RFC 9112, 2.2).
 _END_OF_HEAD, _END_OF_LINE = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
@@ -43,7 +43,7 @@ def request(method: str, path: str, host: str, headers: Mapping[str, str]) -> by
 
 
 class Incoming:
-    """The bytes that a wire receives, in order. Those that came with a head are buffered until read."""
+    """The bytes that a wire receives, in order. Those that came with a head wait in a buffer."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -53,11 +53,11 @@ class Incoming:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no received byte waits in the buffer."""
+        """Whether the buffer is empty."""
         return self._start == self._stop
 
     def until(self, end: re.Pattern[bytes]) -> str:
-        """All bytes up to the end of a match of `end`, which may match three bytes at most.
+        """Read up to the end of the first match of `end`, a pattern for three bytes at most.
 
         Raises OSError or HTTPException.
         """
@@ -90,7 +90,7 @@ class Incoming:
 
 
 class Headers:
-    """The headers of an answer. Case does not matter in names. Repeated ones are joined (RFC 9110, 5.2)."""
+    """The headers of an answer. Names are case-insensitive; repeated ones are joined (RFC 9110, 5.2)."""
 
     def __init__(self, lines: str) -> None:
         """Raises HTTPException for a malformed line."""
@@ -107,7 +107,7 @@ class Headers:
 
 
 def _unusual(lines: str) -> dict[str, str]:
-    """Parse lines of which some are folded, repeated or malformed; the latter raise HTTPException."""
+    """Parse header lines, folded and repeated ones too. Raises HTTPException for a malformed line."""
     values: dict[str, str] = {}
     name = ""
     for line in lines.split("\n")[:-1]:
@@ -123,7 +123,7 @@ def _unusual(lines: str) -> dict[str, str]:
 
 
 class Answer:
-    """The answer to one request. To create it is to receive its head; the body is read afterwards."""
+    """The answer to one request. The constructor receives the head; the body is read afterwards."""
 
     def __init__(self, incoming: Incoming, method: str) -> None:
         """Receive the head. Raises OSError or HTTPException."""

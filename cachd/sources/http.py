@@ -1,7 +1,8 @@
 """Requests byte ranges of files over HTTP/1.1 and checks every redirect, address and answer.
 
-Every request sends `Accept-Encoding: identity`, so a body is the file's own bytes (RFC 9110, 12.5.3). Every
-answer must fit its request (RFC 9110, 15):
+Every request sends `Accept-Encoding: identity`, so a body is the file's own bytes (RFC 9110, 12.5.3). The
+validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (RFC 9110, 13.1). Every answer
+must fit its request (RFC 9110, 15):
 
     200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, all three exact
     412  the validator does not match: Changed   416  the file got shorter: Changed
@@ -50,7 +51,7 @@ _MOST_SIGNED_URLS = 10_000
 _SHORT_BYTES = 64 << 10
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MAYBE_EXPIRED = (400, 401, 403, 404, 410)
+_MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
 _NO_PROXIES, _NO_CREDENTIALS = Proxies(), Secret(None)
 _ODD = re.compile(r"[^!-\[\]-~]")  # a space, a backslash, a control character or anything beyond ASCII
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")

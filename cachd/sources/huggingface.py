@@ -50,7 +50,7 @@ class HubSource:
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
         self._check = check
-        set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
+        set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`. One request gives the commit and its files."""
@@ -105,7 +105,7 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
     return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest, base=ref.base)
 
 
-class _OurPath(httpx2.BaseTransport):
+class _HttpTransport(httpx2.BaseTransport):
     """Sends the requests of huggingface_hub through `Http`.
 
     So they use cachd's proxies, certificate authorities and address policy, and no .netrc. An answer that is
@@ -113,10 +113,10 @@ class _OurPath(httpx2.BaseTransport):
     """
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        path = _path.get()
-        if path is None or constants.is_offline_mode():
+        context = _context.get()
+        if context is None or constants.is_offline_mode():
             raise OfflineModeIsEnabled("no pull made this request")
-        (http, cancel_token), token = path, request.headers.get("Authorization")
+        (http, cancel_token), token = context, request.headers.get("Authorization")
         url, secrets = str(request.url), {"Authorization": token} if token else {}
         answer = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
         if answer.content:
@@ -124,17 +124,20 @@ class _OurPath(httpx2.BaseTransport):
         return httpx2.Response(answer.status, headers=answer.headers.items(), content=answer.content)
 
 
-_path: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("path", default=None)
+_context: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("context", default=None)
 
 
 @contextmanager
 def _asks_over(http: Http, cancel_token: CancelToken) -> Iterator[None]:
-    """A context in which this thread's huggingface_hub sends requests over `http`; a cancel ends them."""
-    before = _path.set((http, cancel_token))
+    """A context in which huggingface_hub, called by this thread, sends its requests over `http`.
+
+    A cancel ends them.
+    """
+    before = _context.set((http, cancel_token))
     try:
         yield
     finally:
-        _path.reset(before)
+        _context.reset(before)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
-_METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # EC2 User Guide, "Access instance metadata"
+_METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # in EC2 (EC2 User Guide)
 _MOST_PAGES = 1000
 _LONGEST_KEYS_BYTES = 64 << 10
 _LINK_SECONDS = 3600  # how long a signed URL is valid
@@ -77,7 +77,7 @@ class Keys:
     """Where the credentials of a bucket come from. With no field set: wherever AWS clients look for them.
 
     `file`: a file in the format of ~/.aws/credentials. `profile`: a profile of that file or, without one, of
-    the node's AWS files. `instance_role`: the machine's metadata service, which is asked in no other case.
+    the node's AWS files. `instance_role`: the machine's metadata service, which is never asked otherwise.
     `are_none`: requests are not signed.
     """
 
@@ -109,7 +109,7 @@ class BucketSource:
         self, http: Http, *, endpoint_url: str | None, region: str | None, keys: Keys = _AS_AWS_CLIENTS
     ) -> None:
         self._http, self._endpoint_url, self._region, self._keys = http, endpoint_url, region, keys
-        self._our_path = _OurPath(http.anywhere())
+        self._relay = _HttpRelay(http.anywhere())
         self._signing_in = threading.Lock()
         self._helpers = HelperThreads(_MOST_LEFT)
         self._signed: _Signed | None = None
@@ -117,7 +117,7 @@ class BucketSource:
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
-        with _bucket_errors(ref.base), self._our_path.until(cancel_token):
+        with _bucket_errors(ref.base), self._relay.until(cancel_token):
             client = self._signed_in(cancel_token, renew=True).client
             listed = self._list(client, bucket, prefix, cancel_token)
             keys = {path: key for path, (key, _) in listed.items()}
@@ -130,7 +130,7 @@ class BucketSource:
             digests = self._checksums(bucket, keys, cancel_token)
 
             def ask(path: str) -> File:
-                with self._our_path.until(cancel_token):
+                with self._relay.until(cancel_token):
                     return self._ask(client, bucket, keys[path], path, digests.get(path))
 
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
@@ -156,7 +156,7 @@ class BucketSource:
     def _open(
         self, file: File, extent: Extent, cancel_token: CancelToken, *, renew: bool = False
     ) -> Response:
-        with _bucket_errors(file.origin), self._our_path.until(cancel_token):
+        with _bucket_errors(file.origin), self._relay.until(cancel_token):
             url = self._signed_in(cancel_token, renew=renew).link(file.origin)
         return self._http.open(Target(url, file.size, validator=file.validator), extent, cancel_token)
 
@@ -182,10 +182,10 @@ class BucketSource:
 
     def _sign_in(self, since: float, cancel_token: CancelToken) -> _Signed:
         """A client whose credentials were read after `since` (monotonic)."""
-        with self._signing_in, self._our_path.until(cancel_token):
+        with self._signing_in, self._relay.until(cancel_token):
             if self._signed is None or self._signed.made < since:
                 made = time.monotonic()
-                client = _session(self._our_path, self._keys).create_client(
+                client = _session(self._relay, self._keys).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
@@ -244,7 +244,7 @@ class BucketSource:
 
 
 def _links(client: Any) -> Callable[[str], str]:
-    """A function that signs the URL of an object, once for all parts: signing is slower than asking."""
+    """A function that gives the signed URL of an object. It caches them: signing is slower than a request."""
 
     @lru_cache(maxsize=_MOST_LINKS)
     def link(origin: str) -> str:
@@ -257,7 +257,7 @@ def _links(client: Any) -> Callable[[str], str]:
     return link
 
 
-class _OurPath:
+class _HttpRelay:
     """Sends the requests of botocore's clients, also those for credentials, through `Http`.
 
     So they use cachd's proxies and certificate authorities, the length of their answers is bounded, and a
@@ -293,7 +293,7 @@ class _OurPath:
 def _check(content: bytes, shown: str) -> None:
     """Raises Invalid for an answer that is too large for a parser, ValueError for malformed JSON.
 
-    S3 answers in XML, some services that give credentials in JSON.
+    S3 answers in XML; some services that issue credentials answer in JSON.
     """
     if content.lstrip()[:1] in (b"{", b"["):
         check_json(content, shown)
@@ -314,8 +314,8 @@ def _text(value: str | bytes) -> str:
 def _spare_metadata() -> None:
     """Add the machine's metadata service to NO_PROXY, as botocore would ask it through a proxy otherwise.
 
-    AWS says so, too (AWS CLI User Guide, "Using an HTTP proxy"): the service does not answer through a proxy,
-    and the proxy would see the credentials.
+    AWS recommends this (AWS CLI User Guide, "Using an HTTP proxy"). The service does not answer through a
+    proxy, and the proxy would see the credentials.
     """
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     own = urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")).netloc
@@ -324,12 +324,12 @@ def _spare_metadata() -> None:
         os.environ["no_proxy"] = ",".join(filter(None, (exempt, *missing)))
 
 
-def _session(our_path: _OurPath, keys: Keys) -> botocore.session.Session:
+def _session(relay: _HttpRelay, keys: Keys) -> botocore.session.Session:
     """A session that reads credentials anew but shares parsed service models, which saves 0.1 s of CPU."""
     _spare_metadata()
     session = botocore.session.Session(profile=keys.profile if keys.file is None else None)
     session.register_component("data_loader", _models())
-    session.register("before-send", our_path)
+    session.register("before-send", relay)
     if keys.file is not None:
         only = SharedCredentialProvider(str(keys.file), keys.profile or "default", ini_parser=_profiles)
         session.register_component("credential_provider", CredentialResolver([only]))
@@ -355,6 +355,7 @@ def _profiles(file: str) -> dict[str, dict[str, str]]:
 
 @cache
 def _models() -> botocore.loaders.Loader:
+    """The loader of botocore's service models, shared so that each is parsed once."""
     return botocore.loaders.create_loader(botocore.session.get_session().get_config_variable("data_path"))
 
 

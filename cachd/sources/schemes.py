@@ -1,4 +1,4 @@
-"""Chooses the source of each ref by its scheme and its entries of `sources`.
+"""Chooses the source of each ref by its scheme and by the entries of `sources` that cover it.
 
 A source is made when it is first needed: huggingface_hub and botocore take longer to import than the daemon
 takes to start, and few nodes need both.

@@ -95,9 +95,8 @@ class HubToken(Secret):
             os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
         )
         home = _expanded(home)
-        return (
-            Place() if home.startswith("~") else Place(file=Path(home, "token"))
-        )  # ~ is left: no home directory is known
+        # A ~ is left when no home directory is known.
+        return Place() if home.startswith("~") else Place(file=Path(home, "token"))
 
     def _of_login(self, file: Path) -> str | None:
         try:

@@ -89,9 +89,10 @@ class SharedVolumeSource:
         """See `Source.anew`. A file system has neither links nor connections to drop."""
 
     def _check(self, path: Path) -> Path:
-        """The path with its links resolved. Raises Forbidden unless both are under an allowed prefix.
+        """The path with its links resolved.
 
-        The error shows readers neither where a link leads nor whether its target exists.
+        Raises Forbidden unless `path` and the resolved path are both under an allowed prefix. The error shows
+        readers neither where a link leads nor whether its target exists.
         """
         self._address_policy.check_url(urlsplit(f"file://{quoted(str(path))}"))
         real = Path(os.path.realpath(path))  # not strict: its errors would reveal what exists there

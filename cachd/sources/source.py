@@ -39,7 +39,7 @@ class Abortable(Protocol):
 class CancelToken:
     """Lets one thread end, at once, every wait of other threads for a source.
 
-    It also counts what the source has answered, so its owner can end one that makes no progress.
+    It also counts what the source has answered, so its owner can notice that it makes no progress.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class CancelToken:
 
     @property
     def answered(self) -> int:
-        """Requests answered, entries listed and blocks of a listing received so far, added up."""
+        """How many requests were answered, entries listed and blocks of a listing received, in all."""
         return self._answered
 
     def count(self, answered: int = 1) -> None:
@@ -91,7 +91,7 @@ class CancelToken:
             self._waited_for.discard(waited_for)
 
     def cancel(self) -> None:
-        """Abort every wait, now and from now on."""
+        """Abort every wait; a later one raises Cancelled."""
         with self._lock:  # held throughout, so that no descriptor is closed, and reused, during its abort
             self._is_cancelled = True
             for each in self._waited_for:

@@ -119,9 +119,7 @@ class Table:
         """The patterns of refused files, and those of allowed ones (none means all), below `base`."""
         refused: tuple[str, ...] = self._patterns
         allowed: tuple[str, ...] = ()
-        for prefix, (_, entry) in reversed(
-            self._prefixes.covering(base)
-        ):  # the longest prefix comes last and wins
+        for prefix, (_, entry) in reversed(self._prefixes.covering(base)):  # the longest comes last, and wins
             named = tuple(item for item in entry.items("refuse") if is_pattern(item, prefix))
             refused = () if entry.refuse is False else named or refused
             named = tuple(item for item in entry.items("allow") if is_pattern(item, prefix))

@@ -97,7 +97,8 @@ class WebSource:
                 code="size_unknown",
                 hint="serve it with a Content-Length",
             )
-        # Without a validator a later version of the file may look the same: no other pull may reuse this one.
+        # Without a validator a later version of the file may look the same. A unique one keeps other pulls
+        # from reusing this version.
         validator = head.validator or f"once:{uuid.uuid4()}"
         digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
         return File(path, head.size, url, digest, validator, ref.base)

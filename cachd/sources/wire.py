@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Wire:
     """Owns a connected socket. One thread reads it; `stall_seconds` without a byte raise TimeoutError.
 
-    `answer_by`, while it is set, is a deadline of the monotonic clock for every receive. The socket's own
-    timeout is none: it starts again with every byte.
+    `answer_by`, while it is set, is a deadline (monotonic) for every receive. The socket's own timeout could
+    not be one: it starts again with every byte.
     """
 
     def __init__(self, connected: socket.socket, stall_seconds: float) -> None:
@@ -55,7 +55,7 @@ class Wire:
         return wire
 
     def handshake(self) -> None:
-        """Prepare the wire for its first request. A plain one needs nothing; TLS raises OSError."""
+        """Prepare the wire for its first request; a plain wire needs nothing. Raises OSError."""
 
     def answered(self) -> None:
         """Clear `answer_by`: the head is here, and the body has no deadline as long as bytes arrive."""
@@ -156,7 +156,7 @@ class TlsWire(Wire):
         return got
 
     def close(self) -> None:
-        self._failure = None  # its traceback refers to this object: a cycle that only a collection would free
+        self._failure = None  # its traceback refers to this object: a reference cycle
         super().close()
 
     def _let_wait(self, seconds: float) -> None:
@@ -186,7 +186,7 @@ class NestedTlsWire(TlsWire):
 class _Inner:
     """The inner of two TLS connections. Each call may take as long as the outer socket's timeout, in all.
 
-    It holds no reference to its wire, so the wire is freed, and its socket closed, with its last user.
+    It holds no reference to its wire, so the wire is freed, and its socket closed, when it is used no more.
     """
 
     def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:

@@ -57,7 +57,7 @@ def check_status(response: Answer, url: str) -> None:
     if status in (200, 206):
         return
     shown = bare(url)
-    hub_says = response.getheader("X-Error-Code")  # of the Hub, where the status alone is ambiguous
+    hub_says = response.getheader("X-Error-Code")  # the Hub sends it where the status alone is ambiguous
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
         raise Forbidden(
@@ -130,7 +130,7 @@ def check_validator(response: Answer, url: str, validator: str | None) -> None:
 
 
 def announced(response: Answer, url: str, size: int, extent: Extent) -> int:
-    """The number of bytes in the body, once its headers agree (RFC 9110, 14.4 and 8.6).
+    """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
 
     `size` is that of the file, `extent` what was asked for. Raises NoRanges for a complete file where a part
     was asked for, Changed for a file of another size, Unavailable when the headers contradict the request.

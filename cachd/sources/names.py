@@ -21,7 +21,7 @@ def by_the_system(host: str, port: int) -> Sequence[Address]:
 
 
 class Names:
-    """Looks up addresses of hosts, for `seconds` at most. Slower look-ups are abandoned, up to MOST_LEFT."""
+    """Looks up addresses of hosts, for `seconds` at most. Slower ones are abandoned, MOST_LEFT at most."""
 
     def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
         self._seconds, self._look_up = seconds, look_up

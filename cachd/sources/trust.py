@@ -1,4 +1,4 @@
-"""Builds the TLS context for connections: trusted certificate authorities, and the oldest version."""
+"""Builds the TLS context for connections to origins, from the system's authorities or a PEM file."""
 
 from __future__ import annotations
 

@@ -45,5 +45,5 @@ def _decoded(line: bytes, shown: str, number: int) -> str:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
         raise Invalid(
-            f"{shown} line {number} is not UTF-8 text: {error.reason}", code="bad_checksums"
+            f"{shown} line {number} is not text: {error.reason}", code="bad_checksums"
         ) from error

@@ -1,7 +1,7 @@
-"""Documents that strangers write: their size, depth and number of tokens are bounded before they are parsed.
+"""Checks the size, depth and number of tokens of documents from strangers before a parser builds objects.
 
-A parser makes more of a document than its bytes: `[[],[],` takes forty bytes of memory for each of its own.
-So JSON is walked first, piece by piece, in constant memory; only what passed is made into objects.
+Parsed objects need more memory than the document: some forty bytes for each byte of `[[],[],`. So JSON is
+first walked piece by piece, in constant memory, and only a document that passes is parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cachd.errors import Invalid
 
 _PIECE_BYTES = 64 << 10
 _LONGEST_VALUE_BYTES = 1 << 20
-_MOST_TAGS = 100_000  # of an XML document; a page of S3 has some 20,000
+_MOST_TAGS = 100_000  # tags and attributes of an XML document; one page of an S3 listing has some 20,000
 _OPENS, _CLOSES = ("start_map", "start_array"), ("end_map", "end_array")
 
 Event = tuple[str, Any]
@@ -23,9 +23,9 @@ Event = tuple[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What one document may have: bytes, tokens (keys, values, ends of values), and values within values.
+    """The most bytes, tokens (keys, values, ends of values) and levels of nesting that a document may have.
 
-    A token costs its parser some eighty bytes of memory at most.
+    A token costs the parser some eighty bytes of memory at most.
     """
 
     size_bytes: int = 4 << 20
@@ -37,23 +37,23 @@ SMALL = Limit()
 
 
 def too_large(shown: str, at_most: int, arrived: int | None = None, *, unit: str = "bytes") -> Invalid:
-    """The error about a document that has more than `at_most`; `arrived`: how much, where that is known."""
+    """The error for a document of more than `at_most` units; `arrived` is its real number, where known."""
     has = f"has {arrived} {unit}" if arrived is not None else f"goes on after {at_most} {unit}"
     return Invalid(
-        f"{shown} {has}, and {at_most} {unit} are the most",
+        f"{shown} {has}; the limit is {at_most} {unit}",
         code="document_too_large",
-        hint="report it to whoever keeps the source; for a model of very many files ask for a part of it",
+        hint="report it to the operator of the source; if the model has very many files, pull a part of it",
     )
 
 
 def load_json(content: bytes, shown: str, limit: Limit = SMALL) -> Any:
-    """What a JSON document says. Raises ValueError for what is none, Invalid for what is beyond `limit`."""
+    """The value of a JSON document. Raises ValueError if it is not JSON, Invalid if it exceeds `limit`."""
     check_json(content, shown, limit)
     return json.loads(content)
 
 
 def check_json(content: bytes, shown: str, limit: Limit = SMALL) -> None:
-    """Raises as `load_json`."""
+    """Check a JSON document and keep nothing of it. Raises as `load_json` does."""
     if len(content) > limit.size_bytes:
         raise too_large(shown, limit.size_bytes, len(content))
     view = memoryview(content)
@@ -63,9 +63,9 @@ def check_json(content: bytes, shown: str, limit: Limit = SMALL) -> None:
 
 
 def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iterator[list[Event]]:
-    """The events of a JSON document as ijson names them, a few at a time, in memory of some pieces' size.
+    """Yields the ijson events of a JSON document in small batches. Memory use stays at a few pieces.
 
-    Raises as `load_json`, but for `limit.size_bytes`: the caller decides how many pieces there are.
+    Raises as `load_json` does, but ignores `limit.size_bytes`: the caller bounds the number of pieces.
     """
     import ijson
 
@@ -92,22 +92,23 @@ def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iter
             events.clear()
         walker.close()
         yield list(events)
-    except (ijson.JSONError, ArithmeticError, SystemError, ValueError) as error:  # the last: a number's
-        raise ValueError(f"{shown} is no JSON") from error
+    except (ijson.JSONError, ArithmeticError, SystemError, ValueError) as error:  # ValueError: a bad number
+        raise ValueError(f"{shown} is not JSON") from error
 
 
 def _too_deep(shown: str, depth: int) -> Invalid:
     return Invalid(
-        f"{shown} has values nested deeper than {depth} levels, which are the most",
+        f"{shown} has values nested deeper than the limit of {depth} levels",
         code="document_too_deep",
-        hint="report it to whoever keeps the source",
+        hint="report it to the operator of the source",
     )
 
 
 def check_xml(content: bytes, shown: str, *, at_most: int = SMALL.size_bytes) -> None:
-    """Raises Invalid for an XML document that its parser would make too much of.
+    """Raises Invalid for an XML document that has too many bytes or tags, or a DOCTYPE.
 
-    Tags and attributes are counted, in whatever encoding; no document may declare its type, and so entities.
+    A DOCTYPE may declare entities (XML 1.0, section 4), and these can expand to any size. The checks work on
+    bytes, so they hold for UTF-8 and UTF-16 alike.
     """
     if len(content) > at_most:
         raise too_large(shown, at_most, len(content))
@@ -116,7 +117,7 @@ def check_xml(content: bytes, shown: str, *, at_most: int = SMALL.size_bytes) ->
         raise too_large(shown, _MOST_TAGS, tags, unit="tags and attributes")
     if b"<!DOCTYPE" in content.replace(b"\0", b""):
         raise Invalid(
-            f"{shown} declares a document type, which could make it endless",
+            f"{shown} has a DOCTYPE, whose entities could expand to any size",
             code="document_refused",
-            hint="report it to whoever keeps the source",
+            hint="report it to the operator of the source",
         )

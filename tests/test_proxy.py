@@ -615,7 +615,7 @@ def test_a_proxy_that_is_not_there_is_told(url: str, told: str) -> None:
 def test_an_exchange_that_breaks_behind_a_proxy_does_not_name_it_to_readers() -> None:
     for error in (TimeoutError(), ConnectionResetError("reset"), HTTPException("cut")):
         found = broken(urlsplit("https://origin.test/it"), error, "http://proxy.corp:3128")
-        assert "by the proxy" in found.detail
+        assert "through the proxy" in found.detail
         assert "proxy.corp" not in str(found.as_document())
         assert found.withheld["proxy"] == "http://proxy.corp:3128"
 

@@ -1,1 +1,1 @@
-"""Where bytes come from. Nothing here touches the cache's directory."""
+"""Fetches models from their sources. No module here reads or writes the cache directory."""

@@ -1,4 +1,4 @@
-"""What an HTTP answer must be before a byte of it is believed, and what any other one means."""
+"""Decides whether an HTTP answer is the one that was asked for, and which error it means if not."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
 _LONGEST_SHOWN_SECONDS = 1e18
-_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL's x509_vfy.h): a clock that is not set yet
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL, x509_vfy.h): mostly the node's clock is not set
 _RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
 
 
 def bare(url: str) -> str:
-    """A URL as it may be shown: signatures live in queries."""
+    """The URL without user and query, either of which may hold a secret such as a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "a URL that cannot be read"
+        return "a URL that cannot be parsed"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def number(text: str | None) -> int | None:
-    """A header's plain decimal number, None when it is anything else."""
+    """The decimal number in a header; None for anything else."""
     return int(text) if text and _NUMBER.fullmatch(text) else None
 
 
 def validator_of(response: Answer) -> str | None:
-    """The strong ETag of an answer, else its date, else None."""
+    """The strong ETag of an answer, else its Last-Modified date, else None (RFC 9110, 8.8)."""
     tag = response.getheader("ETag") or ""
-    if tag.startswith('"'):  # a weak one (W/"...") promises less than equal bytes
+    if tag.startswith('"'):  # a weak one (W/"...") does not promise equal bytes (RFC 9110, 8.8.1)
         return tag
     return response.getheader("Last-Modified")
 
 
 def check_status(response: Answer, url: str) -> None:
-    """Raises what a status other than 200 and 206 means: Forbidden, NotFound, Changed or Unavailable."""
+    """Raises Forbidden, NotFound, Changed or Unavailable for a status other than 200 and 206."""
     status = response.status
     if status in (200, 206):
         return
     shown = bare(url)
-    hub_says = response.getheader("X-Error-Code")  # the Hub's reason, where a status alone is ambiguous
+    hub_says = response.getheader("X-Error-Code")  # the Hub sends it where the status alone is ambiguous
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
         raise Forbidden(
@@ -67,17 +67,17 @@ def check_status(response: Answer, url: str) -> None:
         raise Forbidden(
             reason,
             code="source_forbidden",
-            hint="check that the token may read it; some origins say this of what does not exist",
+            hint="check that the token may read it; some origins answer this for a file that does not exist",
             status=status,
             hub_says=hub_says,
         )
     if status in (404, 410):
         raise NotFound(reason, code="file_not_found", hint="check the name", status=status)
     if status in (412, 416):
-        raise Changed(f"{shown}: the file is not what it was ({status})", status=status)
-    told = told_wait(response.headers)
+        raise Changed(f"{shown}: the file has changed ({status})", status=status)
+    wait = told_wait(response.headers)
     raise Unavailable(
-        f"{reason}; it asks for {told:.0f} s without a request" if told else reason,
+        f"{reason}; the origin asks for a pause of {wait:.0f} s" if wait else reason,
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(response.headers),
         status=status,
@@ -85,60 +85,65 @@ def check_status(response: Answer, url: str) -> None:
 
 
 class Headers(Protocol):
-    """The headers of an answer, whichever client brought them."""
+    """The headers of an answer, of any HTTP client."""
 
     def get(self, name: str, /) -> str | None: ...
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Seconds to wait as the origin asks for, but ten minutes at most; None when it asks for nothing."""
-    told = told_wait(headers)
-    return None if told is None else min(told, LONGEST_TOLD_SECONDS)
+    """Seconds to wait before the next request: as `told_wait`, but ten minutes at most."""
+    wait = told_wait(headers)
+    return None if wait is None else min(wait, LONGEST_TOLD_SECONDS)
 
 
 def told_wait(headers: Headers) -> float | None:
-    """Seconds the origin asks for: Retry-After as seconds or a date (RFC 9110), or RateLimit's t.
+    """Seconds that the origin asks to wait; None when it does not ask.
 
-    What is no such thing, a negative number among it, asks for nothing.
+    Read from Retry-After, seconds or a date (RFC 9110, 10.2.3), else from `t` of RateLimit, which the Hub
+    sends (draft-ietf-httpapi-ratelimit-headers-09). Any other value, such as a negative number, is ignored.
     """
-    told = (headers.get("Retry-After") or "").strip()
-    if _DIGITS.fullmatch(told):
-        return min(float(told), _LONGEST_SHOWN_SECONDS)
+    stated = (headers.get("Retry-After") or "").strip()
+    if _DIGITS.fullmatch(stated):
+        return min(float(stated), _LONGEST_SHOWN_SECONDS)
     with suppress(ValueError, TypeError, IndexError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - time.time())
     limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
     return float(limit[1]) + 1 if limit else None
 
 
 def check_encoding(response: Answer, url: str) -> None:
-    """Raises Unavailable for coded bytes: they are not the ones a digest speaks of."""
+    """Raises Unavailable for an encoded body (RFC 9110, 8.4): a digest is of the file's own bytes."""
     encoding = response.getheader("Content-Encoding") or "identity"
     if encoding != "identity":
-        raise protocol_error(url, f"Content-Encoding {encoding:.40} though identity was asked for")
+        raise protocol_error(
+            url, f"Content-Encoding is {encoding:.40}, though the request asked for identity"
+        )
 
 
 def check_validator(response: Answer, url: str, validator: str | None) -> None:
-    """Raises Changed when the answer is about another state of the file than `validator` marks."""
+    """Raises Changed when the answer has another validator than `validator`."""
     now = validator_of(response)
     if validator and now and now != validator:
-        raise Changed(f"{bare(url)}: the file is now {now:.80}, and was {validator:.80}")
+        raise Changed(
+            f"{bare(url)}: the file has changed: its validator was {validator:.80} and is now {now:.80}"
+        )
 
 
 def announced(response: Answer, url: str, size: int, extent: Extent) -> int:
-    """How many bytes an answer must hold, once its headers were found to say so too.
+    """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
 
-    Raises NoRanges for a whole file where a part was asked for, Changed when the size is another, Unavailable
-    when the headers contradict what was asked.
+    `size` is that of the file, `extent` what was asked for. Raises NoRanges for a complete file where a part
+    was asked for, Changed for a file of another size, Unavailable when the headers contradict the request.
     """
-    told_length = response.getheader("Content-Length")
-    length = number(told_length)
-    if told_length is not None and length is None:
-        raise protocol_error(url, f"Content-Length is {told_length:.40}")
+    length_header = response.getheader("Content-Length")
+    length = number(length_header)
+    if length_header is not None and length is None:
+        raise protocol_error(url, f"Content-Length is {length_header:.40}")
     if response.status == 206:
-        told = response.getheader("Content-Range") or "none"
+        stated = response.getheader("Content-Range") or "none"
         exact = f"bytes {extent.start}-{extent.stop - 1}/{size}"
-        if told != exact:
-            raise protocol_error(url, f"Content-Range is {told:.60}, not {exact}")
+        if stated != exact:
+            raise protocol_error(url, f"Content-Range is {stated:.60}, not {exact}")
     elif extent.size != size:
         raise NoRanges(url)
     elif length is not None and length != size:
@@ -150,14 +155,18 @@ def announced(response: Answer, url: str, size: int, extent: Extent) -> int:
 
 
 def protocol_error(url: str, what: str) -> Unavailable:
-    """The origin does not keep to HTTP: `what` it did instead."""
+    """The error for an answer that breaks HTTP or contradicts the request; `what` says how."""
     return Unavailable(f"{bare(url)}: {what}", code="origin_protocol")
 
 
 def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
-    """What a failed connection means; `proxy` is whom it led through."""
+    """The error for a failed connection; `proxy` is the proxy that it went through, if any."""
     shown = f"{url.scheme}://{url.netloc}{url.path}"
-    return _broken(f"{shown} (by the proxy)", error).withhold(proxy=proxy) if proxy else _broken(shown, error)
+    return (
+        _broken(f"{shown} (through the proxy)", error).withhold(proxy=proxy)
+        if proxy
+        else _broken(shown, error)
+    )
 
 
 def _broken(shown: str, error: Exception) -> CachdError:
@@ -165,21 +174,21 @@ def _broken(shown: str, error: Exception) -> CachdError:
         return Unavailable(
             f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            hint="set the node's clock (chronyc tracking); it is asked again meanwhile",
+            hint="set the node's clock (chronyc tracking); cachd retries meanwhile",
         )
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(
             f"{shown}: {error.verify_message}",
             code="tls_untrusted",
-            hint="set ca_file if the origin, or a proxy that opens TLS, has its own authority;"
+            hint="set ca_file if the origin, or a proxy that decrypts TLS, has its own certificate authority;"
             " check the node's clock",
         )
     if isinstance(error, ssl.SSLError) and error.reason in _TOO_OLD:
         return Forbidden(
-            f"{shown}: it speaks no TLS that can be trusted ({error.reason})",
+            f"{shown}: it speaks no version of TLS that cachd accepts ({error.reason})",
             code="tls_too_old",
             hint="the origin must speak TLS 1.2 or later",
         )
     if isinstance(error, TimeoutError):
-        return Unavailable(f"{shown}: no byte for too long", code="stalled")
+        return Unavailable(f"{shown}: no byte arrived for too long", code="stalled")
     return Unavailable(f"{shown}: {type(error).__name__}: {error}", code="connection_failed")

@@ -1,9 +1,9 @@
-"""Opens a file of a share by exactly the path that was checked.
+"""Opens a file of a shared volume by exactly the path that was checked.
 
-A writer on the share can swap a file or a directory for a symbolic link at any moment, also between the
-check of a path and its opening. So links are resolved first, the resolved path is checked, and then it is
-opened one component at a time from the root, following no link (open(2), O_NOFOLLOW). What is opened is
-what was checked, or nothing.
+Whoever can write to the volume can replace a file or a directory by a symbolic link at any moment, also
+between the check of a path and its opening. So the caller resolves links first and checks the resolved path.
+This module then opens that path one component at a time from the root and follows no link (O_NOFOLLOW,
+open(2)). Either the checked file is opened, or none.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 from cachd.errors import Changed, Invalid
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LAST = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # opens nothing yet: no pipe waits, no device wakes
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # it waits for no lease of the file's owner
+_LAST = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # O_PATH: a pipe does not block, a device does not act
+# O_NONBLOCK: do not wait while another process holds a lease (fcntl(2)).
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _IS_A_LINK_NOW = (errno.ELOOP, errno.ENOTDIR)
 
 
 def open_file(path: Path) -> int:
-    """A descriptor of the regular file at an absolute path that holds no link.
+    """A descriptor for reading the regular file at an absolute path without links. The caller closes it.
 
-    Raises Changed when a component is a link, Invalid when it is no regular file, OSError as open(2) does,
-    BlockingIOError when somebody holds a lease on the file.
+    Raises Changed when a component is a link, Invalid when it is not a regular file, BlockingIOError when a
+    process holds a lease on it, else OSError as open(2) does.
     """
     try:
         found = _walk(path)
@@ -39,13 +40,15 @@ def open_file(path: Path) -> int:
             raise _replaced(path)
         if not stat.S_ISREG(mode):
             raise Invalid(f"{path} is neither a file nor a directory", code="unsafe_path")
-        return os.open(f"/proc/self/fd/{found}", _READ)  # the same file, whatever its name leads to now
+        return os.open(
+            f"/proc/self/fd/{found}", _READ
+        )  # the file that was found, even if its name leads elsewhere now
     finally:
         os.close(found)
 
 
 def _walk(path: Path) -> int:
-    """A descriptor that names the last component, reached through no link. Raises OSError."""
+    """An O_PATH descriptor of the last component, reached without following a link. Raises OSError."""
     *folders, name = path.parts[1:]
     at = os.open(path.anchor, _STEP)
     try:
@@ -58,4 +61,4 @@ def _walk(path: Path) -> int:
 
 
 def _replaced(path: Path) -> Changed:
-    return Changed(f"{path}: a part of the path was replaced by a link while it was opened")
+    return Changed(f"{path}: a component of the path was replaced by a symbolic link while it was opened")

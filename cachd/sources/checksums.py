@@ -1,4 +1,4 @@
-"""SHA256SUMS, as coreutils' sha256sum writes it: one `HEX  path` or `HEX *path` a line."""
+"""Parses SHA256SUMS files: one `HEX  path` or `HEX *path` a line, as sha256sum of coreutils writes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cachd.model import MOST_FILES, Digest, Entries, check_path
 
 NAME = "SHA256SUMS"
 LONGEST_BYTES = 16 << 20
-_MOST_LINES = 2 * MOST_FILES  # some may be empty, or comments
+_MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
-    """Digest of each path. Raises Invalid, naming the line or the path, for anything else."""
+    """The digest of each path. Raises Invalid, which names the malformed or repeated line or path."""
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
     for number, written in enumerate(io.BytesIO(content), start=1):
@@ -28,19 +28,22 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
         found = _LINE.fullmatch(line)
         if not found or found[2] in checksums:
             raise Invalid(
-                f"{shown} line {number} is not a digest and a new path",
+                f"{shown} line {number} is not a digest and a path, or repeats a path",
                 code="bad_checksums",
                 hint="make it with: sha256sum FILE... > SHA256SUMS",
             )
         if found[2] == NAME:
-            continue  # made by `sha256sum *` a second time: the list cannot hold its own digest
+            continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
         entries.add(found[2])
         checksums[check_path(found[2])] = Digest("sha256", found[1].lower())
     return checksums
 
 
 def _decoded(line: bytes, shown: str, number: int) -> str:
+    """The text of a line. Raises Invalid when it is not UTF-8."""
     try:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
-        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_checksums") from error
+        raise Invalid(
+            f"{shown} line {number} is not text: {error.reason}", code="bad_checksums"
+        ) from error

@@ -1,4 +1,4 @@
-"""One connection to an origin, and the body of one answer on it."""
+"""Keeps one connection to an origin, and reads the body of an answer from it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from cachd.sources.routes import Dialled
 from cachd.sources.wire import Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
-MISDIRECTED = 421
-MOST_KEPT = 4  # by a thread: a Hub and its store, and another pair; each costs a descriptor
+MISDIRECTED = 421  # RFC 9110, 15.5.20
+MOST_KEPT = 4  # idle connections a thread: a Hub, its file store, and two more; each holds a descriptor
 
 Origin = tuple[str, str, int]
 
 
 def origin_of(url: SplitResult) -> Origin:
+    """The scheme, host and port of a URL."""
     return _origin(url.scheme, url.netloc)
 
 
 @lru_cache(maxsize=1024)
 def _host(origin: Origin) -> str:
-    """The Host header for an origin."""
+    """The value of the Host header for an origin (RFC 9110, 7.2)."""
     scheme, host, port = origin
     shown = f"[{host}]" if ":" in host else host
     return shown if port == (443 if scheme == "https" else 80) else f"{shown}:{port}"
@@ -41,9 +42,10 @@ def _origin(scheme: str, netloc: str) -> Origin:
 
 
 class Connection:
-    """One connection to an origin, dialled when first asked, given back to its thread's pool after use.
+    """One connection to an origin. Its first request dials it; after use it returns to its thread's pool.
 
-    While it is kept it knows neither its pool nor who dials: these know it, and so it closes with them.
+    An idle connection holds no reference to its pool, so it is freed, and its socket closed, with the pool
+    when the thread ends.
     """
 
     def __init__(
@@ -71,14 +73,14 @@ class Connection:
         wire.answer_by = self._answer_by
         if trusted:
             self.wire = wire = wire.secured(trusted, self._origin[1])
-        if self._aborted:  # while it was dialled
+        if self._aborted:  # by another thread, before there was a wire
             self.abort()
         wire.handshake()
         self._incoming = Incoming(wire)
         return self._incoming
 
     def abort(self) -> None:
-        """Make whoever waits for an answer on it return or raise at once."""
+        """Make a thread that waits for an answer on this connection return or raise at once."""
         self._aborted = True
         if self.wire is not None:
             self.wire.abort()
@@ -91,9 +93,9 @@ class Connection:
         dial: Callable[[], Dialled],
         body: bytes = b"",
     ) -> Answer:
-        """Send a request and read the head of its answer, which gets `stall_seconds` in all.
+        """Send a request and receive the head of its answer, within `stall_seconds` in all.
 
-        Raises OSError, HTTPException, or ValueError for a header that cannot be sent.
+        Raises OSError, HTTPException, what `dial` raises, or ValueError for a header that cannot be sent.
         """
         asked = request(method, path, _host(self._origin), headers) + body
         self._answer_by = time.monotonic() + self._stall_seconds
@@ -105,14 +107,14 @@ class Connection:
         return answer
 
     def keep(self) -> None:
-        """Leave the connection to the thread's next request to this origin; the one kept longest may go."""
+        """Return the connection to its pool. If the pool has too many, close the one that is idle longest."""
         pool, self._pool = self._pool, {}
         pool[self._origin] = self
         if len(pool) > MOST_KEPT:
             pool.pop(next(iter(pool))).close()
 
     def take(self, pool: dict[Origin, Connection]) -> None:
-        """Use it, and give it back to this pool."""
+        """Use the connection for a request; `keep` returns it to `pool`."""
         self._pool = pool
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class Connection:
 
 
 class Response:
-    """The body of one answer. Read and closed by one thread; `abort` may come from another."""
+    """The body of one answer. One thread reads and closes it; any thread may call `abort`."""
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class Response:
         self._size: int | None = response.length
         self._got = 0
         self._failure: Unavailable | None = None
-        self._left = self._window_began = time.monotonic()
+        self._returned_at = self._window_began = time.monotonic()
         self._window_got = 0
 
     def __enter__(self) -> Self:
@@ -147,11 +149,11 @@ class Response:
 
     @property
     def size(self) -> int | None:
-        """Its bytes, as far as the origin says."""
+        """The number of bytes in the body; None if it was not stated."""
         return self._size
 
     def expect(self, size: int) -> None:
-        """The body has exactly `size` bytes, whatever the origin said or left unsaid."""
+        """Set the exact number of bytes in the body; `readinto` raises for any other."""
         self._size = size
 
     def readinto(self, view: memoryview) -> int:
@@ -164,11 +166,11 @@ class Response:
         except Unavailable as error:
             if self._got in (before, self._size):
                 raise
-            self._failure = error  # later: what came before it counts
+            self._failure = error  # the next call raises it: these bytes came before it
             return self._got - before
 
     def _fill(self, view: memoryview) -> int:
-        self._window_began += time.monotonic() - self._left  # what the caller took is not the origin's
+        self._window_began += time.monotonic() - self._returned_at  # the caller's time does not count
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0
         while filled < wanted:
@@ -185,7 +187,7 @@ class Response:
             )
         if self._got == self._size:
             self._check_end()
-        self._left = time.monotonic()
+        self._returned_at = time.monotonic()
         return filled
 
     def abort(self) -> None:
@@ -193,13 +195,13 @@ class Response:
         self._connection.abort()
 
     def close(self) -> None:
-        """Keep the connection if its answer was read to the end, else drop it.
+        """Return the connection to its pool if the answer was read to its end, else close it.
 
-        One that is told it came to the wrong server (421, RFC 9110 15.5.20) asks nothing there again.
+        After a 421 it is closed, too: its server does not serve this origin (RFC 9110, 15.5.20).
         """
-        self._failure = None  # its traceback leads back here: all of it would stay until a collection
-        whole = self._got == self._size
-        if whole and self._response.is_over and self._response.status != MISDIRECTED:
+        self._failure = None  # its traceback refers to this object: a reference cycle
+        is_complete = self._got == self._size
+        if is_complete and self._response.is_over and self._response.status != MISDIRECTED:
             self._connection.keep()
         else:
             self._connection.close()
@@ -211,18 +213,19 @@ class Response:
             raise broken(urlsplit(self._url), error, self._connection.proxy) from error
 
     def _check_rate(self) -> None:
+        """Raises Unavailable when a window of `stall_seconds` brought too few bytes a second."""
         elapsed = time.monotonic() - self._window_began
         if elapsed < self._stall_seconds:
             return
         rate = (self._got - self._window_got) / elapsed
         if rate < SLOWEST_BYTES_PER_SECOND:
             raise Unavailable(
-                f"{bare(self._url)}: {rate:.0f} bytes a second for {elapsed:.0f} s", code="too_slow"
+                f"{bare(self._url)}: only {rate:.0f} bytes a second for {elapsed:.0f} s", code="too_slow"
             )
         self._window_began, self._window_got = time.monotonic(), self._got
 
     def _check_end(self) -> None:
-        """An answer without a length must end where the manifest says the file ends."""
-        told = self._response.getheader("Content-Length")
-        if told is None and self._receive(memoryview(bytearray(1))):
-            raise protocol_error(self._url, f"more than the {self._size} bytes it was asked for")
+        """Raises Unavailable when a body without a Content-Length goes on after the expected size."""
+        length = self._response.getheader("Content-Length")
+        if length is None and self._receive(memoryview(bytearray(1))):
+            raise protocol_error(self._url, f"the body goes on after the expected {self._size} bytes")

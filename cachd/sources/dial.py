@@ -1,8 +1,8 @@
-"""A connection to whichever address of a host answers first (RFC 8305, "Happy Eyeballs", section 5).
+"""Connects to whichever address of a host answers first ("Happy Eyeballs", RFC 8305, 5).
 
-An address is tried when the one before it failed or has not answered for a quarter of a second: a host that
-has IPv6 in its name only, a black hole, costs that and not the whole patience. All tries together get
-`connect_seconds`, however many addresses there are.
+An address is tried when the one before it failed or has not answered for a quarter of a second. So an address
+that never answers, such as an IPv6 address whose network drops packets, costs a quarter of a second and not
+the complete timeout. All attempts together get `connect_seconds`, however many addresses there are.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from contextlib import ExitStack, suppress
 
 from cachd.sources.source import CancelToken
 
-AHEAD_SECONDS = 0.25
-# family, kind, protocol, canonical name, address: as socket.getaddrinfo gives them
+AHEAD_SECONDS = 0.25  # the "Connection Attempt Delay" (RFC 8305, 8)
+# Family, type, protocol, canonical name and socket address, as socket.getaddrinfo returns them.
 Address = tuple[int, int, int, str, tuple[str | int, ...] | tuple[int, bytes]]
 
 
 def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: CancelToken) -> socket.socket:
-    """A blocking socket to the first of `addresses` that answers.
+    """A blocking socket, connected to the first of `addresses` that answers.
 
-    Raises OSError, TimeoutError among them, or Cancelled.
+    Raises OSError, such as TimeoutError, or Cancelled.
     """
-    waiting = _in_turn(addresses)
+    waiting = _interleaved(addresses)
     ends = time.monotonic() + connect_seconds
     refusal = OSError(errno.EADDRNOTAVAIL, "the name has no address")
     with ExitStack() as tried, selectors.DefaultSelector() as pending:
         while waiting or pending.get_map():
             if waiting:
                 try:
-                    pending.register(_begun(waiting.pop(0), tried, cancel_token), selectors.EVENT_WRITE)
+                    pending.register(_start(waiting.pop(0), tried, cancel_token), selectors.EVENT_WRITE)
                 except OSError as error:
                     refusal = error
                     continue
@@ -42,8 +42,8 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: Can
             if left <= 0:
                 raise TimeoutError(f"no address answered within {connect_seconds:g} s")
             for key, _ in pending.select(min(left, AHEAD_SECONDS) if waiting else left):
-                cancel_token.check()  # it makes what is on its way look as if it had arrived
-                answered: socket.socket = key.fileobj  # type: ignore[assignment] # as it was registered
+                cancel_token.check()  # a cancel makes the pending sockets writable, too
+                answered: socket.socket = key.fileobj  # type: ignore[assignment] # see `register`
                 pending.unregister(answered)
                 code = answered.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
@@ -52,8 +52,8 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: Can
     raise refusal
 
 
-class _OnItsWay:
-    """A socket that is being connected: a shutdown wakes who waits for that."""
+class _Connecting:
+    """A socket that is connecting. To abort it wakes the thread that waits for it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -63,28 +63,31 @@ class _OnItsWay:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
-def _begun(address: Address, tried: ExitStack, cancel_token: CancelToken) -> socket.socket:
-    """A socket on its way to an address, closed by `tried`. Raises OSError or Cancelled."""
-    family, kind, protocol, _, place = address
+def _start(address: Address, tried: ExitStack, cancel_token: CancelToken) -> socket.socket:
+    """A socket that is connecting to `address`; `tried` closes it. Raises OSError or Cancelled."""
+    family, kind, protocol, _, target = address
     sock = tried.enter_context(socket.socket(family, kind, protocol))
     sock.setblocking(False)
-    code = sock.connect_ex(place)
-    tried.enter_context(cancel_token.reaches(_OnItsWay(sock)))  # not before: an unconnected one wakes nobody
+    code = sock.connect_ex(target)
+    tried.enter_context(cancel_token.reaches(_Connecting(sock)))  # a shutdown before connect wakes nobody
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
     return sock
 
 
-def _in_turn(addresses: Sequence[Address]) -> list[Address]:
-    """Families take turns, in the resolver's order otherwise: one that is cut off comes first only once."""
+def _interleaved(addresses: Sequence[Address]) -> list[Address]:
+    """The addresses in the resolver's order, but with alternating families (RFC 8305, 4).
+
+    So a family that cannot be reached delays only every second attempt.
+    """
     first = [each for each in addresses if each[0] == addresses[0][0]]
     others = [each for each in addresses if each[0] != addresses[0][0]]
-    turns = [each for pair in zip(first, others, strict=False) for each in pair]
-    return turns + first[len(others) :] + others[len(first) :]
+    alternating = [each for pair in zip(first, others, strict=False) for each in pair]
+    return alternating + first[len(others) :] + others[len(first) :]
 
 
 def _kept(answered: socket.socket) -> socket.socket:
-    """The same connection, blocking, in a socket that outlasts the others that were tried."""
+    """The same connection as a new, blocking socket, which stays open when the tried sockets are closed."""
     kept = socket.socket(fileno=answered.detach())
     kept.setblocking(True)
     return kept

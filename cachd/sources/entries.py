@@ -1,4 +1,4 @@
-"""The entries of `sources:`, one field for each column: what an operator may write, and what it means."""
+"""Defines the entries of the option `sources`: a field for each column, and the values that it takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHA256 = "sha256:"
 
 @dataclass(frozen=True, slots=True)
 class Of:
-    """The schemes that a column is for."""
+    """The schemes that a column applies to."""
 
     schemes: tuple[str, ...]
 
@@ -46,7 +46,7 @@ def _prefix(typed: object) -> Prefix:
 
 
 def _flag_or_items(value: object) -> object:
-    """A flag, or a list of texts."""
+    """A flag or a tuple of texts. Raises ValueError."""
     word = value.strip().lower() if isinstance(value, str) else value
     if isinstance(word, bool) or word in (*_TRUE, *_FALSE):
         return word is True or word in _TRUE
@@ -55,11 +55,14 @@ def _flag_or_items(value: object) -> object:
         raise ValueError("is neither true nor false, nor a list")
     items = tuple(each.strip() for each in items if each.strip())
     if len(items) > _MOST_ITEMS or any(len(each) > _LONGEST_ITEM for each in items):
-        raise ValueError(f"has more than {_MOST_ITEMS} items, or one of more than {_LONGEST_ITEM} characters")
+        raise ValueError(
+            f"has more than {_MOST_ITEMS} items, or an item of more than {_LONGEST_ITEM} characters"
+        )
     return items
 
 
 def _flag(value: object) -> object:
+    """The flag that a word means; any other value as it is, for pydantic to judge."""
     word = value.strip().lower() if isinstance(value, str) else value
     return word in _TRUE if word in (*_TRUE, *_FALSE) and isinstance(word, str) else word
 
@@ -68,64 +71,68 @@ FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
 
 
 class Entry(BaseModel):
-    """One entry of `sources`: what belongs to a prefix."""
+    """One entry of `sources`: the settings for what a prefix covers."""
 
-    # Built when an entry is first read: most configurations have none.
+    # defer_build: pydantic builds the model at its first entry, and most configurations have none.
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     prefix: Annotated[Prefix, BeforeValidator(_prefix)] = Field(
-        description="what the entry is about: `hf://`, `hf://org/`, `hf://org/model`, `s3://bucket/x/`,"
+        description="what the entry applies to: `hf://`, `hf://org/`, `hf://org/model`, `s3://bucket/x/`,"
         " `https://host:8443/path/`, `file:///shares/a/`"
     )
     allow: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
         None,
-        description="`true`: models from here may be pulled, and the host may be private or plain http;"
-        " a list of `org/`, `bucket/` or `host/` after a scheme alone: no others; a list of patterns: no"
-        " other files",
+        description="`true`: models from here may be pulled, even from a private host or over plain http;"
+        " a list of `org/`, `bucket/` or `host/`, if the prefix is a scheme alone: only these may be pulled;"
+        " a list of patterns: only files that match one",
     )
     refuse: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
         None,
-        description="`true`: nothing from here; a list: these `org/`, `bucket/` or `host/`, these patterns of"
-        " files, and these `sha256:…` from anywhere",
+        description="`true`: nothing from here may be pulled; a list: none of these `org/`, `bucket/` or"
+        " `host/`, no file that matches one of these patterns, and no file of these `sha256:…` from any"
+        " source",
     )
     endpoint: Annotated[str | None, AfterValidator(lambda v: v and plain_url(v)), Of(("hf", "s3"))] = Field(
-        None, description="the Hub or the S3 server to ask"
+        None, description="URL of the Hub or the S3 server"
     )
-    region: Annotated[str | None, Of(("s3",))] = Field(None, description="region to sign for")
+    region: Annotated[str | None, Of(("s3",))] = Field(
+        None, description="S3 region that requests are signed for"
+    )
     credentials: Annotated[Path | None, Of(("hf", "s3"))] = Field(
         None,
-        description="Hub: a file with the token; S3: a file as AWS clients have it; re-read as it rotates",
+        description="Hub: a file with the token; S3: a credentials file as AWS clients use it; it may rotate,"
+        " as it is read again",
     )
     profile: Annotated[str | None, Of(("s3",))] = Field(
-        None, description="S3: profile of `credentials`, or of the AWS files of this node"
+        None, description="S3: profile of the file `credentials`, or else of the node's AWS files"
     )
     headers_file: Annotated[Path | None, Of(("https", "http"))] = Field(
         None,
         description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
-        " re-read as it rotates",
+        " it may rotate, as it is read again",
     )
     limit: Annotated[Rate | None, Of(SCHEMES)] = Field(
-        None, description="most bytes a second from here, beside the other limits"
+        None, description="most bytes a second from here, in addition to the other limits"
     )
     instance_role: Annotated[bool | None, BeforeValidator(_flag), Of(("s3",))] = Field(
-        None, description="ask the machine's metadata service for keys"
+        None, description="take credentials from the machine's metadata service"
     )
 
     @field_validator("*")
     @classmethod
-    def _of_scheme(cls, value: object, told: ValidationInfo) -> object:
-        prefix, schemes = told.data.get("prefix"), schemes_of(str(told.field_name))
+    def _of_scheme(cls, value: object, info: ValidationInfo) -> object:
+        prefix, schemes = info.data.get("prefix"), schemes_of(str(info.field_name))
         if value is not None and isinstance(prefix, Prefix) and prefix.scheme not in schemes:
             raise ValueError(f"is for {' and '.join(f'{each}://' for each in schemes)} alone")
         return value
 
     @field_validator("allow", "refuse")
     @classmethod
-    def _items(cls, value: object, told: ValidationInfo) -> object:
-        prefix = told.data.get("prefix")
+    def _items(cls, value: object, info: ValidationInfo) -> object:
+        prefix = info.data.get("prefix")
         if isinstance(value, tuple) and isinstance(prefix, Prefix):
             for item in value:
-                _check_item(item, prefix, is_refused=told.field_name == "refuse")
+                _check_item(item, prefix, is_refused=info.field_name == "refuse")
         return value
 
     @model_validator(mode="after")
@@ -135,11 +142,12 @@ class Entry(BaseModel):
         return self
 
     def items(self, column: str) -> tuple[str, ...]:
+        """The list in a column; empty when the column holds a flag or nothing."""
         value = getattr(self, column)
         return value if isinstance(value, tuple) else ()
 
     def set_columns(self) -> Iterator[tuple[str, Any]]:
-        """The columns it sets, each with its value."""
+        """The columns that this entry sets, each with its value."""
         return ((name, v) for name in COLUMNS if (v := getattr(self, name)) is not None)
 
 
@@ -147,29 +155,30 @@ COLUMNS = tuple(name for name in Entry.model_fields if name != "prefix")
 
 
 def schemes_of(column: str) -> tuple[str, ...]:
-    """The schemes that a column is for."""
+    """The schemes that a column applies to."""
     of = (fact for fact in Entry.model_fields[column].metadata if isinstance(fact, Of))
     return next((each.schemes for each in of), SCHEMES)
 
 
 def columns() -> Iterator[tuple[str, str, str]]:
-    """(column, the schemes it is for, what it says) of every column, for the documentation."""
+    """Name, schemes and description of every column, for the documentation."""
     for name in COLUMNS:
         schemes = "all" if schemes_of(name) == SCHEMES else ", ".join(schemes_of(name))
         yield name, schemes, Entry.model_fields[name].description or ""
 
 
 def is_beneath(item: str, prefix: Prefix) -> bool:
-    """Whether an item is an organisation, a bucket or a host: `org/` after a scheme alone."""
+    """Whether an item names an organisation, bucket or host: `org/` in an entry for a scheme alone."""
     return not prefix.steps and item.endswith("/") and not set(item[:-1]) & set("/*?[")
 
 
 def is_pattern(item: str, prefix: Prefix) -> bool:
+    """Whether an item is a pattern of file names."""
     return not item.startswith(SHA256) and not is_beneath(item, prefix)
 
 
 def _check_item(item: str, prefix: Prefix, *, is_refused: bool) -> None:
-    """Raises ValueError for an item that says nothing, or may say two things."""
+    """Raises ValueError for an item that is malformed or ambiguous."""
     try:
         if item.startswith(SHA256):
             Digest.parse(item)
@@ -184,7 +193,7 @@ def _check_item(item: str, prefix: Prefix, *, is_refused: bool) -> None:
 
 
 def doubled(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
-    """Pairs of numbers of entries that have the same prefix."""
+    """The indexes of entries that repeat the prefix of an earlier one, each after the index of that one."""
     first: dict[Prefix, int] = {}
     for number, entry in enumerate(entries):
         if first.setdefault(entry.prefix, number) != number:

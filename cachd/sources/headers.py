@@ -1,4 +1,4 @@
-"""Headers that an operator wants sent to an origin: a file of `Name: value` lines, read at every use."""
+"""Reads the extra headers for an origin from an operator's file of `Name: value` lines, at every use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cachd.errors import Invalid
 LONGEST_BYTES = 16 << 10
 MOST_HEADERS = 20
 _LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([ -~]+)")
-# What frames a message, or says which bytes of which version are asked for, is cachd's to say.
+# The headers that frame a message or choose bytes and version of a file: only cachd sets these.
 _OURS = re.compile(
     r"(?:host|connection|content-.*|transfer-encoding|te|trailer|upgrade|keep-alive|expect|range|if-.*"
     r"|accept-encoding|proxy-.*)",
@@ -27,9 +27,9 @@ class HeadersFile:
         self._file = file
 
     def read(self) -> Mapping[str, str]:
-        """The headers as they are now.
+        """The headers in the file now.
 
-        Raises Invalid, which names the line and no value, for a file that cannot be read or sent.
+        Raises Invalid, which may name a line but no value, for a file that cannot be read or sent.
         """
         try:
             text = files.content(self._file, at_most=LONGEST_BYTES).decode("ascii")
@@ -43,11 +43,13 @@ class HeadersFile:
             header = _LINE.fullmatch(line.rstrip())
             if not header or len(found) >= MOST_HEADERS:
                 raise self._refused(
-                    f"line {number} is no header, or one of more than {MOST_HEADERS}",
-                    "write 'Name: value', a line each",
+                    f"line {number} is not a header, or goes beyond the limit of {MOST_HEADERS} headers",
+                    "write 'Name: value', one header a line",
                 )
             if _OURS.fullmatch(header[1]):
-                raise self._refused(f"line {number}: {header[1]:.40} is set by cachd", "leave it out")
+                raise self._refused(
+                    f"line {number}: {header[1]:.40} is set by cachd itself", "remove the line"
+                )
             found[header[1]] = header[2].strip()
         return found
 

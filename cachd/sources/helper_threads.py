@@ -1,8 +1,8 @@
-"""A thread that can be left behind: for calls into a file system that may never answer.
+"""Runs calls that may never return in helper threads, so that their callers can stop waiting.
 
-A share whose server is gone holds a thread in the kernel for as long as it likes, and no signal helps. So
-the calls are made aside, and who waits for them gives up in time. A thread that was left behind touches
-nothing of its owner's: it has its own descriptors, closes them when its call returns at last, and ends.
+A call to a shared volume whose server is gone blocks in the kernel without end, and no signal interrupts it.
+So a helper thread makes the call, and the caller abandons that thread after a time. An abandoned thread uses
+nothing of its caller's: it has its own descriptors, closes them when its call returns at last, and ends.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 class HelperThread:
-    """One such thread. `call` from one thread; `abort` may come from any other."""
+    """A helper thread for one caller. Any other thread may use `abort`."""
 
     def __init__(self, seconds: float) -> None:
-        self.held = ExitStack()  # what its calls opened: entered and closed in the thread
+        self.held = ExitStack()  # what the calls opened; only the helper thread uses it
         self._seconds = seconds
         self._asked: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
         self._is_waited_for = True
-        self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="helper", daemon=True)
         self._thread.start()
 
     @property
@@ -33,7 +33,10 @@ class HelperThread:
         return self._thread.is_alive()
 
     def call(self, what: Callable[..., T], *arguments: Any) -> T:
-        """What `what` returns or raises. Raises TimeoutError when it does neither in time, or was aborted."""
+        """Call `what` in the thread, and return or raise what it does. Raises TimeoutError after `seconds`.
+
+        `abort` makes it raise TimeoutError, too. After a TimeoutError the thread is abandoned.
+        """
         self._asked.put(lambda: what(*arguments))
         try:
             answer, error = self._answers.get(timeout=self._seconds)
@@ -43,7 +46,7 @@ class HelperThread:
             self._is_waited_for = False
         if error is not None:
             raise error
-        return answer  # type: ignore[return-value] # as `what` gave it
+        return answer  # type: ignore[return-value] # the result of `what`
 
     def abort(self) -> None:
         """Make a `call` that waits in another thread raise TimeoutError at once."""
@@ -62,31 +65,31 @@ class HelperThread:
             while (what := self._asked.get()) is not None:
                 try:
                     self._answers.put((what(), None))
-                except Exception as error:  # noqa: BLE001 it is raised where `call` waits
+                except Exception as error:  # noqa: BLE001 `call` raises it
                     self._answers.put((None, error))
                 del what
 
 
 class HelperThreads:
-    """Makes such threads, and none while `most` that were left behind still wait. Safe from any thread."""
+    """Makes helper threads, but none while `most` abandoned ones are blocked. Safe from any thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._left: list[HelperThread] = []
+        self._abandoned: list[HelperThread] = []
 
     @contextmanager
     def aside(self, seconds: float) -> Iterator[HelperThread]:
-        """A thread for the calls inside. Raises TimeoutError when too many still wait."""
+        """A helper thread for the calls of this context. Raises TimeoutError when too many are blocked."""
         with self._lock:
-            self._left = [aside for aside in self._left if aside.is_alive]
-            if len(self._left) >= self._most:
-                raise TimeoutError(f"{len(self._left)} earlier calls still wait")
-        aside = HelperThread(seconds)
+            self._abandoned = [each for each in self._abandoned if each.is_alive]
+            if len(self._abandoned) >= self._most:
+                raise TimeoutError(f"{len(self._abandoned)} earlier calls still wait")
+        helper = HelperThread(seconds)
         try:
-            with aside:
-                yield aside
+            with helper:
+                yield helper
         finally:
-            if aside.is_alive:
+            if helper.is_alive:
                 with self._lock:
-                    self._left.append(aside)
+                    self._abandoned.append(helper)

@@ -1,13 +1,15 @@
-"""The byte path: ranged GETs over blocking connections, each hop and address checked.
+"""Requests byte ranges of files over HTTP/1.1 and checks every redirect, address and answer.
 
-Every request says `Accept-Encoding: identity`; every answer must be the very bytes that were asked for:
+Every request sends `Accept-Encoding: identity`, so a body is the file's own bytes (RFC 9110, 12.5.3). The
+validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (RFC 9110, 13.1). Every answer
+must fit its request (RFC 9110, 15):
 
-    200  the whole file, at its size           206  Content-Range: bytes start-last/size, all three exact
-    412  the validator moved: Changed          416  the file got shorter: Changed
-    3xx  followed by hand, ten at most; secrets stay with the origin they were meant for
+    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, all three exact
+    412  the validator does not match: Changed   416  the file got shorter: Changed
+    3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
 
-A file that redirects (a Hub's large files do) is asked at its signed address again until that expires, so
-that a model of a thousand parts costs the origin one request a file.
+A large file of the Hub redirects to a signed URL of another origin. Later parts are requested there directly
+until that URL expires, so the Hub answers one request a file, not one a part.
 """
 
 from __future__ import annotations
@@ -45,21 +47,21 @@ from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 
 MOST_REDIRECTS = 10
-MOST_MOVED = 10_000
+_MOST_SIGNED_URLS = 10_000
 _SHORT_BYTES = 64 << 10
-_ALWAYS_TOLD = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
+_DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MAYBE_EXPIRED = (400, 401, 403, 404, 410)
+_MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
 _NO_PROXIES, _NO_CREDENTIALS = Proxies(), Secret(None)
-_ODD = re.compile(r"[^!-\[\]-~]")  # space, backslash, control characters, all beyond ASCII
+_ODD = re.compile(r"[^!-\[\]-~]")  # a space, a backslash, a control character or anything beyond ASCII
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to ask for: a URL, headers that are no secret, and secrets, sent to this URL's origin only.
+    """A file to request: its URL, its size in bytes, and the headers for the origin of this URL alone.
 
-    `validator` is an ETag or a Last-Modified date as the origin gave it.
+    `validator` is the file's ETag or Last-Modified date, as the origin sent it.
     """
 
     url: str
@@ -70,7 +72,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What an origin says of a URL: bytes (None when it does not say), strong ETag, date, and headers."""
+    """The answer to HEAD: size in bytes and validator (each None when the origin sends none), and headers."""
 
     size: int | None
     validator: str | None
@@ -78,8 +80,8 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A short answer, read to its end."""
+class ShortAnswer:
+    """An answer and its complete body; `Http.ask` leaves the body of a failure (400 or more) empty."""
 
     status: int
     headers: Headers
@@ -87,7 +89,7 @@ class Told:
 
 
 class Http:
-    """Plain HTTP/1.1 with connections kept a thread and an origin. Safe to share between threads."""
+    """Sends HTTP/1.1 requests. Each thread keeps idle connections, one for each origin. Thread-safe."""
 
     def __init__(
         self,
@@ -111,11 +113,11 @@ class Http:
         tunnels = Tunnels(proxy_credentials, authorities.context, names, **patience)
         self._routes = Routes(address_policy, proxies, tunnels, names, **patience)
         self._kept = threading.local()
-        self._age = 0  # connections of an earlier one are not used again
-        self._moved: dict[str, str] = {}  # first URL -> the signed one it redirected to
+        self._age = 0  # connections of an earlier age are not used again
+        self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
 
     def anywhere(self) -> Http:
-        """The same with no bounds: for URLs that come from the operator's own configuration alone."""
+        """The same without an address policy, for URLs from the operator's own configuration only."""
         return Http(
             Anywhere(),
             stall_seconds=self._stall_seconds,
@@ -126,7 +128,10 @@ class Http:
         )
 
     def head(self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
-        """Ask about a URL without its bytes. Raises as `open` does."""
+        """Request the headers of a URL.
+
+        Raises NotFound, Forbidden, Changed, Invalid, Unavailable or Cancelled.
+        """
         _, response, connection = self._follow("HEAD", url, {}, secrets or {}, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             if response.status in (405, 501):
@@ -137,27 +142,27 @@ class Http:
             return Head(number(length), validator_of(response), response.headers)
 
     def _head_by_range(self, url: str, secrets: Mapping[str, str], cancel_token: CancelToken) -> Head:
-        """For an origin that knows no HEAD: the first byte's answer says as much."""
+        """As `head`, from a GET of the first byte, for an origin that does not support HEAD."""
         _, response, connection = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds):
             check_status(response, url)
             check_encoding(response, url)
-            told = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range") or "")
-            size = int(told[3]) if told else number(response.getheader("Content-Length"))
+            parsed = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range") or "")
+            size = int(parsed[3]) if parsed else number(response.getheader("Content-Length"))
             return Head(size, validator_of(response), response.headers)
 
     def read(
         self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] | None = None
     ) -> bytes:
-        """The whole of a small file. Raises Invalid when it is longer than `at_most` bytes."""
+        """The content of a small file. Raises Invalid over `at_most` bytes, else as `head`."""
         return self._ask(url, cancel_token, at_most, secrets or {}, check_status).content
 
     def ask(
         self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] | None = None
-    ) -> Told:
-        """What an origin says of a URL, whatever its status; of a failure its head alone.
+    ) -> ShortAnswer:
+        """The answer for a URL, whatever its status. The body of a failure (400 or more) is not read.
 
-        Raises Invalid when it is longer than `at_most` bytes.
+        Raises Invalid when the body is longer than `at_most` bytes.
         """
         return self._ask(url, cancel_token, at_most, secrets or {}, lambda _response, _url: None)
 
@@ -170,13 +175,18 @@ class Http:
         cancel_token: CancelToken,
         *,
         at_most: int,
-    ) -> Told:
-        """What an origin says to a request of another client, which follows redirects itself."""
+    ) -> ShortAnswer:
+        """Send a request of another HTTP client, such as botocore. Redirects are left to that client.
+
+        Raises Invalid when the answer's body is longer than `at_most` bytes.
+        """
         parts = _checked(url)
         self._address_policy.check_url(parts)
         response, connection = self._send(method, parts, headers, cancel_token, body)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as answered:
-            return Told(response.status, response.headers, _whole(answered, url, at_most, cancel_token))
+            return ShortAnswer(
+                response.status, response.headers, _read_all(answered, url, at_most, cancel_token)
+            )
 
     def _ask(
         self,
@@ -185,34 +195,34 @@ class Http:
         at_most: int,
         secrets: Mapping[str, str],
         check: Callable[[Answer, str], None],
-    ) -> Told:
+    ) -> ShortAnswer:
         _, response, connection = self._follow("GET", url, {}, secrets, cancel_token)
         with Response(response, connection, url, stall_seconds=self._stall_seconds) as body:
             check(response, url)
             if response.status >= 400:
-                return Told(response.status, response.headers, b"")
+                return ShortAnswer(response.status, response.headers, b"")
             check_encoding(response, url)
-            return Told(response.status, response.headers, _whole(body, url, at_most, cancel_token))
+            return ShortAnswer(response.status, response.headers, _read_all(body, url, at_most, cancel_token))
 
     def open(self, target: Target, extent: Extent, cancel_token: CancelToken) -> Response:
-        """Ask for the bytes of an extent; `cancel_token` ends the asking.
+        """Request an extent of a file. `cancel_token` ends the request, not the body.
 
-        Raises NoRanges, Changed, NotFound, Forbidden, Unavailable or Cancelled.
+        Raises NoRanges, Changed, NotFound, Forbidden, Invalid, Unavailable or Cancelled.
         """
-        moved = self._moved.get(target.url)
-        if moved is not None:
+        signed_url = self._signed_urls.get(target.url)
+        if signed_url is not None:
             try:
-                return self._open_at(moved, {}, target, extent, cancel_token)
+                return self._open_at(signed_url, {}, target, extent, cancel_token)
             except (Forbidden, NotFound, Unavailable) as error:
                 if error.facts.get("status") not in _MAYBE_EXPIRED:
                     raise
-                self._moved.pop(target.url, None)
+                self._signed_urls.pop(target.url, None)
         return self._open_at(target.url, target.secrets, target, extent, cancel_token)
 
     def anew(self) -> None:
-        """Use no connection and no signed address again that is known now."""
+        """Forget all signed URLs, and do not reuse a connection that is idle now."""
         self._age += 1
-        self._moved.clear()
+        self._signed_urls.clear()
 
     def _open_at(
         self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cancel_token: CancelToken
@@ -234,9 +244,9 @@ class Http:
             body.close()
             raise
         if arrived != target.url and origin_of(urlsplit(arrived)) != origin_of(urlsplit(target.url)):
-            if len(self._moved) >= MOST_MOVED:
-                self._moved.clear()
-            self._moved[target.url] = arrived
+            if len(self._signed_urls) >= _MOST_SIGNED_URLS:
+                self._signed_urls.clear()
+            self._signed_urls[target.url] = arrived
         return body
 
     def _follow(
@@ -247,13 +257,13 @@ class Http:
         secrets: Mapping[str, str],
         cancel_token: CancelToken,
     ) -> tuple[str, Answer, Connection]:
-        """Send a request and follow redirects; the URL that answered, its answer and its connection."""
+        """Send a request and follow redirects. Returns the final URL, its answer and its connection."""
         parts = _checked(url)
         first = origin_of(parts)
         for _ in range(MOST_REDIRECTS + 1):
             self._address_policy.check_url(parts)
             if origin_of(parts) != first:
-                secrets = {}  # for good: a redirect back does not bring them back
+                secrets = {}  # they stay dropped, even if a later redirect leads back
             response, connection = self._send(method, parts, {**headers, **secrets}, cancel_token)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
@@ -263,9 +273,9 @@ class Http:
             scheme = urlsplit(target).scheme
             if parts.scheme == "https" and scheme != "https":
                 raise Forbidden(
-                    f"{bare(url)} redirects from https to {scheme or 'nothing'}",
+                    f"{bare(url)} redirects from https to {scheme or 'no scheme'}",
                     code="downgrade_refused",
-                    hint="the origin is misconfigured, or somebody stands between",
+                    hint="the origin is misconfigured, or something intercepts the connection",
                 )
             url, parts = target, _checked(target)
         raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
@@ -278,17 +288,16 @@ class Http:
         cancel_token: CancelToken,
         body: bytes = b"",
     ) -> tuple[Answer, Connection]:
-        """One request on a kept connection, or on a new one when the kept one was closed meanwhile."""
+        """Send one request on the idle connection, or on a new one if the origin has closed the idle one."""
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         pool = self._pool()
-        kept = None if body else pool.pop(origin_of(url), None)  # what has a body is never sent twice
+        kept = None if body else pool.pop(origin_of(url), None)  # a body is never sent twice
         if kept:
-            self._address_policy.check_addresses(
-                url, kept.addresses
-            )  # it was let in for another path, perhaps
+            # Perhaps the policy allowed this connection only for another path of the host.
+            self._address_policy.check_addresses(url, kept.addresses)
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds)
-        asked = {**_ALWAYS_TOLD, **headers}
+        asked = {**_DEFAULT_HEADERS, **headers}
         for connection in filter(None, (kept, new)):
             connection.take(pool)
             try:
@@ -309,12 +318,14 @@ class Http:
             except ValueError as error:  # such as a token with a line feed
                 connection.close()
                 raise Invalid(
-                    f"a header for {url.netloc} cannot be sent", code="bad_header", hint="check the token"
+                    f"a header for {url.netloc} has a character that cannot be sent",
+                    code="bad_header",
+                    hint="check the token",
                 ) from error
         raise AssertionError("a new connection answers or raises")
 
     def _pool(self) -> dict[Origin, Connection]:
-        """The connections this thread keeps, one an origin."""
+        """The idle connections of this thread, one for each origin."""
         if getattr(self._kept, "age", None) != self._age:
             for connection in getattr(self._kept, "pool", {}).values():
                 connection.close()
@@ -323,8 +334,8 @@ class Http:
         return pool
 
 
-def _whole(body: Response, url: str, at_most: int, cancel_token: CancelToken) -> bytes:
-    """A body to its end. Raises Invalid when it is longer than `at_most` bytes, unread when it says so."""
+def _read_all(body: Response, url: str, at_most: int, cancel_token: CancelToken) -> bytes:
+    """The complete body. Raises Invalid over `at_most` bytes, before reading if its length is announced."""
     if body.size is not None and body.size > at_most:
         raise too_large(bare(url), at_most, body.size)
     content, buffer = bytearray(), memoryview(bytearray(_SHORT_BYTES))
@@ -341,16 +352,21 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise Unavailable(f"{bare(url)} redirects to what is no URL", code="origin_protocol") from error
+        raise Unavailable(
+            f"{bare(url)} redirects to something that is not a URL", code="origin_protocol"
+        ) from error
 
 
 def _checked(url: str) -> SplitResult:
-    """The one parse of a URL that is acted upon. Raises Invalid."""
+    """Parse a URL once, so that the parts that are checked are the parts that are used. Raises Invalid."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
         raise Invalid(f"{bare(url)} is not a URL", code="bad_ref") from error
     if _ODD.search(url) or "@" in parts.netloc or not parts.hostname:
-        raise Invalid(f"{bare(url)} is not a URL that can be asked safely", code="bad_ref")
+        raise Invalid(
+            f"{bare(url)} has no host, names a user, or holds a space, a backslash or a non-ASCII character",
+            code="bad_ref",
+        )
     return parts

@@ -1,4 +1,4 @@
-"""hf:// : the Hugging Face Hub. Its own client lists and authenticates; the bytes are ours."""
+"""The source of hf:// refs: huggingface_hub lists the files of a model, `Http` downloads them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
-_LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # some 240 bytes and 17 tokens a file
-# What the Hub's client makes of an answer that is no listing.
+_LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # a file takes some 240 bytes and 17 tokens
+# What huggingface_hub raises for an answer that is not a listing.
 _NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
-# Telemetry would ask huggingface.co even where another endpoint is configured, and wait for it.
+# Telemetry sends requests to huggingface.co, whatever the configured endpoint, and waits for the answers.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 class HubSource:
-    """Models of one Hub. A revision becomes its commit first; every file is then asked for at that commit.
+    """The models of one Hub. A revision is resolved to a commit; every file is requested at that commit.
 
-    Digests: the LFS sha256 of large files, the git-sha1 of small ones; the Hub publishes one for each.
-    `check` raises Forbidden for a model that may not be pulled: asked of the name that the Hub leads to.
+    Digests: the LFS sha256 of a large file, the git-sha1 of a small one; the Hub states one for every file.
+    The Hub redirects requests for a renamed model. `check` is called with the new base, and raises Forbidden
+    when that model may not be pulled.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class HubSource:
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
         self._check = check
-        set_client_factory(lambda: httpx2.Client(transport=_OurPath(), trust_env=False))
+        set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
-        """See `Source.resolve`. One call: it names the commit and lists its files."""
+        """See `Source.resolve`. One request gives the commit and its files."""
         api = HfApi(
             endpoint=self._endpoint,
             token=self._token.read() or False,
@@ -61,15 +62,15 @@ class HubSource:
         )
         with _hub_errors(ref), _asks_over(self._http, cancel_token):
             found = api.model_info(ref.location, revision=ref.revision, files_metadata=True)
-            if found.id != ref.location:  # renamed, and led there
+            if found.id != ref.location:  # the model was renamed, and the Hub redirected the request
                 self._check(f"hf://{found.id}")
             if not found.sha:
-                raise Unavailable(f"{ref} was listed without a commit", code="origin_protocol")
+                raise Unavailable(f"the Hub's listing of {ref} has no commit", code="origin_protocol")
             if ref.is_pinned and found.sha != ref.revision:
                 raise Unavailable(
-                    f"{ref} was answered with commit {found.sha!r:.80}",
+                    f"the Hub answered the request for {ref} with commit {found.sha!r:.80}",
                     code="origin_protocol",
-                    hint="hf_endpoint is no faithful mirror, or a branch is named like a commit",
+                    hint="hf_endpoint is not a faithful mirror, or a branch has the form of a commit",
                 )
             files = tuple(_file(sibling, ref, found.sha) for sibling in found.siblings or ())
             return Manifest(ref.base, found.sha, files)
@@ -97,47 +98,51 @@ def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
     size, blob_id = sibling.size, sibling.blob_id
     if size is None or (sibling.lfs is None and blob_id is None):
         raise Unavailable(
-            f"{ref} lists {sibling.rfilename!r:.120} without its size or digest", code="origin_protocol"
+            f"the Hub lists {sibling.rfilename!r:.120} of {ref} without its size or digest",
+            code="origin_protocol",
         )
     digest = Digest("sha256", sibling.lfs.sha256) if sibling.lfs else Digest("git-sha1", str(blob_id))
     return File(sibling.rfilename, size, f"{ref.base}@{commit}/{sibling.rfilename}", digest, base=ref.base)
 
 
-class _OurPath(httpx2.BaseTransport):
-    """Lets the Hub's client ask over the same path as the bytes come, by the same proxies.
+class _HttpTransport(httpx2.BaseTransport):
+    """Sends the requests of huggingface_hub through `Http`.
 
-    What that path refuses is refused here too; no .netrc has a say; an answer is refused when it
-    does not end, or when its parser would make too much of it.
+    So they use cachd's proxies, certificate authorities and address policy, and no .netrc. An answer that is
+    too long, or too large for a parser, is refused.
     """
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        path = _path.get()
-        if path is None or constants.is_offline_mode():
-            raise OfflineModeIsEnabled("nobody asked for this")
-        (http, cancel_token), token = path, request.headers.get("Authorization")
+        context = _context.get()
+        if context is None or constants.is_offline_mode():
+            raise OfflineModeIsEnabled("no pull made this request")
+        (http, cancel_token), token = context, request.headers.get("Authorization")
         url, secrets = str(request.url), {"Authorization": token} if token else {}
-        told = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
-        if told.content:
-            check_json(told.content, bare(url), _LISTING)
-        return httpx2.Response(told.status, headers=told.headers.items(), content=told.content)
+        answer = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
+        if answer.content:
+            check_json(answer.content, bare(url), _LISTING)
+        return httpx2.Response(answer.status, headers=answer.headers.items(), content=answer.content)
 
 
-_path: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("path", default=None)
+_context: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("context", default=None)
 
 
 @contextmanager
 def _asks_over(http: Http, cancel_token: CancelToken) -> Iterator[None]:
-    """Inside, and in this thread, the Hub's client asks over `http` until it is cut."""
-    before = _path.set((http, cancel_token))
+    """A context in which huggingface_hub, called by this thread, sends its requests over `http`.
+
+    A cancel ends them.
+    """
+    before = _context.set((http, cancel_token))
     try:
         yield
     finally:
-        _path.reset(before)
+        _context.reset(before)
 
 
 @contextmanager
 def _hub_errors(ref: Ref) -> Iterator[None]:
-    """Turn the Hub client's exceptions into ours. Its messages may name URLs, so none is repeated."""
+    """Turn huggingface_hub's exceptions into cachd's, without their texts, which may hold signed URLs."""
     try:
         yield
     except GatedRepoError as error:
@@ -163,9 +168,9 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         ) from error
     except OfflineModeIsEnabled as error:
         raise Invalid(
-            "HF_HUB_OFFLINE is set where the daemon runs, so no Hub can be asked",
+            "HF_HUB_OFFLINE is set for the daemon, so it cannot ask the Hub",
             code="offline",
-            hint="unset it for the daemon; it is meant for the pods",
+            hint="unset it for the daemon and leave it set for the pods",
         ) from error
     except DisabledRepoError as error:
         raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
@@ -173,9 +178,9 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
         raise _by_status(ref, error) from error
     except _NO_LISTING as error:
         raise Unavailable(
-            f"the Hub's answer for {ref.base} is no listing: {type(error).__name__}",
+            f"the Hub's answer for {ref.base} is not a listing: {type(error).__name__}",
             code="origin_protocol",
-            hint="is a login page or another server at hf_endpoint?",
+            hint="check whether a login page or another server is at hf_endpoint",
         ) from error
 
 
@@ -188,19 +193,20 @@ def _gated(base: str) -> Forbidden:
 
 
 def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:
+    """The error for a status that huggingface_hub has no class for."""
     status = error.response.status_code
     if status == 401:
         return Forbidden(
             f"the Hub refused the token for {ref.base}",
             code="source_unauthorized",
-            hint=f"check the token of {_TOKENS}; one of a login may have expired",
+            hint=f"check the token of {_TOKENS}; a token of `hf auth login` may have expired",
             status=status,
         )
     if status == 403:
         return Forbidden(
             f"the token may not read {ref.base}",
             code="source_forbidden",
-            hint="check its rights",
+            hint="check the permissions of the token",
             status=status,
         )
     return Unavailable(

@@ -1,4 +1,4 @@
-"""Look-ups of host names: the C library's, made aside, since it takes its time and nothing interrupts it."""
+"""Looks up host names in helper threads, as getaddrinfo(3) may take long and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ LookUp = Callable[[str, int], Sequence[Address]]
 
 
 def by_the_system(host: str, port: int) -> Sequence[Address]:
-    """What the system's resolver knows of a host. Raises OSError or UnicodeError."""
+    """The addresses of a host from the system's resolver. Raises OSError or UnicodeError."""
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 class Names:
-    """Addresses of hosts. A look-up that is given up is left behind with its thread, so many at most."""
+    """Looks up addresses of hosts, for `seconds` at most. Slower ones are abandoned, MOST_LEFT at most."""
 
     def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
         self._seconds, self._look_up = seconds, look_up
         self._helpers = HelperThreads(MOST_LEFT)
 
     def addresses(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
-        """Raises Unavailable for a name that has no address or no answer in time, Invalid for what is no
-        name, Cancelled."""
+        """The addresses of a host.
+
+        Raises Unavailable when it has none or the resolver is too slow, Invalid for a malformed name, or
+        Cancelled.
+        """
         if _is_address(host):
-            return by_the_system(host, port)  # which then asks nobody
+            return by_the_system(host, port)  # it asks no name server for an address
         try:
-            with self._helpers.aside(self._seconds) as aside, cancel_token.reaches(aside):
-                return aside.call(self._look_up, host, port)
+            with self._helpers.aside(self._seconds) as helper, cancel_token.reaches(helper):
+                return helper.call(self._look_up, host, port)
         except UnicodeError as error:
-            raise Invalid(f"{host:.80} is no host name", code="bad_ref", hint="check it") from error
-        except OSError as error:  # TimeoutError among them
+            raise Invalid(f"{host:.80} is not a host name", code="bad_ref", hint="check the host") from error
+        except OSError as error:  # such as TimeoutError
             cancel_token.check()
             raise Unavailable(
                 f"{host} cannot be resolved: {error.strerror or error}",

@@ -1,4 +1,4 @@
-"""How an origin is reached: at an address of its own, or through a proxy; never where it may not be."""
+"""Connects to an origin, directly or through a proxy, if the address policy allows all its addresses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cachd.sources.source import CancelToken
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
-_UNKNOWN_SECONDS = 60.0  # a name that only the proxy resolves is looked up again: it may take long
+_UNKNOWN_SECONDS = 60.0  # how long an unknown name is not looked up again, as that may be slow
 _MOST_UNKNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Dialled:
-    """A wire to an origin, and what was checked: none of its addresses where only `proxy` knows them."""
+    """A wire to an origin, and the checked addresses of its host: none if only `proxy` can resolve it."""
 
     wire: Wire
     addresses: tuple[str, ...]
@@ -31,7 +31,7 @@ class Dialled:
 
 
 class Routes:
-    """Dials origins that the address policy allows, through a proxy where `proxies` says so. Thread-safe."""
+    """Connects to origins that the address policy allows, by a proxy where `proxies` says so. Thread-safe."""
 
     def __init__(
         self,
@@ -50,20 +50,20 @@ class Routes:
             names,
         )
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
-        self._unknown: dict[str, float] = {}  # a host that this node cannot resolve -> until when
+        self._unknown: dict[str, float] = {}  # host that this node cannot resolve -> when to try again
 
     def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:
-        """A new wire to the origin of `url`, every address of its name vetted.
+        """A new wire to the origin of `url`. The address policy allows every address of its host.
 
-        Raises CachdError, Cancelled among them, or OSError. A proxy is told the name and resolves it itself:
-        what this node cannot resolve, the proxy decides.
+        A proxy is given the host's name and resolves it itself, so for a name that this node cannot resolve
+        there are no addresses to check. Raises CachdError, such as Cancelled, or OSError.
         """
         host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
         proxy = self._proxies.of(url)
         if proxy is None:
             places = self._resolved(host, port, cancel_token)
             self._address_policy.check_addresses(url, _addresses(places))
-            connected = dial(places, self._connect_seconds, cancel_token)  # no second look-up can change them
+            connected = dial(places, self._connect_seconds, cancel_token)  # the checked addresses
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = str(connected.getpeername()[0])
             return Dialled(Wire(connected, self._stall_seconds), (address,))
@@ -72,19 +72,19 @@ class Routes:
         return Dialled(self._tunnels.open(proxy, host, port, cancel_token), addresses, str(proxy))
 
     def _resolved(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
-        """Raises as `Names.addresses` does."""
+        """The addresses of a host. Raises as `Names.addresses` does."""
         try:
             return self._names.addresses(host, port, cancel_token)
         except Unavailable as error:
             if unused := self._proxies.unused:
                 error.hint = (
                     f"{unused} is set, but cachd uses a proxy only if the option proxy is set"
-                    " (proxy: env takes the environment's)"
+                    " (`proxy: env` uses the environment's)"
                 )
             raise
 
     def _resolved_if_known(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
-        """None where this node does not know the name."""
+        """The addresses of a host; an empty list when this node cannot resolve it."""
         if self._unknown.get(host, 0) > time.monotonic():
             return []
         try:

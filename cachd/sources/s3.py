@@ -1,4 +1,4 @@
-"""s3:// : a bucket of AWS or of any server that speaks S3. botocore lists and signs; the bytes are ours."""
+"""The source of s3:// refs: botocore lists a bucket and signs URLs, `Http` downloads the objects."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ from cachd.sources.http import Http, Target
 from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
-_METADATA = ("169.254.169.254", "[fd00:ec2::254]")
+_METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # in EC2 (EC2 User Guide)
 _MOST_PAGES = 1000
 _LONGEST_KEYS_BYTES = 64 << 10
-_LINK_SECONDS = 3600
-_SESSION_SECONDS = 300.0
+_LINK_SECONDS = 3600  # how long a signed URL is valid
+_SESSION_SECONDS = 300.0  # how long credentials are used before they are read again
 _SIGN_IN_SECONDS = 60.0
 _MOST_LEFT = 64
 _MOST_LINKS = 10_000
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
-# What botocore makes of an answer that is none of S3, or of a number in it that is none.
+# What botocore raises for an answer that is not S3's, or for a malformed number in one.
 _NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
-# S3 algorithm -> ours, strongest proof first. CRC64NVME is what S3 adds by itself.
+# Field of HeadObject's answer -> our algorithm, the strongest first. S3 computes a CRC64NVME if the uploader
+# sends no checksum (S3 User Guide, "Checking object integrity").
 _CHECKSUMS = {
     "ChecksumSHA256": "sha256",
     "ChecksumCRC64NVME": "crc64nvme",
@@ -73,10 +74,11 @@ _CHECKSUMS = {
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where the keys of a bucket are: in a file, in a profile of it or of the AWS files, at the machine's
-    metadata service, or (where none of these is given) where AWS clients look for them.
+    """Where the credentials of a bucket come from. With no field set: wherever AWS clients look for them.
 
-    The metadata service is never asked but for `instance_role`. `are_none`: requests are not signed.
+    `file`: a file in the format of ~/.aws/credentials. `profile`: a profile of that file or, without one, of
+    the node's AWS files. `instance_role`: the machine's metadata service, which is never asked otherwise.
+    `are_none`: requests are not signed.
     """
 
     file: Path | None = None
@@ -89,7 +91,7 @@ _AS_AWS_CLIENTS = Keys()
 
 
 class _Signed(NamedTuple):
-    """A client, the signed address of an object by its origin, and since when (monotonic) it has its keys."""
+    """A client, a function from an object's origin to its signed URL, and when (monotonic) it was made."""
 
     client: Any
     link: Callable[[str], str]
@@ -97,16 +99,17 @@ class _Signed(NamedTuple):
 
 
 class BucketSource:
-    """Objects below a prefix. Digests: full-object checksums, else the prefix's SHA256SUMS, else none.
+    """The objects below a prefix. Digests: the prefix's SHA256SUMS, else full-object checksums, else none.
 
-    A COMPOSITE checksum is a digest of part digests and an ETag is no digest at all: neither is believed.
+    COMPOSITE checksums and ETags are not used: the former are digests of part digests, the latter may be no
+    digests at all (S3 User Guide, "Checking object integrity"; S3 API Reference, "Object").
     """
 
     def __init__(
         self, http: Http, *, endpoint_url: str | None, region: str | None, keys: Keys = _AS_AWS_CLIENTS
     ) -> None:
         self._http, self._endpoint_url, self._region, self._keys = http, endpoint_url, region, keys
-        self._our_path = _OurPath(http.anywhere())
+        self._relay = _HttpRelay(http.anywhere())
         self._signing_in = threading.Lock()
         self._helpers = HelperThreads(_MOST_LEFT)
         self._signed: _Signed | None = None
@@ -114,7 +117,7 @@ class BucketSource:
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
         bucket, _, prefix = ref.location.partition("/")
-        with _bucket_errors(ref.base), self._our_path.until(cancel_token):
+        with _bucket_errors(ref.base), self._relay.until(cancel_token):
             client = self._signed_in(cancel_token, renew=True).client
             listed = self._list(client, bucket, prefix, cancel_token)
             keys = {path: key for path, (key, _) in listed.items()}
@@ -122,20 +125,20 @@ class BucketSource:
                 raise NotFound(
                     f"{ref.base} holds no objects",
                     code="file_not_found",
-                    hint="check bucket and prefix; without s3:ListBucket nothing is seen",
+                    hint="check the bucket, the prefix and the permission s3:ListBucket",
                 )
             digests = self._checksums(bucket, keys, cancel_token)
 
             def ask(path: str) -> File:
-                with self._our_path.until(cancel_token):
+                with self._relay.until(cancel_token):
                     return self._ask(client, bucket, keys[path], path, digests.get(path))
 
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
                 files = tuple(pool.map(ask, sorted(keys.keys() - {checksums.NAME})))
             if self._list(client, bucket, prefix, cancel_token) != listed:
-                raise Changed(f"{ref.base}: objects came, went or changed while they were listed")
-        told = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
-        return Manifest(ref.base, hashlib.sha256(told.encode()).hexdigest(), files)
+                raise Changed(f"{ref.base}: objects were added, removed or changed while they were listed")
+        state = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
+        return Manifest(ref.base, hashlib.sha256(state.encode()).hexdigest(), files)
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
@@ -153,40 +156,40 @@ class BucketSource:
     def _open(
         self, file: File, extent: Extent, cancel_token: CancelToken, *, renew: bool = False
     ) -> Response:
-        with _bucket_errors(file.origin), self._our_path.until(cancel_token):
+        with _bucket_errors(file.origin), self._relay.until(cancel_token):
             url = self._signed_in(cancel_token, renew=renew).link(file.origin)
         return self._http.open(Target(url, file.size, validator=file.validator), extent, cancel_token)
 
     def _signed_in(self, cancel_token: CancelToken, *, renew: bool = False) -> _Signed:
-        """A client whose credentials were read from where they are kept not long ago.
+        """A client whose credentials were read within `_SESSION_SECONDS`, or just now with `renew`.
 
-        Whoever has them, such as a program that the AWS configuration names, may take its time, and nothing
-        interrupts that: it is asked aside.
+        They are read in a helper thread: they may come from a program that the AWS configuration names, and
+        nothing can interrupt the wait for it.
         """
         signed, now = self._signed, time.monotonic()
         if signed and not renew and now - signed.made <= _SESSION_SECONDS:
             return signed
         try:
-            with self._helpers.aside(_SIGN_IN_SECONDS) as aside, cancel_token.reaches(aside):
-                return aside.call(self._sign_in, now, cancel_token)
+            with self._helpers.aside(_SIGN_IN_SECONDS) as helper, cancel_token.reaches(helper):
+                return helper.call(self._sign_in, now, cancel_token)
         except TimeoutError as error:
             cancel_token.check()
             raise Unavailable(
-                f"credentials for S3: {error}",
+                f"the credentials for S3 cannot be read: {error}",
                 code="connection_failed",
-                hint="see what the AWS configuration of the daemon asks for them",
+                hint="check the program or service that the daemon's AWS configuration takes them from",
             ) from error
 
     def _sign_in(self, since: float, cancel_token: CancelToken) -> _Signed:
-        """A client whose credentials were read after `since`."""
-        with self._signing_in, self._our_path.until(cancel_token):
+        """A client whose credentials were read after `since` (monotonic)."""
+        with self._signing_in, self._relay.until(cancel_token):
             if self._signed is None or self._signed.made < since:
                 made = time.monotonic()
-                client = _session(self._our_path, self._keys).create_client(
+                client = _session(self._relay, self._keys).create_client(
                     "s3",
                     endpoint_url=self._endpoint_url,
                     region_name=self._region,
-                    verify=True,  # botocore refuses an empty AWS_CA_BUNDLE otherwise; `Http` verifies
+                    verify=True,  # else botocore fails on an empty AWS_CA_BUNDLE; `Http` verifies
                     config=botocore.config.Config(
                         signature_version=botocore.UNSIGNED if self._keys.are_none else "s3v4",
                         retries={"total_max_attempts": 1},
@@ -199,7 +202,7 @@ class BucketSource:
     def _list(
         self, client: Any, bucket: str, prefix: str, cancel_token: CancelToken
     ) -> dict[str, tuple[str, str]]:
-        """Key and ETag of every object by its path below the prefix. "Directory" objects are passed over."""
+        """Key and ETag of every object, by its path below the prefix. "Directory" objects are skipped."""
         shown = f"s3://{bucket}/{prefix}"
         keys: dict[str, tuple[str, str]] = {}
         folder = prefix if prefix.endswith("/") else prefix + "/"
@@ -224,6 +227,7 @@ class BucketSource:
     def _checksums(
         self, bucket: str, keys: Mapping[str, str], cancel_token: CancelToken
     ) -> dict[str, Digest]:
+        """The digests in the prefix's SHA256SUMS, by path; empty when there is none."""
         if checksums.NAME not in keys:
             return {}
         shown = f"s3://{bucket}/{keys[checksums.NAME]}"
@@ -240,7 +244,7 @@ class BucketSource:
 
 
 def _links(client: Any) -> Callable[[str], str]:
-    """The signed address of an object, one for all its parts: signing takes longer than asking."""
+    """A function that gives the signed URL of an object. It caches them: signing is slower than a request."""
 
     @lru_cache(maxsize=_MOST_LINKS)
     def link(origin: str) -> str:
@@ -253,12 +257,11 @@ def _links(client: Any) -> Callable[[str], str]:
     return link
 
 
-class _OurPath:
-    """Lets botocore's clients, those for credentials too, ask over the same path as the bytes come.
+class _HttpRelay:
+    """Sends the requests of botocore's clients, also those for credentials, through `Http`.
 
-    So the same proxies lead there, the same authorities are believed, an answer is cut when it does not end,
-    and what a thread asks `until` a cut ends with it. A machine's metadata service is on its own link:
-    botocore asks that by itself.
+    So they use cachd's proxies and certificate authorities, the length of their answers is bounded, and a
+    cancel ends them (see `until`). Only the machine's metadata service is asked by botocore itself.
     """
 
     def __init__(self, http: Http) -> None:
@@ -267,7 +270,7 @@ class _OurPath:
 
     @contextmanager
     def until(self, cancel_token: CancelToken) -> Iterator[None]:
-        """Inside, and in this thread, a cut ends what the clients ask."""
+        """A context in which a cancel ends the requests of the clients that this thread uses."""
         self._here.cancel_token = cancel_token
         try:
             yield
@@ -275,23 +278,22 @@ class _OurPath:
             self._here.cancel_token = None
 
     def __call__(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
-        """What a client's request is answered with (botocore's event before-send)."""
+        """The answer to a client's request (botocore's event `before-send`)."""
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
-        cancel_token: CancelToken = (
-            getattr(self._here, "cancel_token", None) or CancelToken()
-        )  # botocore may renew keys in its own thread
-        told = self._http.relay(
+        # botocore may renew credentials in a thread of its own, which has no token.
+        cancel_token: CancelToken = getattr(self._here, "cancel_token", None) or CancelToken()
+        answer = self._http.relay(
             request.method, request.url, headers, body, cancel_token, at_most=SMALL.size_bytes
         )
-        _check(told.content, bare(request.url))
-        return AWSResponse(request.url, told.status, dict(told.headers.items()), _Raw(told.content))
+        _check(answer.content, bare(request.url))
+        return AWSResponse(request.url, answer.status, dict(answer.headers.items()), _Raw(answer.content))
 
 
 def _check(content: bytes, shown: str) -> None:
-    """Raises Invalid when a parser would make too much of an answer, in XML or, as some services, in JSON.
+    """Raises Invalid for an answer that is too large for a parser, ValueError for malformed JSON.
 
-    Raises ValueError for what is no JSON.
+    S3 answers in XML; some services that issue credentials answer in JSON.
     """
     if content.lstrip()[:1] in (b"{", b"["):
         check_json(content, shown)
@@ -299,7 +301,7 @@ def _check(content: bytes, shown: str) -> None:
 
 
 class _Raw(io.BytesIO):
-    """A body as botocore reads it."""
+    """A body in the form that botocore reads."""
 
     def stream(self) -> Iterator[bytes]:
         yield self.read()
@@ -310,27 +312,28 @@ def _text(value: str | bytes) -> str:
 
 
 def _spare_metadata() -> None:
-    """Exempt a machine's metadata service from the proxies of the environment, which botocore obeys there.
+    """Add the machine's metadata service to NO_PROXY, as botocore would ask it through a proxy otherwise.
 
-    In the way that AWS tells its users to: it would not answer through a proxy, which would learn the keys.
+    AWS recommends this (AWS CLI User Guide, "Using an HTTP proxy"). The service does not answer through a
+    proxy, and the proxy would see the credentials.
     """
-    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     own = urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")).netloc
-    missing = [host for host in (*_METADATA, own) if host and host not in told.split(",")]
-    if missing and told != "*":
-        os.environ["no_proxy"] = ",".join(filter(None, (told, *missing)))
+    missing = [host for host in (*_METADATA, own) if host and host not in exempt.split(",")]
+    if missing and exempt != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, (exempt, *missing)))
 
 
-def _session(our_path: _OurPath, keys: Keys) -> botocore.session.Session:
-    """One that looks for credentials anew, but does not parse the service's model again: 0.1 s of CPU."""
+def _session(relay: _HttpRelay, keys: Keys) -> botocore.session.Session:
+    """A session that reads credentials anew but shares parsed service models, which saves 0.1 s of CPU."""
     _spare_metadata()
     session = botocore.session.Session(profile=keys.profile if keys.file is None else None)
     session.register_component("data_loader", _models())
-    session.register("before-send", our_path)
+    session.register("before-send", relay)
     if keys.file is not None:
         only = SharedCredentialProvider(str(keys.file), keys.profile or "default", ini_parser=_profiles)
         session.register_component("credential_provider", CredentialResolver([only]))
-    elif not keys.instance_role:  # in no way: not by `credential_source` of a profile, either
+    elif not keys.instance_role:  # ask it in no case, not even for `credential_source` of a profile
         session.set_config_variable("metadata_service_num_attempts", 0)
     elif keys.profile is None:
         of_machine = session.get_component("credential_provider").get_provider("iam-role")
@@ -339,36 +342,41 @@ def _session(our_path: _OurPath, keys: Keys) -> botocore.session.Session:
 
 
 def _profiles(file: str) -> dict[str, dict[str, str]]:
-    """The profiles of a file of credentials. Raises ConfigParseError, ConfigNotFound."""
+    """The profiles of a credentials file. Raises ConfigParseError or ConfigNotFound."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(files.content(Path(file), at_most=_LONGEST_KEYS_BYTES).decode())
     except OSError as error:
         raise ConfigNotFound(path=file) from error
     except (configparser.Error, UnicodeDecodeError):
-        raise ConfigParseError(path=file) from None  # its text quotes lines
+        raise ConfigParseError(path=file) from None  # the cause quotes lines of the file
     return {name: dict(parser.items(name)) for name in parser.sections()}
 
 
 @cache
 def _models() -> botocore.loaders.Loader:
+    """The loader of botocore's service models, shared so that each is parsed once."""
     return botocore.loaders.create_loader(botocore.session.get_session().get_config_variable("data_path"))
 
 
 def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
-    """What head_object says of the whole object's content (S3 User Guide, "Checking object integrity")."""
+    """The checksum of the complete object (S3 User Guide, "Checking object integrity").
+
+    `head` is the answer to HeadObject. A checksum that ends in `-N` is of N part checksums: it is ignored.
+    """
     if head.get("ChecksumType") == "COMPOSITE":
         return None
     for name, algorithm in _CHECKSUMS.items():
-        told = head.get(name)
-        if told and "-" not in told:
-            with suppress(binascii.Error, Invalid):  # else it is no checksum at all
-                return Digest(algorithm, base64.b64decode(told, validate=True).hex())
+        checksum = head.get(name)
+        if checksum and "-" not in checksum:
+            with suppress(binascii.Error, Invalid):  # a malformed checksum is ignored
+                return Digest(algorithm, base64.b64decode(checksum, validate=True).hex())
     return None
 
 
 @contextmanager
 def _bucket_errors(shown: str) -> Iterator[None]:
+    """Turn the exceptions of botocore into cachd's."""
     try:
         yield
     except ClientError as error:
@@ -382,19 +390,24 @@ def _bucket_errors(shown: str) -> Iterator[None]:
         ) from error
     except CredentialRetrievalError as error:
         raise Unavailable(
-            f"{shown}: its credentials cannot be got",
+            f"{shown}: its credentials cannot be obtained",
             code="credentials_failed",
             hint="check the profile; a role of this machine needs instance_role: true in `sources`",
         ) from error
     except PaginationError as error:
-        raise Unavailable(f"{shown}: the listing goes round in a circle", code="origin_protocol") from error
+        raise Unavailable(
+            f"{shown}: the listing gave the same page token twice", code="origin_protocol"
+        ) from error
     except BotoCoreError as error:
         raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
     except _NO_LISTING as error:
-        raise Unavailable(f"{shown}: the answer makes no sense", code="origin_protocol") from error
+        raise Unavailable(
+            f"{shown}: the answer is not a valid answer of S3", code="origin_protocol"
+        ) from error
 
 
 def _by_code(shown: str, error: ClientError) -> CachdError:
+    """The error for a code that S3 answered with (S3 API Reference, "Error responses")."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     answer = error.response.get("ResponseMetadata", {})
     status = int(answer.get("HTTPStatusCode", 0))
@@ -404,14 +417,14 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
         return Forbidden(
             f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
-            hint="set the node's clock (chronyc tracking); S3 bears 15 minutes",
+            hint="set the node's clock (chronyc tracking); S3 accepts a difference of 15 minutes",
             status=status,
         )
     if status in (401, 403):
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
-            hint="it is missing, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
+            hint="it does not exist, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
             status=status,
         )
     if status == 404:

@@ -1,6 +1,7 @@
-"""The source of each ref: of its scheme, and as `sources:` says of its prefix. Made when first asked for.
+"""Chooses the source of each ref by its scheme and by the entries of `sources` that cover it.
 
-The clients of the Hub and of S3 take longer to load than the whole daemon to start, and few nodes use both.
+A source is made when it is first needed: huggingface_hub and botocore take longer to import than the daemon
+takes to start, and few nodes need both.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from cachd.sources.web import WebSource
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """How refs are asked for: two that are asked for alike have one source.
+    """The settings of a source. Refs with equal settings share one source.
 
-    `is_own`: an entry names the endpoint, so that the credentials of the options are none of its.
+    `is_own`: an entry sets the endpoint, so the credentials of the daemon's own options are not sent there.
     """
 
     scheme: str
@@ -40,7 +41,7 @@ class _Access:
 
 @dataclass(frozen=True, slots=True)
 class _InForce:
-    """A table, what requests may reach by it, and the sources made since it holds."""
+    """The table in force, its address policy, and the sources made since it came into force."""
 
     table: Table
     address_policy: AddressPolicy
@@ -48,10 +49,10 @@ class _InForce:
 
 
 class Sources:
-    """The sources of one daemon. The endpoints an operator configured are within reach by that alone.
+    """The sources of one daemon. A configured endpoint may be requested without an entry in `allow`.
 
-    `http` makes the byte path for an address policy, with other `authorities` where they are given.
-    Safe from any thread. Raises Invalid at once for an endpoint that is none.
+    `http` makes a client for an address policy; with the keyword `authorities` it trusts these instead of its
+    own. Safe from any thread. Raises Invalid for a malformed endpoint.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Sources:
         return self._in_force.table
 
     def change(self, allow: Iterable[str], table: Table) -> None:
-        """Let another table hold for what is asked for from now on. Raises Invalid; then nothing changes."""
+        """Put another table into force for later requests. Raises Invalid, and then changes nothing."""
         self._in_force = _InForce(table, table.address_policy(allow), {})
 
     def of(self, ref: Ref) -> Source:
@@ -116,7 +117,7 @@ class Sources:
         return WebSource(self._http(now.address_policy), now.table.headers)
 
     def _hub(self, access: _Access, now: _InForce) -> Source:
-        from cachd.sources.huggingface import HubSource  # with huggingface_hub
+        from cachd.sources.huggingface import HubSource  # it imports huggingface_hub
 
         endpoint = access.endpoint or self._hf_endpoint
         is_named = access.is_own or access.credentials is not None
@@ -125,7 +126,7 @@ class Sources:
         return HubSource(http, endpoint=endpoint, token=token, check=now.table.check)
 
     def _bucket(self, access: _Access, address_policy: AddressPolicy) -> Source:
-        from cachd.sources.s3 import BucketSource, Keys  # with botocore
+        from cachd.sources.s3 import BucketSource, Keys  # it imports botocore
 
         named = access.credentials or access.profile or access.instance_role
         return BucketSource(

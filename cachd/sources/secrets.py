@@ -1,4 +1,4 @@
-"""A secret as it is now: read again at every use, from a file or the environment."""
+"""Reads secrets from files or the environment, again at every use, so that they can rotate."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _LONGEST_BYTES = 64 << 10
 
 
 class Secret:
-    """A token in a file, or else in an environment variable. Its text is never shown."""
+    """A secret in a file or, without one, in an environment variable. Its text is never shown."""
 
     def __init__(self, file: Path | None, variable: str | None = None) -> None:
         self._file, self._variable = file, variable
 
     def read(self) -> str | None:
-        """The token without surrounding space; None when there is none.
+        """The token, without surrounding space; None when there is none.
 
-        Raises Invalid when it holds anything but printable ASCII: it would end up in a header.
+        Raises Invalid when it holds anything but visible ASCII, as it goes into a header.
         """
         return _checked(self._text(), self._shown)
 
     def user_and_password(self) -> str | None:
-        """`user:password`, each of any printable characters; None when there is none. Raises Invalid."""
+        """The secret as `user:password`, of printable characters; None when there is none. Raises Invalid."""
         text = self._text()
         if text and not (":" in text and text.isprintable()):
             raise Invalid(
                 "a secret of the daemon is not user:password",
                 code="bad_secret",
-                hint="write user:password, on one line; the daemon's log says where",
+                hint="write user:password on one line; the daemon's log says in which file or variable",
             ).withhold(secret=self._shown)
         return text or None
 
@@ -52,17 +52,18 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a token stands: in a variable, in a file that a variable names, or in the file of a login."""
+    """Where a token is: in a variable, in a file (that `variable` names, if set), or nowhere."""
 
     variable: str | None = None
     file: Path | None = None
 
 
 class HubToken(Secret):
-    """The token in `file`, else the one that the Hub's own tools would use, in their order.
+    """The token in `file`, else the one that huggingface_hub would use (its page "Environment variables").
 
-    HF_TOKEN (HUGGING_FACE_HUB_TOKEN), the file that HF_TOKEN_PATH names, the file of `hf auth login`.
-    HF_HUB_DISABLE_IMPLICIT_TOKEN rules out all but `file`. It goes to the endpoint in force.
+    That is HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file that HF_TOKEN_PATH names, or the file of `hf auth
+    login`, in this order; none of them if HF_HUB_DISABLE_IMPLICIT_TOKEN is set. The token is sent to the
+    endpoint in force, whatever that is.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -70,7 +71,7 @@ class HubToken(Secret):
         self._warned = False
 
     def read(self) -> str | None:
-        """See `Secret.read`. Raises Invalid for a file that is named and cannot be read."""
+        """See `Secret.read`. Raises Invalid for an unreadable file, unless it is that of `hf auth login`."""
         place = self.place()
         if place.file is None:
             return _checked(os.environ.get(place.variable or "", ""), place.variable or "")
@@ -80,7 +81,7 @@ class HubToken(Secret):
         return self._of_login(place.file)
 
     def place(self) -> Place:
-        """Where the token is looked for now; an empty place when there is none."""
+        """Where the token is looked for now; an empty Place when nowhere."""
         if self._file is not None:
             return Place(file=self._file)
         if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
@@ -94,18 +95,16 @@ class HubToken(Secret):
             os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
         )
         home = _expanded(home)
-        return Place() if home.startswith("~") else Place(file=Path(home, "token"))  # ~: nobody's home
+        # A ~ is left when no home directory is known.
+        return Place() if home.startswith("~") else Place(file=Path(home, "token"))
 
     def _of_login(self, file: Path) -> str | None:
         try:
             return _checked(_text(file), str(file))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (
-            OSError,
-            UnicodeDecodeError,
-            Invalid,
-        ) as error:  # nobody named it for cachd: not worth a failure
+        except (OSError, UnicodeDecodeError, Invalid) as error:
+            # A warning is enough: nobody configured this file for cachd.
             if not self._warned:
                 self._warned = True
                 log.warning("the token of `hf auth login` is not used", file=str(file), reason=_why(error))
@@ -119,7 +118,7 @@ def _of_file(file: Path, shown: str) -> str:
         raise Invalid(
             f"a secret file of the daemon cannot be read: {_why(error)}",
             code="bad_secret",
-            hint="check the path and its mode; the daemon's log says which",
+            hint="check its path and mode; the daemon's log says which file it is",
         ).withhold(secret=shown) from error
 
 
@@ -137,17 +136,17 @@ def _checked(text: str, shown: str) -> str | None:
     text = text.strip()
     if not all("!" <= c <= "~" for c in text):
         raise Invalid(
-            "a secret of the daemon holds characters no token has",
+            "a secret of the daemon holds characters that a token cannot have",
             code="bad_secret",
-            hint="write it again, on one line; the daemon's log says where",
+            hint="write it again, on one line; the daemon's log says in which file or variable",
         ).withhold(secret=shown)
     return text or None
 
 
 def _expanded(path: str) -> str:
-    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 no error where there is no home
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 it does not fail without a home
 
 
 def is_true(variable: str) -> bool:
-    """Whether a variable of another tool is set to true, as these tools read it."""
+    """Whether an environment variable of another tool is set to true, as huggingface_hub reads it."""
     return os.environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE")

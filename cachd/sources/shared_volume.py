@@ -1,4 +1,4 @@
-"""file:// : a shared volume, such as NFS, Lustre or a CSI mount."""
+"""The source of file:// refs: models on a mounted shared volume, such as NFS, Lustre or a CSI mount."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ MOST_LEFT = 64
 
 
 class SharedVolumeSource:
-    """A file or a directory of a mounted share. Digests come from its SHA256SUMS, where it has one.
+    """A file, or a directory with or without SHA256SUMS, on a shared volume.
 
-    Links are followed as long as they end under an allowed prefix. A share that does not answer holds up
-    nobody for longer than `stall_seconds`; when it has too many threads, it is not asked at all.
+    Symbolic links are followed as long as they end under an allowed prefix. The file system is called in
+    helper threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
+    threads are blocked, every further call fails at once.
     """
 
     def __init__(self, address_policy: AddressPolicy, *, stall_seconds: float) -> None:
@@ -38,80 +39,84 @@ class SharedVolumeSource:
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
-        with self._aside(Path(unquote(ref.location))) as aside, cancel_token.reaches(aside):
+        with self._helper(Path(unquote(ref.location))) as helper, cancel_token.reaches(helper):
             steps = self._resolve(ref)
-            while not isinstance(step := aside.call(next, steps), Manifest):
+            while not isinstance(step := helper.call(next, steps), Manifest):
                 cancel_token.count()
             return step
 
     def _resolve(self, ref: Ref) -> Iterator[Manifest | None]:
-        """The manifest after so many Nones: one a file or directory, each a sign of life."""
+        """Yields None for each file and directory, to show progress, and then the manifest."""
         top = Path("/" + unquote(ref.location).strip("/"))
         with _share_errors(top):
             self._check(top)
             if top.is_dir() and ref.digest:
-                raise Invalid(f"{top} is a directory, and a digest is of one file", code="bad_ref")
+                raise Invalid(f"{top} is a directory, but a ref with a digest names one file", code="bad_ref")
             if top.is_dir():
-                told, found = self._checksums(top), []
+                digests, found = self._checksums(top), []
                 for path in self._walk(top):
                     if path is not None:
-                        found.append(self._file(path, path.relative_to(top).as_posix(), told))
+                        found.append(self._file(path, path.relative_to(top).as_posix(), digests))
                     yield None
-                if absent := told.keys() - {f.path for f in found}:
+                if absent := digests.keys() - {f.path for f in found}:
                     raise NotFound(
-                        f"{top} lacks {sorted(absent)[0]}, which its {checksums.NAME} lists",
+                        f"{top} has no {sorted(absent)[0]}, which its {checksums.NAME} lists",
                         code="file_not_found",
-                        hint="copy the model to the share again",
+                        hint="copy the model to the shared volume again",
                     )
             else:
                 found = [self._file(top, top.name, {top.name: ref.digest} if ref.digest else {})]
-        told_all = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(found, key=lambda f: f.path))
-        yield Manifest(ref.base, hashlib.sha256(told_all.encode()).hexdigest(), tuple(found))
+        state = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(found, key=lambda f: f.path))
+        yield Manifest(ref.base, hashlib.sha256(state.encode()).hexdigest(), tuple(found))
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> SharedVolumeBody:
         """See `Source.open`."""
         path = Path(unquote(urlsplit(file.origin).path))
         with ExitStack() as stack:
-            aside = stack.enter_context(self._aside(path))
-            with cancel_token.reaches(aside):
-                body = SharedVolumeBody(path, file, extent, aside, self._open)
+            helper = stack.enter_context(self._helper(path))
+            with cancel_token.reaches(helper):
+                body = SharedVolumeBody(path, file, extent, helper, self._open)
             body.until_closed(stack.pop_all())
             return body
 
     @contextmanager
-    def _aside(self, path: Path) -> Iterator[HelperThread]:
-        """A thread for calls about `path`. Raises Unavailable when they get no answer."""
-        with _share_errors(path), self._helpers.aside(self._stall_seconds) as aside:
-            yield aside
+    def _helper(self, path: Path) -> Iterator[HelperThread]:
+        """A helper thread for calls about `path`. Raises Unavailable when they get no answer."""
+        with _share_errors(path), self._helpers.aside(self._stall_seconds) as helper:
+            yield helper
 
     def anew(self) -> None:
-        """See `Source.anew`: a file system has one way."""
+        """See `Source.anew`. A file system has neither links nor connections to drop."""
 
     def _check(self, path: Path) -> Path:
-        """The path without links, once both forms are under an allowed prefix. Raises Forbidden.
+        """The path with its links resolved.
 
-        A refusal says nothing of where a link leads, nor whether anything is there.
+        Raises Forbidden unless `path` and the resolved path are both under an allowed prefix. The error shows
+        readers neither where a link leads nor whether its target exists.
         """
         self._address_policy.check_url(urlsplit(f"file://{quoted(str(path))}"))
-        real = Path(os.path.realpath(path))  # not strict: that would tell what is there
+        real = Path(os.path.realpath(path))  # not strict: its errors would reveal what exists there
         try:
             self._address_policy.check_url(urlsplit(f"file://{quoted(str(real))}"))
         except Forbidden:
             raise Forbidden(
-                f"{path} is a link, or below one, that leads to where allow covers nothing",
+                f"{path} is a symbolic link, or below one, to a place that no prefix of allow covers",
                 code="path_refused",
-                hint="copy the file to the share; the daemon's log has the path",
+                hint="copy the file to the shared volume; the daemon's log shows where the link leads",
             ).withhold(leads_to=str(real)) from None
-        if real.is_symlink():  # which realpath leaves where links lead round in a circle
+        if real.is_symlink():  # realpath leaves a link unresolved that is part of a loop
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         return real
 
     def _open(self, path: Path) -> int:
-        """A descriptor of the file at `path`, opened by the very path that was checked."""
+        """A descriptor of the file at `path`, opened by the resolved path that was checked."""
         return beneath.open_file(self._check(path))
 
     def _walk(self, top: Path) -> Iterator[Path | None]:
-        """Every file but the checksums; None for a directory. Raises Invalid, too, for too many of either."""
+        """Yields every file but SHA256SUMS, and None for each directory.
+
+        Raises Invalid for too many of either, or for a link to a directory.
+        """
         entries, folders = Entries(str(top)), [top]
         while folders:
             at = folders.pop()
@@ -131,6 +136,7 @@ class SharedVolumeSource:
                 folders.append(at / name)
 
     def _checksums(self, top: Path) -> dict[str, Digest]:
+        """The digests in the directory's SHA256SUMS, by path; empty when there is none."""
         listing = top / checksums.NAME
         if not self._check(listing).is_file():
             return {}
@@ -152,20 +158,20 @@ class SharedVolumeSource:
 
 
 class SharedVolumeBody:
-    """The bytes of one extent of a file on a share, read aside."""
+    """The bytes of one extent of a file on a shared volume, read in a helper thread."""
 
     def __init__(
-        self, path: Path, file: File, extent: Extent, aside: HelperThread, opened: Callable[[Path], int]
+        self, path: Path, file: File, extent: Extent, helper: HelperThread, opened: Callable[[Path], int]
     ) -> None:
         self._opened = opened
         self._path, self._offset, self._stop = path, extent.start, extent.stop
-        self._mark, self._aside = file.validator, aside
+        self._mark, self._helper = file.validator, helper
         self._closing = ExitStack()
         self._read = memoryview(bytearray(min(READ_BYTES, extent.size)))
-        self._fd = aside.call(self._open)
+        self._fd = helper.call(self._open)
 
     def until_closed(self, held: ExitStack) -> None:
-        """Keep what `held` holds until the body is closed."""
+        """Close `held` together with the body."""
         self._closing = held
 
     def __enter__(self) -> Self:
@@ -179,21 +185,21 @@ class SharedVolumeBody:
         wanted = min(len(view), self._stop - self._offset, len(self._read))
         if wanted:
             with _share_errors(self._path):
-                # into a buffer of the body's own: a call that was left behind must not write into another's
-                self._aside.call(self._fill, self._read[:wanted], self._offset)
+                # Into a buffer of the body's own: an abandoned call may still write to it later.
+                self._helper.call(self._fill, self._read[:wanted], self._offset)
             view[:wanted] = self._read[:wanted]
         self._offset += wanted
         return wanted
 
     def abort(self) -> None:
         """See `Body.abort`."""
-        self._aside.abort()
+        self._helper.abort()
 
     def _open(self) -> int:
         fd = self._opened(self._path)
-        self._aside.held.callback(os.close, fd)
+        self._helper.held.callback(os.close, fd)
         if _mark(os.fstat(fd)) != self._mark:
-            raise Changed(f"{self._path}: the file is not what it was when it was listed")
+            raise Changed(f"{self._path}: the file has changed since it was listed")
         return fd
 
     def _fill(self, view: memoryview, offset: int) -> None:
@@ -201,23 +207,26 @@ class SharedVolumeBody:
         while got < len(view):
             n = os.preadv(self._fd, [view[got:]], offset + got)
             if not n:
-                raise Changed(f"{self._path}: the file ends at {offset + got}")
+                raise Changed(f"{self._path}: the file has shrunk to {offset + got} bytes")
             got += n
         if _mark(os.fstat(self._fd)) != self._mark:
-            raise Changed(f"{self._path}: the file was written while it was read")
+            raise Changed(f"{self._path}: the file was changed while it was read")
 
 
 @contextmanager
 def _share_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of the file system into cachd's."""
     try:
         yield
     except FileNotFoundError as error:
         raise NotFound(
-            f"{error.filename or path} does not exist", code="file_not_found", hint="is the share mounted?"
+            f"{error.filename or path} does not exist",
+            code="file_not_found",
+            hint="check that the shared volume is mounted",
         ) from error
     except PermissionError as error:
         raise Forbidden(
-            f"{error.filename or path} may not be read",
+            f"cachd may not read {error.filename or path}",
             code="source_forbidden",
             hint="check its mode and owner",
         ) from error
@@ -228,9 +237,11 @@ def _share_errors(path: Path) -> Iterator[None]:
 
 
 def _stalled(path: Path, why: str) -> Unavailable:
-    return Unavailable(f"{path}: {why}", code="stalled", hint="is the share's server up?")
+    return Unavailable(
+        f"{path}: {why}", code="stalled", hint="check that the server of the shared volume is up"
+    )
 
 
 def _mark(status: os.stat_result) -> str:
-    """What tells one state of a file from another."""
+    """A text that changes when the file does."""
     return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

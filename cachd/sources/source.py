@@ -1,4 +1,4 @@
-"""What every source can do."""
+"""Defines the interface of every source, and the cancel token that ends a wait for one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cachd.model import Extent, File, Manifest, Ref
 
 
 class Body(Protocol):
-    """The bytes of one extent of one file, in order. A context manager; `abort` may come from any thread."""
+    """The bytes of one extent of one file, in order. A context manager; any thread may call `abort`."""
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` from the next bytes; how many came: fewer than asked at the end of the extent, or
-        before a failure that the next call raises.
+        """Read the next bytes into `view` and return their number, which is 0 only at the end of the extent.
 
-        Raises Unavailable when the source breaks off or stalls, Changed when the file moved.
+        It may be less than `len(view)`: at the end, or before a failure that the next call then raises.
+        Raises Unavailable when the source breaks off or stalls, Changed when the file has changed.
         """
         ...
 
     def abort(self) -> None:
-        """Make a `readinto` that waits in another thread return or raise at once."""
+        """Make a `readinto` that blocks in another thread return or raise at once."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -31,13 +31,15 @@ class Body(Protocol):
 
 
 class Abortable(Protocol):
+    """Anything whose blocked calls a cancel can end."""
+
     def abort(self) -> None: ...
 
 
 class CancelToken:
-    """A cancel token: one thread ends, at once, whatever other threads wait for at a source.
+    """Lets one thread end, at once, every wait of other threads for a source.
 
-    It also counts what a source has answered, so that its owner can tell a slow source from one that drips.
+    It also counts what the source has answered, so its owner can notice that it makes no progress.
     """
 
     def __init__(self) -> None:
@@ -52,27 +54,29 @@ class CancelToken:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for what a cut would abort."""
+        """Whether a thread is in a wait that a cancel would abort."""
         return bool(self._waited_for)
 
     @property
     def answered(self) -> int:
-        """How many requests were answered, entries listed and blocks of a listing received so far."""
+        """How many requests were answered, entries listed and blocks of a listing received, in all."""
         return self._answered
 
     def count(self, answered: int = 1) -> None:
-        """The source has answered so much more."""
+        """Add to `answered`."""
         with self._lock:
             self._answered += answered
 
     def check(self) -> None:
-        """Raises Cancelled after a cut."""
+        """Raises Cancelled once the token is cancelled."""
         if self._is_cancelled:
-            raise Cancelled("cancelled while its source was asked")
+            raise Cancelled("cancelled during a request to the source")
 
     def reaches(self, waited_for: Abortable) -> AbstractContextManager[None]:
-        """While inside, a cut aborts `waited_for`, which may close what it holds after that. Entering it
-        raises Cancelled after a cut."""
+        """A context in which a cancel aborts `waited_for`. Entering it raises Cancelled after a cancel.
+
+        After leaving it the caller may close what `waited_for` holds: no abort can reach it any more.
+        """
         return _Reached(self, waited_for)
 
     def begin(self, waited_for: Abortable) -> None:
@@ -87,19 +91,19 @@ class CancelToken:
             self._waited_for.discard(waited_for)
 
     def cancel(self) -> None:
-        """Abort what is waited for, with the lock: nobody closes a descriptor meanwhile."""
-        with self._lock:
+        """Abort every wait; a later one raises Cancelled."""
+        with self._lock:  # held throughout, so that no descriptor is closed, and reused, during its abort
             self._is_cancelled = True
             for each in self._waited_for:
                 each.abort()
 
     def abort(self) -> None:
-        """A cut may reach another one, which reaches further."""
+        """Cancel. It makes a token Abortable, so that one token can cancel another."""
         self.cancel()
 
 
 class _Reached:
-    """What a cut reaches while it is entered. Once a request: no generator."""
+    """The context of `CancelToken.reaches`. A class, as a generator would cost more at every request."""
 
     __slots__ = ("_cancel_token", "_waited_for")
 
@@ -114,28 +118,29 @@ class _Reached:
 
 
 class NoRanges(Exception):
-    """The origin answers a request for a part with the whole file."""
+    """The origin answered a request for a part of a file with the complete file."""
 
 
 class Source(Protocol):
-    """One scheme. Blocking, and safe to use from many threads."""
+    """A source of models. Its calls block. Safe to use from many threads."""
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """Pin a ref to one revision and list its files.
 
         `cancel_token` ends the requests when it is cancelled, and counts the answers.
-        Raises NotFound, Forbidden, Invalid or Unavailable; after a cancel any of these, or Cancelled.
+        Raises NotFound, Forbidden, Invalid, Changed or Unavailable; after a cancel one of these or Cancelled.
         """
         ...
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Body:
-        """Ask for the bytes of an extent of a file that `resolve` listed; `cancel_token` ends the asking.
+        """Request an extent of a file that `resolve` listed, and return its body, which the caller closes.
 
-        Raises NoRanges when only the whole file is to be had (then ask for the whole), Changed when the
-        validator moved, and NotFound, Forbidden or Unavailable.
+        `cancel_token` ends the request, not the body. Raises NoRanges when the source sends only complete
+        files (then ask for the complete file), Changed when the file is not the listed one any more,
+        NotFound, Forbidden, Invalid, Unavailable or Cancelled.
         """
         ...
 
     def anew(self) -> None:
-        """What came was wrong: let go of links and connections, so that the next bytes come another way."""
+        """Forget signed URLs and drop idle connections: after wrong bytes, the next ones come another way."""
         ...

@@ -1,6 +1,7 @@
-"""`sources:`, one table for what belongs to a prefix. The longest prefix of a ref wins, column by column.
+"""Answers what the option `sources` says about a ref: whether it may be pulled, how it is requested.
 
-What no entry sets is as the options of the whole daemon say.
+Of the entries whose prefix covers a ref the longest prefix wins, column by column. A column that none of them
+sets has the value of the daemon's own option.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The value of a column for one ref, and the entry that sets it, which is the `number`th."""
+    """The value of a column for one ref; the entry that sets it: its prefix and its index in `sources`."""
 
     value: Any
     by: Prefix
@@ -31,9 +32,10 @@ class Held:
 
 
 class Table:
-    """The entries in force. `refuse`: what the option of that name refuses, patterns of files and digests.
+    """The entries in force.
 
-    `endpoints`: those of the options, by scheme.
+    `refuse` is the daemon's option of that name: patterns of files, and digests. `endpoints` are the URLs of
+    the Hub and of S3 in the daemon's own options, by scheme.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Table:
         self._headers = Prefixes({e.prefix: e.headers_file for e in self.entries if e.headers_file})
         rules = _rules(self.entries)
         self._verdicts = Verdicts(rules)
-        self._doors = Prefixes(_doors(self.entries, rules, endpoints))
+        self._web_servers = Prefixes(_web_servers(self.entries, rules, endpoints))
         self._patterns = tuple(item for item in refuse if not item.startswith(SHA256))
         every = [*refuse, *(item for entry in self.entries for item in entry.items("refuse"))]
         self.refused = frozenset(Digest.parse(item) for item in every if item.startswith(SHA256))
@@ -57,10 +59,10 @@ class Table:
     # --- what may be pulled ---
 
     def check(self, base: str) -> None:
-        """Raises Forbidden when nothing may be pulled from a ref's base, or its path may mean two things."""
+        """Raises Forbidden when an entry refuses a ref's base, or when servers may differ on its path."""
         refusal = self._verdicts.refusal(base)
         if refusal is None and not self._verdicts.allows_host(base):
-            refusal = next((rule.by for _, rule in self._doors.covering(base)), None)
+            refusal = next((rule.by for _, rule in self._web_servers.covering(base)), None)
         if refusal:
             raise Forbidden(
                 f"{base} is refused by the entry {refusal} of sources",
@@ -69,7 +71,7 @@ class Table:
             )
 
     def check_files(self, manifest: Manifest) -> None:
-        """Raises Forbidden for files that may not be pulled: by pattern, by place, by digest."""
+        """Raises Forbidden when a file of the manifest is refused by its path, its origin or its digest."""
         found = [file.path for file in self._refused_files(manifest)]
         if found:
             raise Forbidden(
@@ -80,7 +82,7 @@ class Table:
         self.check_digests(manifest)
 
     def _refused_files(self, manifest: Manifest) -> Iterator[File]:
-        is_split = self._prefixes.are_below(manifest.base)  # then each file is looked at by its own place
+        is_split = self._prefixes.are_below(manifest.base)  # then each file is judged by its own origin
         refused, allowed = self.patterns(manifest.base)
         for file in manifest.files:
             if is_split:
@@ -93,7 +95,7 @@ class Table:
                 yield file
 
     def check_digests(self, manifest: Manifest) -> None:
-        """Raises Forbidden when the model, or one of its files, has a digest that is refused."""
+        """Raises Forbidden when the digest of the model, or of one of its files, is refused."""
         if self.refused and (found := self.refused_in(manifest)):
             raise _refused_digest(found[0] or manifest.base, found[1])
 
@@ -103,7 +105,7 @@ class Table:
             raise _refused_digest(file.path, sha256)
 
     def refused_in(self, manifest: Manifest) -> tuple[str, Digest] | None:
-        """The first file whose digest is refused; an empty path for the model's own revision."""
+        """Path and digest of the first refused file; the path is empty for the model's own revision."""
         if not self.refused:
             return None
         if len(manifest.revision) == 64 and Digest("sha256", manifest.revision) in self.refused:
@@ -114,23 +116,23 @@ class Table:
         return None
 
     def patterns(self, base: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of the files below a ref's base: the patterns refused, and those allowed (all, when empty)."""
+        """The patterns of refused files, and those of allowed ones (none means all), below `base`."""
         refused: tuple[str, ...] = self._patterns
         allowed: tuple[str, ...] = ()
-        for prefix, (_, entry) in reversed(self._prefixes.covering(base)):  # the longest has the last word
+        for prefix, (_, entry) in reversed(self._prefixes.covering(base)):  # the longest comes last, and wins
             named = tuple(item for item in entry.items("refuse") if is_pattern(item, prefix))
             refused = () if entry.refuse is False else named or refused
             named = tuple(item for item in entry.items("allow") if is_pattern(item, prefix))
             allowed = () if entry.allow is True else named or allowed
         return refused, allowed
 
-    # --- how it is asked for ---
+    # --- how it is requested ---
 
     def held(self, base: str) -> dict[str, Held]:
-        """The columns that entries set for a ref's base, or for a file's origin.
+        """The columns that entries set for a ref's base or a file's origin.
 
-        Credentials belong to the endpoint that they were given for: an entry that names an endpoint takes
-        none of a shorter one.
+        Credentials are for one endpoint. So an entry that sets an endpoint inherits none from the entries of
+        shorter prefixes.
         """
         found: dict[str, Held] = {}
         for prefix, (number, entry) in reversed(self._prefixes.covering(base)):
@@ -141,20 +143,20 @@ class Table:
         return found
 
     def limits(self) -> Mapping[str, int]:
-        """Bytes a second, by the text of the prefix."""
+        """The limits of all entries in bytes a second, by the text of their prefix."""
         return {entry.prefix.text: entry.limit for entry in self.entries if entry.limit}
 
     def limited_by(self, origin: str) -> str:
-        """The prefix whose limit holds for a file; empty when there is none."""
+        """The text of the prefix whose limit holds for a file's origin; empty when none does."""
         return next((prefix.text for prefix, rate in self._limits.covering(origin) if rate), "")
 
     def headers(self, url: str) -> Mapping[str, str]:
-        """What an entry wants sent with a request for `url`. Raises Invalid when it cannot be read."""
+        """The extra headers for a request of `url`. Raises Invalid when their file cannot be read."""
         file = next((file for _, file in self._headers.covering(url)), None)
         return HeadersFile(file).read() if file else {}
 
     def address_policy(self, allow: Iterable[str]) -> AddressPolicy:
-        """What requests may reach: `allow`, what entries allow of hosts and shares, less what they refuse."""
+        """The policy for requests: `allow` and what entries allow, without what they refuse."""
         return AddressPolicy([*allow, *self._verdicts.opened], verdicts=self._verdicts)
 
 
@@ -162,7 +164,7 @@ def _refused_digest(what: str, digest: Digest) -> Forbidden:
     return Forbidden(
         f"{what} is {digest}, which this node refuses",
         code="refused_digest",
-        hint="take another revision or model; `refuse` of the options, or of `sources`, names the digest",
+        hint="pull another revision or model; the option refuse, or an entry of sources, lists this digest",
     )
 
 
@@ -170,7 +172,7 @@ _CREDENTIALS = ("credentials", "profile", "instance_role")
 
 
 def _rules(entries: Iterable[Entry]) -> dict[Prefix, Rule]:
-    """What each entry says of its own prefix, and of the organisations, buckets or hosts that it lists."""
+    """A rule for each entry's prefix, and for each organisation, bucket or host that an entry lists."""
     own: dict[Prefix, Rule] = {}
     allowed: dict[Prefix, Rule] = {}
     refused: dict[Prefix, Rule] = {}
@@ -186,22 +188,26 @@ def _rules(entries: Iterable[Entry]) -> dict[Prefix, Rule]:
     return allowed | own | refused
 
 
-def _doors(
+def _web_servers(
     entries: Iterable[Entry], rules: Mapping[Prefix, Rule], endpoints: Mapping[str, Iterable[str]]
 ) -> dict[Prefix, Rule]:
-    """Where the web server of a Hub or a bucket is, of which some is refused: that is asked by its scheme."""
-    doors: dict[Prefix, Rule] = {}
+    """The URLs of Hubs and S3 servers of which some models are refused, each with one of the refusing rules.
+
+    Refs with these URLs are refused. Otherwise the https:// URL of a file would get around a refusal of its
+    hf:// or s3:// ref.
+    """
+    web_servers: dict[Prefix, Rule] = {}
     for scheme in ("hf", "s3"):
         refusing = [rule for prefix, rule in rules.items() if prefix.scheme == scheme and not rule.is_allowed]
         own = [e.endpoint for e in entries if e.prefix.scheme == scheme and e.endpoint]
         for url in (*endpoints.get(scheme, ()), *own) if refusing else ():
             with suppress(Invalid):
-                doors[Prefix.parse(url)] = refusing[0]
-    return doors
+                web_servers[Prefix.parse(url)] = refusing[0]
+    return web_servers
 
 
 def _verdict(entry: Entry) -> bool | None:
-    """Whether all that an entry's prefix covers is allowed; None when it does not say."""
+    """Whether an entry allows everything that its prefix covers; None when it does not say."""
     allows_some = any(is_beneath(item, entry.prefix) for item in entry.items("allow"))
     if entry.refuse is True or entry.allow is False or allows_some:
         return False

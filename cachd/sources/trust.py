@@ -1,4 +1,4 @@
-"""Whom a TLS connection believes: the system's authorities, or those of a file that may be replaced."""
+"""Builds the TLS context for connections to origins, from the system's authorities or a PEM file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _MOST_BYTES = 64 << 20
 
 
 class Authorities:
-    """The PEM file `file`, read again whenever it was replaced; without one, the system's own."""
+    """The certificate authorities in the PEM file `file`; without a file, the system's own.
+
+    A file that has been replaced is read again.
+    """
 
     def __init__(self, file: str | None = None) -> None:
         self.file = file
@@ -24,9 +27,9 @@ class Authorities:
         self._seen: tuple[int, int, int] | None = None
 
     def check(self) -> None:
-        """See that the file may hold authorities. Raises Unavailable when it cannot.
+        """Check that the file holds a PEM certificate. Raises Unavailable when it does not.
 
-        Only `context` parses them, when a connection needs them: that takes 25 ms for a system's bundle.
+        The certificates are parsed by `context`, which takes 25 ms for the bundle of a system.
         """
         try:
             if self.file and not _CERTIFICATE.search(files.content(self.file, at_most=_MOST_BYTES)):
@@ -35,7 +38,7 @@ class Authorities:
             raise self._unusable(error) from error
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection. Raises Unavailable while the file holds no authority."""
+        """The TLS context for the next connection. Raises Unavailable while the file cannot be used."""
         with self._lock:
             try:
                 seen = _mark(self.file)
@@ -49,15 +52,15 @@ class Authorities:
         return Unavailable(
             f"the daemon's CA file cannot be used: {files.reason(error)}",
             code="bad_ca_file",
-            hint="put a PEM file of authorities there; it is read again at the next connection",
+            hint="put a PEM file of certificate authorities there; the next connection reads it",
         ).withhold(file=str(self.file))
 
 
 def _strict(file: str | None) -> ssl.SSLContext:
-    """TLS 1.2 at the least, and an end that TLS did not announce is a failure.
+    """A context that demands TLS 1.2 (RFC 8996) and takes an end without close_notify for a failure.
 
-    Each Python has defaults of its own: some distributions build it to speak what is older, and before 3.11.4
-    it took a connection that broke for one that ended.
+    Without close_notify a cut connection looks like a complete one (RFC 8446, 6.1). Python's defaults differ:
+    some distributions build it to accept older versions, and before 3.11.4 it accepted such an end.
     """
     context = ssl.create_default_context(cafile=file)
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
@@ -66,7 +69,7 @@ def _strict(file: str | None) -> ssl.SSLContext:
 
 
 def _mark(file: str | None) -> tuple[int, int, int] | None:
-    """What tells one state of the file from another."""
+    """A value that changes when the file does."""
     if file is None:
         return None
     status = Path(file).stat()

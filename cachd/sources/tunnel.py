@@ -1,6 +1,6 @@
-"""Connections through a proxy: CONNECT (RFC 9110 9.3.6), inside TLS where the proxy speaks https.
+"""Opens tunnels through a proxy by CONNECT (RFC 9110, 9.3.6), over TLS if the proxy's URL is https.
 
-Origins of plain http are asked through a tunnel, too, so a proxy is never sent what is meant for an origin.
+Plain http origins are asked through a tunnel, too, so no request for an origin is sent to the proxy itself.
 
     cachd --TCP or TLS--> proxy:  CONNECT host:port, Proxy-Authorization
     cachd <-------------- proxy:  200, and from here on every byte is the origin's
@@ -27,11 +27,11 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 
-_PASSING = (408, 425, 429)
+_TEMPORARY = (408, 425, 429)
 
 
 class Tunnels:
-    """Opens tunnels. `credentials` are read again for each, and win over those of the proxy's URL."""
+    """Opens tunnels. `credentials` are read again for each one and override those in the proxy's URL."""
 
     def __init__(
         self,
@@ -46,10 +46,11 @@ class Tunnels:
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
 
     def open(self, proxy: Proxy, host: str, port: int, cancel_token: CancelToken) -> Wire:
-        """A wire to the origin, within `connect_seconds` for all.
+        """A wire to the origin through `proxy`, open within `connect_seconds` in all.
 
-        Raises Forbidden for what will not pass, Unavailable for what may, Cancelled. No error repeats a word
-        of the proxy's answer: it may hold what the proxy was told. Its address is withheld.
+        Raises Unavailable for a failure that may pass, Forbidden for one that will not, Invalid for malformed
+        credentials, or Cancelled. No error repeats the proxy's answer, as it may echo the credentials. Only
+        the daemon's log shows the proxy's address.
         """
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         by = time.monotonic() + self._connect_seconds
@@ -68,7 +69,7 @@ class Tunnels:
             refusal = _failure(origin, error, self._connect_seconds)
         except HTTPException:
             refusal = _no_proxy(origin)
-        if refusal:  # raised here, without its cause: that repeats the proxy
+        if refusal:  # raised out here, without its cause, whose text may repeat the proxy's answer
             wire.close()
             raise refusal.withhold(proxy=str(proxy))
         return wire
@@ -100,17 +101,17 @@ class Tunnels:
         return wire
 
     def _headers(self, proxy: Proxy) -> dict[str, str]:
-        """Raises Invalid for credentials that are none."""
+        """The headers of CONNECT, with Basic credentials (RFC 7617). Raises Invalid for malformed ones."""
         headers = {"User-Agent": f"cachd/{__version__}"}
-        told = self._credentials.user_and_password() or proxy.credentials
-        if told:
-            pair = told if ":" in told else f"{told}:"
+        credentials = self._credentials.user_and_password() or proxy.credentials
+        if credentials:
+            pair = credentials if ":" in credentials else f"{credentials}:"
             headers["Proxy-Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         return headers
 
 
 def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
-    """What an answer to CONNECT means, None when the tunnel stands. Raises OSError or HTTPException."""
+    """The error that the answer to CONNECT means; None for an open tunnel. Raises OSError, HTTPException."""
     answer = Answer(incoming, "CONNECT")
     status = answer.status
     if 200 <= status < 300:
@@ -124,10 +125,10 @@ def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
             code="proxy_auth",
             hint="check proxy_credentials_file (user:password on one line)"
             if "basic" in offered
-            else "it does not take Basic, and cachd speaks nothing else",
+            else "the proxy does not accept Basic authentication, and cachd supports no other",
             proxy_status=status,
         )
-    if status in _PASSING or status >= 500:
+    if status in _TEMPORARY or status >= 500:
         return Unavailable(
             said,
             code="proxy_failed",
@@ -138,20 +139,20 @@ def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
     return Forbidden(
         said,
         code="proxy_refused",
-        hint="let it CONNECT there (many allow port 443 alone),"
+        hint="make the proxy allow CONNECT to it (many allow port 443 alone),"
         " or add the host to no_proxy if this node reaches it without the proxy",
         proxy_status=status,
     )
 
 
 def _failure(origin: str, error: Exception, patience: float) -> CachdError:
-    """What a broken exchange with a proxy means."""
+    """The error for a broken exchange with the proxy; `patience` is the timeout in seconds."""
     shown = f"the proxy, asked for {origin}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(
             f"{shown}, has a certificate that is not trusted (error {error.verify_code})",
             code="proxy_untrusted",
-            hint="set ca_file if the proxy has its own authority; check the node's clock",
+            hint="set ca_file if the proxy has its own certificate authority; check the node's clock",
         )
     if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return _no_proxy(origin)
@@ -172,5 +173,5 @@ def _no_proxy(origin: str) -> Unavailable:
     return Unavailable(
         f"the proxy does not answer as a proxy when asked for {origin}",
         code="proxy_protocol",
-        hint="is it an HTTP proxy, and its scheme (http or https) right?",
+        hint="check that it is an HTTP proxy, and that its scheme (http or https) is right",
     )

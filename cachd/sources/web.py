@@ -1,4 +1,4 @@
-"""https:// (and http:// where allowed): one file, or a directory that publishes SHA256SUMS."""
+"""The source of https:// and http:// refs: one file, or a directory that publishes SHA256SUMS."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
 class WebSource:
-    """Files of a web server. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530).
+    """The files of web servers. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530, 3).
 
-    `headers` gives what is sent with a request for a URL: to its server, and to no other that it leads to.
+    `headers` gives the extra headers for a URL. They go to its origin, and to none that it redirects to.
     """
 
     def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
@@ -63,15 +63,15 @@ class WebSource:
                 code="no_checksums",
                 hint=f"publish one there (sha256sum * > {checksums.NAME}), or ask for one file",
             ) from error
-        told = list(checksums.parse(listing, url).items())
+        listed = list(checksums.parse(listing, url).items())
         stopped = threading.Event()
 
         def ask_every(first: int) -> list[File]:
-            """Ask about every eighth file: a thread and a connection each, and no hand-over between."""
+            """Ask about every eighth file, so that each thread works alone and on its own connection."""
             try:
                 return [
                     self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
-                    for path, digest in told[first::_ASKED_AT_ONCE]
+                    for path, digest in listed[first::_ASKED_AT_ONCE]
                     if not stopped.is_set()
                 ]
             except BaseException:
@@ -89,25 +89,28 @@ class WebSource:
             raise Unavailable(
                 f"{url} answers with a page ({kind}) where a file was expected",
                 code="login_page",
-                hint="open it in a browser: it wants a login, perhaps, or is the wrong address",
+                hint="open it in a browser: it may be a login page, or the URL may be wrong",
             )
         if head.size is None:
             raise Invalid(
-                f"{url} does not say how long it is",
+                f"the server does not state the size of {url}",
                 code="size_unknown",
                 hint="serve it with a Content-Length",
             )
-        # Without a validator nothing tells this file from a later one: it is this one only once.
+        # Without a validator a later version of the file may look the same. A unique one keeps other pulls
+        # from reusing this version.
         validator = head.validator or f"once:{uuid.uuid4()}"
         digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
         return File(path, head.size, url, digest, validator, ref.base)
 
 
 def _revision(file: File) -> str:
+    """The revision of a model of one file."""
     return hashlib.sha256(f"{file.origin}\n{file.size}\n{file.stated}\n".encode()).hexdigest()
 
 
 def _repr_digest(header: str | None) -> Digest | None:
+    """The sha-256 in a Repr-Digest header (RFC 9530, 3); None when it has no valid one."""
     found = _REPR_DIGEST.search(header or "")
     try:
         return Digest("sha256", base64.b64decode(found[1], validate=True).hex()) if found else None

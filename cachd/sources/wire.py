@@ -1,8 +1,9 @@
-"""The bytes of one connection, taken in as few calls as there can be, in the clear or behind TLS.
+"""Sends and receives the bytes of one connection, plain or over TLS, in as few calls as possible.
 
-A plain wire fills a large buffer in one system call (MSG_WAITALL) and leaves patience to the kernel
-(SO_RCVTIMEO): no poll first. A TLS wire lets the library receive and decipher, record by record: all of that
-is done without the interpreter's lock, which what goes through memory of ours would take for every copy.
+A plain wire fills a large buffer with one system call (MSG_WAITALL, recv(2)). The kernel ends a wait that
+takes too long (SO_RCVTIMEO, socket(7)), so no poll is needed before a receive. On a TLS wire OpenSSL receives
+and decrypts record by record into the caller's buffer, all without the interpreter's lock. Python code that
+copied records between buffers would take that lock for every copy.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ T = TypeVar("T")
 
 
 class Wire:
-    """A connected socket taken over, for one reader. TimeoutError after `stall_seconds` without a byte.
+    """Owns a connected socket. One thread reads it; `stall_seconds` without a byte raise TimeoutError.
 
-    While `answer_by` is set, a time of the monotonic clock, nothing is received beyond it: a socket's own
-    patience begins anew with every byte.
+    `answer_by`, while it is set, is a deadline (monotonic) for every receive. The socket's own timeout could
+    not be one: it starts again with every byte.
     """
 
     def __init__(self, connected: socket.socket, stall_seconds: float) -> None:
@@ -45,7 +46,7 @@ class Wire:
         self.close()
 
     def secured(self, context: ssl.SSLContext, host: str) -> TlsWire:
-        """TLS over this wire, which it takes over; `handshake` comes next. Raises OSError."""
+        """A TLS wire that takes over this one's socket. Call its `handshake` next. Raises OSError."""
         wrapped = context.wrap_socket(
             self.sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
@@ -54,37 +55,42 @@ class Wire:
         return wire
 
     def handshake(self) -> None:
-        """Whatever must be agreed upon before the first request. Raises OSError."""
+        """Prepare the wire for its first request; a plain wire needs nothing. Raises OSError."""
 
     def answered(self) -> None:
-        """From here on the body may take its time, as long as it comes."""
+        """Clear `answer_by`: the head is here, and the body has no deadline as long as bytes arrive."""
         self.answer_by = None
         self._be_patient(self.stall_seconds)
 
     def recv_into(self, view: memoryview) -> int:
-        """Fill the view if it is large, else take what comes; 0 at the end. Raises OSError."""
+        """Receive bytes and return their number, 0 at the end. Raises OSError.
+
+        A view of LARGE_BYTES or more is filled; into a smaller one goes what has arrived.
+        """
         self._hurry()
         try:
             return self.sock.recv_into(view, 0, socket.MSG_WAITALL if len(view) >= LARGE_BYTES else 0)
         except BlockingIOError as error:
-            raise TimeoutError("no byte for too long") from error
+            raise TimeoutError("no byte arrived for too long") from error
 
     def sendall(self, data: ReadableBuffer) -> None:
-        """Raises OSError."""
+        """Send all of `data`. Raises OSError."""
         try:
             self.sock.sendall(data)
         except BlockingIOError as error:
-            raise TimeoutError("nothing more is taken") from error
+            raise TimeoutError("the peer accepted no byte for too long") from error
 
     def abort(self) -> None:
-        """Make whoever sends or receives here return or raise at once."""
-        with suppress(OSError):  # it has ended already
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # not a TLS socket's own: it takes TLS away
+        """Make a thread that sends or receives here return or raise at once."""
+        with suppress(OSError):  # the connection has ended already
+            # Not SSLSocket.shutdown: that would also drop the TLS state, which the other thread is using.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.sock.close()
 
     def _hurry(self) -> None:
+        """Let the next receive wait until `answer_by` at most. Raises TimeoutError when that is past."""
         if self.answer_by is not None:
             left = self.answer_by - time.monotonic()
             if left <= 0:
@@ -92,13 +98,13 @@ class Wire:
             self._be_patient(left)
 
     def _be_patient(self, seconds: float) -> None:
-        """Let a receive wait so long, within a hundredth: what hardly differs costs no system call."""
+        """Set the socket's timeout. A change of a hundredth or less is skipped, to save a system call."""
         if abs(self._allowed_seconds - seconds) > 0.01 * seconds:
             self._let_wait(seconds)
             self._allowed_seconds = seconds
 
     def _let_wait(self, seconds: float) -> None:
-        micros = max(int(seconds * 1e6), 1)  # zero would mean for ever
+        micros = max(int(seconds * 1e6), 1)  # zero would mean no timeout (socket(7))
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             self.sock.setsockopt(
                 socket.SOL_SOCKET, option, struct.pack("@ll", micros // 10**6, micros % 10**6)
@@ -106,24 +112,25 @@ class Wire:
 
 
 class TlsWire(Wire):
-    """A wire whose bytes are TLS records."""
+    """A wire over TLS."""
 
     sock: ssl.SSLSocket
 
     def __init__(self, wrapped: ssl.SSLSocket, stall_seconds: float) -> None:
         super().__init__(wrapped, stall_seconds)
-        # One call less for every 16 KiB than by way of its `recv_into`; given a buffer, it tells a number.
+        # SSLSocket.recv_into would add a Python call for every record (16 KiB). With a buffer, `read` returns
+        # the number of bytes.
         self._read = cast("Callable[[int, memoryview], int]", wrapped.read)
         self._failure: OSError | None = None
 
     def secured(self, context: ssl.SSLContext, host: str) -> TlsWire:
-        """See `Wire.secured`."""
+        """TLS inside this TLS. See `Wire.secured`."""
         wire = NestedTlsWire(self.sock, self.stall_seconds, context, host)
         wire.answer_by = self.answer_by
         return wire
 
     def handshake(self) -> None:
-        """Agree on keys and check the certificate. Raises OSError, of which ssl.SSLError is one."""
+        """Agree on keys and verify the certificate. Raises OSError, such as ssl.SSLError."""
         self._hurry()
         self.sock.do_handshake()
 
@@ -141,7 +148,7 @@ class TlsWire(Wire):
             except OSError as error:
                 if not got:
                     raise
-                self._failure = error  # later: what came before it counts
+                self._failure = error  # the next call raises it: these bytes came before it
                 break
             if not count:
                 break
@@ -149,7 +156,7 @@ class TlsWire(Wire):
         return got
 
     def close(self) -> None:
-        self._failure = None  # its traceback leads back here: all of it would stay until a collection
+        self._failure = None  # its traceback refers to this object: a reference cycle
         super().close()
 
     def _let_wait(self, seconds: float) -> None:
@@ -157,7 +164,7 @@ class TlsWire(Wire):
 
 
 class NestedTlsWire(TlsWire):
-    """TLS within the TLS connection to a proxy. Slower: records go through memory between the two."""
+    """TLS inside the TLS connection to a proxy. Slower: Python copies the records between the two."""
 
     def __init__(
         self, outer: ssl.SSLSocket, stall_seconds: float, context: ssl.SSLContext, host: str
@@ -177,9 +184,9 @@ class NestedTlsWire(TlsWire):
 
 
 class _Inner:
-    """The inner of two TLS connections. It knows no wire: so that one closes with what keeps it.
+    """The inner of two TLS connections. Each call may take as long as the outer socket's timeout, in all.
 
-    A step gets the outer socket's timeout in all, as a step of that one does.
+    It holds no reference to its wire, so the wire is freed, and its socket closed, when it is used no more.
     """
 
     def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
@@ -188,30 +195,30 @@ class _Inner:
         self._tls = context.wrap_bio(self._records, self._to_send, server_hostname=host)
 
     def handshake(self) -> None:
-        self._done(self._tls.do_handshake)
+        self._run(self._tls.do_handshake)
 
     def read(self, size: int, view: memoryview) -> int:
-        return self._done(lambda: cast("int", self._tls.read(size, view)))
+        return self._run(lambda: cast("int", self._tls.read(size, view)))
 
     def write(self, data: ReadableBuffer) -> None:
-        self._done(lambda: self._tls.write(data))
+        self._run(lambda: self._tls.write(data))
 
-    def _done(self, step: Callable[[], T]) -> T:
-        """What `step` gives, once the records that it needs were sent and received. Raises OSError."""
-        patience = self._outer.gettimeout() or 0.0
-        ends = time.monotonic() + patience
+    def _run(self, step: Callable[[], T]) -> T:
+        """Send and receive records until `step` succeeds, and return its result. Raises OSError."""
+        timeout = self._outer.gettimeout() or 0.0
+        ends = time.monotonic() + timeout
         try:
             while True:
                 try:
-                    given = step()
+                    result = step()
                 except ssl.SSLWantReadError:
                     self._send()
                     self._receive(ends - time.monotonic())
                 else:
                     self._send()
-                    return given
+                    return result
         finally:
-            self._outer.settimeout(patience)
+            self._outer.settimeout(timeout)
 
     def _send(self) -> None:
         if self._to_send.pending:
@@ -219,7 +226,7 @@ class _Inner:
 
     def _receive(self, seconds: float) -> None:
         if seconds <= 0:
-            raise TimeoutError("no byte for too long")
+            raise TimeoutError("no byte arrived for too long")
         self._outer.settimeout(seconds)
         received = self._outer.recv(LARGE_BYTES)
         if received:

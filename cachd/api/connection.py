@@ -3,7 +3,8 @@
 uvicorn's httptools protocol bounds none of these. (Its h11 protocol bounds the head, but is slower.) The
 protocol in this module counts the bytes that arrive before it parses them:
 
-    head        at most 32 KiB and 100 lines, within 10 s after the connection opened or the last answer ended
+    head        at most 32 KiB and 100 lines, within 10 s after its first byte
+    idle        a connection without a request is closed 10 s after it opened or its last answer ended
     body        at most 1 MiB plus chunk framing, within 30 s after its head
     answer      the connection is closed when its send buffer has not been empty for 60 s
     handshake   TLS handshakes end within 10 s, and count as connections from their start
@@ -164,7 +165,7 @@ class Connections:
         return None
 
     def _some_idlest(self, peer: str | None) -> list[tuple[Counted, float]]:
-        """Up to 64 idle connections, the idlest last. One search for many is cheaper than one search for each."""
+        """Up to 64 idle connections, the idlest last. One search for many is cheaper than one for each."""
         waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
         some = heapq.nsmallest(_IDLEST, waiting, key=lambda c: c.since + _AWAITS_CLIENT[c.stage])
         return [(c, c.since) for c in reversed(some)]
@@ -345,7 +346,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(Invalid(detail, code="head_too_long"), HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, error: CachdError, status: int | None = None) -> None:
-        """Answer with a problem document and close soon; close at once if an answer was already partly sent."""
+        """Answer with a problem document and close soon; close at once if an answer was partly sent."""
         if self.stage is Stage.REFUSED:
             return
         self.stage = Stage.REFUSED

@@ -266,9 +266,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if (
-            size > self._bounds.head_bytes
-        ):  # the last step held the end of the head, so _check_size did not see it
+        if size > self._bounds.head_bytes:  # _check_size does not see a head that ends within its last step
             self._refuse_head()
         elif self.stage is not Stage.REFUSED:
             self._enter(Stage.BODY)

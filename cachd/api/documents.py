@@ -63,7 +63,9 @@ class Asked(BaseModel):
         description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
         " model",
     )
-    pin: bool = Field(False, description="pin the model: it is neither evicted nor deleted until unpinned")
+    pin: bool = Field(
+        False, description="pin the model: until unpinned, it is not evicted, and deleted only by force"
+    )
     priority: int = Field(
         0,
         ge=-100,

@@ -51,11 +51,10 @@ class Lane:
                 running = asyncio.ensure_future(self._run(work, begun=partial(self._next.pop, key, None)))
                 running.add_done_callback(partial(self._ended, key))
                 self._next[key] = running
-            return await asyncio.shield(
-                running
-            )  # a client that hangs up must not cancel the run for the others
+            return await asyncio.shield(running)  # a client that hangs up must not cancel it for the others
 
     def close(self) -> None:
+        """Drop the calls that wait. Does not wait for those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
@@ -84,11 +83,11 @@ class Lane:
         if self._next.get(key) is running:
             del self._next[key]
         if not running.cancelled():
-            running.exception()  # mark the exception as retrieved: perhaps no caller is left to retrieve it
+            running.exception()  # asyncio logs an exception that nobody retrieves, and all callers may be gone
 
     def _busy(self) -> CachdError:
         return Unavailable(
-            f"too many calls of the kind {self._name}: {self._most} run at once, and too many others wait",
+            f"too many {self._name} calls: {self._most} run at once, and others already wait",
             code="busy",
             hint="try again later",
             retry_after=_RETRY_SECONDS,

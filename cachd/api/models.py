@@ -117,7 +117,7 @@ async def ready(
 
 @router.put("/{name}/pin", status_code=204)
 async def pin(name: str, models: AnyModels) -> Response:
-    """Pin a model: it is neither evicted nor deleted until it is unpinned."""
+    """Pin a model: until it is unpinned, it is not evicted, and deleted only by force."""
     models.check_known(name)
     await asyncio.to_thread(models.snapshots.pin, name)
     return Response(status_code=204)
@@ -164,9 +164,10 @@ async def warm(name: str, models: AnyModels) -> JSONResponse:
 
 @router.post("/{name}/leases", status_code=201)
 async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
-    """Take a lease: the model is neither evicted nor deleted until the lease is released or expires.
+    """Take a lease on a model, for a pod that is about to start.
 
-    Made for a pod that is about to start. A model that is still being pulled can be leased, too.
+    Until the lease is released or expires, the model is not evicted, and deleted only by force. A model that
+    is still being pulled can be leased, too.
     """
     models.check_known(name)
     now = time.time()
@@ -197,7 +198,13 @@ async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
 
 @router.delete("/{name}")
 async def delete(
-    request: Request, name: str, models: AnyModels, lanes: AnyLanes, force: bool = False
+    request: Request,
+    name: str,
+    models: AnyModels,
+    lanes: AnyLanes,
+    force: Annotated[
+        bool, Query(description="delete even when the model is pinned, leased, in use or listed")
+    ] = False,
 ) -> dict[str, Any]:
     """Delete a model: cancel its pull, withdraw it from the pods' view, and free its bytes.
 
@@ -207,9 +214,8 @@ async def delete(
     check_folders(request, models.snapshots.owner(check_name(name)))
     stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
-        with (
-            lanes.waits.one() as may_wait
-        ):  # wait here, not in a thread: many callers may wait for one slow source
+        # Wait here and not in a thread, because many callers may wait for one slow source.
+        with lanes.waits.one() as may_wait:
             if not may_wait:
                 raise Unavailable("too many calls wait for pulls", code="busy", retry_after=_RETRY_SECONDS)
             await lanes.waits.end_of(stopped.done)
@@ -224,7 +230,7 @@ async def _until_settled(name: str, models: Models, lanes: Lanes) -> None:
         if running := models.pulls.running_for(name):
             await lanes.waits.end_of(running.done)
         elif models.snapshots.quarantine(name) and not models.is_final(name):
-            await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
+            await asyncio.sleep(_REPAIR_SECONDS)  # the daemon has not started its repair yet
         else:
             return
 

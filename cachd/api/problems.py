@@ -24,11 +24,11 @@ _MOST_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
-        "description": "a problem document: code, detail, and hint",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
         "content": {"application/problem+json": {}},
     },
     "5XX": {
-        "description": "a problem document: code, detail, and hint",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
         "content": {"application/problem+json": {}},
     },
 }
@@ -103,9 +103,7 @@ def install(app: FastAPI) -> None:
             f"{request.method} {request.url.path}: {error.detail}", code=code, hint="/docs lists all calls"
         )
         answer = problem(refusal, status=error.status_code)
-        answer.headers.update(
-            error.headers or {}
-        )  # a 405 names the allowed methods (RFC 9110, section 15.5.6)
+        answer.headers.update(error.headers or {})  # Allow, which a 405 must have (RFC 9110, section 15.5.6)
         return answer
 
     @app.exception_handler(Exception)

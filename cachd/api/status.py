@@ -30,10 +30,10 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
-_OF_A_PULL = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
+_PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
 _PROGRESS_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
-_PATIENCE_SECONDS = 2.0  # a caller that changed a model waits so long for its status file
+_PATIENCE_SECONDS = 2.0  # the longest that a caller waits for the status file of a model it changed
 
 
 class StatusFiles:
@@ -64,27 +64,27 @@ class StatusFiles:
         """Wait until the files show every change made so far, for at most two seconds."""
         self._changes.settle(_PATIENCE_SECONDS)
 
-    # --- in its thread ---
+    # --- in the thread ---
 
     def _run(self) -> None:
         assert self._models is not None
         models, progress_at, retry_at = self._models, 0.0, 0.0
-        self._write_all(self._found(models), models)
+        self._write_all(self._names_to_correct(models), models)
         is_last = False
         while not is_last:
-            moving = {pull.spec.name for pull in models.pulls.at_work()}
-            due = min(progress_at if moving else math.inf, retry_at if self._unwritten else math.inf)
+            at_work = {pull.spec.name for pull in models.pulls.at_work()}
+            due = min(progress_at if at_work else math.inf, retry_at if self._unwritten else math.inf)
             names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
             now, is_last = time.monotonic(), self._stop.is_set()
             if now >= progress_at or is_last:
-                names |= moving
+                names |= at_work
                 progress_at = now + _PROGRESS_SECONDS
             if now >= retry_at:
                 names |= self._unwritten
                 retry_at = now + _RETRY_SECONDS
             self._write_all(names, models)
 
-    def _found(self, models: Models) -> set[str]:
+    def _names_to_correct(self, models: Models) -> set[str]:
         """The names whose file may be wrong. Removes the temporary files of interrupted writes."""
         names = set(models.names())
         for leftover in list(self._layout.status.glob(".*")):
@@ -146,7 +146,7 @@ def _content(path: Path) -> str:
 def status_document(name: str, models: Models, *, before: str) -> dict[str, Any] | None:
     """The content of a status file without `updated_at`; None when the name is unknown and has no file.
 
-    `before` is the previous content as JSON; the document of an evicted model keeps its members.
+    `before` is the previous content as JSON. The document of an evicted model repeats it, with a new state.
     """
     state, snapshot, pull = models.state(name), models.snapshots.get(name), models.pulls.get(name)
     if state == "unknown":
@@ -161,14 +161,14 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     if models.pulls.are_stopping and state not in ("ready", "damaged", "failed", "refused"):
         state = "queued"  # the next start of the daemon goes on with it
     failure = models.failure(name) if state in ("damaged", "failed", "cancelled", "refused") else None
-    is_moving = state == "downloading"
-    eta = about["eta_seconds"] if is_moving else None
+    is_downloading = state == "downloading"
+    eta = about["eta_seconds"] if is_downloading else None
     return {
         "name": name,
         "state": state,
         "final": models.is_final(name),
-        **{key: about[key] for key in _OF_A_PULL},
-        "rate_bytes_per_second": about["rate_bytes_per_second"] if is_moving else 0,
+        **{key: about[key] for key in _PULL_KEYS},
+        "rate_bytes_per_second": about["rate_bytes_per_second"] if is_downloading else 0,
         "eta_seconds": None if eta is None else round(eta),
         "error": _error(failure) if failure else None,
     }

@@ -315,7 +315,7 @@ class Connection(HttpToolsProtocol):
 
     def _late(self, what: str, seconds: float) -> None:
         if self.stage is Stage.HEAD and not self._received:
-            self.end()  # no request was begun, so none is answered
+            self.end()  # no request is in progress, so none is answered
         else:
             self._refuse(
                 Invalid(f"the {what} of the request did not arrive within {seconds:g} s", code="too_late"),

@@ -83,7 +83,7 @@ class Lane:
         if self._next.get(key) is running:
             del self._next[key]
         if not running.cancelled():
-            running.exception()  # asyncio logs an exception that nobody retrieves, and all callers may be gone
+            running.exception()  # retrieved here, or asyncio would log it when all callers have gone
 
     def _busy(self) -> CachdError:
         return Unavailable(

@@ -1,4 +1,4 @@
-"""The daemon's API from the outside, as the command line uses it."""
+"""An async client of the daemon's HTTP API, used by the command line."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from cachd.sources.trust import Authorities
 _UNIX = "unix:"
 _BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
-_LONGEST = Limit(256 << 20, tokens=50_000_000)  # all the files of a model, or thousands of models
+_LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
 
 
 class Client:
-    """One session with a daemon. An async context manager.
+    """An HTTP session with one daemon. An async context manager.
 
-    A call raises the CachdError that the daemon's problem document names, or Unreachable.
+    Every call raises the CachdError that the daemon answered as a problem document, or Unreachable when no
+    daemon answers. While the daemon is busy, a call is repeated for up to a minute.
     """
 
     def __init__(
@@ -38,8 +39,11 @@ class Client:
         cert_file: Path | None = None,
         key_file: Path | None = None,
     ) -> None:
-        """`server`: http://HOST:PORT, https://HOST:PORT or unix:/PATH. Raises Invalid, or Unavailable when a
-        file of https cannot be used."""
+        """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
+
+        Raises Invalid for another `server` or an unusable client certificate, Unavailable for an unusable
+        `ca_file`.
+        """
         self._server = server.rstrip("/")
         self._base = "http://localhost" if server.startswith(_UNIX) else self._server
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -61,11 +65,11 @@ class Client:
         await self._session.close()
 
     async def pull(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Start or join a pull; the model's document."""
+        """Start or join a pull. Returns the model's document."""
         return await self._call("POST", "/v1/models", json=asked)
 
     async def models(self) -> list[dict[str, Any]]:
-        """Every model, page after page."""
+        """The documents of all models, fetched page by page."""
         page = await self._call("GET", "/v1/models")
         found: list[dict[str, Any]] = page["models"]
         while "next" in page:
@@ -77,7 +81,7 @@ class Client:
         return await self._call("GET", f"/v1/models/{check_name(name)}")
 
     async def ready(self, name: str, *, wait: float) -> dict[str, Any]:
-        """The ready document, waited for at most `wait` seconds."""
+        """The ready document. The daemon waits up to `wait` seconds for the model to become ready."""
         return await self._call("GET", f"/v1/models/{check_name(name)}/ready", params={"wait": f"{wait:.3f}"})
 
     async def pin(self, name: str) -> None:
@@ -95,35 +99,35 @@ class Client:
         return await self._call("GET", "/v1/limits")
 
     async def set_limits(self, limits: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace all limits; the document of those in force now."""
+        """Replace all limits. Returns the limits now in force."""
         return await self._call("PUT", "/v1/limits", json=limits)
 
     async def rollback(self, name: str) -> dict[str, Any]:
-        """Let a name lead to what it led to before; the model's document."""
+        """Make a name point to its previous snapshot. Returns the model's document."""
         return await self._call("POST", f"/v1/models/{check_name(name)}/rollback")
 
     async def verify(self, name: str) -> dict[str, Any]:
-        """Start reading a model again; how far that is, which its document tells from then on."""
+        """Start to verify a model. Returns the progress, which the model's document shows from then on."""
         return await self._call("POST", f"/v1/models/{check_name(name)}/verify")
 
     async def warm(self, name: str) -> dict[str, Any]:
-        """Start bringing a model into memory; how far that is, which its document tells from then on."""
+        """Start to load a model into the page cache. Returns the progress, as `verify` does."""
         return await self._call("POST", f"/v1/models/{check_name(name)}/warm")
 
     async def sweep(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Remove what nothing needs, or say what would go."""
+        """Remove leftovers, or list what would be removed."""
         return await self._call("POST", "/v1/sweeps", json=asked)
 
     async def make_space(self, asked: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
-        """Evict for so many bytes or a ref, or tell what would go."""
+        """Evict models until the requested space is available, or list what would be evicted."""
         return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Any other document, such as /readyz or /v1/capacity."""
+        """The document at any other path, such as /readyz or /v1/capacity."""
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        """Asked again for a while when the daemon is busy."""
+        """The JSON answer of a call, which is repeated for a minute while the daemon is busy."""
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -138,21 +142,21 @@ class Client:
             async with self._session.request(method, self._base + path, **options) as response:
                 if response.status == 204:
                     return {}
-                document = load_json(await _whole(response), f"the answer of {self._server}", _LONGEST)
+                document = load_json(await _body(response), f"the answer of {self._server}", _LONGEST)
                 if not isinstance(document, dict):
-                    raise ValueError("its answer is no document")  # noqa: TRY004 as any other that is none
+                    raise ValueError("the answer is not a JSON object")  # noqa: TRY004 caught below
                 if response.status >= 400:
                     raise error_of(document)
                 return document
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
-                hint="start it (cachd serve), or give its address with --url or CACHD_URL",
+                hint="start the daemon (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    """The body of an answer. Raises Invalid when it does not end."""
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The complete body of an answer. Raises Invalid when it is longer than `_LONGEST`."""
     content = bytearray()
     async for piece in response.content.iter_any():
         content += piece
@@ -168,7 +172,7 @@ def _connector(
         return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
     if not server.startswith(("http://", "https://")):
         raise Invalid(
-            f"{server} is no address of a daemon",
+            f"{server} is not the address of a daemon",
             code="bad_url",
             hint="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
         )

@@ -1,4 +1,4 @@
-"""Types of options and of the API's fields: what people write, as numbers."""
+"""Pydantic types that parse and check the values of options and API fields."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from cachd.model import bytes_of, has_invisible, rate_of, seconds_of
 
 
 def visible(text: str) -> str:
-    """`text` if it can be kept and shown. Raises ValueError."""
+    """`text`. Raises ValueError if it holds control or invisible characters."""
     if has_invisible(text):
         raise ValueError("it holds control or invisible characters")
     return text
 
 
 def plain_url(value: str) -> str:
-    """`value` if it is the address of a server alone. Raises ValueError."""
+    """`value`. Raises ValueError unless it is an http(s) URL without user, password, query or fragment."""
     try:
         url = urlsplit(value)
         is_plain = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
         if is_plain and "@" not in url.netloc and url.port != 0:
             return value
-    except ValueError:  # of a port or an address that is none
+    except ValueError:  # an invalid port or address
         pass
     raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
 

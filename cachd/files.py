@@ -1,4 +1,4 @@
-"""Files that are read whole: so long and no longer, whoever filled them."""
+"""Reads complete files of bounded size, whatever they contain."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from cachd.errors import CachdError
 
-# What comes of a document that is not what it should be, while it is read and made into values.
+# The exceptions that reading and interpreting a damaged document may raise.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
     CachdError,
 )
-STATE_BYTES = 256 << 20  # more than the manifest of as many files as a model may have
+STATE_BYTES = 256 << 20  # larger than any manifest
 _READ_BYTES = 64 << 10
 
 
 class TooLong(OSError):
-    """A file has more bytes than its reader takes; `size`: how many at least."""
+    """A file is longer than its reader accepts. It has at least `size` bytes."""
 
     def __init__(self, at_most: int, size: int) -> None:
         super().__init__(f"longer than {at_most} bytes")
@@ -28,9 +28,9 @@ class TooLong(OSError):
 
 
 def content(path: str | Path, *, at_most: int) -> bytes:
-    """What a regular file holds. Raises OSError when there is none, TooLong when it is longer than `at_most`.
+    """The content of a regular file of at most `at_most` bytes. Raises OSError; TooLong for a longer file.
 
-    It never waits: a pipe or a device under this name is refused before it is read.
+    A pipe or a device raises OSError and is not read, so the call never blocks on one.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -40,7 +40,7 @@ def content(path: str | Path, *, at_most: int) -> bytes:
 
 
 def whole(descriptor: int, *, at_most: int) -> bytes:
-    """See `content`, of an open file. A file that takes no space on its disk is refused unread, too."""
+    """As `content`, for an open file. A sparse file that is too long is refused unread."""
     status = os.fstat(descriptor)
     check_regular(status)
     if status.st_size > at_most:
@@ -54,9 +54,9 @@ def whole(descriptor: int, *, at_most: int) -> bytes:
 
 
 def document(path: str | Path, *, at_most: int = STATE_BYTES) -> Any:
-    """What a JSON file of cachd's own says. Raises OSError, ValueError or RecursionError.
+    """The parsed content of a JSON file that cachd wrote. Raises OSError, ValueError or RecursionError.
 
-    A disk that is broken may have filled it with anything.
+    A failing disk may have damaged it, so the result can be any JSON value.
     """
     return json.loads(content(path, at_most=at_most))
 
@@ -68,5 +68,5 @@ def check_regular(status: os.stat_result) -> None:
 
 
 def reason(error: OSError) -> str:
-    """Why a file cannot be read, in a few words."""
+    """The text of an OSError without its number and path."""
     return error.strerror or str(error)

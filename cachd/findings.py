@@ -1,4 +1,4 @@
-"""What is wrong with an option or a field of a request, as one plain sentence each."""
+"""Turns each fault in an option or a request field into one plain sentence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from cachd.model import shown
 
-# What pydantic calls a fault -> what we say of the value. Of all others its own message is taken.
+# pydantic's type of a fault -> our words about the value. For other types, pydantic's own message is used.
 _WHOLE, _NUMBER, _FLAG = "is not a whole number", "is not a number", "is neither true nor false"
-_TEXT, _LIST, _MAPPING = "is not a text", "is not a list", "is not a mapping of keys to values"
+_TEXT, _LIST, _MAPPING = "is not a string", "is not a list", "is not a mapping of keys to values"
 _SAYS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), _NUMBER),
@@ -31,17 +31,17 @@ _SAYS = {
     "missing": "is missing",
     "json_invalid": "is not JSON",
 }
-# Faults of values that can be no secret: a number, a flag or a word of a list was wanted.
+# Prefixes of fault types whose value may be shown: a number, flag or word was expected, so it is no secret.
 _SHOWN = ("int", "float", "finite", "bool", "greater", "less", "literal", "enum")
 _LONGEST_KEY = 60
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Place:
-    """Where something stands: a file and a line of it, a variable, a flag. They sort as people read."""
+    """Where a value was given: a file and line, an environment variable or a flag. Sorts by name and line."""
 
     name: str
-    line: int = 0  # 0: of the whole
+    line: int = 0  # 0: no particular line
 
     def __str__(self) -> str:
         return f"{self.name}:{self.line}" if self.name and self.line else self.name
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Finding:
-    """One thing that is wrong: where it stands, the key, and why."""
+    """One fault: where it is, the key, and the reason."""
 
     place: Place
     key: str
@@ -60,10 +60,10 @@ class Finding:
 
 
 def sentence(fault: Mapping[str, Any], known: Iterable[str] = (), wanted: str = "") -> str:
-    """What is wrong with a value, of one error that pydantic found.
+    """One error of pydantic as a sentence about the value.
 
-    `known` are the keys there are, for one that is not; `wanted` is what a number should be, such as
-    "a whole number from 1 to 256".
+    `known` are the valid keys, from which a correction of an unknown key is suggested. `wanted` describes a
+    valid number, such as "a whole number from 1 to 256".
     """
     kind, context = fault["type"], fault.get("ctx") or {}
     if kind == "value_error":
@@ -80,14 +80,14 @@ def sentence(fault: Mapping[str, Any], known: Iterable[str] = (), wanted: str = 
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean this?` where there is a word near, which is shown with the prefix."""
+    """`; did you mean PREFIXword?` for the known word most similar to `word`; empty when none is similar."""
     plain = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
     return f"; did you mean {prefix}{plain[near[0]]}?" if near else ""
 
 
 def key_of(loc: Sequence[str | int]) -> str:
-    """`models[2].ref` for ("models", 2, "ref"), on one line whatever the keys are."""
+    """`models[2].ref` for ("models", 2, "ref"). Unprintable keys are escaped and long ones shortened."""
     key = ""
     for step in loc:
         if isinstance(step, int):
@@ -99,4 +99,5 @@ def key_of(loc: Sequence[str | int]) -> str:
 
 
 def _shown(fault: Mapping[str, Any]) -> str:
+    """The faulty value for the sentence; empty when it might be a secret."""
     return shown(fault["input"]) if fault["type"].startswith(_SHOWN) else ""

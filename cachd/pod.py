@@ -1,10 +1,13 @@
-"""A pod's side of the cache, with the mount alone: wait for a model; hold it for as long as the pod lives.
+"""Waits for a model and holds it for the life of a pod, with nothing but the read-only mount of the cache.
 
-    hold    the snapshot that the link leads to, else the one that the name leads to -> open its hold file
-            -> it is still the file at its path -> make the link -> keep the descriptor
+    hold    choose the snapshot: the one the pod's link points to, else the one the name points to
+            -> open its hold file
+            -> check that the open file is still the one at its path
+            -> make the link
+            -> keep the descriptor open
 
-Whoever took the snapshot away did so before the file was opened, and then it is at its path no more; or comes
-later, and then the kernel refuses it (store/holds.py).
+The daemon removes a hold file before it removes the snapshot. If it did so before the open, the check fails.
+If it tries later, the kernel denies it the lease that the removal needs (store/holds.py).
 """
 
 from __future__ import annotations
@@ -23,36 +26,41 @@ from cachd.errors import Invalid, NotKnown, WaitTimeout, error_of
 from cachd.model import check_name
 from cachd.store.layout import Layout
 
-_LOOK_SECONDS = 0.25  # between two looks at the files of a model that is not ready
-_HOLD_SECONDS = 2.0  # between two looks at a hold file that is held
-_TELL_SECONDS = 10.0
-_ENDS = {signal.SIGTERM, signal.SIGINT}  # blocked and waited for: process 1 gets them no other way
-_MOST_BYTES = 4 << 20  # of a file that is read
+_CHECK_SECONDS = 0.25  # between two checks whether a model is ready
+_HOLD_SECONDS = 2.0  # between two checks of a hold file that is held
+_TELL_SECONDS = 10.0  # between two lines of progress
+# Blocked, then awaited: process 1 never gets a signal that it has no handler for (pid_namespaces(7)).
+_ENDS = {signal.SIGTERM, signal.SIGINT}
+_MOST_BYTES = 4 << 20  # of a ready or status file
 _TREE = re.compile(r"\.trees/([0-9a-f]{32,64})")
 Tell = Callable[[str], None]
 
 
 class Mount:
-    """The root of a cache as a pod sees it: read-only, through a mount."""
+    """The cache as a pod sees it: a read-only mount of the root."""
 
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root.absolute())
 
     def snapshot(self, name: str) -> str | None:
-        """The snapshot that a name leads to while it is ready; None when it is not, or moves just now."""
-        told = _read(self.layout.ready_file(name))
+        """The id of a ready model's snapshot; None when the model is not ready, or is just being replaced."""
+        ready = _read(self.layout.ready_file(name))
         tree = _TREE.fullmatch(_link(self.layout.model(name)))
-        return tree[1] if tree and told.get("manifest") == tree[1] and self.has(tree[1]) else None
+        return tree[1] if tree and ready.get("manifest") == tree[1] and self.has(tree[1]) else None
 
     def has(self, snapshot: str) -> bool:
+        """Whether the files of a snapshot are here."""
         return self.layout.tree(snapshot).is_dir()
 
     def status(self, name: str) -> Mapping[str, Any]:
-        """How far a model is, as the daemon last wrote it; empty when it never heard of it."""
+        """The status of a model, as the daemon last wrote it; empty when there is no status file."""
         return _read(self.layout.status_file(name))
 
     def open_hold(self, snapshot: str) -> int | None:
-        """A descriptor that holds a snapshot for as long as it is open; None when it cannot be held now."""
+        """A descriptor that holds a snapshot while it is open; None when the snapshot is gone.
+
+        Raises Invalid when the mount does not let this pod open the hold file.
+        """
         try:
             fd = os.open(self.layout.hold(snapshot), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -65,7 +73,7 @@ class Mount:
         return None
 
     def is_held_by(self, fd: int, snapshot: str) -> bool:
-        """Whether the descriptor still is of the file by which the snapshot is held."""
+        """Whether the descriptor is still of the hold file of the snapshot."""
         try:
             return os.path.samestat(os.fstat(fd), self.layout.hold(snapshot).stat())
         except FileNotFoundError:
@@ -73,20 +81,24 @@ class Mount:
 
 
 class Patience:
-    """How long to wait for one model, and what ends the wait. `tell` takes a line for people now and then."""
+    """How long to wait for one model.
+
+    `seconds`: for the model. `unknown_seconds`: for this node to learn of the model. `tell` gets a line of
+    progress for people at most every ten seconds.
+    """
 
     def __init__(
         self, mount: Mount, name: str, *, seconds: float, unknown_seconds: float, tell: Tell
     ) -> None:
         self._mount, self._name, self._tell = mount, check_name(name), tell
         self._seconds, self._unknown_seconds = seconds, min(unknown_seconds, seconds)
-        self._began, self._told = time.monotonic(), ("", -_TELL_SECONDS)
+        self._began, self._said = time.monotonic(), ("", -_TELL_SECONDS)
 
     def pause(self, why: str = "") -> None:
-        """Until it is worth another look.
+        """Sleep until the next check.
 
-        Raises what the pull failed with for good; NotKnown when the node has not heard of the model for so
-        long; WaitTimeout. `why`: what is waited for, when it is not the pull.
+        Raises the error of a pull that failed for good, NotKnown when this node did not learn of the model in
+        time, or WaitTimeout. `why` states the cause of the wait when it is not the pull.
         """
         status, waited = self._mount.status(self._name), time.monotonic() - self._began
         failed = status.get("error")
@@ -95,9 +107,10 @@ class Patience:
         known = bool(why or status or self._mount.layout.ready_file(self._name).exists())
         if not known and waited >= self._unknown_seconds:
             raise NotKnown(
-                f"no cachd of this node has heard of {self._name} for {waited:.0f} s:"
-                f" nothing of it is in {self._mount.layout.root}/ready or status",
-                hint="list it in the configuration (models:), or ask for it; is that the root of the cache?",
+                f"no cachd on this node knows {self._name} after {waited:.0f} s: it has no file in"
+                f" {self._mount.layout.root}/ready or {self._mount.layout.root}/status",
+                hint="list the model in the configuration (models:), or pull it; check that this directory is"
+                " the root of the cache",
             )
         state = why or _state(status)
         if waited >= self._seconds:
@@ -106,27 +119,27 @@ class Patience:
             )
         self._say(f"waiting for {self._name}: {state}", waited)
         left = [limit - waited for limit in (self._seconds, self._unknown_seconds) if limit > waited]
-        time.sleep(min(_LOOK_SECONDS, *left))
+        time.sleep(min(_CHECK_SECONDS, *left))
 
     def _say(self, line: str, now: float) -> None:
-        told, at = self._told
-        if line != told and now - at >= _TELL_SECONDS:
+        said, at = self._said
+        if line != said and now - at >= _TELL_SECONDS:
             self._tell(line)
-            self._told = line, now
+            self._said = line, now
 
 
 def wait(mount: Mount, name: str, patience: Patience) -> Path:
-    """Until the name leads to a ready model; its path. Raises as Patience.pause."""
+    """Wait until the model is ready. Returns its path in the mount. Raises as Patience.pause."""
     while mount.snapshot(name) is None:
         patience.pause()
     return mount.layout.model(name)
 
 
 class Holder:
-    """Holds one snapshot of a model for a pod's life, and keeps `folder/NAME` leading to it.
+    """Holds one snapshot of a model for the life of a pod, with a link to it at `folder/NAME`.
 
-    The link outlives the holder: one that starts again holds the same snapshot, wherever the name leads then.
-    Only where that snapshot has gone meanwhile, as after a reboot, the link is made anew.
+    The link outlives the holder. A holder that is started again holds the linked snapshot, even when the name
+    points to a newer one by then. Only if the linked snapshot no longer exists, a new link is made.
     """
 
     def __init__(self, mount: Mount, name: str, folder: Path, *, tell: Tell) -> None:
@@ -135,9 +148,9 @@ class Holder:
         self.snapshot = ""
 
     def hold(self, patience: Patience) -> int:
-        """Hold a snapshot and make the link; the descriptor that holds it.
+        """Hold a snapshot and make the link. Returns the descriptor that holds the snapshot while it is open.
 
-        Raises as Patience.pause; Invalid when the link cannot be made.
+        Raises as Patience.pause, and Invalid when the link cannot be made.
         """
         while True:
             linked = self._linked()
@@ -145,23 +158,23 @@ class Holder:
             fd = self._mount.open_hold(wanted) if wanted else None
             if wanted and fd is not None:
                 if linked or self._mount.snapshot(self._name) == wanted:
-                    self._lead_to(wanted)
+                    self._link_to(wanted)
                     self.snapshot = wanted
                     return fd
-                os.close(fd)  # the name has moved in between: the newer one, then
-            patience.pause("its snapshot has no hold file that can be opened" if wanted else "")
+                os.close(fd)  # a newer snapshot was published in between: hold that one
+            patience.pause("the hold file of its snapshot cannot be opened" if wanted else "")
 
     def become(self, fd: int, command: list[str]) -> None:
-        """Run a command in place of this process, which then holds the snapshot for as long as it runs.
+        """Replace this process by a command, which inherits `fd` and so holds the snapshot while it runs.
 
-        Without a command: what holds it until SIGTERM, in a fresh interpreter that takes half the memory.
-        Raises Invalid.
+        Without a command, a new interpreter holds the snapshot until SIGTERM. It needs half the memory of
+        this process. Raises Invalid when the command cannot be run.
         """
         if not command:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
             command = [sys.executable, "-P", "-m", "cachd.pod", str(fd), self._name, self.snapshot]
             command.append(str(self._mount.layout.root))
-        self._tell(f"{self._name}: snapshot {self.snapshot} is held; {self.link} leads to it")
+        self._tell(f"{self._name}: snapshot {self.snapshot} is held; {self.link} points to it")
         os.set_inheritable(fd, True)
         try:
             os.execvp(command[0], command)  # noqa: S606
@@ -169,21 +182,21 @@ class Holder:
             raise _refused(error, Path(command[0])) from error
 
     def _linked(self) -> str | None:
-        """The snapshot that the link leads to, if it is still here. Raises Invalid for a foreign link."""
+        """The snapshot that the link points to, if it still exists. Raises Invalid for another file there."""
         target = _link(self.link)
         trees = f"{self._mount.layout.trees}/"
         if target.startswith(trees) and (found := _TREE.fullmatch(f".trees/{target.removeprefix(trees)}")):
             return found[1] if self._mount.has(found[1]) else None
         if self.link.exists():
             raise Invalid(
-                f"{self.link} is there, and is no link to a snapshot below {trees}",
+                f"{self.link} already exists and is not a link to a snapshot below {trees}",
                 code="link_taken",
-                hint="give a directory of the pod's own (an emptyDir), and mount the cache at one path",
+                hint="use an emptyDir of the pod, and mount the cache at the same path in every container",
             )
         return None
 
-    def _lead_to(self, snapshot: str) -> None:
-        """Let the link lead to a snapshot, in one step."""
+    def _link_to(self, snapshot: str) -> None:
+        """Make the link point to a snapshot, atomically. Raises Invalid."""
         before, target = _link(self.link), str(self._mount.layout.tree(snapshot))
         if before == target:
             return
@@ -195,11 +208,15 @@ class Holder:
         except OSError as error:
             raise _refused(error, self.link) from error
         if before:
-            self._tell(f"{self._name}: {self.link} led to {before}, which is not here any more")
+            self._tell(f"{self._name}: {self.link} pointed to {before}, which no longer exists")
 
 
 def keep(fd: int, name: str, snapshot: str, mount: Mount) -> None:
-    """Hold a snapshot until SIGTERM or SIGINT. What was removed by force is held again when it comes back."""
+    """Hold a snapshot until SIGTERM or SIGINT.
+
+    If the snapshot was deleted by force and is pulled again, it is held again.
+    """
+
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     while signal.sigtimedwait(_ENDS, _HOLD_SECONDS) is None:
         if mount.is_held_by(fd, snapshot):
@@ -212,16 +229,16 @@ def keep(fd: int, name: str, snapshot: str, mount: Mount) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of the mount; empty when it is not there, or is none."""
+    """The JSON object in a file of the mount; empty when the file is missing or holds something else."""
     try:
-        told = files.document(path, at_most=_MOST_BYTES)
+        document = files.document(path, at_most=_MOST_BYTES)
     except (OSError, ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _link(path: Path) -> str:
-    """What a symbolic link says; empty when there is none."""
+    """The target of a symbolic link; empty when there is no link."""
     try:
         return str(path.readlink())
     except OSError:
@@ -229,18 +246,18 @@ def _link(path: Path) -> str:
 
 
 def _state(status: Mapping[str, Any]) -> str:
-    """How far a model is, as people read it."""
-    text = str(status.get("state", "not known here yet"))
-    moved, failed = status.get("bytes"), status.get("error")
-    if isinstance(moved, dict) and moved.get("total"):
-        text += f", {moved.get('done')} of {moved['total']} bytes"
+    """The state and progress of a model, for people."""
+    text = str(status.get("state", "not known on this node yet"))
+    size, failed = status.get("bytes"), status.get("error")
+    if isinstance(size, dict) and size.get("total"):
+        text += f", {size.get('done')} of {size['total']} bytes"
     if isinstance(failed, dict):
         text += f" ({failed.get('detail')})"
     return text[:1000]
 
 
 def _refused(error: OSError, path: Path) -> Invalid:
-    return Invalid(f"{path}: {error.strerror}", code="pod_misconfigured", hint="look at the pod's mounts")
+    return Invalid(f"{path}: {error.strerror}", code="pod_misconfigured", hint="check the pod's mounts")
 
 
 if __name__ == "__main__":

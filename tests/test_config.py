@@ -444,8 +444,8 @@ root: [a]
         ":14: models[1].ref: is missing",
         *(line for line in told_of(file, text) if line.startswith(":15: models[2]: ") and "../x" in line),
         ":16: models[3]: is not a mapping of keys to values",
-        ":18: models[4].include[0]: is not a text",
-        ":19: root: is not a text",
+        ":18: models[4].include[0]: is not a string",
+        ":19: root: is not a string",
     ]
 
 

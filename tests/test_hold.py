@@ -336,7 +336,7 @@ def test_a_link_that_dangles_after_a_reboot_is_made_anew_and_that_is_logged(
     after = published(ground, "reboot", 2)
     again = Holder(node.root, "reboot", held.link.parent)
     with again.process:
-        assert str(before) in again.said("which is not here any more")
+        assert str(before) in again.said("which no longer exists")
         again.said("is held")
         assert again.link.readlink() == node.root / "models/.trees" / after
         assert again.stop() == 0

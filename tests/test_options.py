@@ -205,7 +205,7 @@ def test_fields_of_the_api_take_units_in_any_usual_spelling(ground: Ground) -> N
         ),
         ("POST /v1/models", {"ref": "hf://a/b", "priority": 101}, "priority: 101 is more than 100"),
         ("POST /v1/models", {"ref": "hf://a/b", "pin": "maybe"}, "pin: 'maybe' is neither true nor false"),
-        ("POST /v1/models", {"ref": 5, "include": "*"}, "ref: is not a text; include: is not a list"),
+        ("POST /v1/models", {"ref": 5, "include": "*"}, "ref: is not a string; include: is not a list"),
         ("POST /v1/models", {}, "ref: is missing"),
         ("POST /v1/models", [], "body: is not a mapping of keys to values"),
         ("POST /v1/models", b"{", "is not JSON"),

@@ -1,1 +1,1 @@
-"""The HTTP API. Routes validate, call one thing below, and answer; they decide nothing."""
+"""The HTTP API. A route validates its request, makes one call into the layers below, and answers."""

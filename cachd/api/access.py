@@ -1,6 +1,7 @@
-"""Which role each call needs, and on which models; who a request comes from.
+"""Decides which caller may make which API call.
 
-What no row names, nobody but an admin of everything may write.
+`RULES` holds the role that each call needs. A write to a path that is not in it needs an admin token without
+namespaces.
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ _EVERYBODY = Grant("anonymous", Role.admin)
 
 
 class Concerns(Enum):
-    """What of the node a call changes, or tells to those alone who may change it."""
+    """What a call changes, or shows only to those who may change it. A token's namespaces must cover it."""
 
     nothing = "nothing"
-    name = "the model of its path"
-    body = "the model that its body asks for"
+    name = "the model in the path"
+    body = "the model in the request body"
     node = "the whole node"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a call needs. `role` is None where it is open to everybody, always. `fields` of the body that are
-    set need a role of their own."""
+    """What a caller needs for one call.
+
+    `role` is None when the call is always open to everybody. `fields` are the fields of the body that need a
+    higher role when they are set.
+    """
 
     role: Role | None
     concerns: Concerns = Concerns.nothing
@@ -47,7 +51,7 @@ class Rule:
 
 _PROBE = Rule(None)
 _READ = Rule(Role.read)
-# Each route by its name. The rows that are asked for most come first.
+# Rules by route name. `Access` tries the routes in this order, so the most frequent calls come first.
 RULES: Mapping[str, Rule] = {
     "ready": _PROBE,
     "livez": _PROBE,
@@ -59,8 +63,8 @@ RULES: Mapping[str, Rule] = {
     "evictions": _READ,
     "limits": _READ,
     "scrubs": _READ,
-    "options": Rule(Role.admin, Concerns.node),  # they name paths, networks and proxies
-    "sources": Rule(Role.admin, Concerns.node),  # so does this table
+    "options": Rule(Role.admin, Concerns.node),  # the answer names paths, networks and proxies
+    "sources": Rule(Role.admin, Concerns.node),  # so does this answer
     "take_lease": Rule(Role.lease, Concerns.name),
     "renew_lease": Rule(Role.lease, Concerns.name),
     "release_lease": Rule(Role.lease, Concerns.name),
@@ -81,14 +85,15 @@ _UNLISTED = Rule(Role.admin, Concerns.node)
 
 
 class Tokens(Protocol):
-    """Where tokens are looked up. Blocks. Raises Unauthorized when they cannot be read."""
+    """Looks up tokens."""
 
-    def grant_of(self, token: bytes) -> Grant | None: ...
+    def grant_of(self, token: bytes) -> Grant | None:
+        """None for an unknown token. Blocks. Raises Unauthorized when the tokens cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from: what they may do, and the address that they ask from."""
+    """The caller of a request: what their token grants, and the address they call from."""
 
     grant: Grant
     peer: str
@@ -98,7 +103,7 @@ _KNOWN_CALLS, _SHORT_PATH = 1024, 256  # whose route is remembered: probes ask t
 
 
 class Call(NamedTuple):
-    """A request as the rules see it: the name of its route, the rule, and the model that its path names."""
+    """A request as the rules see it: the route's name, its rule, and the model in the path (or empty)."""
 
     action: str
     rule: Rule
@@ -106,7 +111,7 @@ class Call(NamedTuple):
 
 
 class Access:
-    """Decides who may call what. `tokens` None: everybody may do everything."""
+    """Decides who may call what. Without `tokens` (None), every caller may do everything."""
 
     def __init__(self, routes: Iterable[Any], tokens: Tokens | None, *, anonymous_reads: bool) -> None:
         order = list(RULES)
@@ -118,7 +123,7 @@ class Access:
         self._known = lru_cache(_KNOWN_CALLS)(self._found)
 
     def call(self, scope: Scope) -> Call:
-        """What a request asks for. What is no route of this daemon is a read, or a write of everything."""
+        """The route and rule of a request. An unknown path counts as a read, or as a write to the node."""
         method, path = scope["method"], scope["path"]
         return (self._known if len(path) <= _SHORT_PATH else self._found)(method, path)
 
@@ -129,16 +134,17 @@ class Access:
         return Call("none", _READ if method in READS else _UNLISTED)
 
     async def admit(self, scope: Scope, call: Call) -> None:
-        """Let a request pass whose caller may make it. Raises Unauthorized or Forbidden.
+        """Return when the caller may make this call. Raises Unauthorized or Forbidden.
 
-        `request.state.caller` is who asks, unless the call is open.
+        Sets `request.state.caller`, unless the call is open to everybody.
         """
         rule = call.rule
         is_open_read = rule.role is Role.read and self._anonymous_reads and scope["method"] in READS
         if rule.role is None or is_open_read:
             return
         grant = await self._grant(scope, rule.role)
-        scope.setdefault("state", {})["caller"] = Caller(grant, peer_of(scope))  # on record though refused
+        # Set before the checks, because the audit log also names the callers that are refused.
+        scope.setdefault("state", {})["caller"] = Caller(grant, peer_of(scope))
         grant.check_role(rule.role)
         if rule.concerns is Concerns.name:
             grant.check_name(call.model)
@@ -146,36 +152,37 @@ class Access:
             grant.check_everywhere()
 
     async def _grant(self, scope: Scope, needed: Role) -> Grant:
-        """Raises Unauthorized unless there is one Authorization header, with a bearer token that is known.
+        """The grant of the caller's token.
 
-        A token in the query or in a cookie is none: these end up in logs and in foreign pages.
+        Raises Unauthorized unless exactly one Authorization header holds a known bearer token. Tokens in the
+        query or in cookies are ignored: queries end up in logs, and browsers attach cookies by themselves.
         """
         if self._tokens is None:
             return _EVERYBODY
-        given = Headers(scope=scope).getlist("authorization")
-        scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
-        token = token.strip(" \t")  # and no other blank: it is a part of the token
+        headers = Headers(scope=scope).getlist("authorization")
+        scheme, _, token = (headers[0] if len(headers) == 1 else "").partition(" ")
+        token = token.strip(" \t")  # only these: any other blank is part of the token
         if scheme.lower() == "bearer" and token:
             grant = await asyncio.to_thread(self._tokens.grant_of, token.encode("latin-1"))
             if grant is not None:
                 return grant
         raise Unauthorized(
-            f"this needs a bearer token with the role {needed.name}, and "
-            + ("this one is not known" if given else "there is none"),
+            f"this call needs a bearer token with the role {needed.name}, and "
+            + ("the token of the request is unknown" if headers else "the request has none"),
             code="unauthorized",
-            hint="send one Authorization: Bearer header with a token of the daemon's token_file"
+            hint="send one Authorization: Bearer header with a token from the daemon's token_file"
             " (cachd: --token-file, CACHD_TOKEN_FILE or CACHD_TOKEN)",
         )
 
 
 def peer_of(scope: Scope) -> str:
-    """The address that a request comes from; `local` where it comes through a socket of this node."""
+    """The address that a request comes from; `local` when it comes through a unix socket."""
     client = scope.get("client")
     return str(client[0]) if client else "local"
 
 
 def check_pull(request: Request, asked: Asked, spec: ModelSpec) -> None:
-    """Raises Forbidden unless the caller may pull `spec`, as the body `asked` says it, under its name."""
+    """Raises Forbidden unless the caller may pull `spec`, made from the body `asked`, under its name."""
     grant: Grant = request.state.caller.grant
     request.state.model, request.state.ref = spec.name, str(spec.ref)
     for name, role in RULES["pull"].fields.items():
@@ -185,10 +192,10 @@ def check_pull(request: Request, asked: Asked, spec: ModelSpec) -> None:
     check_folders(request, spec)
 
 
-def check_folders(request: Request, *pending: ModelSpec | None) -> None:
-    """Raises Forbidden unless the caller may change the folders of the Hub view that show these pending."""
+def check_folders(request: Request, *specs: ModelSpec | None) -> None:
+    """Raises Forbidden unless the caller may change the folders of the Hub view that show these specs."""
     grant: Grant = request.state.caller.grant
-    for spec in pending:
+    for spec in specs:
         if spec is not None and (spec.ref.scheme == "hf" or spec.hub_id):
             grant.check_repository(spec.repo)
 

@@ -1,4 +1,4 @@
-"""Answers whose bytes are made where the document is: in a thread, so that no large one holds up the loop."""
+"""Serializes JSON answers outside the event loop, so that a large document does not delay other requests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from fastapi.responses import JSONResponse, Response
 
 
 def as_json(document: object) -> bytes:
-    """The bytes of a document."""
+    """A document as JSON. To be called in the thread that made the document."""
     return bytes(JSONResponse(document).body)
 
 
 def json_answer(content: bytes) -> Response:
-    """200 with bytes that `as_json` made."""
+    """A 200 answer with the bytes that `as_json` returned."""
     return Response(content, media_type="application/json")

@@ -1,4 +1,4 @@
-"""The application: all routers behind the guard, every failure a problem document."""
+"""Builds the FastAPI application: all routers behind the guard, with every failure as a problem document."""
 
 from __future__ import annotations
 
@@ -51,17 +51,18 @@ def create_app(
     anonymous_reads: bool,
     allowed_hosts: Collection[str],
 ) -> FastAPI:
-    """The API over one store and its pulls.
+    """The API of one store and its pulls.
 
-    `required` names the models that /readyz?set=required wants; `options` tells the options in force,
-    `sources` the entries of that table, or what holds for a ref. `tokens` None: everybody may do everything.
+    `required` returns the names of the models that /readyz?set=required checks. `options` returns the
+    document of /v1/options. `sources` returns the document of /v1/sources, for one ref or for None. Without
+    `tokens` (None), every caller may do everything.
     """
 
     blocking, lanes = threads.pool(_THREADS, "api"), Lanes(connections=most_connections())
 
     @asynccontextmanager
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
-        """Threads enough that a few slow calls, such as deletes that wait for a pull, hold up no other."""
+        """Give asyncio.to_thread enough threads that a few slow calls do not delay the others."""
         asyncio.get_running_loop().set_default_executor(blocking)
         yield
         audit.close()
@@ -70,7 +71,7 @@ def create_app(
     audit = Audit(metrics)
     app = FastAPI(
         lifespan=with_threads,
-        openapi_url=None,  # served by node.py, as bytes made once
+        openapi_url=None,  # node.py serves it and renders it only once
         title="cachd",
         version=__version__,
         description="Node-local model cache: pull once, verify every byte, serve every pod.",
@@ -87,19 +88,19 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     install(app)
-    _tell_roles(app)
+    _document_roles(app)
     access = Access(routes, tokens, anonymous_reads=anonymous_reads)
     app.add_middleware(Probe, models=models)
     app.add_middleware(Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=metrics)
     return app
 
 
-def _tell_roles(app: FastAPI) -> None:
-    """Let the OpenAPI document say which calls take a bearer token, and with which role (`x-role`)."""
-    plain = app.openapi
+def _document_roles(app: FastAPI) -> None:
+    """Make the OpenAPI document state which calls need a bearer token, and which role (`x-role`)."""
+    without_roles = app.openapi
 
     def with_roles() -> dict[str, Any]:
-        document = plain()
+        document = without_roles()
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for calls in document["paths"].values():
             for call in calls.values():
@@ -107,7 +108,7 @@ def _tell_roles(app: FastAPI) -> None:
                     call |= {"x-role": role.name, "security": [{"token": []}]}
         return document
 
-    app.openapi = with_roles  # type: ignore[method-assign] # as FastAPI's manual does ("Extending OpenAPI")
+    app.openapi = with_roles  # type: ignore[method-assign] # the way that FastAPI documents under "Extending OpenAPI"
 
 
 def _route_name(route: APIRoute) -> str:

@@ -1,4 +1,4 @@
-"""The audit: one line in the log for each attempt to write, refused ones too."""
+"""The audit log: one log line for each attempt to write, including the refused ones."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Audit:
-    """Writes the lines. Used on the event loop alone.
+    """Writes the audit lines. Used only on the event loop.
 
-    Strangers cannot flood the log: of the refused requests without a token that is known, 30 a minute have a
-    line. The others are counted, and one line says how many when the minute is over.
+    Strangers cannot flood the log: requests without a known token get at most 30 lines a minute. Further ones
+    are counted, and one line states their number when the minute is over.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -37,7 +37,7 @@ class Audit:
         self._window: asyncio.TimerHandle | None = None
 
     def tell(self, scope: Scope, call: Call, status: int) -> None:
-        """Say how an attempt to write ended."""
+        """Log how an attempt to write ended."""
         state: Mapping[str, Any] = scope.get("state", {})
         caller: Caller | None = state.get("caller")
         is_refused = status in (401, 403)
@@ -67,7 +67,7 @@ class Audit:
         )
 
     def close(self) -> None:
-        """Tell what was counted so far."""
+        """Log the number of requests that were counted so far."""
         if self._window is not None:
             self._window.cancel()
             self._end_window()

@@ -1,17 +1,20 @@
-"""The connections of the API: how many there may be, how much a client may send, and how long it may take.
+"""Bounds the connections of the API: their number, the size of requests, and the time a client may take.
 
-uvicorn's protocol for httptools bounds none of these (only its h11 protocol bounds a head, and is slower).
-This one counts what arrives before it is parsed:
+uvicorn's httptools protocol bounds none of these. (Its h11 protocol bounds the head, but is slower.) The
+protocol in this module counts the bytes that arrive before it parses them:
 
-    head     32 KiB and 100 lines, within 10 s of the connection's first byte or the last answer
-    body     1 MiB with its framing, within 30 s of its head
-    answer   taken by the client: a buffer that is never empty for 60 s ends the connection
-    tls      its handshake ends within 10 s; it counts as a connection from its first byte
-    peers    3/4 of all connections for one peer; when all are taken, the idlest gives way
+    head        at most 32 KiB and 100 lines, within 10 s after its first byte
+    idle        a connection without a request is closed 10 s after it opened or its last answer ended
+    body        at most 1 MiB plus chunk framing, within 30 s after its head
+    answer      the connection is closed when its send buffer has not been empty for 60 s
+    handshake   TLS handshakes end within 10 s, and count as connections from their start
+    peers       one peer may hold 3/4 of all connections
 
-A peer is an IPv4 address, the /64 of an IPv6 address, or a user at a unix socket. Pods of one node may share
-one, so its limit leaves most of the room to it. The idlest is the one that has sent no request for the
-longest, else the slowest to send one. All listeners share one count.
+When no connection is left, for a peer or at all, the idlest one is closed to admit the new one. The idlest is
+the one that has waited longest for its client: between two requests, or for the rest of a request.
+
+A peer is an IPv4 address, the /64 of an IPv6 address, or a user id at a unix socket. All pods of a node may
+share one address, so one peer may hold most of the connections. All listeners share one count.
 """
 
 from __future__ import annotations
@@ -38,17 +41,17 @@ from cachd.errors import CachdError, Invalid, TooBig, Unavailable
 
 MOST_CONNECTIONS = 2048
 MOST_BODY_BYTES = 1 << 20
-_FRAMING_BYTES = 64 << 10  # sizes of chunks and trailers beside a body
+_FRAMING_BYTES = 64 << 10  # chunk sizes and trailers, in addition to the body
 _MOST_PIPELINED = 16
 _MOST_DROPPED_BYTES = 4 << 20
-_STEP_BYTES = 4 << 10  # fed to the parser at once
-_SWEEPS = 4  # in the shortest deadline
+_STEP_BYTES = 4 << 10  # passed to the parser in one call
+_SWEEPS = 4  # deadline checks within the shortest deadline
 _SHORTEST_SWEEP_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one client may do."""
+    """The limits of one connection. `refused_seconds`: how long a refused client may read its answer."""
 
     head_bytes: int = 32 << 10
     head_lines: int = 100
@@ -60,13 +63,16 @@ class Bounds:
 
     @property
     def sweep_seconds(self) -> float:
-        every = (self.head_seconds, self.body_seconds, self.unread_seconds, self.refused_seconds)
-        return max(min(every) / _SWEEPS, _SHORTEST_SWEEP_SECONDS)
+        deadlines = (self.head_seconds, self.body_seconds, self.unread_seconds, self.refused_seconds)
+        return max(min(deadlines) / _SWEEPS, _SHORTEST_SWEEP_SECONDS)
 
 
 class Stage(Enum):
-    """What a connection does: it waits for the end of its handshake, for a head, or for the rest of a
-    body, has its request answered, or was refused and stays a moment so that the client can read why."""
+    """What a connection does now.
+
+    It waits for the end of its TLS handshake, for a request head or for the rest of a body; or its request is
+    being answered; or it was refused and stays open briefly so that the client can read why.
+    """
 
     HANDSHAKE = "handshake"
     HEAD = "head"
@@ -75,14 +81,14 @@ class Stage(Enum):
     REFUSED = "refused"
 
 
-_IDLEST = 64  # are found at once
-# Stages in which a connection waits for its client, and seconds for which it is not the idler for that: who
-# is between two requests loses nothing with it.
+_IDLEST = 64  # connections found by one search
+# The stages in which a connection waits for its client. The seconds are added to the start of the stage when
+# connections are compared: a client between two requests loses nothing, so it is closed before the others.
 _AWAITS_CLIENT = {Stage.HEAD: 0.0, Stage.HANDSHAKE: 1.0, Stage.BODY: 1.0, Stage.REFUSED: 1.0}
 
 
 class Counted(Protocol):
-    """What `Connections` counts. `since`: when its stage began, by the monotonic clock."""
+    """A connection or handshake that `Connections` counts. `since`: monotonic time when its stage began."""
 
     peer: str
     stage: Stage
@@ -90,33 +96,33 @@ class Counted(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def check_deadlines(self, now: float) -> None:
-        """End when the client takes too long."""
+        """Close the connection if its client takes too long."""
 
     def end(self) -> None:
         """Close at once."""
 
 
 def most_connections() -> int:
-    """How many connections the API may have."""
+    """The maximum number of connections: a quarter of the process's descriptors, and at most 2048."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(MOST_CONNECTIONS, descriptors // 4))
 
 
 class Connections:
-    """Every connection of one server. Used on the event loop alone."""
+    """Counts and bounds the connections of one server. Used only on the event loop."""
 
     def __init__(self, *, most: int | None = None, bounds: Bounds = Bounds()) -> None:
         self.bounds = bounds
         self._most = most or most_connections()
         self._most_of_peer = max(1, self._most * 3 // 4)
-        self._all: dict[Counted, None] = {}  # in the order they came
+        self._all: dict[Counted, None] = {}  # in order of arrival
         self._peers: Counter[str] = Counter()
         self._sweeping = False
-        self._idle: list[tuple[Counted, float]] = []  # found lately, of this peer or of any
-        self._idle_of: str | None = None
+        self._idle: list[tuple[Counted, float]] = []  # from the last search, the idlest last
+        self._idle_of: str | None = None  # the peer of that search; None: of all peers
 
     def admit(self, connection: Counted) -> bool:
-        """Count a connection that was accepted; False when there is no room for it."""
+        """Count an accepted connection, closing the idlest one if needed; False when none can be closed."""
         peer = connection.peer
         is_full_of_peer = self._peers[peer] >= self._most_of_peer
         if is_full_of_peer or len(self._all) >= self._most:
@@ -133,7 +139,7 @@ class Connections:
         return True
 
     def leave(self, connection: Counted) -> None:
-        """Count it no more. Twice is fine."""
+        """Stop counting a connection. Does nothing when it is not counted."""
         if connection in self._all:
             del self._all[connection]
             self._peers[connection.peer] -= 1
@@ -141,12 +147,12 @@ class Connections:
                 del self._peers[connection.peer]
 
     def end_handshakes(self) -> None:
-        """End the connections that have not begun to speak HTTP."""
+        """Close the connections that are still in their TLS handshake."""
         for connection in [each for each in self._all if each.stage is Stage.HANDSHAKE]:
             connection.end()
 
     def _idlest(self, peer: str | None) -> Counted | None:
-        """The connection, of one peer or of any, that has waited for its client for the longest."""
+        """The connection that has waited longest for its client, of one peer or of all (None)."""
         if peer != self._idle_of:
             self._idle_of, self._idle = peer, []
         for fresh in (False, True):
@@ -159,13 +165,13 @@ class Connections:
         return None
 
     def _some_idlest(self, peer: str | None) -> list[tuple[Counted, float]]:
-        """Some of those, the idlest last: to look at all for each one would be dear."""
+        """Up to 64 idle connections, the idlest last. One search for many is cheaper than one for each."""
         waiting = (c for c in self._all if c.stage in _AWAITS_CLIENT and peer in (None, c.peer))
         some = heapq.nsmallest(_IDLEST, waiting, key=lambda c: c.since + _AWAITS_CLIENT[c.stage])
         return [(c, c.since) for c in reversed(some)]
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End what has passed its deadline. One timer for all is cheaper than a timer each."""
+        """Close the connections past their deadline. One timer for all is cheaper than one timer for each."""
         now = time.monotonic()
         for connection in list(self._all):
             connection.check_deadlines(now)
@@ -175,7 +181,7 @@ class Connections:
 
 
 def peer_of(sock: TransportSocket | socket.socket, address: object) -> str:
-    """Who is at the other end of a connection, as far as connections are counted."""
+    """The peer that a connection counts for. For SO_PEERCRED see unix(7)."""
     if sock.family == socket.AF_UNIX:
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return f"uid {uid}"
@@ -188,7 +194,7 @@ def peer_of(sock: TransportSocket | socket.socket, address: object) -> str:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection, bounded. `since`: when its stage began, by the monotonic clock."""
+    """One HTTP connection within `Bounds`. `since`: monotonic time when its stage began."""
 
     def __init__(
         self,
@@ -198,16 +204,16 @@ class Connection(HttpToolsProtocol):
         handshake: Counted | None = None,
         **named: Any,
     ) -> None:
-        """`handshake` was counted in its place until now."""
+        """`handshake` is the TLS handshake that was counted until now; this connection replaces it."""
         super().__init__(*args, **named)
         if app is not None:
             self.app = app
         self._counted, self._bounds, self._handshake = connections, connections.bounds, handshake
         self.peer = ""
         self.stage, self.since = Stage.HEAD, time.monotonic()
-        self._came = 0  # bytes of this head, or of this body
+        self._received = 0  # bytes of the current head, body, or refused rest
         self._unread_since: float | None = None
-        self._unanswered: list[RequestResponseCycle] = []  # the one that runs, and those sent ahead
+        self._unanswered: list[RequestResponseCycle] = []  # the running request and the pipelined ones
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -224,28 +230,28 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, a step at a time, as far as it is within the bounds."""
+        """Parse `data` in steps, until a bound is exceeded."""
         at = 0
         while at < len(data) and self.stage is not Stage.REFUSED and not self.transport.is_closing():
             piece = data[at : at + _STEP_BYTES]
             at += len(piece)
-            self._came += len(piece)
+            self._received += len(piece)
             super().data_received(piece)
             self._check_size()
         if self.stage is Stage.REFUSED:
-            self._came += len(data) - at
-            if self._came > _MOST_DROPPED_BYTES:
+            self._received += len(data) - at
+            if self._received > _MOST_DROPPED_BYTES:
                 self.transport.pause_reading()
 
     def _check_size(self) -> None:
-        if self.stage is Stage.HEAD and self._came > self._bounds.head_bytes:
+        if self.stage is Stage.HEAD and self._received > self._bounds.head_bytes:
             self._refuse_head()
-        elif self.stage is Stage.BODY and self._came > MOST_BODY_BYTES + _FRAMING_BYTES:
+        elif self.stage is Stage.BODY and self._received > MOST_BODY_BYTES + _FRAMING_BYTES:
             self._refuse(TooBig(f"the body is longer than {MOST_BODY_BYTES} bytes", code="body_too_long"))
         elif len(self.pipeline) > _MOST_PIPELINED:
-            self._refuse(Unavailable("too many requests at once on one connection", code="pipelined"))
+            self._refuse(Unavailable("too many pipelined requests on one connection", code="pipelined"))
 
-    # --- what the parser tells ---
+    # --- callbacks of the parser ---
 
     def on_message_begin(self) -> None:
         if self.stage is not Stage.REFUSED:
@@ -260,7 +266,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self._bounds.head_bytes:  # the last step brought its end and the bound's
+        if size > self._bounds.head_bytes:  # _check_size does not see a head that ends within its last step
             self._refuse_head()
         elif self.stage is not Stage.REFUSED:
             self._enter(Stage.BODY)
@@ -282,17 +288,17 @@ class Connection(HttpToolsProtocol):
         if self.stage is Stage.ANSWER and not self.pipeline:
             self._enter(Stage.HEAD)
         if self.stage is Stage.BODY and not self.transport.is_closing():
-            self._drop_the_rest()  # answered before its body was here
+            self._drop_the_rest()  # the answer was sent before the body had arrived
         else:
             super().on_response_complete()
 
     def _enter(self, stage: Stage) -> None:
-        self.stage, self.since, self._came = stage, time.monotonic(), 0
+        self.stage, self.since, self._received = stage, time.monotonic(), 0
 
-    # --- ends ---
+    # --- refusing and closing ---
 
     def check_deadlines(self, now: float) -> None:
-        """End the connection when its client takes too long."""
+        """Close or refuse the connection if its client takes too long."""
         if not self.transport.get_write_buffer_size():
             self._unread_since = None
         elif self._unread_since is None:
@@ -308,21 +314,21 @@ class Connection(HttpToolsProtocol):
             self._late("body", self._bounds.body_seconds)
 
     def _late(self, what: str, seconds: float) -> None:
-        if self.stage is Stage.HEAD and not self._came:
-            self.end()  # it said nothing: nothing is said to it
+        if self.stage is Stage.HEAD and not self._received:
+            self.end()  # no request is in progress, so none is answered
         else:
             self._refuse(
-                Invalid(f"the {what} did not come within {seconds:g} s", code="too_late"),
+                Invalid(f"the {what} of the request did not arrive within {seconds:g} s", code="too_late"),
                 HTTPStatus.REQUEST_TIMEOUT,
             )
 
     def end(self) -> None:
-        """Close at once; what was not sent is lost."""
+        """Close at once. Data that was not sent yet is lost."""
         self._hang_up()
         self.transport.abort()
 
     def _hang_up(self) -> bool:
-        """Let the application's own answers go nowhere; whether one of them has begun."""
+        """Discard the application's answers to unanswered requests; True if one was already partly sent."""
         self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
         for cycle in self._unanswered:
             cycle.disconnected = True
@@ -334,11 +340,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         most, lines = self._bounds.head_bytes, self._bounds.head_lines
-        detail = f"the head is longer than {most} bytes or {lines} lines"
+        detail = f"the head of the request is longer than {most} bytes or {lines} lines"
         self._refuse(Invalid(detail, code="head_too_long"), HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, error: CachdError, status: int | None = None) -> None:
-        """Answer with a problem document, unless an answer has begun, and end soon."""
+        """Answer with a problem document and close soon; close at once if an answer was partly sent."""
         if self.stage is Stage.REFUSED:
             return
         self.stage = Stage.REFUSED
@@ -349,13 +355,13 @@ class Connection(HttpToolsProtocol):
         self._drop_the_rest()
 
     def _drop_the_rest(self) -> None:
-        """Say that no answer follows, and drop what comes for a moment.
+        """Close our side, and discard what the client still sends for a moment.
 
-        Closed with bytes unread, the socket would be reset, and the client would lose its answer
-        (RFC 9112, section 9.6).
+        If the socket were closed with unread bytes, the kernel would reset the connection, and the client
+        could lose its answer (RFC 9112, section 9.6).
         """
         self._enter(Stage.REFUSED)
-        if self.transport.can_write_eof():  # TLS has no such half: there the client reads `connection: close`
+        if self.transport.can_write_eof():  # TLS cannot: its client relies on `connection: close`
             self.transport.write_eof()
 
     def _write(self, error: CachdError, status: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What FastAPI hands to routes."""
+"""The FastAPI dependencies of the routes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cachd.api.lanes import Lanes
 
 
 async def models_of(request: Request) -> Models:
-    """The models of the application. A coroutine, lest FastAPI ask a thread for them."""
+    """The models of the application. A coroutine, because FastAPI runs a plain function in a thread."""
     models: Models = request.app.state.models
     return models
 
 
 async def lanes_of(request: Request) -> Lanes:
-    """The threads of the application's heavy calls."""
+    """The lanes for the application's expensive calls."""
     lanes: Lanes = request.app.state.lanes
     return lanes
 

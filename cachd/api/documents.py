@@ -1,4 +1,4 @@
-"""What the API says of models, limits and space: the documents, and where each figure comes from."""
+"""The request and response documents of the HTTP API."""
 
 from __future__ import annotations
 
@@ -44,56 +44,83 @@ class Asked(BaseModel):
     )
 
     ref: str = Field(
-        description="org/model[@revision] of the Hub, org/model/file or their address on huggingface.co,"
-        " s3://bucket/prefix/, https://host/file, https://host/dir/ or file:///path"
+        description="where the model comes from: org/model[@revision] or org/model/file on the Hugging Face"
+        " Hub, the same as a huggingface.co URL, s3://bucket/prefix/, https://host/file, https://host/dir/"
+        " or file:///path"
     )
-    name: str | None = Field(None, description=f"local name, {NAME_PATTERN}; default: from the ref")
-    include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
-    exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
+    name: str | None = Field(
+        None,
+        description=f"the model's name on this node, matching {NAME_PATTERN}; default: derived from the ref",
+    )
+    include: list[str] = Field(
+        [],
+        max_length=1000,
+        description="patterns of the files to pull, such as *.safetensors or dir/; empty: all files",
+    )
+    exclude: list[str] = Field([], max_length=1000, description="patterns of files not to pull")
     hub_id: str | None = Field(
-        None, description="org/model that a mirror elsewhere stands for in the Hub view; the Hub's need none"
+        None,
+        description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
+        " model",
     )
-    pin: bool = Field(False, description="refuse to delete it until unpinned")
-    priority: int = Field(0, ge=-100, le=100, description="higher goes first")
-    refresh: bool = Field(False, description="resolve the ref again though it is ready")
+    pin: bool = Field(
+        False, description="pin the model: until unpinned, it is not evicted, and deleted only by force"
+    )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="pulls with a higher priority go first, and their models are evicted later",
+    )
+    refresh: bool = Field(
+        False, description="ask the source again what the ref points to, even when the model is ready"
+    )
     replace: bool = Field(
-        False, description="move the name though it is another model's, or pinned; stop what is pulled there"
+        False,
+        description="take the name even if it belongs to another model or is pinned, and cancel any other"
+        " pull that runs under it",
     )
 
     def spec(self) -> ModelSpec:
-        """Raises Invalid."""
+        """The spec of the requested model. Raises Invalid."""
         return ModelSpec.asked(self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id)
 
 
 class AskedLease(BaseModel):
-    """The body of POST and PUT …/leases."""
+    """The body of the calls that take (POST) and renew (PUT) a lease."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"seconds": 600, "holder": "pod/vllm-0"}]}
     )
 
-    seconds: Seconds = Field(gt=0, le=7 * 86400, description="how long the model is kept from now on")
-    holder: Text = Field("", max_length=200, description="who wants it, for people to read")
+    seconds: Seconds = Field(gt=0, le=7 * 86400, description="how long the lease lasts from now")
+    holder: Text = Field("", max_length=200, description="who holds the lease, for people to read")
 
 
 class AskedSize(BaseModel):
-    """The body of POST /v1/evictions: room for so many bytes, or for a model."""
+    """The body of POST /v1/evictions: the space to make available. Set exactly one of `bytes` and `ref`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bytes": "40GB"}]})
 
-    bytes: Bytes | None = Field(None, description="so many bytes are to be available, such as 40GB")
-    ref: str | None = Field(None, description="as many as a pull of this ref needs, typed as for a pull")
-    include: list[str] = Field([], max_length=1000, description="patterns of files to take; none: all")
-    exclude: list[str] = Field([], max_length=1000, description="patterns of files to leave out")
+    bytes: Bytes | None = Field(None, description="the space to make available, such as 40GB")
+    ref: str | None = Field(
+        None, description="make available what a pull of this ref needs; written as in POST /v1/models"
+    )
+    include: list[str] = Field(
+        [],
+        max_length=1000,
+        description="patterns of the files to pull, such as *.safetensors or dir/; empty: all files",
+    )
+    exclude: list[str] = Field([], max_length=1000, description="patterns of files not to pull")
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_exactly_one(self) -> Self:
         if (self.bytes is None) == (self.ref is None):
             raise ValueError("write either bytes or ref")
         return self
 
     def spec(self) -> ModelSpec | None:
-        """What is to be pulled. Raises Invalid."""
+        """The spec of the model to make space for; None when `bytes` is set. Raises Invalid."""
         return None if self.ref is None else ModelSpec.asked(self.ref, None, self.include, self.exclude)
 
 
@@ -105,9 +132,13 @@ class AskedLimits(BaseModel):
         json_schema_extra={"examples": [{"bytes_per_second": 500_000_000, "sources": {"hf": "200MB"}}]},
     )
 
-    bytes_per_second: Rate | None = Field(None, description="most from all sources; null or 0: no limit")
+    bytes_per_second: Rate | None = Field(
+        None, description="limit for all sources together; null or 0: no limit"
+    )
     sources: dict[Scheme, Rate | None] = Field(
-        {}, description="most from single sources: hf, s3, https, http, file"
+        {},
+        description="limit in bytes per second for each kind of source: hf, s3, https, http, file;"
+        " null or 0: no limit",
     )
 
     def limits(self) -> Limits:
@@ -121,7 +152,8 @@ def limits_document(limits: Limits) -> dict[str, Any]:
 def capacity_document(
     now: Capacity, candidates: Iterable[Candidate], views: Watched, *, tells_use: bool
 ) -> dict[str, Any]:
-    """The file system, what is taken and may be, and which snapshot holds how much of it."""
+    """The answer of GET /v1/capacity: the file system, the space of the models, and every snapshot, largest
+    first."""
     return {
         "total_bytes": now.total,
         "free_bytes": now.free,
@@ -156,7 +188,7 @@ def candidate_document(candidate: Candidate) -> dict[str, Any]:
 
 
 def plan_document(need: int, plan: Plan) -> dict[str, Any]:
-    """What would go, in order, and what may not."""
+    """The answer of a dry run of POST /v1/evictions: what it would evict, in order, and what is protected."""
     return {
         "need_bytes": need,
         "short_bytes": plan.short,
@@ -184,17 +216,17 @@ def eviction_document(eviction: Eviction) -> dict[str, Any]:
 
 
 def lease_document(lease: Lease) -> dict[str, Any]:
-    """For who took it: whoever knows the id may renew and release it."""
+    """A lease for the caller who took it. Whoever knows its id may renew and release it."""
     return {"id": lease.id, "name": lease.name, **held_document(lease)}
 
 
 def held_document(lease: Lease) -> dict[str, Any]:
-    """A lease as everybody may see it."""
+    """A lease as every reader of the API sees it: without its id."""
     return {"holder": lease.holder, "expires_at": iso(lease.expires_at)}
 
 
 class Models:
-    """Snapshots and pulls seen as one: the models this node has, gets, or failed to get."""
+    """All models of this node: the ready ones, those being pulled, and those whose pull failed."""
 
     def __init__(self, store: Store, pulls: Pulls, scrubs: Scrubs, warms: Warms) -> None:
         self.store, self.snapshots, self.pulls = store, store.snapshots, pulls
@@ -206,7 +238,11 @@ class Models:
         return sorted(ready | damaged | {p.spec.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
-        """`damaged`: it was ready, and its repair does not run or failed. `refused`: a digest of it is."""
+        """The state of a model: ready, damaged, refused, unknown, or a state of `Progress`.
+
+        `damaged`: the model was ready until damage was found, and no repair of it is running. `refused`: the
+        operator refuses the digest of one of its files.
+        """
         pull = self.pulls.get(name)
         if self.snapshots.get(name):
             return "ready"
@@ -217,17 +253,17 @@ class Models:
         return pull.progress.state if pull else "unknown"
 
     def failure(self, name: str) -> CachdError | None:
-        """Why the newest pull of a name that is not ready ended without it; None while one runs."""
+        """The error of the newest pull of a name; None when the model is ready or that pull still runs."""
         pull = self.pulls.get(name)
         return None if pull is None or self.snapshots.get(name) else pull.error
 
     def is_final(self, name: str) -> bool:
-        """Whether waiting for a name is in vain: its pull has failed, and would fail again."""
+        """Whether waiting is pointless: the pull of this name failed and would fail again."""
         failure = self.failure(name)
         return failure is not None and outcome_of(failure).is_final
 
     def counted(self) -> Mapping[str, int]:
-        """How many models are in which state."""
+        """The number of models in each state."""
         counts: dict[str, int] = {}
         for name in self.names():
             state = self.state(name)
@@ -235,7 +271,7 @@ class Models:
         return counts
 
     def describe(self, name: str) -> dict[str, Any]:
-        """The document of one model. Raises NotFound. Blocks: it asks the kernel what is in use."""
+        """The document of one model. Raises NotFound. Blocks: it asks the kernel which files are open."""
         snapshot, pull = self.snapshots.get(name), self.pulls.get(name)
         damage, verified = self.snapshots.quarantine(name), self.scrubs.verification(name)
         warming = self.warms.warming(name)
@@ -267,10 +303,10 @@ class Models:
             "pull": pull_document(pull) if pull else None,
             "previous": [
                 {
-                    key: told[key]
+                    key: document[key]
                     for key in ("ref", "revision", "manifest", "immutable_path", "bytes", "published_at")
                 }
-                for told in map(ready_document, self.snapshots.previous.of(name))
+                for document in map(ready_document, self.snapshots.previous.of(name))
             ],
             "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,
             "verified_at": iso(verified_at) if verified_at else None,
@@ -280,24 +316,26 @@ class Models:
         }
 
     def page(self, *, after: str, limit: int) -> dict[str, Any]:
-        """The documents of the first `limit` models whose names follow `after`; `next` when there are
-        more. Blocks."""
+        """The documents of the first `limit` models whose names sort after `after`. Blocks.
+
+        When more models follow, `next` is the value of `after` for the next page.
+        """
         names = [name for name in self.names() if name > after]
         documents = []
         for name in names[:limit]:
-            with suppress(NotFound):  # deleted meanwhile
+            with suppress(NotFound):  # deleted since `names` was read
                 documents.append(self.describe(name))
         return {"models": documents} | ({"next": names[limit - 1]} if len(names) > limit else {})
 
     def check_known(self, name: str) -> None:
-        """Raises Invalid or NotFound unless the name is ready, on its way, or failed."""
+        """Raises Invalid when the name is malformed, NotFound when this node has no model of that name."""
         if self.state(check_name(name)) == "unknown":
             raise unknown_model(name)
 
     def _manifest(self, snapshot: Snapshot) -> Manifest | None:
         try:
             return self.snapshots.manifest(snapshot)
-        except (NotFound, Leased):  # withdrawn meanwhile; or a process holds a lease on its manifest
+        except (NotFound, Leased):  # it was removed, or another process holds a kernel lease on its manifest
             return None
 
 
@@ -305,13 +343,13 @@ def unknown_model(name: str, **facts: object) -> NotFound:
     return NotFound(
         f"no model is named {name!r:.120}",
         code="no_such_model",
-        hint="ask for it with POST /v1/models (cachd pull REF)",
+        hint="pull it with POST /v1/models (cachd pull REF)",
         **facts,
     )
 
 
 def pull_document(pull: Pull) -> dict[str, Any]:
-    """Where a pull is: bytes, rate, ETA, files, and why it failed."""
+    """The progress of a pull, and its error if it failed."""
     progress, manifest, now = pull.progress, pull.progress.manifest, pull.progress.now
     return {
         **pull.spec.as_document(),
@@ -336,7 +374,7 @@ def pull_document(pull: Pull) -> dict[str, Any]:
 
 
 def waits_document(waits: Waits | None) -> dict[str, object] | None:
-    """Why a pull waits, until when, and what its origin said; None while it gets on."""
+    """Why and until when a pull waits, and what its origin said; None while the pull makes progress."""
     if waits is None:
         return None
     until = iso(waits.until) if waits.until else None
@@ -348,10 +386,11 @@ def error_document(error: CachdError | None) -> dict[str, object] | None:
 
 
 def _verified(pull: Pull | None) -> bool | None:
-    """Whether the source published a digest of every file; None before it is resolved."""
+    """Whether the source publishes a digest of every file; None until the ref is resolved."""
     return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
 
 
 def _verified_by(pull: Pull | None) -> dict[str, int] | None:
-    """How many files each algorithm verifies, the weakest first; None before it is resolved."""
+    """The number of files that each digest algorithm verifies, weakest algorithm first; None until the ref is
+    resolved."""
     return dict(pull.progress.manifest.verified_by) if pull and pull.progress.manifest else None

@@ -1,4 +1,4 @@
-"""What a request must pass before any route sees it: its Host, its Origin, its size and its caller's role."""
+"""Checks every request before any route sees it: its Host, its Origin, its size and its caller's role."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ _KNOWN_HOSTS = 256  # whose check is remembered: probes say the same one again a
 
 
 class Guard:
-    """Refuses foreign hosts and origins (a browser led here by another site), calls that the caller's role
-    does not cover before their body is read, and bodies past 1 MiB. Each attempt to write is audited."""
+    """Middleware that refuses requests and audits every write.
+
+    It refuses foreign Host and Origin headers, which a browser sends when another site's page calls this API
+    (DNS rebinding, cross-site requests), calls that the caller's role does not allow, before their body is
+    read, and bodies longer than 1 MiB.
+    """
 
     def __init__(
         self, app: ASGIApp, *, allowed_hosts: Collection[str], access: Access, audit: Audit, metrics: Metrics
@@ -62,7 +66,7 @@ class Guard:
                 self._audit.tell(scope, call, status)
 
     async def _refusal(self, scope: Scope, call: Call) -> CachdError | None:
-        """Why a request is refused by its head alone."""
+        """The reason to refuse a request, judged by its head; None to accept it. Raises Unauthorized."""
         if refusal := self._foreign(Headers(scope=scope)):
             return refusal
         try:
@@ -72,27 +76,27 @@ class Guard:
         return None
 
     def _foreign(self, headers: Headers) -> CachdError | None:
-        """Why a request is refused whoever sends it."""
+        """The reason to refuse a request from any caller: a foreign Host or Origin, or its Content-Length."""
         hosts = headers.getlist("host")
         host = hosts[0] if len(hosts) == 1 else ""
         if len(host) > _LONGEST_HOST or not self._names_us(host):
             return Forbidden(
-                f"Host {host!r:.120} is not one of this daemon's names",
+                f"the Host header {host!r:.120} is not one of this daemon's names",
                 code="foreign_host",
-                hint="ask by address, or add the name to allowed_hosts",
+                hint="use the daemon's address in the URL, or add the name to allowed_hosts",
             )
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
-            return Forbidden("requests from other sites' pages are refused", code="foreign_origin")
+            return Forbidden("requests from web pages of other sites are refused", code="foreign_origin")
         length = headers.get("content-length", "0")
         if not length.isdecimal():
-            return Invalid("Content-Length is no number", code="invalid_request")
+            return Invalid("the Content-Length header is not a number", code="invalid_request")
         if int(length) > MOST_BODY_BYTES:
             return _too_long()
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether a page from `origin` is one of this daemon, asked as `host`: its names at its port."""
+        """Whether `origin` is this daemon at the port of `host`, the Host header: by that or another name."""
         try:
             page, asked = urlsplit(origin), urlsplit(f"//{host}")
             default = _DEFAULT_PORTS.get(page.scheme)
@@ -102,20 +106,21 @@ class Guard:
         is_named = page.hostname == asked.hostname or page.hostname in self._allowed
         return bool(page.hostname) and is_named and ports[0] == ports[1] and default is not None
 
-    def _is_name(self, place: str) -> bool:
+    def _is_name(self, value: str) -> bool:
         """Whether the host of a Host or Origin header is one of this daemon's names."""
-        return _host(place) in self._allowed
+        return _host(value) in self._allowed
 
 
-def _host(place: str) -> str:
+def _host(value: str) -> str:
+    """The host of a Host or Origin header, without its port; empty when it is malformed."""
     try:
-        return urlsplit(place if "://" in place else f"//{place}").hostname or ""
+        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
     except ValueError:
         return ""
 
 
 def _is_address(host: str) -> bool:
-    """A page that rebinds a name still sends the name: an address is no attack."""
+    """Whether a Host header holds an IP address. It is safe: in DNS rebinding, the browser sends a name."""
     with suppress(ValueError):
         ip_address(_host(host))
         return True
@@ -123,7 +128,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None when it is too long, whatever its headers said."""
+    """The complete body; None when it is longer than 1 MiB, whatever Content-Length said."""
     body: bytes = b""
     while True:
         message = await receive()
@@ -135,14 +140,14 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """What was read, given to the application as it expects it; then what comes after."""
-    given = False
+    """A `receive` that first returns the body that was already read, then whatever follows."""
+    is_body_sent = False
 
     async def replayed() -> Message:
-        nonlocal given
-        if given:
+        nonlocal is_body_sent
+        if is_body_sent:
             return await receive()
-        given = True
+        is_body_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed

@@ -1,4 +1,4 @@
-"""TLS connections before they are any: accepted, counted, and given so long for their handshake."""
+"""Accepts TLS connections, and counts and bounds them during their handshake."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ Made = Callable[[Counted], Connection]
 
 
 async def accept(sock: socket.socket, certificate: Certificate, made: Made, connections: Connections) -> None:
-    """Take connections at a listening socket until cancelled. What comes of each that ends its handshake is
-    `made` of it."""
+    """Accept connections on a listening socket until cancelled.
+
+    After its handshake, `made` makes the protocol of the connection.
+    """
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     while True:
         try:
             accepted, address = await loop.sock_accept(sock)
-        except OSError:  # no descriptor is left, or the client has gone again
+        except OSError:  # no descriptor is free, or the client has already gone
             await asyncio.sleep(_RETRY_SECONDS)
             continue
         Handshake(accepted, address, certificate, made, connections)
 
 
 class Handshake:
-    """One that is not done. Ended, it closes its socket."""
+    """A TLS handshake in progress. When it fails or is ended, its socket is closed."""
 
     def __init__(
         self,
@@ -57,14 +59,15 @@ class Handshake:
                 ssl=self._certificate.context(),
                 ssl_handshake_timeout=self._counted.bounds.handshake_seconds,
             )
-        except (OSError, ValueError):  # of which the errors of ssl and timeouts are
+        except (OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
             self._sock.close()
         finally:
             self._counted.leave(self)
 
     def check_deadlines(self, now: float) -> None:
-        """The handshake has its own."""
+        """Does nothing: asyncio bounds the time of a handshake."""
 
     def end(self) -> None:
+        """Cancel the handshake."""
         if self._task:
             self._task.cancel()

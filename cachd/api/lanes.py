@@ -1,6 +1,6 @@
-"""Threads for calls that cost much: each kind has a few of its own, and a call waits for one only so long.
+"""Runs expensive API calls in small thread pools, one pool for each kind of call, with bounded waiting.
 
-A probe therefore never waits for a listing, nor a listing for an origin that is asked what a model needs.
+A probe therefore never waits for a listing, and a listing never waits for a slow origin.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from cachd.errors import CachdError, Unavailable
 from cachd.transfer import threads
 
 _RETRY_SECONDS = 2.0
-_LEAVING = 8  # of those who waited for one pull are answered in one turn of the event loop
+_LEAVING = 8  # waiters answered in one iteration of the event loop when a pull ends
 T = TypeVar("T")
 
 
 class Lane:
-    """At most `most` calls of one kind run at once, and no more than `callers` wait, for `patience_seconds`.
+    """A pool of `most` threads for one kind of call.
 
-    Each runs inside of `during`. Used on the event loop alone. Its threads start with it.
+    At most `callers` calls run or wait at once, and none waits longer than `patience_seconds` for a thread.
+    Each call runs inside `during`. Used only on the event loop. All threads start with the lane.
     """
 
     def __init__(
@@ -43,22 +44,25 @@ class Lane:
         self._next: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, in a thread. Raises Unavailable `busy`."""
+        """Run `work` in a thread; its result or exception. Raises Unavailable `busy` when none is free."""
         with self._caller():
             return await self._run(work, begun=lambda: None)
 
     async def shared(self, key: Hashable, work: Callable[[], T]) -> T:
-        """The same, made once for all who ask for `key` before it is begun: what they get is never older
-        than their question."""
+        """As `run`, but calls with the same `key` share one run.
+
+        A call joins only a run that has not started, so the result is never older than the call.
+        """
         with self._caller():
             running = self._next.get(key)
             if running is None:
                 running = asyncio.ensure_future(self._run(work, begun=partial(self._next.pop, key, None)))
                 running.add_done_callback(partial(self._ended, key))
                 self._next[key] = running
-            return await asyncio.shield(running)  # a client that hangs up ends nobody else's
+            return await asyncio.shield(running)  # a client that hangs up must not cancel it for the others
 
     def close(self) -> None:
+        """Drop the calls that wait. Does not wait for those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
@@ -91,19 +95,19 @@ class Lane:
         if self._next.get(key) is running:
             del self._next[key]
         if not running.cancelled():
-            running.exception()  # it may be that nobody is left to be told
+            running.exception()  # retrieved here, or asyncio would log it when all callers have gone
 
     def _busy(self) -> CachdError:
         return Unavailable(
-            f"{self._most} calls of this kind run already ({self._name}), and others wait",
+            f"too many {self._name} calls: {self._most} run at once, and others already wait",
             code="busy",
-            hint="ask again later",
+            hint="try again later",
             retry_after=_RETRY_SECONDS,
         )
 
 
 class Waits:
-    """The calls that wait for pulls to end, for which no thread is needed: at most `most`."""
+    """The calls that wait for pulls to end: at most `most`. They need no thread."""
 
     def __init__(self, most: int) -> None:
         self._most, self._waiting = most, 0
@@ -112,7 +116,7 @@ class Waits:
 
     @contextmanager
     def one(self) -> Iterator[bool]:
-        """Whether one more may wait; it is counted until it leaves."""
+        """Yields whether one more call may wait, and counts it while inside."""
         may_wait = self._waiting < self._most
         self._waiting += may_wait
         try:
@@ -121,15 +125,18 @@ class Waits:
             self._waiting -= may_wait
 
     async def end_of(self, done: futures.Future[Any]) -> None:
-        """Return once a pull has ended, however it ended. All who wait for one pull share one callback of it,
-        so that a client that asks again and again leaves nothing behind."""
+        """Return when a pull has ended, successfully or not.
+
+        All calls that wait for one pull share one callback on its future, so repeated calls leave nothing
+        behind.
+        """
         end = self._ends.get(done)
         if end is None:
             end = self._ends[done] = asyncio.wrap_future(done)
             end.add_done_callback(partial(self._ended, done))
         with suppress(CachdError):
             await asyncio.shield(end)
-        async with self._leaving:  # a thousand answers in one turn of the loop would keep probes waiting
+        async with self._leaving:  # answer a few at a time: a thousand answers at once would delay probes
             await asyncio.sleep(0)
 
     def _ended(self, done: futures.Future[Any], end: asyncio.Future[Any]) -> None:
@@ -139,10 +146,10 @@ class Waits:
 
 
 class Lanes:
-    """The kinds of calls.
+    """One lane for each kind of expensive call, and the waits for pulls.
 
-    Of `connections`, half may wait for pulls and an eighth for the lanes: the others stay for quick answers.
-    Probes have no bound but a time, so that nobody's probes refuse another's.
+    Of `connections`, half may wait for pulls and an eighth for the four bounded lanes; the others remain for
+    quick answers. Probes are bounded only in time, so that one client's probes never crowd out another's.
     """
 
     def __init__(self, *, connections: int) -> None:

@@ -1,4 +1,4 @@
-"""The sockets that the API listens at: opened together, closed together."""
+"""Opens and closes the sockets on which the API listens."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A listener with its socket."""
+    """A listener and its open socket."""
 
     listener: Listener
     sock: socket.socket
 
     def place(self) -> dict[str, object]:
-        """Where it really listens, for the log: port 0 is none."""
+        """The address it is bound to, for the log. With port 0, the kernel chose the port."""
         if isinstance(self.listener.at, SocketFile):
             return {"path": self.listener.at.path}
         host, port = self.sock.getsockname()[:2]
@@ -37,7 +37,7 @@ class Opened:
 
 @contextmanager
 def opened(listeners: Iterable[Listener]) -> Iterator[list[Opened]]:
-    """All sockets, in the order given. Raises Unavailable when one cannot be had; then none stays."""
+    """Yields the open sockets in the given order. Raises Unavailable, with none left open, if one fails."""
     with ExitStack() as stack:
         yield [Opened(each, stack.enter_context(_opened(each.at))) for each in listeners]
 
@@ -50,14 +50,14 @@ def _opened(at: Address | SocketFile) -> Iterator[socket.socket]:
         raise Unavailable(
             f"cannot listen on {at}: {files.reason(error)}",
             code="cannot_listen",
-            hint="is another daemon there? choose another --listen",
+            hint="stop the other daemon if one runs there, or choose another --listen",
         ) from error
     with sock:
-        mark = _mark(at)
+        identity = _identity(at)
         try:
             yield sock
         finally:
-            if isinstance(at, SocketFile) and mark == _mark(at):
+            if isinstance(at, SocketFile) and identity == _identity(at):
                 with suppress(OSError):
                     Path(at.path).unlink()
 
@@ -65,20 +65,20 @@ def _opened(at: Address | SocketFile) -> Iterator[socket.socket]:
 def _tcp(at: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
     sock = socket.create_server((at.host, at.port), family=family, backlog=BACKLOG)
-    # Inherited by what is accepted: a head and a body sent apart must not wait for an acknowledgement.
+    # Accepted sockets inherit this. Without it, Nagle's algorithm delays a body sent after its head (tcp(7)).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def _unix(at: SocketFile) -> socket.socket:
-    """A socket whose file lets nobody but its owner connect before its group and mode are right."""
+    """A unix socket. Until its group and mode are set, only the owner of its file can connect."""
     gid = _gid(at.group) if at.group else -1
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _alone_in(Path(at.path).parent):
+        with _locked(Path(at.path).parent):
             _remove_stale(at.path)
-            sock.bind(at.path)  # 0755 by the umask: to connect takes leave to write
-            _open_up(at.path, gid, at.mode)
+            sock.bind(at.path)  # mode 0755 by the umask; connecting needs write permission (unix(7))
+            _grant_access(at.path, gid, at.mode)
             sock.listen(BACKLOG)
     except BaseException:
         sock.close()
@@ -86,23 +86,25 @@ def _unix(at: SocketFile) -> socket.socket:
     return sock
 
 
-def _open_up(path: str, gid: int, mode: int) -> None:
-    """Change group and mode of a socket file, and of nothing that was put in its place."""
+def _grant_access(path: str, gid: int, mode: int) -> None:
+    """Set the group and mode of a socket file, never those of a file that replaced it meanwhile."""
     found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(found).st_mode):
             raise FileExistsError(errno.EEXIST, "another file is there", path)
-        same = f"/proc/self/fd/{found}"
-        os.chown(same, -1, gid)
-        Path(same).chmod(mode)
+        opened_file = f"/proc/self/fd/{found}"
+        os.chown(opened_file, -1, gid)
+        Path(opened_file).chmod(mode)
     finally:
         os.close(found)
 
 
 @contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Two daemons that start at once do not take each other's file for a stale one: it refuses to connect,
-    too, until it listens."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock a directory, so that a daemon never removes the socket of another that is just starting.
+
+    A socket that is bound but not listening yet refuses connections, just like a stale one.
+    """
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,26 +114,27 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket file of a daemon that died. Raises OSError when it is another's, or no socket."""
+    """Remove the socket file of a dead daemon. Raises OSError for a live socket or another kind of file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "another file is there", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)  # a full queue of one that lives answers at once, too
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)  # if a live socket's queue is full, connect fails instead of waiting
         try:
-            asking.connect(path)
+            client.connect(path)
         except ConnectionRefusedError:
             Path(path).unlink()
             return
         except BlockingIOError:
             pass
-    raise OSError(errno.EADDRINUSE, "somebody listens there", path)
+    raise OSError(errno.EADDRINUSE, "another process listens there", path)
 
 
 def _gid(group: str) -> int:
+    """The id of a group given by name or number. Raises OSError."""
     if group.isdecimal():
         return int(group)
     try:
@@ -140,8 +143,8 @@ def _gid(group: str) -> int:
         raise OSError(errno.EINVAL, f"no group is named {group}") from None
 
 
-def _mark(at: Address | SocketFile) -> tuple[int, int] | None:
-    """Which file it is, to remove no other in the end."""
+def _identity(at: Address | SocketFile) -> tuple[int, int] | None:
+    """Device and inode of a socket file, so that only this very file is removed at the end."""
     if isinstance(at, Address):
         return None
     try:

@@ -1,4 +1,4 @@
-"""/v1/models: ask for models, see them, wait for them, keep them, remove them."""
+"""The routes of /v1/models: pull, list, await, pin, lease, verify, warm, roll back and delete models."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ _REPAIR_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 60.0
 
 
-@router.post("", status_code=202, responses={200: {"description": "it is ready"}})
+@router.post("", status_code=202, responses={200: {"description": "the model is ready"}})
 async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONResponse:
-    """Start or join a pull: 202, or 200 when the model is ready. Asking again changes nothing.
+    """Pull a model: 202 when its pull was started or already runs, 200 when the model is ready.
 
-    No source is waited for. 409 `name_taken` when the name is another model's, unless `replace` is true.
+    The call is idempotent and does not wait for the source. It answers 409 `name_taken` when the name belongs
+    to another model and `replace` is false.
     """
     spec = asked.spec()
     check_pull(request, asked, spec)
@@ -70,19 +71,23 @@ async def list_models(
     models: AnyModels,
     lanes: AnyLanes,
     limit: Annotated[
-        int, Query(ge=1, le=MOST_OF_A_PAGE, description="the most models of a page")
+        int, Query(ge=1, le=MOST_OF_A_PAGE, description="maximum number of models per page")
     ] = MOST_OF_A_PAGE,
-    after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
+    after: Annotated[
+        str, Query(max_length=200, description="the `next` of the previous page; empty: the first page")
+    ] = "",
 ) -> Response:
-    """Every model of this node, by name: ready, on its way, or failed. A page of them, with `next` when there
-    are more."""
+    """List the models of this node by name: those that are ready, being pulled, failed or damaged.
+
+    The answer is one page. It has `next` when more models follow.
+    """
     page = partial(models.page, after=after, limit=limit)
     return json_answer(await lanes.reads.shared(("page", after, limit), lambda: as_json(page())))
 
 
 @router.get("/{name}")
 async def show(name: str, models: AnyModels, lanes: AnyLanes) -> Response:
-    """State, revision, bytes, rate, ETA, files, error, in use, pinned."""
+    """Show one model: its state, revision, paths, leases and use, and the progress or error of its pull."""
     check_name(name)
     return json_answer(await lanes.reads.shared(("model", name), lambda: as_json(models.describe(name))))
 
@@ -93,12 +98,15 @@ async def ready(
     name: str,
     models: AnyModels,
     lanes: AnyLanes,
-    wait: Annotated[Seconds, Query(ge=0, le=3600, description="seconds to wait for it")] = 0,
+    wait: Annotated[
+        Seconds, Query(ge=0, le=3600, description="how long to wait for the model, in seconds")
+    ] = 0,
 ) -> JSONResponse:
-    """200 with the ready document, 503 with Retry-After while it may still become ready. The probe for pods.
+    """Whether a model is ready: 200 with its ready document, or 503 with Retry-After. Made for pods' probes.
 
-    A wait ends at once while very many others wait. When its pull has failed for good, the status is the
-    error's own (400, 403, 404, 413, 500, 502) and `final` is true.
+    `wait` delays the answer until the model is ready, its pull fails, or the time is over. When too many
+    callers wait, the call answers at once instead. When the pull failed for good, the status is that of its
+    error (400, 403, 404, 413, 500, 502) and `final` is true.
     """
     check_name(name)
     with lanes.waits.one() as may_wait:
@@ -109,7 +117,7 @@ async def ready(
 
 @router.put("/{name}/pin", status_code=204)
 async def pin(name: str, models: AnyModels) -> Response:
-    """Refuse to delete the model until it is unpinned."""
+    """Pin a model: until it is unpinned, it is not evicted, and deleted only by force."""
     models.check_known(name)
     await asyncio.to_thread(models.snapshots.pin, name)
     return Response(status_code=204)
@@ -117,7 +125,7 @@ async def pin(name: str, models: AnyModels) -> Response:
 
 @router.delete("/{name}/pin", status_code=204)
 async def unpin(name: str, models: AnyModels) -> Response:
-    """Let the model be deleted again."""
+    """Unpin a model, so that it may be evicted or deleted again."""
     models.check_known(name)
     await asyncio.to_thread(models.snapshots.unpin, name)
     return Response(status_code=204)
@@ -125,7 +133,7 @@ async def unpin(name: str, models: AnyModels) -> Response:
 
 @router.post("/{name}/rollback")
 async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, Any]:
-    """Let the name lead to the snapshot it led to before, at once and without its source."""
+    """Make a name point to its previous snapshot again. This is immediate and does not need the source."""
     before = await asyncio.to_thread(models.snapshots.previous.of, check_name(name))
     check_folders(request, models.snapshots.owner(name), *(snapshot.spec for snapshot in before))
     await asyncio.to_thread(models.pulls.rollback, name)
@@ -134,9 +142,10 @@ async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, 
 
 @router.post("/{name}/verify", status_code=202)
 async def verify(name: str, models: AnyModels) -> JSONResponse:
-    """Start reading a ready model again, every byte; its `verification` tells how far that is.
+    """Start to verify a ready model: read every byte again and compare the digests.
 
-    When a file is damaged, the model is not ready any more and repaired at once.
+    The field `verification` of GET /v1/models/{name} shows the progress. When a file is damaged, the model is
+    no longer ready, and its repair starts at once.
     """
     started = await asyncio.to_thread(models.scrubs.verify, check_name(name))
     return _begun(name, started)
@@ -144,9 +153,10 @@ async def verify(name: str, models: AnyModels) -> JSONResponse:
 
 @router.post("/{name}/warm", status_code=202)
 async def warm(name: str, models: AnyModels) -> JSONResponse:
-    """Start bringing a ready model into memory; its `warming` tells how far that is.
+    """Start to load a ready model into the page cache.
 
-    It fails with `no_memory` when pods and the pages of other models leave no room.
+    The field `warming` of GET /v1/models/{name} shows the progress. Warming fails with `no_memory` when pods
+    and the cached pages of other models leave too little memory.
     """
     started = await asyncio.to_thread(models.warms.warm, check_name(name))
     return _begun(name, started)
@@ -154,8 +164,11 @@ async def warm(name: str, models: AnyModels) -> JSONResponse:
 
 @router.post("/{name}/leases", status_code=201)
 async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
-    """Keep the model for a while, for a pod about to start: it is not evicted or deleted until the lease is
-    released or expires. Also while it is still on its way."""
+    """Take a lease on a model, for a pod that is about to start.
+
+    Until the lease is released or expires, the model is not evicted, and deleted only by force. A model that
+    is still being pulled can be leased, too.
+    """
     models.check_known(name)
     now = time.time()
     until = now + asked.seconds
@@ -167,7 +180,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONRes
 
 @router.put("/{name}/leases/{lease}")
 async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModels) -> dict[str, Any]:
-    """Keep it for so many seconds from now. 404 when it has expired: the model may be gone."""
+    """Renew a lease for `seconds` from now. 404 when it has expired: the model may have been evicted."""
     now = time.time()
     renewed = await asyncio.to_thread(
         models.snapshots.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
@@ -178,21 +191,31 @@ async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModel
 
 @router.delete("/{name}/leases/{lease}", status_code=204)
 async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
-    """Give it back; one that has expired is fine."""
+    """Release a lease. Releasing an expired or unknown lease also succeeds."""
     await asyncio.to_thread(models.snapshots.leases.release, check_name(name), lease)
     return Response(status_code=204)
 
 
 @router.delete("/{name}")
 async def delete(
-    request: Request, name: str, models: AnyModels, lanes: AnyLanes, force: bool = False
+    request: Request,
+    name: str,
+    models: AnyModels,
+    lanes: AnyLanes,
+    force: Annotated[
+        bool, Query(description="delete even when the model is pinned, leased, in use or listed")
+    ] = False,
 ) -> dict[str, Any]:
-    """Cancel its pull, unpublish it, then free its bytes. 409 when pinned, in use, or listed in the
-    configuration, unless forced: what that lists comes back at the next start or change of the file."""
+    """Delete a model: cancel its pull, withdraw it from the pods' view, and free its bytes.
+
+    409 when the model is pinned, leased, in use or listed in the configuration, unless `force` is true. A
+    model that the configuration lists is pulled again when the daemon starts or the file changes.
+    """
     check_folders(request, models.snapshots.owner(check_name(name)))
     stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
-        with lanes.waits.one() as may_wait:  # here and not in the thread: many may wait for one slow source
+        # Wait here and not in a thread, because many callers may wait for one slow source.
+        with lanes.waits.one() as may_wait:
             if not may_wait:
                 raise Unavailable("too many calls wait for pulls", code="busy", retry_after=_RETRY_SECONDS)
             await lanes.waits.end_of(stopped.done)
@@ -202,18 +225,18 @@ async def delete(
 
 
 async def _until_settled(name: str, models: Models, lanes: Lanes) -> None:
-    """Return when a model is ready, or no pull or repair will make it so."""
+    """Return when a model is ready, or when neither a pull nor a repair is about to make it ready."""
     while not models.snapshots.get(name):
         if running := models.pulls.running_for(name):
             await lanes.waits.end_of(running.done)
         elif models.snapshots.quarantine(name) and not models.is_final(name):
-            await asyncio.sleep(_REPAIR_SECONDS)  # its repair has not begun yet
+            await asyncio.sleep(_REPAIR_SECONDS)  # the daemon has not started its repair yet
         else:
             return
 
 
 async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None], seconds: float) -> None:
-    """Let `work` go on for so long, and not longer than somebody waits for the answer."""
+    """Run `work` until it ends, `seconds` have passed, or the client has hung up."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -236,7 +259,7 @@ def _begun(name: str, job: Job) -> JSONResponse:
 
 
 def ready_now(name: str, models: Models) -> JSONResponse | None:
-    """The answer for a model that is ready; None for any other."""
+    """The ready document of a model, as an answer; None when the model is not ready."""
     snapshot = models.snapshots.get(name)
     if snapshot is None:
         return None
@@ -245,16 +268,17 @@ def ready_now(name: str, models: Models) -> JSONResponse | None:
 
 
 def _why_not_ready(name: str, models: Models) -> CachdError:
-    """What stands between a name and its readiness: an error of its own class when it is final."""
+    """The reason why a name is not ready. It has the class of the pull's error when that is final."""
     pull, state, failure = models.pulls.get(name), models.state(name), models.failure(name)
     damage = models.snapshots.quarantine(name)
     if failure is not None and models.is_final(name):
-        told = f"{name}: the pull {state}: {failure.detail}"
-        error = error_document(failure)
-        return type(failure)(told, code=failure.code, hint=failure.hint, state=state, final=True, error=error)
+        detail, error = f"{name} is not ready ({state}): {failure.detail}", error_document(failure)
+        return type(failure)(
+            detail, code=failure.code, hint=failure.hint, state=state, final=True, error=error
+        )
     if damage and state == "damaged":
         return Unavailable(
-            f"{name} is damaged ({damage.reason}) and waits for its repair",
+            f"{name} is damaged ({damage.reason}) and waits to be repaired",
             code="damaged",
             retry_after=_RETRY_SECONDS,
             state=state,
@@ -265,7 +289,7 @@ def _why_not_ready(name: str, models: Models) -> CachdError:
         return unknown_model(name, final=False)
     if failure is not None:
         return Unavailable(
-            f"{name}: the pull {state}: {failure.detail}",
+            f"{name} is not ready ({state}): {failure.detail}",
             code=failure.code,
             hint=failure.hint,
             retry_after=_RETRY_SECONDS,

@@ -1,4 +1,4 @@
-"""What a listener answers that does not serve everything; and HEAD, which every listener answers like GET."""
+"""Restricts a listener to the calls that it serves. Also answers HEAD like GET, on every listener."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBES = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
 
 
 class Narrow:
-    """Refuses, before anything else looks at a request, what its listener does not serve."""
+    """Middleware that refuses the calls that its listener does not serve, before any other check."""
 
     def __init__(self, app: ASGIApp, serves: Serves) -> None:
         self._app, self._serves = app, serves
@@ -26,12 +26,12 @@ class Narrow:
             await self._app(scope, receive, send)
         elif not _is_served(scope, self._serves):
             refusal = Forbidden(
-                f"this listener answers {_ANSWERS[self._serves]} alone",
+                f"this listener answers only {_ANSWERS[self._serves]}",
                 code="not_on_this_listener",
-                hint="ask one that is not marked read-only or probes",
+                hint="use a listener that is not marked read-only or probes",
             )
             await problem(refusal)(scope, receive, send)
-        elif scope["method"] == "HEAD":  # uvicorn sends no body for the method it knows
+        elif scope["method"] == "HEAD":  # uvicorn knows the method, and sends no body
             await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(scope, receive, send)

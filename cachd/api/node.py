@@ -1,4 +1,4 @@
-"""The node: limits, options, probes, metrics."""
+"""The routes that concern the whole node: limits, options, sources, probes, metrics and documentation."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ _DISK_SECONDS = 3.0
 
 @router.get("/v1/limits")
 async def limits(request: Request) -> dict[str, Any]:
-    """Bytes a second that are received at most: from all sources together, and from single ones."""
+    """Show the download limits in bytes per second: of all sources together, and of each kind of source."""
     return limits_document(request.app.state.bandwidth.limits)
 
 
 @router.put("/v1/limits")
 async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
-    """Replace all limits, for running pulls, too; null lifts one, and so does leaving it out.
+    """Replace all download limits. Running pulls follow the new limits at once.
 
-    They hold until the daemon restarts or the limits of its configuration file change.
+    A limit that is null or left out is lifted. The new limits hold until the daemon restarts or the limits in
+    its configuration file change.
     """
     await asyncio.to_thread(request.app.state.bandwidth.change, asked.limits())
     return limits_document(request.app.state.bandwidth.limits)
@@ -40,26 +41,33 @@ async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
 
 @router.get("/v1/options")
 async def options(request: Request, lanes: AnyLanes) -> Response:
-    """Every option in force, where it came from, and whether the configuration file on disk is in force."""
-    told = request.app.state.options
-    return json_answer(await lanes.reads.shared("options", lambda: as_json(told())))
+    """Show every option in force and where its value came from.
+
+    The answer also states whether the configuration file on disk is in force.
+    """
+    document = request.app.state.options
+    return json_answer(await lanes.reads.shared("options", lambda: as_json(document())))
 
 
 @router.get("/v1/sources")
 async def sources(
     request: Request,
     ref: Annotated[
-        str | None, Query(max_length=2048, description="typed as for a pull; none: every entry")
+        str | None,
+        Query(max_length=2048, description="a ref as in POST /v1/models; default: show every entry"),
     ] = None,
 ) -> dict[str, Any]:
-    """What `sources` says: every entry; or, for a ref, whether it may be pulled and what holds for it."""
+    """Show the entries of the option `sources`.
+
+    With a ref, show whether that ref may be pulled and which settings apply to it.
+    """
     found: dict[str, Any] = await asyncio.to_thread(request.app.state.sources, ref)
     return found
 
 
 @router.get("/livez")
 async def livez() -> dict[str, str]:
-    """The process lives."""
+    """Liveness probe: 200 while the process answers."""
     return {"status": "alive"}
 
 
@@ -68,9 +76,15 @@ async def readyz(
     request: Request,
     models: AnyModels,
     lanes: AnyLanes,
-    wanted: Annotated[str | None, Query(alias="set", pattern="^required$")] = None,
+    wanted: Annotated[
+        str | None,
+        Query(alias="set", pattern="^required$", description="also check the models marked `required`"),
+    ] = None,
 ) -> JSONResponse:
-    """The daemon can work; with set=required, also: every model marked `required` is ready."""
+    """Readiness probe: 200 when the cache's file system answers and is writable, else 503.
+
+    With `set=required`, every model marked `required` in the configuration must be ready, too.
+    """
     try:
         async with asyncio.timeout(_DISK_SECONDS):
             is_read_only = await lanes.probes.shared("disk", models.store.space.is_read_only)
@@ -95,14 +109,14 @@ async def readyz(
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request, lanes: AnyLanes) -> Response:
-    """Prometheus metrics."""
+    """The metrics of the daemon in the Prometheus text format."""
     text = await lanes.scrapes.shared("metrics", request.app.state.metrics.text)
     return Response(text, media_type=CONTENT_TYPE)
 
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request, lanes: AnyLanes) -> Response:
-    """What every call takes and answers."""
+    """The OpenAPI document. It is rendered once and kept."""
     app = request.app
     if app.state.described is None:
         app.state.described = await lanes.reads.shared("openapi", lambda: as_json(app.openapi()))
@@ -111,5 +125,5 @@ async def openapi(request: Request, lanes: AnyLanes) -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    """The OpenAPI document for people."""
+    """The OpenAPI document as a web page."""
     return get_swagger_ui_html(openapi_url="/openapi.json", title=request.app.title)

@@ -1,4 +1,4 @@
-"""What each class of error means to who asks: the status of the answer, and whether waiting is in vain."""
+"""What each class of error means to an API client: the HTTP status, and whether waiting is pointless."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from cachd import errors
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`is_final`: a pull that failed so fails again, until somebody changes the request, a permission, the
-    source or the node. One that is not final may come true when it is asked for again."""
+    """The HTTP status of an error, and whether it is final.
+
+    `is_final`: the same pull would fail again until somebody changes the request, a permission, the source or
+    the node. After an error that is not final, the same request may succeed later.
+    """
 
     status: int
     is_final: bool
@@ -26,13 +29,14 @@ OUTCOMES: dict[type[errors.CachdError], Outcome] = {
     errors.Cancelled: Outcome(409, is_final=False),
     errors.TooBig: Outcome(413, is_final=True),
     errors.DiskFailed: Outcome(500, is_final=True),
-    errors.Changed: Outcome(502, is_final=True),  # it changed again while it was pulled anew
+    errors.Changed: Outcome(502, is_final=True),  # the source changed again during the second attempt
     errors.Corrupt: Outcome(502, is_final=True),
     errors.Unavailable: Outcome(503, is_final=False),
     errors.Leased: Outcome(503, is_final=False),
-    errors.NoSpace: Outcome(507, is_final=False),  # until something is evicted or removed
+    errors.NoSpace: Outcome(507, is_final=False),  # it may succeed after an eviction or deletion
 }
 
 
 def outcome_of(error: errors.CachdError) -> Outcome:
+    """The outcome of the nearest listed class of an error."""
     return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)

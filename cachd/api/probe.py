@@ -1,6 +1,6 @@
-"""The probe of pods, answered before it is routed, in a quarter of the time.
+"""Answers the readiness probe of a model before routing, in a quarter of the time that the route takes.
 
-All pods ask, all the time; while a pull fills the cores, an answer that takes long holds up those behind it.
+Many pods probe all the time. While a pull keeps the cores busy, each slow answer delays those behind it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROUTE = next(route for route in routes.router.routes if getattr(route, "endpoin
 
 
 class Probe:
-    """Answers for models that are ready; all else is the route's."""
+    """Middleware that answers probes of ready models. It leaves all other requests to the routes."""
 
     def __init__(self, app: ASGIApp, *, models: Models) -> None:
         self._app, self._models = app, models

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents. Which status each class has stands in outcomes.py."""
+"""Answers errors with problem documents (RFC 9457). outcomes.py holds the HTTP status of each class."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MOST_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
-        "description": "a problem document: code, detail, and hint",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
         "content": {"application/problem+json": {}},
     },
     "5XX": {
-        "description": "a problem document: code, detail, and hint",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
         "content": {"application/problem+json": {}},
     },
 }
 
 
 def problem(error: errors.CachdError, *, status: int | None = None) -> JSONResponse:
-    """The answer for an error: its document, and Retry-After when it knows when to come back."""
+    """The answer for an error: its problem document, and a Retry-After header when the error has one."""
     status = status or outcome_of(error).status
     headers = {}
     retry_after = getattr(error, "retry_after", None)
@@ -46,13 +46,13 @@ def problem(error: errors.CachdError, *, status: int | None = None) -> JSONRespo
     elif error.code in ("role_too_low", "outside_namespaces"):
         headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
     document = error.as_document()
-    document.pop("status", None)  # the source's status is not this answer's
+    document.pop("status", None)  # the HTTP status that the source answered, not ours
     about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
     return _Problem(error.code, about | document, status, headers)
 
 
 class _Problem(JSONResponse):
-    """Leaves its code with the request, for the audit."""
+    """An answer that stores its error code in the request's state, for the audit log."""
 
     def __init__(
         self, code: str, document: Mapping[str, object], status: int, headers: Mapping[str, str]
@@ -66,18 +66,18 @@ class _Problem(JSONResponse):
 
 
 def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
-    """One error of the validation: the field and what is wrong with it."""
+    """One validation error as a sentence that names the field and its fault."""
     return str(Finding(Place(""), key_of(fault["loc"][1:]) or "body", sentence(fault, known)))
 
 
 def _fields(request: Request) -> Collection[str]:
-    """The fields that the body of this call may have."""
+    """The names of the fields that the body of this call may have."""
     body = getattr(request.scope.get("route"), "body_field", None)
     return getattr(body.field_info.annotation, "model_fields", ()) if body else ()
 
 
 def install(app: FastAPI) -> None:
-    """Let every failure of the app answer with a problem document."""
+    """Make the app answer every failure with a problem document."""
 
     @app.exception_handler(errors.CachdError)
     async def known(_request: Request, error: errors.CachdError) -> Response:
@@ -92,7 +92,7 @@ def install(app: FastAPI) -> None:
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",
-            hint="/docs shows what the call takes",
+            hint="/docs describes the parameters of every call",
         )
         return problem(invalid, status=422)
 
@@ -100,10 +100,10 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> Response:
         code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "refused")
         refusal = errors.Invalid(
-            f"{request.method} {request.url.path}: {error.detail}", code=code, hint="/docs lists the calls"
+            f"{request.method} {request.url.path}: {error.detail}", code=code, hint="/docs lists all calls"
         )
         answer = problem(refusal, status=error.status_code)
-        answer.headers.update(error.headers or {})  # a 405 says which methods there are
+        answer.headers.update(error.headers or {})  # Allow, which a 405 must have (RFC 9110, section 15.5.6)
         return answer
 
     @app.exception_handler(Exception)

@@ -1,4 +1,4 @@
-"""The application answered over a socket, until the process is told to stop."""
+"""Serves the application on its listeners until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _GRACEFUL_SECONDS = 5
 
 
 class _Server(uvicorn.Server):
-    """Answers at several listeners, whose connections are counted together.
+    """A uvicorn server with several listeners, whose connections are counted together.
 
-    It calls `interrupt` when it is told to stop, so that those who wait for pulls get their answer. From then
-    on the process has so long to end: what hangs on a disk, no thread of ours can end.
+    On a stop signal it calls `interrupt` in a thread, so that callers who wait for pulls get an answer. From
+    then on the process has 20 seconds to end before the kernel ends it: a thread that hangs on a disk cannot
+    be stopped.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class _Server(uvicorn.Server):
         super().__init__(options)
         self._listeners, self._certificate, self._counted = listeners, certificate, Connections()
         self._accepting: list[asyncio.Task[None]] = []
-        self._interrupt, self._told = interrupt, threading.Event()
-        threads.start([threading.Thread(target=self._stop, name="stop", daemon=True)])
+        self._interrupt, self._must_stop = interrupt, threading.Event()
+        threads.start([threading.Thread(target=self._interrupt_at_stop, name="stop", daemon=True)])
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 we have them
-        """As uvicorn's, but that each listener has connections of its own kind."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 ours are in self._listeners
+        """As in uvicorn, but on our listeners, each with its own TLS setting and allowed calls."""
         await super().startup(sockets=[])
         loop, app = asyncio.get_running_loop(), Turns(self.config.loaded_app)
         for each in self._listeners:
@@ -76,10 +77,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         threads.end_in_time()
-        self._told.set()
+        self._must_stop.set()
 
-    def _stop(self) -> None:
-        self._told.wait()
+    def _interrupt_at_stop(self) -> None:
+        self._must_stop.wait()
         self._interrupt()
 
 
@@ -90,20 +91,21 @@ def run(
     certificate: Certificate | None,
     interrupt: Callable[[], None],
 ) -> None:
-    """Answer until SIGTERM or SIGINT, then `interrupt` in a thread and let the answers under way end.
+    """Serve until SIGTERM or SIGINT. Then call `interrupt` in a thread, and let running answers finish.
 
-    uvicorn raises the signal again behind itself: it must not end us there.
+    After its shutdown, uvicorn raises the signal again. The handlers set here keep that from ending the
+    process before its cleanup.
     """
     options = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody says in a header who they are: the audit names the peer
+        proxy_headers=False,  # clients could forge these headers; the audit log needs the real peer
         ws="none",
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each request that makes no sense
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every malformed request
     server = _Server(options, listeners, certificate, interrupt)
 
     def stop(_number: int, _frame: object) -> None:
@@ -113,6 +115,6 @@ def run(
         signal.signal(number, stop)
     try:
         server.run(sockets=[each.sock for each in listeners])
-    except RuntimeError:  # the loop, all answered, joins its threads by one more, which it may not get
+    except RuntimeError:  # after the last answer, asyncio starts a thread to join its pool; none may be left
         if not server.should_exit:
             raise

@@ -1,4 +1,4 @@
-"""/v1/capacity and /v1/evictions: what holds the disk, what would go to make room, what went."""
+"""The routes /v1/capacity and /v1/evictions: disk usage, planned evictions and past evictions."""
 
 from __future__ import annotations
 
@@ -16,31 +16,35 @@ router = APIRouter(prefix="/v1", tags=["space"])
 
 @router.get("/capacity")
 async def capacity(request: Request, models: AnyModels, lanes: AnyLanes) -> Response:
-    """The file system, what models take and may take, and which snapshot holds what, protected by what."""
+    """Show the disk space: of the file system, of all models, and of each snapshot.
+
+    `protected_by` is why a snapshot cannot be evicted now.
+    """
     reclaim: Reclaim = request.app.state.reclaim
 
-    def told() -> bytes:
+    def document() -> bytes:
         store = models.store
-        document = capacity_document(
-            store.space.capacity(),
-            reclaim.candidates(),
-            store.watch.watched(),
-            tells_use=store.tells_use,
+        return as_json(
+            capacity_document(
+                store.space.capacity(),
+                reclaim.candidates(),
+                store.watch.watched(),
+                tells_use=store.tells_use,
+            )
         )
-        return as_json(document)
 
-    return json_answer(await lanes.reads.shared("capacity", told))
+    return json_answer(await lanes.reads.shared("capacity", document))
 
 
 @router.get("/evictions")
 async def evictions(request: Request, lanes: AnyLanes) -> Response:
-    """The last thousand evictions since the daemon started, the newest first."""
+    """List up to 1000 evictions since the daemon started, newest first."""
     reclaim: Reclaim = request.app.state.reclaim
 
-    def told() -> bytes:
+    def document() -> bytes:
         return as_json({"evictions": [eviction_document(eviction) for eviction in reclaim.evicted()]})
 
-    return json_answer(await lanes.reads.shared("evictions", told))
+    return json_answer(await lanes.reads.shared("evictions", document))
 
 
 @router.post("/evictions")
@@ -49,11 +53,12 @@ async def evict(
     asked: AskedSize,
     models: AnyModels,
     lanes: AnyLanes,
-    dry_run: Annotated[bool, Query(description="only tell what would go")] = False,
+    dry_run: Annotated[bool, Query(description="show what would be evicted, and evict nothing")] = False,
 ) -> Response:
-    """Make room for so many bytes or for a ref: what goes, in order, why, and what that frees.
+    """Make a number of bytes, or the space that a ref needs, available by evicting models.
 
-    507 when all that may go is not enough; then nothing does.
+    The answer lists each evicted snapshot in order, with the reason and the freed bytes. 507 when evicting
+    everything that is unprotected would not be enough; then nothing is evicted.
     """
     reclaim: Reclaim = request.app.state.reclaim
     spec, need = asked.spec(), asked.bytes or 0

@@ -1,8 +1,8 @@
-"""status/NAME.json: what the API says of a model, for pods that have the mount alone.
+"""Writes status/NAME.json, which shows the state of a model to pods that see only the mount, not the API.
 
-The file is there from the moment a pull is asked for until the model is removed. It tells a change of state
-at once and progress twice a second, and is not written while nothing changes. It is replaced in one step and
-not synced: it is news, and the next start of the daemon corrects what a kill left.
+The file exists from the request of a pull until the model is deleted. A change of state is written at once,
+progress twice a second, and nothing is written while nothing changes. The file is replaced atomically but not
+synced: after a crash it may be stale, and the next start of the daemon corrects it.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
-_OF_A_PULL = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
+_PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
 _PROGRESS_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
-_PATIENCE_SECONDS = 2.0  # of who asked for a change and wants to see it told
+_PATIENCE_SECONDS = 2.0  # the longest that a caller waits for the status file of a model it changed
 
 
 class StatusFiles:
-    """A thread that keeps the status files of one root true. It starts with `start` and ends with `close`."""
+    """Keeps the status files of one root up to date, in a thread that runs from `start` to `close`."""
 
     def __init__(self, layout: Layout, changes: Changes) -> None:
         self._layout, self._changes = layout, changes
-        self._told: dict[str, str] = {}  # what each file says, but for when
+        self._written: dict[str, str] = {}  # the JSON of each file, without `updated_at`
         self._unwritten: set[str] = set()
         self._stop = threading.Event()
         self._models: Models | None = None
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def start(self, models: Models) -> None:
-        """Correct the files that are there, and keep them true from then on."""
+        """Correct the existing files, and keep all files up to date from now on."""
         self._models = models
         threads.start([self._thread])
 
     def close(self) -> None:
-        """Tell how things stand at the end."""
+        """Write the final states, then end the thread."""
         self._stop.set()
         self._changes.wake()
         if self._thread.ident:
@@ -61,46 +61,45 @@ class StatusFiles:
         self._changes.close()
 
     def settle(self) -> None:
-        """Wait until the files tell what has changed so far; a slow disk is not waited for."""
+        """Wait until the files show every change made so far, for at most two seconds."""
         self._changes.settle(_PATIENCE_SECONDS)
 
-    # --- in its thread ---
+    # --- in the thread ---
 
     def _run(self) -> None:
         assert self._models is not None
         models, progress_at, retry_at = self._models, 0.0, 0.0
-        self._tell(self._found(models), models)
+        self._write_all(self._names_to_correct(models), models)
         is_last = False
         while not is_last:
-            moving = {pull.spec.name for pull in models.pulls.at_work()}
-            due = min(progress_at if moving else math.inf, retry_at if self._unwritten else math.inf)
+            at_work = {pull.spec.name for pull in models.pulls.at_work()}
+            due = min(progress_at if at_work else math.inf, retry_at if self._unwritten else math.inf)
             names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
             now, is_last = time.monotonic(), self._stop.is_set()
             if now >= progress_at or is_last:
-                names |= moving
+                names |= at_work
                 progress_at = now + _PROGRESS_SECONDS
             if now >= retry_at:
                 names |= self._unwritten
                 retry_at = now + _RETRY_SECONDS
-            self._tell(names, models)
+            self._write_all(names, models)
 
-    def _found(self, models: Models) -> set[str]:
-        """The names whose file may have to be corrected; what a write left that was cut off is removed."""
+    def _names_to_correct(self, models: Models) -> set[str]:
+        """The names whose file may be wrong. Removes the temporary files of interrupted writes."""
         names = set(models.names())
         for leftover in list(self._layout.status.glob(".*")):
             durable.unlink(str(leftover))
         for path in self._layout.status.glob("[!.]*.json"):
-            self._told[path.stem] = _said(path)
-            if not self._layout.spec(
-                path.stem
-            ).exists():  # else the daemon goes on with it, if not this process
+            self._written[path.stem] = _content(path)
+            # A name with a spec in pending/ keeps its file: if this process does not pull it, the next will.
+            if not self._layout.spec(path.stem).exists():
                 names.add(path.stem)
         return names
 
-    def _tell(self, names: Iterable[str], models: Models) -> None:
+    def _write_all(self, names: Iterable[str], models: Models) -> None:
         for name in names:
             try:
-                self._write(name, status_document(name, models, before=self._told.get(name, "")))
+                self._write(name, status_document(name, models, before=self._written.get(name, "")))
             except OSError as error:
                 self._failed(name, error)
             except Exception:
@@ -110,29 +109,29 @@ class StatusFiles:
         path = self._layout.status_file(name)
         self._unwritten.discard(name)
         if document is None:
-            self._told.pop(name, None)
+            self._written.pop(name, None)
             durable.unlink(str(path))
             return
-        told = json.dumps(document)
-        if told != self._told.get(name):
+        stated = json.dumps(document)
+        if stated != self._written.get(name):
             content = json.dumps({**document, "updated_at": iso(time.time())}) + "\n"
             durable.replace_file(path, content.encode())
-            self._told[name] = told
+            self._written[name] = stated
 
     def _failed(self, name: str, error: OSError) -> None:
-        """No pull fails for that. What the file said is not true any more: better that it is gone."""
+        """Remove a file that could not be replaced: its content is outdated. No pull fails for this."""
         if not self._unwritten:
             log.warning("status not written", name=name, reason=str(error))
         self._unwritten.add(name)
-        self._told.pop(name, None)
+        self._written.pop(name, None)
         with suppress(OSError):
             durable.unlink(str(self._layout.status_file(name)))
         with suppress(OSError):
             self._layout.status.mkdir(mode=0o755)
 
 
-def _said(path: Path) -> str:
-    """What a status file says, but for when; empty when it cannot be read."""
+def _content(path: Path) -> str:
+    """The JSON of a status file without `updated_at`; empty when the file cannot be read."""
     try:
         document = durable.read_document(path)
         del document["updated_at"]
@@ -145,7 +144,10 @@ def _said(path: Path) -> str:
 
 
 def status_document(name: str, models: Models, *, before: str) -> dict[str, Any] | None:
-    """What the file of a name says, but for when; None when the name is not known. `before`: what it said."""
+    """The content of a status file without `updated_at`; None when the name is unknown and has no file.
+
+    `before` is the previous content as JSON. The document of an evicted model repeats it, with a new state.
+    """
     state, snapshot, pull = models.state(name), models.snapshots.get(name), models.pulls.get(name)
     if state == "unknown":
         return _evicted(name, before) if models.snapshots.was_evicted(name) else None
@@ -155,25 +157,25 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     elif known := snapshot or (damage.snapshot if damage else None):
         about = _about(known)
     else:
-        return None  # it went meanwhile, and is marked again
+        return None  # it was removed after `state` was read; the removal marks the name again
     if models.pulls.are_stopping and state not in ("ready", "damaged", "failed", "refused"):
-        state = "queued"  # for the next start
+        state = "queued"  # the next start of the daemon goes on with it
     failure = models.failure(name) if state in ("damaged", "failed", "cancelled", "refused") else None
-    is_moving = state == "downloading"
-    eta = about["eta_seconds"] if is_moving else None
+    is_downloading = state == "downloading"
+    eta = about["eta_seconds"] if is_downloading else None
     return {
         "name": name,
         "state": state,
         "final": models.is_final(name),
-        **{key: about[key] for key in _OF_A_PULL},
-        "rate_bytes_per_second": about["rate_bytes_per_second"] if is_moving else 0,
+        **{key: about[key] for key in _PULL_KEYS},
+        "rate_bytes_per_second": about["rate_bytes_per_second"] if is_downloading else 0,
         "eta_seconds": None if eta is None else round(eta),
         "error": _error(failure) if failure else None,
     }
 
 
 def _about(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot in the words of a pull; what it took to bring it here is over."""
+    """A snapshot as the document of a pull. What was fetched and resumed is no longer known."""
     return {
         **snapshot.spec.as_document(),
         "revision": snapshot.revision,
@@ -187,15 +189,18 @@ def _about(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _evicted(name: str, before: str) -> dict[str, Any]:
-    evicted = NotFound(
-        f"{name} was evicted to make room", code="evicted", hint="ask for it again (cachd pull)"
-    )
-    told = {"final": False, "error": _error(evicted)}
-    return {**json.loads(before or "{}"), "name": name, "state": "evicted", **told}
+    evicted = NotFound(f"{name} was evicted to free space", code="evicted", hint="pull it again (cachd pull)")
+    return {
+        **json.loads(before or "{}"),
+        "name": name,
+        "state": "evicted",
+        "final": False,
+        "error": _error(evicted),
+    }
 
 
 def _error(error: CachdError) -> dict[str, object]:
-    """An error in few words: the facts are for who asks the API."""
+    """An error without its facts, which only the API shows."""
     return {
         "code": error.code,
         "detail": error.detail,

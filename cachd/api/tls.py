@@ -1,7 +1,8 @@
-"""The certificate that the API shows, and whose clients it takes: read again as its files rotate.
+"""Loads the TLS certificate of the API, and reloads it when its files change.
 
-cert-manager and the kubelet replace all files of a Secret by one link. Whatever replaces them, a pair that
-does not work is never shown: the one before stays in force, and the log and the metrics say so.
+cert-manager and the kubelet replace all files of a Secret at once, by changing one symbolic link. However the
+files change, a certificate and key that do not work together are never used: the previous pair stays in
+force, and the log and the metrics say so.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 1.0
-_NO_CHECK_TIME = ssl.VerifyFlags(
-    0x200000
-)  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the module does not name
+_CHECK_SECONDS = 1.0
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, absent from Python's ssl
 _BIGGEST_FILE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the certificate with its chain, its key, and the authorities whose clients may connect
-    (None: anybody may)."""
+    """PEM files: the certificate with its chain, its key, and the authorities that sign client certificates.
+
+    Without `client_ca` (None), clients need no certificate.
+    """
 
     certificate: Path
     key: Path
@@ -41,24 +42,25 @@ class TlsFiles:
 
 
 class Certificate:
-    """A pair that works, and its successors. A thread looks at the files from `start` to `close`."""
+    """The newest working pair of certificate and key. A thread checks the files from `start` to `close`."""
 
-    def __init__(self, told: TlsFiles) -> None:
-        """Raises Unavailable when the pair does not work."""
-        self._files = told
+    def __init__(self, paths: TlsFiles) -> None:
+        """Load the files. Raises Unavailable when certificate and key do not work."""
+        self._files = paths
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
         self._is_in_force = True
-        self._seen = _marks(told)
+        self._seen = _fingerprints(paths)
         try:
-            self._context, self._expires_at = _context(told)
+            self._context, self._expires_at = _context(paths)
         except (OSError, ValueError) as error:
             raise Unavailable(
-                f"TLS cannot begin with {told.certificate} and {told.key}: {_reason(error)}",
+                f"TLS cannot use {paths.certificate} and {paths.key}: {_reason(error)}",
                 code="bad_certificate",
-                hint="tls_cert_file and tls_key_file hold one pair, tls_client_ca_file authorities, as PEM",
+                hint="set tls_cert_file and tls_key_file to a matching PEM certificate and key, and"
+                " tls_client_ca_file to PEM certificates of authorities",
             ) from error
-        self._tell()
+        self._log_taken_over()
 
     def start(self) -> None:
         threads.start([self._thread])
@@ -69,23 +71,24 @@ class Certificate:
             self._thread.join()
 
     def context(self) -> ssl.SSLContext:
-        """For the next handshake."""
+        """The context for the next handshake."""
         return self._context
 
     def gauges(self) -> Mapping[str, float]:
+        """The metrics of the certificate: its expiry (epoch), and whether the newest files are in use."""
         return {
             "cachd_tls_certificate_expiry_timestamp_seconds": self._expires_at,
             "cachd_tls_in_force": float(self._is_in_force),
         }
 
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            seen = _marks(self._files)
+        while not self._stop.wait(_CHECK_SECONDS):
+            seen = _fingerprints(self._files)
             if seen != self._seen:
                 self._seen = seen
-                self._take_over()
+                self._reload()
 
-    def _take_over(self) -> None:
+    def _reload(self) -> None:
         try:
             self._context, self._expires_at = _context(self._files)
         except (OSError, ValueError) as error:
@@ -95,49 +98,50 @@ class Certificate:
             )
             return
         self._is_in_force = True
-        self._tell()
+        self._log_taken_over()
 
-    def _tell(self) -> None:
+    def _log_taken_over(self) -> None:
         log.info("certificate taken over", file=str(self._files.certificate), expires_at=self._expires_at)
 
 
-def _marks(told: TlsFiles) -> list[tuple[int, int, int] | None]:
-    """What tells one state of the files from another."""
-    marks: list[tuple[int, int, int] | None] = []
-    for path in told.paths():
+def _fingerprints(paths: TlsFiles) -> list[tuple[int, int, int] | None]:
+    """Inode, size and mtime of each file, which change when it is replaced; None for a missing file."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in paths.paths():
         try:
             status = path.stat()
-            marks.append((status.st_ino, status.st_size, status.st_mtime_ns))
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         except OSError:
-            marks.append(None)
-    return marks
+            found.append(None)
+    return found
 
 
-def _context(told: TlsFiles) -> tuple[ssl.SSLContext, float]:
+def _context(paths: TlsFiles) -> tuple[ssl.SSLContext, float]:
     """A server's context, and when (epoch) its certificate expires. Raises OSError or ValueError.
 
-    A handshake with itself proves that the pair works.
+    A handshake in memory proves that certificate and key work together.
     """
-    for path in told.paths():
-        files.content(path, at_most=_BIGGEST_FILE)  # no pipe that would be waited for
+    for path in paths.paths():
+        files.content(path, at_most=_BIGGEST_FILE)  # raises for a pipe, on which OpenSSL would block
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(told.certificate, told.key, password=_no_password)
-    expires_at = _expiry(context, told.certificate)
-    if told.client_ca:
-        context.load_verify_locations(told.client_ca)
+    context.load_cert_chain(paths.certificate, paths.key, password=_no_password)
+    expires_at = _expiry(context, paths.certificate)
+    if paths.client_ca:
+        context.load_verify_locations(paths.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context, expires_at
 
 
 def _no_password() -> str:
-    """Asked for one, OpenSSL would otherwise ask the terminal."""
+    """Raises ValueError. Without this callback, OpenSSL would ask for a password on the terminal."""
     raise ValueError("the key is encrypted")
 
 
 def _expiry(server: ssl.SSLContext, certificate: Path) -> float:
+    """When (epoch) the certificate expires, as a client sees it in a handshake. Raises ssl.SSLError."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME

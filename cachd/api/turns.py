@@ -1,4 +1,4 @@
-"""A burst of requests is begun a few at a time, so that probes are answered between them."""
+"""Starts bursts of requests a few at a time, so that probes are answered in between."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_AT_ONCE = 16  # of a few hundred microseconds each
+_AT_ONCE = 16  # each takes a few hundred microseconds
 _QUICK = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
 
 
 class Turns:
-    """At most so many requests begin in one turn of the event loop. Plain probes pass."""
+    """Middleware that starts at most 16 requests in one iteration of the event loop. Probes are exempt."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self._beginning = app, asyncio.Semaphore(_AT_ONCE)

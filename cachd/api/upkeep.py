@@ -1,4 +1,4 @@
-"""What the daemon does for the models it has, asked for by hand: sweeps and scrubs."""
+"""The routes /v1/scrubs and /v1/sweeps: the state of verification, and the removal of leftovers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ router = APIRouter(tags=["upkeep"])
 
 
 class AskedSweep(BaseModel):
-    """The body of POST /v1/sweeps; none is as good as an empty one."""
+    """The body of POST /v1/sweeps. It may be omitted."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"dry_run": True}]})
 
-    dry_run: bool = Field(default=False, description="say what would go, remove nothing")
-    everything: bool = Field(default=False, description="what ended pulls left, too, however short ago")
+    dry_run: bool = Field(default=False, description="show what would be removed, and remove nothing")
+    everything: bool = Field(
+        default=False,
+        description="also remove what ended pulls left behind recently, instead of keeping it for a retry",
+    )
 
 
 @router.get("/v1/scrubs")
 async def scrubs(request: Request, lanes: AnyLanes) -> Response:
-    """What of the published models is being read again, how long ago it was, and what is damaged."""
+    """Show the state of scrubbing: the blob being read, the oldest verification, and the damaged models."""
     running: Scrubs = request.app.state.scrubs
     return json_answer(await lanes.reads.shared("scrubs", lambda: as_json(running.as_document())))
 
 
 @router.post("/v1/sweeps")
 async def sweep(request: Request, lanes: AnyLanes, asked: AskedSweep | None = None) -> Response:
-    """Remove what no model and no pull needs, and wait for it: each thing with its kind and its bytes."""
+    """Remove leftovers: files that neither a model nor a pull needs.
+
+    The call returns when they are removed. The answer lists each with its kind and the bytes it freed.
+    """
     return json_answer(
         await lanes.changes.run(partial(_swept, request.app.state.sweeps, asked or AskedSweep()))
     )

@@ -699,7 +699,7 @@ def test_every_option_has_its_line_in_the_table() -> None:
 
 
 def test_the_help_of_an_option_says_whether_it_is_taken_over_while_the_daemon_runs() -> None:
-    said = {name for name, *_, text in table() if re.search("re-read (with the file|when the file)", text)}
+    said = {name for name, *_, text in table() if "reloaded when the file changes" in text}
     assert said == TAKEN_OVER
 
 

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel's fs.lease-break-time, 45 s
+_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
 _SWITCH_SECONDS = 0.002
 _COLLECT_AFTER = 10_000  # objects: a pull of many small files makes so many at once, without cycles
 

@@ -97,7 +97,7 @@ class InUse(CachdError):
 
 
 class TooBig(CachdError):
-    """The model can never fit on this disk."""
+    """The model can never fit on this disk. Use a larger disk, or select fewer files."""
 
     code = "too_big"
 

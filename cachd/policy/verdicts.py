@@ -43,14 +43,14 @@ class Verdicts:
         return rule.by if rule and not rule.is_allowed else None
 
     def allows_host(self, base: str) -> bool:
-        """Whether a rule for more than a complete scheme allows `base`."""
+        """Whether a rule allows `base` by more than its scheme."""
         return any(rule.is_allowed for prefix, rule in self._rules.covering(base) if prefix.steps)
 
     def check_request(self, url: SplitResult) -> None:
         """Raises Forbidden for a URL, of a request or a redirect, that an entry refuses.
 
-        Entries for a complete scheme do not count here. They are about refs: an allowed source may keep its
-        files on any host.
+        Entries of a scheme alone (`https://`) do not count here. They are about refs: an allowed source may
+        keep its files on any host.
         """
         if self._are_none:
             return

@@ -1,4 +1,4 @@
-"""`python -m cachd` is the same as `cachd`."""
+"""Runs the command line for `python -m cachd`."""
 
 from cachd.cli import main
 

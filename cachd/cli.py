@@ -1,6 +1,7 @@
-"""The command line: argv in, text out. `serve` and `pull --direct` work here; the rest asks the daemon.
+"""The command line: it parses arguments, makes one call and prints the answer.
 
-Results go to standard output, everything else to standard error.
+`serve`, `pull --direct`, `hold` and the commands with `--cache` work in this process. All others ask the
+daemon over its API. Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ T = TypeVar("T")
 
 EXIT_CODES = {
     0: "done",
-    1: "failed for another reason",
-    2: "the command line, an option or a ref is wrong",
-    3: "no such model, revision or file",
+    1: "any other failure",
+    2: "wrong command line, option or ref",
+    3: "model, revision or file not found",
     4: "not ready in time",
     5: "refused: token, permission or policy",
     6: "no daemon answers",
     7: "no space",
-    8: "bytes disagree with their digest",
+    8: "bytes do not match their digest",
     9: "in use, pinned or busy",
-    10: "the source is away or does not keep to its protocol",
-    11: "not known on this node",
+    10: "the source is unavailable or breaks its protocol",
+    11: "model not known on this node",
     130: "interrupted",
 }
 EXIT_BY_ERROR: dict[type, int] = {
@@ -79,11 +80,11 @@ class Output(StrEnum):
     name = "name"
 
 
-def _seconds(told: str | float) -> float:
+def _seconds(value: str | float) -> float:
     from cachd.model import seconds_of
 
     try:
-        return seconds_of(told)
+        return seconds_of(value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -94,26 +95,35 @@ Server = Annotated[
         "--url",
         "--server",
         envvar=["CACHD_URL", "CACHD_SERVER"],
-        help="the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH",
+        help="address of the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH",
         show_default=True,
     ),
 ]
 TokenFile = Annotated[
-    Path | None, typer.Option(envvar="CACHD_TOKEN_FILE", help="bearer token (or CACHD_TOKEN)")
+    Path | None,
+    typer.Option(
+        envvar="CACHD_TOKEN_FILE", help="file with the bearer token; default: the token in CACHD_TOKEN"
+    ),
 ]
-Form = Annotated[Output, typer.Option("--output", "-o", help="form of the output")]
-# Their variables are read with all other options, which tell who gave what.
-ROOT = Annotated[Path | None, typer.Option(help="the cache's directory; or CACHD_ROOT")]
-CONFIG = Annotated[Path | None, typer.Option("--config", help="YAML file with options; or CACHD_CONFIG")]
+Form = Annotated[Output, typer.Option("--output", "-o", help="output format")]
+# No envvar here: config.read reads these variables itself, to know that the environment set the option.
+ROOT = Annotated[Path | None, typer.Option(help="cache directory; default: CACHD_ROOT")]
+CONFIG = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with options; default: CACHD_CONFIG")
+]
+CACHE = Annotated[
+    Path | None,
+    typer.Option(envvar="CACHD_CACHE", help="read the cache mounted here, and ask no daemon"),
+]
 Timeout = Annotated[
-    float, typer.Option(parser=_seconds, metavar="TIME", help="wait at most so long, such as 90s or 1h30m")
+    float, typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait, such as 90s or 1h30m")
 ]
 UnknownTimeout = Annotated[
     float | None,
     typer.Option(
         parser=_seconds,
         metavar="TIME",
-        help="wait at most so long for a model that this node has not heard of; default: --timeout",
+        help="longest time to wait while no daemon of this node knows the model; default: --timeout",
     ),
 ]
 SERVER = "http://127.0.0.1:8470"
@@ -126,13 +136,18 @@ _trust: dict[str, Path | None] = {}
 def trust(
     ca_file: Annotated[
         Path | None,
-        typer.Option(envvar="CACHD_API_CA_FILE", help="PEM file of the authorities of an https:// daemon"),
+        typer.Option(
+            envvar="CACHD_API_CA_FILE",
+            help="PEM file of the certificate authorities to trust for an https:// daemon",
+        ),
     ] = None,
     cert_file: Annotated[
-        Path | None, typer.Option(envvar="CACHD_API_CERT_FILE", help="PEM certificate to show to it")
+        Path | None,
+        typer.Option(envvar="CACHD_API_CERT_FILE", help="PEM file of the client certificate to present"),
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option(envvar="CACHD_API_KEY_FILE", help="its key; default: in --cert-file")
+        Path | None,
+        typer.Option(envvar="CACHD_API_KEY_FILE", help="PEM file of its private key; default: --cert-file"),
     ] = None,
 ) -> None:
     """Node-local model cache: pull once, verify every byte, serve every pod."""
@@ -144,11 +159,11 @@ def serve(
     root: ROOT = None,
     listen: Annotated[
         list[str] | None,
-        typer.Option(help="where the API answers, HOST:PORT or unix:/PATH; may be repeated; or CACHD_LISTEN"),
+        typer.Option(help="address of the API: HOST:PORT or unix:/PATH; repeatable; default: CACHD_LISTEN"),
     ] = None,
     config_file: CONFIG = None,
 ) -> None:
-    """Run the daemon. Every option of the file can also stand in the environment: see `cachd options`."""
+    """Run the daemon. `cachd options` lists every option for the file and the environment."""
     from cachd import config, daemon  # their libraries take longer to load than most commands to run
 
     gc.freeze()
@@ -161,37 +176,50 @@ def pull(
     ref: Annotated[
         str,
         typer.Argument(
-            help="org/model, org/model@rev or org/model/file of the Hub, or its address on huggingface.co,"
-            " s3://bucket/prefix/, https://host/file, https://host/dir/, file:///path"
+            help="a model of the Hub as org/model, org/model@revision, org/model/file or an address on"
+            " huggingface.co; or s3://bucket/prefix/, https://host/file, https://host/dir/, file:///path"
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="local name; default: from the ref")] = None,
-    include: Annotated[list[str] | None, typer.Option(help="pattern of files to take")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="pattern of files to leave out")] = None,
-    hub_id: Annotated[
-        str | None, typer.Option(help="org/model that a mirror elsewhere stands for in the Hub view")
+    name: Annotated[str | None, typer.Option(help="local name; default: derived from the ref")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="pattern of the files to pull; repeatable; default: all")
     ] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="refuse to delete it")] = False,
-    priority: Annotated[int, typer.Option(min=-100, max=100, help="higher goes first")] = 0,
-    refresh: Annotated[bool, typer.Option("--refresh", help="resolve again though it is ready")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="move the name though it is another model's, or pinned")
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="pattern of the files to leave out; repeatable")
+    ] = None,
+    hub_id: Annotated[
+        str | None,
+        typer.Option(help="Hub repository org/model under which a mirror of it appears in the Hub view"),
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="pin the model: no eviction, and delete only with --force")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="return when it is ready")] = False,
+    priority: Annotated[
+        int, typer.Option(min=-100, max=100, help="higher priorities are pulled first and evicted last")
+    ] = 0,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="resolve the ref again even if the model is ready")
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="take over the name even if it is another model's, or pinned"),
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait until the model is ready")] = False,
     timeout: Timeout = 86400.0,
-    direct: Annotated[bool, typer.Option("--direct", help="pull here, with no daemon")] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="pull in this process, without a daemon")] = False,
     root: ROOT = None,
     config_file: CONFIG = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="--direct: private network or prefix to reach")
+        list[str] | None,
+        typer.Option(help="with --direct: private network or URL prefix that sources may reach; repeatable"),
     ] = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Ask for a model. The last line printed is its path.
+    """Pull a model. The last line printed is its path.
 
-    That is its directory; with --wait or --direct its file, when the model is one file.
+    This is the model's directory; with --wait or --direct, and a model of one file, it is the file.
     """
     asked = {
         "ref": ref,
@@ -231,7 +259,7 @@ def list_models(server: Server = SERVER, token_file: TokenFile = None, output: F
 def show(
     name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Show one model: state, revision, bytes, rate, error, in use, pinned."""
+    """Show one model: state, path, revision, size, progress, errors, and what protects it."""
     document = _ask(server, token_file, lambda client: client.model(name))
     _print(document, output, lambda: terminal.show_model(document))
 
@@ -240,17 +268,15 @@ def show(
 def wait(
     name: str,
     timeout: Timeout = 86400.0,
-    cache: Annotated[
-        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
-    ] = None,
+    cache: CACHE = None,
     unknown_timeout: UnknownTimeout = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Wait until a model is ready, with its progress. The last line printed is what `cachd path` prints.
+    """Wait until a model is ready, and show its progress. The last line printed is what `cachd path` prints.
 
-    With --cache it needs nothing but the mount, as in a pod.
+    With --cache it needs only the mounted cache, as in a pod.
     """
     if cache is not None:
         from cachd import mount as mounted
@@ -269,17 +295,15 @@ def wait(
 @app.command("path", epilog="Example: cachd path org--model; llama-server -m $(cachd path org--model)")
 def print_path(
     name: str,
-    file: Annotated[bool, typer.Option("--file", help="fail when the model is several files")] = False,
-    cache: Annotated[
-        Path | None, typer.Option(envvar="CACHD_CACHE", help="ask no daemon: read the cache mounted here")
-    ] = None,
+    file: Annotated[bool, typer.Option("--file", help="fail if the model has more than one file")] = False,
+    cache: CACHE = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Print the path of a ready model: of its file when it is one file, else of its directory.
+    """Print the path of a ready model: its file if it has just one, else its directory.
 
-    A GGUF split into shards is one file, its first shard: that is what engines take.
+    A GGUF that is split into shards counts as one file: its first shard, which is what engines take.
     """
     if cache:
         from cachd.mount import ready_model
@@ -289,7 +313,7 @@ def print_path(
         document = _ask(server, token_file, lambda client: _ready_there(client, name))
     if file and not document["file"]:
         raise errors.NotFound(
-            f"{name} is several files", code="several_files", hint=f"its directory is {document['path']}"
+            f"{name} has several files", code="several_files", hint=f"its directory is {document['path']}"
         )
     _print(document, output, lambda: terminal.say(_file_or_directory(document)))
 
@@ -297,20 +321,22 @@ def print_path(
 @app.command(epilog="Example: cachd hold org--model --link /model -- vllm serve /model/org--model")
 def hold(
     name: str,
-    link: Annotated[Path, typer.Option(help="writable directory of the pod in which NAME becomes a link")],
+    link: Annotated[
+        Path, typer.Option(help="writable directory of the pod, in which cachd makes the link NAME")
+    ],
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="run this in place of cachd; default: hold until SIGTERM"),
+        typer.Argument(help="command to run in place of cachd; default: hold until SIGTERM"),
     ] = None,
     cache: Annotated[
-        Path, typer.Option(envvar="CACHD_CACHE", help="where the cache is mounted in this pod")
+        Path, typer.Option(envvar="CACHD_CACHE", help="directory at which the cache is mounted in this pod")
     ] = Path("/cache"),
     timeout: Timeout = 86400.0,
     unknown_timeout: UnknownTimeout = None,
 ) -> None:
-    """Keep a model in use for as long as a pod lives, and let LINK/NAME lead to one snapshot of it.
+    """Protect one snapshot of a model for as long as the pod lives, and make LINK/NAME a link to it.
 
-    It needs nothing but the mount. Started again, it holds the same snapshot.
+    It needs only the mounted cache. When it starts again, it holds the same snapshot.
     """
     from cachd import pod
 
@@ -322,13 +348,13 @@ def hold(
 
 @app.command(epilog="Example: cachd pin org--model")
 def pin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
-    """Refuse to delete a model until it is unpinned."""
+    """Pin a model: it is not evicted, and `cachd rm` refuses to delete it without --force."""
     _ask(server, token_file, lambda client: client.pin(name))
 
 
 @app.command(epilog="Example: cachd unpin org--model")
 def unpin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
-    """Let a model be deleted again."""
+    """Unpin a model: it may be evicted and deleted again."""
     _ask(server, token_file, lambda client: client.unpin(name))
 
 
@@ -336,35 +362,40 @@ def unpin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> N
 def rm(
     name: str,
     force: Annotated[
-        bool, typer.Option("--force", help="though it is pinned, in use, or listed in the configuration")
+        bool,
+        typer.Option(
+            "--force", help="delete the model even if it is pinned, in use or listed in the configuration"
+        ),
     ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Cancel a model's pull, unpublish it and free its bytes."""
+    """Delete a model: cancel its pull, unpublish it and free its disk space."""
     document = _ask(server, token_file, lambda client: client.delete(name, force=force))
     text = f"{name}: {decimal(document['freed_bytes'])} freed"
     if document["configured"]:
-        text += "; the configuration lists it: it comes back at the next start or change of the file"
+        text += "; the configuration lists it, so it comes back at the next start or change of the file"
     _print(document, output, lambda: terminal.say(text))
 
 
 @app.command(epilog="Example: cachd limit 500MB; cachd limit 200MB --source hf; cachd limit none")
 def limit(
     rate: Annotated[
-        str | None, typer.Argument(help="bytes a second, such as 500MB; none lifts it; default: only show")
+        str | None,
+        typer.Argument(help="bytes a second, such as 500MB, or none for no limit; default: only show"),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="hf, s3, https, http or file; default: all together")
+        str | None,
+        typer.Option(help="limit one source: hf, s3, https, http or file; default: all together"),
     ] = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Show or set how much pulls may receive, running ones, too.
+    """Show or set the bandwidth limits of all pulls, including running ones.
 
-    It holds until the daemon restarts or the limits of its configuration file change.
+    A limit stays in force until the daemon restarts or the limits in its configuration file change.
     """
     document = _ask(server, token_file, lambda client: _limit_there(client, rate, source))
     rows = terminal.limit_rows(document)
@@ -375,7 +406,7 @@ def limit(
 def rollback(
     name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Let a name lead to the snapshot it led to before, at once. The last line is that of `cachd path`."""
+    """Point a name back to its previous snapshot, at once. The last line printed is the path."""
     document = _ask(server, token_file, lambda client: client.rollback(name))
     text = (
         f"{name} {document['ready']['ref']} {document['ready']['revision']}\n{_file_or_directory(document)}"
@@ -387,9 +418,9 @@ def rollback(
 def verify(
     name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Read every byte of a model again and see that it is right. Exit code 8 when one was not.
+    """Re-read and verify every byte of a model. Exit code 8 if a file is damaged.
 
-    A damaged model is not ready any more and repaired at once: `cachd wait` tells when that is done.
+    A damaged model is no longer ready, and the daemon repairs it at once: `cachd wait` waits for that.
     """
     document = _ask(server, token_file, lambda client: _verify_there(client, name))
     _print({"name": name, **document}, output, lambda: terminal.show_verification(name, document))
@@ -401,7 +432,7 @@ def verify(
 def warm(
     name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Bring a model into memory, as far as pods leave room, so that the next one loads it from there."""
+    """Read a model into free memory, so that the next pod loads it from there."""
     document = _ask(server, token_file, lambda client: _warm_there(client, name))
     loaded, total = document["bytes"]["loaded"], document["bytes"]["total"]
     text = f"{name} {document['state']}: {decimal(loaded)} of {decimal(total)} read"
@@ -410,15 +441,18 @@ def warm(
 
 @app.command(epilog="Example: cachd sweep --dry-run")
 def sweep(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go, remove nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would be removed, and remove nothing")
+    ] = False,
     everything: Annotated[
-        bool, typer.Option("--everything", help="what ended pulls left, too, however short ago")
+        bool,
+        typer.Option("--everything", help="also remove what ended pulls left within keep_unfinished_seconds"),
     ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Remove what no model and no pull needs: replaced snapshots, blobs and downloads left behind."""
+    """Remove what no model and no pull needs: replaced snapshots, unused blobs and partial downloads."""
     asked = {"dry_run": dry_run, "everything": everything}
     document = _ask(server, token_file, lambda client: client.sweep(asked))
     rows = [(each["kind"], each["name"], decimal(each["freed_bytes"])) for each in document["swept"]]
@@ -427,27 +461,34 @@ def sweep(
 
 @app.command(epilog="Example: cachd capacity -o json")
 def capacity(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """Show what models take and may take, which holds how much of it, and by what it is protected."""
+    """Show the disk space that models use and may use, and each snapshot with its size and protection."""
     document = _ask(server, token_file, lambda client: client.get("/v1/capacity"))
     _print(document, output, lambda: terminal.show_capacity(document))
 
 
 @app.command(epilog="Example: cachd evict 40GB --dry-run; cachd evict hf://org/model")
 def evict(
-    space: Annotated[str, typer.Argument(help="bytes to be available, such as 40GB, or a ref to be pulled")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go, and why")] = False,
+    space: Annotated[
+        str,
+        typer.Argument(
+            help="bytes that must be available, such as 40GB, or the ref of a model that must fit"
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would be evicted and why, and evict nothing")
+    ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Make room: the models worth least go, in order, until so much is available. Also as `cachd gc`."""
+    """Evict the models with the lowest score until the given space is available. `cachd gc` is the same."""
     asked = {"bytes" if _is_size(space) else "ref": space}
     document = _ask(server, token_file, lambda client: client.make_space(asked, dry_run=dry_run))
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
 def _is_size(space: str) -> bool:
-    """Whether it is an amount and no ref: some owners of models begin with a digit."""
+    """Whether it is a size and not a ref: the owner of a model may begin with a digit, too."""
     return space.strip()[:1].isdigit() and "/" not in space
 
 
@@ -456,14 +497,14 @@ app.command("gc", epilog="Example: cachd gc 40GB --dry-run")(evict)
 
 @app.command(epilog="Example: cachd evictions")
 def evictions(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """List what was evicted since the daemon started, the newest first, and why."""
+    """List the evictions since the daemon started, the newest first, with the reason of each."""
     document = _ask(server, token_file, lambda client: client.get("/v1/evictions"))
     _print(document, output, lambda: terminal.show_evictions(document))
 
 
 @app.command(epilog="Example: cachd doctor")
 def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """Say what is wrong with the daemon and how to hint it. Exit code 1 when anything is."""
+    """Check the daemon, its disk and its models, and report every problem. Exit code 1 if there is one."""
     findings = _ask(server, token_file, _examine)
     wrong = [f for f in findings if not f["ok"]]
 
@@ -478,7 +519,7 @@ def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form =
 @app.command(epilog="Example: cachd options --effective --config /etc/cachd/config.yaml")
 def options(
     effective: Annotated[
-        bool, typer.Option("--effective", help="the values in force here, and where each came from")
+        bool, typer.Option("--effective", help="show the values in force, and where each was set")
     ] = False,
     config_file: CONFIG = None,
     server: Annotated[
@@ -487,17 +528,17 @@ def options(
             "--url",
             "--server",
             envvar=["CACHD_URL", "CACHD_SERVER"],
-            help="with --effective: ask this daemon",
+            help="with --effective: show the values of this daemon",
         ),
     ] = None,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """List every option of the daemon: key of the file, environment variable, default, meaning.
+    """List every option of the daemon: its key in the file, its environment variable, default and meaning.
 
-    With --effective: the value of each, and the flag, variable or line of the file that gave it, as a daemon
-    would find them if it started here and now. One that runs may have started with another environment:
-    --server asks it.
+    With --effective, show the value of each option, and the flag, variable or line of the file that set it,
+    for a daemon that would start here and now. A running daemon may have another environment: --server
+    shows its values.
     """
     from cachd import config
 
@@ -514,14 +555,16 @@ def options(
 
 @app.command(epilog="Example: cachd sources org/model")
 def sources(
-    ref: Annotated[str | None, typer.Argument(help="typed as for cachd pull; none: every entry")] = None,
+    ref: Annotated[
+        str | None, typer.Argument(help="a ref in any form that cachd pull takes; default: show every entry")
+    ] = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Say what holds for a ref: whether it may be pulled, and each column with the entry that sets it.
+    """Show whether a ref may be pulled, and the settings of `sources` that apply to it.
 
-    Exit code 5 when it is refused. Without a ref: every entry of `sources`.
+    Exit code 5 if it may not. Without a ref, show every entry of `sources`.
     """
     path = "/v1/sources" + (f"?{urlencode({'ref': ref})}" if ref else "")
     found = _ask(server, token_file, lambda client: client.get(path))
@@ -537,8 +580,8 @@ def version() -> None:
 
 
 def main() -> None:
-    """The entry point: errors become lines on standard error and an exit code."""
-    gc.disable()  # loading makes no garbage, and looking for some takes a tenth of the time
+    """Run the command line. An error becomes lines on standard error and an exit code."""
+    gc.disable()  # imports make no garbage, and collections would take a tenth of the start
     try:
         app()
     except CachdError as error:
@@ -564,13 +607,13 @@ def _tell(line: str) -> None:
 
 
 def _end_at_sigterm() -> None:
-    """Process 1 of a container gets no SIGTERM unless it asks for it."""
+    """End at SIGTERM. Process 1 of a container gets only signals that it handles (pid_namespaces(7))."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
-    """Run one conversation with the daemon."""
-    from cachd.client import Client  # with aiohttp, which takes as long to load as all else here
+    """What `call` returns, given a client of the daemon. Raises CachdError."""
+    from cachd.client import Client  # imports aiohttp, which takes as long as all other imports here
 
     try:
         token = _token_in(token_file) if token_file else os.environ.get("CACHD_TOKEN")
@@ -581,7 +624,9 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 
     if token and not (token.isascii() and token.isprintable()):
         raise Invalid(
-            "the token holds characters no token has", code="bad_secret", hint="write it on one line"
+            "the token contains characters that no token may have",
+            code="bad_secret",
+            hint="write the token on one line, in printable ASCII",
         )
 
     async def session() -> T:
@@ -592,7 +637,7 @@ def _ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitabl
 
 
 def _token_in(file: Path) -> str:
-    """A token of at most 64 KiB; the file may be a pipe."""
+    """The token in the file, which may be a pipe: its first 64 KiB, without surrounding white space."""
     with file.open("rb") as opened:
         return opened.read(_LONGEST_TOKEN_BYTES).decode(errors="replace").strip()
 
@@ -613,7 +658,7 @@ async def _pull_there(client: Client, asked: dict[str, Any], wait: bool, seconds
 
 
 async def _ready_there(client: Client, name: str) -> dict[str, Any]:
-    """Raises NotFound or WaitTimeout."""
+    """The document of a ready model. Raises NotFound, or WaitTimeout when it is not ready."""
     document = await client.model(name)
     if not _is_ready(document):
         raise errors.WaitTimeout(
@@ -626,10 +671,10 @@ async def _limit_there(client: Client, rate: str | None, source: str | None) -> 
     limits = await client.limits()
     if rate is None:
         return limits
-    told = None if rate == "none" else rate
+    limit = None if rate == "none" else rate
     if source is None:
-        return await client.set_limits({**limits, "bytes_per_second": told})
-    return await client.set_limits({**limits, "sources": {**limits["sources"], source: told}})
+        return await client.set_limits({**limits, "bytes_per_second": limit})
+    return await client.set_limits({**limits, "sources": {**limits["sources"], source: limit}})
 
 
 async def _verify_there(client: Client, name: str) -> dict[str, Any]:
@@ -637,7 +682,7 @@ async def _verify_there(client: Client, name: str) -> dict[str, Any]:
 
 
 async def _warm_there(client: Client, name: str) -> dict[str, Any]:
-    """Raises what it fails with."""
+    """The document of the warming once it has ended. Raises the error that it failed with."""
     warming = await _until_ended(client, name, "warming", await client.warm(name))
     if warming["error"]:
         raise error_of(warming["error"])
@@ -645,30 +690,33 @@ async def _warm_there(client: Client, name: str) -> dict[str, Any]:
 
 
 async def _until_ended(client: Client, name: str, what: str, begun: Mapping[str, Any]) -> dict[str, Any]:
-    """Show the progress of what a model's document tells under `what`, until it runs no more."""
-    told = dict(begun)
+    """Show the progress of a job until it ends, and return its last document.
+
+    `what` is the job's key in the model's document; `begun` is its first document.
+    """
+    job = dict(begun)
     with terminal.progress_bar(name) as update:
-        while told["state"] == "running":
-            update(what, told["bytes"]["done"], told["bytes"]["total"])
+        while job["state"] == "running":
+            update(what, job["bytes"]["done"], job["bytes"]["total"])
             await asyncio.sleep(_POLL_SECONDS)
-            told = (await client.model(name))[what]
-    return told
+            job = (await client.model(name))[what]
+    return job
 
 
 class _Pulled:
-    """For who asked for a pull: done when that very one is. Another model under its name is not that."""
+    """Tells whether the pull that this command asked for is done. A pull of another spec does not count."""
 
     def __init__(self, begun: Mapping[str, Any]) -> None:
         self._asked = _asked_of(begun["pull"])
 
     def __call__(self, model: Mapping[str, Any]) -> bool:
-        """Raises what the pull failed with, or that another took its place."""
+        """Raises the error that the pull failed with, or Cancelled when another pull replaced it."""
         pull = model["pull"]
         if pull is None:
             return True
         if self._asked and _asked_of(pull) != self._asked:
             raise errors.Cancelled(
-                f"{model['name']}: the pull was replaced by one of {pull['ref']}", code="replaced"
+                f"{model['name']}: a pull of {pull['ref']} replaced this one", code="replaced"
             )
         if pull["state"] in ("failed", "cancelled"):
             raise error_of(pull["error"])
@@ -680,7 +728,7 @@ def _asked_of(pull: Mapping[str, Any] | None) -> list[Any]:
 
 
 def _is_ready(model: Mapping[str, Any]) -> bool:
-    """For who waits for the name: whichever model it leads to. Raises what makes waiting vain."""
+    """Whether the name leads to a ready model. Raises the error of a pull that failed for good."""
     if model["final"]:
         raise error_of(model["pull"]["error"])
     return bool(model["state"] == "ready")
@@ -697,51 +745,51 @@ async def _follow(
             if is_done(model):
                 return model
             pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}, "error": None}
-            moved = pull["bytes"]
-            update(pull["state"], moved["done"], moved["total"])
+            progress = pull["bytes"]
+            update(pull["state"], progress["done"], progress["total"])
             left = deadline - time.monotonic()
             if left <= 0:
                 why = f" ({pull['error']['detail']})" if pull["error"] else ""
                 raise errors.WaitTimeout(
                     f"{name} is {pull['state']} after {seconds:.0f} s:"
-                    f" {moved['done']} of {moved['total']} bytes{why}",
-                    hint="wait longer (--timeout); the pull goes on",
+                    f" {progress['done']} of {progress['total']} bytes{why}",
+                    hint="wait longer (--timeout); the pull continues",
                 )
             await _pause(client, model, min(_POLL_SECONDS, left))
 
 
 async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> None:
-    """For `seconds`, or until a running pull has ended."""
+    """Wait `seconds`, or until the running pull ends."""
     if model["state"] in ("ready", "failed", "cancelled", "damaged", "refused"):
         await asyncio.sleep(seconds)
         return
     ended_at = time.monotonic() + seconds
     try:
         await client.ready(model["name"], wait=seconds)
-    except CachdError as error:  # the next document says why it is not ready
-        if error.code == "not_ready":  # where very many wait, the answer comes at once
+    except CachdError as error:  # the model's next document has the reason
+        if error.code == "not_ready":  # the daemon answers at once when too many clients wait already
             await asyncio.sleep(max(0.0, ended_at - time.monotonic()))
 
 
 async def _examine(client: Client) -> list[dict[str, Any]]:
-    """What the daemon says of itself: a finding each, with whether it is well."""
+    """The findings about the daemon and its models, each with `ok` and the sentence `what`."""
     findings = []
-    for path, what in (("/livez", "the daemon answers"), ("/readyz", "its disk can be written")):
+    for path, what in (("/livez", "the daemon answers"), ("/readyz", "its disk is writable")):
         findings.append(await _finding(client, path, what))
     findings.append(await _finding(client, "/readyz?set=required", "every required model is ready"))
     capacity = await client.get("/v1/capacity")
     free, over = capacity["free_bytes"] - capacity["reserved_bytes"], capacity["over_bytes"]
     text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
-    text += f", {decimal(over)} more taken than may be" if over else ""
+    text += f", {decimal(over)} over limit_bytes or reserve_free" if over else ""
     findings.append({"ok": free > 0.05 * capacity["total_bytes"] and not over, "what": text})
     if capacity["in_use_told_by"] != "kernel":
-        text = "the kernel does not tell open files here: only pins and leases protect models"
+        text = "the kernel cannot report open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
     findings += await _in_force(client)
     views = capacity["views"]
     if views["unwatched"]:
-        text = f"{views['unwatched']} directories of the views are not watched: {views['reason']};"
-        text += " what somebody deletes there shows minutes later"
+        text = f"the kernel does not watch {views['unwatched']} directories of the views: {views['reason']};"
+        text += " cachd finds files deleted there only after minutes"
         findings.append({"ok": False, "what": text})
     for model in await client.models():
         error = (model["pull"] or {}).get("error")
@@ -752,11 +800,12 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
 
 
 async def _in_force(client: Client) -> list[dict[str, Any]]:
-    """Why the configuration file is not in force, for whom that may be told."""
+    """A finding for each reason why the configuration file is not in force. Only an admin may read them."""
     try:
         reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
     except errors.Forbidden:
-        return [{"ok": True, "what": "its configuration is told to an admin's token alone (--token-file)"}]
+        text = "its configuration was not checked: that needs an admin's token (--token-file)"
+        return [{"ok": True, "what": text}]
     return [{"ok": False, "what": reason} for reason in reasons]
 
 
@@ -771,7 +820,7 @@ async def _finding(client: Client, path: str, what: str) -> dict[str, Any]:
 
 
 def _file_or_directory(document: Mapping[str, Any]) -> str:
-    """What an engine is given for a model."""
+    """The path to give to an engine: the model's only file, else its directory."""
     return str(document["file"] or document["path"])
 
 

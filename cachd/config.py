@@ -1,4 +1,7 @@
-"""Every option once: name, type, default, help. From flags, the environment (CACHD_NAME) or a YAML file."""
+"""Defines every option of the daemon once: its name, type, default and help.
+
+Values come from flags, the environment (CACHD_NAME) or a YAML file.
+"""
 
 from __future__ import annotations
 
@@ -52,19 +55,25 @@ _MOST_FINDINGS = 50
 
 
 class Model(BaseModel):
-    """One entry of `models`: pulled at start, and when it appears in the file later."""
+    """One entry of `models`. The daemon pulls it at start, or when it appears in the file later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ref: str = Field(description="what to pull, typed as for cachd pull")
-    name: str | None = Field(None, description="its local name; default: from the ref")
-    required: bool = Field(False, description="/readyz?set=required waits for it")
-    pin: bool = Field(False, description="keep it: refuse to delete it")
-    warm: bool = Field(False, description="bring it into memory when it is ready")
-    include: Strings = Field((), description="patterns of files to take; none: all")
-    exclude: Strings = Field((), description="patterns of files to leave out")
-    hub_id: str | None = Field(None, description="org/model that a mirror stands for in the Hub view")
-    priority: int = Field(0, ge=-100, le=100, description="higher goes first")
+    ref: str = Field(description="what to pull, in any form that `cachd pull` takes")
+    name: str | None = Field(None, description="local name; default: derived from the ref")
+    required: bool = Field(False, description="/readyz?set=required fails until this model is ready")
+    pin: bool = Field(
+        False, description="pin the model: it is never evicted, and only a forced delete removes it"
+    )
+    warm: bool = Field(False, description="read the model into memory once it is ready")
+    include: Strings = Field((), description="patterns of the files to pull; default: all files")
+    exclude: Strings = Field((), description="patterns of the files to leave out")
+    hub_id: str | None = Field(
+        None, description="the Hub repository org/model under which a mirror of it appears in the Hub view"
+    )
+    priority: int = Field(
+        0, ge=-100, le=100, description="models with a higher priority are pulled first and evicted last"
+    )
 
     @model_validator(mode="after")
     def _is_spec(self) -> Self:
@@ -76,7 +85,7 @@ class Model(BaseModel):
 
     @functools.cached_property
     def spec(self) -> ModelSpec:
-        """What it asks for."""
+        """The model spec that this entry asks for."""
         return ModelSpec.asked(self.ref, self.name or None, self.include, self.exclude, hub_id=self.hub_id)
 
 
@@ -85,188 +94,246 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: Path = Field(Path("/var/lib/cachd"), description="the cache's directory; one file system")
+    root: Path = Field(
+        Path("/var/lib/cachd"), description="the cache directory; everything in it must be on one file system"
+    )
     own_directory: bool = Field(
         False,
-        description="work in root/cachd, made if it is not there: for a volume that is open to others, as an"
-        " emptyDir or one with an fsGroup is",
+        description="use the subdirectory root/cachd, and create it if it is missing: for a volume that"
+        " others may write to, such as an emptyDir or a volume with an fsGroup",
     )
     disk_at_least: Bytes = Field(
-        0, description="refuse a smaller file system, such as 1TB: the disk of the root is not mounted"
+        0,
+        description="refuse to start if the file system of root is smaller than this, such as 1TB; catches a"
+        " disk that is not mounted",
     )
     listen: Listens = Field(
         ("127.0.0.1:8470",),
-        description="where the API answers: HOST:PORT or unix:/PATH, one or several; see Listeners",
+        description="addresses of the API, one or several: HOST:PORT or unix:/PATH; see Listeners",
     )
     tls_cert_file: Path | None = Field(
-        None, description="PEM certificate, with its chain: TLS at every HOST:PORT not marked plain; re-read"
+        None,
+        description="PEM file of the API's certificate and its chain: the API speaks TLS at every HOST:PORT"
+        " not marked plain; reloaded when it changes",
     )
-    tls_key_file: Path | None = Field(None, description="its key; default: in tls_cert_file; re-read with it")
+    tls_key_file: Path | None = Field(
+        None,
+        description="PEM file of the certificate's private key; default: tls_cert_file; reloaded when it"
+        " changes",
+    )
     tls_client_ca_file: Path | None = Field(
-        None, description="authorities of clients: whoever has no certificate of theirs is refused; re-read"
+        None,
+        description="PEM file of certificate authorities: clients must present a certificate that one of them"
+        " issued; reloaded when it changes",
     )
-    config: Path | None = Field(None, description="the YAML file these keys may stand in")
+    config: Path | None = Field(None, description="YAML file that sets these options")
     models: Annotated[tuple[Model, ...], Several] = Field(
-        (), description="models to pull at start; re-read when the file changes"
+        (), description="models to pull at start; reloaded when the file changes"
     )
     token_file: Path | None = Field(
         None,
-        description="bearer tokens of the API: a file with one admin's token or a list, or a directory with a"
-        " file each, such as a mounted Secret; re-read at every use",
+        description="bearer tokens of the API: a file with one admin token, a file with a list of tokens, or"
+        " a directory with one file for each token, such as a mounted Secret; re-read at every use",
     )
     anonymous_reads: bool = Field(
-        True, description="false: reads need a token, too; probes (/livez, /readyz, …/ready) never do"
+        True, description="answer reads without a token; the probes (/livez, /readyz, …/ready) never need one"
     )
-    anonymous_writes: bool = Field(False, description="accept writes without a token even beyond loopback")
+    anonymous_writes: bool = Field(
+        False,
+        description="without token_file: let anybody write who reaches the API, and listen on addresses other"
+        " than loopback all the same",
+    )
     allowed_hosts: Strings = Field(
-        (), description="host names accepted in the Host header; addresses and localhost always are"
+        (),
+        description="host names to accept in the Host header; IP addresses and localhost are always accepted",
     )
     allow: Reachable = Field(
         (),
-        description="private networks (10.0.0.0/8), plain-http or file:// prefixes that sources may reach;"
-        " re-read with the file",
+        description="what sources may reach besides public https: private networks (10.0.0.0/8) and URL"
+        " prefixes (http://host:port/path/, file:///share/); reloaded when the file changes",
     )
     trust_claimed_digests: bool = Field(
-        False, description="let a source share a file that is here by listing its sha256, with no proof"
+        False,
+        description="let a source share a cached file by stating its sha256 alone, without a proof that it"
+        " has the bytes",
     )
     refuse: Refusals = Field(
         (),
-        description="patterns of files, such as *.bin, *.pt: a pull that would take one is refused; and"
-        " digests, sha256:…, that are withdrawn wherever they are; re-read with the file",
+        description="file patterns, such as *.bin: a pull that selects a matching file is refused; and"
+        " digests (sha256:…): every model that contains one is withdrawn; reloaded when the file changes",
     )
     sources: Annotated[tuple[Entry, ...], Several] = Field(
         (),
         max_length=MOST_ENTRIES,
-        description="what belongs to a prefix, such as hf://org/; re-read with the file",
+        description="settings for all refs that begin with a prefix, such as hf://org/; see Sources; reloaded"
+        " when the file changes",
     )
     streams: int = Field(
         32,
         ge=1,
         le=256,
-        description="the most connections that receive at once, for all pulls; as many are used as pay",
+        description="most connections that receive at once, for all pulls together; adaptive: cachd adds"
+        " connections only while throughput grows",
     )
-    pulls: int = Field(4, ge=1, le=256, description="models pulled at once; the others wait")
+    pulls: int = Field(4, ge=1, le=256, description="most models to pull at once; further pulls wait")
     queued_pulls: int = Field(
-        10_000, ge=0, le=1_000_000, description="pulls that may wait; beyond, asking is answered 503"
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="most pulls that may wait; a request beyond that is answered 503",
     )
     limit_bytes_per_second: Rate = Field(
-        0, description="most to receive from all sources, such as 500MB; 0: no limit; re-read with the file"
+        0,
+        description="most bytes a second to receive from all sources together, such as 500MB; 0: no limit;"
+        " reloaded when the file changes",
     )
     source_limits: Rates = Field(
-        {}, description="the same of single sources, such as hf: 200MB; re-read with the file"
+        {},
+        description="most bytes a second to receive from single sources, such as hf: 200MB; reloaded when the"
+        " file changes",
     )
-    retries: int = Field(8, ge=0, le=100, description="tries of a part that makes no progress")
+    retries: int = Field(
+        8,
+        ge=0,
+        le=100,
+        description="how often to request a part of a file again while it makes no progress; after that the"
+        " pull fails",
+    )
     stall_seconds: Seconds = Field(
-        30.0, gt=0, le=3600, description="a connection without a byte for so long is dropped"
+        30.0, gt=0, le=3600, description="close a connection that delivers no byte for this long"
     )
     resolve_seconds: Seconds = Field(
         1800.0,
         gt=0,
         le=86400,
-        description="a source that has not listed a model's files for so long is given up; sooner, when it"
-        " answers fewer than 30 requests in a minute",
+        description="fail a pull whose source takes longer than this to list the model's files, or answers"
+        " fewer than 30 requests in a minute",
     )
-    connect_seconds: Seconds = Field(10.0, gt=0, le=600, description="patience with a new connection")
+    connect_seconds: Seconds = Field(
+        10.0, gt=0, le=600, description="timeout for opening a connection to a source"
+    )
     limit_bytes: SizeOrPercent | None = Field(
         None,
-        description="the most that models may take, such as 500GB or 60% of the disk; re-read with the file",
+        description="most disk space for models, such as 500GB or 60% of the disk; default: all but"
+        " reserve_free; reloaded when the file changes",
     )
     reserve_free: SizeOrPercentOrAuto = Field(
         "auto",
-        description="what stays free of the disk, such as 50GB or 10%; auto: 5% more than the kubelet wants"
-        " (20%) where the node shares the disk, nothing on a disk of its own; re-read with the file",
+        description="disk space to keep free, such as 50GB or 10%; auto: 5% more than the kubelet's threshold"
+        " (20% with its defaults) on a disk that the node shares, 0 on a disk of its own; reloaded when the"
+        " file changes",
     )
     reserve_inodes: SizeOrPercentOrAuto = Field(
-        "auto", description="the same of inodes (auto: 10%); re-read with the file"
+        "auto",
+        description="inodes to keep free, such as 10%; auto: like reserve_free (10% with the kubelet's"
+        " defaults); reloaded when the file changes",
     )
     kubelet_config: Path = Field(
         Path("/var/lib/kubelet/config.yaml"),
-        description="where auto finds the kubelet's thresholds; its defaults where that cannot be read",
+        description="the kubelet's configuration file, from which auto takes its thresholds; where it cannot"
+        " be read, the kubelet's defaults apply",
     )
     evict: bool = Field(
         True,
-        description="evict what is worth least to make room; false: only when asked, and refuse pulls",
+        description="evict the models with the lowest score when a pull needs their space; false: evict only"
+        " on request, and refuse a pull that does not fit",
     )
     evict_unused_seconds: Seconds = Field(
-        0, ge=0, description="evict what nobody used for so long, room or not; 0: keep it"
+        0, ge=0, description="evict a model that nobody used for this long, even if there is space; 0: never"
     )
     keep_opened_seconds: Seconds = Field(
         OPENED_SECONDS,
         ge=0,
-        description="evict nothing that a process opened so lately; 0: only what is open",
+        description="do not evict a model that a process opened within this time; 0: only files that are open"
+        " now count",
     )
     high_watermark: Percent = Field(
         Percentage(100),
-        description="evict without a pull once models and others take more of the room than this",
+        description="start to evict when more than this percentage of limit_bytes, or of the disk less"
+        " reserve_free, is in use, even if no pull needs space",
     )
-    low_watermark: Percent = Field(Percentage(98), validate_default=True, description="and down to this")
+    low_watermark: Percent = Field(
+        Percentage(98),
+        validate_default=True,
+        description="evict until no more than this percentage is in use",
+    )
     keep_previous: int = Field(
-        1, ge=0, le=100, description="snapshots that a name led to before, kept for a way back"
+        1, ge=0, le=100, description="how many earlier snapshots of each name to keep for cachd rollback"
     )
     scrub_bytes_per_second: Rate = Field(
-        20_000_000, description="most to read again of published models, when the disk is idle; 0: off"
+        20_000_000,
+        description="most bytes a second to re-read when verifying published models in the background, at"
+        " idle I/O priority; 0: do not scrub",
     )
     scrub_interval_seconds: Seconds = Field(
-        604800.0, gt=0, description="in so long, every published blob is read again once"
+        604800.0, gt=0, description="re-read and verify every published blob once in this time"
     )
     sweep_interval_seconds: Seconds = Field(
-        3600.0, ge=0, description="from one removal of what nothing needs to the next; 0: only when asked"
+        3600.0,
+        ge=0,
+        description="remove leftovers that no model and no pull needs once in this time; 0: only on request",
     )
     keep_unfinished_seconds: Seconds = Field(
-        86400.0, ge=0, description="so long what a pull that ended left behind is kept for the next one"
+        86400.0,
+        ge=0,
+        description="keep partial downloads of ended pulls for this long, so that the next pull resumes them",
     )
     ca_file: Annotated[Path | None, Also(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"))] = Field(
-        None, description="PEM file of the authorities to trust; default: the system's"
+        None,
+        description="PEM file of the certificate authorities to trust for sources; default: the system's",
     )
     s3_ca_file: Annotated[Path | None, Also(("AWS_CA_BUNDLE",))] = Field(
-        None, description="the same for S3 alone; default: ca_file"
+        None, description="PEM file of the certificate authorities to trust for S3; default: ca_file"
     )
     proxy: ProxyUrl | None = Field(
         None,
-        description="ask all origins through this proxy, by CONNECT, such as http://proxy:3128; env: through"
-        " the environment's HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, less its NO_PROXY",
+        description="reach all sources through this HTTP proxy (CONNECT), such as http://proxy:3128; env:"
+        " take HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY from the environment",
     )
     no_proxy: Exemptions = Field(
         (),
-        description="origins asked without the proxy: host, .domain, host:port, 10.0.0.0/8, *;"
-        " localhost and loopback addresses always are",
+        description="hosts to reach without the proxy: host, .domain, host:port, 10.0.0.0/8 or *; localhost"
+        " and loopback addresses are never proxied",
     )
     proxy_credentials_file: Path | None = Field(
-        None, description="user:password for the proxy, on one line; re-read at every use"
+        None, description="file with user:password for the proxy, on one line; re-read at every use"
     )
     hf_endpoint: Annotated[Endpoint, Also(("HF_ENDPOINT",))] = Field(
-        "https://huggingface.co", description="the Hub, or a mirror of it; it gets the Hub token"
+        "https://huggingface.co", description="URL of the Hub or of a mirror; cachd sends the Hub token there"
     )
     hf_token_file: Path | None = Field(
         None,
-        description="the Hub token; default: HF_TOKEN, the file HF_TOKEN_PATH names, that of `hf auth login`",
+        description="file with the Hub token; default: HF_TOKEN, the file that HF_TOKEN_PATH names, or the"
+        " token of `hf auth login`",
     )
     s3_endpoint_url: Annotated[
         Endpoint | None,
         Also(("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), unless="AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
-    ] = Field(None, description="an S3 server other than AWS")
+    ] = Field(None, description="URL of an S3 server other than AWS")
     s3_region: Annotated[str | None, Also(("AWS_REGION", "AWS_DEFAULT_REGION"))] = Field(
-        None, description="region to sign for; default: the AWS client's own"
+        None,
+        description="AWS region that requests are signed for; default: that of the AWS client's own"
+        " configuration",
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Word({"warn": "warning"})] = Field(
-        "info", description="least severity that is logged"
+        "info", description="lowest severity to log"
     )
     log_format: Annotated[Literal["auto", "json", "text"], Word()] = Field(
-        "auto", description="auto: text on a terminal, json elsewhere"
+        "auto", description="auto: text on a terminal, JSON elsewhere"
     )
 
     @field_validator("low_watermark")
     @classmethod
-    def _below(cls, low: Percentage, told: ValidationInfo) -> Percentage:
-        high = told.data.get("high_watermark", low)
+    def _below(cls, low: Percentage, info: ValidationInfo) -> Percentage:
+        high = info.data.get("high_watermark", low)
         if low.percent > high.percent:
             raise ValueError(f"{low} is above high_watermark, {high}")
         return low
 
     @field_validator("tls_key_file", "tls_client_ca_file")
     @classmethod
-    def _certified(cls, file: Path | None, told: ValidationInfo) -> Path | None:
-        if file and not told.data.get("tls_cert_file"):
+    def _certified(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        if file and not info.data.get("tls_cert_file"):
             raise ValueError("needs tls_cert_file, too")
         return file
 
@@ -284,7 +351,10 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {"models": Model, "sources": Entry}
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options in force, who gave each that was given, and the content of the file they were read from."""
+    """The options in force, the setting behind each one that was set, and the file's content when read.
+
+    `flags` are the flags of the command line, for reading all again.
+    """
 
     config: Config
     settings: Mapping[str, Setting]
@@ -293,32 +363,35 @@ class Loaded:
     file: ConfigFile | None = None
 
     def place(self, *loc: str | int) -> str:
-        """Where a part of an option's value stands; empty when nobody gave it."""
+        """Where a value was set, as `FILE:LINE`, a variable or a flag; empty for a default.
+
+        `loc` is the option's key, followed by keys and indexes inside its value.
+        """
         return str(_place(loc, self.settings, self.file))
 
     def again(self) -> Loaded:
-        """The options as the environment and the file have them now. Raises Invalid."""
+        """Read flags, environment and file again. Raises Invalid."""
         return read(**self.flags)
 
     def updated(self, now: Loaded, keys: Collection[str]) -> Loaded:
-        """These options, but for `keys` as they are `now`."""
+        """A copy of these options in which `keys` have their values of `now`."""
         config = self.config.model_copy(update={key: getattr(now.config, key) for key in keys})
         kept = {key: setting for key, setting in self.settings.items() if key not in keys}
         taken = {key: setting for key, setting in now.settings.items() if key in keys}
         return Loaded(config, kept | taken, self.flags, now.content, now.file)
 
     def differs_from(self, other: Loaded) -> list[str]:
-        """The keys whose values are others there."""
+        """The keys whose values differ between the two."""
         return [k for k in Config.model_fields if getattr(self.config, k) != getattr(other.config, k)]
 
 
 def load(**flags: object) -> Config:
-    """The options in force, flags that are None left out. Raises Invalid, naming each wrong one."""
+    """The options in force. A flag that is None counts as not given. Raises Invalid as `read` does."""
     return read(**flags).config
 
 
 def read(**flags: object) -> Loaded:
-    """The options in force, and where they come from. Raises Invalid, with a line for each wrong one."""
+    """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
     named = flags.get("config") or settings.ours().get(settings.variable_of("config"))
     file = configfile.read(Path(str(named))) if named else None
@@ -346,7 +419,7 @@ def _refusal(findings: list[Finding], more: int) -> Invalid:
 
 
 def _finding(fault: Mapping[str, Any], given: Mapping[str, Setting], file: ConfigFile | None) -> Finding:
-    """One error that pydantic found, in our own words."""
+    """The finding for one error of pydantic's."""
     loc = fault["loc"]
     entry = _ENTRIES.get(str(loc[0])) if len(loc) > 2 else None
     fields = (entry or Config).model_fields
@@ -363,7 +436,7 @@ def _place(loc: tuple[str | int, ...], given: Mapping[str, Setting], file: Confi
 
 
 def _wanted(field: FieldInfo) -> str:
-    """`a whole number from 1 to 256`, of an option that is one."""
+    """What the option takes, such as `a whole number from 1 to 256`; empty unless it is a bounded number."""
     least = next((m.ge for m in field.metadata if isinstance(m, Ge)), None)
     most = next((m.le for m in field.metadata if isinstance(m, Le)), None)
     is_range = field.annotation is int and None not in (least, most)
@@ -373,13 +446,13 @@ def _wanted(field: FieldInfo) -> str:
 def _same_names(
     models: Iterable[Model], given: Mapping[str, Setting], file: ConfigFile | None
 ) -> list[Finding]:
-    """Names that two models have."""
+    """A finding for each model whose name an earlier model has."""
     findings = []
     first: dict[str, int] = {}
     for number, name in enumerate(model.spec.name for model in models):
         if first.setdefault(name, number) != number:
             loc = ("models", number)
-            reason = f"models[{first[name]}] is named {name}, too: give each a name of its own"
+            reason = f"models[{first[name]}] has the name {name}, too: give each model a name of its own"
             findings.append(Finding(_place(loc, given, file), key_of(loc), reason))
     return findings
 
@@ -387,23 +460,28 @@ def _same_names(
 def _same_prefixes(
     entries: Iterable[Entry], given: Mapping[str, Setting], file: ConfigFile | None
 ) -> list[Finding]:
-    """Prefixes that two entries have."""
+    """A finding for each entry whose prefix an earlier entry has."""
     findings = []
     for first, second in doubled(entries):
         loc = ("sources", second, "prefix")
-        findings.append(Finding(_place(loc, given, file), key_of(loc), f"stands in sources[{first}], too"))
+        findings.append(
+            Finding(_place(loc, given, file), key_of(loc), f"sources[{first}] has this prefix, too")
+        )
     return findings
 
 
 def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
-    """Files of authorities that hold none."""
+    """A finding for each CA file that holds no certificates.
+
+    A CA file that a variable of another tool names is only searched for a certificate: parsing it takes 25 ms.
+    """
     findings = []
     for key, path in (("ca_file", config.ca_file), ("s3_ca_file", config.s3_ca_file)):
         if path is None:
             continue
         authorities = Authorities(str(path))
         try:
-            if given[key].giver is Giver.ecosystem:  # the system's own bundle as a rule: parsed when needed
+            if given[key].giver is Giver.ecosystem:  # usually the bundle of the system
                 authorities.check()
             else:
                 authorities.context()
@@ -421,10 +499,10 @@ def _shown(default: object) -> str:
 
 
 def table() -> Iterator[tuple[str, str, str, str]]:
-    """(key, environment variable, default, help) of every option, for the documentation."""
+    """Yields (key, environment variable, default, help) of every option, for the documentation."""
     for name, field in Config.model_fields.items():
         default = "" if field.default in (None, (), {}) else _shown(field.default)
         others = [v for also in field.metadata if isinstance(also, Also) for v in also.variables]
         text = field.description or ""
-        text += f"; where it is not set: {', else '.join(others)}" if others else ""
+        text += f"; if it is not set: {', else '.join(others)}" if others else ""
         yield name, settings.variable_of(name), {"True": "true", "False": "false"}.get(default, default), text

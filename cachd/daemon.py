@@ -1,4 +1,4 @@
-"""The composition root: builds every object from the options, starts and stops them in written order."""
+"""The composition root: builds all objects from the options, starts and stops them in written order."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than the kernel lets a lease be in the way
-_COLLECT_AFTER = 10_000  # objects: a pull of many small files makes that many at once, and none in a cycle
+_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
+_COLLECT_AFTER = 10_000  # objects: a pull of many small files makes so many at once, without cycles
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a pull needs, put together: with a daemon around it or without."""
+    """The objects that run pulls, for the daemon and for `pull --direct`."""
 
     store: Store
     metrics: Metrics
@@ -83,13 +83,13 @@ class Parts:
 
 @contextmanager
 def assembled(config: Config) -> Iterator[Parts]:
-    """Open the root and start the threads; stop them and give the root back in the end.
+    """Open the root and start the threads. The exit stops the threads and releases the root.
 
     Raises CachdError when the root or an option cannot be used.
     """
     _set_limits()
     for unknown in unknown_variables(Config.model_fields):
-        log.warning("a variable of the environment says nothing", reason=unknown)
+        log.warning("unknown environment variable", reason=unknown)
     with ExitStack() as stack:
         sources = build_sources(config)
         store = stack.enter_context(_opened(config))
@@ -161,7 +161,10 @@ def _opened(config: Config) -> Store:
 
 
 def _unleased(root: Path, read: Callable[[], T]) -> T:
-    """What `read` gives, once no lease of another process is in its way. Raises Leased after a minute."""
+    """What `read` returns. It is called again while another process's lease blocks it.
+
+    Raises Leased after a minute.
+    """
     deadline = time.monotonic() + _LEASED_SECONDS
     while True:
         try:
@@ -169,13 +172,16 @@ def _unleased(root: Path, read: Callable[[], T]) -> T:
         except Leased as error:
             if time.monotonic() > deadline:
                 raise
-            log.warning("the start waits for a lease to end", reason=error.detail)
+            log.warning("waiting for another process's file lease to end", reason=error.detail)
         end_leases(root)
         time.sleep(_LEASED_AGAIN_SECONDS)
 
 
 def _set_bounds(store: Store, config: Config) -> None:
-    """Let the store take what the options say, and on a disk it shares no more than the kubelet bears."""
+    """Give the store its limit and its reserves.
+
+    The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
+    """
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
     if is_shared(store.layout.root):
         free, inodes = kubelet_keeps(config.kubelet_config, store.space.bounded().total)
@@ -190,15 +196,16 @@ def _set_bounds(store: Store, config: Config) -> None:
     now = store.space.bounded()
     if now.reserve_free < free.of(now.total):
         log.warning(
-            "reserve_free is less than what the kubelet wants free: it will delete images and evict pods",
+            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
             reserve_free_bytes=now.reserve_free,
             kubelet_bytes=free.of(now.total),
         )
     if not store.tells_use:
-        log.warning("the kernel does not tell open files here: only pins and leases protect models")
+        log.warning("the kernel cannot report open files here: only pins and leases protect models")
 
 
 def build_sources(config: Config) -> Sources:
+    """The sources that the options describe. Raises Invalid or Unavailable."""
     authorities = _authorities(config.ca_file)
     http = partial(
         Http,
@@ -235,22 +242,22 @@ def _authorities(file: Path | None) -> Authorities:
 
 def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
-    from cachd.api.app import create_app  # a web server, which `pull --direct` has no use for
+    from cachd.api.app import create_app  # imports the web server, which `pull --direct` does not need
     from cachd.api.listeners import opened
     from cachd.api.server import run
 
     config = loaded.config
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
     with assembled(config) as parts, _certified(config) as certificate, opened(config.listeners) as listeners:
         watched = _Watched(loaded, parts)
-        signal.signal(signal.SIGHUP, lambda _number, _frame: watched.look_again())
-        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.look)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: watched.request_reload())
+        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.poll)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         tokens = TokenFile(config.token_file) if config.token_file else None
         if tokens:
-            tokens.are_in_force()  # else the log says why, from the start
+            tokens.are_in_force()  # reads the file now, so that the log has its errors from the start
         parts.metrics.watch(
             gauges=lambda: _gauges(parts.store, parts.scrubs, watched, tokens, certificate),
             models=models.counted,
@@ -282,7 +289,7 @@ def serve(loaded: Loaded) -> None:
             for each in listeners:
                 place = each.place()
                 log.info("listening", **place, root=str(parts.store.layout.root), version=__version__)
-            gc.freeze()  # what is here now stays: collections pass over it and hold up no probe
+            gc.freeze()  # collections skip all objects made so far, and so delay no probe
             gc.set_threshold(_COLLECT_AFTER)
             run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)
         finally:
@@ -291,10 +298,10 @@ def serve(loaded: Loaded) -> None:
 
 
 def check_listen(config: Config) -> None:
-    """Raises Forbidden when anybody on the network could write, Invalid when nobody could read."""
+    """Raises Forbidden when anybody on the network could write, and Invalid when nobody could read."""
     if not (config.anonymous_reads or config.token_file):
         raise Invalid(
-            "anonymous_reads: false would let nobody read: there are no tokens",
+            "with anonymous_reads: false and no token_file, nobody could read",
             code="bad_option",
             hint="set token_file, too",
         )
@@ -310,7 +317,7 @@ def check_listen(config: Config) -> None:
 
 
 def configure_logs(level: str, form: str) -> None:
-    """Log events as key and value, to standard error."""
+    """Log to standard error, from `level` on, in the `form` auto, json or text."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
@@ -337,13 +344,13 @@ def configure_logs(level: str, form: str) -> None:
 
 
 def _hosts(config: Config) -> list[str]:
-    """The names of the addresses listened on."""
+    """The host names of the addresses that the API listens on."""
     return [each.at.host for each in config.listeners if isinstance(each.at, Address)]
 
 
 @contextmanager
 def _certified(config: Config) -> Iterator[Certificate | None]:
-    """The API's certificate, watched. Raises Unavailable."""
+    """The API's certificate, reloaded when its files change; None without one. Raises Unavailable."""
     from cachd.api.tls import Certificate, TlsFiles
 
     if config.tls_cert_file is None:
@@ -358,7 +365,7 @@ def _certified(config: Config) -> Iterator[Certificate | None]:
         certificate.close()
 
 
-# Options that hold as soon as the file has them; all others wait for the next start.
+# Options that take effect as soon as the file changes. All others need a restart.
 TAKEN_OVER = frozenset(
     (
         *("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free"),
@@ -368,9 +375,9 @@ TAKEN_OVER = frozenset(
 
 
 class _Watched:
-    """The configuration file: its limits are taken over, its models given, whenever it changed.
+    """Loads the configuration file again whenever it changes, and applies the options of TAKEN_OVER.
 
-    While the file is wrong, the options that were in force before stay so.
+    While the file is wrong, the options from before stay in force.
     """
 
     def __init__(self, loaded: Loaded, parts: Parts) -> None:
@@ -380,20 +387,21 @@ class _Watched:
         self._is_first = True
         self._refusal: CachdError | None = None
         self._waiting: list[str] = []
-        self._is_asked = False
+        self._is_requested = False
 
-    def look_again(self) -> None:
-        """Take the file over at the next look, changed or not. May come from a signal."""
-        self._is_asked = True
+    def request_reload(self) -> None:
+        """Load the file at the next poll even if it did not change. Safe in a signal handler."""
+        self._is_requested = True
 
-    def look(self) -> Iterable[Desired] | None:
+    def poll(self) -> Iterable[Desired] | None:
+        """Load the file if it changed. Returns the desired models, or None when nothing changed."""
         path = self._in_force.config.config
         content = _content(path) if path else b""
-        is_asked, self._is_asked = self._is_asked, False
-        if content == self._seen and not self._is_first and not is_asked:
+        is_requested, self._is_requested = self._is_requested, False
+        if content == self._seen and not self._is_first and not is_requested:
             return None
         try:
-            if content != self._seen or is_asked:
+            if content != self._seen or is_requested:
                 self._seen = content
                 self._take_over(self._in_force.again())
         except CachdError as error:
@@ -415,7 +423,7 @@ class _Watched:
         table = _table(after.config)
         parts.sources.change(after.config.allow, table)
         parts.refusals.look()
-        # What was set over the API stays, unless the file's limits changed.
+        # Limits set through the API stay in force until the limits in the file change.
         limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
         if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):
             parts.bandwidth.change(limits, table.limits())
@@ -425,11 +433,11 @@ class _Watched:
 
     @property
     def is_in_force(self) -> bool:
-        """Whether the file is what the daemon works by."""
+        """Whether the daemon uses every option of the file as it is on disk."""
         return self._refusal is None and not self._waiting
 
     def as_document(self) -> dict[str, object]:
-        """Every option in force, where it came from, and whether the file is in force."""
+        """Every option in force with where it was set, and the state of the file (GET /v1/options)."""
         config, error = self._in_force.config, self._refusal
         options = effective(self._in_force, self._parts.bandwidth.limits)
         return {
@@ -443,7 +451,10 @@ class _Watched:
         }
 
     def holding(self, typed: str | None) -> dict[str, object]:
-        """The entries of `sources` in force; or what holds for a ref. Raises Invalid for what is none."""
+        """The entries of `sources` in force, or the settings for a ref (GET /v1/sources).
+
+        `typed` is the ref as the user typed it. Raises Invalid when it is not one.
+        """
         if typed is None:
             return {"sources": entries(self._in_force)}
         return holding(self._in_force, self._parts.sources.table, Typed.parse(typed).ref)
@@ -484,7 +495,7 @@ def _gauges(
 
 
 def _set_limits() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the tokens
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the tokens
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o022)

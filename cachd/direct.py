@@ -1,4 +1,4 @@
-"""One pull with no daemon: for an init container or a Job."""
+"""Runs one pull in this process, without a daemon: for an init container or a Job."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from cachd.errors import Invalid, WaitTimeout
 from cachd.findings import key_of, sentence
 from cachd.transfer import threads
 
-_LOOK_SECONDS = 0.3
+_POLL_SECONDS = 0.3
 
 
 def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
-    """The document of the model once it is ready. What an interruption leaves is resumed next time.
+    """Pull a model, and return its document once it is ready.
 
-    Raises what the pull fails with, or WaitTimeout; KeyboardInterrupt on SIGTERM, too.
+    `asked` has the fields of POST /v1/models, `seconds` is the longest time to wait. Raises the error that
+    the pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next pull resumes an
+    interrupted one.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
@@ -48,11 +50,11 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         while running and not running.done.done():
             progress = running.progress
             update(progress.state, progress.done, progress.total)
-            futures.wait([running.done], timeout=_LOOK_SECONDS)
+            futures.wait([running.done], timeout=_POLL_SECONDS)
             if time.monotonic() > deadline and not running.done.done():
                 raise WaitTimeout(
                     f"{spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
-                    hint="run it again: it goes on where it stopped",
+                    hint="run it again: it resumes where it stopped",
                 )
         if running and running.error:
             raise running.error
@@ -63,7 +65,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
 
 @contextmanager
 def _ending_in_time() -> Iterator[None]:
-    """Whatever ends what is inside before it is done, the process ends soon."""
+    """When an exception leaves the block, let the process end soon, even if a thread of it is blocked."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Each option's value in force, and where it came from. No secret is ever among them."""
+"""Lists the options in force, each with where it was set. No value contains a secret."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cachd.sources.table import Held, Table
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """One option: its value as JSON can hold it, who gave it, and where that stands."""
+    """One option: its value as JSON, what set it, and where (`--root`, `CACHD_ROOT`, `FILE:LINE`)."""
 
     key: str
     value: object
@@ -31,19 +31,20 @@ class Effective:
 
 
 def effective(loaded: Loaded, limits: Limits | None = None) -> list[Effective]:
-    """Every option, in the order of the documentation. `limits` are those that the API may have set since."""
+    """Every option, in the order of the documentation. `limits`: the bandwidth limits in force, which the API
+    may have changed."""
     found = [_effective(loaded, key) for key in Config.model_fields]
     if limits is None or limits == loaded.config.limits:
         return found
-    told = {"limit_bytes_per_second": limits.bytes_per_second or 0, "source_limits": dict(limits.sources)}
+    by_api = {"limit_bytes_per_second": limits.bytes_per_second or 0, "source_limits": dict(limits.sources)}
     return [
-        Effective(each.key, told[each.key], Giver.api, "PUT /v1/limits") if each.key in told else each
+        Effective(each.key, by_api[each.key], Giver.api, "PUT /v1/limits") if each.key in by_api else each
         for each in found
     ]
 
 
 def entries(loaded: Loaded) -> list[dict[str, object]]:
-    """The entries of `sources`: the columns that each sets, and where each of them stands."""
+    """The entries of `sources`: each with its prefix, the columns it sets, and where each column was set."""
     return [
         {
             "prefix": str(entry.prefix),
@@ -54,7 +55,7 @@ def entries(loaded: Loaded) -> list[dict[str, object]]:
     ]
 
 
-# The options that hold where no entry sets a column, by scheme.
+# The option that applies when no entry sets a column, by column and scheme.
 _DEFAULTS = {
     "allow": dict.fromkeys(SCHEMES, "allow"),
     "refuse": dict.fromkeys(SCHEMES, "refuse"),
@@ -66,7 +67,8 @@ _DEFAULTS = {
 
 
 def holding(loaded: Loaded, table: Table, ref: Ref) -> dict[str, object]:
-    """What holds for a ref: whether it may be pulled, each column and the entry that sets it, patterns."""
+    """The settings for a ref: whether it may be pulled, each column with the entry that sets it, and the
+    patterns of refused and allowed files."""
     refusal = None
     try:
         table.check(ref.base)
@@ -109,7 +111,7 @@ def _effective(loaded: Loaded, key: str) -> Effective:
 
 
 def _token() -> Effective:
-    """Where the Hub token comes from when no option says it."""
+    """The option hf_token_file when it is not set: where the Hub's own tools find a token."""
     place = HubToken(None).place()
     by_login = not place.variable and place.file is not None and os.path.isfile(place.file)  # noqa: PTH113 never raises
     where = place.variable or ("hf auth login" if by_login else "")
@@ -118,7 +120,7 @@ def _token() -> Effective:
 
 
 def _plain(value: object) -> object:
-    """The value as JSON can hold it."""
+    """The value as JSON, without passwords."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if isinstance(value, Model):
@@ -129,7 +131,7 @@ def _plain(value: object) -> object:
 
 
 def _without_password(text: str) -> str:
-    """An address without the user and password that may stand before its host, and without its query."""
+    """A URL without its query, and without the user and password before its host."""
     scheme, mark, rest = text.rpartition("://")
     host, slash, path = rest.partition("/")
     return scheme + mark + host.rpartition("@")[2] + slash + re.sub(r"\?.*", "?…", path)

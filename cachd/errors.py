@@ -1,4 +1,4 @@
-"""What can go wrong, in classes that say what the caller may do next."""
+"""The exceptions of cachd. Each class says what the caller can do next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LONGEST_TEXT = 4000
 
 
 def printable(text: str) -> str:
-    """`text` as it may be shown on a terminal and sent as JSON, whoever wrote it.
+    """`text` made safe to print on a terminal and to send as JSON, even if a stranger wrote it.
 
-    Control characters, invisible ones and lone surrogates become escapes (`\\x1b`); a text of more than
-    4,000 characters is cut.
+    Control characters, invisible characters and lone surrogates become escapes (`\\x1b`). A text of more
+    than 4,000 characters is truncated.
     """
     if len(text) > _LONGEST_TEXT:
         text = text[:_LONGEST_TEXT] + "…"
@@ -24,10 +24,10 @@ def printable(text: str) -> str:
 class CachdError(Exception):
     """A failure with a stable `code`, a `detail` that names the thing and its numbers, and a `hint`.
 
-    `hint` says what the reader can do about it; `facts` carries the numbers for machines. None of them
-    ever holds a secret or the query of a signed URL, nor a character that a terminal would obey: texts of
-    origins and clients may stand in them. Anybody may read these. What only the operator may know, such as
-    the address of a private name, goes to `withhold`.
+    `hint` says what the reader can do about it. `facts` has the numbers for programs. Anybody may read all
+    of these, so callers put no secret and no query of a signed URL into them. They may quote an origin or a
+    client: control characters are escaped. Facts that only the operator may know, such as the address of a
+    private name, go to `withhold`.
     """
 
     code = "internal"
@@ -44,7 +44,7 @@ class CachdError(Exception):
         }
 
     def withhold(self, **facts: object) -> Self:
-        """The same error, with facts for the daemon's own log: no document and no answer shows them."""
+        """Add facts for the daemon's log, which no API response and no document shows. Returns the error."""
         self.withheld = {
             name: printable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
         }
@@ -54,76 +54,76 @@ class CachdError(Exception):
         return f"{self.detail} ({self.hint})" if self.hint else self.detail
 
     def as_document(self) -> dict[str, object]:
-        """The error as JSON members: code, detail, hint when there is one, its class, and the facts."""
+        """The error as JSON: `code`, `detail`, `hint` if there is one, `error_class`, and the facts."""
         hint = {"hint": self.hint} if self.hint else {}
         about = {"code": self.code, "detail": self.detail, **hint, "error_class": type(self).__name__}
         return about | dict(self.facts)
 
 
 class Invalid(CachdError):
-    """The request cannot be understood. Change it."""
+    """The request or an option is wrong. Change it."""
 
     code = "invalid"
 
 
 class Forbidden(CachdError):
-    """Policy, a token or the source says no. Change the permission, not the request."""
+    """Policy, permissions, a token or the source do not allow it. Change the permission, not the request."""
 
     code = "forbidden"
 
 
 class Unauthorized(Forbidden):
-    """The daemon wants a bearer token it was not given."""
+    """The request has no valid bearer token, and the daemon needs one."""
 
     code = "unauthorized"
 
 
 class NotFound(CachdError):
-    """There is no such model, revision or file."""
+    """The model, revision or file does not exist. Change the request."""
 
     code = "not_found"
 
 
 class NotKnown(NotFound):
-    """No cachd of this node has heard of the model."""
+    """No daemon of this node knows the model. List it in the configuration, or ask for it."""
 
     code = "not_known"
 
 
 class InUse(CachdError):
-    """Somebody holds the thing: a pin, an open file, a running pull, another daemon."""
+    """A pin, an open file, a running pull or another daemon holds the thing. Wait, or release it."""
 
     code = "in_use"
 
 
 class TooBig(CachdError):
-    """It can never fit on this disk."""
+    """The model can never fit on this disk. Use a larger disk, or select fewer files."""
 
     code = "too_big"
 
 
 class NoSpace(CachdError):
-    """It does not fit now."""
+    """The model does not fit on the disk now. Free space, or try again later."""
 
     code = "no_space"
     retryable = True
 
 
 class Changed(CachdError):
-    """The source's validator moved: what was read belongs to another revision. Resolve again."""
+    """A file changed at its source (another validator, such as an ETag). Resolve the ref again."""
 
     code = "changed"
     retryable = True
 
 
 class Corrupt(CachdError):
-    """The bytes disagree with their digest and were discarded."""
+    """The bytes did not match their digest, and cachd discarded them."""
 
     code = "corrupt"
 
 
 class Unavailable(CachdError):
-    """The source did not answer as it should. Try again after `retry_after` seconds, when it said so."""
+    """The source failed or did not answer. Try again later, after `retry_after` seconds if that is set."""
 
     code = "unavailable"
     retryable = True
@@ -142,38 +142,40 @@ class Unavailable(CachdError):
 
 
 class Leased(Unavailable):
-    """Another process holds a kernel lease on the file, so that to open it would mean to wait. Try again: the
-    kernel ends a lease that is in the way after `fs.lease-break-time` seconds."""
+    """Another process holds a kernel lease on the file, and an open would block (fcntl(2), F_SETLEASE).
+
+    Try again: the kernel breaks the lease `fs.lease-break-time` seconds after the attempt to open the file.
+    """
 
     code = "file_leased"
 
 
 class DiskFailed(CachdError):
-    """The node's disk refused an operation for a reason other than space."""
+    """An operation on the node's disk failed, and not for lack of space. Repair the disk or its mount."""
 
     code = "disk_failed"
 
 
 class Cancelled(CachdError):
-    """The pull was told to stop."""
+    """The pull was cancelled."""
 
     code = "cancelled"
 
 
 class WaitTimeout(CachdError):
-    """The caller's patience ended before the pull did; the pull goes on."""
+    """The time to wait ended before the pull did. The pull continues, unless it runs in this process."""
 
     code = "wait_timeout"
 
 
 class Unreachable(CachdError):
-    """No daemon answers at the address."""
+    """No daemon answers at the address. Check the address, and whether the daemon runs."""
 
     code = "daemon_unreachable"
 
 
 def error_of(document: Mapping[str, Any]) -> CachdError:
-    """The error that a document tells of, of the class it had in the daemon."""
+    """The exception described by a document of `as_document`, with the class that it had in the daemon."""
     kind = globals().get(str(document.get("error_class")))
     if not (isinstance(kind, type) and issubclass(kind, CachdError)):
         kind = CachdError

@@ -1,4 +1,4 @@
-"""What the command line shows a person: tables, rows, a progress bar."""
+"""Formats the answers of the command line for people: tables, rows and a progress bar."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ stderr = Console(stderr=True)
 
 
 def show_error(error: CachdError) -> None:
-    """What went wrong, what to do, and the stable code, on standard error."""
+    """Print the error's detail, hint, withheld facts and code on standard error."""
     stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
     if error.hint:
         stderr.print(f"  hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
-    for name, fact in error.withheld.items():  # of a pull without a daemon: who runs it may know
+    for (
+        name,
+        fact,
+    ) in error.withheld.items():  # errors from the daemon have none; this process's user may see its own
         stderr.print(f"  {name}: {fact}", markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: object) -> None:
-    """Print lines that may hold text of strangers: no character of them commands the terminal."""
+    """Print lines that may hold text of strangers. Control characters in them are escaped."""
     print("\n".join(map(printable, str(text).split("\n"))))
 
 
@@ -45,18 +48,18 @@ def show_json(document: object) -> None:
 
 
 def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as kubectl shows them: no lines, upper-case headings, one row a thing."""
+    """Print a table as kubectl does: no borders, upper-case headings, one row for each thing."""
     table = Table(*headings, box=None, header_style="", pad_edge=False)
     for row in rows:
         table.add_row(*map(printable, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 1000  # a pipe gets whole lines
+        console.width = 1000  # do not wrap lines in a pipe
     console.print(table)
 
 
 def show_options(document: Mapping[str, Any]) -> None:
-    """KEY VALUE FROM of the options in force, and what of the configuration file is not."""
+    """Print KEY VALUE FROM of the options in force, and why the configuration file is not in force."""
     rows = []
     for option in document["options"]:
         if option["key"] == "sources" and option["value"]:
@@ -71,7 +74,7 @@ def show_options(document: Mapping[str, Any]) -> None:
 
 
 def show_sources(document: Mapping[str, Any]) -> None:
-    """What holds for a ref, or every entry of the table."""
+    """Print the settings that apply to a ref, or every entry of `sources`."""
     if "sources" in document:
         show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]))
         return
@@ -94,12 +97,13 @@ def _entries(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]
 
 
 def not_in_force(file: Mapping[str, Any]) -> list[str]:
-    """What of the configuration file the daemon does not work by, and why."""
+    """The reasons why the daemon does not use the configuration file as it is; none when it does."""
     reasons = []
     if file.get("error"):
         reasons.append(f"the configuration file on disk is not in force: {file['error']['detail']}")
     if file.get("waiting_for_restart"):
-        reasons.append(f"wait for a restart of the daemon: {', '.join(file['waiting_for_restart'])}")
+        waiting = ", ".join(file["waiting_for_restart"])
+        reasons.append(f"these options take effect when the daemon restarts: {waiting}")
     return reasons
 
 
@@ -113,7 +117,7 @@ def _plain(value: object) -> str:
 
 
 def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """NAME STATE SIZE DONE VERIFIED PINNED IN-USE REF AGE of one model's document."""
+    """The cells of MODEL_HEADINGS for one model's document."""
     ready, pull = model["ready"], model["pull"]
     total = ready["bytes"] if ready else pull["bytes"]["total"] if pull else 0
     done = total if ready else pull["bytes"]["done"] if pull else 0
@@ -135,7 +139,7 @@ MODEL_HEADINGS = ("NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE
 
 
 def limit_rows(limits: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """SOURCE LIMIT of all sources together, then of each that has its own."""
+    """SOURCE LIMIT rows: all sources together first, then each source with a limit of its own."""
     every = limits["bytes_per_second"]
     rates = {"all": f"{decimal(every)}/s" if every else "none"}
     rates |= {source: f"{decimal(rate)}/s" for source, rate in limits["sources"].items()}
@@ -143,32 +147,33 @@ def limit_rows(limits: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def show_capacity(now: Mapping[str, Any]) -> None:
-    """One figure a line, then NAME SIZE LAST-USED PROTECTED of each snapshot, the largest first."""
+    """Print one figure a line, then NAME SIZE LAST-USED PROTECTED of each snapshot, the largest first."""
     figures = {k.removesuffix("_bytes"): decimal(v) for k, v in now.items() if k.endswith("_bytes") and v}
-    figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them kept free"
-    figures["in use"] = f"told by {now['in_use_told_by']}"
+    figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them reserved"
+    figures["in use"] = f"reported by {now['in_use_told_by']}"
     width = max(map(len, figures))
     for key, value in figures.items():
         say(f"{key:<{width}}  {value}")
     show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
 
 
-def show_evictions(told: Mapping[str, Any]) -> None:
-    """NAME FREES WHY of what went or would go, in order; then what may not."""
+def show_evictions(document: Mapping[str, Any]) -> None:
+    """Print NAME FREES WHY of each eviction, done or planned, in order; then the protected snapshots."""
     rows = [
         (*_snapshot_row(s)[:1], decimal(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
-        for s in told["evictions"]
+        for s in document["evictions"]
     ]
     show_table(("NAME", "FREES", "WHY"), rows)
-    if told.get("protected"):
-        show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in told["protected"]])
-    if told.get("dry_run"):
-        enough = "enough" if told["enough"] else "not enough, so nothing would go"
-        say(f"{decimal(told['short_bytes'])} short, {decimal(told['frees_bytes'])} would be freed: {enough}")
+    if document.get("protected"):
+        show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
+    if document.get("dry_run"):
+        enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"
+        short, frees = decimal(document["short_bytes"]), decimal(document["frees_bytes"])
+        say(f"{short} short, {frees} would be freed: {enough}")
 
 
 def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
-    """NAME SIZE LAST-USED PROTECTED of one snapshot's document."""
+    """The cells NAME SIZE LAST-USED PROTECTED for one snapshot's document."""
     return (
         ",".join(snapshot["names"]) or snapshot["manifest"],
         decimal(snapshot.get("bytes", 0)),
@@ -178,7 +183,7 @@ def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def show_model(model: Mapping[str, Any]) -> None:
-    """One fact a line."""
+    """Print one fact about a model on each line."""
     ready, pull = model["ready"], model["pull"]
     facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
     if model["file"]:
@@ -197,12 +202,12 @@ def show_model(model: Mapping[str, Any]) -> None:
         facts["resident"] = decimal(model["resident_bytes"])
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
     if model["verified_at"]:
-        facts["whole at"] = model["verified_at"]
+        facts["verified_at"] = model["verified_at"]
     if pull:
-        moved = pull["bytes"]
+        count = pull["bytes"]
         facts["pull"] = (
-            f"{pull['state']}: {decimal(moved['done'])} of {decimal(moved['total'])},"
-            f" {decimal(moved['fetched'])} fetched, {decimal(moved['resumed'])} resumed,"
+            f"{pull['state']}: {decimal(count['done'])} of {decimal(count['total'])},"
+            f" {decimal(count['fetched'])} fetched, {decimal(count['resumed'])} resumed,"
             f" {decimal(pull['rate_bytes_per_second'])}/s"
         )
         if pull["error"]:
@@ -213,7 +218,7 @@ def show_model(model: Mapping[str, Any]) -> None:
 
 
 def show_verification(name: str, verification: Mapping[str, Any]) -> None:
-    """A damaged file a line, then the verdict."""
+    """Print one line for each damaged file, then the result."""
     for each in verification["damaged"]:
         say(f"{each['path'] or name}: {each['wrong']}")
     if verification["error"]:
@@ -223,7 +228,10 @@ def show_verification(name: str, verification: Mapping[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, silence in a pipe. Yields a function of state, bytes done and bytes in all."""
+    """Show a progress bar on a terminal, and nothing in a pipe.
+
+    Yields a function that takes the state, the bytes done and the total bytes.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(printable(name), total=None)

@@ -223,5 +223,5 @@ def test_authorities_of_the_environment_are_those_of_s3_too_where_it_has_none(no
 
 def test_a_daemon_tells_of_a_variable_that_says_nothing_and_starts(node: Nodes) -> None:
     running = node(env={"CACHD_STREMS": "5"})
-    told = running.wait_for("a variable of the environment says nothing", level="warning")
+    told = running.wait_for("unknown environment variable", level="warning")
     assert told["reason"] == "CACHD_STREMS is no option; did you mean CACHD_STREAMS?"

@@ -362,7 +362,7 @@ def test_a_listed_model_is_removed_by_force_alone_and_comes_back_with_the_next_s
     assert running.ready("listed", wait=0).status == 200
     forced = running.cli("rm", "listed", "--force")
     assert forced.returncode == 0
-    assert "it comes back at the next start or change of the file" in forced.stdout
+    assert "so it comes back at the next start or change of the file" in forced.stdout
     running.configure(**running.options)
     running.pull(ref, name="later")
     assert running.ready("later").status == 200

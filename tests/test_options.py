@@ -106,7 +106,10 @@ def test_an_option_that_waits_for_a_restart_is_told_until_it_is_taken_back(node:
     running.configure(**{**running.options, "streams": 6, "retries": 2})
     running.wait_for("options of the file wait for a restart", options=["streams", "retries"])
     assert (file_of(running)["in_force"], options_of(running)["streams"]["value"]) == (False, 5)
-    assert "FAIL wait for a restart of the daemon: streams, retries" in running.cli("doctor").stdout
+    assert (
+        "FAIL these options take effect when the daemon restarts: streams, retries"
+        in running.cli("doctor").stdout
+    )
     running.configure(**{**running.options, "streams": 5, "retries": 8})
     until(lambda: file_of(running)["in_force"])
     assert running.metric("cachd_config_in_force") == 1

@@ -52,11 +52,11 @@ def table(*entries: Mapping[str, Any], **more: Any) -> Table:
             "2: sources[0].endpont: no such key; did you mean endpoint?",
         ),
         ("- endpoint: https://x\n", "1: sources[0].prefix: is missing"),
-        ("- prefix: gs://b/\n", "1: sources[0].prefix: 'gs://b/' is no prefix of refs"),
-        ("- prefix: hf://a/\n- prefix: HF://A\n", "2: sources[1].prefix: stands in sources[0], too"),
+        ("- prefix: gs://b/\n", "1: sources[0].prefix: 'gs://b/' is not a prefix of refs"),
+        ("- prefix: hf://a/\n- prefix: HF://A\n", "2: sources[1].prefix: sources[0] has this prefix, too"),
         (
             "- prefix: https://h/\n- prefix: https://H:443\n",
-            "2: sources[1].prefix: stands in sources[0], too",
+            "2: sources[1].prefix: sources[0] has this prefix, too",
         ),
         ("- prefix: hf://a/\n  region: us-east-1\n", "2: sources[0].region: is for s3:// alone"),
         (

@@ -1,4 +1,4 @@
-"""The nouns: frozen values that refuse nonsense when they are made."""
+"""The values that the other packages share: frozen, and checked when they are made."""
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, bytes_in

@@ -1,4 +1,4 @@
-"""The name of a model that nobody gave one: it carries what tells refs apart.
+"""Derives the default name of a model from its ref and its patterns.
 
 hf://org/model                    org--model
 s3://bucket/a/v1/                 bucket--a--v1
@@ -7,8 +7,9 @@ https://host:8080/dir/m.gguf      host-8080--dir--m.gguf
 with one include, file.gguf       org--model--file.gguf
 with any other patterns           org--model-1a2b3c4d
 
-A name that does not spell its ref exactly, since a character was replaced or its beginning was cut off, ends
-with digits of a hash, too. The revision is no part of it: a new one moves the name. Neither is the scheme.
+The name also ends with digits of a hash if it does not spell the ref exactly, because a character was
+replaced or its beginning was cut off. The scheme and the revision are not part of the name: all revisions of
+a model have the same name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PORT = re.compile(r":(\d+)$")
 
 
 def default_name(ref: Ref, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
-    """The name for what a ref means, narrowed by patterns."""
+    """The default name for the files of `ref` that the patterns select."""
     parts = ref.location.strip("/").split("/")
     if ref.scheme in ("http", "https"):
         parts[0] = _PORT.sub(r"-\1", parts[0])
@@ -43,11 +44,11 @@ def default_name(ref: Ref, include: Sequence[str] = (), exclude: Sequence[str] =
 
 
 def _readable(part: str) -> str:
-    """A part of a location with nothing that a name cannot hold, or that separates parts."""
+    """A part of a location, with `-` for all characters that a name may not have."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", unquote(part))
     return re.sub(r"\.{2,}", ".", plain).strip("-")
 
 
 def _hashed(ref: Ref, include: Collection[str], exclude: Collection[str]) -> str:
-    told = json.dumps([ref.base, sorted(set(include)), sorted(set(exclude))])
-    return hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]
+    selection = json.dumps([ref.base, sorted(set(include)), sorted(set(exclude))])
+    return hashlib.sha256(selection.encode()).hexdigest()[:_DIGITS]

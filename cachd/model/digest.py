@@ -1,4 +1,4 @@
-"""Extents of files, and digests of their content."""
+"""Defines extents of files and digests of their content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEX_DIGITS = {
     "origin": 64,
 }
 _WITHIN_ONE_SOURCE = frozenset({"sha256", "git-sha1", "sha1"})
-# How hard it is to make other bytes with the same digest: the easiest first.
+# By how hard it is to find other bytes with the same digest, the easiest first.
 STRENGTHS = ("crc32", "crc32c", "crc64nvme", "sha1", "git-sha1", "sha256")
 
 
@@ -39,11 +39,11 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """`algorithm:hex` of content.
+    """A digest of content, written `algorithm:hex`.
 
     Algorithms: sha256; git-sha1 (SHA-1 of `blob <size>\\0` and the content); sha1, crc64nvme, crc32c and
-    crc32 as S3 keeps them. `origin` is no digest of content: it names a blob that belongs to one source
-    (see `File.blob`).
+    crc32 as in S3's checksums. `origin` is not an algorithm: such a digest names a blob that belongs to one
+    source (see `File.blob`).
     """
 
     algorithm: str
@@ -62,23 +62,25 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `algorithm:hex`; upper-case hex is folded. Raises Invalid."""
+        """Read `algorithm:hex`; upper-case digits become lower-case. Raises Invalid."""
         algorithm, _, digits = text.partition(":")
         return cls(algorithm, digits.lower())
 
     def __hash__(self) -> int:
-        return hash(self.hex)  # a string remembers its own
+        return hash(self.hex)  # a string caches its hash
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
 
     @property
     def names_content(self) -> bool:
-        """Whether equal digests mean equal bytes, whoever states them. SHA-1 collides when somebody wants it
-        to (https://shattered.io), a checksum by hand."""
+        """Whether equal digests mean equal bytes, whoever states them.
+
+        SHA-1 has practical collisions (https://shattered.io), and those of a CRC are trivial to make.
+        """
         return self.algorithm == "sha256"
 
     @property
     def names_content_of_a_source(self) -> bool:
-        """Whether equal digests that one source states mean equal bytes to it."""
+        """Whether equal digests from one source count as equal bytes for that source."""
         return self.algorithm in _WITHIN_ONE_SOURCE

@@ -1,4 +1,4 @@
-"""What people type that is no ref of ours: addresses and paths of other tools, with what works instead."""
+"""Refuses addresses and paths of other tools that people type as refs, and names what works instead."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ _SPELLINGS = {
 
 
 def refuse_elsewhere(text: str) -> None:
-    """Raises Invalid with what works instead. `text` is of plain characters, or a path of Windows."""
+    """Raises Invalid, with a hint that names what works instead, if `text` is an address of another tool.
+
+    `text` has only plain characters, or is a Windows path.
+    """
     hint = _instead(text)
     if hint:
         raise Invalid(f"ref {shown(text)} has no scheme that cachd knows", code="unknown_scheme", hint=hint)

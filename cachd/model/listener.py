@@ -1,4 +1,4 @@
-"""One place where the API listens, as people write it: an address, then words.
+"""Reads one value of the option `listen`: an address of the API, then words that restrict it.
 
 127.0.0.1:8470
 [::]:8470
@@ -19,14 +19,14 @@ from cachd.errors import Invalid
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIX = "unix:"
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,32}")
-_LONGEST_PATH = 107  # bytes: what the kernel's address of a unix socket holds
+_LONGEST_PATH = 107  # bytes: sun_path has 108, the last is zero (unix(7))
 _MODE = 0o660
 _ADDRESSES = "write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH"
-_WORDS = "after an address stand read-only, probes or plain; after unix:/PATH also mode=0660 and group=GROUP"
+_WORDS = "write read-only, probes or plain after an address, and mode=0660 or group=GROUP after unix:/PATH"
 
 
 class Serves(Enum):
-    """What a listener answers."""
+    """The requests that a listener answers."""
 
     everything = "everything"
     reads = "read-only"
@@ -45,7 +45,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether only processes of this machine reach it."""
+        """Whether only processes of this machine can reach it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -54,7 +54,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class SocketFile:
-    """A unix socket. Who may write to the file may connect: `mode`, and `group` (name or number)."""
+    """A unix socket. Whoever may write to its file may connect: `mode`, and `group` (name or number)."""
 
     path: str
     mode: int = _MODE
@@ -70,7 +70,7 @@ class SocketFile:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where the API listens, what it answers there, and whether that stays without TLS."""
+    """Where the API listens, what it answers there, and whether it speaks no TLS there (`is_plain`)."""
 
     at: Address | SocketFile
     serves: Serves = Serves.everything
@@ -85,7 +85,7 @@ class Listener:
 
     @classmethod
     def parse(cls, text: str) -> Listener:
-        """Raises Invalid."""
+        """Read one value of `listen`. Raises Invalid."""
         address, *words = text.split()[:8] or [""]
         if address.startswith(_UNIX):
             words, mode, group = _modes(words)
@@ -101,25 +101,25 @@ class Listener:
 
 
 def _serves(words: list[str]) -> Serves:
-    told = [Serves(word) for word in words if word in (Serves.reads.value, Serves.probes.value)]
-    unknown = [word for word in words if word != "plain" and word not in {each.value for each in told}]
-    if unknown or len(told) > 1:
+    found = [Serves(word) for word in words if word in (Serves.reads.value, Serves.probes.value)]
+    unknown = [word for word in words if word != "plain" and word not in {each.value for each in found}]
+    if unknown or len(found) > 1:
         raise Invalid(f"{' '.join(unknown or words)!r} is not understood: {_WORDS}")
-    return told[0] if told else Serves.everything
+    return found[0] if found else Serves.everything
 
 
 def _modes(words: list[str]) -> tuple[list[str], int, str | None]:
-    """The words that are neither mode nor group, the mode, and the group."""
-    told = dict(word.split("=", 1) for word in words if word.startswith(("mode=", "group=")))
-    mode, group = told.get("mode", f"{_MODE:04o}"), told.get("group")
+    """The words that are neither mode nor group, then the mode, then the group."""
+    found = dict(word.split("=", 1) for word in words if word.startswith(("mode=", "group=")))
+    mode, group = found.get("mode", f"{_MODE:04o}"), found.get("group")
     if not re.fullmatch(r"0?[0-7]{3}", mode) or (group is not None and not _GROUP.fullmatch(group)):
-        raise Invalid(f"mode is three octal digits, group a name or a number: {_WORDS}")
+        raise Invalid(f"mode must be three octal digits, and group a name or a number: {_WORDS}")
     return [word for word in words if word.partition("=")[0] not in ("mode", "group")], int(mode, 8), group
 
 
 def _socket_file(path: str, mode: int, group: str | None) -> SocketFile:
     if not path.startswith("/") or path.endswith("/") or not path.isprintable():
-        raise Invalid("the path of a unix socket is absolute: unix:/run/cachd/cachd.sock")
+        raise Invalid("the path of a unix socket must be absolute: unix:/run/cachd/cachd.sock")
     if len(path.encode(errors="replace")) > _LONGEST_PATH:
-        raise Invalid(f"the path of a unix socket has at most {_LONGEST_PATH} bytes")
+        raise Invalid(f"the path of a unix socket may have at most {_LONGEST_PATH} bytes")
     return SocketFile(path, mode, group)

@@ -1,4 +1,4 @@
-"""Manifests: every file of a model at one revision."""
+"""Defines the manifest: every file of a model at one revision."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from cachd.model.name import check_path
 
 MOST_FILES = 100_000
 UNVERIFIED = "none"
-MOST_LETTERS = 32_000_000  # of its paths, origins and validators
+MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
-_VERSION = 2  # of the document: since it, only a sha256 makes files of two sources one
-_REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # it names a directory of the Hub view
+_VERSION = 2  # of the document; before it, git-sha1 and sha1 also named blobs that sources share
+_REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a directory name in the Hub view
 
 
 class Entries:
-    """Counts what a listing names, as it is read: one that never ends is refused before it is kept."""
+    """Counts the files and characters of a listing while it is read, so that no listing is endless."""
 
     def __init__(self, base: str) -> None:
         self._base, self._count, self._letters = base, 0, 0
 
     def add(self, *texts: str) -> None:
-        """One more entry, with the texts that are kept of it. Raises Invalid when there are too many."""
+        """Count one more file, with the texts that are kept of it. Raises Invalid when there are too many."""
         self._count += 1
         for text in texts:
             self._letters += len(text)
         if self._count > MOST_FILES:
             self._refuse(f"{self._count} files or more", f"{MOST_FILES}")
         if self._letters > MOST_LETTERS:
-            self._refuse(f"names of {self._letters} letters or more", f"{MOST_LETTERS}")
+            self._refuse(f"names of {self._letters} characters or more", f"{MOST_LETTERS}")
 
     def _refuse(self, found: str, most: str) -> None:
         raise Invalid(
-            f"{self._base} lists {found}, and {most} are the most",
+            f"{self._base} lists {found}, and at most {most} are allowed",
             code="too_many_files",
-            hint="ask for a part of it by a longer prefix",
+            hint="ask for a part of it with a longer prefix",
         )
 
 
@@ -52,15 +52,15 @@ class Entries:
 class File:
     """One file of a model at one revision.
 
-    `path`: where it lies in the model, with '/'. `size`: bytes. `origin`: where its source keeps it,
-    without any secret. `digest`: what the source says of its content, None when it says nothing.
-    `validator`: the source's change mark for it, None when the origin is immutable by itself.
-    `base`: that of its manifest, which sets it where it is empty. `sha256`: what cachd computed of the
-    content, None when it did not yet. `kept`: the blob that has it, where that is not the one named after it.
+    `path`: its path in the model, with '/'. `size`: bytes. `origin`: its place at the source, without any
+    secret. `digest`: the digest that the source states, None if it states none. `validator`: the source's
+    mark of a change, such as an ETag; None if the origin is immutable. `base`: the base of its manifest,
+    which sets it if it is empty. `sha256`: the digest that cachd computed, None if it has not yet. `kept`:
+    the blob with the content, if that is not the blob named after the file.
 
-    `stated` is what the source says the content is: equal in two files of one base, they are one.
-    `blob` names its blob. Only a sha256 makes files of two sources one: sources may lie, and all weaker
-    digests collide. Any other blob belongs to one source.
+    `stated` stands for the content as the source states it: two files of one base with equal `stated` share
+    one blob. `blob` is the name of the blob. Sources share a blob only if they state its sha256, because a
+    source may lie and all weaker digests have collisions. Any other blob belongs to one source.
     """
 
     path: str
@@ -80,28 +80,29 @@ class File:
             raise Invalid(f"{self.path}: {self.size!r:.40} is not a size in bytes", code="bad_manifest")
         if self.validator and len(self.validator) > _LONGEST_VALIDATOR:
             raise Invalid(
-                f"{self.path} has a validator of {len(self.validator)} letters",
+                f"{self.path} has a validator of {len(self.validator)} characters",
                 code="bad_manifest",
-                hint=f"{_LONGEST_VALIDATOR} are the most; report it to whoever keeps the source",
+                hint=f"at most {_LONGEST_VALIDATOR} are allowed; report it to the operator of the source",
             )
         stated, own = self._names()
         object.__setattr__(self, "stated", stated)
         object.__setattr__(self, "blob", self.kept or own)
 
     def _names(self) -> tuple[Digest, Digest]:
-        """What the source says the content is, and the blob that is named after the file."""
+        """The value of `stated`, and the blob that is named after the file."""
         digest = self.digest
         if digest is not None and digest.names_content:
             return digest, digest
         if digest is not None and digest.names_content_of_a_source:
-            # The base outlives a revision, which is in the origin: what a new one leaves as it was is here.
+            # By the base and not by the origin, which contains the revision: an unchanged file of the next
+            # revision has the same blob.
             return digest, _private(f"{self.base or self.origin}\n{self.size}\n{digest}")
         mark = _private(json.dumps([self.origin, self.size, self.validator, str(digest or "")]))
         return mark, mark
 
     @property
     def is_private(self) -> bool:
-        """Whether its blob is only ever this source's."""
+        """Whether its blob belongs to this source alone."""
         return self.kept is None and not self.is_named_by_content
 
     @property
@@ -111,28 +112,28 @@ class File:
 
     @property
     def known_sha256(self) -> Digest | None:
-        """The sha256 of its content, as far as it is known without reading it: stated, or computed before."""
+        """The sha256 of its content that the source states or cachd computed before; None if not known."""
         return self.digest if self.is_named_by_content else self.sha256
 
     @property
     def verified_by(self) -> str:
-        """The algorithm by which its bytes are compared with what its source says; `none` without one."""
+        """The algorithm of the digest that verifies its bytes; `none` if the source states no digest."""
         return self.digest.algorithm if self.digest else UNVERIFIED
 
 
-def _private(told: str) -> Digest:
+def _private(identity: str) -> Digest:
     """The name of a blob that belongs to one source."""
-    return Digest("origin", hashlib.sha256(told.encode()).hexdigest())
+    return Digest("origin", hashlib.sha256(identity.encode()).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Every file of a model at one revision, sorted by path.
 
-    `base` is the ref without its movable part, `revision` the immutable id it resolved to: 40 hex digits
-    from the Hub, 64 elsewhere. `id` names exactly this base, revision and choice of files; `size` is the
-    bytes of all files, equal content counted once. `verified_by`: how many files each algorithm verifies,
-    the weakest first; `none` where the source says nothing.
+    `base` is the ref without its revision. `revision` is the immutable id that the ref resolved to: 40 hex
+    digits from the Hub, 64 elsewhere. `id` is a hash of the base, the revision and the selected files. `size`
+    is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
+    verifies, the weakest first; `none` counts files without a digest.
     """
 
     base: str
@@ -145,15 +146,15 @@ class Manifest:
     def __post_init__(self) -> None:
         if not _REVISION.fullmatch(self.revision):
             raise Invalid(
-                f"{self.base} resolved to {self.revision!r:.80}, which is no commit or digest",
+                f"{self.base} resolved to {self.revision!r:.80}, which is neither a commit nor a digest",
                 code="bad_manifest",
-                hint="report it to whoever keeps the source",
+                hint="report it to the operator of the source",
             )
         if not self.files:
             raise Invalid(
-                f"{self.base} holds no files",
+                f"{self.base} contains no files",
                 code="no_files",
-                hint="check the name; nothing can be served from it",
+                hint="check the name",
             )
         entries = Entries(self.base)
         for file in self.files:
@@ -168,29 +169,28 @@ class Manifest:
             raise Invalid(
                 f"{self.base} lists {twice!r} twice, or as a file and a directory",
                 code="bad_manifest",
-                hint="the listing contradicts itself; report it to whoever keeps the source",
+                hint="report it to the operator of the source",
             )
-        told = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
+        identity = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
         sizes = {f.stated: f.size for f in self.files}
         if any(sizes[f.stated] != f.size for f in self.files):
             raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
         object.__setattr__(self, "size", sum(sizes.values()))
-        object.__setattr__(self, "id", hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
+        object.__setattr__(self, "id", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32])
         counts = Counter([f.verified_by for f in self.files])
         verified_by = tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
         object.__setattr__(self, "verified_by", verified_by)
 
     @property
     def is_verified(self) -> bool:
-        """Whether the source publishes a digest of every file."""
+        """Whether the source states a digest of every file."""
         return self.verified_by[0][0] != UNVERIFIED
 
     @property
     def single_file(self) -> str | None:
-        """The path of the model's only file, or of the first shard when the files are one split GGUF.
+        """The path of the model's only file, or of the first shard if all files are one split GGUF, or None.
 
-        An engine that takes one file is given this one: it finds the other shards by itself. None for any
-        other model.
+        Engines that take one file find the other shards from the first one.
         """
         paths = [f.path for f in self.files]
         split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL)
@@ -198,9 +198,10 @@ class Manifest:
         return paths[0] if len(paths) == 1 or paths == shards else None
 
     def select(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> Manifest:
-        """The files that match any of `include` (all when empty) and none of `exclude`. Raises Invalid.
+        """The manifest of the files that match any of `include` (empty: all) and none of `exclude`.
 
-        Patterns are those of a shell and match the whole path; `*` crosses '/', and `dir/` means all below.
+        Shell patterns match the complete path: `*` also matches '/', and `dir/` all files below it. Raises
+        Invalid when no file is left.
         """
 
         if not include and not exclude:
@@ -213,14 +214,14 @@ class Manifest:
         )
         if not kept:
             raise Invalid(
-                f"none of the {len(self.files)} files of {self.base} passes include and exclude",
+                f"include and exclude select none of the {len(self.files)} files of {self.base}",
                 code="nothing_selected",
-                hint="loosen the patterns; they match whole paths, '*' crosses '/', a directory ends in '/'",
+                hint="change the patterns: they match complete paths, '*' matches '/', 'dir/' all below it",
             )
         return Manifest(self.base, self.revision, kept)
 
     def as_document(self, hashes: Mapping[str, Digest] = MappingProxyType({})) -> dict[str, object]:
-        """The manifest as JSON members, read back by `from_document`. `hashes`: sha256 of files by path."""
+        """The manifest as JSON, for `from_document`. `hashes`: the computed sha256 of files, by path."""
         files = [
             {
                 "path": f.path,
@@ -237,30 +238,30 @@ class Manifest:
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
+        """Read the result of `as_document`. Raises Invalid, KeyError or TypeError for anything else."""
         files, base = document["files"], str(document["base"])
         if not isinstance(files, list):
-            raise Invalid("a manifest's files are no list", code="bad_manifest")
+            raise Invalid("the files of a manifest must be a list", code="bad_manifest")
         read = _file if "version" in document else _file_of_before
         return cls(base, str(document["revision"]), tuple(read(f, base) for f in files))
 
 
-def _file(told: Mapping[str, Any], base: str) -> File:
+def _file(document: Mapping[str, Any], base: str) -> File:
     return File(
-        path=_text(told["path"]),
-        size=told["size"],
-        origin=told["origin"],
-        digest=Digest.parse(str(told["digest"])) if told["digest"] else None,
-        validator=told["validator"],
+        path=_text(document["path"]),
+        size=document["size"],
+        origin=document["origin"],
+        digest=Digest.parse(str(document["digest"])) if document["digest"] else None,
+        validator=document["validator"],
         base=base,
-        sha256=Digest("sha256", str(told["sha256"])) if "sha256" in told else None,
-        kept=Digest.parse(str(told["blob"])) if "blob" in told else None,
+        sha256=Digest("sha256", str(document["sha256"])) if "sha256" in document else None,
+        kept=Digest.parse(str(document["blob"])) if "blob" in document else None,
     )
 
 
-def _file_of_before(told: Mapping[str, Any], base: str) -> File:
-    """A file of a document without a version: sha1 and git-sha1, too, named its blob."""
-    file = _file(told, base)
+def _file_of_before(document: Mapping[str, Any], base: str) -> File:
+    """A file of a document without a version, in which sha1 and git-sha1 also name blobs."""
+    file = _file(document, base)
     named = file.digest is not None and file.digest.names_content_of_a_source
     return replace(file, kept=file.digest) if named and file.is_private else file
 
@@ -272,5 +273,5 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not a text")
     return value

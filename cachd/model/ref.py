@@ -1,4 +1,4 @@
-"""Refs: what a user asks for."""
+"""Defines the ref: the address of a model at its source, and what it may contain."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 _HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
-SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # its slashes are its own
+SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # may contain '/'
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What a user asks for, possibly movable.
+    """The address of a model or a file at its source, possibly at a revision that moves, such as a branch.
 
     `hf://org/model[@revision]`, `s3://bucket/prefix/`, `https://host/file[#sha256=HEX]`, `https://host/dir/`
-    or `file:///path`. `location` is everything between `://` and the revision or fragment. What users type
-    for these is more: see `Typed`.
+    or `file:///path`. `location` is the text between `://` and the revision or fragment. Users may type more
+    forms: see `Typed`.
     """
 
     scheme: str
@@ -37,7 +37,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `str` of a ref wrote. Raises Invalid with the form that would be right."""
+        """Read the result of `str` of a ref. Raises Invalid with the right form."""
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
             raise Invalid(
@@ -61,39 +61,39 @@ class Ref:
 
     @property
     def base(self) -> str:
-        """The ref without its movable part: what two revisions of a model have in common."""
+        """The ref without revision and fragment: what all revisions of a model have in common."""
         return f"{self.scheme}://{self.location}"
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the ref names one revision for ever: a Hub commit."""
+        """Whether the ref names one revision that never moves: a Hub commit."""
         return self.scheme == "hf" and bool(self.revision and _COMMIT.fullmatch(self.revision))
 
 
 def check_characters(text: str) -> None:
-    """Raises Invalid when `text` holds what no ref holds, or too much of it."""
+    """Raises Invalid if `text` has characters that no ref may have, or is too long."""
     if len(text) > 2048 or "\\" in text or has_invisible(text):
         raise Invalid(
-            f"ref {shown(text)} holds characters that no ref has, or is longer than 2048",
+            f"ref {shown(text)} has characters that no ref may have, or more than 2048 characters",
             code="bad_ref",
-            hint="write it in plain characters, percent-encoded where it is a URL",
+            hint="write it in plain characters, percent-encoded if it is a URL",
         )
 
 
 def check_hub_id(text: str) -> None:
-    """Raises Invalid unless `text` names a repository of the Hub."""
+    """Raises Invalid unless `text` is the id of a Hub repository, `org/model`."""
     hub_location(text, text, None)
 
 
 def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
-    """The location and the revision of a Hub ref. Raises Invalid about `text`, what the user typed."""
+    """The location and the revision of a Hub ref. Raises Invalid, which quotes `text`, the user's text."""
     parts = repo.split("/")
     plain = all(_HUB_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     if len(parts) != 2 or not plain or repo.endswith(".git"):
         raise Invalid(
             f"{shown(text)} does not name a Hub model",
             code="bad_ref",
-            hint="write hf://org/model or hf://org/model@revision; the two parts hold letters, digits,"
+            hint="write hf://org/model or hf://org/model@revision; the two parts have letters, digits,"
             " '.', '_' and single '-'",
         )
     if revision is None:
@@ -102,7 +102,7 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
         raise Invalid(
             f"revision {shown(revision)} of {repo} is not allowed",
             code="bad_revision",
-            hint="give a branch, a tag, refs/pr/N or a full 40-digit commit; write '/' in a branch as %2F",
+            hint="give a branch, a tag, refs/pr/N or a commit of 40 digits; write '/' in a branch as %2F",
         )
     if re.fullmatch(r"[0-9a-f]{7,39}", revision):
         raise Invalid(
@@ -114,7 +114,7 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
 
 
 def _written(revision: str) -> str:
-    """A Hub revision as a ref shows it: where a path could follow, '/' would begin it."""
+    """A Hub revision as written in a ref. '/' becomes %2F, except in special ones: it would begin a path."""
     return revision if SPECIAL_REVISION.fullmatch(revision) else revision.replace("/", "%2F")
 
 
@@ -138,29 +138,29 @@ def _url_location(text: str, scheme: str, rest: str) -> tuple[str, None, Digest 
         raise Invalid(f"{shown(text)} is not a URL: {error}", code="bad_ref", hint="check it") from error
     if "@" in url.netloc:
         raise Invalid(
-            f"{shown(text)} carries a user or password",
+            f"{shown(text)} contains a user or password",
             code="url_secrets",
             hint="leave them out: a ref is shown in listings and files",
         )
     if url.query:
         raise Invalid(
-            f"{shown(text)} carries a query",
+            f"{shown(text)} contains a query",
             code="url_query",
-            hint="leave it out: queries hold signatures, and a ref is shown in listings and files",
+            hint="leave it out: it may be a signature, and a ref is shown in listings and files",
         )
     digest = None
     if url.fragment:
         algorithm, _, digits = url.fragment.partition("=")
         if algorithm != "sha256":
             raise Invalid(
-                f"fragment of {shown(text)} is not a digest", code="bad_ref", hint="write #sha256=HEX"
+                f"the fragment of {shown(text)} is not a digest", code="bad_ref", hint="write #sha256=HEX"
             )
         digest = Digest(algorithm, digits.lower())
         if url.path.endswith("/"):
             raise Invalid(
-                f"{shown(text)} is a directory, and a digest is of one file",
+                f"{shown(text)} is a directory, but a digest belongs to one file",
                 code="bad_ref",
-                hint="leave the fragment out: the directory's SHA256SUMS says the digests",
+                hint="leave the fragment out: the digests come from SHA256SUMS in the directory",
             )
     parts = unquote(url.path).strip("/").split("/")
     if (scheme == "file") == bool(url.netloc) or not parts[0] or not is_clean(parts):

@@ -1,4 +1,4 @@
-"""ModelSpecs, and the snapshots that make them true."""
+"""Defines the model spec, which is what a user asks for, and the snapshot that fulfils it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cachd.model.name import check_name, check_path, check_patterns
 from cachd.model.ref import Ref, check_hub_id
 from cachd.model.typed import Typed
 
-_ID_DIGITS = 8  # of a manifest's id, in an address
+_ID_DIGITS = 8  # hex digits of a manifest's id in an address
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a user asked for: a ref under a name, narrowed by patterns. Two equal pending are one pull.
+    """What a user asks for: a ref, a local name, and patterns that select files. Equal specs share one pull.
 
-    `hub_id`: the repository of the Hub, `org/model`, that a mirror elsewhere stands for in the Hub view.
+    `hub_id`: the Hub repository `org/model` under which a mirror elsewhere appears in the Hub view.
     """
 
     ref: Ref
@@ -34,7 +34,7 @@ class ModelSpec:
     hub_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises Invalid: all of these are kept, listed and shown."""
+        """Raises Invalid for a field that could not be stored, listed or shown."""
         check_name(self.name)
         check_patterns(self.include, "include")
         check_patterns(self.exclude, "exclude")
@@ -42,9 +42,9 @@ class ModelSpec:
             return
         if self.ref.scheme == "hf":
             raise Invalid(
-                f"{self.ref} is of the Hub, and hub_id names {self.hub_id[:120]!a}",
+                f"{self.ref} is a model of the Hub, but hub_id is {self.hub_id[:120]!a}",
                 code="bad_hub_id",
-                hint="leave hub_id out: a model of the Hub has its own folder in the Hub view",
+                hint="leave hub_id out: a model of the Hub has a folder of its own in the Hub view",
             )
         check_hub_id(self.hub_id)
 
@@ -58,13 +58,13 @@ class ModelSpec:
         *,
         hub_id: str | None = None,
     ) -> Self:
-        """Read a request as a user writes it; without a name it gets the default one. Raises Invalid."""
+        """The spec of a user's request; without a `name` it has the default name. Raises Invalid."""
         typed = Typed.parse(ref)
         if typed.path and include:
             raise Invalid(
-                f"the ref names {typed.path:.120}, and include names other files",
+                f"the ref selects {typed.path:.120}, and include selects files, too",
                 code="bad_ref",
-                hint="name all files in include and none in the ref, or leave include out",
+                hint="select files either by the ref or by include",
             )
         include = [escape(typed.path)] if typed.path else include
         if name is None:
@@ -72,7 +72,7 @@ class ModelSpec:
         return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id)
 
     def is_of_same_model(self, other: ModelSpec) -> bool:
-        """Whether both ask for the same files of one model, if perhaps at other revisions."""
+        """Whether both select the same files of one model, at any revision."""
         return self._model == other._model
 
     @property
@@ -81,7 +81,7 @@ class ModelSpec:
 
     @property
     def repo(self) -> str:
-        """What its model is called in the Hub view."""
+        """The id of its model in the Hub view."""
         return self.ref.location if self.ref.scheme == "hf" else self.hub_id or _hub_name(self.name)
 
     @property
@@ -91,18 +91,18 @@ class ModelSpec:
 
     @property
     def hub_revision(self) -> str | None:
-        """The movable revision a Hub client would ask for, None when the ref names a commit."""
+        """The branch or tag that a Hub client would ask for; None when the ref names a commit."""
         return None if self.ref.is_pinned else self.ref.revision or "main"
 
     def __str__(self) -> str:
-        """The ref, and what narrows it."""
+        """The ref, with the patterns and the hub_id in parentheses."""
         hub_id = (self.hub_id,) if self.hub_id else ()
         patterns = (("include", self.include), ("exclude", self.exclude), ("hub_id", hub_id))
-        narrowed = ", ".join(f"{word} {' '.join(told)}" for word, told in patterns if told)
-        return f"{self.ref} ({narrowed[:200]})" if narrowed else str(self.ref)
+        details = ", ".join(f"{word} {' '.join(values)}" for word, values in patterns if values)
+        return f"{self.ref} ({details[:200]})" if details else str(self.ref)
 
     def as_document(self) -> dict[str, object]:
-        """The spec as JSON members, read back by `from_document`."""
+        """The spec as JSON, for `from_document`."""
         return {
             "ref": str(self.ref),
             "name": self.name,
@@ -113,7 +113,7 @@ class ModelSpec:
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Read what `as_document` wrote. Raises Invalid, KeyError or TypeError on anything else."""
+        """Read the result of `as_document`. Raises Invalid, KeyError or TypeError for anything else."""
         ref, name = Ref.parse(str(document["ref"])), str(document["name"])
         hub_id = document.get("hub_id")
         return cls(
@@ -127,18 +127,18 @@ class ModelSpec:
 
 def _patterns(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-        raise Invalid("include and exclude are lists of patterns", code="invalid")
+        raise Invalid("include and exclude must be lists of patterns", code="invalid")
     return tuple(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One manifest whose blobs are all here, under a name, declared ready.
+    """A manifest whose blobs are all on the disk, published as ready under a name.
 
-    `manifest` is the manifest's id, `size` its bytes, `files` their count, `published_at` seconds since
-    the epoch, `commit` the 40 digits and `repo` the id that name it in the Hub view. `file` and
-    `verified_by` are what the manifest says. `address` is the name below models/ that leads to this snapshot
-    and to no other.
+    `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
+    a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
+    manifest's `single_file`, `verified_by` the manifest's own. `address` is a link below models/ that leads
+    to this snapshot and never to another.
     """
 
     spec: ModelSpec
@@ -155,22 +155,25 @@ class Snapshot:
     verified_by: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        """Raises Invalid: each of these names a directory or a link of the cache."""
-        for told in (self.manifest, self.revision, self.commit):
-            if not _HEX.fullmatch(told):
-                raise Invalid(f"{told!r:.80} names no snapshot of {self.name}", code="bad_manifest")
+        """Raises Invalid for a field that could not be the name of a directory or a link of the cache."""
+        for part in (self.manifest, self.revision, self.commit):
+            if not _HEX.fullmatch(part):
+                raise Invalid(f"{part!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
         if self.file is not None:
             check_path(self.file)
         if not self.address:
             object.__setattr__(self, "address", self.addresses[0])
         elif self.address not in self.addresses:
-            raise Invalid(f"{self.address!r:.80} is no address of {self.name}", code="bad_manifest")
+            raise Invalid(f"{self.address!r:.80} is not an address of {self.name}", code="bad_manifest")
 
     @property
     def addresses(self) -> list[str]:
-        """What its address may be, the best first: `NAME@REVISION`; followed by digits of the manifest's id
-        where patterns narrow it, or where another snapshot has that address."""
+        """The possible addresses of the snapshot, the best first.
+
+        The best is `NAME@REVISION`. Digits of the manifest's id follow if patterns select its files, or if
+        another snapshot has that address.
+        """
         bare = f"{self.name}@{self.revision}"
         longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
         return longer if self.spec.include or self.spec.exclude else [bare, *longer]
@@ -186,12 +189,12 @@ class Snapshot:
 
     @property
     def hub_revision(self) -> str | None:
-        """The movable revision a Hub client would ask for, None when the spec names a commit."""
+        """The branch or tag that a Hub client would ask for; None when the spec names a commit."""
         return self.spec.hub_revision
 
 
 def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Snapshot:
-    """What publishing `manifest` under the spec's name declares."""
+    """The snapshot of `manifest` under the spec's name."""
     return Snapshot(
         spec=spec,
         manifest=manifest.id,
@@ -212,10 +215,10 @@ def _folder_of(repo: str) -> str:
 
 
 def _hub_name(name: str) -> str:
-    """What a model of another source than the Hub is called in the Hub view: a single word.
+    """The id in the Hub view of a model that is not from the Hub: one word without `--`.
 
-    A repository of the Hub is `org/model`, in the folder `models--org--model`. A name may hold `--`, too, and
-    must not lead into that folder. It ends with digits of its hash then, to differ from every other name.
+    A Hub repository `org/model` has the folder `models--org--model`, which a name with `--` must not reach.
+    In such a name `--` becomes `-`, and digits of the name's hash follow, so that it differs from all others.
     """
     if "--" not in name:
         return name
@@ -223,5 +226,5 @@ def _hub_name(name: str) -> str:
 
 
 def commit_of(manifest: Manifest) -> str:
-    """The 40 digits that stand for the manifest's revision in the Hub view."""
+    """The 40 digits that are the commit in the Hub view: the start of the manifest's revision."""
     return manifest.revision[:40]

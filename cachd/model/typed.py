@@ -1,14 +1,13 @@
-"""What people type for a ref: the ref that it means, and the file or directory that it names inside.
+"""Reads what people type as a ref: the ref itself, and a file or directory in the model.
 
-Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`), without its other kinds of
-repository:
+Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`), for models only:
 
     [hf://][models/]ORG/MODEL[@REVISION][/PATH]
     [https://]HOST/[models/]ORG/MODEL[@REVISION]
     [https://]HOST/[models/]ORG/MODEL/tree/REVISION[/DIRECTORY]
     [https://]HOST/[models/]ORG/MODEL/(blob|blame|raw|resolve)/REVISION[/FILE][?download=true][#...]
 
-REVISION ends at the first '/', except in refs/pr/N and refs/convert/NAME; elsewhere a '/' is written %2F.
+REVISION ends at the first '/', except in refs/pr/N and refs/convert/NAME. In all others, '/' is written %2F.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """What a user typed for a ref: the ref that it means, and the file or directory (`dir/`) inside.
+    """A ref as a user typed it: the ref, and the file or directory (`dir/`) in the model that it names.
 
-    `path` is a literal path, no pattern. Nothing but a Hub ref has one.
+    `path` is a literal path and not a pattern. Only refs of the Hub have one.
     """
 
     ref: Ref
@@ -40,7 +39,7 @@ class Typed:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what a user typed. Raises Invalid with a hint: the right form, or what works instead."""
+        """Read a user's text. Raises Invalid with a hint: the right form, or what works instead."""
         text = text.strip()
         if not WINDOWS_PATH.match(text):
             check_characters(text)
@@ -64,7 +63,7 @@ def _is_hub(address: str) -> bool:
 
 
 def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
-    """`parts`: [models/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
+    """The ref and the path of `parts`: [models/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
     owner, model, *inside = _owner_first(text, parts)
     model, at, revision = model.partition("@")
     branch = None
@@ -74,17 +73,19 @@ def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, st
 
 
 def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
-    """`address`: a page of the Hub's site, without its scheme."""
+    """The ref and the path of `address`, the URL of a page on the Hub's site without its scheme."""
     address, _, fragment = address.partition("#")
     address, _, query = address.partition("?")
     if query not in ("", "download=true"):
         raise Invalid(
-            f"{shown(text)} carries a query",
+            f"{shown(text)} contains a query",
             code="url_query",
-            hint="leave out what follows '?': it may be a secret, and a ref is shown in listings and files",
+            hint="leave out the '?' and all after it: it may be a secret, and refs are shown in listings",
         )
     if fragment.startswith("sha256="):
-        _refuse(text, "carries a digest", "leave it out: every file of the Hub is checked against the Hub's")
+        _refuse(
+            text, "contains a digest", "leave it out: cachd verifies files of the Hub by the Hub's digests"
+        )
     parts = [unquote(part) for part in address.split("/")[1:] if part]
     owner, model, *rest = _owner_first(text, parts)
     if not rest:
@@ -96,39 +97,39 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
         _refuse(
             text,
             "is a page of the Hub that shows no model",
-            "copy the address of the model, or of a branch, directory or file of it",
+            "copy the address of the model, or of one of its branches, directories or files",
         )
     revision, inside = _revision_first(where) if where else (None, [])
     return _model(text, owner, model, revision), _path(text, inside, is_directory=page == "tree")
 
 
 def _owner_first(text: str, parts: list[str]) -> list[str]:
-    """`parts` from ORG on: two or more. Raises Invalid for what is no model."""
+    """`parts` without a leading `models/`: ORG, MODEL and the rest. Raises Invalid if they name no model."""
     if parts[:1] == ["models"] and len(parts) > 1:
         parts = parts[1:]
     if parts and parts[0] in _OTHER_KINDS:
         _refuse(
             text,
-            "is no model, and cachd pulls no other kind of repository",
+            "is not a model, and cachd pulls no other kind of repository",
             "a model is hf://org/model; copy other files to S3 or a shared volume"
             " and pull s3://bucket/prefix/ or file:///path",
         )
     if len(parts) < 2 or parts[0] == "models":
         _refuse_one_part(text)
     if parts[0].lower() in HUB_HOSTS:
-        _refuse(text, "names the Hub's host where its owner stands", "write hf://org/model")
+        _refuse(text, "has the Hub's host in place of the owner", "write hf://org/model")
     tagged = re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.+-]+)", "/".join(parts[:2]), re.ASCII)
     if tagged:
         _refuse(
             text,
-            "has a ':' where the name of a model ends",
+            "has a ':' after the name of the model",
             "did you mean hf://{0}@{1}, or hf://{0} with include '*{1}*'?".format(*tagged.groups()),
         )
     return parts
 
 
 def _revision_first(parts: list[str]) -> tuple[str, list[str]]:
-    """The revision that `parts` begin with, and the rest."""
+    """The revision at the start of `parts`, and the rest."""
     special = "/".join(parts[:3])
     if SPECIAL_REVISION.fullmatch(special):
         return special, parts[3:]
@@ -140,7 +141,7 @@ def _model(text: str, owner: str, model: str, revision: str | None) -> Ref:
 
 
 def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:
-    """The path in the model that `parts` make; None when they are none."""
+    """The path in the model that consists of `parts`; None if there are none. Raises Invalid."""
     if not parts:
         return None
     path = "/".join(parts)
@@ -148,12 +149,12 @@ def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:
     if not is_plain or not is_clean(parts) or any("/" in part for part in parts):
         _refuse(text, "does not name a file or directory of a model", "write it without '..', '//' or %2F")
     if set("*?#") & set(path):
-        _refuse(text, "holds '*', '?' or '#'", "choose files by a pattern with include, such as '*.gguf'")
+        _refuse(text, "contains '*', '?' or '#'", "select files by patterns with include, such as '*.gguf'")
     return f"{path}/" if is_directory else path
 
 
 def _refuse_host(text: str) -> None:
-    """Raises Invalid for `host.example/path`, which is no owner of models."""
+    """Raises Invalid for `host.example/path`, which begins with a host and not with an owner."""
     first, slash, _ = text.partition("/")
     if slash and ("." in first or re.search(r":\d+$", first)):
         _refuse(text, "looks like the address of a web server", "write https:// before it")
@@ -163,7 +164,7 @@ def _refuse_one_part(text: str) -> NoReturn:
     _refuse(
         text,
         "does not name a Hub model",
-        "write org/model; gpt2, for one, is openai-community/gpt2 now",
+        "write org/model; for example, gpt2 is now openai-community/gpt2",
     )
 
 

@@ -1,11 +1,11 @@
-"""Sizes, rates, times and percentages as people write them.
+"""Reads sizes, rates, times and percentages as people write them.
 
     size   NUMBER [k|M|G|T|P][i] [B|bytes]        500GB  500 gb  1.5TiB  500G  1_000_000  1e9
     rate   a size [/s], or in bits when it says so  500MB/s  500MB  1Gbps  100 Mbit/s
     time   NUMBER [w|d|h|m|s|ms] ..., largest first 90m  1h30m  2 days  1.5h  30
 
-An `i` makes the unit binary. A number alone is bytes or seconds. Every function raises ValueError with what
-it was given and the forms it takes, and refuses what two people would read in two ways.
+An `i` makes the unit binary. A number alone is bytes, bytes a second or seconds. Every function raises
+ValueError for a wrong or ambiguous value, with the value and the accepted forms.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from cachd.model.limits import Percentage, SizeOrPercent
 _LONGEST_TEXT = 40
 _LONGEST_SHOWN = 22
 _MOST = (1 << 63) - 1
-_MOST_SECONDS = 10**9  # some thirty years: what the system can still wait for
+_MOST_SECONDS = 10**9  # some thirty years, which fits every timeout of the system
 _SIZES = "a size, such as 500GB, 1.5TiB or a number of bytes"
 _RATES = "a rate, such as 500MB/s, 4Gbit/s or a number of bytes a second"
 _TIMES = "a time, such as 30s, 1h30m, 2 days or a number of seconds"
-_SHARES = "a percentage, such as 95%"
-_ROOMS = "a size or a percentage, such as 500GB or 20%"
+_PERCENTAGES = "a percentage, such as 95%"
+_SIZES_OR_PERCENTAGES = "a size or a percentage, such as 500GB or 20%"
 
 _NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)"
 _SIZE = re.compile(rf"{_NUMBER} *([kmgtp]i?)?(?:b|bytes?)?", re.IGNORECASE)
 _RATE = re.compile(
     rf"{_NUMBER} *([kmgtp]i?)?(?:(bps)|(bits?|bytes?|b)?(?: ?/ ?s(?:ec(?:ond)?)?)?)", re.IGNORECASE
 )
-_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) *%")
+_PERCENTAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) *%")
 _SECONDS = {
     "w(?:eeks?)?": Decimal(604800),
     "d(?:ays?)?": Decimal(86400),
@@ -43,15 +43,15 @@ _TIME = re.compile("".join(rf"(?:{_NUMBER} *{unit}(?![a-z]) *)?" for unit in _SE
 
 
 def bytes_of(value: object) -> int:
-    """Bytes of a size."""
+    """The bytes of a size such as `500GB`."""
     found = _SIZE.fullmatch(_text(value))
     if not found:
         raise _wrong(value, _SIZES)
-    return _whole(Decimal(found[1]) * _factor(found[2]), value, _SIZES)
+    return _whole_bytes(Decimal(found[1]) * _factor(found[2]), value, _SIZES)
 
 
 def rate_of(value: object) -> int:
-    """Bytes a second of a rate."""
+    """The bytes a second of a rate such as `500MB/s`."""
     found = _RATE.fullmatch(_text(value))
     if not found:
         raise _wrong(value, _RATES)
@@ -61,11 +61,11 @@ def rate_of(value: object) -> int:
             f"{shown(value)} may mean bits or bytes: write {number}{prefix}bit/s or {number}{prefix}B/s"
         )
     in_bits = per_second == "bps" or unit.lower().startswith("bit")
-    return _whole(Decimal(number) * _factor(prefix) / (8 if in_bits else 1), value, _RATES)
+    return _whole_bytes(Decimal(number) * _factor(prefix) / (8 if in_bits else 1), value, _RATES)
 
 
 def seconds_of(value: object) -> float:
-    """Seconds of a time."""
+    """The seconds of a time such as `1h30m`."""
     text = _text(value)
     if re.search(r"[0-9] *M(?![A-Za-z])", text):
         raise ValueError(f"{shown(value)} may mean minutes or months: write 5m for minutes, 30d for days")
@@ -83,27 +83,27 @@ def seconds_of(value: object) -> float:
 
 
 def percentage_of(value: object) -> Percentage:
-    """The share of a percentage."""
-    found = _SHARE.fullmatch(_text(value))
+    """The percentage written such as `20%`."""
+    found = _PERCENTAGE.fullmatch(_text(value))
     if isinstance(value, Percentage):
         return value
     if not found:
-        raise _wrong(value, _SHARES)
+        raise _wrong(value, _PERCENTAGES)
     return Percentage(float(found[1]))
 
 
 def size_or_percent_of(value: object) -> SizeOrPercent:
-    """A share of the disk, or bytes."""
+    """A percentage of the disk such as `20%`, or the bytes of a size such as `500GB`."""
     if isinstance(value, Percentage) or "%" in _text(value):
         return percentage_of(value)
     try:
         return bytes_of(value)
     except ValueError:
-        raise _wrong(value, _ROOMS) from None
+        raise _wrong(value, _SIZES_OR_PERCENTAGES) from None
 
 
 def shown(value: object) -> str:
-    """A wrong value for an error, where it is short: a long one may be a token that somebody misplaced."""
+    """A wrong value as an error may show it. A long text is not shown: it may be a misplaced token."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _LONGEST_SHOWN else f"a text of {len(value)} characters"
     if isinstance(value, bool) or value is None:
@@ -114,7 +114,7 @@ def shown(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    """The value as text, a number too; empty when it can be none of these."""
+    """A text or a number as text; empty for any other value, and for a text that is too long."""
     if isinstance(value, str) and len(value) <= _LONGEST_TEXT:
         return value.strip()
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -128,8 +128,8 @@ def _factor(prefix: str | None) -> int:
     return int(base**power)
 
 
-def _whole(amount: Decimal, value: object, forms: str) -> int:
-    """An amount in whole bytes. What is not nothing stays at least one: 0 often means no limit."""
+def _whole_bytes(amount: Decimal, value: object, forms: str) -> int:
+    """An amount in whole bytes, at least 1 unless it is 0: as a limit, 0 often means no limit."""
     if amount > _MOST:
         raise ValueError(f"{shown(value)} is more than any disk or network has")
     if amount % 1 and _text(value).replace(".", "").replace("_", "").isdigit():

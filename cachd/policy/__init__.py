@@ -1,1 +1,1 @@
-"""Pure decisions: no clock, no disk, no network."""
+"""Pure decisions, without a clock, a disk or a network."""

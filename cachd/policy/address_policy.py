@@ -1,4 +1,4 @@
-"""Which addresses, URLs and paths a source may reach."""
+"""Decides which addresses, URLs and paths a source may reach."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class AddressPolicy:
-    """What `allow` opens beyond the public internet by TLS.
+    """The policy of the option `allow`: what sources may reach besides public addresses by https.
 
-    Public addresses may be reached by https. Private, loopback, link-local and other special addresses,
-    plain http and local paths only where an entry covers them. An entry is a network (`10.0.0.0/8`) or a
-    URL prefix (`http://minio.storage:9000/models/`, `file:///mnt/share/`). `verdicts` may refuse
-    a URL all the same.
+    Private, loopback, link-local and other special addresses, plain http and local paths may be reached only
+    where an entry of `allow` covers them. An entry is a network (`10.0.0.0/8`) or a URL prefix
+    (`http://minio.storage:9000/models/`, `file:///mnt/share/`). `verdicts` can refuse a URL that an entry
+    covers.
     """
 
     def __init__(self, allow: Iterable[str], *, verdicts: Verdicts = NO_VERDICTS) -> None:
@@ -37,7 +37,7 @@ class AddressPolicy:
             try:
                 self._networks.append(ip_network(entry, strict=False))
             except ValueError as error:
-                shown = entry.rpartition("@")[2]  # what stands before it may be a password
+                shown = entry.rpartition("@")[2]  # the text before the @ may be a password
                 raise Invalid(
                     f"allow entry {shown!r:.80} is neither a network nor a URL prefix",
                     code="bad_option",
@@ -45,7 +45,7 @@ class AddressPolicy:
                 ) from error
 
     def also(self, entries: Iterable[str]) -> Self:
-        """The same reach with more entries: what the operator configured elsewhere, such as an endpoint."""
+        """This policy with more entries, such as an endpoint that the operator configured elsewhere."""
         more = type(self)(entries, verdicts=self._verdicts)
         more._networks += self._networks
         more._prefixes += self._prefixes
@@ -56,12 +56,15 @@ class AddressPolicy:
         return any(_covers(prefix, url) for prefix in self._prefixes)
 
     def check_url(self, url: SplitResult) -> None:
-        """Raises Forbidden for what is refused, and for no https unless a prefix covers it."""
+        """Raises Forbidden when `url` may not be reached.
+
+        Plain http passes if any network is allowed: `check_address` decides once its host is resolved.
+        """
         self._verdicts.check_request(url)
         if url.scheme == "https" or self.covers(url):
             return
         if url.scheme == "http" and self._networks:
-            return  # a network may cover the address it resolves to
+            return
         if url.scheme == "http":
             raise _plaintext(url)
         raise Forbidden(
@@ -71,10 +74,11 @@ class AddressPolicy:
         )
 
     def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
-        """Raises Forbidden unless all `addresses` of the host may be reached.
+        """Raises Forbidden unless all `addresses` of the host of `url` may be reached.
 
-        There are none where a proxy alone can resolve the host. Then the proxy decides, but not on plain
-        text, nor on a number: no name ends in one, and what takes it for an address may be anywhere.
+        There are none when only a proxy can resolve the host. The proxy then decides about https and names.
+        Plain http is refused, and so is a host whose last label is a number: no public name ends in a number
+        (RFC 3696, section 2), and resolvers read such a host as an address in different ways.
         """
         for address in addresses:
             self.check_address(url, address)
@@ -90,7 +94,8 @@ class AddressPolicy:
             )
 
     def check_address(self, url: SplitResult, address: str) -> None:
-        """Raises Forbidden unless `address` (an IP literal the host of `url` resolved to) may be reached."""
+        """Raises Forbidden unless `address` may be reached. It is an IP literal to which the host of `url`
+        resolved."""
         ip = destination(_literal(address.partition("%")[0]))
         if self.covers(url) or any(ip in network for network in self._networks):
             return
@@ -107,23 +112,23 @@ class AddressPolicy:
 
 
 class Anywhere(AddressPolicy):
-    """No bounds: what the operator's own configuration leads to is within reach by that alone."""
+    """The policy for URLs of the operator's own configuration: everything may be reached."""
 
     def __init__(self) -> None:
         super().__init__([])
 
     def check_url(self, url: SplitResult) -> None:
-        """Let it pass."""
+        """Allow any URL."""
 
     def check_addresses(self, url: SplitResult, addresses: Collection[str]) -> None:
-        """Let them pass."""
+        """Allow any address."""
 
 
 def _prefix(entry: str) -> SplitResult:
     try:
         url = urlsplit(entry)
         _ = url.port
-    except ValueError:  # which may name a part of a password
+    except ValueError:  # its text may contain a part of a password
         shown = entry.rpartition("@")[2]
         raise Invalid(f"allow entry {shown!r:.80} is not a URL", code="bad_option") from None
     if "@" in url.netloc or url.query or url.fragment or (not url.netloc and url.scheme != "file"):
@@ -136,10 +141,10 @@ def _prefix(entry: str) -> SplitResult:
 
 
 def _covers(prefix: SplitResult, url: SplitResult) -> bool:
-    """Whether `url` is below `prefix`, however a server reads its path. Raises Forbidden when that differs.
+    """Whether `url` is below `prefix`. Raises Forbidden when servers could read its path differently.
 
-    Servers differ on '.' and '..' segments that are encoded or carry parameters (`..;a`), and on encoded
-    separators: these may stand below the prefix, and not in a segment that the prefix names.
+    Servers differ on '.' and '..' segments that are encoded or have parameters (`..;a`). An encoded '/' is
+    allowed in a segment below the prefix. In a segment that the prefix names, it does not match.
     """
     if _host(prefix.scheme, prefix.netloc) != _host(url.scheme, url.netloc):
         return False
@@ -153,7 +158,7 @@ def _covers(prefix: SplitResult, url: SplitResult) -> bool:
             f"{url.scheme}://{url.netloc}{url.path:.200} has a '.' or '..' segment,"
             f" and allow covers only a part of that host",
             code="ambiguous_path",
-            hint="servers read such a path in different ways: write it without",
+            hint="servers read such a path in different ways: write it without these segments",
         )
     return segments[: len(wanted)] == wanted
 
@@ -166,7 +171,7 @@ def _host(scheme: str, netloc: str) -> tuple[str, str, int | None]:
 
 def _plaintext(url: SplitResult) -> Forbidden:
     return Forbidden(
-        f"http://{url.netloc}{url.path} would come in plain text",
+        f"http://{url.netloc}{url.path} would be fetched without encryption",
         code="plaintext_refused",
         hint=f'use https, or add "http://{url.netloc}/" to allow',
     )

@@ -1,9 +1,9 @@
-"""Which IP addresses are on the public internet.
+"""Decides which IP addresses are on the public internet.
 
-The table is cachd's own: the standard library's differs from release to release, and in each lacks what was
-registered since. Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (state of 2025-10-09,
-RFC 6890), the IANA IPv4 Multicast and IPv6 Global Unicast registries. Where a registry calls a block
-globally reachable that no web server lives in (protocol assignments), the block still counts as not public.
+cachd has a table of its own, because that of the standard library differs between releases and lacks later
+registrations. Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (as of 2025-10-09, RFC 6890)
+and the IANA IPv4 Multicast and IPv6 Global Unicast registries. Blocks of protocol assignments count as not
+public even if a registry calls them globally reachable, because no web server has an address there.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _SPECIAL_V4 = tuple(
         "240.0.0.0/4",  # reserved, RFC 1112; limited broadcast, RFC 8190
     )
 )
-_UNICAST_V6 = IPv6Network("2000::/3")  # RFC 4291: nothing else is assigned to anybody
+_UNICAST_V6 = IPv6Network("2000::/3")  # RFC 4291: the only block of global unicast addresses assigned so far
 _SPECIAL_V6 = tuple(
     IPv6Network(block)
     for block in (
         "2001::/23",  # IETF protocol assignments, RFC 2928: Teredo, benchmarks, ORCHID
         "2001:db8::/32",  # documentation, RFC 3849
-        "2002::/16",  # 6to4, RFC 3056: judged by the IPv4 address inside
+        "2002::/16",  # 6to4, RFC 3056: the embedded IPv4 address decides
         "3fff::/20",  # documentation, RFC 9637
     )
 )
-_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: judged by the IPv4 address inside
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the embedded IPv4 address decides
 
 
 @lru_cache(maxsize=4096)
 def destination(address: Address) -> Address:
-    """Where packets to `address` end: the IPv4 address inside a mapped, 6to4 or NAT64 address."""
+    """The address that packets to `address` reach: the IPv4 one inside a mapped, 6to4 or NAT64 address."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return IPv4Address(int(address) & 0xFFFFFFFF)
@@ -58,7 +58,7 @@ def destination(address: Address) -> Address:
 
 @lru_cache(maxsize=4096)
 def is_public(address: Address) -> bool:
-    """Whether `address` can be somebody's on the public internet, by the address its packets end at."""
+    """Whether `address`, or the IPv4 address embedded in it, is a public one."""
     ends = destination(address)
     if isinstance(ends, IPv4Address):
         return not any(ends in block for block in _SPECIAL_V4)

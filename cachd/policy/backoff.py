@@ -1,4 +1,4 @@
-"""How long to wait before asking again."""
+"""Decides how long to wait before a request is repeated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ LONGEST_TOLD_SECONDS = 600.0
 
 
 def delay(failures: int, *, told: float | None, chance: float) -> float:
-    """Seconds to wait after `failures` in a row without progress (1 or more).
+    """Seconds to wait after `failures` (1 or more) in a row without progress.
 
-    Exponential with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"): `chance` is
-    uniform in [0, 1). What the origin told (Retry-After) is a floor, capped at ten minutes.
+    Exponential backoff with equal jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"); `chance`
+    is uniform in [0, 1). `told` is the origin's Retry-After in seconds, capped at ten minutes: the wait is
+    never shorter.
     """
     ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
     jittered = ceiling * (0.5 + chance / 2)

@@ -1,21 +1,22 @@
-"""How many streams at once bring the most bytes."""
+"""Decides how many streams receive at once, by measuring their throughput."""
 
 from __future__ import annotations
 
-_STEP, _FINEST_STEP = 1.5, 1.1  # upwards; downwards always the finest: on a full link a wide one costs most
-_ENOUGH = 0.15  # of what more streams would bring if each brought as much as those before
-_NOISE = 0.03
-_FIRST_REST, _LONGEST_REST = 4, 32
-_LEAST = 4  # fewer are no kinder to an origin, and one that waits for its turn holds up all
-_BUSY = 0.4  # share of the cores from which on these hold up the bytes, and not the connections
+# Factors. A step down is always the finest one: a wide one costs most on a full link.
+_STEP, _FINEST_STEP = 1.5, 1.1
+_ENOUGH = 0.15  # the least gain that keeps a step, as a fraction of the gain in proportion to the streams
+_NOISE = 0.03  # changes of the rate below this fraction mean nothing
+_FIRST_REST, _LONGEST_REST = 4, 32  # measurements without a step after a change of direction
+_LEAST = 4  # with fewer, one stream that waits holds up a large part of all bytes
+_BUSY = 0.4  # CPU use, as a fraction of all cores, above which the CPU and not the network is the limit
 
 
 class Concurrency:
-    """A climb by measurement: more streams while they bring more bytes, fewer while those bring as many.
+    """Hill climbing: more streams while throughput grows, fewer while throughput stays the same.
 
-    Each measurement is of a stretch in which as many streams were at work as `count` says. A step that did
-    not pay is taken back, and the next one, the other way, comes after a rest that gets longer. While the
-    cores are busy with what comes, rates say more of them than of the streams: there are fewer, step by step.
+    Each measurement covers a time in which `count` streams were busy. A step that did not pay is undone; the
+    next step goes in the other direction, after a rest that gets longer each time. While the CPU is busy, the
+    rate says nothing about the connections, and the number of streams goes down step by step.
     """
 
     def __init__(self, first: int, most: int) -> None:
@@ -26,7 +27,10 @@ class Concurrency:
         self._rest, self._next_rest = 0, _FIRST_REST
 
     def measured(self, rate: float, busy: float = 0.0) -> int:
-        """How many from now on, after `rate` bytes a second with `count`; `busy`: share of the cores."""
+        """The new `count`, after the present one received `rate` bytes a second.
+
+        `busy` is the CPU use in that time, as a fraction of all cores.
+        """
         if busy > _BUSY:
             self._base, self._rest = None, _FIRST_REST
             self.count = self._fewer()
@@ -43,19 +47,20 @@ class Concurrency:
         else:
             self.count = self._base[0]
             self._step = max(1 + (self._step - 1) / 2, _FINEST_STEP)
-            self._turn()
+            self._reverse()
         return self.count
 
     def _paid(self, count: int, before: float, rate: float) -> bool:
+        """Whether the step from `count` streams with the rate `before` is kept."""
         if self.count < count:
             return rate >= before * (1 - min(_NOISE, _ENOUGH * (1 - self.count / count)))
         return rate >= before * (1 + max(_NOISE, _ENOUGH * (self.count / count - 1)))
 
     def _try_from(self, rate: float) -> None:
-        """Take the next step in this direction, or turn where there is none."""
+        """Take the next step in this direction, or reverse it at the end of the range."""
         step = self._more() if self._upwards else self._fewer()
         if step == self.count:
-            self._turn()
+            self._reverse()
         else:
             self._base, self.count = (self.count, rate), step
 
@@ -65,6 +70,6 @@ class Concurrency:
     def _fewer(self) -> int:
         return max(min(round(self.count / _FINEST_STEP), self.count - 1), min(_LEAST, self.count))
 
-    def _turn(self) -> None:
+    def _reverse(self) -> None:
         self._base, self._upwards = None, not self._upwards
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LONGEST_REST)

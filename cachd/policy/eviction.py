@@ -1,11 +1,13 @@
-"""Which snapshots to lose for space, and why.
+"""Chooses the snapshots to evict for space, and says why.
 
-    worth = uses of late, halved every HALF_LIFE_SECONDS x seconds to fetch it again x 2 ** (priority / 10)
+    score = recent uses x seconds to fetch the snapshot again x 2 ** (priority / 10)
 
-What is worth least for the bytes that losing it frees goes first. Bytes that another snapshot holds, too,
-are freed by the last of them only. What is protected never goes. `uses of late` is the exponentially
-decayed count of the LRFU family (Lee et al., 2001), between least-recently and least-frequently used; worth
-a byte is the GreedyDual-Size rule for things of unequal size and cost (Cao and Irani, 1997).
+The snapshot with the lowest score per byte freed is evicted first. A blob that several snapshots share is
+freed when the last of them is evicted. Protected snapshots are never evicted.
+
+`recent uses` is a count that halves every HALF_LIFE_SECONDS, as in the LRFU family of policies between least
+recently and least frequently used (Lee et al., 2001). The score per byte is the GreedyDual-Size rule for
+objects of unequal size and cost (Cao and Irani, 1997).
 """
 
 from __future__ import annotations
@@ -18,39 +20,42 @@ from dataclasses import dataclass
 from cachd.model import Digest
 
 HALF_LIFE_SECONDS = 3 * 86400.0
-SITTING_SECONDS = 600.0  # uses closer together than this are one: a probe every second is no popularity
-FRESH_SECONDS = 60.0  # used so lately, a snapshot goes only when no other can: its pod may be starting
+SITTING_SECONDS = 600.0  # uses closer together than this count as one, such as a probe every second
+FRESH_SECONDS = 60.0  # a snapshot used within this time is evicted last: its pod may be starting
 _FRESH_FACTOR = 1e6
-# An engine that starts opens one file after another, in several processes. Between two of them none may be
-# open for minutes: while its workers start, or until the kubelet starts a container again (300 s at most).
+# An engine that starts opens one file after another, in several processes. Between two of them no file may be
+# open for minutes: while its workers start, or until the kubelet restarts a container (at most 300 s later).
 OPENED_SECONDS = 300.0
-UNKNOWN_RATE = 50e6  # bytes a second of a source that was never measured
+UNKNOWN_RATE = 50e6  # bytes a second, assumed for a source that was never measured
 UNVERIFIED_FACTOR, GATED_FACTOR, GONE_FACTOR = 2.0, 4.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a snapshot was used: when last, in seconds since the epoch, and how often until then."""
+    """The uses of a snapshot: the time of the last one (Unix time), and the recent uses at that time."""
 
     last: float
     weight: float = 1.0
 
     def again(self, now: float) -> Use:
-        """What it is after a use now; many within one sitting count once."""
+        """The value after another use. Uses within SITTING_SECONDS count once."""
         if now - self.last < SITTING_SECONDS:
             return Use(max(self.last, now), self.weight)
         return Use(now, self.popularity(now) + 1)
 
     def popularity(self, now: float) -> float:
-        """Uses of late."""
+        """The recent uses at the time `now`."""
         return self.weight * math.pow(0.5, max(now - self.last, 0.0) / HALF_LIFE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One snapshot: its names, none when a newer one replaced it; the bytes on disk of each of its blobs;
-    its use, None when nobody can ask for it; by what it is protected, empty when by nothing; and when one of
-    its files was last opened, None when that is not known."""
+    """One snapshot as the policy sees it.
+
+    `names`: the names that lead to it; none if a newer snapshot replaced it. `blobs`: the bytes on disk of
+    each blob. `use` is None if no name leads to it. `protected`: what protects it; empty if nothing does.
+    `opened_at`: when one of its files was last opened (Unix time), if that is known.
+    """
 
     manifest: str
     names: tuple[str, ...]
@@ -63,10 +68,11 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """Bytes on disk, those it shares included."""
+        """Bytes on disk, including blobs that other snapshots share."""
         return sum(self.blobs.values())
 
     def score(self, now: float) -> float:
+        """The score of the module's formula; 0 when no name leads to the snapshot."""
         if self.use is None:
             return 0.0
         fresh = _FRESH_FACTOR if now - self.use.last < FRESH_SECONDS else 1.0
@@ -75,7 +81,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A snapshot to lose after those before it: the bytes that frees, and the reason in words."""
+    """A snapshot to evict, the bytes that this frees after all choices before it, and the reason."""
 
     candidate: Candidate
     frees: int
@@ -83,7 +89,7 @@ class Choice:
 
 
 def opened_lately(opened_at: float | None, now: float, *, within: float) -> str:
-    """What protects a snapshot that somebody opened within so many seconds; empty when nobody did."""
+    """The protection `opened … ago` if `opened_at` is less than `within` seconds ago; else empty."""
     if opened_at is None or abs(now - opened_at) >= within:  # abs: a clock that was set back
         return ""
     return f"opened {told_seconds(now - opened_at)} ago"
@@ -97,8 +103,11 @@ def refetch_seconds(
     gated: bool = False,
     gone: bool = False,
 ) -> float:
-    """What it costs to have `size` bytes again. A source that publishes no digests may send others, one
-    that wants a token may refuse it, one that is gone will not come back."""
+    """The cost of fetching `size` bytes again, in seconds.
+
+    It is higher if the source may not deliver the same bytes again: it publishes no digests (`verified` is
+    false), it denied access at the last pull (`gated`), or it no longer has the model (`gone`).
+    """
     seconds = size / (bytes_per_second or UNKNOWN_RATE)
     seconds *= 1.0 if verified else UNVERIFIED_FACTOR
     seconds *= GATED_FACTOR if gated else 1.0
@@ -108,11 +117,13 @@ def refetch_seconds(
 def choose(
     candidates: Iterable[Candidate], *, need: int, now: float, claimed: Collection[Digest] = ()
 ) -> list[Choice]:
-    """The snapshots to lose for `need` bytes, in order, none of which could stay; all that may go when even
-    those free less. Blobs in `claimed` are freed by nothing: a running pull needs them.
+    """The snapshots to evict for `need` bytes, in order, each of them necessary.
 
-    Greedy by worth a byte; at each step the least worthy snapshot that covers the rest alone is tried as
-    the last one, so that no giant goes for a few bytes.
+    If all unprotected snapshots together free less than `need`, returns all of them. A running pull needs the
+    blobs in `claimed`, so no eviction frees them.
+
+    Greedy by score per byte. At each step, the snapshot with the lowest score that alone frees the rest is
+    tried as the last one, so that no large snapshot is evicted for a few bytes.
     """
     everybody = list(candidates)
     held, taken, freed, lost = _Held(everybody, claimed), list[Candidate](), 0, 0.0
@@ -141,14 +152,14 @@ def choose(
 def expired(
     candidates: Iterable[Candidate], *, unused_seconds: float, now: float, claimed: Collection[Digest] = ()
 ) -> list[Choice]:
-    """The snapshots that nobody used for so long, the longest unused first."""
+    """The unprotected snapshots that nobody used for `unused_seconds`, the longest unused first."""
     everybody = list(candidates)
     old = [c for c in everybody if not c.protected and c.use and now - c.use.last >= unused_seconds]
     return _explained(everybody, sorted(old, key=lambda c: (_last(c), c.manifest)), claimed, now)
 
 
 class _Held:
-    """Who holds which blob while one snapshot after the other is lost."""
+    """Counts the snapshots that hold each blob, while one snapshot after the other is evicted."""
 
     def __init__(self, everybody: Iterable[Candidate], claimed: Collection[Digest]) -> None:
         everybody = list(everybody)
@@ -156,15 +167,15 @@ class _Held:
         self._kept = set(claimed).union(*(c.blobs for c in everybody if c.protected))
 
     def frees(self, candidate: Candidate) -> int:
-        """Bytes that losing it now frees: those of the blobs that it alone holds."""
+        """Bytes that evicting the candidate now frees: the blobs that no other snapshot holds."""
         return sum(s for b, s in candidate.blobs.items() if self._holders[b] == 1 and b not in self._kept)
 
     def share(self, candidate: Candidate) -> float:
-        """Bytes that it may count as its own: those of a blob are divided among who still holds it."""
+        """Bytes that count as the candidate's own: each blob is divided among the snapshots that hold it."""
         return sum(s / self._holders[b] for b, s in candidate.blobs.items() if b not in self._kept)
 
     def lose(self, *candidates: Candidate) -> int:
-        """Let them go; the bytes freed."""
+        """Count the candidates as evicted. Returns the bytes freed."""
         freed = 0
         for candidate in candidates:
             freed += self.frees(candidate)
@@ -184,7 +195,7 @@ def _why(candidate: Candidate, left: Iterable[Candidate], now: float) -> str:
         return "a newer snapshot replaced it and nobody reads it"
     why = (
         f"last used {told_seconds(now - candidate.use.last)} ago,"
-        f" {candidate.use.popularity(now):.2f} uses of late,"
+        f" {candidate.use.popularity(now):.2f} recent uses,"
         f" about {told_seconds(candidate.refetch_seconds)} to fetch again"
     )
     if candidate.priority:
@@ -196,7 +207,7 @@ def _why(candidate: Candidate, left: Iterable[Candidate], now: float) -> str:
 
 
 def _rank(candidate: Candidate, score: float, share: float) -> tuple[float, float, str]:
-    """Of what goes first: the least worth a byte, then the longest unused."""
+    """The sort key of evictions: the lowest score per byte first, then the longest unused."""
     return score / share if share else float("inf"), _last(candidate), candidate.manifest
 
 
@@ -205,7 +216,7 @@ def _last(candidate: Candidate) -> float:
 
 
 def told_seconds(seconds: float) -> str:
-    """`3 h`, `40 s`: in the largest unit of which there are two."""
+    """A duration such as `3 h` or `40 s`, in the largest unit that fits twice."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{int(seconds / length)} {unit}"

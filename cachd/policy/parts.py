@@ -1,4 +1,4 @@
-"""Which bytes of a file are asked for in one request, and which have landed."""
+"""Divides files into the parts that one request asks for, and records which bytes were received."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 64 << 20, 2 << 20
 
 
 class Received:
-    """The extents of a file that are here: disjoint, sorted, merged when they touch."""
+    """The extents of a file that were received: disjoint, sorted, and merged when they touch."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
 
     def add(self, extent: Extent) -> None:
-        """Count `extent` as here, whatever of it was already."""
+        """Count `extent` as received. It may overlap extents from before."""
         if not extent.size:
             return
         first = bisect_left(self._stops, extent.start)
@@ -38,11 +38,11 @@ class Received:
 
     @property
     def prefix(self) -> int:
-        """Bytes from the start of the file that are here without a gap."""
+        """The number of bytes received from the start of the file without a gap."""
         return self._stops[0] if self._starts and self._starts[0] == 0 else 0
 
     def gaps(self, size: int) -> Iterator[Extent]:
-        """What is missing of a file of `size` bytes, in order."""
+        """Yields the missing extents of a file of `size` bytes, in order."""
         reached = 0
         for start, stop in zip(self._starts, self._stops, strict=True):
             if start > reached:
@@ -53,22 +53,25 @@ class Received:
 
 
 def part_bytes(size: int, streams: int) -> int:
-    """How long a part of a file of `size` bytes is: four for every stream, within the limits, in whole MiB.
+    """The length of a part of a file of `size` bytes: four parts for every stream, in MiB, from 4 to 32 MiB.
 
-    Parts of 8 to 32 MiB cost an origin few requests; smaller ones keep all streams busy on a small file.
+    Large parts cost an origin fewer requests; smaller ones keep all streams busy on a small file.
     """
     wanted = -(-size // (4 * streams))
-    whole = -(-wanted // (1 << 20)) << 20
-    return min(max(whole, MIN_PART_BYTES), MAX_PART_BYTES)
+    rounded = -(-wanted // (1 << 20)) << 20
+    return min(max(rounded, MIN_PART_BYTES), MAX_PART_BYTES)
 
 
 def unkept_bytes(streams: int) -> int:
-    """How much a stream may have received that dies with the process: 2 MiB, of all together 64 MiB."""
+    """Bytes that one of so many streams may receive before it records them, and that `kill -9` would lose.
+
+    At most 2 MiB, and 64 MiB for all streams together.
+    """
     return min(UNKEPT_BYTES // streams, UNKEPT_OF_A_STREAM_BYTES)
 
 
 def split(gap: Extent, length: int) -> Iterator[Extent]:
-    """`gap` in parts that begin at multiples of `length` wherever they can."""
+    """Yields `gap` in parts that end at multiples of `length`; the last ends with the gap."""
     start = gap.start
     while start < gap.stop:
         stop = min(gap.stop, (start // length + 1) * length)

@@ -1,6 +1,7 @@
-"""How long a source may take to say what a ref is: a time for all of it, and so many answers in every window.
+"""Decides when a source takes too long to resolve a ref, by its total time and by its answers in each window.
 
-A slow directory of many files passes, as each of its answers counts. An origin that drips does not.
+A slow directory of many files passes, because every answer counts. An origin that sends its answers byte by
+byte does not.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ WINDOW_SECONDS = 60.0
 
 
 class Patience:
-    """With one resolve, which began at `now` and may take `seconds`.
+    """The patience with one resolve, which began at `now` and may take `seconds`.
 
-    An origin may take `stall_seconds` for a single answer: a window is twice as long at least.
+    A window is at least twice `stall_seconds`, the time that an origin may take for a single answer.
     """
 
     def __init__(self, seconds: float, *, stall_seconds: float, now: float) -> None:
@@ -21,14 +22,14 @@ class Patience:
         self._window_began, self._answered_before = now, 0
 
     def why_not(self, answered: int, now: float) -> str:
-        """Why it is too slow, when it has been answered so often by `now`; empty when it is not."""
+        """Why the resolve is too slow, given the answers received until `now`; empty if it is not."""
         if now - self._began >= self._seconds:
             return f"not done after {self._seconds:.0f} s, with {answered} answers"
         elapsed = now - self._window_began
         if elapsed < self._window:
             return ""
-        came = answered - self._answered_before
-        if came < LEAST_A_SECOND * elapsed:
-            return f"{came} answers in {elapsed:.0f} s"
+        count = answered - self._answered_before
+        if count < LEAST_A_SECOND * elapsed:
+            return f"{count} answers in {elapsed:.0f} s"
         self._window_began, self._answered_before = now, answered
         return ""

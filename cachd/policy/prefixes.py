@@ -1,8 +1,11 @@
-"""Prefixes of refs and URLs, and which of them cover one: by whole steps, in one form for both sides.
+"""Decides which prefixes cover a ref or a URL, by comparing complete steps in a normal form.
 
-The steps of a Hub ref are its owner and model, of S3 the bucket and the parts of a key, of a URL its host
-(with its port) and the parts of its path, of a share the parts of the path. So `hf://org` covers no
-`hf://orgother`, and `https://host` no `https://host.evil`.
+    hf://org/model              steps: org, model
+    s3://bucket/a/b             steps: bucket, a, b
+    https://host/a/b            steps: host:443, a, b
+    file:///a/b                 steps: a, b
+
+So `hf://org` does not cover `hf://orgother`, and `https://host` does not cover `https://host.evil`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
 _IPV4 = re.compile(r"[0-9a-fx.]*[0-9][0-9a-fx.]*")
-_TWO_NAMES = frozenset("ßς\u200c\u200d")  # what IDNA 2003 and 2008 do not agree on
+_TWO_NAMES = frozenset("ßς\u200c\u200d")  # characters that IDNA 2003 and 2008 encode differently (UTS #46)
 _ODD_TEXT = re.compile(r"[^ -~]|[ \\*?]")
 _PLAIN = "!$&'()*+,=:@~"
 _LONGEST = 1024
@@ -34,7 +37,10 @@ _LONGEST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A scheme and the steps that must follow it; none of them for all of the scheme. `text` shows it."""
+    """A scheme and the steps that must follow it; no steps for everything of the scheme.
+
+    `text` is the prefix in its normal form, for people.
+    """
 
     scheme: str
     steps: Steps
@@ -42,7 +48,7 @@ class Prefix:
 
     @classmethod
     def parse(cls, typed: str) -> Self:
-        """Read what an operator wrote. Raises Invalid with the form that would be right."""
+        """Read a prefix that an operator wrote. Raises Invalid with the right form."""
         scheme, separator, rest = typed.partition("://")
         scheme = scheme.lower()
         if not separator or scheme not in SCHEMES:
@@ -62,7 +68,7 @@ class Prefix:
             is_one = len(parts) <= 2 and all(_NAME.fullmatch(p) and ".." not in p for p in parts)
             if not is_one:
                 raise _no_prefix(typed, "write hf://org/ or hf://org/model, without a revision")
-            # The Hub knows a name in any case, and leads from there to the right one.
+            # The Hub accepts a name in any case, and redirects to the right one.
             return cls(
                 scheme, tuple(p.lower() for p in parts), f"hf://{'/'.join(parts)}{'/' * (len(parts) < 2)}"
             )
@@ -76,7 +82,7 @@ class Prefix:
         try:
             url = urlsplit(f"{scheme}://{rest}")
             _ = url.port
-        except ValueError:  # whose text may hold a part of a password
+        except ValueError:  # its text may contain a part of a password
             raise _no_prefix(typed, f"write {form}") from None
         if "@" in url.netloc or url.query or url.fragment or "?" in rest or "#" in rest:
             raise _no_prefix(typed, f"write {form}, with no user, password, query or fragment")
@@ -97,7 +103,7 @@ class Prefix:
 
 
 class Prefixes(Generic[T]):
-    """Values by prefix; the longest prefix that covers a ref wins."""
+    """Values by prefix, looked up for a ref or a URL."""
 
     def __init__(self, values: Mapping[Prefix, T]) -> None:
         self._values = {(prefix.scheme, prefix.steps): (prefix, value) for prefix, value in values.items()}
@@ -106,10 +112,10 @@ class Prefixes(Generic[T]):
         }
 
     def covering(self, url: str) -> list[tuple[Prefix, T]]:
-        """What covers a ref's base, a file's origin or a URL, the longest prefix first.
+        """The prefixes that cover `url`, with their values, the longest first.
 
-        Raises Forbidden for a path that servers read in different ways, where a prefix names a path of that
-        host.
+        `url` is a ref's base, a file's origin or a URL. Raises Forbidden for a path that servers read in
+        different ways, if any prefix names a path of that host.
         """
         if not self._values:
             return []
@@ -118,7 +124,7 @@ class Prefixes(Generic[T]):
         return [each for each in found if each is not None]
 
     def are_below(self, url: str) -> bool:
-        """Whether a prefix may cover a part of what is below `url`, and not all of it."""
+        """Whether a prefix is below `url`, so that it covers a part of what is there and not all."""
         scheme, steps = steps_of(url, strict=self._is_strict)
         return any(
             key[0] == scheme and len(key[1]) > len(steps) and key[1][: len(steps)] == steps
@@ -132,8 +138,8 @@ class Prefixes(Generic[T]):
 def steps_of(url: str, *, strict: object = True) -> tuple[str, Steps]:
     """The scheme and the steps of a ref's base, a file's origin or a URL.
 
-    `strict`: whether its path must mean one thing, or a function that says so of a scheme and a host. Raises
-    Forbidden when it must and does not, Invalid for no URL.
+    `strict`: whether to refuse a path that servers read in different ways, or a function of the scheme and
+    the host that decides this. Raises Forbidden for such a path, and Invalid when `url` is not a URL.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "hf":
@@ -155,9 +161,9 @@ def _has_path(scheme: str, steps: Steps) -> bool:
 
 
 def _authority(url: SplitResult) -> str:
-    """`host:port` of a URL, whatever its case, its port by default or the dot at the end of its host.
+    """`host:port` of a URL in a normal form: lower case, the default port filled in, no dot at the end.
 
-    Raises Invalid for what is no host.
+    Raises Invalid when the URL has no valid host.
     """
     host = (url.hostname or "").rstrip(".").lower()
     try:
@@ -167,7 +173,7 @@ def _authority(url: SplitResult) -> str:
             raise Invalid("two standards read the host differently: write it as xn--…", code="bad_ref")
         elif not host.isascii():
             host = host.encode("idna").decode("ascii").lower().rstrip(".")
-        if _IPV4.fullmatch(host):  # a digit of another script is one by now
+        if _IPV4.fullmatch(host):  # IDNA has turned digits of other scripts into ASCII by now
             host = _dotted(host)
     except ValueError as error:  # UnicodeError among them
         raise Invalid("the host is no name and no address", code="bad_ref") from error
@@ -177,7 +183,7 @@ def _authority(url: SplitResult) -> str:
 
 
 def _dotted(host: str) -> str:
-    """An IPv4 address in its one form: 127.1 and 0x7f.0.0.1 are addresses to those who resolve names."""
+    """The normal form of an IPv4 address such as 127.1 or 0x7f.0.0.1, which inet_aton(3) accepts."""
     try:
         return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
@@ -185,7 +191,7 @@ def _dotted(host: str) -> str:
 
 
 def _parts(scheme: str, path: str) -> Steps:
-    """The decoded parts of a path. A share is opened at the decoded path, so there %2F separates, too."""
+    """The decoded parts of a path. For file://, an encoded '/' separates, too: the decoded path is opened."""
     if scheme == "file":
         return tuple(part for part in unquote(path, errors="surrogateescape").split("/") if part)
     return tuple(unquote(part, errors="surrogateescape") for part in path.split("/") if part)
@@ -194,8 +200,8 @@ def _parts(scheme: str, path: str) -> Steps:
 def _check_path(url: SplitResult) -> None:
     """Raises Forbidden for a path that servers read in different ways.
 
-    That is one with '.' or '..' or empty segments, with parameters (`;`), and with separators or percent
-    signs that are encoded.
+    Such a path has a segment that is empty, '.' or '..', a parameter (`;`), or an encoded separator or
+    percent sign.
     """
     plain = unquote(url.path, errors="surrogateescape")
     parts = url.path.removeprefix("/").removesuffix("/").split("/") if url.path.strip("/") else []
@@ -205,10 +211,10 @@ def _check_path(url: SplitResult) -> None:
             f"{url.scheme}://{url.netloc}{url.path:.200} has a segment that servers read in different ways,"
             f" and sources has an entry for a part of that host",
             code="ambiguous_path",
-            hint="write it without '.', '..', '//', ';' and without encoded '/', '\\' or '%'",
+            hint="write the path without '.', '..', '//', ';' and without encoded '/', '\\' or '%'",
         )
 
 
 def _no_prefix(typed: str, hint: str) -> Invalid:
     plain = typed.partition("?")[0].partition("#")[0].rpartition("@")[2]
-    return Invalid(f"{shown(plain)} is no prefix of refs: {hint}", code="bad_option")
+    return Invalid(f"{shown(plain)} is not a prefix of refs: {hint}", code="bad_option")

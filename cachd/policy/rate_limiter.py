@@ -1,4 +1,4 @@
-"""When bytes may be asked for, so that no more come than a limit allows."""
+"""Decides when bytes may be received, so that a limit in bytes a second holds."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ BURST_SECONDS = 0.05
 
 
 class RateLimiter:
-    """A limit in bytes a second, kept by those who wait as long as they are told.
+    """A limit in bytes a second. Callers keep it by waiting as long as `reserve` says.
 
-    Generic cell rate algorithm, as virtual scheduling (ITU-T I.371, annex A): bytes stand in one line that
-    moves at the rate. Over any time no more than its bytes, a burst and one turn may go. Idle time is
-    forgotten but for the burst, which makes up for those who come late.
+    The generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A): bytes queue in one line that
+    moves at the rate. In any time span, at most the rate's bytes, a burst and one turn pass. Idle time gives
+    no credit beyond the burst, which makes up for callers that come late.
     """
 
     def __init__(self, rate: int, now: float) -> None:
         self.rate = rate
-        self._end = now  # when the last byte of the line has gone by
+        self._end = now  # when the last reserved byte will have passed
 
     @property
     def turn_bytes(self) -> int:
-        """The most to ask for at once: a connection gets its turn often, however low the limit."""
+        """Most bytes to reserve at once: a small number, so that all connections get a turn often."""
         return max(1, int(self.rate * TURN_SECONDS))
 
     def reserve(self, count: int, now: float) -> float:
-        """Stand in line with `count` bytes, a turn at most; seconds to wait before they may go."""
+        """Reserve `count` bytes, at most `turn_bytes`. Returns the seconds to wait before receiving them."""
         start = max(self._end, now - BURST_SECONDS)
         self._end = start + count / self.rate
         return max(0.0, start - now)
 
     def restart(self, rate: int, now: float) -> None:
-        """Go on at this rate, and forget whoever still waits: at most one turn is going just now."""
+        """Continue at another rate, and drop the reservations of callers that still wait.
+
+        At most one turn stays reserved, for a caller that receives just now.
+        """
         self._end = min(self._end, now + self.turn_bytes / self.rate)
         self.rate = rate

@@ -1,4 +1,4 @@
-"""What a token allows: a role says what may be done, namespaces say with which models."""
+"""Decides what a token allows: its role says which calls, its namespaces say for which models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REPOSITORIES = re.compile(r"hf://[A-Za-z0-9._/*?-]{1,200}")
 
 
 class Role(IntEnum):
-    """Each role includes those before it. The numbers leave room for roles between them."""
+    """Each role includes the lower ones. The gaps between the numbers are for later roles."""
 
     read = 10
     lease = 20
@@ -27,17 +27,18 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Namespaces:
-    """The names of models that a token may change, as patterns such as `team-a-*`.
+    """The models that a token may change, as patterns of names such as `team-a-*`.
 
-    `hf://org/` (or a pattern, `hf://org/m*`) adds repositories of the Hub whose folder in the Hub view may be
-    changed, too. A pattern of names covers the folders of the names it covers: `Qwen--*` covers `hf://Qwen/`.
+    To change a model, a token must also cover the model's folder in the Hub view. `hf://org/`, or a pattern
+    such as `hf://org/m*`, covers folders of Hub repositories. A pattern of names covers the folders of those
+    names, too: `Qwen--*` covers all folders of `hf://Qwen/`.
     """
 
     patterns: tuple[str, ...] = ("*",)
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> Self:
-        """Raises ValueError, which repeats no entry: one may be a secret in the wrong place."""
+        """Read the entries. Raises ValueError without their text: one may be a misplaced secret."""
         patterns = tuple(entries)
         if not patterns or not all(_NAMES.fullmatch(p) or _REPOSITORIES.fullmatch(p) for p in patterns):
             raise ValueError(
@@ -50,11 +51,11 @@ class Namespaces:
         return "*" in self.patterns
 
     def covers(self, name: str) -> bool:
-        """Whether models may be changed under this name."""
+        """Whether the token may change the model of this name."""
         return any(fnmatchcase(name, pattern) for pattern in self.patterns if not pattern.startswith(_HUB))
 
     def covers_repository(self, repository: str) -> bool:
-        """Whether the folder of `org/model` in the Hub view may be changed."""
+        """Whether the token may change the folder of `org/model` in the Hub view."""
         if self.covers(repository.replace("/", "--")):
             return True
         prefixes = (pattern.removeprefix(_HUB) for pattern in self.patterns if pattern.startswith(_HUB))
@@ -66,17 +67,17 @@ class Namespaces:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Who somebody is and what they may do. `name` is the token's, never its text."""
+    """What the caller with a token may do. `name` is the token's name, never its text."""
 
     name: str
     role: Role
     namespaces: Namespaces = Namespaces()
 
     def check_role(self, needed: Role) -> None:
-        """Raises Forbidden when the role is too low."""
+        """Raises Forbidden when the grant's role is lower than `needed`."""
         if self.role < needed:
             raise Forbidden(
-                f"this needs the role {needed.name}, and {self.name} has {self.role.name}",
+                f"this call needs the role {needed.name}, and {self.name} has {self.role.name}",
                 code="role_too_low",
                 hint=f"use a token with the role {needed.name}",
                 role_needed=needed.name,
@@ -84,24 +85,24 @@ class Grant:
             )
 
     def check_name(self, name: str) -> None:
-        """Raises Forbidden when models may not be changed under this name."""
+        """Raises Forbidden when the token may not change the model of this name."""
         if not self.namespaces.covers(name):
-            raise self._outside(f"the name {name!r:.120}", "take a name that one of them covers")
+            raise self._outside(f"the model {name!r:.120}", "use a name that one of these patterns covers")
 
     def check_repository(self, repository: str) -> None:
-        """Raises Forbidden when the folder of `org/model` in the Hub view may not be changed."""
+        """Raises Forbidden when the token may not change the folder of `org/model` in the Hub view."""
         if not self.namespaces.covers_repository(repository):
             owner = repository.partition("/")[0]
             raise self._outside(
-                f"hub/models--{repository.replace('/', '--')}, which pods of all teams may read",
-                f"an admin adds {_HUB}{owner}/ to the token's namespaces if that is meant",
+                f"hub/models--{repository.replace('/', '--')}, which pods of all teams read",
+                f"if the token may do this, let an admin add {_HUB}{owner}/ to its namespaces",
             )
 
     def check_everywhere(self) -> None:
-        """Raises Forbidden unless the namespaces are all there are: the call concerns the whole node."""
+        """Raises Forbidden unless the token may change all models: the call concerns the whole node."""
         if not self.namespaces.are_all:
             raise self._outside("the whole node", "use a token without namespaces")
 
     def _outside(self, thing: str, hint: str) -> Forbidden:
-        detail = f"{self.name} may change {self.namespaces}, and this would change {thing}"
+        detail = f"{self.name} may change only {self.namespaces}, and this would change {thing}"
         return Forbidden(detail, code="outside_namespaces", hint=hint)

@@ -1,4 +1,7 @@
-"""Which shards a safetensors index names that its model lacks."""
+"""Finds the shards that a safetensors index names and its model lacks.
+
+{"metadata": {...}, "weight_map": {"TENSOR": "SHARD.safetensors", ...}}
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from cachd.foreign import Limit, walk_json
 INDEX = ".safetensors.index.json"
 MOST_TOLD = 1000
 _LONGEST_TOLD = 1000
-_LIMIT = Limit(tokens=8_000_000)  # two a tensor: the largest models of today have some 200,000 tensors
+_LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have some 200,000 tensors
 
 
 def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[str]:
-    """The names in the index at path `index`, relative to its folder, that are not among `paths`, sorted.
+    """The names in the index that are not among `paths`, sorted; at most MOST_TOLD of them.
 
-    `pieces` are its content, which may be of any length: only so many names as MOST_TOLD are kept. A name
-    that climbs (`../other.bin`) is never among `paths`. What is no index is the engine's to refuse. Raises
-    Invalid when the index is nested too deep, or has more tokens than any index.
+    `index` is the path of the index, `pieces` its content of any length. Names are relative to the folder of
+    the index; one that leaves the model (`../other.bin`) is always missing. A file that is not an index gives
+    an empty list: refusing it is left to the engine. Raises Invalid when the index is nested too deeply, or
+    has more tokens than any index.
     """
     found: set[str] = set()
     try:
@@ -31,14 +35,14 @@ def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[
 
 
 def _shards(pieces: Iterable[bytes], index: str) -> Iterator[str]:
-    """The values of the mapping `weight_map`. Raises as `walk_json`, and ValueError for what is no index."""
+    """Yields the values of `weight_map`. Raises as `walk_json`, and ValueError if this is not an index."""
     depth, key, is_index = 0, "", False
     for events in walk_json(pieces, index, _LIMIT):
         for event, value in events:
             inside = depth == 2 and key == "weight_map"
             if event in ("start_map", "start_array"):
                 if inside or (depth == 1 and key == "weight_map" and event == "start_array"):
-                    raise ValueError("its weight_map is no mapping of names")
+                    raise ValueError("its weight_map is not a mapping of names")
                 is_index = is_index or (depth == 1 and key == "weight_map")
                 depth += 1
             elif event in ("end_map", "end_array"):

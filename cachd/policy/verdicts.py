@@ -1,4 +1,4 @@
-"""Whether models may be pulled from a place, by the longest prefix that says so."""
+"""Decides whether models may be pulled from a source, by the longest prefix that allows or refuses it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cachd.policy.prefixes import Prefix, Prefixes
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Whether what a prefix covers may be pulled, and the entry of `sources` that says so.
+    """Whether refs below a prefix may be pulled, and the entry of `sources` (`by`) that says so.
 
-    `opens`: it may be at a private address, plain http or a share, too.
+    `opens`: private addresses, plain http and file:// are allowed there, too.
     """
 
     is_allowed: bool
@@ -23,7 +23,7 @@ class Rule:
 
 
 class Verdicts:
-    """The rules in force. Where none covers a place, it may be asked."""
+    """The rules in force. A source that no rule covers is allowed."""
 
     def __init__(self, rules: Mapping[Prefix, Rule]) -> None:
         self._rules = Prefixes(rules)
@@ -35,21 +35,22 @@ class Verdicts:
         )
 
     def refusal(self, base: str) -> Prefix | None:
-        """The entry that refuses what is at a ref's base or a file's origin; None when it may be pulled.
+        """The entry that refuses `base`, a ref's base or a file's origin; None when it may be pulled.
 
-        Raises Forbidden when its path may mean two things.
+        Raises Forbidden when servers read its path in different ways.
         """
         rule = next((rule for _, rule in self._rules.covering(base)), None)
         return rule.by if rule and not rule.is_allowed else None
 
     def allows_host(self, base: str) -> bool:
-        """Whether a rule that names more than a scheme allows what is at `base`."""
+        """Whether a rule allows `base` by more than its scheme."""
         return any(rule.is_allowed for prefix, rule in self._rules.covering(base) if prefix.steps)
 
     def check_request(self, url: SplitResult) -> None:
-        """Raises Forbidden for the URL of a request, or of a redirect, on a host that an entry refuses.
+        """Raises Forbidden for a URL, of a request or a redirect, that an entry refuses.
 
-        Entries of a scheme alone are about refs: where an allowed source keeps its files is its business.
+        Entries of a scheme alone (`https://`) do not count here. They are about refs: an allowed source may
+        keep its files on any host.
         """
         if self._are_none:
             return
@@ -59,7 +60,7 @@ class Verdicts:
             raise Forbidden(
                 f"{url.scheme}://{url.netloc} is refused by the entry {rule.by} of sources",
                 code="source_refused",
-                hint="the origin keeps its files there; allow that prefix if it is meant",
+                hint="the source keeps its files there; allow that prefix if it should be used",
             )
 
 

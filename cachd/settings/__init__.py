@@ -1,1 +1,1 @@
-"""Where options come from: their types, the file, and who gave each."""
+"""Reads options from flags, the environment and the file, with their types and with where each was set."""

@@ -1,7 +1,7 @@
-"""A configuration file: YAML whose every value is text, with the line it stands in.
+"""Reads a configuration file: YAML in which every value is a text, with the line of each value.
 
-Numbers and flags stay the text that they are, so `name: 123` and `name: no` are names; what an option takes
-is decided by the option, in the same way as for the environment.
+Numbers and flags stay texts, so `name: 123` and `name: no` are names. The type of each option reads its text,
+as it does for an environment variable.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cachd.findings import Finding, Place, key_of
 
 LONGEST_BYTES = 1 << 20
 _DEEPEST = 20
-_MOST_VALUES = 100_000  # anchors counted wherever they are used
+_MOST_VALUES = 100_000  # an anchored value counts at every use
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
-# What PyYAML says -> what we say. Anything that it quotes may be a part of a secret.
+# Beginnings of PyYAML's messages -> cachd's. PyYAML's own may quote a part of a secret.
 _SAYS = {
     r"found character '\\t'": "a tab: indent with spaces",
     r"mapping values are not allowed": "wrong indentation, or a value with ': ' that needs quotes",
@@ -37,7 +37,7 @@ Value = object
 
 @dataclass(slots=True)
 class ConfigFile:
-    """The keys of a file with this content, the line of each key and entry, and what is wrong with them."""
+    """The keys of a file, the line of each key and entry, and the findings about them."""
 
     name: str
     content: bytes = b""
@@ -46,19 +46,19 @@ class ConfigFile:
     findings: list[Finding] = field(default_factory=list)
 
     def place(self, key: Key) -> Place:
-        """Where the key stands, or what is around it."""
+        """The line of the key, or of the closest key around it."""
         around = (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines)
         return Place(self.name, next(around, 0))
 
 
 def read(path: Path) -> ConfigFile:
-    """The file as it is now; keys without a value are left out. Raises Invalid when it is no YAML mapping."""
+    """Read a file. Keys without a value are left out. Raises Invalid unless it is a YAML mapping."""
     found = ConfigFile(str(path), _content(path))
     node = _composed(found.name, _decoded(found))
     if node is None:
         return found
     if not isinstance(node, yaml.MappingNode):
-        raise _refused(found.name, node.start_mark.line + 1, "holds no keys", hint="write 'key: value' lines")
+        raise _refused(found.name, node.start_mark.line + 1, "has no keys", hint="write 'key: value' lines")
     keys = _Reading(found).value(node, ())
     assert isinstance(keys, dict)
     found.keys = {key: value for key, value in keys.items() if value is not None}
@@ -66,7 +66,7 @@ def read(path: Path) -> ConfigFile:
 
 
 def parse(text: str) -> Value:
-    """The value of YAML in one variable, such as `[a, b]` or `{a: b}`. Raises Invalid."""
+    """The value of a YAML text, such as `[a, b]` or `{a: b}` in a variable. Raises Invalid."""
     found = ConfigFile("")
     node = _composed(found.name, text)
     value = _Reading(found).value(node, ()) if node else None
@@ -114,7 +114,7 @@ def _refused(file: str, line: int, reason: str, *, hint: str = "") -> Invalid:
 
 
 class _Reading:
-    """Takes the values of nodes into a ConfigFile, no more and no deeper than a configuration needs."""
+    """Turns YAML nodes into values of a ConfigFile. Their number and depth are limited."""
 
     def __init__(self, into: ConfigFile) -> None:
         self._into = into
@@ -148,14 +148,14 @@ class _Reading:
                 merged = self._merged(value, key) | merged
             elif name.value in first:
                 where = f"in lines {first[name.value]} and {line}"
-                self._wrong(line, (*key, name.value), f"stands here twice, {where}")
+                self._wrong(line, (*key, name.value), f"is set twice, {where}")
             else:
                 first[name.value] = self._into.lines[*key, name.value] = line
                 found[name.value] = self.value(value, (*key, name.value))
         return merged | found
 
     def _merged(self, node: yaml.Node, key: Key) -> dict[str, Value]:
-        """What `<<: *anchor` or `<<: [*one, *other]` adds; the first of several wins."""
+        """The keys that `<<: *anchor` or `<<: [*one, *other]` adds; the first of several wins."""
         several = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: dict[str, Value] = {}
         for each in several:

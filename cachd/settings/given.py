@@ -1,6 +1,7 @@
-"""Who gave an option its value: a flag, the environment, the file, a variable of other tools, or nobody.
+"""Decides where the value of an option comes from.
 
-The first of them that says anything wins, in this order.
+The first of these that sets it wins: a flag, a variable CACHD_*, the file, a variable of another tool.
+Otherwise the default applies.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from cachd.sources.secrets import is_true
 
 PREFIX = "CACHD_"
 OF_THE_COMMAND_LINE = ("cache", "server", "url", "token", "api_ca_file", "api_cert_file", "api_key_file")
-# What Kubernetes adds to a pod's environment for a Service named cachd or cachd-something.
+# Variables that Kubernetes adds to pods for a Service named cachd or cachd-something:
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _OF_A_SERVICE = re.compile(r"CACHD_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\w+)?)")
 
 
 class Giver(StrEnum):
-    """Where a value came from."""
+    """The kinds of places that can set an option."""
 
     flag = "flag"
     environment = "environment"
@@ -34,9 +36,9 @@ class Giver(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Also:
-    """Variables of other tools that give an option its value when nobody gave it for cachd.
+    """Variables of other tools that set an option if cachd's own flag, variable and file do not.
 
-    None of them counts while `unless` is set to true.
+    They are ignored while the variable `unless` is true.
     """
 
     variables: tuple[str, ...]
@@ -45,7 +47,7 @@ class Also:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value as it was given, by whom, and the place: `--root`, `CACHD_ROOT`, `FILE:LINE`, `HF_ENDPOINT`."""
+    """An unparsed value, what set it, and where: `--root`, `CACHD_ROOT`, `FILE:LINE`, `HF_ENDPOINT`."""
 
     value: object
     giver: Giver
@@ -55,10 +57,10 @@ class Setting:
 def given(
     options: Mapping[str, Iterable[object]], flags: Mapping[str, object], file: ConfigFile | None
 ) -> dict[str, Setting]:
-    """The settings of these options, by name; of one that nobody gave there is none.
+    """The settings of the options that are set, by name.
 
-    `options` are names, each with what is told of it, among which an `Also` may be. Keys of the file that
-    are no option are settings, too.
+    `options`: the names, each with its field's metadata, which may include an `Also`. Unknown keys of the
+    file are in the result, for the error about them.
     """
     environment = ours()
     found = {}
@@ -69,8 +71,8 @@ def given(
             found[name] = Setting(variable, Giver.environment, Place(variable_of(name)))
         elif file and name in file.keys:
             found[name] = _of_file(file, name)
-        elif told := _of_others(facts):
-            found[name] = told
+        elif setting := _of_others(facts):
+            found[name] = setting
     unknown = file.keys.keys() - options.keys() if file else ()
     return found | {name: _of_file(file, name) for name in unknown if file}
 
@@ -80,13 +82,13 @@ def variable_of(name: str) -> str:
 
 
 def ours() -> dict[str, str]:
-    """The variables that begin with CACHD_, but for empty ones."""
+    """The variables that begin with CACHD_ and are not empty."""
     upper = {name.upper(): value.strip() for name, value in os.environ.items()}
     return {name: value for name, value in upper.items() if name.startswith(PREFIX) and value}
 
 
 def unknown_variables(options: Iterable[str]) -> list[str]:
-    """A sentence for each variable that begins with CACHD_ and says nothing to anybody."""
+    """A sentence for each variable that begins with CACHD_ and that cachd does not know."""
     known = [name.upper() for name in (*options, *OF_THE_COMMAND_LINE)]
     found = [name.removeprefix(PREFIX) for name in sorted(ours()) if not _OF_A_SERVICE.fullmatch(name)]
     return [

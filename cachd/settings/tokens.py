@@ -1,12 +1,12 @@
-"""The tokens of the API, as their file or directory holds them now.
+"""Reads the tokens of the API from their file or directory, at every use.
 
-One file holds one token alone, which is an admin's, or a list:
+A file has either a single token, which is an admin's, or a list:
 
     tokens:
       - {name: team-a, role: pull, namespaces: ["team-a-*"], token: s3cr3t}
       - {name: grafana, role: read, sha256: 9f86d081…}
 
-In a directory, such as a mounted Secret, each file is one token, named after the file:
+In a directory, such as a mounted Secret, each file describes one token. The file's name is the token's name:
 
     role: pull
     namespaces: ["team-a-*", "hf://Qwen/"]
@@ -39,14 +39,14 @@ _LONGEST_BYTES = 256 << 10
 _LONGEST_TOKEN = 4096
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_RESERVED = ("anonymous",)  # who has no token is called so
+_RESERVED = ("anonymous",)  # the name of callers without a token
 _KEYS = ("name", "role", "namespaces", "token", "sha256")
-_ALONE = "admin"  # what the only token of a plain file is called
+_ALONE = "admin"  # the name of the single token of a file
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A token by its sha256. The text is nowhere in memory."""
+    """A token by its sha256. cachd does not keep the text in memory."""
 
     digest: bytes = field(repr=False)
     grant: Grant
@@ -54,8 +54,11 @@ class _Token:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file as it was read last: the sha256 of its content or of why it cannot be read, and the tokens in
-    force, which are older than that where it is broken."""
+    """A file as it was read last.
+
+    `seen` is the sha256 of its content, or of the reason why it cannot be read. `tokens` are those in force;
+    if the file is broken, they are from an earlier content.
+    """
 
     seen: bytes
     tokens: tuple[_Token, ...] = ()
@@ -63,10 +66,10 @@ class _Entry:
 
 
 class TokenFile:
-    """The tokens of a file, or of the files of a directory. Safe from any thread.
+    """The tokens of a file, or of the files in a directory. Methods may be called from any thread.
 
-    It is read again at every use. A file that is broken keeps the tokens it had when it was last good, and
-    the log says so once; a file that is gone, or empty, takes its tokens away.
+    Every use reads the files again. While a file is broken, its last good tokens stay in force, and the log
+    says so once. Removing or emptying a file revokes its tokens.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,25 +79,25 @@ class TokenFile:
         self._refusal = ""
 
     def are_in_force(self) -> bool:
-        """Whether the tokens are those that the file holds now. Blocks."""
+        """Whether the tokens in force are those that the files contain now. Blocks."""
         return not self._is_behind(self._read())
 
     def grant_of(self, token: bytes) -> Grant | None:
-        """What a token allows, None for one that is not known. Blocks.
+        """The grant of a token; None if the token is not known. Blocks.
 
-        Raises Unauthorized when there are no tokens because they cannot be read.
+        Raises Unauthorized if no token is in force because the files cannot be read.
         """
         entries = self._read()
         presented, found = hashlib.sha256(token).digest(), None
         for entry in entries.values():
             for known in entry.tokens:
-                if hmac.compare_digest(known.digest, presented):  # all are compared, whichever it is
+                if hmac.compare_digest(known.digest, presented):  # no early exit: constant time
                     found = found or known.grant
         if self._is_behind(entries) and not any(entry.tokens for entry in entries.values()):
             raise Unauthorized(
-                "the daemon's token_file cannot be read, so no token can be right",
+                "the daemon cannot read its token_file, so it accepts no token",
                 code="token_unreadable",
-                hint="write the file, readable for the daemon; its log says what is wrong",
+                hint="make the file readable for the daemon; its log has the reason",
             )
         return found if token else None
 
@@ -110,10 +113,10 @@ class TokenFile:
             return {}
         except OSError as error:
             self._refuse(files.reason(error))
-            return self._entries  # those that were good before stay
+            return self._entries  # the last good tokens stay in force
         self._refusal = ""
         is_directory = "" not in contents
-        with self._lock:  # no disk is waited for here
+        with self._lock:  # no disk access under the lock
             before = self._entries
             self._entries = {
                 name: _entry(name, content, before.get(name), is_directory=is_directory, path=self._path)
@@ -128,25 +131,28 @@ class TokenFile:
 
 
 def _contents(path: Path) -> dict[str, bytes | OSError]:
-    """Each file's content, or why it cannot be read; a single file is called "". Raises OSError."""
+    """The content of each file, or the error of reading it, by name; a single file has the name "".
+
+    Raises OSError when the path itself cannot be read.
+    """
     if not path.is_dir():
         return {"": _content(path)}
-    version = path / "..data"  # a mounted Secret changes by one rename of this link
+    version = path / "..data"  # the kubelet updates a mounted Secret by one rename of this link
     place = Path(os.path.realpath(version)) if version.is_symlink() else path
     names = sorted(name for name in os.listdir(place) if not name.startswith("."))  # noqa: PTH208
     if len(names) > MOST_TOKENS:
         raise OSError(f"more than {MOST_TOKENS} files")
     found = {}
     for name in names:
-        with suppress(FileNotFoundError):  # it went meanwhile
+        with suppress(FileNotFoundError):  # removed meanwhile
             found[name] = _content(place / name)
     if place != path and not place.is_dir():
-        return _contents(path)  # the Secret changed meanwhile
+        return _contents(path)  # the Secret was updated meanwhile
     return found
 
 
 def _content(path: Path) -> bytes | OSError:
-    """Raises FileNotFoundError."""
+    """The content, or the error of reading it. Raises FileNotFoundError."""
     try:
         return files.content(path, at_most=_LONGEST_BYTES)
     except FileNotFoundError:
@@ -158,7 +164,7 @@ def _content(path: Path) -> bytes | OSError:
 def _entry(
     name: str, content: bytes | OSError, before: _Entry | None, *, is_directory: bool, path: Path
 ) -> _Entry:
-    """A file as it is now. `before`: as it was; kept when nothing has changed, or nothing good came."""
+    """The entry of a file with this content. `before`: its previous entry; a broken file keeps its tokens."""
     text = f"cannot be read: {files.reason(content)}".encode() if isinstance(content, OSError) else content
     seen = hashlib.sha256(text).digest()
     if before is not None and before.seen == seen:
@@ -178,20 +184,20 @@ def _entry(
         return _Entry(seen, kept, is_broken=True)
 
 
-# --- what a file says; no error repeats a value: it may be a token ---
+# --- parsing; no error shows a value, because it may be a token ---
 
 
 def _of_file(content: bytes) -> tuple[_Token, ...]:
-    """The tokens of a single file. Raises Invalid."""
+    """The tokens of a file that is not in a directory of tokens. Raises Invalid."""
     stripped = content.strip()
     if not stripped:
         return ()
-    said = None if _is_one_word(stripped) else parse(_decoded(content))
-    if said is None or isinstance(said, str):
+    parsed = None if _is_one_word(stripped) else parse(_decoded(content))
+    if parsed is None or isinstance(parsed, str):
         if b"\n" in stripped:
             raise Invalid("neither one token on one line nor a list of tokens")
         return (_Token(_digest_of(stripped), Grant(_ALONE, Role.admin)),)
-    listed = said.get("tokens") if isinstance(said, dict) and set(said) == {"tokens"} else said
+    listed = parsed.get("tokens") if isinstance(parsed, dict) and set(parsed) == {"tokens"} else parsed
     if not isinstance(listed, list):
         raise Invalid("write one token on one line, or tokens: and a list")
     if len(listed) > MOST_TOKENS:
@@ -202,15 +208,15 @@ def _of_file(content: bytes) -> tuple[_Token, ...]:
 
 
 def _of_directory(name: str, content: bytes) -> tuple[_Token, ...]:
-    """The token of one file of a directory. Raises Invalid."""
+    """The token of one file in a directory. Raises Invalid."""
     if not content.strip():
         return ()
-    said = None if _is_one_word(content.strip()) else parse(_decoded(content))
-    if not isinstance(said, dict):
-        raise Invalid("a file of a directory says role: and token: (or sha256:), and namespaces: if not all")
-    if "name" in said:
-        raise Invalid("no name: the file's own is the token's")
-    return (_token({**said, "name": name}, "the file"),)
+    parsed = None if _is_one_word(content.strip()) else parse(_decoded(content))
+    if not isinstance(parsed, dict):
+        raise Invalid("write role: and token: (or sha256:), and namespaces: unless the token is for all")
+    if "name" in parsed:
+        raise Invalid("leave out name: the file's name is the token's name")
+    return (_token({**parsed, "name": name}, "the file"),)
 
 
 def _is_one_word(content: bytes) -> bool:
@@ -224,23 +230,23 @@ def _decoded(content: bytes) -> str:
         raise Invalid("not UTF-8") from None
 
 
-def _token(said: object, where: str) -> _Token:
-    if not isinstance(said, dict):
-        raise Invalid(f"{where} is no mapping of name, role and token")
-    if unknown := sorted(set(said) - set(_KEYS)):
-        raise Invalid(f"{where} has {len(unknown)} keys that are none of {', '.join(_KEYS)}")
-    name, role = said.get("name"), said.get("role")
+def _token(entry: object, where: str) -> _Token:
+    if not isinstance(entry, dict):
+        raise Invalid(f"{where} is not a mapping with name, role and token")
+    if unknown := sorted(set(entry) - set(_KEYS)):
+        raise Invalid(f"{where} has {len(unknown)} unknown keys; the keys are {', '.join(_KEYS)}")
+    name, role = entry.get("name"), entry.get("role")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
         raise Invalid(f"{where} needs a name of letters, digits, '.', '_' and '-'")
     if not isinstance(role, str) or role not in Role.__members__:
         raise Invalid(f"{where} needs a role: {', '.join(Role.__members__)}")
-    return _Token(_digest(said, where), Grant(name, Role[role], _namespaces(said, where)))
+    return _Token(_digest(entry, where), Grant(name, Role[role], _namespaces(entry, where)))
 
 
-def _namespaces(said: Mapping[str, object], where: str) -> Namespaces:
-    if "namespaces" not in said:
+def _namespaces(entry: Mapping[str, object], where: str) -> Namespaces:
+    if "namespaces" not in entry:
         return Namespaces()
-    listed = said["namespaces"]
+    listed = entry["namespaces"]
     entries = [each.strip() for each in listed.split(",")] if isinstance(listed, str) else listed
     try:
         if not isinstance(entries, list) or not all(isinstance(each, str) for each in entries):
@@ -250,8 +256,8 @@ def _namespaces(said: Mapping[str, object], where: str) -> Namespaces:
         raise Invalid(f"{where}: namespaces: {error}") from None
 
 
-def _digest(said: Mapping[str, object], where: str) -> bytes:
-    token, digest = said.get("token"), said.get("sha256")
+def _digest(entry: Mapping[str, object], where: str) -> bytes:
+    token, digest = entry.get("token"), entry.get("sha256")
     if isinstance(token, str) and digest is None:
         plain = token.strip().encode()
         if not 0 < len(plain) <= _LONGEST_TOKEN:
@@ -264,7 +270,7 @@ def _digest(said: Mapping[str, object], where: str) -> bytes:
 
 
 def _digest_of(plain: bytes) -> bytes:
-    """The sha256 of a token that is written in plain, or as `sha256:` and its digits."""
+    """The sha256 of a token, which is written in plain text or as `sha256:` and 64 digits."""
     written = _SHA256.fullmatch(plain.decode("latin-1")) if plain.startswith(b"sha256:") else None
     return bytes.fromhex(written[1]) if written else hashlib.sha256(plain).digest()
 

@@ -1,4 +1,4 @@
-"""Types of options, each with what it takes. Everything a file or a variable holds is text at first."""
+"""Defines the types of options. Each reads the text of a file or a variable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cachd.settings.file import parse
 
 
 def _several(value: object) -> object:
-    """A list or mapping, of YAML or not: one variable may hold `[a, b]`, `{a: 1}`, `a, b` or `a=1, b=2`."""
+    """A list or mapping from one text: YAML such as `[a, b]` or `{a: 1}`, or words with commas as `a, b`."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith(("[", "{")):
@@ -34,11 +34,11 @@ def _pairs(value: object) -> object:
     if not isinstance(value, str) or not isinstance(found, list):
         return found
     pairs = (str(pair).partition("=") for pair in found)
-    return {key.strip(): told.strip() for key, _, told in pairs}
+    return {key.strip(): text.strip() for key, _, text in pairs}
 
 
 def _listens(value: object) -> object:
-    """One or several; a single IPv6 address is no list, though it begins like one."""
+    """One or several addresses. `[::]:8470` is an IPv6 address and not a YAML list."""
     if isinstance(value, str) and re.match(r"\s*\[[0-9A-Fa-f:.]+\]:", value):
         return [each.strip() for each in value.split(",")]
     return [str(value)] if isinstance(value, int) else _several(value)
@@ -66,7 +66,7 @@ def _size_or_percent_or_auto(value: object) -> int | Percentage | Literal["auto"
 
 def _proxy(value: str) -> str:
     if value != ENVIRONMENT and Proxy.parse(value).credentials is not None:
-        raise ValueError("no password in the URL: write user:password to proxy_credentials_file")
+        raise ValueError("contains a password: write user:password to proxy_credentials_file instead")
     return value
 
 
@@ -102,7 +102,7 @@ Listens = Annotated[
 
 
 def Word(others: Mapping[str, str] | None = None) -> BeforeValidator:  # noqa: N802 stands where a type does
-    """A word of a list in any case; `others` are spellings of words that are in the list."""
+    """A word of the type's list, in any case. `others` maps other spellings to words of the list."""
 
     def plain(value: object) -> object:
         word = value.strip().lower() if isinstance(value, str) else value

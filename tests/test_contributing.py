@@ -1,0 +1,154 @@
+"""CONTRIBUTING.md and docs/decisions tell the truth: what they name is there, their lists are the code's."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.faults.test_index import named_in
+from tests.test_layers import PYPROJECT
+
+PROJECT = Path(__file__).parent.parent
+MAKEFILE = (PROJECT / "Makefile").read_text()
+CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
+DECISIONS = PROJECT / "docs/decisions"
+PAGES = [CONTRIBUTING, PROJECT / "CHANGELOG.md", *sorted(DECISIONS.glob("*.md"))]
+RECORDS = sorted(DECISIONS.glob("[0-9]*.md"))
+SECTIONS = ["Context", "Decision", "Costs", "Evidence", "When to look again"]
+FILES = r"(?:py|md|toml|lock|json|yaml)"
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def code_of(text: str) -> list[str]:
+    """What a page sets in code: spans, and the lines of its blocks."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return spans + [line for block in blocks for line in block.splitlines()]
+
+
+def absent_links(page: Path, text: str) -> list[str]:
+    """The relative links of a page that lead nowhere."""
+    absent = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors_of(target))):
+            absent.append(link)
+    return absent
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def absent_names(text: str) -> list[str]:
+    """What a page names in code and the project has not: files, tests, modules to run, targets of make."""
+    absent = []
+    for said in code_of(text):
+        file, _, test = said.partition("::")
+        here = PROJECT / file
+        is_path = re.fullmatch(rf"[\w./-]+\.{FILES}", file) and "/" in file
+        is_place = re.match(r"(?:cachd|tests|bench|docs|daemonset|lock|\.ci)/[\w./-]*$", file)
+        if ((is_path or is_place) and not here.exists()) or (test and test not in named_in(here)):
+            absent.append(said)
+        for target in re.findall(r"\bmake ([a-z]+)", said):
+            absent += [] if re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) else [f"make {target}"]
+        for module in re.findall(r"python -m ([\w.]+)", said):
+            at = PROJECT / module.replace(".", "/")
+            absent += [] if at.with_suffix(".py").is_file() or (at / "__main__.py").is_file() else [module]
+    return absent
+
+
+@each_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    assert absent_links(page, page.read_text()) == []
+
+
+@each_page
+def test_every_file_test_module_and_target_of_make_that_is_named_is_there(page: Path) -> None:
+    assert absent_names(page.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "`cachd/nowhere.py`",
+        "`test/test_pull.py`",
+        "`cachd/nowhere`",
+        "`tests/test_layers.py::test_nothing`",
+        "`python -m bench.nothing`",
+        "```sh\nmake nothing\n```",
+    ],
+)
+def test_a_name_that_is_not_there_is_found(said: str) -> None:
+    assert absent_names(said)
+    assert absent_links(CONTRIBUTING, "[a](nowhere.md) [b](README.md#nowhere) [c](SECURITY.md#report)") == [
+        "nowhere.md",
+        "README.md#nowhere",
+    ]
+
+
+def test_the_layers_are_those_of_the_contract() -> None:
+    told = part("layers").strip("`\n").splitlines()
+    (contract,) = (c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    assert told == contract["layers"]
+
+
+def test_the_modules_that_name_schemes_are_those_that_it_lists() -> None:
+    """Found by "s3", a scheme that only such modules and its own source spell out."""
+    found = {
+        str(path.relative_to(PROJECT))
+        for path in (PROJECT / "cachd").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == "s3"
+    }
+    assert set(re.findall(r"^- `(\S+)`", part("schemes"), re.MULTILINE)) == found - {"cachd/sources/s3.py"}
+
+
+def part(name: str) -> str:
+    """What stands between two marks of CONTRIBUTING.md."""
+    return CONTRIBUTING.read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+
+
+def test_the_hooks_before_a_commit_are_what_make_check_runs_before_the_tests() -> None:
+    recipe = re.findall(r"^\t(.+)$", MAKEFILE.split("\ncheck: ")[1].split("\n\n")[0], re.MULTILINE)
+    *before, tests = [line.replace("$(BIN)", ".venv/bin") for line in recipe]
+    assert tests == ".venv/bin/python -m tests"
+    (local,) = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    assert [hook["entry"] for hook in local["hooks"]] == before
+    for hook in local["hooks"]:  # on the whole project, as make does
+        assert (hook["language"], hook["pass_filenames"], hook["always_run"]) == ("system", False, True)
+
+
+def test_the_list_of_decisions_has_each_with_its_title() -> None:
+    listed = re.findall(r"^\| \[(\d+)\]\((\S+)\) \| (.+) \|$", (DECISIONS / "README.md").read_text(), re.M)
+    titles = [re.fullmatch(r"# (\d{4}): (.+)", path.read_text().splitlines()[0]) for path in RECORDS]
+    assert listed == [
+        (told[1], path.name, told[2]) for told, path in zip(titles, RECORDS, strict=True) if told
+    ]
+    assert [path.name[:4] for path in RECORDS] == [f"{n:04}" for n in range(1, len(RECORDS) + 1)]
+
+
+@pytest.mark.parametrize("page", RECORDS, ids=lambda page: page.name)
+def test_a_decision_is_a_page_of_five_sections_whose_evidence_is_a_test(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert "::test_" in text.split("## Evidence")[1].split("\n## ")[0]
+    assert len(text.splitlines()) <= 60
+
+
+def test_whoever_imports_cachd_gets_its_types() -> None:
+    """PEP 561. Every file of the package goes into the wheel."""
+    built = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert built["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["cachd"]}
+    assert "Typing :: Typed" in built["project"]["classifiers"]
+    assert (PROJECT / "cachd/py.typed").is_file()

@@ -1,0 +1,86 @@
+"""The contract of sources (contract_source.py), kept by each that cachd has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cachd.model import Ref
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.http import Http
+from cachd.sources.huggingface import HubSource
+from cachd.sources.s3 import BucketSource
+from cachd.sources.secrets import Secret
+from cachd.sources.shared_volume import SharedVolumeSource
+from cachd.sources.trust import Authorities
+from cachd.sources.web import WebSource
+from tests.contract_source import FILES, LARGE, OTHER_BYTES, Served, SourceContract
+from tests.ground.bucket import Bucket
+from tests.ground.hub import Hub
+from tests.ground.models import write_sha256sums
+from tests.ground.origin import Origin
+
+
+def http() -> Http:
+    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities())
+
+
+class TestWeb(SourceContract):
+    @pytest.fixture
+    def served(self, origin: Origin) -> Served:
+        return Served(
+            WebSource(http()),
+            ref=Ref.parse(origin.add_model("model", FILES)),
+            absent=Ref.parse(f"{origin.url}/absent/"),
+            change=lambda: origin.add(f"/model/{LARGE}", OTHER_BYTES),
+        )
+
+
+class TestSharedVolume(SourceContract):
+    @pytest.fixture
+    def served(self, tmp_path: Path) -> Served:
+        for path, content in FILES.items():
+            (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "model" / path).write_bytes(content)
+        write_sha256sums(tmp_path / "model")
+        (tmp_path / "other").write_bytes(OTHER_BYTES)
+        return Served(
+            SharedVolumeSource(AddressPolicy([f"file://{tmp_path}/"]), stall_seconds=60),
+            ref=Ref.parse(f"file://{tmp_path}/model"),
+            absent=Ref.parse(f"file://{tmp_path}/absent"),
+            change=lambda: (tmp_path / "other").replace(tmp_path / "model" / LARGE),
+        )
+
+
+class TestHub(SourceContract):
+    @pytest.fixture
+    def served(self, hub: Hub) -> Served:
+        hub.add("org/model", FILES)
+        return Served(
+            HubSource(http(), endpoint=hub.url, token=Secret(None)),
+            ref=Ref.parse("hf://org/model"),
+            absent=Ref.parse("hf://org/model@absent"),  # of an absent repository the Hub does not tell
+            change=None,
+        )
+
+
+class TestBucket(SourceContract):
+    @pytest.fixture
+    def bucket(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
+        with Bucket() as started:
+            yield started
+
+    @pytest.fixture
+    def served(self, bucket: Bucket) -> Served:
+        for path, content in FILES.items():
+            bucket.put(f"model/{path}", content)
+        return Served(
+            BucketSource(http(), endpoint_url=bucket.url, region="us-east-1"),
+            ref=Ref.parse("s3://models/model/"),
+            absent=Ref.parse("s3://models/absent/"),
+            change=lambda: bucket.put(f"model/{LARGE}", OTHER_BYTES, etag="two"),
+        )

@@ -20,7 +20,7 @@ import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
 from cachd.kubelet import kubelet_keeps
-from cachd.model import Share
+from cachd.model import Percentage
 from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, spec_of
@@ -141,10 +141,16 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
 
 @pytest.mark.parametrize(
     ("limit", "reserve", "usable"),
-    [(None, 0, 40), (20 * MIB, 0, 20), (None, 30 * MIB, 10), (Share(50), 0, 20), (20 * MIB, Share(75), 10)],
+    [
+        (None, 0, 40),
+        (20 * MIB, 0, 20),
+        (None, 30 * MIB, 10),
+        (Percentage(50), 0, 20),
+        (20 * MIB, Percentage(75), 10),
+    ],
 )
 def test_the_limit_and_the_reserve_bound_what_can_ever_be_held(
-    disk: Disks, limit: int | Share | None, reserve: int | Share, usable: int
+    disk: Disks, limit: int | Percentage | None, reserve: int | Percentage, usable: int
 ) -> None:
     space = Space(disk(40 * MIB), limit=limit, reserve_free=reserve)
     assert space.capacity().usable == usable * MIB
@@ -234,7 +240,7 @@ def test_the_kubelets_thresholds_are_read_from_its_file(
 
 def test_without_the_kubelets_file_a_fifth_of_a_shared_disk_stays_free(tmp_path: Path) -> None:
     free, _ = kubelet_keeps(tmp_path / "absent", 1 << 40)
-    assert beside_others(free) == Share(20)
+    assert beside_others(free) == Percentage(20)
 
 
 def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
@@ -619,7 +625,7 @@ def test_while_another_process_fills_the_disk_models_go_down_to_the_low_watermar
     store.engine.reclaim.relieve()
     now = store.engine.store.space.capacity()
     room = now.total - now.reserve_free
-    assert now.free - now.reserve_free >= room - Share(80).of(room)
+    assert now.free - now.reserve_free >= room - Percentage(80).of(room)
     assert store.names == ["c"]
     assert [e.reason for e in store.engine.reclaim.evicted()] == ["pressure", "pressure"]
 

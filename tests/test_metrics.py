@@ -137,9 +137,9 @@ def test_every_state_that_a_model_can_have_is_one_of_the_metric() -> None:
     for module in ("transfer/progress", "transfer/pull", "transfer/pulls", "api/documents"):
         for node in ast.walk(ast.parse((PROJECT / f"cachd/{module}.py").read_text())):
             match node:
-                case ast.Assign(targets=[*targets], value=value):
-                    values = zip(*map(parts, (*targets, value)), strict=False) if targets else ()
-                    found |= {v.value for t, v in values if is_state(t) and is_text(v)}
+                case ast.Assign(targets=[target], value=value):
+                    pairs = zip(parts(target), parts(value), strict=False)
+                    found |= {v.value for t, v in pairs if is_state(t) and is_text(v)}
                 case ast.Call(func=ast.Attribute(attr="begins"), args=[ast.Constant(value=str(text))]):
                     found.add(text)
                 case ast.Call(func=ast.Attribute(attr="_ended"), args=[_, ast.Constant(value=str(text)), *_]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -689,6 +690,18 @@ def test_a_password_in_a_value_is_not_among_the_options_in_force(file: Path) -> 
 
 
 # --- the documentation ---
+
+
+def test_every_option_is_read_by_somebody() -> None:
+    """One that the daemon forgot to hand on would be taken, shown and of no effect."""
+    read: set[str] = set()
+    for module in (Path(__file__).parent.parent / "cachd").rglob("*.py"):
+        whose = ("self", "config") if module.name == "config.py" else ("config",)
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case ast.Attribute(value=ast.Name(id=owner) | ast.Attribute(attr=owner)) if owner in whose:
+                    read.add(node.attr)
+    assert set(Config.model_fields) - read == set()
 
 
 def test_every_option_has_its_line_in_the_table() -> None:

@@ -517,7 +517,7 @@ def test_a_cut_ends_the_wait_for_an_answer_and_forbids_the_next_question() -> No
         over, cut, target = http(), CancelToken(), Target(f"{server.url}/x", 2)
         asking = other.submit(over.open, target, Extent(0, 2), cut)
         assert asked.wait(PATIENCE_SECONDS)
-        cut.cut()
+        cut.cancel()
         with pytest.raises((Unavailable, Cancelled)):
             asking.result(PATIENCE_SECONDS / 4)
         with pytest.raises(Cancelled):
@@ -537,7 +537,7 @@ def test_a_cut_ends_a_handshake_that_nobody_answers() -> None:
         cut, target = CancelToken(), Target(server.url.replace("http:", "https:") + "/x", 2)
         asking = other.submit(http().open, target, Extent(0, 2), cut)
         assert greeted.wait(PATIENCE_SECONDS)
-        cut.cut()
+        cut.cancel()
         with pytest.raises((Unavailable, Cancelled)):
             asking.result(PATIENCE_SECONDS / 4)
 

@@ -422,7 +422,7 @@ def test_a_pull_that_waits_for_a_slot_again_ends_when_it_is_cut() -> None:
     with ThreadPoolExecutor(1) as pool:
         back = pool.submit(line.take_in_turn, slow, cut)
         until(lambda: line.returning == 1)
-        cut.cut()
+        cut.cancel()
         with pytest.raises(Cancelled):
             back.result(PATIENCE_SECONDS)
 
@@ -528,7 +528,7 @@ def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int],
             asked = pool.submit(calls[call])
             until(lambda: server.accepted)
             began = time.monotonic()
-            cut.cut()
+            cut.cancel()
             with pytest.raises(Cancelled):
                 asked.result(PATIENCE_SECONDS)
         assert time.monotonic() - began < PROMPT_SECONDS
@@ -542,7 +542,7 @@ def test_a_cut_ends_a_listing_that_drips() -> None:
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(http.read, url, cut, at_most=MIB)
             until(lambda: origin.bytes_sent("/listing") > KIB)
-            cut.cut()
+            cut.cancel()
             with pytest.raises(CachdError):
                 asked.result(PROMPT_SECONDS)
 
@@ -553,7 +553,7 @@ def test_a_cut_ends_a_connection_that_is_never_taken() -> None:
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", hole)
         dialled = pool.submit(dial, [address], PATIENCE_SECONDS, cut)
         until(lambda: cut.is_awaited)
-        cut.cut()
+        cut.cancel()
         with pytest.raises(Cancelled):
             dialled.result(PROMPT_SECONDS)
 
@@ -576,7 +576,7 @@ def test_a_cut_ends_a_look_up_of_a_name_and_so_does_its_time() -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(Names(PATIENCE_SECONDS, deaf).addresses, "slow.test", 80, cut)
         assert deaf.asked.acquire(timeout=PATIENCE_SECONDS)
-        cut.cut()
+        cut.cancel()
         with pytest.raises(Cancelled):
             asked.result(PROMPT_SECONDS)
     with pytest.raises(Unavailable) as refused:

@@ -1,4 +1,4 @@
-# make demo | test | check | run | bench | attacks | torture | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | bench | attacks | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run bench attacks torture lock base format clean
+.PHONY: demo test check run bench attacks torture mutate lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -42,6 +42,9 @@ attacks: $(READY)         ## every attack of SECURITY.md against a daemon instal
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+mutate: $(READY)          ## bugs put into a copy of the code, one at a time: do the tests see them? COUNT=100, SEED= as it was printed
+	$(BIN)/python -m tests.mutate $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 lock: $(LOCK)             ## lock/: what fits pyproject.toml, with hashes, and the SBOM; UPGRADE=1 takes the newest
 	$(BIN)/python -m bench.lock $(if $(UPGRADE),--upgrade)

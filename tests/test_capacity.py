@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,10 @@ import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
 from cachd.kubelet import kubelet_keeps
-from cachd.model import Share
+from cachd.model import Percentage
+from cachd.store import durable
 from cachd.store.protection import tells_use
+from cachd.store.snapshots import Snapshots
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, spec_of
 from tests.ground.disks import remount
@@ -29,6 +30,7 @@ from tests.ground.models import noise
 from tests.ground.needs import needs, refuse, require
 from tests.ground.node import Node
 from tests.ground.origin import Origin
+from tests.ground.pause import paused_before
 from tests.ground.pod import pod
 from tests.ground.site import assert_problem, mapped, until
 
@@ -82,7 +84,7 @@ class Store:
     def age(self, name: str, seconds: float) -> None:
         """Let the last use of a model be so long ago."""
         uses = self.engine.store.usage_log
-        uses._uses.pop(name, None)
+        uses._usage_log.pop(name, None)
         uses.used(name, time.time() - seconds)
 
     @property
@@ -141,10 +143,16 @@ def test_what_is_taken_is_what_du_and_the_file_system_count(
 
 @pytest.mark.parametrize(
     ("limit", "reserve", "usable"),
-    [(None, 0, 40), (20 * MIB, 0, 20), (None, 30 * MIB, 10), (Share(50), 0, 20), (20 * MIB, Share(75), 10)],
+    [
+        (None, 0, 40),
+        (20 * MIB, 0, 20),
+        (None, 30 * MIB, 10),
+        (Percentage(50), 0, 20),
+        (20 * MIB, Percentage(75), 10),
+    ],
 )
 def test_the_limit_and_the_reserve_bound_what_can_ever_be_held(
-    disk: Disks, limit: int | Share | None, reserve: int | Share, usable: int
+    disk: Disks, limit: int | Percentage | None, reserve: int | Percentage, usable: int
 ) -> None:
     space = Space(disk(40 * MIB), limit=limit, reserve_free=reserve)
     assert space.capacity().usable == usable * MIB
@@ -170,6 +178,33 @@ def test_a_limit_holds_though_the_disk_has_room(disk: Disks, engine: Engines, or
     taken = limited.engine.store.space.capacity().usage.total
     assert f"{taken} of limit_bytes {20 * MIB} used" in refusal.value.detail
     assert limited.origin.bytes_sent("/c") == 0
+
+
+@pytest.mark.parametrize("evict", [False, True], ids=["evict: false", "evict: true"])
+def test_only_where_cachd_may_evict_do_pressure_and_long_disuse_take_a_model(
+    evict: bool, engine: Engines, origin: Origin
+) -> None:
+    store = Store(engine(evict=evict, evict_unused_seconds=60), origin)
+    store.pull("a", MIB)
+    store.age("a", 3600)
+    store.engine.reclaim.look()
+    assert store.names == ([] if evict else ["a"])
+    store.pull("b", MIB)
+    store.engine.store.space.change(reserve_free=0, limit=MIB // 2, reserve_inodes=0)
+    store.engine.reclaim.relieve()
+    assert store.names == ([] if evict else ["a", "b"])
+    reasons = [gone.reason for gone in store.engine.reclaim.evicted()]
+    assert reasons == (["pressure", "unused"] if evict else [])
+
+
+def test_an_operator_makes_room_though_cachd_may_evict_nothing_by_itself(
+    engine: Engines, origin: Origin
+) -> None:
+    store = Store(engine(evict=False), origin)
+    store.pull("a", MIB)
+    store.engine.store.space.change(reserve_free=0, limit=MIB // 2, reserve_inodes=0)
+    (gone,) = store.engine.reclaim.make_available(1)
+    assert (gone.names, gone.reason, store.names) == (("a",), "asked", [])
 
 
 def test_inodes_are_kept_free_too(disk: Disks, engine: Engines, origin: Origin) -> None:
@@ -220,6 +255,14 @@ def test_a_disk_that_the_node_uses_is_told_from_one_of_its_own(disk: Disks) -> N
         ("evictionHard: {nodefs.available: 25%, nodefs.inodesFree: 8%}", (25, 8)),
         ("evictionHard: {imagefs.available: 300Gi}", (30, 0)),
         ("evictionSoft: {nodefs.available: 40%}", (40, 5)),
+        ("evictionHard: {nodefs.available: 25%, imagefs.available: 20%}", (25, 0)),
+        ("evictionHard: {imagefs.available: 20%, nodefs.available: 25%}", (25, 0)),
+        ("evictionHard: {nodefs.available: 40%}\nevictionSoft: {nodefs.available: 30%}", (40, 0)),
+        ("evictionSoft: {nodefs.available: 30%, imagefs.available: 40%}", (40, 5)),
+        ("imageGCHighThresholdPercent: 70\nevictionHard: {nodefs.available: 20%}", (30, 0)),
+        ("imageGCHighThresholdPercent: 95", (15, 5)),
+        ("imageGCHighThresholdPercent: 100\nevictionHard: {nodefs.available: 7%}", (7, 0)),
+        ("imageGCHighThresholdPercent: 101", (15, 5)),
     ],
 )
 def test_the_kubelets_thresholds_are_read_from_its_file(
@@ -232,9 +275,15 @@ def test_the_kubelets_thresholds_are_read_from_its_file(
     assert beside_others(found[0]).percent == kept[0] + 5, "cachd stops before the kubelet begins"
 
 
+@pytest.mark.parametrize("order", [(10, 30), (30, 10)], ids=str)
+def test_of_two_thresholds_cachd_keeps_to_the_larger(order: tuple[int, int]) -> None:
+    assert beside_others(*map(Percentage, order)) == Percentage(35)
+    assert beside_others(Percentage(98)) == Percentage(100)
+
+
 def test_without_the_kubelets_file_a_fifth_of_a_shared_disk_stays_free(tmp_path: Path) -> None:
     free, _ = kubelet_keeps(tmp_path / "absent", 1 << 40)
-    assert beside_others(free) == Share(20)
+    assert beside_others(free) == Percentage(20)
 
 
 def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
@@ -380,41 +429,22 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
     small.pull("a")
     layout, snapshots = small.engine.store.layout, small.engine.store.snapshots
     (manifest, _), *_ = snapshots.recorded()
-    script = """
-import os, sys
-ready, file = sys.argv[1:]
-print("looking", flush=True)
-while os.path.exists(ready):
-    pass
-try:
-    opened = open(file, "rb")
-    print("opened", flush=True)
-except FileNotFoundError:
-    print("too late", flush=True)
-sys.stdin.read()
-"""
-    command = [sys.executable, "-c", script, layout.ready_file("a"), layout.model("a") / "a"]
-    for _ in range(20):
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == "looking\n"
-            try:
-                snapshots.evict(manifest.id)
-                kept = False
-            except InUse:
-                kept = True
-            saw = reader.stdout.readline().strip()
-            if kept:
-                assert saw == "opened"
-                assert layout.ready_file("a").exists()
-                assert (layout.model("a") / "a").read_bytes() == noise(8 * MIB, seed=ord("a"))
-                assert small.names == ["a"]
-                reader.communicate("", timeout=PATIENCE_SECONDS)
-                return
-            reader.communicate("", timeout=PATIENCE_SECONDS)
-        small.engine.store.content.empty_trash()  # of what the reader had open
-        small.pull("a")
-    pytest.skip("this machine never let the reader in between")
+    with (
+        paused_before(
+            durable.sync_directory, lambda: snapshots.evict(manifest.id), within=Snapshots._withdraw
+        ) as evicting,
+        ExitStack() as pods,
+    ):
+        assert not layout.ready_file("a").exists()
+        pods.enter_context(mapped(layout.model("a") / "a"))
+        keep_it = pods.pop_all()
+    with keep_it:
+        with pytest.raises(InUse):
+            evicting.result(PATIENCE_SECONDS)
+        assert layout.ready_file("a").exists()
+        assert (layout.model("a") / "a").read_bytes() == noise(8 * MIB, seed=ord("a"))
+        assert small.names == ["a"]
+    assert snapshots.evict(manifest.id) > 0
 
 
 def test_what_the_kernel_tells_is_tried_at_the_start(tmp_path: Path) -> None:
@@ -619,7 +649,7 @@ def test_while_another_process_fills_the_disk_models_go_down_to_the_low_watermar
     store.engine.reclaim.relieve()
     now = store.engine.store.space.capacity()
     room = now.total - now.reserve_free
-    assert now.free - now.reserve_free >= room - Share(80).of(room)
+    assert now.free - now.reserve_free >= room - Percentage(80).of(room)
     assert store.names == ["c"]
     assert [e.reason for e in store.engine.reclaim.evicted()] == ["pressure", "pressure"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from cachd.config import Config, load, read, table
 from cachd.daemon import TAKEN_OVER, check_listen
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Invalid
-from cachd.model import ModelSpec, Ref, Share
+from cachd.model import ModelSpec, Percentage, Ref
 from cachd.settings.given import unknown_variables
 from tests.ground.origin import Origin
 
@@ -149,10 +150,10 @@ def test_a_wrong_value_is_refused_under_its_name(file: Path, option: str, value:
 def test_room_on_the_disk_is_bytes_or_a_share_of_it(file: Path) -> None:
     assert load().limit_bytes is None
     assert load(limit_bytes="500GB").limit_bytes == 500 * 10**9
-    assert load(limit_bytes="60%").limit_bytes == Share(60)
-    assert load(config=written(file, reserve_free="12.5 %")).reserve_free == Share(12.5)
+    assert load(limit_bytes="60%").limit_bytes == Percentage(60)
+    assert load(config=written(file, reserve_free="12.5 %")).reserve_free == Percentage(12.5)
     assert (load().reserve_free, load().reserve_inodes) == ("auto", "auto")
-    assert load(low_watermark="90%").low_watermark == Share(90)
+    assert load(low_watermark="90%").low_watermark == Percentage(90)
 
 
 @pytest.mark.parametrize("value", ["5i", "5iB", "5 iB", "9" * 400])
@@ -360,7 +361,7 @@ def test_flags_and_variables_win_over_a_changed_file_too(file: Path, monkeypatch
         ("sweep_interval_seconds: 1h30m", "sweep_interval_seconds", 5400.0),
         ("scrub_interval_seconds: 2 days", "scrub_interval_seconds", 172800.0),
         ("stall_seconds: 1e1", "stall_seconds", 10.0),
-        ("reserve_free: 20 %", "reserve_free", Share(20)),
+        ("reserve_free: 20 %", "reserve_free", Percentage(20)),
         ("reserve_free: AUTO", "reserve_free", "auto"),
         ("streams: 1_0", "streams", 10),
         ("log_level: INFO", "log_level", "info"),
@@ -689,6 +690,18 @@ def test_a_password_in_a_value_is_not_among_the_options_in_force(file: Path) -> 
 
 
 # --- the documentation ---
+
+
+def test_every_option_is_read_by_somebody() -> None:
+    """One that the daemon forgot to hand on would be taken, shown and of no effect."""
+    read: set[str] = set()
+    for module in (Path(__file__).parent.parent / "cachd").rglob("*.py"):
+        whose = ("self", "config") if module.name == "config.py" else ("config",)
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case ast.Attribute(value=ast.Name(id=owner) | ast.Attribute(attr=owner)) if owner in whose:
+                    read.add(node.attr)
+    assert set(Config.model_fields) - read == set()
 
 
 def test_every_option_has_its_line_in_the_table() -> None:

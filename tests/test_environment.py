@@ -17,6 +17,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
+from tests.ground.site import assert_problem
 
 KIB = 1 << 10
 Nodes = Callable[..., Node]
@@ -91,6 +92,36 @@ def test_a_variable_that_names_no_token_file_is_told(tmp_path: Path, monkeypatch
         assert refusal.value.code == "bad_secret"
         assert refusal.value.withheld["secret"] == f"{path} (HF_TOKEN_PATH)"
         assert refusal.value.hint
+
+
+def test_a_daemon_that_is_to_stay_offline_asks_no_hub_and_says_so_for_good(node: Nodes, hub: Hub) -> None:
+    hub.add("org/m", {"config.json": b"{}"})
+    running = node(env={"HF_HUB_OFFLINE": "1"}, hf_endpoint=hub.url)
+    running.pull("hf://org/m")
+    refused = running.ready("org--m")
+    assert_problem(refused, 400, "offline")
+    assert refused.document["final"] is True
+    assert "HF_HUB_OFFLINE" in refused.document["detail"]
+    assert hub.requests == []
+
+
+def test_pods_may_read_both_views_whatever_the_umask_of_who_starts_the_daemon(
+    tmp_path: Path, hub: Hub
+) -> None:
+    hub.add("org/m", {"config.json": b"{}", "sub/deep/model.bin": noise(KIB)})
+    strict = ("sh", "-c", 'umask 077; exec "$@"', "sh")
+    with Node(tmp_path / "node", {"hf_endpoint": hub.url}, before=strict) as running:
+        running.pull("hf://org/m")
+        assert running.ready("org--m").status == 200
+        closed = [
+            f"{path.relative_to(running.root)} {path.stat().st_mode:o}"
+            for place in ("hub", "models", "ready", "status")
+            for path in (running.root / place, *(running.root / place).rglob("*"))
+            if path.stat().st_mode & (0o055 if path.is_dir() else 0o044)
+            != (0o055 if path.is_dir() else 0o044)
+        ]
+        assert closed == []
+        assert running.root.joinpath(".cachd").stat().st_mode & 0o077 == 0
 
 
 ODD: dict[str, Callable[[Path], object]] = {

@@ -25,7 +25,7 @@ from cachd.model import Limits
 from cachd.policy.rate_limiter import BURST_SECONDS, TURN_SECONDS, RateLimiter
 from cachd.sources.source import Abortable, CancelToken
 from cachd.transfer.bandwidth import Bandwidth
-from cachd.transfer.streams import Share, Streams
+from cachd.transfer.streams import StreamQuota, Streams
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -205,7 +205,7 @@ def test_a_cut_ends_the_wait_before_its_turn_and_the_line_moves_up() -> None:
     limited = bandwidth(1)
     with waiting(limited, 12) as line:
         cut, last = line.pop()
-        cut.cut()
+        cut.cancel()
         with pytest.raises(Cancelled):
             last.result(PATIENCE_SECONDS)
         assert not all(turn.done() for _, turn in line), "those before it still wait"
@@ -363,7 +363,7 @@ def test_a_pull_that_goes_first_gets_the_stream_of_a_small_file_which_goes_on(
 
 
 def test_a_stream_is_owed_to_who_has_two_less_or_goes_first() -> None:
-    busy, gate, many, one = threading.Semaphore(0), threading.Event(), Share(), Share()
+    busy, gate, many, one = threading.Semaphore(0), threading.Event(), StreamQuota(), StreamQuota()
 
     def hold(_buffer: memoryview) -> None:
         busy.release()
@@ -378,7 +378,7 @@ def test_a_stream_is_owed_to_who_has_two_less_or_goes_first() -> None:
         streams.append(one, hold)
         assert streams.should_yield(many)
         assert not streams.should_yield(one), "it waits itself, and has none"
-        assert not streams.should_yield(Share(1)), "a higher priority keeps its streams"
+        assert not streams.should_yield(StreamQuota(1)), "a higher priority keeps its streams"
         one.running = 2
         assert not streams.should_yield(many), "one less is as near as it comes"
         one.priority, one.running = 1, 3

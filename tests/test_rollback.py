@@ -14,7 +14,7 @@ import pytest
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, until
 
 
 @functools.cache
@@ -83,21 +83,24 @@ def test_whoever_reads_the_name_sees_one_snapshot_or_the_other(ground: Ground) -
     have(ground, 1, 2, name="read")
     link = ground.node.root / "models/read"
     both = [own(number, "read") for number in (1, 2)]
-    over, seen, began = threading.Event(), set(), threading.Event()
+    over, seen = threading.Event(), list[int]()
 
     def read() -> None:
         while not over.is_set():
-            seen.add(both.index((link / "own.safetensors").read_bytes()))
-            began.set()
+            content = (link / "own.safetensors").read_bytes()
+            seen.append(both.index(content) if content in both else -1)
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert began.wait(PATIENCE_SECONDS)
-    for _ in range(6):
-        assert rollback(ground.node, "read").status == 200
-    over.set()
-    reader.join()
-    assert seen == {0, 1}
+    try:
+        until(lambda: seen)
+        for turn in range(6):
+            assert rollback(ground.node, "read").status == 200
+            until(lambda shown=turn % 2: seen[-1] == shown)  # type: ignore[misc]
+    finally:
+        over.set()
+        reader.join()
+    assert set(seen) == {0, 1}
 
 
 def test_a_branch_of_the_hub_view_goes_back_with_the_name(ground: Ground) -> None:

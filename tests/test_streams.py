@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from cachd.transfer import threads
-from cachd.transfer.streams import NICENESS, Share, Streams
+from cachd.transfer.streams import NICENESS, StreamQuota, Streams
 
 PATIENCE_SECONDS = 120
 
@@ -58,9 +58,9 @@ class Order:
 
 def test_one_stream_serves_two_pulls_in_turn() -> None:
     order, gate = Order(), Gate()
-    first, second = Share(), Share()
+    first, second = StreamQuota(), StreamQuota()
     with streams(1) as pool:
-        pool.append(Share(), gate)
+        pool.append(StreamQuota(), gate)
         assert gate.reached.wait(PATIENCE_SECONDS)
         pool.append(first, *(order.task("first") for _ in range(3)))
         pool.append(second, *(order.task("second") for _ in range(3)))
@@ -72,17 +72,17 @@ def test_one_stream_serves_two_pulls_in_turn() -> None:
 def test_a_higher_priority_goes_first() -> None:
     order, gate = Order(), Gate()
     with streams(1) as pool:
-        pool.append(Share(), gate)
+        pool.append(StreamQuota(), gate)
         assert gate.reached.wait(PATIENCE_SECONDS)
-        pool.append(Share(0), order.task("later"))
-        pool.append(Share(5), order.task("sooner"))
+        pool.append(StreamQuota(0), order.task("later"))
+        pool.append(StreamQuota(5), order.task("sooner"))
         gate.open.set()
         assert order.all.wait(PATIENCE_SECONDS)
     assert order.ran == ["sooner", "later"]
 
 
 def test_what_is_submitted_goes_before_what_was_appended() -> None:
-    order, gate, share = Order(), Gate(), Share()
+    order, gate, share = Order(), Gate(), StreamQuota()
     with streams(1) as pool:
         pool.append(share, gate)
         assert gate.reached.wait(PATIENCE_SECONDS)
@@ -96,9 +96,9 @@ def test_what_is_submitted_goes_before_what_was_appended() -> None:
 def test_a_delayed_task_runs_on_whichever_stream_is_free_when_it_is_due() -> None:
     order, gates = Order(), [Gate() for _ in range(3)]
     with streams(4) as pool:
-        pool.submit_later(Share(), order.task("again"), 0.3)
+        pool.submit_later(StreamQuota(), order.task("again"), 0.3)
         for gate in gates:
-            pool.append(Share(), gate)
+            pool.append(StreamQuota(), gate)
         for gate in gates:
             assert gate.reached.wait(PATIENCE_SECONDS)
         assert order.all.wait(5), "three of four streams are busy, one is free"
@@ -113,7 +113,7 @@ def test_a_task_that_fails_ends_no_stream() -> None:
         raise RuntimeError("on purpose")
 
     with streams(1) as pool:
-        pool.append(Share(), fails, order.task("after"))
+        pool.append(StreamQuota(), fails, order.task("after"))
         assert order.all.wait(PATIENCE_SECONDS)
 
 
@@ -130,7 +130,7 @@ def test_every_stream_has_a_page_aligned_buffer_of_its_own() -> None:
 
     with streams(10) as pool:
         for gate in gates:
-            pool.append(Share(), look(gate))
+            pool.append(StreamQuota(), look(gate))
         for gate in gates:
             assert gate.reached.wait(PATIENCE_SECONDS)
         for gate in gates:
@@ -143,9 +143,9 @@ def test_no_more_streams_have_tasks_than_are_at_work() -> None:
     order, gates = Order(), [Gate(), Gate()]
     pool = Streams(8, first=2)
     try:
-        pool.append(Share(), *gates)
+        pool.append(StreamQuota(), *gates)
         assert all(gate.reached.wait(PATIENCE_SECONDS) for gate in gates)
-        pool.append(Share(), *(order.task(str(number)) for number in range(100)))
+        pool.append(StreamQuota(), *(order.task(str(number)) for number in range(100)))
         gates[0].open.set()
         assert order.all.wait(PATIENCE_SECONDS)
         assert order.ran == [str(number) for number in range(100)]  # one after the other: the other is held
@@ -156,7 +156,7 @@ def test_no_more_streams_have_tasks_than_are_at_work() -> None:
 
 def test_more_streams_are_put_to_work_while_each_brings_more() -> None:
     told: list[int] = []
-    grown, share = threading.Event(), Share()
+    grown, share = threading.Event(), StreamQuota()
 
     def changed(count: int) -> None:
         told.append(count)
@@ -178,7 +178,7 @@ def test_more_streams_are_put_to_work_while_each_brings_more() -> None:
 
 
 def test_a_stream_too_many_is_told_to_end() -> None:
-    ended, share = threading.Event(), Share()
+    ended, share = threading.Event(), StreamQuota()
 
     def receive(_buffer: memoryview) -> None:
         while not (pool.should_yield(share) or ended.is_set()):
@@ -197,7 +197,7 @@ def test_a_stream_too_many_is_told_to_end() -> None:
 
 def test_streams_that_keep_the_cores_busy_become_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cachd.transfer.threads.CORES", 0.05)  # so little is busy on a busy machine, too
-    ended, fewer, share, most = threading.Event(), threading.Event(), Share(), 8
+    ended, fewer, share, most = threading.Event(), threading.Event(), StreamQuota(), 8
 
     def receive(_buffer: memoryview) -> None:
         began = time.monotonic()
@@ -228,7 +228,7 @@ def test_streams_let_whoever_asks_go_first() -> None:
         done.set()
 
     with streams(1) as pool:
-        pool.append(Share(), ask)
+        pool.append(StreamQuota(), ask)
         assert done.wait(PATIENCE_SECONDS)
     assert told == [min(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS, 19)]
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cachd.model import Share, bytes_of, rate_of, seconds_of, share_of, size_or_percent_of
+from cachd.model import Percentage, bytes_of, percentage_of, rate_of, seconds_of, size_or_percent_of
 
 TB = 10**12
 HOUR, DAY = 3600.0, 86400.0
-READERS: list[Callable[[object], object]] = [bytes_of, rate_of, seconds_of, share_of, size_or_percent_of]
+READERS: list[Callable[[object], object]] = [bytes_of, rate_of, seconds_of, percentage_of, size_or_percent_of]
 
 
 def refusal(reads: Callable[[object], object], value: object) -> str:
@@ -101,7 +101,7 @@ def test_a_time_may_be_written_in_any_usual_way(text: str, seconds: float) -> No
 
 @pytest.mark.parametrize("text", ["20%", "20 %", " 20% ", "20.0%"])
 def test_a_percentage_may_be_written_in_any_usual_way(text: str) -> None:
-    assert share_of(text) == size_or_percent_of(text) == Share(20)
+    assert percentage_of(text) == size_or_percent_of(text) == Percentage(20)
 
 
 @pytest.mark.parametrize("text", ["500Mb", "500Gb/s", "1Kib", "500MBPS", "500MbPs"])
@@ -165,7 +165,12 @@ def test_a_token_in_place_of_a_number_is_not_repeated() -> None:
 
 
 def test_a_size_that_says_a_second_is_no_size_and_a_rate_is_no_time() -> None:
-    for reads, value in ((bytes_of, "5MB/s"), (bytes_of, "5Mbit"), (seconds_of, "5MB"), (share_of, "20")):
+    for reads, value in (
+        (bytes_of, "5MB/s"),
+        (bytes_of, "5Mbit"),
+        (seconds_of, "5MB"),
+        (percentage_of, "20"),
+    ):
         refusal(reads, value)
 
 
@@ -215,5 +220,5 @@ def test_any_text_is_read_in_bounds_or_refused(text: str) -> None:
         except ValueError as error:
             assert len(str(error)) < 200  # noqa: PT017 either is right
         else:
-            number = found.percent if isinstance(found, Share) else found
+            number = found.percent if isinstance(found, Percentage) else found
             assert 0 <= number < 1 << 63  # type: ignore[operator]

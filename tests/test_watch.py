@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,15 @@ import pytest
 from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
+from cachd.store import durable
+from cachd.store.snapshots import Snapshots
 from cachd.store.store import Store
 from tests.conftest import Engine
 from tests.ground.models import noise
 from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.origin import Origin
+from tests.ground.pause import paused_before
 from tests.ground.pod import pod, run_in_pod
 from tests.ground.site import LONGEST_LOOK_SECONDS, MIB, Ground, remove, until
 
@@ -151,39 +152,24 @@ def test_an_engine_that_starts_finds_its_next_file_though_it_had_none_open(
 
 
 def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
-    watching: Callable[..., tuple[Engine, Snapshot]], origin: Origin
+    watching: Callable[..., tuple[Engine, Snapshot]],
 ) -> None:
     """By whoever saw the ready file just before it went, in the moment in which it is away."""
     engine, snapshot = watching("m")
     ready, file = engine.store.layout.ready_file("m"), engine.store.layout.model("m") / "config.json"
-
-    was_read = []
-
-    def read(over: threading.Event) -> None:
-        while not over.is_set():
-            if not ready.exists():
-                with suppress(FileNotFoundError):
-                    was_read.append(file.read_bytes())
-                return
-
-    for _ in range(50):
-        over, kept = threading.Event(), ""
-        reader = threading.Thread(target=read, args=(over,))
-        reader.start()
-        try:
-            engine.store.snapshots.evict(snapshot.manifest)
-        except InUse as error:
-            kept = error.code
-        over.set()
-        reader.join()
-        assert ready.exists() == bool(kept)
-        if kept == "opened_lately":
-            return
-        assert opened_at(engine, snapshot) or not kept
-        engine.store.usage_log.opened(snapshot.manifest, 0)
-        engine.pull(f"{origin.url}/m/", name="m")
-    assert not was_read, "nobody was seen who read it"
-    pytest.skip("this machine never let the reader in between")
+    snapshots = engine.store.snapshots
+    with paused_before(
+        durable.sync_directory, lambda: snapshots.evict(snapshot.manifest), within=Snapshots._withdraw
+    ) as evicting:
+        assert not ready.exists()
+        assert file.read_bytes() == FILES["config.json"]
+    with pytest.raises(InUse) as kept:
+        evicting.result(60)
+    assert kept.value.code == "opened_lately"
+    assert ready.exists()
+    assert opened_at(engine, snapshot)
+    engine.store.usage_log.opened(snapshot.manifest, 0)
+    assert snapshots.evict(snapshot.manifest) > MIB
 
 
 def test_nothing_that_cachd_does_itself_counts_as_an_open(watched: Callable[..., Ground]) -> None:
@@ -232,7 +218,7 @@ def test_an_open_counts_for_every_name_of_the_snapshot(
     engine.pull(f"{origin.url}/m/", name="other")
     uses, now = engine.store.usage_log, time.time()
     for name in ("m", "other"):
-        uses._uses.pop(name)
+        uses._usage_log.pop(name)
         uses.used(name, now - 10_000)
     (engine.store.layout.model("other") / "config.json").read_bytes()
     engine.reclaim.note_opens()

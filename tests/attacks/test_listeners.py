@@ -10,6 +10,8 @@ import socket
 import ssl
 import stat
 import threading
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -150,6 +152,10 @@ def test_a_listener_of_probes_or_reads_answers_nothing_else(node: Nodes) -> None
             for number in (1, 2):
                 told = asked(listening(running, number), path.replace("{name}", "any"), method=method.upper())
                 assert told == 403, f"{method} {path} at {number}"
+    host, port = listening(running, 1)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PATIENCE_SECONDS)
+    assert json.load(refused.value)["code"] == "not_on_this_listener"
 
 
 def test_only_a_listener_that_serves_writes_needs_a_token_beyond_loopback(tmp_path: Path) -> None:

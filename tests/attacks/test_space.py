@@ -30,7 +30,7 @@ class Full:
         for age, name in enumerate("dcba", 1):
             self.engine.pull(origin.add(f"/{name}", noise(8 * MIB, seed=ord(name))))
             uses = self.engine.store.usage_log
-            uses._uses.pop(name)
+            uses._usage_log.pop(name)
             uses.used(name, time.time() - age * 10_000)
 
     @property
@@ -50,7 +50,7 @@ class Full:
         """Leave a partial download behind: its pull is cancelled when some of it has come."""
         pull, hold = self.begin(name, size, after=3 * MIB)
         until(lambda: self.engine.store.space.capacity().usage.ingests >= 4 * MIB)
-        pull.progress.cut.cut()
+        pull.progress.cancel_token.cancel()
         with pytest.raises(CachdError):
             pull.done.result(PATIENCE_SECONDS)
         hold.release()
@@ -216,7 +216,7 @@ def test_deleting_one_model_leaves_the_partial_download_of_another(
         else:
             until(lambda pull=pull: pull.progress.state == "downloading")
         if name == "mine" and ended == "lately":
-            pull.progress.cut.cut()
+            pull.progress.cancel_token.cancel()
             with pytest.raises(CachdError):
                 pull.done.result(PATIENCE_SECONDS)
     full.engine.pulls.delete("other")

@@ -22,7 +22,7 @@ import pytest
 from cachd.config import Config
 from cachd.daemon import assembled
 from cachd.errors import CachdError, InUse, NotFound, Unavailable
-from cachd.model import ModelSpec
+from cachd.model import Digest, ModelSpec
 from cachd.store.space import bytes_beside
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pull
@@ -32,7 +32,7 @@ from tests.ground.models import digests, noise
 from tests.ground.needs import needs, refuse
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Fault, Flip, Origin, Status
-from tests.ground.site import Ground, assert_problem, files_left, names, said
+from tests.ground.site import Ground, assert_problem, files_left, names, said, until
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 120
@@ -200,6 +200,35 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
         hold.release()
     second.done.result(PATIENCE_SECONDS)
     assert running.store.space.capacity().reserved == 0
+
+
+def test_the_blocks_of_a_file_that_two_pulls_wait_for_are_taken_off_both_promises_once(
+    origin: Origin, engine: Engines
+) -> None:
+    """What the file took is taken: promised to the second as well, it would be kept free for nobody."""
+    running = engine(streams=4)
+    shared, own = noise(2 * MIB, seed=98), 3 * MIB
+    one, two = (
+        spec_of(origin.add_model(name, {"shared.bin": shared, "own.bin": noise(own, seed=seed)}))
+        for seed, name in enumerate(("one", "two"))
+    )
+    others = [origin.hold(f"/{name}/own.bin", after=0) for name in ("one", "two")]
+    hold = origin.hold("/one/shared.bin", after=0)
+    first = began(running, one, downloads=2)
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    second = began(running, two, downloads=2)
+    space, promised = running.store.space, len(shared) + own + bytes_beside(2, len(shared) + own)
+    assert space.capacity().reserved == 2 * promised
+    hold.release()
+    blob = running.store.layout.blob(Digest("sha256", hashlib.sha256(shared).hexdigest()))
+    until(blob.exists)
+    until(lambda: space.capacity().reserved <= 2 * (promised - len(shared)))
+    assert space.capacity().reserved == 2 * (promised - len(shared))
+    for other in others:
+        other.release()
+    for pull in (first, second):
+        pull.done.result(PATIENCE_SECONDS)
+    assert space.capacity().reserved == 0
 
 
 def began(running: Engine, spec: ModelSpec, *, downloads: int = 0) -> Pull:

@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from cachd.transfer.prewarm import Desired, Prewarm
 from tests.faults.children import in_child
 from tests.faults.injection import KILLS, Injection, Plan, Tally
 from tests.faults.lives import (
     CONTENTS,
     KIB,
     MIB,
+    PATIENCE_SECONDS,
     Digests,
     Life,
     Origins,
     known_manifests,
     left_over,
     opened,
+    pending,
     states,
     visible,
 )
@@ -167,6 +170,57 @@ def recovered(root: Path, origins: Origins) -> list[str]:
     if seen != {"m": "ready", "c": "ready"}:
         found.append(f"states {seen}")
     return found + left_over(root)
+
+
+LISTED: dict[str, tuple[Plan, ...]] = {
+    "pinned, not asked for": (
+        Plan("killed before", 0, point=r"rename \.cachd/pins/\.m\.new \.cachd/pins/m"),
+        Plan("killed after", 0, point=r"rename \.cachd/pins/\.m\.new \.cachd/pins/m"),
+    ),
+    "asked for, not begun": (
+        Plan("killed before", 0, point=r"rename \.cachd/pending/\.m\.json\.new "),
+        Plan("killed after", 0, point=r"rename \.cachd/pending/\.m\.json\.new "),
+    ),
+    "begun": (Plan("killed half-way", 0, point=r"pwrite \.cachd/ingest/.*/data"),),
+    "the old ready file gone": (Plan("killed after", 0, point=r"unlink ready/m\.json"),),
+    "the name moved": (Plan("killed after", 0, point=r"rename \.cachd/staging/m\.link models/m"),),
+    "ready": (Plan("killed after", 0, point=r"rename \.cachd/staging/m\.json ready/m\.json"),),
+}
+
+
+def listed(root: Path, origins: Origins, model: str, injected: Plan | None = None) -> list[str]:
+    """A life whose configuration lists a model under the name m, to be pinned: what it shows in the end."""
+    injection = Injection(root, injected, Tally()) if injected else None
+    with opened(root, origins) as parts:
+        desired = iter([[Desired(pending(origins)[model], pin=True)]])
+        parts.pulls.resume()
+        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, lambda: next(desired, None))
+        prewarm.start()
+        if running := parts.pulls.running_for("m"):
+            running.done.result(PATIENCE_SECONDS)
+        prewarm.close()
+        if injection:
+            injection.over()
+        shown = parts.store.snapshots.get("m")
+        return [
+            *([] if shown and shown.spec == pending(origins)[model] else [f"m is {shown}"]),
+            *([] if parts.store.snapshots.is_pinned("m") else ["m is not pinned"]),
+        ]
+
+
+@pytest.mark.parametrize(
+    "plan", [pytest.param(plan, id=f"{name}: {plan}") for name, plans in LISTED.items() for plan in plans]
+)
+def test_killed_while_a_changed_configuration_is_taken_over_the_next_life_does_what_it_says(
+    root: Path, origins: Origins, known: Known, plan: Plan
+) -> None:
+    """Its ref under a name is another than before: the name moves, though it was pinned."""
+    assert in_child(lambda: listed(root, origins, "a")).told == []
+    (root / ".cachd/pins/m").unlink()
+    assert in_child(lambda: listed(root, origins, "b", plan)).killed, "it never came to that point"
+    assert visible(root, known) == []
+    assert in_child(lambda: listed(root, origins, "b")).told == []
+    assert visible(root, known) == []
 
 
 def test_a_recovery_killed_a_hundred_times_in_a_row_ends_when_it_is_let(

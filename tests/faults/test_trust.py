@@ -21,7 +21,7 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken, Source
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
-from tests.ground.bucket import Bucket, Sts, Throttled
+from tests.ground.bucket import Bucket, Refused, Sts, Throttled
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -284,6 +284,27 @@ def test_a_profile_that_is_not_there_is_told(bucket: Bucket, monkeypatch: pytest
     monkeypatch.setenv("AWS_PROFILE", "absent")
     error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), CancelToken()))
     assert (error.code, "ProfileNotFound" in error.detail) == ("connection_failed", True)
+
+
+def test_credentials_that_cannot_be_got_may_be_there_later(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[profile broken]\ncredential_process = false\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "broken")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), CancelToken()))
+    assert (error.code, error.retryable) == ("credentials_failed", True)
+    assert bucket.requests == []
+
+
+def test_an_archived_bucket_is_told_as_such(bucket: Bucket) -> None:
+    bucket.put("m/model.bin", noise(KIB))
+    bucket.fault("/models", Refused(403, "InvalidObjectState"))
+    error = refusal_of(lambda: bucket_source(bucket).resolve(Ref.parse("s3://models/m/"), CancelToken()))
+    assert (type(error), error.code) == (Forbidden, "archived")
+    assert error.hint == "restore it first"
 
 
 def test_a_token_of_the_hub_that_is_replaced_in_mid_pull_is_taken_over(

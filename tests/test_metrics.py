@@ -1,0 +1,168 @@
+"""Every metric: each that the README lists is exposed, and moves when what it counts happens."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachd.metrics import EVICTION_REASONS, MODEL_STATES
+from tests.ground.hub import EVERY_METHOD
+from tests.ground.models import noise
+from tests.ground.node import Node
+from tests.ground.origin import Flip, Status
+from tests.ground.site import MIB, Ground, mapped, names, until
+
+PROJECT = Path(__file__).parent.parent
+TABLE = (PROJECT / "README.md").read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
+LISTED = set(re.findall(r"^\| `(cachd_\w+)` \|", TABLE, flags=re.MULTILINE))
+OF_TLS = {name for name in LISTED if name.startswith("cachd_tls_")}
+# What does not move below; each with the test that moves it. The first two never do.
+ELSEWHERE = {
+    "cachd_build_info": "tests/test_metrics.py",
+    "cachd_fs_size_bytes": "tests/test_metrics.py",
+    "cachd_cache_limit_bytes": "tests/test_capacity.py",
+    "cachd_config_in_force": "tests/test_options.py",
+    "cachd_disk_failures_total": "tests/faults/test_disks.py",
+    "cachd_streams": "tests/test_streams.py",
+    "cachd_swept_bytes_total": "tests/test_sweep.py",
+    "cachd_tls_certificate_expiry_timestamp_seconds": "tests/attacks/test_listeners.py",
+    "cachd_tls_in_force": "tests/attacks/test_listeners.py",
+    "cachd_tokens_in_force": "tests/attacks/test_roles.py",
+    "cachd_view_unwatched": "tests/test_watch.py",
+    "cachd_warmed_bytes_total": "tests/test_warm.py",
+}
+
+Samples = dict[str, float]
+
+
+def scraped(node: Node) -> Samples:
+    text = node.ask("GET", "/metrics").document.decode()
+    samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
+
+
+def family(sample: str) -> str:
+    """`cachd_pull_duration_seconds` of `cachd_pull_duration_seconds_bucket{le="1.0"}`."""
+    name = sample.partition("{")[0]
+    return next((n for n in (name, re.sub(r"_(bucket|sum|count)$", "", name)) if n in LISTED), name)
+
+
+def test_every_metric_of_the_readme_is_exposed_and_no_other(ground: Ground) -> None:
+    text = ground.node.ask("GET", "/metrics").document.decode()
+    assert set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE)) == LISTED - OF_TLS
+    assert {family(sample) for sample in scraped(ground.node)} <= LISTED
+
+
+def test_what_can_be_told_apart_has_its_series_from_the_start(alone: Callable[..., Ground]) -> None:
+    """A rate over a series that begins with its first event misses that event."""
+    samples = scraped(alone().node)
+    for reason in EVICTION_REASONS:
+        assert samples[f'cachd_evictions_total{{reason="{reason}"}}'] == 0
+    for state in MODEL_STATES:
+        assert samples[f'cachd_models{{state="{state}"}}'] == 0
+
+
+def test_every_metric_moves(alone: Callable[..., Ground]) -> None:
+    ground = alone(pulls=1, retries=3, evict=False)
+    node, origin, seen = ground.node, ground.origin, list[Samples]()
+
+    def look() -> None:
+        seen.append(scraped(node))
+        states = Counter(model["state"] for model in node.ask("GET", "/v1/models").document["models"])
+        assert {s: int(seen[-1][f'cachd_models{{state="{s}"}}']) for s in states} == states
+
+    look()
+    ground.have("a.bin")
+    node.pull(ground.add("a.bin"))
+    with ground.held("held.bin"):
+        node.pull(ground.add("held.bin"))
+        node.pull(ground.add("later.bin", MIB))
+        look()
+        node.kill()
+    node.start()
+    for name in ("held.bin", "later.bin"):
+        assert node.ready(name).status == 200
+    content = noise(MIB, seed=50)
+    origin.fault("/wrong.bin", Flip(5), times=1)
+    node.pull(f"{origin.add('/wrong.bin', content)}#sha256={hashlib.sha256(content).hexdigest()}")
+    assert node.ready("wrong.bin").status == 200
+    failing = Status(503, {"Retry-After": "0"})
+    origin.fault("/again.bin", failing, times=1, when=lambda asked: asked.method == "GET")
+    ground.have("again.bin")
+    node.pull(origin.add("/gone.bin", b"x"), name="gone")
+    origin.fault("/none.bin", Status(404), methods=EVERY_METHOD)
+    node.pull(f"{origin.url}/none.bin", name="none")
+    assert node.ready("none").status == 404
+    node.ask("PUT", "/v1/limits", {"bytes_per_second": 4 * MIB})
+    ground.have("slow.bin", 3 * MIB)
+    look()
+    node.ask("PUT", "/v1/limits", {})
+    node.ask("POST", "/v1/models/a.bin/leases", {"seconds": 60})
+    node.ask("POST", "/v1/models/a.bin/verify")
+    node.wait_for("verified", name="a.bin")
+    until(lambda: node.metric("cachd_view_watches") and node.metric("cachd_views_changed_total"))
+    until(lambda: node.metric("cachd_scrub_oldest_timestamp_seconds"))
+    with mapped(node.root / "models/later.bin/later.bin"):
+        assert node.ask("DELETE", "/v1/models/later.bin?force=true").status == 200
+        look()
+    room = node.ask("GET", "/v1/capacity").document["available_bytes"]
+    node.ask("POST", "/v1/evictions", {"bytes": room + MIB // 4})
+    look()
+    first, *others = seen
+    moved = {
+        family(sample)
+        for later in others
+        for sample in {*first, *later}
+        if first.get(sample, 0.0) != later.get(sample, 0.0)
+    }
+    assert LISTED - moved == set(ELSEWHERE) - (moved & {"cachd_streams"})
+    assert "a.bin" in names(ground)
+
+
+@pytest.mark.parametrize(("metric", "module"), ELSEWHERE.items(), ids=ELSEWHERE)
+def test_a_metric_that_moves_elsewhere_is_tested_there(metric: str, module: str) -> None:
+    text = (PROJECT / module).read_text()
+    assert metric in text or metric.removeprefix("cachd_") in text
+
+
+def test_every_state_that_a_model_can_have_is_one_of_the_metric() -> None:
+    """As the code sets them: `progress.state = "..."`, `begins("...")`, and what Models.state gives."""
+    found: set[str] = set()
+    for module in ("transfer/progress", "transfer/pull", "transfer/pulls", "api/documents"):
+        for node in ast.walk(ast.parse((PROJECT / f"cachd/{module}.py").read_text())):
+            match node:
+                case ast.Assign(targets=[target], value=value):
+                    pairs = zip(parts(target), parts(value), strict=False)
+                    found |= {v.value for t, v in pairs if is_state(t) and is_text(v)}
+                case ast.Call(func=ast.Attribute(attr="begins"), args=[ast.Constant(value=str(text))]):
+                    found.add(text)
+                case ast.Call(func=ast.Attribute(attr="_ended"), args=[_, ast.Constant(value=str(text)), *_]):
+                    found.add(text)
+                case ast.FunctionDef(name="state"):
+                    returned = (each.value for each in ast.walk(node) if isinstance(each, ast.Return))
+                    found |= {v.value for v in returned if is_text(v)}
+                case ast.arguments(
+                    args=[*_, ast.arg(arg="state")], defaults=[*_, ast.Constant(value=str(text))]
+                ):
+                    found.add(text)
+                case ast.IfExp(body=ast.Constant(value="cancelled"), orelse=ast.Constant(value="failed")):
+                    found |= {"cancelled", "failed"}
+    assert found == set(MODEL_STATES)
+
+
+def parts(value: ast.expr) -> list[ast.expr]:
+    return list(value.elts) if isinstance(value, ast.Tuple) else [value]
+
+
+def is_state(target: ast.expr) -> bool:
+    return isinstance(target, ast.Attribute) and target.attr == "state"
+
+
+def is_text(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

@@ -1,0 +1,137 @@
+"""The runner that puts bugs into the code: what it changes, which tests it asks, and what it says."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.mutate import MODULES, PROJECT, WHERE, Related, bugs, chosen, main
+
+MODULE = '''"""It."""
+
+import threading
+
+
+class Box:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.held = 0
+
+    def take(self, count: int) -> bool:
+        """Take so many."""
+        with self._lock:
+            if count > 3:
+                return False
+            self.put(count)
+        return True
+
+    def put(self, count: int) -> None:
+        self.held += count
+
+
+def never_tested(much: int) -> int:
+    return much + 7
+'''
+TEST = """
+from cachd.store.it import Box
+
+
+def test_a_box_takes_three():
+    box = Box()
+    assert (box.take(4), box.held) == (False, 0)
+    assert (box.take(3), box.held) == (True, 3)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A project of one module and one test."""
+    for file, text in {
+        "cachd/__init__.py": "",
+        "cachd/store/__init__.py": "",
+        "cachd/store/it.py": MODULE,
+        "tests/test_it.py": TEST,
+        "tests/test_other.py": "def test_nothing():\n    pass\n",
+        "pyproject.toml": '[tool.pytest.ini_options]\nmarkers = ["alone"]\n',
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    return tmp_path
+
+
+def test_each_kind_of_bug_is_made_where_it_can_be() -> None:
+    found = list(bugs("it.py", MODULE))
+    assert [(b.line, b.kind, b.was, b.becomes) for b in found if b.line in (13, 14, 16, 24)] == [
+        (13, "no lock", "self._lock", '__import__("contextlib").nullcontext()'),
+        (14, "condition negated", "count > 3", "(not (count > 3))"),
+        (14, "comparison turned", "count > 3", "(count >= 3)"),
+        (14, "one larger", "3", "4"),
+        (16, "call left out", "self.put(count)", "pass"),
+        (24, "another answer", "much + 7", "None"),
+        (24, "another answer", "much + 7", "False"),
+        (24, "another answer", "much + 7", "True"),
+        (24, "one larger", "7", "8"),
+    ]
+
+
+def test_a_module_with_a_bug_is_python_still_and_differs_in_that_place_alone() -> None:
+    for bug in chosen(PROJECT, seed=1, count=200, only=""):
+        text = (PROJECT / bug.module).read_bytes()
+        with_bug = bug.put_in(text)
+        assert ast.dump(ast.parse(with_bug)) != ast.dump(ast.parse(text)), bug
+        rest = len(text) - bug.stop
+        assert with_bug[: bug.start] == text[: bug.start]
+        assert with_bug[len(with_bug) - rest :] == text[bug.stop :]
+
+
+def test_bugs_are_chosen_by_the_seed_from_every_package() -> None:
+    one, again, other = (chosen(PROJECT, seed, 500, "") for seed in (1, 1, 2))
+    assert one == again != other
+    assert len(set(one)) == 500
+    packages = Counter(Path(bug.module).parts[1] for bug in one)
+    assert set(packages) == {*WHERE, *MODULES}
+    assert {bug.module for bug in chosen(PROJECT, 1, 50, "store/space")} == {"cachd/store/space.py"}
+
+
+def test_the_tests_of_a_module_are_those_that_know_it_best() -> None:
+    related = Related(PROJECT)
+    for module, test in {
+        "cachd/store/space.py": "tests/test_capacity.py",
+        "cachd/api/access.py": "tests/test_roles.py",
+        "cachd/settings/tokens.py": "tests/test_tokens.py",
+        "cachd/transfer/line.py": "tests/attacks/test_waits.py",
+    }.items():
+        assert test in related.to(module)[:3], module
+
+
+def test_what_the_tests_see_is_killed_and_what_they_do_not_survives(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--root", str(tree), "--seed", "1", "--count", "99"]) == 1
+    told = capsys.readouterr().out
+    fate = {line[10:].partition(" -> ")[0]: line[:8] for line in told.splitlines() if "it.py:" in line}
+    assert fate["cachd/store/it.py:14: comparison turned: count > 3"] == "killed  "
+    assert fate["cachd/store/it.py:16: call left out: self.put(count)"] == "killed  "
+    assert fate["cachd/store/it.py:24: one larger: 7"] == "SURVIVED"
+    assert fate["cachd/store/it.py:13: no lock: self._lock"] == "SURVIVED"
+    assert "by tests/test_it.py::test_a_box_takes_three" in told
+    assert "--seed 1\n" in told
+    assert (tree / "cachd/store/it.py").read_text() == MODULE, "the tree itself stays as it is"
+
+
+def test_a_run_whose_bugs_all_die_succeeds(tree: Path) -> None:
+    (tree / "tests/test_it.py").write_text(
+        TEST + "\n\ndef test_rest():\n    from cachd.store.it import never_tested\n\n"
+        "    assert (never_tested(1), type(never_tested(1))) == (8, int)\n"
+    )
+    (tree / "cachd/store/it.py").write_text(MODULE.replace("        with self._lock:", "        if True:"))
+    assert main(["--root", str(tree), "--seed", "2", "--count", "99"]) == 0
+
+
+def test_tests_that_fail_without_a_bug_kill_none(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "tests/test_it.py").write_text(TEST.replace("(True, 3)", "(True, 4)"))
+    assert main(["--root", str(tree), "--seed", "1", "--count", "5"]) == 1
+    assert "0 of 5 killed" in capsys.readouterr().out

@@ -1,0 +1,258 @@
+"""Damage, a repair, a way back and an eviction, each killed after every step that changes the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import NotFound
+from cachd.model import ModelSpec, Ref
+from cachd.store.store import Store
+from tests.ground.disks import fill
+from tests.ground.models import noise
+from tests.test_store import (
+    A,
+    B,
+    as_another_user,
+    assert_only,
+    assert_whole,
+    blobs_of,
+    file_of,
+    hexes,
+    keep,
+    killed_at_every_step,
+    manifest_of,
+    publish,
+    refs_of,
+    small_disk,
+)
+
+__all__ = ["small_disk"]  # a fixture
+
+KIB, MIB = 1 << 10, 1 << 20
+FILES = {"config.json": b"{}", "dir/model.bin": noise(3 * KIB)}
+WRONG = file_of(FILES["dir/model.bin"], "dir/model.bin")
+SPEC = ModelSpec(Ref.parse("hf://org/model"), "m")
+
+
+def spoil(root: Path) -> None:
+    """Turn a bit of a published file over, as its disk would."""
+    blob = next((root / ".cachd/blobs").glob(f"*/{WRONG.blob.hex}"))
+    blob.chmod(0o644)
+    content = FILES["dir/model.bin"]
+    with blob.open("r+b") as opened:
+        opened.write(bytes([content[0] ^ 4]) + content[1:])
+    blob.chmod(0o444)
+
+
+def find(store: Store) -> list[str]:
+    """What a scrub does about the damage."""
+    inode = store.content.inode(WRONG.blob)
+    return store.snapshots.damaged(WRONG, "it hashes to another", inode, now=5.0)
+
+
+def repair(store: Store, *, now: float = 9.0) -> None:
+    """What the pull of a repair does once the bytes are here."""
+    manifest = store.snapshots.to_repair(SPEC)
+    assert manifest is not None
+    keep(store, FILES)
+    store.snapshots.publish(SPEC, manifest, now=now)
+
+
+def quarantine_file(root: Path) -> Path:
+    return root / ".cachd/quarantined/m.json"
+
+
+def good_blob(root: Path) -> int:
+    """The inode of the file's blob when that has the right bytes; else 0."""
+    found = list((root / ".cachd/blobs").glob(f"*/{WRONG.blob.hex}"))
+    is_good = found and hashlib.sha256(found[0].read_bytes()).hexdigest() == WRONG.blob.hex
+    return found[0].stat().st_ino if is_good else 0
+
+
+def assert_repaired(root: Path) -> None:
+    assert_whole(root, "m", FILES, commit=A)
+    assert not quarantine_file(root).exists()
+    assert list((root / ".cachd/quarantined").iterdir()) == []
+
+
+def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_next_life_repairs() -> None:
+    """What was wrong is on disk before readiness goes, so no life forgets a repair; and a quarantine that is
+    on disk counts, though the ready file of the same moment still lies beside it."""
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        with Store(base) as store:
+            publish(store, FILES, name="m")
+        spoil(base)
+
+        def found(root: Path) -> None:
+            with Store(root) as store:
+                assert find(store) == ["m"]
+
+        for root in killed_at_every_step(base, found):
+            is_recorded, is_ready = quarantine_file(root).exists(), (root / "ready/m.json").exists()
+            assert is_recorded or is_ready, "readiness went, and nothing says that a repair is due"
+            with Store(root) as store:
+                if not is_recorded:
+                    assert store.snapshots.get("m") is not None
+                    assert find(store) == ["m"]
+                assert store.snapshots.get("m") is None
+                assert not (root / "ready/m.json").exists()
+                assert not (root / "models/m").is_symlink()
+                assert refs_of(root) == {}
+                found_now = store.snapshots.quarantine("m")
+                assert found_now is not None
+                assert found_now.since == 5.0
+                missing = store.content.missing(manifest_of(FILES))
+                assert [f.path for f in missing] == ["dir/model.bin"], "the bad blob counts as good"
+                repair(store)
+                assert_repaired(root)
+
+
+def test_a_process_killed_at_any_step_of_a_repair_leaves_it_due_or_done_and_no_good_blob_is_lost() -> None:
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        with Store(base) as store:
+            publish(store, FILES, name="m")
+        spoil(base)
+        with Store(base) as store:
+            find(store)
+
+        def repaired(root: Path) -> None:
+            with Store(root) as store:
+                repair(store)
+
+        ends = set()
+        for root in killed_at_every_step(base, repaired):
+            good, is_ready = good_blob(root), (root / "ready/m.json").exists()
+            with Store(root) as store:
+                assert good_blob(root) == good, "what the repair had fetched was taken for the damaged blob"
+                ends.add((bool(good), is_ready))
+                assert bool(store.snapshots.get("m")) == is_ready
+                if not is_ready:
+                    assert store.snapshots.quarantine("m") is not None
+                    repair(store)
+                assert_repaired(root)
+        assert ends == {(False, False), (True, False), (True, True)}, "every state was seen"
+
+
+def test_a_repair_that_ends_at_the_very_moment_of_the_publish_before_it_is_made_once_more(root: Path) -> None:
+    """By a clock that stands still: nothing tells the two apart, and damage must not be forgotten."""
+    with Store(root) as store:
+        snapshot = publish(store, FILES, name="m", now=1.0)
+        find(store)
+        left = quarantine_file(root).read_bytes()
+        repair(store, now=snapshot.published_at)
+        assert_repaired(root)
+    quarantine_file(root).write_bytes(left)  # killed before it was removed
+    with Store(root) as store:
+        assert store.snapshots.get("m") is None
+        assert store.snapshots.quarantine("m") is not None
+        repair(store)
+        assert_repaired(root)
+
+
+def test_a_process_killed_at_any_step_of_a_rollback_leaves_one_of_both_whole_and_the_way_there() -> None:
+    old, new = (
+        {"config.json": b"{}", "model.bin": noise(KIB, 1)},
+        {"config.json": b"{}", "model.bin": noise(KIB, 2)},
+    )
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        with Store(base, keep_previous=1) as store:
+            publish(store, old, "hf://org/model@v1", "m", revision=A, now=1.0)
+            publish(store, new, "hf://org/model@v2", "m", revision=B, now=2.0)
+
+        def rolled_back(root: Path) -> None:
+            with Store(root, keep_previous=1) as store:
+                assert store.snapshots.rollback("m", now=3.0).revision == A
+
+        seen = set()
+        for root in killed_at_every_step(base, rolled_back):
+            with Store(root, keep_previous=1) as store:
+                assert blobs_of(root) == hexes(old, new)
+                shown = store.snapshots.get("m")
+                seen.add(shown and shown.revision)
+                store.snapshots.sweep()
+                if shown is None:  # cut off between the old ready file and the new one
+                    continue
+                assert_whole(root, "m", old if shown.revision == A else new, commit=shown.revision)
+                before = {s.revision for s in store.snapshots.previous.of("m")}
+                if before != {A, B} - {shown.revision}:
+                    assert before == set()
+                    assert shown.revision == B
+        assert {A, B} <= seen
+
+
+def test_a_process_killed_at_any_step_of_an_eviction_leaves_a_model_whole_or_gone() -> None:
+    gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
+    left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        with Store(base) as store:
+            manifest = publish(store, gone, "hf://org/model", "gone", revision=A).manifest
+            kept = publish(store, left, "hf://org/model@v1", "left", revision=B)
+
+        def evicted(root: Path) -> None:
+            with Store(root) as store:
+                assert store.snapshots.evict(manifest) > 0
+
+        for root in killed_at_every_step(base, evicted):
+            assert_whole(root, "left", left, commit=B)
+            is_ready = (root / "ready/gone.json").exists()
+            if is_ready:
+                assert_whole(root, "gone", gone, commit=A)
+            with Store(root) as store:
+                assert bool(store.snapshots.get("gone")) == is_ready
+                if is_ready:
+                    store.snapshots.evict(manifest)
+                store.snapshots.sweep()
+                assert_only(root, {"left": kept}, left)
+                assert_whole(root, "left", left, commit=B)
+                with pytest.raises(NotFound):
+                    store.snapshots.evict(manifest)
+
+
+# --- a disk without room ---
+
+
+def test_a_branch_that_cannot_be_moved_is_taken_away_rather_than_left_at_what_goes(
+    small_disk: Callable[..., Path],
+) -> None:
+    root = small_disk(8 * MIB)
+    with Store(root) as store:
+        older = publish(store, {"config.json": b"older"}, name="older", revision=A, now=1.0)
+        publish(store, {"config.json": b"newer"}, name="newer", revision=B, now=2.0)
+        assert refs_of(root) == {"main": B}
+        filler = fill(root)
+        store.snapshots.withdraw("newer")
+        assert refs_of(root) == {}, "no branch is better than one that names a commit that is gone"
+        assert store.snapshots.get("older") == older
+        filler.unlink()
+    with Store(root):
+        assert refs_of(root) == {"main": A}
+
+
+def test_a_quarantine_that_finds_no_room_takes_readiness_all_the_same(
+    small_disk: Callable[..., Path],
+) -> None:
+    root = small_disk(8 * MIB)
+    with Store(root) as store:
+        publish(store, FILES, name="m")
+        spoil(root)
+        filler = fill(root)
+        assert find(store) == ["m"]
+        assert not (root / "ready/m.json").exists()
+        assert store.snapshots.get("m") is None
+        filler.unlink()
+        repair(store)
+        assert_repaired(root)
+        assert json.loads((root / "ready/m.json").read_bytes())["name"] == "m"

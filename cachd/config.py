@@ -473,7 +473,7 @@ def _same_prefixes(
 def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
     """A finding for each CA file that holds no certificates.
 
-    A CA file that a variable of another tool names is only searched for a certificate: parsing it takes 25 ms.
+    A CA file that a variable of another tool names is only searched for a certificate. Parsing takes 25 ms.
     """
     findings = []
     for key, path in (("ca_file", config.ca_file), ("s3_ca_file", config.s3_ca_file)):

@@ -23,7 +23,7 @@ from tests.test_hold import cachd, published
 PROJECT = Path(__file__).parent.parent
 TESTS = (
     "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("*.py") if path != Path(__file__))
-    + Path(__file__).read_text().partition("# --- each of them ---")[2]
+    + Path(__file__).read_text().rpartition("# --- each of them ---")[2]
 )
 # Those of a class of errors that has none of its own kind, and of a wait that no test takes.
 NO_TEST = {"unavailable", "disk_slow", "file_leased"}
@@ -40,7 +40,7 @@ def codes() -> dict[str, str]:
                     | ast.Assign(targets=[ast.Name(id="code" | "TOO_SLOW" | "SET_ASIDE")], value=value)
                 ):
                     for text in ast.walk(value):
-                        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value:
                             found[text.value] = str(module.relative_to(PROJECT))
     return found
 

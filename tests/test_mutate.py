@@ -35,14 +35,28 @@ class Box:
 def never_tested(much: int) -> int:
     return much + 7
 '''
+SHORT = """
+class Box:
+    held = None
+
+    def put(self, count):
+        self.held = count
+
+    def take(self, count):
+        self.put(count)
+
+
+def never_tested():
+    print()
+"""
 TEST = """
 from cachd.store.it import Box
 
 
 def test_a_box_takes_three():
     box = Box()
-    assert (box.take(4), box.held) == (False, 0)
-    assert (box.take(3), box.held) == (True, 3)
+    box.take(3)
+    assert box.held == 3
 """
 
 
@@ -54,7 +68,6 @@ def tree(tmp_path: Path) -> Path:
         "cachd/store/__init__.py": "",
         "cachd/store/it.py": MODULE,
         "tests/test_it.py": TEST,
-        "tests/test_other.py": "def test_nothing():\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\nmarkers = ["alone"]\n',
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +91,7 @@ def test_each_kind_of_bug_is_made_where_it_can_be() -> None:
 
 
 def test_a_module_with_a_bug_is_python_still_and_differs_in_that_place_alone() -> None:
-    for bug in chosen(PROJECT, seed=1, count=200, only=""):
+    for bug in chosen(PROJECT, seed=1, count=40, only=""):
         text = (PROJECT / bug.module).read_bytes()
         with_bug = bug.put_in(text)
         assert ast.dump(ast.parse(with_bug)) != ast.dump(ast.parse(text)), bug
@@ -110,28 +123,26 @@ def test_the_tests_of_a_module_are_those_that_know_it_best() -> None:
 def test_what_the_tests_see_is_killed_and_what_they_do_not_survives(
     tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--root", str(tree), "--seed", "1", "--count", "99"]) == 1
+    (tree / "cachd/store/it.py").write_text(SHORT)
+    assert main(["--root", str(tree), "--seed", "1", "--count", "9"]) == 1
     told = capsys.readouterr().out
-    fate = {line[10:].partition(" -> ")[0]: line[:8] for line in told.splitlines() if "it.py:" in line}
-    assert fate["cachd/store/it.py:14: comparison turned: count > 3"] == "killed  "
-    assert fate["cachd/store/it.py:16: call left out: self.put(count)"] == "killed  "
-    assert fate["cachd/store/it.py:24: one larger: 7"] == "SURVIVED"
-    assert fate["cachd/store/it.py:13: no lock: self._lock"] == "SURVIVED"
-    assert "by tests/test_it.py::test_a_box_takes_three" in told
-    assert "--seed 1\n" in told
-    assert (tree / "cachd/store/it.py").read_text() == MODULE, "the tree itself stays as it is"
+    assert told.splitlines()[0] == "2 bugs, --seed 1"
+    assert (
+        "killed    cachd/store/it.py:9: call left out: self.put(count) -> pass\n"
+        "          by tests/test_it.py::test_a_box_takes_three\n"
+    ) in told
+    assert "SURVIVED  cachd/store/it.py:13: call left out: print() -> pass\n" in told
+    assert told.endswith("1 of 2 killed, 50%; 95% are wanted\n")
+    assert (tree / "cachd/store/it.py").read_text() == SHORT, "the tree itself stays as it is"
 
 
 def test_a_run_whose_bugs_all_die_succeeds(tree: Path) -> None:
-    (tree / "tests/test_it.py").write_text(
-        TEST + "\n\ndef test_rest():\n    from cachd.store.it import never_tested\n\n"
-        "    assert (never_tested(1), type(never_tested(1))) == (8, int)\n"
-    )
-    (tree / "cachd/store/it.py").write_text(MODULE.replace("        with self._lock:", "        if True:"))
-    assert main(["--root", str(tree), "--seed", "2", "--count", "99"]) == 0
+    (tree / "cachd/store/it.py").write_text(SHORT.replace("    print()", "    ..."))
+    assert main(["--root", str(tree), "--seed", "2"]) == 0
 
 
 def test_tests_that_fail_without_a_bug_kill_none(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "tests/test_it.py").write_text(TEST.replace("(True, 3)", "(True, 4)"))
-    assert main(["--root", str(tree), "--seed", "1", "--count", "5"]) == 1
-    assert "0 of 5 killed" in capsys.readouterr().out
+    (tree / "cachd/store/it.py").write_text(SHORT)
+    (tree / "tests/test_it.py").write_text(TEST.replace("== 3", "== 4"))
+    assert main(["--root", str(tree), "--seed", "1"]) == 1
+    assert "0 of 2 killed" in capsys.readouterr().out

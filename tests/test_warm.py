@@ -130,7 +130,7 @@ def test_a_model_that_the_configuration_wants_warm_is_warmed_when_it_is_ready(
 
 def warmed(opened: Engine, name: str, room: int) -> Warming:
     """Warm a model where memory has so much room, to the end."""
-    warms = Warms(opened.store, opened.metrics, room=lambda: room)
+    warms = Warms(opened.store, opened.metrics, space=lambda: room)
     try:
         warming = warms.warm(name)
         warming.ended.wait(PATIENCE_SECONDS)

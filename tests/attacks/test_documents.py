@@ -144,7 +144,7 @@ from cachd.sources import checksums
 content = Path(sys.argv[2]).read_bytes()
 
 def call():
-    return len(sums.parse(content, "SHA256SUMS"))
+    return len(checksums.parse(content, "SHA256SUMS"))
 """
 
 
@@ -187,12 +187,12 @@ HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from tests.test_sources import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 
 def call():
-    return source.resolve(Ref.parse("hf://org/model"), Cut())
+    return source.resolve(Ref.parse("hf://org/model"), CancelToken())
 """
 
 

@@ -204,16 +204,16 @@ for address in ("127.0.0.2", "127.0.0.3"):
     threading.Thread(target=serve, args=(listening,), daemon=True).start()
 
 from cachd.errors import Forbidden
-from cachd.policy.address_policy import Reach
+from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.http import Http
-from cachd.sources.source import Cut
+from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 
-http = Http(Reach(["127.0.0.2/32"]), authorities=Authorities(None))
-assert http.read("http://rebound.test:8080/x", Cut(), at_most=9) == b"ok"
+http = Http(AddressPolicy(["127.0.0.2/32"]), authorities=Authorities(None))
+assert http.read("http://rebound.test:8080/x", CancelToken(), at_most=9) == b"ok"
 assert reached == ["127.0.0.2"] and asked == ["127.0.0.2"], (reached, asked)
 try:
-    http.read("http://rebound.test:8080/x", Cut(), at_most=9)
+    http.read("http://rebound.test:8080/x", CancelToken(), at_most=9)
 except Forbidden as refusal:
     assert refusal.code == "private_address", refusal
 else:

@@ -144,7 +144,7 @@ from cachd.sources import checksums
 content = Path(sys.argv[2]).read_bytes()
 
 def call():
-    return len(sums.parse(content, "SHA256SUMS"))
+    return len(checksums.parse(content, "SHA256SUMS"))
 """
 
 

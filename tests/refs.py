@@ -9,7 +9,7 @@ from cachd.model import Typed
 
 
 @dataclass(frozen=True, slots=True)
-class PullContext:
+class Means:
     """`typed` is the ref `ref`, and of it only `path`."""
 
     typed: str
@@ -27,20 +27,20 @@ class Refused:
 
 
 MEANS = [
-    PullContext("org/model", "hf://org/model"),
-    PullContext("org/model@v1.0", "hf://org/model@v1.0"),
-    PullContext("org/model/file.gguf", "hf://org/model", "file.gguf"),
-    PullContext("org/model@refs/pr/1", "hf://org/model@refs/pr/1"),
-    PullContext("org/model@feature%2Fnew", "hf://org/model@feature%2Fnew"),
-    PullContext("hf://models/org/model", "hf://org/model"),
-    PullContext("hf://org/model/sub/file.gguf", "hf://org/model", "sub/file.gguf"),
-    PullContext("hf://org/model@v1.0/sub/", "hf://org/model@v1.0", "sub/"),
-    PullContext("huggingface.co/org/model", "hf://org/model"),
-    PullContext("https://hf.co/org/model", "hf://org/model"),
-    PullContext("https://huggingface.co/org/model/tree/v1.0", "hf://org/model@v1.0"),
-    PullContext("https://huggingface.co/org/model/tree/main/sub", "hf://org/model@main", "sub/"),
-    PullContext("https://huggingface.co/org/model/blob/main/file.gguf", "hf://org/model@main", "file.gguf"),
-    PullContext(
+    Means("org/model", "hf://org/model"),
+    Means("org/model@v1.0", "hf://org/model@v1.0"),
+    Means("org/model/file.gguf", "hf://org/model", "file.gguf"),
+    Means("org/model@refs/pr/1", "hf://org/model@refs/pr/1"),
+    Means("org/model@feature%2Fnew", "hf://org/model@feature%2Fnew"),
+    Means("hf://models/org/model", "hf://org/model"),
+    Means("hf://org/model/sub/file.gguf", "hf://org/model", "sub/file.gguf"),
+    Means("hf://org/model@v1.0/sub/", "hf://org/model@v1.0", "sub/"),
+    Means("huggingface.co/org/model", "hf://org/model"),
+    Means("https://hf.co/org/model", "hf://org/model"),
+    Means("https://huggingface.co/org/model/tree/v1.0", "hf://org/model@v1.0"),
+    Means("https://huggingface.co/org/model/tree/main/sub", "hf://org/model@main", "sub/"),
+    Means("https://huggingface.co/org/model/blob/main/file.gguf", "hf://org/model@main", "file.gguf"),
+    Means(
         "https://huggingface.co/org/model/resolve/main/file.gguf?download=true",
         "hf://org/model@main",
         "file.gguf",
@@ -71,7 +71,7 @@ REFUSED = [
 def table() -> str:
     """The rows of README.md, each with what the code makes of it."""
     rows = [f"| `{row.typed}` | {_meaning(row.typed)} |" for row in (*MEANS, *REFUSED)]
-    return "\n".join(["| Typed | PullContext |", "|---|---|", *rows])
+    return "\n".join(["| Typed | Meaning |", "|---|---|", *rows])
 
 
 def _meaning(text: str) -> str:

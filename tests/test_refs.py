@@ -149,7 +149,7 @@ def test_a_file_that_is_a_directory_or_none_is_refused_with_how_to_write_a_direc
     whole = Manifest("hf://org/model", COMMIT, tuple(File(path, 1, "hf://org/model") for path in FILES))
     with pytest.raises(Invalid) as refusal:
         whole.select(spec.include, spec.exclude)
-    assert "directory ends in '/'" in refusal.value.hint
+    assert "'dir/' all below it" in refusal.value.hint
 
 
 # --- what is refused ---
@@ -252,7 +252,7 @@ MORE_REFUSED = [
     Refused("https://huggingface.co/org/model?token=x", "leave out what follows '?'", "url_query"),
     Refused("https://huggingface.co/org/model?download=true&x=1", "leave out what follows", "url_query"),
     Refused("https://huggingface.co/org/model?download=false", "leave out what follows", "url_query"),
-    Refused(f"https://hf.co/o/m/resolve/main/a#sha256={SHA256}", "checked against the Hub's", "bad_ref"),
+    Refused(f"https://hf.co/o/m/resolve/main/a#sha256={SHA256}", "by the Hub's digests", "bad_ref"),
     # characters
     *(
         Refused(typed, "plain characters", "bad_ref")

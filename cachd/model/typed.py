@@ -80,7 +80,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
         raise Invalid(
             f"{shown(text)} contains a query",
             code="url_query",
-            hint="leave out the '?' and all after it: it may be a secret, and refs are shown in listings",
+            hint="leave out what follows '?': it may be a secret, and refs are shown in listings and files",
         )
     if fragment.startswith("sha256="):
         _refuse(
@@ -149,7 +149,7 @@ def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:
     if not is_plain or not is_clean(parts) or any("/" in part for part in parts):
         _refuse(text, "does not name a file or directory of a model", "write it without '..', '//' or %2F")
     if set("*?#") & set(path):
-        _refuse(text, "contains '*', '?' or '#'", "select files by patterns with include, such as '*.gguf'")
+        _refuse(text, "contains '*', '?' or '#'", "select files by a pattern with include, such as '*.gguf'")
     return f"{path}/" if is_directory else path
 
 

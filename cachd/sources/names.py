@@ -1,4 +1,4 @@
-"""Looks up host names in helper threads, as getaddrinfo(3) may take long and cannot be interrupted."""
+"""Looks up host names in detached threads, as getaddrinfo(3) may take long and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable, Sequence
 
 from cachd.errors import Invalid, Unavailable
+from cachd.sources.detached import DetachedThreads
 from cachd.sources.dial import Address
-from cachd.sources.helper_threads import HelperThreads
 from cachd.sources.source import CancelToken
 
 MOST_LEFT = 64
@@ -25,7 +25,7 @@ class Names:
 
     def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
         self._seconds, self._look_up = seconds, look_up
-        self._helpers = HelperThreads(MOST_LEFT)
+        self._detached = DetachedThreads(MOST_LEFT)
 
     def addresses(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """The addresses of a host.
@@ -36,8 +36,8 @@ class Names:
         if _is_address(host):
             return by_the_system(host, port)  # it asks no name server for an address
         try:
-            with self._helpers.aside(self._seconds) as helper, cancel_token.reaches(helper):
-                return helper.call(self._look_up, host, port)
+            with self._detached.one(self._seconds) as thread, cancel_token.reaches(thread):
+                return thread.call(self._look_up, host, port)
         except UnicodeError as error:
             raise Invalid(f"{host:.80} is not a host name", code="bad_ref", hint="check the host") from error
         except OSError as error:  # such as TimeoutError

@@ -45,7 +45,7 @@ from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.sources import checksums
 from cachd.sources.answers import bare
 from cachd.sources.connection import Response
-from cachd.sources.helper_threads import HelperThreads
+from cachd.sources.detached import DetachedThreads
 from cachd.sources.http import Http, Target
 from cachd.sources.source import CancelToken
 
@@ -111,7 +111,7 @@ class BucketSource:
         self._http, self._endpoint_url, self._region, self._keys = http, endpoint_url, region, keys
         self._relay = _HttpRelay(http.anywhere())
         self._signing_in = threading.Lock()
-        self._helpers = HelperThreads(_MOST_LEFT)
+        self._detached = DetachedThreads(_MOST_LEFT)
         self._signed: _Signed | None = None
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -163,15 +163,15 @@ class BucketSource:
     def _signed_in(self, cancel_token: CancelToken, *, renew: bool = False) -> _Signed:
         """A client whose credentials were read within `_SESSION_SECONDS`, or just now with `renew`.
 
-        They are read in a helper thread: they may come from a program that the AWS configuration names, and
+        They are read in a detached thread: they may come from a program that the AWS configuration names, and
         nothing can interrupt the wait for it.
         """
         signed, now = self._signed, time.monotonic()
         if signed and not renew and now - signed.made <= _SESSION_SECONDS:
             return signed
         try:
-            with self._helpers.aside(_SIGN_IN_SECONDS) as helper, cancel_token.reaches(helper):
-                return helper.call(self._sign_in, now, cancel_token)
+            with self._detached.one(_SIGN_IN_SECONDS) as thread, cancel_token.reaches(thread):
+                return thread.call(self._sign_in, now, cancel_token)
         except TimeoutError as error:
             cancel_token.check()
             raise Unavailable(

@@ -18,7 +18,7 @@ from cachd.foreign import too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import beneath, checksums
-from cachd.sources.helper_threads import HelperThread, HelperThreads
+from cachd.sources.detached import DetachedThread, DetachedThreads
 from cachd.sources.source import CancelToken
 
 READ_BYTES = 1 << 20
@@ -29,19 +29,19 @@ class SharedVolumeSource:
     """A file, or a directory with or without SHA256SUMS, on a shared volume.
 
     Symbolic links are followed as long as they end under an allowed prefix. The file system is called in
-    helper threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
+    detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
     threads are blocked, every further call fails at once.
     """
 
     def __init__(self, address_policy: AddressPolicy, *, stall_seconds: float) -> None:
         self._address_policy, self._stall_seconds = address_policy, stall_seconds
-        self._helpers = HelperThreads(MOST_LEFT)
+        self._detached = DetachedThreads(MOST_LEFT)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
-        with self._helper(Path(unquote(ref.location))) as helper, cancel_token.reaches(helper):
+        with self._helper(Path(unquote(ref.location))) as thread, cancel_token.reaches(thread):
             steps = self._resolve(ref)
-            while not isinstance(step := helper.call(next, steps), Manifest):
+            while not isinstance(step := thread.call(next, steps), Manifest):
                 cancel_token.count()
             return step
 
@@ -73,17 +73,17 @@ class SharedVolumeSource:
         """See `Source.open`."""
         path = Path(unquote(urlsplit(file.origin).path))
         with ExitStack() as stack:
-            helper = stack.enter_context(self._helper(path))
-            with cancel_token.reaches(helper):
-                body = SharedVolumeBody(path, file, extent, helper, self._open)
+            thread = stack.enter_context(self._helper(path))
+            with cancel_token.reaches(thread):
+                body = SharedVolumeBody(path, file, extent, thread, self._open)
             body.until_closed(stack.pop_all())
             return body
 
     @contextmanager
-    def _helper(self, path: Path) -> Iterator[HelperThread]:
-        """A helper thread for calls about `path`. Raises Unavailable when they get no answer."""
-        with _share_errors(path), self._helpers.aside(self._stall_seconds) as helper:
-            yield helper
+    def _helper(self, path: Path) -> Iterator[DetachedThread]:
+        """A detached thread for calls about `path`. Raises Unavailable when they get no answer."""
+        with _share_errors(path), self._detached.one(self._stall_seconds) as thread:
+            yield thread
 
     def anew(self) -> None:
         """See `Source.anew`. A file system has neither links nor connections to drop."""
@@ -158,17 +158,17 @@ class SharedVolumeSource:
 
 
 class SharedVolumeBody:
-    """The bytes of one extent of a file on a shared volume, read in a helper thread."""
+    """The bytes of one extent of a file on a shared volume, read in a detached thread."""
 
     def __init__(
-        self, path: Path, file: File, extent: Extent, helper: HelperThread, opened: Callable[[Path], int]
+        self, path: Path, file: File, extent: Extent, thread: DetachedThread, opened: Callable[[Path], int]
     ) -> None:
         self._opened = opened
         self._path, self._offset, self._stop = path, extent.start, extent.stop
-        self._mark, self._helper = file.validator, helper
+        self._mark, self._helper = file.validator, thread
         self._closing = ExitStack()
         self._read = memoryview(bytearray(min(READ_BYTES, extent.size)))
-        self._fd = helper.call(self._open)
+        self._fd = thread.call(self._open)
 
     def until_closed(self, held: ExitStack) -> None:
         """Close `held` together with the body."""

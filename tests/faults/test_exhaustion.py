@@ -198,7 +198,7 @@ def test_a_record_that_cannot_be_opened_for_want_of_a_descriptor_is_not_given_up
 def test_however_few_descriptors_a_delete_finds_it_frees_all_in_the_end(shared: Path, root: Path) -> None:
     with opened(root, allow=(f"file://{shared.parent}/",)) as running:
         running.pull(f"file://{shared}")
-        until(lambda: not any(thread.name == "helper" for thread in threading.enumerate()))  # all is closed
+        until(lambda: not any(thread.name == "detached" for thread in threading.enumerate()))  # all is closed
         for left in range(20):
             with crowded(left):
                 try:

@@ -63,7 +63,7 @@ def hung(disk: FuseDisk, seconds: float) -> Iterator[None]:
 
 
 def left_behind() -> int:
-    return sum(thread.name == "helper" for thread in threading.enumerate())
+    return sum(thread.name == "detached" for thread in threading.enumerate())
 
 
 def published(root: Path) -> bytes:

@@ -1,8 +1,8 @@
-"""Runs calls that may never return in helper threads, so that their callers can stop waiting.
+"""Runs calls that may never return in detached threads, so that their callers can stop waiting.
 
 A call to a shared volume whose server is gone blocks in the kernel without end, and no signal interrupts it.
-So a helper thread makes the call, and the caller abandons that thread after a time. An abandoned thread uses
-nothing of its caller's: it has its own descriptors, closes them when its call returns at last, and ends.
+So a detached thread makes the call, and the caller abandons that thread after a time. An abandoned thread
+uses nothing of its caller's: it has its own descriptors, closes them when its call returns, and ends.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 
-class HelperThread:
-    """A helper thread for one caller. Any other thread may use `abort`."""
+class DetachedThread:
+    """A detached thread for one caller. Any other thread may use `abort`."""
 
     def __init__(self, seconds: float) -> None:
-        self.held = ExitStack()  # what the calls opened; only the helper thread uses it
+        self.held = ExitStack()  # what the calls opened; only the detached thread uses it
         self._seconds = seconds
         self._asked: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
         self._is_waited_for = True
-        self._thread = threading.Thread(target=self._run, name="helper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="detached", daemon=True)
         self._thread.start()
 
     @property
@@ -70,26 +70,26 @@ class HelperThread:
                 del what
 
 
-class HelperThreads:
-    """Makes helper threads, but none while `most` abandoned ones are blocked. Safe from any thread."""
+class DetachedThreads:
+    """Makes detached threads, but none while `most` abandoned ones are blocked. Safe from any thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._abandoned: list[HelperThread] = []
+        self._abandoned: list[DetachedThread] = []
 
     @contextmanager
-    def aside(self, seconds: float) -> Iterator[HelperThread]:
-        """A helper thread for the calls of this context. Raises TimeoutError when too many are blocked."""
+    def one(self, seconds: float) -> Iterator[DetachedThread]:
+        """A detached thread for the calls of this context. Raises TimeoutError when too many are blocked."""
         with self._lock:
             self._abandoned = [each for each in self._abandoned if each.is_alive]
             if len(self._abandoned) >= self._most:
                 raise TimeoutError(f"{len(self._abandoned)} earlier calls still wait")
-        helper = HelperThread(seconds)
+        thread = DetachedThread(seconds)
         try:
-            with helper:
-                yield helper
+            with thread:
+                yield thread
         finally:
-            if helper.is_alive:
+            if thread.is_alive:
                 with self._lock:
-                    self._abandoned.append(helper)
+                    self._abandoned.append(thread)

@@ -205,7 +205,7 @@ class Pulls:
             raise no_such_model(name)
         if not force and self._context.reclaim.keeps(name):
             raise InUse(
-                f"the configuration lists {name}: the next start or change of the file would pull it again",
+                f"the configuration lists {name}: it would come back at the next start or change of the file",
                 code="configured",
                 hint="remove it from the file, or force (--force, force=true)",
             )

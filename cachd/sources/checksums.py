@@ -44,6 +44,4 @@ def _decoded(line: bytes, shown: str, number: int) -> str:
     try:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
-        raise Invalid(
-            f"{shown} line {number} is not text: {error.reason}", code="bad_checksums"
-        ) from error
+        raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_checksums") from error

@@ -183,6 +183,8 @@ class Copy:
             if self._seconds[test] <= left:
                 left -= self._seconds[test]
                 fitting.append(test)
+            if left < seconds / 3:
+                break
         return fitting
 
     def deadline(self, tests: Sequence[str]) -> float:

@@ -145,4 +145,6 @@ def test_tests_that_fail_without_a_bug_kill_none(tree: Path, capsys: pytest.Capt
     (tree / "cachd/store/it.py").write_text(SHORT)
     (tree / "tests/test_it.py").write_text(TEST.replace("== 3", "== 4"))
     assert main(["--root", str(tree), "--seed", "1"]) == 1
-    assert "0 of 2 killed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0 of 2 killed" in told
+    assert told.count("NO TESTS  cachd/store/it.py") == 2

@@ -221,7 +221,7 @@ def test_a_cancel_that_comes_just_before_a_long_wait_ends_it(
     running = engine()
     ref = origin.add("/it", noise(1000))
     origin.fault("*", Status(503, {"Retry-After": "600"}), methods=EVERY_METHOD)
-    with at_event("resolve asked again", lambda: running.pulls.cancel("it", force=True)) as cancelled:
+    with at_event("resolve will be retried", lambda: running.pulls.cancel("it", force=True)) as cancelled:
         pull = running.pulls.start(spec_of(ref, name="it"))
         assert pull is not None
         with pytest.raises(Cancelled):

@@ -265,9 +265,9 @@ class ContentStore:
             for blob in blobs if here else ():
                 if (directory := self._layout.ingest(blob)).name in here:
                     self._own(directory, {name})
-            yield
+            with self.proven.during_pull():
+                yield
         finally:
-            self.proven.close()
             with self._lock:
                 for blob in blobs:
                     self._claims[blob].remove(name)

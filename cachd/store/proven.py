@@ -17,8 +17,8 @@ import hashlib
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Proven:
         self._lock = threading.Lock()
         self._begun: Counter[Digest] = Counter()
         self._notes = durable.Notes(path)
+        self._pulls = 0  # that may add proofs now
         lines = self._read()
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
         for line in lines:
@@ -83,15 +84,25 @@ class Proven:
             self._proven.setdefault(file.blob, set()).add(source)
             with suppress(CachdError), durable.disk_errors(self._path):  # a lost line is proven again
                 self._notes.append(f"{_line(source, file.blob)}\n")
+            if not self._pulls:
+                self._notes.close()
             if self._begun[file.blob] > 1:
                 self._begun[file.blob] -= 1
             else:
                 del self._begun[file.blob]
 
-    def close(self) -> None:
-        """Close the file of lines. The next `add` opens it again."""
+    @contextmanager
+    def during_pull(self) -> Iterator[None]:
+        """Keep the file of lines open inside: a pull of many small files adds a line for each."""
         with self._lock:
-            self._notes.close()
+            self._pulls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pulls -= 1
+                if not self._pulls:
+                    self._notes.close()
 
     def forget(self, blob: Digest) -> None:
         """Forget all proofs of a blob that was removed."""

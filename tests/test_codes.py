@@ -97,4 +97,4 @@ def test_a_holder_whose_link_cannot_be_made_says_that_the_pod_is_wrong(
     (tmp_path / "file").touch()
     ended = cachd("hold", "linked", "--cache", ground.node.root, "--link", tmp_path / "file")
     assert (ended.returncode, "code: pod_misconfigured" in ended.stderr) == (2, True), ended.stderr
-    assert "look at the pod's mounts" in ended.stderr
+    assert "check the pod's mounts" in ended.stderr

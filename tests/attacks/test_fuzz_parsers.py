@@ -429,7 +429,7 @@ def test_spoiled_files_of_the_cache_keep_no_daemon_from_its_start(
     with closing(Store(empty)) as store:
         layout = store.layout
     said = {layout.usage_log: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
-    for path, text in {**said, layout.verified: verified}.items():
+    for path, text in {**said, layout.scrub_log: verified}.items():
         path.write_text(text, encoding="utf-8", errors="replace")
     with closing(Store(empty)) as store:
         store.snapshots.all()

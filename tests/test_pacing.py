@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pacing import MB, Paced, Pace, paced
+from bench.pacing import MB, Pace, Paced, paced
 
 pytestmark = pytest.mark.alone("measures a link's speed")
 CONNECTIONS = (1, 2, 4)

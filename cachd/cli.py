@@ -164,6 +164,7 @@ def serve(
     config_file: CONFIG = None,
 ) -> None:
     """Run the daemon. `cachd options` lists every option for the file and the environment."""
+    gc.disable()  # imports make no garbage, and collections would take a tenth of the start
     from cachd import config, daemon  # their libraries take longer to load than most commands to run
 
     gc.freeze()
@@ -581,7 +582,6 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. An error becomes lines on standard error and an exit code."""
-    gc.disable()  # imports make no garbage, and collections would take a tenth of the start
     try:
         app()
     except CachdError as error:

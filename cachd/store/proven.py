@@ -6,9 +6,8 @@ A blob named by its sha256 can serve every source that lists this digest. But a 
 without having the content. So a source may use a shared blob only after it has sent the complete content, or
 random samples of it (transfer/proof.py).
 
-A line stays after its model is removed, as long as the blob is here. Lines are not
-synced. A line that a power loss takes costs a new proof, or none if a manifest of the same
-source lists the blob.
+A line stays after its model is removed, as long as the blob is here. Lines are not synced. A line that a
+power loss takes costs a new proof, or none if a manifest of the same source lists the blob.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Proven:
         self._lock = threading.Lock()
         self._begun: Counter[Digest] = Counter()
         self._notes = durable.Notes(path)
-        self._pulls = 0  # that may add proofs now
+        self._pulls = 0  # running pulls, which may add proofs
         lines = self._read()
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
         for line in lines:
@@ -93,7 +92,7 @@ class Proven:
 
     @contextmanager
     def during_pull(self) -> Iterator[None]:
-        """Keep the file of lines open inside: a pull of many small files adds a line for each."""
+        """Keep the file of lines open: a pull of many small files adds one line for each file."""
         with self._lock:
             self._pulls += 1
         try:
@@ -123,7 +122,7 @@ class Proven:
             return []
 
     def _rewrite(self) -> None:
-        self._notes.close()  # another file takes its place
+        self._notes.close()  # the path gets a new file
         with suppress(CachdError), durable.disk_errors(self._path):
             lines = sorted(_line(each, blob) for blob, sources in self._proven.items() for each in sources)
             if lines:

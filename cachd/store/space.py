@@ -31,7 +31,9 @@ _SPARE_INODES = 64  # per pull: directories of the views, ingests and journals
 _BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
 _BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its entries in the views
 _COUNT_SECONDS = 1.0  # between two counts of used space, while blocks are granted
-_PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20  # no other process fills so much in so little time
+# A measurement that leaves more than these bytes free serves small grants for so long: no other process
+# fills so much in so little time.
+_PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20
 _BYTES_PER_BYTE_OF_LINES = 4096  # so many bytes of a file cost at most one byte of part lines
 
 
@@ -146,10 +148,6 @@ class Reservation:
         self.waits_for = least
         yield 0
 
-    def take(self, size: int) -> bool:
-        """Hand over `size` bytes without a grant if the disk has plenty of space; else return False."""
-        return self._space.take(self, size)
-
     def has_space_for(self, size: int) -> bool:
         """Whether `size` bytes may get blocks now, by the file system's own figures."""
         return self._space.has_space_for(self, size)
@@ -191,7 +189,7 @@ class Space:
         self._lock = threading.Lock()
         self._reservations: set[Reservation] = set()
         self._allocating = 0  # bytes of the grants that have not ended
-        self._plenty, self._plenty_until = 0, 0.0  # bytes that `take` may hand over, for a moment
+        self._plenty, self._plenty_until = 0, 0.0  # bytes that grants may take unmeasured, until then
         self._granted_since = 0  # bytes granted since `_counted_at`
         self._counted_at = 0.0
         self._counted: tuple[tuple[int, int], Usage] | None = None
@@ -313,16 +311,6 @@ class Space:
             with self._lock:
                 self._allocating -= granted
 
-    def take(self, reservation: Reservation, size: int) -> bool:
-        """See Reservation.take."""
-        with self._lock:
-            has_plenty = size <= self._plenty and time.monotonic() < self._plenty_until
-            if has_plenty := has_plenty and not reservation.owed and size <= reservation.left:
-                reservation.left -= size
-                self._plenty -= size
-                self._granted_since += size
-            return has_plenty
-
     def most_of(self, reservation: Reservation, least: int) -> int:
         """The bytes that a grant could give now: those of the reservation and those that nobody reserved.
 
@@ -338,6 +326,9 @@ class Space:
 
     def _most_of(self, reservation: Reservation, least: int) -> int:
         """See `most_of`. The caller holds the lock."""
+        plenty = min(reservation.left, self._plenty)
+        if not reservation.owed and least <= plenty and time.monotonic() < self._plenty_until:
+            return plenty
         roughly = self._most(reservation, self._roughly())
         return roughly if roughly >= least else self._most(reservation, self.bounded())
 

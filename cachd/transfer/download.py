@@ -363,8 +363,7 @@ class Download:
     def _put(self, content: memoryview, *, is_here: bool) -> None:
         """Write a small file's content as a blob. One that is here already needs no blocks."""
         payer, size = self._payer(), 0 if is_here else self.file.size
-        is_taken = not size or payer.take(size)
-        with nullcontext(size) if is_taken else payer.grant(size, size) as granted:
+        with payer.grant(size, size) if size else nullcontext(0) as granted:
             if granted < size:
                 self._forget_received(self.file.size)
                 self._wait_for_space(self._begin)

@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from cachd.errors import Unavailable
 
 CORES = len(os.sched_getaffinity(0))  # cores that this process may use
-_USUAL_SECONDS = 0.005  # Python's default (sys.setswitchinterval)
 STOP_SECONDS = 20  # less than a pod's default terminationGracePeriodSeconds, which is 30
+_USUAL_SECONDS, _BRIEF_SECONDS = 0.005, 0.0005  # switch intervals; the first is Python's default
+
+_inside = 0  # threads in `in_brief_turns`: the interval is one for the process
+_counting = threading.Lock()
 
 
 def start(threads: Iterable[threading.Thread]) -> None:
@@ -61,18 +64,13 @@ def given(name: str) -> Iterator[None]:
         ) from error
 
 
-_BRIEF_SECONDS = 0.0005
-_inside = 0
-_counting = threading.Lock()
-
-
 @contextmanager
 def in_brief_turns() -> Iterator[None]:
     """Lower the interpreter's switch interval from 5 ms to 0.5 ms while any thread is inside.
 
-    Use it around long work in pure Python: a probe waits one interval several times for each thread that runs
-    such work. The short interval is not permanent, because each switch costs time: a pull of many small files
-    would be 10 % slower.
+    Use it around long work in pure Python. While such work runs, the event loop waits one interval each time
+    it needs the interpreter, and a probe needs it several times. The short interval is not permanent, because
+    each switch costs time: it would make a pull of many small files 10 % slower.
     """
     global _inside
     with _counting:

@@ -25,7 +25,7 @@ from cachd.store.protection import tells_use
 from cachd.store.snapshots import Snapshots
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, spec_of
-from tests.ground.disks import remount
+from tests.ground.disks import fill, remount
 from tests.ground.models import noise
 from tests.ground.needs import needs, refuse, require
 from tests.ground.node import Node
@@ -236,6 +236,22 @@ def test_what_another_process_takes_of_a_promise_stops_grants_before_the_reserve
             assert not granted
         with reservation.grant(MIB, 15 * MIB) as granted:
             assert granted == 15 * MIB
+
+
+def test_grants_from_one_measurement_stop_soon_after_another_process_fills_a_large_disk(disk: Disks) -> None:
+    root = disk(600 * MIB, kind="ext4")
+    space = Space(root)
+    with space.reserve(100 * MIB, total=100 * MIB) as reservation:
+
+        def is_granted() -> bool:
+            with reservation.grant(4096, 4096) as granted:
+                return bool(granted)
+
+        assert all(is_granted() for _ in range(100))
+        filler = fill(root.parent)
+        until(lambda: not is_granted())
+        filler.unlink()
+        assert is_granted()
 
 
 # --- whose disk ---

@@ -156,9 +156,10 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
     """
     proven = store.content.proven
     missing = store.content.missing(manifest)
-    are_missing = {f.blob for f in missing}
-    here = [f for f in {f.blob: f for f in manifest.files}.values() if f.blob not in are_missing]
-    unproven = [f for f in here if not proven.has(f)]
+    here = {f.blob: f for f in manifest.files}
+    for file in missing:
+        del here[file.blob]
+    unproven = [f for f in here.values() if not proven.has(f)]
     if unproven:
         owned = store.snapshots.owned(manifest.base)
         for file in unproven:

@@ -139,7 +139,7 @@ class Looks:
                 directories=found.directories,
                 unwatched=found.unwatched,
                 reason=found.reason,
-                context="deletions and opens there are noticed only minutes later",
+                consequence="deletions and opens there are noticed only minutes later",
             )
         self._warned_unwatched = bool(found.unwatched)
 

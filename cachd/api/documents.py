@@ -230,7 +230,7 @@ def held_document(lease: Lease) -> dict[str, Any]:
 
 
 class Models:
-    """All models of this node: the ready ones, those being pulled, and those whose pull failed."""
+    """All models of this node: those that are ready, being pulled, failed or damaged."""
 
     def __init__(self, store: Store, pulls: Pulls, scrubs: Scrubs, warms: Warms) -> None:
         self.store, self.snapshots, self.pulls = store, store.snapshots, pulls

@@ -107,12 +107,12 @@ class Guard:
         return bool(page.hostname) and is_named and ports[0] == ports[1] and default is not None
 
     def _is_name(self, value: str) -> bool:
-        """Whether the host of a Host or Origin header is one of this daemon's names."""
+        """Whether the host of a Host header is one of this daemon's names."""
         return _host(value) in self._allowed
 
 
 def _host(value: str) -> str:
-    """The host of a Host or Origin header, without its port; empty when it is malformed."""
+    """The host of a Host header, without its port; empty when it is malformed."""
     try:
         return urlsplit(value if "://" in value else f"//{value}").hostname or ""
     except ValueError:

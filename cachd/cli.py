@@ -193,7 +193,7 @@ def pull(
         typer.Option(help="Hub repository org/model under which a mirror of it appears in the Hub view"),
     ] = None,
     pin: Annotated[
-        bool, typer.Option("--pin", help="pin the model: no eviction, and delete only with --force")
+        bool, typer.Option("--pin", help="pin the model: it is never evicted, and `cachd rm` needs --force")
     ] = False,
     priority: Annotated[
         int, typer.Option(min=-100, max=100, help="higher priorities are pulled first and evicted last")
@@ -537,8 +537,8 @@ def options(
 ) -> None:
     """List every option of the daemon: its key in the file, its environment variable, default and meaning.
 
-    With --effective, show the value of each option, and the flag, variable or line of the file that set it,
-    for a daemon that would start here and now. A running daemon may have another environment: --server
+    With --effective, show the options of a daemon that would start here and now: the value of each, and the
+    flag, variable or line of the file that set it. A running daemon may have another environment: --server
     shows its values.
     """
     from cachd import config

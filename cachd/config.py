@@ -140,8 +140,8 @@ class Config(BaseModel):
     )
     anonymous_writes: bool = Field(
         False,
-        description="without token_file: let anybody write who reaches the API, and listen on addresses other"
-        " than loopback all the same",
+        description="without token_file: start even on addresses other than loopback, where anybody on the"
+        " network can write",
     )
     allowed_hosts: Strings = Field(
         (),
@@ -351,9 +351,9 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {"models": Model, "sources": Entry}
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options in force, the setting behind each one that was set, and the file's content when read.
+    """The options in force, the setting of each option that was set, and the file as it was read.
 
-    `flags` are the flags of the command line, for reading all again.
+    `flags` are the flags of the command line. `again` reads them once more.
     """
 
     config: Config
@@ -473,7 +473,8 @@ def _same_prefixes(
 def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
     """A finding for each CA file that holds no certificates.
 
-    A CA file that a variable of another tool names is only searched for a certificate. Parsing takes 25 ms.
+    A CA file that a variable of another tool names is usually the system's bundle. It is only searched for a
+    certificate, because parsing a bundle takes 25 ms.
     """
     findings = []
     for key, path in (("ca_file", config.ca_file), ("s3_ca_file", config.s3_ca_file)):
@@ -481,7 +482,7 @@ def _wrong_files(config: Config, given: Mapping[str, Setting]) -> list[Finding]:
             continue
         authorities = Authorities(str(path))
         try:
-            if given[key].giver is Giver.ecosystem:  # usually the bundle of the system
+            if given[key].giver is Giver.ecosystem:
                 authorities.check()
             else:
                 authorities.context()

@@ -61,7 +61,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
-_COLLECT_AFTER = 10_000  # objects: a pull of many small files makes so many at once, without cycles
+# Objects between two collections. A pull of many small files makes this many at once, and none in a cycle.
+_COLLECT_AFTER = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def content(path: str | Path, *, at_most: int) -> bytes:
 
 
 def whole(descriptor: int, *, at_most: int) -> bytes:
-    """As `content`, for an open file. A sparse file that is too long is refused unread."""
+    """As `content`, for an open file. A longer file is refused unread, even one that takes no disk space."""
     status = os.fstat(descriptor)
     check_regular(status)
     if status.st_size > at_most:

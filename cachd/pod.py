@@ -216,7 +216,6 @@ def keep(fd: int, name: str, snapshot: str, mount: Mount) -> None:
 
     If the snapshot was deleted by force and is pulled again, it is held again.
     """
-
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     while signal.sigtimedwait(_ENDS, _HOLD_SECONDS) is None:
         if mount.is_held_by(fd, snapshot):

@@ -30,10 +30,8 @@ def show_error(error: CachdError) -> None:
     stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
     if error.hint:
         stderr.print(f"  hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
-    for (
-        name,
-        fact,
-    ) in error.withheld.items():  # errors from the daemon have none; this process's user may see its own
+    # An error from the daemon has none. Those of this process may be shown: its user is the operator.
+    for name, fact in error.withheld.items():
         stderr.print(f"  {name}: {fact}", markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
 

@@ -99,7 +99,8 @@ class Caller:
     peer: str
 
 
-_KNOWN_CALLS, _SHORT_PATH = 1024, 256  # whose route is remembered: probes ask the same again and again
+# `Access` remembers the routes of the last calls with short paths, because probes repeat the same calls.
+_KNOWN_CALLS, _SHORT_PATH = 1024, 256
 
 
 class Call(NamedTuple):

@@ -44,7 +44,7 @@ class Audit:
         verdict = "accepted" if status < 400 else "refused" if is_refused else "failed"
         role = caller.grant.role.name if caller else "anonymous"
         self._metrics.writes.labels(role, verdict).inc()
-        if caller is None and not self._has_space():
+        if caller is None and not self._may_log():
             self._unwritten += 1
             return
         request_id = Headers(scope=scope).get("x-request-id", "")
@@ -72,7 +72,7 @@ class Audit:
             self._window.cancel()
             self._end_window()
 
-    def _has_space(self) -> bool:
+    def _may_log(self) -> bool:
         if self._window is None:
             self._window = asyncio.get_running_loop().call_later(_WINDOW_SECONDS, self._end_window)
         self._lines += 1

@@ -83,7 +83,8 @@ class Stage(Enum):
 
 _IDLEST = 64  # connections found by one search
 # The stages in which a connection waits for its client. The seconds are added to the start of the stage when
-# connections are compared: a client between two requests loses nothing, so it is closed before the others.
+# connections are compared. So a connection that waits for a head is closed before one that has waited up to a
+# second longer for something else: between two requests, a client loses nothing.
 _AWAITS_CLIENT = {Stage.HEAD: 0.0, Stage.HANDSHAKE: 1.0, Stage.BODY: 1.0, Stage.REFUSED: 1.0}
 
 

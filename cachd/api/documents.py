@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +36,16 @@ from cachd.transfer.warms import Warms
 MOST_OF_A_PAGE = 500
 
 
+Include = Annotated[
+    list[str],
+    Field(
+        max_length=1000,
+        description="patterns of the files to pull, such as *.safetensors or dir/; empty: all files",
+    ),
+]
+Exclude = Annotated[list[str], Field(max_length=1000, description="patterns of files not to pull")]
+
+
 class Asked(BaseModel):
     """The body of POST /v1/models."""
 
@@ -52,19 +62,17 @@ class Asked(BaseModel):
         None,
         description=f"the model's name on this node, matching {NAME_PATTERN}; default: derived from the ref",
     )
-    include: list[str] = Field(
-        [],
-        max_length=1000,
-        description="patterns of the files to pull, such as *.safetensors or dir/; empty: all files",
-    )
-    exclude: list[str] = Field([], max_length=1000, description="patterns of files not to pull")
+    include: Include = []
+    exclude: Exclude = []
     hub_id: str | None = Field(
         None,
         description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
         " model",
     )
     pin: bool = Field(
-        False, description="pin the model: until unpinned, it is not evicted, and deleted only by force"
+        False,
+        description="pin the model: until it is unpinned, it is never evicted, and only a forced delete"
+        " removes it",
     )
     priority: int = Field(
         0,
@@ -106,12 +114,8 @@ class AskedSize(BaseModel):
     ref: str | None = Field(
         None, description="make available what a pull of this ref needs; written as in POST /v1/models"
     )
-    include: list[str] = Field(
-        [],
-        max_length=1000,
-        description="patterns of the files to pull, such as *.safetensors or dir/; empty: all files",
-    )
-    exclude: list[str] = Field([], max_length=1000, description="patterns of files not to pull")
+    include: Include = []
+    exclude: Exclude = []
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> Self:
@@ -226,7 +230,7 @@ def held_document(lease: Lease) -> dict[str, Any]:
 
 
 class Models:
-    """All models of this node: the ready ones, those being pulled, and those whose pull failed."""
+    """All models of this node: those that are ready, being pulled, failed or damaged."""
 
     def __init__(self, store: Store, pulls: Pulls, scrubs: Scrubs, warms: Warms) -> None:
         self.store, self.snapshots, self.pulls = store, store.snapshots, pulls

@@ -19,8 +19,8 @@ from cachd.errors import CachdError, Forbidden, Invalid, TooBig
 from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_LONGEST_HOST = 300  # a name of DNS has at most 253 characters (RFC 1035 2.3.4); then its port
-_KNOWN_HOSTS = 256  # whose check is remembered: probes say the same one again and again
+_LONGEST_HOST = 300  # a DNS name has at most 253 characters (RFC 1035, section 2.3.4); its port follows
+_KNOWN_HOSTS = 256  # Host headers whose check is remembered, because probes repeat the same ones
 
 
 class Guard:
@@ -66,7 +66,7 @@ class Guard:
                 self._audit.tell(scope, call, status)
 
     async def _refusal(self, scope: Scope, call: Call) -> CachdError | None:
-        """The reason to refuse a request, judged by its head; None to accept it. Raises Unauthorized."""
+        """The reason to refuse a request, judged by its head; None to accept it."""
         if refusal := self._foreign(Headers(scope=scope)):
             return refusal
         try:
@@ -107,12 +107,12 @@ class Guard:
         return bool(page.hostname) and is_named and ports[0] == ports[1] and default is not None
 
     def _is_name(self, value: str) -> bool:
-        """Whether the host of a Host or Origin header is one of this daemon's names."""
+        """Whether the host of a Host header is one of this daemon's names."""
         return _host(value) in self._allowed
 
 
 def _host(value: str) -> str:
-    """The host of a Host or Origin header, without its port; empty when it is malformed."""
+    """The host of a Host header, without its port; empty when it is malformed."""
     try:
         return urlsplit(value if "://" in value else f"//{value}").hostname or ""
     except ValueError:

@@ -83,11 +83,11 @@ class Lane:
             raise self._busy() from None
         try:
             begun()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._done, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
         finally:
             self._free.release()
 
-    def _done(self, work: Callable[[], T]) -> T:
+    def _do(self, work: Callable[[], T]) -> T:
         with self._during():
             return work()
 

@@ -117,7 +117,7 @@ async def ready(
 
 @router.put("/{name}/pin", status_code=204)
 async def pin(name: str, models: AnyModels) -> Response:
-    """Pin a model: until it is unpinned, it is not evicted, and deleted only by force."""
+    """Pin a model: until it is unpinned, it is never evicted, and only a forced delete removes it."""
     models.check_known(name)
     await asyncio.to_thread(models.snapshots.pin, name)
     return Response(status_code=204)
@@ -166,8 +166,8 @@ async def warm(name: str, models: AnyModels) -> JSONResponse:
 async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONResponse:
     """Take a lease on a model, for a pod that is about to start.
 
-    Until the lease is released or expires, the model is not evicted, and deleted only by force. A model that
-    is still being pulled can be leased, too.
+    Until the lease is released or expires, the model is not evicted, and only a forced delete removes it. A
+    model that is still being pulled can be leased, too.
     """
     models.check_known(name)
     now = time.time()

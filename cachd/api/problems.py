@@ -24,11 +24,11 @@ _MOST_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {
-        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and, for most errors, `hint`",
         "content": {"application/problem+json": {}},
     },
     "5XX": {
-        "description": "a problem document (RFC 9457) with `code`, `detail` and mostly `hint`",
+        "description": "a problem document (RFC 9457) with `code`, `detail` and, for most errors, `hint`",
         "content": {"application/problem+json": {}},
     },
 }

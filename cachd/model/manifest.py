@@ -20,12 +20,12 @@ MOST_FILES = 100_000
 UNVERIFIED = "none"
 MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
-_VERSION = 2  # of the document; before it, git-sha1 and sha1 also named blobs that sources share
+_VERSION = 2  # of the document; without one, git-sha1 and sha1, too, name blobs that sources share
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a directory name in the Hub view
 
 
 class Entries:
-    """Counts the files and characters of a listing while it is read, so that no listing is endless."""
+    """Counts the files and characters of a listing while it is read, so that an endless one is refused."""
 
     def __init__(self, base: str) -> None:
         self._base, self._count, self._letters = base, 0, 0

@@ -83,7 +83,7 @@ def seconds_of(value: object) -> float:
 
 
 def percentage_of(value: object) -> Percentage:
-    """The percentage written such as `20%`."""
+    """The percentage of a text such as `20%`."""
     found = _PERCENTAGE.fullmatch(_text(value))
     if isinstance(value, Percentage):
         return value

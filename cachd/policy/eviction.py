@@ -72,7 +72,10 @@ class Candidate:
         return sum(self.blobs.values())
 
     def score(self, now: float) -> float:
-        """The score of the module's formula; 0 when no name leads to the snapshot."""
+        """The score of the module's formula; 0 when no name leads to the snapshot.
+
+        It is a million times higher for FRESH_SECONDS after a use.
+        """
         if self.use is None:
             return 0.0
         fresh = _FRESH_FACTOR if now - self.use.last < FRESH_SECONDS else 1.0

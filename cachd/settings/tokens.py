@@ -213,7 +213,9 @@ def _of_directory(name: str, content: bytes) -> tuple[_Token, ...]:
         return ()
     parsed = None if _is_one_word(content.strip()) else parse(_decoded(content))
     if not isinstance(parsed, dict):
-        raise Invalid("write role: and token: (or sha256:), and namespaces: unless the token is for all")
+        raise Invalid(
+            "write role: and token: (or sha256:), and namespaces: unless the token is for all models"
+        )
     if "name" in parsed:
         raise Invalid("leave out name: the file's name is the token's name")
     return (_token({**parsed, "name": name}, "the file"),)

@@ -162,11 +162,9 @@ def protocol_error(url: str, what: str) -> Unavailable:
 def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
     """The error for a failed connection; `proxy` is the proxy that it went through, if any."""
     shown = f"{url.scheme}://{url.netloc}{url.path}"
-    return (
-        _broken(f"{shown} (through the proxy)", error).withhold(proxy=proxy)
-        if proxy
-        else _broken(shown, error)
-    )
+    if not proxy:
+        return _broken(shown, error)
+    return _broken(f"{shown} (through the proxy)", error).withhold(proxy=proxy)
 
 
 def _broken(shown: str, error: Exception) -> CachdError:

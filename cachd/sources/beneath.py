@@ -40,9 +40,8 @@ def open_file(path: Path) -> int:
             raise _replaced(path)
         if not stat.S_ISREG(mode):
             raise Invalid(f"{path} is neither a file nor a directory", code="unsafe_path")
-        return os.open(
-            f"/proc/self/fd/{found}", _READ
-        )  # the file that was found, even if its name leads elsewhere now
+        # This opens the file that was found, even if its name leads elsewhere now.
+        return os.open(f"/proc/self/fd/{found}", _READ)
     finally:
         os.close(found)
 

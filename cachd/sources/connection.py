@@ -17,7 +17,8 @@ from cachd.sources.wire import Wire
 
 SLOWEST_BYTES_PER_SECOND = 1024
 MISDIRECTED = 421  # RFC 9110, 15.5.20
-MOST_KEPT = 4  # idle connections a thread: a Hub, its file store, and two more; each holds a descriptor
+# Idle connections of a thread: to a Hub, to its file store, and two others. Each holds a descriptor.
+MOST_KEPT = 4
 
 Origin = tuple[str, str, int]
 

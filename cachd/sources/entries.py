@@ -100,8 +100,8 @@ class Entry(BaseModel):
     )
     credentials: Annotated[Path | None, Of(("hf", "s3"))] = Field(
         None,
-        description="Hub: a file with the token; S3: a credentials file as AWS clients use it; it may rotate,"
-        " as it is read again",
+        description="Hub: a file with the token; S3: a credentials file as AWS clients use it; re-read,"
+        " so that it may rotate",
     )
     profile: Annotated[str | None, Of(("s3",))] = Field(
         None, description="S3: profile of the file `credentials`, or else of the node's AWS files"
@@ -109,7 +109,7 @@ class Entry(BaseModel):
     headers_file: Annotated[Path | None, Of(("https", "http"))] = Field(
         None,
         description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
-        " it may rotate, as it is read again",
+        " re-read at every use",
     )
     limit: Annotated[Rate | None, Of(SCHEMES)] = Field(
         None, description="most bytes a second from here, in addition to the other limits"

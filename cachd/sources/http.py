@@ -101,11 +101,8 @@ class Http:
         proxies: Proxies = _NO_PROXIES,
         proxy_credentials: Secret = _NO_CREDENTIALS,
     ) -> None:
-        self._address_policy, self._proxies, self._proxy_credentials = (
-            address_policy,
-            proxies,
-            proxy_credentials,
-        )
+        self._address_policy = address_policy
+        self._proxies, self._proxy_credentials = proxies, proxy_credentials
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities = authorities
         patience = {"connect_seconds": connect_seconds, "stall_seconds": stall_seconds}

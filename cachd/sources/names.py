@@ -21,7 +21,11 @@ def by_the_system(host: str, port: int) -> Sequence[Address]:
 
 
 class Names:
-    """Looks up addresses of hosts, for `seconds` at most. Slower ones are abandoned, MOST_LEFT at most."""
+    """Looks up addresses of hosts.
+
+    A look-up that takes longer than `seconds` is abandoned. While MOST_LEFT abandoned ones still run, every
+    further look-up fails at once.
+    """
 
     def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
         self._seconds, self._look_up = seconds, look_up

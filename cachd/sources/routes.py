@@ -17,7 +17,7 @@ from cachd.sources.source import CancelToken
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
-_UNKNOWN_SECONDS = 60.0  # how long an unknown name is not looked up again, as that may be slow
+_UNKNOWN_SECONDS = 60.0  # until an unknown name is looked up again: a failing look-up may be slow
 _MOST_UNKNOWN = 1000
 
 
@@ -43,12 +43,8 @@ class Routes:
         connect_seconds: float,
         stall_seconds: float,
     ) -> None:
-        self._address_policy, self._proxies, self._tunnels, self._names = (
-            address_policy,
-            proxies,
-            tunnels,
-            names,
-        )
+        self._address_policy = address_policy
+        self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
         self._unknown: dict[str, float] = {}  # host that this node cannot resolve -> when to try again
 

@@ -50,7 +50,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
-_METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # in EC2 (EC2 User Guide)
+_METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # EC2's metadata service (EC2 User Guide)
 _MOST_PAGES = 1000
 _LONGEST_KEYS_BYTES = 64 << 10
 _LINK_SECONDS = 3600  # how long a signed URL is valid
@@ -333,7 +333,7 @@ def _session(relay: _HttpRelay, keys: Keys) -> botocore.session.Session:
     if keys.file is not None:
         only = SharedCredentialProvider(str(keys.file), keys.profile or "default", ini_parser=_profiles)
         session.register_component("credential_provider", CredentialResolver([only]))
-    elif not keys.instance_role:  # ask it in no case, not even for `credential_source` of a profile
+    elif not keys.instance_role:  # never ask it, not even for `credential_source` of a profile
         session.set_config_variable("metadata_service_num_attempts", 0)
     elif keys.profile is None:
         of_machine = session.get_component("credential_provider").get_provider("iam-role")

@@ -86,7 +86,7 @@ class SharedVolumeSource:
             yield thread
 
     def anew(self) -> None:
-        """See `Source.anew`. A file system has neither links nor connections to drop."""
+        """See `Source.anew`. A file system has neither signed URLs nor connections to drop."""
 
     def _check(self, path: Path) -> Path:
         """The path with its links resolved.

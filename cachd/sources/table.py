@@ -24,7 +24,7 @@ _NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The value of a column for one ref; the entry that sets it: its prefix and its index in `sources`."""
+    """The value of a column for one ref, and the prefix and index in `sources` of the entry that sets it."""
 
     value: Any
     by: Prefix

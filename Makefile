@@ -43,7 +43,7 @@ attacks: $(READY)         ## every attack of SECURITY.md against a daemon instal
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-mutate: $(READY)          ## bugs put into a copy of the code, one at a time: do the tests see them? COUNT=100, SEED= as it was printed
+mutate: $(READY)          ## put bugs into a copy of the code, one at a time, and show which the tests miss; COUNT=100, SEED= as it was printed
 	$(BIN)/python -m tests.mutate $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 lock: $(LOCK)             ## lock/: what fits pyproject.toml, with hashes, and the SBOM; UPGRADE=1 takes the newest

@@ -4,8 +4,8 @@ Both run with this interpreter, in turn, and who is first changes with each pair
 
     pull      one file of 512 MiB, verified by its sha256, from asking until it is ready
     small     a model of 2,000 files of 4 KiB
-    answers   4,000 `/ready` answers on 4 connections while a file of 512 MiB is pulled again and again, at
-              200 MiB/s: a checkout that pulls faster would have more to do meanwhile
+    answers   4,000 `/ready` answers on 4 connections while a file of 512 MiB is pulled again and again,
+              limited to 200 MiB/s, so that both checkouts pull the same amount meanwhile
     start     from exec until it listens, over the root of all that was pulled
 
 The ratio is before / after: over 1 is faster. Of each the median and the 95 % interval of the mean (of the
@@ -84,7 +84,7 @@ def filled(origin: Path) -> Path:
 
 def measured(tree: Path, root: Path, url: str) -> dict[str, float]:
     """Seconds of each measure, of a daemon of this checkout over a new root."""
-    # An installed daemon has its bytecode.
+    # Python may keep bytecode, as it does for an installed daemon.
     program = ("env", "-u", "PYTHONDONTWRITEBYTECODE", "-C", str(tree), sys.executable, "-m", "cachd")
     found: dict[str, float] = {}
     for options, measures in ((OPTIONS, (pull, small)), (OPTIONS | SLOWLY, (answers, start))):

@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -17,14 +18,18 @@ import pytest
 from cachd.config import Config
 from cachd.daemon import Parts, assembled
 from cachd.model import Digest, ModelSpec, Snapshot
+from cachd.store import durable
+from cachd.store.snapshots import Snapshots
 from tests.ground.hub import Hub
 from tests.ground.needs import require
 from tests.ground.node import Node, short_name
 from tests.ground.origin import Origin
+from tests.ground.pause import paused_before
 from tests.ground.report import Reporter
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
 
+T = TypeVar("T")
 # What a user's own habits would change: the daemons of the tests hear of it from their tests alone.
 HABITS = ("HF_", "HUGGING", "AWS_", "CACHD_", "SSL_CERT_", "REQUESTS_", "CURL_")
 OWN = "CACHD_MACHINE_"  # how long test_machine.py goes on
@@ -56,6 +61,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         require(*mark.args)
+
+
+def paused_without_ready_file(work: Callable[[], T]) -> AbstractContextManager[Future[T]]:
+    """Stop a withdrawal or an eviction when the ready file is gone, before cachd checks its users again."""
+    return paused_before(durable.sync_directory, work, within=Snapshots._withdraw)
 
 
 @pytest.fixture
@@ -104,7 +114,7 @@ class Engine:
 
 
 def spec_of(ref: str, *, name: str | None = None, **patterns: Any) -> ModelSpec:
-    """A spec under a short name where the test gives none."""
+    """The spec of a model, under a short name if the test gives none."""
     return ModelSpec.asked(ref, name or short_name(ref), **patterns)
 
 

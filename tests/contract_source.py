@@ -1,6 +1,6 @@
 """What every source must do, whatever its scheme. Each source runs this suite: see test_source_contract.py.
 
-A test class for a source inherits from SourceContract and has a fixture `served` that serves FILES by it.
+A test class for a source inherits from SourceContract. Its fixture `served` is the source, serving FILES.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.ground.models import noise
 
 LARGE = "model.safetensors"
 FILES = {"config.json": b"{}", LARGE: noise(300_000), "sub/merges.txt": b""}
-OTHER_BYTES = noise(300_000, seed=2)  # for LARGE: only their content tells them from what was there
+OTHER_BYTES = noise(300_000, seed=2)  # replace LARGE, and have its size
 SIZE = len(FILES[LARGE])
 EXTENTS = [(0, SIZE), (0, 1), (1, 70_000), (65_536, 131_072), (SIZE - 1, SIZE)]
 
@@ -44,7 +44,7 @@ class Served:
         return next(file for file in self.resolve().files if file.path == LARGE)
 
     def read(self, file: File, start: int, stop: int, *, step: int = 1 << 20) -> bytes:
-        """The bytes of an extent, `step` at a time, and a look at what follows them."""
+        """Read an extent, at most `step` bytes at a time, until the body ends."""
         content = b""
         view = memoryview(bytearray(step))
         with self.source.open(file, Extent(start, stop), CancelToken()) as body:
@@ -86,7 +86,7 @@ class SourceContract:
             served.source.resolve(served.absent, CancelToken())
 
     def test_every_answer_is_counted(self, served: Served) -> None:
-        """Else a slow listing is taken for one that drips (policy/patience.py)."""
+        """Else policy/patience.py ends a slow listing as one that sends too little."""
         cancel_token = CancelToken()
         served.source.resolve(served.ref, cancel_token)
         assert cancel_token.answered
@@ -110,7 +110,7 @@ class SourceContract:
             assert content[:count] == FILES[LARGE][:count]
 
     def test_a_file_that_is_another_by_now_is_changed(self, served: Served) -> None:
-        """Or it has no validator, since the bytes of its revision never change."""
+        """A source whose revisions never change gives its files no validator instead."""
         file = served.large()
         if served.change is None:
             assert file.validator is None
@@ -127,7 +127,7 @@ class SourceContract:
 
 
 def digest(algorithm: str, content: bytes) -> Digest:
-    """Computed by the standard library alone."""
+    """The digest of `content`, computed by the standard library alone."""
     if algorithm == "git-sha1":
         return Digest(algorithm, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
     return Digest(algorithm, hashlib.new(algorithm, content).hexdigest())

@@ -1,15 +1,15 @@
-"""Bugs put into the code one at a time, to see which of them the tests let live: `make mutate`.
+"""Puts bugs into a copy of the code, one at a time, and counts those that the tests find: `make mutate`.
 
-A bug is one small change at a place that a seed chooses: a condition negated, a call left out, a comparison
-turned, a number one larger, an answer None, False or True, a lock not taken. It is made in a copy of the
-project, and the tests that know the module best run there until one fails. Which those are is told by what
-they import, by their names, and by how many of the module's own words they use that few other tests do.
+A bug is one small change at a place that a seed chooses: it negates a condition, leaves out a call, changes a
+comparison, adds one to a number, returns None, False or True instead of the value, or takes no lock. The
+tests that know the module best then run in the copy until one fails. `Related` ranks the files of tests by
+what they import, by their names, and by how many names of the module they use that few other files use.
 
-Each file of tests runs once without a bug first: one that fails then is left out, and its time sets the
-deadline. A run that passes the deadline has killed the bug, too: it hangs. As root, run it on a machine that
-may be spoiled: a bug may remove what it should not.
+Each file of tests first runs once without a bug. A file that fails then is not used; the time of the others
+sets the deadline. A bug whose run exceeds the deadline counts as killed: it makes the tests hang. A bug may
+delete files that it should not, so run this as root only on a machine that you can throw away.
 
-The exit status is 0 if at least 95 of 100 bugs died.
+The exit status is 0 if at least 95 % of the bugs are killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,19 +38,29 @@ PROJECT = Path(__file__).parent.parent
 WHERE = ("store", "sources", "transfer", "policy", "api")
 MODULES = ("config.py", "daemon.py")
 LEAST_KILLED = 0.95
-MOST_FILES = 10  # of tests that are considered for a module
+MOST_FILES = 10  # of tests, considered for a module
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
-_TURNS = (("Lt", "<="), ("LtE", "<"), ("Gt", ">="), ("GtE", ">"), ("Eq", "!="), ("NotEq", "=="))
-TURNED = dict((*_TURNS, ("In", "not in"), ("NotIn", "in"), ("Is", "is not"), ("IsNot", "is")))
-LOCK = re.compile(r"self\.(_lock|_\w*lock|_chang\w+|_owning|_evicting|_remembering)")
+TURNED: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+}
+LOCKS_MADE = re.compile(r"^(.+?)=.*\bthreading\.(?:Lock|RLock|Condition)\b", re.MULTILINE)
 NO_LOCK = '__import__("contextlib").nullcontext()'
-SAYS_ONLY = re.compile(r"(log|logger|warnings)\.|super\(\)\.__init__")  # no test is owed for a call of these
+SAYS_ONLY = re.compile(r"(log|logger|warnings)\.|super\(\)\.__init__")  # calls that need no test
 WORD = re.compile(r"[A-Za-z_]{4,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """What stands between two offsets of a module, replaced."""
+    """A replacement of the text between two offsets of a module."""
 
     module: str
     line: int
@@ -68,8 +78,13 @@ class Bug:
         return f"{self.module}:{self.line}: {self.kind}: {was:.70} -> {becomes:.70}"
 
 
-def bugs(module: str, text: str) -> Iterator[Bug]:
-    """Every bug of a module, in the order of its lines."""
+def locks(text: str) -> set[str]:
+    """The names of the variables and attributes that a module sets to locks or conditions."""
+    return {name for left in LOCKS_MADE.findall(text) for name in re.findall(r"(?:self\.)?(\w+)", left)}
+
+
+def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:
+    """Every bug of a module, in the order of its lines. `locks`: the names of locks, its own or inherited."""
     content = text.encode()
     lines = [0, *itertools.accumulate(len(line) for line in content.splitlines(keepends=True))]
 
@@ -91,9 +106,8 @@ def bugs(module: str, text: str) -> Iterator[Bug]:
             case ast.Expr(value=ast.Call() as call) if not SAYS_ONLY.match(source(call)):
                 yield bug(node, "call left out", "pass")
             case ast.Compare(left=left, ops=[op], comparators=[right]):
-                yield bug(
-                    node, "comparison turned", f"({source(left)} {TURNED[type(op).__name__]} {source(right)})"
-                )
+                turned = f"({source(left)} {TURNED[type(op)]} {source(right)})"
+                yield bug(node, "comparison turned", turned)
             case ast.Constant(value=int(number)) if not isinstance(number, bool):
                 yield bug(node, "one larger", str(number + 1))
             case ast.Return(value=ast.expr() as value):
@@ -101,13 +115,13 @@ def bugs(module: str, text: str) -> Iterator[Bug]:
                     if source(value) != answer:
                         yield bug(value, "another answer", answer)
             case ast.With(items=items):
-                for item in items:
-                    if LOCK.fullmatch(source(item.context_expr)):
-                        yield bug(item.context_expr, "no lock", NO_LOCK)
+                for expression in (item.context_expr for item in items):
+                    if source(expression).removeprefix("self.") in locks:
+                        yield bug(expression, "no lock", NO_LOCK)
 
 
 def _walked(tree: ast.Module) -> Iterator[ast.AST]:
-    """Every node but those of annotations, of f-strings and of patterns, which no text edit fits."""
+    """Every node, except in annotations, f-strings and patterns: edits there may not be valid Python."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
@@ -119,17 +133,18 @@ def _walked(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def chosen(root: Path, seed: int, count: int, only: str) -> list[Bug]:
-    """So many bugs, each kind as likely as it is frequent; the same for the same seed and code."""
+    """`count` bugs, drawn from all that are possible; the same for the same seed and code."""
     code = root / "cachd"
     paths = [path for part in WHERE for path in sorted((code / part).glob("*.py"))]
     paths += [code / name for name in MODULES if (code / name).exists()]
-    found = [b for path in paths for b in bugs(str(path.relative_to(root)), path.read_text())]
-    found = [b for b in found if only in b.module]
+    texts = {str(path.relative_to(root)): path.read_text() for path in paths}
+    names = {name for text in texts.values() for name in locks(text)}
+    found = [b for module, text in texts.items() if only in module for b in bugs(module, text, names)]
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
 class Related:
-    """The files of tests that know a module, the best first."""
+    """Finds the files of tests that know a module, the best first."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -160,20 +175,20 @@ class Related:
 
 @dataclass
 class Copy:
-    """A copy of the project, in which tests run."""
+    """A copy of the project, in which the tests run."""
 
     root: Path
     _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(int(time.time()) - 10**8))
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def write(self, module: str, content: bytes) -> None:
-        """Each state of a module has a time of its own: bytecode of another is never taken for it."""
+        """Each write sets another modification time, so that Python uses no bytecode of an earlier one."""
         path, stamp = self.root / module, next(self._stamps)
         path.write_bytes(content)
         os.utime(path, (stamp, stamp))
 
     def fit(self, tests: Sequence[str], seconds: float) -> list[str]:
-        """The first of these files that pass, and that take so many seconds together."""
+        """The first of these files that pass, as many as fit into `seconds` together."""
         fitting, left = list[str](), seconds
         for test in tests:
             if test not in self._seconds:
@@ -191,7 +206,7 @@ class Copy:
         return 30.0 + 3 * sum(self._seconds[test] for test in tests)
 
     def failure(self, tests: Sequence[str], seconds: float) -> str:
-        """The first test that fails, or that it hangs; empty when all pass, or none was there to run."""
+        """The first test that fails, or that the run hangs; empty if all pass or there is none to run."""
         place = f"--basetemp={self.root.parent}/pytest"
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not alone", place, *tests]
         env = {**os.environ, "PYTHONPATH": str(self.root)}
@@ -203,7 +218,7 @@ class Copy:
             return f"nothing after {seconds:.0f} s"
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)  # its own group: what it started, and no more
+                os.killpg(running.pid, signal.SIGKILL)  # its own group: all that it started, and nothing else
             running.wait()
         if running.returncode in (0, 5):
             return ""
@@ -214,10 +229,14 @@ class Copy:
 def main(arguments: Sequence[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m tests.mutate", description=__doc__, formatter_class=raw)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of an earlier run")
-    parser.add_argument("--count", type=int, default=100, help="bugs (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(1 << 30), help="repeats an earlier run (default: random)"
+    )
+    parser.add_argument("--count", type=int, default=100, help="how many bugs (default: %(default)s)")
     parser.add_argument("--only", default="", help="part of a module's path, such as store/space")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of tests for each bug (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="time of the tests for each bug (default: %(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="print the bugs and their tests, and run nothing")
     parser.add_argument("--root", type=Path, default=PROJECT, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -237,7 +256,7 @@ def main(arguments: Sequence[str]) -> int:
             killer = copy.failure(tests, copy.deadline(tests)) if tests else ""
             copy.write(bug.module, text)
             killed += bool(killer)
-            alive = "SURVIVED  " if tests else "NO TESTS  "  # none that passes in time
+            alive = "SURVIVED  " if tests else "NO TESTS  "  # no file passes in time
             print(f"killed    {bug}\n          by {killer}" if killer else f"{alive}{bug}", flush=True)
     part = killed / len(found) if found else 1.0
     print(f"\n{killed} of {len(found)} killed, {part:.0%}; {LEAST_KILLED:.0%} are wanted")

@@ -20,17 +20,14 @@ import pytest
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
 from cachd.kubelet import kubelet_keeps
 from cachd.model import Percentage
-from cachd.store import durable
 from cachd.store.protection import tells_use
-from cachd.store.snapshots import Snapshots
 from cachd.store.space import Space, beside_others, is_shared
-from tests.conftest import Engine, spec_of
+from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.disks import fill, remount
 from tests.ground.models import noise
 from tests.ground.needs import needs, refuse, require
 from tests.ground.node import Node
 from tests.ground.origin import Origin
-from tests.ground.pause import paused_before
 from tests.ground.pod import pod
 from tests.ground.site import assert_problem, mapped, until
 
@@ -447,9 +444,7 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
     layout, snapshots = small.engine.store.layout, small.engine.store.snapshots
     (manifest, _), *_ = snapshots.recorded()
     with (
-        paused_before(
-            durable.sync_directory, lambda: snapshots.evict(manifest.id), within=Snapshots._withdraw
-        ) as evicting,
+        paused_without_ready_file(lambda: snapshots.evict(manifest.id)) as evicting,
         ExitStack() as pods,
     ):
         assert not layout.ready_file("a").exists()

@@ -1,4 +1,4 @@
-"""Every code that an error may carry is named by some test; here are those of branches rarely taken."""
+"""Some test names every error code. The tests here cover codes of branches that are rarely taken."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TESTS = (
     "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("*.py") if path != Path(__file__))
     + Path(__file__).read_text().rpartition("# --- each of them ---")[2]
 )
-# Those of a class of errors that has none of its own kind, and of a wait that no test takes.
+# The default codes of two classes, and the code for a wait that no test takes.
 NO_TEST = {"unavailable", "disk_slow", "file_leased"}
 
 
 def codes() -> dict[str, str]:
-    """Each code in the text of cachd, and a module that has it."""
+    """Every error code in the source of cachd, each with a module that has it."""
     found: dict[str, str] = {}
     for module in sorted((PROJECT / "cachd").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text())):
@@ -57,7 +57,7 @@ def test_every_code_of_an_error_is_named_by_a_test() -> None:
 
 @pytest.fixture
 def leased(root: Path) -> Iterator[Store]:
-    """A store on which as many leases are held as may be, and one more is over."""
+    """A store with as many lease files as may be, of which one lease is over."""
     with Store(root) as opened:
         leases = opened.layout.leases
     for number, until in enumerate([time.time() + 3600] * (MOST_LEASES - 1) + [1.0]):

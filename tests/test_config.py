@@ -693,7 +693,7 @@ def test_a_password_in_a_value_is_not_among_the_options_in_force(file: Path) -> 
 
 
 def test_every_option_is_read_by_somebody() -> None:
-    """One that the daemon forgot to hand on would be taken, shown and of no effect."""
+    """An option that no module reads would be accepted and shown, and have no effect."""
     read: set[str] = set()
     for module in (Path(__file__).parent.parent / "cachd").rglob("*.py"):
         whose = ("self", "config") if module.name == "config.py" else ("config",)

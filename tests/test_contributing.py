@@ -1,10 +1,9 @@
-"""CONTRIBUTING.md and docs/decisions tell the truth: what they name is there, their lists are the code's."""
+"""CONTRIBUTING.md and docs/decisions are true: all that they name exists, and their lists match the code."""
 
 from __future__ import annotations
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def code_of(text: str) -> list[str]:
-    """What a page sets in code: spans, and the lines of its blocks."""
+    """The code in a page: its inline spans, and each line of its blocks."""
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return spans + [line for block in blocks for line in block.splitlines()]
@@ -50,7 +49,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def absent_names(text: str) -> list[str]:
-    """What a page names in code and the project has not: files, tests, modules to run, targets of make."""
+    """Names in the code of a page that the project lacks: files, tests, modules to run, targets of make."""
     absent = []
     for said in code_of(text):
         file, _, test = said.partition("::")
@@ -103,7 +102,7 @@ def test_the_layers_are_those_of_the_contract() -> None:
 
 
 def test_the_modules_that_name_schemes_are_those_that_it_lists() -> None:
-    """Found by "s3", a scheme that only such modules and its own source spell out."""
+    """They are found by "s3": beside its own source, only they spell out that scheme."""
     found = {
         str(path.relative_to(PROJECT))
         for path in (PROJECT / "cachd").rglob("*.py")
@@ -114,7 +113,7 @@ def test_the_modules_that_name_schemes_are_those_that_it_lists() -> None:
 
 
 def part(name: str) -> str:
-    """What stands between two marks of CONTRIBUTING.md."""
+    """The text between two marks of CONTRIBUTING.md."""
     return CONTRIBUTING.read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
 
 
@@ -125,7 +124,7 @@ def test_the_hooks_before_a_commit_are_what_make_check_runs_before_the_tests() -
     (local,) = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
     assert local["repo"] == "local"
     assert [hook["entry"] for hook in local["hooks"]] == before
-    for hook in local["hooks"]:  # on the whole project, as make does
+    for hook in local["hooks"]:  # on the whole project, as make runs them
         assert (hook["language"], hook["pass_filenames"], hook["always_run"]) == ("system", False, True)
 
 
@@ -148,7 +147,6 @@ def test_a_decision_is_a_page_of_five_sections_whose_evidence_is_a_test(page: Pa
 
 def test_whoever_imports_cachd_gets_its_types() -> None:
     """PEP 561. Every file of the package goes into the wheel."""
-    built = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    assert built["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["cachd"]}
-    assert "Typing :: Typed" in built["project"]["classifiers"]
+    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["cachd"]}
+    assert "Typing :: Typed" in PYPROJECT["project"]["classifiers"]
     assert (PROJECT / "cachd/py.typed").is_file()

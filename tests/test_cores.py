@@ -116,9 +116,9 @@ def test_a_source_is_asked_about_many_files_by_threads_that_gathered(
     seen: set[frozenset[int]] = set()
     head = Http.head
 
-    def noted(http: Http, url: str, cut: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
+    def noted(http: Http, url: str, token: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
         seen.add(frozenset(os.sched_getaffinity(0)))
-        return head(http, url, cut, secrets=secrets)
+        return head(http, url, token, secrets=secrets)
 
     monkeypatch.setattr(Http, "head", noted)
     ref = origin.add_model("model", {f"file-{n}.json": noise(KIB, seed=n) for n in range(20)})

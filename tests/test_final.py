@@ -70,7 +70,7 @@ IN_THE_CLIENT = {errors.WaitTimeout, errors.Unreachable, errors.NotKnown}
 PULLS = ("sources", "transfer", "store", "model", "policy")
 ENDS_A_PULL = [*(m for part in PULLS for m in sorted((PROJECT / "cachd" / part).glob("*.py")))]
 ENDS_A_PULL += [PROJECT / "cachd/foreign.py"]
-# The other codes of these modules: of a request, an option, a root, or of a model that was ready.
+# Codes of these modules that end no pull: they are about a request, an option, a root or a ready model.
 ENDS_NO_PULL = {
     *("bad_hub_id", "bad_limit", "bad_name", "bad_option", "bad_revision", "invalid", "unknown_scheme"),
     *("url_query", "url_secrets", "outside_namespaces", "role_too_low"),
@@ -98,7 +98,7 @@ def test_the_readme_lists_the_codes_that_are_final() -> None:
     in_code = {code for codes in found.values() for code in codes}
     assert in_code >= ENDS_NO_PULL, "no module has such a code any more"
     told = {status: codes - ENDS_NO_PULL for status, codes in found.items()}
-    assert listed == told, "a new code goes into the table of the README, or above"
+    assert listed == told, "add a new code to the table of the README, or to ENDS_NO_PULL"
 
 
 def raised_by(module: Path) -> Iterator[tuple[type[CachdError], str]]:

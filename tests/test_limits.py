@@ -155,9 +155,9 @@ def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCancelTok
     with ThreadPoolExecutor(count) as pool:
         line = []
         for _ in range(count):
-            cut = SeenCancelToken()
-            line.append((cut, pool.submit(limited.allow, "hf", MIB, cut)))
-            assert cut.is_waited_for.wait(PATIENCE_SECONDS)
+            token = SeenCancelToken()
+            line.append((token, pool.submit(limited.allow, "hf", MIB, token)))
+            assert token.is_waited_for.wait(PATIENCE_SECONDS)
         try:
             yield line
         finally:
@@ -204,13 +204,13 @@ def test_a_higher_limit_holds_at_once_for_those_who_wait() -> None:
 def test_a_cut_ends_the_wait_before_its_turn_and_the_line_moves_up() -> None:
     limited = bandwidth(1)
     with waiting(limited, 12) as line:
-        cut, last = line.pop()
-        cut.cancel()
+        token, last = line.pop()
+        token.cancel()
         with pytest.raises(Cancelled):
             last.result(PATIENCE_SECONDS)
         assert not all(turn.done() for _, turn in line), "those before it still wait"
         with pytest.raises(Cancelled):
-            limited.allow("hf", MIB, cut)
+            limited.allow("hf", MIB, token)
 
 
 def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:

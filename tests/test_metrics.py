@@ -1,4 +1,4 @@
-"""Every metric: each that the README lists is exposed, and moves when what it counts happens."""
+"""Every metric that the README lists is exposed, and changes when what it measures changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ PROJECT = Path(__file__).parent.parent
 TABLE = (PROJECT / "README.md").read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
 LISTED = set(re.findall(r"^\| `(cachd_\w+)` \|", TABLE, flags=re.MULTILINE))
 OF_TLS = {name for name in LISTED if name.startswith("cachd_tls_")}
-# What does not move below; each with the test that moves it. The first two never do.
+# Metrics that test_every_metric_moves leaves as they are, each with the module that tests it. The first two
+# never change.
 ELSEWHERE = {
     "cachd_build_info": "tests/test_metrics.py",
     "cachd_fs_size_bytes": "tests/test_metrics.py",
@@ -48,7 +49,7 @@ def scraped(node: Node) -> Samples:
 
 
 def family(sample: str) -> str:
-    """`cachd_pull_duration_seconds` of `cachd_pull_duration_seconds_bucket{le="1.0"}`."""
+    """The metric of a sample: `cachd_x_seconds` for `cachd_x_seconds_bucket{le="1.0"}`."""
     name = sample.partition("{")[0]
     return next((n for n in (name, re.sub(r"_(bucket|sum|count)$", "", name)) if n in LISTED), name)
 
@@ -132,7 +133,7 @@ def test_a_metric_that_moves_elsewhere_is_tested_there(metric: str, module: str)
 
 
 def test_every_state_that_a_model_can_have_is_one_of_the_metric() -> None:
-    """As the code sets them: `progress.state = "..."`, `begins("...")`, and what Models.state gives."""
+    """Found where the code sets them, as in `progress.state = "..."`, and where Models.state returns them."""
     found: set[str] = set()
     for module in ("transfer/progress", "transfer/pull", "transfer/pulls", "api/documents"):
         for node in ast.walk(ast.parse((PROJECT / f"cachd/{module}.py").read_text())):

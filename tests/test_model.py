@@ -786,7 +786,7 @@ def test_garbage_is_no_manifest(document: dict[str, object]) -> None:
         Manifest.from_document(document)
 
 
-# --- pending and snapshots ---
+# --- specs and snapshots ---
 
 visible = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs")), min_size=1, max_size=10)
 patterns = st.lists(visible, max_size=3).map(tuple)

@@ -1,4 +1,4 @@
-"""The runner that puts bugs into the code: what it changes, which tests it asks, and what it says."""
+"""The runner that puts bugs into the code: what it changes, which tests it runs, and what it prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutate import MODULES, PROJECT, WHERE, Related, bugs, chosen, main
+from tests.mutate import MODULES, PROJECT, WHERE, Related, bugs, chosen, locks, main
 
 MODULE = '''"""It."""
 
@@ -76,7 +76,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_each_kind_of_bug_is_made_where_it_can_be() -> None:
-    found = list(bugs("it.py", MODULE))
+    found = list(bugs("it.py", MODULE, locks(MODULE)))
     assert [(b.line, b.kind, b.was, b.becomes) for b in found if b.line in (13, 14, 16, 24)] == [
         (13, "no lock", "self._lock", '__import__("contextlib").nullcontext()'),
         (14, "condition negated", "count > 3", "(not (count > 3))"),
@@ -88,6 +88,18 @@ def test_each_kind_of_bug_is_made_where_it_can_be() -> None:
         (24, "another answer", "much + 7", "True"),
         (24, "one larger", "7", "8"),
     ]
+
+
+def test_the_locks_of_the_code_are_found_whatever_their_names() -> None:
+    every = chosen(PROJECT, seed=1, count=1 << 20, only="")
+    without = {(bug.module, bug.was) for bug in every if bug.kind == "no lock"}
+    assert without >= {
+        ("cachd/store/content.py", "self._owning"),
+        ("cachd/transfer/jobs.py", "self._lock"),
+        ("cachd/transfer/scrubs.py", "self._lock"),  # which it inherits
+        ("cachd/transfer/streams.py", "self._ready"),
+        ("cachd/transfer/threads.py", "_counting"),
+    }
 
 
 def test_a_module_with_a_bug_is_python_still_and_differs_in_that_place_alone() -> None:

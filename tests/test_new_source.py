@@ -1,4 +1,4 @@
-"""A source of a made-up scheme, as CONTRIBUTING.md says: it keeps the contract and brings a model."""
+"""A source for a made-up scheme, written as CONTRIBUTING.md says: it keeps the contract and serves a pull."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cachd.transfer.streams import Streams
 from tests.contract_source import FILES, LARGE, OTHER_BYTES, Served, SourceContract
 from tests.ground.models import digests
 
-LLAMA = Ref("shelf", "host:7000/llama")  # with a port: policy/prefixes.py knows no other of this scheme
+LLAMA = Ref("shelf", "host:7000/llama")  # policy/prefixes.py wants a port for this scheme
 
 
 class ShelfBody(BytesIO):
@@ -32,7 +32,7 @@ class ShelfBody(BytesIO):
 
 
 class ShelfSource:
-    """shelf://host:port/model: what a process keeps in `shelf`, by ref and path."""
+    """shelf://host:port/model: serves the files in `shelf`, a dictionary by base and path."""
 
     def __init__(self, shelf: dict[str, dict[str, bytes]]) -> None:
         self.shelf = shelf

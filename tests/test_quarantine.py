@@ -1,4 +1,4 @@
-"""Damage, a repair, a way back and an eviction, each killed after every step that changes the disk."""
+"""A process is killed after any step on disk of a quarantine, a repair, a rollback or an eviction."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.ground.models import noise
 from tests.test_store import (
     A,
     B,
-    as_another_user,
     assert_only,
     assert_whole,
+    base_as_another_user,
     blobs_of,
     file_of,
     hexes,
@@ -41,7 +41,7 @@ SPEC = ModelSpec(Ref.parse("hf://org/model"), "m")
 
 
 def spoil(root: Path) -> None:
-    """Turn a bit of a published file over, as its disk would."""
+    """Flip one bit of a published file, as a failing disk does."""
     blob = next((root / ".cachd/blobs").glob(f"*/{WRONG.blob.hex}"))
     blob.chmod(0o644)
     content = FILES["dir/model.bin"]
@@ -51,13 +51,13 @@ def spoil(root: Path) -> None:
 
 
 def find(store: Store) -> list[str]:
-    """What a scrub does about the damage."""
+    """Report the damage as a scrub does. Returns the names that are quarantined."""
     inode = store.content.inode(WRONG.blob)
     return store.snapshots.damaged(WRONG, "it hashes to another", inode, now=5.0)
 
 
 def repair(store: Store, *, now: float = 9.0) -> None:
-    """What the pull of a repair does once the bytes are here."""
+    """Publish the model as the pull of a repair does, once the bytes are here."""
     manifest = store.snapshots.to_repair(SPEC)
     assert manifest is not None
     keep(store, FILES)
@@ -82,11 +82,9 @@ def assert_repaired(root: Path) -> None:
 
 
 def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_next_life_repairs() -> None:
-    """What was wrong is on disk before readiness goes, so no life forgets a repair; and a quarantine that is
-    on disk counts, though the ready file of the same moment still lies beside it."""
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    """The quarantine is on disk before the ready file goes, so no restart forgets the repair. A quarantine on
+    disk counts even while the ready file is still there."""
+    with base_as_another_user() as base:
         with Store(base) as store:
             publish(store, FILES, name="m")
         spoil(base)
@@ -97,7 +95,9 @@ def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_ne
 
         for root in killed_at_every_step(base, found):
             is_recorded, is_ready = quarantine_file(root).exists(), (root / "ready/m.json").exists()
-            assert is_recorded or is_ready, "readiness went, and nothing says that a repair is due"
+            assert is_recorded or is_ready, (
+                "the ready file is gone, and no quarantine says that a repair is due"
+            )
             with Store(root) as store:
                 if not is_recorded:
                     assert store.snapshots.get("m") is not None
@@ -115,9 +115,7 @@ def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_ne
 
 
 def test_a_process_killed_at_any_step_of_a_repair_leaves_it_due_or_done_and_no_good_blob_is_lost() -> None:
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             publish(store, FILES, name="m")
         spoil(base)
@@ -132,7 +130,7 @@ def test_a_process_killed_at_any_step_of_a_repair_leaves_it_due_or_done_and_no_g
         for root in killed_at_every_step(base, repaired):
             good, is_ready = good_blob(root), (root / "ready/m.json").exists()
             with Store(root) as store:
-                assert good_blob(root) == good, "what the repair had fetched was taken for the damaged blob"
+                assert good_blob(root) == good, "the repaired blob was taken for the damaged one"
                 ends.add((bool(good), is_ready))
                 assert bool(store.snapshots.get("m")) == is_ready
                 if not is_ready:
@@ -143,14 +141,14 @@ def test_a_process_killed_at_any_step_of_a_repair_leaves_it_due_or_done_and_no_g
 
 
 def test_a_repair_that_ends_at_the_very_moment_of_the_publish_before_it_is_made_once_more(root: Path) -> None:
-    """By a clock that stands still: nothing tells the two apart, and damage must not be forgotten."""
+    """The clock stands still, so cachd cannot tell the repaired snapshot from the damaged one."""
     with Store(root) as store:
         snapshot = publish(store, FILES, name="m", now=1.0)
         find(store)
         left = quarantine_file(root).read_bytes()
         repair(store, now=snapshot.published_at)
         assert_repaired(root)
-    quarantine_file(root).write_bytes(left)  # killed before it was removed
+    quarantine_file(root).write_bytes(left)  # as if killed before it was removed
     with Store(root) as store:
         assert store.snapshots.get("m") is None
         assert store.snapshots.quarantine("m") is not None
@@ -163,9 +161,7 @@ def test_a_process_killed_at_any_step_of_a_rollback_leaves_one_of_both_whole() -
         {"config.json": b"{}", "model.bin": noise(KIB, 1)},
         {"config.json": b"{}", "model.bin": noise(KIB, 2)},
     )
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base, keep_previous=1) as store:
             publish(store, old, "hf://org/model@v1", "m", revision=A, now=1.0)
             publish(store, new, "hf://org/model@v2", "m", revision=B, now=2.0)
@@ -190,9 +186,7 @@ def test_a_process_killed_at_any_step_of_a_rollback_leaves_one_of_both_whole() -
 def test_a_process_killed_at_any_step_of_an_eviction_leaves_a_model_whole_or_gone() -> None:
     gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
     left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             manifest = publish(store, gone, "hf://org/model", "gone", revision=A).manifest
             kept = publish(store, left, "hf://org/model@v1", "left", revision=B)
@@ -217,7 +211,7 @@ def test_a_process_killed_at_any_step_of_an_eviction_leaves_a_model_whole_or_gon
                     store.snapshots.evict(manifest)
 
 
-# --- a disk without room ---
+# --- a full disk ---
 
 
 def test_a_branch_that_cannot_be_moved_is_taken_away_rather_than_left_at_what_goes(

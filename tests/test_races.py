@@ -1,7 +1,7 @@
-"""What two threads do to one model at one moment: each race is run once, one step at a time.
+"""Races of two threads over one model. Each race runs once, one step at a time.
 
-One thread stands before a step of its own (ground/pause.py), the other does what could spoil it. Without the
-lock or the second look that a test is about, the other gets in between and the test fails.
+One thread is stopped before one of its steps (ground/pause.py) while the other acts. Without the lock or the
+second check that a test is about, the other thread gets in between, and the test fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from cachd.store.protection import Leases
 from cachd.store.snapshots import Snapshots
 from cachd.store.store import Store
 from cachd.transfer.line import Line
-from tests.conftest import Engine, spec_of
+from tests.attacks.test_waits import Asked, silent
+from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
 from tests.ground.origin import Origin, Status
@@ -37,7 +38,7 @@ from tests.ground.scripted import Scripted
 from tests.ground.site import until
 from tests.test_store import file_of, keep, manifest_of, publish
 
-LET_IN_SECONDS = 0.5  # for a thread that a lock should keep out: enough if nothing does
+LET_IN_SECONDS = 0.5  # given to a thread that a lock should keep out; without the lock, it needs less
 PATIENCE_SECONDS = 60.0
 FILES = {"model.bin": noise(10_000)}
 
@@ -49,7 +50,7 @@ def store(root: Path) -> Iterator[Store]:
 
 
 def taken(store: Store, name: str = "m", *, seconds: float = 60.0) -> str:
-    """A lease of so many seconds from now on; its id."""
+    """Take a lease of so many seconds from now on; its id."""
     return store.snapshots.leases.take(name, "pod/a", until=time.time() + seconds).id
 
 
@@ -69,7 +70,7 @@ def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: Store) -> Non
     with ThreadPoolExecutor(1) as pulls:
         with paused_before(durable.take_away, lambda: store.content.drop(file.blob)) as dropping:
             claiming = pulls.submit(claim)
-            assert not claimed.wait(LET_IN_SECONDS), "it believes in a blob that is on its way to the trash"
+            assert not claimed.wait(LET_IN_SECONDS), "the claim counts on a blob that is being deleted"
         assert dropping.result(PATIENCE_SECONDS) > 0
         assert claiming.result(PATIENCE_SECONDS) == ["model.bin"]
 
@@ -106,12 +107,10 @@ GO: dict[str, Callable[[Store, str], object]] = {
 def test_a_lease_that_is_taken_while_the_ready_file_is_away_keeps_the_model(
     store: Store, go: Callable[[Store, str], object]
 ) -> None:
-    """The ready file goes first, then cachd looks once more; whoever saw it just before took a lease."""
+    """After cachd removes the ready file it checks the leases again: a pod may have read the file before."""
     snapshot = publish(store, FILES, name="m")
     ready = store.layout.ready_file("m")
-    with paused_before(
-        durable.sync_directory, lambda: go(store, snapshot.manifest), within=Snapshots._withdraw
-    ) as going:
+    with paused_without_ready_file(lambda: go(store, snapshot.manifest)) as going:
         assert not ready.exists()
         taken(store)
     with pytest.raises(InUse) as refusal:
@@ -127,9 +126,7 @@ def test_a_pin_that_comes_while_the_ready_file_is_away_keeps_the_model(
     store: Store, go: Callable[[Store, str], object]
 ) -> None:
     snapshot = publish(store, FILES, name="m")
-    with paused_before(
-        durable.sync_directory, lambda: go(store, snapshot.manifest), within=Snapshots._withdraw
-    ) as going:
+    with paused_without_ready_file(lambda: go(store, snapshot.manifest)) as going:
         store.snapshots.pin("m")
     with pytest.raises(InUse) as refusal:
         going.result(PATIENCE_SECONDS)
@@ -138,7 +135,7 @@ def test_a_pin_that_comes_while_the_ready_file_is_away_keeps_the_model(
 
 
 def test_two_changes_of_the_names_come_one_after_the_other(store: Store) -> None:
-    """A publish that got in while a withdrawal is at work would find its files taken away under it."""
+    """A publish in the middle of a withdrawal would lose files that the withdrawal takes away."""
     snapshot = publish(store, FILES, name="m")
     manifest = store.snapshots.manifest(snapshot)
     with store.content.claim(manifest, "n"), ThreadPoolExecutor(1) as other:
@@ -183,7 +180,7 @@ def test_a_lease_is_renewed_to_the_very_moment_it_ends(store: Store) -> None:
 
 
 def test_a_lease_that_is_renewed_while_it_expires_is_either_there_or_refused(store: Store) -> None:
-    """Asked for just before its end and served just after: what was told to be kept is kept."""
+    """The renewal arrives before the lease ends and is served after: if it succeeds, the lease must exist."""
     leases = store.snapshots.leases
     lease = leases.take("m", "pod/a", until=100.0)
     with ThreadPoolExecutor(1) as pods:
@@ -217,7 +214,7 @@ def test_leases_end_with_a_model_that_is_deleted_by_force(store: Store, root: Pa
 def test_a_cancel_that_comes_just_before_a_long_wait_ends_it(
     engine: Callable[..., Engine], origin: Origin
 ) -> None:
-    """The origin asks for ten minutes; the pull is not in the line any more, and not yet again."""
+    """The origin asks for a wait of ten minutes. The cancel comes before the wait begins."""
     running = engine()
     ref = origin.add("/it", noise(1000))
     origin.fault("*", Status(503, {"Retry-After": "600"}), methods=EVERY_METHOD)
@@ -232,16 +229,9 @@ def test_a_cancel_that_comes_just_before_a_long_wait_ends_it(
 
 
 def test_a_cancel_ends_the_wait_for_a_slot_that_never_comes() -> None:
-    """The slot that it lent is another's, whose origin hangs."""
-
-    class Asked:
-        scheme, priority = "http", 0
-
-        def __init__(self, host: str) -> None:
-            self.host = host
-
+    """Another pull has the slot that this one lent, and its origin hangs."""
     line: Line[Asked] = Line(1, lambda _: None)
-    slow, other, token = Asked("slow"), Asked("other"), CancelToken()
+    slow, other, token = Asked("http", "slow"), Asked("http", "other"), CancelToken()
     line.add(slow)
     assert line.next() is slow
     line.lend(slow)
@@ -258,13 +248,8 @@ def test_a_cancel_ends_the_wait_for_a_slot_that_never_comes() -> None:
 
 
 def test_a_cancel_that_comes_while_a_connection_is_dialled_ends_the_request_on_it() -> None:
-    """The origin takes the connection and says nothing; there was no wire yet that the cancel could end."""
-
-    def says_nothing(connection: socket.socket, _: int) -> None:
-        while connection.recv(65536):
-            pass
-
-    with ThreadPoolExecutor(1) as streams, Scripted(says_nothing) as server:
+    """The origin accepts the connection and never answers. At the cancel, there is none to close yet."""
+    with ThreadPoolExecutor(1) as streams, Scripted(silent) as server:
         url = urlsplit(server.url)
         connection = Connection(origin_of(url), None, stall_seconds=PATIENCE_SECONDS)
 

@@ -90,13 +90,16 @@ def test_whoever_reads_the_name_sees_one_snapshot_or_the_other(ground: Ground) -
             content = (link / "own.safetensors").read_bytes()
             seen.append(both.index(content) if content in both else -1)
 
+    def shows(snapshot: int) -> bool:
+        return seen[-1] == snapshot
+
     reader = threading.Thread(target=read)
     reader.start()
     try:
         until(lambda: seen)
         for turn in range(6):
             assert rollback(ground.node, "read").status == 200
-            until(lambda shown=turn % 2: seen[-1] == shown)  # type: ignore[misc]
+            until(functools.partial(shows, turn % 2))
     finally:
         over.set()
         reader.join()

@@ -1,4 +1,4 @@
-"""The contract of sources (contract_source.py), kept by each that cachd has."""
+"""Runs the contract of sources (contract_source.py) against every source of cachd."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestHub(SourceContract):
         return Served(
             HubSource(http(), endpoint=hub.url, token=Secret(None)),
             ref=Ref.parse("hf://org/model"),
-            absent=Ref.parse("hf://org/model@absent"),  # of an absent repository the Hub does not tell
+            absent=Ref.parse("hf://org/model@absent"),  # for an absent repository the Hub may answer 401
             change=None,
         )
 

@@ -514,14 +514,14 @@ def test_a_cut_ends_the_wait_for_an_answer_and_forbids_the_next_question() -> No
             heard(connection)
 
     with Scripted(silent) as server, concurrent.futures.ThreadPoolExecutor(1) as other:
-        over, cut, target = http(), CancelToken(), Target(f"{server.url}/x", 2)
-        asking = other.submit(over.open, target, Extent(0, 2), cut)
+        over, token, target = http(), CancelToken(), Target(f"{server.url}/x", 2)
+        asking = other.submit(over.open, target, Extent(0, 2), token)
         assert asked.wait(PATIENCE_SECONDS)
-        cut.cancel()
+        token.cancel()
         with pytest.raises((Unavailable, Cancelled)):
             asking.result(PATIENCE_SECONDS / 4)
         with pytest.raises(Cancelled):
-            over.open(target, Extent(0, 2), cut)
+            over.open(target, Extent(0, 2), token)
         assert server.accepted == 1
 
 
@@ -534,10 +534,10 @@ def test_a_cut_ends_a_handshake_that_nobody_answers() -> None:
         connection.recv(64 * KIB)
 
     with Scripted(silent) as server, concurrent.futures.ThreadPoolExecutor(1) as other:
-        cut, target = CancelToken(), Target(server.url.replace("http:", "https:") + "/x", 2)
-        asking = other.submit(http().open, target, Extent(0, 2), cut)
+        token, target = CancelToken(), Target(server.url.replace("http:", "https:") + "/x", 2)
+        asking = other.submit(http().open, target, Extent(0, 2), token)
         assert greeted.wait(PATIENCE_SECONDS)
-        cut.cancel()
+        token.cancel()
         with pytest.raises((Unavailable, Cancelled)):
             asking.result(PATIENCE_SECONDS / 4)
 

@@ -211,6 +211,15 @@ def as_another_user() -> Iterator[Path]:
                 os.setresuid(0, 0, 0)
 
 
+@contextmanager
+def base_as_another_user() -> Iterator[Path]:
+    """An empty root for killed_at_every_step, as a user without rights: root ignores the modes of files."""
+    with as_another_user() as place:
+        base = place / "root"
+        base.mkdir()
+        yield base
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Makes empty file systems in memory: `small_disk(size_bytes, inodes=100)`."""
@@ -717,9 +726,7 @@ def test_what_is_missing_is_one_file_a_blob(store: Store) -> None:
 
 
 def test_a_process_killed_at_any_step_of_a_commit_leaves_what_the_next_can_finish() -> None:
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         Store(base).close()
 
         def committed(root: Path) -> None:
@@ -762,9 +769,7 @@ def test_a_small_file_is_put_as_a_read_only_blob_and_a_wrong_one_is_not(store: S
 
 
 def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> None:
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         Store(base).close()
 
         def put(root: Path) -> None:
@@ -935,9 +940,7 @@ def test_the_longest_names_and_the_deepest_path_are_published_replaced_and_remov
 
 
 def test_a_process_killed_at_any_step_of_a_publish_leaves_a_model_whole_or_absent() -> None:
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             keep(store, SMALL)
 
@@ -960,9 +963,7 @@ def test_a_process_killed_at_any_step_of_a_publish_leaves_a_model_whole_or_absen
 
 def test_a_process_killed_at_any_step_of_a_new_revision_leaves_the_old_the_new_or_none() -> None:
     old, new = SMALL, {**SMALL, "dir/model.bin": noise(KIB, 2)}
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             publish(store, old, "hf://org/model@v1", "mine", revision=A)
             keep(store, new)
@@ -1261,9 +1262,7 @@ def test_what_a_remembered_pull_may_need_is_not_swept(
 def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_what_a_sweep_ends() -> None:
     gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
     left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             publish(store, gone, "hf://org/model", "gone", revision=A)
             kept = publish(store, left, "hf://org/model@v1", "left", revision=B)
@@ -1285,9 +1284,7 @@ def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_what_a_sweep_ends()
 
 
 def test_a_process_killed_at_any_step_of_a_recovery_leaves_what_the_next_recovers() -> None:
-    with as_another_user() as place:
-        base = place / "root"
-        base.mkdir()
+    with base_as_another_user() as base:
         with Store(base) as store:
             publish(store, SMALL, name="cut-off")
             kept = publish(store, {"model.bin": b"kept"}, "hf://org/model@v1", "kept", revision=B)

@@ -13,15 +13,12 @@ import pytest
 from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
-from cachd.store import durable
-from cachd.store.snapshots import Snapshots
 from cachd.store.store import Store
-from tests.conftest import Engine
+from tests.conftest import Engine, paused_without_ready_file
 from tests.ground.models import noise
 from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.origin import Origin
-from tests.ground.pause import paused_before
 from tests.ground.pod import pod, run_in_pod
 from tests.ground.site import LONGEST_LOOK_SECONDS, MIB, Ground, remove, until
 
@@ -158,9 +155,7 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
     engine, snapshot = watching("m")
     ready, file = engine.store.layout.ready_file("m"), engine.store.layout.model("m") / "config.json"
     snapshots = engine.store.snapshots
-    with paused_before(
-        durable.sync_directory, lambda: snapshots.evict(snapshot.manifest), within=Snapshots._withdraw
-    ) as evicting:
+    with paused_without_ready_file(lambda: snapshots.evict(snapshot.manifest)) as evicting:
         assert not ready.exists()
         assert file.read_bytes() == FILES["config.json"]
     with pytest.raises(InUse) as kept:

@@ -1,4 +1,4 @@
-"""One word, one meaning: the words that the code gave up do not come back."""
+"""Words that the code no longer uses do not come back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cachd"
-# What was said before, and what is said now.
+# Each old word, and the word to use instead.
 GONE = {
     "wish": "spec, ModelSpec",
     "wishes": "pending",
@@ -34,11 +34,11 @@ GONE = {
     "uses": "usage log",
 }
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-KEY = re.compile(r"""["']([a-z_]+)["']""")  # of a document, or an error code
+KEY = re.compile(r"""["']([a-z_]+)["']""")  # a key of a document, or an error code
 
 
 def old_words(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, name and word of each identifier, and of each key of a document, that has an old word in it."""
+    """Line, name and old word, for each identifier and each key of a document that contains an old word."""
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
         name = token.string if token.type == tokenize.NAME else ""
         if token.type == tokenize.STRING and (key := KEY.fullmatch(token.string)):

@@ -270,7 +270,7 @@ def test_when_all_connections_are_taken_the_idlest_gives_way_to_a_new_one() -> N
 
 @dataclass(eq=False)
 class Waiting:
-    """A connection of one peer that has waited for its client since then."""
+    """A connection of one peer, which has waited for its client since `since`."""
 
     stage: Stage
     since: float

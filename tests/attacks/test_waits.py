@@ -413,16 +413,16 @@ def test_a_host_whose_pulls_all_lend_their_slots_gets_no_more_threads_than_there
 
 def test_a_pull_that_waits_for_a_slot_again_ends_when_it_is_cut() -> None:
     line: Line[Asked] = Line(1, lambda _: None)
-    slow, cut = Asked("http", "slow"), CancelToken()
+    slow, token = Asked("http", "slow"), CancelToken()
     line.add(slow)
     line.next()
     line.lend(slow)
     line.add(Asked("http", "quick"))
     line.next()
     with ThreadPoolExecutor(1) as pool:
-        back = pool.submit(line.take_in_turn, slow, cut)
+        back = pool.submit(line.take_in_turn, slow, token)
         until(lambda: line.returning == 1)
-        cut.cancel()
+        token.cancel()
         with pytest.raises(Cancelled):
             back.result(PATIENCE_SECONDS)
 
@@ -517,18 +517,18 @@ def test_who_asks_learns_why_a_pull_waits_and_until_when(origin: Origin, node: C
 def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int], None], call: str) -> None:
     http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
     with Scripted(script) as server:
-        url, cut = f"{server.url}/x", CancelToken()
+        url, token = f"{server.url}/x", CancelToken()
         calls: dict[str, Callable[[], object]] = {
-            "head": lambda: http.head(url, cut),
-            "read": lambda: http.read(url, cut, at_most=KIB),
-            "ask": lambda: http.ask(url, cut, at_most=KIB),
-            "relay": lambda: http.relay("POST", url, {}, b"x", cut, at_most=KIB),
+            "head": lambda: http.head(url, token),
+            "read": lambda: http.read(url, token, at_most=KIB),
+            "ask": lambda: http.ask(url, token, at_most=KIB),
+            "relay": lambda: http.relay("POST", url, {}, b"x", token, at_most=KIB),
         }
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(calls[call])
             until(lambda: server.accepted)
             began = time.monotonic()
-            cut.cancel()
+            token.cancel()
             with pytest.raises(Cancelled):
                 asked.result(PATIENCE_SECONDS)
         assert time.monotonic() - began < PROMPT_SECONDS
@@ -537,23 +537,23 @@ def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int],
 def test_a_cut_ends_a_listing_that_drips() -> None:
     http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
     with Origin() as origin:
-        url, cut = origin.add("/listing", noise(MIB)), CancelToken()
+        url, token = origin.add("/listing", noise(MIB)), CancelToken()
         origin.fault("/listing", Trickle(2400))
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(http.read, url, cut, at_most=MIB)
+            asked = pool.submit(http.read, url, token, at_most=MIB)
             until(lambda: origin.bytes_sent("/listing") > KIB)
-            cut.cancel()
+            token.cancel()
             with pytest.raises(CachdError):
                 asked.result(PROMPT_SECONDS)
 
 
 def test_a_cut_ends_a_connection_that_is_never_taken() -> None:
     with black_hole() as hole, ThreadPoolExecutor(1) as pool:
-        cut = CancelToken()
+        token = CancelToken()
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", hole)
-        dialled = pool.submit(dial, [address], PATIENCE_SECONDS, cut)
-        until(lambda: cut.is_awaited)
-        cut.cancel()
+        dialled = pool.submit(dial, [address], PATIENCE_SECONDS, token)
+        until(lambda: token.is_awaited)
+        token.cancel()
         with pytest.raises(Cancelled):
             dialled.result(PROMPT_SECONDS)
 
@@ -572,11 +572,11 @@ class DeafResolver:
 
 def test_a_cut_ends_a_look_up_of_a_name_and_so_does_its_time() -> None:
     deaf = DeafResolver()
-    cut = CancelToken()
+    token = CancelToken()
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(Names(PATIENCE_SECONDS, deaf).addresses, "slow.test", 80, cut)
+        asked = pool.submit(Names(PATIENCE_SECONDS, deaf).addresses, "slow.test", 80, token)
         assert deaf.asked.acquire(timeout=PATIENCE_SECONDS)
-        cut.cancel()
+        token.cancel()
         with pytest.raises(Cancelled):
             asked.result(PROMPT_SECONDS)
     with pytest.raises(Unavailable) as refused:

@@ -164,7 +164,7 @@ def opened(root: Path, origins: Origins) -> Iterator[Parts]:
         yield parts
 
 
-def pending(origins: Origins) -> dict[str, ModelSpec]:
+def specs(origins: Origins) -> dict[str, ModelSpec]:
     web = origins.web
     return {
         "a": ModelSpec(Ref.parse(f"{web}/a/"), "m"),
@@ -180,7 +180,7 @@ class Life:
     def __init__(
         self, parts: Parts, origins: Origins, *, pulled: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._parts, self._pending, self._pulled = parts, pending(origins), pulled
+        self._parts, self._specs, self._pulled = parts, specs(origins), pulled
         self.errors: list[CachdError] = []
 
     def run(self) -> None:
@@ -201,7 +201,7 @@ class Life:
         wait([running.done for running in self._parts.pulls.running()], PATIENCE_SECONDS)
 
     def pull(self, model: str) -> None:
-        running = self._parts.pulls.start(self._pending[model], replace=True)
+        running = self._parts.pulls.start(self._specs[model], replace=True)
         if running is not None:
             running.done.result(PATIENCE_SECONDS)
         self._pulled(model)
@@ -242,7 +242,7 @@ def visible(root: Path, known: dict[str, Digests]) -> list[str]:
 
 
 def left_over(root: Path) -> list[str]:
-    """What should not be there when every spec is true and nothing runs.
+    """Files that should not be there once every requested pull has ended.
 
     A blob that the reader had open when it was deleted stays in the trash until the next sweep.
     """

@@ -205,7 +205,7 @@ def test_space_promised_to_a_pull_that_joined_a_transfer_stays_promised_when_the
 def test_the_blocks_of_a_file_that_two_pulls_wait_for_are_taken_off_both_promises_once(
     origin: Origin, engine: Engines
 ) -> None:
-    """What the file took is taken: promised to the second as well, it would be kept free for nobody."""
+    """Once the file is there, no pull needs space for it: space still reserved would stay free for nobody."""
     running = engine(streams=4)
     shared, own = noise(2 * MIB, seed=98), 3 * MIB
     one, two = (
@@ -232,7 +232,7 @@ def test_the_blocks_of_a_file_that_two_pulls_wait_for_are_taken_off_both_promise
 
 
 def began(running: Engine, spec: ModelSpec, *, downloads: int = 0) -> Pull:
-    """The pull of a spec, once it asked for so many downloads."""
+    """Start the pull of a spec, and wait until it has so many downloads."""
     pull = running.pulls.start(spec)
     assert pull is not None
     while len(pull.progress._downloads) < downloads:
@@ -240,7 +240,7 @@ def began(running: Engine, spec: ModelSpec, *, downloads: int = 0) -> Pull:
     return pull
 
 
-# --- one model, opposite pending ---
+# --- one model, opposite requests ---
 
 
 def test_a_pull_and_a_delete_of_one_model_at_one_moment_end_with_it_whole_or_gone(alone: Grounds) -> None:
@@ -430,7 +430,7 @@ def opened(root: Path, **options: object) -> Iterator[Engine]:
 
 
 def test_ten_thousand_pulls_wait_in_little_memory_and_are_ended_at_once(hub: Hub, tmp_path: Path) -> None:
-    """On a root in memory, where there is room: each spec is made durable. One host has no two threads."""
+    """The root is in memory where possible, because each spec is synced to disk."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
     hub.add("org/slow", {"config.json": b"{}"})
     hold = hub.hold("/api/models/org/slow", after=0)

@@ -27,7 +27,7 @@ from tests.faults.lives import (
     known_manifests,
     left_over,
     opened,
-    pending,
+    specs,
     states,
     visible,
 )
@@ -147,9 +147,13 @@ def killed_at(root: Path, origins: Origins) -> Callable[[Plan], bool]:
     return run
 
 
-@pytest.mark.parametrize(
-    "plan", [pytest.param(plan, id=f"{name}: {plan}") for name, plans in POINTS.items() for plan in plans]
-)
+def each_plan(points: dict[str, tuple[Plan, ...]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "plan", [pytest.param(plan, id=f"{name}: {plan}") for name, plans in points.items() for plan in plans]
+    )
+
+
+@each_plan(POINTS)
 def test_killed_at_a_point_the_model_is_whole_or_absent_and_the_next_life_ends_what_was_begun(
     root: Path, origins: Origins, known: Known, killed_at: Callable[[Plan], bool], plan: Plan
 ) -> None:
@@ -189,10 +193,10 @@ LISTED: dict[str, tuple[Plan, ...]] = {
 
 
 def listed(root: Path, origins: Origins, model: str, injected: Plan | None = None) -> list[str]:
-    """A life whose configuration lists a model under the name m, to be pinned: what it shows in the end."""
+    """One life with a configuration that lists `model` as m, pinned; what is wrong in the end."""
     injection = Injection(root, injected, Tally()) if injected else None
     with opened(root, origins) as parts:
-        desired = iter([[Desired(pending(origins)[model], pin=True)]])
+        desired = iter([[Desired(specs(origins)[model], pin=True)]])
         parts.pulls.resume()
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, lambda: next(desired, None))
         prewarm.start()
@@ -203,18 +207,16 @@ def listed(root: Path, origins: Origins, model: str, injected: Plan | None = Non
             injection.over()
         shown = parts.store.snapshots.get("m")
         return [
-            *([] if shown and shown.spec == pending(origins)[model] else [f"m is {shown}"]),
+            *([] if shown and shown.spec == specs(origins)[model] else [f"m is {shown}"]),
             *([] if parts.store.snapshots.is_pinned("m") else ["m is not pinned"]),
         ]
 
 
-@pytest.mark.parametrize(
-    "plan", [pytest.param(plan, id=f"{name}: {plan}") for name, plans in LISTED.items() for plan in plans]
-)
+@each_plan(LISTED)
 def test_killed_while_a_changed_configuration_is_taken_over_the_next_life_does_what_it_says(
     root: Path, origins: Origins, known: Known, plan: Plan
 ) -> None:
-    """Its ref under a name is another than before: the name moves, though it was pinned."""
+    """The list has another ref under the same name: the name moves to it, though it is pinned."""
     assert in_child(lambda: listed(root, origins, "a")).told == []
     (root / ".cachd/pins/m").unlink()
     assert in_child(lambda: listed(root, origins, "b", plan)).killed, "it never came to that point"

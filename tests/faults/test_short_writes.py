@@ -1,5 +1,5 @@
-"""A write that takes less than it was given, as a disk does that fills or a call that is interrupted: the
-rest goes where it belongs."""
+"""A write may take fewer bytes than it was given: the disk fills, or a signal interrupts the call. cachd then
+writes the rest at the right offset."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.ground.models import noise
 KIB = 1 << 10
 CUT_SHORT = {
     "the bytes of a file": r"pwrite \.cachd/ingest/.*/data",
-    "what an ingest is": r"pwrite \.cachd/ingest/.*/about\.json",
-    "what has come of a part": r"write \.cachd/ingest/.*/received",
+    "the description of an ingest": r"pwrite \.cachd/ingest/.*/about\.json",
+    "the received bytes of a part": r"write \.cachd/ingest/.*/received",
     "the journal": r"write \.cachd/ingest/.*/journal",
     "a small file": r"pwrite \.cachd/staging/",
     "a manifest": r"pwrite \.cachd/manifests/",
     "a model's ready file": r"pwrite \.cachd/staging/\.c\.json\.new",
     "a branch": r"pwrite hub/.*/refs/",
     "a list of files": r"pwrite hub/.*/trees/",
-    "what was asked for": r"pwrite \.cachd/pending/",
+    "a pending spec": r"pwrite \.cachd/pending/",
 }
 
 
@@ -46,14 +46,12 @@ def test_a_write_that_is_cut_short_goes_on_where_it_stopped(root: Path, origins:
         tally, known = Tally(), dict[str, dict[str, str]]()
         injection = Injection(root, Plan("short write", 0, point=point), tally)
         with opened(root, origins) as parts:
-            life = Life(parts, origins, pulled=lambda model: known_manifests(root, model, known))
-            life.pull("a")
-            life.pull("c")
+            pulls = Life(parts, origins, pulled=lambda model: known_manifests(root, model, known))
+            pulls.pull("a")
+            pulls.pull("c")
             injection.over()
-            found = [] if states(parts) == {"m": "ready", "c": "ready"} else [f"{states(parts)}"]
-        found += (
-            [] if tally.faults() == {"short write": 1} else [f"{tally.faults()}, and none is wanted more"]
-        )
+            found = [] if states(parts) == {"m": "ready", "c": "ready"} else [f"states {states(parts)}"]
+        found += [] if tally.faults() == {"short write": 1} else [f"faults {tally.faults()}"]
         shown = digests((root / "models/c").resolve())
         found += [] if set(shown) == {"config.json", "model.safetensors"} else [f"shown {shown}"]
         return found + visible(root, known) + left_over(root)

@@ -1,4 +1,4 @@
-"""A thread stopped at a step of its own: what another thread does there, one step at a time and every time.
+"""Stops a thread before one of its steps, so that a test can act at that very moment, in every run.
 
     with paused_before(durable.move, lambda: snapshots.evict(manifest)) as evicting:
         ...                     # the other thread stands where it is about to call durable.move
@@ -28,9 +28,9 @@ T = TypeVar("T")
 def paused_before(
     step: Callable[..., Any], work: Callable[[], T], *, within: Callable[..., Any] | None = None
 ) -> Iterator[Future[T]]:
-    """`work` in a thread of its own, which stands before its first call of `step` until the block ends.
+    """Run `work` in a thread that stops before its first call of `step` until the block ends.
 
-    `within`: the function that makes this call; None for any. Fails when `work` ends without it.
+    `within`: the function that must make the call; None for any. Fails if `work` ends without the call.
     """
     code = inspect.unwrap(step).__code__
     caller = None if within is None else inspect.unwrap(within).__code__
@@ -55,7 +55,7 @@ def paused_before(
         running = other.submit(traced)
         running.add_done_callback(lambda _: over.set())
         try:
-            assert over.wait(PATIENCE_SECONDS), "it came nowhere"
+            assert over.wait(PATIENCE_SECONDS), f"it neither called {step.__qualname__} nor ended"
             assert stands.is_set(), f"it ended without {step.__qualname__}: {running.exception()!r}"
             yield running
         finally:
@@ -64,8 +64,7 @@ def paused_before(
 
 @contextmanager
 def at_event(event: str, act: Callable[[], object]) -> Iterator[threading.Event]:
-    """While inside, `act` runs in the thread that logs `event`, the first time it does; the event is set
-    after that."""
+    """In the block, the first thread that logs `event` runs `act`. The yielded event is set just before."""
     before, done = structlog.get_config(), threading.Event()
 
     def look(_logger: object, _method: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Store:
     def age(self, name: str, seconds: float) -> None:
         """Let the last use of a model be so long ago."""
         uses = self.engine.store.usage_log
-        uses._usage_log.pop(name, None)
+        uses._by_name.pop(name, None)
         uses.used(name, time.time() - seconds)
 
     @property

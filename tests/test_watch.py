@@ -213,7 +213,7 @@ def test_an_open_counts_for_every_name_of_the_snapshot(
     engine.pull(f"{origin.url}/m/", name="other")
     uses, now = engine.store.usage_log, time.time()
     for name in ("m", "other"):
-        uses._usage_log.pop(name)
+        uses._by_name.pop(name)
         uses.used(name, now - 10_000)
     (engine.store.layout.model("other") / "config.json").read_bytes()
     engine.reclaim.note_opens()

@@ -41,7 +41,7 @@ class UsageLog:
     def __init__(self, layout: Layout) -> None:
         self._path = layout.usage_log
         self._lock = threading.Lock()
-        self._usage_log: dict[str, Use] = {}  # the one used last stands last
+        self._by_name: dict[str, Use] = {}  # the one used last stands last
         self._opened: dict[str, float] = {}
         self._newly_opened: dict[str, float] = {}
         self._asked_at = 0.0
@@ -59,11 +59,11 @@ class UsageLog:
     def seen(self, name: str, now: float) -> None:
         """Record that a process had a file of the model open at `now`."""
         with self._lock:
-            before = self._usage_log.pop(name, None)
-            self._usage_log[name] = before.again(now) if before else Use(now)
-            if len(self._usage_log) > _MOST_NAMES:
-                oldest = next(iter(self._usage_log))
-                del self._usage_log[oldest]
+            before = self._by_name.pop(name, None)
+            self._by_name[name] = before.again(now) if before else Use(now)
+            if len(self._by_name) > _MOST_NAMES:
+                oldest = next(iter(self._by_name))
+                del self._by_name[oldest]
                 self._priorities.pop(oldest, None)
             self._changed = True
 
@@ -92,7 +92,7 @@ class UsageLog:
 
     def of(self, name: str) -> Use | None:
         """How a name was used; None when no use is known."""
-        return self._usage_log.get(name)
+        return self._by_name.get(name)
 
     def set_priority(self, name: str, priority: int) -> None:
         with self._lock:
@@ -142,7 +142,7 @@ class UsageLog:
             self._opened = {m: at for m, at in self._opened.items() if now - at < _OPENED_SECONDS}
             document = {
                 "opened": self._opened,
-                "names": {name: [use.last, use.weight] for name, use in self._usage_log.items()},
+                "names": {name: [use.last, use.weight] for name, use in self._by_name.items()},
                 "priorities": dict(self._priorities),
                 "rates": dict(self._rates),
                 "lost": dict(self._lost),
@@ -158,12 +158,12 @@ class UsageLog:
     def _read(self) -> None:
         try:
             saved: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
-            self._usage_log = {str(n): Use(float(last), float(w)) for n, (last, w) in saved["names"].items()}
+            self._by_name = {str(n): Use(float(last), float(w)) for n, (last, w) in saved["names"].items()}
             self._opened = {str(m): float(at) for m, at in saved.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in saved["priorities"].items()}
             self._rates = {str(s): float(r) for s, r in saved["rates"].items() if float(r) > 0}
             self._lost = {str(base): str(why) for base, why in saved["lost"].items()}
-            for kept in (self._usage_log, self._opened, self._priorities, self._lost):
+            for kept in (self._by_name, self._opened, self._priorities, self._lost):
                 _shorten(kept)
         except FileNotFoundError:
             pass

@@ -30,7 +30,7 @@ class Full:
         for age, name in enumerate("dcba", 1):
             self.engine.pull(origin.add(f"/{name}", noise(8 * MIB, seed=ord(name))))
             uses = self.engine.store.usage_log
-            uses._usage_log.pop(name)
+            uses._by_name.pop(name)
             uses.used(name, time.time() - age * 10_000)
 
     @property

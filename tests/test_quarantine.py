@@ -105,6 +105,7 @@ def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_ne
                 assert store.snapshots.get("m") is None
                 assert not (root / "ready/m.json").exists()
                 assert not (root / "models/m").is_symlink()
+                assert refs_of(root) == {}, "no branch leads to a quarantined snapshot"
                 found_now = store.snapshots.quarantine("m")
                 assert found_now is not None
                 assert found_now.since == 5.0

@@ -583,6 +583,7 @@ class Snapshots:
         self._holds.settle(recorded)
         self._addresses.settle([*self.previous.all(), *self._leading()], recorded)
         folders: dict[str, list[Snapshot]] = {f: [] for p in self._unnamed() for f in catalog.read_shown(p)}
+        folders |= {each.snapshot.hub_folder: [] for each in self.quarantined()}
         for snapshot in self._named.values():
             folders.setdefault(snapshot.hub_folder, []).append(snapshot)
         for folder, named in folders.items():

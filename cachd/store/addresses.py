@@ -1,7 +1,7 @@
-"""Keeps the immutable addresses of snapshots: links `models/NAME@REVISION`, each to one snapshot for good.
+"""Keeps the immutable addresses of snapshots: links `models/NAME@REVISION`, each to one snapshot.
 
-A name may come to lead to another snapshot while a pod still reads; an address never does. No name contains
-an '@'.
+A name may lead to another snapshot later, while a pod still reads the old one; an address never does. No name
+contains an '@'.
 """
 
 from __future__ import annotations

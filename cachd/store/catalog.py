@@ -108,7 +108,7 @@ def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], .
 def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
     """Raises one of UNREADABLE if a file is missing or has another size.
 
-    A disk that lost bytes after a successful sync shows it in this way.
+    This notices a disk that lost bytes after it reported a successful sync.
     """
     if not files:
         raise ValueError("its manifest lists no files")
@@ -210,7 +210,7 @@ def check_passing(error: Exception, path: Path) -> None:
         raise durable.too_many_files(path) from error
 
 
-def tells(path: Path, snapshot: Snapshot) -> bool:
+def is_ready_file_of(path: Path, snapshot: Snapshot) -> bool:
     """Whether a ready file has the content that it should have for a snapshot."""
     try:
         return _read_ready(path) == snapshot_from(ready_document(snapshot))

@@ -204,7 +204,7 @@ class ContentStore:
             durable.move(data, target)
 
     def put(self, file: File, content: memoryview) -> None:
-        """Make the complete content of a file with a digest a blob, without an ingest.
+        """Write the complete content of a file as a blob, without an ingest. The file must have a digest.
 
         The content is verified before anything is written. A crash leaves at most a staged file, which the
         next start removes. A blob that is here already stays, because views link to it. Raises Corrupt,

@@ -3,7 +3,7 @@
 An engine closes a model's files after loading, but its pod still needs them. Blobs cannot serve for this:
 several snapshots may share one, and the kernel counts opens by inode.
 
-    made     before the snapshot is declared ready. An existing file is never replaced: pods have it open
+    made     before the snapshot is declared ready. An existing file is never replaced: a pod may have it open
     taken    when the snapshot is removed, right after its ready files are hidden. The file is unlinked under
              a write lease (man 2 fcntl, "Leases"). The kernel refuses the lease while anybody has the file
              open. A pod that opens it meanwhile waits for the unlink, and then has a file that is no longer

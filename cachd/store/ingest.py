@@ -512,8 +512,8 @@ class Ingest:
             "size": file.size,
             "blob": str(file.blob),
             "validator": file.validator,
+            "base": file.base if self.is_of_one_source else None,
         }
-        about |= {"base": file.base if self.is_of_one_source else None}
         return json.dumps(about, indent=1).encode()
 
     def _hash(self, part: Extent, buffer: memoryview) -> PartHash:

@@ -31,12 +31,8 @@ def _spaces_of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            top, limit, usage, files = (
-                cgroups,
-                "memory.max",
-                "memory.current",
-                ("active_file", "inactive_file"),
-            )
+            top, limit, usage = cgroups, "memory.max", "memory.current"
+            files = ("active_file", "inactive_file")
         elif "memory" in controllers.split(","):
             top, limit, usage = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
             files = ("total_active_file", "total_inactive_file")

@@ -29,10 +29,11 @@ class Permit:
             return not self._is_used
 
     def use(self, owner: ModelSpec | None, asked: ModelSpec, *, is_pinned_elsewhere: bool = False) -> None:
-        """Begin the publish of `asked` under a name that `owner` has; None if the name is free.
+        """Begin the publish of `asked` under its name.
 
-        Raises Cancelled if the permit was revoked. Without `replace`, raises InUse if the owner is another
-        model; without `replace` or `pins`, also if the name is pinned to another snapshot or spec.
+        `owner`: the spec that has the name now; None if the name is free. Raises Cancelled if the permit was
+        revoked. Without `replace`, raises InUse if the owner is another model; without `replace` or `pins`,
+        also if the name is pinned to another snapshot or spec.
         """
         with self._lock:
             if self.is_revoked:

@@ -38,7 +38,7 @@ class Reads:
                 self._changed.notify_all()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Waits until cachd's reads have ended. Inside, none begins, and the caller asks the kernel.
 
         Waits for a quarter of a second at most: a blob whose read hangs on the disk then looks used.

@@ -47,7 +47,7 @@ class ScrubLog:
             self._changed |= known != self._at
             self._at = known
 
-    def ages(self) -> list[tuple[Digest, float]]:
+    def times(self) -> list[tuple[Digest, float]]:
         """Each known blob, with the time when it was last verified."""
         with self._lock:
             return list(self._at.items())
@@ -61,8 +61,8 @@ class ScrubLog:
             times = [self._at.get(blob, since) for blob in blobs]
         return min(times, default=None)
 
-    def is_whole(self, blob: Digest) -> None:
-        """Record that a blob was verified just now. Saves the log if that was not done lately."""
+    def verified(self, blob: Digest) -> None:
+        """Record that a blob was verified just now. Saves the log if it was not saved lately."""
         with self._lock:
             self._at[blob] = time.time()
             self._changed = True

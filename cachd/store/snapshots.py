@@ -234,7 +234,7 @@ class Snapshots:
 
     def in_use_by(self, manifest: Manifest) -> InUseBy | None:
         """Who uses a snapshot now; None if nobody does."""
-        with self.reads.aside():
+        with self.reads.paused():
             if self._holds.is_held(manifest.id):
                 return InUseBy.POD
             is_read = is_open(self._content.path(f.blob) for f in manifest.files)
@@ -601,6 +601,18 @@ class Snapshots:
         self._watch.keep_only({path.stem for path in self._recorded()})
         return files
 
+    def record_hashes(self) -> None:
+        """Add newly computed sha256 of blobs to the recorded manifests. Raises NoSpace, DiskFailed."""
+        if not (found := self._content.hashes.unrecorded()):
+            return
+        # If a write below fails, a later publish of the file writes its sha256, or a scrub after a restart of
+        # the daemon computes it again.
+        self._content.hashes.recorded(found)
+        with self._changing, durable.disk_errors(self._layout.root):
+            for _, manifest in self._readable():
+                if any(f.blob in found and f.sha256 is None for f in manifest.files):
+                    self._record(manifest)
+
     def check_unused(self, name: str) -> None:
         """Raises InUse if the name is pinned or leased, or is the only name of a snapshot that is in use."""
         self._check_kept(name)
@@ -658,7 +670,7 @@ class Snapshots:
 
     def _is_taken(self, manifest: str) -> bool:
         """Unlink the hold file, so that no pod can hold the snapshot any more; False if one holds it now."""
-        with self.reads.aside():
+        with self.reads.paused():
             return self._holds.take(manifest)
 
     def _check_unopened(self, named: Sequence[Snapshot], manifest: Manifest | None) -> None:
@@ -732,7 +744,7 @@ class Snapshots:
         if not durable.is_regular(layout.ready_file(snapshot.name)):
             return f"ready/{snapshot.name}.json is gone"
         with suppress(Leased):  # unreadable for now; the next check reads it
-            if not catalog.tells(layout.ready_file(snapshot.name), snapshot):
+            if not catalog.is_ready_file_of(layout.ready_file(snapshot.name), snapshot):
                 return f"ready/{snapshot.name}.json was changed"
         places = {
             f"models/{snapshot.name}": self._plain.wrong(manifest),
@@ -782,16 +794,6 @@ class Snapshots:
     def _is_read(self, manifest: Manifest) -> bool:
         """Whether a snapshot is in use, or one of its files was opened lately."""
         return bool(self.opened_lately(manifest.id)) or self.is_open(manifest)
-
-    def record_hashes(self) -> None:
-        """Add newly computed sha256 of blobs to the recorded manifests. Raises NoSpace, DiskFailed."""
-        if not (found := self._content.hashes.unrecorded()):
-            return
-        self._content.hashes.recorded(found)  # if a write below fails, the next scrub computes it again
-        with self._changing, durable.disk_errors(self._layout.root):
-            for _, manifest in self._readable():
-                if any(f.blob in found and f.sha256 is None for f in manifest.files):
-                    self._record(manifest)
 
     def _record(self, manifest: Manifest, *folders: str) -> None:
         """Write the manifest to disk, with every folder of the Hub view that ever showed it."""

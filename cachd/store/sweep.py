@@ -46,11 +46,7 @@ class Leftover:
     remove: Callable[[], int]
 
     def as_document(self) -> dict[str, object]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "changed_at": iso(self.changed_at),
-        }
+        return {"kind": self.kind, "name": self.name, "changed_at": iso(self.changed_at)}
 
 
 class Sweep:

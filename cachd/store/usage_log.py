@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -34,8 +35,9 @@ GATED, GONE = "gated", "gone"
 class UsageLog:
     """What is known of names, snapshots and sources, kept across restarts. Safe from any thread.
 
-    Uses and priorities by name, also of removed models. The last open by snapshot. Bytes a second by scheme
-    of the source. The bases of refs that their source no longer gives. All times are seconds since the epoch.
+    The log has the uses and the priority of each name, also of removed models; when each snapshot was last
+    opened; the bytes per second of each scheme of sources; and the bases of refs that their source refuses or
+    no longer has. All times are seconds since the epoch.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -119,7 +121,7 @@ class UsageLog:
         return self._rates.get(scheme)
 
     def lost(self, base: str, why: str | None) -> None:
-        """Record that a source refuses a ref (GATED), no longer has it (GONE), or gives it (None)."""
+        """Record that a source refuses a ref (GATED), no longer has it (GONE), or serves it (None)."""
         with self._lock:
             if why is None:
                 self._changed |= self._lost.pop(base, None) is not None
@@ -173,5 +175,5 @@ class UsageLog:
 
 def _shorten(kept: dict[str, Any]) -> None:
     """Drop the oldest entries if there are more than allowed."""
-    for oldest in list(kept)[: max(len(kept) - _MOST_NAMES, 0)] if len(kept) > _MOST_NAMES else ():
+    for oldest in list(islice(kept, max(len(kept) - _MOST_NAMES, 0))):
         del kept[oldest]

@@ -217,7 +217,7 @@ def _is_link_to(blob: str, place: str) -> bool:
 
 
 def directories_of(paths: Iterable[str]) -> list[str]:
-    """The directories of a model that lead to these files, relative to the model's own, which is ``."""
+    """The directories of a model that lead to these files, relative to the model's own, which is ""."""
     found = {""}
     for parent in {os.path.dirname(path) for path in paths}:
         while parent not in found:

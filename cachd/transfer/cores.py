@@ -24,7 +24,9 @@ class _Place(threading.local):
 
 
 class OneCore:
-    """Threads that `gather` run on one core until they `scatter`. Safe from any thread, each for itself.
+    """A thread that calls `gather` shares one core with the others until it calls `scatter`.
+
+    Safe from any thread; each call affects only the calling thread.
 
     The scheduler chooses the core, anew every second: one thread may run anywhere while it fetches a file,
     and then the others follow it to its core. Where the affinity may not be set, nothing happens.

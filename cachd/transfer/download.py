@@ -309,7 +309,7 @@ class Download:
         self._engine.streams.submit_later(self._quota, task, _SPACE_RETRY_SECONDS)
 
     def _begin_with_space(self, rest: int) -> bool:
-        """Begin the ingest; False when it takes over a damaged blob's parts and has no space for them yet."""
+        """Begin the ingest. Returns False, and begins nothing, while a damaged blob's parts find no space."""
         if not rest or not self._content.is_set_aside(self.file.blob):
             self._begin_ingest()
             return True

@@ -37,8 +37,8 @@ class Downloads:
     ) -> Download:
         """Start the file's download, or join the running one. The caller must `leave` it later.
 
-        `scheme` and `prefix` select the bandwidth limits; `prefix` is that of the entry of `sources` with a
-        limit. Raises Cancelled after `interrupt`.
+        `scheme` and `prefix` select the bandwidth limits. `prefix` names the entry of `sources` whose limit
+        applies to the file; it is empty if none does. Raises Cancelled after `interrupt`.
         """
         while True:
             with self._lock:

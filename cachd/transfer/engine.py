@@ -20,8 +20,8 @@ class Engine:
 
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.metrics, self.retries = streams, bandwidth, metrics, retries
-        # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. It
-        # releases the GIL: with more threads than cores it would delay API requests.
+        # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. Hashing
+        # releases the GIL, so more threads than cores would take the cores that API requests need.
         self.hashers = threads.pool(threads.CORES, "hash")
         self.committers = threads.pool(_COMMITTERS, "commit")  # these wait for the disk, not for a core
         self._buffers = threading.local()

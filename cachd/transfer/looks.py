@@ -1,4 +1,4 @@
-"""Checks that the files of published models are still in place: after a change at once, all every 5 minutes.
+"""Checks that the files of published models are in place: at once after a change, and all every 5 minutes.
 
 A check verifies that every file is where pods look for it, as cachd published it. It does not read the
 files' bytes; scrubs.py does.
@@ -139,7 +139,7 @@ class Looks:
                 directories=found.directories,
                 unwatched=found.unwatched,
                 reason=found.reason,
-                consequence="deletions and opens there are noticed only minutes later",
+                effect="deletions and opens there are noticed only minutes later",
             )
         self._warned_unwatched = bool(found.unwatched)
 

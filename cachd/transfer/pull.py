@@ -44,7 +44,7 @@ _LEAST_SECONDS = 1.0  # a repeated resolve gets this much even when earlier ones
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What all pulls share. `table` returns the operator's rules in force: what is allowed, which limits."""
+    """What all pulls share. `table` returns the operator's current rules and bandwidth limits."""
 
     store: Store
     reclaim: Reclaim
@@ -148,8 +148,10 @@ def _check_contents(manifest: Manifest, context: PullContext, progress: Progress
 
 
 def _needed(manifest: Manifest, store: Store) -> list[File]:
-    """The files to fetch: their blob is missing, or another source brought it and this one has to prove that
-    it has it, too.
+    """The files to fetch.
+
+    Their blob is missing, or another source brought the blob and this source must still prove that it has
+    the same content.
 
     Raises Changed when a file's content was kept in the blob of another digest (`kept`) and that blob is
     gone: no file is fetched under a digest that its source does not state.

@@ -123,7 +123,7 @@ class Pulls:
             if running is None and is_ready:
                 self._count_hit(spec.name)
                 return None
-            self._check_space()
+            self._check_queue()
             started = None
             if running is None or not self._take_place_of(running) or not is_ready:
                 started = self._admit(spec, priority, replace=replace, pins=pins)
@@ -388,7 +388,7 @@ class Pulls:
             if name not in self._running:
                 self._store.forget(name)
 
-    def _check_space(self) -> None:
+    def _check_queue(self) -> None:
         """Raises Unavailable when the daemon is stopping or the queue is full. Called with the lock."""
         if self._closed:
             raise Unavailable("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)

@@ -200,8 +200,8 @@ class Scrubs:
 
     def _due(self) -> list[File]:
         before, files = time.time() - self._interval_seconds, self._looks.files
-        ages = [(at, str(blob), blob) for blob, at in self._scrub_log.ages() if at <= before]
-        return [files[blob] for _, _, blob in sorted(ages) if blob in files]
+        due = [(at, str(blob), blob) for blob, at in self._scrub_log.times() if at <= before]
+        return [files[blob] for _, _, blob in sorted(due) if blob in files]
 
     def _count_and_wait(self, file: File, limiter: RateLimiter, count: int) -> None:
         done = self._reading[1] if self._reading and self._reading[0] is file else 0
@@ -239,7 +239,7 @@ class Scrubs:
         finally:
             self._reading = None
         if not wrong:
-            self._scrub_log.is_whole(file.blob)
+            self._scrub_log.verified(file.blob)
             return ""
         return wrong if self._repairs.damaged(file, wrong, inode) else ""
 

@@ -31,7 +31,7 @@ SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 class StreamQuota:
-    """One pull's claim to the stream threads: its waiting `tasks` in order, and how many are `running`.
+    """One pull's work for the stream threads: its waiting `tasks` in order, and how many tasks are `running`.
 
     Quotas with a higher priority are served first.
     """
@@ -239,7 +239,7 @@ class Streams:
                     quota.tasks.appendleft(task)
                     self._admit(quota)
                 if self._quotas:
-                    quota = min(self._quotas, key=lambda s: (-s.priority, s.running))
+                    quota = min(self._quotas, key=lambda q: (-q.priority, q.running))
                     task = quota.tasks.popleft()
                     quota.running += 1
                     self._busy += 1

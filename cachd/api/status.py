@@ -92,7 +92,7 @@ class StatusFiles:
         for path in self._layout.status.glob("[!.]*.json"):
             self._written[path.stem] = _content(path)
             # A name with a spec in pending/ keeps its file: if this process does not pull it, the next will.
-            if not self._layout.spec(path.stem).exists():
+            if not self._layout.pending_file(path.stem).exists():
                 names.add(path.stem)
         return names
 

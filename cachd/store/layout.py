@@ -155,7 +155,7 @@ class Layout:
     def manifest(self, manifest: str) -> Path:
         return self.root / f".cachd/manifests/{manifest}.json"
 
-    def spec(self, name: str) -> Path:
+    def pending_file(self, name: str) -> Path:
         return self.pending / f"{name}.json"
 
     def began(self, name: str) -> Path:

@@ -149,16 +149,16 @@ class Store:
 
     def remember(self, spec: ModelSpec, *, replace: bool = True, pins: bool = False) -> None:
         """Record a pull until `forget`, so that a restart resumes it. `replace`, `pins`: as in Permit."""
-        path = self.layout.spec(spec.name)
+        path = self.layout.pending_file(spec.name)
         document = {**spec.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
             durable.remove(self.layout.began(spec.name))
             durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
-        with durable.disk_errors(self.layout.spec(name)):
+        with durable.disk_errors(self.layout.pending_file(name)):
             durable.remove(self.layout.began(name))
-            durable.remove(self.layout.spec(name))
+            durable.remove(self.layout.pending_file(name))
 
     def remembered(self) -> list[Remembered]:
         return list(catalog.read_pending(self.layout))

@@ -447,7 +447,12 @@ def files_of_a_tebibyte_in_the_cache_and_an_api_that_never_ends(target: Target) 
         assert node.ready("kept").status == 200
         node.stop()
         layout = Layout(node.root)
-        for path in (layout.usage_log, layout.spec("w"), layout.lease("l"), layout.manifest("f" * 32)):
+        for path in (
+            layout.usage_log,
+            layout.pending_file("w"),
+            layout.lease("l"),
+            layout.manifest("f" * 32),
+        ):
             filled(path)
         for path in (layout.ready_file("m"), layout.previous_file("m"), node.root / "status/m.json"):
             filled(path)

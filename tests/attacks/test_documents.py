@@ -419,7 +419,7 @@ def test_files_of_the_cache_that_a_disk_filled_keep_no_daemon_from_its_start(roo
     with closing(Store(root)) as store:
         layout = store.layout
     held = [
-        *(layout.usage_log, layout.spec("w"), layout.ready_file("m"), layout.manifest("f" * 32)),
+        *(layout.usage_log, layout.pending_file("w"), layout.ready_file("m"), layout.manifest("f" * 32)),
         *(layout.previous_file("m"), layout.lease("l")),
     ]
     for path in held:

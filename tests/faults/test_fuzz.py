@@ -473,7 +473,7 @@ def test_spoiled_files_of_the_cache_are_passed_over_and_touch_nothing_else(
         told = told.replace("b" * 32, link.readlink().name)
     outside = {str(path) for path in ready.parent.rglob("*") if ready not in (path, *path.parents)}
     layout.ready_file("org--model").write_text(told, encoding="utf-8", errors="replace")
-    layout.spec("w").write_text(spec, encoding="utf-8", errors="replace")
+    layout.pending_file("w").write_text(spec, encoding="utf-8", errors="replace")
     layout.manifest("f" * 32).write_text(manifest, encoding="utf-8", errors="replace")
     with closing(Store(ready)) as store:
         for snapshot in store.snapshots.all():

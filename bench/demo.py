@@ -30,8 +30,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from cachd.kernel import durable
 from cachd.policy.parts import unkept_bytes
-from cachd.store import durable
 from tests.ground import pod
 from tests.ground.hub import LFS_SUFFIXES, Hub
 from tests.ground.models import digests, minilm

@@ -21,7 +21,7 @@ from rich.table import Table
 from bench import report
 from bench.measure import GIB, MIB, Failed, daemon, file_system, random_file, serving, sink, spread
 from bench.report import GB, MB, Options
-from cachd.store.kernel import resident_bytes
+from cachd.kernel.calls import resident_bytes
 from tests.ground.node import Node
 
 SIZE, QUICK_SIZE = 4 * GIB, 64 * MIB

@@ -43,16 +43,16 @@ from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
-from cachd.transfer.prewarm import Desired, Prewarm
 from cachd.transfer.pull import PullContext
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
-from cachd.transfer.refusals import Refusals
 from cachd.transfer.resolves import Resolves
-from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.streams import Streams
-from cachd.transfer.sweeps import Sweeps
-from cachd.transfer.warms import Warms
+from cachd.upkeep.prewarm import Desired, Prewarm
+from cachd.upkeep.refusals import Refusals
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.sweeps import Sweeps
+from cachd.upkeep.warms import Warms
 
 if TYPE_CHECKING:
     from cachd.api.tls import Certificate

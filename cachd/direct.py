@@ -17,7 +17,7 @@ from cachd.api.documents import Asked, Models
 from cachd.config import Config
 from cachd.errors import Invalid, WaitTimeout
 from cachd.findings import key_of, sentence
-from cachd.transfer import threads
+from cachd.kernel import threads
 
 _POLL_SECONDS = 0.3
 

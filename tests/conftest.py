@@ -17,8 +17,8 @@ import pytest
 
 from cachd.config import Config
 from cachd.daemon import Parts, assembled
+from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
-from cachd.store import durable
 from cachd.store.snapshots import Snapshots
 from tests.ground.hub import Hub
 from tests.ground.needs import require

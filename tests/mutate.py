@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parent.parent
-WHERE = ("store", "sources", "transfer", "policy", "api")
+WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api")
 MODULES = ("config.py", "daemon.py")
 LEAST_KILLED = 0.95
 MOST_FILES = 10  # of tests, considered for a module

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
+from cachd.kernel.leases import tells_use
 from cachd.kubelet import kubelet_keeps
 from cachd.model import Percentage
-from cachd.store.protection import tells_use
 from cachd.store.space import Space, beside_others, is_shared
 from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.disks import fill, remount

@@ -145,10 +145,10 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.sources.huggingface", "cachd.sources.http"),
     ("cachd.transfer.download", "cachd.sources.connection"),
     ("cachd.transfer.download", "cachd.store.ingest"),
-    ("cachd.store.ingest", "cachd.store.durable"),
+    ("cachd.store.ingest", "cachd.kernel.durable"),
     ("cachd.transfer.pull", "cachd.store.snapshots"),
     ("cachd.store.snapshots", "cachd.store.views"),
-    ("cachd.store.views", "cachd.store.durable"),
+    ("cachd.store.views", "cachd.kernel.durable"),
 )
 
 
@@ -216,7 +216,11 @@ def lasting_calls(module: Path) -> list[str]:
 
 
 def test_what_must_survive_a_crash_is_written_synced_and_named_in_durable_alone() -> None:
-    modules = [path for layer in ("store", "transfer") for path in (PROJECT / "cachd" / layer).glob("*.py")]
+    modules = [
+        path
+        for layer in ("kernel", "store", "transfer", "upkeep")
+        for path in (PROJECT / "cachd" / layer).glob("*.py")
+    ]
     found = {path.name: calls for path in modules if (calls := lasting_calls(path))}
     assert len(found.pop("durable.py")) > 10
     assert found == {}

@@ -95,10 +95,10 @@ def test_the_locks_of_the_code_are_found_whatever_their_names() -> None:
     without = {(bug.module, bug.was) for bug in every if bug.kind == "no lock"}
     assert without >= {
         ("cachd/store/content.py", "self._owning"),
-        ("cachd/transfer/jobs.py", "self._lock"),
-        ("cachd/transfer/scrubs.py", "self._lock"),  # which it inherits
+        ("cachd/upkeep/jobs.py", "self._lock"),
+        ("cachd/upkeep/scrubs.py", "self._lock"),  # which it inherits
         ("cachd/transfer/streams.py", "self._ready"),
-        ("cachd/transfer/threads.py", "_counting"),
+        ("cachd/kernel/threads.py", "_counting"),
     }
 
 

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from cachd.errors import Cancelled, InUse, NotFound
+from cachd.kernel import durable
 from cachd.model import ModelSpec
 from cachd.sources.connection import Connection, origin_of
 from cachd.sources.routes import Dialled
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
-from cachd.store import durable
 from cachd.store.content import ContentStore
 from cachd.store.protection import Leases
 from cachd.store.snapshots import Snapshots

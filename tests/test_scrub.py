@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from cachd.errors import NotFound
+from cachd.kernel.calls import resident_bytes
 from cachd.store import catalog
-from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
 from cachd.store.scrub import Moved, reread
 from tests.conftest import Engine, spec_of

@@ -34,11 +34,11 @@ from cachd.errors import (
     NotFound,
     TooBig,
 )
+from cachd.kernel.leases import is_open
 from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.store import catalog
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
-from cachd.store.protection import is_open
 from cachd.store.space import Space, bytes_beside
 from cachd.store.store import Store
 from tests.ground import mount

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cachd.transfer import threads
+from cachd.kernel import threads
 from cachd.transfer.streams import NICENESS, StreamQuota, Streams
 
 PATIENCE_SECONDS = 120
@@ -196,7 +196,7 @@ def test_a_stream_too_many_is_told_to_end() -> None:
 
 
 def test_streams_that_keep_the_cores_busy_become_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.transfer.threads.CORES", 0.05)  # so little is busy on a busy machine, too
+    monkeypatch.setattr("cachd.kernel.threads.CORES", 0.05)  # so little is busy on a busy machine, too
     ended, fewer, share, most = threading.Event(), threading.Event(), StreamQuota(), 8
 
     def receive(_buffer: memoryview) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import NoSpace
+from cachd.kernel.memory import room_for_pages
 from cachd.store import kernel
-from cachd.store.memory import room_for_pages
-from cachd.transfer.warms import Warming, Warms
+from cachd.upkeep.warms import Warming, Warms
 from tests.conftest import Engine
 from tests.ground.hub import Hub
 from tests.ground.models import noise

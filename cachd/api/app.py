@@ -24,12 +24,12 @@ from cachd.api.lanes import Lanes
 from cachd.api.probe import Probe
 from cachd.api.problems import PROBLEM_RESPONSES, install
 from cachd.api.status import StatusFiles
+from cachd.kernel import threads
 from cachd.metrics import Metrics
-from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.reclaim import Reclaim
-from cachd.transfer.scrubs import Scrubs
-from cachd.transfer.sweeps import Sweeps
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.sweeps import Sweeps
 
 _THREADS = 32
 ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)

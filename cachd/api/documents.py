@@ -29,9 +29,9 @@ from cachd.store.store import Store
 from cachd.store.watch import Watched
 from cachd.transfer.pulls import Pull, Pulls
 from cachd.transfer.reclaim import Eviction, Plan
-from cachd.transfer.scrubs import Scrubs
 from cachd.transfer.waits import Waits
-from cachd.transfer.warms import Warms
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.warms import Warms
 
 MOST_OF_A_PAGE = 500
 

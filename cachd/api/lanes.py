@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cachd.errors import CachdError, Unavailable
-from cachd.transfer import threads
+from cachd.kernel import threads
 
 _RETRY_SECONDS = 2.0
 _LEAVING = 8  # waiters answered in one iteration of the event loop when a pull ends

@@ -29,8 +29,8 @@ from cachd.errors import CachdError, Unavailable
 from cachd.fields import Seconds
 from cachd.model import check_name
 from cachd.store.catalog import ready_document
-from cachd.transfer.jobs import Job
 from cachd.transfer.progress import Progress
+from cachd.upkeep.jobs import Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -20,7 +20,7 @@ from cachd.api.listeners import BACKLOG, Opened
 from cachd.api.narrow import Narrow
 from cachd.api.tls import Certificate
 from cachd.api.turns import Turns
-from cachd.transfer import threads
+from cachd.kernel import threads
 
 _GRACEFUL_SECONDS = 5
 

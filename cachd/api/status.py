@@ -21,12 +21,11 @@ import structlog
 from cachd.api.documents import Models, pull_document
 from cachd.api.outcomes import outcome_of
 from cachd.errors import CachdError, Leased, NotFound
+from cachd.kernel import durable, threads
 from cachd.model import Snapshot
-from cachd.store import durable
 from cachd.store.catalog import iso
 from cachd.store.changes import Changes
 from cachd.store.layout import Layout
-from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 

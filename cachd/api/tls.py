@@ -17,7 +17,7 @@ import structlog
 
 from cachd import files
 from cachd.errors import Unavailable
-from cachd.transfer import threads
+from cachd.kernel import threads
 
 log = structlog.get_logger(__name__)
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cachd.api.answers import as_json, json_answer
 from cachd.api.dependencies import AnyLanes
-from cachd.transfer.scrubs import Scrubs
-from cachd.transfer.sweeps import Sweeps
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.sweeps import Sweeps
 
 router = APIRouter(tags=["upkeep"])
 

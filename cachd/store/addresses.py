@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import structlog
 
+from cachd.kernel import durable
 from cachd.model import Snapshot
-from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)

@@ -18,8 +18,8 @@ import structlog
 from cachd import __version__
 from cachd.errors import DiskFailed, Leased
 from cachd.files import UNREADABLE
+from cachd.kernel import durable
 from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, ModelSpec, Snapshot
-from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)

@@ -15,13 +15,13 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import CachdError, Corrupt, Leased, Unavailable
+from cachd.kernel import durable
+from cachd.kernel.leases import is_open
 from cachd.model import Digest, Extent, File, Manifest
-from cachd.store import durable
 from cachd.store.digests import NO_SHA256, of_whole
 from cachd.store.hashes import Hashes
 from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
-from cachd.store.protection import is_open
 from cachd.store.proven import Proven
 from cachd.store.reads import Reads
 

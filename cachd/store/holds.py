@@ -20,9 +20,9 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.store import durable
+from cachd.kernel import durable
+from cachd.kernel.leases import is_open, unlinked_unless_open
 from cachd.store.layout import Layout
-from cachd.store.protection import is_open, unlinked_unless_open
 
 log = structlog.get_logger(__name__)
 

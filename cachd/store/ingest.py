@@ -43,9 +43,9 @@ import structlog
 
 from cachd import files
 from cachd.errors import Cancelled, DiskFailed, Leased, NoSpace, Unavailable
+from cachd.kernel import durable
 from cachd.model import Digest, Extent, File
 from cachd.policy.parts import Received
-from cachd.store import durable
 from cachd.store.digests import NO_SHA256, Hasher, PartHash, checksum, in_order
 
 log = structlog.get_logger(__name__)

@@ -3,7 +3,7 @@
     previous/<name>.json   {"previous": [ready document, ...], "rolled_back_from": spec or null}
 
 The newest snapshot is first. `rolled_back_from` is the spec that the last rollback replaced. While it is set,
-models listed in the configuration do not bring that spec back by themselves (transfer/prewarm.py).
+models listed in the configuration do not bring that spec back by themselves (upkeep/prewarm.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import structlog
 
 from cachd import files
+from cachd.kernel import durable
 from cachd.model import ModelSpec, Snapshot
-from cachd.store import catalog, durable
+from cachd.store import catalog
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)

@@ -24,8 +24,8 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import CachdError, Leased
+from cachd.kernel import durable
 from cachd.model import Digest, File
-from cachd.store import durable
 
 log = structlog.get_logger(__name__)
 

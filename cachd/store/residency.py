@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from cachd.errors import Leased
+from cachd.kernel import durable
+from cachd.kernel.calls import resident_bytes
 from cachd.model import Extent
-from cachd.store import durable
-from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
 
 STEP_BYTES = 8 << 20  # the kernel reads no more ahead for one request, however large

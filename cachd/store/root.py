@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import DiskFailed, Forbidden, Invalid, Unavailable
-from cachd.store import durable
+from cachd.kernel import durable
 from cachd.store.layout import PRIVATE, PUBLIC
 
 log = structlog.get_logger(__name__)

@@ -13,11 +13,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cachd.kernel import durable
+from cachd.kernel.calls import resident_bytes
 from cachd.model import Digest, Extent, File
-from cachd.store import durable
 from cachd.store.digests import Hasher, PartHash, hasher_of
 from cachd.store.ingest import parts_of, read_parts
-from cachd.store.kernel import resident_bytes
 from cachd.store.reads import Reads
 
 READ_BYTES = 1 << 20

@@ -12,8 +12,8 @@ import structlog
 
 from cachd import files
 from cachd.errors import CachdError
+from cachd.kernel import durable
 from cachd.model import Digest
-from cachd.store import durable
 
 log = structlog.get_logger(__name__)
 

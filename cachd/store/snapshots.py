@@ -25,9 +25,11 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import CachdError, DiskFailed, InUse, Leased, NotFound
+from cachd.kernel import durable
+from cachd.kernel.leases import is_open
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
-from cachd.store import catalog, durable
+from cachd.store import catalog
 from cachd.store.addresses import MARK, Addresses
 from cachd.store.catalog import Quarantine
 from cachd.store.changes import Changes
@@ -36,7 +38,7 @@ from cachd.store.holds import Holds
 from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
-from cachd.store.protection import InUseBy, Leases, Pins, is_open
+from cachd.store.protection import InUseBy, Leases, Pins
 from cachd.store.scrub import Moved
 from cachd.store.views import HubView, PlainView
 from cachd.store.watch import ViewChanges, Watch
@@ -237,7 +239,7 @@ class Snapshots:
         with self.reads.paused():
             if self._holds.is_held(manifest.id):
                 return InUseBy.POD
-            is_read = is_open(self._content.path(f.blob) for f in manifest.files)
+            is_read = is_open([self._content.path(f.blob) for f in manifest.files])
         return InUseBy.PROCESS if is_read else None
 
     def opened_lately(self, manifest: str) -> str:

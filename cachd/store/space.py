@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
+from cachd.kernel import durable
 from cachd.model import Percentage, SizeOrPercent, bytes_in
-from cachd.store import durable
 from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # per pull: directories of the views, ingests and journals

@@ -16,13 +16,14 @@ import structlog
 
 from cachd import files
 from cachd.errors import DiskFailed, InUse, Invalid
+from cachd.kernel import durable
+from cachd.kernel.leases import tells_use
 from cachd.model import File, Manifest, ModelSpec, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
-from cachd.store import catalog, durable
+from cachd.store import catalog
 from cachd.store.catalog import Remembered
 from cachd.store.content import ContentStore
 from cachd.store.layout import PRIVATE, PUBLIC, Layout
-from cachd.store.protection import tells_use
 from cachd.store.root import check_root, make_directories
 from cachd.store.snapshots import Snapshots
 from cachd.store.space import Reservation, Space, bytes_beside

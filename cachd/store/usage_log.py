@@ -18,8 +18,8 @@ import structlog
 
 from cachd import files
 from cachd.errors import CachdError
+from cachd.kernel import durable
 from cachd.policy.eviction import Use
-from cachd.store import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)

@@ -19,8 +19,8 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import Leased
+from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest
-from cachd.store import durable
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 

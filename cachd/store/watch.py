@@ -1,7 +1,7 @@
 """Watches the directories of the views: the kernel reports at once where somebody changes or opens a file.
 
     change   somebody deleted, moved, replaced, wrote or chmod-ed something. An event only says where, and
-             cachd's own changes cause events, too: transfer/looks.py then checks the snapshots concerned
+             cachd's own changes cause events, too: upkeep/looks.py then checks the snapshots concerned
     open     somebody opened a file of a snapshot, through any mount: the snapshot is in use. cachd itself
              opens blobs under .cachd/blobs only, never a file of a snapshot in a view
 
@@ -24,9 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cachd.errors import CachdError
+from cachd.kernel import inotify
+from cachd.kernel.inotify import Event, Inotify
 from cachd.model import Digest, Manifest, commit_of
-from cachd.store import inotify
-from cachd.store.inotify import Event, Inotify
 from cachd.store.layout import Layout
 from cachd.store.usage_log import UsageLog
 from cachd.store.views import directories_of

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cachd.store.kernel import running_on
+from cachd.kernel.calls import running_on
 
 _CHOOSE_SECONDS = 1.0
 

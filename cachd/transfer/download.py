@@ -31,6 +31,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import structlog
 
 from cachd.errors import CachdError, Cancelled, Changed, Corrupt, DiskFailed, NoSpace, Unavailable
+from cachd.kernel import threads
 from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
@@ -39,7 +40,6 @@ from cachd.store.content import ContentStore, corrupt
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
-from cachd.transfer import threads
 from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.proof import Proof

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from cachd.kernel import threads
 from cachd.metrics import Metrics
-from cachd.transfer import threads
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import BUFFER_BYTES, Streams
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
+from cachd.kernel import threads
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy import backoff
@@ -21,7 +22,6 @@ from cachd.sources.source import CancelToken
 from cachd.store.catalog import Remembered
 from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model
-from cachd.transfer import threads
 from cachd.transfer.line import Line, Slot
 from cachd.transfer.progress import Progress
 from cachd.transfer.pull import NotYet, PullContext, pull

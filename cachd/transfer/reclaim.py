@@ -25,6 +25,7 @@ from functools import partial
 import structlog
 
 from cachd.errors import CachdError, Forbidden, InUse, NoSpace, NotFound
+from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.model import Digest, Manifest, ModelSpec, Percentage, Snapshot
 from cachd.policy.eviction import (
@@ -39,7 +40,6 @@ from cachd.store.space import Capacity, Reservation
 from cachd.store.store import Store
 from cachd.store.sweep import Leftover, remove
 from cachd.store.usage_log import GATED, GONE
-from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import structlog
 
 from cachd.errors import CachdError, Unavailable
+from cachd.kernel import threads
 from cachd.model import Manifest, Ref
 from cachd.policy.patience import Patience
 from cachd.sources.source import CancelToken, Source
-from cachd.transfer import threads
 from cachd.transfer.cores import together
 
 log = structlog.get_logger(__name__)

@@ -14,9 +14,9 @@ from typing import Self
 
 import structlog
 
+from cachd.kernel import threads
 from cachd.policy.concurrency import Concurrency
 from cachd.sources.source import CancelToken
-from cachd.transfer import threads
 
 log = structlog.get_logger(__name__)
 

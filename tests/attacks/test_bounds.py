@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError
+from cachd.kernel.threads import pool
 from cachd.store.layout import Layout
 from cachd.store.usage_log import UsageLog
-from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.pulls import MOST_REMEMBERED, MOST_REMEMBERED_BYTES
-from cachd.transfer.threads import pool
+from cachd.upkeep.jobs import Job, Jobs
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.node import Node

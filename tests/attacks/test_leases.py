@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import InUse, Leased
+from cachd.kernel.leases import is_open, tells_use, unlinked_unless_open
 from cachd.model import Extent, Snapshot
 from cachd.sources.beneath import open_file
-from cachd.store.protection import is_open, tells_use, unlinked_unless_open
 from cachd.store.residency import load, resident
 from cachd.store.scrub import reread
 from cachd.store.store import Store

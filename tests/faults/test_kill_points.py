@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.transfer.prewarm import Desired, Prewarm
+from cachd.upkeep.prewarm import Desired, Prewarm
 from tests.faults.children import in_child
 from tests.faults.injection import KILLS, Injection, Plan, Tally
 from tests.faults.lives import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.store import durable
+from cachd.kernel import durable
 from tests.faults.children import in_child
 from tests.faults.injection import Injection, Plan, Tally
 from tests.faults.lives import Life, Origins, digests, known_manifests, left_over, opened, states, visible

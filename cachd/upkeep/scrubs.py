@@ -17,21 +17,21 @@ from functools import partial
 import structlog
 
 from cachd.errors import CachdError, Cancelled, Leased, NotFound, Unavailable
+from cachd.kernel import threads
+from cachd.kernel.calls import read_when_idle
 from cachd.metrics import Metrics
 from cachd.model import File, Manifest, Snapshot
 from cachd.policy.rate_limiter import RateLimiter
 from cachd.store.catalog import iso
 from cachd.store.digests import NO_SHA256, Hasher, in_order
-from cachd.store.kernel import read_when_idle
 from cachd.store.scrub import Moved, reread
 from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
-from cachd.transfer import threads
-from cachd.transfer.jobs import Job, Jobs
-from cachd.transfer.looks import Looks
 from cachd.transfer.pulls import Pulls
-from cachd.transfer.repairs import Repairs
 from cachd.transfer.streams import NICENESS
+from cachd.upkeep.jobs import Job, Jobs
+from cachd.upkeep.looks import Looks
+from cachd.upkeep.repairs import Repairs
 
 log = structlog.get_logger(__name__)
 

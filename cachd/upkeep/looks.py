@@ -14,15 +14,15 @@ from collections.abc import Iterable
 import structlog
 
 from cachd.errors import CachdError, Cancelled
+from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.model import Digest, File
 from cachd.store.scrub import quick_check
 from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
 from cachd.store.watch import ViewChanges
-from cachd.transfer import threads
-from cachd.transfer.repairs import Repairs
 from cachd.transfer.streams import NICENESS
+from cachd.upkeep.repairs import Repairs
 
 log = structlog.get_logger(__name__)
 

@@ -12,15 +12,15 @@ from functools import partial
 import structlog
 
 from cachd.errors import CachdError, Cancelled, NoSpace
+from cachd.kernel import threads
+from cachd.kernel.memory import room_for_pages
 from cachd.metrics import MOST_MODELS, Metrics
 from cachd.model import Digest, Extent, Manifest, Snapshot
 from cachd.policy.parts import split
-from cachd.store.memory import room_for_pages
 from cachd.store.residency import STEP_BYTES, load, resident
 from cachd.store.store import Store
-from cachd.transfer import threads
-from cachd.transfer.jobs import Job, Jobs
 from cachd.transfer.streams import NICENESS
+from cachd.upkeep.jobs import Job, Jobs
 
 log = structlog.get_logger(__name__)
 

@@ -8,10 +8,10 @@ import time
 
 import structlog
 
+from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.store.store import Store
 from cachd.store.sweep import KINDS, Leftover, remove
-from cachd.transfer import threads
 from cachd.transfer.pulls import Pulls
 
 log = structlog.get_logger(__name__)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection
 import structlog
 
 from cachd.errors import CachdError, Forbidden
+from cachd.kernel import threads
 from cachd.model import Manifest
 from cachd.sources.table import Table
 from cachd.store.store import Store
-from cachd.transfer import threads
 from cachd.transfer.pulls import Pulls
 
 log = structlog.get_logger(__name__)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import structlog
 
 from cachd.errors import CachdError
+from cachd.kernel import threads
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
-from cachd.transfer import threads
 from cachd.transfer.pulls import SET_ASIDE, Pull, Pulls
-from cachd.transfer.warms import Warms
+from cachd.upkeep.warms import Warms
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""What cachd asks of the operating system: durable files, leases, inotify, pages in memory, threads."""

@@ -235,6 +235,24 @@ def test_what_another_process_takes_of_a_promise_stops_grants_before_the_reserve
             assert granted == 15 * MIB
 
 
+def test_a_pull_that_lacks_less_than_its_overhead_is_made_room_for(small: Store, tmp_path: Path) -> None:
+    """Bytes that fit on the disk only together with the overhead of their own pull are still short of space."""
+    for name in "abcd":
+        small.pull(name)
+    space = small.engine.store.space
+    now = space.capacity()
+    with space.reserve(now.available - MIB, total=MIB, files=1) as reservation:
+        least = reservation.left - reservation.beside
+        other = small.engine.store.layout.root / "of another process"
+        other.write_bytes(noise(space.capacity().allocatable - least - reservation.beside // 2))
+        with reservation.grant(least, least) as granted:
+            assert not granted
+        assert space.capacity().allocatable > least, "the bytes alone would fit"
+        small.engine.reclaim.relieve()
+        with reservation.grant(least, least) as granted:
+            assert granted == least
+
+
 def test_grants_from_one_measurement_stop_soon_after_another_process_fills_a_large_disk(disk: Disks) -> None:
     root = disk(600 * MIB, kind="ext4")
     space = Space(root)

@@ -387,8 +387,12 @@ class Space:
             self._reservations.discard(reservation)
 
     def waited_for(self) -> int:
-        """Bytes that have arrived and still have no space, because another process took what was reserved."""
-        waited_for = sum(r.waits_for for r in list(self._reservations))
+        """Bytes to free before the grants that found no space can succeed.
+
+        Another process took what was reserved for them. A grant never takes the overhead of its own pull, so
+        that must be free, too.
+        """
+        waited_for = sum(r.waits_for + r.beside for r in list(self._reservations) if r.waits_for)
         return max(waited_for - self.bounded().allocatable, 0) if waited_for else 0
 
     def _roughly(self) -> Capacity:

@@ -236,7 +236,7 @@ def test_what_another_process_takes_of_a_promise_stops_grants_before_the_reserve
 
 
 def test_a_pull_that_lacks_less_than_its_overhead_is_made_room_for(small: Store, tmp_path: Path) -> None:
-    """Bytes that fit on the disk only together with the overhead of their own pull are still short of space."""
+    """Bytes that fit on the disk, but not together with the overhead of their own pull, lack space."""
     for name in "abcd":
         small.pull(name)
     space = small.engine.store.space

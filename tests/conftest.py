@@ -20,6 +20,7 @@ from cachd.daemon import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.snapshots import Snapshots
+from cachd.transfer.pulls import Pull
 from tests.ground.hub import Hub
 from tests.ground.needs import require
 from tests.ground.node import Node, short_name
@@ -101,7 +102,13 @@ class Engine:
         self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
         self.bandwidth, self.scrubs, self.reclaim = parts.bandwidth, parts.scrubs, parts.reclaim
 
-    def pull(self, ref: str, **asked: object) -> Snapshot:
+    def begin(self, spec: ModelSpec, **how: Any) -> Pull:
+        """Start a pull of a model that is not ready."""
+        running = self.pulls.start(spec, **how)
+        assert running is not None
+        return running
+
+    def pull(self, ref: str, **asked: Any) -> Snapshot:
         """Pull and wait. Raises what the pull failed with."""
         replace = bool(asked.pop("replace", False))
         spec = spec_of(ref, **asked)
@@ -125,14 +132,14 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
     with ExitStack() as stack:
 
         def opened(**options: object) -> Engine:
-            plain = {
+            plain: dict[str, Any] = {
                 "root": root,
                 "allow": ("127.0.0.0/8", "http://127.0.0.1/"),
                 "retries": 3,
                 "reserve_free": 0,
                 **options,
             }
-            return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
+            return Engine(stack.enter_context(assembled(Config(**plain))))
 
         yield opened
     ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "look", "sweep")

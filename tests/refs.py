@@ -70,7 +70,8 @@ REFUSED = [
 
 def table() -> str:
     """The rows of README.md, each with what the code makes of it."""
-    rows = [f"| `{row.typed}` | {_meaning(row.typed)} |" for row in (*MEANS, *REFUSED)]
+    typed = [*(row.typed for row in MEANS), *(row.typed for row in REFUSED)]
+    rows = [f"| `{each}` | {_meaning(each)} |" for each in typed]
     return "\n".join(["| Typed | Meaning |", "|---|---|", *rows])
 
 

@@ -25,11 +25,11 @@ EXAMPLE: Object = {
 }
 
 
-def value_of(expression: str, pod: Object, variables: Object) -> Any:
+def value_of(expression: str, pod: Object, variables: Any) -> Any:
     """What a CEL expression says of a pod."""
     environment = celpy.Environment()
     program = environment.program(environment.compile(expression))
-    return program.evaluate({"object": celpy.json_to_cel(pod), "variables": variables})
+    return program.evaluate({"object": celpy.adapter.json_to_cel(pod), "variables": variables})
 
 
 def refusals(pod: Object) -> list[str]:
@@ -58,6 +58,7 @@ def security(spec: Object, kind: str = "containers") -> Object:
 
 
 def host_path(spec: Object) -> Object:
+    found: Object
     (found,) = (volume["hostPath"] for volume in spec["volumes"] if "hostPath" in volume)
     return found
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def disk(tmp_path: Path) -> Iterator[Disks]:
             )
             if ended.returncode:
                 refuse("loop", ended.stderr)
-            stack.callback(subprocess.run, ["umount", "--lazy", place], check=True)
+            stack.callback(partial(subprocess.run, ["umount", "--lazy", place], check=True))
             root = place / "root"
             root.mkdir(mode=0o755)
             return root
@@ -612,7 +613,7 @@ def test_uses_outlive_the_daemon(disk: Disks, engine: Engines, origin: Origin) -
     with assembled(options) as parts:
         second = Store(Engine(parts), origin)
         assert parts.store.usage_log.priority("b") == 5
-        assert parts.store.usage_log.rate("http") > 0
+        assert (parts.store.usage_log.rate("http") or 0) > 0
         second.pull("e")
         assert second.names == ["a", "c", "d", "e"]
 
@@ -699,7 +700,8 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
     assert "kept" in ready_names(running)
     running.configure(**{**running.options, "limit_bytes": "4MiB"})
     told = running.wait_for("too little space can be freed: the other models are protected")
-    capacity = until(lambda: len(ready_names(running)) == 1 and running.ask("GET", "/v1/capacity").document)
+    until(lambda: len(ready_names(running)) == 1)
+    capacity = running.ask("GET", "/v1/capacity").document
     (kept,) = (snapshot["bytes"] for snapshot in capacity["snapshots"])
     assert told["held_by"] == [f"kept ({kept} bytes, pinned as kept)"]
     assert ready_names(running) == ["kept"]

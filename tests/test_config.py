@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -332,7 +333,8 @@ def test_options_are_read_again_as_the_file_has_them_now(file: Path) -> None:
     assert [model.spec.name for model in before.config.models] == ["org--model", "mine"]
     written(file, models=LISTED[:1])
     assert [model.spec.name for model in before.again().config.models] == ["org--model"]
-    for nothing in ({}, {"models": None}, {"models": []}):
+    nothings: tuple[dict[str, Any], ...] = ({}, {"models": None}, {"models": []})
+    for nothing in nothings:
         written(file, **nothing)
         assert before.again().config.models == ()
     file.unlink()

@@ -99,7 +99,7 @@ def test_a_stream_gathers_for_a_small_file_and_scatters_for_a_large_one(
     running = engine(streams=1)
     [stream] = [t for t in threading.enumerate() if t.name == "stream-0"]
     assert stream.native_id is not None
-    seen = []
+    seen: list[set[int]] = []
     for size in (100 * KIB, 20 * MIB, 100 * KIB, 200 * KIB):
         content, name = noise(size, seed=len(seen)), f"file-{len(seen)}"
         origin.add(f"/{name}", content)

@@ -19,7 +19,7 @@ import yaml
 
 from cachd import __version__
 from cachd.config import Config
-from cachd.model.listener import Serves
+from cachd.model.listener import Address, Serves
 from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
 from cachd.store.store import Store
@@ -485,6 +485,8 @@ def test_the_example_with_tls_is_the_base_with_files_and_ports_that_fit() -> Non
     ports = {port["name"]: port["containerPort"] for port in daemon["ports"]}
 
     api, plain, local = config.listeners
+    assert isinstance(api.at, Address)
+    assert isinstance(plain.at, Address)
     assert (api.at.port, api.may_speak_tls, api.serves) == (ports["http"], True, Serves.everything)
     assert (plain.at.port, plain.may_speak_tls, plain.serves) == (ports["probes"], False, Serves.reads)
     assert environment(daemon)["CACHD_URL"] == str(local)

@@ -45,8 +45,14 @@ def daemons(place: Path) -> list[int]:
 
 def begun(place: Path, **env: str) -> subprocess.Popen[str]:
     told = {**os.environ, "PYTHONPATH": str(place), **env}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-m", "bench.demo"], cwd=place, env=told, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.demo"],
+        cwd=place,
+        env=told,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_it_says_what_the_kill_cost_and_keeps_the_daemon_and_the_next_stops_it_and_leaves_nothing(

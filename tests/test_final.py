@@ -469,7 +469,7 @@ def test_what_cannot_be_told_keeps_no_pull_from_its_end(alone: Alone) -> None:
 def test_a_full_disk_for_status_breaks_no_pull(alone: Alone) -> None:
     ground = alone()
     directory = ground.node.root / "status"
-    words = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2,mode=0755", "tmpfs", directory]
+    words = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2,mode=0755", "tmpfs", str(directory)]
     subprocess.run(words, check=True)
     try:
         (directory / "filler").write_bytes(b"x")

@@ -461,8 +461,8 @@ def test_the_wait_ends_with_the_path_when_the_model_is_ready(ground: Ground) -> 
 def test_a_wait_that_runs_out_of_time_is_told_from_a_model_that_nobody_knows(
     empty: Path, tmp_path: Path, command: str
 ) -> None:
-    words = [command, "m", "--cache", empty, "--timeout", "0.3"]
-    words += ["--link", tmp_path] if command == "hold" else []
+    words = [command, "m", "--cache", str(empty), "--timeout", "0.3"]
+    words += ["--link", str(tmp_path)] if command == "hold" else []
     ended = cachd(*words)
     assert (ended.returncode, "code: not_known" in ended.stderr) == (11, True)
     write_status(empty, "m")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,7 +193,7 @@ def test_an_address_stays_while_another_name_keeps_its_snapshot(store: Store, ro
     assert mount.addresses(root) == {}
 
 
-def published_as(store: Store, base: str, number: int, **patterns: tuple[str, ...]) -> Snapshot:
+def published_as(store: Store, base: str, number: int, **patterns: Any) -> Snapshot:
     """Publish a revision as `m`, as one repository and one choice of its files have it."""
     keep(store, revision(number))
     spec = ModelSpec(Ref.parse(base), "m", **patterns)

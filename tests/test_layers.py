@@ -64,7 +64,7 @@ class Walk:
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
     def _seen(self, frame: FrameType, event: str, _argument: object) -> None:
         callee = self._module(frame) if event == "call" else ""

@@ -8,10 +8,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -149,7 +150,7 @@ def bandwidth(every: int | None = None, **sources: int) -> Bandwidth:
 
 
 @contextmanager
-def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCancelToken, object]]]:
+def waiting(limited: Bandwidth, count: int) -> Iterator[list[tuple[SeenCancelToken, Future[int]]]]:
     """Threads that wait for their turns in this order, as those behind the last byte of a full line do."""
     assert limited.allow("hf", MIB, CancelToken()) == 1, "one byte a second, and the first is free"
     with ThreadPoolExecutor(count) as pool:
@@ -198,7 +199,7 @@ def test_a_higher_limit_holds_at_once_for_those_who_wait() -> None:
     limited = bandwidth(1)
     with waiting(limited, 5) as line:
         limited.change(Limits(10**6))
-        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(TURN_SECONDS * 10**6) >= 4
+        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(round(TURN_SECONDS * 10**6)) >= 4
 
 
 def test_a_cut_ends_the_wait_before_its_turn_and_the_line_moves_up() -> None:
@@ -219,6 +220,7 @@ def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:
     for _ in range(10):
         limited.allow("hf", MIB, CancelToken())
     waited = metrics.registry.get_sample_value("cachd_limited_seconds_total", {"source": "hf"})
+    assert waited is not None
     assert waited >= 9 * TURN_SECONDS - BURST_SECONDS
 
 
@@ -264,7 +266,7 @@ def test_bytes_that_are_read_only_to_be_dropped_are_limited_too(
         return second_part.is_set()
 
     origin.fault("/model.bin", Stall(at=0), when=is_beyond_the_first_part)
-    first = running.pulls.start(spec_of(ref))
+    first = running.begin(spec_of(ref))
     assert second_part.wait(PATIENCE_SECONDS)
     running.pulls.cancel("model.bin", force=True)
     with pytest.raises(Cancelled):
@@ -282,7 +284,7 @@ def test_two_pulls_together_keep_to_one_limit(origin: Origin, engine: Engines) -
     refs = [origin.add(f"/{name}.bin", noise(8 * MIB, seed)) for seed, name in enumerate("ab")]
     running = engine(streams=3, limit_bytes_per_second="16MB")
     began = time.monotonic()
-    for pull in [running.pulls.start(spec_of(ref)) for ref in refs]:
+    for pull in [running.begin(spec_of(ref)) for ref in refs]:
         pull.done.result(PATIENCE_SECONDS)
     assert time.monotonic() - began >= least_seconds(16 * MIB, 16 * 10**6)
 
@@ -292,7 +294,7 @@ def test_a_limit_that_is_lifted_in_mid_pull_lets_it_end(origin: Origin, root: Pa
     ref = origin.add("/model.bin", noise(12 * MIB))
     hold = origin.hold("/model.bin", after=0)
     running = engine(streams=3, limit_bytes_per_second="3KB")
-    pull = running.pulls.start(spec_of(ref))
+    pull = running.begin(spec_of(ref))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
     running.bandwidth.change(Limits())
@@ -305,7 +307,7 @@ def test_a_pull_that_waits_for_a_limit_is_cancelled_at_once(origin: Origin, engi
     ref = origin.add("/model.bin", bytes(160 * MIB))
     hold = origin.hold("/model.bin", after=0)
     running = engine(streams=40, limit_bytes_per_second=1)
-    pull = running.pulls.start(spec_of(ref))
+    pull = running.begin(spec_of(ref))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
     running.pulls.cancel("model.bin", force=True)
@@ -327,10 +329,10 @@ def test_a_later_pull_gets_its_streams_out_of_a_part_and_the_part_goes_on(
     long, short = origin.add("/long.bin", noise(64 * MIB)), origin.add("/short.bin", noise(100_000))
     running = engine(streams=2, limit_bytes_per_second="1MB")
     hold = origin.hold("/long.bin", after=0)
-    first = running.pulls.start(spec_of(long))
+    first = running.begin(spec_of(long))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
-    running.pulls.start(spec_of(short)).done.result(PATIENCE_SECONDS)
+    running.begin(spec_of(short)).done.result(PATIENCE_SECONDS)
     assert 0 < first.progress.fetched < 8 * MIB, "less than a part of it"
     running.bandwidth.change(Limits())
     first.done.result(PATIENCE_SECONDS)
@@ -346,10 +348,10 @@ def test_a_pull_that_goes_first_gets_the_stream_of_a_small_file_which_goes_on(
     small, first = origin.add("/small.json", content), origin.add("/first.json", noise(1000))
     running = engine(streams=1, limit_bytes_per_second="100KB")
     hold = origin.hold("/small.json", after=0)
-    waiting = running.pulls.start(spec_of(f"{small}#sha256={hashlib.sha256(content).hexdigest()}"))
+    waiting = running.begin(spec_of(f"{small}#sha256={hashlib.sha256(content).hexdigest()}"))
     assert hold.reached.wait(PATIENCE_SECONDS)
     hold.release()
-    running.pulls.start(spec_of(first), priority=1).done.result(PATIENCE_SECONDS)
+    running.begin(spec_of(first), priority=1).done.result(PATIENCE_SECONDS)
     assert 0 < waiting.progress.fetched < len(content)
     running.bandwidth.change(Limits())
     waiting.done.result(PATIENCE_SECONDS)
@@ -358,6 +360,7 @@ def test_a_pull_that_goes_first_gets_the_stream_of_a_small_file_which_goes_on(
     asked = [seen.extent for seen in origin.requests if (seen.method, seen.path) == ("GET", "/small.json")]
     assert len(asked) == 2
     assert asked[0] is None
+    assert asked[1]
     assert asked[1][1] == len(content)
     assert b"cachd_origin_retries_total{" not in running.metrics.text(), "it was no failure"
 
@@ -400,6 +403,10 @@ def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_options_in_the_environment")
+WRONG_LIMITS: tuple[Any, ...] = ({"gopher": 5}, {"hf": -1}, {"hf": "x"}, "hf", 5, "{")
+WRONG_RATES: tuple[Any, ...] = (-1, "-1", "fast", "5MB/h", [], 1.5)
+
+
 class TestOptions:
     def test_there_is_no_limit_by_default(self) -> None:
         assert load().limits == Limits()
@@ -418,13 +425,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("option", "value"),
         [
-            *(("limit_bytes_per_second", value) for value in (-1, "-1", "fast", "5MB/h", [], 1.5)),
-            *(("source_limits", value) for value in ({"gopher": 5}, {"hf": -1}, {"hf": "x"}, "hf", 5, "{")),
+            *(("limit_bytes_per_second", wrong) for wrong in WRONG_RATES),
+            *(("source_limits", wrong) for wrong in WRONG_LIMITS),
         ],
     )
-    def test_a_wrong_limit_is_refused_under_its_name(
-        self, option: str, value: object, tmp_path: Path
-    ) -> None:
+    def test_a_wrong_limit_is_refused_under_its_name(self, option: str, value: Any, tmp_path: Path) -> None:
         file = tmp_path / "cachd.yaml"
         file.write_text(yaml.safe_dump({option: value}))
         for flags in ({option: value}, {"config": file}):
@@ -436,7 +441,7 @@ class TestOptions:
 
 # --- at run time ---
 
-NONE = {"bytes_per_second": None, "sources": {}}
+NONE: dict[str, Any] = {"bytes_per_second": None, "sources": {}}
 SET = {"bytes_per_second": 10**8, "sources": {"hf": 5 * 10**7}}
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -165,5 +166,5 @@ def is_state(target: ast.expr) -> bool:
     return isinstance(target, ast.Attribute) and target.attr == "state"
 
 
-def is_text(value: ast.expr | None) -> bool:
+def is_text(value: ast.expr | None) -> TypeGuard[ast.Constant]:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)

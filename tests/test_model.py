@@ -7,6 +7,7 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -581,7 +582,7 @@ def test_a_negative_size_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1.5, 5.0, "5", None])
-def test_a_size_that_is_no_whole_number_is_refused(size: object) -> None:
+def test_a_size_that_is_no_whole_number_is_refused(size: Any) -> None:
     assert code_of(lambda: file(size=size)) == "bad_manifest"
 
 
@@ -596,7 +597,7 @@ def test_a_strong_digest_names_the_blob_whatever_its_origin() -> None:
 
 @pytest.mark.parametrize("digest", [None, "crc32c:00000000", "crc64nvme:0000000000000000"])
 def test_a_weak_checksum_never_makes_two_files_one(digest: str | None) -> None:
-    told = {"origin": "s3://b/a", "digest": digest, "validator": '"1"'}
+    told: dict[str, Any] = {"origin": "s3://b/a", "digest": digest, "validator": '"1"'}
     blob = file(**told).blob
     assert blob.algorithm == "origin"
     assert file("renamed", **told).blob == blob
@@ -755,6 +756,7 @@ def test_a_manifest_survives_its_document(told: Manifest) -> None:
     assert (read.id, read.size) == (told.id, told.size)
 
 
+FILE_DOCUMENT = json.loads(json.dumps(some().as_document()))["files"][0]
 GARBAGE: list[object] = [
     {},
     {"base": BASE},
@@ -764,7 +766,7 @@ GARBAGE: list[object] = [
     {"base": BASE, "revision": COMMIT, "files": [{}]},
     {"base": BASE, "revision": COMMIT, "files": "x"},
     *(
-        {"base": BASE, "revision": COMMIT, "files": [{**some().as_document()["files"][0], **wrong}]}
+        {"base": BASE, "revision": COMMIT, "files": [{**FILE_DOCUMENT, **wrong}]}
         for wrong in (
             {"path": 5},
             {"path": None},

@@ -287,7 +287,7 @@ def test_a_name_that_came_to_be_another_s_meanwhile_is_not_published_over(
 ) -> None:
     """As when an operator leads it back to what it was before another pull of the present one ends."""
     running = engine()
-    refs = {}
+    refs: dict[str, str] = {}
     for name in ("a", "b"):
         refs[name] = origin.add(f"/{name}", noise(1000, len(refs)))
     first = running.pull(refs["a"], name="n")

@@ -25,7 +25,7 @@ pytestmark = needs("pods")
 def loaded(ended: subprocess.CompletedProcess[str]) -> dict[str, object]:
     """What the pod found, less the place where it found it."""
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
+    found: dict[str, object] = json.loads(ended.stdout.splitlines()[-1])
     found.pop("snapshot", None)
     return found
 

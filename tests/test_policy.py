@@ -433,7 +433,7 @@ def climbed(bears: Callable[[int], float], *, first: int, most: int, noises: Ite
     return counts
 
 
-LINKS = {
+LINKS: dict[str, Callable[[int], float]] = {
     "each stream has its own 40": lambda streams: 40.0 * streams,
     "40 a stream on a link of 400": lambda streams: min(40.0 * streams, 400.0),
     "the link suffers beyond 8": lambda streams: min(40.0 * streams, 400.0) * 0.95 ** max(0, streams - 8),

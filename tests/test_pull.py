@@ -24,6 +24,7 @@ from tests.ground.nginx import Nginx
 from tests.ground.origin import (
     Chunked,
     Endless,
+    Fault,
     Flip,
     Gzip,
     IgnoreRange,
@@ -39,7 +40,7 @@ from tests.ground.origin import (
     WrongRange,
     WrongTotal,
 )
-from tests.ground.s3 import S3Server
+from tests.ground.s3 import Checksum, S3Server
 from tests.ground.site import until
 
 KIB = 1 << 10
@@ -85,7 +86,12 @@ def test_a_directory_of_nginx_is_published_in_both_views(tmp_path: Path, root: P
 
 @pytest.mark.parametrize("checksum", ["SHA256", "CRC64NVME", "CRC32C", "CRC32"])
 def test_a_prefix_of_a_real_s3_server_is_published_in_both_views(
-    s3: S3Server, tmp_path: Path, root: Path, engine: Engines, monkeypatch: pytest.MonkeyPatch, checksum: str
+    s3: S3Server,
+    tmp_path: Path,
+    root: Path,
+    engine: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+    checksum: Checksum,
 ) -> None:
     model = safetensors_model(tmp_path / "made", shards=2, shard_bytes=9 * MIB, seed=4)
     prefix = f"llama-{checksum.lower()}"
@@ -187,10 +193,10 @@ def test_a_new_revision_fetches_only_what_differs_and_moves_the_name(
     kept, old, new = noise(6 * MIB, 1), noise(6 * MIB, 2), noise(6 * MIB, 3)
     first = hub.add("org/model", {"a.safetensors": kept, "b.safetensors": old})
     running = engine(hf_endpoint=hub.url, keep_previous=0)
-    running.pull("hf://org/model@main")
+    snapshot = running.pull("hf://org/model@main")
     second = hub.add("org/model", {"a.safetensors": kept, "b.safetensors": new})
     hub.cdn.forget()
-    refreshed = running.pulls.start(running.store.snapshots.get("org--model").spec, refresh=True)
+    refreshed = running.begin(snapshot.spec, refresh=True)
     assert refreshed.done.result(60).revision == second
     assert hub.cdn.bytes_sent() == 6 * MIB
     assert (root / "models/org--model/b.safetensors").read_bytes() == new
@@ -210,7 +216,7 @@ def test_a_blob_that_lost_its_tail_is_fetched_anew_and_its_links_follow(
     snapshot = running.pull(f"{origin.url}/model.bin#sha256={digest(content)}")
     (root / "models/model.bin/model.bin").chmod(0o644)
     os.truncate(root / "models/model.bin/model.bin", MIB)
-    running.pulls.start(snapshot.spec, refresh=True).done.result(60)
+    running.begin(snapshot.spec, refresh=True).done.result(60)
     assert (root / "models/model.bin/model.bin").read_bytes() == content
     assert (hub_snapshot(root, "model.bin") / "model.bin").read_bytes() == content
 
@@ -218,7 +224,7 @@ def test_a_blob_that_lost_its_tail_is_fetched_anew_and_its_links_follow(
 def test_streams_share_a_file(origin: Origin, engine: Engines) -> None:
     origin.add("/model.bin", noise(64 * MIB))
     engine(streams=4).pull(f"{origin.url}/model.bin")
-    extents = [seen.extent for seen in origin.requests if seen.method == "GET"]
+    extents = [seen.extent for seen in origin.requests if seen.method == "GET" and seen.extent]
     assert len(extents) >= 8
     assert sorted(e[0] for e in extents) == sorted({e[0] for e in extents})
     assert origin.bytes_sent() == 64 * MIB
@@ -232,7 +238,7 @@ def test_each_stream_has_a_file_for_itself_while_there_are_enough(
     ref = origin.add_model("model", files)
     holds = [origin.hold(f"/model/{path}", after=MIB) for path in list(files)[:4]]
     running = engine(streams=4)
-    pull = running.pulls.start(spec_of(ref))
+    pull = running.begin(spec_of(ref))
     for hold in holds:
         assert hold.reached.wait(60)
     for hold in holds:
@@ -275,7 +281,7 @@ PASSING = {
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_a_passing_fault_costs_a_retry_and_no_byte_of_the_model(
-    origin: Origin, root: Path, engine: Engines, fault: object
+    origin: Origin, root: Path, engine: Engines, fault: Fault
 ) -> None:
     content = noise(24 * MIB)
     origin.add("/model.bin", content)
@@ -341,7 +347,7 @@ def test_a_small_file_makes_no_ingest_and_ends_one_that_is_there(
     origin.add("/config.json", content)
     running = engine()
     held = origin.hold("/config.json", after=100 * KIB)
-    begun = running.pulls.start(spec_of(f"{url}#sha256={digest(content)}"))
+    begun = running.begin(spec_of(f"{url}#sha256={digest(content)}"))
     assert begun is not None
     assert held.reached.wait(30)
     ingests = root / ".cachd/ingest"
@@ -357,7 +363,7 @@ def test_a_small_file_makes_no_ingest_and_ends_one_that_is_there(
 
 @pytest.mark.parametrize("fault", [IgnoreRange(), Chunked()], ids=["ranges ignored", "chunked"])
 def test_an_origin_without_ranges_is_read_by_one_stream(
-    origin: Origin, root: Path, engine: Engines, fault: object
+    origin: Origin, root: Path, engine: Engines, fault: Fault
 ) -> None:
     content = noise(24 * MIB)
     origin.add("/model.bin", content)
@@ -375,7 +381,7 @@ def test_a_file_that_changes_in_mid_pull_is_resolved_again_and_never_mixed(
     origin.add("/model.bin", old)
     running = engine(streams=2)
     hold = origin.hold("/model.bin", after=2 * MIB)
-    pulled = running.pulls.start(spec_of(f"{origin.url}/model.bin"))
+    pulled = running.begin(spec_of(f"{origin.url}/model.bin"))
     assert hold.reached.wait(30)
     origin.add("/model.bin", new)
     hold.release()
@@ -409,7 +415,7 @@ def assert_nothing_published(root: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [Flip(5 * MIB), Swap(MIB, 9 * MIB, 4096)], ids=["one bit", "swapped"])
-def test_a_wrong_byte_is_never_published(hub: Hub, root: Path, engine: Engines, fault: object) -> None:
+def test_a_wrong_byte_is_never_published(hub: Hub, root: Path, engine: Engines, fault: Fault) -> None:
     """Promised: A file that a reader can see was hashed by cachd to the digest its source declares, or its
     model is marked unverified.
     """
@@ -421,7 +427,7 @@ def test_a_wrong_byte_is_never_published(hub: Hub, root: Path, engine: Engines, 
         running.pull("hf://org/model")
     assert refusal.value.facts["file"] == "model.safetensors"
     assert refusal.value.facts["expected"] == f"sha256:{digest(content)}"
-    assert refusal.value.facts["got"] in refusal.value.detail
+    assert str(refusal.value.facts["got"]) in refusal.value.detail
     assert_nothing_published(root)
     assert not list((root / ".cachd/ingest").iterdir()), "the wrong bytes were discarded"
     assert b'cachd_verify_failures_total{stage="pull"} 1.0' in running.metrics.text()
@@ -440,7 +446,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize(("fault", "kind", "code"), ENDINGS.values(), ids=ENDINGS.keys())
 def test_a_lasting_fault_ends_the_pull_with_its_code(
-    origin: Origin, root: Path, engine: Engines, fault: object, kind: type[CachdError], code: str
+    origin: Origin, root: Path, engine: Engines, fault: Fault, kind: type[CachdError], code: str
 ) -> None:
     origin.add("/model.bin", noise(24 * MIB))
     running = engine(retries=1)

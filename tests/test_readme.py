@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -64,7 +65,8 @@ def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tm
     if command.startswith("curl "):
         require("curl")
     if "ready?wait" in command or " qwen" in command:
-        for asked in ({"exclude": ["*.bin"], "name": "qwen"}, {}):
+        wanted: tuple[dict[str, Any], ...] = ({"exclude": ["*.bin"], "name": "qwen"}, {})
+        for asked in wanted:
             node.pull(f"hf://{REPO}", **asked)
             node.ready(asked.get("name", REPO.replace("/", "--")))
     if "rollback" in command:

@@ -108,7 +108,7 @@ def publish(
     parsed = Ref.parse(ref)
     keep(store, files)
     manifest = manifest_of(files, base=parsed.base, revision=revision)
-    return store.snapshots.publish(ModelSpec(parsed, name or short_name(ref)), manifest, now=now)
+    return store.snapshots.publish(ModelSpec(parsed, name or short_name(ref) or ""), manifest, now=now)
 
 
 def shown(files: Files) -> dict[str, str]:
@@ -246,7 +246,7 @@ def give_back(fillers: Path) -> None:
 
 
 KILLED = 99
-CHANGING = ("mkdir", "rmdir", "rename", "link", "symlink", "unlink", "chmod", "fchmod")
+CHANGING: tuple[str, ...] = ("mkdir", "rmdir", "rename", "link", "symlink", "unlink", "chmod", "fchmod")
 CHANGING += ("write", "pwrite", "ftruncate", "posix_fallocate")
 
 
@@ -283,8 +283,8 @@ def dying_after(calls: int, work: Callable[[], object]) -> Callable[[], object]:
         created = deadly(opened)
         for name in CHANGING:
             setattr(os, name, deadly(getattr(os, name)))
-        os.open = lambda path, flags, *rest, **by: (created if flags & os.O_CREAT else opened)(
-            path, flags, *rest, **by
+        os.open = lambda path, flags, *rest, **by: (  # type: ignore[assignment]
+            (created if flags & os.O_CREAT else opened)(path, flags, *rest, **by)
         )
         return work()
 

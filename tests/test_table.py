@@ -38,7 +38,7 @@ Nodes = Callable[..., Node]
 
 
 def table(*entries: Mapping[str, Any], **more: Any) -> Table:
-    return Table(Config(sources=entries).sources, **more)  # type: ignore[arg-type]
+    return Table(Config(sources=entries).sources, **more)
 
 
 # --- what is wrong with it ---
@@ -125,7 +125,7 @@ def test_the_longest_prefix_wins_column_by_column() -> None:
 
 
 def test_an_entry_with_an_endpoint_takes_no_credentials_of_a_shorter_one() -> None:
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"prefix": "s3://", "profile": "it", "instance_role": True, "region": "r"},
         {"prefix": "s3://bucket/", "endpoint": "https://h"},
         {"prefix": "s3://bucket/x/", "credentials": "/x"},
@@ -141,7 +141,10 @@ def test_a_place_that_some_of_is_refused_is_asked_for_by_its_scheme_alone(engine
     running = engine(hf_endpoint=hub.url, sources=[{"prefix": "hf://evil/", "refuse": True}])
     with pytest.raises(Exception, match=r"refused by the entry hf://evil/"):
         running.pull(url)
-    entries = [{"prefix": "hf://evil/", "refuse": True}, {"prefix": f"{hub.url}/", "allow": True}]
+    entries: list[dict[str, Any]] = [
+        {"prefix": "hf://evil/", "refuse": True},
+        {"prefix": f"{hub.url}/", "allow": True},
+    ]
     assert table(*entries, endpoints={"hf": [hub.url]}).check(url) is None  # where the operator says so
     assert table(*entries[1:], endpoints={"hf": [hub.url]}).check(url) is None
     for other in ("https://huggingface.co./evil/x/resolve/main/y", "https://HF.co:443/evil/x"):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from tests.attacks.target import MIB, TOKEN, Target, attack
@@ -174,8 +175,8 @@ def a_second_host_and_a_foreign_one(target: Target) -> None:
 @attack("told-address")
 def refusals_that_could_tell_of_the_nodes_network(target: Target) -> None:
     secret = str(target.node.root.parent / "absent-hub-token")
-    private = {"address": ("127.0.0.1", "::1")}
-    cases: list[tuple[dict[str, object], dict[str, tuple[str, str, dict[str, Sequence[str]]]]]] = [
+    private: dict[str, Sequence[str]] = {"address": ("127.0.0.1", "::1")}
+    cases: list[tuple[dict[str, Any], dict[str, tuple[str, str, dict[str, Sequence[str]]]]]] = [
         (
             {"hf_token_file": secret},
             {
@@ -189,7 +190,7 @@ def refusals_that_could_tell_of_the_nodes_network(target: Target) -> None:
         ),
     ]
     for options, pulls in cases:
-        plain = {"allow": [], "token_file": target.node.options["token_file"]}
+        plain: dict[str, Any] = {"allow": [], "token_file": target.node.options["token_file"]}
         with target.another("telling", **plain, **options) as node:
             for name, (ref, code, withheld) in pulls.items():
                 token = {"Authorization": f"Bearer {TOKEN}"}
@@ -338,7 +339,7 @@ def handshakes_that_do_not_end(target: Target) -> None:
 def clients_without_a_certificate_of_the_right_authority(target: Target) -> None:
     place = target.node.root.parent
     pem, clients, others = (certified(place / f"{name}.pem") for name in ("tls", "clients", "others"))
-    told = {"tls_cert_file": str(pem), "tls_client_ca_file": str(clients)}
+    told: dict[str, Any] = {"tls_cert_file": str(pem), "tls_client_ca_file": str(clients)}
     old = trusting(pem, clients)
     old.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):

@@ -108,7 +108,7 @@ def a_group_that_may_write_and_a_directory_that_was_there_first(target: Target) 
         own = node.root / "cachd"
         with running(node):
             assert node.ready("small").status == 200
-            until(lambda own=own: not open_to_the_group(own))  # type: ignore[misc]
+            until(lambda own=own: not open_to_the_group(own))
         assert not (own / ".cachd").stat().st_mode & 0o077
         assert not (own / ".cachd/format").stat().st_mode & 0o022
         own.rename(node.root / "moved")

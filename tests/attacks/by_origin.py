@@ -25,12 +25,13 @@ from tests.attacks.test_identity import COLLIDING, SMALL, alike_by_crc32
 from tests.attacks.test_sources import assert_refused, blob_of
 from tests.attacks.test_sources import digest as sha256_of
 from tests.attacks.test_waits import KEPT, PROMPT_SECONDS
-from tests.faults.test_fuzz import BUCKET_PAGE, HEAD_OF_OBJECT, LISTED, SHA256, XML_PIECES
+from tests.faults.test_fuzz import BUCKET_PAGE, HEAD_OF_OBJECT, LISTED, XML_PIECES
 from tests.ground.bucket import Bucket
 from tests.ground.models import noise
 from tests.ground.origin import Fault, File, Late, Origin, Redirect, Reply, Seen, Status, Unending
 from tests.ground.scripted import Scripted, heard
 from tests.ground.site import until
+from tests.test_model import SHA256
 
 
 def keys_file(target: Target) -> str:
@@ -287,7 +288,7 @@ def answers_without_end(target: Target) -> None:
 @attack("endless-wait")
 def origins_that_keep_a_pull_waiting(target: Target) -> None:
     """A delete ends it where the daemon reaches them, a stop of another daemon wherever they are."""
-    plain = {"allow": ["127.0.0.0/8", "10.0.0.0/8"], "connect_seconds": 600}
+    plain: dict[str, Any] = {"allow": ["127.0.0.0/8", "10.0.0.0/8"], "connect_seconds": 600}
     plain["sources"] = [{"prefix": "s3://models/", "region": "us-east-1", "credentials": keys_file(target)}]
     for number, keeping in enumerate(KEPT.values()):
         with keeping() as kept:

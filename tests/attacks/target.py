@@ -316,7 +316,14 @@ def installed(place: Path, project: Path) -> list[str]:
     """The words that run cachd from an environment of its own, with the project installed in it."""
     environment = place / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [environment / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    pip: list[str | Path] = [
+        environment / "bin/python",
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "-q",
+    ]
     subprocess.run([*pip, project], check=True, env={**os.environ, "PYTHONPATH": ""})
     os.sync()  # or the daemon's own syncs wait for what pip wrote
     return [str(environment / "bin/cachd")]

@@ -71,7 +71,21 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=20,
 )
-JSON_PIECES = (b"[", b"]", b"{", b"}", b'"', b"\\", b"\\u", b"\\ud800", b",", b":", b"NaN", b"1e999", b"-")
+JSON_PIECES: tuple[bytes, ...] = (
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b"\\",
+    b"\\u",
+    b"\\ud800",
+    b",",
+    b":",
+    b"NaN",
+    b"1e999",
+    b"-",
+)
 JSON_PIECES += (
     b"9" * 5000,
     b"\xff",

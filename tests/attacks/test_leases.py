@@ -19,7 +19,7 @@ import pytest
 
 from cachd.errors import InUse, Leased
 from cachd.kernel.leases import is_open, tells_use, unlinked_unless_open
-from cachd.model import Extent, Snapshot
+from cachd.model import Extent, File, Snapshot
 from cachd.sources.beneath import open_file
 from cachd.store.residency import load, resident
 from cachd.store.scrub import reread
@@ -159,7 +159,7 @@ def test_a_pod_of_another_uid_can_hold_no_lease(store: Store, root: Path) -> Non
 # --- what the store does ---
 
 
-def blob_of(store: Store, snapshot: Snapshot) -> tuple[Path, object]:
+def blob_of(store: Store, snapshot: Snapshot) -> tuple[Path, File]:
     file = max(store.snapshots.manifest(snapshot).files, key=lambda f: f.size)
     return store.content.path(file.blob), file
 
@@ -272,14 +272,9 @@ def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promp
     assert node.ready("org--model").status == 200
     with leased("write", published(node.root)):
         node.wait_for("blob not scrubbed")
-        for ask in (
-            lambda: node.ask("GET", "/readyz"),
-            lambda: node.ready("held"),
-            lambda: node.ask("GET", "/v1/models"),
-            lambda: node.ask("GET", "/v1/models/held"),
-        ):
+        for path in ("/readyz", "/v1/models/held/ready", "/v1/models", "/v1/models/held"):
             with prompt():
-                assert ask().status == 200
+                assert node.ask("GET", path).status == 200
         with prompt():
             ground.have("another")
         ground.hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(200_000)})

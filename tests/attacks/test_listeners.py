@@ -360,8 +360,8 @@ def secured(connections: Connections, pem: Path) -> Iterator[tuple[App, tuple[st
             await super().shutdown(sockets)
 
         def made(self, handshake: Counted) -> Connection:
-            told = {"connections": connections, "app": app, "handshake": handshake}
-            return Connection(config, self.server_state, {}, **told)
+            state = self.server_state
+            return Connection(config, state, {}, connections=connections, app=app, handshake=handshake)
 
     server = Server(config)
     sock = socket.create_server(("127.0.0.1", 0))

@@ -136,7 +136,7 @@ def test_anonymous_listings_of_a_large_model_starve_no_probe(large: Ground) -> N
     def listings(number: int) -> list[int]:
         return [large.node.ask("GET", paths[(number + turn) % len(paths)]).status for turn in range(3)]
 
-    answered = probed_during(large.node, [lambda n=n: listings(n) for n in range(40)])  # type: ignore[misc]
+    answered = probed_during(large.node, [lambda n=n: listings(n) for n in range(40)])
     assert {status for each in answered for status in each} <= {200, 503}
     assert sum(each.count(200) for each in answered) > 20, "they are answered as well"
 
@@ -148,7 +148,7 @@ def test_listings_of_as_many_pages_as_there_are_names_starve_no_probe(large: Gro
     def listed(number: int) -> int:
         return large.node.ask("GET", f"/v1/models?after=a{number}").status
 
-    answered = probed_during(large.node, [lambda n=n: listed(n) for n in range(100)])  # type: ignore[misc]
+    answered = probed_during(large.node, [lambda n=n: listed(n) for n in range(100)])
     assert set(answered) <= {200, 503}
     assert 200 in answered
     assert large.node.ask("GET", "/metrics").status == 200
@@ -224,7 +224,8 @@ async def test_a_client_follows_every_page_there_is_and_asks_a_busy_daemon_again
 
 
 async def test_what_many_ask_for_at_once_is_made_once_and_never_older_than_the_question() -> None:
-    lane, begun, made = Lane("test", 1, callers=64), threading.Semaphore(0), []
+    lane, begun = Lane("test", 1, callers=64), threading.Semaphore(0)
+    made: list[int] = []
     gates = [threading.Event() for _ in range(2)]
 
     def make() -> int:
@@ -319,7 +320,7 @@ async def test_all_who_wait_for_one_pull_leave_one_callback_at_it() -> None:
     waits, done = Waits(8), Future[None]()
     added: list[object] = []
     real = done.add_done_callback
-    done.add_done_callback = lambda call: (added.append(call), real(call))[1]  # type: ignore[method-assign]
+    done.add_done_callback = lambda call: (added.append(call), real(call))[1]  # type: ignore[method-assign,assignment]
     for _ in range(100):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):

@@ -81,7 +81,7 @@ def sent(node: Node, *lines: bytes) -> bytes:
         connection.sendall(b"\r\n".join(head) + b"\r\n\r\n")
         answer = http.client.HTTPResponse(connection)
         answer.begin()
-        return json.loads(answer.read())["code"].encode()
+        return str(json.loads(answer.read())["code"]).encode()
 
 
 def test_of_several_authorization_headers_none_counts(guarded: Node) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -424,8 +425,8 @@ def test_a_start_goes_on_with_more_pulls_than_may_wait_now(origin: Origin, root:
 
 @contextmanager
 def opened(root: Path, **options: object) -> Iterator[Engine]:
-    plain = {"root": root, "allow": ("127.0.0.0/8", "http://127.0.0.1/"), "reserve_free": 0}
-    with assembled(Config(**{**plain, **options})) as parts:  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"root": root, "allow": ("127.0.0.0/8", "http://127.0.0.1/"), "reserve_free": 0}
+    with assembled(Config(**{**plain, **options})) as parts:
         yield Engine(parts)
 
 

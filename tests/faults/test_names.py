@@ -251,7 +251,7 @@ def test_a_model_of_a_refused_format_is_refused_with_its_files_named(
     hub.add("org/both", {"model.safetensors": noise(1000, 2), "pytorch_model.bin": noise(1000)})
     opened = engine(hf_endpoint=hub.url, refuse=("*.bin", "*.pt", "*.pkl"))
     for repo in ("org/pickle", "org/both"):
-        error = refused(lambda repo=repo: opened.pull(f"hf://{repo}"), "file_refused")  # type: ignore[misc]
+        error = refused(lambda repo=repo: opened.pull(f"hf://{repo}"), "file_refused")
         assert "pytorch_model.bin" in error.detail
         assert "exclude" in error.hint
     assert hub.cdn.bytes_sent() == 0

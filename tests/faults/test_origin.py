@@ -27,7 +27,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
+from cachd.sources.source import CancelToken, Source
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, spec_of
@@ -453,7 +453,7 @@ def test_a_login_page_is_no_file_and_no_listing(origin: Origin, hub: Hub, bucket
     url = origin.add("/it.safetensors", noise(MIB))
     hub.add("org/m", {"config.json": b"{}"})
     bucket.put("m/it", noise(MIB))
-    resolves = {
+    resolves: dict[str, tuple[Source, str]] = {
         "login_page": (WebSource(over()), url),
         "origin_protocol": (hub_source(hub), "hf://org/m"),
         "origin_failed": (bucket_source(bucket), "s3://models/m/"),

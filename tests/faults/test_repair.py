@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,7 +171,7 @@ def test_only_the_parts_that_the_disk_changed_are_fetched_again(
 
 
 @pytest.fixture
-def pulled_with(origin: Origin, root: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def pulled_with(origin: Origin, root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Pulls 24 MiB in parts, by one stream or so many, while a system call on its data fails."""
     content = noise(24 * MIB)
     ref = held(origin, content)

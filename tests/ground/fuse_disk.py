@@ -42,7 +42,7 @@ _TIMES = ("st_atime", "st_mtime", "st_ctime")
 _FILE_SYSTEM = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail")
 
 
-class Disk(mfusepy.Operations):  # type: ignore[misc]
+class Disk(mfusepy.Operations):
     use_ns = True
 
     def __init__(self, backing: str, rules: str, log: str) -> None:

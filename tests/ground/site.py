@@ -28,7 +28,7 @@ Nodes = Callable[..., Node]
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T]) -> T:
+def until(what: Callable[[], T | None]) -> T:
     """The first true answer, of what nothing tells. Fails when there is none in time."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := what()):
@@ -135,7 +135,7 @@ print("mapped", flush=True)
 sys.stdin.read()
 print(hashlib.sha256(seen).hexdigest())
 """
-    command = [sys.executable, "-c", script, file]
+    command = [sys.executable, "-c", script, str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         try:
             assert reader.stdout is not None

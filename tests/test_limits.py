@@ -402,11 +402,11 @@ def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.mark.usefixtures("no_options_in_the_environment")
 WRONG_LIMITS: tuple[Any, ...] = ({"gopher": 5}, {"hf": -1}, {"hf": "x"}, "hf", 5, "{")
 WRONG_RATES: tuple[Any, ...] = (-1, "-1", "fast", "5MB/h", [], 1.5)
 
 
+@pytest.mark.usefixtures("no_options_in_the_environment")
 class TestOptions:
     def test_there_is_no_limit_by_default(self) -> None:
         assert load().limits == Limits()

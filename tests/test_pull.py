@@ -190,7 +190,7 @@ def test_a_new_revision_fetches_only_what_differs_and_moves_the_name(
     running.pull("hf://org/model@main")
     second = hub.add("org/model", {"a.safetensors": kept, "b.safetensors": new})
     hub.cdn.forget()
-    refreshed = running.pulls.start(running.store.snapshots.get("org--model").spec, refresh=True)
+    refreshed = running.pulls.start(running.store.names.get("org--model").spec, refresh=True)
     assert refreshed.done.result(60).revision == second
     assert hub.cdn.bytes_sent() == 6 * MIB
     assert (root / "models/org--model/b.safetensors").read_bytes() == new

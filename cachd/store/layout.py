@@ -18,6 +18,7 @@ status/<name>.json                the state of a model, for pods that have only 
     pending/<name>.began          how many daemon processes in a row began it and died
     pins/<name>
     previous/<name>.json          the snapshots that the name led to before
+    rollbacks/<name>.json         a rollback that has begun; a restart completes it
     quarantined/<name>.json       a snapshot that was ready until damage was found, and waits for its repair
     damaged/<algorithm>-<hex>     blobs with wrong bytes; a repair reuses their good parts
     scrub_log.json                when each blob was last verified
@@ -44,6 +45,7 @@ PRIVATE = (
     ".cachd/pending",
     ".cachd/pins",
     ".cachd/previous",
+    ".cachd/rollbacks",
     ".cachd/quarantined",
     ".cachd/damaged",
     ".cachd/leases",
@@ -95,6 +97,10 @@ class Layout:
     @property
     def previous(self) -> Path:
         return self.root / ".cachd/previous"
+
+    @property
+    def rollbacks(self) -> Path:
+        return self.root / ".cachd/rollbacks"
 
     @property
     def quarantined(self) -> Path:
@@ -166,6 +172,9 @@ class Layout:
 
     def previous_file(self, name: str) -> Path:
         return self.previous / f"{name}.json"
+
+    def rollback_file(self, name: str) -> Path:
+        return self.rollbacks / f"{name}.json"
 
     def quarantine_file(self, name: str) -> Path:
         return self.quarantined / f"{name}.json"

@@ -35,8 +35,8 @@ from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
 from cachd.sources.wire import Wire
 from cachd.store.catalog import snapshot_from
+from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import read_parts
-from cachd.store.store import Store
 from tests.faults.test_fuzz import (
     BUCKET_PAGE,
     MANIFEST,
@@ -412,7 +412,7 @@ def test_a_spoiled_manifest_wish_or_snapshot_is_one_or_unreadable(manifest: str,
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fuzzed") / "root"
     root.mkdir(mode=0o755)
-    Store(root).close()
+    DiskStore(root).close()
     return root
 
 
@@ -426,13 +426,13 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_spoiled_files_of_the_cache_keep_no_daemon_from_its_start(
     empty: Path, uses: str, lease: str, previous: str, verified: str
 ) -> None:
-    with closing(Store(empty)) as store:
+    with closing(DiskStore(empty)) as store:
         layout = store.layout
     said = {layout.usage_log: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
     for path, text in {**said, layout.scrub_log: verified}.items():
         path.write_text(text, encoding="utf-8", errors="replace")
-    with closing(Store(empty)) as store:
-        store.snapshots.all()
+    with closing(DiskStore(empty)) as store:
+        store.names.all()
 
 
 @fuzz(300)

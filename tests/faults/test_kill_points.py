@@ -198,17 +198,17 @@ def listed(root: Path, origins: Origins, model: str, injected: Plan | None = Non
     with opened(root, origins) as parts:
         desired = iter([[Desired(specs(origins)[model], pin=True)]])
         parts.pulls.resume()
-        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, lambda: next(desired, None))
+        prewarm = Prewarm(parts.pulls, parts.store, parts.warms, lambda: next(desired, None))
         prewarm.start()
         if running := parts.pulls.running_for("m"):
             running.done.result(PATIENCE_SECONDS)
         prewarm.close()
         if injection:
             injection.over()
-        shown = parts.store.snapshots.get("m")
+        shown = parts.store.names.get("m")
         return [
             *([] if shown and shown.spec == specs(origins)[model] else [f"m is {shown}"]),
-            *([] if parts.store.snapshots.is_pinned("m") else ["m is not pinned"]),
+            *([] if parts.store.pins.has("m") else ["m is not pinned"]),
         ]
 
 

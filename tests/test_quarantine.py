@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cachd.errors import NotFound
+from cachd.errors import NoSpace, NotFound
 from cachd.model import ModelSpec, Ref
 from cachd.store.disk_store import DiskStore
+from cachd.store.history import Rollback
 from cachd.store.views import HubView
-from tests.ground.disks import fill
+from tests.ground.disks import fill, take_inodes
 from tests.ground.models import noise
 from tests.test_store import (
     A,
@@ -23,6 +25,7 @@ from tests.test_store import (
     base_as_another_user,
     blobs_of,
     file_of,
+    give_back,
     hexes,
     keep,
     killed_at_every_step,
@@ -157,31 +160,92 @@ def test_a_repair_that_ends_at_the_very_moment_of_the_publish_before_it_is_made_
         assert_repaired(root)
 
 
-def test_a_process_killed_at_any_step_of_a_rollback_leaves_one_of_both_whole() -> None:
-    old, new = (
-        {"config.json": b"{}", "model.bin": noise(KIB, 1)},
-        {"config.json": b"{}", "model.bin": noise(KIB, 2)},
-    )
+OLD = {"config.json": b"{}", "model.bin": noise(KIB, 1)}
+NEW = {"config.json": b"{}", "model.bin": noise(KIB, 2)}
+BOTH = {A: OLD, B: NEW}
+OTHER = {A: B, B: A}
+
+
+def two_revisions(root: Path) -> None:
+    """Let m lead to B, and to A before."""
+    with DiskStore(root, keep_previous=1) as store:
+        publish(store, OLD, "hf://org/model@v1", "m", revision=A, now=1.0)
+        publish(store, NEW, "hf://org/model@v2", "m", revision=B, now=2.0)
+
+
+def roll_back(root: Path) -> None:
+    with DiskStore(root, keep_previous=1) as store:
+        assert store.rollback("m", now=3.0).revision == A
+
+
+def assert_way_back(root: Path) -> str:
+    """Open a root that a killed rollback left: m leads to one revision, and back to the other. Returns it."""
+    with DiskStore(root, keep_previous=1) as store:
+        shown = store.names.get("m")
+        assert shown is not None, "the name is lost"
+        store.sweep_snapshots()
+        assert blobs_of(root) == hexes(OLD, NEW)
+        assert_whole(root, "m", BOTH[shown.revision], commit=shown.revision)
+        back = OTHER[shown.revision]
+        assert [s.revision for s in store.history.of("m")] == [back], "the way back is lost"
+        assert (shown.revision == A) == (store.history.rolled_back_from("m") is not None)
+        assert list((root / ".cachd/rollbacks").glob("[!.]*")) == []
+        assert store.rollback("m", now=4.0).revision == back
+        assert_whole(root, "m", BOTH[back], commit=back)
+    return shown.revision
+
+
+def test_a_process_killed_at_any_step_of_a_rollback_loses_neither_the_name_nor_the_way_back() -> None:
     with base_as_another_user() as base:
-        with DiskStore(base, keep_previous=1) as store:
-            publish(store, old, "hf://org/model@v1", "m", revision=A, now=1.0)
-            publish(store, new, "hf://org/model@v2", "m", revision=B, now=2.0)
+        two_revisions(base)
+        assert {assert_way_back(root) for root in killed_at_every_step(base, roll_back)} == {A, B}
 
-        def rolled_back(root: Path) -> None:
-            with DiskStore(root, keep_previous=1) as store:
-                assert store.rollback("m", now=3.0).revision == A
 
-        seen = set()
-        for root in killed_at_every_step(base, rolled_back):
-            with DiskStore(root, keep_previous=1) as store:
-                assert blobs_of(root) == hexes(old, new)
-                shown = store.names.get("m")
-                seen.add(shown and shown.revision)
-                store.sweep_snapshots()
-                if shown is None:  # cut off between the old ready file and the new one
-                    continue
-                assert_whole(root, "m", old if shown.revision == A else new, commit=shown.revision)
-        assert {A, B} <= seen
+def test_a_process_killed_while_it_completes_a_rollback_completes_it_in_the_next_life() -> None:
+    with base_as_another_user() as base:
+        two_revisions(base)
+        cut = [r for r in killed_at_every_step(base, roll_back) if not (r / "ready/m.json").exists()]
+        assert cut, "it was killed between the old ready file and the new one"
+        for root in killed_at_every_step(cut[0], lambda root: DiskStore(root, keep_previous=1).close()):
+            assert assert_way_back(root) == A
+
+
+def test_a_rollback_that_fails_leaves_the_name_and_the_way_back(small_disk: Callable[..., Path]) -> None:
+    """Out of inodes at the first step that needs one, the second, the third... until it has enough."""
+    disk = small_disk(16 * MIB, inodes=400)
+    root = disk / "root"
+    root.mkdir()
+    two_revisions(root)
+    with DiskStore(root, keep_previous=1) as store:
+        for leave in itertools.count():
+            fillers = take_inodes(disk, leave=leave)
+            try:
+                store.rollback("m", now=3.0)
+            except NoSpace:
+                give_back(fillers)
+            else:
+                give_back(fillers)
+                break
+            assert [s.revision for s in (store.names.ready("m"), *store.history.of("m"))] == [B, A]
+            assert list((root / ".cachd/rollbacks").glob("[!.]*")) == []
+    assert leave > 3
+    assert assert_way_back(root) == A
+
+
+def test_whatever_is_published_or_removed_after_a_rollback_that_was_cut_off_is_not_undone(root: Path) -> None:
+    two_revisions(root)
+    record = root / ".cachd/rollbacks/m.json"
+    for after in (lambda store: publish(store, NEW, "hf://org/model@v2", "m", revision=B), withdrawn):
+        with DiskStore(root, keep_previous=1) as store:
+            left = Rollback(store.history.of("m")[0], None, store.names.ready("m").spec, 3.0)
+            with store.names.changing():
+                store.history.begin_rollback(left)
+            after(store)
+            assert not record.exists()
+
+
+def withdrawn(store: DiskStore) -> None:
+    store.withdraw("m")
 
 
 def test_a_process_killed_at_any_step_of_an_eviction_leaves_a_model_whole_or_gone() -> None:

@@ -225,6 +225,55 @@ def test_killed_while_a_changed_configuration_is_taken_over_the_next_life_does_w
     assert visible(root, known) == []
 
 
+ROLLED_BACK: dict[str, tuple[Plan, ...]] = {
+    "asked for, not recorded": (Plan("killed before", 0, point=r"rename \.cachd/rollbacks/\.m\.json\.new "),),
+    "recorded": (Plan("killed after", 0, point=r"rename \.cachd/rollbacks/\.m\.json\.new "),),
+    "the history changed, the name not": (
+        Plan("killed after", 0, point=r"rename \.cachd/previous/\.m\.json\.new "),
+    ),
+    "the old ready file gone": (Plan("killed after", 0, point=r"unlink ready/m\.json"),),
+    "the name moved": (Plan("killed after", 0, point=r"rename \.cachd/staging/m\.link models/m"),),
+    "ready, the record still there": (
+        Plan("killed after", 0, point=r"rename \.cachd/staging/m\.json ready/m\.json"),
+        Plan("killed before", 0, point=r"unlink \.cachd/rollbacks/m\.json"),
+    ),
+}
+
+
+@each_plan(ROLLED_BACK)
+def test_killed_in_a_rollback_the_next_life_has_the_model_and_the_way_back(
+    root: Path, origins: Origins, known: Known, plan: Plan
+) -> None:
+    def published() -> list[str]:
+        with opened(root, origins) as parts:
+            for model in ("a", "b"):
+                Life(parts, origins).pull(model)
+        return []
+
+    def rolled_back() -> list[str]:
+        with opened(root, origins) as parts:
+            injection = Injection(root, plan, Tally())
+            parts.pulls.rollback("m")
+            injection.over()
+        return []
+
+    def back_and_forth() -> list[str]:
+        found, sent = [], origins.sent()
+        with opened(root, origins) as parts:
+            both = {specs(origins)[model] for model in ("a", "b")}
+            shown = parts.store.names.get("m")
+            other = parts.pulls.rollback("m")
+            if shown is None or {shown.spec, other.spec} != both:
+                found.append(f"m was {shown}, and is {other} after a rollback")
+        return [*found, *([] if origins.sent() == sent else ["bytes were fetched"])]
+
+    assert in_child(published).told == []
+    assert in_child(rolled_back).killed, "it never came to that point"
+    assert visible(root, known) == []
+    assert in_child(back_and_forth).told == []
+    assert visible(root, known) == []
+
+
 def test_a_recovery_killed_a_hundred_times_in_a_row_ends_when_it_is_let(
     root: Path, origins: Origins, known: Known, killed_at: Callable[[Plan], bool]
 ) -> None:

@@ -13,7 +13,7 @@ from cachd.kernel.leases import tells_use
 from cachd.model import Digest, File, Manifest, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.content import ContentStore
-from cachd.store.history import History
+from cachd.store.history import Histories
 from cachd.store.holds import Holds
 from cachd.store.layout import Layout
 from cachd.store.leases import Leases
@@ -74,49 +74,36 @@ class DiskStore:
             raise
 
     def _read(self, *, keep_previous: int, keep_opened_seconds: float) -> None:
-        """Read what is on the disk, and construct the parts. The verbs of the store are their methods."""
+        """Read what is on the disk, and construct the parts. Most verbs of the store are their methods."""
         layout, content = self.layout, self.content
-        self.usage_log = UsageLog(layout)
-        self.watch = Watch(layout, self.usage_log)
-        self.pending = PendingPulls(layout)
+        self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
+        self.watch = watch = Watch(layout, self.usage_log)
         self.names = names = Names(layout)
         self.manifests = manifests = Manifests(layout, content, names)
-        self.history = History(layout, keep_previous)
+        self.history = history = Histories(layout, keep_previous)
         self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)
-        self.protection = Protection(
+        self.protection = protection = Protection(
             content,
             names,
             manifests,
             self.pins,
             self.leases,
             holds,
-            self.watch,
+            watch,
             keep_opened_seconds=keep_opened_seconds,
         )
         self._views = views = PodViews(layout, content, names, manifests, holds)
-        publisher = Publisher(layout, content, names, manifests, views, self.history, self.watch, self.pins)
-        self.publish = publisher.publish
-        self._rollbacks = Rollbacks(content, names, manifests, self.history, publisher)
-        self.rollback = self._rollbacks.rollback
+        publisher = Publisher(layout, content, names, manifests, views, history, watch, self.pins)
+        self._rollbacks = Rollbacks(content, names, manifests, history, publisher)
         self._quarantines = Quarantines(layout, content, names, manifests, views)
+        withdrawals = Withdrawals(layout, content, names, manifests, views, history, protection, watch)
+        self.sweep = Sweep(layout, content, manifests, withdrawals)
+        self.publish, self.rollback = publisher.publish, self._rollbacks.rollback
+        self.withdraw, self.withdraw_refused = withdrawals.withdraw, withdrawals.withdraw_refused
+        self.evict, self.drop = withdrawals.evict, withdrawals.drop
+        self.sweep_snapshots = withdrawals.sweep_snapshots
         self.check, self.quarantine = self._quarantines.check, self._quarantines.quarantine
         self.to_repair = self._quarantines.to_repair
-        withdrawals = Withdrawals(
-            layout,
-            content,
-            names,
-            manifests,
-            views,
-            self.history,
-            self.protection,
-            self.pins,
-            self.leases,
-            self.watch,
-        )
-        self.withdraw, self.evict = withdrawals.withdraw, withdrawals.evict
-        self.withdraw_refused = withdrawals.withdraw_refused
-        self.drop, self.sweep_snapshots = withdrawals.drop, withdrawals.sweep_snapshots
-        self.sweep = Sweep(layout, content, manifests, withdrawals)
 
     def _settle(self) -> None:
         """End what a crash interrupted."""

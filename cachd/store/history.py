@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class History:
     """The previous snapshots of one name, the newest first, and the spec that its last rollback replaced."""
 
     snapshots: tuple[Snapshot, ...] = ()
@@ -85,23 +85,23 @@ class Rollback:
         )
 
 
-class History:
+class Histories:
     """The last `keep` snapshots that each name led to before. Whoever changes it holds `Names.changing`."""
 
     def __init__(self, layout: Layout, keep: int) -> None:
         self._layout, self._keep = layout, keep
-        self._pasts = {path.stem: self._read(path.stem) for path in layout.previous.glob("[!.]*.json")}
+        self._histories = {path.stem: self._read(path.stem) for path in layout.previous.glob("[!.]*.json")}
         self._rollbacks = dict(self._read_rollbacks())
-        self._before_rollback: dict[str, Past] = {}
+        self._before_rollback: dict[str, History] = {}
 
     def of(self, name: str) -> list[Snapshot]:
         """The previous snapshots of a name that are still on disk, the newest first."""
-        past = self._pasts.get(name, Past())
-        return [s for s in past.snapshots[: self._keep] if self._layout.manifest(s.manifest).exists()]
+        history = self._histories.get(name, History())
+        return [s for s in history.snapshots[: self._keep] if self._layout.manifest(s.manifest).exists()]
 
     def rolled_back_from(self, name: str) -> ModelSpec | None:
         """The spec that the last rollback of a name replaced; None if another spec was published since."""
-        return self._pasts.get(name, Past()).rolled_back_from
+        return self._histories.get(name, History()).rolled_back_from
 
     def manifests(self) -> set[str]:
         """The manifest ids of the snapshots that a rollback may need, or that one that has begun needs."""
@@ -110,7 +110,7 @@ class History:
 
     def all(self) -> list[Snapshot]:
         """The previous snapshots of all names."""
-        return [s for name in list(self._pasts) for s in self.of(name)]
+        return [s for name in list(self._histories) for s in self.of(name)]
 
     def replace(self, replaced: Snapshot | None, by: Snapshot, *, rolled_back_from: ModelSpec | None) -> None:
         """Remember `replaced` as the newest previous snapshot of the name that `by` is published under.
@@ -123,11 +123,11 @@ class History:
         if rolled_back_from is None and (replaced is None or replaced.spec == by.spec):
             # A repair or a refresh of the same spec does not end the effect of a rollback.
             rolled_back_from = self.rolled_back_from(by.name)
-        past = Past(tuple(list(reversed(once.values()))[: self._keep]), rolled_back_from)
-        if past == self._pasts.get(by.name, Past()):
+        history = History(tuple(list(reversed(once.values()))[: self._keep]), rolled_back_from)
+        if history == self._histories.get(by.name, History()):
             return
         try:
-            self._write(by.name, past)
+            self._write(by.name, history)
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
@@ -138,9 +138,9 @@ class History:
 
         Raises OSError.
         """
-        past = self._pasts.pop(name, Past())
+        history = self._histories.pop(name, History())
         durable.remove(self._layout.previous_file(name))
-        return {s.manifest for s in past.snapshots} - self.manifests()
+        return {s.manifest for s in history.snapshots} - self.manifests()
 
     def drop(self, manifest: str) -> None:
         """Remove a snapshot from the history of every name, so that no rollback can publish it.
@@ -149,10 +149,10 @@ class History:
         """
         for name in [name for name, each in self._rollbacks.items() if each.to.manifest == manifest]:
             self.end_rollback(name)
-        for name, past in list(self._pasts.items()):
-            kept = tuple(s for s in past.snapshots if s.manifest != manifest)
-            if kept != past.snapshots:
-                self._write(name, Past(kept, past.rolled_back_from))
+        for name, history in list(self._histories.items()):
+            kept = tuple(s for s in history.snapshots if s.manifest != manifest)
+            if kept != history.snapshots:
+                self._write(name, History(kept, history.rolled_back_from))
 
     # --- rollbacks that have begun ---
 
@@ -162,7 +162,7 @@ class History:
         document = json.dumps(rollback.as_document(), indent=1)
         durable.write_file(self._layout.rollback_file(name), document.encode())
         self._rollbacks[name] = rollback
-        self._before_rollback[name] = self._pasts.get(name, Past())
+        self._before_rollback[name] = self._histories.get(name, History())
 
     def end_rollback(self, name: str) -> None:
         """Something was published under the name, or the name was removed. Raises OSError."""
@@ -177,7 +177,7 @@ class History:
         If the disk fails, the record stays, and the next start completes the rollback.
         """
         with suppress(OSError):
-            if (before := self._before_rollback[name]) != self._pasts.get(name, Past()):
+            if (before := self._before_rollback[name]) != self._histories.get(name, History()):
                 self._write(name, before)
             self.end_rollback(name)
 
@@ -187,20 +187,20 @@ class History:
 
     # --- private ---
 
-    def _write(self, name: str, past: Past) -> None:
-        document = json.dumps(past.as_document(), indent=1)
+    def _write(self, name: str, history: History) -> None:
+        document = json.dumps(history.as_document(), indent=1)
         durable.write_file(self._layout.previous_file(name), document.encode())
-        self._pasts[name] = past
+        self._histories[name] = history
 
-    def _read(self, name: str) -> Past:
+    def _read(self, name: str) -> History:
         path = self._layout.previous_file(name)
         try:
-            return Past.from_document(durable.read_document(path))
+            return History.from_document(durable.read_document(path))
         except files.UNREADABLE as error:
             catalog.check_passing(error, path)
             log.warning("unreadable history removed", name=name, reason=repr(error))
             path.unlink(missing_ok=True)
-            return Past()
+            return History()
 
     def _read_rollbacks(self) -> Iterator[tuple[str, Rollback]]:
         for path in sorted(self._layout.rollbacks.glob("[!.]*.json")):

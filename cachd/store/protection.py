@@ -113,6 +113,11 @@ class Protection:
         with self._content.reads.paused():
             return self._holds.take(manifest)
 
+    def end(self, name: str) -> None:
+        """Remove the pin and the leases of a name that is being removed. Raises DiskFailed."""
+        self._pins.remove(name)
+        self._leases.release_all(name)
+
     def _check_kept(self, name: str) -> None:
         """Raises InUse if the name is pinned or leased."""
         if self._pins.has(name):

@@ -20,7 +20,7 @@ from cachd.kernel import durable
 from cachd.model import Manifest, ModelSpec, Snapshot, snapshot_of
 from cachd.store import catalog
 from cachd.store.content import ContentStore
-from cachd.store.history import History, Rollback
+from cachd.store.history import Histories, Rollback
 from cachd.store.layout import Layout
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
@@ -44,7 +44,7 @@ class Publisher:
         names: Names,
         manifests: Manifests,
         views: PodViews,
-        history: History,
+        history: Histories,
         watch: Watch,
         pins: Pins,
     ) -> None:

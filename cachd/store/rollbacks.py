@@ -15,7 +15,7 @@ import structlog
 from cachd.errors import CachdError, DiskFailed, NotFound
 from cachd.model import Snapshot
 from cachd.store.content import ContentStore
-from cachd.store.history import History, Rollback
+from cachd.store.history import Histories, Rollback
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
 from cachd.store.publish import Publisher
@@ -31,7 +31,7 @@ class Rollbacks:
         content: ContentStore,
         names: Names,
         manifests: Manifests,
-        history: History,
+        history: Histories,
         publisher: Publisher,
     ) -> None:
         self._content, self._names, self._manifests = content, names, manifests

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store.content import ContentStore
-from cachd.store.history import History
+from cachd.store.history import Histories
 from cachd.store.layout import Layout
 from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
@@ -31,14 +31,14 @@ class Store(Protocol):
         ready -------quarantine, check------> quarantined -------publish, rollback------> ready
         quarantined -------withdraw, withdraw_refused------> absent
 
-    The verbs below change what pods see, durably and one at a time; `tests/contract_store.py` says what each
-    promises. Any thread may call any of them. All raise NoSpace or DiskFailed when the disk fails.
+    The verbs below change what pods see, durably and one at a time. Any thread may call any of them.
+    All raise NoSpace or DiskFailed when the disk fails; the other errors stand last in each docstring.
     """
 
     layout: Layout  # where pods find the models
     names: Names  # which snapshot each name leads to
     manifests: Manifests  # the files of each snapshot
-    history: History  # which snapshots each name led to before
+    history: Histories  # which snapshots each name led to before
     pins: Pins
     leases: Leases
     protection: Protection  # who uses a snapshot now
@@ -52,23 +52,45 @@ class Store(Protocol):
 
     def reserve(
         self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0
-    ) -> AbstractContextManager[Reservation]: ...
-    def need(self, manifest: Manifest) -> int: ...
+    ) -> AbstractContextManager[Reservation]:
+        """Reserve space for the missing blobs; nobody removes the others meanwhile. TooBig, NoSpace."""
+
+    def need(self, manifest: Manifest) -> int:
+        """Bytes that must be available before a pull of the manifest can begin."""
 
     def publish(
         self, spec: ModelSpec, manifest: Manifest, *, now: float, permit: Permit | None = None
-    ) -> Snapshot: ...
-    def rollback(self, name: str, *, now: float) -> Snapshot: ...
+    ) -> Snapshot:
+        """Let the spec's name lead to a manifest whose blobs are all here. Cancelled, InUse."""
 
-    def withdraw(self, name: str, *, force: bool = False) -> int: ...
-    def evict(self, manifest: str) -> int: ...
+    def rollback(self, name: str, *, now: float) -> Snapshot:
+        """Let a name lead to its previous snapshot again. NotFound if none is kept; InUse."""
+
+    def withdraw(self, name: str, *, force: bool = False) -> int:
+        """Remove a name, and its snapshot if no other name leads there; the bytes freed. NotFound, InUse."""
+
+    def evict(self, manifest: str) -> int:
+        """Remove a snapshot with all its names; the bytes freed. NotFound, InUse."""
+
     def withdraw_refused(
         self, is_refused: Callable[[Manifest], bool], *, among: Collection[str] | None = None
-    ) -> tuple[list[tuple[Snapshot, Manifest]], set[str]]: ...
-    def drop(self, manifest: str) -> int: ...
-    def sweep_snapshots(self, *, keep: Collection[str] = ()) -> int: ...
+    ) -> tuple[list[tuple[Snapshot, Manifest]], set[str]]:
+        """Withdraw all refused snapshots, even if in use; the withdrawn names, and what is still in use."""
 
-    def check(self, name: str, *, now: float) -> str: ...
-    def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]: ...
-    def to_repair(self, spec: ModelSpec) -> Manifest | None: ...
-    def watch_all(self) -> dict[Digest, File]: ...
+    def drop(self, manifest: str) -> int:
+        """Remove a snapshot unless a name, a rollback or a process needs it; the bytes freed."""
+
+    def sweep_snapshots(self, *, keep: Collection[str] = ()) -> int:
+        """Drop every snapshot that nothing needs, but those of the bases in `keep`; the bytes freed."""
+
+    def check(self, name: str, *, now: float) -> str:
+        """What pods would find wrong with a ready name; quarantines it then. Empty if nothing is wrong."""
+
+    def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
+        """Make every name that uses a damaged blob wait for its repair; these names. Moved."""
+
+    def to_repair(self, spec: ModelSpec) -> Manifest | None:
+        """The files that a quarantined spec had; None if it is not quarantined."""
+
+    def watch_all(self) -> dict[Digest, File]:
+        """Watch the views of every snapshot; one file for each of their blobs."""

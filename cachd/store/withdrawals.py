@@ -21,12 +21,10 @@ from cachd.errors import InUse, NotFound
 from cachd.kernel import durable
 from cachd.model import Digest, Manifest, Snapshot
 from cachd.store.content import ContentStore
-from cachd.store.history import History
+from cachd.store.history import Histories
 from cachd.store.layout import Layout
-from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names, no_such_model
-from cachd.store.pins import Pins
 from cachd.store.pod_views import PodViews
 from cachd.store.protection import Protection
 from cachd.store.watch import Watch
@@ -46,15 +44,12 @@ class Withdrawals:
         names: Names,
         manifests: Manifests,
         views: PodViews,
-        history: History,
+        history: Histories,
         protection: Protection,
-        pins: Pins,
-        leases: Leases,
         watch: Watch,
     ) -> None:
         self._layout, self._content, self._names, self._manifests = layout, content, names, manifests
-        self._views, self._history, self._protection = views, history, protection
-        self._pins, self._leases, self._watch = pins, leases, watch
+        self._views, self._history, self._protection, self._watch = views, history, protection, watch
 
     # --- names ---
 
@@ -197,8 +192,7 @@ class Withdrawals:
         self._names.undeclared(name)
         self._names.end_quarantine(name)
         self._history.end_rollback(name)
-        self._pins.remove(name)
-        self._leases.release_all(name)
+        self._protection.end(name)
         self._views.repair_branches(snapshot.hub_folder)
         durable.remove(self._layout.model(name))
         log.info("withdrawn", name=name, manifest=snapshot.manifest)

@@ -259,7 +259,7 @@ class Reclaim:
         watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
         is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
-        if self._lost_opens or (is_starting and not watch.tells_opens()):
+        if self._lost_opens or (is_starting and not watch.sees_all_opens()):
             return _SOON_SECONDS
         return _CHECK_SECONDS
 

@@ -232,6 +232,30 @@ def test_a_rollback_that_fails_leaves_the_name_and_the_way_back(small_disk: Call
     assert assert_way_back(root) == A
 
 
+@pytest.mark.parametrize("by", ["the next start", "another rollback"])
+def test_a_rollback_that_a_full_disk_stops_at_start_is_completed_later(
+    small_disk: Callable[..., Path], by: str
+) -> None:
+    disk = small_disk(16 * MIB, inodes=400)
+    root = disk / "root"
+    root.mkdir()
+    two_revisions(root)
+    with DiskStore(root, keep_previous=1) as store, store.names.changing():  # as if killed after the history
+        ready, (before,) = store.names.ready("m"), store.history.of("m")
+        store.history.begin_rollback(Rollback(before, ready, ready.spec, 3.0))
+        store.history.replace(ready, before, rolled_back_from=ready.spec)
+    fillers = take_inodes(disk, leave=1)
+    with DiskStore(root, keep_previous=1) as store:
+        assert store.names.ready("m").revision == B
+        store.sweep_snapshots()
+        with pytest.raises(NoSpace):
+            store.rollback("m", now=4.0)
+        give_back(fillers)
+        if by == "another rollback":
+            assert store.rollback("m", now=4.0).revision == A
+    assert assert_way_back(root) == A
+
+
 def test_whatever_is_published_or_removed_after_a_rollback_that_was_cut_off_is_not_undone(root: Path) -> None:
     two_revisions(root)
     record = root / ".cachd/rollbacks/m.json"

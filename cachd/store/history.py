@@ -76,12 +76,13 @@ class Rollback:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Read the result of `as_document`. Raises one of UNREADABLE for anything else."""
-        replaced = document["replaced"]
+        replaced, at = document["replaced"], float(document["at"])
+        catalog.iso(at)  # refuses what is no date
         return cls(
             catalog.snapshot_from(document["to"]),
             catalog.snapshot_from(replaced) if replaced else None,
             ModelSpec.from_document(document["rolled_back_from"]),
-            float(document["at"]),
+            at,
         )
 
 
@@ -159,6 +160,8 @@ class Histories:
     def begin_rollback(self, rollback: Rollback) -> None:
         """Record a rollback, so that a restart completes it. Raises OSError."""
         name = rollback.to.name
+        if self._rollbacks.get(name) == rollback:
+            return  # a restart completes it now
         document = json.dumps(rollback.as_document(), indent=1)
         durable.write_file(self._layout.rollback_file(name), document.encode())
         self._rollbacks[name] = rollback
@@ -174,12 +177,20 @@ class Histories:
     def undo_rollback(self, name: str) -> None:
         """A rollback failed and left its name as it was: restore the history, then remove the record.
 
+        Does nothing if none has begun.
+
         If the disk fails, the record stays, and the next start completes the rollback.
         """
+        if name not in self._before_rollback:
+            return
         with suppress(OSError):
             if (before := self._before_rollback[name]) != self._histories.get(name, History()):
                 self._write(name, before)
             self.end_rollback(name)
+
+    def begun_rollback(self, name: str) -> Rollback | None:
+        """The rollback of a name that has begun and not ended."""
+        return self._rollbacks.get(name)
 
     def begun_rollbacks(self) -> list[Rollback]:
         """The rollbacks that have begun and not ended."""

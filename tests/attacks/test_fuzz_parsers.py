@@ -388,6 +388,7 @@ PREVIOUS = {
     "previous": [READY],
     "rolled_back_from": {"ref": "hf://org/w", "name": "w", "include": [], "exclude": []},
 }
+ROLLBACK = {"to": READY, "replaced": READY, "rolled_back_from": PREVIOUS["rolled_back_from"], "at": 1.5}
 STATUS = {
     "name": "m",
     "state": "failed",
@@ -421,15 +422,17 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spoiled(USES) | anything.map(json.dumps) | st.text(max_size=9),
     spoiled(LEASE) | anything.map(json.dumps),
     spoiled(PREVIOUS) | anything.map(json.dumps),
+    spoiled(ROLLBACK) | anything.map(json.dumps),
     spoiled({"sha256:" + "0" * 64: 1.5}) | anything.map(json.dumps),
 )
 def test_spoiled_files_of_the_cache_keep_no_daemon_from_its_start(
-    empty: Path, uses: str, lease: str, previous: str, verified: str
+    empty: Path, uses: str, lease: str, previous: str, rollback: str, verified: str
 ) -> None:
     with closing(DiskStore(empty)) as store:
         layout = store.layout
     said = {layout.usage_log: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
-    for path, text in {**said, layout.scrub_log: verified}.items():
+    said |= {layout.rollback_file("m"): rollback, layout.scrub_log: verified}
+    for path, text in said.items():
         path.write_text(text, encoding="utf-8", errors="replace")
     with closing(DiskStore(empty)) as store:
         store.names.all()

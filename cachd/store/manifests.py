@@ -78,7 +78,7 @@ class Manifests:
         """
         damaged = {each.snapshot.manifest for each in self._names.quarantined()}
         for _, manifest in self.readable(set(self.ids()) - damaged):
-            yield manifest, [s for s in self._names.all() if s.manifest == manifest.id]
+            yield manifest, self._names.of(manifest.id)
 
     def blobs(self) -> set[Digest]:
         """The blobs of every recorded snapshot, named or not. Raises DiskFailed if one is unreadable."""

@@ -63,8 +63,12 @@ class Names:
         return sorted(self._ready.values(), key=lambda s: s.name)
 
     def of(self, manifest: str) -> list[Snapshot]:
-        """The ready names of one snapshot, each as a Snapshot."""
-        return [s for s in self._ready.values() if s.manifest == manifest]
+        """The ready names of one snapshot, each as a Snapshot, sorted by name."""
+        return sorted((s for s in list(self._ready.values()) if s.manifest == manifest), key=lambda s: s.name)
+
+    def in_hub_folder(self, folder: str) -> list[Snapshot]:
+        """The ready snapshots of one folder of the Hub view."""
+        return [s for s in list(self._ready.values()) if s.hub_folder == folder]
 
     def ready(self, name: str) -> Snapshot:
         """The snapshot that a name leads to. Raises NotFound if the name is not ready."""
@@ -93,7 +97,7 @@ class Names:
 
     def all_known(self) -> list[Snapshot]:
         """The snapshots of all names, ready or quarantined."""
-        return [*(each.snapshot for each in self._quarantined.values()), *self._ready.values()]
+        return [*(each.snapshot for each in list(self._quarantined.values())), *self._ready.values()]
 
     def manifests(self) -> set[str]:
         """The manifest ids of all names, ready or quarantined."""

@@ -60,21 +60,23 @@ class PodViews:
 
     def point(self, snapshot: Snapshot) -> None:
         """Make its branch in the Hub view name its commit. A branch that excludes it goes."""
-        branches = _branches(snapshot.hub_folder, self._names.all())
+        branches = _branches(self._names.in_hub_folder(snapshot.hub_folder))
         for branch in [b for b in branches if exclude_each_other(b, snapshot.hub_revision)]:
             del branches[branch]  # this name's old branch: `Names.check_hub_folder` refuses any other
         if snapshot.hub_revision:
             branches[snapshot.hub_revision] = snapshot.commit
         self._hub.point(snapshot.hub_folder, branches)
 
-    def repair_branches(self, folder: str, named: Iterable[Snapshot] | None = None) -> None:
+    def repair_branches(self, folder: str) -> None:
         """Make the branches of a folder of the Hub view name exactly its ready snapshots.
 
-        `named`: ready snapshots, at least those of the folder; None for all. Does nothing on a full disk: the
-        store must open there too, because only then can it free space.
+        Does nothing on a full disk: the store must open there too, because only then can it free space.
         """
+        self._repair_branches(folder, self._names.in_hub_folder(folder))
+
+    def _repair_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
         try:
-            self._hub.point(folder, _branches(folder, self._names.all() if named is None else named))
+            self._hub.point(folder, _branches(named))
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
@@ -170,13 +172,13 @@ class PodViews:
         for snapshot in self._names.all():
             folders.setdefault(snapshot.hub_folder, []).append(snapshot)
         for folder, named in folders.items():
-            self.repair_branches(folder, named)
+            self._repair_branches(folder, named)
 
     # --- private ---
 
     def _shown(self, folder: str, commit: str) -> dict[str, File]:
         """The files that ready snapshots show in the directory of one commit in the Hub view, by path."""
-        sharing = {s.manifest for s in self._names.all() if (s.hub_folder, s.commit) == (folder, commit)}
+        sharing = {s.manifest for s in self._names.in_hub_folder(folder) if s.commit == commit}
         return {f.path: f for manifest in sharing for f in self._manifests.read(manifest).files}
 
     def _shown_unnamed(self, folder: str, commit: str, *, but: str) -> dict[str, File]:
@@ -194,10 +196,7 @@ class PodViews:
         return found
 
 
-def _branches(folder: str, named: Iterable[Snapshot]) -> dict[str, str]:
-    """The branches and tags of one folder of the Hub view: each names the commit published last."""
-    return {
-        s.hub_revision: s.commit
-        for s in sorted((s for s in named if s.hub_folder == folder), key=lambda s: s.published_at)
-        if s.hub_revision
-    }
+def _branches(named: Iterable[Snapshot]) -> dict[str, str]:
+    """The branches and tags of the ready snapshots of one folder: each names the commit published last."""
+    newest_last = sorted(named, key=lambda s: s.published_at)
+    return {s.hub_revision: s.commit for s in newest_last if s.hub_revision}

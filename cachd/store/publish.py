@@ -135,7 +135,7 @@ class Publisher:
 
         A Hub branch names the snapshot that was published last.
         """
-        others = [s.published_at for s in self._names.all() if s.hub_folder == snapshot.hub_folder]
+        others = [s.published_at for s in self._names.in_hub_folder(snapshot.hub_folder)]
         return replace(
             snapshot, published_at=max([snapshot.published_at, *(t + _TICK_SECONDS for t in others)])
         )

@@ -107,7 +107,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         )
         stack.callback(reclaim.close)
         reclaim.keep([model.spec.name for model in config.models])
-        status = StatusFiles(store.layout, store.names.changes)
+        status = StatusFiles(store.layout, store.changes)
         stack.callback(status.close)  # after the pulls have ended
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
         streams = Streams(config.streams, changed=metrics.streams.set)

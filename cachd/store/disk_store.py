@@ -12,6 +12,7 @@ from cachd.kernel import durable
 from cachd.kernel.leases import tells_use
 from cachd.model import Digest, File, Manifest, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
+from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
 from cachd.store.history import Histories
 from cachd.store.holds import Holds
@@ -78,7 +79,8 @@ class DiskStore:
         layout, content = self.layout, self.content
         self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
         self.watch = watch = Watch(layout, self.usage_log)
-        self.names = names = Names(layout)
+        self.changes = Changes()
+        self.names = names = Names(layout, self.changes)
         self.manifests = manifests = Manifests(layout, content, names)
         self.history = history = Histories(layout, keep_previous)
         self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)

@@ -35,10 +35,9 @@ _MOST_EVICTED = 1000  # evicted names to remember; the oldest is forgotten first
 class Names:
     """The names of one root. Any thread may read; whoever changes one holds `changing`."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, changes: Changes) -> None:
+        self._layout, self._changes = layout, changes
         self._lock = threading.Lock()
-        self.changes = Changes()
         self._ready = catalog.read_snapshots(layout)
         self._quarantined = catalog.read_quarantined(layout, self._ready)
         self._evicted: dict[str, None] = {}  # in the order of eviction
@@ -149,11 +148,12 @@ class Names:
         """Its ready file is in place: the name leads to this snapshot."""
         self._ready[snapshot.name] = snapshot
         self._evicted.pop(snapshot.name, None)
+        self._changes.mark(snapshot.name)
 
     def undeclared(self, name: str) -> None:
         """Its ready file is gone: the name is not ready."""
         self._ready.pop(name, None)
-        self.changes.mark(name)
+        self._changes.mark(name)
 
     def record_quarantine(self, quarantine: Quarantine) -> None:
         """Write down that a name waits for its repair. Raises OSError, but not for a full disk.
@@ -182,12 +182,12 @@ class Names:
         while len(self._evicted) > _MOST_EVICTED:
             oldest = next(iter(self._evicted))
             del self._evicted[oldest]
-            self.changes.mark(oldest)
+            self._changes.mark(oldest)
 
     def forget_eviction(self, name: str) -> None:
         """Stop reporting that a name was evicted for space."""
         if self._evicted.pop(name, "") is None:
-            self.changes.mark(name)
+            self._changes.mark(name)
 
 
 def no_such_model(name: str) -> NotFound:

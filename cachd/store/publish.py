@@ -127,8 +127,6 @@ class Publisher:
             if not layout.ready_file(name).exists():
                 self._names.undeclared(name)  # memory follows the disk, which pods see
             raise
-        finally:
-            self._names.changes.mark(name)
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot, published later than all others of its Hub folder even if the clock was set back.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
+from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
 from cachd.store.history import Histories
 from cachd.store.layout import Layout
@@ -38,6 +39,7 @@ class Store(Protocol):
     layout: Layout  # where pods find the models
     names: Names  # which snapshot each name leads to
     manifests: Manifests  # the files of each snapshot
+    changes: Changes  # the names whose status file is outdated
     history: Histories  # which snapshots each name led to before
     pins: Pins
     leases: Leases

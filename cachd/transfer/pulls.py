@@ -234,7 +234,7 @@ class Pulls:
                 if self._latest.get(name) is known:
                     self._drop(name)
             store.pins.remove(name)
-            store.names.changes.mark(name)
+            store.changes.mark(name)
             self._forget(name)  # may raise: the caller must know that the next start would pull it again
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest, [name])
@@ -275,7 +275,7 @@ class Pulls:
         with self._changed:
             if spec.name not in self._running:
                 self._latest[spec.name] = ended
-        self._store.names.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
 
     def interrupt(self) -> None:
         """Cancel every pull without waiting. The next start of the daemon resumes them."""
@@ -320,7 +320,7 @@ class Pulls:
         with self._changed:
             self._latest[found.spec.name] = failed
             self._keep_ended(failed)
-        self._store.names.changes.mark(found.spec.name)
+        self._store.changes.mark(found.spec.name)
 
     def _is_undone(self, ended: Pull) -> bool:
         """Whether the snapshot of a successful pull is no longer ready: deleted, evicted or quarantined."""
@@ -409,7 +409,7 @@ class Pulls:
         self._store.content.expect(spec.name)
         self._drop(spec.name)
         self._latest[spec.name] = started
-        self._store.names.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
         return started
 
     def _drop(self, name: str) -> None:
@@ -431,7 +431,7 @@ class Pulls:
         ):
             oldest = next(iter(self._ended_bytes))
             self._drop(oldest)
-            self._store.names.changes.mark(oldest)
+            self._store.changes.mark(oldest)
 
     def _queue(self, started: Pull) -> None:
         self._line.add(started)
@@ -458,14 +458,14 @@ class Pulls:
             "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
         )
         pull.progress.waits_for(Waits(Reason.origin, time.time() + seconds, error.detail))
-        self._store.names.changes.mark(pull.spec.name)
+        self._store.changes.mark(pull.spec.name)
         self._line.add_later(pull, seconds)
         self._leave_if_cancelled(pull)
 
     def _run(self) -> None:
         while (next_pull := self._line.next()) is not None:
             self._metrics.pulls_in_progress.inc()
-            self._store.names.changes.mark(next_pull.spec.name)
+            self._store.changes.mark(next_pull.spec.name)
             not_yet: Unavailable | None = None
             try:
                 not_yet = self._pull(next_pull)
@@ -559,7 +559,7 @@ class Pulls:
         progress.state = state  # set after the error, so that a reader of a failed state finds its error
         with self._changed:
             self._keep_ended(running)
-        self._store.names.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)
         else:

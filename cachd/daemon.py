@@ -37,6 +37,7 @@ from cachd.sources.schemes import Sources
 from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
+from cachd.store.disk_store import DiskStore
 from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
@@ -106,7 +107,7 @@ def assembled(config: Config) -> Iterator[Parts]:
         )
         stack.callback(reclaim.close)
         reclaim.keep([model.spec.name for model in config.models])
-        status = StatusFiles(store.layout, store.snapshots.changes)
+        status = StatusFiles(store.layout, store.changes)
         stack.callback(status.close)  # after the pulls have ended
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
         streams = Streams(config.streams, changed=metrics.streams.set)
@@ -144,14 +145,14 @@ def assembled(config: Config) -> Iterator[Parts]:
         )
 
 
-def _opened(config: Config) -> Store:
+def _opened(config: Config) -> DiskStore:
     if config.own_directory:
         root = own_directory(config.root)
     else:
         check_above(root := config.root)
     return _unleased(
         root,
-        lambda: Store(
+        lambda: DiskStore(
             root,
             disk_at_least=config.disk_at_least,
             keep_previous=config.keep_previous,
@@ -201,7 +202,7 @@ def _set_bounds(store: Store, config: Config) -> None:
             reserve_free_bytes=now.reserve_free,
             kubelet_bytes=free.of(now.total),
         )
-    if not store.tells_use:
+    if not store.reports_open_files:
         log.warning("the kernel cannot report open files here: only pins and leases protect models")
 
 
@@ -254,7 +255,7 @@ def serve(loaded: Loaded) -> None:
     with assembled(config) as parts, _certified(config) as certificate, opened(config.listeners) as listeners:
         watched = _Watched(loaded, parts)
         signal.signal(signal.SIGHUP, lambda _number, _frame: watched.request_reload())
-        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.poll)
+        prewarm = Prewarm(parts.pulls, parts.store, parts.warms, watched.poll)
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         tokens = TokenFile(config.token_file) if config.token_file else None
         if tokens:
@@ -485,7 +486,7 @@ def _gauges(
         "cachd_fs_free_bytes": now.free,
         "cachd_fs_free_inodes": now.free_inodes,
         "cachd_held_bytes": now.usage.held,
-        "cachd_leases": store.snapshots.leases.count(time.time()),
+        "cachd_leases": store.leases.count(time.time()),
         "cachd_reserved_bytes": now.reserved,
         "cachd_tokens_in_force": float(tokens is None or tokens.are_in_force()),
         "cachd_view_watches": views.directories,

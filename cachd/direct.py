@@ -59,7 +59,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
         if running and running.error:
             raise running.error
         if request.pin:
-            parts.store.snapshots.pin(spec.name)
+            parts.store.pins.add(spec.name)
         return models.describe(spec.name)
 
 

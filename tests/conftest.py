@@ -19,7 +19,7 @@ from cachd.config import Config
 from cachd.daemon import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
-from cachd.store.snapshots import Snapshots
+from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.pulls import Pull
 from tests.ground.hub import Hub
 from tests.ground.needs import require
@@ -66,7 +66,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def paused_without_ready_file(work: Callable[[], T]) -> AbstractContextManager[Future[T]]:
     """Stop a withdrawal or an eviction when the ready file is gone, before cachd checks its users again."""
-    return paused_before(durable.sync_directory, work, within=Snapshots._withdraw)
+    return paused_before(durable.sync_directory, work, within=Withdrawals._remove_names)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class Engine:
         running = self.pulls.start(spec, replace=replace)
         if running is not None:
             return running.done.result(PATIENCE_SECONDS)
-        ready = self.store.snapshots.get(spec.name)
+        ready = self.store.names.get(spec.name)
         assert ready is not None
         return ready
 

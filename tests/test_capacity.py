@@ -87,7 +87,7 @@ class Store:
 
     @property
     def names(self) -> list[str]:
-        return [s.name for s in self.engine.store.snapshots.all()]
+        return [s.name for s in self.engine.store.names.all()]
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_when_everything_is_protected_nothing_goes_and_the_refusal_says_what_hol
 ) -> None:
     for name in "abcd":
         small.pull(name)
-        small.engine.store.snapshots.pin(name)
+        small.engine.store.pins.add(name)
     with pytest.raises(NoSpace) as refusal:
         small.pull("e")
     for name in "abcd":
@@ -364,7 +364,7 @@ def test_when_everything_is_protected_nothing_goes_and_the_refusal_says_what_hol
     assert small.names == list("abcd")
     assert small.engine.reclaim.evicted() == []
     assert small.engine.store.space.capacity().reserved == 0
-    small.engine.store.snapshots.unpin("c")
+    small.engine.store.pins.remove("c")
     small.pull("e")
     assert small.names == ["a", "b", "d", "e"]
 
@@ -373,7 +373,7 @@ def test_nothing_goes_for_a_pull_that_would_not_fit_all_the_same(small: Store) -
     for name in "abcd":
         small.pull(name)
     for name in "abc":
-        small.engine.store.snapshots.pin(name)
+        small.engine.store.pins.add(name)
     with pytest.raises(NoSpace):
         small.pull("e", 13 * MIB)
     assert small.names == list("abcd")
@@ -400,7 +400,7 @@ def test_pulls_at_once_make_room_for_each_other_and_the_reserve_is_never_crossed
     watching.join()
     assert len(pulled) == 16
     assert least[0] >= 0, "it filled the disk to the reserve, and no further"
-    assert len(store.engine.store.snapshots.all()) < 16, "some went for others"
+    assert len(store.engine.store.names.all()) < 16, "some went for others"
     assert space.capacity().reserved == 0
     root = store.engine.store.layout.root
     assert space.capacity().usage.total == on_disk(root / ".cachd/blobs")
@@ -412,14 +412,14 @@ def test_evictions_while_the_same_blobs_are_published_leave_every_ready_model_wh
     """One takes a snapshot away while another links its blobs anew: they go one after the other."""
     files = {f"f{n}": noise(8192, n + 1) for n in range(60)}
     ref = small.origin.add_model("shared", files)
-    snapshots = small.engine.store.snapshots
+    store = small.engine.store
     stop = threading.Event()
 
     def evict() -> None:
         while not stop.is_set():
-            for manifest, _ in list(snapshots.recorded()):
+            for manifest, _ in list(store.manifests.with_names()):
                 with suppress(NotFound, InUse):
-                    snapshots.evict(manifest.id)
+                    store.evict(manifest.id)
 
     evicting = threading.Thread(target=evict)
     evicting.start()
@@ -430,7 +430,7 @@ def test_evictions_while_the_same_blobs_are_published_leave_every_ready_model_wh
         stop.set()
         evicting.join()
     small.engine.pull(ref, name="last")
-    for snapshot in snapshots.all():
+    for snapshot in store.names.all():
         tree = small.engine.store.layout.model(snapshot.name)
         assert {path.name: path.read_bytes() for path in tree.iterdir()} == files
 
@@ -440,16 +440,16 @@ def test_evictions_while_the_same_blobs_are_published_leave_every_ready_model_wh
 
 def test_a_lease_keeps_a_model_until_it_is_released(small: Store) -> None:
     small.pull("a")
-    snapshots = small.engine.store.snapshots
-    lease = snapshots.leases.take("a", "pod/vllm-0", until=time.time() + 60)
+    store = small.engine.store
+    lease = store.leases.take("a", "pod/vllm-0", until=time.time() + 60)
     with pytest.raises(InUse) as refusal:
-        snapshots.withdraw("a")
+        store.withdraw("a")
     assert (refusal.value.code, "pod/vllm-0" in refusal.value.detail) == ("leased", True)
     with pytest.raises(NoSpace) as short:
         small.engine.reclaim.make_available(34 * MIB)
     assert "leased by pod/vllm-0" in short.value.detail
     assert small.names == ["a"]
-    snapshots.leases.release("a", lease.id)
+    store.leases.release("a", lease.id)
     (eviction,) = small.engine.reclaim.make_available(34 * MIB)
     assert (eviction.names, small.names) == (("a",), [])
 
@@ -460,10 +460,10 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
     """A pod that saw the ready file just before it went opens the files just after."""
     small = Store(engine(root=disk(64 * MIB, kind="ext4")), origin)
     small.pull("a")
-    layout, snapshots = small.engine.store.layout, small.engine.store.snapshots
-    (manifest, _), *_ = snapshots.recorded()
+    layout, store = small.engine.store.layout, small.engine.store
+    (manifest, _), *_ = store.manifests.with_names()
     with (
-        paused_without_ready_file(lambda: snapshots.evict(manifest.id)) as evicting,
+        paused_without_ready_file(lambda: store.evict(manifest.id)) as evicting,
         ExitStack() as pods,
     ):
         assert not layout.ready_file("a").exists()
@@ -475,7 +475,7 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
         assert layout.ready_file("a").exists()
         assert (layout.model("a") / "a").read_bytes() == noise(8 * MIB, seed=ord("a"))
         assert small.names == ["a"]
-    assert snapshots.evict(manifest.id) > 0
+    assert store.evict(manifest.id) > 0
 
 
 def test_what_the_kernel_tells_is_tried_at_the_start(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ print(hashlib.sha256(seen).hexdigest(), flush=True)
 def test_a_pod_that_mounts_one_model_is_left_with_nothing_unless_it_has_a_lease(small: Store) -> None:
     """Its mount keeps the directory it found at start: why the README says to mount the root."""
     small.pull("a")
-    snapshots, reclaim = small.engine.store.snapshots, small.engine.reclaim
+    store, reclaim = small.engine.store, small.engine.reclaim
     script = """
 import os, sys
 for _ in sys.stdin:
@@ -528,7 +528,7 @@ for _ in sys.stdin:
     except OSError as error:
         print(repr(error), flush=True)
 """
-    lease = snapshots.leases.take("a", "pod/leaf", until=time.time() + 60)
+    lease = store.leases.take("a", "pod/leaf", until=time.time() + 60)
     with pod(small.engine.store.layout.root, script, subpath="models/a") as reader:
         assert reader.stdin is not None
         assert reader.stdout is not None
@@ -543,7 +543,7 @@ for _ in sys.stdin:
         with pytest.raises(NoSpace):
             reclaim.make_available(35 * MIB)
         assert seen() == "['a']"
-        snapshots.leases.release("a", lease.id)
+        store.leases.release("a", lease.id)
         reclaim.make_available(35 * MIB)
         assert "'a'" not in seen()
 
@@ -644,7 +644,7 @@ def test_what_nobody_used_for_long_goes_by_itself(disk: Disks, engine: Engines, 
     for name, age in (("old", 4000), ("new", 3000), ("kept", 4000)):
         store.pull(name, MIB)
         store.age(name, age)
-    store.engine.store.snapshots.pin("kept")
+    store.engine.store.pins.add("kept")
     store.engine.reclaim.look()
     assert store.names == ["kept", "new"]
     (eviction,) = store.engine.reclaim.evicted()

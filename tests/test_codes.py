@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import Unavailable
-from cachd.store.protection import MOST_LEASES
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
+from cachd.store.leases import MOST_LEASES
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.origin import Origin
@@ -56,19 +56,19 @@ def test_every_code_of_an_error_is_named_by_a_test() -> None:
 
 
 @pytest.fixture
-def leased(root: Path) -> Iterator[Store]:
+def leased(root: Path) -> Iterator[DiskStore]:
     """A store with as many lease files as may be, of which one lease is over."""
-    with Store(root) as opened:
+    with DiskStore(root) as opened:
         leases = opened.layout.leases
     for number, until in enumerate([time.time() + 3600] * (MOST_LEASES - 1) + [1.0]):
         told = {"id": str(number), "name": "m", "holder": "pod/a", "expires_at": until}
         (leases / f"{number}.json").write_text(json.dumps(told))
-    with Store(root) as opened:
+    with DiskStore(root) as opened:
         yield opened
 
 
-def test_one_lease_too_many_is_refused_until_another_is_over(leased: Store) -> None:
-    leases, now = leased.snapshots.leases, time.time()
+def test_one_lease_too_many_is_refused_until_another_is_over(leased: DiskStore) -> None:
+    leases, now = leased.leases, time.time()
     with pytest.raises(Unavailable) as refusal:
         leases.take("m", "pod/b", until=now + 60)
     assert (refusal.value.code, refusal.value.retry_after) == ("too_many_leases", 60.0)

@@ -22,7 +22,7 @@ from cachd.config import Config
 from cachd.model.listener import Address, Serves
 from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.test_store import publish
 
 ROOT = Path(__file__).parents[1]
@@ -414,7 +414,7 @@ def started(container: Object, cache: Path, link: Path) -> subprocess.Popen[str]
 def test_the_example_waits_until_the_model_is_ready_and_holds_it_until_it_is_told_to_end(
     tmp_path: Path,
 ) -> None:
-    with Store(tmp_path) as store, started(consumer("wait-for-model"), tmp_path, tmp_path) as waiting:
+    with DiskStore(tmp_path) as store, started(consumer("wait-for-model"), tmp_path, tmp_path) as waiting:
         assert waiting.stderr is not None
         assert "waiting for qwen-instruct" in waiting.stderr.readline()
         snapshot = publish(store, {"config.json": b"{}"}, name="qwen-instruct")
@@ -426,10 +426,10 @@ def test_the_example_waits_until_the_model_is_ready_and_holds_it_until_it_is_tol
             assert "is held" in holding.stderr.readline()
             (*probe, place) = consumer("hold-model")["startupProbe"]["exec"]["command"]
             assert subprocess.run([*probe, place.replace("/model", str(link))], check=False).returncode == 0
-            assert store.snapshots.is_in_use(snapshot)
+            assert store.protection.is_in_use(store.manifests.of(snapshot))
             holding.terminate()
             assert holding.wait(30) == 0
-        assert not store.snapshots.is_in_use(snapshot)
+        assert not store.protection.is_in_use(store.manifests.of(snapshot))
 
 
 # --- the image -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from cachd.errors import InUse
 from cachd.model import ModelSpec, Ref, Snapshot
 from cachd.pod import Mount
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.faults.children import in_child
 from tests.ground import mount
 from tests.ground.models import noise
@@ -32,20 +32,20 @@ def revision(number: int) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with Store(root) as opened:
+def store(root: Path) -> Iterator[DiskStore]:
+    with DiskStore(root) as opened:
         yield opened
 
 
-WAYS: dict[str, Callable[[Store, Snapshot], object]] = {
-    "removed": lambda store, snapshot: store.snapshots.withdraw(snapshot.name),
-    "evicted": lambda store, snapshot: store.snapshots.evict(snapshot.manifest),
-    "evicted without a name": lambda store, snapshot: store.snapshots.evict(replaced(store, snapshot)),
-    "swept": lambda store, snapshot: store.snapshots.drop(replaced(store, snapshot)),
+WAYS: dict[str, Callable[[DiskStore, Snapshot], object]] = {
+    "removed": lambda store, snapshot: store.withdraw(snapshot.name),
+    "evicted": lambda store, snapshot: store.evict(snapshot.manifest),
+    "evicted without a name": lambda store, snapshot: store.evict(replaced(store, snapshot)),
+    "swept": lambda store, snapshot: store.drop(replaced(store, snapshot)),
 }
 
 
-def replaced(store: Store, snapshot: Snapshot) -> str:
+def replaced(store: DiskStore, snapshot: Snapshot) -> str:
     """Let the snapshot's name lead to another; the one before."""
     publish(store, revision(2), revision=B)
     return snapshot.manifest
@@ -53,7 +53,7 @@ def replaced(store: Store, snapshot: Snapshot) -> str:
 
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_who_opens_the_hold_file_at_the_moment_the_snapshot_goes_does_not_believe_to_hold_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, go: Callable[[Store, Snapshot], object]
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, go: Callable[[DiskStore, Snapshot], object]
 ) -> None:
     snapshot = publish(store, revision(1))
     hold, unlink = store.layout.hold(snapshot.manifest), os.unlink
@@ -75,7 +75,7 @@ def test_who_opens_the_hold_file_at_the_moment_the_snapshot_goes_does_not_believ
 
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_who_opened_the_hold_file_before_keeps_the_snapshot(
-    store: Store, go: Callable[[Store, Snapshot], object]
+    store: DiskStore, go: Callable[[DiskStore, Snapshot], object]
 ) -> None:
     """Promised: A model that a pod holds is not removed, evicted or swept, though every file of it is closed,
     until the pod ends."""
@@ -88,36 +88,36 @@ def test_who_opened_the_hold_file_before_keeps_the_snapshot(
     assert {path.name: path.read_bytes() for path in tree.iterdir()} == revision(1)
     assert mount.wrong(store.layout.root) == mount.left_over(store.layout.root) == []
     os.close(held)
-    assert store.snapshots.evict(snapshot.manifest) > 0
+    assert store.evict(snapshot.manifest) > 0
 
 
 # --- hold files and addresses on the disk ---
 
 
-def test_each_snapshot_has_a_hold_file_of_its_own_where_they_share_files(store: Store) -> None:
+def test_each_snapshot_has_a_hold_file_of_its_own_where_they_share_files(store: DiskStore) -> None:
     shared = {"config.json": b"{}"}
     first, second = publish(store, shared, "hf://org/a"), publish(store, shared, "hf://org/b")
     config = store.layout.tree(first.manifest) / "config.json"
     assert config.samefile(store.layout.tree(second.manifest) / "config.json")
     held = Mount(store.layout.root).open_hold(first.manifest)
     assert held is not None
-    assert store.snapshots.is_in_use(first)
-    assert not store.snapshots.is_in_use(second)
+    assert store.protection.is_in_use(store.manifests.of(first))
+    assert not store.protection.is_in_use(store.manifests.of(second))
     os.close(held)
 
 
-def test_a_snapshot_published_again_is_held_by_the_same_file(store: Store) -> None:
+def test_a_snapshot_published_again_is_held_by_the_same_file(store: DiskStore) -> None:
     snapshot = publish(store, revision(1))
     inode = store.layout.hold(snapshot.manifest).stat().st_ino
     held = os.open(store.layout.hold(snapshot.manifest), os.O_RDONLY)
     publish(store, revision(1), now=2.0)
     assert store.layout.hold(snapshot.manifest).stat().st_ino == inode
-    assert store.snapshots.is_in_use(snapshot)
+    assert store.protection.is_in_use(store.manifests.of(snapshot))
     os.close(held)
 
 
 def test_a_root_of_an_older_cachd_gets_hold_files_and_addresses_at_the_start(root: Path) -> None:
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, revision(1))
         replaced(store, publish(store, revision(1)))
         expected = mount.holds(root)
@@ -129,28 +129,30 @@ def test_a_root_of_an_older_cachd_gets_hold_files_and_addresses_at_the_start(roo
     old = json.loads(ready.read_bytes())
     del old["immutable_path"]
     ready.write_text(json.dumps(old))
-    with Store(root, keep_previous=1) as store:
+    with DiskStore(root, keep_previous=1) as store:
         assert mount.holds(root) == expected
         assert mount.addresses(root) == {f"org--model@{B}": old["manifest"]}
         assert mount.left_over(root) == []
 
 
 @pytest.mark.parametrize("gone", ["models/.holds/ID", "models/ADDRESS"])
-def test_what_pods_hold_a_model_by_is_made_anew_where_somebody_deleted_it(store: Store, gone: str) -> None:
+def test_what_pods_hold_a_model_by_is_made_anew_where_somebody_deleted_it(
+    store: DiskStore, gone: str
+) -> None:
     snapshot = publish(store, revision(1))
     path = store.layout.root / gone.replace("ID", snapshot.manifest).replace("ADDRESS", snapshot.address)
     path.unlink()
-    assert store.snapshots.look(snapshot.name, now=2.0) == ""
+    assert store.check(snapshot.name, now=2.0) == ""
     assert mount.wrong(store.layout.root) == []
 
 
 def test_a_hold_file_or_an_address_that_leads_nowhere_is_removed_at_the_start(root: Path) -> None:
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, revision(1))
         expected = mount.holds(root), mount.addresses(root)
     (root / "models/.holds" / ("f" * 32)).touch()
     (root / f"models/org--model@{B}").symlink_to(".trees/" + "f" * 32)
-    with Store(root):
+    with DiskStore(root):
         assert (mount.holds(root), mount.addresses(root)) == expected
 
 
@@ -158,56 +160,56 @@ def test_what_is_not_cachds_and_looks_like_an_address_is_left_alone(root: Path) 
     (root / "models").mkdir()
     (root / f"models/org--model@{A}").mkdir()
     (root / "models/mine@home").write_text("mine")
-    with Store(root) as store:
+    with DiskStore(root) as store:
         snapshot = publish(store, revision(1))
         assert snapshot.address == f"org--model@{A}-{snapshot.manifest[:8]}"
         assert mount.wrong(root) == []
-        store.snapshots.withdraw(snapshot.name)
-    with Store(root):
+        store.withdraw(snapshot.name)
+    with DiskStore(root):
         assert {path.name for path in (root / "models").glob("*@*")} == {f"org--model@{A}", "mine@home"}
 
 
 def test_current_and_previous_snapshots_of_a_name_have_addresses_until_they_go(root: Path) -> None:
-    with Store(root, keep_previous=1) as store:
+    with DiskStore(root, keep_previous=1) as store:
         first = publish(store, revision(1), revision=A)
         second = publish(store, revision(2), revision=B)
         assert mount.addresses(root) == {
             f"org--model@{A}": first.manifest,
             f"org--model@{B}": second.manifest,
         }
-    with Store(root, keep_previous=1) as store:
+    with DiskStore(root, keep_previous=1) as store:
         assert len(mount.addresses(root)) == 2
         assert (root / f"models/org--model@{A}/config.json").read_bytes() == revision(1)["config.json"]
-        assert store.snapshots.rollback("org--model", now=3.0).address == f"org--model@{A}"
-        store.snapshots.withdraw("org--model")
+        assert store.rollback("org--model", now=3.0).address == f"org--model@{A}"
+        store.withdraw("org--model")
         assert mount.addresses(root) == {}
         assert mount.holds(root) == set()
 
 
-def test_an_address_stays_while_another_name_keeps_its_snapshot(store: Store, root: Path) -> None:
+def test_an_address_stays_while_another_name_keeps_its_snapshot(store: DiskStore, root: Path) -> None:
     one, two = publish(store, revision(1), name="one"), publish(store, revision(1), name="two")
     assert one.manifest == two.manifest
-    store.snapshots.withdraw("one")
+    store.withdraw("one")
     assert mount.addresses(root) == {f"one@{A}": one.manifest, f"two@{A}": one.manifest}
-    store.snapshots.withdraw("two")
+    store.withdraw("two")
     assert mount.addresses(root) == {}
 
 
-def published_as(store: Store, base: str, number: int, **patterns: Any) -> Snapshot:
+def published_as(store: DiskStore, base: str, number: int, **patterns: Any) -> Snapshot:
     """Publish a revision as `m`, as one repository and one choice of its files have it."""
     keep(store, revision(number))
     spec = ModelSpec(Ref.parse(base), "m", **patterns)
-    return store.snapshots.publish(spec, manifest_of(revision(number), base=base, revision=A), now=1.0)
+    return store.publish(spec, manifest_of(revision(number), base=base, revision=A), now=1.0)
 
 
-def test_patterns_make_an_address_of_their_own(store: Store, root: Path) -> None:
+def test_patterns_make_an_address_of_their_own(store: DiskStore, root: Path) -> None:
     narrowed = published_as(store, "hf://org/a", 1, exclude=("*.bin",))
     assert narrowed.address == f"m@{A}-{narrowed.manifest[:8]}"
     assert mount.addresses(root) == {narrowed.address: narrowed.manifest}
 
 
 def test_an_address_leads_to_what_it_led_to_though_the_name_has_the_same_revision_of_another_source(
-    store: Store, root: Path
+    store: DiskStore, root: Path
 ) -> None:
     first = published_as(store, "hf://org/a", 1)
     held = os.open(store.layout.hold(first.manifest), os.O_RDONLY)
@@ -239,7 +241,7 @@ def without_leases() -> None:
 
 
 def test_a_held_snapshot_stays_whole_in_the_hub_view_when_others_of_its_commit_go(
-    store: Store, root: Path
+    store: DiskStore, root: Path
 ) -> None:
     wide, narrow = revision(1), {"config.json": revision(1)["config.json"]}
     first = publish(store, wide)
@@ -247,11 +249,11 @@ def test_a_held_snapshot_stays_whole_in_the_hub_view_when_others_of_its_commit_g
     publish(store, narrow, now=2.0)
     shown = root / "hub/models--org--model/snapshots" / A
     listing = root / f"hub/models--org--model/trees/{A}.json"
-    store.snapshots.withdraw("org--model")
+    store.withdraw("org--model")
     assert {path.name: path.read_bytes() for path in shown.iterdir()} == wide
     assert json.loads(listing.read_text())["files"].keys() == wide.keys()
     os.close(held)
-    store.snapshots.sweep()
+    store.sweep_snapshots()
     assert not shown.exists()
 
 
@@ -260,12 +262,12 @@ def test_where_the_kernel_tells_no_use_a_hold_protects_nothing_and_that_is_said(
     def life() -> list[str]:
         without_leases()
         found = []
-        with Store(root) as store:
+        with DiskStore(root) as store:
             snapshot = publish(store, revision(1))
             held = Mount(root).open_hold(snapshot.manifest)
-            found += ["it tells use"] if store.tells_use else []
-            found += ["in use"] if store.snapshots.is_in_use(snapshot) else []
-            store.snapshots.withdraw(snapshot.name)
+            found += ["it tells use"] if store.reports_open_files else []
+            found += ["in use"] if store.protection.is_in_use(store.manifests.of(snapshot)) else []
+            store.withdraw(snapshot.name)
             return found + ([] if held else ["not held"]) + mount.left_over(root)
 
     ended = in_child(life)

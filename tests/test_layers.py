@@ -135,8 +135,8 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.resolves", "cachd.sources.huggingface"),
     ("cachd.sources.huggingface", "cachd.model.manifest"),
     ("cachd.transfer.pull", "cachd.transfer.reclaim"),
-    ("cachd.transfer.reclaim", "cachd.store.store"),
-    ("cachd.store.store", "cachd.store.space"),
+    ("cachd.transfer.reclaim", "cachd.store.disk_store"),
+    ("cachd.store.disk_store", "cachd.store.space"),
     ("cachd.transfer.pull", "cachd.transfer.downloads"),
     ("cachd.transfer.downloads", "cachd.transfer.download"),
     ("cachd.transfer.download", "cachd.policy.parts"),
@@ -146,8 +146,9 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.download", "cachd.sources.connection"),
     ("cachd.transfer.download", "cachd.store.ingest"),
     ("cachd.store.ingest", "cachd.kernel.durable"),
-    ("cachd.transfer.pull", "cachd.store.snapshots"),
-    ("cachd.store.snapshots", "cachd.store.views"),
+    ("cachd.transfer.pull", "cachd.store.publish"),
+    ("cachd.store.publish", "cachd.store.pod_views"),
+    ("cachd.store.pod_views", "cachd.store.views"),
     ("cachd.store.views", "cachd.kernel.durable"),
 )
 

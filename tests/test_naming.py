@@ -291,11 +291,11 @@ def test_a_name_that_came_to_be_another_s_meanwhile_is_not_published_over(
     for name in ("a", "b"):
         refs[name] = origin.add(f"/{name}", noise(1000, len(refs)))
     first = running.pull(refs["a"], name="n")
-    taker = running.store.snapshots.manifest(first)
+    taker = running.store.manifests.of(first)
     with pytest.raises(InUse) as refusal:
-        running.store.snapshots.publish(spec_of(refs["b"], name="n"), taker, now=1.0, permit=Permit())
+        running.store.publish(spec_of(refs["b"], name="n"), taker, now=1.0, permit=Permit())
     assert refusal.value.code == "name_taken"
-    assert running.store.snapshots.ready("n").spec.ref == first.spec.ref
+    assert running.store.names.ready("n").spec.ref == first.spec.ref
 
 
 # --- the configuration ---
@@ -437,7 +437,7 @@ def test_a_pin_that_is_set_while_another_revision_is_pulled_stops_the_move_unles
     pull = running.pulls.start(spec_of("hf://org/model@" + second, name="m"), pins=asks)
     assert pull is not None
     assert held.reached.wait(120)
-    running.store.snapshots.pin("m")
+    running.store.pins.add("m")
     held.release()
     if asks:
         assert pull.done.result(120).revision == second
@@ -445,6 +445,6 @@ def test_a_pin_that_is_set_while_another_revision_is_pulled_stops_the_move_unles
     with pytest.raises(InUse) as refusal:
         pull.done.result(120)
     assert (refusal.value.code, "is pinned at" in refusal.value.detail) == ("name_taken", True)
-    ready = running.store.snapshots.get("m")
+    ready = running.store.names.get("m")
     assert ready is not None
     assert ready.revision == first

@@ -24,9 +24,9 @@ from cachd.sources.routes import Dialled
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 from cachd.store.content import ContentStore
-from cachd.store.protection import Leases
-from cachd.store.snapshots import Snapshots
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
+from cachd.store.leases import Leases
+from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.line import Line
 from tests.attacks.test_waits import Asked, silent
 from tests.conftest import Engine, paused_without_ready_file, spec_of
@@ -44,20 +44,20 @@ FILES = {"model.bin": noise(10_000)}
 
 
 @pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with Store(root) as opened:
+def store(root: Path) -> Iterator[DiskStore]:
+    with DiskStore(root) as opened:
         yield opened
 
 
-def taken(store: Store, name: str = "m", *, seconds: float = 60.0) -> str:
+def taken(store: DiskStore, name: str = "m", *, seconds: float = 60.0) -> str:
     """Take a lease of so many seconds from now on; its id."""
-    return store.snapshots.leases.take(name, "pod/a", until=time.time() + seconds).id
+    return store.leases.take(name, "pod/a", until=time.time() + seconds).id
 
 
 # --- a blob that goes, and a pull that comes to need it ---
 
 
-def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: Store) -> None:
+def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: DiskStore) -> None:
     manifest, (file,) = manifest_of(FILES), [file_of(content, path) for path, content in FILES.items()]
     keep(store, FILES)
     claimed = threading.Event()
@@ -75,7 +75,7 @@ def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: Store) -> Non
         assert claiming.result(PATIENCE_SECONDS) == ["model.bin"]
 
 
-def test_a_blob_is_not_taken_away_once_it_is_claimed(store: Store) -> None:
+def test_a_blob_is_not_taken_away_once_it_is_claimed(store: DiskStore) -> None:
     manifest, file = manifest_of(FILES), file_of(FILES["model.bin"])
     keep(store, FILES)
     claimed, over = threading.Event(), threading.Event()
@@ -97,15 +97,15 @@ def test_a_blob_is_not_taken_away_once_it_is_claimed(store: Store) -> None:
 
 # --- a model that goes, and somebody who comes to need it ---
 
-GO: dict[str, Callable[[Store, str], object]] = {
-    "deleted": lambda store, _: store.snapshots.withdraw("m"),
-    "evicted": lambda store, manifest: store.snapshots.evict(manifest),
+GO: dict[str, Callable[[DiskStore, str], object]] = {
+    "deleted": lambda store, _: store.withdraw("m"),
+    "evicted": lambda store, manifest: store.evict(manifest),
 }
 
 
 @pytest.mark.parametrize("go", GO.values(), ids=GO)
 def test_a_lease_that_is_taken_while_the_ready_file_is_away_keeps_the_model(
-    store: Store, go: Callable[[Store, str], object]
+    store: DiskStore, go: Callable[[DiskStore, str], object]
 ) -> None:
     """After cachd removes the ready file it checks the leases again: a pod may have read the file before."""
     snapshot = publish(store, FILES, name="m")
@@ -118,47 +118,45 @@ def test_a_lease_that_is_taken_while_the_ready_file_is_away_keeps_the_model(
     assert refusal.value.code == "leased"
     assert ready.exists()
     assert (store.layout.model("m") / "model.bin").read_bytes() == FILES["model.bin"]
-    assert store.snapshots.get("m") == snapshot
+    assert store.names.get("m") == snapshot
 
 
 @pytest.mark.parametrize("go", GO.values(), ids=GO)
 def test_a_pin_that_comes_while_the_ready_file_is_away_keeps_the_model(
-    store: Store, go: Callable[[Store, str], object]
+    store: DiskStore, go: Callable[[DiskStore, str], object]
 ) -> None:
     snapshot = publish(store, FILES, name="m")
     with paused_without_ready_file(lambda: go(store, snapshot.manifest)) as going:
-        store.snapshots.pin("m")
+        store.pins.add("m")
     with pytest.raises(InUse) as refusal:
         going.result(PATIENCE_SECONDS)
     assert refusal.value.code == "pinned"
     assert store.layout.ready_file("m").exists()
 
 
-def test_two_changes_of_the_names_come_one_after_the_other(store: Store) -> None:
+def test_two_changes_of_the_names_come_one_after_the_other(store: DiskStore) -> None:
     """A publish in the middle of a withdrawal would lose files that the withdrawal takes away."""
     snapshot = publish(store, FILES, name="m")
-    manifest = store.snapshots.manifest(snapshot)
+    manifest = store.manifests.of(snapshot)
     with store.content.claim(manifest, "n"), ThreadPoolExecutor(1) as other:
         with paused_before(
-            durable.remove, lambda: store.snapshots.withdraw("m", force=True), within=Snapshots._withdraw
+            durable.remove, lambda: store.withdraw("m", force=True), within=Withdrawals._remove_names
         ) as going:
-            publishing = other.submit(
-                store.snapshots.publish, ModelSpec(snapshot.spec.ref, "n"), manifest, now=2.0
-            )
+            publishing = other.submit(store.publish, ModelSpec(snapshot.spec.ref, "n"), manifest, now=2.0)
             with pytest.raises(TimeoutError):
                 publishing.result(LET_IN_SECONDS)
         going.result(PATIENCE_SECONDS)
         publishing.result(PATIENCE_SECONDS)
-    assert [each.name for each in store.snapshots.all()] == ["n"]
+    assert [each.name for each in store.names.all()] == ["n"]
     assert (store.layout.model("n") / "model.bin").read_bytes() == FILES["model.bin"]
 
 
 # --- leases ---
 
 
-def test_a_lease_that_is_over_is_not_renewed_and_keeps_nothing(store: Store) -> None:
+def test_a_lease_that_is_over_is_not_renewed_and_keeps_nothing(store: DiskStore) -> None:
     publish(store, FILES, name="m")
-    leases, now = store.snapshots.leases, time.time()
+    leases, now = store.leases, time.time()
     lease = leases.take("m", "pod/a", until=now - 1)
     for until_then in (now + 60, now - 0.5):
         with pytest.raises(NotFound) as refusal:
@@ -166,11 +164,11 @@ def test_a_lease_that_is_over_is_not_renewed_and_keeps_nothing(store: Store) -> 
         assert refusal.value.code == "no_such_lease"
     assert leases.of("m", now) == []
     assert leases.count(now) == 0
-    store.snapshots.withdraw("m")
+    store.withdraw("m")
 
 
-def test_a_lease_is_renewed_to_the_very_moment_it_ends(store: Store) -> None:
-    leases = store.snapshots.leases
+def test_a_lease_is_renewed_to_the_very_moment_it_ends(store: DiskStore) -> None:
+    leases = store.leases
     lease = leases.take("m", "pod/a", until=100.0)
     assert leases.renew("m", lease.id, until=200.0, now=99.9).expires_at == 200.0
     with pytest.raises(NotFound):
@@ -179,9 +177,9 @@ def test_a_lease_is_renewed_to_the_very_moment_it_ends(store: Store) -> None:
         leases.renew("other", lease.id, until=300.0, now=150.0)
 
 
-def test_a_lease_that_is_renewed_while_it_expires_is_either_there_or_refused(store: Store) -> None:
+def test_a_lease_that_is_renewed_while_it_expires_is_either_there_or_refused(store: DiskStore) -> None:
     """The renewal arrives before the lease ends and is served after: if it succeeds, the lease must exist."""
-    leases = store.snapshots.leases
+    leases = store.leases
     lease = leases.take("m", "pod/a", until=100.0)
     with ThreadPoolExecutor(1) as pods:
         with paused_before(Leases._remove, lambda: leases.expire(101.0)) as expiring:
@@ -194,18 +192,18 @@ def test_a_lease_that_is_renewed_while_it_expires_is_either_there_or_refused(sto
     assert leases.of("m", 101.0) == []
 
 
-def test_leases_end_with_a_model_that_is_deleted_by_force(store: Store, root: Path) -> None:
+def test_leases_end_with_a_model_that_is_deleted_by_force(store: DiskStore, root: Path) -> None:
     publish(store, FILES, name="m")
     other = taken(store, "other")
     for _ in range(2):
         taken(store)
     with pytest.raises(InUse):
-        store.snapshots.withdraw("m")
-    store.snapshots.withdraw("m", force=True)
+        store.withdraw("m")
+    store.withdraw("m", force=True)
     assert [path.stem for path in (root / ".cachd/leases").iterdir()] == [other]
     publish(store, FILES, name="m")
-    assert store.snapshots.leases.of("m", time.time()) == []
-    store.snapshots.withdraw("m")
+    assert store.leases.of("m", time.time()) == []
+    store.withdraw("m")
 
 
 # --- a cancel, and a pull that is on its way into a wait ---

@@ -296,7 +296,7 @@ def test_a_look_sees_by_itself_what_an_operator_deleted(
     """With no scrub at all."""
     opened = engine(scrub_bytes_per_second=0, streams=4)
     snapshot = opened.pull(f"{origin.add('/model.bin', CONTENT)}#sha256={sha256(CONTENT)}")
-    blob = opened.store.content.path(opened.store.snapshots.manifest(snapshot).files[0].blob)
+    blob = opened.store.content.path(opened.store.manifests.of(snapshot).files[0].blob)
     shown = (root / "models/model.bin/model.bin").resolve()
     origin.forget()
     if what == "view":
@@ -372,10 +372,10 @@ def test_a_damaged_model_that_waits_for_its_repair_is_kept_across_sweeps_and_res
 ) -> None:
     opened = engine()
     snapshot = opened.pull(f"{origin.add('/model.bin', CONTENT)}#sha256={sha256(CONTENT)}")
-    file = opened.store.snapshots.manifest(snapshot).files[0]
+    file = opened.store.manifests.of(snapshot).files[0]
     blob = opened.store.content.path(file.blob)
-    assert opened.store.snapshots.damaged(file, "wrong", blob.stat().st_ino, now=5.0) == ["model.bin"]
-    assert opened.store.snapshots.sweep() == 0
+    assert opened.store.quarantine(file, "wrong", blob.stat().st_ino, now=5.0) == ["model.bin"]
+    assert opened.store.sweep_snapshots() == 0
     with closing(opened.store.content.begin(file)) as ingest:
         assert ingest.gaps() == []
     assert (root / "models/.trees" / snapshot.manifest).is_dir()
@@ -413,14 +413,14 @@ def test_the_command_verifies_and_its_exit_code_tells(ground: Ground) -> None:
 @contextmanager
 def reading(path: Path, engine: Engine, spec: str) -> Iterator[threading.Event]:
     """A thread that reads a blob over and over until it is deleted; the event is set once it has begun."""
-    snapshots = engine.store.snapshots
-    manifest = snapshots.manifest(next(s for s in snapshots.all() if s.name == spec))
+    store = engine.store
+    manifest = store.manifests.of(next(s for s in store.names.all() if s.name == spec))
     began, over = threading.Event(), threading.Event()
 
     def read() -> None:
         with suppress(Moved):
             while not over.is_set():
-                wrong = reread(path, manifest.files[0], snapshots.reads, lambda _: began.set())
+                wrong = reread(path, manifest.files[0], store.content.reads, lambda _: began.set())
                 assert wrong == "" or not path.exists(), wrong
 
     thread = threading.Thread(target=read)
@@ -437,10 +437,10 @@ def test_our_own_reading_is_never_taken_for_a_pods(origin: Origin, engine: Calla
     url = origin.add("/model.bin", CONTENT)
     opened = engine()
     snapshot = opened.pull(f"{url}#sha256={sha256(CONTENT)}")
-    manifest = opened.store.snapshots.manifest(snapshot)
+    manifest = opened.store.manifests.of(snapshot)
     path = opened.store.content.path(manifest.files[0].blob)
     with reading(path, opened, snapshot.name):
-        assert [opened.store.snapshots.is_in_use(snapshot) for _ in range(200)] == [False] * 200
+        assert not any(opened.store.protection.is_in_use(manifest) for _ in range(200))
         opened.pulls.delete(snapshot.name)
 
 
@@ -456,7 +456,7 @@ def test_a_scrub_changes_nothing_of_what_is_in_memory(
     url = origin.add("/model.bin", CONTENT)
     opened = engine()
     snapshot = opened.pull(f"{url}#sha256={sha256(CONTENT)}")
-    file = opened.store.snapshots.manifest(snapshot).files[0]
+    file = opened.store.manifests.of(snapshot).files[0]
     path = opened.store.content.path(file.blob)
     with path.open("rb") as held:
         if is_resident:
@@ -482,7 +482,7 @@ def test_verifying_while_models_come_and_go_raises_no_false_alarm(
 
     def verify_all() -> None:
         while not over.is_set():
-            for snapshot in opened.store.snapshots.all():
+            for snapshot in opened.store.names.all():
                 opened.scrubs.look_again()
                 with suppress(NotFound):  # deleted meanwhile
                     opened.scrubs.verify(snapshot.name)
@@ -494,16 +494,16 @@ def test_verifying_while_models_come_and_go_raises_no_false_alarm(
             for name, ref in refs.items():
                 opened.pull(ref, name=name)
             for name in refs:
-                ready = opened.store.snapshots.get(name)
+                ready = opened.store.names.get(name)
                 assert ready is not None
                 if name == "model-0":
-                    opened.store.snapshots.evict(ready.manifest)
+                    opened.store.evict(ready.manifest)
                 else:
                     opened.pulls.delete(name)
     finally:
         over.set()
         thread.join()
     assert opened.metrics.registry.get_sample_value("cachd_verify_failures_total", {"stage": "scrub"}) == 0
-    assert opened.store.snapshots.quarantined() == []
+    assert opened.store.names.quarantined() == []
     assert (opened.metrics.registry.get_sample_value("cachd_scrub_bytes_total") or 0) > 0
     assert opened.pulls.start(spec_of(refs["model-0"], name="model-0")) is not None

@@ -109,7 +109,7 @@ def test_a_small_file_of_the_hub_is_hashed_by_sha256_as_it_arrives(engine: Engin
     hub.add("org/model", {"config.json": SMALL, "large.json": noise(MIB - 1, 5), "a.safetensors": WEIGHTS})
     running = engine(hf_endpoint=hub.url)
     snapshot = running.pull("hf://org/model")
-    files = {f.path: f for f in running.store.snapshots.manifest(snapshot).files}
+    files = {f.path: f for f in running.store.manifests.of(snapshot).files}
     assert snapshot.verified_by == (("git-sha1", 2), ("sha256", 1))
     assert files["config.json"].sha256 == sha256_digest(SMALL)
     assert files["large.json"].sha256 == sha256_digest(noise(MIB - 1, 5))

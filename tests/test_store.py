@@ -37,10 +37,10 @@ from cachd.errors import (
 from cachd.kernel.leases import is_open
 from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.store import catalog
+from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
 from cachd.store.space import Space, bytes_beside
-from cachd.store.store import Store
 from tests.ground import mount
 from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
@@ -79,7 +79,7 @@ def write(ingest: Ingest, content: bytes, *parts: Extent) -> None:
         ingest.finish(part, hashed)
 
 
-def commit(store: Store, file: File, content: bytes) -> None:
+def commit(store: DiskStore, file: File, content: bytes) -> None:
     """Take the content in as the file's blob."""
     with closing(store.content.begin(file)) as ingest:
         for gap in ingest.gaps():
@@ -88,7 +88,7 @@ def commit(store: Store, file: File, content: bytes) -> None:
         store.content.commit(ingest)
 
 
-def keep(store: Store, files: Files) -> None:
+def keep(store: DiskStore, files: Files) -> None:
     """Take every blob in that is not here."""
     for path, content in files.items():
         if not store.content.has(file_of(content, path)):
@@ -96,7 +96,7 @@ def keep(store: Store, files: Files) -> None:
 
 
 def publish(
-    store: Store,
+    store: DiskStore,
     files: Files,
     ref: str = "hf://org/model",
     name: str | None = None,
@@ -108,7 +108,7 @@ def publish(
     parsed = Ref.parse(ref)
     keep(store, files)
     manifest = manifest_of(files, base=parsed.base, revision=revision)
-    return store.snapshots.publish(ModelSpec(parsed, name or short_name(ref) or ""), manifest, now=now)
+    return store.publish(ModelSpec(parsed, name or short_name(ref) or ""), manifest, now=now)
 
 
 def shown(files: Files) -> dict[str, str]:
@@ -169,19 +169,19 @@ def assert_nothing_left(root: Path) -> None:
 
 
 @pytest.fixture
-def next_life(root: Path) -> Iterator[Callable[[], Store]]:
+def next_life(root: Path) -> Iterator[Callable[[], DiskStore]]:
     """Closes the store of the test's root and opens it as the next daemon does."""
     with ExitStack() as life:
 
-        def opened() -> Store:
+        def opened() -> DiskStore:
             life.close()
-            return life.enter_context(Store(root))
+            return life.enter_context(DiskStore(root))
 
         yield opened
 
 
 @pytest.fixture
-def store(next_life: Callable[[], Store]) -> Store:
+def store(next_life: Callable[[], DiskStore]) -> DiskStore:
     return next_life()
 
 
@@ -325,18 +325,18 @@ PARTS = [Extent(start, min(start + 4 * KIB, len(CONTENT))) for start in range(0,
 FILE = file_of(CONTENT)
 
 
-def ingest_directory(store: Store, file: File = FILE) -> Path:
+def ingest_directory(store: DiskStore, file: File = FILE) -> Path:
     return store.layout.ingest(file.blob)
 
 
-def left_by_an_earlier_life(store: Store, *parts: Extent) -> Path:
+def left_by_an_earlier_life(store: DiskStore, *parts: Extent) -> Path:
     """An ingest that holds these parts of CONTENT and was closed; its directory."""
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, *parts)
     return ingest_directory(store)
 
 
-def test_a_new_ingest_lacks_everything_and_has_blocks_for_what_is_allocated_alone(store: Store) -> None:
+def test_a_new_ingest_lacks_everything_and_has_blocks_for_what_is_allocated_alone(store: DiskStore) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         assert ingest.gaps() == [Extent(0, len(CONTENT))]
         assert (ingest.prefix, ingest.behind, ingest.resumed) == (0, 0, 0)
@@ -348,7 +348,7 @@ def test_a_new_ingest_lacks_everything_and_has_blocks_for_what_is_allocated_alon
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
-    store: Store, order: tuple[int, ...]
+    store: DiskStore, order: tuple[int, ...]
 ) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         for number in order:
@@ -360,7 +360,7 @@ def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
         assert ingest.digest() == FILE.digest
 
 
-def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: Store) -> None:
+def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: DiskStore) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, *PARTS[:2])
         ingest.follow(memoryview(bytearray(KIB)))
@@ -369,7 +369,7 @@ def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: Store) -> N
 
 
 def test_finished_parts_are_resumed_and_landed_bytes_are_not(
-    store: Store, next_life: Callable[[], Store]
+    store: DiskStore, next_life: Callable[[], DiskStore]
 ) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, PARTS[0], PARTS[2])
@@ -382,7 +382,7 @@ def test_finished_parts_are_resumed_and_landed_bytes_are_not(
     assert store.content.path(FILE.blob).read_bytes() == CONTENT
 
 
-def test_a_file_of_one_part_is_kept_with_no_sync_and_no_journal(store: Store) -> None:
+def test_a_file_of_one_part_is_kept_with_no_sync_and_no_journal(store: DiskStore) -> None:
     assert names_below(left_by_an_earlier_life(store)) == {"data", "about.json", "received"}
     with closing(store.content.begin(FILE)) as ingest:
         assert ingest.gaps() == []
@@ -400,7 +400,7 @@ def keep_begun(ingest: Ingest, *stops: int) -> None:
         reached = stop
 
 
-def test_a_digest_that_is_far_behind_is_taken_in_steps_that_a_cancel_can_end(store: Store) -> None:
+def test_a_digest_that_is_far_behind_is_taken_in_steps_that_a_cancel_can_end(store: DiskStore) -> None:
     content = bytes(65 * MIB)
     with closing(store.content.begin(file_of(content))) as ingest:
         write(ingest, content)
@@ -409,7 +409,7 @@ def test_a_digest_that_is_far_behind_is_taken_in_steps_that_a_cancel_can_end(sto
 
 
 def test_a_resume_that_is_cancelled_in_mid_file_loses_nothing(
-    store: Store, next_life: Callable[[], Store]
+    store: DiskStore, next_life: Callable[[], DiskStore]
 ) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, PARTS[0], PARTS[2])
@@ -426,7 +426,7 @@ def test_a_resume_that_is_cancelled_in_mid_file_loses_nothing(
 
 @pytest.mark.parametrize("algorithm", ["sha256", "crc64nvme", "crc32c", None])
 def test_what_was_kept_of_a_part_is_resumed_in_every_life_and_the_rest_of_it_is_missing(
-    store: Store, algorithm: str | None
+    store: DiskStore, algorithm: str | None
 ) -> None:
     digest = DIGESTS[algorithm](CONTENT) if algorithm else None
     file = File("model.bin", len(CONTENT), "https://host/model.bin", digest, '"tag"')
@@ -442,7 +442,7 @@ def test_what_was_kept_of_a_part_is_resumed_in_every_life_and_the_rest_of_it_is_
     assert store.content.path(file.blob).read_bytes() == CONTENT
 
 
-def test_of_what_was_kept_the_longest_that_is_right_is_believed(store: Store) -> None:
+def test_of_what_was_kept_the_longest_that_is_right_is_believed(store: DiskStore) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         keep_begun(ingest, KIB, 2 * KIB, 3 * KIB)
     overwrite(ingest_directory(store) / "data", 2 * KIB + 5, b"!")
@@ -451,7 +451,7 @@ def test_of_what_was_kept_the_longest_that_is_right_is_believed(store: Store) ->
     commit(store, FILE, CONTENT)
 
 
-def test_a_part_that_goes_on_has_one_hash_however_often_it_was_kept(store: Store) -> None:
+def test_a_part_that_goes_on_has_one_hash_however_often_it_was_kept(store: DiskStore) -> None:
     """The table of a blob's parts has no line for each time."""
     file = File("model.bin", len(CONTENT), "https://host/model.bin", None, '"tag"')
     with closing(store.content.begin(file)) as ingest:
@@ -479,7 +479,7 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_journal_line_is_not_believed_when_its_bytes_are_others(
-    store: Store, damage: Callable[[Path], object]
+    store: DiskStore, damage: Callable[[Path], object]
 ) -> None:
     damage(left_by_an_earlier_life(store, *PARTS) / "data")
     with closing(store.content.begin(FILE)) as ingest:
@@ -487,14 +487,14 @@ def test_a_journal_line_is_not_believed_when_its_bytes_are_others(
     commit(store, FILE, CONTENT)
 
 
-def test_data_that_lost_its_tail_is_believed_as_far_as_it_goes(store: Store) -> None:
+def test_data_that_lost_its_tail_is_believed_as_far_as_it_goes(store: DiskStore) -> None:
     os.truncate(left_by_an_earlier_life(store, *PARTS) / "data", PARTS[1].stop)
     with closing(store.content.begin(FILE)) as ingest:
         assert ingest.gaps() == [PARTS[2]]
     commit(store, FILE, CONTENT)
 
 
-def test_data_that_grew_is_cut_to_the_size_of_its_file(store: Store) -> None:
+def test_data_that_grew_is_cut_to_the_size_of_its_file(store: DiskStore) -> None:
     overwrite(left_by_an_earlier_life(store, *PARTS) / "data", len(CONTENT), noise(100))
     commit(store, FILE, CONTENT)
     assert store.content.path(FILE.blob).read_bytes() == CONTENT
@@ -520,7 +520,7 @@ GARBAGE_LINES = {
 
 @pytest.mark.parametrize("line", GARBAGE_LINES.values(), ids=GARBAGE_LINES.keys())
 @pytest.mark.parametrize("end", ["\n", ""], ids=["whole line", "cut off"])
-def test_a_garbage_line_is_passed_over_and_swallows_no_other(store: Store, line: str, end: str) -> None:
+def test_a_garbage_line_is_passed_over_and_swallows_no_other(store: DiskStore, line: str, end: str) -> None:
     journal = left_by_an_earlier_life(store, PARTS[0]) / "journal"
     with journal.open("ab") as opened:
         opened.write(line.encode("latin-1", errors="replace") + end.encode())
@@ -546,7 +546,9 @@ def test_a_garbage_line_is_passed_over_and_swallows_no_other(store: Store, line:
     ],
     ids=str,
 )
-def test_what_was_written_for_another_blob_or_size_is_begun_anew(store: Store, about: bytes | None) -> None:
+def test_what_was_written_for_another_blob_or_size_is_begun_anew(
+    store: DiskStore, about: bytes | None
+) -> None:
     directory = left_by_an_earlier_life(store, *PARTS)
     if about is None:
         (directory / "about.json").unlink()
@@ -560,7 +562,7 @@ def test_what_was_written_for_another_blob_or_size_is_begun_anew(store: Store, a
     commit(store, FILE, CONTENT)
 
 
-def test_a_link_in_place_of_the_data_is_not_followed(store: Store, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_data_is_not_followed(store: DiskStore, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"keep me")
     (tmp_path / "victim").chmod(0o444)
     ingest_directory(store).mkdir()
@@ -571,7 +573,7 @@ def test_a_link_in_place_of_the_data_is_not_followed(store: Store, tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "victim").stat().st_mode) == 0o444
 
 
-def test_many_streams_write_one_ingest(store: Store) -> None:
+def test_many_streams_write_one_ingest(store: DiskStore) -> None:
     content = noise(4 * MIB)
     file = file_of(content)
     parts = [Extent(start, start + 64 * KIB) for start in range(0, len(content), 64 * KIB)]
@@ -585,7 +587,7 @@ def test_many_streams_write_one_ingest(store: Store) -> None:
     assert store.content.path(file.blob).read_bytes() == content
 
 
-def test_an_ingest_leaves_no_descriptor_however_it_ends(store: Store) -> None:
+def test_an_ingest_leaves_no_descriptor_however_it_ends(store: DiskStore) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     left_by_an_earlier_life(store, PARTS[0])
     store.content.begin(FILE).discard()
@@ -621,7 +623,7 @@ def crc(content: bytes, polynomial: int, bits: int) -> int:
 @pytest.mark.parametrize("algorithm", DIGESTS)
 @pytest.mark.parametrize("content", [b"", b"x", noise(5000)], ids=["empty", "a byte", "5000 bytes"])
 def test_a_commit_makes_a_read_only_blob_of_the_right_bytes(
-    store: Store, algorithm: str, content: bytes
+    store: DiskStore, algorithm: str, content: bytes
 ) -> None:
     file = File("model.bin", len(content), "https://host/model.bin", DIGESTS[algorithm](content))
     assert not store.content.has(file)
@@ -635,7 +637,7 @@ def test_a_commit_makes_a_read_only_blob_of_the_right_bytes(
 
 
 @pytest.mark.parametrize("algorithm", DIGESTS)
-def test_a_commit_of_a_wrong_byte_raises_corrupt_and_leaves_nothing(store: Store, algorithm: str) -> None:
+def test_a_commit_of_a_wrong_byte_raises_corrupt_and_leaves_nothing(store: DiskStore, algorithm: str) -> None:
     right = noise(5000)
     wrong = bytes([right[0] ^ 1]) + right[1:]
     file = File("model.bin", len(right), "https://host/model.bin", DIGESTS[algorithm](right))
@@ -650,7 +652,7 @@ def test_a_commit_of_a_wrong_byte_raises_corrupt_and_leaves_nothing(store: Store
     assert_nothing_left(store.layout.root)
 
 
-def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: Store) -> None:
+def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: DiskStore) -> None:
     file = File("model.bin", len(CONTENT), "https://host/model.bin", None, '"tag"')
     with closing(store.content.begin(file)) as ingest:
         write(ingest, CONTENT, *PARTS)
@@ -673,7 +675,7 @@ def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: 
     ],
 )
 def test_a_part_is_hashed_once_more_only_where_its_checksum_is_too_short_to_know_it_by(
-    store: Store, algorithm: str, known_by: Callable[[bytes], str]
+    store: DiskStore, algorithm: str, known_by: Callable[[bytes], str]
 ) -> None:
     file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS[algorithm](CONTENT))
     part = PARTS[1]
@@ -684,7 +686,9 @@ def test_a_part_is_hashed_once_more_only_where_its_checksum_is_too_short_to_know
 
 
 @pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c", "crc32"])
-def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(store: Store, algorithm: str) -> None:
+def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(
+    store: DiskStore, algorithm: str
+) -> None:
     file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS[algorithm](CONTENT))
     with closing(store.content.begin(file)) as ingest:
         write(ingest, CONTENT, PARTS[1])
@@ -699,7 +703,7 @@ def test_a_checksum_is_joined_from_parts_resumed_received_and_read_back(store: S
         assert ingest.digest() == file.digest
 
 
-def test_parts_that_overlap_are_hashed_as_the_disk_has_them(store: Store) -> None:
+def test_parts_that_overlap_are_hashed_as_the_disk_has_them(store: DiskStore) -> None:
     file = File("model.bin", len(CONTENT), "s3://b/model.bin", DIGESTS["crc64nvme"](CONTENT))
     with closing(store.content.begin(file)) as ingest:
         write(ingest, bytes(len(CONTENT)), Extent(0, PARTS[1].start + 1), Extent(5 * KIB, 6 * KIB))
@@ -708,7 +712,7 @@ def test_parts_that_overlap_are_hashed_as_the_disk_has_them(store: Store) -> Non
         assert ingest.digest() == file.digest
 
 
-def test_a_blob_of_another_size_is_not_here(store: Store) -> None:
+def test_a_blob_of_another_size_is_not_here(store: DiskStore) -> None:
     commit(store, FILE, CONTENT)
     cut(store.content.path(FILE.blob), 5)
     assert not store.content.has(FILE)
@@ -716,7 +720,7 @@ def test_a_blob_of_another_size_is_not_here(store: Store) -> None:
     assert store.content.path(FILE.blob).read_bytes() == CONTENT
 
 
-def test_what_is_missing_is_one_file_a_blob(store: Store) -> None:
+def test_what_is_missing_is_one_file_a_blob(store: DiskStore) -> None:
     manifest = manifest_of({"a": CONTENT, "b": CONTENT, "c": b"c", "d": b"d"})
     keep(store, {"d": b"d"})
     assert sorted(len(CONTENT) if f.size > 1 else f.size for f in store.content.missing(manifest)) == [
@@ -727,14 +731,14 @@ def test_what_is_missing_is_one_file_a_blob(store: Store) -> None:
 
 def test_a_process_killed_at_any_step_of_a_commit_leaves_what_the_next_can_finish() -> None:
     with base_as_another_user() as base:
-        Store(base).close()
+        DiskStore(base).close()
 
         def committed(root: Path) -> None:
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 commit_in_parts(store)
 
         for root in killed_at_every_step(base, committed):
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 if store.content.has(FILE):
                     assert store.content.path(FILE.blob).read_bytes() == CONTENT
                 else:
@@ -744,7 +748,7 @@ def test_a_process_killed_at_any_step_of_a_commit_leaves_what_the_next_can_finis
                 assert_nothing_left(root)
 
 
-def commit_in_parts(store: Store) -> None:
+def commit_in_parts(store: DiskStore) -> None:
     with closing(store.content.begin(FILE)) as ingest:
         write(ingest, CONTENT, *PARTS)
         ingest.follow(memoryview(bytearray(64 * KIB)))
@@ -752,7 +756,9 @@ def commit_in_parts(store: Store) -> None:
 
 
 @pytest.mark.parametrize("algorithm", DIGESTS)
-def test_a_small_file_is_put_as_a_read_only_blob_and_a_wrong_one_is_not(store: Store, algorithm: str) -> None:
+def test_a_small_file_is_put_as_a_read_only_blob_and_a_wrong_one_is_not(
+    store: DiskStore, algorithm: str
+) -> None:
     right = noise(5000)
     wrong = bytes([right[0] ^ 1]) + right[1:]
     file = File("config.json", len(right), "https://host/config.json", DIGESTS[algorithm](right))
@@ -770,14 +776,14 @@ def test_a_small_file_is_put_as_a_read_only_blob_and_a_wrong_one_is_not(store: S
 
 def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> None:
     with base_as_another_user() as base:
-        Store(base).close()
+        DiskStore(base).close()
 
         def put(root: Path) -> None:
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 store.content.put(FILE, memoryview(CONTENT))
 
         for root in killed_at_every_step(base, put):
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 if not store.content.has(FILE):
                     assert_nothing_left(root)
                     store.content.put(FILE, memoryview(CONTENT))
@@ -788,7 +794,7 @@ def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> Non
 
 def test_a_small_file_that_finds_no_room_leaves_no_block_behind(small_disk: Callable[..., Path]) -> None:
     root = small_disk(MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         filler = fill(root)
         with pytest.raises(NoSpace):
             store.content.put(FILE, memoryview(CONTENT))
@@ -797,7 +803,7 @@ def test_a_small_file_that_finds_no_room_leaves_no_block_behind(small_disk: Call
         store.content.put(FILE, memoryview(CONTENT))
 
 
-def test_bytes_that_no_digest_vouches_for_are_not_put(store: Store) -> None:
+def test_bytes_that_no_digest_vouches_for_are_not_put(store: DiskStore) -> None:
     file = File("model.bin", 1, "https://host/model.bin", None, '"tag"')
     with pytest.raises(ValueError, match="cannot be verified"):
         store.content.put(file, memoryview(b"x"))
@@ -822,7 +828,7 @@ SMALL: Files = {"config.json": b"{}", "dir/model.bin": noise(KIB)}
 
 
 def test_a_published_model_is_in_both_views_and_its_ready_file_says_what_it_is(
-    store: Store, root: Path
+    store: DiskStore, root: Path
 ) -> None:
     snapshot = publish(store, ONE, now=1_700_000_000.0)
     assert_whole(root, "org--model", ONE, commit=A)
@@ -836,50 +842,50 @@ def test_a_published_model_is_in_both_views_and_its_ready_file_says_what_it_is(
     assert told["published_at"] == "2023-11-14T22:13:20+00:00"
     assert told["hub"] == {"repo": "org/model", "commit": A, "revision": "main"}
     assert (root / told["path"]).is_dir()
-    assert store.snapshots.get("org--model") == snapshot
+    assert store.names.get("org--model") == snapshot
 
 
 def test_a_ready_file_that_tells_no_file_is_one_of_before_and_its_model_stays_ready(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     publish(store, {"model.gguf": noise(1000)})
     path = root / "ready/org--model.json"
     told = json.loads(path.read_text())
     assert told.pop("file") == "models/org--model/model.gguf"
     path.write_text(json.dumps(told))
-    snapshot = next_life().snapshots.get("org--model")
+    snapshot = next_life().names.get("org--model")
     assert snapshot is not None
     assert snapshot.file is None
 
 
-def test_a_model_costs_the_disk_its_size_once(store: Store, root: Path) -> None:
+def test_a_model_costs_the_disk_its_size_once(store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     links = {path: (root / "models/org--model" / path).stat().st_nlink for path in ONE}
     assert links == {path: 5 if "safetensors" in path else 3 for path in ONE}
 
 
 def test_what_is_published_is_found_again_by_the_next_daemon(
-    store: Store, next_life: Callable[[], Store]
+    store: DiskStore, next_life: Callable[[], DiskStore]
 ) -> None:
     published = [
         publish(store, ONE, "hf://org/model@v1", "mine"),
         publish(store, SMALL, "s3://bucket/small/", revision="f" * 64),
     ]
     store = next_life()
-    assert store.snapshots.all() == published
-    assert [store.snapshots.manifest(s).id for s in published] == [s.manifest for s in published]
+    assert store.names.all() == published
+    assert [store.manifests.of(s).id for s in published] == [s.manifest for s in published]
 
 
-def test_publishing_twice_changes_nothing(store: Store, root: Path) -> None:
+def test_publishing_twice_changes_nothing(store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     before = {path: path.lstat().st_ino for path in sorted(root.rglob("*safetensors"))}
     publish(store, ONE)
     assert {path: path.lstat().st_ino for path in sorted(root.rglob("*safetensors"))} == before
     assert_whole(root, "org--model", ONE, commit=A)
-    assert store.snapshots.sweep() == 0
+    assert store.sweep_snapshots() == 0
 
 
-def test_reserved_looking_names_collide_with_nothing(store: Store, root: Path) -> None:
+def test_reserved_looking_names_collide_with_nothing(store: DiskStore, root: Path) -> None:
     files = {
         name: noise(10, number)
         for number, name in enumerate(
@@ -904,20 +910,22 @@ def cut(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
-def fetched_anew(store: Store, content: bytes) -> None:
+def fetched_anew(store: DiskStore, content: bytes) -> None:
     """Damage the blob of the content and take it in again: it is another file then."""
     cut(store.content.path(sha256(content)), 1)
     commit(store, file_of(content), content)
 
 
-def test_the_links_of_a_blob_that_was_fetched_anew_follow_it(store: Store, root: Path) -> None:
+def test_the_links_of_a_blob_that_was_fetched_anew_follow_it(store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     fetched_anew(store, ONE["model.safetensors"])
     publish(store, ONE)
     assert_whole(root, "org--model", ONE, commit=A)
 
 
-def test_a_file_beside_one_fetched_anew_is_never_touched_whatever_its_name(store: Store, root: Path) -> None:
+def test_a_file_beside_one_fetched_anew_is_never_touched_whatever_its_name(
+    store: DiskStore, root: Path
+) -> None:
     files = {"x": noise(100, 1), ".x.new": noise(100, 2), "y/z": noise(100, 3), "y/.z.new": noise(100, 4)}
     publish(store, files)
     for content in files.values():
@@ -927,7 +935,7 @@ def test_a_file_beside_one_fetched_anew_is_never_touched_whatever_its_name(store
 
 
 def test_the_longest_names_and_the_deepest_path_are_published_replaced_and_removed(
-    store: Store, root: Path
+    store: DiskStore, root: Path
 ) -> None:
     files = {"n" * 255: noise(10, 1), "/".join(["d" * 255] * 4): noise(10, 2), "a/" * 511 + "a": noise(10, 3)}
     publish(store, files)
@@ -935,52 +943,52 @@ def test_the_longest_names_and_the_deepest_path_are_published_replaced_and_remov
         fetched_anew(store, content)
     publish(store, files)
     assert_whole(root, "org--model", files, commit=A)
-    store.snapshots.withdraw("org--model")
+    store.withdraw("org--model")
     assert_nothing_left(root)
 
 
 def test_a_process_killed_at_any_step_of_a_publish_leaves_a_model_whole_or_absent() -> None:
     with base_as_another_user() as base:
-        with Store(base) as store:
+        with DiskStore(base) as store:
             keep(store, SMALL)
 
         def published(root: Path) -> None:
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 publish(store, SMALL)
 
         for root in killed_at_every_step(base, published):
             if (root / "ready/org--model.json").exists():
                 assert_whole(root, "org--model", SMALL, commit=A)
-            with Store(root) as store:
-                assert mount.names(root) == {s.name for s in store.snapshots.all()}
+            with DiskStore(root) as store:
+                assert mount.names(root) == {s.name for s in store.names.all()}
                 assert mount.left_over(root) == []
                 publish(store, SMALL)
                 assert_whole(root, "org--model", SMALL, commit=A)
                 assert refs_of(root) == {"main": A}
-                store.snapshots.withdraw("org--model")
+                store.withdraw("org--model")
                 assert_nothing_left(root)
 
 
 def test_a_process_killed_at_any_step_of_a_new_revision_leaves_the_old_the_new_or_none() -> None:
     old, new = SMALL, {**SMALL, "dir/model.bin": noise(KIB, 2)}
     with base_as_another_user() as base:
-        with Store(base) as store:
+        with DiskStore(base) as store:
             publish(store, old, "hf://org/model@v1", "mine", revision=A)
             keep(store, new)
 
         def moved(root: Path) -> None:
-            with Store(root) as store:
+            with DiskStore(root) as store:
                 publish(store, new, "hf://org/model@v2", "mine", revision=B)
 
         for root in killed_at_every_step(base, moved):
             with suppress(FileNotFoundError):
                 ready = json.loads((root / "ready/mine.json").read_text())
                 assert_whole(root, "mine", {A: old, B: new}[ready["revision"]], commit=ready["revision"])
-            with Store(root) as store:
-                for snapshot in store.snapshots.all():
+            with DiskStore(root) as store:
+                for snapshot in store.names.all():
                     assert_whole(root, "mine", {A: old, B: new}[snapshot.commit], commit=snapshot.commit)
                 moved_again = publish(store, new, "hf://org/model@v2", "mine", revision=B)
-                store.snapshots.sweep()
+                store.sweep_snapshots()
                 assert_whole(root, "mine", new, commit=B)
                 assert_only(root, {"mine": moved_again}, new)
 
@@ -1005,28 +1013,28 @@ def assert_only(root: Path, named: Mapping[str, Snapshot], *files: Files) -> Non
 # --- names, filters, branches ---
 
 
-def test_two_names_share_one_snapshot_until_the_last_is_gone(store: Store, root: Path) -> None:
+def test_two_names_share_one_snapshot_until_the_last_is_gone(store: DiskStore, root: Path) -> None:
     one, other = publish(store, ONE, name="one"), publish(store, ONE, name="other")
     assert one.manifest == other.manifest
-    assert store.snapshots.withdraw("one") == 0
+    assert store.withdraw("one") == 0
     assert_whole(root, "other", ONE, commit=A)
     assert refs_of(root) == {"main": A}
-    assert store.snapshots.withdraw("other") > 0
+    assert store.withdraw("other") > 0
     assert_nothing_left(root)
 
 
-def test_a_name_moves_to_a_new_revision_and_what_it_replaced_is_swept(store: Store, root: Path) -> None:
+def test_a_name_moves_to_a_new_revision_and_what_it_replaced_is_swept(store: DiskStore, root: Path) -> None:
     publish(store, ONE, revision=A)
     new = publish(store, TWO, revision=B)
     assert_whole(root, "org--model", TWO, commit=B)
     assert refs_of(root) == {"main": B}
     assert (hub(root) / "snapshots" / A).is_dir(), "pods may read it still"
-    assert store.snapshots.sweep() == swept_bytes(ONE, TWO)
+    assert store.sweep_snapshots() == swept_bytes(ONE, TWO)
     assert_only(root, {"org--model": new}, TWO)
     assert_whole(root, "org--model", TWO, commit=B)
 
 
-def test_two_filters_of_one_commit_share_its_hub_directory(store: Store, root: Path) -> None:
+def test_two_filters_of_one_commit_share_its_hub_directory(store: DiskStore, root: Path) -> None:
     weights = {path: content for path, content in ONE.items() if "safetensors" in path}
     texts = {path: content for path, content in ONE.items() if path not in weights} | {
         "twin.safetensors": ONE["twin.safetensors"]
@@ -1037,77 +1045,77 @@ def test_two_filters_of_one_commit_share_its_hub_directory(store: Store, root: P
     assert digests(together) == shown(ONE)
     listing = json.loads((hub(root) / "trees" / f"{A}.json").read_text())
     assert set(listing["files"]) == set(ONE)
-    store.snapshots.withdraw("weights")
+    store.withdraw("weights")
     assert digests(together) == shown(texts) == digests(root / "models/texts")
     assert set(json.loads((hub(root) / "trees" / f"{A}.json").read_text())["files"]) == set(texts)
     assert refs_of(root) == {"main": A}
-    store.snapshots.withdraw("texts")
+    store.withdraw("texts")
     assert_nothing_left(root)
 
 
-def test_a_branch_moves_back_when_the_newest_snapshot_of_it_goes(store: Store, root: Path) -> None:
+def test_a_branch_moves_back_when_the_newest_snapshot_of_it_goes(store: DiskStore, root: Path) -> None:
     publish(store, ONE, name="old", revision=A, now=1.0)
     publish(store, TWO, name="new", revision=B, now=2.0)
     publish(store, SMALL, "hf://org/model@v1", "tagged", revision=C, now=3.0)
     assert refs_of(root) == {"main": B, "v1": C}
-    store.snapshots.withdraw("new")
+    store.withdraw("new")
     assert refs_of(root) == {"main": A, "v1": C}
-    store.snapshots.withdraw("old")
+    store.withdraw("old")
     assert refs_of(root) == {"v1": C}
     assert_whole(root, "tagged", SMALL, commit=C)
 
 
-def test_a_commit_asked_for_by_its_number_has_no_branch(store: Store, root: Path) -> None:
+def test_a_commit_asked_for_by_its_number_has_no_branch(store: DiskStore, root: Path) -> None:
     publish(store, SMALL, f"hf://org/model@{A}", revision=A)
     assert refs_of(root) == {}
     assert_whole(root, "org--model", SMALL, commit=A)
 
 
-def test_no_branch_names_a_commit_that_is_gone(store: Store, root: Path) -> None:
+def test_no_branch_names_a_commit_that_is_gone(store: DiskStore, root: Path) -> None:
     kept = publish(store, ONE, "hf://org/model@v1", "kept", revision=B)
     publish(store, SMALL, "hf://org/model@main", "gone", revision=A)
     publish(store, SMALL, f"hf://org/model@{A}", "gone", revision=A)
-    store.snapshots.withdraw("gone")
+    store.withdraw("gone")
     assert_only(root, {"kept": kept}, ONE)
 
 
-def test_a_branch_may_take_the_place_of_one_with_a_slash(store: Store, root: Path) -> None:
+def test_a_branch_may_take_the_place_of_one_with_a_slash(store: DiskStore, root: Path) -> None:
     publish(store, ONE, "hf://org/model@v1", "kept", revision=A)
     publish(store, SMALL, "hf://org/model@feature/x", "mine", revision=B)
     assert refs_of(root) == {"v1": A, "feature/x": B}
-    store.snapshots.withdraw("mine")
+    store.withdraw("mine")
     publish(store, SMALL, "hf://org/model@feature", "mine", revision=B)
     assert refs_of(root) == {"v1": A, "feature": B}
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b", "a")])
 def test_a_branch_that_cannot_stand_beside_another_is_refused_and_the_other_stays(
-    store: Store, root: Path, next_life: Callable[[], Store], first: str, second: str
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore], first: str, second: str
 ) -> None:
     publish(store, ONE, f"hf://org/model@{first}", "first", revision=A, now=2.0)
     with pytest.raises(CachdError):
         publish(store, SMALL, f"hf://org/model@{second}", "second", revision=B, now=1.0)
     assert refs_of(root) == {first: A}
     assert_whole(root, "first", ONE, commit=A)
-    assert [snapshot.name for snapshot in next_life().snapshots.all()] == ["first"]
+    assert [snapshot.name for snapshot in next_life().names.all()] == ["first"]
 
 
-def test_blobs_shared_with_another_model_survive(store: Store, root: Path) -> None:
+def test_blobs_shared_with_another_model_survive(store: DiskStore, root: Path) -> None:
     publish(store, ONE, "hf://org/one", revision=A)
     publish(store, TWO, "hf://org/two", revision=B)
-    assert store.snapshots.withdraw("org--one") == swept_bytes(ONE, TWO) == 20 * KIB
+    assert store.withdraw("org--one") == swept_bytes(ONE, TWO) == 20 * KIB
     assert_whole(root, "org--two", TWO, commit=B, repo="org/two")
     assert blobs_of(root) == hexes(TWO)
 
 
-def test_names_that_differ_in_case_alone_are_two_models(store: Store, root: Path) -> None:
+def test_names_that_differ_in_case_alone_are_two_models(store: DiskStore, root: Path) -> None:
     publish(store, ONE, name="Model", revision=A)
     publish(store, TWO, name="model", revision=B)
     assert_whole(root, "Model", ONE, commit=A)
     assert_whole(root, "model", TWO, commit=B)
 
 
-def test_many_threads_publish_and_withdraw_at_once(store: Store, root: Path) -> None:
+def test_many_threads_publish_and_withdraw_at_once(store: DiskStore, root: Path) -> None:
     models = {f"m{number}": {"shared": noise(KIB), "own": noise(KIB, 2 + number)} for number in range(8)}
     keep(store, models["m0"])
 
@@ -1116,7 +1124,7 @@ def test_many_threads_publish_and_withdraw_at_once(store: Store, root: Path) -> 
         with store.content.claim(manifest_of(models[name])):
             publish(store, models[name], ref)
             if int(name[1:]) % 2:
-                store.snapshots.withdraw(f"org--{name}")
+                store.withdraw(f"org--{name}")
                 publish(store, models[name], ref)
 
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
@@ -1128,65 +1136,67 @@ def test_many_threads_publish_and_withdraw_at_once(store: Store, root: Path) -> 
 # --- withdraw ---
 
 
-def test_a_withdrawn_model_leaves_nothing(store: Store, root: Path) -> None:
+def test_a_withdrawn_model_leaves_nothing(store: DiskStore, root: Path) -> None:
     snapshot = publish(store, ONE)
     on_disk = store.space.capacity().usage.blobs
     assert snapshot.size < on_disk
-    assert store.snapshots.withdraw("org--model") == on_disk
-    assert store.snapshots.get("org--model") is None
+    assert store.withdraw("org--model") == on_disk
+    assert store.names.get("org--model") is None
     assert_nothing_left(root)
     with pytest.raises(NotFound):
-        store.snapshots.manifest(snapshot)
+        store.manifests.of(snapshot)
 
 
-def test_a_name_nobody_has_is_not_found(store: Store) -> None:
+def test_a_name_nobody_has_is_not_found(store: DiskStore) -> None:
     with pytest.raises(NotFound) as refusal:
-        store.snapshots.withdraw("nobody")
+        store.withdraw("nobody")
     assert refusal.value.code == "no_such_model"
 
 
 def test_a_pinned_model_is_not_withdrawn_until_unpinned_or_forced(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     publish(store, SMALL)
-    store.snapshots.pin("org--model")
+    store.pins.add("org--model")
     store = next_life()
     with pytest.raises(InUse) as refusal:
-        store.snapshots.withdraw("org--model")
+        store.withdraw("org--model")
     assert refusal.value.code == "pinned"
     assert_whole(root, "org--model", SMALL, commit=A)
-    store.snapshots.unpin("org--model")
-    store.snapshots.unpin("org--model")
-    store.snapshots.withdraw("org--model")
+    store.pins.remove("org--model")
+    store.pins.remove("org--model")
+    store.withdraw("org--model")
     publish(store, SMALL)
-    store.snapshots.pin("org--model")
-    store.snapshots.withdraw("org--model", force=True)
+    store.pins.add("org--model")
+    store.withdraw("org--model", force=True)
     assert_nothing_left(root)
 
 
 @needs_leases
-def test_an_open_file_is_in_use_under_every_name_and_an_unopened_one_is_not(store: Store, root: Path) -> None:
+def test_an_open_file_is_in_use_under_every_name_and_an_unopened_one_is_not(
+    store: DiskStore, root: Path
+) -> None:
     snapshot = publish(store, ONE)
     blob = store.content.path(sha256(ONE["model.safetensors"]))
     for view in (root / "models/org--model", hub(root) / "snapshots" / A):
         with (view / "model.safetensors").open("rb"):
             assert is_open([blob])
-            assert store.snapshots.is_in_use(snapshot)
-        assert not store.snapshots.is_in_use(snapshot)
+            assert store.protection.is_in_use(store.manifests.of(snapshot))
+        assert not store.protection.is_in_use(store.manifests.of(snapshot))
     assert not is_open([blob.with_name("absent")])
 
 
 @needs_leases
 def test_a_model_that_another_process_has_mapped_is_withdrawn_by_force_alone(
-    store: Store, root: Path
+    store: DiskStore, root: Path
 ) -> None:
     publish(store, ONE)
     with mapped(root / "models/org--model/model.safetensors") as reader:
         with pytest.raises(InUse) as refusal:
-            store.snapshots.withdraw("org--model")
+            store.withdraw("org--model")
         assert refusal.value.code == "in_use"
         assert_whole(root, "org--model", ONE, commit=A)
-        assert store.snapshots.withdraw("org--model", force=True) < len(ONE["model.safetensors"])
+        assert store.withdraw("org--model", force=True) < len(ONE["model.safetensors"])
         assert store.space.capacity().usage.held == len(ONE["model.safetensors"]), "still taken"
         assert blobs_of(root) == set()
         seen, _ = reader.communicate(timeout=30)
@@ -1197,25 +1207,27 @@ def test_a_model_that_another_process_has_mapped_is_withdrawn_by_force_alone(
 
 
 @needs_leases
-def test_one_of_two_names_may_go_while_the_model_is_read(store: Store, root: Path) -> None:
+def test_one_of_two_names_may_go_while_the_model_is_read(store: DiskStore, root: Path) -> None:
     publish(store, ONE, name="one")
     publish(store, ONE, name="other")
     with (root / "models/one/model.safetensors").open("rb"):
-        store.snapshots.withdraw("one")
+        store.withdraw("one")
         with pytest.raises(InUse):
-            store.snapshots.withdraw("other")
+            store.withdraw("other")
     assert_whole(root, "other", ONE, commit=A)
 
 
 @needs_leases
-def test_a_replaced_snapshot_that_is_read_is_swept_when_its_reader_is_gone(store: Store, root: Path) -> None:
+def test_a_replaced_snapshot_that_is_read_is_swept_when_its_reader_is_gone(
+    store: DiskStore, root: Path
+) -> None:
     publish(store, ONE, revision=A)
     with mapped(root / "models/org--model/model.safetensors") as reader:
         publish(store, TWO, revision=B)
-        assert store.snapshots.sweep() == 0
+        assert store.sweep_snapshots() == 0
         assert digests(hub(root) / "snapshots" / A) == shown(ONE)
         reader.communicate(timeout=30)
-    assert store.snapshots.sweep() == swept_bytes(ONE, TWO)
+    assert store.sweep_snapshots() == swept_bytes(ONE, TWO)
     assert names_below(hub(root) / "snapshots") == {B}
 
 
@@ -1223,37 +1235,37 @@ def swept_bytes(gone: Files, left: Files) -> int:
     return sum(len(c) for c in {*gone.values()} - {*left.values()})
 
 
-def test_what_a_pull_is_about_to_publish_is_not_swept(store: Store, root: Path) -> None:
+def test_what_a_pull_is_about_to_publish_is_not_swept(store: DiskStore, root: Path) -> None:
     publish(store, ONE, revision=A)
     publish(store, TWO, revision=B)
-    assert store.snapshots.sweep(keep={"hf://org/model"}) == 0
+    assert store.sweep_snapshots(keep={"hf://org/model"}) == 0
     assert names_below(hub(root) / "snapshots") == {A, B}
-    assert store.snapshots.sweep(keep={"hf://org/other"}) > 0
+    assert store.sweep_snapshots(keep={"hf://org/other"}) > 0
 
 
-def test_a_blob_that_a_running_pull_needs_is_not_freed(store: Store) -> None:
+def test_a_blob_that_a_running_pull_needs_is_not_freed(store: DiskStore) -> None:
     publish(store, ONE, "hf://org/one")
     with store.content.claim(manifest_of(TWO)):
-        store.snapshots.withdraw("org--one")
+        store.withdraw("org--one")
         assert blobs_of(store.layout.root) == hexes(ONE) & hexes(TWO)
     store.content.free(manifest_of(TWO))
     assert blobs_of(store.layout.root) == set()
 
 
-def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: Store, root: Path) -> None:
+def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: DiskStore, root: Path) -> None:
     left_by_an_earlier_life(store, PARTS[0])
     assert store.content.free(manifest_of({"model.bin": CONTENT})) >= PARTS[0].size
     assert_nothing_left(root)
 
 
 def test_what_a_remembered_pull_may_need_is_not_swept(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
-    store.remember(ModelSpec(Ref.parse("hf://org/model"), "mine"))
+    store.pending.remember(ModelSpec(Ref.parse("hf://org/model"), "mine"))
     left_by_an_earlier_life(store, PARTS[0])
     keep(store, {"committed.bin": b"by a pull that goes on"})
     store = next_life()
-    store.snapshots.sweep(keep={"hf://org/model"})
+    store.sweep_snapshots(keep={"hf://org/model"})
     with closing(store.content.begin(FILE)) as ingest:
         assert ingest.resumed == PARTS[0].size
     assert blobs_of(root) == hexes({"committed.bin": b"by a pull that goes on"})
@@ -1263,29 +1275,29 @@ def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_what_a_sweep_ends()
     gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
     left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}
     with base_as_another_user() as base:
-        with Store(base) as store:
+        with DiskStore(base) as store:
             publish(store, gone, "hf://org/model", "gone", revision=A)
             kept = publish(store, left, "hf://org/model@v1", "left", revision=B)
 
         def withdrawn(root: Path) -> None:
-            with Store(root) as store:
-                store.snapshots.withdraw("gone")
+            with DiskStore(root) as store:
+                store.withdraw("gone")
 
         for root in killed_at_every_step(base, withdrawn):
             assert_whole(root, "left", left, commit=B)
             if (root / "ready/gone.json").exists():
                 assert_whole(root, "gone", gone, commit=A)
-            with Store(root) as store:
-                if store.snapshots.get("gone"):
-                    store.snapshots.withdraw("gone")
-                store.snapshots.sweep()
+            with DiskStore(root) as store:
+                if store.names.get("gone"):
+                    store.withdraw("gone")
+                store.sweep_snapshots()
                 assert_only(root, {"left": kept}, left)
                 assert_whole(root, "left", left, commit=B)
 
 
 def test_a_process_killed_at_any_step_of_a_recovery_leaves_what_the_next_recovers() -> None:
     with base_as_another_user() as base:
-        with Store(base) as store:
+        with DiskStore(base) as store:
             publish(store, SMALL, name="cut-off")
             kept = publish(store, {"model.bin": b"kept"}, "hf://org/model@v1", "kept", revision=B)
         (base / "ready/cut-off.json").unlink()
@@ -1294,8 +1306,8 @@ def test_a_process_killed_at_any_step_of_a_recovery_leaves_what_the_next_recover
             (left / "file").write_bytes(b"x")
 
         def recovered(root: Path) -> None:
-            with Store(root) as store:
-                store.snapshots.sweep()
+            with DiskStore(root) as store:
+                store.sweep_snapshots()
 
         for root in killed_at_every_step(base, recovered):
             recovered(root)
@@ -1306,7 +1318,7 @@ def test_a_process_killed_at_any_step_of_a_recovery_leaves_what_the_next_recover
 # --- space ---
 
 
-def test_a_model_larger_than_the_file_system_is_too_big(store: Store) -> None:
+def test_a_model_larger_than_the_file_system_is_too_big(store: DiskStore) -> None:
     total = store.space.capacity().total
     with pytest.raises(TooBig) as refusal, store.space.reserve(0, total=total + 1):
         pass
@@ -1315,12 +1327,12 @@ def test_a_model_larger_than_the_file_system_is_too_big(store: Store) -> None:
 
 def test_what_is_kept_free_is_no_room_for_models(root: Path) -> None:
     total = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
-    with Store(root, reserve_free=total - MIB) as store:
+    with DiskStore(root, reserve_free=total - MIB) as store:
         with pytest.raises(TooBig), store.space.reserve(0, total=MIB + 1):
             pass
         assert store.space.capacity().reserve_free == total - MIB
     with (
-        Store(root, reserve_free=total + MIB) as store,
+        DiskStore(root, reserve_free=total + MIB) as store,
         pytest.raises(TooBig),
         store.space.reserve(0, total=1),
     ):
@@ -1343,13 +1355,13 @@ def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]
     assert space.capacity().reserved == 0
 
 
-def test_a_promise_ends_with_a_pull_that_fails(store: Store) -> None:
+def test_a_promise_ends_with_a_pull_that_fails(store: DiskStore) -> None:
     with pytest.raises(RuntimeError), store.space.reserve(MIB, total=MIB):
         raise RuntimeError
     assert store.space.capacity().reserved == 0
 
 
-def test_a_promise_that_many_streams_spend_is_spent_exactly(store: Store) -> None:
+def test_a_promise_that_many_streams_spend_is_spent_exactly(store: DiskStore) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -1363,7 +1375,7 @@ def test_a_promise_that_many_streams_spend_is_spent_exactly(store: Store) -> Non
         sys.setswitchinterval(interval)
 
 
-def test_only_what_is_missing_is_promised(store: Store) -> None:
+def test_only_what_is_missing_is_promised(store: DiskStore) -> None:
     files = {"here": noise(8 * KIB, 1), "begun": CONTENT, "absent": noise(8 * KIB, 2)}
     keep(store, {"here": files["here"]})
     with closing(store.content.begin(file_of(CONTENT, "begun"))) as ingest:
@@ -1375,7 +1387,7 @@ def test_only_what_is_missing_is_promised(store: Store) -> None:
 
 def test_a_file_that_does_not_fit_leaves_no_block_behind(small_disk: Callable[..., Path]) -> None:
     root = small_disk(MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         before, open_before = os.statvfs(root).f_bfree, sorted(os.listdir("/proc/self/fd"))
         ingest = store.content.begin(File("big", 2 * MIB, "https://host/big", sha256(b"big")))
         with pytest.raises(NoSpace):
@@ -1390,7 +1402,7 @@ def test_a_journal_that_finds_no_room_ends_the_pull_and_the_next_goes_on(
     small_disk: Callable[..., Path],
 ) -> None:
     root = small_disk(MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         with closing(store.content.begin(FILE)) as ingest:
             filler = fill(root)
             with pytest.raises(NoSpace):
@@ -1409,28 +1421,28 @@ def test_a_publish_that_finds_no_room_leaves_memory_and_disk_of_one_mind(
     old, new = SMALL, {**SMALL, "dir/model.bin": noise(KIB, 2)}
     base = disk / "base"
     base.mkdir()
-    with Store(base) as store:
+    with DiskStore(base) as store:
         publish(store, old, f"hf://org/model@{before}", "mine", revision=A)
         keep(store, new)
     for leave in itertools.count():
         root = disk / "root"
         subprocess.run(["cp", "-a", base, root], check=True)
-        with Store(root) as store:
+        with DiskStore(root) as store:
             fillers = take_inodes(disk, leave=leave)
             try:
                 published = publish(store, new, f"hf://org/model@{after}", "mine", revision=B) is not None
             except NoSpace:
                 published = False
             give_back(fillers)
-            assert store.snapshots.get("mine") == catalog.read_snapshots(Layout(root)).get("mine")
-            for snapshot in store.snapshots.all():
+            assert store.names.get("mine") == catalog.read_snapshots(Layout(root)).get("mine")
+            for snapshot in store.names.all():
                 assert_whole(root, "mine", {A: old, B: new}[snapshot.commit], commit=snapshot.commit)
             if not published:
-                store.snapshots.sweep()
-            for snapshot in store.snapshots.all():
+                store.sweep_snapshots()
+            for snapshot in store.names.all():
                 assert_whole(root, "mine", {A: old, B: new}[snapshot.commit], commit=snapshot.commit)
             final = publish(store, new, f"hf://org/model@{after}", "mine", revision=B)
-            store.snapshots.sweep()
+            store.sweep_snapshots()
             assert_whole(root, "mine", new, commit=B)
             assert_only(root, {"mine": final}, new)
         subprocess.run(["rm", "-rf", root], check=True)
@@ -1444,14 +1456,14 @@ def test_a_publish_that_found_no_room_is_swept_to_the_last_byte(small_disk: Call
     for leave in itertools.count():
         root = disk / "root"
         root.mkdir()
-        with Store(root) as store:
+        with DiskStore(root) as store:
             keep(store, SMALL)
             fillers = take_inodes(disk, leave=leave)
             try:
                 publish(store, SMALL)
             except NoSpace:
                 give_back(fillers)
-                store.snapshots.sweep()
+                store.sweep_snapshots()
                 store.content.free(manifest_of(SMALL))
                 assert_nothing_left(root)
             else:
@@ -1463,33 +1475,33 @@ def test_a_publish_that_found_no_room_is_swept_to_the_last_byte(small_disk: Call
 
 def test_a_full_disk_can_be_opened_and_emptied(small_disk: Callable[..., Path]) -> None:
     root = small_disk(8 * MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, ONE)
     fill(root)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         assert_whole(root, "org--model", ONE, commit=A)
-        assert store.snapshots.withdraw("org--model") > 0
+        assert store.withdraw("org--model") > 0
         assert_nothing_left(root)
 
 
 def test_a_full_disk_can_be_opened_after_a_start_that_was_cut_off(small_disk: Callable[..., Path]) -> None:
     root = small_disk(8 * MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, SMALL)
     os.truncate(root / ".cachd/lock", 0)  # killed before it wrote who it is
     fill(root)
-    with Store(root) as store:
-        assert store.snapshots.get("org--model")
+    with DiskStore(root) as store:
+        assert store.names.get("org--model")
 
 
 def test_a_full_disk_can_be_opened_though_a_branch_needs_mending(small_disk: Callable[..., Path]) -> None:
     root = small_disk(8 * MIB)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, SMALL)
     (hub(root) / "refs/main").unlink()  # killed while it moved
     fill(root)
-    with Store(root) as store:
-        assert store.snapshots.withdraw("org--model") > 0
+    with DiskStore(root) as store:
+        assert store.withdraw("org--model") > 0
         assert_nothing_left(root)
 
 
@@ -1497,14 +1509,14 @@ def test_one_of_two_filters_can_be_withdrawn_on_a_full_disk(small_disk: Callable
     root = small_disk(8 * MIB)
     many = {f"shard-{number:03}-of-200.bin": noise(10, number) for number in range(200)}
     big = {"big.bin": noise(MIB, 999)}
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, many, name="many")
         publish(store, big, name="big")
         filler = fill(root)
-        assert store.snapshots.withdraw("big") >= MIB
+        assert store.withdraw("big") >= MIB
         assert blobs_of(root) == hexes(many)
         filler.unlink()
-        store.snapshots.withdraw("many")
+        store.withdraw("many")
         assert_nothing_left(root)
 
 
@@ -1514,7 +1526,7 @@ def test_one_of_two_filters_can_be_withdrawn_on_a_full_disk(small_disk: Callable
 def refused(root: Path, kind: type[CachdError], code: str) -> CachdError:
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(kind) as refusal:
-        Store(root)
+        DiskStore(root)
     assert refusal.value.code == code
     assert sorted(os.listdir("/proc/self/fd")) == before
     return refusal.value
@@ -1566,22 +1578,22 @@ def test_a_link_in_place_of_a_directory_of_the_root_is_refused(root: Path, tmp_p
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CachdError):
-        Store(root)
+        DiskStore(root)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_root_has_one_store(store: Store, root: Path, next_life: Callable[[], Store]) -> None:
+def test_a_root_has_one_store(store: DiskStore, root: Path, next_life: Callable[[], DiskStore]) -> None:
     error = refused(root, InUse, "root_locked")
     assert str(os.getpid()) in error.detail
     assert socket.gethostname() in error.detail
     with pytest.raises(InUse):
-        Store(root)
+        DiskStore(root)
     assert next_life()
 
 
 def test_a_root_that_another_process_holds_is_refused_until_that_process_ends(root: Path) -> None:
-    script = "import sys; from pathlib import Path; from cachd.store.store import Store\n"
-    script += "Store(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    script = "import sys; from pathlib import Path; from cachd.store.disk_store import DiskStore\n"
+    script += "DiskStore(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", script, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -1591,20 +1603,20 @@ def test_a_root_that_another_process_holds_is_refused_until_that_process_ends(ro
             assert str(holder.pid) in refused(root, InUse, "root_locked").detail
         finally:
             holder.kill()
-    Store(root).close()
+    DiskStore(root).close()
 
 
 @pytest.mark.parametrize(
     "content", [b"cachd 2\n", b"cachd 10\n", b"", b"something else", b"\xff\xfe"], ids=ascii
 )
 def test_a_root_of_another_format_is_refused_and_left_alone(root: Path, content: bytes) -> None:
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, SMALL)
     (root / ".cachd/format").write_bytes(content)
     refused(root, Invalid, "bad_format")
     (root / ".cachd/format").write_bytes(b"cachd 1\n")
-    with Store(root) as store:
-        assert store.snapshots.get("org--model")
+    with DiskStore(root) as store:
+        assert store.names.get("org--model")
     assert_whole(root, "org--model", SMALL, commit=A)
 
 
@@ -1621,20 +1633,20 @@ def test_a_root_of_two_file_systems_is_refused(small_disk: Callable[..., Path], 
 def test_a_root_that_became_read_only_says_so(small_disk: Callable[..., Path]) -> None:
     root = small_disk(8 * MIB)
     space = Space(root, reserve_free=0)
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, SMALL)
     assert not space.is_read_only()
     remount(root, "ro")
     assert space.is_read_only()
     with pytest.raises(CachdError) as refusal:
-        Store(root)
+        DiskStore(root)
     assert_whole(root, "org--model", SMALL, commit=A)
     assert "read-only" in str(refusal.value).lower()
     assert "chown" not in refusal.value.hint
 
 
 def test_what_does_not_belong_to_cachd_is_left_alone(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     foreign = [
         "notes.txt",
@@ -1650,12 +1662,12 @@ def test_what_does_not_belong_to_cachd_is_left_alone(
     publish(store, ONE)
     store = next_life()
     publish(store, TWO, revision=B)
-    store.snapshots.sweep()
-    store.snapshots.withdraw("org--model")
+    store.sweep_snapshots()
+    store.withdraw("org--model")
     assert [(root / name).read_text() for name in foreign] == ["mine"] * len(foreign)
 
 
-def test_the_private_part_is_private_and_the_views_are_not(store: Store, root: Path) -> None:
+def test_the_private_part_is_private_and_the_views_are_not(store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     assert stat.S_IMODE((root / ".cachd").stat().st_mode) == 0o700
     for path in [root / "models", root / "hub", root / "ready", *hub(root).rglob("*")]:
@@ -1728,35 +1740,37 @@ LIES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", LIES.values(), ids=LIES.keys())
 def test_a_ready_file_that_lies_is_withdrawn_and_the_model_can_be_pulled_again(
-    store: Store, root: Path, next_life: Callable[[], Store], change: Callable[[Path], object]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore], change: Callable[[Path], object]
 ) -> None:
     publish(store, ONE)
     publish(store, SMALL, "hf://org/other", revision=C)
     change(root)
     store = next_life()
-    assert [snapshot.name for snapshot in store.snapshots.all()] == ["org--other"]
+    assert [snapshot.name for snapshot in store.names.all()] == ["org--other"]
     assert names_below(root / "ready") == {"org--other.json"}
-    store.snapshots.sweep()
+    store.sweep_snapshots()
     publish(store, ONE)
     assert_whole(root, "org--model", ONE, commit=A)
     assert_whole(root, "org--other", SMALL, commit=C, repo="org/other")
 
 
 def test_unreadable_manifests_do_not_keep_the_others_from_being_swept(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     for number, garbage in enumerate(["{", "{}", "[]", "", '{"base": 1, "revision": 2, "files": [3]}']):
         (root / f".cachd/manifests/{number:032}.json").write_text(garbage)
     publish(store, ONE, revision=A)
     store = next_life()
     publish(store, TWO, revision=B)
-    assert store.snapshots.sweep() == swept_bytes(ONE, TWO)
+    assert store.sweep_snapshots() == swept_bytes(ONE, TWO)
 
 
-def test_a_model_whose_manifest_became_unreadable_can_still_be_withdrawn(store: Store, root: Path) -> None:
+def test_a_model_whose_manifest_became_unreadable_can_still_be_withdrawn(
+    store: DiskStore, root: Path
+) -> None:
     publish(store, ONE)
     manifest_file(root).write_text("{")
-    store.snapshots.withdraw("org--model", force=True)
+    store.withdraw("org--model", force=True)
     assert names_below(root / "ready") == set()
     assert mount.names(root) == set()
     publish(store, ONE)
@@ -1764,18 +1778,18 @@ def test_a_model_whose_manifest_became_unreadable_can_still_be_withdrawn(store: 
 
 
 def test_a_name_without_a_ready_file_is_removed(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     publish(store, ONE)
     (root / "ready/org--model.json").unlink()
     store = next_life()
     assert mount.names(root) == set()
-    assert store.snapshots.sweep() > 0
+    assert store.sweep_snapshots() > 0
     assert_nothing_left(root)
 
 
 def test_what_a_cut_off_life_was_building_or_deleting_is_gone(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     publish(store, ONE)
     for place in (root / ".cachd/staging", root / ".cachd/trash"):
@@ -1791,34 +1805,34 @@ def test_what_a_cut_off_life_was_building_or_deleting_is_gone(
 
 
 def test_wishes_are_remembered_until_they_are_forgotten(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     pending = [
         ModelSpec(Ref.parse("hf://org/model@main"), "a", ("*.safetensors",), ("*.bin",)),
         ModelSpec(Ref.parse("s3://bucket/prefix/"), "b"),
     ]
     for spec in pending:
-        store.remember(spec)
-        store.remember(spec)
+        store.pending.remember(spec)
+        store.pending.remember(spec)
     (root / ".cachd/pending/garbage.json").write_text("{")
     (root / ".cachd/pending/list.json").write_text("[]")
     store = next_life()
-    assert [found.spec for found in store.remembered()] == pending
+    assert [found.spec for found in store.pending.all()] == pending
     assert names_below(root / ".cachd/pending") == {"a.json", "b.json"}
-    store.forget("a")
-    store.forget("a")
-    assert [found.spec for found in next_life().remembered()] == pending[1:]
+    store.pending.forget("a")
+    store.pending.forget("a")
+    assert [found.spec for found in next_life().pending.all()] == pending[1:]
 
 
 def test_a_store_of_300_models_is_opened_without_reading_them(root: Path) -> None:
     files = {"model.bin": noise(256 * KIB)}
     names = [f"model-{number:03}" for number in range(300)]
-    with Store(root) as store:
+    with DiskStore(root) as store:
         for name in names:
             publish(store, files, name=name)
     before = bytes_read()
-    with Store(root) as store:
-        assert [snapshot.name for snapshot in store.snapshots.all()] == names
+    with DiskStore(root) as store:
+        assert [snapshot.name for snapshot in store.names.all()] == names
     assert bytes_read() - before < 300 * 8 * KIB
 
 
@@ -1831,16 +1845,16 @@ def bytes_read() -> int:
 def test_a_start_opens_no_blob() -> None:
     """The daemon's own user may not, and everything is ready all the same."""
     with as_another_user() as place:
-        with Store(place) as store:
+        with DiskStore(place) as store:
             publish(store, ONE, revision=A)
             publish(store, SMALL, "hf://org/other", revision=C)
         for blob in (place / ".cachd/blobs").glob("*/*"):
             blob.chmod(0)
             with pytest.raises(PermissionError):
                 blob.read_bytes()
-        with Store(place) as store:
-            assert [snapshot.name for snapshot in store.snapshots.all()] == ["org--model", "org--other"]
-            assert store.snapshots.sweep() == 0
+        with DiskStore(place) as store:
+            assert [snapshot.name for snapshot in store.names.all()] == ["org--model", "org--other"]
+            assert store.sweep_snapshots() == 0
 
 
 def test_the_work_of_a_start_grows_with_the_models_and_no_faster(tmp_path: Path) -> None:
@@ -1848,7 +1862,7 @@ def test_the_work_of_a_start_grows_with_the_models_and_no_faster(tmp_path: Path)
     for count in (60, 120):
         root = tmp_path / str(count)
         root.mkdir(mode=0o755)
-        with Store(root) as store:
+        with DiskStore(root) as store:
             for number in range(count):
                 publish(store, {"model.bin": b"same"}, f"hf://org/model-{number}")
         work.append(calls_of(lambda root=root: opened_and_swept(root)))
@@ -1856,8 +1870,8 @@ def test_the_work_of_a_start_grows_with_the_models_and_no_faster(tmp_path: Path)
 
 
 def opened_and_swept(root: Path) -> None:
-    with Store(root) as store:
-        store.snapshots.sweep()
+    with DiskStore(root) as store:
+        store.sweep_snapshots()
 
 
 def calls_of(work: Callable[[], object]) -> int:

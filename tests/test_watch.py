@@ -13,7 +13,7 @@ import pytest
 from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine, paused_without_ready_file
 from tests.ground.models import noise
 from tests.ground.needs import needs
@@ -131,13 +131,13 @@ def test_an_engine_that_starts_finds_its_next_file_though_it_had_none_open(
         assert starting.stdin is not None
         assert starting.stdout is not None
         assert starting.stdout.readline() == "config.json\n"
-        assert not engine.store.snapshots.is_in_use(snapshot)
+        assert not engine.store.protection.is_in_use(engine.store.manifests.of(snapshot))
         need = engine.store.space.capacity().available + 1
         with pytest.raises(NoSpace) as refusal:
             engine.reclaim.make_available(need)
         assert "opened 0 s ago" in refusal.value.detail
         with pytest.raises(InUse) as kept:
-            engine.store.snapshots.evict(snapshot.manifest)
+            engine.store.evict(snapshot.manifest)
         assert kept.value.code == "opened_lately"
         starting.stdin.write("\n")
         starting.stdin.flush()
@@ -145,7 +145,7 @@ def test_an_engine_that_starts_finds_its_next_file_though_it_had_none_open(
         starting.communicate("\n")
     assert opened_at(engine, snapshot)
     engine.store.usage_log.opened(snapshot.manifest, time.time() - OPENED_SECONDS)
-    assert engine.store.snapshots.evict(snapshot.manifest) > MIB
+    assert engine.store.evict(snapshot.manifest) > MIB
 
 
 def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
@@ -154,8 +154,8 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
     """By whoever saw the ready file just before it went, in the moment in which it is away."""
     engine, snapshot = watching("m")
     ready, file = engine.store.layout.ready_file("m"), engine.store.layout.model("m") / "config.json"
-    snapshots = engine.store.snapshots
-    with paused_without_ready_file(lambda: snapshots.evict(snapshot.manifest)) as evicting:
+    store = engine.store
+    with paused_without_ready_file(lambda: store.evict(snapshot.manifest)) as evicting:
         assert not ready.exists()
         assert file.read_bytes() == FILES["config.json"]
     with pytest.raises(InUse) as kept:
@@ -164,7 +164,7 @@ def test_what_is_opened_and_closed_while_it_is_withdrawn_stays_ready(
     assert ready.exists()
     assert opened_at(engine, snapshot)
     engine.store.usage_log.opened(snapshot.manifest, 0)
-    assert snapshots.evict(snapshot.manifest) > MIB
+    assert store.evict(snapshot.manifest) > MIB
 
 
 def test_nothing_that_cachd_does_itself_counts_as_an_open(watched: Callable[..., Ground]) -> None:
@@ -239,10 +239,10 @@ def test_a_revision_that_somebody_opened_lately_outlives_the_sweep_that_follows_
     (places(engine.store.layout.root)["plain"] / "config.json").read_bytes()
     files = {**FILES, "config.json": b'{"new": 1}'}
     engine.pull(origin.add_model("new", files), name="m", replace=True)
-    assert engine.store.snapshots.sweep() == 0
+    assert engine.store.sweep_snapshots() == 0
     assert engine.store.layout.tree(old.manifest).is_dir()
     engine.store.usage_log.opened(old.manifest, time.time() - OPENED_SECONDS)
-    engine.store.snapshots.sweep()
+    engine.store.sweep_snapshots()
     assert not engine.store.layout.tree(old.manifest).exists()
 
 
@@ -261,7 +261,7 @@ def test_how_long_an_opened_model_is_kept_is_an_option(
     engine, snapshot = watching("m", keep_opened_seconds=0)
     (engine.store.layout.model("m") / "config.json").read_bytes()
     assert opened_at(engine, snapshot)
-    assert engine.store.snapshots.evict(snapshot.manifest) > MIB
+    assert engine.store.evict(snapshot.manifest) > MIB
 
 
 def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
@@ -447,7 +447,7 @@ def test_more_changes_than_the_queue_holds_let_everything_be_looked_at(
     engine.scrubs.start()
     until(lambda: engine.scrubs.as_document()["blobs"])
     wait_for_looks(plain, lambda: engine.metrics.view_changes._value.get())
-    with engine.store.snapshots._changing:  # the look at the first of them waits, and the queue fills
+    with engine.store.names.changing():  # the look at the first of them waits, and the queue fills
         for _ in range(MOST_QUEUED + 100):
             for name in ("config.json", "model.safetensors"):
                 os.utime(plain / name)
@@ -463,7 +463,7 @@ def test_a_file_that_is_gone_withdraws_its_model_though_the_disk_has_no_room_to_
     remove((root / "models/m").resolve() / "config.json")
     remove(root / "hub/models--m/trees")
     (root / "hub/models--m/trees").touch()  # what no file can be written into
-    assert "config.json is gone" in engine.store.snapshots.look("m", now=1.0)
+    assert "config.json is gone" in engine.store.check("m", now=1.0)
     assert not (root / "ready/m.json").exists()
 
 
@@ -473,7 +473,7 @@ def test_no_descriptor_is_left_of_a_watch(root: Path) -> None:
         return sum("inotify" in link for link in links)
 
     before = queues()
-    with Store(root) as store:
+    with DiskStore(root) as store:
         for _ in range(2):
             store.watch.start()
         assert queues() == before + 2

@@ -23,7 +23,7 @@ from cachd.model import (
 )
 from cachd.policy.eviction import Candidate
 from cachd.store.catalog import iso, ready_document
-from cachd.store.protection import Lease
+from cachd.store.leases import Lease
 from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.store.watch import Watched
@@ -233,12 +233,12 @@ class Models:
     """All models of this node: those that are ready, being pulled, failed or damaged."""
 
     def __init__(self, store: Store, pulls: Pulls, scrubs: Scrubs, warms: Warms) -> None:
-        self.store, self.snapshots, self.pulls = store, store.snapshots, pulls
+        self.store, self.pulls = store, pulls
         self.scrubs, self.warms = scrubs, warms
 
     def names(self) -> list[str]:
-        ready = {s.name for s in self.snapshots.all()}
-        damaged = {each.snapshot.name for each in self.snapshots.quarantined()}
+        ready = {s.name for s in self.store.names.all()}
+        damaged = {each.snapshot.name for each in self.store.names.quarantined()}
         return sorted(ready | damaged | {p.spec.name for p in self.pulls.known()})
 
     def state(self, name: str) -> str:
@@ -248,9 +248,9 @@ class Models:
         operator refuses the digest of one of its files.
         """
         pull = self.pulls.get(name)
-        if self.snapshots.get(name):
+        if self.store.names.get(name):
             return "ready"
-        if self.snapshots.quarantine(name) and (pull is None or pull.done.done()):
+        if self.store.names.quarantine(name) and (pull is None or pull.done.done()):
             return "damaged"
         if pull and pull.error and pull.error.code == "refused_digest":
             return "refused"
@@ -259,7 +259,7 @@ class Models:
     def failure(self, name: str) -> CachdError | None:
         """The error of the newest pull of a name; None when the model is ready or that pull still runs."""
         pull = self.pulls.get(name)
-        return None if pull is None or self.snapshots.get(name) else pull.error
+        return None if pull is None or self.store.names.get(name) else pull.error
 
     def is_final(self, name: str) -> bool:
         """Whether waiting is pointless: the pull of this name failed and would fail again."""
@@ -276,8 +276,8 @@ class Models:
 
     def describe(self, name: str) -> dict[str, Any]:
         """The document of one model. Raises NotFound. Blocks: it asks the kernel which files are open."""
-        snapshot, pull = self.snapshots.get(name), self.pulls.get(name)
-        damage, verified = self.snapshots.quarantine(name), self.scrubs.verification(name)
+        snapshot, pull = self.store.names.get(name), self.pulls.get(name)
+        damage, verified = self.store.names.quarantine(name), self.scrubs.verification(name)
         warming = self.warms.warming(name)
         manifest = self._manifest(snapshot) if snapshot else None
         verified_at = self.scrubs.verified_at(snapshot, manifest) if snapshot and manifest else None
@@ -298,9 +298,9 @@ class Models:
             "immutable_path": str(self.store.layout.address(snapshot.address)) if snapshot else None,
             "verified": snapshot.verified if snapshot else _verified(pull),
             "verified_by": dict(snapshot.verified_by) if snapshot else _verified_by(pull),
-            "pinned": self.snapshots.is_pinned(name),
-            "leases": [held_document(lease) for lease in self.snapshots.leases.of(name, time.time())],
-            "in_use": bool(snapshot) and (manifest is None or self.snapshots.is_open(manifest)),
+            "pinned": self.store.pins.has(name),
+            "leases": [held_document(lease) for lease in self.store.leases.of(name, time.time())],
+            "in_use": bool(snapshot) and (manifest is None or self.store.protection.is_in_use(manifest)),
             "last_used": iso(use.last) if use else None,
             "last_opened": iso(opened_at) if opened_at else None,
             "ready": ready_document(snapshot) if snapshot else None,
@@ -310,7 +310,7 @@ class Models:
                     key: document[key]
                     for key in ("ref", "revision", "manifest", "immutable_path", "bytes", "published_at")
                 }
-                for document in map(ready_document, self.snapshots.previous.of(name))
+                for document in map(ready_document, self.store.history.of(name))
             ],
             "damage": {"since": iso(damage.since), "reason": damage.reason} if damage else None,
             "verified_at": iso(verified_at) if verified_at else None,
@@ -338,7 +338,7 @@ class Models:
 
     def _manifest(self, snapshot: Snapshot) -> Manifest | None:
         try:
-            return self.snapshots.manifest(snapshot)
+            return self.store.manifests.of(snapshot)
         except (NotFound, Leased):  # it was removed, or another process holds a kernel lease on its manifest
             return None
 

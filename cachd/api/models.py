@@ -49,7 +49,7 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
     spec = asked.spec()
     check_pull(request, asked, spec)
     if asked.replace:
-        check_folders(request, models.snapshots.owner(spec.name))
+        check_folders(request, models.store.names.owner(spec.name))
     started = await asyncio.to_thread(
         models.pulls.start,
         spec,
@@ -59,7 +59,7 @@ async def pull(request: Request, asked: Asked, models: AnyModels) -> JSONRespons
         pins=asked.pin,
     )
     if asked.pin:
-        await asyncio.to_thread(models.snapshots.pin, spec.name)
+        await asyncio.to_thread(models.store.pins.add, spec.name)
     document = await asyncio.to_thread(models.describe, spec.name)
     await asyncio.to_thread(request.app.state.status.settle)
     location = {"Location": f"/v1/models/{spec.name}"}
@@ -119,7 +119,7 @@ async def ready(
 async def pin(name: str, models: AnyModels) -> Response:
     """Pin a model: until it is unpinned, it is never evicted, and only a forced delete removes it."""
     models.check_known(name)
-    await asyncio.to_thread(models.snapshots.pin, name)
+    await asyncio.to_thread(models.store.pins.add, name)
     return Response(status_code=204)
 
 
@@ -127,15 +127,15 @@ async def pin(name: str, models: AnyModels) -> Response:
 async def unpin(name: str, models: AnyModels) -> Response:
     """Unpin a model, so that it may be evicted or deleted again."""
     models.check_known(name)
-    await asyncio.to_thread(models.snapshots.unpin, name)
+    await asyncio.to_thread(models.store.pins.remove, name)
     return Response(status_code=204)
 
 
 @router.post("/{name}/rollback")
 async def rollback(request: Request, name: str, models: AnyModels) -> dict[str, Any]:
     """Make a name point to its previous snapshot again. This is immediate and does not need the source."""
-    before = await asyncio.to_thread(models.snapshots.previous.of, check_name(name))
-    check_folders(request, models.snapshots.owner(name), *(snapshot.spec for snapshot in before))
+    before = await asyncio.to_thread(models.store.history.of, check_name(name))
+    check_folders(request, models.store.names.owner(name), *(snapshot.spec for snapshot in before))
     await asyncio.to_thread(models.pulls.rollback, name)
     return await asyncio.to_thread(models.describe, name)
 
@@ -172,7 +172,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> JSONRes
     models.check_known(name)
     now = time.time()
     until = now + asked.seconds
-    lease = await asyncio.to_thread(models.snapshots.leases.take, name, asked.holder, until=until)
+    lease = await asyncio.to_thread(models.store.leases.take, name, asked.holder, until=until)
     models.store.usage_log.used(name, now)
     location = {"Location": f"/v1/models/{name}/leases/{lease.id}"}
     return JSONResponse(lease_document(lease), status_code=201, headers=location)
@@ -183,7 +183,7 @@ async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModel
     """Renew a lease for `seconds` from now. 404 when it has expired: the model may have been evicted."""
     now = time.time()
     renewed = await asyncio.to_thread(
-        models.snapshots.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
+        models.store.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
     )
     models.store.usage_log.used(name, now)
     return lease_document(renewed)
@@ -192,7 +192,7 @@ async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModel
 @router.delete("/{name}/leases/{lease}", status_code=204)
 async def release_lease(name: str, lease: str, models: AnyModels) -> Response:
     """Release a lease. Releasing an expired or unknown lease also succeeds."""
-    await asyncio.to_thread(models.snapshots.leases.release, check_name(name), lease)
+    await asyncio.to_thread(models.store.leases.release, check_name(name), lease)
     return Response(status_code=204)
 
 
@@ -211,7 +211,7 @@ async def delete(
     409 when the model is pinned, leased, in use or listed in the configuration, unless `force` is true. A
     model that the configuration lists is pulled again when the daemon starts or the file changes.
     """
-    check_folders(request, models.snapshots.owner(check_name(name)))
+    check_folders(request, models.store.names.owner(check_name(name)))
     stopped = await asyncio.to_thread(models.pulls.cancel, name, force=force)
     if stopped:
         # Wait here and not in a thread, because many callers may wait for one slow source.
@@ -226,10 +226,10 @@ async def delete(
 
 async def _until_settled(name: str, models: Models, lanes: Lanes) -> None:
     """Return when a model is ready, or when neither a pull nor a repair is about to make it ready."""
-    while not models.snapshots.get(name):
+    while not models.store.names.get(name):
         if running := models.pulls.running_for(name):
             await lanes.waits.end_of(running.done)
-        elif models.snapshots.quarantine(name) and not models.is_final(name):
+        elif models.store.names.quarantine(name) and not models.is_final(name):
             await asyncio.sleep(_REPAIR_SECONDS)  # the daemon has not started its repair yet
         else:
             return
@@ -260,7 +260,7 @@ def _begun(name: str, job: Job) -> JSONResponse:
 
 def ready_now(name: str, models: Models) -> JSONResponse | None:
     """The ready document of a model, as an answer; None when the model is not ready."""
-    snapshot = models.snapshots.get(name)
+    snapshot = models.store.names.get(name)
     if snapshot is None:
         return None
     models.store.usage_log.used(name, time.time())
@@ -270,7 +270,7 @@ def ready_now(name: str, models: Models) -> JSONResponse | None:
 def _why_not_ready(name: str, models: Models) -> CachdError:
     """The reason why a name is not ready. It has the class of the pull's error when that is final."""
     pull, state, failure = models.pulls.get(name), models.state(name), models.failure(name)
-    damage = models.snapshots.quarantine(name)
+    damage = models.store.names.quarantine(name)
     if failure is not None and models.is_final(name):
         detail, error = f"{name} is not ready ({state}): {failure.detail}", error_document(failure)
         return type(failure)(

@@ -94,7 +94,7 @@ async def readyz(
     if is_read_only:
         return problem(DiskFailed("the cache's file system is read-only", code="read_only"), status=503)
     required = request.app.state.required() if wanted else ()
-    absent = sorted(name for name in required if not models.snapshots.get(name))
+    absent = sorted(name for name in required if not models.store.names.get(name))
     if absent:
         return problem(
             Unavailable(

@@ -29,7 +29,7 @@ async def capacity(request: Request, models: AnyModels, lanes: AnyLanes) -> Resp
                 store.space.capacity(),
                 reclaim.candidates(),
                 store.watch.watched(),
-                tells_use=store.tells_use,
+                tells_use=store.reports_open_files,
             )
         )
 

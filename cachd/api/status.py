@@ -147,10 +147,10 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
 
     `before` is the previous content as JSON. The document of an evicted model repeats it, with a new state.
     """
-    state, snapshot, pull = models.state(name), models.snapshots.get(name), models.pulls.get(name)
+    state, snapshot, pull = models.state(name), models.store.names.get(name), models.pulls.get(name)
     if state == "unknown":
-        return _evicted(name, before) if models.snapshots.was_evicted(name) else None
-    damage = models.snapshots.quarantine(name)
+        return _evicted(name, before) if models.store.names.was_evicted(name) else None
+    damage = models.store.names.quarantine(name)
     if pull and not snapshot:
         about = pull_document(pull)
     elif known := snapshot or (damage.snapshot if damage else None):

@@ -1,4 +1,4 @@
-"""Reads the catalog from disk at start: ready and quarantined names, recorded manifests, unfinished pulls.
+"""Reads the catalog from disk at start: ready names, quarantined names, recorded manifests.
 
 No file is hashed for it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,45 +161,6 @@ def read_shown(manifest: Path) -> list[str]:
     except UNREADABLE as error:
         check_passing(error, manifest)
         return []
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """A pull to resume after a restart.
-
-    `replace`, `pins`: as in Permit. `began`: how many daemon processes in a row began it and died.
-    """
-
-    spec: ModelSpec
-    replace: bool
-    pins: bool
-    began: int
-
-
-def read_began(path: Path) -> int:
-    """How many daemon processes in a row began a pull and died; 0 if the file is missing or unreadable."""
-    try:
-        return max(int(durable.read_file(path, at_most=20)), 0)
-    except (OSError, ValueError, Leased):
-        return 0
-
-
-def read_pending(layout: Layout) -> Iterator[Remembered]:
-    """The pulls that had not ended when the daemon ended. Removes unreadable records."""
-    for path in sorted(layout.pending.glob("[!.]*.json")):
-        try:
-            document = durable.read_document(path)
-            spec = ModelSpec.from_document(document)
-            yield Remembered(
-                spec,
-                replace=bool(document.get("replace", True)),  # older versions wrote none and allowed it
-                pins=bool(document.get("pins", False)),
-                began=read_began(layout.began(spec.name)),
-            )
-        except UNREADABLE as error:
-            check_passing(error, path)
-            log.warning("unreadable pending pull removed", file=path.name, reason=repr(error))
-            path.unlink(missing_ok=True)
 
 
 def check_passing(error: Exception, path: Path) -> None:

@@ -15,6 +15,7 @@ class Changes:
         self._is_read = False
 
     def mark(self, name: str) -> None:
+        """Say that the state of a name has changed."""
         with self._changed:
             self._names.add(name)
             self._marked += 1

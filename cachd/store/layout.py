@@ -18,6 +18,7 @@ status/<name>.json                the state of a model, for pods that have only 
     pending/<name>.began          how many daemon processes in a row began it and died
     pins/<name>
     previous/<name>.json          the snapshots that the name led to before
+    rollbacks/<name>.json         a rollback that has begun; a restart completes it
     quarantined/<name>.json       a snapshot that was ready until damage was found, and waits for its repair
     damaged/<algorithm>-<hex>     blobs with wrong bytes; a repair reuses their good parts
     scrub_log.json                when each blob was last verified
@@ -44,6 +45,7 @@ PRIVATE = (
     ".cachd/pending",
     ".cachd/pins",
     ".cachd/previous",
+    ".cachd/rollbacks",
     ".cachd/quarantined",
     ".cachd/damaged",
     ".cachd/leases",
@@ -54,147 +56,198 @@ PRIVATE = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
+    """The paths of one root."""
+
     root: Path
 
     @property
     def format(self) -> Path:
+        """The version of this layout."""
         return self.root / ".cachd/format"
 
     @property
     def lock(self) -> Path:
+        """The file that the daemon locks."""
         return self.root / ".cachd/lock"
 
     @property
     def blobs(self) -> Path:
+        """The directory of all blobs, one directory for each digest algorithm below it."""
         return self.root / ".cachd/blobs"
 
     @property
     def ingests(self) -> Path:
+        """The directory of partial downloads."""
         return self.root / ".cachd/ingest"
 
     @property
     def damaged_blobs(self) -> Path:
+        """The directory of blobs with wrong bytes."""
         return self.root / ".cachd/damaged"
 
     @property
     def manifests(self) -> Path:
+        """The directory of recorded manifests."""
         return self.root / ".cachd/manifests"
 
     @property
     def staging(self) -> Path:
+        """The directory of what is being built; emptied at each start."""
         return self.root / ".cachd/staging"
 
     @property
     def trash(self) -> Path:
+        """The directory of what is being deleted; emptied at each start."""
         return self.root / ".cachd/trash"
 
     @property
     def pending(self) -> Path:
+        """The directory of pulls to resume."""
         return self.root / ".cachd/pending"
 
     @property
     def previous(self) -> Path:
+        """The directory of histories."""
         return self.root / ".cachd/previous"
 
     @property
+    def rollbacks(self) -> Path:
+        """The directory of rollbacks that have begun."""
+        return self.root / ".cachd/rollbacks"
+
+    @property
     def quarantined(self) -> Path:
+        """The directory of quarantines."""
         return self.root / ".cachd/quarantined"
 
     @property
     def scrub_log(self) -> Path:
+        """When each blob was last verified."""
         return self.root / ".cachd/scrub_log.json"
 
     @property
     def proven(self) -> Path:
+        """Which source has proven to have which blob."""
         return self.root / ".cachd/proven"
 
     @property
     def leases(self) -> Path:
+        """The directory of leases."""
         return self.root / ".cachd/leases"
 
     @property
     def usage_log(self) -> Path:
+        """Uses and priorities of names, rates of sources."""
         return self.root / ".cachd/usage.json"
 
     @property
     def models(self) -> Path:
+        """The plain view."""
         return self.root / "models"
 
     @property
     def hub(self) -> Path:
+        """The Hub view."""
         return self.root / "hub"
 
     @property
     def ready(self) -> Path:
+        """The directory of ready files."""
         return self.root / "ready"
 
     @property
     def status(self) -> Path:
+        """The directory of status files."""
         return self.root / "status"
 
     def blob(self, digest: Digest) -> Path:
+        """The file of a blob."""
         return Path(self.blob_at(digest))
 
     # Paths as text cost a tenth of Path objects. A model may have thousands of files.
 
     def blob_at(self, digest: Digest) -> str:
+        """`blob` as text."""
         return f"{self.root}/.cachd/blobs/{digest.algorithm}/{digest.hex}"
 
     def staged_blob_at(self, digest: Digest) -> str:
+        """Where a small blob is written before it gets its name; text."""
         return f"{self.root}/.cachd/staging/{digest.algorithm}-{digest.hex}"
 
     def ingest_at(self, digest: Digest) -> str:
+        """`ingest` as text."""
         return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}"
 
     def damaged(self, digest: Digest) -> Path:
+        """Where the damaged copy of a blob waits for its repair."""
         return self.damaged_blobs / f"{digest.algorithm}-{digest.hex}"
 
     def ingest(self, digest: Digest) -> Path:
+        """The directory of the partial download of a blob."""
         return Path(self.ingest_at(digest))
 
     def manifest(self, manifest: str) -> Path:
+        """The recorded manifest with this id."""
         return self.root / f".cachd/manifests/{manifest}.json"
 
     def pending_file(self, name: str) -> Path:
+        """The record of a pull to resume under this name."""
         return self.pending / f"{name}.json"
 
     def began(self, name: str) -> Path:
+        """The count of daemon processes that died during the pull of this name."""
         return self.pending / f"{name}.began"
 
     def pin(self, name: str) -> Path:
+        """The file that exists while the name is pinned."""
         return self.root / ".cachd/pins" / name
 
     def previous_file(self, name: str) -> Path:
+        """The history of a name."""
         return self.previous / f"{name}.json"
 
+    def rollback_file(self, name: str) -> Path:
+        """The record of a rollback of this name that has begun."""
+        return self.rollbacks / f"{name}.json"
+
     def quarantine_file(self, name: str) -> Path:
+        """Why a name is quarantined."""
         return self.quarantined / f"{name}.json"
 
     def lease(self, lease: str) -> Path:
+        """The lease with this id."""
         return self.leases / f"{lease}.json"
 
     def tree(self, manifest: str) -> Path:
+        """The plain tree of the manifest with this id."""
         return self.root / f"models/.trees/{manifest}"
 
     @property
     def trees(self) -> Path:
+        """The directory of plain trees."""
         return self.root / "models/.trees"
 
     @property
     def holds(self) -> Path:
+        """The directory of hold files."""
         return self.root / "models/.holds"
 
     def hold(self, manifest: str) -> Path:
+        """The hold file of the manifest with this id."""
         return self.root / f"models/.holds/{manifest}"
 
     def address(self, address: str) -> Path:
+        """The link of an address."""
         return self.root / f"models/{address}"
 
     def model(self, name: str) -> Path:
+        """The link of a name."""
         return self.root / f"models/{name}"
 
     def ready_file(self, name: str) -> Path:
+        """The file that exists while the name is ready."""
         return self.root / f"ready/{name}.json"
 
     def status_file(self, name: str) -> Path:
+        """The state of a name, for pods."""
         return self.status / f"{name}.json"

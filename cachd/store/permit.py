@@ -46,6 +46,7 @@ class Permit:
 
 
 def replaced(asked: ModelSpec) -> Cancelled:
+    """The error of a pull that another pull under the same name replaced."""
     return Cancelled(f"{asked.name}: the pull of {asked} was replaced by another", code="replaced")
 
 

@@ -1,156 +1,22 @@
-"""What protects a model from removal: a pin, a lease, or a process that has one of its files open."""
+"""Decides whether a snapshot may be removed now: nobody may have pinned, leased, held or opened it."""
 
 from __future__ import annotations
 
-import json
-import secrets
-import threading
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-import structlog
-
-from cachd import files
-from cachd.errors import NotFound, Unavailable
-from cachd.kernel import durable
-from cachd.model import check_name
-from cachd.store.layout import Layout
-
-log = structlog.get_logger(__name__)
-
-MOST_LEASES = 10_000
-
-
-class Pins:
-    """The names that operators want to keep: one empty file per name."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-
-    def add(self, name: str) -> None:
-        with durable.disk_errors(self._layout.pin(name)):
-            durable.write_file(self._layout.pin(name), b"")
-
-    def remove(self, name: str) -> None:
-        with durable.disk_errors(self._layout.pin(name)):
-            durable.remove(self._layout.pin(name))
-
-    def has(self, name: str) -> bool:
-        return self._layout.pin(name).exists()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease keeps a name until `expires_at`, seconds since the epoch. `holder` is text for people."""
-
-    id: str
-    name: str
-    holder: str
-    expires_at: float
-
-
-class Leases:
-    """Leases keep names for clients that are about to use them: one file per lease. Safe from any thread.
-
-    A lease survives a restart of the daemon. If its holder dies, it ends when it expires.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._lock = threading.Lock()
-        self._leases = {lease.id: lease for lease in self._read()}
-
-    def take(self, name: str, holder: str, *, until: float) -> Lease:
-        """Add a lease on a name.
-
-        Raises Unavailable when too many leases are held, NoSpace or DiskFailed when it cannot be written.
-        """
-        lease = Lease(secrets.token_hex(8), name, holder, until)
-        with self._lock:
-            if len(self._leases) >= MOST_LEASES:
-                raise Unavailable(
-                    f"{len(self._leases)} leases are held, and no more are allowed",
-                    code="too_many_leases",
-                    retry_after=60.0,
-                )
-            self._write(lease)
-        return lease
-
-    def renew(self, name: str, lease: str, *, until: float, now: float) -> Lease:
-        """Extend a lease. Raises NotFound when it has expired or was released: its model may be gone."""
-        with self._lock:
-            found = self._leases.get(lease)
-            if found is None or found.name != name or found.expires_at <= now:
-                raise NotFound(
-                    f"{name} has no lease {lease!r:.40}: it was released or has expired",
-                    code="no_such_lease",
-                    hint="take a new lease, and check whether the model is still ready",
-                )
-            renewed = Lease(found.id, found.name, found.holder, until)
-            self._write(renewed)
-        return renewed
-
-    def release(self, name: str, lease: str) -> None:
-        """End a lease. One that has ended already is fine."""
-        with self._lock:
-            found = self._leases.get(lease)
-            if found is not None and found.name == name:
-                self._remove(found)
-
-    def release_all(self, name: str) -> None:
-        """End all leases on a name."""
-        with self._lock:
-            for lease in [found for found in self._leases.values() if found.name == name]:
-                self._remove(lease)
-
-    def of(self, name: str, now: float) -> list[Lease]:
-        """The leases on a name that have not expired; the one that expires last stands last."""
-        held = [
-            found for found in list(self._leases.values()) if found.name == name and found.expires_at > now
-        ]
-        return sorted(held, key=lambda found: found.expires_at)
-
-    def expire(self, now: float) -> list[Lease]:
-        """Remove the leases that have expired, and return them."""
-        with self._lock:
-            expired = [found for found in self._leases.values() if found.expires_at <= now]
-            for lease in expired:
-                self._remove(lease)
-                log.info("lease expired", lease=lease.id, name=lease.name, holder=lease.holder)
-        return expired
-
-    def count(self, now: float) -> int:
-        """How many leases have not expired."""
-        return sum(found.expires_at > now for found in list(self._leases.values()))
-
-    def _read(self) -> Iterable[Lease]:
-        for path in self._layout.leases.glob("[!.]*.json"):
-            try:
-                document = durable.read_document(path)
-                lease = Lease(
-                    path.stem,
-                    check_name(document["name"]),
-                    str(document["holder"]),
-                    float(document["expires_at"]),
-                )
-            except files.UNREADABLE as error:
-                log.warning("unreadable lease deleted", file=path.name, reason=repr(error))
-                path.unlink(missing_ok=True)
-                continue
-            yield lease
-
-    def _write(self, lease: Lease) -> None:
-        path = self._layout.lease(lease.id)
-        with durable.disk_errors(path):
-            durable.write_file(path, json.dumps(asdict(lease)).encode())
-        self._leases[lease.id] = lease
-
-    def _remove(self, lease: Lease) -> None:
-        path = self._layout.lease(lease.id)
-        with durable.disk_errors(path):
-            durable.remove(path)
-        del self._leases[lease.id]
+from cachd.errors import InUse
+from cachd.kernel.leases import is_open
+from cachd.model import Manifest, Snapshot
+from cachd.policy.eviction import OPENED_SECONDS, opened_lately
+from cachd.store.content import ContentStore
+from cachd.store.holds import Holds
+from cachd.store.leases import Leases
+from cachd.store.manifests import Manifests
+from cachd.store.names import Names
+from cachd.store.pins import Pins
+from cachd.store.watch import Watch
 
 
 class InUseBy(StrEnum):
@@ -158,3 +24,114 @@ class InUseBy(StrEnum):
 
     POD = "held by a pod"
     PROCESS = "open in a process on this node"
+
+
+class Protection:
+    """What protects the snapshots of one root from removal. Any thread may ask."""
+
+    def __init__(
+        self,
+        content: ContentStore,
+        names: Names,
+        manifests: Manifests,
+        pins: Pins,
+        leases: Leases,
+        holds: Holds,
+        watch: Watch,
+        *,
+        keep_opened_seconds: float = OPENED_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._content, self._names, self._manifests = content, names, manifests
+        self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
+        self._keep_opened_seconds, self._clock = keep_opened_seconds, clock
+
+    def in_use_by(self, manifest: Manifest) -> InUseBy | None:
+        """Who uses a snapshot now; None if nobody does."""
+        with self._content.reads.paused():
+            if self._holds.is_held(manifest.id):
+                return InUseBy.POD
+            is_read = is_open([self._content.path(f.blob) for f in manifest.files])
+        return InUseBy.PROCESS if is_read else None
+
+    def is_in_use(self, manifest: Manifest) -> bool:
+        """Whether a pod holds the snapshot, or a process on this node has one of its files open or mapped."""
+        return self.in_use_by(manifest) is not None
+
+    def opened_lately(self, manifest: str) -> str:
+        """`opened 40 s ago` if a process opened a file of it within `keep_opened_seconds`, otherwise empty.
+
+        A process that opened one file so lately may be about to open the others.
+        """
+        now = self._clock()
+        return opened_lately(self._watch.opened_at(manifest, now), now, within=self._keep_opened_seconds)
+
+    def check_unused(self, name: str) -> None:
+        """Raises InUse if the name is pinned or leased, or is the only name of a snapshot that is in use."""
+        self._check_kept(name)
+        snapshot = self._names.known(name)
+        if snapshot is not None:
+            self.check_names_unused([snapshot], self._manifests.of(snapshot))
+
+    def check_names_unused(self, named: Sequence[Snapshot], manifest: Manifest) -> None:
+        """Raises InUse if one of these names of a snapshot is pinned or leased, or if the snapshot is in use
+        and has no other name."""
+        for snapshot in named:
+            self._check_kept(snapshot.name)
+        if not self._names.has_others(named) and (by := self.in_use_by(manifest)):
+            raise _in_use(named[0].name, by)
+
+    def check_names_unopened(self, named: Sequence[Snapshot], manifest: Manifest) -> None:
+        """As `check_names_unused`; raises InUse also if a process opened one of the files lately.
+
+        A starting engine opens its files one after another, and may have none open in between.
+        """
+        self.check_names_unused(named, manifest)
+        if lately := self.opened_lately(named[0].manifest):
+            raise InUse(f"a file of {named[0].name} was {lately}", code="opened_lately")
+
+    def check_unnamed_unopened(self, manifest: str) -> None:
+        """Raises InUse if a snapshot without a name is held, open, or was opened lately.
+
+        Raises FileNotFoundError if it is gone, DiskFailed or Leased if its manifest is unreadable.
+        """
+        if by := self.in_use_by(self._manifests.read(manifest)):
+            raise _in_use(f"snapshot {manifest}", by)
+        if lately := self.opened_lately(manifest):
+            raise InUse(f"a file of snapshot {manifest} was {lately}", code="opened_lately")
+
+    def take_hold(self, manifest: str, *, of: str) -> None:
+        """As `takes_hold`; raises InUse if a pod holds the snapshot. `of` names it in the message."""
+        if not self.takes_hold(manifest):
+            raise _in_use(of, InUseBy.POD)
+
+    def takes_hold(self, manifest: str) -> bool:
+        """Unlink the hold file, so that no pod can hold the snapshot any more; False if one holds it now.
+
+        The caller holds `Names.changing`. Raises Unavailable or DiskFailed.
+        """
+        with self._content.reads.paused():
+            return self._holds.take(manifest)
+
+    def end(self, name: str) -> None:
+        """Remove the pin and the leases of a name that is being removed. Raises DiskFailed."""
+        self._pins.remove(name)
+        self._leases.release_all(name)
+
+    def _check_kept(self, name: str) -> None:
+        """Raises InUse if the name is pinned or leased."""
+        if self._pins.has(name):
+            raise InUse(f"{name} is pinned", code="pinned", hint=f"run cachd unpin {name}, or use force")
+        if held := self._leases.of(name, self._clock()):
+            raise InUse(
+                f"{name} is leased by {held[-1].holder or 'an unnamed holder'} (leases: {len(held)})",
+                code="leased",
+                hint="wait until the leases are released or expire, or use force",
+            )
+
+
+def _in_use(what: str, by: InUseBy) -> InUse:
+    return InUse(
+        f"{what} is {by}",
+        hint="stop the pods that use it, or use force: files that they have open stay readable",
+    )

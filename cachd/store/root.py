@@ -33,7 +33,10 @@ from cachd.store.layout import PRIVATE, PUBLIC
 log = structlog.get_logger(__name__)
 
 _READ_AT_START = (
-    *(f".cachd/{name}" for name in ("manifests", "pending", "previous", "quarantined", "leases")),
+    *(
+        f".cachd/{name}"
+        for name in ("manifests", "pending", "previous", "rollbacks", "quarantined", "leases")
+    ),
     *("ready", "status"),
 )
 _OWN = "cachd"  # pods mount it with `subPath: cachd`

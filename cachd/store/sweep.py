@@ -24,7 +24,8 @@ from cachd.model import Digest
 from cachd.store.catalog import iso
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
-from cachd.store.snapshots import Snapshots
+from cachd.store.manifests import Manifests
+from cachd.store.withdrawals import Withdrawals
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +53,11 @@ class Leftover:
 class Sweep:
     """The leftovers of one root."""
 
-    def __init__(self, layout: Layout, content: ContentStore, snapshots: Snapshots) -> None:
-        self._layout, self._content, self._snapshots = layout, content, snapshots
+    def __init__(
+        self, layout: Layout, content: ContentStore, manifests: Manifests, withdrawals: Withdrawals
+    ) -> None:
+        self._layout, self._content = layout, content
+        self._manifests, self._withdrawals = manifests, withdrawals
 
     def leftovers(
         self, *, before: float, keep: Collection[str] = (), pulls_known: bool = True
@@ -63,12 +67,12 @@ class Sweep:
         `keep`: bases (refs without their revision) of running pulls, whose unnamed snapshots are left out.
         `pulls_known`: whether every running pull has claimed its blobs; if not, only snapshots are listed.
         """
-        for manifest, size in self._snapshots.unnamed(keep=keep):
+        for manifest, size in self._withdrawals.unneeded(keep=keep):
             changed_at = _changed_at(self._layout.manifest(manifest))
-            yield Leftover("snapshot", manifest, size, changed_at, partial(self._snapshots.drop, manifest))
+            yield Leftover("snapshot", manifest, size, changed_at, partial(self._withdrawals.drop, manifest))
         if pulls_known:
             with suppress(CachdError):  # a manifest that cannot be read may need any of the blobs
-                needed = self._snapshots.blobs()
+                needed = self._manifests.blobs()
                 yield from (found for found in self._unneeded(needed) if found.changed_at < before)
 
     def _unneeded(self, needed: Collection[Digest]) -> Iterator[Leftover]:
@@ -86,7 +90,7 @@ class Sweep:
     def partial_downloads(self) -> list[Leftover]:
         """The ingests that ended pulls left behind, the oldest first. They are evicted before any model."""
         with suppress(CachdError):  # a manifest that cannot be read may need any of the blobs
-            return sorted(self._ingests(self._snapshots.blobs()), key=lambda found: found.changed_at)
+            return sorted(self._ingests(self._manifests.blobs()), key=lambda found: found.changed_at)
         return []
 
     def _ingests(self, needed: Collection[Digest]) -> Iterator[Leftover]:

@@ -93,10 +93,7 @@ class ViewChanges:
                 with suppress(CachdError):  # other names are ignored: part hashes lie beside the blobs
                     self.blobs.add(Digest(directory.folder, name))
             case _Kind.FILES:
-                self.manifests |= directory.manifests
-                if name and event.mask & inotify.MODIFY:
-                    path = os.path.join(directory.below, name)
-                    self.written |= {(each, path) for each in directory.manifests}
+                self._add_file(directory, event)
             case _Kind.FOLDER:
                 self.folders.add(directory.folder)
             case _ if not name or (name.startswith(".") and event.mask & inotify.IS_DIRECTORY):
@@ -111,6 +108,13 @@ class ViewChanges:
                 self.folders.add(name)
             case _Kind.VIEWS:
                 self.everything |= bool(event.mask & inotify.IS_DIRECTORY)
+
+    def _add_file(self, directory: _Directory, event: Event) -> None:
+        """Record an event of a directory that has files of snapshots."""
+        self.manifests |= directory.manifests
+        if event.name and event.mask & inotify.MODIFY:
+            path = os.path.join(directory.below, event.name)
+            self.written |= {(each, path) for each in directory.manifests}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,7 @@ class Watch:
             self._add_all(_of_root(self._layout))
 
     def close(self) -> None:
+        """Stop watching, and close the queues."""
         with self._lock:
             for queue in (self._changes, self._opens):
                 if queue is not None:
@@ -267,7 +272,7 @@ class Watch:
         lost, self._lost_opens = self._lost_opens, False
         return lost
 
-    def tells_opens(self) -> bool:
+    def sees_all_opens(self) -> bool:
         """Whether all directories of published files are watched, so that no open goes unseen."""
         return self._opens is not None and not self._unwatched
 

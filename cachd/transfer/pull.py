@@ -88,7 +88,7 @@ def pull(
 
     A quarantined model gets the same files back: its ref is resolved again only if the source has changed.
     """
-    resolved = context.store.snapshots.to_repair(spec) or _resolve(spec, source, context, progress, slot)
+    resolved = context.store.to_repair(spec) or _resolve(spec, source, context, progress, slot)
     try:
         return _pull_once(resolved, spec, source, context, quota, progress, permit, slot)
     except Changed as error:
@@ -112,7 +112,7 @@ def _pull_once(
     slot: Slot,
 ) -> Snapshot:
     store = context.store
-    manifest = store.snapshots.as_kept(resolved.select(spec.include, spec.exclude))
+    manifest = store.manifests.as_kept(resolved.select(spec.include, spec.exclude))
     context.table().check_files(manifest)
     with context.reclaim.reserve(manifest, spec.name) as reservation:
         needed = _needed(manifest, store)
@@ -121,16 +121,16 @@ def _pull_once(
             _download(needed, spec, source, context, quota, reservation, progress, slot)
             needed = _needed(manifest, store)
         # A repair skips this check: the first pull made it, and the files that the spec excluded are unknown.
-        if not store.snapshots.to_repair(spec):
+        if not store.to_repair(spec):
             _check_shards(manifest, resolved, store)
         _check_contents(manifest, context, progress)
         context.reclaim.settle(reservation)
         progress.state = "publishing"
-        snapshot = store.snapshots.publish(spec, manifest, now=time.time(), permit=permit)
+        snapshot = store.publish(spec, manifest, now=time.time(), permit=permit)
     try:
         context.table().check_digests(manifest)
     except CachdError:  # refused after the checks above, and perhaps after `Refusals` checked all models
-        store.snapshots.withdraw_refused(lambda _: True, among={manifest.id})
+        store.withdraw_refused(lambda _: True, among={manifest.id})
         raise
     return snapshot
 
@@ -163,7 +163,7 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
         del here[file.blob]
     unproven = [f for f in here.values() if not proven.has(f)]
     if unproven:
-        owned = store.snapshots.owned(manifest.base)
+        owned = store.manifests.owned(manifest.base)
         for file in unproven:
             if file.blob in owned:
                 proven.add(file)

@@ -19,9 +19,9 @@ from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy import backoff
 from cachd.sources.schemes import Sources
 from cachd.sources.source import CancelToken
-from cachd.store.catalog import Remembered
+from cachd.store.names import no_such_model
+from cachd.store.pending import PendingPull
 from cachd.store.permit import Permit, name_taken, replaced
-from cachd.store.snapshots import no_such_model
 from cachd.transfer.line import Line, Slot
 from cachd.transfer.progress import Progress
 from cachd.transfer.pull import NotYet, PullContext, pull
@@ -118,7 +118,7 @@ class Pulls:
                 return running
             if not replace:
                 self._check_name(spec, running, refresh=refresh)
-            self._store.snapshots.check_hub_folder(spec)
+            self._store.names.check_hub_folder(spec)
             is_ready = not refresh and self._is_ready(spec)
             if running is None and is_ready:
                 self._count_hit(spec.name)
@@ -138,7 +138,7 @@ class Pulls:
 
     def resume(self) -> None:
         """Resume the pulls that were unfinished when the daemon last ended."""
-        for found in self._store.remembered():
+        for found in self._store.pending.all():
             if found.began >= _MOST_DEATHS:
                 self._show_as_failed(found)
                 continue
@@ -200,8 +200,8 @@ class Pulls:
         name, or its model is pinned or in use.
         """
         known = self._latest.get(name)
-        snapshots = self._store.snapshots
-        if known is None and not (snapshots.has(name) or snapshots.was_evicted(name)):
+        names = self._store.names
+        if known is None and not (names.has(name) or names.was_evicted(name)):
             raise no_such_model(name)
         if not force and self._context.reclaim.keeps(name):
             raise InUse(
@@ -210,7 +210,7 @@ class Pulls:
                 hint="remove it from the file, or force (--force, force=true)",
             )
         if not force:
-            self._store.snapshots.check_unused(name)
+            self._store.protection.check_unused(name)
         if known is None:
             return None
         known.progress.cancel_token.cancel()
@@ -226,15 +226,15 @@ class Pulls:
         known = self.cancel(name, force=force)
         if known is not None:
             wait([known.done])
-        snapshots = self._store.snapshots
-        freed = snapshots.withdraw(name, force=force) if snapshots.has(name) else 0
-        snapshots.forget_eviction(name)
+        store = self._store
+        freed = store.withdraw(name, force=force) if store.names.has(name) else 0
+        store.names.forget_eviction(name)
         if known is not None:
             with self._changed:
                 if self._latest.get(name) is known:
                     self._drop(name)
-            snapshots.unpin(name)
-            snapshots.changes.mark(name)
+            store.pins.remove(name)
+            store.changes.mark(name)
             self._forget(name)  # may raise: the caller must know that the next start would pull it again
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest, [name])
@@ -255,7 +255,7 @@ class Pulls:
                 code="name_busy",
                 hint="wait for that pull, then roll back",
             )
-        return self._store.snapshots.rollback(name, now=time.time())
+        return self._store.rollback(name, now=time.time())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
         """Fail every running pull whose manifest `check` refuses by raising a CachdError."""
@@ -275,7 +275,7 @@ class Pulls:
         with self._changed:
             if spec.name not in self._running:
                 self._latest[spec.name] = ended
-        self._store.snapshots.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
 
     def interrupt(self) -> None:
         """Cancel every pull without waiting. The next start of the daemon resumes them."""
@@ -298,11 +298,11 @@ class Pulls:
                 log.warning("pull thread did not end: a source or the disk hangs", thread=thread.name)
         for left in self.running():
             with suppress(CachdError):
-                self._store.ends_well(left.spec.name)
+                self._store.pending.ends_well(left.spec.name)
 
     # --- inside ---
 
-    def _show_as_failed(self, found: Remembered) -> None:
+    def _show_as_failed(self, found: PendingPull) -> None:
         """Do not resume a pull during which the daemon died too often; show it as failed.
 
         It stays on disk, and is shown so after each restart, until somebody asks for it again or deletes it.
@@ -320,14 +320,14 @@ class Pulls:
         with self._changed:
             self._latest[found.spec.name] = failed
             self._keep_ended(failed)
-        self._store.snapshots.changes.mark(found.spec.name)
+        self._store.changes.mark(found.spec.name)
 
     def _is_undone(self, ended: Pull) -> bool:
         """Whether the snapshot of a successful pull is no longer ready: deleted, evicted or quarantined."""
-        return ended.progress.state == "ready" and self._store.snapshots.get(ended.spec.name) is None
+        return ended.progress.state == "ready" and self._store.names.get(ended.spec.name) is None
 
     def _is_ready(self, spec: ModelSpec) -> bool:
-        ready = self._store.snapshots.get(spec.name)
+        ready = self._store.names.get(spec.name)
         return ready is not None and ready.spec == spec
 
     def _count_hit(self, name: str) -> None:
@@ -351,13 +351,13 @@ class Pulls:
                 code="name_busy",
                 hint="wait for it, stop it (--replace, replace: true), or use another name",
             )
-        owner, latest = self._store.snapshots.owner(spec.name), self._latest.get(spec.name)
-        is_pinned = self._store.snapshots.is_pinned(spec.name)
+        owner, latest = self._store.names.owner(spec.name), self._latest.get(spec.name)
+        is_pinned = self._store.pins.has(spec.name)
         if owner is None and is_pinned and latest is not None:
             owner = latest.spec
         if owner is not None and not owner.is_of_same_model(spec):
             raise name_taken(spec, owner)
-        is_here = self._store.snapshots.get(spec.name) is not None
+        is_here = self._store.names.get(spec.name) is not None
         if owner is not None and is_pinned and (owner != spec or (refresh and is_here)):
             raise name_taken(spec, owner, "is pinned at")
 
@@ -376,7 +376,7 @@ class Pulls:
         try:
             with self._remembering:
                 permit = started.permit  # written to disk before the caller learns that the pull runs
-                self._store.remember(started.spec, replace=permit.replace, pins=permit.pins)
+                self._store.pending.remember(started.spec, replace=permit.replace, pins=permit.pins)
         except CachdError as error:
             self._ended(started, "failed", time.monotonic(), error)
             raise
@@ -386,7 +386,7 @@ class Pulls:
         """Delete the name's spec from pending/, so that no restart resumes it, unless a pull of it runs."""
         with self._remembering:
             if name not in self._running:
-                self._store.forget(name)
+                self._store.pending.forget(name)
 
     def _check_queue(self) -> None:
         """Raises Unavailable when the daemon is stopping or the queue is full. Called with the lock."""
@@ -409,7 +409,7 @@ class Pulls:
         self._store.content.expect(spec.name)
         self._drop(spec.name)
         self._latest[spec.name] = started
-        self._store.snapshots.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
         return started
 
     def _drop(self, name: str) -> None:
@@ -431,7 +431,7 @@ class Pulls:
         ):
             oldest = next(iter(self._ended_bytes))
             self._drop(oldest)
-            self._store.snapshots.changes.mark(oldest)
+            self._store.changes.mark(oldest)
 
     def _queue(self, started: Pull) -> None:
         self._line.add(started)
@@ -458,14 +458,14 @@ class Pulls:
             "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
         )
         pull.progress.waits_for(Waits(Reason.origin, time.time() + seconds, error.detail))
-        self._store.snapshots.changes.mark(pull.spec.name)
+        self._store.changes.mark(pull.spec.name)
         self._line.add_later(pull, seconds)
         self._leave_if_cancelled(pull)
 
     def _run(self) -> None:
         while (next_pull := self._line.next()) is not None:
             self._metrics.pulls_in_progress.inc()
-            self._store.snapshots.changes.mark(next_pull.spec.name)
+            self._store.changes.mark(next_pull.spec.name)
             not_yet: Unavailable | None = None
             try:
                 not_yet = self._pull(next_pull)
@@ -519,7 +519,7 @@ class Pulls:
         death during it."""
         with self._remembering, suppress(CachdError):  # on a full disk the pull itself may free space
             if self._running.get(running.spec.name) is running:
-                self._store.begins(running.spec.name)
+                self._store.pending.begins(running.spec.name)
 
     def _ended(self, running: Pull, state: str, began: float, outcome: Snapshot | CachdError) -> None:
         spec, progress, now = running.spec, running.progress, running.progress.now
@@ -549,7 +549,7 @@ class Pulls:
             if not self._closed or state != "cancelled":  # the next start resumes what the stop cancelled
                 self._forget(spec.name)
             else:
-                self._store.ends_well(spec.name)
+                self._store.pending.ends_well(spec.name)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
         if isinstance(outcome, CachdError):  # the traceback's frames would keep the pull's memory alive
@@ -559,7 +559,7 @@ class Pulls:
         progress.state = state  # set after the error, so that a reader of a failed state finds its error
         with self._changed:
             self._keep_ended(running)
-        self._store.snapshots.changes.mark(spec.name)
+        self._store.changes.mark(spec.name)
         if isinstance(outcome, CachdError):
             running.done.set_exception(outcome)
         else:
@@ -569,6 +569,6 @@ class Pulls:
     def _sweep(self) -> None:
         """Remove replaced snapshots that nobody reads, except those that a running pull may publish again."""
         try:
-            self._store.snapshots.sweep(keep={pull.spec.ref.base for pull in self.running()})
+            self._store.sweep_snapshots(keep={pull.spec.ref.base for pull in self.running()})
         except (CachdError, OSError, ValueError) as error:
             log.warning("sweep failed", reason=repr(error))

@@ -234,7 +234,7 @@ class Reclaim:
         self._checked_at = time.monotonic()  # the first check waits until the daemon has started
         while True:
             try:
-                self._store.snapshots.leases.expire(time.time())
+                self._store.leases.expire(time.time())
                 self._store.content.empty_trash()
                 self.note_opens()
                 if time.monotonic() >= self._checked_at + self._between_looks():
@@ -251,7 +251,7 @@ class Reclaim:
         """Record a use of every snapshot that some process opened since the last call."""
         self._store.watch.note_opens(time.time())
         opened = self._store.usage_log.newly_opened()
-        for snapshot in self._store.snapshots.all() if opened else ():
+        for snapshot in self._store.names.all() if opened else ():
             if snapshot.manifest in opened:
                 self._store.usage_log.seen(snapshot.name, opened[snapshot.manifest])
 
@@ -259,7 +259,7 @@ class Reclaim:
         watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
         is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
-        if self._lost_opens or (is_starting and not watch.tells_opens()):
+        if self._lost_opens or (is_starting and not watch.sees_all_opens()):
             return _SOON_SECONDS
         return _CHECK_SECONDS
 
@@ -267,8 +267,8 @@ class Reclaim:
         """Record a use of every snapshot that is open now; then evict what is unused for `unused_seconds`."""
         self._checked_at, self._lost_opens = time.monotonic(), False
         now = time.time()
-        for manifest, named in self._store.snapshots.recorded():
-            if named and self._store.snapshots.is_open(manifest):
+        for manifest, named in self._store.manifests.with_names():
+            if named and self._store.protection.is_in_use(manifest):
                 for snapshot in named:
                     self._store.usage_log.seen(snapshot.name, now)
         self._store.usage_log.save()
@@ -303,7 +303,7 @@ class Reclaim:
                 held_by=_holders([c for c in plan.candidates if c.protected]),
             )
             self._warned_short = True
-        if not self._store.tells_use and after.free - before < plan.frees / 2:
+        if not self._store.reports_open_files and after.free - before < plan.frees / 2:
             log.warning("eviction freed too little: a process has the files open", bytes=plan.frees)
             self._wait_until = time.monotonic() + _WAIT_SECONDS
 
@@ -335,7 +335,7 @@ class Reclaim:
         claimed = self._store.content.claimed()
         return [
             self._candidate(manifest, named, claimed, chosen.get(manifest.id))
-            for manifest, named in self._store.snapshots.recorded()
+            for manifest, named in self._store.manifests.with_names()
         ]
 
     def _candidate(
@@ -378,20 +378,20 @@ class Reclaim:
 
     def _protection(self, manifest: Manifest, named: Sequence[Snapshot], claimed: Collection[Digest]) -> str:
         """Why a snapshot may not be evicted; empty when it may."""
-        snapshots, now = self._store.snapshots, time.time()
-        if pinned := [s.name for s in named if snapshots.is_pinned(s.name)]:
+        store, now = self._store, time.time()
+        if pinned := [s.name for s in named if store.pins.has(s.name)]:
             return f"pinned as {pinned[0]}"
         for snapshot in named:
-            if held := snapshots.leases.of(snapshot.name, now):
+            if held := store.leases.of(snapshot.name, now):
                 seconds = held[-1].expires_at - now
                 return f"leased by {held[-1].holder or 'somebody'} for {seconds:.0f} s more"
         if listed := [s.name for s in named if s.name in self._listed]:
             return f"listed in the configuration as {listed[0]}"
         if all(f.blob in claimed for f in manifest.files):
             return "a running pull needs its files"
-        if by := snapshots.in_use_by(manifest):
+        if by := store.protection.in_use_by(manifest):
             return str(by)
-        return snapshots.opened_lately(manifest.id)
+        return store.protection.opened_lately(manifest.id)
 
     def _plan(
         self, short: int, *, for_pull: _Victims | None = None, at_any_rate: bool = False, inodes: int = 0
@@ -540,7 +540,7 @@ class Reclaim:
         for choice in choices:
             candidate = choice.candidate
             try:
-                freed = self._store.snapshots.evict(candidate.manifest)
+                freed = self._store.evict(candidate.manifest)
             except (InUse, NotFound) as error:
                 log.info("eviction skipped", manifest=candidate.manifest, reason=error.detail)
                 continue

@@ -91,21 +91,21 @@ class Looks:
     def _check_changed(self, changes: ViewChanges) -> None:
         self._check_models(
             s.name
-            for s in self._store.snapshots.all()
+            for s in self._store.names.all()
             if s.name in changes.names or s.manifest in changes.manifests or s.hub_folder in changes.folders
         )
 
     def _check_all(self) -> None:
         """Watch all directories of the views, and check every blob's size and every model."""
-        snapshots, content = self._store.snapshots, self._store.content
-        self.files = snapshots.watch_all()
+        content = self._store.content
+        self.files = self._store.watch_all()
         self._scrub_log.know(self.files)
         for file in self.files.values():
             self._check_stop()
             inode = content.inode(file.blob)
             if wrong := quick_check(content.path(file.blob), file):
                 self._damaged(file, wrong, inode)
-        self._check_models(s.name for s in snapshots.all())
+        self._check_models(s.name for s in self._store.names.all())
 
     def _check_models(self, names: Iterable[str]) -> None:
         for name in names:
@@ -118,7 +118,7 @@ class Looks:
     def _repair_written(self, changes: ViewChanges) -> None:
         """Start the repair of blobs into which somebody wrote. It keeps the parts that are still good."""
         content = self._store.content
-        for file in self._store.snapshots.written(changes):
+        for file in self._store.manifests.written(changes):
             self._damaged(file, "somebody wrote into it", content.inode(file.blob))
 
     def _damaged(self, file: File, wrong: str, inode: int) -> None:

@@ -18,7 +18,7 @@ from cachd.errors import CachdError
 from cachd.kernel import threads
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
-from cachd.store.snapshots import Snapshots
+from cachd.store.store import Store
 from cachd.transfer.pulls import SET_ASIDE, Pull, Pulls
 from cachd.upkeep.warms import Warms
 
@@ -44,11 +44,11 @@ class Prewarm:
     def __init__(
         self,
         pulls: Pulls,
-        snapshots: Snapshots,
+        store: Store,
         warms: Warms,
         look: Callable[[], Iterable[Desired] | None],
     ) -> None:
-        self._pulls, self._snapshots, self._warms, self._look = pulls, snapshots, warms, look
+        self._pulls, self._store, self._warms, self._look = pulls, store, warms, look
         self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
@@ -91,10 +91,10 @@ class Prewarm:
         self._desired = desired
 
     def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
-        spec, snapshots = desired.spec, self._snapshots
-        ready = snapshots.get(spec.name)
+        spec, store = desired.spec, self._store
+        ready = store.names.get(spec.name)
         try:
-            if ready is not None and spec in (ready.spec, snapshots.previous.rolled_back_from(spec.name)):
+            if ready is not None and spec in (ready.spec, store.history.rolled_back_from(spec.name)):
                 tries.succeeded()
                 self._keep(desired, ready)
             elif not tries.are_over:
@@ -112,8 +112,8 @@ class Prewarm:
             self._warms.warm(ready.name)
 
     def _pin(self, desired: Desired) -> None:
-        if desired.pin and not self._snapshots.is_pinned(desired.spec.name):
-            self._snapshots.pin(desired.spec.name)
+        if desired.pin and not self._store.pins.has(desired.spec.name):
+            self._store.pins.add(desired.spec.name)
 
 
 class _Tries:

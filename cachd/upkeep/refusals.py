@@ -74,7 +74,7 @@ class Refusals:
             self._held = set()
             return
         self._pulls.end_refused(table.check_digests)
-        withdrawn, self._held = self._store.snapshots.withdraw_refused(
+        withdrawn, self._held = self._store.withdraw_refused(
             lambda manifest: table.refused_in(manifest) is not None, among=among
         )
         for snapshot, manifest in withdrawn:

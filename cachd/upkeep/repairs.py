@@ -32,7 +32,7 @@ class Repairs:
 
         Returns what is wrong; empty when nothing is.
         """
-        wrong = self._store.snapshots.look(name, now=time.time())
+        wrong = self._store.check(name, now=time.time())
         if wrong:
             self._metrics.verify_failures.labels("scrub").inc()
             self._repair(name)
@@ -45,7 +45,7 @@ class Repairs:
         meanwhile, or no model needs it.
         """
         try:
-            names = self._store.snapshots.damaged(file, wrong, inode, now=time.time())
+            names = self._store.quarantine(file, wrong, inode, now=time.time())
         except Moved:
             return False
         self._scrub_log.forget(file.blob)
@@ -57,7 +57,7 @@ class Repairs:
 
     def retry(self) -> None:
         """Restart failed repairs, each after a backoff. Call it from one thread only."""
-        quarantined = {each.snapshot.name for each in self._store.snapshots.quarantined()}
+        quarantined = {each.snapshot.name for each in self._store.names.quarantined()}
         self._tries = {name: tries for name, tries in self._tries.items() if name in quarantined}
         for name in quarantined:
             running = self._pulls.get(name)
@@ -71,7 +71,7 @@ class Repairs:
 
     def _repair(self, name: str) -> None:
         """Start a pull of the files that the quarantined model lacks."""
-        found = self._store.snapshots.quarantine(name)
+        found = self._store.names.quarantine(name)
         if found is None:
             return
         try:

@@ -102,10 +102,10 @@ class Scrubs:
 
     def verify(self, name: str) -> Verification:
         """Start or join the verification of a ready model. Raises NotFound; Unavailable during a repair."""
-        snapshots = self._store.snapshots
-        if snapshots.get(name) is None and snapshots.has(name):
+        names = self._store.names
+        if names.get(name) is None and names.has(name):
             raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
-        snapshot = snapshots.ready(name)
+        snapshot = names.ready(name)
         return self._verifications.start(Verification(name, snapshot.size), self._verify)
 
     def look_again(self) -> None:
@@ -140,7 +140,7 @@ class Scrubs:
             else None,
             "damaged": [
                 {"name": each.snapshot.name, "since": iso(each.since), "reason": each.reason}
-                for each in self._store.snapshots.quarantined()
+                for each in self._store.names.quarantined()
             ],
         }
 
@@ -156,10 +156,10 @@ class Scrubs:
         return "damaged" if running.damaged else "whole"
 
     def _verify_files(self, running: Verification) -> None:
-        snapshot = self._store.snapshots.get(running.name)
+        snapshot = self._store.names.get(running.name)
         if snapshot is None:
             raise NotFound(f"{running.name} is no longer here")
-        files = {f.blob: f for f in self._store.snapshots.manifest(snapshot).files}.values()
+        files = {f.blob: f for f in self._store.manifests.of(snapshot).files}.values()
 
         def took(count: int) -> None:
             running.took(count)
@@ -225,7 +225,7 @@ class Scrubs:
             self._metrics.scrub_bytes.inc(count)
             took(count)
 
-        path, reads = self._store.content.path(file.blob), self._store.snapshots.reads
+        path, reads = self._store.content.path(file.blob), self._store.content.reads
         inode = self._store.content.inode(file.blob)
         try:
             beside = self._hasher_beside(file)
@@ -250,6 +250,6 @@ class Scrubs:
 
     def _record_hashes(self) -> None:
         try:
-            self._store.snapshots.record_hashes()
+            self._store.manifests.record_hashes()
         except CachdError as error:
             log.warning("sha256 not recorded", reason=error.detail)

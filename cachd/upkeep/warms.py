@@ -70,7 +70,7 @@ class Warms:
         The job fails with NoSpace when the missing bytes do not fit into memory beside the processes and the
         cached pages of other models.
         """
-        snapshot = self._store.snapshots.ready(name)
+        snapshot = self._store.names.ready(name)
         return self._warmings.start(Warming(name, snapshot.size), partial(self._warm, snapshot))
 
     def warming(self, name: str) -> Warming | None:
@@ -80,11 +80,11 @@ class Warms:
     def resident(self) -> Mapping[str, int]:
         """Bytes in memory of each ready model, by name; of at most MOST_MODELS models, the newest."""
         counted: dict[Digest, int] = {}
-        newest = sorted(self._store.snapshots.all(), key=lambda s: -s.published_at)[:MOST_MODELS]
+        newest = sorted(self._store.names.all(), key=lambda s: -s.published_at)[:MOST_MODELS]
         found = {}
         for snapshot in newest:
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
-                manifest = self._store.snapshots.manifest(snapshot)
+                manifest = self._store.manifests.of(snapshot)
                 found[snapshot.name] = self.resident_of(manifest, counted)
         return found
 
@@ -93,7 +93,7 @@ class Warms:
         counted = {} if counted is None else counted
         blobs = {f.blob for f in manifest.files}
         for blob in blobs - counted.keys():
-            counted[blob] = resident(self._store.content.path(blob), self._store.snapshots.reads)
+            counted[blob] = resident(self._store.content.path(blob), self._store.content.reads)
         return sum(counted[blob] for blob in blobs)
 
     def _warm(self, snapshot: Snapshot, running: Warming) -> None:
@@ -116,13 +116,13 @@ class Warms:
     def _check_space(self, snapshot: Snapshot) -> None:
         """Raises NoSpace when the missing bytes of the model do not fit into memory."""
         counted: dict[Digest, int] = {}
-        here = self.resident_of(self._store.snapshots.manifest(snapshot), counted)
+        here = self.resident_of(self._store.manifests.of(snapshot), counted)
         missing = snapshot.size - here
         if not missing:
             return
-        for other in self._store.snapshots.all():
+        for other in self._store.names.all():
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
-                self.resident_of(self._store.snapshots.manifest(other), counted)
+                self.resident_of(self._store.manifests.of(other), counted)
         others = sum(counted.values()) - here
         space = self._space() - others - here
         if missing > space:
@@ -136,14 +136,14 @@ class Warms:
             )
 
     def _load(self, snapshot: Snapshot, running: Warming) -> None:
-        files = {f.blob: f for f in self._store.snapshots.manifest(snapshot).files}.values()
+        files = {f.blob: f for f in self._store.manifests.of(snapshot).files}.values()
         steps = [(f.blob, step) for f in files for step in split(Extent(0, f.size), STEP_BYTES)]
 
         def take(step: tuple[Digest, Extent]) -> None:
             if self._stop.is_set():
                 raise Cancelled("the daemon stops")
             blob, extent = step
-            loaded = load(self._store.content.path(blob), extent, self._store.snapshots.reads)
+            loaded = load(self._store.content.path(blob), extent, self._store.content.reads)
             running.took(extent.size, loaded)
             self._metrics.warmed_bytes.inc(loaded)
 

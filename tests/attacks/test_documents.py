@@ -23,7 +23,7 @@ from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken, Source
 from cachd.sources.web import WebSource
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine
 from tests.faults.test_fuzz import LISTED, Spoken
 from tests.faults.test_names import bucket, page, spoken
@@ -416,7 +416,7 @@ def filled(path: Path) -> None:
 
 
 def test_files_of_the_cache_that_a_disk_filled_keep_no_daemon_from_its_start(root: Path) -> None:
-    with closing(Store(root)) as store:
+    with closing(DiskStore(root)) as store:
         layout = store.layout
     held = [
         *(layout.usage_log, layout.pending_file("w"), layout.ready_file("m"), layout.manifest("f" * 32)),
@@ -424,9 +424,9 @@ def test_files_of_the_cache_that_a_disk_filled_keep_no_daemon_from_its_start(roo
     ]
     for path in held:
         filled(path)
-    with closing(Store(root)) as store:
-        assert store.snapshots.all() == []
-        assert list(store.remembered()) == []
+    with closing(DiskStore(root)) as store:
+        assert store.names.all() == []
+        assert list(store.pending.all()) == []
 
 
 @pytest.mark.parametrize(
@@ -442,10 +442,10 @@ def test_files_of_the_cache_that_a_disk_filled_keep_no_daemon_from_its_start(roo
 def test_files_of_the_cache_that_say_nonsense_keep_no_daemon_from_its_start(
     root: Path, file: str, said: object
 ) -> None:
-    with closing(Store(root)) as store:
+    with closing(DiskStore(root)) as store:
         layout = store.layout
     {"uses": layout.usage_log, "lease": layout.lease("l")}[file].write_text(json.dumps(said))
-    with closing(Store(root)):
+    with closing(DiskStore(root)):
         pass
 
 

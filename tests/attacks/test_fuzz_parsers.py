@@ -35,8 +35,8 @@ from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
 from cachd.sources.wire import Wire
 from cachd.store.catalog import snapshot_from
+from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import read_parts
-from cachd.store.store import Store
 from tests.faults.test_fuzz import (
     BUCKET_PAGE,
     MANIFEST,
@@ -402,6 +402,7 @@ PREVIOUS = {
     "previous": [READY],
     "rolled_back_from": {"ref": "hf://org/w", "name": "w", "include": [], "exclude": []},
 }
+ROLLBACK = {"to": READY, "replaced": READY, "rolled_back_from": PREVIOUS["rolled_back_from"], "at": 1.5}
 STATUS = {
     "name": "m",
     "state": "failed",
@@ -426,7 +427,7 @@ def test_a_spoiled_manifest_wish_or_snapshot_is_one_or_unreadable(manifest: str,
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fuzzed") / "root"
     root.mkdir(mode=0o755)
-    Store(root).close()
+    DiskStore(root).close()
     return root
 
 
@@ -435,18 +436,20 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spoiled(USES) | anything.map(json.dumps) | st.text(max_size=9),
     spoiled(LEASE) | anything.map(json.dumps),
     spoiled(PREVIOUS) | anything.map(json.dumps),
+    spoiled(ROLLBACK) | anything.map(json.dumps),
     spoiled({"sha256:" + "0" * 64: 1.5}) | anything.map(json.dumps),
 )
 def test_spoiled_files_of_the_cache_keep_no_daemon_from_its_start(
-    empty: Path, uses: str, lease: str, previous: str, verified: str
+    empty: Path, uses: str, lease: str, previous: str, rollback: str, verified: str
 ) -> None:
-    with closing(Store(empty)) as store:
+    with closing(DiskStore(empty)) as store:
         layout = store.layout
     said = {layout.usage_log: uses, layout.lease("l"): lease, layout.previous_file("m"): previous}
-    for path, text in {**said, layout.scrub_log: verified}.items():
+    said |= {layout.rollback_file("m"): rollback, layout.scrub_log: verified}
+    for path, text in said.items():
         path.write_text(text, encoding="utf-8", errors="replace")
-    with closing(Store(empty)) as store:
-        store.snapshots.all()
+    with closing(DiskStore(empty)) as store:
+        store.names.all()
 
 
 @fuzz(300)

@@ -12,7 +12,7 @@ import pytest
 
 from cachd.errors import Cancelled, Corrupt, InUse, Invalid, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, ModelSpec
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise, write_sha256sums
@@ -42,7 +42,7 @@ def test_a_model_of_another_origin_never_stands_in_a_repository_of_the_hub(
     hub.add("org/model", REAL)
     running.pull("hf://org/model")
     if pinned:
-        running.store.snapshots.pin("org--model")
+        running.store.pins.add("org--model")
     before = main_of(root, "models--org--model")
     evil = origin.add_model("evil", EVIL)
     for name in ("Org--model", "org--model-2", "x"):
@@ -83,7 +83,7 @@ def test_a_name_that_another_model_has_in_the_hub_view_is_refused_to_a_third_sou
         running.pull(origin.add_model("evil", EVIL), name=alike)
     assert refusal.value.code == "hub_id_taken"
     assert main_of(root, f"models--{alike}") == snapshot.commit
-    assert running.store.snapshots.get(alike) is None
+    assert running.store.names.get(alike) is None
 
 
 def mirror(origin: Origin, name: str, files: dict[str, bytes] = REAL) -> str:
@@ -444,7 +444,7 @@ def test_a_file_that_is_known_by_a_crc_is_shared_only_after_it_was_read_again(
 ) -> None:
     checked.pull("hf://org/model", name="before")
     assert inode_of(root, "before") != inode_of(root, "crc")
-    checked.store.snapshots.withdraw("before")
+    checked.store.withdraw("before")
     read_again(checked, "crc")
     hub.cdn.forget()
     checked.pull("hf://org/model", name="after")
@@ -465,7 +465,7 @@ def test_other_bytes_with_its_crc_never_take_the_place_of_a_file_whose_sha256_is
     real = noise(MIB)
     crc = Digest("crc32", f"{zlib.crc32(real):08x}")
     file = File("a.bin", MIB, "s3://b/a.bin", crc, '"1"', sha256=sha256_digest(real))
-    with Store(root) as store:
+    with DiskStore(root) as store:
         for content in (alike_by_crc32(real), real):
             ingest = store.content.begin(file)
             write(ingest, content, Extent(0, MIB))

@@ -21,9 +21,9 @@ from cachd.errors import InUse, Leased
 from cachd.kernel.leases import is_open, tells_use, unlinked_unless_open
 from cachd.model import Extent, File, Snapshot
 from cachd.sources.beneath import open_file
+from cachd.store.disk_store import DiskStore
 from cachd.store.residency import load, resident
 from cachd.store.scrub import reread
-from cachd.store.store import Store
 from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -101,8 +101,8 @@ def _kernel_has_leases(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with Store(root) as opened:
+def store(root: Path) -> Iterator[DiskStore]:
+    with DiskStore(root) as opened:
         yield opened
 
 
@@ -149,7 +149,7 @@ print(taken, "of", found)
 
 
 @needs("users")
-def test_a_pod_of_another_uid_can_hold_no_lease(store: Store, root: Path) -> None:
+def test_a_pod_of_another_uid_can_hold_no_lease(store: DiskStore, root: Path) -> None:
     publish(store, SMALL)
     ended = run_in_pod(root, TRY_ALL)
     taken, _, found = ended.stdout.split()
@@ -159,12 +159,12 @@ def test_a_pod_of_another_uid_can_hold_no_lease(store: Store, root: Path) -> Non
 # --- what the store does ---
 
 
-def blob_of(store: Store, snapshot: Snapshot) -> tuple[Path, File]:
-    file = max(store.snapshots.manifest(snapshot).files, key=lambda f: f.size)
+def blob_of(store: DiskStore, snapshot: Snapshot) -> tuple[Path, File]:
+    file = max(store.manifests.of(snapshot).files, key=lambda f: f.size)
     return store.content.path(file.blob), file
 
 
-def test_a_file_under_a_lease_counts_as_open(store: Store) -> None:
+def test_a_file_under_a_lease_counts_as_open(store: DiskStore) -> None:
     snapshot = publish(store, SMALL)
     blob, _ = blob_of(store, snapshot)
     hold = store.layout.hold(snapshot.manifest)
@@ -172,17 +172,17 @@ def test_a_file_under_a_lease_counts_as_open(store: Store) -> None:
         assert is_open([blob])
         assert is_open([hold])
         assert not unlinked_unless_open(hold)
-        assert store.snapshots.is_in_use(snapshot)
-        for take in (store.snapshots.withdraw, store.snapshots.evict):
+        assert store.protection.is_in_use(store.manifests.of(snapshot))
+        for take in (store.withdraw, store.evict):
             with pytest.raises(InUse):
-                take(snapshot.name if take == store.snapshots.withdraw else snapshot.manifest)
-        store.snapshots.withdraw(snapshot.name, force=True)
+                take(snapshot.name if take == store.withdraw else snapshot.manifest)
+        store.withdraw(snapshot.name, force=True)
     assert not hold.exists()
 
 
-def test_a_blob_under_a_lease_is_neither_read_again_nor_warmed(store: Store) -> None:
+def test_a_blob_under_a_lease_is_neither_read_again_nor_warmed(store: DiskStore) -> None:
     blob, file = blob_of(store, publish(store, SMALL))
-    reads = store.snapshots.reads
+    reads = store.content.reads
     with leased("write", [blob]), prompt():
         with pytest.raises(Leased):
             reread(blob, file, reads, lambda _: None)
@@ -192,25 +192,25 @@ def test_a_blob_under_a_lease_is_neither_read_again_nor_warmed(store: Store) -> 
     assert reread(blob, file, reads, lambda _: None) == ""
 
 
-def test_a_lease_to_read_keeps_nobody_waiting(store: Store) -> None:
+def test_a_lease_to_read_keeps_nobody_waiting(store: DiskStore) -> None:
     snapshot = publish(store, SMALL)
     blob, file = blob_of(store, snapshot)
     with leased("read", published(store.layout.root)), prompt():
         assert is_open([blob])
-        assert reread(blob, file, store.snapshots.reads, lambda _: None) == ""
-        assert store.snapshots.look(snapshot.name, now=1.0) == ""
+        assert reread(blob, file, store.content.reads, lambda _: None) == ""
+        assert store.check(snapshot.name, now=1.0) == ""
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_a_look_at_files_under_leases_withdraws_nothing(store: Store, root: Path, kind: str) -> None:
+def test_a_look_at_files_under_leases_withdraws_nothing(store: DiskStore, root: Path, kind: str) -> None:
     snapshot = publish(store, SMALL)
     with leased(kind, published(root)), prompt():
-        assert store.snapshots.look(snapshot.name, now=1.0) == ""
-    assert store.snapshots.get(snapshot.name)
+        assert store.check(snapshot.name, now=1.0) == ""
+    assert store.names.get(snapshot.name)
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_a_publish_over_files_under_leases_is_done_at_once(store: Store, root: Path, kind: str) -> None:
+def test_a_publish_over_files_under_leases_is_done_at_once(store: DiskStore, root: Path, kind: str) -> None:
     """The same name, the same blobs, the same commit and branch, then another commit of the branch."""
     publish(store, SMALL)
     with leased(kind, published(root)), prompt():
@@ -221,24 +221,24 @@ def test_a_publish_over_files_under_leases_is_done_at_once(store: Store, root: P
     assert mount.wrong(root) == []
 
 
-def test_a_manifest_under_a_lease_holds_up_no_other_model(store: Store) -> None:
+def test_a_manifest_under_a_lease_holds_up_no_other_model(store: DiskStore) -> None:
     """It is private, but not to who has the daemon's uid."""
     first = publish(store, SMALL)
     other = publish(store, {"x": noise(1000)}, "hf://org/other")
     with leased("write", [store.layout.manifest(first.manifest)]), prompt():
-        assert {m.id for m, _ in store.snapshots.recorded()} == {other.manifest}
+        assert {m.id for m, _ in store.manifests.with_names()} == {other.manifest}
         third = manifest_of({"x": noise(10)}, base="hf://org/third")
-        assert store.snapshots.as_kept(third) == third
+        assert store.manifests.as_kept(third) == third
         with pytest.raises(Leased):
-            store.snapshots.look(first.name, now=1.0)
+            store.check(first.name, now=1.0)
         with pytest.raises(Leased):
-            store.snapshots.withdraw(first.name)
-        assert store.snapshots.withdraw(other.name)
-    assert store.snapshots.get(first.name)
-    assert store.snapshots.look(first.name, now=1.0) == ""
+            store.withdraw(first.name)
+        assert store.withdraw(other.name)
+    assert store.names.get(first.name)
+    assert store.check(first.name, now=1.0) == ""
 
 
-def test_what_a_pull_left_behind_stays_when_it_is_under_a_lease(store: Store) -> None:
+def test_what_a_pull_left_behind_stays_when_it_is_under_a_lease(store: DiskStore) -> None:
     manifest = manifest_of({"big": noise(100_000)})
     file = manifest.files[0]
     ingest = store.content.begin(file)

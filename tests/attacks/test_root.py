@@ -14,7 +14,7 @@ import pytest
 from cachd.config import Config
 from cachd.daemon import assembled
 from cachd.errors import CachdError, Forbidden
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine
 from tests.ground import mount
 from tests.ground.models import noise
@@ -86,7 +86,7 @@ GIVEN = (
 @pytest.fixture
 def used(root: Path) -> Path:
     """A root as cachd leaves it, with a model."""
-    with Store(root) as store:
+    with DiskStore(root) as store:
         publish(store, SMALL)
     return root
 
@@ -95,7 +95,7 @@ def refused(root: Path) -> CachdError:
     """The refusal of an unsafe root, in which nothing is changed."""
     before = listing(root)
     with pytest.raises(Forbidden) as refusal:
-        Store(root)
+        DiskStore(root)
     assert refusal.value.code == "unsafe_root"
     assert listing(root) == before
     return refusal.value
@@ -119,8 +119,8 @@ def test_a_root_that_others_may_write_to_is_refused_with_the_command_that_mends_
     assert str(used / place) in error.detail
     command = error.hint[error.hint.index("chmod") :].partition(";")[0]
     subprocess.run(shlex.split(command), check=True)
-    with Store(used) as store:
-        assert store.snapshots.get("org--model")
+    with DiskStore(used) as store:
+        assert store.names.get("org--model")
 
 
 @pytest.mark.timeout(60)
@@ -192,7 +192,7 @@ def test_rights_that_the_kubelet_gave_to_the_group_are_taken_back(volume: Path) 
         publish(parts.store, SMALL)
     as_the_kubelet_does(volume)
     with assembled(config) as parts:
-        assert parts.store.snapshots.get("org--model")
+        assert parts.store.names.get("org--model")
     own = volume / "cachd"
     for place in (".", ".cachd", ".cachd/blobs", ".cachd/format", ".cachd/lock", "models", "ready"):
         assert not (own / place).stat().st_mode & 0o022, place

@@ -559,7 +559,7 @@ def test_a_file_that_its_source_names_by_no_sha256_is_refused_before_it_is_publi
         }[source]
         running = engine(hf_endpoint=hub.url, s3_endpoint_url=bucket.url, refuse=[digest(CONFIG)])
         assert refused(lambda: running.pull(ref, name="it")) == "refused_digest"
-    assert running.store.snapshots.get("it") is None
+    assert running.store.names.get("it") is None
     assert not list((root / "models").glob("it*"))
     assert not [path for path in (root / ".cachd/blobs").rglob("*") if path.is_file()]
 

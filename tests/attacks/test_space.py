@@ -26,7 +26,7 @@ class Full:
 
     def __init__(self, engine: Engines, origin: Origin, **options: object) -> None:
         self.engine, self.origin = engine(limit_bytes="40MiB", retries=0, **{"streams": 1, **options}), origin
-        self.reclaim, self.snapshots = self.engine.reclaim, self.engine.store.snapshots
+        self.reclaim, self.store = self.engine.reclaim, self.engine.store
         for age, name in enumerate("dcba", 1):
             self.engine.pull(origin.add(f"/{name}", noise(8 * MIB, seed=ord(name))))
             uses = self.engine.store.usage_log
@@ -35,7 +35,7 @@ class Full:
 
     @property
     def names(self) -> str:
-        return "".join(sorted(s.name for s in self.snapshots.all() if len(s.name) == 1))
+        return "".join(sorted(s.name for s in self.store.names.all() if len(s.name) == 1))
 
     def begin(self, name: str, size: int, *, after: int):  # type: ignore[no-untyped-def]
         """Pull a model of `size` bytes, of which `after` come until the hold is released."""
@@ -146,9 +146,9 @@ def test_a_pull_that_ends_early_leaves_what_was_chosen_to_others(full: Full) -> 
 def test_what_is_needed_by_now_is_replaced_by_what_is_not(full: Full, how: str) -> None:
     pull, hold = full.begin("e", 12 * MIB, after=0)
     if how == "pinned":
-        full.snapshots.pin("a")
+        full.store.pins.add("a")
     elif how == "leased":
-        full.snapshots.leases.take("a", "pod", until=time.time() + 600)
+        full.store.leases.take("a", "pod", until=time.time() + 600)
     elif how == "used":
         full.engine.store.usage_log.used("a", time.time())
     else:
@@ -161,7 +161,7 @@ def test_what_is_needed_by_now_is_replaced_by_what_is_not(full: Full, how: str) 
 def test_when_nothing_can_go_any_more_the_pull_fails_and_keeps_what_has_come(full: Full, root: Path) -> None:
     pull, hold = full.begin("e", 12 * MIB, after=0)
     for name in "abcd":
-        full.snapshots.pin(name)
+        full.store.pins.add(name)
     hold.release()
     with pytest.raises(NoSpace) as refusal:
         pull.done.result(PATIENCE_SECONDS)
@@ -169,7 +169,7 @@ def test_when_nothing_can_go_any_more_the_pull_fails_and_keeps_what_has_come(ful
     assert full.names == "abcd"
     assert len(ingests(root)) == 1
     assert full.engine.store.space.capacity().reserved == 0
-    full.snapshots.unpin("a")
+    full.store.pins.remove("a")
     full.origin.forget()
     full.engine.pull(f"{full.origin.url}/e/")
     assert full.origin.bytes_sent("/e/f") < 12 * MIB, "it went on with what had come"

@@ -185,13 +185,13 @@ class Life:
 
     def run(self) -> None:
         """Every step once. Raises what is not one of cachd's own errors, with a reason."""
-        snapshots = self._parts.store.snapshots
+        pins = self._parts.store.pins
         self._step(self.resumed)
         self._step(lambda: self.pull("a"))
-        self._step(lambda: snapshots.pin("m"))
+        self._step(lambda: pins.add("m"))
         self._step(lambda: self.pull("d.bin"))
         self._step(lambda: self.pull("c"))
-        self._step(lambda: snapshots.unpin("m"))
+        self._step(lambda: pins.remove("m"))
         self._step(lambda: self.pull("b"))
         self._step(lambda: self._parts.pulls.delete("d.bin", force=True))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.ground.clock import Clock
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -83,7 +83,7 @@ def test_a_pull_goes_on_over_jumps_of_the_clock_and_nothing_that_was_ready_goes(
 
 
 def test_a_branch_names_what_was_published_last_though_the_clock_went_back(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     publish(store, ONE, name="old", revision=A, now=2_000_000_000.0)
     publish(store, TWO, name="new", revision=B, now=10.0)
@@ -106,7 +106,7 @@ def test_a_clock_that_is_wrong_to_s3_is_told_as_such(clock: Clock, s3: S3Server,
 
 
 def test_times_of_files_from_another_node_mean_nothing(
-    store: Store, root: Path, next_life: Callable[[], Store]
+    store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     """All of a root as if written in 1970, then in 2100: nothing is fetched again, nothing goes."""
     with closing(store.content.begin(FILE)) as ingest:
@@ -117,7 +117,7 @@ def test_times_of_files_from_another_node_mean_nothing(
         for path in [root, *root.rglob("*")]:
             os.utime(path, (moment, moment), follow_symlinks=False)
         store = next_life()
-        store.snapshots.sweep()
+        store.sweep_snapshots()
         assert_whole(root, "org--model", ONE, commit=A)
         assert store.content.missing(manifest_of(ONE)) == []
         with closing(store.content.begin(FILE)) as ingest:

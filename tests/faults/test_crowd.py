@@ -24,8 +24,8 @@ from cachd.config import Config
 from cachd.daemon import assembled
 from cachd.errors import CachdError, InUse, NotFound, Unavailable
 from cachd.model import Digest, ModelSpec
+from cachd.store.disk_store import DiskStore
 from cachd.store.space import bytes_beside
-from cachd.store.store import Store
 from cachd.transfer.pulls import Pull
 from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
@@ -343,7 +343,7 @@ def somebody() -> Iterator[int]:
 
 def left_by(pid: int, root: Path) -> str:
     """The note that a process would have left in the root's lock."""
-    with Store(root):
+    with DiskStore(root):
         own = note(root)
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     head, place = own.splitlines()[0], own.splitlines()[1].split()
@@ -356,7 +356,7 @@ def test_a_root_is_refused_while_the_one_its_note_names_lives_though_no_lock_hol
         left = left_by(pid, root)
         (root / ".cachd/lock").write_text(left)
         with pytest.raises(InUse) as refusal:
-            Store(root)
+            DiskStore(root)
         assert refusal.value.code == "root_locked"
         assert f"pid {pid} on" in refusal.value.detail
         assert note(root) == left
@@ -368,7 +368,7 @@ def test_a_root_is_refused_while_the_one_its_note_names_lives_though_no_lock_hol
         )
         assert refused.returncode == 9
         assert "code: root_locked" in refused.stderr
-    with Store(root):
+    with DiskStore(root):
         assert f"pid {os.getpid()} on" in note(root)
     assert note(root) == ""
 
@@ -381,7 +381,7 @@ def test_a_note_that_speaks_of_another_life_keeps_nobody_out(root: Path, word: i
         words = told.split()
         words[word + 1] = words[word + 1][:-1] + ("0" if words[word + 1][-1] != "0" else "1")
         (root / ".cachd/lock").write_text(f"{head}\n{' '.join(words)}\n")
-        Store(root).close()
+        DiskStore(root).close()
 
 
 # --- the queue ---

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import DiskFailed, NoSpace
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine
 from tests.ground.disks import MIB, FuseDisk, fill, loop, take_inodes, unmount
 from tests.ground.models import noise
@@ -90,12 +90,12 @@ def test_wherever_the_disk_refuses_the_pull_fails_and_the_next_one_succeeds(
         broken.heal()
         assert refusal.value.code == ("disk_failed" if error == "EIO" else "no_space"), operation
         told_ready = (broken.path / f"ready/{number}.bin.json").exists()
-        assert told_ready == (running.store.snapshots.get(f"{number}.bin") is not None)
+        assert told_ready == (running.store.names.get(f"{number}.bin") is not None)
         assert running.store.space.capacity().reserved == 0
         if kind is NoSpace:
             assert list((broken.path / ".cachd/ingest").iterdir()) == [], operation
         assert (broken.path / "models/kept.bin/kept.bin").read_bytes() == noise(MIB, 1)
-        running.store.snapshots.sweep()
+        running.store.sweep_snapshots()
         running.pull(ref)
         assert (broken.path / f"models/{number}.bin/{number}.bin").read_bytes() == content
         running.pulls.delete(f"{number}.bin")
@@ -311,7 +311,7 @@ def test_a_disk_that_fails_in_mid_pull_and_becomes_read_only_still_serves(
         assert (disk / "models/kept.bin/kept.bin").read_bytes() == noise(MIB)
         running.kill()
         with pytest.raises(DiskFailed) as refusal:
-            Store(disk)
+            DiskStore(disk)
         assert refusal.value.code == "read_only"
         assert (disk / "models/kept.bin/kept.bin").read_bytes() == noise(MIB)
 
@@ -329,12 +329,12 @@ def break_down(disk: Path) -> None:
 
 def test_a_mount_point_whose_disk_is_missing_is_refused_and_stays_empty(tmp_path: Path) -> None:
     with loop(tmp_path, "ext4") as disk:
-        Store(disk, disk_at_least=32 * MIB).close()
+        DiskStore(disk, disk_at_least=32 * MIB).close()
         unmount(disk)
         own = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0755", "tmpfs", disk])
         assert own.returncode == 0, "the node's own disk, which is smaller"
         with pytest.raises(DiskFailed) as refusal:
-            Store(disk, disk_at_least=32 * MIB)
+            DiskStore(disk, disk_at_least=32 * MIB)
         assert refusal.value.code == "disk_too_small"
         assert "disk_at_least" in refusal.value.hint
         assert list(disk.iterdir()) == []

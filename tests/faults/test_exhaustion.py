@@ -21,7 +21,7 @@ import pytest
 
 from cachd.errors import Unavailable
 from cachd.store import catalog
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.faults.test_crowd import opened
 from tests.ground.models import digests, noise, write_sha256sums
 from tests.ground.needs import needs
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_opened_for_want_of_a_descriptor_is_not_given_up
         for read in (
             lambda: catalog.read_manifest(layout, snapshot.manifest),
             lambda: catalog.read_shown(layout.manifest(snapshot.manifest)),
-            lambda: running.store.snapshots.is_in_use(snapshot),
+            lambda: running.store.protection.is_in_use(running.store.manifests.of(snapshot)),
         ):
             with crowded(0), pytest.raises(Unavailable) as refusal:
                 read()
@@ -185,14 +185,14 @@ def test_a_record_that_cannot_be_opened_for_want_of_a_descriptor_is_not_given_up
     for left in range(20):
         with crowded(left):
             try:
-                Store(root).close()
+                DiskStore(root).close()
                 break
             except Unavailable as error:
                 if error.code != "too_many_files":
                     raise
     assert left > 0
-    with Store(root) as store:
-        assert [kept.manifest for kept in store.snapshots.all()] == [snapshot.manifest]
+    with DiskStore(root) as store:
+        assert [kept.manifest for kept in store.names.all()] == [snapshot.manifest]
 
 
 def test_however_few_descriptors_a_delete_finds_it_frees_all_in_the_end(shared: Path, root: Path) -> None:

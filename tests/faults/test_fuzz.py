@@ -30,8 +30,8 @@ from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken, NoRanges, Source
 from cachd.sources.wire import Wire
 from cachd.store.catalog import ready_document
+from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
-from cachd.store.store import Store
 from tests.ground.models import noise
 from tests.ground.origin import Reply, Seen, Server
 from tests.ground.scripted import Scripted, heard
@@ -414,10 +414,10 @@ def test_a_spoiled_journal_promises_only_bytes_that_are_there(
             assert ingest.resumed in (0, PARTS[0].stop)
 
 
-def opened(factory: pytest.TempPathFactory) -> Store:
+def opened(factory: pytest.TempPathFactory) -> DiskStore:
     root = factory.mktemp("fuzz") / "root"
     root.mkdir(mode=0o755)
-    return Store(root)
+    return DiskStore(root)
 
 
 @pytest.fixture(scope="module")
@@ -475,12 +475,12 @@ def test_spoiled_files_of_the_cache_are_passed_over_and_touch_nothing_else(
     layout.ready_file("org--model").write_text(told, encoding="utf-8", errors="replace")
     layout.pending_file("w").write_text(spec, encoding="utf-8", errors="replace")
     layout.manifest("f" * 32).write_text(manifest, encoding="utf-8", errors="replace")
-    with closing(Store(ready)) as store:
-        for snapshot in store.snapshots.all():
+    with closing(DiskStore(ready)) as store:
+        for snapshot in store.names.all():
             json.dumps(ready_document(snapshot))
-        list(store.remembered())
-        store.snapshots.sweep()
-        names = {snapshot.name for snapshot in store.snapshots.all()}
+        list(store.pending.all())
+        store.sweep_snapshots()
+        names = {snapshot.name for snapshot in store.names.all()}
         assert "org--other" in names
         assert names <= {"org--model", "org--other"}
     assert json.loads(layout.ready_file("org--other").read_bytes()) == good

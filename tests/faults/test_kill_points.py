@@ -198,17 +198,17 @@ def listed(root: Path, origins: Origins, model: str, injected: Plan | None = Non
     with opened(root, origins) as parts:
         desired = iter([[Desired(specs(origins)[model], pin=True)]])
         parts.pulls.resume()
-        prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, lambda: next(desired, None))
+        prewarm = Prewarm(parts.pulls, parts.store, parts.warms, lambda: next(desired, None))
         prewarm.start()
         if running := parts.pulls.running_for("m"):
             running.done.result(PATIENCE_SECONDS)
         prewarm.close()
         if injection:
             injection.over()
-        shown = parts.store.snapshots.get("m")
+        shown = parts.store.names.get("m")
         return [
             *([] if shown and shown.spec == specs(origins)[model] else [f"m is {shown}"]),
-            *([] if parts.store.snapshots.is_pinned("m") else ["m is not pinned"]),
+            *([] if parts.store.pins.has("m") else ["m is not pinned"]),
         ]
 
 
@@ -222,6 +222,55 @@ def test_killed_while_a_changed_configuration_is_taken_over_the_next_life_does_w
     assert in_child(lambda: listed(root, origins, "b", plan)).killed, "it never came to that point"
     assert visible(root, known) == []
     assert in_child(lambda: listed(root, origins, "b")).told == []
+    assert visible(root, known) == []
+
+
+ROLLED_BACK: dict[str, tuple[Plan, ...]] = {
+    "asked for, not recorded": (Plan("killed before", 0, point=r"rename \.cachd/rollbacks/\.m\.json\.new "),),
+    "recorded": (Plan("killed after", 0, point=r"rename \.cachd/rollbacks/\.m\.json\.new "),),
+    "the history changed, the name not": (
+        Plan("killed after", 0, point=r"rename \.cachd/previous/\.m\.json\.new "),
+    ),
+    "the old ready file gone": (Plan("killed after", 0, point=r"unlink ready/m\.json"),),
+    "the name moved": (Plan("killed after", 0, point=r"rename \.cachd/staging/m\.link models/m"),),
+    "ready, the record still there": (
+        Plan("killed after", 0, point=r"rename \.cachd/staging/m\.json ready/m\.json"),
+        Plan("killed before", 0, point=r"unlink \.cachd/rollbacks/m\.json"),
+    ),
+}
+
+
+@each_plan(ROLLED_BACK)
+def test_killed_in_a_rollback_the_next_life_has_the_model_and_the_way_back(
+    root: Path, origins: Origins, known: Known, plan: Plan
+) -> None:
+    def published() -> list[str]:
+        with opened(root, origins) as parts:
+            for model in ("a", "b"):
+                Life(parts, origins).pull(model)
+        return []
+
+    def rolled_back() -> list[str]:
+        with opened(root, origins) as parts:
+            injection = Injection(root, plan, Tally())
+            parts.pulls.rollback("m")
+            injection.over()
+        return []
+
+    def back_and_forth() -> list[str]:
+        found, sent = [], origins.sent()
+        with opened(root, origins) as parts:
+            both = {specs(origins)[model] for model in ("a", "b")}
+            shown = parts.store.names.get("m")
+            other = parts.pulls.rollback("m")
+            if shown is None or {shown.spec, other.spec} != both:
+                found.append(f"m was {shown}, and is {other} after a rollback")
+        return [*found, *([] if origins.sent() == sent else ["bytes were fetched"])]
+
+    assert in_child(published).told == []
+    assert in_child(rolled_back).killed, "it never came to that point"
+    assert visible(root, known) == []
+    assert in_child(back_and_forth).told == []
     assert visible(root, known) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cachd.model import Extent
 from cachd.policy.parts import Received
-from cachd.store.store import Store
+from cachd.store.disk_store import DiskStore
 from tests.ground import mount, power
 from tests.ground.disks import FuseDisk
 from tests.ground.models import digests, noise
@@ -55,7 +55,7 @@ class Life:
     record on; None: no ready file."""
 
     disk: FuseDisk
-    store: Store
+    store: DiskStore
     may_be: list[tuple[int, set[str | None]]] = field(default_factory=lambda: [(0, {None})])
 
     def change(self, work: Callable[[], object], *, into: str | None) -> None:
@@ -98,7 +98,7 @@ def disk(tmp_path: Path) -> Iterator[FuseDisk]:
 
 @pytest.fixture
 def life(disk: FuseDisk) -> Iterator[Life]:
-    with Store(disk.path) as store:
+    with DiskStore(disk.path) as store:
         yield Life(disk, store)
 
 
@@ -127,8 +127,8 @@ def test_whenever_the_power_goes_a_ready_model_is_whole_and_what_was_told_ready_
     if ref == WITH_BRANCH:
         life.publish(A)
     life.publish(B, ref)
-    life.store.snapshots.sweep()
-    life.change(lambda: life.store.snapshots.withdraw("mine"), into=None)
+    life.store.sweep_snapshots()
+    life.change(lambda: life.store.withdraw("mine"), into=None)
 
     def may_be(index: int) -> frozenset[str | None]:
         told = [found for since, found in life.may_be if since == index]
@@ -162,15 +162,15 @@ def assert_kept(root: Path, may_be: frozenset[str | None]) -> None:
 def assert_goes_on(root: Path) -> None:
     """What the next daemon finds and can do, with no human's help."""
     was_ready = (root / "ready/mine.json").exists()
-    with Store(root) as store:
-        found = store.snapshots.get("mine")
+    with DiskStore(root) as store:
+        found = store.names.get("mine")
         assert was_ready == (found is not None)
         if found:
-            assert store.content.missing(store.snapshots.manifest(found)) == [], "nothing is fetched again"
+            assert store.content.missing(store.manifests.of(found)) == [], "nothing is fetched again"
         publish(store, FILES[B], name="mine", revision=B)
         assert_whole(root, "mine", FILES[B], commit=B)
-        store.snapshots.sweep()
-        store.snapshots.withdraw("mine")
+        store.sweep_snapshots()
+        store.withdraw("mine")
         store.content.free(manifest_of(FILES[A]))
         # A replacement that was cut off is overwritten by the next of the same name.
         assert [name for name in files_left(root) if not name.endswith(".new")] == []
@@ -187,7 +187,7 @@ def test_whenever_the_power_goes_what_a_sync_covered_of_unfinished_parts_is_resu
         return max(count for since, count in told.items() if since <= index)
 
     for state, index, moment in life.moments(promised):
-        with laid_out(state, moment) as root, Store(root) as store:
+        with laid_out(state, moment) as root, DiskStore(root) as store:
             with closing(store.content.begin(FILE)) as ingest:
                 assert ingest.resumed >= promised(index)
             commit(store, FILE, CONTENT)
@@ -224,7 +224,7 @@ def test_whenever_the_power_goes_every_part_told_durable_is_resumed(life: Life) 
         return max(count for since, count in told.items() if since <= index)
 
     for state, index, moment in life.moments(promised):
-        with laid_out(state, moment) as root, Store(root) as store:
+        with laid_out(state, moment) as root, DiskStore(root) as store:
             with closing(store.content.begin(FILE)) as ingest:
                 assert ingest.resumed >= promised(index)
             commit(store, FILE, CONTENT)

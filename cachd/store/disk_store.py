@@ -1,0 +1,166 @@
+"""Opens one root as a store, and puts the parts of the store together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from cachd.kernel import durable
+from cachd.kernel.leases import tells_use
+from cachd.model import Digest, File, Manifest, SizeOrPercent
+from cachd.policy.eviction import OPENED_SECONDS
+from cachd.store.changes import Changes
+from cachd.store.content import ContentStore
+from cachd.store.history import Histories
+from cachd.store.holds import Holds
+from cachd.store.layout import Layout
+from cachd.store.leases import Leases
+from cachd.store.manifests import Manifests
+from cachd.store.names import Names
+from cachd.store.opening import check_disk, prepare
+from cachd.store.pending import PendingPulls
+from cachd.store.pins import Pins
+from cachd.store.pod_views import PodViews
+from cachd.store.protection import Protection
+from cachd.store.publish import Publisher
+from cachd.store.quarantines import Quarantines
+from cachd.store.rollbacks import Rollbacks
+from cachd.store.root import check_root, make_directories
+from cachd.store.root_lock import take_lock
+from cachd.store.space import Reservation, Space, bytes_beside
+from cachd.store.sweep import Sweep
+from cachd.store.usage_log import UsageLog
+from cachd.store.watch import Watch
+from cachd.store.withdrawals import Withdrawals
+
+
+class DiskStore:
+    """The store (store.py) of one root. It holds the root's lock until `close`.
+
+    Opening it cleans up after a crash. Raises Invalid, Forbidden, InUse, NoSpace, Leased, Unavailable or
+    DiskFailed if the root cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        reserve_free: SizeOrPercent = 0,
+        limit: SizeOrPercent | None = None,
+        reserve_inodes: SizeOrPercent = 0,
+        disk_at_least: int = 0,
+        keep_previous: int = 0,
+        keep_opened_seconds: float = OPENED_SECONDS,
+        trust_claimed_digests: bool = False,
+    ) -> None:
+        self.layout = Layout(root)
+        check_root(root)
+        check_disk(root, at_least=disk_at_least)
+        make_directories(root)
+        self._lock = take_lock(self.layout.lock)
+        try:
+            prepare(self.layout)
+            self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
+            with durable.disk_errors(root):
+                self.content.empty_trash()
+                self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
+                self._settle()
+            self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
+            self.reports_open_files = tells_use(self.layout.staging / "lease")
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _read(self, *, keep_previous: int, keep_opened_seconds: float) -> None:
+        """Read what is on the disk, and construct the parts. Most verbs of the store are their methods."""
+        layout, content = self.layout, self.content
+        self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
+        self.watch = watch = Watch(layout, self.usage_log)
+        self.changes = Changes()
+        self.names = names = Names(layout, self.changes)
+        self.manifests = manifests = Manifests(layout, content, names)
+        self.history = history = Histories(layout, keep_previous)
+        self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)
+        self.protection = protection = Protection(
+            content,
+            names,
+            manifests,
+            self.pins,
+            self.leases,
+            holds,
+            watch,
+            keep_opened_seconds=keep_opened_seconds,
+        )
+        self._views = views = PodViews(layout, content, names, manifests, holds)
+        publisher = Publisher(layout, content, names, manifests, views, history, watch, self.pins)
+        self._rollbacks = Rollbacks(content, names, manifests, history, publisher)
+        self._quarantines = Quarantines(layout, content, names, manifests, views)
+        withdrawals = Withdrawals(layout, content, names, manifests, views, history, protection, watch)
+        self.sweep = Sweep(layout, content, manifests, withdrawals)
+        self.publish, self.rollback = publisher.publish, self._rollbacks.rollback
+        self.withdraw, self.withdraw_refused = withdrawals.withdraw, withdrawals.withdraw_refused
+        self.evict, self.drop = withdrawals.evict, withdrawals.drop
+        self.sweep_snapshots = withdrawals.sweep_snapshots
+        self.check, self.quarantine = self._quarantines.check, self._quarantines.quarantine
+        self.to_repair = self._quarantines.to_repair
+
+    def _settle(self) -> None:
+        """End what a crash interrupted."""
+        self._quarantines.settle()
+        self._views.settle(self.history.all())
+        self._rollbacks.resume()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching, and release the root's lock."""
+        self.watch.close()
+        with suppress(OSError):
+            durable.overwrite(self._lock, b"")
+        os.close(self._lock)
+
+    @contextmanager
+    def reserve(self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0) -> Iterator[Reservation]:
+        """Reserve space for the missing blobs of a manifest, and let nobody remove the others meanwhile.
+
+        `owed`, `owed_inodes`: bytes and inodes that need not be free yet, because evictions will free them.
+        Raises TooBig or NoSpace.
+        """
+        with self.content.claim(manifest):
+            missing = self.content.missing(manifest)
+            with self.space.reserve(
+                self._lacking(missing),
+                total=manifest.size,
+                files=len(missing),
+                owed=owed,
+                owed_inodes=owed_inodes,
+            ) as reservation:
+                yield reservation
+
+    def need(self, manifest: Manifest) -> int:
+        """Bytes that must be available before a pull of the manifest can begin."""
+        missing = self.content.missing(manifest)
+        lacking = self._lacking(missing)
+        return lacking + bytes_beside(len(missing), lacking)
+
+    def watch_all(self) -> dict[Digest, File]:
+        """Watch the views of every recorded snapshot and no other. Returns one file for each of its blobs."""
+        self.watch.start()
+        files: dict[Digest, File] = {}
+        for each, manifest in self.manifests.readable():
+            self.watch.cover(manifest, self.manifests.shown_in(each))
+            files |= {f.blob: f for f in manifest.files}
+            for file in manifest.files:
+                self.content.hashes.read(file)
+        self.watch.keep_only(set(self.manifests.ids()))
+        return files
+
+    def _lacking(self, missing: Iterable[File]) -> int:
+        return sum(max(f.size - self.content.allocated(f), 0) for f in missing)

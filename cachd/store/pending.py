@@ -1,0 +1,96 @@
+"""Records the pulls that have not ended, so that the next start resumes them.
+
+pending/<name>.json    the spec, with `replace` and `pins` as in Permit
+pending/<name>.began   how many daemon processes in a row began the pull and died; absent for none
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from cachd.errors import Leased
+from cachd.files import UNREADABLE
+from cachd.kernel import durable
+from cachd.model import ModelSpec
+from cachd.store import catalog
+from cachd.store.layout import Layout
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPull:
+    """A pull to resume after a restart.
+
+    `replace`, `pins`: as in Permit. `began`: how many daemon processes in a row began it and died.
+    """
+
+    spec: ModelSpec
+    replace: bool
+    pins: bool
+    began: int
+
+
+class PendingPulls:
+    """The pending pulls of one root, by name. Every method raises NoSpace or DiskFailed."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def remember(self, spec: ModelSpec, *, replace: bool = True, pins: bool = False) -> None:
+        """Record a pull until `forget`, so that a restart resumes it. `replace`, `pins`: as in Permit."""
+        path = self._layout.pending_file(spec.name)
+        document = {**spec.as_document(), "replace": replace, "pins": pins}
+        with durable.disk_errors(path):
+            durable.remove(self._layout.began(spec.name))
+            durable.write_file(path, json.dumps(document).encode())
+
+    def forget(self, name: str) -> None:
+        """The pull has ended, so no restart resumes it. A name without a record is fine."""
+        with durable.disk_errors(self._layout.pending_file(name)):
+            durable.remove(self._layout.began(name))
+            durable.remove(self._layout.pending_file(name))
+
+    def all(self) -> list[PendingPull]:
+        """The pulls to resume. Removes unreadable records."""
+        return list(self._read())
+
+    def begins(self, name: str) -> None:
+        """Count one more daemon process that began this pull. Called before the pull does anything."""
+        path = self._layout.began(name)
+        with durable.disk_errors(path):
+            durable.write_file(path, str(_read_began(path) + 1).encode())
+
+    def ends_well(self, name: str) -> None:
+        """Reset the count of `begins`: this daemon process did not die during the pull."""
+        with durable.disk_errors(self._layout.began(name)):
+            durable.remove(self._layout.began(name))
+
+    def _read(self) -> Iterator[PendingPull]:
+        for path in sorted(self._layout.pending.glob("[!.]*.json")):
+            try:
+                document = durable.read_document(path)
+                spec = ModelSpec.from_document(document)
+                yield PendingPull(
+                    spec,
+                    replace=bool(document.get("replace", True)),  # older versions wrote none and allowed it
+                    pins=bool(document.get("pins", False)),
+                    began=_read_began(self._layout.began(spec.name)),
+                )
+            except UNREADABLE as error:
+                catalog.check_passing(error, path)
+                log.warning("unreadable pending pull removed", file=path.name, reason=repr(error))
+                path.unlink(missing_ok=True)
+
+
+def _read_began(path: Path) -> int:
+    """How many daemon processes in a row began a pull and died; 0 if the file is missing or unreadable."""
+    try:
+        return max(int(durable.read_file(path, at_most=20)), 0)
+    except (OSError, ValueError, Leased):
+        return 0

@@ -1,0 +1,27 @@
+"""Keeps the pins: names that operators protect from removal."""
+
+from __future__ import annotations
+
+from cachd.kernel import durable
+from cachd.store.layout import Layout
+
+
+class Pins:
+    """The pinned names of one root: one empty file per name. A name need not be ready to be pinned."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def add(self, name: str) -> None:
+        """Protect the name until it is unpinned or forcibly removed. Raises NoSpace, DiskFailed."""
+        with durable.disk_errors(self._layout.pin(name)):
+            durable.write_file(self._layout.pin(name), b"")
+
+    def remove(self, name: str) -> None:
+        """End the protection; a name that is not pinned is fine. Raises DiskFailed."""
+        with durable.disk_errors(self._layout.pin(name)):
+            durable.remove(self._layout.pin(name))
+
+    def has(self, name: str) -> bool:
+        """Whether the name is pinned."""
+        return self._layout.pin(name).exists()

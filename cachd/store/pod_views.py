@@ -1,0 +1,202 @@
+"""Builds all that pods see of a snapshot but its name and its ready file.
+
+    show    hold file -> plain tree -> Hub files -> address
+    point   the branches and tags of the Hub view, right before the snapshot is declared ready
+    repair  whatever needs no blob: directories, modes, branches, lists of files, hold file, address
+    hide    the links to a damaged blob go, and all else stays
+    remove  hold file -> Hub files -> branches -> address -> plain tree
+
+Every step may run again: it completes what a crash interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+import structlog
+
+from cachd.errors import DiskFailed
+from cachd.kernel import durable
+from cachd.model import Digest, File, Manifest, Snapshot, commit_of
+from cachd.store.addresses import MARK, Addresses
+from cachd.store.content import ContentStore
+from cachd.store.holds import Holds
+from cachd.store.layout import PUBLIC, Layout
+from cachd.store.manifests import Manifests
+from cachd.store.names import Names, exclude_each_other
+from cachd.store.views import HubView, PlainView
+
+log = structlog.get_logger(__name__)
+
+
+class PodViews:
+    """The views, hold files and addresses of one root. The caller holds `Names.changing`.
+
+    Every method raises OSError, unless its own text says otherwise.
+    """
+
+    def __init__(
+        self, layout: Layout, content: ContentStore, names: Names, manifests: Manifests, holds: Holds
+    ) -> None:
+        self._layout, self._content = layout, content
+        self._names, self._manifests, self._holds = names, manifests, holds
+        self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
+        self._addresses = Addresses(layout)
+
+    # --- building ---
+
+    def with_address(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with the first of its possible addresses that is free."""
+        return self._addresses.chosen(snapshot)
+
+    def show(self, snapshot: Snapshot, manifest: Manifest) -> None:
+        """Make everything that leads to the files of a snapshot, but its branch and its name."""
+        self._holds.make(manifest.id)
+        self._plain.build(manifest)
+        shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
+        self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
+        self._addresses.make(snapshot)
+
+    def point(self, snapshot: Snapshot) -> None:
+        """Make its branch in the Hub view name its commit. A branch that excludes it goes."""
+        branches = _branches(self._names.in_hub_folder(snapshot.hub_folder))
+        for branch in [b for b in branches if exclude_each_other(b, snapshot.hub_revision)]:
+            del branches[branch]  # this name's old branch: `Names.check_hub_folder` refuses any other
+        if snapshot.hub_revision:
+            branches[snapshot.hub_revision] = snapshot.commit
+        self._hub.point(snapshot.hub_folder, branches)
+
+    def repair_branches(self, folder: str) -> None:
+        """Make the branches of a folder of the Hub view name exactly its ready snapshots.
+
+        Does nothing on a full disk: the store must open there too, because only then can it free space.
+        """
+        self._repair_branches(folder, self._names.in_hub_folder(folder))
+
+    def _repair_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
+        try:
+            self._hub.point(folder, _branches(named))
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("disk full: Hub branch not repaired", folder=folder)
+
+    # --- checking ---
+
+    def repair(self, snapshot: Snapshot) -> None:
+        """Repair what needs no blob: directories, modes, the Hub view's branches and lists of files."""
+        for name in PUBLIC:
+            durable.keep_directory(self._layout.root / name, 0o755)
+        durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
+        folder, commit = snapshot.hub_folder, snapshot.commit
+        self.repair_branches(folder)
+        self._hub.repair(folder, commit, self._shown(folder, commit))
+
+    def repair_hold(self, snapshot: Snapshot) -> None:
+        """Restore the hold file and the address of a ready snapshot if somebody deleted them."""
+        try:
+            self._holds.make(snapshot.manifest)
+            self._addresses.make(snapshot)
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("disk full: hold file or address not restored", name=snapshot.name)
+
+    def wrong(self, snapshot: Snapshot, manifest: Manifest) -> list[tuple[str, File, bool]]:
+        """The files that pods do not find: (place below the root, file, whether another file is there)."""
+        files = {f.path: f for f in manifest.files}
+        places = {
+            f"models/{snapshot.name}": self._plain.wrong(manifest),
+            f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, snapshot.commit, files),
+        }
+        return [
+            (f"{place}/{path}", files[path], is_other)
+            for place, wrong in places.items()
+            for path, is_other in wrong.items()
+        ]
+
+    # --- removing ---
+
+    def hide(self, blob: Digest, using: Iterable[tuple[str, Manifest]]) -> None:
+        """Remove the links to a damaged blob from the views of these snapshots. `show` brings them back."""
+        for each, manifest in using:
+            paths = [f.path for f in manifest.files if f.blob == blob]
+            self._plain.hide(each, paths)
+            for folder in self._manifests.shown_in(each):
+                self._hub.hide(folder, commit_of(manifest), paths)
+
+    def close_addresses(self, manifest: str, revision: str) -> None:
+        """Let no address lead to a snapshot any more. Whoever has its files open keeps them."""
+        self._addresses.remove(manifest, revision)
+
+    def remove(self, manifest: str) -> Manifest | None:
+        """Remove everything that shows a snapshot without a name. Returns its manifest.
+
+        None if the manifest is unreadable: then the Hub view and the blobs stay.
+        """
+        self._holds.remove(manifest)
+        try:
+            gone = self._manifests.read(manifest)
+        except DiskFailed as error:
+            log.warning("manifest unreadable: blobs not removed", manifest=manifest, reason=error.detail)
+            self._addresses.remove(manifest)
+            self._plain.remove(manifest)
+            return None
+        commit = commit_of(gone)
+        for folder in self._manifests.shown_in(manifest):
+            left = self._shown(folder, commit) | self._shown_unnamed(folder, commit, but=manifest)
+            self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
+            self.repair_branches(folder)
+        self._addresses.remove(manifest, gone.revision)
+        self._plain.remove(manifest)
+        return gone
+
+    # --- at start ---
+
+    def settle(self, kept: Iterable[Snapshot]) -> None:
+        """Remove the names and Hub branches that an interrupted publish or withdrawal left.
+
+        Every recorded snapshot gets its hold file back. `kept` ones and those with a name get their address.
+        """
+        for link in self._layout.models.iterdir():
+            if not self._names.get(link.name) and MARK not in link.name and link.is_symlink():
+                durable.remove(link)
+        recorded = set(self._manifests.ids())
+        self._holds.settle(recorded)
+        self._addresses.settle([*kept, *self._names.all_known()], recorded)
+        folders: dict[str, list[Snapshot]] = {
+            folder: [] for each in self._manifests.unnamed() for folder in self._manifests.shown_in(each)
+        }
+        folders |= {each.snapshot.hub_folder: [] for each in self._names.quarantined()}
+        for snapshot in self._names.all():
+            folders.setdefault(snapshot.hub_folder, []).append(snapshot)
+        for folder, named in folders.items():
+            self._repair_branches(folder, named)
+
+    # --- private ---
+
+    def _shown(self, folder: str, commit: str) -> dict[str, File]:
+        """The files that ready snapshots show in the directory of one commit in the Hub view, by path."""
+        sharing = {s.manifest for s in self._names.in_hub_folder(folder) if s.commit == commit}
+        return {f.path: f for manifest in sharing for f in self._manifests.read(manifest).files}
+
+    def _shown_unnamed(self, folder: str, commit: str, *, but: str) -> dict[str, File]:
+        """The files that snapshots without a name show in the same directory, but for the manifest `but`.
+
+        Such snapshots are in use, or kept for a rollback. One without a plain tree is being removed.
+        """
+        found: dict[str, File] = {}
+        for each in self._manifests.unnamed():
+            is_shown = each != but and folder in self._manifests.shown_in(each)
+            if is_shown and self._layout.tree(each).exists():
+                with suppress(FileNotFoundError, DiskFailed):
+                    manifest = self._manifests.read(each)
+                    found |= {f.path: f for f in manifest.files if commit_of(manifest) == commit}
+        return found
+
+
+def _branches(named: Iterable[Snapshot]) -> dict[str, str]:
+    """The branches and tags of the ready snapshots of one folder: each names the commit published last."""
+    newest_last = sorted(named, key=lambda s: s.published_at)
+    return {s.hub_revision: s.commit for s in newest_last if s.hub_revision}

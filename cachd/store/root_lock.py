@@ -1,0 +1,76 @@
+"""Locks a root, so that one process at a time uses it.
+
+The lock file has a lock of the kernel (flock) and a note that says which process holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from cachd.errors import InUse
+from cachd.kernel import durable
+
+log = structlog.get_logger(__name__)
+
+
+def take_lock(path: Path) -> int:
+    """Lock the root, and note in the lock file who holds it. Returns the descriptor that has the lock.
+
+    Raises InUse if another process holds the root. Some network file systems have no locks, or grant the same
+    lock to several nodes. So the note is checked even if the lock was granted.
+    """
+    with durable.disk_errors(path):
+        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
+    refused: OSError | None = None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        refused = error
+    holder, _, note = os.pread(fd, 300, 0).decode(errors="replace").partition("\n")
+    is_taken = isinstance(refused, BlockingIOError)
+    inode = str(os.fstat(fd).st_ino)  # it differs if the note was copied here with another root
+    if is_taken or _is_of_other_process(note.strip(), inode):
+        os.close(fd)
+        raise InUse(
+            f"another cachd ({holder or 'unknown'}) uses {path.parent.parent}",
+            code="root_locked",
+            hint="send the request to it (cachd pull without --direct), or stop it",
+        ) from refused
+    if refused:
+        log.warning(
+            "the file system does not support locks", root=str(path.parent.parent), reason=str(refused)
+        )
+    with suppress(OSError):  # the note is optional: the disk may be full
+        own = f"{os.getpid()} {inode} {_identity_of(os.getpid())}"
+        durable.overwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode())
+    return fd
+
+
+def _is_of_other_process(note: str, inode: str) -> bool:
+    """Whether another process wrote the note into the file of this inode, and still runs."""
+    pid, _, rest = note.partition(" ")
+    noted_inode, _, identity = rest.partition(" ")
+    if not pid.isdecimal() or int(pid) == os.getpid() or noted_inode != inode:
+        return False
+    return bool(identity) and _identity_of(int(pid)) == identity
+
+
+def _identity_of(pid: int) -> str:
+    """Boot id, PID namespace and start time (man 5 proc: stat, field 22) of a process; empty if it has ended.
+
+    The pid alone does not identify a process: after a reboot, in another container, or later, another process
+    may have it.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else f"{boot} {namespace} {fields[18]}"

@@ -40,7 +40,6 @@ from cachd.store.content import ContentStore, corrupt
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
-from cachd.transfer.cores import together
 from cachd.transfer.engine import Engine
 from cachd.transfer.proof import Proof
 from cachd.transfer.streams import SLOW_SECONDS, StreamQuota
@@ -52,7 +51,6 @@ _FOLLOW_BYTES = 4 << 20
 _PROGRESS_BYTES = 64 << 10
 _YIELD_AFTER_SECONDS = 1.0  # a stream runs its task so long before it may yield to another pull
 _SMALL_BYTES = 256 << 10  # must fit into a stream's buffer
-_ONE_CORE_BYTES = 128 << 10  # larger requests keep a core busy: their threads are not gathered on one core
 _STEP_BYTES = 64 << 10
 _SHARING = 4  # while each stream has a file, parts are sized as if this many streams shared it
 _SPACE_RETRY_SECONDS = 0.5
@@ -600,10 +598,6 @@ class Download:
                 raise
 
     def _ask(self, extent: Extent, cancel_token: CancelToken) -> Body:
-        if extent.size <= _ONE_CORE_BYTES:
-            together.gather()
-        else:
-            together.scatter()
         count = self._engine.metrics.origin_requests
         try:
             with threads.given(self.file.path):

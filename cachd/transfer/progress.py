@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
 from cachd.sources.source import CancelToken
-from cachd.transfer.download import Download
+from cachd.transfer.download.download import Download
 from cachd.transfer.waits import Reason, Waits
 
 _WINDOW_SECONDS = 10.0

@@ -58,7 +58,6 @@ def published(root: Path, name: str) -> bytes:
 def test_a_stranger_who_drips_a_file_of_a_healthy_origin_does_not_hold_it_up(
     started: Start, origin: Origin, root: Path
 ) -> None:
-    """Promised: A slow, silent or lying source does not hold up or spoil a file that another source has."""
     origin.fault(EVIL, Trickle(2400))
     running = started()
     evil = begin(running, origin, "evil")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
 from cachd.errors import Cancelled
@@ -20,8 +21,10 @@ from cachd.transfer.streams import StreamQuota
 class Downloads:
     """The running downloads, at most one per blob that is fetched. Safe from any thread."""
 
-    def __init__(self, content: ContentStore, engine: Engine) -> None:
-        self._content, self._engine = content, engine
+    def __init__(
+        self, content: ContentStore, engine: Engine, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._content, self._engine, self._clock = content, engine, clock
         self._lock = threading.Lock()
         self._running: dict[Digest, Download] = {}  # those that a pull may join
         self._all: set[Download] = set()
@@ -67,7 +70,7 @@ class Downloads:
             if running.join(supplier):
                 return None
             self._shared.discard(running)
-            return list(running.suppliers)
+            return list(running.schedule.suppliers)
 
     def claim(self, quota: StreamQuota) -> None:
         """Give a waiting pull what a slow source keeps: streams, and parts of files that others supply, too.
@@ -78,7 +81,7 @@ class Downloads:
         with self._lock:
             shared = list(self._shared)
         for download in shared:
-            download.watch()
+            download.watch(self._clock())
 
     def leave(self, joined: Sequence[Supplier]) -> None:
         """End suppliers. Cancels the downloads that no other pull wants, and waits for their end.

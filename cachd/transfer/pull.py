@@ -248,7 +248,7 @@ def _download(
             prefix=table.limited_by(file.origin),
         )
         joined.append(supplier)
-        progress.watch(supplier.download)
+        progress.watch(supplier.download.tally)
         unfinished.add(supplier.done)
 
     try:

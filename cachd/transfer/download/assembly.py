@@ -7,16 +7,14 @@ source gets a second chance, over new connections. If a complete file from it is
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from cachd.errors import Cancelled, Corrupt, Unavailable
 from cachd.model import Extent
-from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
 from cachd.sources.source import NoRanges
 from cachd.store.content import corrupt
@@ -24,6 +22,7 @@ from cachd.store.ingest import Ingest
 from cachd.transfer.download.blocks import NoSpaceNow
 from cachd.transfer.download.following import Following
 from cachd.transfer.download.part import Part, Parts
+from cachd.transfer.download.schedule import SPACE_RETRY_SECONDS, Stage
 from cachd.transfer.download.supplier import GaveWay, Supplier
 from cachd.transfer.download.turn import Turn
 from cachd.transfer.download.vouchers import Vouchers
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _SHARING = 4  # while each stream has a file, parts are sized as if this many streams shared it
-SPACE_RETRY_SECONDS = 0.5
 _MOVED_SECONDS = 1.0  # a part that was taken from a supplier is kept for the others for so long
 _MOST_ROUNDS = 16  # of repairs, when several suppliers were wrong in turn
 
@@ -57,10 +55,28 @@ class Assembly:
         self.vouchers = Vouchers()
         self.parts = Parts()
         self.unkept_bytes = unkept_bytes(download.engine.streams.most)
-        self._download, self._clock = download, clock
+        self._download, self._schedule, self._tally = download, download.schedule, download.tally
+        self._clock = clock
         self._is_committing = False
         self._rounds = 0  # of repairs
-        self._commits = Part(Extent(0, download.file.size))  # counts failures to commit
+
+    @classmethod
+    def begun(cls, download: Download, supplier: Supplier) -> Self:
+        """Begin or resume the ingest. Raises what `ContentStore.begin` raises; Cancelled when all have left.
+
+        The caller queues the parts, and then calls `serve`.
+        """
+
+        def check() -> None:
+            if download.tally.is_over:
+                raise Cancelled(f"{download.file.path}: cancelled while its ingest was read back")
+
+        content = download.content
+        download.blocks.begin(content.allocated(download.file))
+        ingest = download.ingest = content.begin(supplier.file, check)
+        download.tally.resumed = ingest.resumed
+        supplier.listener.resumed(ingest.resumed)
+        return cls(download, ingest)
 
     # --- on a stream ---
 
@@ -68,6 +84,10 @@ class Assembly:
         """Queue the missing parts."""
         self.parts.add(self._missing(supplier))
         self.following.go_on()
+
+    def serve(self) -> None:
+        """Let all suppliers fetch parts of the file."""
+        self._schedule.assembly, self._schedule.stage = self, Stage.fetching
 
     def _missing(self, supplier: Supplier) -> list[Part]:
         streams = self.engine.streams
@@ -86,7 +106,7 @@ class Assembly:
             return 0
         if self.engine.streams.has_a_file_each(supplier.quota):
             count = min(count, 1 - supplier.running)
-        most = self._download.suppliers.most_turns(supplier, now)
+        most = self._schedule.suppliers.most_turns(supplier, now)
         if most is not None:
             count = min(count, most - supplier.running)
         return count - supplier.queued
@@ -101,9 +121,7 @@ class Assembly:
     def take(self, supplier: Supplier, *, at_least: int = 0) -> Part | None:
         """Take the next part for the supplier, which starts at byte `at_least` or later; None: none now."""
         now = self._clock()
-        with self._download.lock:
-            if self._download.is_over:
-                return None
+        with self._schedule.lock:
             part = self.parts.take(supplier, now, at_least=at_least)
             if part is None:
                 return None
@@ -119,8 +137,8 @@ class Assembly:
         A part that breaks off is queued again. Raises what makes the supplier, or the download, fail.
         """
         now = self._clock()
-        with self._download.lock:
-            most = self._download.suppliers.most_turns(supplier, now)
+        with self._schedule.lock:
+            most = self._schedule.suppliers.most_turns(supplier, now)
             if most is not None and supplier.running >= most:
                 return
             supplier.running += 1
@@ -131,7 +149,7 @@ class Assembly:
                 turn = Turn(self, supplier, part, buffer)
                 self._run(turn, supplier, part)
         finally:
-            with self._download.lock:
+            with self._schedule.lock:
                 supplier.running -= 1
                 if turn is not None and not turn.part.is_complete:
                     self.parts.put_back(turn.part)
@@ -147,23 +165,22 @@ class Assembly:
             supplier.has_ranges = False
             log.info("no ranges: one stream", file=supplier.file.path, origin=supplier.origin)
         except NoSpaceNow:
-            self._download.wait_for_space()
+            self._schedule.wait_for_space()
             turn.part.wait(self._clock() + SPACE_RETRY_SECONDS)
         except (Unavailable, Cancelled) as error:
             self.broke_off(supplier, turn.part, error)
 
     def broke_off(self, supplier: Supplier, part: Part, error: Unavailable | Cancelled) -> None:
         """Decide when an unfinished part goes on. The caller queues it. Raises `error` if it was the last."""
-        download = self._download
-        if download.is_over or supplier.is_stopped:
+        if supplier.is_stopped:
             return
         if isinstance(error, GaveWay):
-            if len(download.suppliers) > 1:
+            if len(self._schedule.suppliers) > 1:
                 part.wait(self._clock() + _MOVED_SECONDS, supplier)
             else:
-                download.append(supplier)
+                self._schedule.append(supplier)
             return
-        seconds = download.retry_seconds(supplier, part, part.reached, error)
+        seconds = self._schedule.retry_seconds(supplier, part, part.reached, error)
         part.wait(self._clock() + seconds, supplier)
 
     # --- on a committing thread ---
@@ -195,12 +212,9 @@ class Assembly:
                 self._download.end(None)
 
     def _commit_later(self, error: Unavailable) -> None:
-        failures = self._commits.failed(0)
-        if failures > self.engine.retries:
-            raise error
-        seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
-        quota = self._download.suppliers.best().quota
-        self.engine.streams.submit_later(quota, lambda _: self.commit(), seconds)
+        supplier = self._schedule.suppliers.best(self._clock())
+        seconds = self._schedule.retry_seconds(supplier, self._download.commits, 0, error)
+        self.engine.streams.submit_later(supplier.quota, lambda _: self.commit(), seconds)
 
     def _repair(self) -> None:
         """Fetch the parts again that the disk damaged, or else those of a source that may be wrong."""
@@ -210,7 +224,7 @@ class Assembly:
         if self._rounds == 1:
             spoiled = self.ingest.spoiled(self.engine.hash_buffer())
         blamed = self._blame(got, parts, is_disk=bool(spoiled))
-        if not len(self._download.suppliers):
+        if not len(self._schedule.suppliers):
             return
         best = self._best(parts)
         if spoiled:
@@ -221,12 +235,13 @@ class Assembly:
             forget = self.vouchers.not_of(best.origin, parts)
         self.ingest.forget(forget)
         missing = self._missing(best)
-        best.listener.mismatched("disk" if spoiled else "source", self._download.ask_anew(best, missing))
-        with self._download.lock:
+        size = sum(part.extent.size for part in missing)
+        ask_anew(best, size, "disk" if spoiled else "source")
+        with self._schedule.lock:
             self.parts.add(missing)
             self._is_committing = False
             self.following.leave()
-        self._download.call()
+        self._schedule.call()
 
     def _blame(self, got: str, parts: frozenset[Extent], *, is_disk: bool) -> set[str]:
         """Mark the origins that sent the complete file, which is wrong; fail those that did so twice.
@@ -234,7 +249,7 @@ class Assembly:
         Returns these origins. `is_disk`: the disk changed what arrived; a single origin has its second chance
         all the same, so that a file is fetched again once. Raises Corrupt when no supplier is left.
         """
-        suppliers = list(self._download.suppliers)
+        suppliers = list(self._schedule.suppliers)
         origins = {each.origin for each in suppliers}
         if is_disk and len(origins) > 1:
             return set()
@@ -254,12 +269,21 @@ class Assembly:
 
     def _best(self, parts: frozenset[Extent]) -> Supplier:
         """The supplier that completes the file alone, if several sent parts of it."""
-        with self._download.lock:
-            suppliers = self._download.suppliers
+        with self._schedule.lock:
+            suppliers = self._schedule.suppliers
             suppliers.take_turns = True
             for each in suppliers:
                 each.vouched = self.vouchers.bytes_of(each.origin, parts)
-            return suppliers.best()
+            return suppliers.best(self._clock())
+
+
+def ask_anew(supplier: Supplier, size: int, reason: str) -> None:
+    """Prepare to fetch `size` bytes again after a wrong digest, over new connections."""
+    path = supplier.file.path
+    log.warning("wrong digest: fetching again", file=path, reason=reason, size_bytes=size)
+    supplier.listener.mismatched(reason, size)
+    supplier.download.tally.forget(size)
+    supplier.source.anew()
 
 
 def explained(error: Corrupt, before: str) -> Corrupt:

@@ -25,16 +25,14 @@ class NoSpaceNow(Exception):
 class Blocks:
     """The disk blocks of one file. Safe from any thread.
 
-    `is_waiting`: the last bytes that arrived found no space. They were dropped, and nothing is asked of a
-    source again before they have space.
+    Bytes that arrive and find no space are dropped. Nothing is asked of a source again before they have it.
     """
 
-    def __init__(self, size: int, tally: Tally) -> None:
-        self._size, self._tally = size, tally
+    def __init__(self, tally: Tally) -> None:
+        self._size, self._tally = tally.file.size, tally
         self._lock = threading.Lock()
         self._reservations: list[Reservation] = []
         self._allocated = 0  # bytes of disk of the ingest, when last measured
-        self.is_waiting = False
 
     def share_with(self, reservation: Reservation) -> None:
         """Add the reservation of another pull that waits for this file: its space may be used, too."""
@@ -74,7 +72,7 @@ class Blocks:
             if not granted:
                 self._drop(part, count)
                 raise NoSpaceNow
-            self.is_waiting = False
+            self._tally.is_waiting_for_space = False
             stop = max(min(part.allocated + granted, part.extent.stop), part.reached + count)
             try:
                 ingest.allocate(Extent(part.allocated, stop))
@@ -104,18 +102,18 @@ class Blocks:
 
     def spend_in_others(self, payer: Reservation | None, count: int) -> None:
         """Charge `count` bytes to all reservations but the payer's."""
+        if payer is not None and len(self._reservations) == 1:
+            return
         with self._lock:
             others = [each for each in self._reservations if each is not payer]
         for each in others:
             each.spend(count)
 
     def has_space_again(self, size: int) -> bool:
-        """Whether `size` bytes that had arrived, and were dropped, have space now; True if none were dropped.
+        """Whether `size` bytes that had arrived, and were dropped for lack of space, have space now.
 
         Evicts for them what was chosen for the pull. Raises NoSpace.
         """
-        if not self.is_waiting:
-            return True
         payer = self.payer()
         with payer.grant(size, size) as granted:
             payer.return_unused(granted)

@@ -60,7 +60,7 @@ class Following:
         with self._download.inside() as inside:
             if not inside:
                 return
-            while not self._download.is_over:
+            while not self._download.tally.is_over:
                 self._ingest.follow(self._engine.hash_buffer())
                 with self._lock:
                     if not self._ingest.behind:

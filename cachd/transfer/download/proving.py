@@ -34,9 +34,9 @@ class Proving:
 
     def __init__(self, download: Download, supplier: Supplier) -> None:
         self._download, self._supplier, self._file = download, supplier, supplier.file
+        self._streams = download.engine.streams
         self._proof = Proof(self._file, by_samples=download.content.proven.begins(self._file))
         self._everything = Part(Extent(0, self._file.size))  # counts the failures
-        self._is_running = False
         log.debug("source must prove a blob", file=self._file.path, size_bytes=self._file.size)
 
     def run(self, buffer: memoryview) -> None:
@@ -46,12 +46,12 @@ class Proving:
         """
         try:
             if self._proof.samples and self._agree(buffer):
-                self._download.has_proven(self._supplier)
+                has_proven(self._download, self._supplier)
                 return
         except NoRanges:
             self._proof.has_ranges = False
         except Unavailable as error:
-            self._download.retry(self._supplier, self._everything, self._proof.reached, error)
+            self._download.schedule.retry(self._supplier, self._everything, self._proof.reached, error)
             return
         self._proof.samples.clear()
         self._hash(buffer)
@@ -78,19 +78,37 @@ class Proving:
             with supplier.open(proof.rest, self._everything) as body:
                 while proof.reached < self._file.size and not supplier.is_stopped:
                     is_long = time.monotonic() - began > YIELD_AFTER_SECONDS
-                    if is_long and proof.has_ranges and self._download.should_yield(supplier):
-                        self._download.submit(supplier)
+                    if is_long and proof.has_ranges and self._streams.should_yield(supplier.quota):
+                        self._download.schedule.submit(supplier)
                         return
                     proof.take(supplier.read(body, buffer[: self._file.size - proof.reached]))
         except NoRanges:
             supplier.has_ranges = proof.has_ranges = False
             proof.begin()
-            self._download.submit(supplier)
+            self._download.schedule.submit(supplier)
         except Unavailable as error:
-            self._download.retry(supplier, self._everything, proof.reached, error)
+            self._download.schedule.retry(supplier, self._everything, proof.reached, error)
         else:
             if supplier.is_stopped:
                 return
             if proof.digest() != self._file.digest:
                 raise corrupt(self._file, proof.digest())
-            self._download.has_proven(supplier)
+            has_proven(self._download, supplier)
+
+
+def prove(download: Download, supplier: Supplier, buffer: memoryview) -> None:
+    """Go on with a supplier's proof; none is needed for an empty file, or if it was given before."""
+    if download.content.proven.has(supplier.file):  # another pull of the same source proved it meanwhile
+        download.drop(supplier, None)
+    elif not supplier.file.size:
+        has_proven(download, supplier)
+    else:
+        supplier.proving = supplier.proving or Proving(download, supplier)
+        supplier.proving.run(buffer)
+
+
+def has_proven(download: Download, supplier: Supplier) -> None:
+    """Note that this supplier's source has the blob. Its pull may use it."""
+    download.content.proven.add(supplier.file)
+    download.tally.is_proven = True
+    download.drop(supplier, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cachd.errors import Cancelled, Corrupt, Unavailable
 from cachd.model import Extent
-from cachd.transfer.download.assembly import explained
+from cachd.transfer.download.assembly import Assembly, ask_anew, explained
 from cachd.transfer.download.blocks import NoSpaceNow
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.supplier import Supplier
@@ -27,17 +27,17 @@ def fetch_small(download: Download, supplier: Supplier, buffer: memoryview) -> N
     makes the supplier, or the download, fail.
     """
     size = download.file.size
-    if not download.blocks.has_space_again(size):
-        download.wait_for_space(supplier)
+    if download.tally.is_waiting_for_space and not download.blocks.has_space_again(size):
+        download.schedule.wait_for_space(supplier)
         return
-    content, part = buffer[:size], Part(Extent(0, size))
+    streams, content, part = download.engine.streams, buffer[:size], Part(Extent(0, size))
     supplier.running += 1
     received, error = 0, None
     try:
         with supplier.open(part.extent, part) as body:
             began = time.monotonic()
             while received < size and not supplier.is_stopped:
-                if time.monotonic() - began > YIELD_AFTER_SECONDS and download.should_yield(supplier):
+                if time.monotonic() - began > YIELD_AFTER_SECONDS and streams.should_yield(supplier.quota):
                     break
                 received += len(supplier.read(body, content[received : received + _STEP_BYTES]))
     except (Unavailable, Cancelled) as broken:
@@ -57,9 +57,9 @@ def _put(download: Download, supplier: Supplier, content: memoryview) -> None:
     with payer.grant(size, size) as granted:
         if not granted:
             download.tally.forget(size)
-            download.wait_for_space(supplier)
+            download.schedule.wait_for_space(supplier)
             return
-        blocks.is_waiting = False
+        download.tally.is_waiting_for_space = False
         try:
             download.content.put(supplier.file, content)  # point of no return: the blob is here
         except Corrupt as error:
@@ -67,7 +67,7 @@ def _put(download: Download, supplier: Supplier, content: memoryview) -> None:
             if supplier.wrong:
                 raise explained(error, supplier.wrong) from None
             supplier.wrong = str(error.facts["got"])
-            supplier.listener.mismatched("source", download.ask_anew(supplier, [Part(Extent(0, size))]))
+            ask_anew(supplier, size, "source")
             return
     blocks.spend_in_others(payer, size)
     download.end(None)
@@ -81,7 +81,7 @@ def _go_on_in_parts(
     error: Unavailable | Cancelled | None,
 ) -> None:
     """Begin an ingest for an unfinished small file, with the content received so far."""
-    assembly = download.begin_assembly(supplier)
+    assembly = Assembly.begun(download, supplier)
     part.sender, part.hash = supplier, assembly.ingest.part_hash()
     assembly.comes_from(supplier)
     try:
@@ -90,10 +90,10 @@ def _go_on_in_parts(
             write(assembly, part, content)
             keep(assembly, part)
     except NoSpaceNow:  # these bytes are fetched again
-        download.wait_for_space()
+        download.schedule.wait_for_space()
     try:
         if error is not None:
             assembly.broke_off(supplier, part, error)
     finally:
         assembly.parts.put_back(part)
-        download.serve(assembly)
+        assembly.serve()

@@ -85,7 +85,8 @@ class Supplier:
 
     def end(self, outcome: CachdError | None) -> None:
         """Stop, and resolve `done`. Called once."""
-        self.stop()
+        if not self.is_stopped:
+            self.stop()
         self.proving = None
         self._engine.streams.more_files(self.quota, -1)
         if outcome is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import structlog
 
 from cachd.policy.outrun import is_outrun, is_slow, takes_long
@@ -12,7 +10,7 @@ from cachd.transfer.download.supplier import Supplier
 log = structlog.get_logger(__name__)
 
 
-class Suppliers:
+class Suppliers(list[Supplier]):
     """The suppliers of one download. The caller holds the download's lock.
 
     All work at once while none has been found wrong, or much slower than another one. A supplier that was not
@@ -24,55 +22,32 @@ class Suppliers:
     serves at a time, so that the next wrong digest says who was wrong.
     """
 
-    def __init__(self) -> None:
-        self._all: list[Supplier] = []
-        self.take_turns = False
+    take_turns = False
 
-    def __iter__(self) -> Iterator[Supplier]:
-        return iter(self._all)
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __contains__(self, supplier: object) -> bool:
-        return supplier in self._all
-
-    def add(self, supplier: Supplier) -> None:
-        """Add one."""
-        self._all.append(supplier)
-
-    def remove(self, supplier: Supplier) -> None:
-        """Remove one; those that were benched serve again if nobody else does."""
-        self._all.remove(supplier)
-
-    def clear(self) -> None:
-        """Remove all."""
-        self._all.clear()
-
-    def best(self) -> Supplier:
-        """The supplier to believe most: never wrong, not benched, with ranges; then who vouches for most."""
-        return min(self._all, key=lambda each: (_rank(each), -each.vouched))
+    def best(self, now: float) -> Supplier:
+        """The one to ask first: never wrong, not resting, not benched, with ranges; then who sent most."""
+        return min(self, key=lambda each: (_rank(each, now), -each.vouched))
 
     def most_turns(self, supplier: Supplier, now: float) -> int | None:
         """How many parts the supplier may fetch at once; None for no limit."""
-        if len(self._all) == 1:
+        if len(self) == 1:
             return None if supplier.has_ranges else 1
         if now < supplier.rests_until:
             return 0
-        best = self.best()
+        best = self.best(now)
         if self.take_turns:
             if supplier is not best:
                 return 0
-        elif _rank(supplier) > _rank(best):
+        elif _rank(supplier, now) > _rank(best, now):
             return 0
-        elif not supplier.was_measured and any(each.was_measured for each in self._all):
+        elif not supplier.was_measured and any(each.was_measured for each in self):
             return 1
         return None if supplier.has_ranges else 1
 
     def failed(self, supplier: Supplier, now: float, seconds: float) -> None:
         """Let a supplier rest after a failure; the others serve meanwhile, benched or not."""
         supplier.rests_until = now + seconds
-        for each in self._all:
+        for each in self:
             if each is not supplier:
                 each.release(now)
 
@@ -81,9 +56,9 @@ class Suppliers:
 
         `all_parts_taken`: no part waits for a supplier.
         """
-        for each in self._all:
+        for each in self:
             each.measure(now)
-        serving = [each for each in self._all if not each.is_benched]
+        serving = [each for each in self if not each.is_benched]
         for each in serving:
             others = [other for other in serving if other.origin != each.origin and not other.is_benched]
             best = max((other.pace for other in others if other.pace is not None), default=None)
@@ -95,12 +70,13 @@ class Suppliers:
                 _give_one_away(each)
         working = [each for each in serving if each.running and not each.is_benched]
         if working and all(each.pace is not None and is_slow(each.pace) for each in working):
-            for each in self._all:
+            for each in self:
                 each.release(now)
 
 
-def _rank(supplier: Supplier) -> tuple[bool, bool, bool]:
-    return bool(supplier.wrong), supplier.is_benched, not supplier.has_ranges
+def _rank(supplier: Supplier, now: float) -> tuple[bool, ...]:
+    is_resting = now < supplier.rests_until
+    return bool(supplier.wrong), is_resting, supplier.is_benched, not supplier.has_ranges
 
 
 def _give_one_away(supplier: Supplier) -> None:

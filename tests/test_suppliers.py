@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import CachdError, Cancelled, Corrupt
-from cachd.model import Percentage
+from cachd.errors import CachdError, Cancelled, Corrupt, NotFound, Unavailable
+from cachd.model import Extent, Percentage
+from cachd.policy.outrun import SLOW_BYTES_PER_SECOND, is_outrun
+from cachd.transfer.download.vouchers import Vouchers
 from cachd.transfer.pulls import Pull
 from tests.attacks.test_identity import inode_of
 from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
@@ -55,11 +57,12 @@ def published(root: Path, name: str) -> bytes:
     return (root / "models" / name / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("streams", [1, 4])
 def test_a_stranger_who_drips_a_file_of_a_healthy_origin_does_not_hold_it_up(
-    started: Start, origin: Origin, root: Path
+    started: Start, origin: Origin, root: Path, streams: int
 ) -> None:
     origin.fault(EVIL, Trickle(2400))
-    running = started()
+    running = started(streams=streams)
     evil = begin(running, origin, "evil")
     until(lambda: origin.bytes_sent(EVIL) > KIB)
     ended(begin(running, origin, "good"))
@@ -195,7 +198,7 @@ def test_a_stranger_who_drips_its_proof_holds_up_nobody_elses(
     assert not evil.done.done()
 
 
-@pytest.mark.parametrize("size", [6 * MIB, 200 * KIB], ids=["large", "small"])
+@pytest.mark.parametrize("size", [24 * MIB, 200 * KIB], ids=["large", "small"])
 def test_a_download_that_is_paused_for_space_asks_its_origin_for_nothing(
     started: Start, origin: Origin, root: Path, size: int
 ) -> None:
@@ -207,10 +210,72 @@ def test_a_download_that_is_paused_for_space_asks_its_origin_for_nothing(
     running.store.space.change(reserve_free=Percentage(99.9), limit=None, reserve_inodes=0)
     hold.release()
     until(lambda: pull.progress.now.is_paused)
-    asked = len(origin.requests)
+    asked, sent = len(origin.requests), origin.bytes_sent(GOOD)
     time.sleep(3)  # six times as long as it waits before it looks for space again
     assert len(origin.requests) - asked <= 1
+    assert origin.bytes_sent(GOOD) - sent <= 5 * MIB
     running.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)
     ended(pull)
     assert published(root, "good") == content
-    assert origin.bytes_sent(GOOD) <= 2 * size
+    assert origin.bytes_sent(GOOD) <= size + 5 * MIB
+
+
+def test_a_source_that_lacks_the_file_fails_its_pull_at_once_while_another_is_slow(
+    started: Start, origin: Origin
+) -> None:
+    """Else a pull could not resolve again, and would hang on a stranger's source."""
+    origin.fault(EVIL, Trickle(2400))
+    running = started()
+    begin(running, origin, "evil")
+    until(lambda: origin.bytes_sent(EVIL) > KIB)
+    origin.fault(GOOD, Status(404))
+    with pytest.raises(NotFound):
+        ended(begin(running, origin, "good"))
+
+
+def test_a_source_that_states_another_size_for_a_sha256_is_no_supplier(
+    started: Start, origin: Origin
+) -> None:
+    running = started()
+    hold = origin.hold(EVIL, after=0)
+    ref = origin.add_model("evil", {"model.safetensors": CONTENT})
+    origin.add(EVIL, CONTENT + b"x")
+    assert running.pulls.start(spec_of(ref)) is not None
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    with pytest.raises(Unavailable, match=f"{len(CONTENT) + 1} bytes"):
+        ended(begin(running, origin, "good"))
+    hold.release()
+
+
+# --- which supplier takes a part: decided without a clock, a disk or a network ---
+
+FAST = 4 * SLOW_BYTES_PER_SECOND
+
+
+@pytest.mark.parametrize(
+    ("pace", "best", "another_is_new", "outrun"),
+    [
+        (2400.0, None, True, True),  # it drips, and the other may be faster
+        (2400.0, None, False, False),  # the only one that is left
+        (2400.0, 2400.0, False, False),  # the other one drips as well
+        (FAST, None, True, False),
+        (FAST, 5.0 * FAST, False, True),
+        (FAST, 3.0 * FAST, False, False),
+    ],
+)
+def test_a_source_is_outrun_by_one_four_times_as_fast_or_by_any_if_it_hardly_sends(
+    pace: float, best: float | None, another_is_new: bool, outrun: bool
+) -> None:
+    assert is_outrun(pace, best, another_is_new=another_is_new) is outrun
+
+
+def test_a_part_is_vouched_for_by_all_who_sent_the_same_bytes_of_it() -> None:
+    vouchers, parts = Vouchers(), [Extent(0, 10), Extent(10, 20)]
+    vouchers.note(parts[0], "same", "a")
+    vouchers.note(parts[0], "same", "b")
+    vouchers.note(parts[1], "one", "a")
+    assert vouchers.complete(parts) == {"a"}
+    vouchers.note(parts[1], "other", "b")
+    assert vouchers.complete(parts) == {"b"}, "what `a` sent is not on disk any more"
+    assert vouchers.not_of("a", parts) == {parts[1]}
+    assert vouchers.bytes_of("a", parts) == 10

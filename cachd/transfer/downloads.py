@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
-from cachd.errors import Cancelled
+from cachd.errors import Cancelled, Unavailable
 from cachd.model import Digest, File
 from cachd.sources.source import Source
 from cachd.store.content import ContentStore
@@ -45,7 +45,8 @@ class Downloads:
 
         The caller waits for `done` of the supplier, and must `leave` it later. `scheme` and `prefix` select
         the bandwidth limits. `prefix` names the entry of `sources` whose limit applies to the file; it is
-        empty if none does. Raises Cancelled after `interrupt`.
+        empty if none does. Raises Cancelled after `interrupt`, and Unavailable while another pull fetches a
+        file of this digest that has another size.
         """
         supplier = Supplier(
             file, source, quota, self._engine, scheme=scheme, prefix=prefix, reservation=reservation
@@ -65,6 +66,12 @@ class Downloads:
                 running = Download(file, self._content, self._engine, self._forget)
                 self._running[file.blob] = running
                 self._all.add(running)
+            elif running.file.size != file.size:
+                raise Unavailable(
+                    f"{file.path}: {file.origin} states {file.size} bytes for {file.digest}, and another pull"
+                    f" fetches {running.file.size} bytes from {running.file.origin}",
+                    hint="one of the two sources is wrong: retry when the other pull has ended, or cancel it",
+                )
             else:
                 self._shared.add(running)
             if running.join(supplier):

@@ -156,7 +156,7 @@ class Assembly:
 
     def _run(self, turn: Turn, supplier: Supplier, part: Part) -> None:
         try:
-            self.blocks.allocate_lacking(self.ingest, part)
+            self.blocks.check_space(self.ingest, part)
             if supplier.has_ranges:
                 turn.fetch()
             else:
@@ -166,7 +166,10 @@ class Assembly:
             log.info("no ranges: one stream", file=supplier.file.path, origin=supplier.origin)
         except NoSpaceNow:
             self._schedule.wait_for_space()
-            turn.part.wait(self._clock() + SPACE_RETRY_SECONDS)
+            if supplier.has_ranges:
+                turn.part.wait(self._clock() + SPACE_RETRY_SECONDS)
+            else:
+                supplier.rests_until = self._clock() + SPACE_RETRY_SECONDS
         except (Unavailable, Cancelled) as error:
             self.broke_off(supplier, turn.part, error)
 
@@ -181,7 +184,8 @@ class Assembly:
                 self._schedule.append(supplier)
             return
         seconds = self._schedule.retry_seconds(supplier, part, part.reached, error)
-        part.wait(self._clock() + seconds, supplier)
+        if supplier.has_ranges:  # else the supplier rests, because it would read past this part to the next
+            part.wait(self._clock() + seconds, supplier)
 
     # --- on a committing thread ---
 

@@ -48,14 +48,18 @@ class Blocks:
         """Note the blocks that the ingest has already."""
         self._allocated = allocated
 
-    def allocate_lacking(self, ingest: Ingest, part: Part) -> None:
-        """Allocate blocks for the bytes of the part that were dropped for lack of space, if there are any.
+    def check_space(self, ingest: Ingest, part: Part) -> None:
+        """Raise NoSpaceNow if a part should not be asked for yet, because bytes of the file found no space.
 
-        Raises NoSpace or NoSpaceNow, as `allocate` does.
+        Bytes of the part that were dropped get their blocks now. Raises NoSpace as `allocate` does.
         """
         if part.lacking:
             self.allocate(ingest, part, part.lacking)
             part.lacking = 0
+            return
+        size = min(part.rest.size, _ALLOCATE_BYTES)
+        if self._tally.is_waiting_for_space and not self.payer().has_space_for(size):
+            raise NoSpaceNow
 
     def allocate(self, ingest: Ingest, part: Part, count: int) -> None:
         """Allocate blocks for the next `count` bytes of a part, which have arrived.

@@ -34,7 +34,8 @@ class Part:
         self.lacking = 0
         self.due = 0.0
         self.refused: Supplier | None = None
-        self._failures, self._failed_at = 0, extent.start
+        self._failures: dict[Supplier, int] = {}
+        self._failed_at = extent.start
 
     @property
     def rest(self) -> Extent:
@@ -54,18 +55,16 @@ class Part:
         """Whether the supplier may take the part now."""
         return now >= self.due or self.refused not in (None, supplier)
 
-    def failed(self, at: int) -> int:
-        """Count a failure at byte `at` of the file. Returns the failures since the last progress."""
+    def failed(self, at: int, supplier: Supplier) -> int:
+        """Count a failure of a supplier at byte `at`. Returns its failures since the last progress."""
         if at - self._failed_at >= _PROGRESS_BYTES:
-            self._failures, self._failed_at = 0, at
-        self._failures += 1
-        return self._failures
+            self._failures, self._failed_at = {}, at
+        self._failures[supplier] = self._failures.get(supplier, 0) + 1
+        return self._failures[supplier]
 
     def cut_for(self, supplier: Supplier) -> Part:
         """The part for `supplier` to go on with: its rest, if the bytes so far came from another one."""
         if self.sender is None or self.sender.origin == supplier.origin or self.reached == self.extent.start:
-            if self.sender is not supplier:
-                self._failures = 0
             return self
         rest = Part(self.rest)
         rest.allocated, rest.lacking = max(self.allocated, self.reached), self.lacking

@@ -48,12 +48,19 @@ class Schedule:
     `lock` guards the suppliers, the stage and the queue of parts.
     """
 
-    def __init__(self, engine: Engine, tally: Tally, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tally: Tally,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self.lock = threading.Lock()
         self.suppliers = Suppliers()
         self.stage = Stage.waiting
         self.assembly: Assembly | None = None
-        self._engine, self._tally, self._clock = engine, tally, clock
+        self._engine, self._tally, self._clock, self._chance = engine, tally, clock, chance
 
     def begins(self, supplier: Supplier) -> Stage:
         """Count a turn that begins. Returns the stage; `waiting` if this turn must begin the download."""
@@ -125,10 +132,10 @@ class Schedule:
 
     def retry_seconds(self, supplier: Supplier, part: Part, at: int, error: Unavailable | Cancelled) -> float:
         """Count a failure at byte `at`. Returns the seconds to wait; raises `error` after too many."""
-        failures = part.failed(at)
+        failures = part.failed(at, supplier)
         if failures > self._engine.retries or not isinstance(error, Unavailable):
             raise error
-        seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(failures, told=error.retry_after, chance=self._chance())
         supplier.listener.retried(error)
         path = self._tally.file.path
         log.info("part will be retried", file=path, at=at, code=error.code, in_seconds=round(seconds, 1))

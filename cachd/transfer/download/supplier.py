@@ -147,10 +147,11 @@ class Supplier:
     def measure(self, now: float) -> None:
         """Measure `pace` when it has received for two seconds since the last time."""
         since, before = self._mark
-        if not self.running or not since:
+        is_idle = not self.running and self.sent == before
+        if is_idle or not since:
             self._mark = now, self.sent
         elif now - since >= _MEASURED_SECONDS:
-            self.pace = (self.sent - before) / (now - since) / self.running
+            self.pace = (self.sent - before) / (now - since) / max(self.running, 1)
             self.was_measured = True
             self._mark = now, self.sent
 

@@ -30,8 +30,8 @@ class Suppliers(list[Supplier]):
 
     def most_turns(self, supplier: Supplier, now: float) -> int | None:
         """How many parts the supplier may fetch at once; None for no limit."""
-        if len(self) == 1:
-            return None if supplier.has_ranges else 1
+        if len(self) == 1 and supplier.has_ranges:
+            return None  # each part waits on its own
         if now < supplier.rests_until:
             return 0
         best = self.best(now)

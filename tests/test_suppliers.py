@@ -25,6 +25,7 @@ CONTENT = noise(8 * MIB)
 PROMPT_SECONDS = 25.0
 LIE = Zeroed(0, 4 * MIB)  # half of the file: no proof by samples passes
 PROOF_BYTES = 32 * 16 * KIB
+IN_FLIGHT_BYTES = 4 * MIB  # of one connection: sent by the origin, and lost when its part moves elsewhere
 EVIL, GOOD = "/evil/model.safetensors", "/good/model.safetensors"
 Start = Callable[..., Engine]
 
@@ -133,7 +134,7 @@ def test_a_bad_supplier_that_joins_neither_slows_nor_spoils_a_healthy_one(
     hold.release()
     ended(good)
     assert published(root, "good") == content
-    assert origin.bytes_sent(GOOD) <= len(content) + PROOF_BYTES + 2 * MIB
+    assert origin.bytes_sent(GOOD) <= len(content) + PROOF_BYTES + 4 * IN_FLIGHT_BYTES
     assert not (root / "models/evil").exists()
 
 
@@ -213,11 +214,11 @@ def test_a_download_that_is_paused_for_space_asks_its_origin_for_nothing(
     asked, sent = len(origin.requests), origin.bytes_sent(GOOD)
     time.sleep(3)  # six times as long as it waits before it looks for space again
     assert len(origin.requests) - asked <= 1
-    assert origin.bytes_sent(GOOD) - sent <= 5 * MIB
+    assert origin.bytes_sent(GOOD) - sent <= IN_FLIGHT_BYTES + MIB
     running.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)
     ended(pull)
     assert published(root, "good") == content
-    assert origin.bytes_sent(GOOD) <= size + 5 * MIB
+    assert origin.bytes_sent(GOOD) <= size + 2 * IN_FLIGHT_BYTES
 
 
 def test_a_source_that_lacks_the_file_fails_its_pull_at_once_while_another_is_slow(

@@ -15,7 +15,7 @@ import pytest
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Digest, File
 from cachd.sources.wire import Wire
-from cachd.transfer.download import Download
+from cachd.transfer.download.download import Download
 from tests.conftest import Engine, sha256_of, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model, write_sha256sums

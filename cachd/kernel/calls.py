@@ -32,11 +32,6 @@ def read_when_idle() -> bool:
     return number is not None and _LIBC.syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE) == 0
 
 
-def running_on() -> int:
-    """The number of the core that the calling thread runs on now."""
-    return int(_LIBC.sched_getcpu())
-
-
 def resident_bytes(fd: int, start: int, stop: int) -> int:
     """Bytes of `[start, stop)` of a file that are in memory, counted by pages. Raises OSError.
 

@@ -84,6 +84,7 @@ class Ingest:
         self._hasher = in_order(file.digest, file.size) if file.digest and not self._checksum else None
         self._sha256_hasher = self._new_sha256_hasher()
         self.is_of_one_source = True
+        self._describing = threading.Lock()  # one thread at a time writes about.json
         self._hashed = 0
         self._parts: dict[PartHash, Extent] = {}  # the extent that each hash covers
         with durable.disk_errors(directory):
@@ -145,6 +146,19 @@ class Ingest:
         return os.fstat(self._data).st_blocks * 512
 
     # --- streams ---
+
+    def comes_from(self, file: File) -> None:
+        """Note that the next bytes come from the source of `file`. To be called before they are written.
+
+        With bytes of two sources, the ingest proves for neither that it has the file.
+        """
+        if file.base == self.file.base:
+            return
+        with self._describing:  # held while it is written: before that, no byte of another source may be
+            if self.is_of_one_source:
+                self.is_of_one_source = False
+                with durable.disk_errors(self.directory):
+                    durable.write_file(self.directory / "about.json", self._about(), mode=0o600)
 
     def allocate(self, extent: Extent) -> None:
         """Allocate disk blocks for an extent, so that a full disk fails here and not at a later write."""
@@ -220,7 +234,8 @@ class Ingest:
 
     def _open_journal(self) -> int:
         if self._journal is None:
-            durable.write_file(self.directory / "about.json", self._about(), mode=0o600)
+            with self._describing:
+                durable.write_file(self.directory / "about.json", self._about(), mode=0o600)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._journal = durable.open_file(self.directory / "journal", flags)
             for directory in (self.directory, self.directory.parent):

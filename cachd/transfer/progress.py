@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
 from cachd.sources.source import CancelToken
-from cachd.transfer.download import Download
+from cachd.transfer.download.tally import Tally
 from cachd.transfer.waits import Reason, Waits
 
 _WINDOW_SECONDS = 10.0
@@ -48,7 +48,7 @@ class Progress:
         self._clock = clock
         self._present = 0
         self._files: Counter[Digest] = Counter()  # how many files of the manifest have each blob
-        self._downloads: dict[Digest, Download] = {}
+        self._downloads: dict[Digest, Tally] = {}
         self._samples: deque[tuple[float, int]] = deque()
         self._final: Figures | None = None
 
@@ -73,7 +73,7 @@ class Progress:
         self._downloads = {}
         self._samples.clear()
 
-    def watch(self, download: Download) -> None:
+    def watch(self, download: Tally) -> None:
         """Count a download. It replaces an earlier one of the same blob, which failed."""
         self._downloads[download.file.blob] = download
 

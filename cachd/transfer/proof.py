@@ -40,9 +40,11 @@ class Proof:
 
     @property
     def rest(self) -> Extent:
+        """The bytes that are not hashed yet."""
         return Extent(self.reached, self._size)
 
     def digest(self) -> Digest:
+        """The digest of the file as the source sent it."""
         return self._hasher.digest()
 
 

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, NoSpace, Unavailable
+from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Invalid, Unavailable
 from cachd.model import File, Manifest, ModelSpec, Snapshot
 from cachd.policy import shards
 from cachd.sources.source import Source
@@ -28,7 +28,7 @@ from cachd.sources.table import Table
 from cachd.store.permit import Permit
 from cachd.store.space import Reservation
 from cachd.store.store import Store
-from cachd.transfer.download import Download
+from cachd.transfer.download.supplier import Supplier
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.progress import Progress
 from cachd.transfer.reclaim import Reclaim
@@ -232,17 +232,14 @@ def _download(
     progress: Progress,
     slot: Slot,
 ) -> None:
-    """Fetch every missing blob, the largest first. The first failure ends the other downloads.
-
-    When a download that another pull started fails at that pull's origin, it is restarted from this origin.
-    """
-    joined: list[Download] = []
-    unfinished: dict[Future[None], File] = {}
+    """Fetch every missing blob, the largest first. The first failure ends the other downloads."""
+    joined: list[Supplier] = []
+    unfinished: set[Future[None]] = set()
 
     downloads, table = context.downloads, context.table()
 
     def join(file: File) -> None:
-        download = downloads.join(
+        supplier = downloads.join(
             file,
             source,
             quota,
@@ -250,9 +247,9 @@ def _download(
             reservation=reservation,
             prefix=table.limited_by(file.origin),
         )
-        joined.append(download)
-        progress.watch(download)
-        unfinished[download.done] = file
+        joined.append(supplier)
+        progress.watch(supplier.download.tally)
+        unfinished.add(supplier.done)
 
     try:
         for file in sorted(missing, key=lambda f: -f.size):
@@ -266,11 +263,8 @@ def _download(
             downloads.claim(quota)
             ended, _ = wait(unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
-                file = unfinished.pop(future)
-                if _failed_elsewhere(future, file, joined):
-                    join(file)
-                else:
-                    future.result()
+                unfinished.discard(future)
+                future.result()
             if progress.cancel_token.is_cancelled:
                 raise Cancelled(f"{spec.name}: cancelled after {progress.done} of {progress.total} bytes")
         progress.sample()
@@ -280,11 +274,3 @@ def _download(
         raise
     finally:
         downloads.leave(joined)
-
-
-def _failed_elsewhere(future: Future[None], file: File, joined: list[Download]) -> bool:
-    """Whether a shared download failed at another origin than this file's own."""
-    failure = future.exception()
-    if failure is None or isinstance(failure, NoSpace | DiskFailed):
-        return False
-    return all(d.file.origin != file.origin for d in joined if d.done is future)

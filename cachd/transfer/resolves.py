@@ -14,7 +14,6 @@ from cachd.kernel import threads
 from cachd.model import Manifest, Ref
 from cachd.policy.patience import Patience
 from cachd.sources.source import CancelToken, Source
-from cachd.transfer.cores import together
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +75,6 @@ class Resolves:
                 self._watched(running),
                 cancel_token.reaches(running.cancel_token),
                 threads.given(str(ref)),
-                together.gathered(),
             ):
                 manifest = source.resolve(ref, running.cancel_token)
         except CachdError as error:

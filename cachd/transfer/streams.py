@@ -75,6 +75,7 @@ class Asking:
         return self._is_slow
 
     def take(self) -> None:
+        """Abort the request. Its thread gives the stream up, and goes on with this work later."""
         self.is_taken = True
         self.cancel_token.cancel()
 

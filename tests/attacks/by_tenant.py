@@ -25,7 +25,7 @@ from tests.attacks.target import (
 from tests.ground.bucket import Bucket, Metadata
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
-from tests.ground.origin import Hold, Reset
+from tests.ground.origin import Hold, Reset, Trickle
 from tests.ground.site import until
 
 
@@ -107,6 +107,19 @@ def a_digest_of_a_model_that_is_here(target: Target) -> None:
     target.origin.add("/claims/x", bytes(len(content)))
     target.pull(f"{target.origin.url}/claims/", "attack-claims")
     assert target.ended("attack-claims").status == 502
+
+
+@attack("bad-supplier")
+def a_file_of_a_healthy_origin_that_drips(target: Target) -> None:
+    """An origin that lists the sha256 of a file of another one, and drips it, does not hold that one up."""
+    content = noise(6 * MIB, seed=7)
+    target.origin.fault("/drips/x", Trickle(2400))
+    target.pull(target.origin.add_model("drips", {"x": content}), "attack-drips")
+    until(lambda: target.origin.bytes_sent("/drips/x"))
+    target.pull(target.origin.add_model("healthy", {"x": content}), "attack-healthy")
+    assert target.ended("attack-healthy").status == 200
+    assert target.ask("GET", "/v1/models/attack-drips/ready").status != 200
+    target.delete("attack-drips")
 
 
 # --- space ---

@@ -1,0 +1,218 @@
+"""The life of one download: its suppliers come and go, its streams begin it, and the last thread ends it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import structlog
+
+from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, NoSpace
+from cachd.model import Extent, File
+from cachd.store.content import ContentStore
+from cachd.store.ingest import Ingest
+from cachd.transfer.download.beginning import begin
+from cachd.transfer.download.blocks import Blocks
+from cachd.transfer.download.part import Part
+from cachd.transfer.download.proving import prove
+from cachd.transfer.download.schedule import Schedule, Stage
+from cachd.transfer.download.supplier import Supplier
+from cachd.transfer.download.tally import Tally
+from cachd.transfer.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+
+class Download:
+    """The transfer of one blob, from all suppliers that joined it.
+
+        waiting --turn: _begin--> fetching in parts (assembly.py) --commit--------> over
+            |  ^                     ^
+            |  +--no space,          +--small file breaks off
+            |     wrong digest--+    |
+            +--turn: _begin--> small file (small.py) --put------------------------> over
+            |
+            +--turn: _begin, the blob is here--> proving (proving.py) --all proven--> over
+
+        any --end: failure, or the last supplier left--> over --_close: the last thread left--> closed
+
+    The download counts the threads that work on it. When it is over, the last of them closes the ingest, so
+    that no descriptor is ever closed under a running thread. Only then the suppliers' `done` are resolved.
+
+    `closed` is called once, just before that.
+    """
+
+    def __init__(
+        self, file: File, content: ContentStore, engine: Engine, closed: Callable[[Download], None]
+    ) -> None:
+        self.file, self.content, self.engine, self._closed = file, content, engine, closed
+        self.tally = Tally(file)
+        self.blocks = Blocks(self.tally)
+        self.schedule = Schedule(engine, self.tally)
+        self.ingest: Ingest | None = None  # closed by the last thread
+        self._inside = 0
+        self._outcome: CachdError | None = None
+
+    # --- for the pulls ---
+
+    @property
+    def is_closed_to_others(self) -> bool:
+        """Whether nobody may join, because the blob is here and its suppliers prove that they have it."""
+        return self.schedule.stage is Stage.proving
+
+    @cached_property
+    def commits(self) -> Part:
+        """Counts the failures to begin or to commit the file."""
+        return Part(Extent(0, self.file.size))
+
+    def join(self, supplier: Supplier) -> bool:
+        """Add a supplier. Returns False when the download is over: each `done` is resolved soon."""
+        schedule = self.schedule
+        with schedule.lock:
+            if self.tally.is_over:
+                return False
+            supplier.download = self
+            schedule.suppliers.append(supplier)
+            self.blocks.share_with(supplier.reservation)
+        self.engine.streams.more_files(supplier.quota, 1)
+        schedule.append(supplier)
+        return True
+
+    def leave(self, supplier: Supplier) -> None:
+        """End a supplier, whose pull wants the file no more. The last one cancels the download.
+
+        What was received stays: for the other suppliers, or for a resume. `done` is resolved soon after.
+        """
+        self.drop(supplier, self._cancelled())
+
+    def cancel(self) -> None:
+        """Cancel the download for all; it ends once its threads have left. What was received stays."""
+        self.end(self._cancelled())
+
+    def _cancelled(self) -> Cancelled:
+        path, received, size = self.file.path, self.tally.received, self.file.size
+        return Cancelled(f"{path}: cancelled after {received} of {size} bytes")
+
+    def watch(self, now: float) -> None:
+        """Move parts away from a supplier that is much slower than another one. To be called regularly."""
+        schedule = self.schedule
+        with schedule.lock:
+            if self.tally.is_over or schedule.stage is Stage.proving or len(schedule.suppliers) < 2:
+                return
+            all_parts_taken = not (schedule.assembly and schedule.assembly.parts)
+            schedule.suppliers.watch(now, all_parts_taken=all_parts_taken)
+        schedule.call()
+
+    # --- on a stream ---
+
+    def turn(self, supplier: Supplier, buffer: memoryview) -> None:
+        """Let a supplier's stream begin the download, fetch the next part, or go on with the proof."""
+        with self.inside(supplier) as inside:
+            if not inside:
+                return
+            match self.schedule.begins(supplier):
+                case Stage.waiting:
+                    begin(self, supplier, buffer)
+                case Stage.fetching if self.schedule.assembly is not None:
+                    self.schedule.assembly.work(supplier, buffer)
+                case Stage.proving:
+                    prove(self, supplier, buffer)
+        if not self.tally.is_over:
+            self.schedule.call()
+
+    # --- the end ---
+
+    @contextmanager
+    def inside(self, supplier: Supplier | None = None) -> Iterator[bool]:
+        """Count the calling thread as working on the download. Yields False when it is over.
+
+        A failure that is raised inside ends the supplier; if there is none, or the disk failed, the download.
+        """
+        with self.schedule.lock:
+            inside = not (self.tally.is_over or (supplier is not None and supplier.is_stopped))
+            self._inside += inside
+        if not inside:
+            yield False
+            return
+        try:
+            yield True
+        except (NoSpace, DiskFailed) as error:
+            self.end(error)
+        except CachdError as error:
+            if supplier is None:
+                self.end(error)
+            else:
+                self.drop(supplier, error)
+        except Exception as error:
+            log.exception("a download failed in a way it should not", file=self.file.path)
+            self.end(CachdError(f"{self.file.path}: {type(error).__name__}", hint="see the daemon's log"))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self.schedule.lock:
+            self._inside -= 1
+            is_over, assembly = self.tally.is_over, self.schedule.assembly
+            close = is_over and not self._inside
+            commit = not (is_over or self._inside) and assembly is not None and assembly.begins_commit()
+        if close:
+            self._close()
+        elif commit and assembly is not None:  # after every stream has left: one may still sync the journal
+            self.engine.committers.submit(assembly.commit)
+
+    def drop(self, supplier: Supplier, outcome: CachdError | None) -> None:
+        """End one supplier: it left, failed, or has proven to have the blob. The last ends the download."""
+        with self.schedule.lock:
+            if self.tally.is_over or supplier not in self.schedule.suppliers:
+                return
+            is_last = len(self.schedule.suppliers) == 1
+            if not is_last:
+                self.schedule.suppliers.remove(supplier)
+        if is_last:
+            self.end(outcome)
+            return
+        supplier.end(outcome)
+        self.schedule.call()
+
+    def end(self, outcome: CachdError | None) -> None:
+        """End the download for every supplier. Threads inside leave soon."""
+        with self.schedule.lock:
+            if self.tally.is_over:
+                return
+            self.tally.is_over, self._outcome = True, outcome
+            last = not self._inside
+            suppliers = list(self.schedule.suppliers)
+        for each in suppliers:
+            each.stop()
+        if last:
+            self._close()
+
+    def _close(self) -> None:
+        """Close the ingest, then resolve `done`. Called once, when the last thread has left."""
+        if self.ingest is not None:
+            if self._leaves_nothing(self._outcome) or not (self.tally.received or self._is_disk_to_blame()):
+                try:
+                    self.ingest.discard()
+                except CachdError as error:  # such as a read-only disk: the next ingest takes it over
+                    log.warning("ingest not removed", file=self.file.path, reason=error.detail)
+            self.ingest.close()
+        self._closed(self)
+        suppliers = list(self.schedule.suppliers)
+        self.schedule.suppliers.clear()  # which refer to this download, as the assembly does
+        self.schedule.assembly = None
+        for each in suppliers:
+            each.end(self._outcome)
+
+    def _is_disk_to_blame(self) -> bool:
+        return isinstance(self._outcome, DiskFailed)
+
+    @staticmethod
+    def _leaves_nothing(outcome: CachdError | None) -> bool:
+        """Whether the ingest must be discarded. After a failed sync or read (EIO) its journal is valid."""
+        if isinstance(outcome, DiskFailed):
+            return outcome.facts.get("errno") != errno.EIO
+        if isinstance(outcome, NoSpace):
+            return "short" not in outcome.facts  # with "short", only a reservation was too small
+        return isinstance(outcome, Changed)

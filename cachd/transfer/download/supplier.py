@@ -1,0 +1,171 @@
+"""One pull's source of a file: asks it for bytes, and resolves what the pull waits for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cachd.errors import CachdError, Cancelled, Unavailable
+from cachd.kernel import threads
+from cachd.model import Extent, File
+from cachd.sources.source import Body, CancelToken, Source
+from cachd.store.space import Reservation
+from cachd.transfer.download.part import Part
+from cachd.transfer.engine import Engine
+from cachd.transfer.streams import SLOW_SECONDS, Asking, StreamQuota
+
+if TYPE_CHECKING:
+    from cachd.transfer.download.download import Download
+    from cachd.transfer.download.proving import Proving
+
+NO_RANGES_SLOW_SECONDS = 30.0  # more patience, because a file without ranges starts over from byte 0
+_MEASURED_SECONDS = 2.0
+
+
+class GaveWay(Unavailable):
+    """The stream was taken for another pull, or the part for another supplier: hardly any bytes came."""
+
+
+class Supplier:
+    """One pull's source of a file. `done` resolves when the blob is here for this pull, or raises the error.
+
+    `file`: the file as this source lists it; size and digest are those of every supplier. `turns`: the
+    requests that run, each with its part. `queued`: turns that wait for a stream. `pace`: bytes per second of
+    one request, None before it was measured. `is_benched`: it was much slower than another one. `wrong`: the
+    digest of a complete file from this source, if it was wrong. `vouched`: bytes of the file that it sent.
+    """
+
+    def __init__(
+        self,
+        file: File,
+        source: Source,
+        quota: StreamQuota,
+        engine: Engine,
+        *,
+        scheme: str,
+        prefix: str,
+        reservation: Reservation,
+    ) -> None:
+        self.file, self.origin, self.source, self.quota = file, file.origin, source, quota
+        self.reservation = reservation
+        self.done: Future[None] = Future()
+        self.cancel_token = CancelToken()
+        self.download: Download  # set when it joins one
+        self.proving: Proving | None = None
+        self.listener = engine.listener(scheme)
+        self.is_stopped = False
+        self.has_ranges = True
+        self.is_benched = self.was_measured = False
+        self.called_at = math.inf
+        self.wrong, self.vouched = "", 0
+        self.queued = self.running = self.sent = 0
+        self.pace: float | None = None
+        self.rests_until = 0.0
+        self.turns: dict[Asking, Part] = {}
+        self._engine, self._scheme, self._prefix = engine, scheme, prefix
+        self._mark = 0.0, 0  # when `pace` was last measured, and the bytes sent until then
+
+    def turn(self, buffer: memoryview) -> None:
+        """Work on the download. Runs on a stream."""
+        self.download.turn(self, buffer)
+
+    def turn_later(self, buffer: memoryview) -> None:
+        """Work on the download after a wait. Runs on a stream."""
+        self.called_at = math.inf
+        self.queued += 1
+        self.download.turn(self, buffer)
+
+    def stop(self) -> None:
+        """Abort its requests. The threads that work for it leave soon."""
+        self.is_stopped = True
+        self.cancel_token.cancel()
+
+    def end(self, outcome: CachdError | None) -> None:
+        """Stop, and resolve `done`. Called once."""
+        if not self.is_stopped:
+            self.stop()
+        self.proving = None
+        self._engine.streams.more_files(self.quota, -1)
+        if outcome is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(outcome)
+
+    @contextmanager
+    def open(self, extent: Extent, part: Part) -> Iterator[Body]:
+        """Request an extent from the source, for `part`. Its end aborts the request.
+
+        Raises GaveWay when the stream or the part is taken, and what `Source.open` raises.
+        """
+        patience = SLOW_SECONDS if self.has_ranges else NO_RANGES_SLOW_SECONDS
+        with (
+            self._engine.streams.asking(self.quota, patience) as asking,
+            self.cancel_token.reaches(asking.cancel_token),
+        ):
+            self.turns[asking] = part
+            try:
+                with self._ask(extent, asking.cancel_token) as body, asking.cancel_token.reaches(body):
+                    yield body
+            except (Unavailable, Cancelled) as error:
+                if asking.is_taken and not self.is_stopped:
+                    raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
+                raise
+            finally:
+                del self.turns[asking]
+
+    def _ask(self, extent: Extent, cancel_token: CancelToken) -> Body:
+        try:
+            with threads.given(self.file.path):
+                opened = self.source.open(self.file, extent, cancel_token)
+        except CachdError as error:
+            self.listener.refused(error)
+            raise
+        self.listener.answered()
+        return opened
+
+    def read(self, body: Body, view: memoryview) -> memoryview:
+        """Wait for the bandwidth limits, then receive the next bytes. Returns what they fill of `view`."""
+        bandwidth = self._engine.bandwidth
+        allowed = bandwidth.allow(self._scheme, len(view), self.cancel_token, prefix=self._prefix)
+        count = body.readinto(view[:allowed])
+        self.sent += count
+        self.download.tally.add(count)
+        self.listener.received(count)
+        self._engine.streams.received(count)
+        return view[:count]
+
+    def skip(self, body: Body, count: int, buffer: memoryview) -> None:
+        """Receive and drop the next `count` bytes."""
+        while count > 0 and not self.is_stopped:
+            count -= len(self.read(body, buffer[:count]))
+
+    # --- how fast it is ---
+
+    def measure(self, now: float) -> None:
+        """Measure `pace` when it has received for two seconds since the last time."""
+        since, before = self._mark
+        is_idle = not self.running and self.sent == before
+        if is_idle or not since:
+            self._mark = now, self.sent
+        elif now - since >= _MEASURED_SECONDS:
+            self.pace = (self.sent - before) / (now - since) / max(self.running, 1)
+            self.was_measured = True
+            self._mark = now, self.sent
+
+    def give_parts_away(self) -> None:
+        """End every request; their parts go to whoever may take them."""
+        for asking in list(self.turns):
+            asking.take()
+
+    def bench(self) -> None:
+        """Take no part until it is released."""
+        self.is_benched = True
+        self.give_parts_away()
+
+    def release(self, now: float) -> None:
+        """Take parts again, and be measured anew."""
+        if self.is_benched:
+            self.is_benched, self.pace, self._mark = False, None, (now, self.sent)

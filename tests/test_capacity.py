@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
-from cachd.kernel.leases import tells_use
+from cachd.kernel.leases import reports_open_files
 from cachd.kubelet import kubelet_keeps
 from cachd.model import Percentage
 from cachd.store.space import Space, beside_others, is_shared
@@ -478,9 +478,9 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
 
 
 def test_what_the_kernel_tells_is_tried_at_the_start(tmp_path: Path) -> None:
-    assert tells_use(tmp_path / "probe")
+    assert reports_open_files(tmp_path / "probe")
     assert not (tmp_path / "probe").exists()
-    assert not tells_use(Path("/proc/self/probe"))
+    assert not reports_open_files(Path("/proc/self/probe"))
 
 
 @needs("pods")

@@ -21,7 +21,7 @@ from cachd.errors import NotFound
 from cachd.kernel.calls import resident_bytes
 from cachd.store import catalog
 from cachd.store.reads import Reads
-from cachd.store.scrub import Moved, reread
+from cachd.store.scrub import Replaced, verify_blob
 from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -418,9 +418,9 @@ def reading(path: Path, engine: Engine, spec: str) -> Iterator[threading.Event]:
     began, over = threading.Event(), threading.Event()
 
     def read() -> None:
-        with suppress(Moved):
+        with suppress(Replaced):
             while not over.is_set():
-                wrong = reread(path, manifest.files[0], snapshots.reads, lambda _: began.set())
+                wrong = verify_blob(path, manifest.files[0], snapshots.reads, lambda _: began.set())
                 assert wrong == "" or not path.exists(), wrong
 
     thread = threading.Thread(target=read)
@@ -468,7 +468,7 @@ def test_a_scrub_changes_nothing_of_what_is_in_memory(
             pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
         assert before == (SIZE if is_resident else 0)
         monkeypatch.setattr(os, "O_DIRECT", direct)
-        assert reread(path, file, Reads(), lambda _: None) == ""
+        assert verify_blob(path, file, Reads(), lambda _: None) == ""
         assert resident_bytes(held.fileno(), 0, SIZE) == before
 
 

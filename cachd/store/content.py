@@ -18,7 +18,7 @@ from cachd.errors import CachdError, Corrupt, Leased, Unavailable
 from cachd.kernel import durable
 from cachd.kernel.leases import is_open
 from cachd.model import Digest, Extent, File, Manifest
-from cachd.store.digests import NO_SHA256, of_whole
+from cachd.store.digests import NO_SHA256, digest_of
 from cachd.store.hashes import Hashes
 from cachd.store.ingest import Ingest, parts_of
 from cachd.store.layout import Layout
@@ -212,9 +212,9 @@ class ContentStore:
         """
         if file.digest is None:
             raise ValueError(f"{file.path}: without a digest its content cannot be verified")
-        if (got := of_whole(file.digest, content)) != file.digest:
+        if (got := digest_of(file.digest, content)) != file.digest:
             raise corrupt(file, got)
-        sha256 = None if file.is_named_by_content else of_whole(NO_SHA256, content)
+        sha256 = None if file.is_named_by_content else digest_of(NO_SHA256, content)
         if file.sha256 not in (None, sha256):
             raise corrupt(file, sha256, file.sha256)
         if not self.has(file):

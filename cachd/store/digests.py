@@ -101,7 +101,7 @@ def hasher_of(digest: Digest, size: int) -> Hasher:
     return _Checked(check, size) if check else in_order(digest, size)
 
 
-def of_whole(digest: Digest, content: memoryview) -> Digest:
+def digest_of(digest: Digest, content: memoryview) -> Digest:
     """The digest of a file's complete content. `digest` names the algorithm."""
     hasher = hasher_of(digest, len(content))
     hasher.update(content)

@@ -23,7 +23,7 @@ from cachd.store.reads import Reads
 READ_BYTES = 1 << 20
 
 
-class Moved(Exception):
+class Replaced(Exception):
     """The blob was removed or replaced during the check, so the check has no result."""
 
 
@@ -40,13 +40,13 @@ def quick_check(blob: Path, file: File) -> str:
     return ""
 
 
-def reread(
+def verify_blob(
     blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
 ) -> str:
     """Check a blob by reading it completely. Returns what is wrong; empty when nothing is.
 
     `took` is called with the number of bytes of each read; it may wait or raise. `beside` is fed the bytes,
-    too, if the file has a digest. Raises Moved, Leased, Unavailable or DiskFailed.
+    too, if the file has a digest. Raises Replaced, Leased, Unavailable or DiskFailed.
     """
     if wrong := quick_check(blob, file):
         return wrong
@@ -120,7 +120,7 @@ class _Reading:
             try:
                 fd = durable.open_file(self.path, os.O_RDONLY | self._direct)
             except FileNotFoundError as error:
-                raise Moved from error
+                raise Replaced from error
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
@@ -129,7 +129,7 @@ class _Reading:
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):
-                    raise Moved
+                    raise Replaced
                 self._inode = inode
                 return os.preadv(fd, [self._buffer], offset) if self._direct else self._read_kept(fd, offset)
             finally:

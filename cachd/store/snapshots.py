@@ -39,7 +39,7 @@ from cachd.store.layout import PUBLIC, Layout
 from cachd.store.permit import Permit
 from cachd.store.previous import Previous
 from cachd.store.protection import InUseBy, Leases, Pins
-from cachd.store.scrub import Moved
+from cachd.store.scrub import Replaced
 from cachd.store.views import HubView, PlainView
 from cachd.store.watch import ViewChanges, Watch
 
@@ -471,15 +471,15 @@ class Snapshots:
         """Quarantine every name that uses a damaged blob, and move the blob away. Returns the names.
 
         `wrong`: what is wrong with the blob, for people. `inode`: its inode when the damage was found, 0 if
-        the blob was missing. A process that has the file open keeps it. Raises Moved if the blob has another
-        inode by now, if no snapshot uses it, or if it is missing and no ready name uses it.
+        the blob was missing. A process that has the file open keeps it. Raises Replaced if the blob has
+        another inode by now, if no snapshot uses it, or if it is missing and no ready name uses it.
         """
         with self._changing, durable.disk_errors(self._layout.root):
             using = [(name, m) for name, m in self._readable() if any(f.blob == file.blob for f in m.files)]
             manifests = {name for name, _ in using}
             names = [s.name for s in self._named.values() if s.manifest in manifests]
             if self._content.inode(file.blob) != inode or not using or not (names or inode):
-                raise Moved
+                raise Replaced
             inodes = {file.blob: inode} if inode else {}
             for name in names:
                 self._quarantine(name, f"{file.path}: {wrong}", inodes, now)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
 from cachd.kernel import durable
-from cachd.model import Percentage, SizeOrPercent, bytes_in
+from cachd.model import Percentage, SizeOrPercent, amount_in
 from cachd.store.layout import Layout
 
 _SPARE_INODES = 64  # per pull: directories of the views, ingests and journals
@@ -223,12 +223,12 @@ class Space:
             free=found.f_bavail * found.f_frsize,
             reserved=sum(r.left for r in list(self._reservations)),
             backed=sum(r.backed for r in list(self._reservations)),
-            reserve_free=bytes_in(total, reserve_free),
-            limit=None if limit is None else bytes_in(total, limit),
+            reserve_free=amount_in(total, reserve_free),
+            limit=None if limit is None else amount_in(total, limit),
             usage=usage,
             inodes=found.f_files,
             free_inodes=found.f_favail,
-            reserve_inodes=bytes_in(found.f_files, reserve_inodes),
+            reserve_inodes=amount_in(found.f_files, reserve_inodes),
         )
 
     def is_read_only(self) -> bool:

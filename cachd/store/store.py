@@ -17,7 +17,7 @@ import structlog
 from cachd import files
 from cachd.errors import DiskFailed, InUse, Invalid
 from cachd.kernel import durable
-from cachd.kernel.leases import tells_use
+from cachd.kernel.leases import reports_open_files
 from cachd.model import File, Manifest, ModelSpec, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store import catalog
@@ -102,7 +102,7 @@ class Store:
                 self.snapshots.settle()
             self.sweep = Sweep(self.layout, self.content, self.snapshots)
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
-            self.tells_use = tells_use(self.layout.staging / "lease")
+            self.tells_use = reports_open_files(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
             raise

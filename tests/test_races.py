@@ -18,12 +18,16 @@ import pytest
 
 from cachd.errors import Cancelled, InUse, NotFound
 from cachd.kernel import durable
-from cachd.model import ModelSpec
+from cachd.model import Extent, ModelSpec
 from cachd.sources.connection import Connection, origin_of
 from cachd.sources.routes import Dialled
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 from cachd.store.content import ContentStore
+from cachd.store.digests import PartHash
+from cachd.store.ingest.about import About
+from cachd.store.ingest.data_file import DataFile
+from cachd.store.ingest.journal import Journal
 from cachd.store.protection import Leases
 from cachd.store.snapshots import Snapshots
 from cachd.store.store import Store
@@ -52,6 +56,25 @@ def store(root: Path) -> Iterator[Store]:
 def taken(store: Store, name: str = "m", *, seconds: float = 60.0) -> str:
     """Take a lease of so many seconds from now on; its id."""
     return store.snapshots.leases.take(name, "pod/a", until=time.time() + seconds).id
+
+
+# --- two parts that end at once ---
+
+
+def test_a_part_that_ends_after_a_sync_found_nothing_more_to_write_is_in_the_journal(tmp_path: Path) -> None:
+    """The thread that syncs is asked again, but has written the lines of that request already."""
+    file, hashed = file_of(noise(300)), PartHash(None)
+    data = DataFile(tmp_path, lambda: None)
+    journal = Journal(tmp_path, file, data, About(tmp_path, file))
+    journal.keep(Extent(0, 100), hashed)
+    with paused_before(durable.append, journal.sync) as syncing:
+        journal.sync()
+    syncing.result(PATIENCE_SECONDS)
+    journal.keep(Extent(100, 200), hashed)
+    journal.sync()
+    journal.close()
+    data.close()
+    assert [each.start for each in journal.recorded() if each.synced_stop > each.start] == [0, 100]
 
 
 # --- a blob that goes, and a pull that comes to need it ---

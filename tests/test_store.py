@@ -355,7 +355,7 @@ def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
             write(ingest, CONTENT, PARTS[number])
             ingest.follow(memoryview(bytearray(1000)))
             assert not ingest.behind
-        assert ingest.is_whole
+        assert ingest.is_received
         assert ingest.is_hashed
         assert ingest.digest() == FILE.digest
 
@@ -577,7 +577,7 @@ def test_many_streams_write_one_ingest(store: Store) -> None:
     parts = [Extent(start, start + 64 * KIB) for start in range(0, len(content), 64 * KIB)]
     with closing(store.content.begin(file)) as ingest, concurrent.futures.ThreadPoolExecutor(8) as streams:
         list(streams.map(lambda part: write(ingest, content, part), parts))
-        assert ingest.is_whole
+        assert ingest.is_received
     with closing(store.content.begin(file)) as resumed:
         assert resumed.gaps() == []
         resumed.follow(memoryview(bytearray(MIB)))

@@ -20,7 +20,8 @@ from cachd.kernel.leases import is_open
 from cachd.model import Digest, Extent, File, Manifest
 from cachd.store.digests import NO_SHA256, digest_of
 from cachd.store.hashes import Hashes
-from cachd.store.ingest import Ingest, parts_of
+from cachd.store.ingest import Ingest
+from cachd.store.ingest.part_lines import parts_of
 from cachd.store.layout import Layout
 from cachd.store.proven import Proven
 from cachd.store.reads import Reads

@@ -17,7 +17,7 @@ from cachd.kernel import durable
 from cachd.kernel.calls import resident_bytes
 from cachd.model import Digest, Extent, File
 from cachd.store.digests import Hasher, PartHash, hasher_of
-from cachd.store.ingest import parts_of, read_parts
+from cachd.store.ingest.part_lines import parts_of, read_parts
 from cachd.store.reads import Reads
 
 READ_BYTES = 1 << 20

@@ -642,7 +642,7 @@ class Download:
     def _follow_if_worthwhile(self) -> None:
         ingest = self._ingest_here()
         with self._lock:
-            if self._following or not (ingest.behind >= _FOLLOW_BYTES or ingest.is_whole):
+            if self._following or not (ingest.behind >= _FOLLOW_BYTES or ingest.is_received):
                 return
             self._following = True
         self._engine.hashers.submit(self._follow)

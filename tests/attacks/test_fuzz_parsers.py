@@ -35,7 +35,7 @@ from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
 from cachd.sources.wire import Wire
 from cachd.store.catalog import snapshot_from
-from cachd.store.ingest import read_parts
+from cachd.store.ingest.part_lines import read_parts
 from cachd.store.store import Store
 from tests.faults.test_fuzz import (
     BUCKET_PAGE,

@@ -571,10 +571,10 @@ def test_what_is_deleted_by_force_and_still_open_counts_as_taken_until_it_is_clo
             reclaim.make_available(30 * MIB)
         assert f"deleted models that are still open ({8 * MIB} bytes)" in refusal.value.detail
         assert small.names == ["b", "c"], "no round empties the cache for what cannot come free"
-        store.content.empty_trash()
+        store.content.trash.empty_all()
         assert store.space.capacity().usage.held == 8 * MIB
         reader.communicate(timeout=PATIENCE_SECONDS)
-    store.content.empty_trash()
+    store.content.trash.empty_all()
     assert store.space.capacity().usage.held == 0
     assert store.space.capacity().free >= now.free + 8 * MIB
 

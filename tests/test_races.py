@@ -23,7 +23,7 @@ from cachd.sources.connection import Connection, origin_of
 from cachd.sources.routes import Dialled
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
-from cachd.store.content import ContentStore
+from cachd.store.content.removal import Removal
 from cachd.store.digests import PartHash
 from cachd.store.ingest.about import About
 from cachd.store.ingest.data_file import DataFile
@@ -91,7 +91,7 @@ def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: Store) -> Non
             return [f.path for f in store.content.missing(manifest)]
 
     with ThreadPoolExecutor(1) as pulls:
-        with paused_before(durable.take_away, lambda: store.content.drop(file.blob)) as dropping:
+        with paused_before(durable.take_away, lambda: store.content.removal.drop(file.blob)) as dropping:
             claiming = pulls.submit(claim)
             assert not claimed.wait(LET_IN_SECONDS), "the claim counts on a blob that is being deleted"
         assert dropping.result(PATIENCE_SECONDS) > 0
@@ -109,7 +109,7 @@ def test_a_blob_is_not_taken_away_once_it_is_claimed(store: Store) -> None:
             assert over.wait(PATIENCE_SECONDS)
 
     with ThreadPoolExecutor(1) as pulls:
-        with paused_before(ContentStore._discard_blob, lambda: store.content.drop(file.blob)) as dropping:
+        with paused_before(Removal._discard_blob, lambda: store.content.removal.drop(file.blob)) as dropping:
             claiming = pulls.submit(claim)
             assert claimed.wait(PATIENCE_SECONDS)
         freed, is_here = dropping.result(PATIENCE_SECONDS), store.content.has(file)

@@ -660,7 +660,7 @@ def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: 
     assert path.with_name(f"{path.name}.parts").read_text().splitlines() == [
         f"{p.start} {p.stop} {xxhash.xxh3_128(CONTENT[p.start : p.stop]).hexdigest()}" for p in PARTS
     ]
-    store.content.free(Manifest("https://host/model.bin", "0" * 64, (file,)))
+    store.content.removal.free(Manifest("https://host/model.bin", "0" * 64, (file,)))
     assert_nothing_left(store.layout.root)
 
 
@@ -740,7 +740,7 @@ def test_a_process_killed_at_any_step_of_a_commit_leaves_what_the_next_can_finis
                 else:
                     commit(store, FILE, CONTENT)
                 assert store.content.path(FILE.blob).read_bytes() == CONTENT
-                store.content.free(manifest_of({"model.bin": CONTENT}))
+                store.content.removal.free(manifest_of({"model.bin": CONTENT}))
                 assert_nothing_left(root)
 
 
@@ -782,7 +782,7 @@ def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> Non
                     assert_nothing_left(root)
                     store.content.put(FILE, memoryview(CONTENT))
                 assert store.content.path(FILE.blob).read_bytes() == CONTENT
-                store.content.free(manifest_of({"model.bin": CONTENT}))
+                store.content.removal.free(manifest_of({"model.bin": CONTENT}))
                 assert_nothing_left(root)
 
 
@@ -1191,7 +1191,7 @@ def test_a_model_that_another_process_has_mapped_is_withdrawn_by_force_alone(
         assert blobs_of(root) == set()
         seen, _ = reader.communicate(timeout=30)
         assert seen.strip() == sha256(ONE["model.safetensors"]).hex
-    store.content.empty_trash()
+    store.content.trash.empty_all()
     assert store.space.capacity().usage.total == 0
     assert_nothing_left(root)
 
@@ -1236,13 +1236,13 @@ def test_a_blob_that_a_running_pull_needs_is_not_freed(store: Store) -> None:
     with store.content.claim(manifest_of(TWO)):
         store.snapshots.withdraw("org--one")
         assert blobs_of(store.layout.root) == hexes(ONE) & hexes(TWO)
-    store.content.free(manifest_of(TWO))
+    store.content.removal.free(manifest_of(TWO))
     assert blobs_of(store.layout.root) == set()
 
 
 def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: Store, root: Path) -> None:
     left_by_an_earlier_life(store, PARTS[0])
-    assert store.content.free(manifest_of({"model.bin": CONTENT})) >= PARTS[0].size
+    assert store.content.removal.free(manifest_of({"model.bin": CONTENT})) >= PARTS[0].size
     assert_nothing_left(root)
 
 
@@ -1452,7 +1452,7 @@ def test_a_publish_that_found_no_room_is_swept_to_the_last_byte(small_disk: Call
             except NoSpace:
                 give_back(fillers)
                 store.snapshots.sweep()
-                store.content.free(manifest_of(SMALL))
+                store.content.removal.free(manifest_of(SMALL))
                 assert_nothing_left(root)
             else:
                 give_back(fillers)

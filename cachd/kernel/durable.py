@@ -337,14 +337,14 @@ def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
 
     `beside` is an unused path on the same file system: the new link is made there and renamed to `target`.
     """
-    with suppress(FileExistsError):
+    try:
         os.link(source, target, follow_symlinks=False)
-        return
-    if not os.path.samestat(os.lstat(source), os.lstat(target)):
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
-        os.link(source, beside, follow_symlinks=False)
-        os.rename(beside, target)
+    except FileExistsError:
+        if not os.path.samestat(os.lstat(source), os.lstat(target)):
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            os.link(source, beside, follow_symlinks=False)
+            os.rename(beside, target)
 
 
 def remove(path: Path) -> None:

@@ -349,7 +349,7 @@ class Snapshots:
             trashed = self._withdraw([snapshot], check)
             for before in self.previous.forget(name):
                 trashed |= self._remove_unused(before)
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def evict(self, manifest: str) -> int:
         """Remove a snapshot and all its names. Returns the bytes freed.
@@ -367,7 +367,7 @@ class Snapshots:
             for snapshot in named:
                 for before in self.previous.forget(snapshot.name):
                     trashed |= self._remove_unused(before)
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def withdraw_refused(
         self, is_refused: Callable[[Manifest], bool], *, among: Collection[str] | None = None
@@ -394,7 +394,7 @@ class Snapshots:
                     held.add(name)
                 else:
                     trashed |= self._remove(name)
-        self._content.empty(trashed)
+        self._content.trash.empty(trashed)
         return withdrawn, held
 
     def _withdraw(
@@ -486,7 +486,7 @@ class Snapshots:
             for each in self.quarantined():
                 if each.snapshot.name not in names and each.snapshot.manifest in manifests:
                     self._record_quarantine(replace(each, inodes={**each.inodes, **inodes}))
-            self._content.set_aside(file.blob, inode)
+            self._content.damaged.keep(file.blob, inode)
             for name, manifest in using:
                 paths = [f.path for f in manifest.files if f.blob == file.blob]
                 self._plain.hide(name, paths)
@@ -512,7 +512,7 @@ class Snapshots:
             if wrong:
                 self._quarantine(name, wrong, inodes, now)
                 for blob, inode in inodes.items():
-                    self._content.set_aside(blob, inode)
+                    self._content.damaged.keep(blob, inode)
             else:
                 self._let_hold(snapshot)
             return wrong
@@ -553,7 +553,7 @@ class Snapshots:
         """Remove a snapshot unless a name, a rollback or a process needs it. Returns the bytes freed."""
         with self._changing, durable.disk_errors(self._layout.root):
             trashed = {} if manifest in self.previous.manifests() else self._remove_unused(manifest)
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def sweep(self, *, keep: Collection[str] = ()) -> int:
         """Remove the snapshots that `unnamed` lists. Returns the bytes freed."""
@@ -577,7 +577,7 @@ class Snapshots:
             durable.remove(self._layout.ready_file(each.snapshot.name))
             self._named.pop(each.snapshot.name, None)
             for blob, inode in each.inodes.items():
-                self._content.set_aside(blob, inode)
+                self._content.damaged.keep(blob, inode)
         for link in self._layout.models.iterdir():
             if link.name not in self._named and MARK not in link.name and link.is_symlink():
                 durable.remove(link)
@@ -842,7 +842,7 @@ class Snapshots:
             self._repair_branches(folder, self._named.values())
         self._addresses.remove(manifest, gone.revision)
         self._plain.remove(manifest)
-        trashed = self._content.discard(gone, names)
+        trashed = self._content.removal.discard(gone, names)
         durable.remove(path)
         return trashed
 

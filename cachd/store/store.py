@@ -89,7 +89,7 @@ class Store:
                 )
             self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
             with durable.disk_errors(root):
-                self.content.empty_trash()
+                self.content.trash.empty_all()
                 self.usage_log = UsageLog(self.layout)
                 self.watch = Watch(self.layout, self.usage_log)
                 self.snapshots = Snapshots(

@@ -36,8 +36,8 @@ from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
 from cachd.sources.source import Body, CancelToken, NoRanges, Source
-from cachd.store.content import ContentStore, corrupt
-from cachd.store.digests import PartHash
+from cachd.store.content import ContentStore
+from cachd.store.digests import PartHash, corrupt
 from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
 from cachd.transfer.cores import together
@@ -310,7 +310,7 @@ class Download:
 
     def _begin_with_space(self, rest: int) -> bool:
         """Begin the ingest. Returns False, and begins nothing, while a damaged blob's parts find no space."""
-        if not rest or not self._content.is_set_aside(self.file.blob):
+        if not rest or not self._content.damaged.has(self.file.blob):
             self._begin_ingest()
             return True
         payer = self._payer()
@@ -789,5 +789,5 @@ class Download:
         if isinstance(outcome, DiskFailed):
             return outcome.facts.get("errno") != errno.EIO
         if isinstance(outcome, NoSpace):
-            return "short" not in outcome.facts  # with "short", only a reservation was too small
+            return not outcome.short  # if bytes are short, only a reservation was too small
         return isinstance(outcome, Changed)

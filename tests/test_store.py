@@ -368,6 +368,14 @@ def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: Store) -> N
             ingest.digest()
 
 
+def test_an_ingest_is_not_sealed_before_it_is_hashed(store: Store) -> None:
+    with closing(store.content.begin(FILE)) as ingest:
+        write(ingest, CONTENT, *PARTS)
+        with pytest.raises(ValueError, match="sealed before"):
+            ingest.seal()
+        assert stat.S_IMODE((ingest.directory / "data").stat().st_mode) == 0o600
+
+
 def test_finished_parts_are_resumed_and_landed_bytes_are_not(
     store: Store, next_life: Callable[[], Store]
 ) -> None:
@@ -1335,6 +1343,7 @@ def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]
             with pytest.raises(NoSpace) as refusal, space.reserve(MIB + 1, total=MIB + 1):
                 pass
             assert refusal.value.facts == {"need": MIB + 1, "free": MIB, "short": 1}
+            assert (refusal.value.short, refusal.value.short_inodes) == (1, 0)
             assert "cachd rm" in refusal.value.hint
         one.spend(3 * MIB)
         assert space.capacity().reserved == MIB

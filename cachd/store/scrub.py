@@ -27,8 +27,8 @@ class Replaced(Exception):
     """The blob was removed or replaced during the check, so the check has no result."""
 
 
-def quick_check(blob: Path, file: File) -> str:
-    """Check a blob without reading it. Returns what is wrong; empty when nothing is."""
+def quick_check(blob: Path, file: File) -> str | None:
+    """Check a blob without reading it. Returns what is wrong; None when nothing is."""
     try:
         status = os.lstat(blob)
     except FileNotFoundError:
@@ -37,13 +37,13 @@ def quick_check(blob: Path, file: File) -> str:
         return "it is not a regular file"
     if status.st_size != file.size:
         return f"it has {status.st_size} of {file.size} bytes"
-    return ""
+    return None
 
 
 def verify_blob(
     blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
-) -> str:
-    """Check a blob by reading it completely. Returns what is wrong; empty when nothing is.
+) -> str | None:
+    """Check a blob by reading it completely. Returns what is wrong; None when nothing is.
 
     `took` is called with the number of bytes of each read; it may wait or raise. `beside` is fed the bytes,
     too, if the file has a digest. Raises Replaced, Leased, Unavailable or DiskFailed.
@@ -68,17 +68,17 @@ def verify_blob(
 
 def _wrong_digest(
     reading: _Reading, file: File, digest: Digest, took: Callable[[int], None], beside: Hasher | None
-) -> str:
+) -> str | None:
     hasher = hasher_of(digest, file.size)
     for view in reading.extent(Extent(0, file.size), took):
         hasher.update(view)
         if beside:
             beside.update(view)
     got = hasher.digest()
-    return "" if got == digest else f"it hashes to {got}"
+    return None if got == digest else f"it hashes to {got}"
 
 
-def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str:
+def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str | None:
     """Check a blob whose source states no digest against its part hashes."""
     for part, expected in read_parts(parts_of(reading.path), file.size):
         hashed = PartHash(None)
@@ -86,7 +86,7 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
             hashed.update(view)
         if hashed.hexdigest != expected:
             return f"its part at byte {part.start} has another hash"
-    return ""
+    return None
 
 
 class _Reading:

@@ -37,6 +37,10 @@ _BYTES_PER_BYTE_OF_LINES = 4096  # so many bytes of a file cost at most one byte
 class Reservation:
     """Bytes of disk reserved for one pull. Grants hand them over as bytes arrive and need blocks.
 
+        reserved --grant, spend--> handed over        (return_unused: some of it is reserved again)
+                 --has_arrived--> only the overhead   (all content has its blocks)
+                 --end--> released                    (point of no return)
+
     `left`: bytes not handed over yet. `beside`: the overhead among them, for rounding to blocks, journals and
     directories. `owed`, `owed_inodes`: what must still be freed for it. `make_space(least)`: called when
     `least` bytes cannot get blocks. It frees some of what is owed and returns whether to try again, or raises

@@ -46,6 +46,7 @@ class Leftover:
     remove: Callable[[], int]
 
     def as_document(self) -> dict[str, object]:
+        """What the API shows of it."""
         return {"kind": self.kind, "name": self.name, "changed_at": iso(self.changed_at)}
 
 

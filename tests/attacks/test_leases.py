@@ -189,7 +189,7 @@ def test_a_blob_under_a_lease_is_neither_read_again_nor_warmed(store: Store) -> 
         with pytest.raises(Leased):
             load(blob, Extent(0, file.size), reads)
         assert resident(blob, reads) == 0
-    assert verify_blob(blob, file, reads, lambda _: None) == ""
+    assert verify_blob(blob, file, reads, lambda _: None) is None
 
 
 def test_a_lease_to_read_keeps_nobody_waiting(store: Store) -> None:
@@ -197,7 +197,7 @@ def test_a_lease_to_read_keeps_nobody_waiting(store: Store) -> None:
     blob, file = blob_of(store, snapshot)
     with leased("read", published(store.layout.root)), prompt():
         assert is_open([blob])
-        assert verify_blob(blob, file, store.snapshots.reads, lambda _: None) == ""
+        assert verify_blob(blob, file, store.snapshots.reads, lambda _: None) is None
         assert store.snapshots.look(snapshot.name, now=1.0) == ""
 
 

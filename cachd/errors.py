@@ -103,10 +103,28 @@ class TooBig(CachdError):
 
 
 class NoSpace(CachdError):
-    """The model does not fit on the disk now. Free space, or try again later."""
+    """The model does not fit on the disk now. Free space, or try again later.
+
+    `short`, `short_inodes`: the bytes or inodes to free for it; 0 when that number is not known.
+    """
 
     code = "no_space"
     retryable = True
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        short: int = 0,
+        short_inodes: int = 0,
+        code: str | None = None,
+        hint: str = "",
+        **facts: object,
+    ) -> None:
+        missing = {"short": short, "short_inodes": short_inodes}
+        facts |= {name: count for name, count in missing.items() if count}
+        super().__init__(detail, code=code, hint=hint, **facts)
+        self.short, self.short_inodes = short, short_inodes
 
 
 class Changed(CachdError):

@@ -34,12 +34,12 @@ def content(path: str | Path, *, at_most: int) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return whole(descriptor, at_most=at_most)
+        return content_of(descriptor, at_most=at_most)
     finally:
         os.close(descriptor)
 
 
-def whole(descriptor: int, *, at_most: int) -> bytes:
+def content_of(descriptor: int, *, at_most: int) -> bytes:
     """As `content`, for an open file. A longer file is refused unread, even one that takes no disk space."""
     status = os.fstat(descriptor)
     check_regular(status)

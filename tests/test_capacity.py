@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
-from cachd.kernel.leases import tells_use
+from cachd.kernel.leases import reports_open_files
 from cachd.kubelet import kubelet_keeps
 from cachd.model import Percentage
 from cachd.store.space import Space, beside_others, is_shared
@@ -479,9 +479,9 @@ def test_a_model_opened_while_it_is_withdrawn_stays_ready(
 
 
 def test_what_the_kernel_tells_is_tried_at_the_start(tmp_path: Path) -> None:
-    assert tells_use(tmp_path / "probe")
+    assert reports_open_files(tmp_path / "probe")
     assert not (tmp_path / "probe").exists()
-    assert not tells_use(Path("/proc/self/probe"))
+    assert not reports_open_files(Path("/proc/self/probe"))
 
 
 @needs("pods")
@@ -572,10 +572,10 @@ def test_what_is_deleted_by_force_and_still_open_counts_as_taken_until_it_is_clo
             reclaim.make_available(30 * MIB)
         assert f"deleted models that are still open ({8 * MIB} bytes)" in refusal.value.detail
         assert small.names == ["b", "c"], "no round empties the cache for what cannot come free"
-        store.content.empty_trash()
+        store.content.trash.empty_all()
         assert store.space.capacity().usage.held == 8 * MIB
         reader.communicate(timeout=PATIENCE_SECONDS)
-    store.content.empty_trash()
+    store.content.trash.empty_all()
     assert store.space.capacity().usage.held == 0
     assert store.space.capacity().free >= now.free + 8 * MIB
 

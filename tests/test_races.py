@@ -18,13 +18,17 @@ import pytest
 
 from cachd.errors import Cancelled, InUse, NotFound
 from cachd.kernel import durable
-from cachd.model import ModelSpec
+from cachd.model import Extent, ModelSpec
 from cachd.sources.connection import Connection, origin_of
 from cachd.sources.routes import Dialled
 from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
-from cachd.store.content import ContentStore
+from cachd.store.content.removal import Removal
+from cachd.store.digests import PartHash
 from cachd.store.disk_store import DiskStore
+from cachd.store.ingest.about import About
+from cachd.store.ingest.data_file import DataFile
+from cachd.store.ingest.journal import Journal
 from cachd.store.leases import Leases
 from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.line import Line
@@ -54,6 +58,25 @@ def taken(store: DiskStore, name: str = "m", *, seconds: float = 60.0) -> str:
     return store.leases.take(name, "pod/a", until=time.time() + seconds).id
 
 
+# --- two parts that end at once ---
+
+
+def test_a_part_that_ends_after_a_sync_found_nothing_more_to_write_is_in_the_journal(tmp_path: Path) -> None:
+    """The thread that syncs is asked again, but has written the lines of that request already."""
+    file, hashed = file_of(noise(300)), PartHash(None)
+    data = DataFile(tmp_path, lambda: None)
+    journal = Journal(tmp_path, file, data, About(tmp_path, file))
+    journal.keep(Extent(0, 100), hashed)
+    with paused_before(durable.append, journal.sync) as syncing:
+        journal.sync()
+    syncing.result(PATIENCE_SECONDS)
+    journal.keep(Extent(100, 200), hashed)
+    journal.sync()
+    journal.close()
+    data.close()
+    assert [each.start for each in journal.recorded() if each.synced_stop > each.start] == [0, 100]
+
+
 # --- a blob that goes, and a pull that comes to need it ---
 
 
@@ -68,7 +91,7 @@ def test_a_claim_that_comes_while_a_blob_goes_finds_it_gone(store: DiskStore) ->
             return [f.path for f in store.content.missing(manifest)]
 
     with ThreadPoolExecutor(1) as pulls:
-        with paused_before(durable.take_away, lambda: store.content.drop(file.blob)) as dropping:
+        with paused_before(durable.take_away, lambda: store.content.removal.drop(file.blob)) as dropping:
             claiming = pulls.submit(claim)
             assert not claimed.wait(LET_IN_SECONDS), "the claim counts on a blob that is being deleted"
         assert dropping.result(PATIENCE_SECONDS) > 0
@@ -86,7 +109,7 @@ def test_a_blob_is_not_taken_away_once_it_is_claimed(store: DiskStore) -> None:
             assert over.wait(PATIENCE_SECONDS)
 
     with ThreadPoolExecutor(1) as pulls:
-        with paused_before(ContentStore._discard_blob, lambda: store.content.drop(file.blob)) as dropping:
+        with paused_before(Removal._discard_blob, lambda: store.content.removal.drop(file.blob)) as dropping:
             claiming = pulls.submit(claim)
             assert claimed.wait(PATIENCE_SECONDS)
         freed, is_here = dropping.result(PATIENCE_SECONDS), store.content.has(file)

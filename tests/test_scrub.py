@@ -19,9 +19,11 @@ import pytest
 
 from cachd.errors import NotFound
 from cachd.kernel.calls import resident_bytes
+from cachd.model import Digest
 from cachd.store import catalog
 from cachd.store.reads import Reads
-from cachd.store.scrub import Moved, reread
+from cachd.store.scrub import Replaced, verify_blob
+from cachd.store.scrub_log import ScrubLog
 from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -418,10 +420,10 @@ def reading(path: Path, engine: Engine, spec: str) -> Iterator[threading.Event]:
     began, over = threading.Event(), threading.Event()
 
     def read() -> None:
-        with suppress(Moved):
+        with suppress(Replaced):
             while not over.is_set():
-                wrong = reread(path, manifest.files[0], store.content.reads, lambda _: began.set())
-                assert wrong == "" or not path.exists(), wrong
+                wrong = verify_blob(path, manifest.files[0], store.content.reads, lambda _: began.set())
+                assert wrong is None or not path.exists(), wrong
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -468,7 +470,7 @@ def test_a_scrub_changes_nothing_of_what_is_in_memory(
             pytest.skip("this directory is in memory itself (tmpfs): nothing there is ever cold")
         assert before == (SIZE if is_resident else 0)
         monkeypatch.setattr(os, "O_DIRECT", direct)
-        assert reread(path, file, Reads(), lambda _: None) == ""
+        assert verify_blob(path, file, Reads(), lambda _: None) is None
         assert resident_bytes(held.fileno(), 0, SIZE) == before
 
 
@@ -507,3 +509,13 @@ def test_verifying_while_models_come_and_go_raises_no_false_alarm(
     assert opened.store.names.quarantined() == []
     assert (opened.metrics.registry.get_sample_value("cachd_scrub_bytes_total") or 0) > 0
     assert opened.pulls.start(spec_of(refs["model-0"], name="model-0")) is not None
+
+
+def test_the_scrub_log_is_written_at_most_every_ten_seconds(tmp_path: Path) -> None:
+    path, clock = tmp_path / "scrub_log.json", iter([0.0, 9.0, 11.0, 11.0])
+    blob = Digest("sha256", "ab" * 32)
+    log = ScrubLog(path, now=lambda: 1000.0, clock=lambda: next(clock))
+    log.verified(blob)
+    assert not path.exists()
+    log.verified(blob)
+    assert json.loads(path.read_text()) == {str(blob): 1000.0}

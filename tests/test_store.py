@@ -41,6 +41,7 @@ from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import Ingest
 from cachd.store.layout import Layout
 from cachd.store.space import Space, bytes_beside
+from cachd.store.store import Store
 from tests.ground import mount
 from tests.ground.disks import fill, remount, take_inodes
 from tests.ground.models import digests, noise
@@ -79,7 +80,7 @@ def write(ingest: Ingest, content: bytes, *parts: Extent) -> None:
         ingest.finish(part, hashed)
 
 
-def commit(store: DiskStore, file: File, content: bytes) -> None:
+def commit(store: Store, file: File, content: bytes) -> None:
     """Take the content in as the file's blob."""
     with closing(store.content.begin(file)) as ingest:
         for gap in ingest.gaps():
@@ -88,7 +89,7 @@ def commit(store: DiskStore, file: File, content: bytes) -> None:
         store.content.commit(ingest)
 
 
-def keep(store: DiskStore, files: Files) -> None:
+def keep(store: Store, files: Files) -> None:
     """Take every blob in that is not here."""
     for path, content in files.items():
         if not store.content.has(file_of(content, path)):
@@ -96,7 +97,7 @@ def keep(store: DiskStore, files: Files) -> None:
 
 
 def publish(
-    store: DiskStore,
+    store: Store,
     files: Files,
     ref: str = "hf://org/model",
     name: str | None = None,
@@ -355,7 +356,7 @@ def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
             write(ingest, CONTENT, PARTS[number])
             ingest.follow(memoryview(bytearray(1000)))
             assert not ingest.behind
-        assert ingest.is_whole
+        assert ingest.is_received
         assert ingest.is_hashed
         assert ingest.digest() == FILE.digest
 
@@ -366,6 +367,14 @@ def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: DiskStore) 
         ingest.follow(memoryview(bytearray(KIB)))
         with pytest.raises(ValueError, match="digest asked"):
             ingest.digest()
+
+
+def test_an_ingest_is_not_sealed_before_it_is_hashed(store: DiskStore) -> None:
+    with closing(store.content.begin(FILE)) as ingest:
+        write(ingest, CONTENT, *PARTS)
+        with pytest.raises(ValueError, match="sealed before"):
+            ingest.seal()
+        assert stat.S_IMODE((ingest.directory / "data").stat().st_mode) == 0o600
 
 
 def test_finished_parts_are_resumed_and_landed_bytes_are_not(
@@ -579,7 +588,7 @@ def test_many_streams_write_one_ingest(store: DiskStore) -> None:
     parts = [Extent(start, start + 64 * KIB) for start in range(0, len(content), 64 * KIB)]
     with closing(store.content.begin(file)) as ingest, concurrent.futures.ThreadPoolExecutor(8) as streams:
         list(streams.map(lambda part: write(ingest, content, part), parts))
-        assert ingest.is_whole
+        assert ingest.is_received
     with closing(store.content.begin(file)) as resumed:
         assert resumed.gaps() == []
         resumed.follow(memoryview(bytearray(MIB)))
@@ -662,7 +671,7 @@ def test_a_blob_whose_source_has_no_digest_keeps_the_hashes_of_its_parts(store: 
     assert path.with_name(f"{path.name}.parts").read_text().splitlines() == [
         f"{p.start} {p.stop} {xxhash.xxh3_128(CONTENT[p.start : p.stop]).hexdigest()}" for p in PARTS
     ]
-    store.content.free(Manifest("https://host/model.bin", "0" * 64, (file,)))
+    store.content.removal.free(Manifest("https://host/model.bin", "0" * 64, (file,)))
     assert_nothing_left(store.layout.root)
 
 
@@ -744,7 +753,7 @@ def test_a_process_killed_at_any_step_of_a_commit_leaves_what_the_next_can_finis
                 else:
                     commit(store, FILE, CONTENT)
                 assert store.content.path(FILE.blob).read_bytes() == CONTENT
-                store.content.free(manifest_of({"model.bin": CONTENT}))
+                store.content.removal.free(manifest_of({"model.bin": CONTENT}))
                 assert_nothing_left(root)
 
 
@@ -788,7 +797,7 @@ def test_a_process_killed_at_any_step_of_a_put_leaves_a_blob_or_nothing() -> Non
                     assert_nothing_left(root)
                     store.content.put(FILE, memoryview(CONTENT))
                 assert store.content.path(FILE.blob).read_bytes() == CONTENT
-                store.content.free(manifest_of({"model.bin": CONTENT}))
+                store.content.removal.free(manifest_of({"model.bin": CONTENT}))
                 assert_nothing_left(root)
 
 
@@ -1201,7 +1210,7 @@ def test_a_model_that_another_process_has_mapped_is_withdrawn_by_force_alone(
         assert blobs_of(root) == set()
         seen, _ = reader.communicate(timeout=30)
         assert seen.strip() == sha256(ONE["model.safetensors"]).hex
-    store.content.empty_trash()
+    store.content.trash.empty_all()
     assert store.space.capacity().usage.total == 0
     assert_nothing_left(root)
 
@@ -1248,13 +1257,13 @@ def test_a_blob_that_a_running_pull_needs_is_not_freed(store: DiskStore) -> None
     with store.content.claim(manifest_of(TWO)):
         store.withdraw("org--one")
         assert blobs_of(store.layout.root) == hexes(ONE) & hexes(TWO)
-    store.content.free(manifest_of(TWO))
+    store.content.removal.free(manifest_of(TWO))
     assert blobs_of(store.layout.root) == set()
 
 
 def test_what_an_interrupted_pull_left_is_freed_with_its_manifest(store: DiskStore, root: Path) -> None:
     left_by_an_earlier_life(store, PARTS[0])
-    assert store.content.free(manifest_of({"model.bin": CONTENT})) >= PARTS[0].size
+    assert store.content.removal.free(manifest_of({"model.bin": CONTENT})) >= PARTS[0].size
     assert_nothing_left(root)
 
 
@@ -1347,6 +1356,7 @@ def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]
             with pytest.raises(NoSpace) as refusal, space.reserve(MIB + 1, total=MIB + 1):
                 pass
             assert refusal.value.facts == {"need": MIB + 1, "free": MIB, "short": 1}
+            assert (refusal.value.short, refusal.value.short_inodes) == (1, 0)
             assert "cachd rm" in refusal.value.hint
         one.spend(3 * MIB)
         assert space.capacity().reserved == MIB
@@ -1464,7 +1474,7 @@ def test_a_publish_that_found_no_room_is_swept_to_the_last_byte(small_disk: Call
             except NoSpace:
                 give_back(fillers)
                 store.sweep_snapshots()
-                store.content.free(manifest_of(SMALL))
+                store.content.removal.free(manifest_of(SMALL))
                 assert_nothing_left(root)
             else:
                 give_back(fillers)

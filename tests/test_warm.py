@@ -14,7 +14,7 @@ import pytest
 
 from cachd.errors import NoSpace
 from cachd.kernel import calls
-from cachd.kernel.memory import room_for_pages
+from cachd.kernel.memory import space_for_pages
 from cachd.upkeep.warms import Warming, Warms
 from tests.conftest import Engine
 from tests.ground.hub import Hub
@@ -232,4 +232,4 @@ def test_the_room_is_what_the_kernel_and_every_group_leave(
     tmp_path: Path, cgroup: str, files: dict[str, object], room: int
 ) -> None:
     proc = lay(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": cgroup})
-    assert room_for_pages(proc, lay(tmp_path / "cgroup", files)) == room
+    assert space_for_pages(proc, lay(tmp_path / "cgroup", files)) == room

@@ -22,9 +22,9 @@ from cachd.model import (
     check_name,
 )
 from cachd.policy.eviction import Candidate
+from cachd.store.capacity import Capacity
 from cachd.store.catalog import iso, ready_document
 from cachd.store.leases import Lease
-from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.store.watch import Watched
 from cachd.transfer.pulls import Pull, Pulls

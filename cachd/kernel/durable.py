@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from cachd import files
-from cachd.errors import DiskFailed, Leased, NoSpace, Unavailable
+from cachd.errors import CachdError, DiskFailed, Leased, NoSpace, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -28,27 +28,41 @@ _LEASE_BREAK_SECONDS = 45.0  # the default of the sysctl fs.lease-break-time
 SCARCE = (errno.EMFILE, errno.ENFILE)  # no free descriptor: temporary, and no fault of the disk
 
 
-@contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn an OSError into NoSpace, Unavailable or DiskFailed.
+class disk_errors:  # noqa: N801 - used as a statement, like contextlib.suppress
+    """Inside `with disk_errors(path)`, an OSError becomes NoSpace, Unavailable or DiskFailed.
 
-    The new error names the file that the OSError names; if it names none, `path`.
+    The new error names the file that the OSError names; if it names none, `path`. A class and no generator,
+    because each small file passes several of these blocks.
     """
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
-        shown = " -> ".join(named) or path
-        if error.errno in FULL:
-            raise NoSpace(
-                f"{shown}: {reason}", hint="free space or inodes on the cache's file system"
-            ) from error
-        if error.errno in SCARCE:
-            raise too_many_files(shown) from error
-        code = "read_only" if error.errno == errno.EROFS else "disk_failed"
-        hint = "look at the node's kernel log: a file system may become read-only after an error"
-        raise DiskFailed(f"{shown}: {reason}", code=code, hint=hint, errno=error.errno) from error
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise _as_ours(error, self._path) from error
+
+
+def _as_ours(error: OSError, path: Path | str) -> CachdError:
+    """The exception of cachd for an OSError; see `disk_errors`."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
+    shown = " -> ".join(named) or path
+    if error.errno in FULL:
+        return NoSpace(f"{shown}: {reason}", hint="free space or inodes on the cache's file system")
+    if error.errno in SCARCE:
+        return too_many_files(shown)
+    return DiskFailed(
+        f"{shown}: {reason}",
+        code="read_only" if error.errno == errno.EROFS else "disk_failed",
+        hint="look at the node's kernel log: a file system may become read-only after an error",
+        errno=error.errno,
+    )
 
 
 def too_many_files(path: Path | str) -> Unavailable:
@@ -88,7 +102,7 @@ def read_file(path: Path | str, *, at_most: int = files.STATE_BYTES) -> bytes:
     """The content of a regular file. Raises as `open_file`, and TooLong when it is longer than `at_most`."""
     fd = open_file(path, os.O_RDONLY)
     try:
-        return files.whole(fd, at_most=at_most)
+        return files.content_of(fd, at_most=at_most)
     finally:
         os.close(fd)
 
@@ -242,18 +256,8 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
     Any reader, after any crash, sees either the complete old or the complete new content.
     """
-    beside = path.with_name(f".{path.name}.new")
-    fd = _new_file(beside, mode)
-    try:
-        os.fchmod(fd, mode)
-        write_at(fd, memoryview(content), 0)
-        os.fsync(fd)
-        os.rename(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-    finally:
-        os.close(fd)
+    with _replacing(path, content, mode) as fd:
+        os.fsync(fd)  # before the rename: a crash must not leave the name without the content
     sync_directory(path.parent)
 
 
@@ -263,11 +267,19 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     Any reader sees either the complete old or the complete new content. A crash of the node may leave the
     file missing or empty.
     """
+    with _replacing(path, content, mode):
+        pass
+
+
+@contextmanager
+def _replacing(path: Path, content: bytes, mode: int) -> Iterator[int]:
+    """Write a new file beside `path`, and rename it to `path` after the block. Yields its descriptor."""
     beside = path.with_name(f".{path.name}.new")
     fd = _new_file(beside, mode)
     try:
         os.fchmod(fd, mode)
         write_at(fd, memoryview(content), 0)
+        yield fd
         os.rename(beside, path)
     except BaseException:
         os.unlink(beside)
@@ -325,14 +337,14 @@ def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
 
     `beside` is an unused path on the same file system: the new link is made there and renamed to `target`.
     """
-    with suppress(FileExistsError):
+    try:
         os.link(source, target, follow_symlinks=False)
-        return
-    if not os.path.samestat(os.lstat(source), os.lstat(target)):
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
-        os.link(source, beside, follow_symlinks=False)
-        os.rename(beside, target)
+    except FileExistsError:
+        if not os.path.samestat(os.lstat(source), os.lstat(target)):
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            os.link(source, beside, follow_symlinks=False)
+            os.rename(beside, target)
 
 
 def remove(path: Path) -> None:

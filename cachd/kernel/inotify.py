@@ -47,6 +47,7 @@ class Inotify:
         self._fd = _checked(_LIBC.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
 
     def close(self) -> None:
+        """End all watches."""
         os.close(self._fd)
 
     def add(self, directory: str, mask: int) -> int:

@@ -81,7 +81,7 @@ def _take_lease(fd: int) -> bool:
     return True
 
 
-def tells_use(probe: Path) -> bool:
+def reports_open_files(probe: Path) -> bool:
     """Whether the kernel reports open files here. Tries it on the file `probe`, which is created and removed.
 
     The kernel reports none on file systems without leases (some network and FUSE ones), and none to a process

@@ -9,7 +9,7 @@ from pathlib import Path
 _KEPT_FREE = 0.05  # of all memory, for what processes allocate meanwhile
 
 
-def room_for_pages(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def space_for_pages(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that the page cache can still take: MemAvailable (man 5 proc) minus 5 % of all memory.
 
     It is at most what the control groups of this process allow: the kernel charges a page to the group that

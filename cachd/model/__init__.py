@@ -1,7 +1,7 @@
 """The values that the other packages share: frozen, and checked when they are made."""
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
-from cachd.model.limits import Limits, Percentage, SizeOrPercent, bytes_in
+from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import SCHEMES, Ref, Scheme
@@ -29,7 +29,7 @@ __all__ = [
     "SizeOrPercent",
     "Snapshot",
     "Typed",
-    "bytes_in",
+    "amount_in",
     "bytes_of",
     "check_name",
     "check_path",

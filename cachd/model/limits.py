@@ -49,6 +49,6 @@ class Percentage:
 SizeOrPercent = int | Percentage
 
 
-def bytes_in(total: int, space: SizeOrPercent) -> int:
-    """The space in the unit of `total`: bytes of a file system, or its inodes."""
+def amount_in(total: int, space: SizeOrPercent) -> int:
+    """A bound as a number of bytes or inodes, of which the file system has `total`."""
     return space.of(total) if isinstance(space, Percentage) else space

@@ -142,7 +142,7 @@ class SharedVolumeSource:
             return {}
         descriptor = self._open(listing)
         try:
-            content = files.whole(descriptor, at_most=checksums.LONGEST_BYTES)
+            content = files.content_of(descriptor, at_most=checksums.LONGEST_BYTES)
         except files.TooLong as error:
             raise too_large(str(listing), checksums.LONGEST_BYTES, error.size) from error
         finally:

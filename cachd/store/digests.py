@@ -1,4 +1,4 @@
-"""Computes digests of files and of parts, and combines the checksums of parts into the file's.
+"""Computes digests: of a complete file, of its bytes in order, of its parts.
 
 A cryptographic digest needs a file's bytes in order. A CRC does not: that of a file follows from those of its
 parts.
@@ -12,29 +12,37 @@ from typing import Protocol
 
 import xxhash
 
-from cachd.model import Digest
+from cachd.errors import Corrupt
+from cachd.model import Digest, File
 
 
 class Hasher(Protocol):
     """Takes a file's bytes in order and returns its Digest."""
 
-    def update(self, view: memoryview) -> None: ...
+    def update(self, view: memoryview) -> None:
+        """Hash the next bytes."""
 
-    def digest(self) -> Digest: ...
+    def digest(self) -> Digest:
+        """The digest of the bytes so far."""
 
 
 class _InOrder:
     def __init__(self, algorithm: str, size: int) -> None:
-        self._algorithm = algorithm
-        self._hash = hashlib.new(algorithm.removeprefix("git-"), usedforsecurity=False)
-        if algorithm == "git-sha1":
-            self._hash.update(b"blob %d\0" % size)  # git hashes a header first (man git-hash-object)
+        self._algorithm, self._hash = algorithm, _begun(algorithm, size)
 
     def update(self, view: memoryview) -> None:
         self._hash.update(view)
 
     def digest(self) -> Digest:
         return Digest(self._algorithm, self._hash.hexdigest())
+
+
+def _begun(algorithm: str, size: int) -> hashlib._Hash:
+    """The hash of a file of `size` bytes before its first byte."""
+    begun = hashlib.new(algorithm.removeprefix("git-"), usedforsecurity=False)
+    if algorithm == "git-sha1":
+        begun.update(b"blob %d\0" % size)  # git hashes a header first (man git-hash-object)
+    return begun
 
 
 NO_SHA256 = Digest("sha256", "0" * 64)  # stands for the algorithm where no value is known yet
@@ -101,11 +109,13 @@ def hasher_of(digest: Digest, size: int) -> Hasher:
     return _Checked(check, size) if check else in_order(digest, size)
 
 
-def of_whole(digest: Digest, content: memoryview) -> Digest:
+def digest_of(digest: Digest, content: memoryview) -> Digest:
     """The digest of a file's complete content. `digest` names the algorithm."""
-    hasher = hasher_of(digest, len(content))
-    hasher.update(content)
-    return hasher.digest()
+    if check := checksum(digest):
+        return check.joined([(check.add(content, 0), len(content))])
+    complete = _begun(digest.algorithm, len(content))
+    complete.update(content)
+    return Digest(digest.algorithm, complete.hexdigest())
 
 
 class PartHash:
@@ -121,6 +131,7 @@ class PartHash:
         self.checksum = 0
 
     def update(self, view: memoryview) -> None:
+        """Hash the next bytes of the part."""
         if self._xxh3:
             self._xxh3.update(view)
         if self._check:
@@ -135,6 +146,19 @@ class PartHash:
 
     @property
     def hexdigest(self) -> str:
+        """The hash of the bytes so far, as its line records it."""
         if self._xxh3:
             return self._xxh3.hexdigest()
         return f"{self.checksum:016x}"
+
+
+def corrupt(file: File, got: Digest | None, expected: Digest | None = None) -> Corrupt:
+    """The error for content with a wrong digest. `expected`: by default the digest that the source states."""
+    expected = expected or file.digest
+    return Corrupt(
+        f"{file.path}: expected {expected}, got {got} ({file.size} bytes from {file.origin})",
+        hint="nothing was published; if it happens again, the source or the network to it corrupts data",
+        file=file.path,
+        expected=str(expected),
+        got=str(got),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from cachd.kernel import durable
-from cachd.kernel.leases import tells_use
+from cachd.kernel.leases import reports_open_files
 from cachd.model import Digest, File, Manifest, SizeOrPercent
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.changes import Changes
@@ -65,11 +65,11 @@ class DiskStore:
             prepare(self.layout)
             self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
             with durable.disk_errors(root):
-                self.content.empty_trash()
+                self.content.trash.empty_all()
                 self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
                 self._settle()
             self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
-            self.reports_open_files = tells_use(self.layout.staging / "lease")
+            self.reports_open_files = reports_open_files(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
             raise

@@ -25,7 +25,7 @@ from cachd.store.layout import Layout
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
 from cachd.store.pod_views import PodViews
-from cachd.store.scrub import Moved
+from cachd.store.scrub import Replaced
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +56,9 @@ class Quarantines:
         """Quarantine every name that uses a damaged blob, and move the blob away. Returns the names.
 
         `wrong`: what is wrong with the blob, for people. `inode`: its inode when the damage was found, 0 if
-        the blob was missing. A process that has the file open keeps it. Raises Moved if the blob has another
-        inode by now, if no snapshot uses it, or if it is missing and no ready name uses it. May
-        raise DiskFailed.
+        the blob was missing. A process that has the file open keeps it. Raises Replaced if the blob has
+        another inode by now, if no snapshot uses it, or if it is missing and no ready name uses it.
+        May raise DiskFailed.
         """
         with self._names.changing():
             using = [
@@ -69,14 +69,14 @@ class Quarantines:
             manifests = {each for each, _ in using}
             names = [s.name for s in self._names.all() if s.manifest in manifests]
             if self._content.inode(file.blob) != inode or not using or not (names or inode):
-                raise Moved
+                raise Replaced
             inodes = {file.blob: inode} if inode else {}
             for name in names:
                 self._quarantine(name, f"{file.path}: {wrong}", inodes, now)
             for each in self._names.quarantined():
                 if each.snapshot.name not in names and each.snapshot.manifest in manifests:
                     self._names.record_quarantine(replace(each, inodes={**each.inodes, **inodes}))
-            self._content.set_aside(file.blob, inode)
+            self._content.damaged.keep(file.blob, inode)
             self._views.hide(file.blob, using)
         return names
 
@@ -98,7 +98,7 @@ class Quarantines:
             if wrong:
                 self._quarantine(name, wrong, inodes, now)
                 for blob, inode in inodes.items():
-                    self._content.set_aside(blob, inode)
+                    self._content.damaged.keep(blob, inode)
             else:
                 self._views.repair_hold(snapshot)
             return wrong
@@ -109,7 +109,7 @@ class Quarantines:
             durable.remove(self._layout.ready_file(each.snapshot.name))
             self._names.undeclared(each.snapshot.name)
             for blob, inode in each.inodes.items():
-                self._content.set_aside(blob, inode)
+                self._content.damaged.keep(blob, inode)
 
     # --- private ---
 

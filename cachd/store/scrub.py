@@ -17,18 +17,18 @@ from cachd.kernel import durable
 from cachd.kernel.calls import resident_bytes
 from cachd.model import Digest, Extent, File
 from cachd.store.digests import Hasher, PartHash, hasher_of
-from cachd.store.ingest import parts_of, read_parts
+from cachd.store.ingest.part_lines import parts_of, read_parts
 from cachd.store.reads import Reads
 
 READ_BYTES = 1 << 20
 
 
-class Moved(Exception):
+class Replaced(Exception):
     """The blob was removed or replaced during the check, so the check has no result."""
 
 
-def quick_check(blob: Path, file: File) -> str:
-    """Check a blob without reading it. Returns what is wrong; empty when nothing is."""
+def quick_check(blob: Path, file: File) -> str | None:
+    """Check a blob without reading it. Returns what is wrong; None when nothing is."""
     try:
         status = os.lstat(blob)
     except FileNotFoundError:
@@ -37,16 +37,16 @@ def quick_check(blob: Path, file: File) -> str:
         return "it is not a regular file"
     if status.st_size != file.size:
         return f"it has {status.st_size} of {file.size} bytes"
-    return ""
+    return None
 
 
-def reread(
+def verify_blob(
     blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
-) -> str:
-    """Check a blob by reading it completely. Returns what is wrong; empty when nothing is.
+) -> str | None:
+    """Check a blob by reading it completely. Returns what is wrong; None when nothing is.
 
     `took` is called with the number of bytes of each read; it may wait or raise. `beside` is fed the bytes,
-    too, if the file has a digest. Raises Moved, Leased, Unavailable or DiskFailed.
+    too, if the file has a digest. Raises Replaced, Leased, Unavailable or DiskFailed.
     """
     if wrong := quick_check(blob, file):
         return wrong
@@ -68,17 +68,17 @@ def reread(
 
 def _wrong_digest(
     reading: _Reading, file: File, digest: Digest, took: Callable[[int], None], beside: Hasher | None
-) -> str:
+) -> str | None:
     hasher = hasher_of(digest, file.size)
     for view in reading.extent(Extent(0, file.size), took):
         hasher.update(view)
         if beside:
             beside.update(view)
     got = hasher.digest()
-    return "" if got == digest else f"it hashes to {got}"
+    return None if got == digest else f"it hashes to {got}"
 
 
-def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str:
+def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str | None:
     """Check a blob whose source states no digest against its part hashes."""
     for part, expected in read_parts(parts_of(reading.path), file.size):
         hashed = PartHash(None)
@@ -86,7 +86,7 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
             hashed.update(view)
         if hashed.hexdigest != expected:
             return f"its part at byte {part.start} has another hash"
-    return ""
+    return None
 
 
 class _Reading:
@@ -120,7 +120,7 @@ class _Reading:
             try:
                 fd = durable.open_file(self.path, os.O_RDONLY | self._direct)
             except FileNotFoundError as error:
-                raise Moved from error
+                raise Replaced from error
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
@@ -129,7 +129,7 @@ class _Reading:
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):
-                    raise Moved
+                    raise Replaced
                 self._inode = inode
                 return os.preadv(fd, [self._buffer], offset) if self._direct else self._read_kept(fd, offset)
             finally:

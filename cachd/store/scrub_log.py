@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -23,18 +23,25 @@ _SAVE_SECONDS = 10.0
 class ScrubLog:
     """When each blob was last verified (seconds since the epoch), kept across restarts. Safe from any thread.
 
-    A blob counts as verified when it has been hashed as it arrived, or read and found intact.
+    A blob counts as verified when it has been hashed as it arrived, or read and found intact. `now`: seconds
+    since the epoch. `clock`: seconds that only go forward, for the time between two saves.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._now, self._clock = path, now, clock
         self._lock = threading.Lock()
         self._at: dict[Digest, float] = {}
-        self._saved = time.monotonic()
+        self._saved = self._clock()
         self._changed = False
         try:
             document = durable.read_document(self._path)
-            self._at = {Digest.parse(blob): min(float(at), time.time()) for blob, at in document.items()}
+            self._at = {Digest.parse(blob): min(float(at), self._now()) for blob, at in document.items()}
         except FileNotFoundError:
             pass
         except files.UNREADABLE as error:
@@ -43,7 +50,7 @@ class ScrubLog:
     def know(self, blobs: Iterable[Digest]) -> None:
         """Keep the times of these blobs and forget all others. A new blob counts as verified now."""
         with self._lock:
-            known = {blob: self._at.get(blob, time.time()) for blob in blobs}
+            known = {blob: self._at.get(blob, self._now()) for blob in blobs}
             self._changed |= known != self._at
             self._at = known
 
@@ -64,13 +71,14 @@ class ScrubLog:
     def verified(self, blob: Digest) -> None:
         """Record that a blob was verified just now. Saves the log if it was not saved lately."""
         with self._lock:
-            self._at[blob] = time.time()
+            self._at[blob] = self._now()
             self._changed = True
-            is_due = time.monotonic() - self._saved > _SAVE_SECONDS
+            is_due = self._clock() - self._saved > _SAVE_SECONDS
         if is_due:
             self.save()
 
     def forget(self, blob: Digest) -> None:
+        """Drop the time of a blob that is removed or damaged."""
         with self._lock:
             self._at.pop(blob, None)
             self._changed = True
@@ -81,7 +89,7 @@ class ScrubLog:
             if not self._changed:
                 return
             document = json.dumps({str(blob): at for blob, at in self._at.items()})
-            self._changed, self._saved = False, time.monotonic()
+            self._changed, self._saved = False, self._clock()
         try:
             with durable.disk_errors(self._path):
                 if document == "{}":

@@ -89,7 +89,7 @@ class Store(Protocol):
         """What pods would find wrong with a ready name; quarantines it then. Empty if nothing is wrong."""
 
     def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
-        """Make every name that uses a damaged blob wait for its repair; these names. Moved."""
+        """Make every name that uses a damaged blob wait for its repair; these names. Replaced."""
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
         """The files that a quarantined spec had; None if it is not quarantined."""

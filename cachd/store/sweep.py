@@ -47,6 +47,7 @@ class Leftover:
     remove: Callable[[], int]
 
     def as_document(self) -> dict[str, object]:
+        """What the API shows of it."""
         return {"kind": self.kind, "name": self.name, "changed_at": iso(self.changed_at)}
 
 
@@ -79,12 +80,12 @@ class Sweep:
         content = self._content
         for path in self._layout.blobs.glob("*/*"):
             blob = _digest(path.parent.name, path.name)
-            if blob and blob not in needed and content.is_free(blob):
+            if blob and blob not in needed and content.removal.is_free(blob):
                 size, changed_at = _size_of(path), _changed_at(path)
-                yield Leftover("blob", str(blob), size, changed_at, partial(content.drop, blob))
+                yield Leftover("blob", str(blob), size, changed_at, partial(content.removal.drop, blob))
         yield from self._ingests(needed)
         for path, blob in self._unclaimed(self._layout.damaged_blobs, needed):
-            drop = partial(content.forget_damaged, blob)
+            drop = partial(content.damaged.forget, blob)
             yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
 
     def partial_downloads(self) -> list[Leftover]:
@@ -95,9 +96,9 @@ class Sweep:
 
     def _ingests(self, needed: Collection[Digest]) -> Iterator[Leftover]:
         for path, blob in self._unclaimed(self._layout.ingests, needed):
-            if not self._content.is_expected(blob):
+            if not self._content.owners.is_expected(blob):
                 changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
-                drop = partial(self._content.drop_ingest, blob)
+                drop = partial(self._content.removal.drop_ingest, blob)
                 yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
 
     def _unclaimed(self, directory: Path, needed: Collection[Digest]) -> Iterator[tuple[Path, Digest]]:
@@ -105,7 +106,7 @@ class Sweep:
         for path in directory.iterdir():
             algorithm, _, digits = path.name.rpartition("-")
             blob = _digest(algorithm, digits)
-            if blob and blob not in needed and not self._content.is_claimed(blob):
+            if blob and blob not in needed and not self._content.claims.is_claimed(blob):
                 yield path, blob
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -40,8 +40,8 @@ class UsageLog:
     no longer has. All times are seconds since the epoch.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._path = layout.usage_log
+    def __init__(self, layout: Layout, now: Callable[[], float] = time.time) -> None:
+        self._path, self._now = layout.usage_log, now
         self._lock = threading.Lock()
         self._by_name: dict[str, Use] = {}  # the one used last stands last
         self._opened: dict[str, float] = {}
@@ -97,6 +97,7 @@ class UsageLog:
         return self._by_name.get(name)
 
     def set_priority(self, name: str, priority: int) -> None:
+        """Record the priority that the latest request for a name gave it."""
         with self._lock:
             if self._priorities.pop(name, 0) != priority:
                 self._changed = True
@@ -105,6 +106,7 @@ class UsageLog:
                 _shorten(self._priorities)
 
     def priority(self, name: str) -> int:
+        """The priority of a name; 0 when none was set."""
         return self._priorities.get(name, 0)
 
     def brought(self, scheme: str, size: int, seconds: float) -> None:
@@ -140,7 +142,7 @@ class UsageLog:
         with self._lock:
             if not self._changed:
                 return
-            now = time.time()
+            now = self._now()
             self._opened = {m: at for m, at in self._opened.items() if now - at < _OPENED_SECONDS}
             document = {
                 "opened": self._opened,

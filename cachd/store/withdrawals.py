@@ -66,7 +66,7 @@ class Withdrawals:
                 raise no_such_model(name)
             self._remove_names([snapshot], None if force else self._protection.check_names_unused)
             trashed = self._remove(snapshot.manifest, [name]) | self._forget_history([snapshot])
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def evict(self, manifest: str) -> int:
         """Remove a snapshot and all its names. Returns the bytes freed.
@@ -84,7 +84,7 @@ class Withdrawals:
             else:
                 raise NotFound(f"snapshot {manifest} is no longer here", code="no_such_snapshot")
             trashed |= self._forget_history(named)
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def withdraw_refused(
         self, is_refused: Callable[[Manifest], bool], *, among: Collection[str] | None = None
@@ -111,7 +111,7 @@ class Withdrawals:
                     held.add(refused)
                 else:
                     trashed |= self._remove(refused)
-        self._content.empty(trashed)
+        self._content.trash.empty(trashed)
         return withdrawn, held
 
     # --- snapshots without a name ---
@@ -142,7 +142,7 @@ class Withdrawals:
         with self._names.changing():
             is_kept = manifest in self._history.manifests()
             trashed = {} if is_kept else self._remove_unneeded(manifest)
-        return self._content.empty(trashed)
+        return self._content.trash.empty(trashed)
 
     def sweep_snapshots(self, *, keep: Collection[str] = ()) -> int:
         """Remove the snapshots that `unneeded` lists. Returns the bytes freed. Raises DiskFailed."""
@@ -233,7 +233,7 @@ class Withdrawals:
             return {}
         self._watch.leave(manifest)
         gone = self._views.remove(manifest)
-        trashed = self._content.discard(gone, names) if gone else {}
+        trashed = self._content.removal.discard(gone, names) if gone else {}
         self._manifests.remove(manifest)
         return trashed
 

@@ -237,7 +237,7 @@ class Pulls:
             store.changes.mark(name)
             self._forget(name)  # may raise: the caller must know that the next start would pull it again
             if known.progress.manifest:
-                freed += self._store.content.free(known.progress.manifest, [name])
+                freed += self._store.content.removal.free(known.progress.manifest, [name])
         return freed
 
     def rollback(self, name: str) -> Snapshot:
@@ -406,7 +406,7 @@ class Pulls:
         self._store.usage_log.set_priority(spec.name, priority)
         started = Pull(spec, priority=priority, replace=replace, pins=pins)
         self._running[spec.name] = started
-        self._store.content.expect(spec.name)
+        self._store.content.owners.expect(spec.name)
         self._drop(spec.name)
         self._latest[spec.name] = started
         self._store.changes.mark(spec.name)
@@ -503,7 +503,7 @@ class Pulls:
             error = running.refusal or error
             if error.code == "refused_digest" and progress.manifest:
                 with suppress(CachdError):  # a sweep tries again
-                    self._store.content.free(progress.manifest, [spec.name])
+                    self._store.content.removal.free(progress.manifest, [spec.name])
             self._ended(running, state, began, error)
         except Exception as error:
             log.exception("a pull failed in a way it should not", name=spec.name)
@@ -544,7 +544,7 @@ class Pulls:
         with self._changed:
             if self._running.get(spec.name) is running:
                 del self._running[spec.name]
-        self._store.content.expect_no_more(spec.name)
+        self._store.content.owners.expect_no_more(spec.name)
         with suppress(CachdError):
             if not self._closed or state != "cancelled":  # the next start resumes what the stop cancelled
                 self._forget(spec.name)

@@ -36,7 +36,8 @@ from cachd.policy.eviction import (
     expired,
     refetch_seconds,
 )
-from cachd.store.space import Capacity, Reservation
+from cachd.store.capacity import Capacity
+from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.store.sweep import Leftover, remove
 from cachd.store.usage_log import GATED, GONE
@@ -235,7 +236,7 @@ class Reclaim:
         while True:
             try:
                 self._store.leases.expire(time.time())
-                self._store.content.empty_trash()
+                self._store.content.trash.empty_all()
                 self.note_opens()
                 if time.monotonic() >= self._checked_at + self._between_looks():
                     self.look()
@@ -278,7 +279,7 @@ class Reclaim:
                     self.candidates(),
                     unused_seconds=self._unused_seconds,
                     now=now,
-                    claimed=self._store.content.claimed(),
+                    claimed=self._store.content.claims.blobs(),
                 )
                 self._evict(old, "unused")
 
@@ -332,7 +333,7 @@ class Reclaim:
     def _candidates(self, chosen: Mapping[str, str]) -> list[Candidate]:
         """`chosen`: the manifests of other pulls' victims, each with the name of its pull."""
         self.note_opens()
-        claimed = self._store.content.claimed()
+        claimed = self._store.content.claims.blobs()
         return [
             self._candidate(manifest, named, claimed, chosen.get(manifest.id))
             for manifest, named in self._store.manifests.with_names()
@@ -407,7 +408,7 @@ class Reclaim:
         if inodes:  # the same policy, counting each blob as one inode instead of its bytes
             candidates = [replace(c, blobs=dict.fromkeys(c.blobs, 1)) for c in candidates]
         need = inodes or short - sum(found.size for found in partials)
-        claimed = self._store.content.claimed()
+        claimed = self._store.content.claims.blobs()
         return Plan(
             inodes or short,
             partials,
@@ -442,12 +443,9 @@ class Reclaim:
                         self._store.reserve(manifest, owed=owed, owed_inodes=owed_inodes)
                     )
                 except NoSpace as error:
-                    short, inodes = error.facts.get("short", 0), error.facts.get("short_inodes", 0)
-                    assert isinstance(short, int)
-                    assert isinstance(inodes, int)
-                    if not self._choose(victims, short, inodes):
+                    if not self._choose(victims, error.short, error.short_inodes):
                         raise self._with_holders(error) from error
-                    owed, owed_inodes = max(owed, short), max(owed_inodes, inodes)
+                    owed, owed_inodes = max(owed, error.short), max(owed_inodes, error.short_inodes)
                     continue
                 self._victims.append(victims)
                 return reservation
@@ -570,7 +568,11 @@ class Reclaim:
         if others := max(now.total - now.free - now.usage.total, 0):
             held_by.append(f"other files of this disk ({others} bytes)")
         detail = f"{error.detail}; held by {', '.join(held_by)}"
-        return NoSpace(detail, code=error.code, hint=error.hint, **error.facts, held_by=held_by)
+        named = NoSpace(
+            detail, short=error.short, short_inodes=error.short_inodes, code=error.code, hint=error.hint
+        )
+        named.facts = {**error.facts, "held_by": held_by}
+        return named
 
 
 def _holders(candidates: Collection[Candidate]) -> list[str]:

@@ -82,8 +82,8 @@ class Refusals:
             log.warning("model refused", name=snapshot.name, manifest=manifest.id, reason=refusal.detail)
             self._pulls.was_refused(snapshot.spec, refusal)
         for digest in table.refused:  # blobs that a pull has fetched but not published yet
-            content.drop(digest)
-            content.drop_ingest(digest)
+            content.removal.drop(digest)
+            content.removal.drop_ingest(digest)
 
 
 def _refusal(table: Table, manifest: Manifest) -> CachdError:

@@ -11,7 +11,7 @@ from cachd.errors import CachdError
 from cachd.metrics import Metrics
 from cachd.model import File
 from cachd.policy import backoff
-from cachd.store.scrub import Moved
+from cachd.store.scrub import Replaced
 from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pulls
@@ -46,7 +46,7 @@ class Repairs:
         """
         try:
             names = self._store.quarantine(file, wrong, inode, now=time.time())
-        except Moved:
+        except Replaced:
             return False
         self._scrub_log.forget(file.blob)
         self._metrics.verify_failures.labels("scrub").inc()

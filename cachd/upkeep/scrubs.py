@@ -24,7 +24,7 @@ from cachd.model import File, Manifest, Snapshot
 from cachd.policy.rate_limiter import RateLimiter
 from cachd.store.catalog import iso
 from cachd.store.digests import NO_SHA256, Hasher, in_order
-from cachd.store.scrub import Moved, reread
+from cachd.store.scrub import Replaced, verify_blob
 from cachd.store.scrub_log import ScrubLog
 from cachd.store.store import Store
 from cachd.transfer.pulls import Pulls
@@ -229,12 +229,12 @@ class Scrubs:
         inode = self._store.content.inode(file.blob)
         try:
             beside = self._hasher_beside(file)
-            wrong = reread(path, file, reads, counted, beside=beside)
+            wrong = verify_blob(path, file, reads, counted, beside=beside)
             if not wrong and beside:
                 self._store.content.hashes.note(file.blob, beside.digest())
             if wrong:  # read a second time: an error that does not repeat is no damage on disk
-                wrong = reread(path, file, reads, lambda _: self._wait())
-        except Moved:
+                wrong = verify_blob(path, file, reads, lambda _: self._wait())
+        except Replaced:
             return ""
         finally:
             self._reading = None

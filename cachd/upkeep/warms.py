@@ -13,7 +13,7 @@ import structlog
 
 from cachd.errors import CachdError, Cancelled, NoSpace
 from cachd.kernel import threads
-from cachd.kernel.memory import room_for_pages
+from cachd.kernel.memory import space_for_pages
 from cachd.metrics import MOST_MODELS, Metrics
 from cachd.model import Digest, Extent, Manifest, Snapshot
 from cachd.policy.parts import split
@@ -52,7 +52,7 @@ class Warms:
     `space` returns how many bytes of files memory can hold, counting those that it holds already.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, space: Callable[[], int] = room_for_pages) -> None:
+    def __init__(self, store: Store, metrics: Metrics, *, space: Callable[[], int] = space_for_pages) -> None:
         self._store, self._metrics, self._space = store, metrics, space
         self._warmings = Jobs[Warming](threads.pool(1, "warm"))
         self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))

@@ -36,7 +36,7 @@ from cachd.sources.table import Table
 from cachd.sources.wire import Wire
 from cachd.store.catalog import snapshot_from
 from cachd.store.disk_store import DiskStore
-from cachd.store.ingest import read_parts
+from cachd.store.ingest.part_lines import read_parts
 from tests.faults.test_fuzz import (
     BUCKET_PAGE,
     MANIFEST,

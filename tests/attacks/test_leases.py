@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import InUse, Leased
-from cachd.kernel.leases import is_open, tells_use, unlinked_unless_open
+from cachd.kernel.leases import is_open, reports_open_files, unlinked_unless_open
 from cachd.model import Extent, File, Snapshot
 from cachd.sources.beneath import open_file
 from cachd.store.disk_store import DiskStore
 from cachd.store.residency import load, resident
-from cachd.store.scrub import reread
+from cachd.store.scrub import verify_blob
 from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -96,7 +96,7 @@ def files_below(root: Path, *tops: str) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _kernel_has_leases(tmp_path: Path) -> None:
-    if not tells_use(tmp_path / "probe"):
+    if not reports_open_files(tmp_path / "probe"):
         pytest.skip("this file system has no leases")
 
 
@@ -185,11 +185,11 @@ def test_a_blob_under_a_lease_is_neither_read_again_nor_warmed(store: DiskStore)
     reads = store.content.reads
     with leased("write", [blob]), prompt():
         with pytest.raises(Leased):
-            reread(blob, file, reads, lambda _: None)
+            verify_blob(blob, file, reads, lambda _: None)
         with pytest.raises(Leased):
             load(blob, Extent(0, file.size), reads)
         assert resident(blob, reads) == 0
-    assert reread(blob, file, reads, lambda _: None) == ""
+    assert verify_blob(blob, file, reads, lambda _: None) is None
 
 
 def test_a_lease_to_read_keeps_nobody_waiting(store: DiskStore) -> None:
@@ -197,7 +197,7 @@ def test_a_lease_to_read_keeps_nobody_waiting(store: DiskStore) -> None:
     blob, file = blob_of(store, snapshot)
     with leased("read", published(store.layout.root)), prompt():
         assert is_open([blob])
-        assert reread(blob, file, store.content.reads, lambda _: None) == ""
+        assert verify_blob(blob, file, store.content.reads, lambda _: None) is None
         assert store.check(snapshot.name, now=1.0) == ""
 
 

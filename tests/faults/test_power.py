@@ -171,7 +171,7 @@ def assert_goes_on(root: Path) -> None:
         assert_whole(root, "mine", FILES[B], commit=B)
         store.sweep_snapshots()
         store.withdraw("mine")
-        store.content.free(manifest_of(FILES[A]))
+        store.content.removal.free(manifest_of(FILES[A]))
         # A replacement that was cut off is overwritten by the next of the same name.
         assert [name for name in files_left(root) if not name.endswith(".new")] == []
 

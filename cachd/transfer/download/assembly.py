@@ -17,7 +17,7 @@ from cachd.errors import Cancelled, Corrupt, Unavailable
 from cachd.model import Extent
 from cachd.policy.parts import part_bytes, split, unkept_bytes
 from cachd.sources.source import NoRanges
-from cachd.store.content import corrupt
+from cachd.store.digests import corrupt
 from cachd.store.ingest import Ingest
 from cachd.transfer.download.blocks import NoSpaceNow
 from cachd.transfer.download.following import Following

@@ -49,7 +49,7 @@ def _with_space(download: Download, supplier: Supplier) -> Assembly | None:
     """Begin the ingest; None, and nothing has begun, while a damaged blob's parts find no space."""
     content, file, blocks = download.content, download.file, download.blocks
     rest = max(file.size - content.allocated(file), 0)
-    if not rest or not content.is_set_aside(file.blob):
+    if not rest or not content.damaged.has(file.blob):
         return Assembly.begun(download, supplier)
     payer = blocks.payer()
     with payer.grant(rest, rest) as granted:

@@ -214,5 +214,5 @@ class Download:
         if isinstance(outcome, DiskFailed):
             return outcome.facts.get("errno") != errno.EIO
         if isinstance(outcome, NoSpace):
-            return "short" not in outcome.facts  # with "short", only a reservation was too small
+            return not outcome.short  # if bytes are short, only a reservation was too small
         return isinstance(outcome, Changed)

@@ -50,7 +50,7 @@ class Following:
     def go_on(self) -> None:
         """Let a hashing thread hash the bytes received so far, if they are worth its while."""
         with self._lock:
-            if self._is_busy or not (self._ingest.behind >= _FOLLOW_BYTES or self._ingest.is_whole):
+            if self._is_busy or not (self._ingest.behind >= _FOLLOW_BYTES or self._ingest.is_received):
                 return
             self._is_busy = True
         self._engine.hashers.submit(self._follow)

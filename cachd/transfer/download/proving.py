@@ -10,7 +10,7 @@ import structlog
 from cachd.errors import Unavailable
 from cachd.model import Extent
 from cachd.sources.source import NoRanges
-from cachd.store.content import corrupt
+from cachd.store.digests import corrupt
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.turn import YIELD_AFTER_SECONDS
 from cachd.transfer.proof import Proof

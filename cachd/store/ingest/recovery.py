@@ -1,0 +1,102 @@
+"""Recovers parts that are already on the disk: of an earlier run of the ingest, and of a damaged blob.
+
+No recorded line is trusted: a part counts only if its bytes still have the hash of its line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachd.errors import DiskFailed
+from cachd.kernel import durable
+from cachd.model import Extent
+from cachd.store.digests import PartHash
+from cachd.store.ingest.data_file import DataFile
+from cachd.store.ingest.journal import Recorded
+from cachd.store.ingest.part_hashes import PartHashes
+from cachd.store.ingest.part_lines import parts_of, read_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A part whose bytes in the data file have the hash `hashed`. `is_synced`: the journal has it."""
+
+    part: Extent
+    hashed: PartHash
+    is_synced: bool
+
+
+def resumed(
+    recorded: Iterable[Recorded], data: DataFile, parts: PartHashes, buffer: memoryview
+) -> Iterator[Recovered]:
+    """The parts of an earlier run that are intact. Raises Cancelled, NoSpace or Unavailable.
+
+    Bytes that cannot be read back count as missing. Bytes that were not synced are written again.
+    """
+    for each in recorded:
+        found = _longest_intact(each, data, parts, buffer)
+        if found is None:
+            continue
+        part, hashed = found
+        if part.stop <= each.synced_stop:
+            yield Recovered(part, hashed, is_synced=True)
+            continue
+        with suppress(DiskFailed):
+            data.write_again(Extent(each.synced_stop, part.stop), buffer)
+            yield Recovered(part, hashed, is_synced=False)
+
+
+def _longest_intact(
+    recorded: Recorded, data: DataFile, parts: PartHashes, buffer: memoryview
+) -> tuple[Extent, PartHash] | None:
+    """Of several extents with one start, the longest whose bytes have its line's hash; None if none has."""
+    hashed, reached = parts.new(), recorded.start
+    longest: tuple[Extent, PartHash] | None = None
+    with suppress(DiskFailed):
+        for stop, expected in recorded.lines:
+            data.hash_on(hashed, Extent(reached, stop), buffer)
+            reached = stop
+            if hashed.hexdigest == expected:
+                longest = Extent(recorded.start, stop), hashed.copy()
+    return longest
+
+
+def copied(
+    damaged: Path, size: int, data: DataFile, parts: PartHashes, buffer: memoryview
+) -> Iterator[Recovered]:
+    """Copies the intact parts that `parts` lacks from a damaged blob of `size` bytes, which is not changed.
+
+    A part that the disk cannot read counts as damaged. Raises OSError or Leased if `damaged` cannot be
+    opened; NoSpace, Unavailable or DiskFailed if `data` cannot be written.
+    """
+    fd = durable.open_file(damaged, os.O_RDONLY)
+    try:
+        here = parts.extents()
+        for part, expected in read_parts(parts_of(damaged), size):
+            if part in here:
+                continue
+            hashed = parts.new()
+            if _is_copied(fd, part, hashed, data, buffer) and hashed.hexdigest == expected:
+                yield Recovered(part, hashed, is_synced=False)
+    finally:
+        os.close(fd)
+
+
+def _is_copied(fd: int, part: Extent, hashed: PartHash, data: DataFile, buffer: memoryview) -> bool:
+    """Copy a part from the file `fd`, and hash it. Returns False if it cannot be read completely."""
+    offset = part.start
+    while offset < part.stop:
+        try:
+            got = os.preadv(fd, [buffer[: part.stop - offset]], offset)
+        except OSError:
+            return False
+        if not got:
+            return False
+        hashed.update(buffer[:got])
+        data.write(offset, buffer[:got])
+        offset += got
+    return True

@@ -24,9 +24,9 @@ from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
-from cachd.kubelet import kubelet_keeps
+from cachd.kubelet import reserves
 from cachd.metrics import Metrics
-from cachd.model import HUB_HOSTS, Percentage, Typed
+from cachd.model import HUB_HOSTS, Typed
 from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
@@ -38,7 +38,6 @@ from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.store.root import check_above, end_leases, own_directory
-from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
@@ -184,22 +183,18 @@ def _set_bounds(store: Store, config: Config) -> None:
     The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
     """
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
-    if is_shared(store.layout.root):
-        free, inodes = kubelet_keeps(config.kubelet_config, store.space.bounded().total)
-        kept, kept_inodes = beside_others(free), beside_others(inodes)
-    else:
-        free = kept = kept_inodes = Percentage(0)
+    auto = reserves(store.layout.root, config.kubelet_config, store.space.bounded().total)
     store.space.change(
         limit=config.limit_bytes,
-        reserve_free=kept if reserve_free == "auto" else reserve_free,
-        reserve_inodes=kept_inodes if reserve_inodes == "auto" else reserve_inodes,
+        reserve_free=auto.free if reserve_free == "auto" else reserve_free,
+        reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
     )
     now = store.space.bounded()
-    if now.reserve_free < free.of(now.total):
+    if now.reserve_free < auto.threshold.of(now.total):
         log.warning(
             "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
             reserve_free_bytes=now.reserve_free,
-            kubelet_bytes=free.of(now.total),
+            kubelet_bytes=auto.threshold.of(now.total),
         )
     if not store.tells_use:
         log.warning("the kernel cannot report open files here: only pins and leases protect models")

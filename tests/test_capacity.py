@@ -19,9 +19,9 @@ import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
 from cachd.kernel.leases import tells_use
-from cachd.kubelet import kubelet_keeps
+from cachd.kubelet import is_used_by_node, thresholds, with_margin
 from cachd.model import Percentage
-from cachd.store.space import Space, beside_others, is_shared
+from cachd.store.space import Space
 from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.disks import fill, remount
 from tests.ground.models import noise
@@ -273,8 +273,8 @@ def test_grants_from_one_measurement_stop_soon_after_another_process_fills_a_lar
 
 
 def test_a_disk_that_the_node_uses_is_told_from_one_of_its_own(disk: Disks) -> None:
-    assert is_shared(Path("/etc"))
-    assert not is_shared(disk(MIB))
+    assert is_used_by_node(Path("/etc"))
+    assert not is_used_by_node(disk(MIB))
 
 
 @pytest.mark.parametrize(
@@ -301,20 +301,20 @@ def test_the_kubelets_thresholds_are_read_from_its_file(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(told)
-    found = kubelet_keeps(file, 1000 << 30)
+    found = thresholds(file, 1000 << 30)
     assert tuple(share.percent for share in found) == kept
-    assert beside_others(found[0]).percent == kept[0] + 5, "cachd stops before the kubelet begins"
+    assert with_margin(found[0]).percent == kept[0] + 5, "cachd stops before the kubelet begins"
 
 
 @pytest.mark.parametrize("order", [(10, 30), (30, 10)], ids=str)
 def test_of_two_thresholds_cachd_keeps_to_the_larger(order: tuple[int, int]) -> None:
-    assert beside_others(*map(Percentage, order)) == Percentage(35)
-    assert beside_others(Percentage(98)) == Percentage(100)
+    assert with_margin(*map(Percentage, order)) == Percentage(35)
+    assert with_margin(Percentage(98)) == Percentage(100)
 
 
 def test_without_the_kubelets_file_a_fifth_of_a_shared_disk_stays_free(tmp_path: Path) -> None:
-    free, _ = kubelet_keeps(tmp_path / "absent", 1 << 40)
-    assert beside_others(free) == Percentage(20)
+    free, _ = thresholds(tmp_path / "absent", 1 << 40)
+    assert with_margin(free) == Percentage(20)
 
 
 def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
@@ -322,7 +322,7 @@ def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
 ) -> None:
     own = engine(root=disk(8 * MIB), reserve_free="auto").store.space.capacity()
     assert (own.reserve_free, own.reserve_inodes) == (0, 0)
-    if not is_shared(root):
+    if not is_used_by_node(root):
         pytest.skip("the test's directory is on a disk of its own")
     shared = engine(root=root, reserve_free="auto").store.space.capacity()
     assert shared.reserve_free == shared.total // 5

@@ -182,7 +182,7 @@ def test_mincore_tells_the_same_where_the_kernel_has_no_cachestat(
         extents = [(0, SIZE), (0, MIB), (3 * MIB + 5, 5 * MIB), (4 * MIB - 1, 4 * MIB), (SIZE, SIZE + 5)]
         extents.append((3 * MIB - 1, 3 * MIB + 1))  # two pages, the second in memory
         told = [calls.resident_bytes(opened.fileno(), *extent) for extent in extents]
-        monkeypatch.setattr(kernel, "_CACHESTAT", 10**6)
+        monkeypatch.setattr(calls, "_CACHESTAT", 10**6)
         assert [calls.resident_bytes(opened.fileno(), *extent) for extent in extents] == told
         assert told == [MIB, 0, MIB, 1, 0, 2]
 

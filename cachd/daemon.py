@@ -39,10 +39,10 @@ from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.store import Store
+from cachd.transfer.attempt import PullContext
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
-from cachd.transfer.pull import PullContext
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.resolves import Resolves

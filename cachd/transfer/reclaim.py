@@ -24,10 +24,10 @@ from functools import partial
 
 import structlog
 
-from cachd.errors import CachdError, Forbidden, InUse, NoSpace, NotFound
+from cachd.errors import CachdError, InUse, NoSpace, NotFound
 from cachd.kernel import threads
 from cachd.metrics import Metrics
-from cachd.model import Digest, Manifest, ModelSpec, Percentage, Snapshot
+from cachd.model import Digest, Manifest, Percentage, Snapshot
 from cachd.policy.eviction import (
     Candidate,
     Choice,
@@ -170,20 +170,6 @@ class Reclaim:
         with suppress(NoSpace):
             while self._store.space.take_unclaimed(reservation) and reservation.make_space(1):
                 pass
-
-    def pulled(
-        self, spec: ModelSpec, outcome: Snapshot | CachdError, *, fetched: int, seconds: float
-    ) -> None:
-        """Record in the usage log what an ended pull shows: a use, the source's rate, or that it is gone."""
-        usage_log, base = self._store.usage_log, spec.ref.base
-        if isinstance(outcome, Snapshot):
-            usage_log.used(spec.name, time.time())
-            usage_log.brought(spec.ref.scheme, fetched, seconds)
-            usage_log.lost(base, None)
-        elif isinstance(outcome, NotFound):
-            usage_log.lost(base, GONE)
-        elif isinstance(outcome, Forbidden):
-            usage_log.lost(base, GATED)
 
     # --- for operators ---
 

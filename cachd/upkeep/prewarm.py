@@ -19,7 +19,9 @@ from cachd.kernel import threads
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
-from cachd.transfer.pulls import SET_ASIDE, Pull, Pulls
+from cachd.transfer.pending import CRASH_LOOP
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.request import Pull
 from cachd.upkeep.warms import Warms
 
 log = structlog.get_logger(__name__)
@@ -145,7 +147,7 @@ class _Tries:
         self.replace, self.are_over, self._failures = False, True, 0
 
     def failed(self, error: CachdError) -> None:
-        self.are_over = error.code in ("name_taken", SET_ASIDE)
+        self.are_over = error.code in ("name_taken", CRASH_LOOP)
         self._failures += 1
         seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)

@@ -80,7 +80,7 @@ class Refusals:
         for snapshot, manifest in withdrawn:
             refusal = _refusal(table, manifest)
             log.warning("model refused", name=snapshot.name, manifest=manifest.id, reason=refusal.detail)
-            self._pulls.was_refused(snapshot.spec, refusal)
+            self._pulls.show_as_failed(snapshot.spec, refusal)
         for digest in table.refused:  # blobs that a pull has fetched but not published yet
             content.drop(digest)
             content.drop_ingest(digest)

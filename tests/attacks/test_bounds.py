@@ -16,7 +16,7 @@ from cachd.errors import CachdError
 from cachd.kernel.threads import pool
 from cachd.store.layout import Layout
 from cachd.store.usage_log import UsageLog
-from cachd.transfer.pulls import MOST_REMEMBERED, MOST_REMEMBERED_BYTES
+from cachd.transfer.newest import MOST_REMEMBERED, MOST_REMEMBERED_BYTES
 from cachd.upkeep.jobs import Job, Jobs
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise

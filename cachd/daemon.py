@@ -79,6 +79,7 @@ class Parts:
     status: StatusFiles
     sources: Sources
     refusals: Refusals
+    models: Models
 
 
 @contextmanager
@@ -138,8 +139,20 @@ def assembled(config: Config) -> Iterator[Parts]:
         refusals = Refusals(store, pulls, lambda: sources.table)
         stack.callback(refusals.close)
         refusals.start()
+        models = Models(store, pulls, scrubs, warms)
         yield Parts(
-            store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status, sources, refusals
+            store,
+            metrics,
+            bandwidth,
+            reclaim,
+            pulls,
+            sweeps,
+            scrubs,
+            warms,
+            status,
+            sources,
+            refusals,
+            models,
         )
 
 
@@ -250,7 +263,7 @@ def serve(loaded: Loaded) -> None:
         watched = _Watched(loaded, parts)
         signal.signal(signal.SIGHUP, lambda _number, _frame: watched.request_reload())
         prewarm = Prewarm(parts.pulls, parts.store.snapshots, parts.warms, watched.poll)
-        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
+        models = parts.models
         tokens = TokenFile(config.token_file) if config.token_file else None
         if tokens:
             tokens.are_in_force()  # reads the file now, so that the log has its errors from the start
@@ -418,7 +431,7 @@ class _Watched:
         _set_bounds(parts.store, after.config)
         table = _table(after.config)
         parts.sources.change(after.config.allow, table)
-        parts.refusals.look()
+        parts.refusals.check_soon()
         # Limits set through the API stay in force until the limits in the file change.
         limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
         if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):

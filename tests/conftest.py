@@ -135,7 +135,7 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
             return Engine(stack.enter_context(assembled(Config(**plain))))  # type: ignore[arg-type]
 
         yield opened
-    ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "look", "sweep")
+    ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "presence", "sweep")
     left = [t for t in threading.enumerate() if t not in before and t.name.startswith(ours)]
     assert not left, f"threads left behind: {left}"
 

@@ -184,11 +184,11 @@ def test_only_where_cachd_may_evict_do_pressure_and_long_disuse_take_a_model(
     store = Store(engine(evict=evict, evict_unused_seconds=60), origin)
     store.pull("a", MIB)
     store.age("a", 3600)
-    store.engine.reclaim.look()
+    store.engine.reclaim.watch.check_uses()
     assert store.names == ([] if evict else ["a"])
     store.pull("b", MIB)
     store.engine.store.space.change(reserve_free=0, limit=MIB // 2, reserve_inodes=0)
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     assert store.names == ([] if evict else ["a", "b"])
     reasons = [gone.reason for gone in store.engine.reclaim.evicted()]
     assert reasons == (["pressure", "unused"] if evict else [])
@@ -248,7 +248,7 @@ def test_a_pull_that_lacks_less_than_its_overhead_is_made_room_for(small: Store,
         with reservation.grant(least, least) as granted:
             assert not granted
         assert space.capacity().allocatable > least, "the bytes alone would fit"
-        small.engine.reclaim.relieve()
+        small.engine.reclaim.watch.relieve()
         with reservation.grant(least, least) as granted:
             assert granted == least
 
@@ -630,7 +630,7 @@ def test_what_is_open_in_a_process_counts_as_used(small: Store) -> None:
     small.age("a", 10_000)
     before = small.engine.store.usage_log.of("a")
     with (small.engine.store.layout.model("a") / "a").open("rb"):
-        small.engine.reclaim.look()
+        small.engine.reclaim.watch.check_uses()
     after = small.engine.store.usage_log.of("a")
     assert before is not None
     assert after is not None
@@ -644,7 +644,7 @@ def test_what_nobody_used_for_long_goes_by_itself(disk: Disks, engine: Engines, 
         store.pull(name, MIB)
         store.age(name, age)
     store.engine.store.snapshots.pin("kept")
-    store.engine.reclaim.look()
+    store.engine.reclaim.watch.check_uses()
     assert store.names == ["kept", "new"]
     (eviction,) = store.engine.reclaim.evicted()
     assert (eviction.names, eviction.reason) == (("old",), "unused")
@@ -672,11 +672,11 @@ def test_while_another_process_fills_the_disk_models_go_down_to_the_low_watermar
     for name, age in (("a", 5000), ("b", 4000), ("c", 3000)):
         store.pull(name)
         store.age(name, age)
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     assert store.names == ["a", "b", "c"], "no pressure, no eviction"
     free = store.engine.store.space.capacity().free
     (root.parent / "foreign").write_bytes(noise(free - 4 * MIB))
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     now = store.engine.store.space.capacity()
     room = now.total - now.reserve_free
     assert now.free - now.reserve_free >= room - Percentage(80).of(room)

@@ -21,9 +21,9 @@ from cachd.policy.eviction import (
     Choice,
     Use,
     choose,
+    duration_in_words,
     expired,
     refetch_seconds,
-    told_seconds,
 )
 
 NOW = 1e9
@@ -227,7 +227,7 @@ def test_a_use_halves_with_time_and_a_probe_every_second_is_one_use() -> None:
     [(-5, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (200_000, "2 d")],
 )
 def test_a_length_of_time_is_told_in_whole_units(seconds: float, told: str) -> None:
-    assert told_seconds(seconds) == told
+    assert duration_in_words(seconds) == told
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

@@ -27,8 +27,9 @@ from cachd.store.protection import Lease
 from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.store.watch import Watched
+from cachd.transfer.evictor import Eviction
+from cachd.transfer.plans import Plan
 from cachd.transfer.pulls import Pulls
-from cachd.transfer.reclaim import Eviction, Plan
 from cachd.transfer.request import Pull
 from cachd.transfer.waits import Waits
 from cachd.upkeep.scrubs import Scrubs

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from cachd.errors import InUse, Unavailable
 from cachd.model import ModelSpec
 from cachd.store.permit import name_taken
-from cachd.store.snapshots import Snapshots, no_such_model
+from cachd.store.snapshots import no_such_model
+from cachd.store.store import Store
 from cachd.transfer.newest import NewestPulls
 from cachd.transfer.request import Pull
 from cachd.transfer.running import RunningPulls
@@ -24,7 +25,7 @@ class Admission:
 
     def __init__(
         self,
-        snapshots: Snapshots,
+        store: Store,
         running: RunningPulls,
         newest: NewestPulls,
         *,
@@ -32,7 +33,7 @@ class Admission:
         at_once: int,
         queued: int,
     ) -> None:
-        self._snapshots, self._running, self._newest = snapshots, running, newest
+        self._store, self._running, self._newest = store, running, newest
         self._is_configured = is_configured
         self._most, self._queued = at_once + queued, queued
 
@@ -41,7 +42,7 @@ class Admission:
 
         A failed pull without a snapshot owns its name only if the name is pinned.
         """
-        name, snapshots = spec.name, self._snapshots
+        name, snapshots = spec.name, self._store.snapshots
         if (running := self._running.of(name)) is not None:
             raise _name_is_pulled(spec, running)
         owner, newest = snapshots.owner(name), self._newest.of(name)
@@ -71,7 +72,7 @@ class Admission:
 
         Unless `force`, raises InUse when the configuration lists the name, or its model is pinned or in use.
         """
-        snapshots = self._snapshots
+        snapshots = self._store.snapshots
         if self._newest.of(name) is None and not (snapshots.has(name) or snapshots.was_evicted(name)):
             raise no_such_model(name)
         if not force and self._is_configured(name):

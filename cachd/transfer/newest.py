@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from cachd.store.snapshots import Snapshots
+from cachd.store.store import Store
 from cachd.transfer.progress import State
 from cachd.transfer.request import Pull
 
@@ -19,8 +19,8 @@ class NewestPulls:
     Ended pulls are forgotten, the oldest first, when they are more than the bounds.
     """
 
-    def __init__(self, snapshots: Snapshots) -> None:
-        self._snapshots = snapshots
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._lock = threading.RLock()
         self._by_name: dict[str, Pull] = {}
         self._ended_bytes: dict[str, int] = {}  # estimated memory of each ended pull, by name, oldest first
@@ -68,11 +68,11 @@ class NewestPulls:
             while self._are_too_many():
                 oldest = next(iter(self._ended_bytes))
                 self.drop(oldest)
-                self._snapshots.changes.mark(oldest)
+                self._store.snapshots.changes.mark(oldest)
 
     def _is_undone(self, ended: Pull) -> bool:
         """Whether the snapshot of a successful pull was deleted, evicted or quarantined."""
-        return ended.progress.state is State.ready and self._snapshots.get(ended.spec.name) is None
+        return ended.progress.state is State.ready and self._store.snapshots.get(ended.spec.name) is None
 
     def _are_too_many(self) -> bool:
         sizes = self._ended_bytes

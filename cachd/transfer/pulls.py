@@ -37,12 +37,12 @@ class Pulls:
         self, context: PullContext, sources: Sources, metrics: Metrics, *, at_once: int, queued: int
     ) -> None:
         self._context, self._sources, self._metrics = context, sources, metrics
-        self._store, self._snapshots = context.store, context.store.snapshots
+        self._store = context.store
         self._running = RunningPulls()
-        self._newest = NewestPulls(self._snapshots)
+        self._newest = NewestPulls(self._store)
         self._pending = PendingSpecs(self._store, self._running)
         self._admission = Admission(
-            self._snapshots,
+            self._store,
             self._running,
             self._newest,
             is_configured=context.reclaim.keeps,
@@ -79,7 +79,7 @@ class Pulls:
                 return running
             if not replace:
                 self._admission.check_name(spec, refresh=refresh)
-            self._snapshots.check_hub_folder(spec)
+            self._store.snapshots.check_hub_folder(spec)
             is_ready = not refresh and self._is_ready(spec)
             if running is None and is_ready:
                 self._count_hit(spec.name)
@@ -177,12 +177,12 @@ class Pulls:
         known = self.cancel(name, force=force)
         if known is not None:
             wait([known.done])
-        freed = self._snapshots.withdraw(name, force=force) if self._snapshots.has(name) else 0
-        self._snapshots.forget_eviction(name)
+        freed = self._store.snapshots.withdraw(name, force=force) if self._store.snapshots.has(name) else 0
+        self._store.snapshots.forget_eviction(name)
         if known is not None:
             self._newest.drop_if_newest(known)
-            self._snapshots.unpin(name)
-            self._snapshots.changes.mark(name)
+            self._store.snapshots.unpin(name)
+            self._store.snapshots.changes.mark(name)
             self._pending.delete(name)  # may raise: the caller must know that the next start would resume it
             if known.progress.manifest:
                 freed += self._store.content.free(known.progress.manifest, [name])
@@ -202,7 +202,7 @@ class Pulls:
                 code="name_busy",
                 hint="wait for that pull, then roll back",
             )
-        return self._snapshots.rollback(name, now=time.time())
+        return self._store.snapshots.rollback(name, now=time.time())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
         """Fail every running pull whose manifest `check` refuses by raising a CachdError."""
@@ -216,7 +216,7 @@ class Pulls:
             if self._running.of(spec.name) is None:
                 self._newest.add(failed)
                 self._newest.count_ended(failed)
-        self._snapshots.changes.mark(spec.name)
+        self._store.snapshots.changes.mark(spec.name)
 
     def interrupt(self) -> None:
         """Cancel every pull without waiting. The next start of the daemon resumes them."""
@@ -235,7 +235,7 @@ class Pulls:
                 self._pending.note_clean_stop(left.spec.name)
 
     def _is_ready(self, spec: ModelSpec) -> bool:
-        ready = self._snapshots.get(spec.name)
+        ready = self._store.snapshots.get(spec.name)
         return ready is not None and ready.spec == spec
 
     def _count_hit(self, name: str) -> None:
@@ -268,7 +268,7 @@ class Pulls:
         self._running.add(pull)
         self._store.content.expect(name)
         self._newest.add(pull)
-        self._snapshots.changes.mark(name)
+        self._store.snapshots.changes.mark(name)
         return pull
 
     def _begin(self, started: Pull) -> None:

@@ -8,14 +8,13 @@ changes, a model that somebody forcibly removed, or replaced through the API, is
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from cachd.errors import CachdError
-from cachd.kernel import threads
+from cachd.kernel.periodic import Periodic
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
@@ -41,21 +40,26 @@ class Desired:
 
 
 class Prewarm:
-    """A thread that keeps every desired model ready. `look` returns the list; None if it is unchanged."""
+    """A thread that keeps every desired model ready.
+
+    `read_list` returns the desired models; None if they are unchanged.
+    """
 
     def __init__(
         self,
         pulls: Pulls,
         snapshots: Snapshots,
         warms: Warms,
-        look: Callable[[], Iterable[Desired] | None],
+        read_list: Callable[[], Iterable[Desired] | None],
+        *,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self._pulls, self._snapshots, self._warms, self._look = pulls, snapshots, warms, look
+        self._pulls, self._snapshots, self._warms = pulls, snapshots, warms
+        self._read_list, self._chance = read_list, chance
         self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="prewarm", daemon=True)
+        self._thread = Periodic("prewarm", self._tick)
 
     def required(self) -> list[str]:
         """Names of the desired models that are marked required."""
@@ -63,19 +67,14 @@ class Prewarm:
 
     def start(self) -> None:
         """Start all pulls before returning, then keep checking from the thread."""
-        self._tick()
-        threads.start([self._thread])
+        self._thread.start(after=self._tick())
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        """Join the thread. The pulls go on."""
+        self._thread.close()
 
-    def _run(self) -> None:
-        while not self._stop.wait(_TICK_SECONDS):
-            self._tick()
-
-    def _tick(self) -> None:
-        desired = self._look()
+    def _tick(self) -> float:
+        desired = self._read_list()
         if desired is not None:
             self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
@@ -83,13 +82,14 @@ class Prewarm:
             tries = self._tried[each.spec.name]
             if tries.are_due():
                 self._ensure_ready(each, tries)
+        return _TICK_SECONDS
 
     def _apply(self, desired: dict[str, Desired]) -> None:
         before, tried = self._desired, self._tried
         self._tried = {}
         for name, each in desired.items():
             is_new = name not in before or before[name].spec != each.spec
-            self._tried[name] = _Tries(replace=is_new or tried[name].may_replace())
+            self._tried[name] = _Tries(self._chance, replace=is_new or tried[name].may_replace())
         self._desired = desired
 
     def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
@@ -125,7 +125,8 @@ class _Tries:
     `replace`: the pull may take a name that is pinned or another model's; only until it is ready once.
     """
 
-    def __init__(self, *, replace: bool) -> None:
+    def __init__(self, chance: Callable[[], float], *, replace: bool) -> None:
+        self._chance = chance
         self.replace, self.are_over = replace, False
         self._failures = 0
         self._ticks_to_wait = 0
@@ -149,7 +150,7 @@ class _Tries:
     def failed(self, error: CachdError) -> None:
         self.are_over = error.code in ("name_taken", CRASH_LOOP)
         self._failures += 1
-        seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(self._failures, told=None, chance=self._chance())
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
     def _see_end(self) -> None:

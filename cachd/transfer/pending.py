@@ -18,9 +18,9 @@ _MOST_DEATHS = 3  # after so many daemon deaths in a row during a pull, a restar
 class PendingSpecs:
     """The specs in pending/, one for each name. Safe from any thread.
 
-    write ──> pending ──note_begin──> begun ──note_clean_stop──> pending
-                 │                      │
-                 └────────delete────────┴──> gone
+    record ──> pending ──note_begin──> begun ──note_clean_stop──> pending
+                  │                      │
+                  └────────delete────────┴──> gone
 
     A spec that is begun when the daemon starts counts one death of the daemon during its pull.
     """
@@ -33,7 +33,7 @@ class PendingSpecs:
         """The pulls that were unfinished when the daemon last ended."""
         return self._store.remembered()
 
-    def write(self, pull: Pull) -> None:
+    def record(self, pull: Pull) -> None:
         """Record a pull. Raises NoSpace or DiskFailed."""
         with self._lock:
             permit = pull.permit

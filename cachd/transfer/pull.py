@@ -58,6 +58,7 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
         _check(manifest, resolved, attempt)
         attempt.context.reclaim.settle(reservation)
         attempt.progress.begin_publish()
+        # point of no return
         snapshot = store.snapshots.publish(spec, manifest, now=time.time(), permit=attempt.permit)
     _withdraw_if_refused(manifest, attempt)
     return snapshot

@@ -274,7 +274,7 @@ class Pulls:
     def _begin(self, started: Pull) -> None:
         """Write the pull's spec to disk before the caller learns that it runs; then queue it."""
         try:
-            self._pending.write(started)
+            self._pending.record(started)
         except CachdError as error:
             self._endings.end(started, State.failed, error)
             raise

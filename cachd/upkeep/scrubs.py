@@ -38,7 +38,10 @@ _MOST_SECONDS = 300.0  # after so long, the list of blobs that are due is made a
 
 
 class Scrubs:
-    """The threads that scrub, check presence and verify. With `bytes_per_second` 0, nothing is scrubbed."""
+    """Verifies blobs in a thread, the least recently verified first; with `bytes_per_second` 0, none.
+
+    Owns the other verifications, too: the presence checks and those on request.
+    """
 
     def __init__(
         self,

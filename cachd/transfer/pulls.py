@@ -253,7 +253,7 @@ class Pulls:
         """
         if running is not None:
             self._running.remove(running)
-            running.cancel()
+            running.cancel()  # point of no return
             if running.permit.revoke() and is_ready:
                 self._count_hit(asked.spec.name)
                 self._newest.drop(asked.spec.name)  # the ready snapshot is not the cancelled pull's result

@@ -19,6 +19,7 @@ from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.snapshots import Snapshots
 from cachd.transfer.pending import CRASH_LOOP
+from cachd.transfer.progress import State
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.request import Pull
 from cachd.upkeep.warms import Warms
@@ -121,6 +122,9 @@ class Prewarm:
 class _Tries:
     """When to try the pull of one model again.
 
+    due ──began──> pulling ──(it ended)──> failed: waiting for a backoff ──are_due──> due
+                                      └──> succeeded, cancelled: over
+
     `are_over`: no more tries, because the model became ready once, or somebody cancelled or replaced it.
     `replace`: the pull may take a name that is pinned or another model's; only until it is ready once.
     """
@@ -159,7 +163,7 @@ class _Tries:
         ended, self._pull = self._pull, None
         if ended.error is None:
             self.succeeded()
-        elif ended.progress.state == "cancelled":
+        elif ended.progress.state is State.cancelled:
             self.replace, self.are_over = False, True
         else:
             self.failed(ended.error)

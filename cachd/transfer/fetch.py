@@ -26,7 +26,7 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
             fetches.join(file)
         while fetches.unfinished:
             progress.sample()
-            _share_slot(attempt)
+            _lend_or_take_slot(attempt)
             fetches.wait()
             if progress.cancel_token.is_cancelled:
                 raise Cancelled(
@@ -41,8 +41,8 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
         attempt.context.downloads.leave(fetches.joined)
 
 
-def _share_slot(attempt: Attempt) -> None:
-    """Let another pull use the slot while hardly any byte of this one arrives."""
+def _lend_or_take_slot(attempt: Attempt) -> None:
+    """Let another pull use the slot while hardly any byte of this one arrives; else keep it."""
     if attempt.progress.is_slow:
         attempt.slot.lend()
     else:

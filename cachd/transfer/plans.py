@@ -39,7 +39,7 @@ class Plan:
         return self.frees >= self.short
 
 
-NOTHING = Plan(0, (), (), ())
+EMPTY_PLAN = Plan(0, (), (), ())
 
 
 class Victims:
@@ -50,7 +50,7 @@ class Victims:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.plan = NOTHING
+        self.plan = EMPTY_PLAN
         self.for_inodes: Sequence[Choice] = ()
 
     @property
@@ -89,17 +89,17 @@ class Planner:
         self.victims: list[Victims] = []
         self.listed: frozenset[str] = frozenset()
 
-    def plan(self, short: int, *, among_victims_of: Victims | None = None) -> Plan:
-        """What to remove for `short` bytes. Victims of all other pulls are protected."""
-        return self._plan(short, [v for v in self.victims if v is not among_victims_of])
+    def plan(self, short: int, *, for_pull: Victims | None = None) -> Plan:
+        """What to remove for `short` bytes. Victims of pulls are protected, except those of `for_pull`."""
+        return self._plan(short, [v for v in self.victims if v is not for_pull])
 
-    def plan_at_any_rate(self, short: int) -> Plan:
+    def plan_ignoring_pulls(self, short: int) -> Plan:
         """What to remove for `short` bytes, even if a pull has chosen it for itself."""
         return self._plan(short, ())
 
-    def plan_inodes(self, inodes: int, *, among_victims_of: Victims) -> Plan:
+    def plan_inodes(self, inodes: int, *, for_pull: Victims) -> Plan:
         """What to remove for so many inodes: the plan counts inodes instead of bytes."""
-        others = [v for v in self.victims if v is not among_victims_of]
+        others = [v for v in self.victims if v is not for_pull]
         candidates = [
             replace(c, blobs=dict.fromkeys(c.blobs, 1)) for c in self._candidates(_chosen_by(others))
         ]

@@ -88,10 +88,10 @@ class PullSpace:
         if not self._automatic:
             return False
         if inodes:
-            plan = self._planner.plan_inodes(inodes, among_victims_of=victims)
+            plan = self._planner.plan_inodes(inodes, for_pull=victims)
             victims.for_inodes = plan.choices
         else:
-            plan = victims.plan = self._planner.plan(short, among_victims_of=victims)
+            plan = victims.plan = self._planner.plan(short, for_pull=victims)
         return plan.is_enough
 
     def _free_next(self, reservation: Reservation) -> None:
@@ -115,7 +115,7 @@ class PullSpace:
         owed, victims = reservation.owed, self._victims
         if victims.plan.frees >= owed and self._planner.are_as_planned(victims):
             return
-        plan = self._planner.plan(owed, among_victims_of=victims)
+        plan = self._planner.plan(owed, for_pull=victims)
         if not plan.is_enough:
             raise self._planner.with_holders(
                 NoSpace(

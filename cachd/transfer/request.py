@@ -1,4 +1,4 @@
-"""One request to make a model ready."""
+"""Describes one request to make a model ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pulls that have not ended."""
+"""Holds the pulls that have not ended."""
 
 from __future__ import annotations
 

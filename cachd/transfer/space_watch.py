@@ -82,7 +82,7 @@ class SpaceWatch:
             return
         with self._planner.lock:
             before = self._store.space.bounded().free
-            plan = self._planner.plan_at_any_rate(over)
+            plan = self._planner.plan_ignoring_pulls(over)
             self._evictor.drop_partials(plan.partials)
             self._evictor.evict(plan.choices, "pressure")
             after = self._store.space.bounded().free

@@ -1,4 +1,4 @@
-"""Evicts snapshots, and remembers which."""
+"""Carries out planned evictions."""
 
 from __future__ import annotations
 

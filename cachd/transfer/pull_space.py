@@ -1,4 +1,4 @@
-"""Reserves the space of one pull, and evicts what was chosen for it as its bytes arrive."""
+"""Makes space for one pull: what was chosen for it is evicted only as its bytes arrive."""
 
 from __future__ import annotations
 

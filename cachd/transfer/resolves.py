@@ -1,4 +1,4 @@
-"""Resolves refs at their sources, and cancels a resolve that takes too long."""
+"""Resolves refs at their sources within a time limit."""
 
 from __future__ import annotations
 

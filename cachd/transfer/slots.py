@@ -1,4 +1,4 @@
-"""The queue of pulls that wait for a slot.
+"""Queues pulls until each gets a slot.
 
     add, add_later ──> waits ──next──> has a slot ──lend──> lends it ──take, take_when_free──> has a slot
                          │                 │                   │

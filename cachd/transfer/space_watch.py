@@ -1,4 +1,4 @@
-"""Watches the space of the cache in a thread, and evicts what is unused or in the way."""
+"""Relieves the disk in a thread: evicts what is unused or in the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verifies one published blob by reading it, and has it repaired if it is damaged."""
+"""Verifies one published blob by reading it."""
 
 from __future__ import annotations
 

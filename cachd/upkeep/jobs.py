@@ -1,4 +1,4 @@
-"""Runs jobs on models (verify, warm) in the background, and keeps their results by model name."""
+"""Runs jobs on models (verify, warm) in the background, at most one at a time for each model."""
 
 from __future__ import annotations
 

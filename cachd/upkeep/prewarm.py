@@ -1,4 +1,4 @@
-"""Keeps the models that the configuration lists ready, and retries their pulls after failures.
+"""Keeps the models ready that the configuration lists.
 
 The list is applied at the start and whenever its file changes. A model that is new in the list, or whose ref
 or patterns changed, takes its name even if the name is pinned or belongs to another model. Between such

@@ -1,8 +1,9 @@
-"""Withdraws models with refused digests at once, and deletes their bytes when nobody reads them any more.
+"""Withdraws models with refused digests at once.
 
 This runs at the start and whenever the refused digests change. Running pulls of such models fail. Ready and
 quarantined names of such models are withdrawn, even if they are pinned or leased, and no name can be rolled
-back to one. While pods still hold a snapshot, its bytes stay; the deletion is tried again every 2 seconds.
+back to one. The bytes are deleted when nobody reads them any more: while pods hold a snapshot, the deletion
+is tried again every 2 seconds.
 """
 
 from __future__ import annotations

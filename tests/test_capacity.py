@@ -184,7 +184,7 @@ def test_only_where_cachd_may_evict_do_pressure_and_long_disuse_take_a_model(
     store = Store(engine(evict=evict, evict_unused_seconds=60), origin)
     store.pull("a", MIB)
     store.age("a", 3600)
-    store.engine.reclaim.watch.check_uses()
+    store.engine.reclaim.watch.check_usage()
     assert store.names == ([] if evict else ["a"])
     store.pull("b", MIB)
     store.engine.store.space.change(reserve_free=0, limit=MIB // 2, reserve_inodes=0)
@@ -630,7 +630,7 @@ def test_what_is_open_in_a_process_counts_as_used(small: Store) -> None:
     small.age("a", 10_000)
     before = small.engine.store.usage_log.of("a")
     with (small.engine.store.layout.model("a") / "a").open("rb"):
-        small.engine.reclaim.watch.check_uses()
+        small.engine.reclaim.watch.check_usage()
     after = small.engine.store.usage_log.of("a")
     assert before is not None
     assert after is not None
@@ -644,7 +644,7 @@ def test_what_nobody_used_for_long_goes_by_itself(disk: Disks, engine: Engines, 
         store.pull(name, MIB)
         store.age(name, age)
     store.engine.store.snapshots.pin("kept")
-    store.engine.reclaim.watch.check_uses()
+    store.engine.reclaim.watch.check_usage()
     assert store.names == ["kept", "new"]
     (eviction,) = store.engine.reclaim.evicted()
     assert (eviction.names, eviction.reason) == (("old",), "unused")

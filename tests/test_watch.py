@@ -14,7 +14,7 @@ from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.store import Store
-from cachd.transfer.uses import record_opens
+from cachd.transfer.usage import record_opens
 from tests.conftest import Engine, paused_without_ready_file
 from tests.ground.models import noise
 from tests.ground.needs import needs
@@ -280,7 +280,7 @@ def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
     assert time.thread_time() - began < 0.5
     assert engine.store.usage_log.opened_at(snapshot.manifest)
     assert engine.reclaim.watch.seconds_between_checks() < 10
-    engine.reclaim.watch.check_uses()
+    engine.reclaim.watch.check_usage()
     assert engine.reclaim.watch.seconds_between_checks() > 10
     changes = engine.store.watch.changes()
     assert (changes.everything, changes.manifests) == (False, {snapshot.manifest})

@@ -49,12 +49,12 @@ class Use:
         return self.weight * math.pow(0.5, max(now - self.last, 0.0) / HALF_LIFE_SECONDS)
 
     @classmethod
-    def combined(cls, uses: Sequence[Use]) -> Use | None:
+    def combined(cls, under_names: Sequence[Use]) -> Use | None:
         """The uses under several names as one; None without any."""
-        if not uses:
+        if not under_names:
             return None
-        last = max(use.last for use in uses)
-        return cls(last, sum(use.popularity(last) for use in uses))
+        last = max(use.last for use in under_names)
+        return cls(last, sum(use.popularity(last) for use in under_names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

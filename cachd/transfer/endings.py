@@ -17,7 +17,7 @@ from cachd.transfer.pending import PendingSpecs
 from cachd.transfer.progress import State
 from cachd.transfer.request import Outcome, Pull
 from cachd.transfer.running import RunningPulls
-from cachd.transfer.uses import record_pull
+from cachd.transfer.usage import record_pull
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from cachd.policy.eviction import Candidate, Choice, Use, choose, expired, large
 from cachd.store.store import Store
 from cachd.store.sweep import Leftover
 from cachd.store.usage_log import GATED, GONE
-from cachd.transfer.uses import record_opens
+from cachd.transfer.usage import record_opens
 
 
 @dataclass(frozen=True, slots=True)

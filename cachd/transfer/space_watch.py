@@ -15,7 +15,7 @@ from cachd.store.space import Capacity
 from cachd.store.store import Store
 from cachd.transfer.evictor import Evictor
 from cachd.transfer.plans import Plan, Planner
-from cachd.transfer.uses import record_open_now, record_opens
+from cachd.transfer.usage import record_open_now, record_opens
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class SpaceWatch:
         self._thread.close()
         self._store.usage_log.save()
 
-    def check_uses(self) -> None:
+    def check_usage(self) -> None:
         """Record a use of every snapshot that is open now; then evict what is unused for `unused_seconds`."""
         self._checked_at, self._lost_opens = self._clock(), False
         record_open_now(self._store, time.time())
@@ -103,7 +103,7 @@ class SpaceWatch:
             self._store.content.empty_trash()
             record_opens(self._store, time.time())
             if self._clock() >= self._checked_at + self.seconds_between_checks():
-                self.check_uses()
+                self.check_usage()
             self.relieve()
         except (CachdError, OSError) as error:
             log.warning("reclaim failed", reason=str(error))

@@ -236,8 +236,16 @@ def pull(
     if direct:
         from cachd import config
         from cachd.direct import pull_here
+        from cachd.model import ModelSpec
 
-        document = pull_here(asked, config.load(root=root, config=config_file, allow=allow), timeout)
+        document = pull_here(
+            ModelSpec.asked(ref, name, include or (), exclude or (), hub_id=hub_id),
+            config.load(root=root, config=config_file, allow=allow),
+            seconds=timeout,
+            refresh=refresh,
+            replace=replace,
+            pin=pin,
+        )
     else:
         document = _ask(server, token_file, lambda client: _pull_there(client, asked, wait, timeout))
     path = _file_or_directory(document) if wait or direct else document["path"]
@@ -425,7 +433,7 @@ def verify(
     """
     document = _ask(server, token_file, lambda client: _verify_there(client, name))
     _print({"name": name, **document}, output, lambda: terminal.show_verification(name, document))
-    if document["state"] != "whole":
+    if document["state"] != "intact":
         raise typer.Exit(8 if document["state"] == "damaged" else 1)
 
 

@@ -24,9 +24,9 @@ from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
-from cachd.kubelet import kubelet_keeps
+from cachd.kubelet import reserves
 from cachd.metrics import Metrics
-from cachd.model import HUB_HOSTS, Percentage, Typed
+from cachd.model import HUB_HOSTS, Typed
 from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
@@ -39,12 +39,11 @@ from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.store.disk_store import DiskStore
 from cachd.store.root import check_above, end_leases, own_directory
-from cachd.store.space import beside_others, is_shared
 from cachd.store.store import Store
+from cachd.transfer.attempt import PullContext
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
-from cachd.transfer.pull import PullContext
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.resolves import Resolves
@@ -81,6 +80,7 @@ class Parts:
     status: StatusFiles
     sources: Sources
     refusals: Refusals
+    models: Models
 
 
 @contextmanager
@@ -140,8 +140,20 @@ def assembled(config: Config) -> Iterator[Parts]:
         refusals = Refusals(store, pulls, lambda: sources.table)
         stack.callback(refusals.close)
         refusals.start()
+        models = Models(store, pulls, scrubs, warms)
         yield Parts(
-            store, metrics, bandwidth, reclaim, pulls, sweeps, scrubs, warms, status, sources, refusals
+            store,
+            metrics,
+            bandwidth,
+            reclaim,
+            pulls,
+            sweeps,
+            scrubs,
+            warms,
+            status,
+            sources,
+            refusals,
+            models,
         )
 
 
@@ -185,22 +197,18 @@ def _set_bounds(store: Store, config: Config) -> None:
     The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
     """
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
-    if is_shared(store.layout.root):
-        free, inodes = kubelet_keeps(config.kubelet_config, store.space.bounded().total)
-        kept, kept_inodes = beside_others(free), beside_others(inodes)
-    else:
-        free = kept = kept_inodes = Percentage(0)
+    auto = reserves(store.layout.root, config.kubelet_config, store.space.bounded().total)
     store.space.change(
         limit=config.limit_bytes,
-        reserve_free=kept if reserve_free == "auto" else reserve_free,
-        reserve_inodes=kept_inodes if reserve_inodes == "auto" else reserve_inodes,
+        reserve_free=auto.free if reserve_free == "auto" else reserve_free,
+        reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
     )
     now = store.space.bounded()
-    if now.reserve_free < free.of(now.total):
+    if now.reserve_free < auto.threshold.of(now.total):
         log.warning(
             "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
             reserve_free_bytes=now.reserve_free,
-            kubelet_bytes=free.of(now.total),
+            kubelet_bytes=auto.threshold.of(now.total),
         )
     if not store.reports_open_files:
         log.warning("the kernel cannot report open files here: only pins and leases protect models")
@@ -256,7 +264,7 @@ def serve(loaded: Loaded) -> None:
         watched = _Watched(loaded, parts)
         signal.signal(signal.SIGHUP, lambda _number, _frame: watched.request_reload())
         prewarm = Prewarm(parts.pulls, parts.store, parts.warms, watched.poll)
-        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
+        models = parts.models
         tokens = TokenFile(config.token_file) if config.token_file else None
         if tokens:
             tokens.are_in_force()  # reads the file now, so that the log has its errors from the start
@@ -424,7 +432,7 @@ class _Watched:
         _set_bounds(parts.store, after.config)
         table = _table(after.config)
         parts.sources.change(after.config.allow, table)
-        parts.refusals.look()
+        parts.refusals.check_soon()
         # Limits set through the API stay in force until the limits in the file change.
         limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
         if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):

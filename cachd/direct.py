@@ -4,63 +4,62 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pydantic import ValidationError
-
 from cachd import daemon, terminal
-from cachd.api.documents import Asked, Models
 from cachd.config import Config
-from cachd.errors import Invalid, WaitTimeout
-from cachd.findings import key_of, sentence
+from cachd.errors import WaitTimeout
 from cachd.kernel import threads
+from cachd.model import ModelSpec
+from cachd.transfer.request import Pull
 
 _POLL_SECONDS = 0.3
 
 
-def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
+def pull_here(
+    spec: ModelSpec, options: Config, *, seconds: float, refresh: bool, replace: bool, pin: bool
+) -> dict[str, Any]:
     """Pull a model, and return its document once it is ready.
 
-    `asked` has the fields of POST /v1/models, `seconds` is the longest time to wait. Raises the error that
-    the pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next pull resumes an
+    `refresh`, `replace`: as in `Pulls.start`. `seconds`: the longest time to wait. Raises the error that the
+    pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next pull resumes an
     interrupted one.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
     daemon.configure_logs(level, options.log_format)
-    try:
-        request = Asked.model_validate(asked)
-    except ValidationError as error:
-        wrong = "; ".join(f"{key_of(fault['loc'])}: {sentence(dict(fault))}" for fault in error.errors())
-        raise Invalid(f"the request is wrong: {wrong}", code="invalid_request") from error
-    spec = request.spec()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     with (
         daemon.assembled(options) as parts,
         _ending_in_time(),
         terminal.progress_bar(spec.name) as update,
     ):
-        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
-        parts.status.start(models)
-        running = parts.pulls.start(spec, refresh=request.refresh, replace=request.replace, pins=request.pin)
-        while running and not running.done.done():
-            progress = running.progress
-            update(progress.state, progress.done, progress.total)
-            futures.wait([running.done], timeout=_POLL_SECONDS)
-            if time.monotonic() > deadline and not running.done.done():
-                raise WaitTimeout(
-                    f"{spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
-                    hint="run it again: it resumes where it stopped",
-                )
-        if running and running.error:
-            raise running.error
-        if request.pin:
+        parts.status.start(parts.models)
+        running = parts.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
+        if running is not None:
+            _wait(running, began, seconds, update)
+        if pin:
             parts.store.pins.add(spec.name)
-        return models.describe(spec.name)
+        return parts.models.describe(spec.name)
+
+
+def _wait(running: Pull, began: float, seconds: float, update: Callable[[str, int, int], None]) -> None:
+    """Show the progress until the pull has ended. Raises its error, or WaitTimeout after `seconds`."""
+    progress = running.progress
+    while not running.done.done():
+        update(progress.state, progress.done, progress.total)
+        futures.wait([running.done], timeout=_POLL_SECONDS)
+        if time.monotonic() > began + seconds and not running.done.done():
+            raise WaitTimeout(
+                f"{running.spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
+                hint="run it again: it resumes where it stopped",
+            )
+    if running.error:
+        raise running.error
 
 
 @contextmanager

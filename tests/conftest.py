@@ -20,7 +20,7 @@ from cachd.daemon import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.withdrawals import Withdrawals
-from cachd.transfer.pulls import Pull
+from cachd.transfer.request import Pull
 from tests.ground.hub import Hub
 from tests.ground.needs import require
 from tests.ground.node import Node, short_name
@@ -142,7 +142,7 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
             return Engine(stack.enter_context(assembled(Config(**plain))))
 
         yield opened
-    ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "look", "sweep")
+    ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "presence", "sweep")
     left = [t for t in threading.enumerate() if t not in before and t.name.startswith(ours)]
     assert not left, f"threads left behind: {left}"
 

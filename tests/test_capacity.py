@@ -20,9 +20,9 @@ import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound, TooBig
 from cachd.kernel.leases import reports_open_files
-from cachd.kubelet import kubelet_keeps
+from cachd.kubelet import is_used_by_node, thresholds, with_margin
 from cachd.model import Percentage
-from cachd.store.space import Space, beside_others, is_shared
+from cachd.store.space import Space
 from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.disks import fill, remount
 from tests.ground.models import noise
@@ -185,11 +185,11 @@ def test_only_where_cachd_may_evict_do_pressure_and_long_disuse_take_a_model(
     store = Store(engine(evict=evict, evict_unused_seconds=60), origin)
     store.pull("a", MIB)
     store.age("a", 3600)
-    store.engine.reclaim.look()
+    store.engine.reclaim.watch.check_usage()
     assert store.names == ([] if evict else ["a"])
     store.pull("b", MIB)
     store.engine.store.space.change(reserve_free=0, limit=MIB // 2, reserve_inodes=0)
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     assert store.names == ([] if evict else ["a", "b"])
     reasons = [gone.reason for gone in store.engine.reclaim.evicted()]
     assert reasons == (["pressure", "unused"] if evict else [])
@@ -249,7 +249,7 @@ def test_a_pull_that_lacks_less_than_its_overhead_is_made_room_for(small: Store,
         with reservation.grant(least, least) as granted:
             assert not granted
         assert space.capacity().allocatable > least, "the bytes alone would fit"
-        small.engine.reclaim.relieve()
+        small.engine.reclaim.watch.relieve()
         with reservation.grant(least, least) as granted:
             assert granted == least
 
@@ -274,8 +274,8 @@ def test_grants_from_one_measurement_stop_soon_after_another_process_fills_a_lar
 
 
 def test_a_disk_that_the_node_uses_is_told_from_one_of_its_own(disk: Disks) -> None:
-    assert is_shared(Path("/etc"))
-    assert not is_shared(disk(MIB))
+    assert is_used_by_node(Path("/etc"))
+    assert not is_used_by_node(disk(MIB))
 
 
 @pytest.mark.parametrize(
@@ -302,20 +302,20 @@ def test_the_kubelets_thresholds_are_read_from_its_file(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(told)
-    found = kubelet_keeps(file, 1000 << 30)
+    found = thresholds(file, 1000 << 30)
     assert tuple(share.percent for share in found) == kept
-    assert beside_others(found[0]).percent == kept[0] + 5, "cachd stops before the kubelet begins"
+    assert with_margin(found[0]).percent == kept[0] + 5, "cachd stops before the kubelet begins"
 
 
 @pytest.mark.parametrize("order", [(10, 30), (30, 10)], ids=str)
 def test_of_two_thresholds_cachd_keeps_to_the_larger(order: tuple[int, int]) -> None:
-    assert beside_others(*map(Percentage, order)) == Percentage(35)
-    assert beside_others(Percentage(98)) == Percentage(100)
+    assert with_margin(*map(Percentage, order)) == Percentage(35)
+    assert with_margin(Percentage(98)) == Percentage(100)
 
 
 def test_without_the_kubelets_file_a_fifth_of_a_shared_disk_stays_free(tmp_path: Path) -> None:
-    free, _ = kubelet_keeps(tmp_path / "absent", 1 << 40)
-    assert beside_others(free) == Percentage(20)
+    free, _ = thresholds(tmp_path / "absent", 1 << 40)
+    assert with_margin(free) == Percentage(20)
 
 
 def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
@@ -323,7 +323,7 @@ def test_the_reserve_of_a_shared_disk_is_the_nodes_and_of_another_nothing(
 ) -> None:
     own = engine(root=disk(8 * MIB), reserve_free="auto").store.space.capacity()
     assert (own.reserve_free, own.reserve_inodes) == (0, 0)
-    if not is_shared(root):
+    if not is_used_by_node(root):
         pytest.skip("the test's directory is on a disk of its own")
     shared = engine(root=root, reserve_free="auto").store.space.capacity()
     assert shared.reserve_free == shared.total // 5
@@ -631,7 +631,7 @@ def test_what_is_open_in_a_process_counts_as_used(small: Store) -> None:
     small.age("a", 10_000)
     before = small.engine.store.usage_log.of("a")
     with (small.engine.store.layout.model("a") / "a").open("rb"):
-        small.engine.reclaim.look()
+        small.engine.reclaim.watch.check_usage()
     after = small.engine.store.usage_log.of("a")
     assert before is not None
     assert after is not None
@@ -645,7 +645,7 @@ def test_what_nobody_used_for_long_goes_by_itself(disk: Disks, engine: Engines, 
         store.pull(name, MIB)
         store.age(name, age)
     store.engine.store.pins.add("kept")
-    store.engine.reclaim.look()
+    store.engine.reclaim.watch.check_usage()
     assert store.names == ["kept", "new"]
     (eviction,) = store.engine.reclaim.evicted()
     assert (eviction.names, eviction.reason) == (("old",), "unused")
@@ -673,11 +673,11 @@ def test_while_another_process_fills_the_disk_models_go_down_to_the_low_watermar
     for name, age in (("a", 5000), ("b", 4000), ("c", 3000)):
         store.pull(name)
         store.age(name, age)
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     assert store.names == ["a", "b", "c"], "no pressure, no eviction"
     free = store.engine.store.space.capacity().free
     (root.parent / "foreign").write_bytes(noise(free - 4 * MIB))
-    store.engine.reclaim.relieve()
+    store.engine.reclaim.watch.relieve()
     now = store.engine.store.space.capacity()
     room = now.total - now.reserve_free
     assert now.free - now.reserve_free >= room - Percentage(80).of(room)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.trace import policies, refetched, trace
-from cachd.model import Digest
+from cachd.model import Digest, Percentage
 from cachd.policy.eviction import (
     FRESH_SECONDS,
     HALF_LIFE_SECONDS,
@@ -20,10 +20,12 @@ from cachd.policy.eviction import (
     Candidate,
     Choice,
     Use,
+    bytes_over,
     choose,
+    duration_in_words,
     expired,
+    largest_first,
     refetch_seconds,
-    told_seconds,
 )
 
 NOW = 1e9
@@ -227,7 +229,7 @@ def test_a_use_halves_with_time_and_a_probe_every_second_is_one_use() -> None:
     [(-5, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (200_000, "2 d")],
 )
 def test_a_length_of_time_is_told_in_whole_units(seconds: float, told: str) -> None:
-    assert told_seconds(seconds) == told
+    assert duration_in_words(seconds) == told
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
@@ -236,3 +238,31 @@ def test_on_a_trace_fewer_bytes_are_fetched_again_than_by_lru_and_lfu(seed: int)
     again = {name: refetched(on, policy) for name, policy in policies(on).items()}
     assert again["offline"] < again["cachd"] < again["LFU"]
     assert again["cachd"] < 0.9 * again["LRU"], Counter(again)
+
+
+# --- watermarks, several names, and errors ---
+
+
+@pytest.mark.parametrize(
+    ("taken", "over"), [(0, 0), (90, 0), (91, 11), (100, 20)], ids=["empty", "at high", "above high", "full"]
+)
+def test_above_the_high_watermark_all_above_the_low_one_is_evicted(taken: int, over: int) -> None:
+    assert bytes_over(taken, 100, high=Percentage(90), low=Percentage(80)) == over
+
+
+def test_the_uses_of_a_snapshot_under_two_names_add_up() -> None:
+    assert Use.combined([]) is None
+    old, new = Use(1000.0, 2.0), Use(1000.0 + HALF_LIFE_SECONDS, 1.0)
+    assert Use.combined([new, old]) == Use(1000.0 + HALF_LIFE_SECONDS, 2.0)
+
+
+def test_an_error_names_the_largest_models_first_and_counts_the_others() -> None:
+    held = [
+        Candidate(
+            f"m{size}", (f"n{size}",) if size else (), {Digest("sha256", f"{size:064x}"): size}, None, 1.0
+        )
+        for size in range(7)
+    ]
+    assert largest_first(held[:2]) == ["n1 (1 bytes, evictable)", "a replaced snapshot (0 bytes, evictable)"]
+    assert largest_first(held)[0] == "n6 (6 bytes, evictable)"
+    assert largest_first(held)[-1] == "2 more models"

@@ -131,13 +131,15 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
 
 
 WALK: tuple[tuple[str, str], ...] = (
-    ("cachd.transfer.pulls", "cachd.transfer.pull"),
+    ("cachd.transfer.pulls", "cachd.transfer.runner"),
+    ("cachd.transfer.runner", "cachd.transfer.pull"),
     ("cachd.transfer.resolves", "cachd.sources.huggingface"),
     ("cachd.sources.huggingface", "cachd.model.manifest"),
     ("cachd.transfer.pull", "cachd.transfer.reclaim"),
     ("cachd.transfer.reclaim", "cachd.store.disk_store"),
     ("cachd.store.disk_store", "cachd.store.space"),
-    ("cachd.transfer.pull", "cachd.transfer.downloads"),
+    ("cachd.transfer.pull", "cachd.transfer.fetch"),
+    ("cachd.transfer.fetch", "cachd.transfer.downloads"),
     ("cachd.transfer.downloads", "cachd.transfer.download.download"),
     ("cachd.transfer.download.assembly", "cachd.policy.parts"),
     ("cachd.transfer.download.assembly", "cachd.store.content.content"),

@@ -96,7 +96,7 @@ def test_the_locks_of_the_code_are_found_whatever_their_names() -> None:
     assert without >= {
         ("cachd/store/content.py", "self._owning"),
         ("cachd/upkeep/jobs.py", "self._lock"),
-        ("cachd/upkeep/scrubs.py", "self._lock"),  # which it inherits
+        ("cachd/upkeep/verifications.py", "self._lock"),  # which it inherits
         ("cachd/transfer/streams.py", "self._ready"),
         ("cachd/kernel/threads.py", "_counting"),
     }
@@ -127,7 +127,7 @@ def test_the_tests_of_a_module_are_those_that_know_it_best() -> None:
         "cachd/store/space.py": "tests/test_capacity.py",
         "cachd/api/access.py": "tests/test_roles.py",
         "cachd/settings/tokens.py": "tests/test_tokens.py",
-        "cachd/transfer/line.py": "tests/attacks/test_waits.py",
+        "cachd/transfer/slots.py": "tests/attacks/test_waits.py",
     }.items():
         assert test in related.to(module)[:3], module
 

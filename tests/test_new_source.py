@@ -15,9 +15,9 @@ from cachd.daemon import assembled
 from cachd.errors import Changed, NotFound
 from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref
 from cachd.sources.source import CancelToken
+from cachd.transfer.attempt import PullContext
 from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
-from cachd.transfer.pull import PullContext
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.resolves import Resolves
 from cachd.transfer.streams import Streams

@@ -31,7 +31,7 @@ from cachd.store.ingest.data_file import DataFile
 from cachd.store.ingest.journal import Journal
 from cachd.store.leases import Leases
 from cachd.store.withdrawals import Withdrawals
-from cachd.transfer.line import Line
+from cachd.transfer.slots import SlotQueue
 from tests.attacks.test_waits import Asked, silent
 from tests.conftest import Engine, paused_without_ready_file, spec_of
 from tests.ground.hub import EVERY_METHOD
@@ -251,7 +251,7 @@ def test_a_cancel_that_comes_just_before_a_long_wait_ends_it(
 
 def test_a_cancel_ends_the_wait_for_a_slot_that_never_comes() -> None:
     """Another pull has the slot that this one lent, and its origin hangs."""
-    line: Line[Asked] = Line(1, lambda _: None)
+    line: SlotQueue[Asked] = SlotQueue(1, lambda _: None)
     slow, other, token = Asked("http", "slow"), Asked("http", "other"), CancelToken()
     line.add(slow)
     assert line.next() is slow
@@ -259,7 +259,7 @@ def test_a_cancel_ends_the_wait_for_a_slot_that_never_comes() -> None:
     line.add(other)
     assert line.next() is other
     with ThreadPoolExecutor(1) as pulls:
-        waiting = pulls.submit(line.take_in_turn, slow, token)
+        waiting = pulls.submit(line.take_when_free, slow, token)
         until(lambda: line.returning)
         token.cancel()
         with pytest.raises(Cancelled):

@@ -13,7 +13,7 @@ from cachd.errors import CachdError, Cancelled, Corrupt, NotFound, Unavailable
 from cachd.model import Extent, Percentage
 from cachd.policy.outrun import SLOW_BYTES_PER_SECOND, is_outrun
 from cachd.transfer.download.vouchers import Vouchers
-from cachd.transfer.pulls import Pull
+from cachd.transfer.request import Pull
 from tests.attacks.test_identity import inode_of
 from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.models import noise

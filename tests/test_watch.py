@@ -14,6 +14,7 @@ from cachd.errors import InUse, NoSpace
 from cachd.model import Snapshot
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.disk_store import DiskStore
+from cachd.transfer.usage import record_opens
 from tests.conftest import Engine, paused_without_ready_file
 from tests.ground.models import noise
 from tests.ground.needs import needs
@@ -216,7 +217,7 @@ def test_an_open_counts_for_every_name_of_the_snapshot(
         uses._by_name.pop(name)
         uses.used(name, now - 10_000)
     (engine.store.layout.model("other") / "config.json").read_bytes()
-    engine.reclaim.note_opens()
+    record_opens(engine.store, time.time())
     assert [uses.of(name).last >= now for name in ("m", "other")] == [True, True]  # type: ignore[union-attr]
     assert 1.9 < uses.of("m").weight < 2  # type: ignore[union-attr]
 
@@ -275,12 +276,12 @@ def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
             os.close(os.open(plain / name, os.O_RDONLY))
     remove(plain / "config.json")
     began = time.thread_time()
-    engine.reclaim.note_opens()
+    record_opens(engine.store, time.time())
     assert time.thread_time() - began < 0.5
     assert engine.store.usage_log.opened_at(snapshot.manifest)
-    assert engine.reclaim._between_looks() < 10
-    engine.reclaim.look()
-    assert engine.reclaim._between_looks() > 10
+    assert engine.reclaim.watch.seconds_between_checks() < 10
+    engine.reclaim.watch.check_usage()
+    assert engine.reclaim.watch.seconds_between_checks() > 10
     changes = engine.store.watch.changes()
     assert (changes.everything, changes.manifests) == (False, {snapshot.manifest})
 

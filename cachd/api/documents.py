@@ -27,8 +27,10 @@ from cachd.store.catalog import iso, ready_document
 from cachd.store.leases import Lease
 from cachd.store.store import Store
 from cachd.store.watch import Watched
-from cachd.transfer.pulls import Pull, Pulls
-from cachd.transfer.reclaim import Eviction, Plan
+from cachd.transfer.evictor import Eviction
+from cachd.transfer.plans import Plan
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.request import Pull
 from cachd.transfer.waits import Waits
 from cachd.upkeep.scrubs import Scrubs
 from cachd.upkeep.warms import Warms

@@ -1,4 +1,4 @@
-"""Chooses the snapshots to evict for space, and says why.
+"""Chooses the snapshots to evict for space, each with the reason.
 
     score = recent uses x seconds to fetch the snapshot again x 2 ** (priority / 10)
 
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachd.model import Digest
+from cachd.model import Digest, Percentage
 
 HALF_LIFE_SECONDS = 3 * 86400.0
 SITTING_SECONDS = 600.0  # uses closer together than this count as one, such as a probe every second
@@ -28,6 +28,7 @@ _FRESH_FACTOR = 1e6
 OPENED_SECONDS = 300.0
 UNKNOWN_RATE = 50e6  # bytes a second, assumed for a source that was never measured
 UNVERIFIED_FACTOR, GATED_FACTOR, GONE_FACTOR = 2.0, 4.0, 100.0
+_MOST_NAMED = 5  # snapshots named in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ class Use:
     def popularity(self, now: float) -> float:
         """The recent uses at the time `now`."""
         return self.weight * math.pow(0.5, max(now - self.last, 0.0) / HALF_LIFE_SECONDS)
+
+    @classmethod
+    def combined(cls, under_names: Sequence[Use]) -> Use | None:
+        """The uses under several names as one; None without any."""
+        if not under_names:
+            return None
+        last = max(use.last for use in under_names)
+        return cls(last, sum(use.popularity(last) for use in under_names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,11 +100,27 @@ class Choice:
     why: str
 
 
+def bytes_over(taken: int, space: int, *, high: Percentage, low: Percentage) -> int:
+    """Bytes to evict of `taken`: down to the `low` watermark if more than the `high` one is taken, else 0."""
+    return taken - low.of(space) if taken > high.of(space) else 0
+
+
+def largest_first(candidates: Collection[Candidate]) -> list[str]:
+    """The largest snapshots in words, each with its size and protection."""
+    largest = sorted(candidates, key=lambda c: (-c.size, c.manifest))
+    named = [
+        f"{c.names[0] if c.names else 'a replaced snapshot'} ({c.size} bytes, {c.protected or 'evictable'})"
+        for c in largest[:_MOST_NAMED]
+    ]
+    more = len(largest) - len(named)
+    return [*named, f"{more} more models"] if more > 0 else named
+
+
 def opened_lately(opened_at: float | None, now: float, *, within: float) -> str:
     """The protection `opened … ago` if `opened_at` is less than `within` seconds ago; else empty."""
     if opened_at is None or abs(now - opened_at) >= within:  # abs: a clock that was set back
         return ""
-    return f"opened {told_seconds(now - opened_at)} ago"
+    return f"opened {duration_in_words(now - opened_at)} ago"
 
 
 def refetch_seconds(
@@ -197,9 +222,9 @@ def _why(candidate: Candidate, left: Iterable[Candidate], now: float) -> str:
     if candidate.use is None:
         return "a newer snapshot replaced it and nobody reads it"
     why = (
-        f"last used {told_seconds(now - candidate.use.last)} ago,"
+        f"last used {duration_in_words(now - candidate.use.last)} ago,"
         f" {candidate.use.popularity(now):.2f} recent uses,"
-        f" about {told_seconds(candidate.refetch_seconds)} to fetch again"
+        f" about {duration_in_words(candidate.refetch_seconds)} to fetch again"
     )
     if candidate.priority:
         why += f", priority {candidate.priority}"
@@ -218,7 +243,7 @@ def _last(candidate: Candidate) -> float:
     return candidate.use.last if candidate.use else float("-inf")
 
 
-def told_seconds(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """A duration such as `3 h` or `40 s`, in the largest unit that fits twice."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
 from cachd.kernel import durable
-from cachd.model import Percentage, SizeOrPercent
+from cachd.model import SizeOrPercent
 from cachd.store.capacity import Capacity
 from cachd.store.layout import Layout
 from cachd.store.meter import Meter
@@ -350,25 +350,3 @@ def _too_few_inodes(size: int, inodes: int, short: int, now: Capacity) -> NoSpac
         need=size,
         free=now.available,
     )
-
-
-# --- disks shared with the node ---
-
-_OF_THE_NODE = (Path("/"), Path("/etc/hosts"))  # in a pod, /etc/hosts lies on the kubelet's own disk
-
-
-def is_shared(root: Path) -> bool:
-    """Whether the node keeps files of its own on the root's file system: images, logs, other pods' files."""
-    device = root.stat().st_dev
-    return any(place.exists() and place.stat().st_dev == device for place in _OF_THE_NODE)
-
-
-def beside_others(*kept_free: Percentage) -> Percentage:
-    """What to leave free of a disk that is shared with the node.
-
-    `kept_free`: the node deletes images or evicts pods when less than one of these is free.
-    """
-    return Percentage(min(max(percentage.percent for percentage in kept_free) + _MARGIN_PERCENT, 100.0))
-
-
-_MARGIN_PERCENT = 5.0

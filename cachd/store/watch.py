@@ -1,7 +1,7 @@
 """Watches the directories of the views: the kernel reports at once where somebody changes or opens a file.
 
     change   somebody deleted, moved, replaced, wrote or chmod-ed something. An event only says where, and
-             cachd's own changes cause events, too: upkeep/looks.py then checks the snapshots concerned
+             cachd's own changes cause events, too: upkeep/presence.py then checks the snapshots concerned
     open     somebody opened a file of a snapshot, through any mount: the snapshot is in use. cachd itself
              opens blobs under .cachd/blobs only, never a file of a snapshot in a view
 

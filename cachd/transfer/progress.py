@@ -1,7 +1,8 @@
-"""Tracks how far a pull is, and what it waits for."""
+"""Tracks the state of a pull: how far it is and what it waits for."""
 
 from __future__ import annotations
 
+import enum
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -32,15 +33,36 @@ class Figures:
     is_paused: bool
 
 
+class State(enum.StrEnum):
+    """The states of a pull; `Progress` draws them."""
+
+    queued = "queued"
+    resolving = "resolving"
+    waiting = "waiting"
+    downloading = "downloading"
+    publishing = "publishing"
+    ready = "ready"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
 class Progress:
     """The state of one pull. Written by the pull's thread, read by any thread.
 
-    `state` is queued, resolving, waiting (for a retry), downloading, publishing, ready, failed or cancelled.
-    Byte counts count equal content once. `cancel_token` ends the pull in any state.
+    queued ──begin_resolve──> resolving <──begin_resolve── waiting (for a retry)
+       │                       │  │  ^                       ^
+       │                       │  └──┼──────await_retry──────┘
+       │        begin_download │     │ begin_resolve (the source has changed)
+       │                       v     │
+       └──begin_download──> downloading ──begin_publish──> publishing ──end──> ready
+          (a repair)
+
+    `end` leads from every state to failed or cancelled. While a pull resolves, `pause_resolve` says what it
+    waits for. Byte counts count equal content once. `cancel_token` ends the pull in any state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.state = "queued"
+        self.state = State.queued
         self.manifest: Manifest | None = None
         self.cancel_token = CancelToken()
         self.resolve_seconds = 0.0  # time spent resolving so far
@@ -52,26 +74,35 @@ class Progress:
         self._samples: deque[tuple[float, int]] = deque()
         self._final: Figures | None = None
 
-    def begin(self, manifest: Manifest, missing: int) -> None:
-        """Set the manifest. `missing` of its bytes are in no blob yet."""
+    def begin_resolve(self) -> None:
+        """The source is asked for the manifest."""
+        self.state, self._waits = State.resolving, None
+
+    def pause_resolve(self, waits: Waits) -> None:
+        """The resolve goes on, but the pull waits: for a slow source, or for its slot."""
+        self.state, self._waits = State.resolving, waits
+
+    def await_retry(self, waits: Waits) -> None:
+        """The source is unavailable, and will be asked again."""
+        self.state, self._waits = State.waiting, waits
+
+    def begin_download(self, manifest: Manifest, missing: int) -> None:
+        """The manifest is known. `missing` of its bytes are in no blob yet."""
         self.manifest, self._files = manifest, Counter([f.blob for f in manifest.files])
         self._present = manifest.size - missing
         self._downloads = {}
-        self.begins("downloading")
+        self.state, self._waits = State.downloading, None
 
-    def begins(self, state: str) -> None:
-        """Enter a state in which the pull works and waits for nothing."""
-        self.state, self._waits = state, None
+    def begin_publish(self) -> None:
+        """All blobs are on the disk."""
+        self.state = State.publishing
 
-    def waits_for(self, waits: Waits, state: str = "waiting") -> None:
-        """Enter a state in which the pull waits."""
-        self.state, self._waits = state, waits
-
-    def end(self) -> None:
-        """Freeze the figures and drop the downloads."""
+    def end(self, state: State) -> None:
+        """Freeze the figures and drop the downloads. `state` is ready, failed or cancelled."""
         self._final, self._files = self.now, Counter()
         self._downloads = {}
         self._samples.clear()
+        self.state = state
 
     def watch(self, download: Tally) -> None:
         """Count a download. It replaces an earlier one of the same blob, which failed."""
@@ -118,7 +149,7 @@ class Progress:
     def is_slow(self) -> bool:
         """Whether bytes are missing and hardly any arrived lately."""
         samples = list(self._samples)
-        if not samples or self.state != "downloading":
+        if not samples or self.state is not State.downloading:
             return False
         now, fetched = samples[-1]
         before = next((each for each in reversed(samples) if now - each[0] >= _SLOW_SECONDS), None)
@@ -128,7 +159,7 @@ class Progress:
 
     def waits(self, now: Figures) -> Waits | None:
         """What the pull waits for, given its current figures; None while it makes progress."""
-        if self._waits or self.state != "downloading":
+        if self._waits or self.state is not State.downloading:
             return self._waits
         if now.is_paused:
             return Waits(Reason.space)

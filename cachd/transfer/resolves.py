@@ -1,4 +1,4 @@
-"""Resolves refs at their sources, and cancels a resolve that takes too long."""
+"""Resolves refs at their sources within a time limit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _CHECK_SECONDS = 1.0
 class _Running:
     """One running resolve. `slow` is called once when it takes longer than SLOW_SECONDS."""
 
-    def __init__(self, patience: Patience, slow: Callable[[], None]) -> None:
-        self.cancel_token, self.began, self.why_ended = CancelToken(), time.monotonic(), ""
+    def __init__(self, patience: Patience, slow: Callable[[], None], now: float) -> None:
+        self.cancel_token, self.began, self.why_ended = CancelToken(), now, ""
         self._patience, self._slow, self._is_slow = patience, slow, False
 
     def check(self, now: float) -> None:
@@ -46,8 +46,10 @@ class Resolves:
     `stall_seconds`: what an origin may take for one answer.
     """
 
-    def __init__(self, seconds: float, *, stall_seconds: float) -> None:
-        self.seconds, self._stall_seconds = seconds, stall_seconds
+    def __init__(
+        self, seconds: float, *, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self._stall_seconds, self._clock = seconds, stall_seconds, clock
         self._changed = threading.Condition()
         self._running: set[_Running] = set()
         self._closed = False
@@ -68,8 +70,8 @@ class Resolves:
         Raises Cancelled when the token is cancelled, Unavailable (code `resolve_too_slow`) when the source
         takes longer than `seconds` or answers too rarely, and what `Source.resolve` raises.
         """
-        patience = Patience(seconds, stall_seconds=self._stall_seconds, now=time.monotonic())
-        running = _Running(patience, slow)
+        now = self._clock()
+        running = _Running(Patience(seconds, stall_seconds=self._stall_seconds, now=now), slow, now)
         try:
             with (
                 self._watched(running),
@@ -113,7 +115,7 @@ class Resolves:
                     return
                 self._changed.wait(_CHECK_SECONDS)
                 for each in self._running:  # with the lock, so that `slow` is never called after the end
-                    each.check(time.monotonic())
+                    each.check(self._clock())
 
 
 def _too_slow(ref: Ref, why: str) -> Unavailable:

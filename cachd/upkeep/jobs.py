@@ -1,7 +1,8 @@
-"""Runs jobs on models (verify, warm) in the background, and keeps their results by model name."""
+"""Runs jobs on models (verify, warm) in the background, at most one at a time for each model."""
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,38 +18,54 @@ log = structlog.get_logger(__name__)
 _MOST_REMEMBERED = 1000  # the oldest ended job is forgotten first
 
 
+class JobState(enum.StrEnum):
+    """The states of a job; `Job` draws them."""
+
+    running = "running"
+    intact = "intact"
+    damaged = "damaged"
+    warm = "warm"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
 class Job:
     """One job on a model of `total` bytes, of which `done` are processed.
 
-    `state`: running; then the state that the work returned, or failed or cancelled with an `error`.
+    running ──end──> intact, damaged (a verification), warm (a warming), failed, cancelled
+
+    A job that failed or was cancelled has an `error`.
     """
 
     unexpected: ClassVar[str] = "a job failed in a way it should not"
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
-        self.state = "running"
+        self.state = JobState.running
         self.error: CachdError | None = None
         self.ended = threading.Event()
         self._lock = threading.Lock()
 
-    def run(self, work: Callable[[], str]) -> None:
+    def run(self, work: Callable[[], JobState]) -> None:
         """Run `work`, which returns the final state. Its exceptions end the job and are not raised."""
         try:
             self.end(work())
         except CachdError as error:
-            self.end("cancelled" if isinstance(error, Cancelled) else "failed", error)
+            self.end(JobState.cancelled if isinstance(error, Cancelled) else JobState.failed, error)
         except Exception as error:
             log.exception(self.unexpected, name=self.name)
             self.end(
-                "failed", CachdError(f"{self.name}: {type(error).__name__}", hint="see the daemon's log")
+                JobState.failed,
+                CachdError(f"{self.name}: {type(error).__name__}", hint="see the daemon's log"),
             )
 
-    def end(self, state: str, error: CachdError | None = None) -> None:
+    def end(self, state: JobState, error: CachdError | None = None) -> None:
+        """Set the final state, and set the event `ended`."""
         self.error, self.state = error, state
         self.ended.set()
 
     def as_document(self) -> dict[str, object]:
+        """The job as the API shows it."""
         return {
             "state": self.state,
             "bytes": {"total": self.total, "done": self.done},
@@ -71,17 +88,18 @@ class Jobs(Generic[J]):
         """Run `do(job)` in the pool, unless a job of the same name is running. Returns the running job."""
         with self._lock:
             running = self._last.get(job.name)
-            if running is not None and running.state == "running":
+            if running is not None and running.state is JobState.running:
                 return running
             self._last.pop(job.name, None)
             self._last[job.name] = job
-            ended = [name for name, last in self._last.items() if last.state != "running"]
+            ended = [name for name, last in self._last.items() if last.state is not JobState.running]
             for name in ended[: max(len(self._last) - _MOST_REMEMBERED, 0)]:
                 del self._last[name]
         self._pool.submit(do, job)
         return job
 
     def last(self, name: str) -> J | None:
+        """The last job of a name, if it is remembered."""
         return self._last.get(name)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Keeps the models that the configuration lists ready, and retries their pulls after failures.
+"""Keeps the models ready that the configuration lists.
 
 The list is applied at the start and whenever its file changes. A model that is new in the list, or whose ref
 or patterns changed, takes its name even if the name is pinned or belongs to another model. Between such
@@ -8,18 +8,20 @@ changes, a model that somebody forcibly removed, or replaced through the API, is
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from cachd.errors import CachdError
-from cachd.kernel import threads
+from cachd.kernel.periodic import Periodic
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.store import Store
-from cachd.transfer.pulls import SET_ASIDE, Pull, Pulls
+from cachd.transfer.pending import CRASH_LOOP
+from cachd.transfer.progress import State
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.request import Pull
 from cachd.upkeep.warms import Warms
 
 log = structlog.get_logger(__name__)
@@ -39,21 +41,26 @@ class Desired:
 
 
 class Prewarm:
-    """A thread that keeps every desired model ready. `look` returns the list; None if it is unchanged."""
+    """A thread that keeps every desired model ready.
+
+    `read_list` returns the desired models; None if they are unchanged.
+    """
 
     def __init__(
         self,
         pulls: Pulls,
         store: Store,
         warms: Warms,
-        look: Callable[[], Iterable[Desired] | None],
+        read_list: Callable[[], Iterable[Desired] | None],
+        *,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self._pulls, self._store, self._warms, self._look = pulls, store, warms, look
+        self._pulls, self._store, self._warms = pulls, store, warms
+        self._read_list, self._chance = read_list, chance
         self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="prewarm", daemon=True)
+        self._thread = Periodic("prewarm", self._tick)
 
     def required(self) -> list[str]:
         """Names of the desired models that are marked required."""
@@ -61,19 +68,14 @@ class Prewarm:
 
     def start(self) -> None:
         """Start all pulls before returning, then keep checking from the thread."""
-        self._tick()
-        threads.start([self._thread])
+        self._thread.start(after=self._tick())
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        """Join the thread. The pulls go on."""
+        self._thread.close()
 
-    def _run(self) -> None:
-        while not self._stop.wait(_TICK_SECONDS):
-            self._tick()
-
-    def _tick(self) -> None:
-        desired = self._look()
+    def _tick(self) -> float:
+        desired = self._read_list()
         if desired is not None:
             self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
@@ -81,13 +83,14 @@ class Prewarm:
             tries = self._tried[each.spec.name]
             if tries.are_due():
                 self._ensure_ready(each, tries)
+        return _TICK_SECONDS
 
     def _apply(self, desired: dict[str, Desired]) -> None:
         before, tried = self._desired, self._tried
         self._tried = {}
         for name, each in desired.items():
             is_new = name not in before or before[name].spec != each.spec
-            self._tried[name] = _Tries(replace=is_new or tried[name].may_replace())
+            self._tried[name] = _Tries(self._chance, replace=is_new or tried[name].may_replace())
         self._desired = desired
 
     def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
@@ -119,11 +122,15 @@ class Prewarm:
 class _Tries:
     """When to try the pull of one model again.
 
+    due ──began──> pulling ──(it ended)──> failed: waiting for a backoff ──are_due──> due
+                                      └──> succeeded, cancelled: over
+
     `are_over`: no more tries, because the model became ready once, or somebody cancelled or replaced it.
     `replace`: the pull may take a name that is pinned or another model's; only until it is ready once.
     """
 
-    def __init__(self, *, replace: bool) -> None:
+    def __init__(self, chance: Callable[[], float], *, replace: bool) -> None:
+        self._chance = chance
         self.replace, self.are_over = replace, False
         self._failures = 0
         self._ticks_to_wait = 0
@@ -145,9 +152,9 @@ class _Tries:
         self.replace, self.are_over, self._failures = False, True, 0
 
     def failed(self, error: CachdError) -> None:
-        self.are_over = error.code in ("name_taken", SET_ASIDE)
+        self.are_over = error.code in ("name_taken", CRASH_LOOP)
         self._failures += 1
-        seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(self._failures, told=None, chance=self._chance())
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
     def _see_end(self) -> None:
@@ -156,7 +163,7 @@ class _Tries:
         ended, self._pull = self._pull, None
         if ended.error is None:
             self.succeeded()
-        elif ended.progress.state == "cancelled":
+        elif ended.progress.state is State.cancelled:
             self.replace, self.are_over = False, True
         else:
             self.failed(ended.error)

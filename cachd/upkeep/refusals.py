@@ -1,8 +1,9 @@
-"""Withdraws models with refused digests at once, and deletes their bytes when nobody reads them any more.
+"""Withdraws models with refused digests at once.
 
 This runs at the start and whenever the refused digests change. Running pulls of such models fail. Ready and
 quarantined names of such models are withdrawn, even if they are pinned or leased, and no name can be rolled
-back to one. While pods still hold a snapshot, its bytes stay; the deletion is tried again every 2 seconds.
+back to one. The bytes are deleted when nobody reads them any more: while pods hold a snapshot, the deletion
+is tried again every 2 seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Collection
 import structlog
 
 from cachd.errors import CachdError, Forbidden
-from cachd.kernel import threads
+from cachd.kernel.periodic import Periodic
 from cachd.model import Manifest
 from cachd.sources.table import Table
 from cachd.store.store import Store
@@ -25,48 +26,41 @@ _AGAIN_SECONDS = 2.0
 
 
 class Refusals:
-    """A thread that withdraws the models that `table` refuses. `look` is safe from any thread."""
+    """A thread that withdraws the models that `table` refuses."""
 
     def __init__(self, store: Store, pulls: Pulls, table: Callable[[], Table]) -> None:
         self._store, self._pulls, self._table = store, pulls, table
         self._held: set[str] = set()  # ids of refused manifests that pods still hold
-        self._has_failed = False
-        self._changed, self._stopped = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
+        self._must_check_all = threading.Event()
+        self._thread = Periodic("refusals", self._check)
 
     def start(self) -> None:
         """Withdraw refused models before the daemon answers any request; then start the thread."""
-        self._try(among=None)
-        threads.start([self._thread])
+        self._must_check_all.set()
+        self._thread.start(after=self._check())
 
-    def look(self) -> None:
-        """Have the thread check again, because the refused digests changed."""
-        self._changed.set()
+    def check_soon(self) -> None:
+        """Have the thread check all models, because the refused digests changed. Safe from any thread."""
+        self._must_check_all.set()
+        self._thread.wake()
 
     def close(self) -> None:
-        self._stopped = True
-        self._changed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        """Join the thread."""
+        self._thread.close()
 
-    def _run(self) -> None:
-        while True:
-            is_over = not (self._held or self._has_failed)
-            has_changed = self._changed.wait(None if is_over else _AGAIN_SECONDS)
-            if self._stopped:
-                return
-            self._changed.clear()
-            self._try(among=None if has_changed or self._has_failed else self._held)
-
-    def _try(self, *, among: Collection[str] | None) -> None:
-        self._has_failed = True
+    def _check(self) -> float | None:
+        """Withdraw what is refused. Returns when to try again; None when nothing is left to do."""
+        is_of_all = self._must_check_all.is_set()
+        self._must_check_all.clear()
         try:
-            self._withdraw(among=among)
-            self._has_failed = False
+            self._withdraw(among=None if is_of_all else self._held)
         except CachdError as error:
             log.warning("refused models not withdrawn", reason=error.detail)
+            self._must_check_all.set()
         except Exception:
             log.exception("withdrawing refused models failed in a way it should not")
+            self._must_check_all.set()
+        return _AGAIN_SECONDS if self._held or self._must_check_all.is_set() else None
 
     def _withdraw(self, *, among: Collection[str] | None) -> None:
         table, content = self._table(), self._store.content
@@ -80,7 +74,7 @@ class Refusals:
         for snapshot, manifest in withdrawn:
             refusal = _refusal(table, manifest)
             log.warning("model refused", name=snapshot.name, manifest=manifest.id, reason=refusal.detail)
-            self._pulls.was_refused(snapshot.spec, refusal)
+            self._pulls.show_as_failed(snapshot.spec, refusal)
         for digest in table.refused:  # blobs that a pull has fetched but not published yet
             content.removal.drop(digest)
             content.removal.drop_ingest(digest)

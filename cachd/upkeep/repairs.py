@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -22,12 +23,22 @@ log = structlog.get_logger(__name__)
 class Repairs:
     """Withdraws damaged models and starts their repair. Safe from any thread, except `retry`."""
 
-    def __init__(self, store: Store, pulls: Pulls, scrub_log: ScrubLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pulls: Pulls,
+        scrub_log: ScrubLog,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._store, self._pulls = store, pulls
         self._scrub_log, self._metrics = scrub_log, metrics
+        self._clock, self._chance = clock, chance
         self._tries: dict[str, tuple[int, float]] = {}  # by name: attempts, and when to retry (monotonic)
 
-    def look(self, name: str) -> str:
+    def check(self, name: str) -> str:
         """Check that pods find every file of a ready model; if not, start its repair.
 
         Returns what is wrong; empty when nothing is.
@@ -64,10 +75,10 @@ class Repairs:
             if running is not None and not running.done.done():
                 continue
             failures, due = self._tries.get(name, (0, 0.0))
-            if time.monotonic() >= due:
+            if self._clock() >= due:
                 self._repair(name)
-                seconds = backoff.delay(failures + 1, told=None, chance=random.random())  # noqa: S311
-                self._tries[name] = (failures + 1, time.monotonic() + seconds)
+                seconds = backoff.delay(failures + 1, told=None, chance=self._chance())
+                self._tries[name] = (failures + 1, self._clock() + seconds)
 
     def _repair(self, name: str) -> None:
         """Start a pull of the files that the quarantined model lacks."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 
-import structlog
-
-from cachd.kernel import threads
+from cachd.kernel.periodic import Periodic
 from cachd.metrics import Metrics
 from cachd.store.store import Store
 from cachd.store.sweep import KINDS, Leftover, remove
 from cachd.transfer.pulls import Pulls
-
-log = structlog.get_logger(__name__)
 
 _FIRST_SECONDS = 1.0  # the daemon should answer requests first
 
@@ -27,25 +24,31 @@ class Sweeps:
     """
 
     def __init__(
-        self, store: Store, pulls: Pulls, metrics: Metrics, *, interval_seconds: float, keep_seconds: float
+        self,
+        store: Store,
+        pulls: Pulls,
+        metrics: Metrics,
+        *,
+        interval_seconds: float,
+        keep_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._pulls, self._metrics = store, pulls, metrics
+        self._store, self._pulls, self._metrics, self._clock = store, pulls, metrics, clock
         self._interval_seconds, self._keep_seconds = interval_seconds, keep_seconds
-        self._started = time.monotonic()
+        self._started = clock()
         self._sweeping = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self._thread = Periodic("sweep", self._run, retry_seconds=interval_seconds)
         for kind in KINDS:
             metrics.swept_bytes.labels(kind)
 
     def start(self) -> None:
+        """Start the thread, unless sweeps are only made on request."""
         if self._interval_seconds:
-            threads.start([self._thread])
+            self._thread.start(after=min(_FIRST_SECONDS, self._interval_seconds))
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        """Join the thread."""
+        self._thread.close()
 
     def leftovers(self, *, everything: bool = False) -> list[Leftover]:
         """What a sweep would remove now. `everything`: also what changed within `keep_seconds`."""
@@ -60,7 +63,7 @@ class Sweeps:
 
     def _kept_since(self) -> float:
         """Leftovers whose last change was before this time (seconds since the epoch) may be removed."""
-        is_young = time.monotonic() - self._started < self._keep_seconds
+        is_young = self._clock() - self._started < self._keep_seconds
         return -math.inf if is_young else time.time() - self._keep_seconds
 
     def sweep(self, *, everything: bool = False) -> list[tuple[Leftover, int]]:
@@ -68,18 +71,13 @@ class Sweeps:
         with self._sweeping:
             swept = []
             for found in self.leftovers(everything=everything):
-                if self._stop.is_set():
+                if self._thread.is_stopping:
                     break
                 freed = remove(found)
                 self._metrics.swept_bytes.labels(found.kind).inc(freed)
                 swept.append((found, freed))
             return swept
 
-    def _run(self) -> None:
-        seconds = min(_FIRST_SECONDS, self._interval_seconds)
-        while not self._stop.wait(seconds):
-            seconds = self._interval_seconds
-            try:
-                self.sweep()
-            except Exception:
-                log.exception("a sweep failed in a way it should not")
+    def _run(self) -> float:
+        self.sweep()
+        return self._interval_seconds

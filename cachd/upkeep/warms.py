@@ -20,7 +20,7 @@ from cachd.policy.parts import split
 from cachd.store.residency import STEP_BYTES, load, resident
 from cachd.store.store import Store
 from cachd.transfer.streams import NICENESS
-from cachd.upkeep.jobs import Job, Jobs
+from cachd.upkeep.jobs import Job, Jobs, JobState
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +37,13 @@ class Warming(Job):
         self.loaded = 0
 
     def took(self, count: int, loaded: int) -> None:
+        """Count bytes that are in memory now; `loaded` of them were read from disk."""
         with self._lock:
             self.done += count
             self.loaded += loaded
 
     def as_document(self) -> dict[str, object]:
+        """The warming as the API shows it."""
         counts = {"total": self.total, "done": self.done, "loaded": self.loaded}
         return super().as_document() | {"bytes": counts}
 
@@ -108,10 +110,10 @@ class Warms:
             detail=running.error.detail if running.error else "",
         )
 
-    def _load_if_it_fits(self, snapshot: Snapshot, running: Warming) -> str:
+    def _load_if_it_fits(self, snapshot: Snapshot, running: Warming) -> JobState:
         self._check_space(snapshot)
         self._load(snapshot, running)
-        return "warm"
+        return JobState.warm
 
     def _check_space(self, snapshot: Snapshot) -> None:
         """Raises NoSpace when the missing bytes of the model do not fit into memory."""

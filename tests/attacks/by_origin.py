@@ -387,7 +387,7 @@ def an_answer_with_which_the_daemon_dies(target: Target) -> None:
         node.start()
         shown = node.ask("GET", "/v1/models/m").document
         assert shown["state"] == "failed"
-        assert shown["pull"]["error"]["code"] == "set_aside"
+        assert shown["pull"]["error"]["code"] == "crash_loop"
         assert not origin.requests
         hold.release()
         assert node.pull(ref, name="m").status == 202

@@ -45,9 +45,9 @@ def test_a_pull_with_which_the_daemon_died_three_times_in_a_row_is_not_begun_by_
         running.start()
         told = running.ask("GET", "/v1/models/m").document
         assert (told["state"], told["final"]) == ("failed", True)
-        assert told["pull"]["error"]["code"] == "set_aside"
+        assert told["pull"]["error"]["code"] == "crash_loop"
         assert "ask for it again" in told["pull"]["error"]["hint"]
-        assert running.ready("m", wait=0).document["code"] == "set_aside"
+        assert running.ready("m", wait=0).document["code"] == "crash_loop"
         assert origin.requests == []
         running.kill()
     running.start()
@@ -60,7 +60,7 @@ def test_a_pull_with_which_the_daemon_died_three_times_in_a_row_is_not_begun_by_
     assert not list((running.root / ".cachd/pending").iterdir())
 
 
-def test_one_that_was_set_aside_can_be_deleted(node: Nodes, origin: Origin) -> None:
+def test_one_in_a_crash_loop_can_be_deleted(node: Nodes, origin: Origin) -> None:
     running = node(retries=0)
     origin.hold("/m/f", after=0)
     running.pull(origin.add_model("m", {"f": noise(MIB)}))
@@ -82,7 +82,7 @@ def test_a_listed_model_with_which_the_daemon_died_is_not_begun_by_itself_either
     origin.forget()
     running.start()
     running.wait_for("desired model not pulled", name="m")
-    assert running.ask("GET", "/v1/models/m").document["pull"]["error"]["code"] == "set_aside"
+    assert running.ask("GET", "/v1/models/m").document["pull"]["error"]["code"] == "crash_loop"
     assert running.ask("GET", "/readyz?set=required").status == (503 if required else 200)
     assert origin.requests == []
     hold.release()

@@ -95,11 +95,11 @@ def test_a_file_that_is_only_claimed_takes_no_blocks(full: Full) -> None:
 def test_a_claim_that_passes_the_high_watermark_makes_no_model_go(engine: Engines, origin: Origin) -> None:
     full = Full(engine, origin, high_watermark="85%", low_watermark="50%")
     pull, hold = full.begin("slow", 6 * MIB, after=0)
-    full.reclaim.relieve()
+    full.reclaim.watch.relieve()
     assert full.names == "abcd"
     hold.release()
     pull.done.result(PATIENCE_SECONDS)
-    full.reclaim.relieve()
+    full.reclaim.watch.relieve()
     assert full.names != "abcd", "what is really taken does"
 
 

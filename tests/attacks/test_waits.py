@@ -26,7 +26,7 @@ from cachd.sources.http import Http
 from cachd.sources.names import MOST_LEFT, Names
 from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
-from cachd.transfer.line import Line
+from cachd.transfer.slots import SlotQueue
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket
 from tests.ground.hub import EVERY_METHOD, Hub
@@ -368,7 +368,7 @@ def test_what_gave_its_stream_away_goes_on_where_it_was_and_has_not_failed(
 
 
 def test_pulls_of_one_host_leave_a_slot_to_others_that_wait_and_take_all_when_none_does() -> None:
-    line: Line[Asked] = Line(3, lambda _: None)
+    line: SlotQueue[Asked] = SlotQueue(3, lambda _: None)
     evil = [Asked("http", "evil") for _ in range(6)]
     good = [Asked("http", "good"), Asked("http", "good")]
     for each in (*evil, *good):
@@ -379,7 +379,7 @@ def test_pulls_of_one_host_leave_a_slot_to_others_that_wait_and_take_all_when_no
 
 
 def test_a_pull_that_lent_its_slot_gets_one_before_any_that_is_new() -> None:
-    line: Line[Asked] = Line(1, lambda _: None)
+    line: SlotQueue[Asked] = SlotQueue(1, lambda _: None)
     slow, quick, new = Asked("http", "slow"), Asked("http", "quick"), Asked("http", "new")
     line.add(slow)
     assert line.next() is slow
@@ -388,18 +388,18 @@ def test_a_pull_that_lent_its_slot_gets_one_before_any_that_is_new() -> None:
     assert line.next() is quick
     line.add(new)
     with ThreadPoolExecutor(2) as pool:
-        back = pool.submit(line.take_in_turn, slow, CancelToken())
+        back = pool.submit(line.take_when_free, slow, CancelToken())
         until(lambda: line.returning == 1)
         next_one = pool.submit(line.next)
-        line.ended(quick)
+        line.end(quick)
         back.result(PATIENCE_SECONDS)
         assert not next_one.done()
-        line.ended(slow)
+        line.end(slow)
         assert next_one.result(PATIENCE_SECONDS) is new
 
 
 def test_a_host_whose_pulls_all_lend_their_slots_gets_no_more_threads_than_there_are_slots() -> None:
-    line: Line[Asked] = Line(2, lambda _: None)
+    line: SlotQueue[Asked] = SlotQueue(2, lambda _: None)
     for _ in range(9):
         line.add(Asked("http", "evil"))
     for _ in range(2):
@@ -412,7 +412,7 @@ def test_a_host_whose_pulls_all_lend_their_slots_gets_no_more_threads_than_there
 
 
 def test_a_pull_that_waits_for_a_slot_again_ends_when_it_is_cut() -> None:
-    line: Line[Asked] = Line(1, lambda _: None)
+    line: SlotQueue[Asked] = SlotQueue(1, lambda _: None)
     slow, token = Asked("http", "slow"), CancelToken()
     line.add(slow)
     line.next()
@@ -420,7 +420,7 @@ def test_a_pull_that_waits_for_a_slot_again_ends_when_it_is_cut() -> None:
     line.add(Asked("http", "quick"))
     line.next()
     with ThreadPoolExecutor(1) as pool:
-        back = pool.submit(line.take_in_turn, slow, token)
+        back = pool.submit(line.take_when_free, slow, token)
         until(lambda: line.returning == 1)
         token.cancel()
         with pytest.raises(Cancelled):

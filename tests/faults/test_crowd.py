@@ -26,7 +26,7 @@ from cachd.errors import CachdError, InUse, NotFound, Unavailable
 from cachd.model import Digest, ModelSpec
 from cachd.store.disk_store import DiskStore
 from cachd.store.space import bytes_beside
-from cachd.transfer.pulls import Pull
+from cachd.transfer.request import Pull
 from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import digests, noise

@@ -1,8 +1,8 @@
-"""The queue of pulls that wait for a slot.
+"""Queues pulls until each gets a slot.
 
-    add ──> waits ──next──> has a slot ──lend──> lends it ──take, take_in_turn──> has a slot
-              ^                  │                   │
-          add_later              └───────ended───────┴──> gone
+    add, add_later ──> waits ──next──> has a slot ──lend──> lends it ──take, take_when_free──> has a slot
+                         │                 │                   │
+                         └──────leave──────┴────────end────────┴──> gone
 
 A pull has a thread from `next` to `ended`. It lends its slot to the next pull while its own origin keeps it
 waiting, and keeps its thread; so there are more threads than slots. The pulls of one host never have more
@@ -25,20 +25,25 @@ _MOST_LENT = 64
 
 
 class Queued(Hashable, Protocol):
-    """What the queue needs to know of a pull. `host`: its origin. `scheme`: its kind of source."""
+    """What the queue needs to know of a pull."""
 
     @property
-    def scheme(self) -> str: ...
+    def scheme(self) -> str:
+        """The kind of its source."""
+
     @property
-    def host(self) -> str: ...
+    def host(self) -> str:
+        """Its origin."""
+
     @property
-    def priority(self) -> int: ...
+    def priority(self) -> int:
+        """Pulls with a higher priority are served first."""
 
 
 T = TypeVar("T", bound=Queued)
 
 
-class Line(Generic[T]):
+class SlotQueue(Generic[T]):
     """A queue with `at_once` slots. `changed` is called with its length. Safe from any thread.
 
     Next is the pull with the highest priority; then of the scheme with the fewest slots in use; then of the
@@ -46,8 +51,10 @@ class Line(Generic[T]):
     several hosts wait, no host gets all slots.
     """
 
-    def __init__(self, at_once: int, changed: Callable[[int], None]) -> None:
-        self._at_once, self._report = at_once, changed
+    def __init__(
+        self, at_once: int, changed: Callable[[int], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._at_once, self._report, self._clock = at_once, changed, clock
         self.threads = at_once + min(2 * at_once, _MOST_LENT)
         self._changed = threading.Condition()
         self._waiting: dict[str, list[tuple[int, int, T]]] = {}  # by host
@@ -64,14 +71,15 @@ class Line(Generic[T]):
     # --- for the owner of the pulls ---
 
     def add(self, pull: T) -> None:
+        """Queue a pull."""
         with self._changed:
             self._add(pull)
             self._notify()
 
     def add_later(self, pull: T, seconds: float) -> None:
-        """Add the pull in `seconds` from now."""
+        """Queue a pull in `seconds` from now. It counts as queued meanwhile."""
         with self._changed:
-            heapq.heappush(self._later, (time.monotonic() + seconds, next(self._sequence), pull))
+            heapq.heappush(self._later, (self._clock() + seconds, next(self._sequence), pull))
             self._notify()
 
     def leave(self, pull: T) -> bool:
@@ -92,7 +100,7 @@ class Line(Generic[T]):
         one per call, and then None."""
         with self._changed:
             while True:
-                now = time.monotonic()
+                now = self._clock()
                 while self._later and (self._closed or self._later[0][0] <= now):
                     self._add(heapq.heappop(self._later)[2])
                 if found := self._chosen():
@@ -103,7 +111,8 @@ class Line(Generic[T]):
                     return None
                 self._changed.wait(self._later[0][0] - now if self._later else None)
 
-    def ended(self, pull: T) -> None:
+    def end(self, pull: T) -> None:
+        """Take back the slot of a pull whose thread is done with it."""
         with self._changed:
             self._working.discard(pull)
             self._lending.discard(pull)
@@ -115,6 +124,7 @@ class Line(Generic[T]):
             return [*self._working, *self._lending]
 
     def close(self) -> None:
+        """Give out no more slots: `next` returns the queued pulls so that they end."""
         with self._changed:
             self._closed = True
             self._notify()
@@ -136,7 +146,7 @@ class Line(Generic[T]):
                 self._lending.remove(pull)
                 self._working.add(pull)
 
-    def take_in_turn(self, pull: T, cancel_token: CancelToken) -> None:
+    def take_when_free(self, pull: T, cancel_token: CancelToken) -> None:
         """If the pull lent its slot, wait for a free one, ahead of every queued pull. Raises Cancelled."""
         with cancel_token.reaches(_Waker(self._changed)), self._changed:
             self.returning += 1
@@ -187,22 +197,22 @@ class Line(Generic[T]):
 
 
 class Slot(Generic[T]):
-    """One pull's view of `Line`: what it may do with its own slot."""
+    """One pull's view of `SlotQueue`: what it may do with its own slot."""
 
-    def __init__(self, line: Line[T], pull: T, cancel_token: CancelToken) -> None:
-        self._line, self._pull, self._cancel_token = line, pull, cancel_token
+    def __init__(self, queue: SlotQueue[T], pull: T, cancel_token: CancelToken) -> None:
+        self._queue, self._pull, self._cancel_token = queue, pull, cancel_token
 
     def lend(self) -> None:
-        """See `Line.lend`."""
-        self._line.lend(self._pull)
+        """See `SlotQueue.lend`."""
+        self._queue.lend(self._pull)
 
     def take(self) -> None:
-        """See `Line.take`."""
-        self._line.take(self._pull)
+        """See `SlotQueue.take`."""
+        self._queue.take(self._pull)
 
-    def take_in_turn(self) -> None:
-        """See `Line.take_in_turn`."""
-        self._line.take_in_turn(self._pull, self._cancel_token)
+    def take_when_free(self) -> None:
+        """See `SlotQueue.take_when_free`."""
+        self._queue.take_when_free(self._pull, self._cancel_token)
 
 
 class _Waker:

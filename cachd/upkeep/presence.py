@@ -7,14 +7,14 @@ files' bytes; scrubs.py does.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled
+from cachd.errors import CachdError
 from cachd.kernel import threads
+from cachd.kernel.periodic import Periodic
 from cachd.metrics import Metrics
 from cachd.model import Digest, File
 from cachd.store.scrub import quick_check
@@ -33,42 +33,40 @@ _ALL_SECONDS = 300.0
 _AGAIN_SECONDS = 10.0  # after a check that failed, for example because no file can be opened
 
 
-class Looks:
+class PresenceChecks:
     """A thread that checks models and starts the repair of damaged ones."""
 
-    def __init__(self, store: Store, repairs: Repairs, scrub_log: ScrubLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        repairs: Repairs,
+        scrub_log: ScrubLog,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store, self._repairs = store, repairs
-        self._scrub_log, self._metrics = scrub_log, metrics
+        self._scrub_log, self._metrics, self._clock = scrub_log, metrics, clock
         self.files: dict[Digest, File] = {}  # one file for each blob that existed at the last check of all
         self._all_at = 0.0
         self._warned_unwatched = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="look", daemon=True)
+        self._thread = Periodic("presence", self._run, prepare=lambda: os.nice(NICENESS))
 
     def start(self) -> None:
-        threads.start([self._thread])
+        """Start the thread. It lets the daemon answer requests first."""
+        self._thread.start(after=_START_SECONDS)
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.ident:
-            self._thread.join()
+        """Join the thread."""
+        self._thread.close()
 
-    def look_again(self) -> None:
+    def check_all_soon(self) -> None:
         """Have the thread check all models next time."""
         self._all_at = 0.0
 
-    def _run(self) -> None:
-        os.nice(NICENESS)
-        rest = _START_SECONDS  # the daemon should answer requests first
-        while not self._stop.wait(rest):
-            began = time.thread_time()
-            try:
-                self._check()
-            except Cancelled:
-                return
-            except Exception:
-                log.exception("a check of models failed in a way it should not")
-            rest = max(_TICK_SECONDS, _REST * (time.thread_time() - began))
+    def _run(self) -> float:
+        began = time.thread_time()
+        self._check()
+        return max(_TICK_SECONDS, _REST * (time.thread_time() - began))
 
     def _check(self) -> None:
         changes = self._store.watch.changes()
@@ -76,8 +74,8 @@ class Looks:
             self._repair_written(changes)
         if changes.everything:
             self._all_at = 0.0
-        if time.monotonic() >= self._all_at:
-            self._all_at = time.monotonic() + _ALL_SECONDS
+        if self._clock() >= self._all_at:
+            self._all_at = self._clock() + _ALL_SECONDS
             with threads.in_brief_turns():
                 self._check_all()
         elif changes:
@@ -101,7 +99,7 @@ class Looks:
         self.files = self._store.watch_all()
         self._scrub_log.know(self.files)
         for file in self.files.values():
-            self._check_stop()
+            self._thread.rest()
             inode = content.inode(file.blob)
             if wrong := quick_check(content.path(file.blob), file):
                 self._damaged(file, wrong, inode)
@@ -109,9 +107,9 @@ class Looks:
 
     def _check_models(self, names: Iterable[str]) -> None:
         for name in names:
-            self._check_stop()
+            self._thread.rest()
             try:
-                self._repairs.look(name)
+                self._repairs.check(name)
             except CachdError as error:
                 self._failed(name, error)
 
@@ -129,7 +127,7 @@ class Looks:
 
     def _failed(self, what: str, error: CachdError) -> None:
         log.warning("check failed", what=what, reason=error.detail)
-        self._all_at = min(self._all_at, time.monotonic() + _AGAIN_SECONDS)
+        self._all_at = min(self._all_at, self._clock() + _AGAIN_SECONDS)
 
     def _warn_unwatched(self) -> None:
         found = self._store.watch.watched()
@@ -142,8 +140,3 @@ class Looks:
                 effect="deletions and opens there are noticed only minutes later",
             )
         self._warned_unwatched = bool(found.unwatched)
-
-    def _check_stop(self) -> None:
-        """Raises Cancelled when the daemon is stopping."""
-        if self._stop.is_set():
-            raise Cancelled("the daemon stops")

@@ -1,0 +1,95 @@
+"""Refuses requests that may not start or cancel a pull now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cachd.errors import InUse, Unavailable
+from cachd.model import ModelSpec
+from cachd.store.names import no_such_model
+from cachd.store.permit import name_taken
+from cachd.store.store import Store
+from cachd.transfer.newest import NewestPulls
+from cachd.transfer.request import Pull
+from cachd.transfer.running import RunningPulls
+
+_RETRY_SECONDS = 60.0
+
+
+class Admission:
+    """The rules of starting and cancelling. At most `at_once` pulls run and `queued` more wait.
+
+    `is_configured`: whether the configuration lists a name. To start a pull, the caller holds
+    `running.changing` from the checks on until the pull is added.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        running: RunningPulls,
+        newest: NewestPulls,
+        *,
+        is_configured: Callable[[str], bool],
+        at_once: int,
+        queued: int,
+    ) -> None:
+        self._store, self._running, self._newest = store, running, newest
+        self._is_configured = is_configured
+        self._most, self._queued = at_once + queued, queued
+
+    def check_name(self, spec: ModelSpec, *, refresh: bool) -> None:
+        """Raises InUse when the name may not move to the spec (see `Permit`).
+
+        A failed pull without a snapshot owns its name only if the name is pinned.
+        """
+        name, store = spec.name, self._store
+        if (running := self._running.of(name)) is not None:
+            raise _name_is_pulled(spec, running)
+        owner, newest = store.names.owner(name), self._newest.of(name)
+        is_pinned = store.pins.has(name)
+        if owner is None and is_pinned and newest is not None:
+            owner = newest.spec
+        if owner is not None and not owner.is_of_same_model(spec):
+            raise name_taken(spec, owner)
+        is_here = store.names.get(name) is not None
+        if owner is not None and is_pinned and (owner != spec or (refresh and is_here)):
+            raise name_taken(spec, owner, "is pinned at")
+
+    def check_queue(self, waiting: int) -> None:
+        """Raises Unavailable when the daemon is stopping or the queue, of `waiting` pulls, is full."""
+        if self._running.is_closed:
+            raise Unavailable("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
+        if len(self._running) >= self._most:
+            raise Unavailable(
+                f"{waiting} pulls are waiting, and at most {self._queued} may wait",
+                code="queue_full",
+                hint="ask again later, or raise queued_pulls",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    def check_cancel(self, name: str, *, force: bool) -> None:
+        """Raises NotFound for an unknown name.
+
+        Unless `force`, raises InUse when the configuration lists the name, or its model is pinned or in use.
+        """
+        names = self._store.names
+        if self._newest.of(name) is None and not (names.has(name) or names.was_evicted(name)):
+            raise no_such_model(name)
+        if not force and self._is_configured(name):
+            raise InUse(
+                f"the configuration lists {name}: it would come back at the next start or change of the file",
+                code="configured",
+                hint="remove it from the file, or force (--force, force=true)",
+            )
+        if not force:
+            self._store.protection.check_unused(name)
+
+
+def _name_is_pulled(spec: ModelSpec, running: Pull) -> InUse:
+    if not running.spec.is_of_same_model(spec):
+        return name_taken(spec, running.spec, "is being pulled from")
+    return InUse(
+        f"{spec.name} is being pulled from {running.spec}",
+        code="name_busy",
+        hint="wait for it, stop it (--replace, replace: true), or use another name",
+    )

@@ -1,0 +1,68 @@
+"""Holds what one attempt at a pull works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cachd.errors import Unavailable
+from cachd.model import ModelSpec
+from cachd.sources.source import Source
+from cachd.sources.table import Table
+from cachd.store.permit import Permit
+from cachd.store.store import Store
+from cachd.transfer.downloads import Downloads
+from cachd.transfer.progress import Progress
+from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.resolves import Resolves
+from cachd.transfer.streams import StreamQuota
+
+
+@dataclass(frozen=True, slots=True)
+class PullContext:
+    """What all pulls share. `table` returns the operator's current rules and bandwidth limits."""
+
+    store: Store
+    reclaim: Reclaim
+    downloads: Downloads
+    resolves: Resolves
+    table: Callable[[], Table] = Table
+
+
+class Slot(Protocol):
+    """The slot of one pull. The number of slots limits how many pulls run at once."""
+
+    def lend(self) -> None:
+        """Let another pull use the slot while this one waits for its origin."""
+
+    def take(self) -> None:
+        """Take the slot back at once, even if one pull too many runs then."""
+
+    def take_when_free(self) -> None:
+        """Wait for a free slot, then take it. Raises Cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt to make the model of `spec` ready, by a thread that has a slot.
+
+    A pull has several attempts if its source is unavailable in between. They share the pull's `progress`,
+    stream `quota` and `permit` to publish.
+    """
+
+    spec: ModelSpec
+    source: Source
+    slot: Slot
+    progress: Progress
+    quota: StreamQuota
+    permit: Permit
+    context: PullContext
+
+
+class NotYet(Exception):
+    """The source is temporarily unavailable (`reason`). Another attempt may succeed later."""
+
+    def __init__(self, reason: Unavailable) -> None:
+        super().__init__(reason.detail)
+        self.reason = reason

@@ -1,0 +1,95 @@
+"""Ends pulls: records the outcome everywhere, then wakes the waiters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from cachd.errors import CachdError, DiskFailed
+from cachd.metrics import Metrics, size_class
+from cachd.store.permit import replaced
+from cachd.store.store import Store
+from cachd.transfer.newest import NewestPulls
+from cachd.transfer.pending import PendingSpecs
+from cachd.transfer.progress import State
+from cachd.transfer.request import Outcome, Pull
+from cachd.transfer.running import RunningPulls
+from cachd.transfer.usage import record_pull
+
+log = structlog.get_logger(__name__)
+
+
+class Endings:
+    """The last step of every pull. Safe from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        running: RunningPulls,
+        newest: NewestPulls,
+        pending: PendingSpecs,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._metrics, self._clock = store, metrics, clock
+        self._running, self._newest, self._pending = running, newest, pending
+
+    def end(self, pull: Pull, state: State, outcome: Outcome) -> None:
+        """End a pull as ready, failed or cancelled. The outcome is its snapshot or its error."""
+        name = pull.spec.name
+        if state is State.cancelled and pull.permit.is_revoked:
+            outcome = replaced(pull.spec)
+        self._record(pull, state, outcome)
+        self._running.remove(pull)
+        self._store.content.owners.expect_no_more(name)
+        self._delete_pending(name, state)
+        pull.end(state, outcome)
+        self._newest.count_ended(pull)
+        self._store.changes.mark(name)
+        pull.wake(outcome)
+        if state is State.ready:
+            self.sweep()
+
+    def end_cancelled(self, waiting: Pull) -> None:
+        """End a cancelled pull that has left the queue."""
+        self.end(waiting, State.cancelled, waiting.cancelled())
+
+    def sweep(self) -> None:
+        """Remove replaced snapshots that nobody reads, except those that a running pull may publish again."""
+        try:
+            self._store.sweep_snapshots(keep={pull.spec.ref.base for pull in self._running.all()})
+        except (CachdError, OSError, ValueError) as error:
+            log.warning("sweep failed", reason=repr(error))
+
+    def _record(self, pull: Pull, state: State, outcome: Outcome) -> None:
+        """Write the outcome to the metrics, the log and the usage log."""
+        spec, progress, now = pull.spec, pull.progress, pull.progress.now
+        seconds = self._clock() - pull.began if pull.began is not None else 0.0
+        self._metrics.pull_seconds.labels(state, size_class(progress.total)).observe(seconds)
+        if isinstance(outcome, DiskFailed):
+            self._metrics.disk_failures.inc()
+        error = outcome if isinstance(outcome, CachdError) else None
+        log.info(
+            "pull ended",
+            name=spec.name,
+            ref=str(spec.ref),
+            state=state,
+            seconds=round(seconds, 2),
+            size_bytes=progress.total,
+            fetched_bytes=now.fetched,
+            resumed_bytes=now.resumed,
+            code=error.code if error else "",
+            detail=error.detail if error else "",
+            withheld=dict(error.withheld) if error else {},
+        )
+        record_pull(self._store.usage_log, spec, outcome, fetched=now.fetched, seconds=seconds)
+
+    def _delete_pending(self, name: str, state: State) -> None:
+        with suppress(CachdError):
+            if self._running.is_closed and state is State.cancelled:  # the next start resumes it
+                self._pending.note_clean_stop(name)
+            else:
+                self._pending.delete(name)

@@ -1,0 +1,80 @@
+"""Fetches the missing blobs of one pull, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+
+from cachd.errors import CachdError, Cancelled
+from cachd.model import File
+from cachd.store.space import Reservation
+from cachd.transfer.attempt import Attempt
+from cachd.transfer.download.supplier import Supplier
+
+_SAMPLE_SECONDS = 0.5
+
+
+def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> None:
+    """Fetch a blob for each of the files, the largest first. The first failure ends the other downloads.
+
+    Raises the CachdError of a download, with the facts `bytes_done` and `bytes_total`.
+    """
+    progress, fetches = attempt.progress, _Fetches(attempt, reservation)
+    try:
+        for file in sorted(files, key=lambda f: -f.size):
+            fetches.join(file)
+        while fetches.unfinished:
+            progress.sample()
+            _lend_or_take_slot(attempt)
+            fetches.wait()
+            if progress.cancel_token.is_cancelled:
+                raise Cancelled(
+                    f"{attempt.spec.name}: cancelled after {progress.done} of {progress.total} bytes"
+                )
+        progress.sample()
+        attempt.slot.take()
+    except CachdError as error:
+        error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
+        raise
+    finally:
+        attempt.context.downloads.leave(fetches.joined)
+
+
+def _lend_or_take_slot(attempt: Attempt) -> None:
+    """Let another pull use the slot while hardly any byte of this one arrives; else keep it."""
+    if attempt.progress.is_slow:
+        attempt.slot.lend()
+    else:
+        attempt.slot.take()
+
+
+class _Fetches:
+    """What one pull supplies to downloads: `joined`, and of these the `unfinished`."""
+
+    def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
+        self.joined: list[Supplier] = []
+        self.unfinished: set[Future[None]] = set()
+        self._attempt, self._reservation = attempt, reservation
+        self._downloads, self._table = attempt.context.downloads, attempt.context.table()
+
+    def join(self, file: File) -> None:
+        """Start the file's download, or become a supplier of the one that is running."""
+        supplier = self._downloads.join(
+            file,
+            self._attempt.source,
+            self._attempt.quota,
+            scheme=self._attempt.spec.ref.scheme,
+            reservation=self._reservation,
+            prefix=self._table.limited_by(file.origin),
+        )
+        self.joined.append(supplier)
+        self._attempt.progress.watch(supplier.download.tally)
+        self.unfinished.add(supplier.done)
+
+    def wait(self) -> None:
+        """Wait a moment for downloads to end. Raises the error of one that failed."""
+        self._downloads.claim(self._attempt.quota)
+        ended, _ = wait(self.unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
+        self.unfinished -= ended
+        for future in ended:
+            future.result()

@@ -1,0 +1,47 @@
+"""Holds the pulls that have not ended."""
+
+from __future__ import annotations
+
+import threading
+
+from cachd.transfer.request import Pull
+
+
+class RunningPulls:
+    """The pulls that have not ended, at most one for each name. Safe from any thread.
+
+    While a thread holds `changing`, no other adds or removes a pull.
+    """
+
+    def __init__(self) -> None:
+        self.changing = threading.RLock()
+        self.is_closed = False
+        self._by_name: dict[str, Pull] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def of(self, name: str) -> Pull | None:
+        """The running pull of a name, if any."""
+        return self._by_name.get(name)
+
+    def all(self) -> list[Pull]:
+        """Every running pull."""
+        with self.changing:
+            return list(self._by_name.values())
+
+    def add(self, pull: Pull) -> None:
+        """Add a pull. The caller holds `changing`, and has found no pull of its name."""
+        self._by_name[pull.spec.name] = pull
+
+    def remove(self, pull: Pull) -> None:
+        """Remove a pull, unless a newer one has its name."""
+        with self.changing:
+            if self._by_name.get(pull.spec.name) is pull:
+                del self._by_name[pull.spec.name]
+
+    def close(self) -> list[Pull]:
+        """Note that the daemon is stopping its pulls. Returns those that are still running."""
+        with self.changing:
+            self.is_closed = True
+            return self.all()

@@ -1,0 +1,135 @@
+"""Relieves the disk in a thread: evicts what is unused or in the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from cachd.errors import CachdError
+from cachd.kernel.periodic import Periodic
+from cachd.model import Percentage
+from cachd.policy.eviction import bytes_over, largest_first
+from cachd.store.capacity import Capacity
+from cachd.store.store import Store
+from cachd.transfer.evictor import Evictor
+from cachd.transfer.plans import Plan, Planner
+from cachd.transfer.usage import record_open_now, record_opens
+
+log = structlog.get_logger(__name__)
+
+_TICK_SECONDS = 1.0
+_CHECK_SECONDS = 60.0  # between two checks which snapshots some process has open
+_SOON_SECONDS = 5.0  # the same when the kernel may not report every open and a process may be starting
+_STARTING_SECONDS = 600.0  # a process may be starting this long after a model was published or asked for
+_WAIT_SECONDS = 600.0  # after an eviction for pressure that freed too little
+
+
+class SpaceWatch:
+    """A thread that records uses, and evicts down to `low` when more than `high` of the space is taken.
+
+    `automatic`: whether to evict at all. With `unused_seconds`, snapshots that nobody used for so long are
+    evicted, too.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        planner: Planner,
+        evictor: Evictor,
+        *,
+        high: Percentage,
+        low: Percentage,
+        unused_seconds: float,
+        automatic: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._planner, self._evictor, self._clock = store, planner, evictor, clock
+        self._high, self._low = high, low
+        self._unused_seconds, self._automatic = unused_seconds, automatic
+        self._warned_short = False
+        self._wait_until = 0.0
+        self._checked_at, self._lost_opens = 0.0, False
+        self._thread = Periodic("reclaim", self._tick)
+
+    def start(self) -> None:
+        """Start the thread. Its first check of open files waits until the daemon has started."""
+        self._checked_at = self._clock()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Join the thread."""
+        self._thread.close()
+        self._store.usage_log.save()
+
+    def check_usage(self) -> None:
+        """Record a use of every snapshot that is open now; then evict what is unused for `unused_seconds`."""
+        self._checked_at, self._lost_opens = self._clock(), False
+        record_open_now(self._store, time.time())
+        self._store.usage_log.save()
+        if self._unused_seconds and self._automatic:
+            with self._planner.lock:
+                self._evictor.evict(self._planner.plan_unused(self._unused_seconds), "unused")
+
+    def relieve(self) -> None:
+        """Under pressure, evict what is not protected, down to the low watermark."""
+        over = self._over(self._store.space.bounded())
+        if over <= 0:
+            self._warned_short = False
+            return
+        if not self._automatic or self._clock() < self._wait_until:
+            return
+        with self._planner.lock:
+            before = self._store.space.bounded().free
+            plan = self._planner.plan_ignoring_pulls(over)
+            self._evictor.drop_partials(plan.partials)
+            self._evictor.evict(plan.choices, "pressure")
+            after = self._store.space.bounded().free
+        self._report(plan, freed=after - before)
+
+    def seconds_between_checks(self) -> float:
+        """How often to check which snapshots are open: oftener when the kernel may not report every open."""
+        watch, usage_log = self._store.watch, self._store.usage_log
+        self._lost_opens |= watch.lost_opens()
+        is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
+        if self._lost_opens or (is_starting and not watch.sees_all_opens()):
+            return _SOON_SECONDS
+        return _CHECK_SECONDS
+
+    def _tick(self) -> float:
+        try:
+            self._store.leases.expire(time.time())
+            self._store.content.trash.empty_all()
+            record_opens(self._store, time.time())
+            if self._clock() >= self._checked_at + self.seconds_between_checks():
+                self.check_usage()
+            self.relieve()
+        except (CachdError, OSError) as error:
+            log.warning("reclaim failed", reason=str(error))
+        return _TICK_SECONDS
+
+    def _over(self, now: Capacity) -> int:
+        """Bytes to free; 0 or less below the high watermark while no received bytes wait for space.
+
+        Bytes that have not arrived do not count: a source may claim any size.
+        """
+        space = max(now.total - now.reserve_free, 0)
+        taken = space - (now.free - now.reserve_free)
+        over = [self._store.space.waited_for(), bytes_over(taken, space, high=self._high, low=self._low)]
+        if now.limit is not None:
+            over.append(bytes_over(now.usage.total, now.limit, high=self._high, low=self._low))
+        return max(over)
+
+    def _report(self, plan: Plan, *, freed: int) -> None:
+        """Warn when too little could be freed, or came free."""
+        if not plan.is_enough and not self._warned_short:
+            log.warning(
+                "too little space can be freed: the other models are protected",
+                short_bytes=plan.short - plan.frees,
+                held_by=largest_first([c for c in plan.candidates if c.protected]),
+            )
+            self._warned_short = True
+        if not self._store.reports_open_files and freed < plan.frees / 2:
+            log.warning("eviction freed too little: a process has the files open", bytes=plan.frees)
+            self._wait_until = self._clock() + _WAIT_SECONDS

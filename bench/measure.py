@@ -163,7 +163,7 @@ def spread(values: Iterable[float], unit: float = 1.0, digits: int = 2) -> str:
 
 @contextmanager
 def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Nginx]:
-    """nginx over `directory`: `.url`, and `.ca_file` with `tls`; `more` as Nginx has it.
+    """An nginx over `directory`: `.url`, and `.ca_file` with `tls`; `more` as Nginx has it.
 
     One worker for two cores, and cubic: bbr, where it is the default, paces loopback to less than half.
     """
@@ -190,7 +190,7 @@ def warmed(place: Path, size: int) -> None:
 
 @contextmanager
 def daemon(root: Path, env: Mapping[str, str] | None = None, **options: object) -> Iterator[Node]:
-    """cachd over `root`, at its defaults but for these options; `env` is added to its environment."""
+    """A daemon over `root`, with these options; `env` is added to its environment."""
     plain = {"CACHD_LOG_LEVEL": "info", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
     with Node(root, options, **plain, **(env or {})) as node:
         yield node

@@ -72,7 +72,7 @@ class Yardstick:
 
 
 class Machine:
-    """This machine, its best yardstick so far, and `count` of the runs on it."""
+    """The machine, its best yardstick so far, and `count` of the runs on it."""
 
     def __init__(
         self,
@@ -137,6 +137,7 @@ def cpu_times() -> tuple[float, float]:
 
 @cache
 def this() -> Machine:
+    """The one that this process runs on."""
     return Machine(Yardstick().cpu_seconds, cpu_times)
 
 

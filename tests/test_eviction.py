@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.trace import policies, refetched, trace
 from cachd.model import Digest
 from cachd.policy.eviction import (
     FRESH_SECONDS,
@@ -25,6 +24,7 @@ from cachd.policy.eviction import (
     refetch_seconds,
     told_seconds,
 )
+from tests.ground.trace import policies, refetched, trace
 
 NOW = 1e9
 DAY = 86400.0

@@ -521,8 +521,8 @@ def test_the_holder_needs_no_configuration_and_little_memory(
 
 
 def script(first: str) -> str:
-    """The README's shell script whose first line begins so."""
-    blocks = re.findall(r"```shell\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    """The shell script of docs/pods.md whose first line begins so."""
+    blocks = re.findall(r"```shell\n(.*?)```", (PROJECT / "docs/pods.md").read_text(), flags=re.DOTALL)
     (found,) = [block for block in blocks if block.startswith(f"# {first}:")]
     return str(found)
 
@@ -565,7 +565,7 @@ def test_the_wait_in_a_shell_takes_ten_lines() -> None:
 
 @contextmanager
 def engine_in(shell: list[str], root: Path, name: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The README's script that holds and becomes the engine: a stand-in that says where its model is."""
+    """The script of docs/pods.md that holds and becomes the engine, here one that says where its model is."""
     (folder / "bin").mkdir(exist_ok=True)
     vllm = folder / "bin/vllm"
     vllm.write_text('#!/bin/sh\ncat "$2/config.json"\necho\nread line\n')

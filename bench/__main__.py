@@ -11,12 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import goals, peers, report, steady
+from bench import goals, peers, report
 from bench.measure import MIB
 from bench.results import KEPT, QUESTIONS, available, figures, kept, module, when
 from docs import render
@@ -39,7 +38,6 @@ def main(argv: list[str] | None = None) -> None:
         question = module(name)
         console.rule(f"{name}: {QUESTIONS[name]}")
         results = question.run(options)
-        results["watched"] = asdict(steady.this().counted())
         report.keep(name, results, asked.into)
         console.print(when(results))
         console.print(question.table(results))

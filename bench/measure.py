@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy
 
-from bench.steady import undisturbed
 from tests.ground.nginx import Nginx
 from tests.ground.node import Node
 
@@ -119,10 +118,10 @@ def interleaved(
     """Every way once a turn, `runs` turns; where these are several, after one that is not counted.
 
     A single turn is taken as it comes. Of several, a way that takes less than SHORT_SECONDS runs OFTEN times
-    in each: on a noisy machine one moment is a large part of it. `pause` is called before each run; what was
-    disturbed is made again (bench/steady.py). Each turn has an order of its own: who always came after the
-    heaviest would bear what that left behind, such as a quota that is used up. With `failures` a way that
-    raises Failed is noted there with its reason and not tried again; its runs so far are left out.
+    in each: on a noisy machine one moment is a large part of it. `pause` is called before each run. Each turn
+    has an order of its own: a way that always came after the heaviest would bear what that left behind, such
+    as a quota that is used up. With `failures`, a way that raises Failed is noted there with its reason and
+    not tried again; its runs so far are left out. A way of `once` runs in the first counted turn only.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
     often: dict[str, int] = {}
@@ -132,14 +131,10 @@ def interleaved(
         for name in order.sample(names, len(names)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
-
-            def do(way: Callable[[], Run] = ways[name]) -> Run:
-                if pause and runs > 1:
-                    pause()
-                return way()
-
+            if pause and runs > 1:
+                pause()
             try:
-                run = undisturbed(do, runs) if turn else do()
+                run = ways[name]()
             except Failed as error:
                 if failures is None:
                     raise

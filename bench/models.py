@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -161,7 +162,7 @@ def case(model: Model, place: Path, runs: int, *, sync: bool) -> list[dict[str, 
             key = peer.name, "verified"
             if peer.missing:
                 failures[", ".join(key)] = "not installed"
-            ways[key] = partial(fetched, model, peer, place / "got", sync=sync)
+            ways[key] = partial(fetched, model, peer, place, sync=sync)
             if peer.slow:
                 once.add(", ".join(key))
         measured = interleaved(
@@ -219,9 +220,10 @@ def peers(model: Model, place: Path) -> list[Peer]:
     ]
 
 
-def fetched(model: Model, peer: Peer, target: Path, *, sync: bool) -> Run:
+def fetched(model: Model, peer: Peer, place: Path, *, sync: bool) -> Run:
     """Fetch and verify by `peer`. The sizes of the files are checked outside the clock."""
-    with directory(target):
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        target = Path(name)
         run = peer.fetch(target).then(hashed(model, target / peer.at))
         if sync:
             run = run.then(command("sync", "--file-system", target))
@@ -229,16 +231,6 @@ def fetched(model: Model, peer: Peer, target: Path, *, sync: bool) -> Run:
             if (target / peer.at / path).stat().st_size != size:
                 raise Failed(f"{peer.name} left another {path}")
         return run
-
-
-@contextmanager
-def directory(path: Path) -> Iterator[None]:
-    """A directory that exists inside the block."""
-    path.mkdir()
-    try:
-        yield
-    finally:
-        shutil.rmtree(path)
 
 
 def hashed(model: Model, directory: Path) -> Run:

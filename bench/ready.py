@@ -2,8 +2,7 @@
 
 500 probes a second come on time, whatever the answers do (bench/probes.py). Their control is an nginx that
 answers 204 under the same load: it shows how late the machine and the probes themselves are. The load is a
-model of 8 shards that is pulled again and again, verified, from nginx to memory; `busy` is how much of the
-time of all cores was used meanwhile.
+model of 8 shards that is pulled again and again, verified, from nginx to memory.
 """
 
 from __future__ import annotations
@@ -104,32 +103,25 @@ def lay_out(web: Path, size: int) -> None:
 
 
 def probed(bed: Bed, name: str, seconds: float, *, loaded: bool) -> dict[str, Any]:
-    """Percentiles of the latency in milliseconds; what was received and how busy the cores were meanwhile."""
+    """Percentiles of the latency in milliseconds; what was received meanwhile."""
     where = urlsplit(bed.probed_at(name))
     words = (sys.executable, "-m", "bench.probes", where.port, where.path, RATE, seconds)
     with pulling(bed) if loaded else ExitStack():
-        before, busy, began = bed.node.metric("cachd_download_bytes_total"), cores(), time.perf_counter()
+        before, began = bed.node.metric("cachd_download_bytes_total"), time.perf_counter()
         asked = subprocess.run([str(word) for word in words], cwd=PROJECT, capture_output=True, text=True)
         took = time.perf_counter() - began
-        received, after = bed.node.metric("cachd_download_bytes_total") - before, cores()
+        received = bed.node.metric("cachd_download_bytes_total") - before
     if asked.returncode:
         raise Failed(f"probes of {name}: {asked.stderr.strip()[-2000:]}")
     return {
         "milliseconds": percentiles(json.loads(asked.stdout)),
         "bytes_per_second": received / took,
-        "busy": 1 - (after[1] - busy[1]) / (after[0] - busy[0]),
     }
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:
     """Each of PERCENTILES, by its number as text."""
     return dict(zip(map(str, PERCENTILES), numpy.percentile(milliseconds, PERCENTILES), strict=True))
-
-
-def cores() -> tuple[int, int]:
-    """Time of all cores so far, and how much of it they had nothing to do (proc_stat(5))."""
-    words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    return sum(map(int, words)), int(words[3]) + int(words[4])
 
 
 @contextmanager
@@ -179,7 +171,7 @@ def percentile(case: dict[str, Any], which: float) -> list[float]:
     return [measured["milliseconds"][str(which)] for measured in case["runs"]]
 
 
-LINES = ("while", "asked", "p50, ms", "p99", "most", "GB/s meanwhile", "busy")
+LINES = ("while", "asked", "p50, ms", "p99", "most", "GB/s meanwhile")
 
 
 def cells(results: dict[str, Any]) -> list[list[str]]:
@@ -190,7 +182,6 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
             case["name"],
             *(spread(percentile(case, which), digits=1) for which in PERCENTILES),
             spread(r["bytes_per_second"] / GB for r in case["runs"]) if case["load"] != IDLE else "",
-            f"{numpy.median([r['busy'] for r in case['runs']]):.0%}",
         ]
         for case in results["cases"]
     ]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import goals, report, steady
+from bench import goals, report
 from bench.report import GB, MB, find, median
 
 QUESTIONS = {
@@ -49,8 +49,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 
 def when(result: dict[str, Any]) -> str:
     """The date and the machine of a measurement."""
-    repeated = steady.told(result["watched"]) if "watched" in result else ""
-    return f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most).{repeated}"
+    return f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most)."
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -217,8 +217,8 @@ def running_pod(root: Path, package: Path) -> Iterator[Pod]:
 def test_a_pod_that_closed_its_files_after_loading_keeps_the_model_that_it_holds(
     ground: Ground, package: Path
 ) -> None:
-    """Promised: A model that a pod holds is not removed, evicted or swept, though every file of it is closed,
-    until the pod ends."""
+    """Promised: A model that a pod holds is not removed, evicted or swept until the pod ends, even if all
+    its files are closed."""
     node, manifest = ground.node, published(ground, "kept")
     with running_pod(node.root, package) as pod:
         pod.ask("hold kept")
@@ -248,7 +248,7 @@ def test_a_pod_that_only_read_its_model_and_closed_it_protects_nothing(ground: G
 def test_a_name_that_moves_while_a_pod_loads_gives_it_files_of_one_revision(
     ground: Ground, package: Path
 ) -> None:
-    """Promised: A pod reads one revision by its link, whatever the name does while it loads."""
+    """Promised: A pod reads one revision through its link, even if the name moves while it loads."""
     published(ground, "moves")
     address = told(ground.node, "moves")["immutable_path"]
     with running_pod(ground.node.root, package) as pod:

@@ -65,7 +65,8 @@ def summary(results: dict[str, Any]) -> str:
     """The few figures that a user cares about, as a table, below the machine that they are from."""
     rows = [*files(results["cold"]), *models(results["models"]), *lives(results)]
     head = ("Work, verified by sha256", "cachd", "fastest other client", "`huggingface_hub`")
-    return f"{when(results['cold'])}\n\n{report.markdown(head, rows)}".strip()
+    heading = "Medians, {date}, {machine}:".format(**results["cold"])
+    return f"{heading}\n\n{report.markdown(head, rows)}".strip()
 
 
 def files(cold: dict[str, Any]) -> list[list[str]]:

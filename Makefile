@@ -1,4 +1,4 @@
-# make demo | test | check | run | bench | attacks | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | docs | bench | attacks | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run bench attacks torture mutate lock base format clean
+.PHONY: demo test check run docs bench attacks torture mutate lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -34,7 +34,10 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 	install -d -m 0755 .cache
 	$(BIN)/cachd serve --root .cache
 
-bench: $(BENCH)           ## the benchmarks, against what else is installed; results in bench/results
+docs: $(READY)            ## renews the parts of the pages that come from code or from measurements
+	$(BIN)/python -m docs.render
+
+bench: $(BENCH)           ## the benchmarks, against other clients: under 30 minutes; results in bench/results
 	$(BIN)/python -m bench
 
 attacks: $(READY)         ## every attack of SECURITY.md against a daemon installed anew; ends with a table of what held

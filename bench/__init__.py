@@ -1,0 +1,1 @@
+"""Benchmarks, the demonstration, and what writes the lock files."""

@@ -1,48 +1,26 @@
-"""Benchmarks, a module a question: `python -m bench [QUESTION...] [--runs N] [--mib N] [--quick] [--keep]`.
+"""Runs the benchmarks, one module for each question: `python -m bench [QUESTION...] [--quick] [--keep]`.
 
-Raw results and plots go to bench/results, tables to the terminal, the goals last; a question that does not
-run now is judged by its last results. `--keep` brings the results into bench/kept; what is there makes
-bench/measurements.md, the plot beside it, and the README's part of both.
+Results go to bench/results, tables to the terminal, the goals last. A question that does not run now is
+judged by its last results. `--keep` copies the results to bench/kept and renews the pages that show them.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from bench import goals, peers, readme, report, steady
+from bench import goals, peers, report
 from bench.measure import MIB
+from bench.results import KEPT, QUESTIONS, available, figures, kept, module, when
+from docs import render
 
-QUESTIONS = {
-    "cold": "one file, cold",
-    "tls": "one file over TLS, cold",
-    "models": "a model of shards, one of small files, cold",
-    "resume": "after kill -9",
-    "warm": "second pulls, probes under load",
-    "start": "time to /readyz",
-    "upkeep": "a flipped bit, a cold model, a way back",
-    "growth": "against size, streams, files, pulls",
-    "gil": "the interpreter's lock, and what it lets one process move",
-    "slow": "origins that hold back",
-    "bandwidth": "limits, and who gets what of them",
-    "trace": "what eviction costs, on a trace",
-    "day": "a day on a small disk: what must never happen",
-}
 PROGRAMS = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}
-KEPT = Path(__file__).parent / "kept"
-PLOT = Path(__file__).parent / "cold.png"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,9 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         question = module(name)
         console.rule(f"{name}: {QUESTIONS[name]}")
         results = question.run(options)
-        results["watched"] = asdict(steady.this().counted())
         report.keep(name, results, asked.into)
-        question.plot(results, asked.into / f"{name}.png")
         console.print(when(results))
         console.print(question.table(results))
     results = kept(asked.into)
@@ -72,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, read."""
     about, _, _ = (__doc__ or "").partition(":")
     parser = argparse.ArgumentParser("python -m bench", description=about)
     parser.add_argument("question", nargs="*", choices=[*available(), []], help=", ".join(available()))
@@ -87,56 +64,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return asked
 
 
-def available() -> list[str]:
-    return [name for name in QUESTIONS if importlib.util.find_spec(f"bench.{name}")]
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(f"bench.{name}")
-
-
-def kept(where: Path) -> dict[str, Any]:
-    """The last results of every question that has any there."""
-    files = {name: where / f"{name}.json" for name in available()}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-
-
 def keep(names: Collection[str], where: Path) -> None:
-    """Bring the results of these questions into the project, and write what all that is kept tells."""
+    """Copy the results of these questions into the project, and renew the pages that show them."""
     results = kept(where)
     for name in names:
         report.keep(name, results[name], KEPT)
-    if PLOT.stem in names:
-        shutil.copy(where / PLOT.name, PLOT)
-    readme.MEASUREMENTS.write_text(markdown(kept(KEPT)))
-    readme.renew()
-
-
-def figures(results: dict[str, Any]) -> dict[str, float]:
-    """Every named figure of these results, as `QUESTION: NAME`."""
-    return {
-        f"{name}: {figure}": value
-        for name, result in results.items()
-        for figure, value in module(name).figures(result).items()
-    }
-
-
-def when(result: dict[str, Any]) -> str:
-    """What is said of every question."""
-    told = steady.told(result["watched"]) if "watched" in result else ""
-    return f"{result['date']}, {result['machine']}; medians of interleaved runs (least-most).{told}"
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """A section for the goals and one for every question."""
-    parts = ["# Measurements", "### Goals", goals.markdown(figures(results)).strip()]
-    for name, result in results.items():
-        parts += [
-            f"### {report.heading(QUESTIONS[name])}",
-            when(result),
-            module(name).markdown(result).strip(),
-        ]
-    return "\n\n".join(parts) + "\n"
+    render.renew()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ SLOWLY = {"limit_bytes_per_second": 200 * MIB}
 
 
 def main(arguments: list[str]) -> int:
+    """Compare, print the ratios, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path, nargs="?", default=PROJECT)
@@ -97,6 +98,7 @@ def measured(tree: Path, root: Path, url: str) -> dict[str, float]:
 
 
 def pull(node: Node, url: str, name: str = "big") -> float:
+    """Seconds from the request until the model is ready, for the large file or for `name`."""
     began = time.monotonic()
     answer = node.pull(f"{url}/{name}/", name=name)
     if answer.status >= 400 or (answer := node.ready(name)).status != 200:
@@ -105,6 +107,7 @@ def pull(node: Node, url: str, name: str = "big") -> float:
 
 
 def small(node: Node, url: str) -> float:
+    """The same, for the small files."""
     return pull(node, url, "small")
 
 
@@ -121,6 +124,7 @@ def answers(node: Node, url: str) -> float:
 
 
 def ask(url: str) -> None:
+    """One client's requests."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
     for _ in range(ANSWERS // CONNECTIONS):
         connection.request("GET", "/v1/models/small/ready")
@@ -150,6 +154,7 @@ def pulling(node: Node, url: str) -> Iterator[None]:
 
 
 def start(node: Node, _: str) -> float:
+    """Seconds of a new start."""
     node.stop()
     began = time.monotonic()
     node.start()

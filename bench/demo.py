@@ -66,6 +66,7 @@ class Daemon:
 
     @property
     def pid(self) -> int:
+        """Of the daemon that runs."""
         assert self._process
         return self._process.pid
 
@@ -104,6 +105,7 @@ class Daemon:
         return int(found[1]) if found else None
 
     def kill(self) -> None:
+        """By SIGKILL."""
         assert self._process
         self._process.kill()
         self._process.wait()
@@ -143,6 +145,7 @@ def main() -> None:
 
 
 def demonstrate(*, keep: bool) -> None:
+    """All steps in turn."""
     began = time.monotonic()
     stop_what_was_kept()
     durable.remove_tree(PLACE)  # published directories are read-only, for their owner, too
@@ -360,6 +363,7 @@ def free_port() -> int:
 
 
 def tail(log: Path) -> str:
+    """The end of a log."""
     return log.read_text(errors="replace")[-TAIL:]
 
 
@@ -369,14 +373,17 @@ def shown(text: object) -> str:
 
 
 def show_command(*words: str) -> None:
+    """Print a command as a user types it."""
     console.print(f"[bold green]       $[/]  [bold]{escape(' '.join(words))}[/]", soft_wrap=True)
 
 
 def note(text: str) -> None:
+    """Print a line below a step."""
     console.print(f"          {shown(text)}", markup=False, soft_wrap=True)
 
 
 def say(what: str, how: str) -> None:
+    """Print a step: one word, and what was measured."""
     console.print(f"[bold cyan]{what:>8}[/]  {escape(shown(how))}", soft_wrap=True)
 
 

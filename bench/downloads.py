@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,37 +84,6 @@ def boto3(url: str, target: str) -> None:
         s3.download_file(bucket, key, target, Config=TransferConfig(preferred_transfer_client="classic"))
 
 
-def boto3_crt(url: str, target: str) -> None:
-    """boto3's engine over the AWS Common Runtime, put together here: boto3 itself gives it no endpoint."""
-    import botocore.session
-    from s3transfer.crt import BotocoreCRTRequestSerializer, CRTTransferManager, create_s3_crt_client
-
-    where = urlsplit(url)
-    bucket, _, key = where.path.lstrip("/").partition("/")
-    tls = {"verify": os.environ["SSL_CERT_FILE"]} if where.scheme == "https" else {"use_ssl": False}
-    session = botocore.session.Session()
-    session.set_credentials("any", "any")
-    endpoint = f"{where.scheme}://{where.netloc}"
-    serializer = BotocoreCRTRequestSerializer(session, {"region_name": REGION, "endpoint_url": endpoint})
-    with clocked(), CRTTransferManager(create_s3_crt_client(REGION, **tls), serializer) as manager:
-        manager.download(bucket, key, target).result()
-
-
-def hf_transfer_all(base: str, sums: str, target: str) -> None:
-    """Every file that `sums` lists, 8 at once, as huggingface_hub did."""
-    import hf_transfer as library
-
-    paths = [line[66:] for line in Path(sums).read_text().splitlines()]
-
-    def fetch(path: str) -> None:
-        kept = Path(target, path)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        library.download(f"{base}/{path}", str(kept), max_files=8, chunk_size=10 * MIB)
-
-    with clocked(), ThreadPoolExecutor(8) as pool:
-        list(pool.map(fetch, paths))
-
-
 def snapshot_download(endpoint: str, repo: str, commit: str, target: str) -> None:
     """huggingface_hub's download of a repository, without Xet."""
     from huggingface_hub import snapshot_download as download
@@ -126,5 +93,5 @@ def snapshot_download(endpoint: str, repo: str, commit: str, target: str) -> Non
 
 
 if __name__ == "__main__":
-    libraries = (hf_transfer, hf_transfer_all, huggingface_hub, snapshot_download, awscrt, boto3, boto3_crt)
+    libraries = (hf_transfer, huggingface_hub, snapshot_download, awscrt, boto3)
     {library.__name__: library for library in libraries}[sys.argv[1]](*sys.argv[2:])

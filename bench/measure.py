@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy
 
-from bench.steady import undisturbed
 from tests.ground.nginx import Nginx
 from tests.ground.node import Node
 
@@ -119,10 +118,10 @@ def interleaved(
     """Every way once a turn, `runs` turns; where these are several, after one that is not counted.
 
     A single turn is taken as it comes. Of several, a way that takes less than SHORT_SECONDS runs OFTEN times
-    in each: on a noisy machine one moment is a large part of it. `pause` is called before each run; what was
-    disturbed is made again (bench/steady.py). Each turn has an order of its own: who always came after the
-    heaviest would bear what that left behind, such as a quota that is used up. With `failures` a way that
-    raises Failed is noted there with its reason and not tried again; its runs so far are left out.
+    in each: on a noisy machine one moment is a large part of it. `pause` is called before each run. Each turn
+    has an order of its own: a way that always came after the heaviest would bear what that left behind, such
+    as a quota that is used up. With `failures`, a way that raises Failed is noted there with its reason and
+    not tried again; its runs so far are left out. A way of `once` runs in the first counted turn only.
     """
     kept: dict[str, list[Run]] = {name: [] for name in ways}
     often: dict[str, int] = {}
@@ -132,14 +131,10 @@ def interleaved(
         for name in order.sample(names, len(names)):
             if (failures and name in failures) or (name in once and turn != 1):
                 continue
-
-            def do(way: Callable[[], Run] = ways[name]) -> Run:
-                if pause and runs > 1:
-                    pause()
-                return way()
-
+            if pause and runs > 1:
+                pause()
             try:
-                run = undisturbed(do, runs) if turn else do()
+                run = ways[name]()
             except Failed as error:
                 if failures is None:
                     raise
@@ -163,7 +158,7 @@ def spread(values: Iterable[float], unit: float = 1.0, digits: int = 2) -> str:
 
 @contextmanager
 def serving(directory: Path, *, tls: bool = False, **more: Any) -> Iterator[Nginx]:
-    """nginx over `directory`: `.url`, and `.ca_file` with `tls`; `more` as Nginx has it.
+    """An nginx over `directory`: `.url`, and `.ca_file` with `tls`; `more` as Nginx has it.
 
     One worker for two cores, and cubic: bbr, where it is the default, paces loopback to less than half.
     """
@@ -190,7 +185,7 @@ def warmed(place: Path, size: int) -> None:
 
 @contextmanager
 def daemon(root: Path, env: Mapping[str, str] | None = None, **options: object) -> Iterator[Node]:
-    """cachd over `root`, at its defaults but for these options; `env` is added to its environment."""
+    """A daemon over `root`, with these options; `env` is added to its environment."""
     plain = {"CACHD_LOG_LEVEL": "info", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
     with Node(root, options, **plain, **(env or {})) as node:
         yield node

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bench.measure import PROJECT, Run, command, scripted
+from bench.measure import Run, command, scripted
 
 DOWNLOADS = Path(__file__).parent / "downloads.py"
 
@@ -19,10 +19,12 @@ class Origin(Protocol):
     """Where files come from; `ca_file` is the authority behind its certificate, if it has one."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """Without a slash at the end."""
 
     @property
-    def ca_file(self) -> Path | None: ...
+    def ca_file(self) -> Path | None:
+        """None where it speaks plain http."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class File:
 
     @property
     def url(self) -> str:
+        """Its address."""
         return f"{self.origin.url}/{self.path}"
 
 
@@ -73,7 +76,7 @@ def trust(origin: Origin) -> Mapping[str, str]:
 
 
 def hashed(target: Path, sha256: str) -> Run:
-    """openssl's sha256 of the file on one core: coreutils' own is four times slower. Raises ValueError."""
+    """The sha256 of the file by openssl, on one core; coreutils takes four times as long. Raises Failed."""
     return command(
         *(
             "sh",
@@ -84,16 +87,27 @@ def hashed(target: Path, sha256: str) -> Run:
     )
 
 
+def hashed_only(path: Path) -> Run:
+    """What verifying costs at least: the sha256 of a file in the page cache, on one core, by hashlib."""
+    code = (
+        "import hashlib, sys\nfrom bench.clock import clocked\n"
+        "with clocked(), open(sys.argv[1], 'rb') as file:\n    hashlib.file_digest(file, 'sha256')"
+    )
+    return scripted(code, path)
+
+
 def synced(target: Path) -> Run:
     """The file's bytes on the disk, by `sync FILE`."""
     return command("sync", target)
 
 
 def curl(file: File, target: Path) -> Run:
+    """One connection."""
     return command("curl", "-sSf", "-o", target, file.url, env=trust(file.origin))
 
 
 def aria2c(file: File, target: Path, *more: str) -> Run:
+    """Sixteen connections, unverified unless `more` says so."""
     believed = [f"--ca-certificate={file.origin.ca_file}"] if file.origin.ca_file else []
     return command(
         *(
@@ -112,10 +126,12 @@ def aria2c(file: File, target: Path, *more: str) -> Run:
 
 
 def aria2c_checksum(file: File, target: Path) -> Run:
+    """Verified by itself."""
     return aria2c(file, target, f"--checksum=sha-256={file.sha256}")
 
 
 def s5cmd(file: File, target: Path) -> Run:
+    """The Go client of S3, unsigned."""
     words = (binary("s5cmd"), "--no-sign-request", "--endpoint-url", file.origin.url)
     return command(*words, "cp", f"s3://{file.path}", target, env=trust(file.origin))
 
@@ -135,13 +151,6 @@ PEERS = (
     Peer("s5cmd", s5cmd, program="s5cmd"),
     Peer("hf_transfer", library("hf_transfer"), library="hf_transfer"),
     Peer("awscrt", library("awscrt"), library="awscrt"),
-    Peer("boto3, crt", library("boto3_crt"), library="boto3"),
-    Peer("boto3, classic", library("boto3"), library="boto3", slow=True),
+    Peer("boto3", library("boto3"), library="boto3", slow=True),
     Peer("huggingface_hub", library("huggingface_hub"), library="huggingface_hub", slow=True),
 )
-
-
-def limit(what: str, *args: object, origin: Origin | None = None) -> Run:
-    """One of the limits in bench/limits.py."""
-    env = trust(origin) if origin else None
-    return scripted(PROJECT / "bench" / "limits.py", what, *args, env=env)

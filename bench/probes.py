@@ -2,15 +2,12 @@
 
 Latency counts from the moment at which a probe was due, not from when it was sent: an answer that is late
 makes the probes behind it late too, and they say so. One thread, keep-alive connections, a new one whenever
-all wait. Port 0 asks nobody: so late is a thread that only sleeps until a probe is due, before all others
-where root runs it; what it shows is how long the machine itself stands still.
-Prints one line of JSON: the milliseconds of every probe.
+all wait. Prints one line of JSON: the milliseconds of every probe.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
 import socket
@@ -34,6 +31,7 @@ class Connection(socket.socket):
         self.due, self.answer = 0.0, b""
 
     def ask(self, due: float) -> None:
+        """Send the probe that is due at this time."""
         self.due, self.answer = due, b""
         with suppress(ConnectionError):  # closed already: the answer will be none
             self.send(self.asked)
@@ -47,18 +45,6 @@ class Connection(socket.socket):
         head, end, body = self.answer.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: *(\d+)", head)
         return bool(end) and len(body) >= int(length[1] if length else 0)
-
-
-def asleep(rate: float, seconds: float) -> list[float]:
-    """Seconds that each of RATE * SECONDS wake-ups was late."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    began, took = time.monotonic() + AHEAD_SECONDS, []
-    for number in range(int(rate * seconds)):
-        due = began + number / rate
-        time.sleep(max(due - time.monotonic(), 0.0))
-        took.append(time.monotonic() - due)
-    return took
 
 
 def asked(port: int, path: str, rate: float, seconds: float) -> list[float]:
@@ -96,7 +82,8 @@ def asked(port: int, path: str, rate: float, seconds: float) -> list[float]:
 
 
 def main(port: int, path: str, rate: float, seconds: float) -> None:
-    took = asked(port, path, rate, seconds) if port else asleep(rate, seconds)
+    """Probe, and print what it took."""
+    took = asked(port, path, rate, seconds)
     print(json.dumps([round(1000 * one, 4) for one in took]))
 
 

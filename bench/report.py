@@ -1,4 +1,4 @@
-"""How results are kept and shown: JSON with every raw run, tables, plots."""
+"""How results are kept and shown: JSON with every single run, tables, one plot."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from rich.table import Table
 
@@ -21,9 +22,9 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of a question: `runs` of each way and bytes of its one file or of its model.
+    """How large a measurement is: the `runs` of each way, and the bytes of its file or model.
 
-    None is the question's own choice; `quick` makes that small, for a look at whether everything runs.
+    None leaves the choice to the question. `quick` makes everything small, to see whether it runs.
     """
 
     runs: int | None = None
@@ -54,6 +55,7 @@ def find(rows: Iterable[Mapping[str, Any]], name: str, form: str) -> Mapping[str
 
 
 def median(row: Mapping[str, Any], figure: str = "seconds") -> float:
+    """The median of a figure over the runs of a row."""
     return statistics.median(run[figure] for run in row["runs"])
 
 
@@ -87,6 +89,7 @@ def heading(text: str) -> str:
 
 
 def table(title: str, columns: Iterable[str], cells: Iterable[Iterable[str]]) -> Table:
+    """A table for the terminal."""
     made = Table(*columns, title=title, title_justify="left")
     for line in cells:
         made.add_row(*line)
@@ -94,42 +97,35 @@ def table(title: str, columns: Iterable[str], cells: Iterable[Iterable[str]]) ->
 
 
 def markdown(columns: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """The same table for a page."""
     columns = list(columns)
     drawn = [columns, ["---"] * len(columns), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in drawn) + "\n"
 
 
-def bars(path: Path, panels: Mapping[str, Mapping[str, list[float]]], unit: str) -> None:
-    """Horizontal bars, one panel below the other: medians, with least and most as a line."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    heights = [max(1, len(values)) for values in panels.values()]
-    figure, axes = pyplot.subplots(
-        len(panels),
-        figsize=(10, 0.8 + 0.28 * sum(heights) + 0.7 * len(panels)),
-        gridspec_kw={"height_ratios": heights},
-        squeeze=False,
-        layout="constrained",
+def bars(title: str, values: Mapping[str, float], unit: str) -> str:
+    """Horizontal bars as an SVG that is readable on light and dark pages; cachd's own bars stand out."""
+    most, height = max(values.values()), 26 * len(values) + 44
+    rows = []
+    for place, (name, value) in enumerate(values.items()):
+        top, length = 40 + 26 * place, 420 * value / most
+        kind = "own" if name.startswith("cachd") else "other"
+        rows.append(
+            f'<text x="190" y="{top + 14}" text-anchor="end">{escape(name)}</text>'
+            f'<rect class="{kind}" x="200" y="{top}" width="{length:.1f}" height="18" rx="3"/>'
+            f'<text x="{206 + length:.1f}" y="{top + 14}">{value:.2f}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" font-family="sans-serif" '
+        f'font-size="14" role="img">\n<title>{escape(title)}</title>\n<style>'
+        "text{fill:#1f2328}.own{fill:#d9730d}.other{fill:#8c959f}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.other{fill:#6e7681}}</style>\n"
+        f'<text x="200" y="24" font-weight="bold">{escape(title)}, {escape(unit)}</text>\n'
+        + "\n".join(rows)
+        + "\n</svg>\n"
     )
-    for axis, (title, values) in zip(axes[:, 0], panels.items(), strict=True):
-        for place, (name, runs) in enumerate(values.items()):
-            middle = statistics.median(runs)
-            color = (
-                "tab:orange" if name.startswith("cachd") else "tab:gray" if "limit" in name else "tab:blue"
-            )
-            axis.barh(place, middle, color=color)
-            axis.plot([min(runs), max(runs)], [place, place], color="black", linewidth=1)
-        axis.set_yticks(range(len(values)), values)
-        axis.invert_yaxis()
-        axis.set_title(title, loc="right")  # there is more room to the left, above the names
-        axis.set_xlabel(unit)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def keep(question: str, results: Mapping[str, Any], into: Path = RESULTS) -> None:
+    """Write the results of one question as JSON."""
     into.mkdir(exist_ok=True, parents=True)
     (into / f"{question}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")

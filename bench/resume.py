@@ -1,7 +1,7 @@
 """Resume: kill -9 when so much of a file has been sent, a new start, and what the origin has to send again.
 
-The origin gives 40 MB/s a connection. Fetched again is all that it has sent beyond the file's size: what was
-on its way at the kill, what was received but not yet in a journal, what a journal held and nobody believed.
+The origin gives 40 MB/s a connection. Fetched again is all that it sent beyond the file's size: what was in
+transfer at the kill, what was received but not in a journal, and what was in one but not trusted.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ PATIENCE_SECONDS = 120.0
 class Client(Protocol):
     """What can be killed and started again on what it left."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Begin, or go on from what it left."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """By SIGKILL."""
 
     def finish(self) -> None:
-        """Wait until the file is whole. Raises Failed."""
+        """Wait until the file is complete. Raises Failed."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Cachd:
     asked: bool = False
 
     def start(self) -> None:
+        """Ask for the pull, or start the daemon again."""
         if not self.asked:
             self.asked = True
             self.node.pull(self.ref, name="measured")
@@ -58,9 +61,11 @@ class Cachd:
             self.node.start()
 
     def kill(self) -> None:
+        """The daemon."""
         self.node.kill()
 
     def finish(self) -> None:
+        """Wait until the model is ready, and delete it. Raises Failed."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (answer := self.node.ready("measured", wait=20)).status != 200:
             if time.monotonic() > deadline:
@@ -77,6 +82,7 @@ class Aria2c:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Run aria2c."""
         words = (
             "-x16",
             "-s16",
@@ -89,11 +95,13 @@ class Aria2c:
         self.process = subprocess.Popen(("aria2c", *words, *quiet, self.url))
 
     def kill(self) -> None:
+        """The program."""
         assert self.process
         self.process.kill()
         self.process.wait()
 
     def finish(self) -> None:
+        """Wait for its end, and delete the file. Raises Failed."""
         assert self.process
         if status := self.process.wait(PATIENCE_SECONDS):
             raise Failed(f"aria2c ended with {status}")
@@ -127,12 +135,14 @@ def run(options: Options) -> dict[str, Any]:
 
 @contextmanager
 def cachd(root: Path, url: str) -> Iterator[Client]:
+    """A daemon with one pull."""
     with daemon(root) as node:
         yield Cachd(node, url)
 
 
 @contextmanager
 def aria2c(target: Path, url: str) -> Iterator[Client]:
+    """One download by aria2c, which is killed at the end."""
     client = Aria2c(url, target)
     try:
         yield client
@@ -144,7 +154,7 @@ def aria2c(target: Path, url: str) -> Iterator[Client]:
 def killed_and_resumed(
     origin: Origin, client_of: Callable[[], Any], size: int, mark: float
 ) -> dict[str, float]:
-    """One life until `mark` of the bytes are sent, and the next until the file is whole."""
+    """One life until `mark` of the bytes are sent, and the next until the file is complete."""
     origin.forget()
     with client_of() as client:
         client.start()
@@ -171,18 +181,16 @@ def seen(origin: Origin, count: int) -> None:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """The most that cachd fetched again, as a share of the file."""
+    """The most that cachd fetched again."""
     ours = [run for case in results["cases"] if case["name"] == "cachd" for run in case["runs"]]
-    return {
-        "fetched again, share of the file": max(run["again"] for run in ours) / results["size_bytes"],
-        "seconds to the first new byte": max(run["first_byte"] for run in ours),
-    }
+    return {"MB fetched again": max(run["again"] for run in ours) / MB}
 
 
 LINES = ("", "killed at", "kept, MB", "fetched again, MB", "exec to first new byte, s")
 
 
 def cells(results: dict[str, Any]) -> list[list[str]]:
+    """The cells below `LINES`."""
     return [
         [
             case["name"],
@@ -196,6 +204,7 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
 
 
 def title(results: dict[str, Any]) -> str:
+    """What was measured."""
     size, rate = results["size_bytes"] // MIB, results["rate"] / MB
     kind = results["file_system"]
     return (
@@ -204,16 +213,10 @@ def title(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> Table:
+    """For the terminal."""
     return report.table(title(results), LINES, cells(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """For the page."""
     return f"**{report.heading(title(results))}**\n\n{report.markdown(LINES, cells(results))}"
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    panel = {
-        f"{case['name']}, {case['mark']:.0%}": [run["again"] / MB for run in case["runs"]]
-        for case in results["cases"]
-    }
-    report.bars(path, {"fetched again after kill -9": panel}, "MB")

@@ -34,6 +34,7 @@ class Pin:
 
     @property
     def purl(self) -> str:
+        """The package URL."""
         return f"pkg:pypi/{self.name}@{self.version}"
 
 

@@ -1,4 +1,4 @@
-"""What people type for a ref: what it means, or what the refusal tells them. README.md shows this table."""
+"""What people type for a ref: what it means, or what the refusal says. docs/refs.md shows this table."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ REFUSED = [
 
 
 def table() -> str:
-    """The rows of README.md, each with what the code makes of it."""
+    """The rows of docs/refs.md, each with what the code makes of it."""
     typed = [*(row.typed for row in MEANS), *(row.typed for row in REFUSED)]
     rows = [f"| `{each}` | {_meaning(each)} |" for each in typed]
     return "\n".join(["| Typed | Meaning |", "|---|---|", *rows])

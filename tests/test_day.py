@@ -1,9 +1,10 @@
-"""A day on a small disk against the real daemon, in seconds; `python -m bench day` has a longer one."""
+"""A simulated day on a small disk, against the real daemon, in seconds."""
 
 from __future__ import annotations
 
-from bench.day import MIB, simulated
+from tests.ground.day import simulated
 from tests.ground.needs import needs
+from tests.ground.shelf import MIB
 
 
 @needs("root", "mount", "mkfs.ext4")

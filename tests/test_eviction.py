@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.trace import policies, refetched, trace
 from cachd.model import Digest, Percentage
 from cachd.policy.eviction import (
     FRESH_SECONDS,
@@ -27,6 +26,7 @@ from cachd.policy.eviction import (
     largest_first,
     refetch_seconds,
 )
+from tests.ground.trace import policies, refetched, trace
 
 NOW = 1e9
 DAY = 86400.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cachd import errors
-from cachd.api.outcomes import OUTCOMES, outcome_of
+from cachd.api.outcomes import OUTCOMES
 from cachd.errors import CachdError
+from tests.ground.codes import ENDS_NO_PULL, final_codes
 from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs
@@ -67,17 +67,6 @@ def hanging(ground: Ground, repo: str, below: str = "") -> Iterator[None]:
 # --- the table ---
 
 IN_THE_CLIENT = {errors.WaitTimeout, errors.Unreachable, errors.NotKnown}
-PULLS = ("sources", "transfer", "store", "model", "policy")
-ENDS_A_PULL = [*(m for part in PULLS for m in sorted((PROJECT / "cachd" / part).glob("*.py")))]
-ENDS_A_PULL += [PROJECT / "cachd/foreign.py"]
-# Codes of these modules that end no pull: they are about a request, an option, a root or a ready model.
-ENDS_NO_PULL = {
-    *("bad_hub_id", "bad_limit", "bad_name", "bad_option", "bad_revision", "invalid", "unknown_scheme"),
-    *("url_query", "url_secrets", "outside_namespaces", "role_too_low"),
-    *("bad_format", "bad_root", "unsafe_root", "disk_too_small", "no_hard_links"),
-    *("no_previous", "no_such_lease", "no_such_model", "no_such_snapshot", "not_found"),
-    *("manifest_unreadable", "previous_incomplete"),
-}
 
 
 def test_every_class_of_error_says_whether_waiting_is_in_vain() -> None:
@@ -85,48 +74,16 @@ def test_every_class_of_error_says_whether_waiting_is_in_vain() -> None:
     assert set(OUTCOMES) == kinds - IN_THE_CLIENT
 
 
-def test_the_readme_lists_the_codes_that_are_final() -> None:
-    table = (PROJECT / "README.md").read_text().split("| Final | Codes |")[1].split("\n\n")[0]
+def test_the_codes_that_are_final_are_listed() -> None:
+    table = (PROJECT / "docs/exit-codes.md").read_text().split("| Final | Codes |")[1].split("\n\n")[0]
     listed = {
         int(row[1]): set(re.findall(r"`(\w+)`", row[2])) for row in re.finditer(r"\| (\d+) \| (.*) \|", table)
     }
-    found: dict[int, set[str]] = {500: {"internal"}}
-    for kind, code in (pair for module in ENDS_A_PULL for pair in raised_by(module)):
-        outcome = outcome_of(kind(""))
-        if outcome.is_final:
-            found.setdefault(outcome.status, set()).add(code)
+    found = final_codes()
     in_code = {code for codes in found.values() for code in codes}
     assert in_code >= ENDS_NO_PULL, "no module has such a code any more"
     told = {status: codes - ENDS_NO_PULL for status, codes in found.items()}
-    assert listed == told, "add a new code to the table of the README, or to ENDS_NO_PULL"
-
-
-def raised_by(module: Path) -> Iterator[tuple[type[CachdError], str]]:
-    """Each class of error that a module raises, with its codes."""
-    tree = ast.parse(module.read_text())
-    texts = {
-        target.id: constants(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        kind = getattr(errors, getattr(call.func, "id", ""), None)
-        if not (isinstance(kind, type) and issubclass(kind, CachdError)):
-            continue
-        given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-        codes = [kind.code] if not given else constants(given[0])
-        if given and isinstance(given[0], ast.Name):
-            codes = texts[given[0].id]
-        yield from ((kind, code) for code in codes)
-
-
-def constants(value: ast.expr) -> list[str]:
-    """The texts that an expression may give: `a if b else c` gives two."""
-    if isinstance(value, ast.IfExp):
-        return constants(value.body) + constants(value.orelse)
-    return [value.value] if isinstance(value, ast.Constant) and isinstance(value.value, str) else []
+    assert listed == told, "run `make docs`, or add a code that ends no pull to ENDS_NO_PULL"
 
 
 # --- asking never waits ---

@@ -217,8 +217,8 @@ def running_pod(root: Path, package: Path) -> Iterator[Pod]:
 def test_a_pod_that_closed_its_files_after_loading_keeps_the_model_that_it_holds(
     ground: Ground, package: Path
 ) -> None:
-    """Promised: A model that a pod holds is not removed, evicted or swept, though every file of it is closed,
-    until the pod ends."""
+    """Promised: A model that a pod holds is not removed, evicted or swept until the pod ends, even if all
+    its files are closed."""
     node, manifest = ground.node, published(ground, "kept")
     with running_pod(node.root, package) as pod:
         pod.ask("hold kept")
@@ -248,7 +248,7 @@ def test_a_pod_that_only_read_its_model_and_closed_it_protects_nothing(ground: G
 def test_a_name_that_moves_while_a_pod_loads_gives_it_files_of_one_revision(
     ground: Ground, package: Path
 ) -> None:
-    """Promised: A pod reads one revision by its link, whatever the name does while it loads."""
+    """Promised: A pod reads one revision through its link, even if the name moves while it loads."""
     published(ground, "moves")
     address = told(ground.node, "moves")["immutable_path"]
     with running_pod(ground.node.root, package) as pod:
@@ -521,8 +521,8 @@ def test_the_holder_needs_no_configuration_and_little_memory(
 
 
 def script(first: str) -> str:
-    """The README's shell script whose first line begins so."""
-    blocks = re.findall(r"```shell\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    """The shell script of docs/pods.md whose first line begins so."""
+    blocks = re.findall(r"```shell\n(.*?)```", (PROJECT / "docs/pods.md").read_text(), flags=re.DOTALL)
     (found,) = [block for block in blocks if block.startswith(f"# {first}:")]
     return str(found)
 
@@ -565,7 +565,7 @@ def test_the_wait_in_a_shell_takes_ten_lines() -> None:
 
 @contextmanager
 def engine_in(shell: list[str], root: Path, name: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The README's script that holds and becomes the engine: a stand-in that says where its model is."""
+    """The script of docs/pods.md that holds and becomes the engine, here one that says where its model is."""
     (folder / "bin").mkdir(exist_ok=True)
     vllm = folder / "bin/vllm"
     vllm.write_text('#!/bin/sh\ncat "$2/config.json"\necho\nread line\n')

@@ -77,8 +77,8 @@ def test_who_opens_the_hold_file_at_the_moment_the_snapshot_goes_does_not_believ
 def test_who_opened_the_hold_file_before_keeps_the_snapshot(
     store: DiskStore, go: Callable[[DiskStore, Snapshot], object]
 ) -> None:
-    """Promised: A model that a pod holds is not removed, evicted or swept, though every file of it is closed,
-    until the pod ends."""
+    """Promised: A model that a pod holds is not removed, evicted or swept until the pod ends, even if all
+    its files are closed."""
     snapshot = publish(store, revision(1))
     held = Mount(store.layout.root).open_hold(snapshot.manifest)
     assert held is not None

@@ -61,7 +61,8 @@ def test_a_killed_pull_goes_on_by_itself_and_fetches_no_part_its_journal_holds(h
 def test_whenever_it_is_killed_the_model_is_whole_or_absent_and_then_ready(
     origin: Origin, node: Nodes, seed: int
 ) -> None:
-    """Promised: After kill -9 every published model is whole or gone, and restart needs no human.
+    """Promised: After kill -9, every published model is complete or absent, and the restart needs no
+    human.
 
     The moment: a random number of bytes after which the origin holds, or none: while it publishes.
     """

@@ -1,4 +1,4 @@
-"""Every metric that the README lists is exposed, and changes when what it measures changes."""
+"""Every metric that docs/metrics.md lists is exposed, and changes when what it measures changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.ground.origin import Flip, Status
 from tests.ground.site import MIB, Ground, mapped, names, until
 
 PROJECT = Path(__file__).parent.parent
-TABLE = (PROJECT / "README.md").read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
+TABLE = (PROJECT / "docs/metrics.md").read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
 LISTED = set(re.findall(r"^\| `(cachd_\w+)` \|", TABLE, flags=re.MULTILINE))
 OF_TLS = {name for name in LISTED if name.startswith("cachd_tls_")}
 # Metrics that test_every_metric_moves leaves as they are, each with the module that tests it. The first two
@@ -56,7 +56,7 @@ def family(sample: str) -> str:
     return next((n for n in (name, re.sub(r"_(bucket|sum|count)$", "", name)) if n in LISTED), name)
 
 
-def test_every_metric_of_the_readme_is_exposed_and_no_other(ground: Ground) -> None:
+def test_every_metric_of_the_page_is_exposed_and_no_other(ground: Ground) -> None:
     text = ground.node.ask("GET", "/metrics").document.decode()
     assert set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE)) == LISTED - OF_TLS
     assert {family(sample) for sample in scraped(ground.node)} <= LISTED

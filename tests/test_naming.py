@@ -427,7 +427,7 @@ def test_a_direct_pull_moves_a_name_only_with_replace(origin: Origin, root: Path
 def test_a_pin_that_is_set_while_another_revision_is_pulled_stops_the_move_unless_who_asked_set_it(
     engine: Callable[..., Engine], hub: Hub, asks: bool
 ) -> None:
-    """Promised: A pinned name moves only with `replace`, also when the pin came while a pull ran."""
+    """Promised: A pinned name moves only with `replace`, also if it was pinned while the pull ran."""
     running = engine(hf_endpoint=hub.url)
     first = hub.add("org/model", {"f": b"one"})
     running.pull("hf://org/model", name="m")

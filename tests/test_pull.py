@@ -458,7 +458,7 @@ def test_a_lasting_fault_ends_the_pull_with_its_code(
 
 
 def test_secrets_stay_with_the_origin_they_were_meant_for(hub: Hub, root: Path, engine: Engines) -> None:
-    """Promised: No credential leaves for another origin."""
+    """Promised: No credential is sent to another origin."""
     hub.add("org/private", {"model.safetensors": noise(6 * MIB)}, private=True)
     token = root.parent / "hf-token"
     token.write_text(hub.token + "\n")

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its tables are the code's, its promises are tests."""
+"""The pages are true: their commands run, their tables are the code's, their promises are tests."""
 
 from __future__ import annotations
 
@@ -10,42 +10,66 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
-from bench.__main__ import KEPT, kept, markdown
-from bench.readme import MEASUREMENTS, rendered
 from cachd import __version__
 from cachd.cli import EXIT_CODES
 from cachd.config import Config, Model
 from cachd.settings.tokens import TokenFile
+from docs import render
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.needs import LIST_FILES, needs, require
 from tests.ground.node import Node
+from tests.test_contributing import absent_links
 
 PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text()
+PAGES = {page.name: page.read_text() for page in (render.README, *sorted(render.DOCS.glob("*.md")))}
+README = PAGES["README.md"]
 MAKEFILE = (PROJECT / "Makefile").read_text()
 REPO = "Qwen/Qwen2.5-0.5B-Instruct"
 MODEL = {"config.json": b"{}", "model.safetensors": noise(6 << 20), "pytorch_model.bin": noise(1 << 20, 2)}
 
+# Each installs something on the machine: tests/test_install.py runs them in another place.
+INSTALLING = [
+    "python3 -m venv /opt/cachd",
+    "/opt/cachd/bin/python -m pip install .",
+    "useradd --system --no-create-home --shell /usr/sbin/nologin cachd",
+    "install -D -m 0644 systemd/config.yaml /etc/cachd/config.yaml",
+    "install -D -m 0644 systemd/cachd.service /etc/systemd/system/cachd.service",
+    "systemctl enable --now cachd",
+    "install -d -o 65532 -g 65532 -m 0755 /var/lib/cachd",
+    "docker run -d --name cachd --network host -v /var/lib/cachd:/var/lib/cachd cachd:0.1.0",
+]
+SECRET = 'kubectl -n cachd create secret generic cachd --from-literal=token="$(openssl rand -hex 32)"'
 # Commands that another part of the checks runs; each names it.
 RUN_ELSEWHERE = {
     "make demo": ".ci/run",
     "make test": ".ci/run",
-    "pip install .": "Dockerfile",
+    "docker build -t cachd:0.1.0 .": "Dockerfile",
     "kubectl apply -k daemonset": "tests/test_daemonset.py",
-    "cachd serve --root /var/lib/cachd": "tests/ground/node.py",
+    SECRET: "daemonset/README.md",
+    **dict.fromkeys(INSTALLING, "tests/test_install.py"),
     "cachd --ca-file ca.crt ls --url https://cachd.cachd:8470": "tests/attacks/test_listeners.py",
     "cachd ls --url unix:/run/cachd/cachd.sock": "tests/attacks/test_listeners.py",
 }
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    return [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines() if line.strip()]
+    """Every command of a block, on any page, and those that the README's troubleshooting says to run."""
+    blocks = [
+        block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    ]
+    found = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines() if line.strip()]
+    return list(dict.fromkeys([*found, *troubleshooting()]))
+
+
+def troubleshooting() -> list[str]:
+    rows = README.split("| Symptom | Run |")[1].split("\n\n")[0].splitlines()[2:]
+    return [row.split(" | ")[1].strip("`") for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node
 
 @pytest.mark.alone("the commands of the page follow each other, against one daemon")
 @pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE])
-def test_a_command_of_the_readme_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
+def test_a_command_of_the_pages_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
     """As it stands, but for the address of the daemon and the place of the root."""
     hub, node = served
     if command.startswith("curl "):
@@ -102,17 +126,27 @@ def test_the_other_commands_are_run_where_it_is_said(command: str, place: str) -
         assert f"make {words[1]}" in text or (words[1] == "test" and "make check" in text)
 
 
-def test_options_metrics_and_figures_are_the_code_s_own() -> None:
-    assert rendered(README) == README, "run: python -m bench.readme"
+@pytest.mark.parametrize("page", render.PAGES, ids=lambda page: page.name)
+def test_what_a_page_takes_from_code_and_from_results_is_as_it_is_now(page: Path) -> None:
+    assert render.rendered(page.read_text()) == page.read_text(), "run: make docs"
 
 
-def test_every_figure_is_of_the_results_that_are_kept() -> None:
-    assert markdown(kept(KEPT)) == MEASUREMENTS.read_text(), "run: python -m bench QUESTION --keep"
+def test_the_plot_is_of_the_results_that_are_kept() -> None:
+    assert render.plot() == render.PLOT.read_text(), "run: make docs"
+
+
+def test_every_rendered_part_is_on_a_page() -> None:
+    text = "".join(page.read_text() for page in render.PAGES)
+    assert [name for name in render.PARTS if text.count(f"<!-- {name} -->") != 1] == []
+
+
+def test_each_command_of_the_troubleshooting_is_one_that_is_run() -> None:
+    assert len(troubleshooting()) >= 10
+    assert all(command.startswith("cachd ") for command in troubleshooting())
 
 
 def test_every_promise_is_quoted_by_the_tests_that_prove_it() -> None:
-    promises = README.split("## Promises")[1].split("\n## ")[0]
-    rows = [line for line in promises.splitlines() if line.startswith("| ") and "test_" in line]
+    rows = [line for line in PAGES["promises.md"].splitlines() if line.startswith("| ") and "test_" in line]
     assert len(rows) >= 8
     for row in rows:
         promise = row.split("|")[1].strip()
@@ -128,32 +162,48 @@ def said_by(module: Path, test: str) -> str:
     return next(ast.get_docstring(f) or "" for f in functions if f.name == test)
 
 
-def test_the_exit_codes_are_all_told() -> None:
-    told = README.split("Exit codes:")[1].split("\n\n")[0]
-    assert set(map(int, re.findall(r"\b(\d+) [a-z]", told))) == set(EXIT_CODES)
+def test_the_exit_codes_are_all_listed() -> None:
+    table = PAGES["exit-codes.md"].split("| Exit code |")[1].split("\n\n")[0]
+    assert set(map(int, re.findall(r"^\| (\d+) \| [a-z]", table, re.MULTILINE))) == set(EXIT_CODES)
 
 
-def test_every_call_told_is_one_of_the_api(served: tuple[Hub, Node]) -> None:
+def test_every_call_of_the_api_is_listed_and_no_other(served: tuple[Hub, Node]) -> None:
     _, node = served
     routes = node.ask("GET", "/openapi.json").document["paths"]
-    table = README.split("| Call | Does |")[1].split("\n\n")[0]
-    told = {path.split("?")[0] for path in re.findall(r"(/(?:v1/|livez|readyz|metrics)[^`\s]*)", table)}
+    table = PAGES["api.md"].split("| Call | Does |")[1].split("\n\n")[0]
+    told = {path.split("?")[0] for path in re.findall(r"^\| `[A-Z]+ (/[^`\s]*)`", table, re.MULTILINE)}
     assert told == set(routes)
 
 
-def test_the_yaml_of_the_readme_is_yaml_and_its_models_are_models(tmp_path: Path) -> None:
-    pod, *options = (
-        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    )
-    (tokens,) = (each for each in options if "tokens" in each)
-    options.remove(tokens)
+def test_the_yaml_of_the_pages_is_yaml_and_its_models_are_models(tmp_path: Path) -> None:
+    blocks = [
+        yaml.safe_load(text)
+        for page in PAGES.values()
+        for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    ]
+    (pod,) = (each for each in blocks if "containers" in each)
+    (tokens,) = (each for each in blocks if "tokens" in each)
+    options = [each for each in blocks if each not in (pod, tokens)]
     (tmp_path / "tokens").write_text(yaml.safe_dump(tokens))
     assert TokenFile(tmp_path / "tokens").are_in_force()
     assert all(mount["readOnly"] for c in pod["containers"] for mount in c["volumeMounts"])
     assert {c["image"] for c in pod["initContainers"]} == {f"cachd:{__version__}"}
     listed = [entry for each in options for entry in each.get("models", ())]
-    assert [Model.model_validate(entry).spec.name for entry in listed] == ["qwen"]
+    assert [Model.model_validate(entry).spec.name for entry in listed] == ["qwen", "qwen"]
     assert {key for each in options for key in each} <= set(Config.model_fields)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    at = PROJECT if page == "README.md" else render.DOCS
+    assert absent_links(at / page, PAGES[page]) == []
+
+
+@pytest.mark.parametrize("picture", [PROJECT / "docs/cachd.svg", render.PLOT], ids=lambda p: p.name)
+def test_a_picture_is_small_and_readable_in_dark_mode(picture: Path) -> None:
+    ElementTree.fromstring(picture.read_text())
+    assert "prefers-color-scheme:dark" in picture.read_text()
+    assert picture.stat().st_size < 6000
 
 
 def test_the_picture_is_the_demonstration() -> None:

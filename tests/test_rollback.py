@@ -57,7 +57,8 @@ def rollback(node: Node, name: str) -> Any:
 
 
 def test_a_new_revision_costs_what_differs_and_a_rollback_nothing(ground: Ground) -> None:
-    """Promised: A name moves to another snapshot in one step, and back without a byte from its source."""
+    """Promised: A name moves to another snapshot in one step, and moves back without a byte from its
+    source."""
     first, _ = have(ground, 1, name="costs")[0], ground.hub.cdn.forget()
     second = have(ground, 2, name="costs")[0]
     assert ground.hub.cdn.bytes_sent() == 2 * MIB
@@ -79,7 +80,8 @@ def test_a_new_revision_costs_what_differs_and_a_rollback_nothing(ground: Ground
 
 
 def test_whoever_reads_the_name_sees_one_snapshot_or_the_other(ground: Ground) -> None:
-    """Promised: A name moves to another snapshot in one step, and back without a byte from its source."""
+    """Promised: A name moves to another snapshot in one step, and moves back without a byte from its
+    source."""
     have(ground, 1, 2, name="read")
     link = ground.node.root / "models/read"
     both = [own(number, "read") for number in (1, 2)]

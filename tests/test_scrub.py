@@ -112,8 +112,8 @@ def assert_whole(ground: Ground, name: str) -> None:
 
 
 def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -> None:
-    """Promised: A damaged file costs the part that is damaged; until it is right again its models are not
-    ready, and who has the old file open keeps it."""
+    """Promised: A damaged file costs only its damaged part; its models are not ready until it is repaired,
+    and a process that has the old file open keeps it."""
     blob = have(ground, "flipped")
     shown = (ground.node.root / "models/flipped/flipped").resolve()
     flip(blob)
@@ -218,7 +218,7 @@ def test_a_blob_that_only_got_another_time_is_whole(ground: Ground) -> None:
 def test_what_an_operator_deleted_under_a_ready_model_comes_back_without_a_byte(
     ground: Ground, gone: str
 ) -> None:
-    """Promised: Readiness goes within two seconds when somebody deletes a published file."""
+    """Promised: A model stops being ready within two seconds after somebody deletes one of its files."""
     name = "deleted-" + gone.replace("/", "-").replace("--", "-").lower()
     have(ground, name)
     tree = (ground.node.root / "models" / name).readlink().name

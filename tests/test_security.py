@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.readme import ATTACKERS, README, SECURITY, rendered
 from cachd import __version__
+from docs.render import ATTACKERS, README, SECURITY, rendered
 from tests.attacks.test_index import INDEX
 from tests.faults.test_index import PROJECT, named_in
 
@@ -14,7 +14,7 @@ PAGE = SECURITY.read_text()
 
 
 def test_the_attacks_of_the_page_are_those_of_the_index() -> None:
-    assert rendered(PAGE) == PAGE, "run: python -m bench.readme"
+    assert rendered(PAGE) == PAGE, "run: make docs"
     assert set(ATTACKERS) == {row["attacker"] for row in INDEX.values()}
     for row in INDEX.values():
         assert f"| {row['attack']} | {row['holds']} |" in PAGE

@@ -32,7 +32,7 @@ from tests.ground.site import until
 
 KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 120
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/sources.md"
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
 
@@ -167,8 +167,8 @@ def test_a_name_that_the_hub_leads_on_to_a_refused_one_is_refused(engine: Engine
             running.pull("hf://good/old")
 
 
-def test_the_example_of_the_readme_says_what_its_comments_say() -> None:
-    text = README.read_text().split("## Sources")[1].split("```yaml\n")[1].split("```")[0]
+def test_the_example_of_the_page_says_what_its_comments_say() -> None:
+    text = PAGE.read_text().split("```yaml\n")[1].split("```")[0]
     config = Config.model_validate(yaml.load(text, yaml.BaseLoader))
     example = Table(config.sources, refuse=config.refuse)
     for ref in (

@@ -49,7 +49,8 @@ def ask_and_fail(running: Engine, name: str, **asked: tuple[str, ...]) -> None:
 def test_ended_pulls_of_thousands_of_names_cost_little_and_the_oldest_go_first(
     engine: Engines, memory: Path
 ) -> None:
-    """Promised: Pulls that ended are told of up to 1,000 names and 16 MiB, the oldest forgotten first."""
+    """Promised: Ended pulls are remembered for up to 1,000 names and 16 MiB, and the oldest are forgotten
+    first."""
     running = engine(root=memory)
     ask_and_fail(running, "first")
     tracemalloc.start()

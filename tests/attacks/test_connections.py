@@ -331,7 +331,7 @@ def memory_mib(node: Node) -> float:
 
 
 def test_the_daemon_itself_is_bounded_so(node: Nodes) -> None:
-    """Promised: A client without a token takes neither the memory nor the connections of the daemon."""
+    """Promised: A client without a token can exhaust neither the memory nor the connections of the daemon."""
     running = node()
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     for begin, more in HEADS.values():

@@ -34,7 +34,7 @@ def has_begun(running: Node, lives: int) -> bool:
 def test_a_pull_with_which_the_daemon_died_three_times_in_a_row_is_not_begun_by_itself_again(
     node: Nodes, origin: Origin
 ) -> None:
-    """Promised: A pull with which the daemon died at three starts in a row is set aside."""
+    """Promised: A pull with which the daemon died three times in a row is not started again by itself."""
     running = node(retries=0)
     ref = origin.add_model("m", {"f": noise(8 * MIB)})
     hold = origin.hold("/m/f", after=0)

@@ -94,7 +94,7 @@ COSTLY = {  # how it begins, and what comes until it has 64 MiB
 
 @pytest.mark.parametrize("kind", COSTLY)
 def test_an_index_of_64_mib_costs_a_few_mib_whatever_it_holds(tmp_path: Path, kind: str) -> None:
-    """Promised: No document of an origin, however deep or long, takes more memory than the listing of
+    """Promised: No document of a source, however deep or long, takes more memory than the listing of
     100,000 files."""
     begun, more, told = COSTLY[kind]
     (tmp_path / "index").write_bytes(long(begun, more, 64))
@@ -230,7 +230,7 @@ def test_the_costliest_listing_of_a_hub_that_is_parsed_costs_little_more_than_an
 ) -> None:
     """That of 99,999 files costs 217 MiB.
 
-    Promised: No document of an origin, however deep or long, takes more memory than the listing of
+    Promised: No document of a source, however deep or long, takes more memory than the listing of
     100,000 files.
     """
     content = COSTLIEST[kind]()

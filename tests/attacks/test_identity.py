@@ -37,7 +37,7 @@ def main_of(root: Path, folder: str) -> str:
 def test_a_model_of_another_origin_never_stands_in_a_repository_of_the_hub(
     engine: Engines, hub: Hub, origin: Origin, root: Path, pinned: bool
 ) -> None:
-    """Promised: No model of another origin stands in the folder of a repository of the Hub."""
+    """Promised: No model of another source appears in the folder of a repository of the Hub."""
     running = engine(hf_endpoint=hub.url)
     hub.add("org/model", REAL)
     running.pull("hf://org/model")
@@ -200,8 +200,8 @@ def claims(origin: Origin, name: str, content: bytes, instead: bytes) -> str:
 def test_two_files_of_two_sources_with_one_sha1_stay_two(
     s3: S3Server, root: Path, engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Promised: No source gets a file of another by stating its digest: not by a weak one that collides, nor
-    by a sha256 whose content it does not have.
+    """Promised: No source gets a file of another source by stating its digest: neither by a weak digest
+    that collides, nor by the sha256 of content that it does not have.
     """
     assert len({hashlib.sha1(content).digest() for content in COLLIDING}) == 1 < len(set(COLLIDING))
     sign_in(monkeypatch, s3)
@@ -265,8 +265,8 @@ def test_a_repository_that_states_the_git_sha1_of_anothers_file_gets_nothing_of_
 def test_who_lists_the_sha256_of_a_file_that_is_here_and_lacks_it_gets_nothing(
     engine: Engines, origin: Origin, root: Path, content: bytes
 ) -> None:
-    """Promised: No source gets a file of another by stating its digest: not by a weak one that collides, nor
-    by a sha256 whose content it does not have.
+    """Promised: No source gets a file of another source by stating its digest: neither by a weak digest
+    that collides, nor by the sha256 of content that it does not have.
     """
     running = engine()
     running.pull(origin.add_model("real", {"model.safetensors": content}))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.readme import ATTACKERS
+from docs.render import ATTACKERS
 from tests.faults.test_index import PROJECT, named_in
 
 INDEX: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "index.toml").read_text())

@@ -263,7 +263,7 @@ def test_a_file_of_a_share_under_a_lease_of_its_owner_is_refused_at_once(tmp_pat
 def test_a_daemon_whose_published_files_are_all_under_leases_does_its_work_promptly(
     alone: Callable[..., Ground],
 ) -> None:
-    """Promised: A kernel lease that a process holds on published files keeps no daemon waiting."""
+    """Promised: A kernel lease that a process holds on published files does not delay the daemon."""
     ground = alone(scrub_bytes_per_second="1GB", scrub_interval_seconds=1)
     node = ground.node
     ground.have("held")

@@ -141,7 +141,7 @@ def pulled(node: Node, ref: str, name: str) -> None:
 def test_a_refusal_does_not_tell_which_address_a_private_name_has(
     node: Nodes, tokens: dict[str, Any]
 ) -> None:
-    """Promised: A refusal tells no reader which address a private name has."""
+    """Promised: A refusal does not show a reader which address a private name has."""
     running = node(allow=[], **tokens)
     pulled(running, "https://localhost:1/it", "it")
     told = told_of(running, "it")
@@ -278,7 +278,8 @@ ATTEMPTS: list[tuple[str, str, dict[str, str], int, dict[str, Any]]] = [
 def test_each_attempt_to_write_has_one_line_that_says_who_what_and_how_it_ended(
     node: Nodes, tokens: dict[str, Any]
 ) -> None:
-    """Promised: Each attempt to write is a line of the log: who, what, which model, how it ended."""
+    """Promised: Each attempt to write is a line of the log that says who, what, which model, and how it
+    ended."""
     running = node(allow=[], **tokens)
     for method, path, headers, status, _ in ATTEMPTS:
         body = {"seconds": 1} if path.endswith("leases") else {} if path.endswith("limits") else None

@@ -81,7 +81,8 @@ def test_a_file_that_is_swapped_for_a_link_out_of_the_share_is_never_read_throug
 def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_through_it(
     place: Path,
 ) -> None:
-    """Promised: A file of a share is read by the path that was checked, whatever a writer swaps meanwhile."""
+    """Promised: A file of a shared volume is read by the path that was checked, whatever a writer swaps
+    meanwhile."""
     at, link, kept = place / "model", place / "link", place / "kept"
     link.symlink_to(place.parent / "secret")
     file = File("x", len(SECRET), f"file://{at}/x", None, mark_of(place.parent / "secret/x"))

@@ -70,7 +70,7 @@ def ingests(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("directory", [False, True])
 def test_a_size_that_is_only_claimed_makes_no_model_go(full: Full, directory: bool) -> None:
-    """Promised: A size that a source claims makes no model go: only bytes that have arrived do."""
+    """Promised: A size that a source only claims evicts no model: only bytes that have arrived do."""
     if directory:
         ref = full.origin.add_model("evil", {"f": noise(30 * MIB)})
         full.origin.fault("/evil/f", Status(404))

@@ -216,7 +216,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
 def test_a_pull_ends_promptly_wherever_its_origin_keeps_it(
     kept: Kept, end: str, node: Callable[..., Node], origin: Origin
 ) -> None:
-    """Promised: A cancel, a delete or a stop ends a pull at once, wherever its origin keeps it waiting."""
+    """Promised: A cancel, a delete or a stop ends a pull at once, wherever its source keeps it waiting."""
     running = node(env=S3_KEYS, pulls=1, allow=["127.0.0.0/8", "10.0.0.0/8"], **kept.options)
     assert running.pull(kept.ref, name="it").status == 202
     until(lambda: kept.arrived(running))

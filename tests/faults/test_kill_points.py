@@ -157,7 +157,8 @@ def each_plan(points: dict[str, tuple[Plan, ...]]) -> pytest.MarkDecorator:
 def test_killed_at_a_point_the_model_is_whole_or_absent_and_the_next_life_ends_what_was_begun(
     root: Path, origins: Origins, known: Known, killed_at: Callable[[Plan], bool], plan: Plan
 ) -> None:
-    """Promised: After kill -9 every published model is whole or gone, and restart needs no human."""
+    """Promised: After kill -9, every published model is complete or absent, and the restart needs no
+    human."""
     assert killed_at(plan), "it never came to that point"
     assert visible(root, known) == []
     assert in_child(lambda: recovered(root, origins)).told == []

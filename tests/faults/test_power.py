@@ -120,7 +120,8 @@ def laid_out(state: power.State, moment: str) -> Iterator[Path]:
 def test_whenever_the_power_goes_a_ready_model_is_whole_and_what_was_told_ready_is_ready(
     life: Life, ref: str
 ) -> None:
-    """Promised: After a power cut a model that was told ready is ready and whole, whatever was not synced.
+    """Promised: After a power cut, a model that was reported ready is ready and complete, whatever was not
+    synced.
 
     With a branch that moves, and without one.
     """

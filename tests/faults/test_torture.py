@@ -21,7 +21,8 @@ PROJECT = Path(__file__).parent.parent.parent
 
 @needs("pods")
 def test_a_short_campaign_of_kills_and_faults_finds_no_promise_broken(tmp_path: Path) -> None:
-    """Promised: After kill -9 every published model is whole or gone, and restart needs no human."""
+    """Promised: After kill -9, every published model is complete or absent, and the restart needs no
+    human."""
     told = tmp_path / "told.json"
     command = [sys.executable, "-m", "tests.faults.torture", "--rounds=1", "--workers=1", f"--json={told}"]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)

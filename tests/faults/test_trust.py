@@ -353,7 +353,7 @@ def test_a_source_whose_secret_is_missing_fails_alone_and_works_once_it_is_there
 def test_what_one_token_brought_every_pod_of_the_node_may_read(
     hub: Hub, engine: Engines, tmp_path: Path
 ) -> None:
-    """README: "What one token brought, every pod of the node may read"."""
+    """docs/sources.md: "Every pod of the node may read what a token fetched"."""
     (tmp_path / "token").write_text(hub.token)
     hub.add("org/m", {"config.json": b"{}"}, gated=True)
     running = engine(hf_endpoint=hub.url, hf_token_file=tmp_path / "token")

@@ -1,20 +1,17 @@
-"""A day on a node: random pulls, opens, leases, pins and deletes on a disk that is too small for all of them.
+"""Simulates a day on a node: random pulls, opens, leases, pins and deletes on a disk that is too small.
 
-The real daemon on a file system of its own (ext4 on a loop device), an origin on loopback, and this process
-as the pods and operators of the node: it maps files, takes leases, fills the disk with files of its own,
-lowers the limit, kills the daemon. Everything comes from one seed. What must never happen is counted:
+The daemon is real, on a file system of its own (ext4 on a loop device). This process plays the pods and the
+operators of the node: it maps files, takes leases, fills the disk, lowers the limit and kills the daemon. One
+seed decides everything. The simulation collects what must never happen:
 
     reserve    free bytes fell below the reserve
-    taken      a model went that was mapped, leased or pinned
-    freed      an eviction freed other than what it was chosen for
-    figures    at the end, a figure of cachd is not what du, statvfs or the files say
-
-A day of requests is pressed into minutes: the policy's clock runs as the wall's, only more happens in it.
+    taken      a model was removed that was mapped, leased or pinned
+    freed      an eviction freed other bytes than it was chosen for
+    figures    at the end, a figure of cachd differs from du, statvfs or the files
 """
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import random
@@ -25,24 +22,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from bench import report
-from bench.measure import MIB, Failed
-from bench.report import Options
+from tests.ground.figures import wrong_figures, wrong_models
 from tests.ground.node import Node
-from tests.ground.origin import Content, File, Origin, Patched
+from tests.ground.shelf import MIB, Model, Shelf
 
-SEED = 20_26
-FULL_ACTIONS, QUICK_ACTIONS = 2000, 150
 AT_ONCE = 3  # pulls under way, before there is another
 PATIENCE_SECONDS = 60.0
-MODELS = 40
 RESERVE = 64  # of the disk's parts, one stays free
 WEIGHTS = {
     "pull": 40,
@@ -61,68 +50,11 @@ WEIGHTS = {
 }
 
 
-@dataclass
-class Model:
-    """One of the origin's models: files as (path, content, sha256)."""
-
-    name: str
-    ref: str
-    files: Sequence[tuple[str, Content, str]]
-    mapped: list[mmap.mmap] = field(default_factory=list)
-    leases: dict[str, float] = field(default_factory=dict)  # id -> until when it surely holds
-    pinned: bool = False
-
-    @property
-    def size(self) -> int:
-        return sum(content.size for _, content, _ in self.files)
-
-    def is_protected(self) -> bool:
-        now = time.time()
-        return bool(self.mapped) or self.pinned or any(until > now for until in self.leases.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """`size` bytes of `held` from `first` on, never copied as a whole."""
-
-    held: bytes
-    first: int
-    size: int
-
-    def read(self, start: int, stop: int) -> bytes:
-        return self.held[self.first + start : self.first + min(stop, self.size)]
-
-
-class Shelf(Origin):
-    """An origin of models whose bytes are a common noise with a head of their own: made without a disk."""
-
-    def __init__(self, chance: random.Random, most: int) -> None:
-        super().__init__()
-        self._chance = chance
-        self._noise = b"".join(chance.randbytes(MIB) for _ in range(-(-most // MIB) + 1))
-
-    def content(self, size: int) -> Content:
-        common = Slice(self._noise, self._chance.randrange(MIB), size)
-        return Patched(common, 0, self._chance.randbytes(64))
-
-    def hold_model(self, name: str, files: dict[str, Content]) -> Model:
-        held = [(path, content, sha256_of(content)) for path, content in files.items()]
-        for path, content, digest in held:
-            self._files[f"/{name}/{path}"] = File(content, f'"{digest[:32]}"')
-        sums = "".join(f"{digest}  {path}\n" for path, _, digest in held)
-        self.add(f"/{name}/SHA256SUMS", sums.encode())
-        return Model(name, f"{self.url}/{name}/", held)
-
-
-def sha256_of(content: Content) -> str:
-    digest = hashlib.sha256()
-    for at in range(0, content.size, 8 * MIB):
-        digest.update(content.read(at, min(at + 8 * MIB, content.size)))
-    return digest.hexdigest()
-
-
 class Day:
-    """One run: `failures` is what must not happen, `counts` what did."""
+    """One simulation. `failures` lists what must never happen and did; `counts` counts everything else.
+
+    Enter `set_up`, then call `live`, then `settle`. It is over 250 lines: each action is a method.
+    """
 
     def __init__(self, place: Path, size: int, seed: int) -> None:
         self.size, self.chance = size, random.Random(seed)
@@ -140,9 +72,10 @@ class Day:
 
     @contextmanager
     def set_up(self, stack: ExitStack) -> Iterator[None]:
+        """Start the origin, the daemon, and the thread that watches the disk."""
         largest = self.size // 6
         self.shelf = stack.enter_context(Shelf(self.chance, largest))
-        self.models = self._models(largest)
+        self.models = self.shelf.stock(largest)
         totals = list(accumulate(rank**-0.5 for rank in range(1, len(self.models) + 1)))
         self._popular = lambda: self.chance.choices(self.models, cum_weights=totals)[0]
         options = {
@@ -161,20 +94,6 @@ class Day:
         finally:
             self._stop.set()
             watching.join()
-
-    def _models(self, largest: int) -> list[Model]:
-        """Three times the disk in all; every fourth shares its larger file with another."""
-        made: list[Model] = []
-        for number in range(MODELS):
-            size = int(largest * 2 ** self.chance.uniform(-3, 0))
-            files = {"config.json": self.shelf.content(4096 + number), "a.bin": self.shelf.content(size // 3)}
-            if number % 4 == 3:
-                files["b.bin"] = next(c for path, c, _ in made[-1].files if path == "b.bin")
-            else:
-                files["b.bin"] = self.shelf.content(size - size // 3)
-            made.append(self.shelf.hold_model(f"m{number:02d}", files))
-        self.chance.shuffle(made)
-        return made
 
     def _watch(self) -> None:
         """Look at the disk all the time, and now and then at whatever is protected."""
@@ -381,10 +300,10 @@ class Day:
         wait_until(lambda: not self.node.metric("cachd_leases"), "the leases expire")
         self._note_evictions()
         self._stop.set()
-        with suppress(Failed):  # the daemon may be writing what it remembers: the figures settle, too
-            wait_until(lambda: not self._wrong_figures(), "every figure is right", seconds=5)
-        self.failures += self._wrong_figures()
-        self._compare_models()
+        with suppress(TimeoutError):  # the daemon may still be writing its own files
+            wait_until(lambda: not wrong_figures(self.node, self.reserve), "every figure is right", seconds=5)
+        ready = [model for model in self.models if self._is_ready(model)]
+        self.failures += wrong_figures(self.node, self.reserve) + wrong_models(self.node, ready)
 
     def _pulling(self) -> list[str]:
         models = self.node.ask("GET", "/v1/models").document["models"]
@@ -395,71 +314,13 @@ class Day:
         told: dict[str, Any] = self.node.ask("GET", "/v1/capacity").document
         return told
 
-    def _wrong_figures(self) -> list[str]:
-        """Each figure of the API and the metrics that is not what the system says."""
-        told, private = self._capacity(), self.node.root / ".cachd"
-        metrics = ("cache_size_bytes", "fs_free_bytes", "held_bytes", "reserved_bytes")
-        told |= {name: self.node.metric(f"cachd_{name}") for name in metrics}
-        found = os.statvfs(self.disk)
-        free = found.f_bavail * found.f_frsize
-        blobs, ingests = allocated(private / "blobs"), allocated(private / "ingest")
-        expected = {
-            "total_bytes": found.f_blocks * found.f_frsize,
-            "free_bytes": free,
-            "free_inodes": found.f_favail,
-            "blob_bytes": blobs,
-            "ingest_bytes": ingests,
-            "used_bytes": blobs + ingests,
-            "held_bytes": 0,
-            "reserved_bytes": 0,
-            "reserve_free_bytes": self.reserve,
-            "cache_size_bytes": blobs,
-            "fs_free_bytes": free,
-        }
-        return [
-            f"figures: {name} is told as {told[name]}, found {value}"
-            for name, value in expected.items()
-            if told[name] != value
-        ]
-
-    def _compare_models(self) -> None:
-        """What is ready is whole; what pulls that failed left is told."""
-        private = self.node.root / ".cachd"
-        ready = [model for model in self.models if self._is_ready(model)]
-        expected = {digest: content.size for model in ready for _, content, digest in model.files}
-        here = {path.name for path in (private / "blobs").rglob("*") if path.is_file()}
-        if absent := expected.keys() - here:
-            self.failures.append(f"figures: {len(absent)} blobs of ready models are not on disk")
-        self.counts["blobs of no ready model at the end"] = len(here - expected.keys())
-        taken, size = allocated(private / "blobs"), sum(expected.values())
-        if taken < size:
-            self.failures.append(f"figures: blobs take {taken} bytes, ready models have {size}")
-        for model in ready:
-            self._compare_files(model)
-
-    def _compare_files(self, model: Model) -> None:
-        for path, _, digest in model.files:
-            with (self.node.root / f"models/{model.name}/{path}").open("rb") as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
-                    self.failures.append(f"figures: {model.name}/{path} is not what was pulled")
-        self.counts["ready at the end"] += 1
-
-
-def allocated(directory: Path) -> int:
-    """Bytes of disk in the files below, each inode once, as du counts them."""
-    seen: dict[int, int] = {}
-    for at, _, names in os.walk(directory):
-        for name in names:
-            status = os.lstat(os.path.join(at, name))
-            seen[status.st_ino] = status.st_blocks * 512
-    return sum(seen.values())
-
 
 def wait_until(what: Callable[[], bool], name: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Return once `what` is true. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not what():
         if time.monotonic() > deadline:
-            raise Failed(f"waited in vain until {name}")
+            raise TimeoutError(f"waited in vain until {name}")
         time.sleep(0.05)
 
 
@@ -501,43 +362,3 @@ def simulated(size: int, actions: int, seed: int) -> dict[str, Any]:
             "counts": dict(sorted(day.counts.items())),
             "failures": day.failures,
         }
-
-
-# --- as a question of python -m bench ---
-
-
-def run(options: Options) -> dict[str, Any]:
-    size = options.size_bytes or (128 if options.quick else 2048) * MIB
-    actions = QUICK_ACTIONS if options.quick else FULL_ACTIONS
-    days = [simulated(size, actions, SEED + turn) for turn in range(options.runs or 1)]
-    return report.head("day", options, days=days)
-
-
-def figures(results: dict[str, Any]) -> dict[str, float]:
-    return {"what must not happen": float(sum(len(day["failures"]) for day in results["days"]))}
-
-
-COLUMNS = ("", "times")
-
-
-def cells(results: dict[str, Any]) -> list[list[str]]:
-    counts: Counter[str] = Counter()
-    for day in results["days"]:
-        counts.update(day["counts"])
-    rows = [[name, str(count)] for name, count in sorted(counts.items())]
-    least = min(day["least_above_reserve_bytes"] for day in results["days"])
-    failures = [failure for day in results["days"] for failure in day["failures"]]
-    return [*rows, ["least free above the reserve, bytes", str(least)], *([f, "!"] for f in failures)]
-
-
-def table(results: dict[str, Any]) -> Table:
-    return report.table("A day on a node", COLUMNS, cells(results))
-
-
-def markdown(results: dict[str, Any]) -> str:
-    return report.markdown(COLUMNS, cells(results))
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    counts = {name: [float(n)] for name, n in results["days"][0]["counts"].items() if "bytes" not in name}
-    report.bars(path, {"what happened": counts}, "times")

@@ -1,31 +1,23 @@
-"""What eviction costs: bytes fetched again on a trace, by cachd's policy, LRU, LFU and foresight.
+"""A seeded trace of requests for models, which counts the bytes that an eviction policy fetches again.
 
-50 models of unequal size are asked for in turn, their popularity by Zipf's law, on a disk of ten average
-models; in the second half other models become the popular ones. A model that is not there is fetched, and
-room is made for it first. Nothing is measured but bytes: the trace is the same on every machine.
+Requests ask for 50 models of unequal size, with popularities by Zipf's law, on a disk that holds ten average
+models. In the second half other models are popular. A request for a model that is not on the disk fetches it,
+and the policy chooses what to evict first. The policies are cachd's own, LRU, LFU, and one that knows the
+future.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
 
-from rich.table import Table
-
-from bench import report
-from bench.measure import spread
-from bench.report import Options, head
 from cachd.model import Digest
 from cachd.policy.eviction import Candidate, Use, choose, refetch_seconds
 
 MODELS, SLOTS, REQUESTS = 50, 10, 3000
 BETWEEN_SECONDS = 1200.0
-SEEDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,8 @@ class Trace:
     asked: Sequence[int]
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
+        """Bytes of the disk."""
         return max(SLOTS * sum(self.sizes) // len(self.sizes), *self.sizes)
 
 
@@ -66,15 +59,16 @@ def refetched(on: Trace, policy: Policy) -> int:
         use = seen[model].again(now) if model in seen else Use(now)
         if model not in here:
             total += on.sizes[model] if model in seen else 0
-            short = sum(on.sizes[m] for m in here) + on.sizes[model] - on.room
+            short = sum(on.sizes[m] for m in here) + on.sizes[model] - on.capacity
             for victim in policy(here, short, place) if short > 0 else ():
                 del here[victim]
         here[model] = seen[model] = use
-        assert sum(on.sizes[m] for m in here) <= on.room
+        assert sum(on.sizes[m] for m in here) <= on.capacity
     return total
 
 
 def policies(on: Trace) -> dict[str, Policy]:
+    """Each policy by its name; `offline` knows the future."""
     following, last = _next_uses(on.asked), _last_uses(on.asked)
     counts = [list(accumulate((asked == m for asked in on.asked), initial=0)) for m in range(MODELS)]
 
@@ -128,45 +122,3 @@ def _last_uses(asked: Sequence[int]) -> list[list[int]]:
 
 def _blob(model: int) -> Digest:
     return Digest("sha256", f"{model:064x}")
-
-
-# --- as a question of python -m bench ---
-
-
-def run(options: Options) -> dict[str, Any]:
-    seeds = SEEDS[:1] if options.quick else SEEDS
-    found: dict[str, list[float]] = {}
-    for seed in seeds:
-        on = trace(seed)
-        asked = sum(on.sizes[m] for m in on.asked)
-        for name, policy in policies(on).items():
-            found.setdefault(name, []).append(refetched(on, policy) / asked)
-    return head("trace", options, seeds=list(seeds), share=found)
-
-
-def figures(results: dict[str, Any]) -> dict[str, float]:
-    middle = {name: statistics.median(each) for name, each in results["share"].items()}
-    return {f"bytes refetched, {name} to LRU": share / middle["LRU"] for name, share in middle.items()}
-
-
-def cells(results: dict[str, Any]) -> list[list[str]]:
-    told = figures(results)
-    return [
-        [name, spread(each), f"{told[f'bytes refetched, {name} to LRU']:.2f} x"]
-        for name, each in results["share"].items()
-    ]
-
-
-COLUMNS = ("", "bytes refetched to bytes asked for", "to LRU")
-
-
-def table(results: dict[str, Any]) -> Table:
-    return report.table(f"{MODELS} models, room for {SLOTS}", COLUMNS, cells(results))
-
-
-def markdown(results: dict[str, Any]) -> str:
-    return report.markdown(COLUMNS, cells(results))
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    report.bars(path, {f"{MODELS} models, room for {SLOTS}": results["share"]}, "bytes refetched / asked for")

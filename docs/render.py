@@ -1,0 +1,251 @@
+"""Renders the parts of the pages that come from code or from measurements: `make docs`.
+
+A part is between `<!-- NAME -->` and `<!-- /NAME -->` in a page. Tests compare each page with its rendering.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer
+from pydantic import BaseModel
+
+from bench import cold, results
+from cachd import cli, config
+from cachd.api.access import RULES
+from cachd.api.app import ROUTERS
+from cachd.metrics import MEASURED, Metrics
+from cachd.policy.roles import Role
+from cachd.sources import entries
+from tests import refs
+from tests.ground.codes import ENDS_NO_PULL, final_codes
+
+PROJECT = Path(__file__).parent.parent
+README = PROJECT / "README.md"
+SECURITY = PROJECT / "SECURITY.md"
+DOCS = PROJECT / "docs"
+BENCH = PROJECT / "bench/README.md"
+PLOT = PROJECT / "bench/cold.svg"
+ATTACKS = PROJECT / "tests/attacks/index.toml"
+PAGES = (README, SECURITY, BENCH, *sorted(DOCS.glob("*.md")))
+
+SHARED = ("server", "token_file", "output")
+ATTACKERS = {
+    "origin": "An origin that cachd is told to pull from",
+    "client": "A client of the API without a token",
+    "tenant": "A client whose token lets it ask for pulls",
+    "pod": "A pod with the read-only mount",
+    "share": "A writer on an allowed share",
+    "node": "Another user of the node, or of the volume that holds the root",
+}
+
+
+def renew() -> None:
+    """Write every page and the plot as they should be now."""
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
+    PLOT.write_text(plot())
+
+
+def rendered(text: str) -> str:
+    """A page with every marked part as it should be now."""
+    for name, content in PARTS.items():
+        if f"<!-- {name} -->" not in text:
+            continue
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        text = f"{before}{begin}{content()}\n{end}{after}"
+    return text
+
+
+def calls() -> str:
+    """Each call of the API with its parameters, and what its docstring says."""
+    rows = []
+    for route in (
+        route for router in ROUTERS for route in router.routes if route.name not in ("docs", "openapi")
+    ):
+        asked = "&".join(f"{query.alias}=" for query in route.dependant.query_params)
+        call = f"`{next(iter(route.methods))} {route.path}{'?' if asked else ''}{asked}`"
+        rows.append(f"| {call} | {' '.join(inspect.getdoc(route.endpoint).split())} |")
+    return "\n".join(["| Call | Does |", "|---|---|", *rows])
+
+
+def bodies() -> str:
+    """The fields of each body that a call takes."""
+    parts = []
+    for route in (route for router in ROUTERS for route in router.routes):
+        hints = get_type_hints(route.endpoint).values()
+        for kind in (each for hint in hints for each in (get_args(hint) or [hint])):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                fields = kind.model_json_schema()["properties"].items()
+                rows = [f"| `{name}` | {_type(of)} | {of.get('description', '')} |" for name, of in fields]
+                call = f"### {next(iter(route.methods))} {route.path}\n"
+                parts.append("\n".join([call, "| Field | Type | Meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _type(field: dict[str, Any]) -> str:
+    kinds = [each.get("type", "") for each in field.get("anyOf", [field])]
+    return " or ".join(kind for kind in kinds if kind)
+
+
+def commands() -> str:
+    """Each command of the command line with its help, its arguments and its options."""
+    app = typer.main.get_command(cli.app)
+    shared: dict[str, str] = {}
+    parts = []
+    for name, command in sorted(app.commands.items()):  # type: ignore[attr-defined]
+        arguments = [each.name.upper() for each in command.params if not each.opts[0].startswith("-")]
+        lines = [f"### {' '.join(['cachd', name, *arguments])}", " ".join(command.help.split()), ""]
+        for each in command.params:
+            text = f"- `{_word(each)}`: {' '.join((each.help or '').split())}"
+            if each.name in SHARED:
+                shared[each.name] = text
+            else:
+                lines.append(text)
+        parts.append("\n".join(lines).rstrip())
+    everywhere = "\n".join(shared[name] for name in SHARED)
+    return "\n\n".join([f"### Options of all commands that ask the daemon\n\n{everywhere}", *parts])
+
+
+def _word(parameter: Any) -> str:
+    if not parameter.opts[0].startswith("-"):
+        return str(parameter.name).upper()
+    value = "" if parameter.is_flag else f" {parameter.opts[0].strip('-').replace('-', '_').upper()}"
+    return ", ".join(parameter.opts) + value
+
+
+def exit_codes() -> str:
+    """What each exit code means."""
+    rows = [f"| {code} | {meaning} |" for code, meaning in cli.EXIT_CODES.items()]
+    return "\n".join(["| Exit code | Meaning |", "|---|---|", *rows])
+
+
+def final() -> str:
+    """The codes of errors that end a pull for good, by HTTP status."""
+    rows = [
+        f"| {status} | {', '.join(f'`{code}`' for code in sorted(codes - ENDS_NO_PULL))} |"
+        for status, codes in sorted(final_codes().items())
+        if codes - ENDS_NO_PULL
+    ]
+    return "\n".join(["| Final | Codes |", "|---|---|", *rows])
+
+
+def roles() -> str:
+    """Each call, the roles that may make it, and what it concerns, in the order of the rules."""
+    calls = {
+        route.name: f"`{next(iter(route.methods))} {route.path}`"
+        for router in ROUTERS
+        for route in router.routes
+    }
+    calls["openapi"] = "`GET /docs`, `/openapi.json`"
+    del calls["docs"]
+    rows = [f"| {calls[name]} | {_allowed(name)} | {_concerns(name)} |" for name in RULES if name in calls]
+    names = " | ".join(f"`{role.name}`" for role in Role)
+    return "\n".join([f"| Call | no token | {names} | Concerns |", f"|---|{'---|' * (len(Role) + 2)}", *rows])
+
+
+def _allowed(name: str) -> str:
+    needed = RULES[name].role
+    nobody = "yes" if needed is None else "open" if needed is Role.read else ""
+    return " | ".join([nobody, *("yes" if needed is None or role >= needed else "" for role in Role)])
+
+
+def _concerns(name: str) -> str:
+    rule = RULES[name]
+    fields: dict[str, list[str]] = {}
+    for field, role in rule.fields.items():
+        fields.setdefault(role.name, []).append(f"`{field}`")
+    also = "".join(f"; {' and '.join(names)} need `{role}`" for role, names in fields.items())
+    return rule.concerns.value + also
+
+
+def options() -> str:
+    """Every option: key, variable, default, meaning."""
+    rows = [
+        f"| `{key}` | `{env}` | {_code(default)} | {text} |" for key, env, default, text in config.table()
+    ]
+    return "\n".join(["| Key | Environment | Default | Meaning |", "|---|---|---|---|", *rows])
+
+
+def sources() -> str:
+    """The columns of the option `sources`."""
+    rows = [f"| `{column}` | {schemes} | {text} |" for column, schemes, text in entries.columns()]
+    return "\n".join(["| Column | Of | What it says |", "|---|---|---|", *rows])
+
+
+def metrics() -> str:
+    """Every metric with its help."""
+    told = Metrics()
+    told.watch(gauges=lambda: dict.fromkeys(MEASURED, 0.0), models=dict, limits=dict, resident=dict)
+    families = {
+        family.name + ("_total" if family.type == "counter" else ""): family.documentation
+        for family in told.registry.collect()
+    }
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in sorted(families.items())]
+    return "\n".join(["| Metric | Meaning |", "|---|---|", *rows])
+
+
+def attacks() -> str:
+    """The index of attacks: a table for each attacker."""
+    index = tomllib.loads(ATTACKS.read_text()).values()
+    tables = []
+    for attacker in dict.fromkeys([*ATTACKERS, *(row["attacker"] for row in index)]):
+        rows = [
+            f"| {row['attack']} | {row['holds']} | {', '.join(_test(name) for name in row['tests'])} |"
+            for row in index
+            if row["attacker"] == attacker
+        ]
+        title = ATTACKERS.get(attacker, f"A {attacker}")
+        tables.append(
+            "\n".join([f"### {title}\n", "| Attack | What holds | Tests |", "|---|---|---|", *rows])
+        )
+    return "\n\n".join(tables)
+
+
+def _test(name: str) -> str:
+    return f"`{name.removeprefix('tests/')}`"
+
+
+def measurements() -> str:
+    """The few figures that a user cares about."""
+    return results.summary(results.kept())
+
+
+def every_result() -> str:
+    """The goals and every table."""
+    return results.markdown(results.kept())
+
+
+def plot() -> str:
+    """One file to disk, by each way."""
+    return cold.plot(results.kept()["cold"])
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "refs": refs.table,
+    "roles": roles,
+    "calls": calls,
+    "bodies": bodies,
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "final": final,
+    "options": options,
+    "sources": sources,
+    "metrics": metrics,
+    "measurements": measurements,
+    "results": every_result,
+    "attacks": attacks,
+}
+
+
+if __name__ == "__main__":
+    renew()

@@ -1,0 +1,128 @@
+"""The commands that install cachd on a bare machine do what the README says, and the service file runs it."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cachd.config import Config
+from tests.ground.needs import needs
+from tests.ground.site import until
+
+PROJECT = Path(__file__).parent.parent
+UNIT = PROJECT / "systemd/cachd.service"
+CONFIG = PROJECT / "systemd/config.yaml"
+README = (PROJECT / "README.md").read_text()
+CACHD = Path(sys.executable).parent / "cachd"
+
+
+def unit() -> dict[str, str]:
+    """The section [Service]; of a key that is repeated, the last value."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(UNIT.read_text())
+    return dict(parser["Service"])
+
+
+def steps(first: str) -> list[list[str]]:
+    """The commands of the README's block that begins so, in words."""
+    (block,) = (text for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if text.startswith(first))
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_the_commands_put_the_files_where_the_service_expects_them(tmp_path: Path) -> None:
+    installs = [words for words in steps("python3 -m venv") if words[0] == "install"]
+    for *words, target in installs:
+        subprocess.run([*words, f"{tmp_path}{target}"], cwd=PROJECT, check=True)
+    assert (tmp_path / "etc/systemd/system/cachd.service").read_text() == UNIT.read_text()
+    started = shlex.split(unit()["ExecStart"])
+    assert (tmp_path / started[started.index("--config") + 1].lstrip("/")).read_text() == CONFIG.read_text()
+    venv, pip = steps("python3 -m venv")[:2]
+    assert started[0] == f"{venv[-1]}/bin/cachd"
+    assert pip[0] == f"{venv[-1]}/bin/python"
+
+
+@needs("root")
+def test_the_commands_make_the_user_of_the_service_and_enable_it(tmp_path: Path) -> None:
+    """In another root, by the same programs; they are left out where the machine has none."""
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    for name in ("passwd", "group", "shadow", "gshadow", "login.defs"):
+        (tmp_path / "etc" / name).touch()
+    shutil.copy(UNIT, tmp_path / "etc/systemd/system")
+    useradd, systemctl = (
+        next(w for w in steps("python3 -m venv") if w[0] == name) for name in ("useradd", "systemctl")
+    )
+    if shutil.which("useradd"):
+        subprocess.run([useradd[0], "--prefix", tmp_path, *useradd[1:]], check=True, capture_output=True)
+        assert (tmp_path / "etc/passwd").read_text().startswith(f"{unit()['User']}:")
+    if shutil.which("systemctl"):
+        enable = [word for word in systemctl[1:] if word != "--now"]
+        subprocess.run([systemctl[0], "--root", tmp_path, *enable], check=True, capture_output=True)
+        assert (tmp_path / "etc/systemd/system/multi-user.target.wants/cachd.service").is_symlink()
+
+
+def test_systemd_finds_nothing_wrong_with_the_service(tmp_path: Path) -> None:
+    """Of systemd itself where the machine has it."""
+    assert unit()["ExecStart"].split()[0] == "/opt/cachd/bin/cachd"
+    if shutil.which("systemd-analyze"):
+        here = tmp_path / "cachd.service"
+        here.write_text(UNIT.read_text().replace("/opt/cachd/bin/cachd", "/bin/true"))
+        verified = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True)
+        assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path) -> None:
+    root, config = tmp_path / "root", tmp_path / "config.yaml"
+    root.mkdir(mode=int(unit()["StateDirectoryMode"], 8))
+    shutil.copy(CONFIG, config)
+    places = {
+        "/opt/cachd/bin/cachd": str(CACHD),
+        "/var/lib/cachd": str(root),
+        "/etc/cachd/config.yaml": str(config),
+    }
+    words = [places.get(word, word) for word in shlex.split(unit()["ExecStart"])]
+    url = f"unix:{tmp_path}/sock"
+    env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0"}
+    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
+        ls = [CACHD, "ls", "--url", url]
+        until(lambda: subprocess.run(ls, capture_output=True).returncode == 0)
+        assert unit()["ExecReload"].split() == ["kill", "-HUP", "$MAINPID"]
+        daemon.send_signal(signal.SIGHUP)
+        assert subprocess.run(ls, capture_output=True).returncode == 0
+        daemon.terminate()
+        assert daemon.wait(int(unit()["TimeoutStopSec"])) == 0
+
+
+def test_the_configuration_that_is_shipped_names_only_options(tmp_path: Path) -> None:
+    text = CONFIG.read_text()
+    Config.model_validate(yaml.safe_load(text))
+    shown = re.findall(r"^# ([a-z0-9_]+):", text, re.MULTILINE)
+    assert shown
+    assert set(shown) <= Config.model_fields.keys()
+    Config.model_validate(yaml.safe_load(text.replace("models: []", "models:").replace("\n#  ", "\n  ")))
+
+
+def test_the_container_is_started_as_its_image_expects() -> None:
+    image = (PROJECT / "Dockerfile").read_text()
+    make, run = steps("install -d -o 65532")
+    uid, root = make[make.index("-o") + 1], make[-1]
+    assert f"USER {uid}:{make[make.index('-g') + 1]}" in image
+    assert f"CACHD_ROOT={root}" in image
+    assert run[run.index("-v") + 1] == f"{root}:{root}"
+    assert f"docker build -t {run[-1]} ." in README
+
+
+@pytest.mark.parametrize("name", ["systemd/cachd.service", "systemd/config.yaml"])
+def test_the_readme_names_what_is_shipped(name: str) -> None:
+    assert name in README
+    assert (PROJECT / name).is_file()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cachd.sources.http import Head, Http
+from cachd.sources.http import Http
+from cachd.sources.response import Response
 from cachd.sources.source import CancelToken
 from cachd.transfer.cores import OneCore
 from tests.conftest import Engine
@@ -116,7 +117,7 @@ def test_a_source_is_asked_about_many_files_by_threads_that_gathered(
     seen: set[frozenset[int]] = set()
     head = Http.head
 
-    def noted(http: Http, url: str, token: CancelToken, *, secrets: Mapping[str, str] | None = None) -> Head:
+    def noted(http: Http, url: str, token: CancelToken, *, secrets: Mapping[str, str]) -> Response:
         seen.add(frozenset(os.sched_getaffinity(0)))
         return head(http, url, token, secrets=secrets)
 

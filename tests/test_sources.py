@@ -29,8 +29,9 @@ from cachd.errors import CachdError, Cancelled, Changed, Forbidden, Invalid, Not
 from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import checksums
-from cachd.sources.answers import bare
+from cachd.sources.failures import bare
 from cachd.sources.http import MOST_REDIRECTS, Http, Target
+from cachd.sources.http1 import Request
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.shared_volume import SharedVolumeSource
@@ -208,7 +209,7 @@ def test_nothing_shows_a_secret_by_accident(tmp_path: Path) -> None:
 
 def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
     head = http().head(origin.add("/x", noise(100), etag="tag"), CancelToken())
-    assert (head.size, head.validator) == (100, '"tag"')
+    assert (head.file_size, head.validator) == (100, '"tag"')
 
 
 @pytest.mark.parametrize("etag", ['W/"tag"', None, "*"])
@@ -236,7 +237,7 @@ def test_an_origin_that_knows_no_head_is_asked_for_one_byte(origin: Origin) -> N
     url = origin.add("/x", noise(100))
     for status in (405, 501):
         origin.fault("/x", Status(status), times=1, methods=["HEAD"])
-        assert http().head(url, CancelToken()).size == 100
+        assert http().head(url, CancelToken()).file_size == 100
     assert [seen.method for seen in origin.requests] == ["HEAD", "GET"] * 2
     assert origin.bytes_sent() <= 2
 
@@ -599,14 +600,13 @@ def test_a_request_with_a_body_is_never_sent_twice() -> None:
 
     with Scripted(script) as server:
         over = http()
-        assert over.relay("GET", f"{server.url}/x", {}, b"", CancelToken(), at_most=2).content == b"ok"
-        asked = {"Content-Length": "4"}
-        refused(
-            lambda: over.relay("POST", f"{server.url}/x", asked, b"\r\n\r\n", CancelToken(), at_most=2),
-            "connection_failed",
-        )
+        url = urlsplit(f"{server.url}/x")
+        with over.relay(Request("GET", url, {}), CancelToken()) as response:
+            assert response.content(CancelToken(), at_most=2) == b"ok"
+        asked = Request("POST", url, {"Content-Length": "4"}, b"\r\n\r\n")
+        refused(lambda: over.relay(asked, CancelToken()), "connection_failed")
         over.anew()
-        over._pool()
+        over._pool._idle()
     assert heads == [1, 2]
 
 
@@ -830,7 +830,7 @@ def test_every_kind_of_redirect_keeps_the_method_and_the_range(origin: Origin, c
     origin.fault("/x", Redirect(to="y", code=code), methods=EITHER)
     body = http().open(Target(f"{origin.url}/x", KIB), Extent(5, 10), CancelToken())
     assert read(body, 5) == noise(KIB)[5:10]
-    assert http().head(f"{origin.url}/x", CancelToken()).size == KIB
+    assert http().head(f"{origin.url}/x", CancelToken()).file_size == KIB
     assert [seen.method for seen in origin.requests] == ["GET", "GET", "HEAD", "HEAD"]
 
 

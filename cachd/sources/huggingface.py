@@ -22,9 +22,10 @@ from cachd import __version__
 from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
 from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref, quoted
-from cachd.sources.answers import bare, retry_after
-from cachd.sources.connection import Response
+from cachd.sources.checks import check_encoding
+from cachd.sources.failures import bare, retry_after
 from cachd.sources.http import Http, Target
+from cachd.sources.response import Response
 from cachd.sources.secrets import Secret
 from cachd.sources.source import CancelToken
 
@@ -118,10 +119,14 @@ class _HttpTransport(httpx2.BaseTransport):
             raise OfflineModeIsEnabled("no pull made this request")
         (http, cancel_token), token = context, request.headers.get("Authorization")
         url, secrets = str(request.url), {"Authorization": token} if token else {}
-        answer = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
-        if answer.content:
-            check_json(answer.content, bare(url), _LISTING)
-        return httpx2.Response(answer.status, headers=answer.headers.items(), content=answer.content)
+        with http.get(url, cancel_token, secrets=secrets) as response:
+            if response.status >= 400:
+                return httpx2.Response(response.status, headers=response.headers.items())
+            check_encoding(response, url)
+            content = response.content(cancel_token, at_most=_LISTING.size_bytes)
+        if content:
+            check_json(content, bare(url), _LISTING)
+        return httpx2.Response(response.status, headers=response.headers.items(), content=content)
 
 
 _context: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("context", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
@@ -42,7 +42,9 @@ class Routes:
         *,
         connect_seconds: float,
         stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
@@ -81,14 +83,14 @@ class Routes:
 
     def _resolved_if_known(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """The addresses of a host; an empty list when this node cannot resolve it."""
-        if self._unknown.get(host, 0) > time.monotonic():
+        if self._unknown.get(host, 0) > self._clock():
             return []
         try:
             return self._resolved(host, port, cancel_token)
         except Unavailable:
             if len(self._unknown) >= _MOST_UNKNOWN:
                 self._unknown.clear()
-            self._unknown[host] = time.monotonic() + _UNKNOWN_SECONDS
+            self._unknown[host] = self._clock() + _UNKNOWN_SECONDS
             return []
 
 

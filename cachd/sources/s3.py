@@ -43,10 +43,11 @@ from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unav
 from cachd.foreign import SMALL, check_json, check_xml, too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.sources import checksums
-from cachd.sources.answers import bare
-from cachd.sources.connection import Response
 from cachd.sources.detached import DetachedThreads
-from cachd.sources.http import Http, Target
+from cachd.sources.failures import bare
+from cachd.sources.http import Http, Target, parsed
+from cachd.sources.http1 import Request
+from cachd.sources.response import Response
 from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
@@ -283,11 +284,11 @@ class _HttpRelay:
         body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
         # botocore may renew credentials in a thread of its own, which has no token.
         cancel_token: CancelToken = getattr(self._here, "cancel_token", None) or CancelToken()
-        answer = self._http.relay(
-            request.method, request.url, headers, body, cancel_token, at_most=SMALL.size_bytes
-        )
-        _check(answer.content, bare(request.url))
-        return AWSResponse(request.url, answer.status, dict(answer.headers.items()), _Raw(answer.content))
+        sent = Request(request.method, parsed(request.url), headers, body)
+        with self._http.relay(sent, cancel_token) as response:
+            content = response.content(cancel_token, at_most=SMALL.size_bytes)
+        _check(content, bare(request.url))
+        return AWSResponse(request.url, response.status, dict(response.headers.items()), _Raw(content))
 
 
 def _check(content: bytes, shown: str) -> None:

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
-from cachd.sources.connection import Response
 from cachd.sources.http import Http, Target
+from cachd.sources.response import Response
 from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 8
@@ -83,25 +83,25 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
-        head = self._http.head(url, cancel_token, secrets=self._headers(url))
-        kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
-        if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
-            raise Unavailable(
-                f"{url} answers with a page ({kind}) where a file was expected",
-                code="login_page",
-                hint="open it in a browser: it may be a login page, or the URL may be wrong",
-            )
-        if head.size is None:
-            raise Invalid(
-                f"the server does not state the size of {url}",
-                code="size_unknown",
-                hint="serve it with a Content-Length",
-            )
-        # Without a validator a later version of the file may look the same. A unique one keeps other pulls
-        # from reusing this version.
-        validator = head.validator or f"once:{uuid.uuid4()}"
-        digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
-        return File(path, head.size, url, digest, validator, ref.base)
+        with self._http.head(url, cancel_token, secrets=self._headers(url)) as head:
+            kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+            if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
+                raise Unavailable(
+                    f"{url} answers with a page ({kind}) where a file was expected",
+                    code="login_page",
+                    hint="open it in a browser: it may be a login page, or the URL may be wrong",
+                )
+            if head.file_size is None:
+                raise Invalid(
+                    f"the server does not state the size of {url}",
+                    code="size_unknown",
+                    hint="serve it with a Content-Length",
+                )
+            # Without a validator a later version of the file may look the same. A unique one keeps other
+            # pulls from reusing this version.
+            validator = head.validator or f"once:{uuid.uuid4()}"
+            digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
+            return File(path, head.file_size, url, digest, validator, ref.base)
 
 
 def _revision(file: File) -> str:

@@ -625,7 +625,7 @@ class Download:
         failures = part.failed(at)
         if failures > self._engine.retries:
             raise error
-        seconds = backoff.delay(failures, told=error.retry_after, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(failures, requested=error.retry_after, chance=random.random())  # noqa: S311
         self._engine.metrics.origin_retries.labels(error.code).inc()
         log.info(
             "part will be retried",

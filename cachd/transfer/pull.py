@@ -180,7 +180,7 @@ def _check_shards(manifest: Manifest, resolved: Manifest, store: Store) -> None:
         with closing(store.content.pieces(index)) as pieces:
             absent = shards.missing(index.path, pieces, paths)
         if absent:
-            more = "" if len(absent) < shards.MOST_TOLD else " or more"
+            more = "" if len(absent) < shards.MOST_SHOWN else " or more"
             raise Invalid(
                 f"{index.path} names {len(absent)}{more} shards that {resolved.base} lacks:"
                 f" {absent[0]!r:.120}",

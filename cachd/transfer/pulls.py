@@ -451,7 +451,7 @@ class Pulls:
         pull.resolve_failures += 1
         seconds = backoff.delay(
             pull.resolve_failures,
-            told=error.retry_after,
+            requested=error.retry_after,
             chance=random.random(),  # noqa: S311
         )
         log.info(

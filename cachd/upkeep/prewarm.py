@@ -147,7 +147,7 @@ class _Tries:
     def failed(self, error: CachdError) -> None:
         self.are_over = error.code in ("name_taken", SET_ASIDE)
         self._failures += 1
-        seconds = backoff.delay(self._failures, told=None, chance=random.random())  # noqa: S311
+        seconds = backoff.delay(self._failures, requested=None, chance=random.random())  # noqa: S311
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
     def _see_end(self) -> None:

@@ -66,7 +66,7 @@ class Repairs:
             failures, due = self._tries.get(name, (0, 0.0))
             if time.monotonic() >= due:
                 self._repair(name)
-                seconds = backoff.delay(failures + 1, told=None, chance=random.random())  # noqa: S311
+                seconds = backoff.delay(failures + 1, requested=None, chance=random.random())  # noqa: S311
                 self._tries[name] = (failures + 1, time.monotonic() + seconds)
 
     def _repair(self, name: str) -> None:

@@ -143,7 +143,7 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.download", "cachd.store.content"),
     ("cachd.store.content", "cachd.store.ingest"),
     ("cachd.sources.huggingface", "cachd.sources.http"),
-    ("cachd.transfer.download", "cachd.sources.connection"),
+    ("cachd.transfer.download", "cachd.sources.response"),
     ("cachd.transfer.download", "cachd.store.ingest"),
     ("cachd.store.ingest", "cachd.kernel.durable"),
     ("cachd.transfer.pull", "cachd.store.snapshots"),

@@ -1322,12 +1322,9 @@ def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | Non
         partial(Http, authorities=Authorities()),
         ["127.0.0.0/8"],
         Table(),
-        s3_authorities=Authorities(),
+        authorities={"": Authorities()},
         stall_seconds=PATIENCE_SECONDS,
-        hf_endpoint=hf_endpoint,
-        hf_token=Secret(None),
-        s3_endpoint_url=s3_endpoint_url,
-        s3_region=None,
+        options={"hf": {"endpoint": hf_endpoint}, "s3": {"endpoint": s3_endpoint_url}},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cachd.errors import Invalid
-from cachd.model.ref import SCHEMES
+from cachd.model.scheme import SCHEMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from cachd import __version__
 from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
 from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref, quoted
+from cachd.sources.access import Access
 from cachd.sources.checks import check_encoding
 from cachd.sources.failures import bare, retry_after
 from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
-from cachd.sources.secrets import Secret
+from cachd.sources.secrets import HubToken, Secret
 from cachd.sources.source import CancelToken
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
@@ -93,6 +94,13 @@ class HubSource:
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
+
+
+def make(access: Access) -> HubSource:
+    """The Hub of some settings. An endpoint of an entry never gets the token of the daemon's own option."""
+    columns, file = access.columns, access.columns.get("credentials")
+    token = Secret(file) if {"endpoint", "credentials"} & access.of_entries else HubToken(file)
+    return HubSource(access.http(), endpoint=columns["endpoint"], token=token, check=access.table.check)
 
 
 def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
+from cachd.sources.access import Access
 from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
 from cachd.sources.source import CancelToken
@@ -102,6 +103,11 @@ class WebSource:
             validator = head.validator or f"once:{uuid.uuid4()}"
             digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
             return File(path, head.file_size, url, digest, validator, ref.base)
+
+
+def make(access: Access) -> WebSource:
+    """The source of all URLs with the same settings."""
+    return WebSource(access.http(), access.table.headers)
 
 
 def _revision(file: File) -> str:

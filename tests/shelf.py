@@ -9,7 +9,7 @@ from pathlib import Path
 from cachd.errors import Changed, NotFound
 from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.sources.access import Access
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 SCHEME = 'Scheme("shelf", UrlGrammar("shelf"), "cachd.sources.shelf"),'  # the one new value
 

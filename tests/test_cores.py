@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.response import Response
-from cachd.sources.source import CancelToken
 from cachd.transfer.cores import OneCore
 from tests.conftest import Engine
 from tests.ground.models import noise

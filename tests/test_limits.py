@@ -23,7 +23,7 @@ from cachd.errors import Cancelled, Invalid
 from cachd.metrics import Metrics
 from cachd.model import Limits
 from cachd.policy.rate_limiter import BURST_SECONDS, SLOT_SECONDS, RateLimiter
-from cachd.sources.source import Abortable, CancelToken
+from cachd.sources.cancel import Abortable, CancelToken
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import StreamQuota, Streams
 from tests.conftest import Engine, spec_of

@@ -21,12 +21,13 @@ from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
+from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import broken
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Body, CancelToken
+from cachd.sources.source import Body
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Metadata, Sts

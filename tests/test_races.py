@@ -19,10 +19,10 @@ import pytest
 from cachd.errors import Cancelled, InUse, NotFound
 from cachd.kernel import durable
 from cachd.model import ModelSpec
+from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, origin_of
 from cachd.sources.http1 import Request
 from cachd.sources.routes import Dialled
-from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 from cachd.store.content import ContentStore
 from cachd.store.protection import Leases

@@ -29,13 +29,14 @@ from cachd.errors import CachdError, Cancelled, Changed, Forbidden, Invalid, Not
 from cachd.model import Digest, Extent, File, Manifest, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import checksums
+from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import bare
 from cachd.sources.http import MOST_REDIRECTS, Http, Target
 from cachd.sources.http1 import Request
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.shared_volume import SharedVolumeSource
-from cachd.sources.source import Body, CancelToken, NoRanges, Source
+from cachd.sources.source import Body, NoRanges, Source
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource

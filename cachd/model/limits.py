@@ -42,7 +42,7 @@ class Percentage:
         return f"{self.percent:g}%"
 
     def of(self, total: int) -> int:
-        """This percentage of `total`, rounded down."""
+        """So many percent of `total`, rounded down."""
         return int(total * self.percent / 100)
 
 

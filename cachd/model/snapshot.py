@@ -181,6 +181,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
+        """The name of its model, in the views, the API and URLs."""
         return self.spec.name
 
     @property

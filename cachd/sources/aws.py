@@ -26,11 +26,11 @@ from botocore.exceptions import ConfigNotFound, ConfigParseError
 from cachd import files
 from cachd.errors import Unavailable
 from cachd.foreign import SMALL, check_json, check_xml
+from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThreads
 from cachd.sources.failures import bare
 from cachd.sources.http import Http, parsed
 from cachd.sources.http1 import Request
-from cachd.sources.source import CancelToken
 
 _METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # EC2's metadata service (EC2 User Guide)
 _LONGEST_KEYS_BYTES = 64 << 10

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 AHEAD_SECONDS = 0.25  # the "Connection Attempt Delay" (RFC 8305, 8)
 # Family, type, protocol, canonical name and socket address, as socket.getaddrinfo returns them.
@@ -67,7 +67,7 @@ def _start(address: Address, tried: ExitStack, cancel_token: CancelToken) -> soc
     """A socket that is connecting to `address`; `tried` closes it. Raises OSError or Cancelled."""
     family, kind, protocol, _, target = address
     sock = tried.enter_context(socket.socket(family, kind, protocol))
-    sock.setblocking(False)
+    sock.settimeout(0)
     code = sock.connect_ex(target)
     tried.enter_context(cancel_token.reaches(_Connecting(sock)))  # a shutdown before connect wakes nobody
     if code not in (0, errno.EINPROGRESS):
@@ -89,5 +89,5 @@ def _interleaved(addresses: Sequence[Address]) -> list[Address]:
 def _kept(answered: socket.socket) -> socket.socket:
     """The same connection as a new, blocking socket, which stays open when the tried sockets are closed."""
     kept = socket.socket(fileno=answered.detach())
-    kept.setblocking(True)
+    kept.settimeout(None)
     return kept

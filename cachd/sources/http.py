@@ -25,6 +25,7 @@ from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
+from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import announced, check_encoding, check_status, check_validator
 from cachd.sources.connection import origin_of
 from cachd.sources.failures import bare
@@ -34,7 +35,6 @@ from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 

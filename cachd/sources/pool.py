@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
 from cachd.sources.failures import BROKEN, broken
 from cachd.sources.http1 import Request
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 
 

@@ -10,10 +10,10 @@ from urllib.parse import SplitResult
 
 from cachd.errors import Unavailable
 from cachd.foreign import too_large
+from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection
 from cachd.sources.failures import BROKEN, bare, broken, protocol_error
 from cachd.sources.http1 import FramedBody, Head, number
-from cachd.sources.source import CancelToken
 
 SLOWEST_BYTES_PER_SECOND = 1024
 MISDIRECTED = 421  # RFC 9110, 15.5.20

@@ -11,13 +11,13 @@ from urllib.parse import SplitResult
 from cachd.errors import Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
-from cachd.sources.source import CancelToken
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
-_UNKNOWN_SECONDS = 60.0  # until an unknown name is looked up again: a failing look-up may be slow
+_UNKNOWN_SECONDS = 60.0  # until an unknown name is resolved again: a lookup that fails may be slow
 _MOST_UNKNOWN = 1000
 
 

@@ -17,9 +17,9 @@ from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys, Signed, SignIn
 from cachd.sources.aws_errors import bucket_errors
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
-from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 16
 _MOST_PAGES = 1000

@@ -19,8 +19,8 @@ from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import beneath, checksums
 from cachd.sources.access import Access
+from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThread, DetachedThreads
-from cachd.sources.source import CancelToken
 
 READ_BYTES = 1 << 20
 MOST_LEFT = 64

@@ -19,12 +19,12 @@ from http.client import HTTPException
 from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.policy.proxy import Proxy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import dial
 from cachd.sources.failures import retry_after
 from cachd.sources.http1 import ReceiveBuffer, head_of_request, receive_head
 from cachd.sources.names import Names
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 
 _TEMPORARY = (408, 425, 429)

@@ -17,9 +17,9 @@ from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
 from cachd.sources.access import Access
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
-from cachd.sources.source import CancelToken
 
 _ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")

@@ -87,6 +87,7 @@ class Wire:
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the socket. No thread may be sending or receiving on it: see `abort`."""
         self.sock.close()
 
     def _hurry(self) -> None:
@@ -156,6 +157,7 @@ class TlsWire(Wire):
         return got
 
     def close(self) -> None:
+        """See `Wire.close`."""
         self._failure = None  # its traceback refers to this object: a reference cycle
         super().close()
 

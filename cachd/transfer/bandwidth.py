@@ -12,7 +12,7 @@ from cachd.errors import Cancelled
 from cachd.metrics import Metrics
 from cachd.model import Limits
 from cachd.policy.rate_limiter import RateLimiter
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 log = structlog.get_logger(__name__)
 

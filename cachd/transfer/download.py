@@ -35,7 +35,8 @@ from cachd.kernel import threads
 from cachd.model import Extent, File
 from cachd.policy import backoff
 from cachd.policy.parts import part_bytes, split, unkept_bytes
-from cachd.sources.source import Body, CancelToken, NoRanges, Source
+from cachd.sources.cancel import CancelToken
+from cachd.sources.source import Body, NoRanges, Source
 from cachd.store.content import ContentStore, corrupt
 from cachd.store.digests import PartHash
 from cachd.store.ingest import Ingest

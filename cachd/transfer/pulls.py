@@ -17,8 +17,8 @@ from cachd.kernel import threads
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy import backoff
+from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
-from cachd.sources.source import CancelToken
 from cachd.store.catalog import Remembered
 from cachd.store.permit import Permit, name_taken, replaced
 from cachd.store.snapshots import no_such_model

@@ -18,10 +18,11 @@ from cachd.client import Client
 from cachd.errors import CachdError, Invalid, NotFound
 from cachd.model import Digest, File, Manifest, Ref
 from cachd.sources import checksums
+from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.source import Source
 from cachd.sources.web import WebSource
 from cachd.store.store import Store
 from tests.conftest import Engine
@@ -187,7 +188,7 @@ HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 from tests.test_sources import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 

@@ -21,12 +21,12 @@ import pytest
 from cachd.errors import CachdError, Cancelled, Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.patience import Patience
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.failures import requested_wait, retry_after
 from cachd.sources.http import Http
 from cachd.sources.http1 import Request
 from cachd.sources.names import MOST_LEFT, Names
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.transfer.line import Line
 from tests.conftest import Engine, spec_of

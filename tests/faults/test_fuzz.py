@@ -21,13 +21,14 @@ from cachd.config import load
 from cachd.errors import CachdError, Invalid
 from cachd.model import Extent, Manifest, Ref, check_path
 from cachd.sources import checksums
+from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import BROKEN, retry_after
 from cachd.sources.http import Target
 from cachd.sources.http1 import FramedBody, ReceiveBuffer, receive_head
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, NoRanges, Source
+from cachd.sources.source import NoRanges, Source
 from cachd.sources.wire import Wire
 from cachd.store.catalog import ready_document
 from cachd.store.layout import Layout

@@ -15,10 +15,10 @@ import pytest
 from cachd.errors import CachdError, Changed
 from cachd.model import MOST_FILES, Extent, Ref
 from cachd.policy.shards import missing
+from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.web import WebSource
 from tests.conftest import Engine
 from tests.faults.test_fuzz import CHUNKED, LISTED, Spoken

@@ -21,13 +21,13 @@ from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unav
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import AHEAD_SECONDS, dial
 from cachd.sources.failures import retry_after
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, spec_of

@@ -14,11 +14,12 @@ from botocore.signers import RequestSigner
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.source import Source
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Refused, Sts, Throttled

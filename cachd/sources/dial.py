@@ -12,7 +12,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from cachd.sources.cancel import CancelToken
@@ -22,13 +22,18 @@ AHEAD_SECONDS = 0.25  # the "Connection Attempt Delay" (RFC 8305, 8)
 Address = tuple[int, int, int, str, tuple[str | int, ...] | tuple[int, bytes]]
 
 
-def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: CancelToken) -> socket.socket:
+def dial(
+    addresses: Sequence[Address],
+    connect_seconds: float,
+    cancel_token: CancelToken,
+    clock: Callable[[], float] = time.monotonic,
+) -> socket.socket:
     """A blocking socket, connected to the first of `addresses` that answers.
 
     Raises OSError, such as TimeoutError, or Cancelled.
     """
     waiting = _interleaved(addresses)
-    ends = time.monotonic() + connect_seconds
+    ends = clock() + connect_seconds
     refusal = OSError(errno.EADDRNOTAVAIL, "the name has no address")
     with ExitStack() as tried, selectors.DefaultSelector() as pending:
         while waiting or pending.get_map():
@@ -38,7 +43,7 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: Can
                 except OSError as error:
                     refusal = error
                     continue
-            left = ends - time.monotonic()
+            left = ends - clock()
             if left <= 0:
                 raise TimeoutError(f"no address answered within {connect_seconds:g} s")
             for key, _ in pending.select(min(left, AHEAD_SECONDS) if waiting else left):

@@ -61,10 +61,12 @@ class Routes:
         if proxy is None:
             places = self._resolved(host, port, cancel_token)
             self._address_policy.check_addresses(url, _addresses(places))
-            connected = dial(places, self._connect_seconds, cancel_token)  # the checked addresses
+            connected = dial(
+                places, self._connect_seconds, cancel_token, self._clock
+            )  # the checked addresses
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = str(connected.getpeername()[0])
-            return Dialled(Wire(connected, self._stall_seconds), (address,))
+            return Dialled(Wire(connected, self._stall_seconds, self._clock), (address,))
         addresses = _addresses(self._resolved_if_known(host, port, cancel_token))
         self._address_policy.check_addresses(url, addresses)
         return Dialled(self._tunnels.open(proxy, host, port, cancel_token), addresses, str(proxy))

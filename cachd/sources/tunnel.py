@@ -81,13 +81,13 @@ class Tunnels:
         context = self._tls() if proxy.scheme == "https" else None
         try:
             places = self._names.addresses(proxy.host, proxy.port, cancel_token)
-            connected = dial(places, by - self._clock(), cancel_token)
+            connected = dial(places, by - self._clock(), cancel_token, self._clock)
         except (Unavailable, Invalid) as error:
             raise _unreachable(origin, "its name cannot be resolved").withhold(proxy=str(proxy)) from error
         except OSError as error:
             raise _failure(origin, error, self._connect_seconds).withhold(proxy=str(proxy)) from error
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire = Wire(connected, self._stall_seconds)
+        wire = Wire(connected, self._stall_seconds, self._clock)
         wire.answer_by = by
         try:
             if context is not None:

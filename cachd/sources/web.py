@@ -30,10 +30,16 @@ class WebSource:
     """The files of web servers. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530, 3).
 
     `headers` gives the extra headers for a URL. They go to its origin, and to none that it redirects to.
+    `unique` gives another value at every call.
     """
 
-    def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
-        self._http, self._headers = http, headers
+    def __init__(
+        self,
+        http: Http,
+        headers: Callable[[str], Mapping[str, str]] = lambda _url: {},
+        unique: Callable[[], object] = uuid.uuid4,
+    ) -> None:
+        self._http, self._headers, self._unique = http, headers, unique
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
@@ -84,25 +90,26 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
-        with self._http.head(url, cancel_token, secrets=self._headers(url)) as head:
-            kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
-            if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
-                raise Unavailable(
-                    f"{url} answers with a page ({kind}) where a file was expected",
-                    code="login_page",
-                    hint="open it in a browser: it may be a login page, or the URL may be wrong",
-                )
-            if head.file_size is None:
-                raise Invalid(
-                    f"the server does not state the size of {url}",
-                    code="size_unknown",
-                    hint="serve it with a Content-Length",
-                )
-            # Without a validator a later version of the file may look the same. A unique one keeps other
-            # pulls from reusing this version.
-            validator = head.validator or f"once:{uuid.uuid4()}"
-            digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
-            return File(path, head.file_size, url, digest, validator, ref.base)
+        head = self._http.head(url, cancel_token, secrets=self._headers(url))
+        kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+        if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
+            raise Unavailable(
+                f"{url} answers with a page ({kind}) where a file was expected",
+                code="login_page",
+                hint="open it in a browser: it may be a login page, or the URL may be wrong",
+            )
+        size = head.file_size
+        if size is None:
+            raise Invalid(
+                f"the server does not state the size of {url}",
+                code="size_unknown",
+                hint="serve it with a Content-Length",
+            )
+        # Without a validator a later version of the file may look the same. A unique one keeps other pulls
+        # from reusing this version.
+        validator = head.validator or f"once:{self._unique()}"
+        digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
+        return File(path, size, url, digest, validator, ref.base)
 
 
 def make(access: Access) -> WebSource:

@@ -28,11 +28,11 @@ from cachd.store.store import Store
 from tests.conftest import Engine
 from tests.faults.test_fuzz import LISTED, Spoken
 from tests.faults.test_names import bucket, page, spoken
+from tests.fetching import HEX, http, refused, share
 from tests.ground.hub import Hub
 from tests.ground.origin import Reply, Seen
 from tests.ground.origin.content import Memory, Unending
 from tests.ground.scripted import Scripted, heard, saying
-from tests.test_sources import HEX, http, refused, share
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
@@ -189,7 +189,7 @@ from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
 from cachd.sources.cancel import CancelToken
-from tests.test_sources import http
+from tests.fetching import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 
 def call():

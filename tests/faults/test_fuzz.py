@@ -33,11 +33,11 @@ from cachd.sources.wire import Wire
 from cachd.store.catalog import ready_document
 from cachd.store.layout import Layout
 from cachd.store.store import Store
+from tests.fetching import http
 from tests.ground.models import noise
 from tests.ground.origin import Reply, Seen, Server
 from tests.ground.scripted import Scripted, heard
 from tests.test_model import COMMIT, SHA256, good_paths, hostile
-from tests.test_sources import http
 from tests.test_store import CONTENT, FILE, PARTS, left_by_an_earlier_life, publish
 
 fuzz = settings(

@@ -107,7 +107,7 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        assert asking.head(url, CancelToken()).size == KIB
+        assert asking.head(url, CancelToken()).file_size == KIB
         ca_file.unlink()
         if content is not None:
             ca_file.write_bytes(content)
@@ -117,7 +117,7 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         assert str(ca_file) not in str(error.as_document())
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        assert asking.head(url, CancelToken()).size == KIB
+        assert asking.head(url, CancelToken()).file_size == KIB
 
 
 def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -26,7 +26,7 @@ from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
 from cachd.kubelet import reserves
 from cachd.metrics import Metrics
-from cachd.model import HUB_HOSTS, Typed
+from cachd.model import SCHEMES, Typed
 from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
 from cachd.settings.file import LONGEST_BYTES
@@ -34,7 +34,7 @@ from cachd.settings.given import unknown_variables
 from cachd.settings.tokens import TokenFile
 from cachd.sources.http import Http
 from cachd.sources.schemes import Sources
-from cachd.sources.secrets import HubToken, Secret
+from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
 from cachd.store.disk_store import DiskStore
@@ -229,19 +229,31 @@ def build_sources(config: Config) -> Sources:
         http,
         config.allow,
         _table(config),
-        s3_authorities=_authorities(config.s3_ca_file) if config.s3_ca_file else authorities,
+        authorities={"": authorities, **_own_authorities(config)},
         stall_seconds=config.stall_seconds,
-        hf_endpoint=config.hf_endpoint,
-        hf_token=HubToken(config.hf_token_file),
-        s3_endpoint_url=config.s3_endpoint_url,
-        s3_region=config.s3_region,
+        options=_of_schemes(config),
     )
+
+
+def _of_schemes(config: Config) -> dict[str, dict[str, Any]]:
+    """The values of the options that stand for columns of `sources`, by scheme and column."""
+    return {
+        name: {column: getattr(config, option) for column, option in scheme.columns.items() if option}
+        for name, scheme in SCHEMES.items()
+    }
+
+
+def _own_authorities(config: Config) -> dict[str, Authorities]:
+    """The certificate authorities of the schemes that have their own."""
+    files = {name: getattr(config, s.ca_file) for name, s in SCHEMES.items() if s.ca_file}
+    return {name: _authorities(file) for name, file in files.items() if file}
 
 
 def _table(config: Config) -> Table:
     endpoints = {
-        "hf": (config.hf_endpoint, *(f"https://{host}" for host in HUB_HOSTS)),
-        "s3": (config.s3_endpoint_url,) if config.s3_endpoint_url else (),
+        name: [own for own in (options.get("endpoint"),) if own]
+        + [f"https://{host}" for host in SCHEMES[name].hosts]
+        for name, options in _of_schemes(config).items()
     }
     return Table(config.sources, refuse=config.refuse, endpoints=endpoints)
 

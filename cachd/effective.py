@@ -55,14 +55,11 @@ def entries(loaded: Loaded) -> list[dict[str, object]]:
     ]
 
 
-# The option that applies when no entry sets a column, by column and scheme.
+# The option that applies when no entry sets a column; for a column that only some schemes have, see `Scheme`.
 _DEFAULTS = {
-    "allow": dict.fromkeys(SCHEMES, "allow"),
-    "refuse": dict.fromkeys(SCHEMES, "refuse"),
-    "endpoint": {"hf": "hf_endpoint", "s3": "s3_endpoint_url"},
-    "region": {"s3": "s3_region"},
-    "credentials": {"hf": "hf_token_file"},
-    "limit": dict.fromkeys(SCHEMES, "source_limits"),
+    "allow": "allow",
+    "refuse": "refuse",
+    "limit": "source_limits",
 }
 
 
@@ -91,7 +88,7 @@ def _column(loaded: Loaded, name: str, scheme: str, held: Mapping[str, Held]) ->
     if own := held.get(name):
         where = loaded.place("sources", own.number, name)
         return {"column": name, "value": _plain(own.value), "prefix": str(own.by), "where": where}
-    option = _DEFAULTS.get(name, {}).get(scheme)
+    option = _DEFAULTS.get(name) or SCHEMES[scheme].columns.get(name)
     if option is None or (name == "credentials" and "endpoint" in held):
         return {"column": name, "value": None, "prefix": None, "where": ""}
     found = _effective(loaded, option)

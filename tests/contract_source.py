@@ -15,7 +15,8 @@ import pytest
 
 from cachd.errors import CachdError, Changed, NotFound
 from cachd.model import Digest, Extent, File, Manifest, Ref
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.cancel import CancelToken
+from cachd.sources.source import Source
 from tests.ground.models import noise
 
 LARGE = "model.safetensors"

@@ -23,8 +23,8 @@ from cachd.config import load
 from cachd.errors import Cancelled, Invalid
 from cachd.metrics import Metrics
 from cachd.model import Limits
-from cachd.policy.rate_limiter import BURST_SECONDS, TURN_SECONDS, RateLimiter
-from cachd.sources.source import Abortable, CancelToken
+from cachd.policy.rate_limiter import BURST_SECONDS, SLOT_SECONDS, RateLimiter
+from cachd.sources.cancel import Abortable, CancelToken
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.streams import StreamQuota, Streams
 from tests.conftest import Engine, spec_of
@@ -42,11 +42,11 @@ Nodes = Callable[..., Node]
 # --- the decision ---
 
 RATE = 1000
-TURN_BYTES = 20
+SLOT_BYTES = 20
 # What happens at one moment: bytes that are asked for, or (0) everybody who waits standing in line anew.
 moments = st.lists(
     st.tuples(
-        st.one_of(st.just(0), st.integers(1, TURN_BYTES)),
+        st.one_of(st.just(0), st.integers(1, SLOT_BYTES)),
         st.sampled_from([0.0, 0.001, 0.01, 0.03, 0.06, 0.1, 0.5, 3.0]),
     ),
     max_size=60,
@@ -79,7 +79,7 @@ def test_over_no_time_do_more_bytes_go_than_the_rate_a_burst_and_one_turn(
         for last in range(first, len(went)):
             total += went[last][1]
             seconds = went[last][0] - went[first][0]
-            assert total <= RATE * (seconds + BURST_SECONDS) + TURN_BYTES + 1e-6
+            assert total <= RATE * (seconds + BURST_SECONDS) + SLOT_BYTES + 1e-6
 
 
 @given(moments)
@@ -87,25 +87,25 @@ def test_the_line_is_served_in_its_order(told: list[tuple[int, float]]) -> None:
     assert all(one[0] <= other[0] for one, other in pairwise(gone(told)))
 
 
-@given(st.lists(st.integers(1, TURN_BYTES), max_size=20), st.floats(0, BURST_SECONDS * 0.99))
+@given(st.lists(st.integers(1, SLOT_BYTES), max_size=20), st.floats(0, BURST_SECONDS * 0.99))
 def test_who_comes_late_by_less_than_a_burst_catches_up(counts: list[int], late: float) -> None:
     pace, now = RateLimiter(RATE, 0.0), 0.0
     for count in counts:
         now += pace.reserve(count, now)
-    now += pace.reserve(TURN_BYTES, now) + TURN_SECONDS + late
+    now += pace.reserve(SLOT_BYTES, now) + SLOT_SECONDS + late
     for _ in range(3):  # more than a burst
-        now += pace.reserve(TURN_BYTES, now)
+        now += pace.reserve(SLOT_BYTES, now)
     now += pace.reserve(1, now)
-    assert now == pytest.approx((sum(counts) + 4 * TURN_BYTES) / RATE)
+    assert now == pytest.approx((sum(counts) + 4 * SLOT_BYTES) / RATE)
 
 
 @given(st.integers(1, 10**12), st.integers(1, 64))
 def test_nobody_waits_longer_than_the_turns_before_it(rate: int, ahead: int) -> None:
     pace = RateLimiter(rate, 0.0)
-    assert 1 <= pace.turn_bytes <= max(1, rate * TURN_SECONDS)
-    turn = pace.turn_bytes / rate
+    assert 1 <= pace.slot_bytes <= max(1, rate * SLOT_SECONDS)
+    turn = pace.slot_bytes / rate
     for before in range(ahead):
-        assert pace.reserve(pace.turn_bytes, 0.0) <= before * turn * (1 + 1e-9)
+        assert pace.reserve(pace.slot_bytes, 0.0) <= before * turn * (1 + 1e-9)
     pace.restart(rate, 0.0)
     assert pace.reserve(1, 0.0) <= turn * (1 + 1e-9), "who left the line keeps nobody waiting"
 
@@ -113,10 +113,10 @@ def test_nobody_waits_longer_than_the_turns_before_it(rate: int, ahead: int) -> 
 def test_a_new_rate_holds_for_the_next_in_line() -> None:
     pace = RateLimiter(RATE, 0.0)
     for _ in range(5):
-        pace.reserve(TURN_BYTES, 0.0)
+        pace.reserve(SLOT_BYTES, 0.0)
     pace.restart(10 * RATE, 0.0)
-    assert pace.reserve(10 * TURN_BYTES, 0.0) <= TURN_SECONDS
-    assert pace.reserve(10 * TURN_BYTES, 0.0) == pytest.approx(2 * TURN_SECONDS)
+    assert pace.reserve(10 * SLOT_BYTES, 0.0) <= SLOT_SECONDS
+    assert pace.reserve(10 * SLOT_BYTES, 0.0) == pytest.approx(2 * SLOT_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_without_a_limit_everything_is_allowed() -> None:
 
 def test_a_turn_is_a_moment_of_the_narrower_limit() -> None:
     both = bandwidth(10**6, hf=10**5, s3=10**7)
-    assert both.allow("hf", MIB, CancelToken()) == TURN_SECONDS * 10**5
-    assert both.allow("s3", MIB, CancelToken()) == TURN_SECONDS * 10**6
-    assert both.allow("file", MIB, CancelToken()) == TURN_SECONDS * 10**6
+    assert both.allow("hf", MIB, CancelToken()) == SLOT_SECONDS * 10**5
+    assert both.allow("s3", MIB, CancelToken()) == SLOT_SECONDS * 10**6
+    assert both.allow("file", MIB, CancelToken()) == SLOT_SECONDS * 10**6
     assert both.allow("file", 1000, CancelToken()) == 1000
 
 
@@ -182,8 +182,8 @@ def test_all_sources_stand_in_the_line_of_the_common_limit() -> None:
     limited = bandwidth(10**5, hf=10**9)
     began = time.monotonic()
     took = sum(limited.allow(source, MIB, CancelToken()) for source in ("hf", "s3", "file") * 10)
-    assert took == pytest.approx(30 * TURN_SECONDS * 10**5)
-    assert time.monotonic() - began >= 29 * TURN_SECONDS - BURST_SECONDS
+    assert took == pytest.approx(30 * SLOT_SECONDS * 10**5)
+    assert time.monotonic() - began >= 29 * SLOT_SECONDS - BURST_SECONDS
 
 
 def test_a_limit_that_is_lifted_lets_go_whoever_waits() -> None:
@@ -199,7 +199,7 @@ def test_a_higher_limit_holds_at_once_for_those_who_wait() -> None:
     limited = bandwidth(1)
     with waiting(limited, 5) as line:
         limited.change(Limits(10**6))
-        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(round(TURN_SECONDS * 10**6)) >= 4
+        assert [turn.result(PATIENCE_SECONDS) for _, turn in line].count(round(SLOT_SECONDS * 10**6)) >= 4
 
 
 def test_a_cut_ends_the_wait_before_its_turn_and_the_line_moves_up() -> None:
@@ -221,7 +221,7 @@ def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:
         limited.allow("hf", MIB, CancelToken())
     waited = metrics.registry.get_sample_value("cachd_limited_seconds_total", {"source": "hf"})
     assert waited is not None
-    assert waited >= 9 * TURN_SECONDS - BURST_SECONDS
+    assert waited >= 9 * SLOT_SECONDS - BURST_SECONDS
 
 
 # --- pulls ---
@@ -229,7 +229,7 @@ def test_the_seconds_that_streams_wait_are_counted_by_source() -> None:
 
 def least_seconds(size: int, rate: int) -> float:
     """What `size` bytes take at the least: a burst and the first turn are free."""
-    return size / rate - BURST_SECONDS - TURN_SECONDS
+    return size / rate - BURST_SECONDS - SLOT_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -1,78 +1,85 @@
-"""A source for a made-up scheme, written as CONTRIBUTING.md says: it keeps the contract and serves a pull."""
+"""A new source (shelf.py) is one module and one value: it keeps the contract and is pulled."""
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
-from io import BytesIO
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from cachd.config import Config
-from cachd.daemon import assembled
-from cachd.errors import Changed, NotFound
-from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref
-from cachd.sources.source import CancelToken
-from cachd.transfer.attempt import PullContext
-from cachd.transfer.downloads import Downloads
-from cachd.transfer.engine import Engine
-from cachd.transfer.pulls import Pulls
-from cachd.transfer.resolves import Resolves
-from cachd.transfer.streams import Streams
+import cachd
+from cachd.model import Ref
+from tests import shelf
 from tests.contract_source import FILES, LARGE, OTHER_BYTES, Served, SourceContract
 from tests.ground.models import digests
 
-LLAMA = Ref("shelf", "host:7000/llama")  # policy/prefixes.py wants a port for this scheme
 
-
-class ShelfBody(BytesIO):
-    def abort(self) -> None: ...
-
-
-class ShelfSource:
-    """shelf://host:port/model: serves the files in `shelf`, a dictionary by base and path."""
-
-    def __init__(self, shelf: dict[str, dict[str, bytes]]) -> None:
-        self.shelf = shelf
-
-    def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
-        if ref.base not in self.shelf:
-            raise NotFound(f"{ref.base} is not on the shelf", code="file_not_found")
-        files, revision = [], hashlib.sha256()
-        for path, content in self.shelf[ref.base].items():
-            cancel_token.check()
-            cancel_token.count()
-            sha256 = hashlib.sha256(content).hexdigest()
-            files.append(File(path, len(content), f"{ref.base}/{path}", Digest("sha256", sha256), sha256))
-            revision.update(f"{path}\n{sha256}\n".encode())
-        return Manifest(ref.base, revision.hexdigest(), tuple(files))
-
-    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
-        cancel_token.check()
-        content = self.shelf[file.base][file.path]
-        if hashlib.sha256(content).hexdigest() != file.validator:
-            raise Changed(f"{file.origin}: another file is there now")
-        return ShelfBody(content[extent.start : extent.stop])
-
-    def anew(self) -> None: ...
+def put(place: Path) -> Path:
+    """A directory with the files of the contract."""
+    for path, content in FILES.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_bytes(content)
+    return place
 
 
 class TestShelf(SourceContract):
     @pytest.fixture
-    def served(self) -> Served:
-        files, absent = dict(FILES), Ref("shelf", "host:7000/absent")
-        source = ShelfSource({LLAMA.base: files})
-        return Served(source, LLAMA, absent, change=lambda: files.update({LARGE: OTHER_BYTES}))
+    def served(self, tmp_path: Path) -> Served:
+        llama = put(tmp_path / "llama")
+        return Served(
+            shelf.ShelfSource(),
+            Ref("shelf", str(llama)),
+            Ref("shelf", str(tmp_path / "absent")),
+            change=lambda: (llama / LARGE).write_bytes(OTHER_BYTES),
+        )
 
 
-def test_a_model_of_the_made_up_scheme_is_pulled_verified_and_published(root: Path) -> None:
-    sources = SimpleNamespace(of=lambda _ref: ShelfSource({LLAMA.base: FILES}))
-    with assembled(Config(root=root, reserve_free=0)) as parts, ExitStack() as stack:
-        stack.callback((engine := Engine(Streams(2), parts.bandwidth, parts.metrics, retries=0)).close)
-        stack.callback((resolves := Resolves(60, stall_seconds=60)).close)
-        context = PullContext(parts.store, parts.reclaim, Downloads(parts.store.content, engine), resolves)
-        stack.callback((pulls := Pulls(context, sources, parts.metrics, at_once=1, queued=1)).close)
-        assert pulls.start(ModelSpec(LLAMA, "llama")).done.result(60).verified
-        assert digests(root / "models/llama") == {p: hashlib.sha256(c).hexdigest() for p, c in FILES.items()}
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of cachd with the new module, and with the new value in the table of schemes."""
+    package = tmp_path / "copy/cachd"
+    shutil.copytree(Path(cachd.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(shelf.__file__, package / "sources/shelf.py")
+    table = package / "model/scheme.py"
+    before, start, rest = table.read_text().partition("_ALL = (\n")
+    table.write_text(f"{before}{start}    {shelf.SCHEME}\n{rest}")
+    return package.parent
+
+
+def test_one_module_and_one_value_are_a_new_source(copy: Path, tmp_path: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "cachd", "pull", "--direct", f"shelf://{put(tmp_path / 'llama')}"]
+    env = {**os.environ, "PYTHONPATH": str(copy), "CACHD_ROOT": str(root), "CACHD_RESERVE_FREE": "0"}
+    subprocess.run([*command, "--name", "llama"], cwd=copy, env=env, check=True, timeout=60)
+    assert digests(root / "models/llama") == {p: hashlib.sha256(c).hexdigest() for p, c in FILES.items()}
+
+
+def test_the_new_scheme_is_in_hints_limits_and_entries(copy: Path) -> None:
+    code = """
+from cachd.config import Config
+from cachd.model import Limits, Typed
+from cachd.sources.table import Table
+Limits.of(None, [("shelf", 1)])
+entries = Config(sources=[{"prefix": "shelf:///a/", "refuse": True}]).sources
+try:
+    Table(entries).check("shelf:///a/b")
+except Exception as error:
+    print(error.code)
+try:
+    Typed.parse("shelf:/a")
+except Exception as error:
+    print(error.hint)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["source_refused", "did you mean 'shelf:///a'?"]

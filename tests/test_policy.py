@@ -16,7 +16,7 @@ from cachd.errors import Forbidden, Invalid
 from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.addresses import Address, destination, is_public
-from cachd.policy.backoff import FIRST_SECONDS, LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
+from cachd.policy.backoff import FIRST_SECONDS, LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
 from cachd.policy.concurrency import Concurrency
 from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_bytes, split
 
@@ -116,21 +116,21 @@ chances = st.floats(0, 1, exclude_max=True)
 @given(st.integers(1, 10_000), chances)
 def test_a_wait_is_at_least_half_its_ceiling_and_never_longer_than_it(failures: int, chance: float) -> None:
     ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** (min(failures, 100) - 1))
-    assert ceiling / 2 <= delay(failures, told=None, chance=chance) <= ceiling
+    assert ceiling / 2 <= delay(failures, requested=None, chance=chance) <= ceiling
 
 
 @given(st.integers(1, 10_000), chances, st.floats(0, allow_nan=False, allow_infinity=True))
 def test_what_the_origin_asks_for_is_a_floor_of_ten_minutes_at_most(
     failures: int, chance: float, told: float
 ) -> None:
-    floor = min(told, LONGEST_TOLD_SECONDS)
-    assert floor <= delay(failures, told=told, chance=chance) <= floor + LONGEST_SECONDS
-    assert LONGEST_TOLD_SECONDS == 600
+    floor = min(told, LONGEST_REQUESTED_SECONDS)
+    assert floor <= delay(failures, requested=told, chance=chance) <= floor + LONGEST_SECONDS
+    assert LONGEST_REQUESTED_SECONDS == 600
 
 
 @given(chances)
 def test_waits_grow_until_they_reach_a_minute(chance: float) -> None:
-    waits = [delay(failures, told=None, chance=chance) for failures in range(1, 20)]
+    waits = [delay(failures, requested=None, chance=chance) for failures in range(1, 20)]
     assert waits == sorted(waits)
     assert waits[-1] == waits[-2] <= LONGEST_SECONDS == 60
 

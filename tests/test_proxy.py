@@ -21,12 +21,13 @@ from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
-from cachd.sources.answers import broken
+from cachd.sources.cancel import CancelToken
+from cachd.sources.failures import broken
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import Body, CancelToken
+from cachd.sources.source import Body
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Metadata, Sts
@@ -240,10 +241,10 @@ def test_every_origin_is_reached_through_every_proxy(behind_tls: bool, secure: b
             credentials=tmp_path / "credentials",
             ca_file=authorities if behind_tls or secure else None,
         )
-        assert http.head(url, CancelToken()).size == len(content)
+        assert http.head(url, CancelToken()).file_size == len(content)
         assert fetched(http, url, len(content)) == content
         http.anew()
-        assert http.head(url, CancelToken()).size == len(
+        assert http.head(url, CancelToken()).file_size == len(
             content
         )  # closes the kept connection, so that it is logged
         (line,) = until(lambda: proxy.log)
@@ -376,10 +377,10 @@ def test_a_pull_without_a_daemon_goes_through_the_proxy(proxy: Proxy, origin: Or
 def test_an_origin_of_no_proxy_is_asked_itself(proxy: Proxy, origin: Origin) -> None:
     named(origin, "127.1")  # this node and the proxy both take it for 127.0.0.1
     url = origin.add("/it", noise(KIB))
-    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url, CancelToken()).size == KIB
-    assert over(None, "127.0.0.0/8").head(url, CancelToken()).size == KIB
+    assert over(proxy.url, "127.0.0.0/8", no_proxy=("127.1",)).head(url, CancelToken()).file_size == KIB
+    assert over(None, "127.0.0.0/8").head(url, CancelToken()).file_size == KIB
     through = over(proxy.url, "127.0.0.0/8")
-    assert through.head(url, CancelToken()).size == KIB
+    assert through.head(url, CancelToken()).file_size == KIB
     through.anew()
     through.head(url, CancelToken())
     assert [(each.method, each.host) for each in until(lambda: proxy.log)] == [("CONNECT", "127.1")]
@@ -427,7 +428,7 @@ def test_plain_http_to_a_name_that_only_the_proxy_knows_needs_a_prefix(
     url = origin.add("/it", noise(KIB))
     assert refusal_of(lambda: over(listener.url, *allow).head(url, CancelToken())).code == "plaintext_refused"
     assert listener.heads == []
-    assert over(listener.url, f"{origin.url}/").head(url, CancelToken()).size == KIB
+    assert over(listener.url, f"{origin.url}/").head(url, CancelToken()).file_size == KIB
 
 
 def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
@@ -435,7 +436,7 @@ def test_a_kept_tunnel_does_not_lead_to_what_its_prefix_does_not_cover(
 ) -> None:
     named(origin, "origin.test")
     http = over(listener.url, f"{origin.url}/open/", "10.0.0.0/8")
-    assert http.head(origin.add("/open/it", noise(KIB)), CancelToken()).size == KIB
+    assert http.head(origin.add("/open/it", noise(KIB)), CancelToken()).file_size == KIB
     assert refusal_of(lambda: http.head(f"{origin.url}/else", CancelToken())).code == "plaintext_refused"
 
 
@@ -497,7 +498,7 @@ def test_wrong_credentials_are_final_and_new_ones_are_taken_over(origin: Origin,
         assert "proxy_credentials_file" in error.hint
         assert "canary" not in str(error)
         file.write_text(CREDENTIALS)
-        assert http.head(url, CancelToken()).size == KIB
+        assert http.head(url, CancelToken()).file_size == KIB
     assert len(origin.requests) == 1
 
 

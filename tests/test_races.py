@@ -19,9 +19,10 @@ import pytest
 from cachd.errors import Cancelled, InUse, NotFound
 from cachd.kernel import durable
 from cachd.model import Extent, ModelSpec
+from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, origin_of
+from cachd.sources.http1 import Request
 from cachd.sources.routes import Dialled
-from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 from cachd.store.content.removal import Removal
 from cachd.store.digests import PartHash
@@ -279,6 +280,6 @@ def test_a_cancel_that_comes_while_a_connection_is_dialled_ends_the_request_on_i
             connection.abort()
             return Dialled(Wire(connected, PATIENCE_SECONDS), ("127.0.0.1",))
 
-        asking = streams.submit(connection.ask, "GET", "/it", {}, dialled)
+        asking = streams.submit(connection.exchange, Request("GET", url, {}), dialled)
         assert asking.exception(PATIENCE_SECONDS / 6) is not None
         connection.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.model import Ref
+from cachd.model import SCHEMES, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
@@ -23,19 +23,36 @@ from tests.ground.models import write_sha256sums
 from tests.ground.origin import Origin
 
 
-def http() -> Http:
-    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities())
+def http(ca_file: Path | None = None) -> Http:
+    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(str(ca_file) if ca_file else None))
 
 
-class TestWeb(SourceContract):
+def web(origin: Origin) -> Served:
+    return Served(
+        WebSource(http(origin.ca_file)),
+        ref=Ref.parse(origin.add_model("model", FILES)),
+        absent=Ref.parse(f"{origin.url}/absent/"),
+        change=lambda: origin.add(f"/model/{LARGE}", OTHER_BYTES),
+    )
+
+
+class TestHttp(SourceContract):
     @pytest.fixture
     def served(self, origin: Origin) -> Served:
-        return Served(
-            WebSource(http()),
-            ref=Ref.parse(origin.add_model("model", FILES)),
-            absent=Ref.parse(f"{origin.url}/absent/"),
-            change=lambda: origin.add(f"/model/{LARGE}", OTHER_BYTES),
-        )
+        return web(origin)
+
+
+class TestHttps(SourceContract):
+    @pytest.fixture
+    def served(self) -> Iterator[Served]:
+        with Origin(tls=True) as origin:
+            yield web(origin)
+
+
+def test_the_source_of_every_scheme_keeps_the_contract() -> None:
+    """A new scheme needs a class here."""
+    tested = {"http": TestHttp, "https": TestHttps, "hf": TestHub, "s3": TestBucket, "file": TestSharedVolume}
+    assert tested.keys() == SCHEMES.keys()
 
 
 class TestSharedVolume(SourceContract):

@@ -26,7 +26,7 @@ from tests.ground.bucket import Bucket
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.origin import File, Origin, Reply, Seen
+from tests.ground.origin import File, Origin, Redirect, Reply, Seen
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
 
@@ -165,6 +165,15 @@ def test_a_name_that_the_hub_leads_on_to_a_refused_one_is_refused(engine: Engine
         running = engine(hf_endpoint=hub.url, sources=[{"prefix": "hf://", "allow": ["good/"]}])
         with pytest.raises(Exception, match=r"hf://evil/new is refused"):
             running.pull("hf://good/old")
+
+
+def test_an_origin_that_leads_to_another_scheme_is_refused_where_there_are_entries(
+    engine: Engines, origin: Origin
+) -> None:
+    origin.fault("/x", Redirect(to="gopher://127.0.0.1/x"), methods=["HEAD"])
+    sources = [{"prefix": f"{origin.url}/", "allow": True}]
+    with pytest.raises(Forbidden, match="not under any prefix of allow"):
+        engine(sources=sources).pull(f"{origin.url}/x#sha256={'0' * 64}")
 
 
 def test_the_example_of_the_page_says_what_its_comments_say() -> None:

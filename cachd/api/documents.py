@@ -17,7 +17,7 @@ from cachd.model import (
     Limits,
     Manifest,
     ModelSpec,
-    Scheme,
+    SchemeName,
     Snapshot,
     check_name,
 )
@@ -141,7 +141,7 @@ class AskedLimits(BaseModel):
     bytes_per_second: Rate | None = Field(
         None, description="limit for all sources together; null or 0: no limit"
     )
-    sources: dict[Scheme, Rate | None] = Field(
+    sources: dict[SchemeName, Rate | None] = Field(
         {},
         description="limit in bytes per second for each kind of source: hf, s3, https, http, file;"
         " null or 0: no limit",

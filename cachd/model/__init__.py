@@ -1,12 +1,15 @@
 """The values that the other packages share: frozen, and checked when they are made."""
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
+from cachd.model.grammar import Steps, not_a_prefix
+from cachd.model.hub import HUB_HOSTS
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
-from cachd.model.ref import SCHEMES, Ref, Scheme
+from cachd.model.ref import Ref
+from cachd.model.scheme import SCHEMES, Scheme, SchemeName
 from cachd.model.snapshot import ModelSpec, Snapshot, commit_of, snapshot_of
-from cachd.model.typed import HUB_HOSTS, Typed
+from cachd.model.typed import Typed
 from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of
 
 __all__ = [
@@ -26,8 +29,10 @@ __all__ = [
     "Percentage",
     "Ref",
     "Scheme",
+    "SchemeName",
     "SizeOrPercent",
     "Snapshot",
+    "Steps",
     "Typed",
     "amount_in",
     "bytes_of",
@@ -36,6 +41,7 @@ __all__ = [
     "commit_of",
     "has_invisible",
     "matches",
+    "not_a_prefix",
     "percentage_of",
     "quoted",
     "rate_of",

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from cachd.model.name import LONGEST_NAME, check_name, is_name
 from cachd.model.ref import Ref
+from cachd.model.scheme import SCHEMES
 
 _DIGITS = 8
 _PORT = re.compile(r":(\d+)$")
@@ -30,7 +31,7 @@ _PORT = re.compile(r":(\d+)$")
 def default_name(ref: Ref, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> str:
     """The default name for the files of `ref` that the patterns select."""
     parts = ref.location.strip("/").split("/")
-    if ref.scheme in ("http", "https"):
+    if SCHEMES[ref.scheme].grammar.has_host:
         parts[0] = _PORT.sub(r"-\1", parts[0])
     is_one_file = len(include) == 1 and not exclude and not re.search(r"[*?[]|/$", include[0])
     if is_one_file:

@@ -6,6 +6,7 @@ import re
 
 from cachd.errors import Invalid
 from cachd.model.name import shown
+from cachd.model.scheme import SCHEMES
 
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -32,12 +33,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("modelscope", "ms"), "pull the model from the Hub: hf://org/model"),
     "arn": "write s3://bucket/prefix/",
 }
-# Other spellings of a scheme -> the scheme.
-_SPELLINGS = {
-    **{scheme: scheme for scheme in ("hf", "s3", "https", "http", "file")},
-    **dict.fromkeys(("s3a", "s3n"), "s3"),
-    **dict.fromkeys(("huggingface", "hf-hub", "hf_hub", "hfhub"), "hf"),
-}
+# Every spelling of a scheme -> the scheme.
+_SPELLINGS = {text: each for each in SCHEMES.values() for text in (each.name, *each.spellings)}
 
 
 def refuse_elsewhere(text: str) -> None:
@@ -62,7 +59,6 @@ def _instead(text: str) -> str | None:
         return None
     scheme, slashes, rest = found[1].lower(), found[2], found[3]
     known = _SPELLINGS.get(scheme)
-    if known and (known != scheme or len(slashes) < 2):
-        root = "/" if known == "file" else ""
-        return f"did you mean {shown(f'{known}://{root}{rest}')}?"
+    if known and (known.name != scheme or len(slashes) < 2):
+        return f"did you mean {shown(f'{known.name}://{known.grammar.root}{rest}')}?"
     return _ELSEWHERE.get(scheme)

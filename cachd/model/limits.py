@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cachd.errors import Invalid
-from cachd.model.ref import SCHEMES
+from cachd.model.scheme import SCHEMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Percentage:
         return f"{self.percent:g}%"
 
     def of(self, total: int) -> int:
-        """This percentage of `total`, rounded down."""
+        """So many percent of `total`, rounded down."""
         return int(total * self.percent / 100)
 
 

@@ -65,6 +65,7 @@ class SocketFile:
 
     @property
     def is_local(self) -> bool:
+        """Always true: a Unix socket is a file of this machine."""
         return True
 
 
@@ -81,6 +82,7 @@ class Listener:
 
     @property
     def may_speak_tls(self) -> bool:
+        """Whether TLS is spoken here when the daemon has a certificate."""
         return isinstance(self.at, Address) and not self.is_plain
 
     @classmethod

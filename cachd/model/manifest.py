@@ -161,6 +161,19 @@ class Manifest:
             entries.add(file.path, file.origin, file.validator or "")
         own = (f if f.base == self.base else replace(f, base=self.base) for f in self.files)
         object.__setattr__(self, "files", tuple(sorted(own, key=lambda f: f.path)))
+        self._check_paths()
+        identity = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
+        sizes = {f.stated: f.size for f in self.files}
+        if any(sizes[f.stated] != f.size for f in self.files):
+            raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
+        object.__setattr__(self, "size", sum(sizes.values()))
+        object.__setattr__(self, "id", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32])
+        counts = Counter([f.verified_by for f in self.files])
+        verified_by = tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
+        object.__setattr__(self, "verified_by", verified_by)
+
+    def _check_paths(self) -> None:
+        """Raises Invalid when two files have one path, or a file has the path of a directory."""
         paths = [f.path for f in self.files]
         folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}
         if len(set(paths)) != len(paths) or folders & set(paths):
@@ -171,15 +184,6 @@ class Manifest:
                 code="bad_manifest",
                 hint="report it to the operator of the source",
             )
-        identity = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
-        sizes = {f.stated: f.size for f in self.files}
-        if any(sizes[f.stated] != f.size for f in self.files):
-            raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
-        object.__setattr__(self, "size", sum(sizes.values()))
-        object.__setattr__(self, "id", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32])
-        counts = Counter([f.verified_by for f in self.files])
-        verified_by = tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
-        object.__setattr__(self, "verified_by", verified_by)
 
     @property
     def is_verified(self) -> bool:

@@ -11,9 +11,10 @@ from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.default_name import default_name
+from cachd.model.hub import check_hub_id
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path, check_patterns
-from cachd.model.ref import Ref, check_hub_id
+from cachd.model.ref import Ref
 from cachd.model.typed import Typed
 
 _ID_DIGITS = 8  # hex digits of a manifest's id in an address
@@ -180,6 +181,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
+        """The name of its model, in the views, the API and URLs."""
         return self.spec.name
 
     @property

@@ -19,10 +19,10 @@ from urllib.parse import unquote
 
 from cachd.errors import Invalid
 from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
+from cachd.model.hub import HUB_HOSTS, SPECIAL_REVISION, hub_location
 from cachd.model.name import has_invisible, is_clean, shown
-from cachd.model.ref import SPECIAL_REVISION, Ref, check_characters, hub_location
+from cachd.model.ref import Ref, check_characters
 
-HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _FILE_PAGES = ("blob", "blame", "raw", "resolve")
 _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", "kernel", "bucket", "model")
 

@@ -47,7 +47,7 @@ def bytes_of(value: object) -> int:
     found = _SIZE.fullmatch(_text(value))
     if not found:
         raise _wrong(value, _SIZES)
-    return _whole_bytes(Decimal(found[1]) * _factor(found[2]), value, _SIZES)
+    return _rounded_bytes(Decimal(found[1]) * _factor(found[2]), value, _SIZES)
 
 
 def rate_of(value: object) -> int:
@@ -61,7 +61,7 @@ def rate_of(value: object) -> int:
             f"{shown(value)} may mean bits or bytes: write {number}{prefix}bit/s or {number}{prefix}B/s"
         )
     in_bits = per_second == "bps" or unit.lower().startswith("bit")
-    return _whole_bytes(Decimal(number) * _factor(prefix) / (8 if in_bits else 1), value, _RATES)
+    return _rounded_bytes(Decimal(number) * _factor(prefix) / (8 if in_bits else 1), value, _RATES)
 
 
 def seconds_of(value: object) -> float:
@@ -128,8 +128,8 @@ def _factor(prefix: str | None) -> int:
     return int(base**power)
 
 
-def _whole_bytes(amount: Decimal, value: object, forms: str) -> int:
-    """An amount in whole bytes, at least 1 unless it is 0: as a limit, 0 often means no limit."""
+def _rounded_bytes(amount: Decimal, value: object, forms: str) -> int:
+    """An amount rounded down to bytes, at least 1 unless it is 0: as a limit, 0 often means no limit."""
     if amount > _MOST:
         raise ValueError(f"{shown(value)} is more than any disk or network has")
     if amount % 1 and _text(value).replace(".", "").replace("_", "").isdigit():

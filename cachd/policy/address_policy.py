@@ -45,7 +45,7 @@ class AddressPolicy:
                 ) from error
 
     def also(self, entries: Iterable[str]) -> Self:
-        """This policy with more entries, such as an endpoint that the operator configured elsewhere."""
+        """The same policy with more entries, such as an endpoint that the operator configured elsewhere."""
         more = type(self)(entries, verdicts=self._verdicts)
         more._networks += self._networks
         more._prefixes += self._prefixes

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
-LONGEST_TOLD_SECONDS = 600.0
+LONGEST_REQUESTED_SECONDS = 600.0
 
 
-def delay(failures: int, *, told: float | None, chance: float) -> float:
+def delay(failures: int, *, requested: float | None, chance: float) -> float:
     """Seconds to wait after `failures` (1 or more) in a row without progress.
 
     Exponential backoff with equal jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"); `chance`
-    is uniform in [0, 1). `told` is the origin's Retry-After in seconds, capped at ten minutes: the wait is
-    never shorter.
+    is uniform in [0, 1). `requested` is the origin's Retry-After in seconds, capped at ten minutes: the wait
+    is never shorter.
     """
     ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
     jittered = ceiling * (0.5 + chance / 2)
-    return jittered if told is None else min(told, LONGEST_TOLD_SECONDS) + jittered * chance
+    return jittered if requested is None else min(requested, LONGEST_REQUESTED_SECONDS) + jittered * chance

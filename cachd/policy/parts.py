@@ -34,6 +34,7 @@ class Received:
 
     @property
     def bytes(self) -> int:
+        """The number of bytes received; bytes that came twice count once."""
         return sum(self._stops) - sum(self._starts)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TURN_SECONDS = 0.02
+SLOT_SECONDS = 0.02
 BURST_SECONDS = 0.05
 
 
@@ -10,7 +10,7 @@ class RateLimiter:
     """A limit in bytes a second. Callers keep it by waiting as long as `reserve` says.
 
     The generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A): bytes queue in one line that
-    moves at the rate. In any time span, at most the rate's bytes, a burst and one turn pass. Idle time gives
+    moves at the rate. In any time span, at most the rate's bytes, a burst and one slot pass. Idle time gives
     no credit beyond the burst, which makes up for callers that come late.
     """
 
@@ -19,12 +19,12 @@ class RateLimiter:
         self._end = now  # when the last reserved byte will have passed
 
     @property
-    def turn_bytes(self) -> int:
-        """Most bytes to reserve at once: a small number, so that all connections get a turn often."""
-        return max(1, int(self.rate * TURN_SECONDS))
+    def slot_bytes(self) -> int:
+        """Most bytes to reserve at once: a small number, so that all connections get a slot often."""
+        return max(1, int(self.rate * SLOT_SECONDS))
 
     def reserve(self, count: int, now: float) -> float:
-        """Reserve `count` bytes, at most `turn_bytes`. Returns the seconds to wait before receiving them."""
+        """Reserve `count` bytes, at most `slot_bytes`. Returns the seconds to wait before receiving them."""
         start = max(self._end, now - BURST_SECONDS)
         self._end = start + count / self.rate
         return max(0.0, start - now)
@@ -32,7 +32,7 @@ class RateLimiter:
     def restart(self, rate: int, now: float) -> None:
         """Continue at another rate, and drop the reservations of callers that still wait.
 
-        At most one turn stays reserved, for a caller that receives just now.
+        At most one slot stays reserved, for a caller that receives just now.
         """
-        self._end = min(self._end, now + self.turn_bytes / self.rate)
+        self._end = min(self._end, now + self.slot_bytes / self.rate)
         self.rate = rate

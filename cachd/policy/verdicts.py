@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult
 
 from cachd.errors import Forbidden
+from cachd.model import SCHEMES
 from cachd.policy.prefixes import Prefix, Prefixes
 
 
@@ -31,7 +32,7 @@ class Verdicts:
         self.opened = tuple(
             prefix.text
             for prefix, rule in rules.items()
-            if rule.opens and prefix.steps and prefix.scheme not in ("hf", "s3")
+            if rule.opens and prefix.steps and SCHEMES[prefix.scheme].grammar.is_address
         )
 
     def refusal(self, base: str) -> Prefix | None:

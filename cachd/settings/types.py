@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from cachd.errors import Invalid
 from cachd.fields import Rate
-from cachd.model import Digest, Percentage, Scheme, percentage_of, size_or_percent_of
+from cachd.model import Digest, Percentage, SchemeName, percentage_of, size_or_percent_of
 from cachd.model.listener import Listener
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
@@ -87,7 +87,7 @@ def _exemption(entry: str) -> str:
 SizeOrPercent = Annotated[int | Percentage, PlainValidator(size_or_percent_of)]
 SizeOrPercentOrAuto = Annotated[int | Percentage | Literal["auto"], PlainValidator(_size_or_percent_or_auto)]
 Percent = Annotated[Percentage, PlainValidator(percentage_of)]
-Rates = Annotated[dict[Scheme, Rate], BeforeValidator(_pairs)]
+Rates = Annotated[dict[SchemeName, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]
 Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Several]

@@ -30,6 +30,7 @@ class DetachedThread:
 
     @property
     def is_alive(self) -> bool:
+        """Whether a call is still running, or may yet be made."""
         return self._thread.is_alive()
 
     def call(self, what: Callable[..., T], *arguments: Any) -> T:

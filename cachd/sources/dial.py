@@ -12,23 +12,28 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 AHEAD_SECONDS = 0.25  # the "Connection Attempt Delay" (RFC 8305, 8)
 # Family, type, protocol, canonical name and socket address, as socket.getaddrinfo returns them.
 Address = tuple[int, int, int, str, tuple[str | int, ...] | tuple[int, bytes]]
 
 
-def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: CancelToken) -> socket.socket:
+def dial(
+    addresses: Sequence[Address],
+    connect_seconds: float,
+    cancel_token: CancelToken,
+    clock: Callable[[], float] = time.monotonic,
+) -> socket.socket:
     """A blocking socket, connected to the first of `addresses` that answers.
 
     Raises OSError, such as TimeoutError, or Cancelled.
     """
     waiting = _interleaved(addresses)
-    ends = time.monotonic() + connect_seconds
+    ends = clock() + connect_seconds
     refusal = OSError(errno.EADDRNOTAVAIL, "the name has no address")
     with ExitStack() as tried, selectors.DefaultSelector() as pending:
         while waiting or pending.get_map():
@@ -38,7 +43,7 @@ def dial(addresses: Sequence[Address], connect_seconds: float, cancel_token: Can
                 except OSError as error:
                     refusal = error
                     continue
-            left = ends - time.monotonic()
+            left = ends - clock()
             if left <= 0:
                 raise TimeoutError(f"no address answered within {connect_seconds:g} s")
             for key, _ in pending.select(min(left, AHEAD_SECONDS) if waiting else left):
@@ -67,7 +72,7 @@ def _start(address: Address, tried: ExitStack, cancel_token: CancelToken) -> soc
     """A socket that is connecting to `address`; `tried` closes it. Raises OSError or Cancelled."""
     family, kind, protocol, _, target = address
     sock = tried.enter_context(socket.socket(family, kind, protocol))
-    sock.setblocking(False)
+    sock.settimeout(0)
     code = sock.connect_ex(target)
     tried.enter_context(cancel_token.reaches(_Connecting(sock)))  # a shutdown before connect wakes nobody
     if code not in (0, errno.EINPROGRESS):
@@ -89,5 +94,5 @@ def _interleaved(addresses: Sequence[Address]) -> list[Address]:
 def _kept(answered: socket.socket) -> socket.socket:
     """The same connection as a new, blocking socket, which stays open when the tried sockets are closed."""
     kept = socket.socket(fileno=answered.detach())
-    kept.setblocking(True)
+    kept.settimeout(None)
     return kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -27,13 +26,6 @@ MOST_ENTRIES = 1000
 _MOST_ITEMS, _LONGEST_ITEM = 1000, 512
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 SHA256 = "sha256:"
-
-
-@dataclass(frozen=True, slots=True)
-class Of:
-    """The schemes that a column applies to."""
-
-    schemes: tuple[str, ...]
 
 
 def _prefix(typed: object) -> Prefix:
@@ -80,41 +72,39 @@ class Entry(BaseModel):
         description="what the entry applies to: `hf://`, `hf://org/`, `hf://org/model`, `s3://bucket/x/`,"
         " `https://host:8443/path/`, `file:///shares/a/`"
     )
-    allow: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
+    allow: FlagOrItems | None = Field(
         None,
         description="`true`: models from here may be pulled, even from a private host or over plain http;"
         " a list of `org/`, `bucket/` or `host/`, if the prefix is a scheme alone: only these may be pulled;"
         " a list of patterns: only files that match one",
     )
-    refuse: Annotated[FlagOrItems | None, Of(SCHEMES)] = Field(
+    refuse: FlagOrItems | None = Field(
         None,
         description="`true`: nothing from here may be pulled; a list: none of these `org/`, `bucket/` or"
         " `host/`, no file that matches one of these patterns, and no file of these `sha256:…` from any"
         " source",
     )
-    endpoint: Annotated[str | None, AfterValidator(lambda v: v and plain_url(v)), Of(("hf", "s3"))] = Field(
+    endpoint: Annotated[str | None, AfterValidator(lambda v: v and plain_url(v))] = Field(
         None, description="URL of the Hub or the S3 server"
     )
-    region: Annotated[str | None, Of(("s3",))] = Field(
-        None, description="S3 region that requests are signed for"
-    )
-    credentials: Annotated[Path | None, Of(("hf", "s3"))] = Field(
+    region: str | None = Field(None, description="S3 region that requests are signed for")
+    credentials: Path | None = Field(
         None,
         description="Hub: a file with the token; S3: a credentials file as AWS clients use it; re-read,"
         " so that it may rotate",
     )
-    profile: Annotated[str | None, Of(("s3",))] = Field(
+    profile: str | None = Field(
         None, description="S3: profile of the file `credentials`, or else of the node's AWS files"
     )
-    headers_file: Annotated[Path | None, Of(("https", "http"))] = Field(
+    headers_file: Path | None = Field(
         None,
         description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
         " re-read at every use",
     )
-    limit: Annotated[Rate | None, Of(SCHEMES)] = Field(
+    limit: Rate | None = Field(
         None, description="most bytes a second from here, in addition to the other limits"
     )
-    instance_role: Annotated[bool | None, BeforeValidator(_flag), Of(("s3",))] = Field(
+    instance_role: Annotated[bool | None, BeforeValidator(_flag)] = Field(
         None, description="take credentials from the machine's metadata service"
     )
 
@@ -156,14 +146,13 @@ COLUMNS = tuple(name for name in Entry.model_fields if name != "prefix")
 
 def schemes_of(column: str) -> tuple[str, ...]:
     """The schemes that a column applies to."""
-    of = (fact for fact in Entry.model_fields[column].metadata if isinstance(fact, Of))
-    return next((each.schemes for each in of), SCHEMES)
+    return tuple(name for name, scheme in SCHEMES.items() if column in scheme.columns) or tuple(SCHEMES)
 
 
 def columns() -> Iterator[tuple[str, str, str]]:
     """Name, schemes and description of every column, for the documentation."""
     for name in COLUMNS:
-        schemes = "all" if schemes_of(name) == SCHEMES else ", ".join(schemes_of(name))
+        schemes = "all" if schemes_of(name) == tuple(SCHEMES) else ", ".join(schemes_of(name))
         yield name, schemes, Entry.model_fields[name].description or ""
 
 

@@ -19,14 +19,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 
 from cachd import __version__
-from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
 from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref, quoted
-from cachd.sources.answers import bare, retry_after
-from cachd.sources.connection import Response
+from cachd.sources.access import Access
+from cachd.sources.cancel import CancelToken
+from cachd.sources.checks import check_encoding
+from cachd.sources.failures import bare, retry_after
 from cachd.sources.http import Http, Target
-from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
+from cachd.sources.response import Response
+from cachd.sources.secrets import HubToken, Secret
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
 _LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # a file takes some 240 bytes and 17 tokens
@@ -94,6 +96,13 @@ class HubSource:
         self._http.anew()
 
 
+def make(access: Access) -> HubSource:
+    """The Hub of some settings. An endpoint of an entry never gets the token of the daemon's own option."""
+    columns, file = access.columns, access.columns.get("credentials")
+    token = Secret(file) if {"endpoint", "credentials"} & access.of_entries else HubToken(file)
+    return HubSource(access.http(), endpoint=columns["endpoint"], token=token, check=access.table.check)
+
+
 def _file(sibling: RepoSibling, ref: Ref, commit: str) -> File:
     size, blob_id = sibling.size, sibling.blob_id
     if size is None or (sibling.lfs is None and blob_id is None):
@@ -118,10 +127,14 @@ class _HttpTransport(httpx2.BaseTransport):
             raise OfflineModeIsEnabled("no pull made this request")
         (http, cancel_token), token = context, request.headers.get("Authorization")
         url, secrets = str(request.url), {"Authorization": token} if token else {}
-        answer = http.ask(url, cancel_token, at_most=_LISTING.size_bytes, secrets=secrets)
-        if answer.content:
-            check_json(answer.content, bare(url), _LISTING)
-        return httpx2.Response(answer.status, headers=answer.headers.items(), content=answer.content)
+        with http.get(url, cancel_token, secrets=secrets) as response:
+            if response.status >= 400:
+                return httpx2.Response(response.status, headers=response.headers.items())
+            check_encoding(response, url)
+            content = response.content(cancel_token, at_most=_LISTING.size_bytes)
+        if content:
+            check_json(content, bare(url), _LISTING)
+        return httpx2.Response(response.status, headers=response.headers.items(), content=content)
 
 
 _context: ContextVar[tuple[Http, CancelToken] | None] = ContextVar("context", default=None)
@@ -145,43 +158,48 @@ def _hub_errors(ref: Ref) -> Iterator[None]:
     """Turn huggingface_hub's exceptions into cachd's, without their texts, which may hold signed URLs."""
     try:
         yield
-    except GatedRepoError as error:
-        raise _gated(ref.base) from error
-    except RevisionNotFoundError as error:
-        raise NotFound(
-            f"{ref.base} has no revision {ref.revision!r}",
-            code="revision_not_found",
-            hint="check the branch; a '/' in its name is written %2F",
-        ) from error
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:
-            raise Forbidden(
-                f"{ref.base} does not exist, or is private and the token was not accepted",
-                code="source_unauthorized",
-                hint=f"check the name, and the token of {_TOKENS}",
-                status=401,
-            ) from error
-        raise NotFound(
-            f"{ref.base} does not exist, or is private",
-            code="repo_not_found",
-            hint=f"check the name; a private model needs a token of {_TOKENS}",
-        ) from error
+    except HfHubHTTPError as error:
+        raise _by_class(ref, error) from error
     except OfflineModeIsEnabled as error:
         raise Invalid(
             "HF_HUB_OFFLINE is set for the daemon, so it cannot ask the Hub",
             code="offline",
             hint="unset it for the daemon and leave it set for the pods",
         ) from error
-    except DisabledRepoError as error:
-        raise Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden") from error
-    except HfHubHTTPError as error:
-        raise _by_status(ref, error) from error
     except _NO_LISTING as error:
         raise Unavailable(
             f"the Hub's answer for {ref.base} is not a listing: {type(error).__name__}",
             code="origin_protocol",
             hint="check whether a login page or another server is at hf_endpoint",
         ) from error
+
+
+def _by_class(ref: Ref, error: HfHubHTTPError) -> CachdError:
+    """The error for a failure that the Hub answered with. A gated repository counts as one not found."""
+    if isinstance(error, GatedRepoError):
+        return _gated(ref.base)
+    if isinstance(error, RevisionNotFoundError):
+        return NotFound(
+            f"{ref.base} has no revision {ref.revision!r}",
+            code="revision_not_found",
+            hint="check the branch; a '/' in its name is written %2F",
+        )
+    if isinstance(error, RepositoryNotFoundError) and error.response.status_code == 401:
+        return Forbidden(
+            f"{ref.base} does not exist, or is private and the token was not accepted",
+            code="source_unauthorized",
+            hint=f"check the name, and the token of {_TOKENS}",
+            status=401,
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return NotFound(
+            f"{ref.base} does not exist, or is private",
+            code="repo_not_found",
+            hint=f"check the name; a private model needs a token of {_TOKENS}",
+        )
+    if isinstance(error, DisabledRepoError):
+        return Forbidden(f"the Hub disabled {ref.base}", code="source_forbidden")
+    return _by_status(ref, error)
 
 
 def _gated(base: str) -> Forbidden:
@@ -192,7 +210,7 @@ def _gated(base: str) -> Forbidden:
     )
 
 
-def _by_status(ref: Ref, error: HfHubHTTPError) -> Exception:
+def _by_status(ref: Ref, error: HfHubHTTPError) -> CachdError:
     """The error for a status that huggingface_hub has no class for."""
     status = error.response.status_code
     if status == 401:

@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable, Sequence
 
 from cachd.errors import Invalid, Unavailable
+from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThreads
 from cachd.sources.dial import Address
-from cachd.sources.source import CancelToken
 
 MOST_LEFT = 64
-LookUp = Callable[[str, int], Sequence[Address]]
+Resolver = Callable[[str, int], Sequence[Address]]
 
 
 def by_the_system(host: str, port: int) -> Sequence[Address]:
@@ -23,12 +23,12 @@ def by_the_system(host: str, port: int) -> Sequence[Address]:
 class Names:
     """Looks up addresses of hosts.
 
-    A look-up that takes longer than `seconds` is abandoned. While MOST_LEFT abandoned ones still run, every
-    further look-up fails at once.
+    A lookup that takes longer than `seconds` is abandoned. While MOST_LEFT abandoned ones still run, every
+    further lookup fails at once.
     """
 
-    def __init__(self, seconds: float, look_up: LookUp = by_the_system) -> None:
-        self._seconds, self._look_up = seconds, look_up
+    def __init__(self, seconds: float, resolver: Resolver = by_the_system) -> None:
+        self._seconds, self._resolver = seconds, resolver
         self._detached = DetachedThreads(MOST_LEFT)
 
     def addresses(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
@@ -41,7 +41,7 @@ class Names:
             return by_the_system(host, port)  # it asks no name server for an address
         try:
             with self._detached.one(self._seconds) as thread, cancel_token.reaches(thread):
-                return thread.call(self._look_up, host, port)
+                return thread.call(self._resolver, host, port)
         except UnicodeError as error:
             raise Invalid(f"{host:.80} is not a host name", code="bad_ref", hint="check the host") from error
         except OSError as error:  # such as TimeoutError

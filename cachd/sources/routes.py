@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
 from cachd.errors import Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
-from cachd.sources.source import CancelToken
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
-_UNKNOWN_SECONDS = 60.0  # until an unknown name is looked up again: a failing look-up may be slow
+_UNKNOWN_SECONDS = 60.0  # until an unknown name is resolved again: a lookup that fails may be slow
 _MOST_UNKNOWN = 1000
 
 
@@ -42,7 +42,9 @@ class Routes:
         *,
         connect_seconds: float,
         stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
@@ -59,10 +61,12 @@ class Routes:
         if proxy is None:
             places = self._resolved(host, port, cancel_token)
             self._address_policy.check_addresses(url, _addresses(places))
-            connected = dial(places, self._connect_seconds, cancel_token)  # the checked addresses
+            connected = dial(
+                places, self._connect_seconds, cancel_token, self._clock
+            )  # the checked addresses
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = str(connected.getpeername()[0])
-            return Dialled(Wire(connected, self._stall_seconds), (address,))
+            return Dialled(Wire(connected, self._stall_seconds, self._clock), (address,))
         addresses = _addresses(self._resolved_if_known(host, port, cancel_token))
         self._address_policy.check_addresses(url, addresses)
         return Dialled(self._tunnels.open(proxy, host, port, cancel_token), addresses, str(proxy))
@@ -81,14 +85,14 @@ class Routes:
 
     def _resolved_if_known(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """The addresses of a host; an empty list when this node cannot resolve it."""
-        if self._unknown.get(host, 0) > time.monotonic():
+        if self._unknown.get(host, 0) > self._clock():
             return []
         try:
             return self._resolved(host, port, cancel_token)
         except Unavailable:
             if len(self._unknown) >= _MOST_UNKNOWN:
                 self._unknown.clear()
-            self._unknown[host] = time.monotonic() + _UNKNOWN_SECONDS
+            self._unknown[host] = self._clock() + _UNKNOWN_SECONDS
             return []
 
 

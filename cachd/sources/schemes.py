@@ -1,42 +1,34 @@
 """Chooses the source of each ref by its scheme and by the entries of `sources` that cover it.
 
-A source is made when it is first needed: huggingface_hub and botocore take longer to import than the daemon
-takes to start, and few nodes need both.
+The module of a source is imported when it is first needed: huggingface_hub and botocore take longer to import
+than the daemon takes to start, and few nodes need both.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from importlib import import_module
 from typing import Any
 
-from cachd.model import Ref
+from cachd.model import SCHEMES, Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.access import Access
 from cachd.sources.http import Http
-from cachd.sources.secrets import Secret
-from cachd.sources.shared_volume import SharedVolumeSource
 from cachd.sources.source import Source
 from cachd.sources.table import Table
 from cachd.sources.trust import Authorities
-from cachd.sources.web import WebSource
 
 
 @dataclass(frozen=True, slots=True)
-class _Access:
-    """The settings of a source. Refs with equal settings share one source.
+class _Settings:
+    """The settings of a ref. Refs of one module with equal settings share one source."""
 
-    `is_own`: an entry sets the endpoint, so the credentials of the daemon's own options are not sent there.
-    """
-
-    scheme: str
-    endpoint: str | None = None
-    is_own: bool = False
-    region: str | None = None
-    credentials: Path | None = None
-    profile: str | None = None
-    instance_role: bool = False
+    module: str
+    columns: tuple[tuple[str, Any], ...]
+    of_entries: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +37,16 @@ class _InForce:
 
     table: Table
     address_policy: AddressPolicy
-    made: dict[_Access, Source]
+    made: dict[_Settings, Source]
 
 
 class Sources:
-    """The sources of one daemon. A configured endpoint may be requested without an entry in `allow`.
+    """The sources of one daemon.
 
-    `http` makes a client for an address policy; with the keyword `authorities` it trusts these instead of its
-    own. Safe from any thread. Raises Invalid for a malformed endpoint.
+    `options` are the values of the daemon's own options, by scheme and column; see `Scheme.columns`. An
+    endpoint among them may be requested without an entry in `allow`. `http` makes a client for an address
+    policy that trusts the keyword `authorities`: those of the scheme, else those of "". Safe from any thread.
+    Raises Invalid for a malformed endpoint.
     """
 
     def __init__(
@@ -61,20 +55,16 @@ class Sources:
         allow: Iterable[str],
         table: Table,
         *,
-        s3_authorities: Authorities,
+        authorities: Mapping[str, Authorities],
         stall_seconds: float,
-        hf_endpoint: str,
-        hf_token: Secret,
-        s3_endpoint_url: str | None,
-        s3_region: str | None,
+        options: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        self._http = http
-        self._s3_authorities, self._stall_seconds = s3_authorities, stall_seconds
-        self._hf_endpoint, self._hf_token = hf_endpoint, hf_token
-        self._s3_endpoint_url, self._s3_region = s3_endpoint_url, s3_region
+        self._http, self._authorities = http, authorities
+        self._stall_seconds, self._options = stall_seconds, options
         self._lock = threading.Lock()
         self.change(allow, table)
-        self._in_force.address_policy.also(filter(None, (hf_endpoint, s3_endpoint_url)))
+        endpoints = (columns.get("endpoint") for columns in options.values())
+        self._in_force.address_policy.also(filter(None, endpoints))
 
     @property
     def table(self) -> Table:
@@ -89,57 +79,29 @@ class Sources:
         """The source of a ref. Raises Forbidden when the table refuses it."""
         now = self._in_force
         now.table.check(ref.base)
-        access = self._access(now.table, ref)
+        settings = self._settings(now.table, ref)
         with self._lock:
-            if access not in now.made:
-                now.made[access] = self._make(access, now)
-            return now.made[access]
+            if settings not in now.made:
+                now.made[settings] = self._make(ref.scheme, settings, now)
+            return now.made[settings]
 
-    def _access(self, table: Table, ref: Ref) -> _Access:
-        if ref.scheme not in ("hf", "s3"):
-            return _Access("file" if ref.scheme == "file" else "web")
+    def _settings(self, table: Table, ref: Ref) -> _Settings:
+        scheme = SCHEMES[ref.scheme]
         held = {column: each.value for column, each in table.held(ref.base).items()}
-        options: dict[str, dict[str, str | None]] = {
-            "hf": {"endpoint": self._hf_endpoint},
-            "s3": {"endpoint": self._s3_endpoint_url, "region": self._s3_region},
-        }
-        asked: dict[str, Any] = {**options[ref.scheme], **held}
-        asked = {name: asked[name] for name in _Access.__dataclass_fields__ if name in asked}
-        return _Access(ref.scheme, **asked, is_own="endpoint" in held)
+        values = {**self._options.get(ref.scheme, {}), **held}
+        columns = [(name, values[name]) for name in scheme.columns if values.get(name) is not None]
+        return _Settings(scheme.module, tuple(columns), frozenset(held) & frozenset(scheme.columns))
 
-    def _make(self, access: _Access, now: _InForce) -> Source:
-        if access.scheme == "hf":
-            return self._hub(access, now)
-        if access.scheme == "s3":
-            return self._bucket(access, now.address_policy)
-        if access.scheme == "file":
-            return SharedVolumeSource(now.address_policy, stall_seconds=self._stall_seconds)
-        return WebSource(self._http(now.address_policy), now.table.headers)
-
-    def _hub(self, access: _Access, now: _InForce) -> Source:
-        from cachd.sources.huggingface import HubSource  # it imports huggingface_hub
-
-        endpoint = access.endpoint or self._hf_endpoint
-        is_named = access.is_own or access.credentials is not None
-        token = Secret(access.credentials) if is_named else self._hf_token
-        http = self._http(now.address_policy.also([endpoint]))
-        return HubSource(http, endpoint=endpoint, token=token, check=now.table.check)
-
-    def _bucket(self, access: _Access, address_policy: AddressPolicy) -> Source:
-        from cachd.sources.s3 import BucketSource, Keys  # it imports botocore
-
-        named = access.credentials or access.profile or access.instance_role
-        return BucketSource(
-            self._http(
-                address_policy.also([access.endpoint] if access.endpoint else []),
-                authorities=self._s3_authorities,
-            ),
-            endpoint_url=access.endpoint,
-            region=access.region,
-            keys=Keys(
-                access.credentials,
-                access.profile,
-                instance_role=access.instance_role,
-                are_none=access.is_own and not named,
-            ),
+    def _make(self, scheme: str, settings: _Settings, now: _InForce) -> Source:
+        make: Callable[[Access], Source] = import_module(settings.module).make
+        authorities = self._authorities.get(scheme) or self._authorities[""]
+        return make(
+            Access(
+                dict(settings.columns),
+                settings.of_entries,
+                now.table,
+                now.address_policy,
+                self._stall_seconds,
+                partial(self._http, authorities=authorities),
+            )
         )

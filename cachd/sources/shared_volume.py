@@ -18,8 +18,9 @@ from cachd.foreign import too_large
 from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import beneath, checksums
+from cachd.sources.access import Access
+from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThread, DetachedThreads
-from cachd.sources.source import CancelToken
 
 READ_BYTES = 1 << 20
 MOST_LEFT = 64
@@ -155,6 +156,11 @@ class SharedVolumeSource:
         if not stat.S_ISREG(status.st_mode):
             raise Invalid(f"{path} is neither a file nor a directory", code="unsafe_path")
         return File(shown, status.st_size, f"file://{quoted(str(path))}", digests.get(shown), _mark(status))
+
+
+def make(access: Access) -> SharedVolumeSource:
+    """The source of all shared volumes."""
+    return SharedVolumeSource(access.address_policy, stall_seconds=access.stall_seconds)
 
 
 class SharedVolumeBody:

@@ -16,7 +16,7 @@ from cachd.model import Digest, File, Manifest, matches
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.prefixes import Prefix, Prefixes
 from cachd.policy.verdicts import Rule, Verdicts
-from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern
+from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern, schemes_of
 from cachd.sources.headers import HeadersFile
 
 _NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
@@ -197,7 +197,7 @@ def _web_servers(
     hf:// or s3:// ref.
     """
     web_servers: dict[Prefix, Rule] = {}
-    for scheme in ("hf", "s3"):
+    for scheme in schemes_of("endpoint"):
         refusing = [rule for prefix, rule in rules.items() if prefix.scheme == scheme and not rule.is_allowed]
         own = [e.endpoint for e in entries if e.prefix.scheme == scheme and e.endpoint]
         for url in (*endpoints.get(scheme, ()), *own) if refusing else ():

@@ -19,12 +19,12 @@ from http.client import HTTPException
 from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.policy.proxy import Proxy
-from cachd.sources.answers import retry_after
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import dial
-from cachd.sources.exchange import Answer, Incoming, request
+from cachd.sources.failures import retry_after
+from cachd.sources.http1 import ReceiveBuffer, head_of_request, receive_head
 from cachd.sources.names import Names
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.wire import Wire
 
 _TEMPORARY = (408, 425, 429)
@@ -41,7 +41,9 @@ class Tunnels:
         *,
         connect_seconds: float,
         stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._credentials, self._tls, self._names = credentials, tls, names
         self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
 
@@ -53,14 +55,14 @@ class Tunnels:
         the daemon's log shows the proxy's address.
         """
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        by = time.monotonic() + self._connect_seconds
-        asked = request("CONNECT", origin, origin, self._headers(proxy))
+        by = self._clock() + self._connect_seconds
+        asked = head_of_request("CONNECT", origin, origin, self._headers(proxy))
         wire = self._connect(proxy, origin, by, cancel_token)
         refusal: CachdError | None
         try:
             with cancel_token.reaches(wire):
                 wire.sendall(asked)
-                refusal = _refusal(origin, Incoming(wire))
+                refusal = _refusal(origin, ReceiveBuffer(wire))
             wire.answered()
         except CachdError:
             wire.close()
@@ -79,13 +81,13 @@ class Tunnels:
         context = self._tls() if proxy.scheme == "https" else None
         try:
             places = self._names.addresses(proxy.host, proxy.port, cancel_token)
-            connected = dial(places, by - time.monotonic(), cancel_token)
+            connected = dial(places, by - self._clock(), cancel_token, self._clock)
         except (Unavailable, Invalid) as error:
             raise _unreachable(origin, "its name cannot be resolved").withhold(proxy=str(proxy)) from error
         except OSError as error:
             raise _failure(origin, error, self._connect_seconds).withhold(proxy=str(proxy)) from error
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire = Wire(connected, self._stall_seconds)
+        wire = Wire(connected, self._stall_seconds, self._clock)
         wire.answer_by = by
         try:
             if context is not None:
@@ -110,16 +112,19 @@ class Tunnels:
         return headers
 
 
-def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
-    """The error that the answer to CONNECT means; None for an open tunnel. Raises OSError, HTTPException."""
-    answer = Answer(incoming, "CONNECT")
-    status = answer.status
+def _refusal(origin: str, received: ReceiveBuffer) -> CachdError | None:
+    """The error that the response to CONNECT means; None for an open tunnel.
+
+    Raises OSError or HTTPException.
+    """
+    head = receive_head(received)
+    status = head.status
     if 200 <= status < 300:
-        return None if incoming.is_empty else _no_proxy(origin)
+        return None if received.is_empty else _no_proxy(origin)
     phrase = next((f" ({known.phrase})" for known in HTTPStatus if known == status), "")
     said = f"the proxy answered {status}{phrase} when asked for {origin}"
     if status == 407:
-        offered = (answer.getheader("Proxy-Authenticate") or "basic").lower()
+        offered = (head.headers.get("Proxy-Authenticate") or "basic").lower()
         return Forbidden(
             said,
             code="proxy_auth",
@@ -133,7 +138,7 @@ def _refusal(origin: str, incoming: Incoming) -> CachdError | None:
             said,
             code="proxy_failed",
             hint="add the host to no_proxy if this node reaches it without the proxy",
-            retry_after=retry_after(answer.headers),
+            retry_after=retry_after(head.headers),
             proxy_status=status,
         )
     return Forbidden(

@@ -16,9 +16,10 @@ from urllib.parse import unquote
 from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
-from cachd.sources.connection import Response
+from cachd.sources.access import Access
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
-from cachd.sources.source import CancelToken
+from cachd.sources.response import Response
 
 _ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -29,10 +30,16 @@ class WebSource:
     """The files of web servers. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530, 3).
 
     `headers` gives the extra headers for a URL. They go to its origin, and to none that it redirects to.
+    `unique` gives another value at every call.
     """
 
-    def __init__(self, http: Http, headers: Callable[[str], Mapping[str, str]] = lambda _url: {}) -> None:
-        self._http, self._headers = http, headers
+    def __init__(
+        self,
+        http: Http,
+        headers: Callable[[str], Mapping[str, str]] = lambda _url: {},
+        unique: Callable[[], object] = uuid.uuid4,
+    ) -> None:
+        self._http, self._headers, self._unique = http, headers, unique
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
@@ -91,7 +98,8 @@ class WebSource:
                 code="login_page",
                 hint="open it in a browser: it may be a login page, or the URL may be wrong",
             )
-        if head.size is None:
+        size = head.file_size
+        if size is None:
             raise Invalid(
                 f"the server does not state the size of {url}",
                 code="size_unknown",
@@ -99,9 +107,14 @@ class WebSource:
             )
         # Without a validator a later version of the file may look the same. A unique one keeps other pulls
         # from reusing this version.
-        validator = head.validator or f"once:{uuid.uuid4()}"
+        validator = head.validator or f"once:{self._unique()}"
         digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
-        return File(path, head.size, url, digest, validator, ref.base)
+        return File(path, size, url, digest, validator, ref.base)
+
+
+def make(access: Access) -> WebSource:
+    """The source of all URLs with the same settings."""
+    return WebSource(access.http(), access.table.headers)
 
 
 def _revision(file: File) -> str:

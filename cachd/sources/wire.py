@@ -27,14 +27,19 @@ T = TypeVar("T")
 class Wire:
     """Owns a connected socket. One thread reads it; `stall_seconds` without a byte raise TimeoutError.
 
-    `answer_by`, while it is set, is a deadline (monotonic) for every receive. The socket's own timeout could
+    `answer_by`, while it is set, is a deadline (by `clock`) for every receive. The socket's own timeout could
     not be one: it starts again with every byte.
     """
 
-    def __init__(self, connected: socket.socket, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        connected: socket.socket,
+        stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.sock = connected
         connected.settimeout(None)
-        self.stall_seconds = stall_seconds
+        self.stall_seconds, self.clock = stall_seconds, clock
         self.answer_by: float | None = None
         self._allowed_seconds = stall_seconds
         self._let_wait(stall_seconds)
@@ -50,7 +55,7 @@ class Wire:
         wrapped = context.wrap_socket(
             self.sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        wire = TlsWire(wrapped, self.stall_seconds)
+        wire = TlsWire(wrapped, self.stall_seconds, self.clock)
         wire.answer_by = self.answer_by
         return wire
 
@@ -87,12 +92,13 @@ class Wire:
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the socket. No thread may be sending or receiving on it: see `abort`."""
         self.sock.close()
 
     def _hurry(self) -> None:
         """Let the next receive wait until `answer_by` at most. Raises TimeoutError when that is past."""
         if self.answer_by is not None:
-            left = self.answer_by - time.monotonic()
+            left = self.answer_by - self.clock()
             if left <= 0:
                 raise TimeoutError("no answer in time")
             self._be_patient(left)
@@ -116,8 +122,8 @@ class TlsWire(Wire):
 
     sock: ssl.SSLSocket
 
-    def __init__(self, wrapped: ssl.SSLSocket, stall_seconds: float) -> None:
-        super().__init__(wrapped, stall_seconds)
+    def __init__(self, wrapped: ssl.SSLSocket, stall_seconds: float, clock: Callable[[], float]) -> None:
+        super().__init__(wrapped, stall_seconds, clock)
         # SSLSocket.recv_into would add a Python call for every record (16 KiB). With a buffer, `read` returns
         # the number of bytes.
         self._read = cast("Callable[[int, memoryview], int]", wrapped.read)
@@ -125,7 +131,7 @@ class TlsWire(Wire):
 
     def secured(self, context: ssl.SSLContext, host: str) -> TlsWire:
         """TLS inside this TLS. See `Wire.secured`."""
-        wire = NestedTlsWire(self.sock, self.stall_seconds, context, host)
+        wire = NestedTlsWire(self.sock, self.stall_seconds, self.clock, context, host)
         wire.answer_by = self.answer_by
         return wire
 
@@ -156,6 +162,7 @@ class TlsWire(Wire):
         return got
 
     def close(self) -> None:
+        """See `Wire.close`."""
         self._failure = None  # its traceback refers to this object: a reference cycle
         super().close()
 
@@ -167,10 +174,15 @@ class NestedTlsWire(TlsWire):
     """TLS inside the TLS connection to a proxy. Slower: Python copies the records between the two."""
 
     def __init__(
-        self, outer: ssl.SSLSocket, stall_seconds: float, context: ssl.SSLContext, host: str
+        self,
+        outer: ssl.SSLSocket,
+        stall_seconds: float,
+        clock: Callable[[], float],
+        context: ssl.SSLContext,
+        host: str,
     ) -> None:
-        super().__init__(outer, stall_seconds)
-        self._inner = _Inner(outer, context, host)
+        super().__init__(outer, stall_seconds, clock)
+        self._inner = _Inner(outer, context, host, clock)
         self._read = self._inner.read
 
     def handshake(self) -> None:
@@ -189,8 +201,10 @@ class _Inner:
     It holds no reference to its wire, so the wire is freed, and its socket closed, when it is used no more.
     """
 
-    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
-        self._outer = outer
+    def __init__(
+        self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str, clock: Callable[[], float]
+    ) -> None:
+        self._outer, self._clock = outer, clock
         self._records, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._records, self._to_send, server_hostname=host)
 
@@ -206,14 +220,14 @@ class _Inner:
     def _run(self, step: Callable[[], T]) -> T:
         """Send and receive records until `step` succeeds, and return its result. Raises OSError."""
         timeout = self._outer.gettimeout() or 0.0
-        ends = time.monotonic() + timeout
+        ends = self._clock() + timeout
         try:
             while True:
                 try:
                     result = step()
                 except ssl.SSLWantReadError:
                     self._send()
-                    self._receive(ends - time.monotonic())
+                    self._receive(ends - self._clock())
                 else:
                     self._send()
                     return result

@@ -12,7 +12,7 @@ from cachd.errors import Cancelled
 from cachd.metrics import Metrics
 from cachd.model import Limits
 from cachd.policy.rate_limiter import RateLimiter
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ class Bandwidth:
             while not waiting.is_over:
                 generation, now = self._generation, time.monotonic()
                 limiters = [self._limiters[each] for each in limits if each in self._limiters]
-                count = min([wanted, *(limiter.turn_bytes for limiter in limiters)])
+                count = min([wanted, *(limiter.slot_bytes for limiter in limiters)])
                 due = now + max((limiter.reserve(count, now) for limiter in limiters), default=0.0)
                 while generation == self._generation and (left := due - time.monotonic()) > 0:
                     self._restarted.wait(left)

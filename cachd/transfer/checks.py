@@ -7,7 +7,7 @@ from contextlib import closing
 from cachd.errors import Invalid
 from cachd.model import Manifest
 from cachd.policy import shards
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.content import ContentStore
 
@@ -23,7 +23,7 @@ def check_shards(manifest: Manifest, resolved: Manifest, content: ContentStore) 
         with closing(content.pieces(index)) as pieces:
             absent = shards.missing(index.path, pieces, paths)
         if absent:
-            more = "" if len(absent) < shards.MOST_TOLD else " or more"
+            more = "" if len(absent) < shards.MOST_SHOWN else " or more"
             raise Invalid(
                 f"{index.path} names {len(absent)}{more} shards that {resolved.base} lacks:"
                 f" {absent[0]!r:.120}",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachd.model import Digest, Manifest
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 from cachd.transfer.download.tally import Tally
 from cachd.transfer.waits import Reason, Waits
 

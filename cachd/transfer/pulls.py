@@ -12,8 +12,8 @@ import structlog
 from cachd.errors import CachdError, InUse
 from cachd.metrics import Metrics
 from cachd.model import Manifest, ModelSpec, Snapshot
+from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
-from cachd.sources.source import CancelToken
 from cachd.transfer.admission import Admission
 from cachd.transfer.attempt import PullContext
 from cachd.transfer.endings import Endings

@@ -13,7 +13,8 @@ from cachd.errors import CachdError, Unavailable
 from cachd.kernel import threads
 from cachd.model import Manifest, Ref
 from cachd.policy.patience import Patience
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.cancel import CancelToken
+from cachd.sources.source import Source
 
 log = structlog.get_logger(__name__)
 

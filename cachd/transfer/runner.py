@@ -148,7 +148,7 @@ class Runner:
     def _retry_later(self, pull: Pull, error: Unavailable) -> None:
         """Queue a pull again, after a backoff, because its source is temporarily unavailable."""
         pull.failed_resolves += 1
-        seconds = backoff.delay(pull.failed_resolves, told=error.retry_after, chance=self._chance())
+        seconds = backoff.delay(pull.failed_resolves, requested=error.retry_after, chance=self._chance())
         log.info(
             "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
         )

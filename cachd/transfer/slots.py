@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 _MOST_LENT = 64
 

@@ -16,7 +16,7 @@ import structlog
 
 from cachd.kernel import threads
 from cachd.policy.concurrency import Concurrency
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 
 log = structlog.get_logger(__name__)
 

@@ -154,7 +154,7 @@ class _Tries:
     def failed(self, error: CachdError) -> None:
         self.are_over = error.code in ("name_taken", CRASH_LOOP)
         self._failures += 1
-        seconds = backoff.delay(self._failures, told=None, chance=self._chance())
+        seconds = backoff.delay(self._failures, requested=None, chance=self._chance())
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
     def _see_end(self) -> None:

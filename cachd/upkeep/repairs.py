@@ -77,7 +77,7 @@ class Repairs:
             failures, due = self._tries.get(name, (0, 0.0))
             if self._clock() >= due:
                 self._repair(name)
-                seconds = backoff.delay(failures + 1, told=None, chance=self._chance())
+                seconds = backoff.delay(failures + 1, requested=None, chance=self._chance())
                 self._tries[name] = (failures + 1, self._clock() + seconds)
 
     def _repair(self, name: str) -> None:

@@ -18,20 +18,21 @@ from cachd.client import Client
 from cachd.errors import CachdError, Invalid, NotFound
 from cachd.model import Digest, File, Manifest, Ref
 from cachd.sources import checksums
+from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.source import Source
 from cachd.sources.web import WebSource
 from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine
 from tests.faults.test_fuzz import LISTED, Spoken
 from tests.faults.test_names import bucket, page, spoken
+from tests.fetching import HEX, http, refused, share
 from tests.ground.hub import Hub
 from tests.ground.origin import Reply, Seen
 from tests.ground.origin.content import Memory, Unending
 from tests.ground.scripted import Scripted, heard, saying
-from tests.test_sources import HEX, http, refused, share
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
@@ -187,8 +188,8 @@ HUB = """
 from cachd.model import Ref
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
-from tests.test_sources import http
+from cachd.sources.cancel import CancelToken
+from tests.fetching import http
 source = HubSource(http(), endpoint=sys.argv[2], token=Secret(None))
 
 def call():

@@ -27,10 +27,10 @@ from cachd.model.typed import Typed
 from cachd.policy.proxy import Proxy
 from cachd.policy.shards import missing
 from cachd.settings import file as configfile
-from cachd.sources import checksums, s3, tunnel, web
+from cachd.sources import checksums, response, s3, tunnel, web
 from cachd.sources import http as byte_path
-from cachd.sources.answers import BROKEN, bare, number, retry_after
-from cachd.sources.exchange import Answer, Incoming
+from cachd.sources.failures import BROKEN, bare, retry_after
+from cachd.sources.http1 import FramedBody, Head, ReceiveBuffer, number, receive_head
 from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
 from cachd.sources.wire import Wire
@@ -171,7 +171,7 @@ def test_a_spoiled_index_names_texts_or_is_refused(content: bytes) -> None:
 # --- answers ---
 
 
-def answered(told: bytes, method: str = "GET") -> tuple[Answer, Wire]:
+def answered(told: bytes, method: str = "GET") -> tuple[Head, FramedBody, Wire]:
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.settimeout(5)
@@ -180,15 +180,16 @@ def answered(told: bytes, method: str = "GET") -> tuple[Answer, Wire]:
             theirs.shutdown(socket.SHUT_WR)
     wire = Wire(ours, stall_seconds=5.0)
     try:
-        return Answer(Incoming(wire), method), wire
+        head = receive_head(received := ReceiveBuffer(wire))
+        return head, FramedBody(received, head, method), wire
     except BaseException:
         wire.close()
         raise
 
 
-def body_of(answer: Answer, at_most: int = 1 << 20) -> bytes:
+def body_of(body: FramedBody, at_most: int = 1 << 20) -> bytes:
     content, buffer = b"", memoryview(bytearray(1000))
-    while (count := answer.readinto(buffer)) and len(content) < at_most:
+    while (count := body.readinto(buffer)) and len(content) < at_most:
         content += buffer[:count]
     return content
 
@@ -214,10 +215,10 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 @fuzz(300)
 @given(chunked())
 def test_a_body_in_chunks_is_the_body(told: tuple[bytes, bytes]) -> None:
-    answer, wire = answered(HEAD + told[1])
+    _, body, wire = answered(HEAD + told[1])
     with wire:
-        assert body_of(answer) == told[0]
-        assert answer.is_over
+        assert body_of(body) == told[0]
+        assert body.is_over
 
 
 @fuzz(400)
@@ -229,9 +230,9 @@ def test_spoiled_chunks_are_a_body_or_no_http(data: st.DataObject) -> None:
             cut_up(told, (b"-1\r\n", b"0\r\n", b"f" * 20 + b"\r\n", b";" * 2000, b"\r", b"X" * 300))
         )
     with suppress(*BROKEN):
-        answer, wire = answered(HEAD + told)
+        _, body, wire = answered(HEAD + told)
         with wire:
-            assert len(body_of(answer)) <= len(told)
+            assert len(body_of(body)) <= len(told)
 
 
 @fuzz(400)
@@ -239,10 +240,10 @@ def test_spoiled_chunks_are_a_body_or_no_http(data: st.DataObject) -> None:
 @example(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n", "GET")
 def test_a_head_has_few_short_texts_or_is_none(told: bytes, method: str) -> None:
     with suppress(*BROKEN):
-        answer, wire = answered(told, method)
+        head, _, wire = answered(told, method)
         with wire:
-            assert len(answer.headers.items()) <= 100
-            assert sum(len(name) + len(value) for name, value in answer.headers.items()) <= 32 << 10
+            assert len(head.headers.items()) <= 100
+            assert sum(len(name) + len(value) for name, value in head.headers.items()) <= 32 << 10
 
 
 @fuzz(300)
@@ -253,7 +254,7 @@ def test_an_answer_to_connect_is_a_tunnel_or_an_error_of_ours(told: bytes) -> No
         theirs.sendall(told[: 100 << 10])
         theirs.shutdown(socket.SHUT_WR)
         with suppress(*BROKEN):
-            refusal = tunnel._refusal("host:443", Incoming(wire))
+            refusal = tunnel._refusal("host:443", ReceiveBuffer(wire))
             assert refusal is None or isinstance(refusal, CachdError)
 
 
@@ -272,14 +273,14 @@ def test_any_header_is_a_value_or_none(text: str, other: str) -> None:
     assert (number(text) or 0) >= 0
     seconds = retry_after({"Retry-After": text, "RateLimit": other})
     assert seconds is None or seconds >= 0
-    told = byte_path._CONTENT_RANGE.fullmatch(text)
+    told = response._CONTENT_RANGE.fullmatch(text)
     assert told is None or int(told[3]) < 10**18
     digest = web._repr_digest(text)
     assert digest is None or digest.algorithm == "sha256"
     with suppress(CachdError):
         url = byte_path._joined("https://host/a/b", text)
         assert urlsplit(bare(url)).query == ""
-        assert "@" not in byte_path._checked(url).netloc
+        assert "@" not in byte_path.parsed(url).netloc
 
 
 # --- S3 ---

@@ -16,8 +16,8 @@ import pytest
 from cachd.errors import Forbidden
 from cachd.model import Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.shared_volume import SharedVolumeSource
-from cachd.sources.source import CancelToken
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Redirect
 from tests.ground.site import assert_problem, until

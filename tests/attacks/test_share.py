@@ -16,8 +16,8 @@ from cachd.errors import CachdError, Changed, Invalid
 from cachd.model import Extent, File, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.beneath import open_file
+from cachd.sources.cancel import CancelToken
 from cachd.sources.shared_volume import SharedVolumeSource
-from cachd.sources.source import CancelToken
 
 SECRET, PLAIN = b"hidden", b"public"
 TRIES = 3000

@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from cachd.errors import CachdError, Cancelled, Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.patience import Patience
-from cachd.sources.answers import retry_after, told_wait
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
+from cachd.sources.failures import requested_wait, retry_after
 from cachd.sources.http import Http
+from cachd.sources.http1 import Request
 from cachd.sources.names import MOST_LEFT, Names
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from cachd.transfer.slots import SlotQueue
 from tests.conftest import Engine, spec_of
@@ -490,7 +492,7 @@ def test_what_an_origin_asks_for_is_capped_and_garbage_asks_for_nothing(
 ) -> None:
     headers = {"Retry-After": told}
     assert retry_after(headers) == wait
-    assert told_wait(headers) == shown or "9999" in told
+    assert requested_wait(headers) == shown or "9999" in told
 
 
 def test_who_asks_learns_why_a_pull_waits_and_until_when(origin: Origin, node: Callable[..., Node]) -> None:
@@ -513,7 +515,7 @@ def test_who_asks_learns_why_a_pull_waits_and_until_when(origin: Origin, node: C
 
 
 @pytest.mark.parametrize("script", [dripping, silent], ids=["drips", "is silent"])
-@pytest.mark.parametrize("call", ["head", "read", "ask", "relay"])
+@pytest.mark.parametrize("call", ["head", "read", "get", "relay"])
 def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int], None], call: str) -> None:
     http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
     with Scripted(script) as server:
@@ -521,8 +523,8 @@ def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int],
         calls: dict[str, Callable[[], object]] = {
             "head": lambda: http.head(url, token),
             "read": lambda: http.read(url, token, at_most=KIB),
-            "ask": lambda: http.ask(url, token, at_most=KIB),
-            "relay": lambda: http.relay("POST", url, {}, b"x", token, at_most=KIB),
+            "get": lambda: http.get(url, token),
+            "relay": lambda: http.relay(Request("POST", urlsplit(url), {}, b"x"), token),
         }
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(calls[call])

@@ -206,7 +206,7 @@ for address in ("127.0.0.2", "127.0.0.3"):
 from cachd.errors import Forbidden
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.http import Http
-from cachd.sources.source import CancelToken
+from cachd.sources.cancel import CancelToken
 from cachd.sources.trust import Authorities
 
 http = Http(AddressPolicy(["127.0.0.2/32"]), authorities=Authorities(None))

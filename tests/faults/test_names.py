@@ -15,19 +15,19 @@ import pytest
 from cachd.errors import CachdError, Changed
 from cachd.model import MOST_FILES, Extent, Ref
 from cachd.policy.shards import missing
+from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.web import WebSource
 from tests.conftest import Engine
 from tests.faults.test_fuzz import CHUNKED, LISTED, Spoken
+from tests.fetching import fetch, http, refused, share
 from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.origin import Origin, Reply, Seen
 from tests.ground.scripted import Scripted, heard
-from tests.test_sources import fetch, http, refused, share
 
 Engines = Callable[..., Engine]
 SHA256 = "00ff" * 16

@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
-from cachd.policy.backoff import LONGEST_SECONDS, LONGEST_TOLD_SECONDS, delay
-from cachd.sources.answers import retry_after
+from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
+from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import AHEAD_SECONDS, dial
+from cachd.sources.failures import retry_after
 from cachd.sources.http import Http, Target
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.source import Source
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, spec_of
@@ -328,7 +329,7 @@ DATE = r"\A[A-Z][a-z]{2}, -?[0-9]{1,25} [A-Z][a-z]{2} [0-9]{1,25} [0-9:]{1,12} [
 )
 def test_whatever_an_origin_says_of_when_to_come_back_the_wait_is_bounded(told: str, limit: str) -> None:
     seconds = retry_after({"Retry-After": told, "RateLimit": limit})
-    assert 0 <= delay(1, told=seconds, chance=0.99) <= LONGEST_TOLD_SECONDS + LONGEST_SECONDS
+    assert 0 <= delay(1, requested=seconds, chance=0.99) <= LONGEST_REQUESTED_SECONDS + LONGEST_SECONDS
 
 
 def test_a_year_that_no_calendar_has_is_no_date() -> None:

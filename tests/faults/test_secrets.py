@@ -21,9 +21,9 @@ from cachd.daemon import build_sources
 from cachd.errors import CachdError
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine
 from tests.ground.bucket import Bucket, Refused

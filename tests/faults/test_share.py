@@ -18,8 +18,8 @@ import pytest
 from cachd.errors import Unavailable
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.shared_volume import MOST_LEFT, SharedVolumeSource
-from cachd.sources.source import CancelToken
 from tests.conftest import Engine, spec_of
 from tests.ground.disks import FuseDisk
 from tests.ground.models import noise

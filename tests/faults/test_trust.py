@@ -14,11 +14,12 @@ from botocore.signers import RequestSigner
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
-from cachd.sources.source import CancelToken, Source
+from cachd.sources.source import Source
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Refused, Sts, Throttled
@@ -106,7 +107,7 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
         asking = over(ca_file)
-        assert asking.head(url, CancelToken()).size == KIB
+        assert asking.head(url, CancelToken()).file_size == KIB
         ca_file.unlink()
         if content is not None:
             ca_file.write_bytes(content)
@@ -116,7 +117,7 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         assert str(ca_file) not in str(error.as_document())
         origin.certify_anew()
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        assert asking.head(url, CancelToken()).size == KIB
+        assert asking.head(url, CancelToken()).file_size == KIB
 
 
 def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: Path) -> None:

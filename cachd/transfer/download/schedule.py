@@ -135,7 +135,7 @@ class Schedule:
         failures = part.failed(at, supplier)
         if failures > self._engine.retries or not isinstance(error, Unavailable):
             raise error
-        seconds = backoff.delay(failures, told=error.retry_after, chance=self._chance())
+        seconds = backoff.delay(failures, requested=error.retry_after, chance=self._chance())
         supplier.listener.retried(error)
         path = self._tally.file.path
         log.info("part will be retried", file=path, at=at, code=error.code, in_seconds=round(seconds, 1))

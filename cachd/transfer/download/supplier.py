@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from cachd.errors import CachdError, Cancelled, Unavailable
 from cachd.kernel import threads
 from cachd.model import Extent, File
-from cachd.sources.source import Body, CancelToken, Source
+from cachd.sources.cancel import CancelToken
+from cachd.sources.source import Body, Source
 from cachd.store.space import Reservation
 from cachd.transfer.download.part import Part
 from cachd.transfer.engine import Engine

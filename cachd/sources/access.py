@@ -1,0 +1,32 @@
+"""What the module of a source makes it from: settings, and the means to send requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.http import Http
+from cachd.sources.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The access of one source, to what the table and the options allow.
+
+    `columns`: the settings of its refs, by column of the option `sources`; absent if neither an entry nor an
+    option sets the column. `of_entries`: the columns that entries set, and not the daemon's own options.
+    """
+
+    columns: Mapping[str, Any]
+    of_entries: frozenset[str]
+    table: Table
+    address_policy: AddressPolicy
+    stall_seconds: float
+    client: Callable[[AddressPolicy], Http]
+
+    def http(self) -> Http:
+        """A client for all that the address policy allows, and for the endpoint of the settings."""
+        endpoint = self.columns.get("endpoint")
+        return self.client(self.address_policy.also([endpoint] if endpoint else []))

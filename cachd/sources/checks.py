@@ -1,0 +1,86 @@
+"""Decides whether an HTTP response is the one that was asked for."""
+
+from __future__ import annotations
+
+from cachd.errors import Changed, Forbidden, NotFound, Unavailable
+from cachd.model import Extent
+from cachd.sources.failures import bare, protocol_error, requested_wait, retry_after
+from cachd.sources.http1 import number
+from cachd.sources.response import Response
+from cachd.sources.source import NoRanges
+
+
+def check_status(response: Response, url: str) -> None:
+    """Raises Forbidden, NotFound, Changed or Unavailable for a status other than 200 and 206."""
+    status = response.status
+    if status in (200, 206):
+        return
+    shown = bare(url)
+    hub_says = response.headers.get("X-Error-Code")  # the Hub sends it where the status alone is ambiguous
+    reason = f"{shown}: {status} {response.reason}".rstrip()
+    if status == 401:
+        raise Forbidden(
+            reason, code="source_unauthorized", hint="check the token", status=status, hub_says=hub_says
+        )
+    if status in (403, 451):
+        raise Forbidden(
+            reason,
+            code="source_forbidden",
+            hint="check that the token may read it; some origins answer this for a file that does not exist",
+            status=status,
+            hub_says=hub_says,
+        )
+    if status in (404, 410):
+        raise NotFound(reason, code="file_not_found", hint="check the name", status=status)
+    if status in (412, 416):
+        raise Changed(f"{shown}: the file has changed ({status})", status=status)
+    wait = requested_wait(response.headers)
+    raise Unavailable(
+        f"{reason}; the origin asks for a pause of {wait:.0f} s" if wait else reason,
+        code="rate_limited" if status == 429 else "origin_failed",
+        retry_after=retry_after(response.headers),
+        status=status,
+    )
+
+
+def check_encoding(response: Response, url: str) -> None:
+    """Raises Unavailable for an encoded body (RFC 9110, 8.4): a digest is of the file's own bytes."""
+    encoding = response.headers.get("Content-Encoding") or "identity"
+    if encoding != "identity":
+        raise protocol_error(
+            url, f"Content-Encoding is {encoding:.40}, though the request asked for identity"
+        )
+
+
+def check_validator(response: Response, url: str, validator: str | None) -> None:
+    """Raises Changed when the response has another validator than `validator`."""
+    now = response.validator
+    if validator and now and now != validator:
+        raise Changed(
+            f"{bare(url)}: the file has changed: its validator was {validator:.80} and is now {now:.80}"
+        )
+
+
+def announced(response: Response, url: str, size: int, extent: Extent) -> int:
+    """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
+
+    `size` is that of the file, `extent` what was asked for. Raises NoRanges for a complete file where a part
+    was asked for, Changed for a file of another size, Unavailable when the headers contradict the request.
+    """
+    length_header = response.headers.get("Content-Length")
+    length = number(length_header)
+    if length_header is not None and length is None:
+        raise protocol_error(url, f"Content-Length is {length_header:.40}")
+    if response.status == 206:
+        stated = response.headers.get("Content-Range") or "none"
+        exact = f"bytes {extent.start}-{extent.stop - 1}/{size}"
+        if stated != exact:
+            raise protocol_error(url, f"Content-Range is {stated:.60}, not {exact}")
+    elif extent.size != size:
+        raise NoRanges(url)
+    elif length is not None and length != size:
+        kind = response.headers.get("Content-Type") or "no type"
+        raise Changed(f"{bare(url)}: {length} bytes of {kind:.60} where {size} were expected")
+    if length is not None and length != extent.size:
+        raise protocol_error(url, f"Content-Length is {length}, not {extent.size}")
+    return extent.size

@@ -1,0 +1,100 @@
+"""Says which error of cachd a failed HTTP exchange means, and how long to wait after it."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import re
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS
+
+BROKEN = (OSError, http.client.HTTPException)
+_TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
+_DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
+_LONGEST_SHOWN_SECONDS = 1e18
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL, x509_vfy.h): mostly the node's clock is not set
+_RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
+
+
+def bare(url: str) -> str:
+    """The URL without user and query, either of which may hold a secret such as a signature."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be parsed"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def protocol_error(url: str, what: str) -> Unavailable:
+    """The error for a response that breaks HTTP or contradicts the request; `what` says how."""
+    return Unavailable(f"{bare(url)}: {what}", code="origin_protocol")
+
+
+def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
+    """The error for a failed connection; `proxy` is the proxy that it went through, if any."""
+    shown = f"{url.scheme}://{url.netloc}{url.path}"
+    if not proxy:
+        return _broken(shown, error)
+    return _broken(f"{shown} (through the proxy)", error).withhold(proxy=proxy)
+
+
+def _broken(shown: str, error: Exception) -> CachdError:
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
+        return Unavailable(
+            f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            code="clock_skewed",
+            hint="set the node's clock (chronyc tracking); cachd retries meanwhile",
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Forbidden(
+            f"{shown}: {error.verify_message}",
+            code="tls_untrusted",
+            hint="set ca_file if the origin, or a proxy that decrypts TLS, has its own certificate authority;"
+            " check the node's clock",
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in _TOO_OLD:
+        return Forbidden(
+            f"{shown}: it speaks no version of TLS that cachd accepts ({error.reason})",
+            code="tls_too_old",
+            hint="the origin must speak TLS 1.2 or later",
+        )
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"{shown}: no byte arrived for too long", code="stalled")
+    return Unavailable(f"{shown}: {type(error).__name__}: {error}", code="connection_failed")
+
+
+class Headers(Protocol):
+    """The headers of a response, of any HTTP client."""
+
+    def get(self, name: str, /) -> str | None:
+        """The value of a header; None without the header."""
+        ...
+
+
+def retry_after(headers: Headers, clock: Callable[[], float] = time.time) -> float | None:
+    """Seconds to wait before the next request: as `requested_wait`, but ten minutes at most."""
+    wait = requested_wait(headers, clock)
+    return None if wait is None else min(wait, LONGEST_REQUESTED_SECONDS)
+
+
+def requested_wait(headers: Headers, clock: Callable[[], float] = time.time) -> float | None:
+    """Seconds that the origin asks to wait; None when it does not ask. `clock` gives the Unix time.
+
+    Read from Retry-After, seconds or a date (RFC 9110, 10.2.3), else from `t` of RateLimit, which the Hub
+    sends (draft-ietf-httpapi-ratelimit-headers-09). Any other value, such as a negative number, is ignored.
+    """
+    stated = (headers.get("Retry-After") or "").strip()
+    if _DIGITS.fullmatch(stated):
+        return min(float(stated), _LONGEST_SHOWN_SECONDS)
+    with suppress(ValueError, TypeError, IndexError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - clock())
+    limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
+    return float(limit[1]) + 1 if limit else None

@@ -1,0 +1,43 @@
+"""SHA256SUMS files are parsed as sha256sum writes them; any other form is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachd.model import Digest
+from cachd.sources import checksums
+from tests.fetching import HEX, refused
+
+
+@pytest.mark.parametrize(
+    ("content", "paths"),
+    [
+        (f"{HEX}  a\n", ["a"]),
+        (f"{HEX} *a.bin\r\n{HEX}  dir/b c\r\n", ["a.bin", "dir/b c"]),
+        (f"{HEX.upper()}  ./a", ["a"]),
+        (f"# made by hand\n\n{HEX}  é\n   \n", ["é"]),
+        ("", []),
+    ],
+)
+def test_sums_are_read_as_sha256sum_writes_them(content: str, paths: list[str]) -> None:
+    assert checksums.parse(content.encode(), "SHA256SUMS") == dict.fromkeys(paths, Digest("sha256", HEX))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (f"{HEX}  a\n{HEX}  a\n".encode(), "line 2"),
+        (f"{HEX}\n".encode(), "line 1"),
+        (f"{HEX}  \n".encode(), "line 1"),
+        (f"{HEX} a\n".encode(), "line 1"),
+        (f"{HEX[:-1]}  a\n".encode(), "line 1"),
+        (f"{'g' * 64}  a\n".encode(), "line 1"),
+        (f"d41d8cd98f00b204e9800998ecf8427e  a\n{HEX}  b\n".encode(), "line 1"),
+        (f"\\{HEX}  a\\nb\n".encode(), "line 1"),
+        (b"<!doctype html>\n", "line 1"),
+        (f"{HEX}  \xff\n".encode("latin-1"), "not text"),
+    ],
+    ids=ascii,
+)
+def test_sums_of_any_other_form_are_refused_with_the_line(content: bytes, told: str) -> None:
+    assert told in refused(lambda: checksums.parse(content, "SHA256SUMS"), "bad_checksums").detail

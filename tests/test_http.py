@@ -1,0 +1,252 @@
+"""A response is the one that was asked for, or an error says what is wrong with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+
+import pytest
+
+from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
+from cachd.model import Extent
+from cachd.sources.cancel import CancelToken
+from cachd.sources.http import Target
+from cachd.sources.source import NoRanges
+from tests.fetching import EITHER, EXTENTS, KIB, fetch, http, read, refused
+from tests.ground.models import noise
+from tests.ground.origin import (
+    Chunked,
+    Fault,
+    Gzip,
+    IgnoreRange,
+    Origin,
+    Reply,
+    Reset,
+    Seen,
+    Short,
+    Status,
+    TooLong,
+    WrongRange,
+)
+from tests.ground.scripted import Scripted, saying
+
+# --- what an origin says of a file ---
+
+
+def test_a_strong_etag_marks_a_file(origin: Origin) -> None:
+    head = http().head(origin.add("/x", noise(100), etag="tag"), CancelToken())
+    assert (head.file_size, head.validator) == (100, '"tag"')
+
+
+@pytest.mark.parametrize("etag", ['W/"tag"', None, "*"])
+def test_without_a_strong_etag_the_date_marks_a_file(origin: Origin, etag: str | None) -> None:
+    url = origin.add("/x", noise(100))
+    origin.fault("/x", Tagged(etag), methods=EITHER)
+    head = http().head(url, CancelToken())
+    assert head.validator == head.headers.get("Last-Modified")
+    assert fetch(http(), url, 100, validator=head.validator) == noise(100)
+    assert origin.requests[-1].headers["if-unmodified-since"] == head.validator
+    assert "if-match" not in origin.requests[-1].headers
+
+
+@dataclass(frozen=True)
+class Tagged(Fault):
+    """The ETag header is `etag` as it stands."""
+
+    etag: str | None
+
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
+        return reply.tagged(ETag=self.etag)
+
+
+def test_an_origin_that_knows_no_head_is_asked_for_one_byte(origin: Origin) -> None:
+    url = origin.add("/x", noise(100))
+    for status in (405, 501):
+        origin.fault("/x", Status(status), times=1, methods=["HEAD"])
+        assert http().head(url, CancelToken()).file_size == 100
+    assert [seen.method for seen in origin.requests] == ["HEAD", "GET"] * 2
+    assert origin.bytes_sent() <= 2
+
+
+# --- bytes, and the headers that must agree with them ---
+
+
+@pytest.mark.parametrize("step", [1 << 20, 4 * KIB, 777])
+@pytest.mark.parametrize(("start", "stop"), EXTENTS)
+def test_an_extent_is_exactly_its_bytes(origin: Origin, start: int, stop: int, step: int) -> None:
+    content = noise(100_000)
+    target = Target(origin.add("/x", content, etag="tag"), len(content), validator='"tag"')
+    assert (
+        read(http().open(target, Extent(start, stop), CancelToken()), stop - start, step)
+        == content[start:stop]
+    )
+    seen = origin.requests[-1]
+    assert seen.headers["if-match"] == '"tag"'
+    assert seen.headers["accept-encoding"] == "identity"
+    assert ("range" in seen.headers) == (stop - start < len(content))
+
+
+DISAGREEMENTS = {
+    "coded": (Gzip(), "origin_protocol"),
+    "another range": (WrongRange(), "origin_protocol"),
+    "longer": (TooLong(extra=5), "origin_protocol"),
+    "cut": (Short(at=5000), "ended_early"),
+    "reset": (Reset(at=5000), "connection_failed"),
+}
+
+
+@pytest.mark.parametrize(("fault", "code"), DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys())
+def test_bytes_that_are_not_the_ones_asked_for_are_refused(origin: Origin, fault: Fault, code: str) -> None:
+    target = Target(origin.add("/x", noise(100 * KIB)), 100 * KIB)
+    origin.fault("/x", fault)
+    refusal = refused(
+        lambda: read(http().open(target, Extent(10 * KIB, 90 * KIB), CancelToken()), 80 * KIB), code
+    )
+    assert isinstance(refusal, Unavailable)
+
+
+def test_an_unending_answer_is_cut_at_the_size_of_the_file(origin: Origin) -> None:
+    url = origin.add("/x", noise(KIB))
+    origin.fault("/x", TooLong(extra=1, length="absent"))
+    refused(lambda: fetch(http(), url, KIB), "origin_protocol")
+
+
+def test_a_whole_file_where_a_part_was_asked_for_is_no_failure(origin: Origin) -> None:
+    target = Target(origin.add("/x", noise(KIB)), KIB)
+    origin.fault("/x", IgnoreRange())
+    with pytest.raises(NoRanges):
+        http().open(target, Extent(1, 5), CancelToken())
+    origin.clear()
+    origin.fault("/x", Chunked())
+    assert fetch(http(), target.url, KIB) == noise(KIB)
+
+
+MOVED = {
+    "another tag (412)": lambda origin: origin.add("/x", noise(KIB), etag="new"),
+    "a shorter file (416)": lambda origin: origin.add("/x", noise(100), etag="old"),
+    "a tag that If-Match overlooked": lambda origin: origin.fault("/x", Tagged('"new"')),
+    "a whole file of another size": lambda origin: origin.fault("/x", Status(200, {"ETag": '"old"'}, b"new")),
+}
+
+
+@pytest.mark.parametrize("move", MOVED.values(), ids=MOVED.keys())
+def test_a_file_that_is_not_what_it_was_is_changed(origin: Origin, move: Callable[[Origin], object]) -> None:
+    target = Target(origin.add("/x", noise(KIB), etag="old"), KIB, validator='"old"')
+    extent = Extent(512, KIB) if move is not MOVED["a whole file of another size"] else Extent(0, KIB)
+    over = http()
+    assert (
+        read(over.open(target, extent, CancelToken()), extent.size) == noise(KIB)[extent.start : extent.stop]
+    )
+    move(origin)
+    with pytest.raises(Changed):
+        over.open(target, extent, CancelToken())
+
+
+def test_a_date_that_moved_is_changed(origin: Origin) -> None:
+    old, new = (formatdate(seconds, usegmt=True) for seconds in (1e9, 1e9 + 1))
+    url = origin.add("/x", noise(KIB), etag=None, last_modified=False, headers={"Last-Modified": old})
+    assert fetch(http(), url, KIB, validator=old) == noise(KIB)
+    origin.add("/x", noise(KIB), etag=None, last_modified=False, headers={"Last-Modified": new})
+    with pytest.raises(Changed):
+        fetch(http(), url, KIB, validator=old)
+
+
+STATUSES = {
+    401: (Forbidden, "source_unauthorized"),
+    403: (Forbidden, "source_forbidden"),
+    451: (Forbidden, "source_forbidden"),
+    404: (NotFound, "file_not_found"),
+    410: (NotFound, "file_not_found"),
+    412: (Changed, "changed"),
+    416: (Changed, "changed"),
+    400: (Unavailable, "origin_failed"),
+    408: (Unavailable, "origin_failed"),
+    429: (Unavailable, "rate_limited"),
+    500: (Unavailable, "origin_failed"),
+    503: (Unavailable, "origin_failed"),
+    302: (Unavailable, "origin_failed"),
+}
+
+
+@pytest.mark.parametrize(("status", "meaning"), STATUSES.items())
+def test_a_status_is_an_error_of_its_class(
+    origin: Origin, status: int, meaning: tuple[type[CachdError], str]
+) -> None:
+    kind, code = meaning
+    url = origin.add("/x", noise(KIB))
+    origin.fault("/x", Status(status), methods=EITHER)
+    for call in (
+        lambda: fetch(http(), url, KIB),
+        lambda: http().head(url, CancelToken()),
+        lambda: http().read(url, CancelToken(), at_most=9),
+    ):
+        error = refused(call, code)
+        assert type(error) is kind
+        assert error.facts["status"] == status
+
+
+AN_HOUR_FROM_NOW = "an hour from now"  # a date, which the test makes when its turn has come
+
+WAITS: dict[str, tuple[dict[str, str], float | None]] = {
+    "seconds": ({"Retry-After": "7"}, 7),
+    "no seconds": ({"Retry-After": "0"}, 0),
+    "ten years": ({"Retry-After": "315360000"}, 600),
+    "a date": ({"Retry-After": AN_HOUR_FROM_NOW}, 600),
+    "a date that is past": ({"Retry-After": formatdate(1e9, usegmt=True)}, 0),
+    "words": ({"Retry-After": "soon"}, None),
+    "a negative number": ({"Retry-After": "-5"}, None),
+    "a limit": ({"RateLimit": '"api";r=0;t=55'}, 56),
+    "a limit without a time": ({"RateLimit": '"api";r=0'}, None),
+    "nothing": ({}, None),
+}
+
+
+@pytest.mark.parametrize(("headers", "seconds"), WAITS.values(), ids=WAITS.keys())
+def test_an_origin_may_say_when_to_come_back(
+    origin: Origin, headers: dict[str, str], seconds: float | None
+) -> None:
+    url = origin.add("/x", noise(KIB))
+    date = formatdate(time.time() + 3600, usegmt=True)
+    headers = {name: value.replace(AN_HOUR_FROM_NOW, date) for name, value in headers.items()}
+    for status in (429, 503):
+        origin.fault("/x", Status(status, headers), times=1)
+        error = refused(lambda: fetch(http(), url, KIB), "rate_limited" if status == 429 else "origin_failed")
+        assert isinstance(error, Unavailable)
+        assert error.retry_after == pytest.approx(seconds) if seconds else error.retry_after == seconds
+
+
+def test_a_small_file_is_read_whole_or_refused(origin: Origin) -> None:
+    url = origin.add("/x", noise(100))
+    assert http().read(url, CancelToken(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, CancelToken(), at_most=99), "document_too_large")
+    origin.fault("/x", Chunked())
+    assert http().read(url, CancelToken(), at_most=100) == noise(100)
+    refused(lambda: http().read(url, CancelToken(), at_most=99), "document_too_large")
+
+
+NO_ANSWERS = {
+    "nothing": b"",
+    "noise": noise(KIB) + b"\r\n",
+    "no status": b"HTTP/1.1 ok\r\n\r\n",
+    "a header too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70 * KIB + b"\r\n\r\n",
+    "a header without a colon": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX\r\n\r\nok",
+    "a header name with a space": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX : x\r\n\r\nok",
+    "too many headers": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 200 + b"\r\n",
+    "a chunk that is none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nno\r\n",
+    "a length too long": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nok",
+    "a range too long": b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/" + b"9" * 5000 + b"\r\n\r\nok",
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+def test_an_answer_that_is_no_http_is_the_origins_failure(answer: bytes) -> None:
+    with Scripted(saying(answer)) as server, pytest.raises((Unavailable, Changed)):
+        fetch(http(), f"{server.url}/x", 2)
+
+
+def test_a_header_may_go_on_in_the_next_line() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX: x\r\n  Content-Length: 9\r\nContent-Length:\r\n\t2\r\n\r\nok"
+    with Scripted(saying(answer)) as server:
+        assert fetch(http(), f"{server.url}/x", 2) == b"ok"

@@ -1,0 +1,48 @@
+"""Each ref gets the source of its scheme, made once."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from functools import partial
+
+import pytest
+
+from cachd.model import Ref
+from cachd.sources.http import Http
+from cachd.sources.schemes import Sources
+from cachd.sources.source import Source
+from cachd.sources.table import Table
+from cachd.sources.trust import Authorities
+from tests.fetching import PATIENCE_SECONDS, refused
+
+
+def sources(hf_endpoint: str = "https://hub.example", s3_endpoint_url: str | None = None) -> Sources:
+    return Sources(
+        partial(Http, authorities=Authorities()),
+        ["127.0.0.0/8"],
+        Table(),
+        authorities={"": Authorities()},
+        stall_seconds=PATIENCE_SECONDS,
+        options={"hf": {"endpoint": hf_endpoint}, "s3": {"endpoint": s3_endpoint_url}},
+    )
+
+
+REFS = ("hf://org/model", "s3://bucket/x/", "https://host/x", "http://host/x", "file:///share/x")
+
+
+@pytest.mark.parametrize("ref", REFS)
+def test_a_source_is_made_once_however_many_pulls_ask_at_once(ref: str) -> None:
+    asked, together = sources(), threading.Barrier(8)
+
+    def ask(_: int) -> Source:
+        together.wait(PATIENCE_SECONDS)
+        return asked.of(Ref.parse(ref))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+
+
+@pytest.mark.parametrize("endpoints", [{"hf_endpoint": "nowhere://u@h"}, {"s3_endpoint_url": "http://u@h"}])
+def test_an_endpoint_that_is_none_is_refused_before_the_first_pull(endpoints: dict[str, str]) -> None:
+    refused(lambda: sources(**endpoints), "bad_option")

@@ -1,0 +1,136 @@
+"""The source of web servers: single files, and directories with SHA256SUMS."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from cachd.errors import Changed
+from cachd.model import Digest, Extent
+from cachd.sources.cancel import CancelToken
+from cachd.sources.web import WebSource
+from tests.fetching import EITHER, HEX, http, read, refused, resolve
+from tests.ground.models import noise
+from tests.ground.origin import (
+    ChangeETag,
+    Chunked,
+    Origin,
+)
+
+
+def web() -> WebSource:
+    return WebSource(http())
+
+
+def listed(origin: Origin, **files: bytes) -> str:
+    """A directory with SHA256SUMS; its URL."""
+    for name, content in files.items():
+        origin.add(f"/model/{name}", content)
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()]
+    origin.add("/model/SHA256SUMS", "".join(lines).encode())
+    return f"{origin.url}/model/"
+
+
+def test_a_directory_is_what_its_sums_list(origin: Origin) -> None:
+    manifest = resolve(web(), listed(origin, **{"a.bin": b"a", "sub/b c.bin": b"bc"}))
+    assert {f.path: (f.size, str(f.digest)) for f in manifest.files} == {
+        "a.bin": (1, f"sha256:{hashlib.sha256(b'a').hexdigest()}"),
+        "sub/b c.bin": (2, f"sha256:{hashlib.sha256(b'bc').hexdigest()}"),
+    }
+    assert all(read(web().open(f, Extent(0, f.size), CancelToken()), f.size) for f in manifest.files)
+
+
+def test_the_revision_of_a_directory_is_its_sums(origin: Origin) -> None:
+    first = resolve(web(), listed(origin, a=b"a"))
+    assert resolve(web(), listed(origin, a=b"a")) == replace(first)
+    assert resolve(web(), listed(origin, a=b"A")).revision != first.revision
+
+
+def test_a_directory_without_sums_is_refused_with_the_way_to_make_them(origin: Origin) -> None:
+    origin.add("/model/a.bin", b"a")
+    error = refused(lambda: resolve(web(), f"{origin.url}/model/"), "no_checksums")
+    assert "sha256sum" in error.hint
+
+
+def test_a_file_that_only_the_sums_know_is_not_found(origin: Origin) -> None:
+    url = listed(origin, a=b"a", b=b"b")
+    origin.remove("/model/b")
+    refused(lambda: resolve(web(), url), "file_not_found")
+
+
+@pytest.mark.parametrize("number", [1, 8, 9, 50])
+def test_every_file_of_a_directory_is_asked_about_once(origin: Origin, number: int) -> None:
+    files = {f"{n:02}.bin": noise(n + 1) for n in range(number)}
+    manifest = resolve(web(), listed(origin, **files))
+    assert {f.path: f.size for f in manifest.files} == {name: len(files[name]) for name in files}
+    asked = [seen.path for seen in origin.requests if seen.method == "HEAD"]
+    assert sorted(asked) == [f"/model/{name}" for name in files]
+
+
+def test_a_directory_is_not_asked_about_any_further_when_one_of_its_files_is_refused(origin: Origin) -> None:
+    url = listed(origin, **{f"{n:03}.bin": b"x" for n in range(400)})
+    origin.remove("/model/000.bin")
+    refused(lambda: resolve(web(), url), "file_not_found")
+    assert len([seen for seen in origin.requests if seen.method == "HEAD"]) < 200
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "..\\x", "C:\\x", "a//b", "x\u202ey"], ids=ascii)
+def test_a_listed_path_that_leaves_the_model_is_refused_before_it_is_asked_for(
+    origin: Origin, path: str
+) -> None:
+    url = listed(origin, good=b"good")
+    origin.add("/model/SHA256SUMS", f"{HEX}  {path}\n{HEX}  good\n".encode())
+    refused(lambda: resolve(web(), url), "unsafe_path")
+    assert not {seen.path for seen in origin.requests} - {"/model/SHA256SUMS", "/model/good"}
+
+
+def test_one_file_has_the_digest_of_its_ref_or_of_its_origin_or_none(origin: Origin) -> None:
+    true = hashlib.sha256(b"x").digest()
+    told = {"Repr-Digest": f"sha-512=:AAAA:, sha-256=:{base64.b64encode(true).decode()}:"}
+    url = origin.add("/x", b"x", headers=told)
+    assert resolve(web(), url).files[0].digest == Digest("sha256", true.hex())
+    of_ref = Digest("sha256", "0" * 64)
+    assert resolve(web(), f"{url}#sha256={of_ref.hex}").files[0].digest == of_ref
+    for wrong in ("sha-256=:AAAA:", "sha-256=:A:", "sha-256=AAAA", "md5=:AAAA:"):
+        origin.add("/x", b"x", headers={"Repr-Digest": wrong})
+        assert resolve(web(), url).files[0].digest is None
+
+
+def test_the_revision_of_one_file_moves_with_its_validator(origin: Origin) -> None:
+    url = origin.add("/x", b"x", etag="1")
+    first = resolve(web(), url)
+    assert resolve(web(), url).revision == first.revision
+    origin.add("/x", b"x", etag="2")
+    assert resolve(web(), url).revision != first.revision
+
+
+def test_a_file_without_a_validator_is_itself_only_once(origin: Origin) -> None:
+    url = origin.add("/x", b"x", etag=None, last_modified=False)
+    first, second = resolve(web(), url), resolve(web(), url)
+    assert first.files[0].blob != second.files[0].blob
+    assert read(web().open(first.files[0], Extent(0, 1), CancelToken()), 1) == b"x"
+    assert not {"if-match", "if-unmodified-since"} & origin.requests[-1].headers.keys()
+
+
+def test_a_file_that_does_not_say_its_length_is_refused(origin: Origin) -> None:
+    url = origin.add("/x", b"x")
+    origin.fault("/x", Chunked(), methods=EITHER)
+    refused(lambda: resolve(web(), url), "size_unknown")
+
+
+def test_a_percent_encoded_path_is_decoded_once(origin: Origin) -> None:
+    origin.add("/a%20b c", b"x")
+    manifest = resolve(web(), f"{origin.url}/a%2520b%20c")
+    assert manifest.files[0].path == "a%20b c"
+    assert read(web().open(manifest.files[0], Extent(0, 1), CancelToken()), 1) == b"x"
+
+
+def test_a_file_that_changes_after_it_was_resolved_is_changed(origin: Origin) -> None:
+    url = origin.add("/x", b"old")
+    file = resolve(web(), url).files[0]
+    origin.fault("/x", ChangeETag("new", b"new"))
+    with pytest.raises(Changed):
+        web().open(file, Extent(0, 3), CancelToken())

@@ -272,6 +272,30 @@ def withdrawn(store: DiskStore) -> None:
     store.withdraw("m")
 
 
+def test_a_publish_after_a_rollback_that_failed_half_way_is_undone_by_no_start() -> None:
+    newest, commit = {"config.json": b"{}", "model.bin": noise(KIB, 3)}, "c" * 40
+    with base_as_another_user() as base:
+        two_revisions(base)
+        with DiskStore(base, keep_previous=1) as store:
+            keep(store, newest)
+
+        def published(root: Path) -> None:
+            with DiskStore(root, keep_previous=1) as store:
+                ready, (before,) = store.names.ready("m"), store.history.of("m")
+                with store.names.changing():
+                    store.history.begin_rollback(Rollback(before, ready, ready.spec, 3.0))
+                publish(store, newest, "hf://org/model@v3", "m", revision=commit, now=4.0)
+
+        seen = 0
+        for root in killed_at_every_step(base, published):
+            ready = root / "ready/m.json"
+            if ready.exists() and json.loads(ready.read_bytes())["revision"] == commit:
+                with DiskStore(root, keep_previous=1):
+                    assert_whole(root, "m", newest, commit=commit)
+                seen += 1
+        assert seen > 1, "it was killed after the ready file"
+
+
 def test_a_process_killed_at_any_step_of_an_eviction_leaves_a_model_whole_or_gone() -> None:
     gone = {"config.json": b"{}", "dir/model.bin": noise(KIB, 1)}
     left = {"config.json": b"{}", "dir/model.bin": noise(KIB, 2)}

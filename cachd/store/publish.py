@@ -94,6 +94,8 @@ class Publisher:
             self._views.point(snapshot)
             self._history.replace(replaced, snapshot, rolled_back_from=rolled_back_from)
             self._watch.cover(manifest, [snapshot.hub_folder])  # before pods may open it
+            if rolled_back_from is None:
+                self._history.end_rollback(spec.name)  # or a restart would undo this publish
             self._declare(snapshot)
             self._names.end_quarantine(spec.name)
             self._history.end_rollback(spec.name)

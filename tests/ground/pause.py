@@ -1,6 +1,6 @@
 """Stops a thread before one of its steps, so that a test can act at that very moment, in every run.
 
-    with paused_before(durable.move, lambda: snapshots.evict(manifest)) as evicting:
+    with paused_before(durable.move, lambda: store.evict(manifest)) as evicting:
         ...                     # the other thread stands where it is about to call durable.move
     evicting.result()           # it has gone on, and has ended
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.transfer.bandwidth import Bandwidth
-from cachd.transfer.events import Listener, Meter
+from cachd.transfer.events import Listener, Meters
 from cachd.transfer.streams import BUFFER_BYTES, Streams
 
 _COMMITTERS = 4
@@ -16,23 +17,18 @@ _COMMITTERS = 4
 class Engine:
     """The streams, bandwidth limits, metrics, and hashing and committing threads of all downloads.
 
-    `retries`: how often a part may fail without progress.
+    `retries`: how often a part may fail without progress. `listeners`: who hears of the events of
+    downloads, by the scheme of the source.
     """
 
     def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
         self.streams, self.bandwidth, self.retries = streams, bandwidth, retries
-        self._metrics, self._listeners = metrics, dict[str, Listener]()
+        self.listeners: Mapping[str, Listener] = Meters(metrics)
         # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. Hashing
         # releases the GIL, so more threads than cores would take the cores that API requests need.
         self.hashers = threads.pool(threads.CORES, "hash")
         self.committers = threads.pool(_COMMITTERS, "commit")  # these wait for the disk, not for a core
         self._buffers = threading.local()
-
-    def listener(self, scheme: str) -> Listener:
-        """Who hears of the events of all downloads from sources of this scheme."""
-        if scheme not in self._listeners:
-            self._listeners[scheme] = Meter(self._metrics, scheme)
-        return self._listeners[scheme]
 
     def hash_buffer(self) -> memoryview:
         """The calling thread's buffer for reading a file back."""

@@ -55,3 +55,15 @@ class Meter:
         """See `Listener`."""
         self._metrics.verify_failures.labels("pull").inc()
         self._metrics.refetched_bytes.labels(reason).inc(count)
+
+
+class Meters(dict[str, Listener]):
+    """The meter of each scheme, made when it is first looked up."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def __missing__(self, scheme: str) -> Listener:
+        meter = self[scheme] = Meter(self._metrics, scheme)
+        return meter

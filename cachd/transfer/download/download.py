@@ -76,8 +76,9 @@ class Download:
             supplier.download = self
             schedule.suppliers.append(supplier)
             self.blocks.share_with(supplier.reservation)
+            supplier.queued = 1
         self.engine.streams.more_files(supplier.quota, 1)
-        schedule.append(supplier)
+        self.engine.streams.append(supplier.quota, supplier.turn)
         return True
 
     def leave(self, supplier: Supplier) -> None:

@@ -56,7 +56,7 @@ class Supplier:
         self.cancel_token = CancelToken()
         self.download: Download  # set when it joins one
         self.proving: Proving | None = None
-        self.listener = engine.listener(scheme)
+        self.listener = engine.listeners[scheme]
         self.is_stopped = False
         self.has_ranges = True
         self.is_benched = self.was_measured = False

@@ -135,7 +135,7 @@ def _walked(tree: ast.Module) -> Iterator[ast.AST]:
 def chosen(root: Path, seed: int, count: int, only: str) -> list[Bug]:
     """`count` bugs, drawn from all that are possible; the same for the same seed and code."""
     code = root / "cachd"
-    paths = [path for part in WHERE for path in sorted((code / part).glob("*.py"))]
+    paths = [path for part in WHERE for path in sorted((code / part).rglob("*.py"))]
     paths += [code / name for name in MODULES if (code / name).exists()]
     texts = {str(path.relative_to(root)): path.read_text() for path in paths}
     names = {name for text in texts.values() for name in locks(text)}

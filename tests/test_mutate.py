@@ -94,7 +94,7 @@ def test_the_locks_of_the_code_are_found_whatever_their_names() -> None:
     every = chosen(PROJECT, seed=1, count=1 << 20, only="")
     without = {(bug.module, bug.was) for bug in every if bug.kind == "no lock"}
     assert without >= {
-        ("cachd/store/content.py", "self._owning"),
+        ("cachd/store/content/owners.py", "self._writing"),
         ("cachd/upkeep/jobs.py", "self._lock"),
         ("cachd/upkeep/verifications.py", "self._lock"),  # which it inherits
         ("cachd/transfer/streams.py", "self._ready"),

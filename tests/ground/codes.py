@@ -12,7 +12,7 @@ from cachd.errors import CachdError
 
 PROJECT = Path(__file__).parent.parent.parent
 PULLS = ("sources", "transfer", "store", "model", "policy")
-ENDS_A_PULL = [*(m for part in PULLS for m in sorted((PROJECT / "cachd" / part).glob("*.py")))]
+ENDS_A_PULL = [*(m for part in PULLS for m in sorted((PROJECT / "cachd" / part).rglob("*.py")))]
 ENDS_A_PULL += [PROJECT / "cachd/foreign.py"]
 # Codes of these modules that end no pull: they are about a request, an option, a root or a ready model.
 ENDS_NO_PULL = {

@@ -21,7 +21,7 @@ import structlog
 from cachd import __version__, files
 from cachd.api.documents import Models
 from cachd.api.status import StatusFiles
-from cachd.config import Config, Loaded
+from cachd.config import RELOADED_KEYS, Config, Loaded
 from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
 from cachd.kubelet import kubelet_keeps
@@ -366,17 +366,8 @@ def _certified(config: Config) -> Iterator[Certificate | None]:
         certificate.close()
 
 
-# Options that take effect as soon as the file changes. All others need a restart.
-TAKEN_OVER = frozenset(
-    (
-        *("models", "limit_bytes_per_second", "source_limits", "limit_bytes", "reserve_free"),
-        *("reserve_inodes", "allow", "refuse", "sources"),
-    )
-)
-
-
 class _Watched:
-    """Loads the configuration file again whenever it changes, and applies the options of TAKEN_OVER.
+    """Loads the configuration file again whenever it changes, and applies the options marked RELOADED.
 
     While the file is wrong, the options from before stay in force.
     """
@@ -418,7 +409,7 @@ class _Watched:
         ]
 
     def _take_over(self, now: Loaded) -> None:
-        before, after = self._in_force.config.limits, self._in_force.updated(now, TAKEN_OVER)
+        before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
         parts = self._parts
         _set_bounds(parts.store, after.config)
         table = _table(after.config)

@@ -83,7 +83,7 @@ def locks(text: str) -> set[str]:
     return {name for left in LOCKS_MADE.findall(text) for name in re.findall(r"(?:self\.)?(\w+)", left)}
 
 
-def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:
+def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C901 one branch for each kind of bug
     """Every bug of a module, in the order of its lines. `locks`: the names of locks, its own or inherited."""
     content = text.encode()
     lines = [0, *itertools.accumulate(len(line) for line in content.splitlines(keepends=True))]

@@ -16,7 +16,7 @@ import yaml
 from bench.__main__ import KEPT, kept, markdown
 from bench.readme import MEASUREMENTS, rendered
 from cachd import __version__
-from cachd.cli import EXIT_CODES
+from cachd.cli.exits import EXIT_CODES
 from cachd.config import Config, Model
 from cachd.settings.tokens import TokenFile
 from tests.ground.hub import Hub

@@ -34,14 +34,15 @@ class Extent:
 
     @property
     def size(self) -> int:
+        """How many bytes the extent has."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A digest of content, written `algorithm:hex`.
+    r"""A digest of content, written `algorithm:hex`.
 
-    Algorithms: sha256; git-sha1 (SHA-1 of `blob <size>\\0` and the content); sha1, crc64nvme, crc32c and
+    Algorithms: sha256; git-sha1 (SHA-1 of `blob <size>\0` and the content); sha1, crc64nvme, crc32c and
     crc32 as in S3's checksums. `origin` is not an algorithm: such a digest names a blob that belongs to one
     source (see `File.blob`).
     """

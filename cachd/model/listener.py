@@ -65,6 +65,7 @@ class SocketFile:
 
     @property
     def is_local(self) -> bool:
+        """True: only processes of this node can connect."""
         return True
 
 
@@ -81,6 +82,7 @@ class Listener:
 
     @property
     def may_speak_tls(self) -> bool:
+        """Whether the daemon speaks TLS here once it has a certificate."""
         return isinstance(self.at, Address) and not self.is_plain
 
     @classmethod

@@ -180,6 +180,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
+        """The local name under which pods find it."""
         return self.spec.name
 
     @property

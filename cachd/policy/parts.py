@@ -34,6 +34,7 @@ class Received:
 
     @property
     def bytes(self) -> int:
+        """How many bytes all extents have together."""
         return sum(self._stops) - sum(self._starts)
 
     @property

@@ -210,7 +210,8 @@ def cost() -> tuple[float, float]:
 def count(ref: str, root: Path, ca_file: Path | None = None) -> None:
     """Pull in this process, and tell its CPU seconds and those without the lock as one line of JSON."""
     from cachd.config import Config
-    from cachd.daemon import assembled, configure_logs
+    from cachd.daemon.logs import configure_logs
+    from cachd.daemon.parts import assembled
     from cachd.model import ModelSpec, Ref
     from cachd.store import digests
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cachd import daemon, terminal
+from cachd import terminal
 from cachd.api.documents import Asked, Models
 from cachd.config import Config
+from cachd.daemon.logs import configure_logs
+from cachd.daemon.parts import assembled
 from cachd.errors import Invalid, WaitTimeout
 from cachd.findings import key_of, sentence
 from cachd.kernel import threads
@@ -31,7 +33,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     """
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
-    daemon.configure_logs(level, options.log_format)
+    configure_logs(level, options.log_format)
     try:
         request = Asked.model_validate(asked)
     except ValidationError as error:
@@ -40,7 +42,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     spec = request.spec()
     deadline = time.monotonic() + seconds
     with (
-        daemon.assembled(options) as parts,
+        assembled(options) as parts,
         _ending_in_time(),
         terminal.progress_bar(spec.name) as update,
     ):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cachd.config import RELOADED_KEYS, Config, load, read, table
-from cachd.daemon import check_listen
+from cachd.daemon.listen import check_listen
 from cachd.effective import effective
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import ModelSpec, Percentage, Ref

@@ -15,7 +15,7 @@ import pytest
 from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config
-from cachd.daemon import assembled
+from cachd.daemon.parts import assembled
 from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -167,7 +167,7 @@ TERMINAL = {"asyncio", "rich.console", "rich.table", "rich.progress"}
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        (("cachd.daemon", "cachd.api.app", "cachd.api.server"), LATER),
+        (("cachd.daemon.serve",), LATER),
         (("cachd.direct",), LATER | WEB),
         (("cachd.cli",), LATER | WEB | OPTIONS | TERMINAL),
         (("cachd.cli", "cachd.pod.wait"), LATER | WEB | OPTIONS | TERMINAL),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cachd.config import Config
-from cachd.daemon import assembled
+from cachd.daemon.parts import assembled
 from cachd.errors import Changed, NotFound
 from cachd.model import Digest, Extent, File, Manifest, ModelSpec, Ref
 from cachd.sources.source import CancelToken

@@ -23,7 +23,8 @@ def serve(
 ) -> None:
     """Run the daemon. `cachd options` lists every option for the file and the environment."""
     gc.disable()  # imports make no garbage, and collections would take a tenth of the start
-    from cachd import config, daemon  # their libraries take longer to load than most commands to run
+    from cachd import config  # their libraries take longer to load than most commands to run
+    from cachd.daemon import serve as daemon
 
     gc.freeze()
     gc.enable()

@@ -1,7 +1,5 @@
 """Options of the HTTP API."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator

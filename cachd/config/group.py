@@ -1,4 +1,8 @@
-"""Defines what all groups of options share."""
+"""Defines what all groups of options share.
+
+The modules of options do not import annotations from __future__: pydantic would evaluate each annotation
+twice, for the group and for Config.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Options of the models that the daemon pulls at start."""
 
-from __future__ import annotations
-
 import functools
 from typing import Annotated, Self
 

@@ -1,7 +1,5 @@
 """Options of the way to the sources."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

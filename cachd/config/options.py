@@ -1,7 +1,5 @@
 """Combines the groups of options into one flat set of keys."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

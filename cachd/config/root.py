@@ -1,7 +1,5 @@
 """Options of the cache directory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Options of the sources that models come from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

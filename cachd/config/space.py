@@ -1,7 +1,5 @@
 """Options of disk space and eviction."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Options of pulls."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

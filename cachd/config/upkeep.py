@@ -1,7 +1,5 @@
 """Options of the upkeep of what is published."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from cachd.config.group import Group

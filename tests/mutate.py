@@ -35,8 +35,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parent.parent
-WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api")
-MODULES = ("config.py", "daemon.py")
+WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
 LEAST_KILLED = 0.95
 MOST_FILES = 10  # of tests, considered for a module
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
@@ -135,8 +134,7 @@ def _walked(tree: ast.Module) -> Iterator[ast.AST]:
 def chosen(root: Path, seed: int, count: int, only: str) -> list[Bug]:
     """`count` bugs, drawn from all that are possible; the same for the same seed and code."""
     code = root / "cachd"
-    paths = [path for part in WHERE for path in sorted((code / part).glob("*.py"))]
-    paths += [code / name for name in MODULES if (code / name).exists()]
+    paths = [path for part in WHERE for path in sorted((code / part).rglob("*.py"))]
     texts = {str(path.relative_to(root)): path.read_text() for path in paths}
     names = {name for text in texts.values() for name in locks(text)}
     found = [b for module, text in texts.items() if only in module for b in bugs(module, text, names)]

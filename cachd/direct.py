@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from cachd import daemon, terminal
+from cachd import terminal
 from cachd.config import Config
+from cachd.daemon.logs import configure_logs
+from cachd.daemon.parts import assembled
 from cachd.errors import WaitTimeout
 from cachd.kernel import threads
 from cachd.model import ModelSpec
@@ -31,10 +33,10 @@ def pull_here(
     """
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
-    daemon.configure_logs(level, options.log_format)
+    configure_logs(level, options.log_format)
     began = time.monotonic()
     with (
-        daemon.assembled(options) as parts,
+        assembled(options) as parts,
         _ending_in_time(),
         terminal.progress_bar(spec.name) as update,
     ):

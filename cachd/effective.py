@@ -27,6 +27,7 @@ class Effective:
     where: str
 
     def as_document(self) -> dict[str, object]:
+        """The option as `GET /v1/options` shows it."""
         return {"key": self.key, "value": self.value, "source": self.source.value, "where": self.where}
 
 
@@ -97,7 +98,7 @@ def _column(loaded: Loaded, name: str, scheme: str, held: Mapping[str, Held]) ->
 
 
 def _effective(loaded: Loaded, key: str) -> Effective:
-    setting = loaded.settings.get(key)
+    setting = loaded.given.settings.get(key)
     if setting is not None and key == "sources":
         return Effective(key, entries(loaded), setting.giver, str(setting.place))
     if setting is not None:

@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 from cachd.errors import CachdError, printable
 
-stderr = Console(stderr=True)
+# Consoles, tables and bars are imported where they are used: a command that prints one path needs none.
 
 
 def show_error(error: CachdError) -> None:
     """Print the error's detail, hint, withheld facts and code on standard error."""
-    stderr.print(f"error: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
+    warn(f"error: {error.detail}", style="red")
     if error.hint:
-        stderr.print(f"  hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+        warn(f"  hint: {error.hint}")
     # An error from the daemon has none. Those of this process may be shown: its user is the operator.
     for name, fact in error.withheld.items():
-        stderr.print(f"  {name}: {fact}", markup=False, highlight=False, soft_wrap=True)
-    stderr.print(f"  code: {error.code}", markup=False, highlight=False, soft_wrap=True)
+        warn(f"  {name}: {fact}")
+    warn(f"  code: {error.code}")
+
+
+def warn(line: str, style: str | None = None) -> None:
+    """Print lines on standard error. On a terminal they have the style."""
+    text = _escaped(line)
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr)
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: object) -> None:
     """Print lines that may hold text of strangers. Control characters in them are escaped."""
-    print("\n".join(map(printable, str(text).split("\n"))))
+    print(_escaped(str(text)))
+
+
+def _escaped(text: str) -> str:
+    """The lines of a text, with their control characters escaped."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def show_json(document: object) -> None:
+    """Print the document as JSON. What JSON lacks, such as a path, is printed as text."""
     print(json.dumps(document, indent=1, default=str))
 
 
 def show_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table as kubectl does: no borders, upper-case headings, one row for each thing."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*headings, box=None, header_style="", pad_edge=False)
     for row in rows:
         table.add_row(*map(printable, row))
@@ -68,7 +79,7 @@ def show_options(document: Mapping[str, Any]) -> None:
             rows.append((option["key"], _plain(option["value"]), option["where"] or option["source"]))
     show_table(("KEY", "VALUE", "FROM"), rows)
     for reason in not_in_force(document.get("file") or {}):
-        stderr.print(printable(reason), style="red", markup=False, highlight=False, soft_wrap=True)
+        warn(reason, style="red")
 
 
 def show_sources(document: Mapping[str, Any]) -> None:
@@ -230,8 +241,18 @@ def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
     Yields a function that takes the state, the bytes done and the total bytes.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bar:
+    from rich import progress
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(printable(name), total=None)
 
         def update(state: str, done: int, total: int) -> None:
@@ -240,8 +261,8 @@ def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "-"}[value]
+def _yes(value: object) -> str:
+    return "-" if value is None else "yes" if value else "no"
 
 
 def _age(published_at: str) -> str:

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 
 from cachd.config import Config
-from cachd.daemon import Parts, assembled
+from cachd.daemon.parts import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.withdrawals import Withdrawals

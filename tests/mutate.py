@@ -35,8 +35,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parent.parent
-WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api")
-MODULES = ("config.py", "daemon.py")
+WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
 LEAST_KILLED = 0.95
 MOST_FILES = 10  # of tests, considered for a module
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
@@ -83,7 +82,7 @@ def locks(text: str) -> set[str]:
     return {name for left in LOCKS_MADE.findall(text) for name in re.findall(r"(?:self\.)?(\w+)", left)}
 
 
-def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:
+def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C901 one branch for each kind of bug
     """Every bug of a module, in the order of its lines. `locks`: the names of locks, its own or inherited."""
     content = text.encode()
     lines = [0, *itertools.accumulate(len(line) for line in content.splitlines(keepends=True))]
@@ -136,7 +135,6 @@ def chosen(root: Path, seed: int, count: int, only: str) -> list[Bug]:
     """`count` bugs, drawn from all that are possible; the same for the same seed and code."""
     code = root / "cachd"
     paths = [path for part in WHERE for path in sorted((code / part).rglob("*.py"))]
-    paths += [code / name for name in MODULES if (code / name).exists()]
     texts = {str(path.relative_to(root)): path.read_text() for path in paths}
     names = {name for text in texts.values() for name in locks(text)}
     found = [b for module, text in texts.items() if only in module for b in bugs(module, text, names)]

@@ -601,7 +601,7 @@ def test_a_model_asked_for_stays_and_one_that_is_only_read_by_the_clock_of_its_f
 def test_uses_outlive_the_daemon(disk: Disks, engine: Engines, origin: Origin) -> None:
     root = disk(40 * MIB)
     from cachd.config import Config
-    from cachd.daemon import assembled
+    from cachd.daemon.parts import assembled
 
     options = Config(root=root, allow=("127.0.0.0/8", f"{origin.url}/"), reserve_free=4 * MIB)
     with assembled(options) as parts:

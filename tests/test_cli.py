@@ -22,6 +22,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cachd import __version__, cli, config, errors
+from cachd.cli.exits import EXIT_BY_ERROR, EXIT_CODES
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Seen, Stall, Status
@@ -29,6 +30,7 @@ from tests.ground.site import Ground
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 120
+CODE = Path(cli.__file__).parent.parent
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 Nodes = Callable[..., Node]
 Ended = subprocess.CompletedProcess[str]
@@ -230,8 +232,37 @@ def test_the_help_tells_every_command_and_every_exit_code() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "1000", "TERM": "dumb"})
     for command in COMMANDS:
         assert f" {command} " in shown.output
-    for code, meaning in cli.EXIT_CODES.items():
+    for code, meaning in EXIT_CODES.items():
         assert f"{code} {meaning}" in shown.output
+
+
+COLLECTS = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))
+sys.argv[0] = "cachd"
+from cachd.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "collects"),
+    [
+        (("version",), "True False"),
+        (("options",), "True False"),
+        (("path", "m", "--cache", "/nowhere"), "True False"),
+        (("wait", "m", "--cache", "/nowhere", "--timeout", "0"), "True False"),
+        (("ls", "--server", "http://127.0.0.1:1"), "True False"),
+        (("serve", "--listen", "nowhere"), "True True"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_only_serve_starts_without_garbage_collections(words: tuple[str, ...], collects: str) -> None:
+    """A collection during the imports of `serve` would delay its start. Other commands end sooner."""
+    ended = subprocess.run([sys.executable, "-c", COLLECTS, *words], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == collects, ended.stderr
+    disabling = [path.name for path in CODE.rglob("*.py") if "gc.disable()" in path.read_text()]
+    assert disabling == ["serve.py"]
 
 
 def test_a_shell_can_complete_commands(ground: Ground) -> None:
@@ -313,10 +344,10 @@ def test_no_space_is_7(origin: Origin, root: Path) -> None:
 
 
 def test_every_error_has_an_exit_code_that_the_help_explains() -> None:
-    assert set(cli.EXIT_BY_ERROR.values()) <= set(cli.EXIT_CODES)
+    assert set(EXIT_BY_ERROR.values()) <= set(EXIT_CODES)
     said_by_class = {errors.Unauthorized, errors.Cancelled, errors.DiskFailed, errors.CachdError}
     kinds = {k for _, k in inspect.getmembers(errors, inspect.isclass) if issubclass(k, errors.CachdError)}
-    assert kinds - set(cli.EXIT_BY_ERROR) <= said_by_class, "a class that says what to do has its own code"
+    assert kinds - set(EXIT_BY_ERROR) <= said_by_class, "a class that says what to do has its own code"
 
 
 def test_a_write_without_the_token_is_5_and_with_it_is_done(

@@ -1,8 +1,7 @@
-"""Where an option comes from, what it may be, and how a wrong one is told."""
+"""Where an option comes from, and what it may be."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -12,13 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cachd.config import Config, load, read, table
-from cachd.daemon import TAKEN_OVER, check_listen
-from cachd.effective import effective
+from cachd.config import Config, load, read
+from cachd.daemon.listen import check_listen
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import ModelSpec, Percentage, Ref
-from cachd.settings.given import unknown_variables
-from tests.ground.origin import Origin
 
 TIB = 1 << 40
 
@@ -46,6 +42,16 @@ def refused(**flags: object) -> str:
         load(**flags)
     assert refusal.value.code in ("bad_option", "bad_config")
     return str(refusal.value)
+
+
+def refused_detail(**flags: object) -> str:
+    with pytest.raises(Invalid) as refusal:
+        load(**flags)
+    detail = refusal.value.detail
+    assert not re.search(
+        r"type=|pydantic|Input should|valid (string|integer|boolean|tuple)|input_", detail
+    ), detail
+    return detail
 
 
 # --- where an option comes from ---
@@ -388,337 +394,3 @@ def test_a_name_that_looks_like_a_number_or_a_flag_is_a_name(file: Path, name: s
     file.write_text(f"models: [{{ref: hf://org/model, name: {name}, include: {name}}}]")
     (model,) = load(config=file).models
     assert (model.spec.name, model.include) == (name, (name,))
-
-
-# --- the words of a refusal ---
-
-
-def told_of(file: Path, text: str) -> list[str]:
-    """The lines of the refusal of a file, without its path."""
-    file.write_text(text)
-    lines = refused_detail(config=file).splitlines()
-    assert all(line.startswith(f"{file}") for line in lines), lines
-    return [line.removeprefix(f"{file}") for line in lines]
-
-
-def refused_detail(**flags: object) -> str:
-    with pytest.raises(Invalid) as refusal:
-        load(**flags)
-    detail = refusal.value.detail
-    assert not re.search(
-        r"type=|pydantic|Input should|valid (string|integer|boolean|tuple)|input_", detail
-    ), detail
-    return detail
-
-
-def test_every_fault_of_a_file_is_told_at_once_with_its_line_and_key_and_in_its_order(file: Path) -> None:
-    text = """\
-streams: many
-allow:
-  - 10.0.0.0/8
-  - 300.0.0.0/8
-stall_seconds: 2h
-pulls: 0
-evict: perhaps
-log_level: loud
-limit_bytes_per_second: 500Mb
-source_limits: {gopher: 1MB}
-models:
-  - ref: hf://org/model
-    priority: high
-  - name: no-ref
-  - {ref: hf://org/other, name: ../x}
-  - hf://org/third
-  - ref: hf://org/fourth
-    include: [[a]]
-root: [a]
-"""
-    prefixes = "write 10.0.0.0/8, http://host:port/path/ or file:///mnt/share/"
-    assert told_of(file, text) == [
-        ":1: streams: 'many' is not a whole number from 1 to 256",
-        f":4: allow[1]: allow entry '300.0.0.0/8' is neither a network nor a URL prefix ({prefixes})",
-        ":5: stall_seconds: 7200 is more than 3600",
-        ":6: pulls: '0' is not a whole number from 1 to 256",
-        ":7: evict: 'perhaps' is neither true nor false",
-        ":8: log_level: 'loud' is none of 'debug', 'info', 'warning' or 'error'",
-        ":9: limit_bytes_per_second: '500Mb' may mean bits or bytes: write 500Mbit/s or 500MB/s",
-        ":10: source_limits.gopher: 'gopher' is none of 'hf', 's3', 'https', 'http' or 'file'",
-        ":13: models[0].priority: 'high' is not a whole number from -100 to 100",
-        ":14: models[1].ref: is missing",
-        *(line for line in told_of(file, text) if line.startswith(":15: models[2]: ") and "../x" in line),
-        ":16: models[3]: is not a mapping of keys to values",
-        ":18: models[4].include[0]: is not a string",
-        ":19: root: is not a string",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    {
-        "strems: 3": ":1: strems: no such key; did you mean streams?",
-        "Streams: 3": ":1: Streams: no such key; did you mean streams?",
-        "hf-token-file: /x": ":1: hf-token-file: no such key; did you mean hf_token_file?",
-        "xyzzy: 3": ":1: xyzzy: no such key",
-        "models:\n- ref: hf://a/b\n  exlude: x": ":3: models[0].exlude: no such key; did you mean exclude?",
-    }.items(),
-)
-def test_an_unknown_key_is_told_with_the_nearest_there_is(file: Path, text: str, told: str) -> None:
-    assert told_of(file, text) == [told]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    {
-        "streams: 1\nstreams: 2": ":2: streams: is set twice, in lines 1 and 2",
-        "models:\n- {ref: a,\n   ref: b}": ":3: models[0].ref: is set twice, in lines 2 and 3",
-        "streams: 1\n\tpulls: 2": ":2: a tab: indent with spaces",
-        "streams: 1\n pulls: 2": ":2: wrong indentation, or a value with ': ' that needs quotes",
-        "- a": ":1: has no keys",
-        "hf://org/model": ":1: has no keys",
-        "? [a]\n: b": ":1: a key is one word, not a list or a mapping",
-        "streams: !!int 4": ":1: streams: a value that starts with ! is a tag: quote the value",
-        "streams: *four": ":1: a value that starts with * is an alias of an anchor: quote the value",
-        "streams: @4": ":1: a value cannot start with @ or `: quote it",
-        "streams: '4": ":1: the end of the file inside quotes",
-        "streams: 4\n---\nstreams: 5": ":2: a second document: only one is read",
-        "streams: 4\npulls: \x07": ":2: a control character",
-        "<<: 5": ":1: << takes a mapping",
-        "a: " + "[" * 30 + "]" * 30: ":1: nested deeper than 20 levels",
-        "a: " + "[" * 3000: ": nested deeper than 20 levels",
-    }.items(),
-    ids=lambda text: ascii(text)[:30],
-)
-def test_yaml_that_cannot_be_meant_is_told_by_its_line(file: Path, text: str, told: str) -> None:
-    assert told in told_of(file, text)
-
-
-def test_a_file_of_another_encoding_is_told_by_its_line_and_a_byte_order_mark_is_fine(file: Path) -> None:
-    file.write_bytes(b"streams: 4\nroot: /caf\xe9\n")
-    assert refused_detail(config=file) == f"{file}:2: not UTF-8"
-    file.write_text("streams: 4", encoding="utf-16")
-    assert refused_detail(config=file) == f"{file}:1: not UTF-8"
-    file.write_text("streams: 4", encoding="utf-8-sig")
-    assert load(config=file).streams == 4
-
-
-def test_what_is_no_small_file_is_refused_and_waited_for_by_nobody(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "long").write_bytes(b"#" * ((1 << 20) + 1))
-    reasons = {
-        tmp_path: "not a regular file",
-        tmp_path / "pipe": "not a regular file",
-        Path("/dev/zero"): "not a regular file",
-        tmp_path / "long": "longer than 1048576 bytes",
-        tmp_path / "absent": "No such file or directory",
-    }
-    for path, reason in reasons.items():
-        assert refused_detail(config=path) == f"{path}: the configuration file cannot be read: {reason}"
-
-
-def test_anchors_are_taken_and_a_bomb_of_them_is_not(file: Path) -> None:
-    file.write_text(
-        "models:\n- &m {ref: hf://a/b, exclude: &x ['*.bin']}\n"
-        "- {<<: *m, name: c}\n- {ref: hf://d/e, exclude: *x}\n"
-    )
-    models = load(config=file).models
-    assert [(m.name, m.exclude) for m in models] == [(name, ("*.bin",)) for name in (None, "c", None)]
-    merged = "models:\n- &m {streams: many, ref: x}\n<<: *m\nstreams: 4\npulls: many\n"
-    assert ": ref: no such key; did you mean refuse?" in told_of(file, merged)
-    laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 15))
-    assert "too many values" in told_of(file, laughs)[0]
-    assert "nested deeper" in told_of(file, "a: &a [*a]")[0]
-
-
-def test_a_wrong_variable_and_a_wrong_flag_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CACHD_STREAMS", "many")
-    monkeypatch.setenv("CACHD_MODELS", "[{ref: hf://a/b, exlude: x}]")
-    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.example")
-    assert refused_detail(listen="here").splitlines() == [
-        "--listen: listen[0]: write HOST:PORT, such as 127.0.0.1:8470 or [::]:8470, or unix:/PATH",
-        "CACHD_MODELS: models[0].exlude: no such key; did you mean exclude?",
-        "CACHD_STREAMS: streams: 'many' is not a whole number from 1 to 256",
-        "HF_ENDPOINT: hf_endpoint: write https://HOST[:PORT][/PATH], with no user, password or query",
-    ]
-
-
-def test_a_hundred_faults_are_told_as_fifty_and_how_many_more(file: Path) -> None:
-    lines = refused_detail(config=written(file, **{f"x{n}": n for n in range(100)})).splitlines()
-    assert (len(lines), lines[-1]) == (51, "and 50 more")
-
-
-def test_a_variable_that_is_no_option_is_told_with_the_nearest_and_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    theirs = (
-        "CACHD_SERVICE_HOST",
-        "CACHD_PORT",
-        "CACHD_PORT_8470_TCP_ADDR",
-        "CACHD_METRICS_SERVICE_PORT_HTTP",
-    )
-    for name in (
-        *theirs,
-        "CACHD_SERVER",
-        "CACHD_TOKEN",
-        "CACHD_STREAMS",
-        "cachd_pulls",
-        "CACHD_STREMS",
-        "CACHD_ZZ",
-    ):
-        monkeypatch.setenv(name, "5")
-    assert (load().streams, load().pulls) == (5, 5)
-    assert unknown_variables(Config.model_fields) == [
-        "CACHD_STREMS is no option; did you mean CACHD_STREAMS?",
-        "CACHD_ZZ is no option",
-    ]
-
-
-# --- variables of other tools ---
-
-
-@pytest.mark.parametrize(
-    ("key", "variables"),
-    {
-        "hf_endpoint": ["HF_ENDPOINT"],
-        "s3_endpoint_url": ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"],
-        "s3_region": ["AWS_REGION", "AWS_DEFAULT_REGION"],
-    }.items(),
-)
-def test_an_option_that_nobody_set_is_that_of_the_ecosystem(
-    file: Path, monkeypatch: pytest.MonkeyPatch, key: str, variables: list[str]
-) -> None:
-    default = getattr(load(), key)
-    for number, variable in reversed(list(enumerate(variables))):
-        monkeypatch.setenv(variable, f"https://by-variable-{number}")
-        assert getattr(load(), key) == f"https://by-variable-{number}"
-    assert getattr(load(config=written(file, **{key: "https://by-file"})), key) == "https://by-file"
-    for variable in variables:
-        monkeypatch.setenv(variable, " ")
-    assert getattr(load(), key) == default
-
-
-def test_endpoints_of_the_environment_are_ignored_where_the_environment_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.example")
-    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
-    assert load().s3_endpoint_url is None
-
-
-def test_a_file_of_authorities_is_that_of_the_option_then_of_openssl_then_of_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Origin(tls=True) as origin:
-        assert origin.ca_file is not None
-        files = [tmp_path / name for name in ("requests.pem", "openssl.pem", "aws.pem", "option.pem")]
-        for path in files:
-            path.write_bytes(origin.ca_file.read_bytes())
-    requests, openssl, aws, option = files
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(requests))
-    assert load().ca_file == requests
-    monkeypatch.setenv("SSL_CERT_FILE", str(openssl))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(aws))
-    assert (load().ca_file, load().s3_ca_file) == (openssl, aws)
-    assert (load(ca_file=option).ca_file, load(ca_file=option).s3_ca_file) == (option, aws)
-
-
-@pytest.mark.parametrize(
-    "variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "CACHD_CA_FILE"]
-)
-def test_a_variable_that_names_no_file_of_authorities_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    (tmp_path / "garbage").write_text("no certificate")
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "absent", tmp_path, tmp_path / "garbage", tmp_path / "pipe"):
-        monkeypatch.setenv(variable, str(path))
-        told = refused_detail()
-        assert told.startswith(f"{variable}: ")
-        assert f"{path} cannot be used" in told
-
-
-# --- the options in force ---
-
-
-def test_every_option_in_force_is_told_with_who_gave_it(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file.write_text("streams: 5\n\nreserve_free: 20 %\nmodels:\n- ref: hf://a/b\n  pin: yes\n")
-    monkeypatch.setenv("CACHD_PULLS", "7")
-    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
-    found = {each.key: each.as_document() for each in effective(read(config=file, root=tmp_path))}
-    assert list(found) == list(Config.model_fields)
-    expected = {
-        "root": (str(tmp_path), "flag", "--root"),
-        "streams": (5, "file", f"{file}:1"),
-        "reserve_free": ("20%", "file", f"{file}:3"),
-        "models": ([{"ref": "hf://a/b", "pin": True}], "file", f"{file}:4"),
-        "pulls": (7, "environment", "CACHD_PULLS"),
-        "hf_endpoint": ("https://mirror.example", "ecosystem", "HF_ENDPOINT"),
-        "retries": (8, "default", ""),
-        "hf_token_file": (None, "default", ""),
-    }
-    for key, (value, source, where) in expected.items():
-        assert found[key] == {"key": key, "value": value, "source": source, "where": where}
-    assert json.dumps(list(found.values()))
-
-
-def test_where_the_hub_token_comes_from_is_told_and_never_the_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def told() -> tuple[object, ...]:
-        found = {each.key: each for each in effective(read())}
-        assert "canary" not in repr(found)
-        return found["hf_token_file"].value, found["hf_token_file"].source.value, found["hf_token_file"].where
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert told() == (None, "default", "")
-    (tmp_path / "token").write_text("canary")
-    assert told() == ("set", "ecosystem", "hf auth login")
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert told() == ("set", "ecosystem", "HF_TOKEN_PATH")
-    monkeypatch.setenv("HF_TOKEN", "canary")
-    assert told() == ("set", "ecosystem", "HF_TOKEN")
-    monkeypatch.setenv("CACHD_HF_TOKEN_FILE", "/run/token")
-    assert told() == ("/run/token", "environment", "CACHD_HF_TOKEN_FILE")
-
-
-def test_a_password_in_a_value_is_not_among_the_options_in_force(file: Path) -> None:
-    file.write_text(
-        "listen: 'localhost:1'\nroot: /x\nallowed_hosts: ['https://u:canary@h/?t=canary', 'u:canary@h']\n"
-    )
-    found = {each.key: each.value for each in effective(read(config=file))}
-    assert "canary" not in repr(found)
-    assert found["allowed_hosts"] == ["https://h/?…", "h"]
-
-
-# --- the documentation ---
-
-
-def test_every_option_is_read_by_somebody() -> None:
-    """An option that no module reads would be accepted and shown, and have no effect."""
-    read: set[str] = set()
-    for module in (Path(__file__).parent.parent / "cachd").rglob("*.py"):
-        whose = ("self", "config") if module.name == "config.py" else ("config",)
-        for node in ast.walk(ast.parse(module.read_text())):
-            match node:
-                case ast.Attribute(value=ast.Name(id=owner) | ast.Attribute(attr=owner)) if owner in whose:
-                    read.add(node.attr)
-    assert set(Config.model_fields) - read == set()
-
-
-def test_every_option_has_its_line_in_the_table() -> None:
-    rows = list(table())
-    assert [name for name, *_ in rows] == list(Config.model_fields)
-    assert all(variable == f"CACHD_{name.upper()}" for name, variable, *_ in rows)
-    assert all(meaning for *_, meaning in rows)
-
-
-def test_the_help_of_an_option_says_whether_it_is_taken_over_while_the_daemon_runs() -> None:
-    said = {name for name, *_, text in table() if "reloaded when the file changes" in text}
-    assert said == TAKEN_OVER
-
-
-def test_the_default_of_the_table_is_a_value_the_option_takes(file: Path) -> None:
-    defaults = {name: default for name, _, default, _ in table() if default}
-    file.write_text("".join(f"{name}: {default}\n" for name, default in defaults.items()))
-    assert load(config=file) == load().model_copy(update={"config": file})

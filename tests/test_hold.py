@@ -407,7 +407,7 @@ def test_a_holder_that_comes_while_its_model_goes_has_it_whole_or_not_at_all(
 RACER = """
 import json, os, random, select, sys, time
 from pathlib import Path
-from cachd.pod import Mount
+from cachd.pod.mount import Mount
 mount, manifest = Mount(Path(sys.argv[1])), sys.argv[2]
 tree, held, violations = mount.layout.tree(manifest), 0, []
 while not select.select([sys.stdin], [], [], 0)[0]:

@@ -18,7 +18,7 @@ import pytest
 
 from cachd.errors import InUse
 from cachd.model import ModelSpec, Ref, Snapshot
-from cachd.pod import Mount
+from cachd.pod.mount import Mount
 from cachd.store.disk_store import DiskStore
 from tests.faults.children import in_child
 from tests.ground import mount

@@ -94,7 +94,7 @@ def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path
     url = f"unix:{tmp_path}/sock"
     env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0"}
     with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
-        ls = [CACHD, "ls", "--url", url]
+        ls = [str(CACHD), "ls", "--url", url]
         until(lambda: subprocess.run(ls, capture_output=True).returncode == 0)
         assert unit()["ExecReload"].split() == ["kill", "-HUP", "$MAINPID"]
         daemon.send_signal(signal.SIGHUP)

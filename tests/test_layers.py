@@ -15,7 +15,7 @@ import pytest
 from cachd.api.app import create_app
 from cachd.api.documents import Models
 from cachd.config import Config
-from cachd.daemon import assembled
+from cachd.daemon.parts import assembled
 from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -165,16 +165,18 @@ def test_a_call_upward_would_be_seen() -> None:
 LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 OPTIONS = {"yaml", "prometheus_client", "structlog"}
+TERMINAL = {"asyncio", "rich.console", "rich.table", "rich.progress"}
 
 
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        (("cachd.daemon", "cachd.api.app", "cachd.api.server"), LATER),
+        (("cachd.daemon.serve",), LATER),
         (("cachd.direct",), LATER | WEB),
-        (("cachd.cli",), LATER | WEB | OPTIONS),
+        (("cachd.cli",), LATER | WEB | OPTIONS | TERMINAL),
+        (("cachd.cli", "cachd.pod.wait"), LATER | WEB | OPTIONS | TERMINAL),
     ],
-    ids=["serve", "pull --direct", "help"],
+    ids=["serve", "pull --direct", "help", "wait --cache"],
 )
 def test_a_start_loads_no_library_before_it_is_needed(modules: tuple[str, ...], absent: set[str]) -> None:
     """Each takes a tenth of a second; the daemon must answer within one."""

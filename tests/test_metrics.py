@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import TypeGuard
 
 import pytest
 
-from cachd.metrics import EVICTION_REASONS, MODEL_STATES
+from cachd.metrics import EVICTION_REASONS, MODEL_STATES, Metrics
+from cachd.metrics.labels import CALLERS, VERDICTS
 from cachd.transfer.progress import State
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
@@ -69,6 +71,17 @@ def test_what_can_be_told_apart_has_its_series_from_the_start(alone: Callable[..
         assert samples[f'cachd_evictions_total{{reason="{reason}"}}'] == 0
     for state in MODEL_STATES:
         assert samples[f'cachd_models{{state="{state}"}}'] == 0
+    for role, verdict in itertools.product(CALLERS, VERDICTS):
+        assert samples[f'cachd_writes_total{{role="{role}",verdict="{verdict}"}}'] == 0
+    for stage in ("pull", "scrub"):
+        assert samples[f'cachd_verify_failures_total{{stage="{stage}"}}'] == 0
+
+
+def test_the_metrics_of_one_object_are_not_those_of_another() -> None:
+    first, second = Metrics(), Metrics()
+    first.hits.inc()
+    assert b"cachd_hits_total 1.0" in first.text()
+    assert b"cachd_hits_total 0.0" in second.text()
 
 
 def test_every_metric_moves(alone: Callable[..., Ground]) -> None:

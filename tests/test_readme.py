@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cachd import __version__
-from cachd.cli import EXIT_CODES
+from cachd.cli.exits import EXIT_CODES
 from cachd.config import Config, Model
 from cachd.settings.tokens import TokenFile
 from docs import render

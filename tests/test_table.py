@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cachd.config import Config, load, read
-from cachd.daemon import TAKEN_OVER
+from cachd.config import RELOADED_KEYS, Config, load, read
 from cachd.effective import effective
 from cachd.errors import Forbidden, Invalid
 from cachd.sources.entries import COLUMNS, Entry
@@ -105,7 +104,7 @@ def test_a_digest_that_is_none_is_refused_in_the_option_too(tmp_path: Path) -> N
 
 def test_every_column_says_what_it_does_and_is_one_field() -> None:
     assert all(Entry.model_fields[column].description for column in COLUMNS)
-    assert "sources" in TAKEN_OVER
+    assert "sources" in RELOADED_KEYS
 
 
 # --- what holds ---

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +73,15 @@ class Certificate:
         """The context for the next handshake."""
         return self._context
 
-    def gauges(self) -> Mapping[str, float]:
-        """The metrics of the certificate: its expiry (epoch), and whether the newest files are in use."""
-        return {
-            "cachd_tls_certificate_expiry_timestamp_seconds": self._expires_at,
-            "cachd_tls_in_force": float(self._is_in_force),
-        }
+    @property
+    def expires_at(self) -> float:
+        """Unix time at which the certificate expires."""
+        return self._expires_at
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the newest files are in use."""
+        return self._is_in_force
 
     def _run(self) -> None:
         while not self._stop.wait(_CHECK_SECONDS):

@@ -181,7 +181,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The name of its model, in the views, the API and URLs."""
+        """The local name under which pods find it."""
         return self.spec.name
 
     @property

@@ -48,6 +48,7 @@ class Namespaces:
 
     @property
     def are_all(self) -> bool:
+        """Whether the token may change every model."""
         return "*" in self.patterns
 
     def covers(self, name: str) -> bool:

@@ -54,13 +54,37 @@ class Setting:
     place: Place
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The settings of the options that are set, by name, and the file that some of them come from.
+
+    Unknown keys of the file are among the settings, for the error about them.
+    """
+
+    settings: Mapping[str, Setting]
+    file: ConfigFile | None
+
+    def values(self) -> dict[str, object]:
+        """The unparsed value of each option that is set."""
+        return {name: setting.value for name, setting in self.settings.items()}
+
+    def place(self, loc: tuple[str | int, ...]) -> Place:
+        """Where a value was set, with an empty name for a default.
+
+        `loc` is the option's name, followed by keys and indexes inside its value.
+        """
+        setting = self.settings.get(str(loc[0]))
+        if setting and setting.giver is Giver.file and self.file:
+            return self.file.place(loc)
+        return setting.place if setting else Place("")
+
+
 def given(
     options: Mapping[str, Iterable[object]], flags: Mapping[str, object], file: ConfigFile | None
-) -> dict[str, Setting]:
-    """The settings of the options that are set, by name.
+) -> Given:
+    """What sets each option.
 
-    `options`: the names, each with its field's metadata, which may include an `Also`. Unknown keys of the
-    file are in the result, for the error about them.
+    `options`: the names, each with its field's metadata, which may include an `Also`.
     """
     environment = ours()
     found = {}
@@ -74,10 +98,11 @@ def given(
         elif setting := _of_others(facts):
             found[name] = setting
     unknown = file.keys.keys() - options.keys() if file else ()
-    return found | {name: _of_file(file, name) for name in unknown if file}
+    return Given(found | {name: _of_file(file, name) for name in unknown if file}, file)
 
 
 def variable_of(name: str) -> str:
+    """The environment variable that sets the option."""
     return PREFIX + name.upper()
 
 

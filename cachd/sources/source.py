@@ -42,7 +42,7 @@ class Source(Protocol):
 class Body(Protocol):
     """The bytes of one extent of one file, in order. A context manager; any thread may call `abort`."""
 
-    def readinto(self, view: memoryview) -> int:
+    def readinto(self, view: memoryview, /) -> int:
         """Read the next bytes into `view` and return their number, which is 0 only at the end of the extent.
 
         It may be less than `len(view)`: at the end, or before a failure that the next call then raises.

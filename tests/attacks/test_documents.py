@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cachd import mount, pod
+from tests.ground import mount
 from cachd.client import Client
 from cachd.errors import CachdError, Invalid, NotFound
 from cachd.model import Digest, File, Manifest, Ref
+from cachd.pod.mount import Mount
 from cachd.sources import checksums
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
@@ -454,8 +455,8 @@ def test_a_pod_reads_no_more_of_a_file_than_any_has(root: Path) -> None:
     for folder in ("ready", "status"):
         filled(root / folder / "m.json")
     refused(lambda: mount.ready_model(root, "m"), "ready_file_unreadable")
-    assert pod.Mount(root).snapshot("m") is None
-    assert pod.Mount(root).status("m") == {}
+    assert Mount(root).snapshot("m") is None
+    assert Mount(root).status("m") == {}
     (root / "ready/m.json").unlink()
     with pytest.raises(NotFound):
         mount.ready_model(root, "m")
@@ -464,7 +465,7 @@ def test_a_pod_reads_no_more_of_a_file_than_any_has(root: Path) -> None:
 def test_a_pod_waits_for_no_pipe(root: Path) -> None:
     (root / "status").mkdir()
     os.mkfifo(root / "status/m.json")
-    assert pod.Mount(root).status("m") == {}
+    assert Mount(root).status("m") == {}
 
 
 # --- an API that is none ---

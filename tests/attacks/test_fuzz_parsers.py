@@ -18,16 +18,19 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from cachd import foreign, mount, pod
+from cachd import foreign
 from cachd.errors import CachdError, Invalid, error_of
 from cachd.files import UNREADABLE
 from cachd.model import Digest, Manifest, ModelSpec, Ref, check_path
 from cachd.model.manifest import File
 from cachd.model.typed import Typed
+from cachd.pod.mount import Mount
+from cachd.pod.ready import ready_model
+from cachd.pod.wait import Patience, wait_until_ready
 from cachd.policy.proxy import Proxy
 from cachd.policy.shards import missing
 from cachd.settings import file as configfile
-from cachd.sources import checksums, response, s3, tunnel, web
+from cachd.sources import aws, checksums, response, tunnel, web
 from cachd.sources import http as byte_path
 from cachd.sources.failures import BROKEN, bare, retry_after
 from cachd.sources.http1 import FramedBody, Head, ReceiveBuffer, number, receive_head
@@ -309,7 +312,7 @@ ERROR_ANSWER = b"<Error><Code>SlowDown</Code><Message>m</Message><RequestId>r</R
 )
 def test_an_answer_of_s3_or_sts_passes_to_its_parser_or_is_refused(content: bytes) -> None:
     with suppress(Invalid, ValueError):
-        s3._check(content, "it")
+        aws._check(content, "it")
         assert b"<!DOCTYPE" not in content
         assert len(content) <= 4 << 20
 
@@ -479,11 +482,11 @@ def test_what_a_pod_reads_is_a_model_or_an_error_of_ours(
     if not is_ready:
         (root / "ready/m.json").unlink()
     with suppress(CachdError):
-        assert mount.ready_model(root, "m")["path"] == str(root / "models/m")
-    seen = pod.Mount(root)
-    patience = pod.Patience(seen, "m", seconds=0, unknown_seconds=0, tell=lambda _: None)
+        assert ready_model(root, "m")["path"] == str(root / "models/m")
+    seen = Mount(root)
+    patience = Patience(seen, "m", seconds=0, unknown_seconds=0, report=lambda _: None)
     with pytest.raises(CachdError):
-        pod.wait(seen, "m", patience)
+        wait_until_ready(seen, "m", patience)
 
 
 @fuzz(300)

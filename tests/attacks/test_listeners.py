@@ -27,7 +27,7 @@ from cachd.api.listeners import opened
 from cachd.api.tls import Certificate, TlsFiles
 from cachd.client import Client
 from cachd.config import load
-from cachd.daemon import check_listen
+from cachd.daemon.listen import check_listen
 from cachd.errors import Forbidden, Invalid, Unavailable, Unreachable
 from cachd.model.listener import Listener
 from tests.attacks.test_connections import App, dialled, end_of, status

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cachd.config import Config
-from cachd.daemon import assembled
+from cachd.daemon.parts import assembled
 from cachd.errors import CachdError, Forbidden
 from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine

@@ -20,7 +20,8 @@ from typing import Any
 
 from cachd.api.documents import Models
 from cachd.config import Config
-from cachd.daemon import Parts, assembled, configure_logs
+from cachd.daemon.logs import configure_logs
+from cachd.daemon.parts import Parts, assembled
 from cachd.errors import CachdError, NotFound
 from cachd.model import ModelSpec, Ref
 from cachd.policy import parts as part_sizes

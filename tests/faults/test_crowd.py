@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 
 from cachd.config import Config
-from cachd.daemon import assembled
+from cachd.daemon.parts import assembled
 from cachd.errors import CachdError, InUse, NotFound, Unavailable
 from cachd.model import Digest, ModelSpec
 from cachd.store.disk_store import DiskStore

@@ -17,7 +17,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from cachd.config import load
-from cachd.daemon import build_sources
+from cachd.daemon.sources import build_sources
 from cachd.errors import CachdError
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies

@@ -1,4 +1,4 @@
-"""Reads the ready and status files of a model through a pod's mount, without the daemon."""
+"""Reads the document of a ready model through a pod's mount."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from cachd import files
 from cachd.errors import CachdError, DiskFailed, Invalid, NotFound, WaitTimeout, error_of
 from cachd.model import check_name
+from cachd.pod.mount import MOST_BYTES, Mount
 from cachd.store.catalog import snapshot_from
-
-_MOST_BYTES = 4 << 20
+from cachd.store.layout import Layout
 
 
 def ready_model(cache: Path, name: str) -> dict[str, Any]:
@@ -20,9 +20,10 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
     model is not ready yet, the error of the pull when that failed for good, and DiskFailed when the ready
     file cannot be read.
     """
-    ready_file = cache / f"ready/{check_name(name)}.json"
+    layout = Layout(cache)
+    ready_file = layout.ready_file(check_name(name))
     try:
-        document = files.document(ready_file, at_most=_MOST_BYTES)
+        document = files.document(ready_file, at_most=MOST_BYTES)
         snapshot = snapshot_from(document)
     except FileNotFoundError as error:
         raise _not_ready(cache, name) from error
@@ -30,7 +31,7 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
         raise DiskFailed(
             f"{ready_file} cannot be read: {error!r:.120}", code="ready_file_unreadable"
         ) from error
-    model = cache / f"models/{name}"
+    model = layout.model(name)
     return {**document, "path": str(model), "file": str(model / snapshot.file) if snapshot.file else None}
 
 
@@ -41,7 +42,7 @@ def _not_ready(cache: Path, name: str) -> CachdError:
             code="bad_root",
             hint="give the mounted root of the cache",
         )
-    status = _status(cache / f"status/{name}.json")
+    status = Mount(cache).status(name)
     if status.get("final") is True and isinstance(status.get("error"), dict):
         return error_of(status["error"])
     if status:
@@ -53,12 +54,3 @@ def _not_ready(cache: Path, name: str) -> CachdError:
         code="no_such_model",
         hint="check the name, or pull the model",
     )
-
-
-def _status(path: Path) -> dict[str, Any]:
-    """The status of a model, as the daemon last wrote it; empty when there is none."""
-    try:
-        document = files.document(path, at_most=_MOST_BYTES)
-    except files.UNREADABLE:
-        return {}
-    return document if isinstance(document, dict) else {}

@@ -1,0 +1,83 @@
+"""Reads the options from flags, the environment and the file.
+
+flags, environment, file
+  -> Given    the unparsed value of each option that is set, and what set it
+  -> Config   every option, parsed and checked
+  -> Loaded   both, so that each value can say where it was set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cachd.config.faults import MOST_FINDINGS, conflicts, faults, refusal
+from cachd.config.options import Config
+from cachd.settings import file as configfile
+from cachd.settings.given import Given, given, ours, variable_of
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The options in force, and what set each of them.
+
+    `flags` are the flags of the command line. `again` reads them once more.
+    """
+
+    config: Config
+    given: Given
+    flags: Mapping[str, object]
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of the configuration file as it was read; empty without a file."""
+        return self.given.file.content if self.given.file else b""
+
+    def place(self, *loc: str | int) -> str:
+        """Where a value was set, as `FILE:LINE`, a variable or a flag; empty for a default.
+
+        `loc` is the option's key, followed by keys and indexes inside its value.
+        """
+        return str(self.given.place(loc))
+
+    def again(self) -> Loaded:
+        """Read flags, environment and file again. Raises Invalid."""
+        return read(**self.flags)
+
+    def updated(self, now: Loaded, keys: Collection[str]) -> Loaded:
+        """A copy of these options in which `keys` have their values of `now`."""
+        config = self.config.model_copy(update={key: getattr(now.config, key) for key in keys})
+        kept = {key: setting for key, setting in self.given.settings.items() if key not in keys}
+        taken = {key: setting for key, setting in now.given.settings.items() if key in keys}
+        return Loaded(config, Given(kept | taken, now.given.file), self.flags)
+
+    def differs_from(self, other: Loaded) -> list[str]:
+        """The keys whose values differ between the two."""
+        return [k for k in Config.model_fields if getattr(self.config, k) != getattr(other.config, k)]
+
+
+def load(**flags: object) -> Config:
+    """The options in force. A flag that is None counts as not given. Raises Invalid as `read` does."""
+    return read(**flags).config
+
+
+def read(**flags: object) -> Loaded:
+    """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
+    flags = {name: value for name, value in flags.items() if value is not None}
+    named = flags.get("config") or ours().get(variable_of("config"))
+    file = configfile.read(Path(str(named))) if named else None
+    found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
+    findings, more = list(file.findings) if file else [], 0
+    try:
+        config = Config.model_validate(found.values())
+        findings += conflicts(config, found)
+        if not findings:
+            return Loaded(config, found, flags)
+    except ValidationError as error:
+        findings += faults(error, found)
+        more = max(error.error_count() - MOST_FINDINGS, 0)
+    # Raised after the block, because pydantic's error shows values, which may be secrets.
+    raise refusal(findings, more)

@@ -1,0 +1,51 @@
+"""Decides who may connect: checks the addresses, and loads the API's certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cachd.api.tls import Certificate, TlsFiles
+from cachd.config import Config
+from cachd.errors import Forbidden, Invalid
+from cachd.model.listener import Address, Serves
+
+
+def check_listen(config: Config) -> None:
+    """Raises Forbidden when anybody on the network could write, and Invalid when nobody could read."""
+    if not (config.anonymous_reads or config.token_file):
+        raise Invalid(
+            "with anonymous_reads: false and no token_file, nobody could read",
+            code="bad_option",
+            hint="set token_file, too",
+        )
+    if config.token_file or config.anonymous_writes:
+        return
+    for each in config.listeners:
+        if not each.at.is_local and each.serves is Serves.everything:
+            raise Forbidden(
+                f"listening on {each} would let anybody on the network pull and delete models",
+                code="open_writes",
+                hint="set token_file, or anonymous_writes: true if the network is trusted",
+            )
+
+
+def allowed_hosts(config: Config) -> list[str]:
+    """The names that requests may have in their Host header, besides addresses and localhost."""
+    hosts = [each.at.host for each in config.listeners if isinstance(each.at, Address)]
+    return [*config.allowed_hosts, *hosts]
+
+
+@contextmanager
+def certified(config: Config) -> Iterator[Certificate | None]:
+    """The API's certificate, reloaded when its files change; None without one. Raises Unavailable."""
+    if config.tls_cert_file is None:
+        yield None
+        return
+    key = config.tls_key_file or config.tls_cert_file
+    certificate = Certificate(TlsFiles(config.tls_cert_file, key, config.tls_client_ca_file))
+    certificate.start()
+    try:
+        yield certificate
+    finally:
+        certificate.close()

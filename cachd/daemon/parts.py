@@ -1,0 +1,174 @@
+"""Builds the objects that run pulls.
+
+They are built from top to bottom and closed from bottom to top. Whatever uses an object is built after it.
+
+    built        uses                       at its close
+    ---------------------------------------------------------------------------------
+    store                                   releases the root
+    status       store                      writes the last state of each model
+    reclaim      store                      ends the thread that evicts
+    engine       bandwidth                  ends the threads that receive and hash
+    resolves                                ends the threads that ask sources
+    pulls        all above, sources         stops the running pulls, which resume at the next start
+    sweeps       store, pulls               ends its thread
+    scrubs       store, pulls               ends its threads
+    warms        store                      ends its threads
+    refusals     store, pulls, sources      ends its thread
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from cachd.api.documents import Models
+from cachd.api.status import StatusFiles
+from cachd.config import Config
+from cachd.daemon.sources import build_sources
+from cachd.daemon.store import open_store, set_bounds
+from cachd.metrics import Metrics
+from cachd.settings.given import unknown_variables
+from cachd.sources.schemes import Sources
+from cachd.store.store import Store
+from cachd.transfer.attempt import PullContext
+from cachd.transfer.bandwidth import Bandwidth
+from cachd.transfer.downloads import Downloads
+from cachd.transfer.engine import Engine
+from cachd.transfer.pulls import Pulls
+from cachd.transfer.reclaim import Reclaim
+from cachd.transfer.resolves import Resolves
+from cachd.transfer.streams import Streams
+from cachd.upkeep.refusals import Refusals
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.sweeps import Sweeps
+from cachd.upkeep.warms import Warms
+
+log = structlog.get_logger(__name__)
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closes)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects that run pulls, for the daemon and for `pull --direct`."""
+
+    store: Store
+    metrics: Metrics
+    bandwidth: Bandwidth
+    reclaim: Reclaim
+    pulls: Pulls
+    sweeps: Sweeps
+    scrubs: Scrubs
+    warms: Warms
+    status: StatusFiles
+    sources: Sources
+    refusals: Refusals
+    models: Models
+
+
+@contextmanager
+def assembled(config: Config) -> Iterator[Parts]:
+    """Open the root and start the threads. The exit stops the threads and releases the root.
+
+    Raises CachdError when the root or an option cannot be used.
+    """
+    _limit_this_process()
+    for unknown in unknown_variables(Config.model_fields):
+        log.warning("unknown environment variable", reason=unknown)
+    sources, metrics = build_sources(config), Metrics()
+    with ExitStack() as stack:
+
+        def closing(part: C) -> C:
+            stack.callback(part.close)
+            return part
+
+        store = stack.enter_context(open_store(config))
+        set_bounds(store, config)
+        status = closing(StatusFiles(store.layout, store.changes))
+        reclaim = closing(_reclaim(config, store, metrics))
+        bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
+        engine = closing(_engine(config, bandwidth, metrics))
+        resolves = closing(Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds))
+        downloads = Downloads(store.content, engine)
+        context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
+        pulls = closing(_pulls(config, context, sources, metrics))
+        sweeps = closing(_sweeps(config, store, pulls, metrics))
+        scrubs = closing(_scrubs(config, store, pulls, metrics))
+        warms = closing(Warms(store, metrics))
+        refusals = closing(Refusals(store, pulls, lambda: sources.table))
+        refusals.start()
+        models = Models(store, pulls, scrubs, warms)
+        yield Parts(
+            store,
+            metrics,
+            bandwidth,
+            reclaim,
+            pulls,
+            sweeps,
+            scrubs,
+            warms,
+            status,
+            sources,
+            refusals,
+            models,
+        )
+
+
+def _reclaim(config: Config, store: Store, metrics: Metrics) -> Reclaim:
+    reclaim = Reclaim(
+        store,
+        metrics,
+        high=config.high_watermark,
+        low=config.low_watermark,
+        unused_seconds=config.evict_unused_seconds,
+        automatic=config.evict,
+    )
+    reclaim.keep([model.spec.name for model in config.models])
+    return reclaim
+
+
+def _engine(config: Config, bandwidth: Bandwidth, metrics: Metrics) -> Engine:
+    streams = Streams(config.streams, changed=metrics.streams.set)
+    return Engine(streams, bandwidth, metrics, retries=config.retries)
+
+
+def _pulls(config: Config, context: PullContext, sources: Sources, metrics: Metrics) -> Pulls:
+    return Pulls(context, sources, metrics, at_once=config.pulls, queued=config.queued_pulls)
+
+
+def _sweeps(config: Config, store: Store, pulls: Pulls, metrics: Metrics) -> Sweeps:
+    return Sweeps(
+        store,
+        pulls,
+        metrics,
+        interval_seconds=config.sweep_interval_seconds,
+        keep_seconds=config.keep_unfinished_seconds,
+    )
+
+
+def _scrubs(config: Config, store: Store, pulls: Pulls, metrics: Metrics) -> Scrubs:
+    return Scrubs(
+        store,
+        pulls,
+        metrics,
+        bytes_per_second=config.scrub_bytes_per_second,
+        interval_seconds=config.scrub_interval_seconds,
+    )
+
+
+def _limit_this_process() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the tokens
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.umask(0o022)

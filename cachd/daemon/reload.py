@@ -1,0 +1,120 @@
+"""Reloads the configuration file while the daemon runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from cachd import files
+from cachd.config import RELOADED_KEYS, Loaded
+from cachd.daemon.parts import Parts
+from cachd.daemon.sources import build_table
+from cachd.daemon.store import set_bounds
+from cachd.effective import effective, entries, holding
+from cachd.errors import CachdError
+from cachd.model import Typed
+from cachd.settings.file import LONGEST_BYTES
+from cachd.upkeep.prewarm import Desired
+
+log = structlog.get_logger(__name__)
+
+
+class Reload:
+    """The options in force. They follow the configuration file while the daemon runs.
+
+    Whenever the file changes, `poll` leads to one of these states of the file:
+
+        in force    the daemon uses all its options
+        waiting     an option changed that is not marked RELOADED: the daemon uses it after a restart
+        refused     an option is wrong, or the file cannot be read: all options from before stay in force
+
+    One thread calls `poll`. Any thread may call the other methods.
+    """
+
+    def __init__(self, loaded: Loaded, parts: Parts) -> None:
+        self._parts = parts
+        self._in_force = loaded
+        self._seen = loaded.content
+        self._is_first = True
+        self._refusal: CachdError | None = None
+        self._waiting: list[str] = []
+        self._is_requested = False
+
+    def request(self) -> None:
+        """Load the file at the next poll even if it did not change. Safe in a signal handler."""
+        self._is_requested = True
+
+    def poll(self) -> Iterable[Desired] | None:
+        """Load the file if it changed. Returns the desired models, or None when nothing changed."""
+        path = self._in_force.config.config
+        content = _content(path) if path else b""
+        is_requested, self._is_requested = self._is_requested, False
+        if content == self._seen and not self._is_first and not is_requested:
+            return None
+        try:
+            if content != self._seen or is_requested:
+                self._seen = content
+                self._apply(self._in_force.again())
+        except CachdError as error:
+            self._refusal = error
+            log.warning("configuration file not taken over", reason=error.detail)
+            if not self._is_first:
+                return None
+        self._is_first = False
+        models = self._in_force.config.models
+        self._parts.reclaim.keep([m.spec.name for m in models])
+        return [
+            Desired(m.spec, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
+        ]
+
+    def _apply(self, now: Loaded) -> None:
+        before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
+        parts = self._parts
+        set_bounds(parts.store, after.config)
+        table = build_table(after.config)
+        parts.sources.change(after.config.allow, table)
+        parts.refusals.check_soon()
+        # Limits set through the API stay in force until the limits in the file change.
+        limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
+        if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):
+            parts.bandwidth.change(limits, table.limits())
+        self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
+        if self._waiting:
+            log.warning("options of the file wait for a restart", options=self._waiting)
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the daemon uses every option of the file as it is on disk."""
+        return self._refusal is None and not self._waiting
+
+    def as_document(self) -> dict[str, object]:
+        """Every option in force with where it was set, and the state of the file (GET /v1/options)."""
+        config, error = self._in_force.config, self._refusal
+        options = effective(self._in_force, self._parts.bandwidth.limits)
+        return {
+            "options": [option.as_document() for option in options],
+            "file": {
+                "path": str(config.config) if config.config else None,
+                "in_force": self.is_in_force,
+                "waiting_for_restart": self._waiting,
+                "error": error.as_document() if error else None,
+            },
+        }
+
+    def sources(self, typed: str | None) -> dict[str, object]:
+        """The entries of `sources` in force, or the settings for a ref (GET /v1/sources).
+
+        `typed` is the ref as the user typed it. Raises Invalid when it is not one.
+        """
+        if typed is None:
+            return {"sources": entries(self._in_force)}
+        return holding(self._in_force, self._parts.sources.table, Typed.parse(typed).ref)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return files.content(path, at_most=LONGEST_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,125 @@
+"""Runs the daemon.
+
+It starts from top to bottom, and stops from bottom to top:
+
+    parts        the root is locked, the threads of pulls wait for work (parts.py)
+    certificate  it is loaded, and is watched from now on
+    sockets      they are bound: clients can connect and wait
+    pulls        the pulls that an earlier process left behind resume
+    status, prewarm, sweeps, scrubs, reclaim    their threads start
+    API          it answers, until SIGTERM or SIGINT
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import structlog
+
+from cachd import __version__
+from cachd.api.app import create_app
+from cachd.api.documents import Models
+from cachd.api.listeners import opened
+from cachd.api.server import run
+from cachd.api.tls import Certificate
+from cachd.config import Config, Loaded
+from cachd.daemon.listen import allowed_hosts, certified, check_listen
+from cachd.daemon.logs import configure_logs
+from cachd.daemon.parts import Parts, assembled
+from cachd.daemon.reload import Reload
+from cachd.daemon.store import unleased
+from cachd.metrics import Scrape
+from cachd.settings.tokens import TokenFile
+from cachd.upkeep.prewarm import Prewarm
+
+log = structlog.get_logger(__name__)
+
+# Objects between two collections. A pull of many small files makes this many at once, and none in a cycle.
+_COLLECT_AFTER = 10_000
+
+
+def serve(loaded: Loaded) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
+    config = loaded.config
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
+    configure_logs(config.log_level, config.log_format)
+    check_listen(config)
+    with assembled(config) as parts, certified(config) as certificate, opened(config.listeners) as listeners:
+        reload = Reload(loaded, parts)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: reload.request())
+        prewarm = Prewarm(parts.pulls, parts.store, parts.warms, reload.poll)
+        models = parts.models
+        tokens = _tokens(config)
+        parts.metrics.watch(lambda: _scrape(parts, models, reload, tokens, certificate))
+        app = create_app(
+            models,
+            metrics=parts.metrics,
+            bandwidth=parts.bandwidth,
+            sweeps=parts.sweeps,
+            scrubs=parts.scrubs,
+            reclaim=parts.reclaim,
+            status=parts.status,
+            required=prewarm.required,
+            options=reload.as_document,
+            sources=reload.sources,
+            tokens=tokens,
+            anonymous_reads=config.anonymous_reads,
+            allowed_hosts=allowed_hosts(config),
+        )
+        with _started(parts, models, prewarm):
+            for each in listeners:
+                place = each.place()
+                log.info("listening", **place, root=str(parts.store.layout.root), version=__version__)
+            _collect_seldom()
+            run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)
+    log.info("stopped")
+
+
+@contextmanager
+def _started(parts: Parts, models: Models, prewarm: Prewarm) -> Iterator[None]:
+    """Resume the pulls of an earlier process, and start all that works on its own."""
+    unleased(parts.store.layout.root, parts.pulls.resume)
+    parts.status.start(models)
+    prewarm.start()
+    with closing(prewarm):
+        parts.sweeps.start()
+        parts.scrubs.start()
+        parts.reclaim.start()
+        yield
+
+
+def _tokens(config: Config) -> TokenFile | None:
+    """The tokens of the API; None without token_file."""
+    if config.token_file is None:
+        return None
+    tokens = TokenFile(config.token_file)
+    tokens.are_in_force()  # reads the file now, so that the log has its errors from the start
+    return tokens
+
+
+def _scrape(
+    parts: Parts, models: Models, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
+) -> Scrape:
+    return Scrape(
+        capacity=parts.store.space.capacity(),
+        views=parts.store.watch.watched(),
+        leases=parts.store.leases.count(time.time()),
+        oldest_scrub=parts.scrubs.oldest(),
+        is_config_in_force=reload.is_in_force,
+        are_tokens_in_force=tokens is None or tokens.are_in_force(),
+        certificate_expires_at=certificate.expires_at if certificate else None,
+        is_certificate_in_force=certificate.is_in_force if certificate else None,
+        models=models.counted(),
+        limits=parts.bandwidth.rates(),
+        resident=parts.warms.resident(),
+    )
+
+
+def _collect_seldom() -> None:
+    """Let garbage collections skip all objects made so far, so that none delays a probe."""
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)

@@ -1,0 +1,80 @@
+"""Opens the store, and gives it its limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from cachd.config import Config
+from cachd.errors import Leased
+from cachd.kubelet import reserves
+from cachd.store.disk_store import DiskStore
+from cachd.store.root import check_above, end_leases, own_directory
+from cachd.store.store import Store
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+_LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
+
+
+def open_store(config: Config) -> DiskStore:
+    """The store in the root, which is locked until the store's exit. Raises CachdError."""
+    if config.own_directory:
+        root = own_directory(config.root)
+    else:
+        check_above(root := config.root)
+    return unleased(
+        root,
+        lambda: DiskStore(
+            root,
+            disk_at_least=config.disk_at_least,
+            keep_previous=config.keep_previous,
+            keep_opened_seconds=config.keep_opened_seconds,
+            trust_claimed_digests=config.trust_claimed_digests,
+        ),
+    )
+
+
+def unleased(root: Path, read: Callable[[], T]) -> T:
+    """What `read` returns. It is called again while another process's lease blocks it.
+
+    Raises Leased after a minute.
+    """
+    deadline = time.monotonic() + _LEASED_SECONDS
+    while True:
+        try:
+            return read()
+        except Leased as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waiting for another process's file lease to end", reason=error.detail)
+        end_leases(root)
+        time.sleep(_LEASED_AGAIN_SECONDS)
+
+
+def set_bounds(store: Store, config: Config) -> None:
+    """Give the store its limit and its reserves.
+
+    The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
+    """
+    reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
+    auto = reserves(store.layout.root, config.kubelet_config, store.space.bounded().total)
+    store.space.change(
+        limit=config.limit_bytes,
+        reserve_free=auto.free if reserve_free == "auto" else reserve_free,
+        reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
+    )
+    now = store.space.bounded()
+    if now.reserve_free < auto.threshold.of(now.total):
+        log.warning(
+            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
+            reserve_free_bytes=now.reserve_free,
+            kubelet_bytes=auto.threshold.of(now.total),
+        )
+    if not store.reports_open_files:
+        log.warning("the kernel cannot report open files here: only pins and leases protect models")

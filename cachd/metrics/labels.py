@@ -1,0 +1,28 @@
+"""Defines the values of labels: small closed sets. No URL, file or request id is ever one of them."""
+
+from __future__ import annotations
+
+from cachd.policy.roles import Role
+
+MODEL_STATES = (
+    "queued",
+    "resolving",
+    "waiting",
+    "downloading",
+    "publishing",
+    "ready",
+    "failed",
+    "cancelled",
+    "damaged",
+    "refused",
+)
+CALLERS = ("anonymous", *Role.__members__)
+VERDICTS = ("accepted", "refused", "failed")
+EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
+SEEN: tuple[str, ...] = ()  # the values are those of the caller: a series begins with its first event
+_SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
+
+
+def size_class(size: int) -> str:
+    """The value of the label `size_class` for a model of `size` bytes."""
+    return next(label for limit, label in _SIZE_CLASSES if size < limit)

@@ -1,0 +1,179 @@
+"""Defines the metrics that are measured at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cachd.metrics.labels import MODEL_STATES
+from cachd.store.capacity import Capacity
+from cachd.store.watch import Watched
+
+MOST_MODELS = 100  # models with a series of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What the daemon measures for one scrape.
+
+    `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
+    without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
+    `resident`: bytes in the page cache, by model.
+    """
+
+    capacity: Capacity
+    views: Watched
+    leases: int
+    oldest_scrub: float | None
+    is_config_in_force: bool
+    are_tokens_in_force: bool
+    certificate_expires_at: float | None
+    is_certificate_in_force: bool | None
+    models: Mapping[str, int]
+    limits: Mapping[str, int]
+    resident: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A gauge that is measured at each scrape. A value that is None is left out."""
+
+    name: str
+    text: str
+    value: Callable[[Scrape], float | None]
+
+    def family(self, scrape: Scrape) -> Metric | None:
+        value = self.value(scrape)
+        return None if value is None else GaugeMetricFamily(self.name, self.text, value=value)
+
+
+@dataclass(frozen=True, slots=True)
+class _MeasuredBy:
+    """A gauge with one label that is measured at each scrape."""
+
+    name: str
+    text: str
+    label: str
+    values: Callable[[Scrape], Mapping[str, float]]
+
+    def family(self, scrape: Scrape) -> Metric:
+        family = GaugeMetricFamily(self.name, self.text, labels=[self.label])
+        for label, value in self.values(scrape).items():
+            family.add_metric([label], value)
+        return family
+
+
+MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
+    _Measured(
+        "cachd_available_bytes",
+        "Bytes that a new pull can reserve now without an eviction",
+        lambda now: max(now.capacity.available, 0),
+    ),
+    _Measured(
+        "cachd_cache_limit_bytes",
+        "Most bytes that models may take: limit_bytes, or the disk less reserve_free",
+        lambda now: now.capacity.usable,
+    ),
+    _Measured(
+        "cachd_cache_size_bytes",
+        "Bytes on disk of published snapshots; a shared file counts once",
+        lambda now: now.capacity.usage.blobs,
+    ),
+    _Measured(
+        "cachd_config_in_force",
+        "1 while the daemon uses the configuration file as it is on disk;"
+        " 0 while the file is wrong or a changed option needs a restart",
+        lambda now: now.is_config_in_force,
+    ),
+    _Measured(
+        "cachd_fs_size_bytes", "Size of the cache's file system in bytes", lambda now: now.capacity.total
+    ),
+    _Measured(
+        "cachd_fs_free_bytes",
+        "Bytes of the cache's file system that are free to cachd",
+        lambda now: now.capacity.free,
+    ),
+    _Measured(
+        "cachd_fs_free_inodes",
+        "Free inodes of the cache's file system",
+        lambda now: now.capacity.free_inodes,
+    ),
+    _Measured(
+        "cachd_held_bytes",
+        "Bytes on disk of deleted files that a process still has open",
+        lambda now: now.capacity.usage.held,
+    ),
+    _Measured("cachd_leases", "Leases that have not expired", lambda now: now.leases),
+    _Measured(
+        "cachd_reserved_bytes",
+        "Bytes reserved for running pulls and not yet written",
+        lambda now: now.capacity.reserved,
+    ),
+    _Measured(
+        "cachd_tokens_in_force",
+        "1 while the API uses the tokens of token_file as it is on disk; 0 while it cannot be used",
+        lambda now: now.are_tokens_in_force,
+    ),
+    _Measured(
+        "cachd_view_watches",
+        "Directories of the views that the kernel watches for changes",
+        lambda now: now.views.directories,
+    ),
+    _Measured(
+        "cachd_view_unwatched",
+        "Directories of the views that the kernel does not watch: its limit is reached",
+        lambda now: now.views.unwatched,
+    ),
+    _Measured(
+        "cachd_tls_certificate_expiry_timestamp_seconds",
+        "Unix time at which the API's certificate expires",
+        lambda now: now.certificate_expires_at,
+    ),
+    _Measured(
+        "cachd_tls_in_force",
+        "1 while the API uses the certificate that is on disk; 0 while it cannot be used",
+        lambda now: now.is_certificate_in_force,
+    ),
+    _Measured(
+        "cachd_scrub_oldest_timestamp_seconds",
+        "Unix time of the oldest verification of any published blob; 0 when there is none",
+        lambda now: now.oldest_scrub or 0.0,
+    ),
+    _MeasuredBy(
+        "cachd_models",
+        "Models by state",
+        "state",
+        lambda now: {state: now.models.get(state, 0) for state in MODEL_STATES},
+    ),
+    _MeasuredBy(
+        "cachd_limit_bytes_per_second",
+        "Bandwidth limits in force, by source or prefix; the source `all` is the limit of all together",
+        "source",
+        lambda now: now.limits,
+    ),
+    _MeasuredBy(
+        "cachd_model_resident_bytes",
+        "Bytes of a ready model that are in the page cache",
+        "model",
+        lambda now: now.resident,
+    ),
+)
+
+
+class AtScrape(Collector):
+    """Measures MEASURED whenever Prometheus scrapes the daemon."""
+
+    def __init__(self, scrape: Callable[[], Scrape]) -> None:
+        self._scrape = scrape
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering measures nothing."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as they are now."""
+        scrape = self._scrape()
+        return [family for each in MEASURED if (family := each.family(scrape)) is not None]

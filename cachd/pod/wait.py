@@ -1,0 +1,82 @@
+"""Waits for a model to become ready in the mount of a pod."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cachd.errors import NotKnown, WaitTimeout, error_of
+from cachd.model import check_name
+from cachd.pod.mount import Mount
+
+_CHECK_SECONDS = 0.25  # between two checks whether a model is ready
+_REPORT_SECONDS = 10.0  # between two lines of progress
+Report = Callable[[str], None]
+
+
+class Patience:
+    """How long to wait for one model.
+
+    `seconds`: for the model. `unknown_seconds`: for this node to learn of the model. `report` gets a line of
+    progress for people at most every ten seconds.
+    """
+
+    def __init__(
+        self, mount: Mount, name: str, *, seconds: float, unknown_seconds: float, report: Report
+    ) -> None:
+        self._mount, self._name, self._report = mount, check_name(name), report
+        self._seconds, self._unknown_seconds = seconds, min(unknown_seconds, seconds)
+        self._began, self._said = time.monotonic(), ("", -_REPORT_SECONDS)
+
+    def pause(self, why: str = "") -> None:
+        """Sleep until the next check.
+
+        Raises the error of a pull that failed for good, NotKnown when this node did not learn of the model in
+        time, or WaitTimeout. `why` states the cause of the wait when it is not the pull.
+        """
+        status, waited = self._mount.status(self._name), time.monotonic() - self._began
+        failed = status.get("error")
+        if status.get("final") is True and isinstance(failed, dict) and not why:
+            raise error_of(failed)
+        known = bool(why or status or self._mount.layout.ready_file(self._name).exists())
+        if not known and waited >= self._unknown_seconds:
+            raise NotKnown(
+                f"no cachd on this node knows {self._name} after {waited:.0f} s: it has no file in"
+                f" {self._mount.layout.root}/ready or {self._mount.layout.root}/status",
+                hint="list the model in the configuration (models:), or pull it; check that this directory is"
+                " the root of the cache",
+            )
+        state = why or _state(status)
+        if waited >= self._seconds:
+            raise WaitTimeout(
+                f"{self._name} is not ready after {waited:.0f} s: {state}", hint="wait longer (--timeout)"
+            )
+        self._say(f"waiting for {self._name}: {state}", waited)
+        left = [limit - waited for limit in (self._seconds, self._unknown_seconds) if limit > waited]
+        time.sleep(min(_CHECK_SECONDS, *left))
+
+    def _say(self, line: str, now: float) -> None:
+        said, at = self._said
+        if line != said and now - at >= _REPORT_SECONDS:
+            self._report(line)
+            self._said = line, now
+
+
+def wait_until_ready(mount: Mount, name: str, patience: Patience) -> Path:
+    """Wait until the model is ready. Returns its path in the mount. Raises as Patience.pause."""
+    while mount.snapshot(name) is None:
+        patience.pause()
+    return mount.layout.model(name)
+
+
+def _state(status: Mapping[str, Any]) -> str:
+    """The state and progress of a model, for people."""
+    text = str(status.get("state", "not known on this node yet"))
+    size, failed = status.get("bytes"), status.get("error")
+    if isinstance(size, dict) and size.get("total"):
+        text += f", {size.get('done')} of {size['total']} bytes"
+    if isinstance(failed, dict):
+        text += f" ({failed.get('detail')})"
+    return text[:1000]

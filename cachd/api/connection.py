@@ -213,6 +213,7 @@ class Connection(HttpToolsProtocol):
         self.peer = ""
         self.stage, self.since = Stage.HEAD, time.monotonic()
         self._received = 0  # bytes of the current head, body, or refused rest
+        self._is_head_begun = False
         self._unread_since: float | None = None
         self._unanswered: list[RequestResponseCycle] = []  # the running request and the pipelined ones
 
@@ -255,9 +256,14 @@ class Connection(HttpToolsProtocol):
     # --- callbacks of the parser ---
 
     def on_message_begin(self) -> None:
-        if self.stage is not Stage.REFUSED:
-            super().on_message_begin()
-            self._enter(Stage.HEAD)
+        if self.stage is Stage.REFUSED:
+            return
+        super().on_message_begin()
+        if self.stage is Stage.HEAD:
+            self.since = time.monotonic()  # the bytes of this head that have arrived stay counted
+        else:
+            self._enter(Stage.HEAD)  # a pipelined request: the bytes before it belong to another one
+        self._is_head_begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) < self._bounds.head_lines:
@@ -295,6 +301,7 @@ class Connection(HttpToolsProtocol):
 
     def _enter(self, stage: Stage) -> None:
         self.stage, self.since, self._received = stage, time.monotonic(), 0
+        self._is_head_begun = False
 
     # --- refusing and closing ---
 
@@ -315,7 +322,7 @@ class Connection(HttpToolsProtocol):
             self._late("body", self._bounds.body_seconds)
 
     def _late(self, what: str, seconds: float) -> None:
-        if self.stage is Stage.HEAD and not self._received:
+        if self.stage is Stage.HEAD and not (self._received or self._is_head_begun):
             self.end()  # no request is in progress, so none is answered
         else:
             self._refuse(

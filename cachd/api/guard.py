@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
@@ -20,6 +21,8 @@ from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LONGEST_HOST = 300  # a DNS name has at most 253 characters (RFC 1035, section 2.3.4); its port follows
+# uri-host [":" port] (RFC 9110, section 7.2); an IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\[\]:/?#@\\]+))(?::\d*)?", re.ASCII)
 _KNOWN_HOSTS = 256  # Host headers whose check is remembered, because probes repeat the same ones
 
 
@@ -111,18 +114,16 @@ class Guard:
         return _host(value) in self._allowed
 
 
-def _host(value: str) -> str:
-    """The host of a Host header, without its port; empty when it is malformed."""
-    try:
-        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
-    except ValueError:
-        return ""
+def _host(value: str) -> str | None:
+    """The lower-case host of a Host header, without its port; None when it is malformed."""
+    found = _HOST.fullmatch(value)
+    return (found["address"] or found["name"]).lower() if found else None
 
 
-def _is_address(host: str) -> bool:
+def _is_address(value: str) -> bool:
     """Whether a Host header holds an IP address. It is safe: in DNS rebinding, the browser sends a name."""
     with suppress(ValueError):
-        ip_address(_host(host))
+        ip_address(_host(value) or "")
         return True
     return False
 

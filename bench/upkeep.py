@@ -108,7 +108,7 @@ def warm(node: Node, path: Path) -> dict[str, float]:
 def verify(node: Node, path: Path) -> dict[str, float]:
     """Read a warm model again; what of it is in memory afterwards."""
     began = time.monotonic()
-    verification(node, "whole")
+    verification(node, "intact")
     return {"seconds": time.monotonic() - began, "resident": resident(path) / path.stat().st_size}
 
 

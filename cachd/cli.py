@@ -425,7 +425,7 @@ def verify(
     """
     document = _ask(server, token_file, lambda client: _verify_there(client, name))
     _print({"name": name, **document}, output, lambda: terminal.show_verification(name, document))
-    if document["state"] != "whole":
+    if document["state"] != "intact":
         raise typer.Exit(8 if document["state"] == "damaged" else 1)
 
 
@@ -782,7 +782,7 @@ async def _examine(client: Client) -> list[dict[str, Any]]:
     text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
     text += f", {decimal(over)} over limit_bytes or reserve_free" if over else ""
     findings.append({"ok": free > 0.05 * capacity["total_bytes"] and not over, "what": text})
-    if capacity["in_use_told_by"] != "kernel":
+    if capacity["in_use_reported_by"] != "kernel":
         text = "the kernel cannot report open files here: only pins and leases protect models"
         findings.append({"ok": False, "what": text})
     findings += await _in_force(client)

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from cachd import __version__, files
-from cachd.api.documents import Models
-from cachd.api.status import StatusFiles
 from cachd.config import Config, Loaded
 from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError, Forbidden, Invalid, Leased
@@ -29,6 +27,8 @@ from cachd.metrics import Metrics
 from cachd.model import HUB_HOSTS, Percentage, Typed
 from cachd.model.listener import Address, Serves
 from cachd.policy.proxy import Proxies
+from cachd.report.models import Models
+from cachd.report.status import StatusFiles
 from cachd.settings.file import LONGEST_BYTES
 from cachd.settings.given import unknown_variables
 from cachd.settings.tokens import TokenFile
@@ -244,6 +244,7 @@ def _authorities(file: Path | None) -> Authorities:
 def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
     from cachd.api.app import create_app  # imports the web server, which `pull --direct` does not need
+    from cachd.api.dependencies import Services
     from cachd.api.listeners import opened
     from cachd.api.server import run
 
@@ -265,8 +266,8 @@ def serve(loaded: Loaded) -> None:
             limits=parts.bandwidth.rates,
             resident=parts.warms.resident,
         )
-        app = create_app(
-            models,
+        services = Services(
+            models=models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
             sweeps=parts.sweeps,
@@ -276,6 +277,9 @@ def serve(loaded: Loaded) -> None:
             required=prewarm.required,
             options=watched.as_document,
             sources=watched.holding,
+        )
+        app = create_app(
+            services,
             tokens=tokens,
             anonymous_reads=config.anonymous_reads,
             allowed_hosts=(*config.allowed_hosts, *_hosts(config)),

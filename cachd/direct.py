@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pydantic import ValidationError
-
 from cachd import daemon, terminal
-from cachd.api.documents import Asked, Models
 from cachd.config import Config
-from cachd.errors import Invalid, WaitTimeout
-from cachd.findings import key_of, sentence
+from cachd.errors import WaitTimeout
 from cachd.kernel import threads
+from cachd.model import ModelSpec
+from cachd.report.models import Models
+from cachd.report.values import as_document
 
 _POLL_SECONDS = 0.3
 
 
 def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict[str, Any]:
-    """Pull a model, and return its document once it is ready.
+    """Pull a model, and return its report as JSON once it is ready.
 
     `asked` has the fields of POST /v1/models, `seconds` is the longest time to wait. Raises the error that
     the pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next pull resumes an
@@ -32,12 +31,8 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
     daemon.configure_logs(level, options.log_format)
-    try:
-        request = Asked.model_validate(asked)
-    except ValidationError as error:
-        wrong = "; ".join(f"{key_of(fault['loc'])}: {sentence(dict(fault))}" for fault in error.errors())
-        raise Invalid(f"the request is wrong: {wrong}", code="invalid_request") from error
-    spec = request.spec()
+    hub_id, pin = asked["hub_id"], asked["pin"]
+    spec = ModelSpec.asked(asked["ref"], asked["name"], asked["include"], asked["exclude"], hub_id=hub_id)
     deadline = time.monotonic() + seconds
     with (
         daemon.assembled(options) as parts,
@@ -46,7 +41,7 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
     ):
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
         parts.status.start(models)
-        running = parts.pulls.start(spec, refresh=request.refresh, replace=request.replace, pins=request.pin)
+        running = parts.pulls.start(spec, refresh=asked["refresh"], replace=asked["replace"], pins=pin)
         while running and not running.done.done():
             progress = running.progress
             update(progress.state, progress.done, progress.total)
@@ -58,9 +53,9 @@ def pull_here(asked: Mapping[str, Any], options: Config, seconds: float) -> dict
                 )
         if running and running.error:
             raise running.error
-        if request.pin:
+        if pin:
             parts.store.snapshots.pin(spec.name)
-        return models.describe(spec.name)
+        return as_document(models.describe(spec.name))
 
 
 @contextmanager

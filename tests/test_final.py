@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cachd import errors
-from cachd.api.outcomes import OUTCOMES, outcome_of
 from cachd.errors import CachdError
+from cachd.report.outcomes import OUTCOMES, outcome_of
 from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cachd.metrics import EVICTION_REASONS, MODEL_STATES
+from cachd.report.values import ModelState, PullState
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -133,9 +134,9 @@ def test_a_metric_that_moves_elsewhere_is_tested_there(metric: str, module: str)
 
 
 def test_every_state_that_a_model_can_have_is_one_of_the_metric() -> None:
-    """Found where the code sets them, as in `progress.state = "..."`, and where Models.state returns them."""
+    """Found where the code sets those of a pull, as in `progress.state = "..."`; an enum has the others."""
     found: set[str] = set()
-    for module in ("transfer/progress", "transfer/pull", "transfer/pulls", "api/documents"):
+    for module in ("transfer/progress", "transfer/pull", "transfer/pulls"):
         for node in ast.walk(ast.parse((PROJECT / f"cachd/{module}.py").read_text())):
             match node:
                 case ast.Assign(targets=[target], value=value):
@@ -145,16 +146,14 @@ def test_every_state_that_a_model_can_have_is_one_of_the_metric() -> None:
                     found.add(text)
                 case ast.Call(func=ast.Attribute(attr="_ended"), args=[_, ast.Constant(value=str(text)), *_]):
                     found.add(text)
-                case ast.FunctionDef(name="state"):
-                    returned = (each.value for each in ast.walk(node) if isinstance(each, ast.Return))
-                    found |= {v.value for v in returned if is_text(v)}
                 case ast.arguments(
                     args=[*_, ast.arg(arg="state")], defaults=[*_, ast.Constant(value=str(text))]
                 ):
                     found.add(text)
                 case ast.IfExp(body=ast.Constant(value="cancelled"), orelse=ast.Constant(value="failed")):
                     found |= {"cancelled", "failed"}
-    assert found == set(MODEL_STATES)
+    assert found == set(PullState)
+    assert {*found, "damaged", "refused"} == set(ModelState) == set(MODEL_STATES)
 
 
 def parts(value: ast.expr) -> list[ast.expr]:

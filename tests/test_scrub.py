@@ -132,7 +132,7 @@ def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -
         assert seen.strip() == sha256(flipped(content_of("flipped")))
     assert [seen.extent for seen in ground.origin.requests if seen.method == "GET"] == [(8 * MIB, 12 * MIB)]
     assert blob.stat().st_ino != before
-    assert verify(ground, "flipped")["state"] == "whole"
+    assert verify(ground, "flipped")["state"] == "intact"
 
 
 def truncate(blob: Path, size: int = 10 * MIB) -> None:
@@ -203,7 +203,7 @@ def test_what_somebody_writes_into_a_published_file_withdraws_it_at_once(
 def test_a_blob_that_only_got_another_time_is_whole(ground: Ground) -> None:
     blob = have(ground, "touched")
     os.utime(blob, (1, 1))
-    assert verify(ground, "touched")["state"] == "whole"
+    assert verify(ground, "touched")["state"] == "intact"
     assert ground.node.ready("touched", wait=0).status == 200
     assert ground.origin.bytes_sent() == 0
 
@@ -246,7 +246,7 @@ def test_a_file_of_a_view_that_was_replaced_is_the_blob_again(ground: Ground) ->
 
 def test_a_model_without_digests_is_verified_by_the_hashes_of_its_parts(ground: Ground) -> None:
     blob = have(ground, "undigested", verified=False)
-    assert verify(ground, "undigested")["state"] == "whole"
+    assert verify(ground, "undigested")["state"] == "intact"
     flip(blob)
     assert verify(ground, "undigested")["state"] == "damaged"
     assert_whole(ground, "undigested")
@@ -400,7 +400,7 @@ def test_a_damaged_model_can_be_deleted(alone: Callable[..., Ground]) -> None:
 def test_the_command_verifies_and_its_exit_code_tells(ground: Ground) -> None:
     blob = have(ground, "commanded")
     ended = ground.node.cli("verify", "commanded", "-o", "json")
-    assert (ended.returncode, json.loads(ended.stdout)["state"]) == (0, "whole")
+    assert (ended.returncode, json.loads(ended.stdout)["state"]) == (0, "intact")
     assert json.loads(ended.stdout)["bytes"] == {"total": SIZE, "done": SIZE}
     flip(blob)
     ended = ground.node.cli("verify", "commanded")

@@ -66,7 +66,7 @@ class Guard:
             op = getattr(route, "name", "none")
             self._metrics.requests.labels(op, f"{status // 100}xx").inc()
             if scope["method"] not in READS:
-                self._audit.tell(scope, call, status)
+                self._audit.record(scope, call, status)
 
     async def _refusal(self, scope: Scope, call: Call) -> CachdError | None:
         """The reason to refuse a request, judged by its head; None to accept it."""

@@ -10,7 +10,7 @@ import re
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cachd.api import models as routes
-from cachd.api.documents import Models
+from cachd.report.models import Models
 
 _PATH = re.compile(r"/v1/models/([^/]+)/ready")
 _ROUTE = next(route for route in routes.router.routes if getattr(route, "endpoint", None) is routes.ready)

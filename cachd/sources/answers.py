@@ -57,30 +57,34 @@ def check_status(response: Answer, url: str) -> None:
     if status in (200, 206):
         return
     shown = bare(url)
-    hub_says = response.getheader("X-Error-Code")  # the Hub sends it where the status alone is ambiguous
+    hub_error = response.getheader("X-Error-Code")  # the Hub sends it where the status alone is ambiguous
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
         raise Forbidden(
-            reason, code="source_unauthorized", hint="check the token", status=status, hub_says=hub_says
+            reason,
+            code="source_unauthorized",
+            hint="check the token",
+            origin_status=status,
+            hub_error=hub_error,
         )
     if status in (403, 451):
         raise Forbidden(
             reason,
             code="source_forbidden",
             hint="check that the token may read it; some origins answer this for a file that does not exist",
-            status=status,
-            hub_says=hub_says,
+            origin_status=status,
+            hub_error=hub_error,
         )
     if status in (404, 410):
-        raise NotFound(reason, code="file_not_found", hint="check the name", status=status)
+        raise NotFound(reason, code="file_not_found", hint="check the name", origin_status=status)
     if status in (412, 416):
-        raise Changed(f"{shown}: the file has changed ({status})", status=status)
+        raise Changed(f"{shown}: the file has changed ({status})", origin_status=status)
     wait = told_wait(response.headers)
     raise Unavailable(
         f"{reason}; the origin asks for a pause of {wait:.0f} s" if wait else reason,
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(response.headers),
-        status=status,
+        origin_status=status,
     )
 
 

@@ -376,7 +376,7 @@ class Download:
                 if self._wrong:
                     self._explain(error)
                     raise
-                self._ask_anew(error.facts["got"], self.file.size, "source")
+                self._ask_anew(error.got, self.file.size, "source")
                 self._engine.streams.submit(self._quota, self._begin)
                 return
         self._spend_in_others(payer, size)
@@ -609,8 +609,8 @@ class Download:
             with threads.given(self.file.path):
                 opened = self._source.open(self.file, extent, cancel_token)
         except CachdError as error:
-            status = error.facts.get("status")
-            count.labels(self._scheme, f"{status // 100}xx" if isinstance(status, int) else "broken").inc()
+            status = error.origin_status
+            count.labels(self._scheme, f"{status // 100}xx" if status else "broken").inc()
             raise
         count.labels(self._scheme, "2xx").inc()
         return opened
@@ -706,7 +706,7 @@ class Download:
 
     def _explain(self, error: Corrupt) -> None:
         """Set the hint when the repaired file has the same wrong digest as before."""
-        if error.facts["got"] == self._wrong:
+        if error.got == self._wrong:
             error.hint = "the source sent the same bytes twice: its copy is damaged, or its digest is wrong"
 
     # --- the end ---
@@ -787,7 +787,7 @@ class Download:
     def _leaves_nothing(outcome: CachdError | None) -> bool:
         """Whether the ingest must be discarded. After a failed sync or read (EIO) its journal is valid."""
         if isinstance(outcome, DiskFailed):
-            return outcome.facts.get("errno") != errno.EIO
+            return outcome.errno != errno.EIO
         if isinstance(outcome, NoSpace):
-            return "short" not in outcome.facts  # with "short", only a reservation was too small
+            return outcome.short is None  # with `short`, only a reservation was too small
         return isinstance(outcome, Changed)

@@ -95,7 +95,7 @@ def pull(
         log.info("the source changed: resolving again", name=spec.name, reason=error.detail)
         resolved = _resolve(spec, source, context, progress, slot)
     except DiskFailed as error:
-        if error.facts.get("errno") != errno.EIO:
+        if error.errno != errno.EIO:
             raise
         log.warning("disk error: trying the pull once more", name=spec.name, reason=error.detail)
     return _pull_once(resolved, spec, source, context, quota, progress, permit, slot)
@@ -276,7 +276,7 @@ def _download(
         progress.sample()
         slot.take()
     except CachdError as error:
-        error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
+        error.bytes_done, error.bytes_total = progress.done, progress.total
         raise
     finally:
         downloads.leave(joined)

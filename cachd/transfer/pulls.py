@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, DiskFailed, InUse, Unavailable
+from cachd.errors import CachdError, Cancelled, DaemonDied, DiskFailed, InUse, Unavailable
 from cachd.kernel import threads
 from cachd.metrics import Metrics, size_class
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
@@ -308,7 +308,7 @@ class Pulls:
         It stays on disk, and is shown so after each restart, until somebody asks for it again or deletes it.
         """
         failed = Pull(found.spec, replace=found.replace, pins=found.pins)
-        failed.error = CachdError(
+        failed.error = DaemonDied(
             f"{found.spec.name}: the daemon died {found.began} times in a row during this pull",
             code=SET_ASIDE,
             hint="see the daemon's log and memory limit, then ask for it again (cachd pull)",

@@ -442,9 +442,7 @@ class Reclaim:
                         self._store.reserve(manifest, owed=owed, owed_inodes=owed_inodes)
                     )
                 except NoSpace as error:
-                    short, inodes = error.facts.get("short", 0), error.facts.get("short_inodes", 0)
-                    assert isinstance(short, int)
-                    assert isinstance(inodes, int)
+                    short, inodes = error.short or 0, error.short_inodes or 0
                     if not self._choose(victims, short, inodes):
                         raise self._with_holders(error) from error
                     owed, owed_inodes = max(owed, short), max(owed_inodes, inodes)
@@ -570,7 +568,7 @@ class Reclaim:
         if others := max(now.total - now.free - now.usage.total, 0):
             held_by.append(f"other files of this disk ({others} bytes)")
         detail = f"{error.detail}; held by {', '.join(held_by)}"
-        return NoSpace(detail, code=error.code, hint=error.hint, **error.facts, held_by=held_by)
+        return replace(error, detail=detail, held_by=held_by)
 
 
 def _holders(candidates: Collection[Candidate]) -> list[str]:

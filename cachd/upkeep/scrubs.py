@@ -41,7 +41,7 @@ _AT_ONCE = 2  # models verified on request at the same time
 
 
 class Verification(Job):
-    """One requested verification of a model. Its final state is whole (intact) or damaged."""
+    """One requested verification of a model. Its final state is intact or damaged."""
 
     unexpected = "a verification failed in a way it should not"
 
@@ -153,7 +153,7 @@ class Scrubs:
             running.found("", wrong)
         else:
             self._verify_files(running)
-        return "damaged" if running.damaged else "whole"
+        return "damaged" if running.damaged else "intact"
 
     def _verify_files(self, running: Verification) -> None:
         snapshot = self._store.snapshots.get(running.name)

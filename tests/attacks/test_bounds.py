@@ -122,7 +122,7 @@ def test_ended_jobs_of_thousands_of_names_are_forgotten_the_oldest_first() -> No
     threads = pool(1, "verify", lambda: None)
     jobs = Jobs[Job](threads)
     for number in range(3000):
-        jobs.start(Job(f"m-{number}", 1), lambda job: job.end("whole")).ended.wait(PATIENCE_SECONDS)
+        jobs.start(Job(f"m-{number}", 1), lambda job: job.end("intact")).ended.wait(PATIENCE_SECONDS)
     assert jobs.last("m-0") is None
     assert jobs.last("m-2999") is not None
     assert len(jobs._last) <= 1001

@@ -1,4 +1,4 @@
-"""Starts bursts of requests a few at a time, so that probes are answered in between."""
+"""Starts a burst of requests a few at a time, so that probes are answered in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AT_ONCE = 16  # each takes a few hundred microseconds
 _QUICK = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
 
 
-class Turns:
+class Stagger:
     """Middleware that starts at most 16 requests in one iteration of the event loop. Probes are exempt."""
 
     def __init__(self, app: ASGIApp) -> None:

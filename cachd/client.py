@@ -78,6 +78,7 @@ class Client:
         return found
 
     async def model(self, name: str) -> dict[str, Any]:
+        """The report of a model."""
         return await self._call("GET", f"/v1/models/{check_name(name)}")
 
     async def ready(self, name: str, *, wait: float) -> dict[str, Any]:
@@ -85,17 +86,21 @@ class Client:
         return await self._call("GET", f"/v1/models/{check_name(name)}/ready", params={"wait": f"{wait:.3f}"})
 
     async def pin(self, name: str) -> None:
+        """Pin a model, so that it is never evicted."""
         await self._call("PUT", f"/v1/models/{check_name(name)}/pin")
 
     async def unpin(self, name: str) -> None:
+        """Unpin a model."""
         await self._call("DELETE", f"/v1/models/{check_name(name)}/pin")
 
     async def delete(self, name: str, *, force: bool) -> dict[str, Any]:
+        """Delete a model, with `force` even if it is protected. Returns what this freed."""
         return await self._call(
             "DELETE", f"/v1/models/{check_name(name)}", params={"force": str(force).lower()}
         )
 
     async def limits(self) -> dict[str, Any]:
+        """The download limits in force."""
         return await self._call("GET", "/v1/limits")
 
     async def set_limits(self, limits: Mapping[str, Any]) -> dict[str, Any]:

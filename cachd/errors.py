@@ -13,9 +13,9 @@ _TEXTS = 3  # the first fields of every error: detail, code, hint
 
 
 def printable(text: str) -> str:
-    """`text` made safe to print on a terminal and to send as JSON, even if a stranger wrote it.
+    r"""`text` made safe to print on a terminal and to send as JSON, even if a stranger wrote it.
 
-    Control characters, invisible characters and lone surrogates become escapes (`\\x1b`). A text of more
+    Control characters, invisible characters and lone surrogates become escapes (`\x1b`). A text of more
     than 4,000 characters is truncated.
     """
     if len(text) > _LONGEST_TEXT:

@@ -124,10 +124,10 @@ def models_of_all_states(described: Described) -> None:
         ask("GET", "/v1/models/held/ready", expect=503)
     for name, status in (("lost", 404), ("slow", 503)):
         ground.origin.fault(f"/{name}", Status(status))
-        ask("POST", "/v1/models", {"ref": f"{ground.origin.url}/{name}"}, expect=202)
+        ask("POST", "/v1/models", {"ref": ground.add(name), "name": name}, expect=202)
         ask("GET", f"/v1/models/{name}/ready?wait=60", expect=status)
         ask("GET", f"/v1/models/{name}", expect=200)
-    ask("POST", "/v1/models", {"ref": ground.add("huge", 65 * MIB)}, expect=202)
+    ask("POST", "/v1/models", {"ref": ground.add("huge", 65 * MIB), "name": "huge"}, expect=202)
     ask("GET", "/v1/models/huge/ready?wait=60", expect=413)
     ask("GET", "/v1/models", expect=200)
     ask("GET", "/v1/models/nobody/ready", expect=404)

@@ -16,8 +16,8 @@ from cachd.api import problems, schema
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.access import Access, Tokens, check_complete
+from cachd.api.admission import most_connections
 from cachd.api.audit import Audit
-from cachd.api.connection import most_connections
 from cachd.api.dependencies import Services
 from cachd.api.guard import Guard
 from cachd.api.lanes import Lanes

@@ -42,6 +42,7 @@ class Guard:
         self._names_us = lru_cache(_KNOWN_HOSTS)(lambda host: self._is_name(host) or _is_address(host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a refused request; pass any other on, with its body already read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -189,6 +189,7 @@ async def delete(
     name: str,
     services: AnyServices,
     lanes: AnyLanes,
+    *,
     force: Annotated[
         bool, Query(description="delete even when the model is pinned, leased, in use or listed")
     ] = False,

@@ -23,6 +23,7 @@ class Probe:
         self._app, self._models = app, models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the probe of a ready model; pass any other request on."""
         answer = None
         if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
             asked = _PATH.fullmatch(scope["path"])

@@ -43,7 +43,7 @@ class Asked(BaseModel):
         " model",
     )
     pin: bool = Field(
-        False,
+        default=False,
         description="pin the model: until it is unpinned, it is never evicted, and only a forced delete"
         " removes it",
     )
@@ -54,10 +54,10 @@ class Asked(BaseModel):
         description="pulls with a higher priority go first, and their models are evicted later",
     )
     refresh: bool = Field(
-        False, description="ask the source again what the ref points to, even when the model is ready"
+        default=False, description="ask the source again what the ref points to, even when the model is ready"
     )
     replace: bool = Field(
-        False,
+        default=False,
         description="take the name even if it belongs to another model or is pinned, and cancel any other"
         " pull that runs under it",
     )
@@ -119,6 +119,7 @@ class AskedLimits(BaseModel):
     )
 
     def limits(self) -> Limits:
+        """The limits that the caller asks for. Raises Invalid."""
         return Limits.of(self.bytes_per_second, self.sources.items())
 
 

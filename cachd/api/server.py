@@ -14,7 +14,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from cachd.api.connection import Connection, Connections, Counted
+from cachd.api.admission import Connections, Counted
+from cachd.api.connection import Connection
 from cachd.api.handshake import accept
 from cachd.api.listeners import BACKLOG, Opened
 from cachd.api.narrow import Narrow

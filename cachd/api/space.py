@@ -7,18 +7,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from cachd.api.answers import (
+from cachd.api.answers import json_answer
+from cachd.api.dependencies import AnyLanes, AnyServices, Services
+from cachd.api.requests import AskedSize
+from cachd.api.schema import answers
+from cachd.report.space import (
     CapacityReport,
     EvictionPlan,
     EvictionReport,
     EvictionsDone,
     InUseReportedBy,
     PastEvictions,
-    json_answer,
 )
-from cachd.api.dependencies import AnyLanes, AnyServices, Services
-from cachd.api.requests import AskedSize
-from cachd.api.schema import answers
 from cachd.report.values import as_json
 from cachd.transfer.reclaim import Reclaim
 
@@ -45,6 +45,7 @@ async def evict(
     services: AnyServices,
     asked: AskedSize,
     lanes: AnyLanes,
+    *,
     dry_run: Annotated[bool, Query(description="show what would be evicted, and evict nothing")] = False,
 ) -> Response:
     """Make a number of bytes, or the space that a ref needs, available by evicting models.

@@ -18,6 +18,7 @@ class Stagger:
         self._app, self._beginning = app, asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on when it is its turn."""
         if scope["type"] == "http" and (scope["query_string"] or not _QUICK.fullmatch(scope["path"])):
             async with self._beginning:
                 await asyncio.sleep(0)

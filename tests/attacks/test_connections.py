@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from cachd.api.connection import Bounds, Connection, Connections, Stage
+from cachd.api.admission import Bounds, Connections, Stage
+from cachd.api.connection import Connection
 from tests.ground.node import Node
 from tests.ground.site import until
 

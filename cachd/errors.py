@@ -31,7 +31,7 @@ class CachdError(Exception):
 
     `hint` says what the reader can do about it. `origin_status` is the HTTP status that the source answered.
     `bytes_done` and `bytes_total` say how far the pull was that failed. The other fields are those of the
-    class; None means that it does not apply.
+    class; a field at its default does not apply.
 
     Anybody may read all fields, so callers put no secret and no query of a signed URL into them. They may
     quote an origin or a client: control characters are escaped. Facts that only the operator may know, such
@@ -69,9 +69,9 @@ class CachdError(Exception):
 
     @property
     def facts(self) -> dict[str, object]:
-        """The fields that apply, by name, besides detail, code and hint."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)[_TEXTS:]}
-        return {name: value for name, value in values.items() if value is not None}
+        """The fields that apply, by name, besides detail, code and hint: those that are not the default."""
+        values = ((each, getattr(self, each.name)) for each in fields(self)[_TEXTS:])
+        return {each.name: value for each, value in values if value != each.default}
 
     def as_document(self) -> dict[str, Any]:
         """The error as JSON: `code`, `detail`, `hint` if there is one, `error_class`, and the facts."""
@@ -153,7 +153,7 @@ class NoSpace(CachdError):
     """The model does not fit on the disk now. Free space, or try again later.
 
     `need` and `free`: the bytes needed and those that are free. `short` and `short_inodes`: how many bytes or
-    inodes a reservation lacks; both None when the file system itself was full. `held_by`: what holds the
+    inodes are to be freed for it; 0 when that number is not known. `held_by`: what holds the
     space, in words.
     """
 
@@ -161,8 +161,8 @@ class NoSpace(CachdError):
     retryable = True
     need: int | None = None
     free: int | None = None
-    short: int | None = None
-    short_inodes: int | None = None
+    short: int = 0
+    short_inodes: int = 0
     held_by: list[str] | None = None
 
 

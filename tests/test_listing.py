@@ -96,7 +96,6 @@ def test_the_choice_of_what_to_evict_asks_the_kernel_and_not_the_listing(models:
 
 
 def test_the_api_and_the_command_line_follow_the_pages(ground: Ground) -> None:
-    """Promised: GET /v1/models has `next` and a Link header when more models follow."""
     for number in range(3):
         ground.have(f"page-{number}.bin", 1000)
     path, found = "/v1/models?limit=1", []

@@ -31,7 +31,14 @@ _STEP_BYTES = 4 << 10  # passed to the parser in one call
 
 
 class Connection(HttpToolsProtocol):
-    """One HTTP connection within `Bounds`. `since`: monotonic time when its stage began."""
+    """One HTTP connection within `Bounds`. `since`: monotonic time when its stage began.
+
+    Its stages, and the callback of the parser or of uvicorn that leads from one to the next:
+
+        HEAD    on_headers_complete -> BODY, on_message_complete -> ANSWER, on_response_complete -> HEAD
+        ANSWER  on_message_begin -> HEAD: a pipelined request
+        any     _refuse, or on_response_complete while the body still arrives -> REFUSED, then `end`
+    """
 
     def __init__(
         self,
@@ -200,7 +207,7 @@ class Connection(HttpToolsProtocol):
         """Answer with a problem document and close soon; close at once if an answer was partly sent."""
         if self.stage is Stage.REFUSED:
             return
-        self.stage = Stage.REFUSED
+        self.stage = Stage.REFUSED  # point of no return: nothing more is parsed
         if self._hang_up():
             self.end()
             return

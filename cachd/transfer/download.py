@@ -789,5 +789,5 @@ class Download:
         if isinstance(outcome, DiskFailed):
             return outcome.errno != errno.EIO
         if isinstance(outcome, NoSpace):
-            return outcome.short is None  # with `short`, only a reservation was too small
+            return not outcome.short  # with `short`, only a reservation was too small
         return isinstance(outcome, Changed)

@@ -442,7 +442,7 @@ class Reclaim:
                         self._store.reserve(manifest, owed=owed, owed_inodes=owed_inodes)
                     )
                 except NoSpace as error:
-                    short, inodes = error.short or 0, error.short_inodes or 0
+                    short, inodes = error.short, error.short_inodes
                     if not self._choose(victims, short, inodes):
                         raise self._with_holders(error) from error
                     owed, owed_inodes = max(owed, short), max(owed_inodes, inodes)

@@ -198,7 +198,7 @@ def test_a_request_that_was_only_begun_behind_another_is_answered_408() -> None:
 
 
 def test_the_first_piece_of_a_head_counts_to_its_size() -> None:
-    """Promised by the module: a head has at most 32 KiB."""
+    """A head has at most 32 KiB."""
     with (
         served(Connections(bounds=Bounds(refused_seconds=0.2))) as (_, address),
         dialled(address) as sock,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cachd.errors import CachdError, NotFound
-from cachd.model import Snapshot, check_name
+from cachd.model import ModelSpec, Snapshot, check_name
 from cachd.report.file_use import FileUse, FileUses
 from cachd.report.outcomes import outcome_of
 from cachd.report.values import (
@@ -51,10 +51,14 @@ class _Known:
     damage: Quarantine | None
 
     @property
-    def ref(self) -> str:
-        specs = [self.snapshot and self.snapshot.spec, self.pull and self.pull.spec]
-        damaged = self.damage and self.damage.snapshot.spec
-        return next(str(spec.ref) for spec in (*specs, damaged) if spec)
+    def spec(self) -> ModelSpec:
+        """The spec of what the name leads to, or will lead to, or led to."""
+        if self.snapshot:
+            return self.snapshot.spec
+        if self.pull:
+            return self.pull.spec
+        assert self.damage
+        return self.damage.snapshot.spec
 
 
 class Models:
@@ -142,7 +146,7 @@ class Models:
     def _known(self, name: str) -> _Known:
         """What is known of a name. Raises NotFound."""
         known = _Known(self.snapshots.get(name), self.pulls.get(name), self.snapshots.quarantine(name))
-        if known == _Known(None, None, None):
+        if not (known.snapshot or known.pull or known.damage):
             raise unknown_model(name)
         return known
 
@@ -159,7 +163,7 @@ class Models:
             name=name,
             state=state,
             final=self.is_final(name),
-            ref=known.ref,
+            ref=str(known.spec.ref),
             path=str(layout.model(name)),
             file=str(layout.model(name) / snapshot.file) if snapshot and snapshot.file else None,
             immutable_path=str(layout.address(snapshot.address)) if snapshot else None,

@@ -17,6 +17,7 @@ from cachd.daemon.parts import assembled
 from cachd.errors import WaitTimeout
 from cachd.kernel import threads
 from cachd.model import ModelSpec
+from cachd.report.values import as_document
 from cachd.transfer.request import Pull
 
 _POLL_SECONDS = 0.3
@@ -46,7 +47,7 @@ def pull_here(
             _wait(running, began, seconds, update)
         if pin:
             parts.store.pins.add(spec.name)
-        return parts.models.describe(spec.name)
+        return as_document(parts.models.describe(spec.name))
 
 
 def _wait(running: Pull, began: float, seconds: float, update: Callable[[str, int, int], None]) -> None:

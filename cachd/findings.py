@@ -10,10 +10,10 @@ from typing import Any
 from cachd.model import shown
 
 # pydantic's type of a fault -> our words about the value. For other types, pydantic's own message is used.
-_WHOLE, _NUMBER, _FLAG = "is not a whole number", "is not a number", "is neither true nor false"
+_INTEGER, _NUMBER, _FLAG = "is not a whole number", "is not a number", "is neither true nor false"
 _TEXT, _LIST, _MAPPING = "is not a string", "is not a list", "is not a mapping of keys to values"
 _SAYS = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _INTEGER),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), _NUMBER),
     **dict.fromkeys(("bool_type", "bool_parsing"), _FLAG),
     **dict.fromkeys(("string_type", "string_unicode", "path_type"), _TEXT),

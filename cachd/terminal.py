@@ -159,7 +159,7 @@ def show_capacity(now: Mapping[str, Any]) -> None:
     """Print one figure a line, then NAME SIZE LAST-USED PROTECTED of each snapshot, the largest first."""
     figures = {k.removesuffix("_bytes"): decimal(v) for k, v in now.items() if k.endswith("_bytes") and v}
     figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them reserved"
-    figures["in use"] = f"reported by {now['in_use_told_by']}"
+    figures["in use"] = f"reported by {now['in_use_reported_by']}"
     width = max(map(len, figures))
     for key, value in figures.items():
         say(f"{key:<{width}}  {value}")

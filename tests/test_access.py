@@ -117,7 +117,9 @@ def test_a_request_to_a_foreign_host_name_is_refused(guarded: Ground) -> None:
     ours = ["127.0.0.1", f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST", "[::1]:8470", "10.1.2.3"]
     for host in [*ours, "cache.example", "CACHE.EXAMPLE:80"]:
         assert guarded.node.ask("GET", "/livez", headers={"Host": host}).status == 200, host
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil@127.0.0.1x", ""):
+    foreign = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil@127.0.0.1x", ""]
+    malformed = ["http://localhost", "localhost/", "a@localhost", "localhost?x", "localhost:x", "//localhost"]
+    for host in [*foreign, *malformed, "http://127.0.0.1", "[::1", "[localhost]", "127.0.0.1#"]:
         assert_problem(guarded.node.ask("GET", "/livez", headers={"Host": host}), 403, "foreign_host")
 
 

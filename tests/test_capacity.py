@@ -807,7 +807,7 @@ def test_capacity_tells_each_snapshot_and_what_protects_it(served: tuple[Node, O
     assert told["limit_bytes"] == told["usable_bytes"] == 40 * MIB
     assert told["used_bytes"] == told["blob_bytes"] == on_disk(running.root / ".cachd/blobs")
     assert told["available_bytes"] == 40 * MIB - told["used_bytes"]
-    assert told["in_use_told_by"] == "kernel"
+    assert told["in_use_reported_by"] == "kernel"
     protected = {s["names"][0]: s["protected_by"] for s in told["snapshots"]}
     assert protected == {"a": None, "b": None, "c": None, "d": "pinned as d"}
     assert all(s["last_used"] for s in told["snapshots"])

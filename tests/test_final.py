@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cachd import errors
-from cachd.api.outcomes import OUTCOMES
 from cachd.errors import CachdError
+from cachd.report.outcomes import OUTCOMES
 from tests.ground.codes import ENDS_NO_PULL, final_codes
 from tests.ground.disks import remount
 from tests.ground.models import noise

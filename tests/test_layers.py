@@ -13,9 +13,10 @@ from types import CodeType, FrameType
 import pytest
 
 from cachd.api.app import create_app
-from cachd.api.documents import Models
+from cachd.api.dependencies import Services
 from cachd.config import Config
 from cachd.daemon.parts import assembled
+from cachd.report.models import Models
 from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -104,8 +105,8 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
     options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",), reserve_free=0)
     with Walk() as walk, assembled(options) as parts:
         models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
-        create_app(
-            models,
+        services = Services(
+            models=models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
             sweeps=parts.sweeps,
@@ -115,10 +116,8 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
             required=list,
             options=dict,
             sources=lambda _ref: {},
-            tokens=None,
-            anonymous_reads=True,
-            allowed_hosts=(),
         )
+        create_app(services, tokens=None, anonymous_reads=True, allowed_hosts=())
         parts.status.start(models)
         started = parts.pulls.start(spec_of("hf://org/model"))
         assert started is not None

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachd.errors import CachdError, Invalid
+from cachd.errors import CachdError, Invalid, TooBig
 from cachd.model import (
     NAME_PATTERN,
     Digest,
@@ -898,13 +898,13 @@ def test_a_model_is_one_file_when_it_has_one_or_is_one_split_gguf(
 
 
 def test_an_error_says_its_code_detail_mend_class_and_numbers() -> None:
-    error = Invalid("it is wrong", code="wrong", hint="do it right", need=5)
+    error = TooBig("it is wrong", code="wrong", hint="do it right", need=5)
     assert str(error) == "it is wrong (do it right)"
     assert error.as_document() == {
         "code": "wrong",
         "detail": "it is wrong",
         "hint": "do it right",
-        "error_class": "Invalid",
+        "error_class": "TooBig",
         "need": 5,
     }
 

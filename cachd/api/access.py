@@ -18,7 +18,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from cachd.api.documents import Asked
+from cachd.api.requests import Asked
 from cachd.errors import Unauthorized
 from cachd.model import ModelSpec
 from cachd.policy.roles import Grant, Role

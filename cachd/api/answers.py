@@ -1,15 +1,236 @@
-"""Serializes JSON answers outside the event loop, so that a large document does not delay other requests."""
+"""The answers of the HTTP API that the package report does not have: options, limits, leases and so on."""
 
 from __future__ import annotations
 
-from fastapi.responses import JSONResponse, Response
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastapi.responses import Response
+from pydantic import JsonValue
+
+from cachd.model import Limits
+from cachd.report.values import (
+    ErrorReport,
+    HeldLease,
+    VerificationReport,
+    WarmingReport,
+    When,
+    as_json,
+)
+from cachd.store.catalog import iso
+from cachd.store.leases import Lease
 
 
-def as_json(document: object) -> bytes:
-    """A document as JSON. To be called in the thread that made the document."""
-    return bytes(JSONResponse(document).body)
+def json_answer(content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer with the JSON that `as_json` returned in another thread."""
+    return Response(content, status, headers, media_type="application/json")
 
 
-def json_answer(content: bytes) -> Response:
-    """A 200 answer with the bytes that `as_json` returned."""
-    return Response(content, media_type="application/json")
+def answer(report: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A small report as an answer, serialized here."""
+    return json_answer(as_json(report), status, headers)
+
+
+# --- models ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseReport(HeldLease):
+    """A lease for the caller who took it. Whoever knows its id may renew and release it."""
+
+    id: str
+    name: str
+
+    @classmethod
+    def of(cls, lease: Lease) -> LeaseReport:
+        """The report of a lease."""
+        return cls(id=lease.id, name=lease.name, holder=lease.holder, expires_at=iso(lease.expires_at))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunVerification(VerificationReport):
+    """A verification that was started or already runs."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunWarming(WarmingReport):
+    """A warming that was started or already runs."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    """A deleted model. `configured`: the configuration lists it, so it will be pulled again."""
+
+    name: str
+    freed_bytes: int
+    configured: bool
+
+
+# --- the node ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReady:
+    """The cache's file system is writable, and the required models are ready if that was asked."""
+
+    status: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsReport:
+    """The download limits in bytes per second: of all sources together, and by kind of source."""
+
+    bytes_per_second: int | None
+    sources: Mapping[str, int]
+
+    @classmethod
+    def of(cls, limits: Limits) -> LimitsReport:
+        """The report of the limits in force."""
+        return cls(bytes_per_second=limits.bytes_per_second, sources=dict(limits.sources))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionReport:
+    """An option in force: its value, the kind of place that set it, and that place."""
+
+    key: str
+    value: JsonValue
+    source: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionsFile:
+    """The configuration file on the disk, and why it is not in force."""
+
+    path: str | None
+    in_force: bool
+    waiting_for_restart: Sequence[str]
+    error: ErrorReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionsReport:
+    """Every option in force, and the state of the configuration file."""
+
+    options: Sequence[OptionReport]
+    file: OptionsFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntry:
+    """An entry of the option `sources`: its prefix, the columns it sets, and where each was set."""
+
+    prefix: str
+    columns: Mapping[str, JsonValue]
+    where: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntries:
+    """Every entry of the option `sources`."""
+
+    sources: Sequence[SourceEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnReport:
+    """One setting for a ref, and the prefix of the entry that sets it; null if an option or default does."""
+
+    column: str
+    value: JsonValue
+    prefix: str | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePatterns:
+    """The patterns of files that may not and that may be pulled."""
+
+    refuse: Sequence[str]
+    allow: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefSettings:
+    """Whether a ref may be pulled, and the settings that apply to it."""
+
+    ref: str
+    verdict: Literal["allowed", "refused"]
+    error: ErrorReport | None
+    columns: Sequence[ColumnReport]
+    files: FilePatterns
+    refused_digests: Sequence[str]
+
+
+# --- upkeep ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobBytes:
+    """Bytes of a blob: all, and those that were read."""
+
+    total: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobBeingRead:
+    """The blob that is being read again."""
+
+    blob: str
+    bytes: BlobBytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedModel:
+    """A model that waits for its repair."""
+
+    name: str
+    since: When
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubsReport:
+    """The state of scrubbing. Without `bytes_per_second`, nothing is read again by itself."""
+
+    bytes_per_second: int | None
+    interval_seconds: float
+    blobs: int
+    bytes: int
+    due: int
+    oldest_verified_at: When | None
+    reading: BlobBeingRead | None
+    damaged: Sequence[DamagedModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptLeftover:
+    """Something that neither a model nor a pull needs, and the bytes that its removal frees."""
+
+    kind: str
+    name: str
+    changed_at: When
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepReport:
+    """The leftovers that were removed, or would be in a dry run."""
+
+    dry_run: bool
+    freed_bytes: int
+    swept: Sequence[SweptLeftover]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -13,52 +12,53 @@ from fastapi.routing import APIRoute
 from cachd import __version__
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
+from cachd.api import problems, schema
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
-from cachd.api.access import RULES, Access, Tokens, check_complete
+from cachd.api.access import Access, Tokens, check_complete
+from cachd.api.admission import most_connections
 from cachd.api.audit import Audit
-from cachd.api.connection import most_connections
-from cachd.api.documents import Models
+from cachd.api.dependencies import Services
 from cachd.api.guard import Guard
 from cachd.api.lanes import Lanes
 from cachd.api.probe import Probe
-from cachd.api.problems import PROBLEM_RESPONSES, install
-from cachd.api.status import StatusFiles
 from cachd.kernel import threads
-from cachd.metrics import Metrics
-from cachd.transfer.bandwidth import Bandwidth
-from cachd.transfer.reclaim import Reclaim
-from cachd.upkeep.scrubs import Scrubs
-from cachd.upkeep.sweeps import Sweeps
 
 _THREADS = 32
 ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
 
 
 def create_app(
-    models: Models,
-    *,
-    metrics: Metrics,
-    bandwidth: Bandwidth,
-    sweeps: Sweeps,
-    scrubs: Scrubs,
-    reclaim: Reclaim,
-    status: StatusFiles,
-    required: Callable[[], Collection[str]],
-    options: Callable[[], dict[str, object]],
-    sources: Callable[[str | None], dict[str, object]],
-    tokens: Tokens | None,
-    anonymous_reads: bool,
-    allowed_hosts: Collection[str],
+    services: Services, *, tokens: Tokens | None, anonymous_reads: bool, allowed_hosts: Collection[str]
 ) -> FastAPI:
-    """The API of one store and its pulls.
+    """The API of one store and its pulls. Without `tokens` (None), every caller may do everything."""
+    audit, lanes = Audit(services.metrics), Lanes(connections=most_connections())
+    app = FastAPI(
+        lifespan=_lifespan(audit, lanes),
+        openapi_url=None,  # node.py serves it and renders it only once
+        title="cachd",
+        version=__version__,
+        description="Node-local model cache: pull once, verify every byte, serve every pod.",
+        generate_unique_id_function=_route_name,
+        responses=schema.PROBLEMS,
+    )
+    app.state.services, app.state.lanes, app.state.described = services, lanes, None
+    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    check_complete(routes)
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    schema.install(app)
+    access = Access(routes, tokens, anonymous_reads=anonymous_reads)
+    app.add_middleware(Probe, models=services.models)
+    app.add_middleware(
+        Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=services.metrics
+    )
+    return app
 
-    `required` returns the names of the models that /readyz?set=required checks. `options` returns the
-    document of /v1/options. `sources` returns the document of /v1/sources, for one ref or for None. Without
-    `tokens` (None), every caller may do everything.
-    """
 
-    blocking, lanes = threads.pool(_THREADS, "api"), Lanes(connections=most_connections())
+def _lifespan(audit: Audit, lanes: Lanes) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    blocking = threads.pool(_THREADS, "api")
 
     @asynccontextmanager
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
@@ -68,48 +68,7 @@ def create_app(
         audit.close()
         lanes.close()
 
-    audit = Audit(metrics)
-    app = FastAPI(
-        lifespan=with_threads,
-        openapi_url=None,  # node.py serves it and renders it only once
-        title="cachd",
-        version=__version__,
-        description="Node-local model cache: pull once, verify every byte, serve every pod.",
-        generate_unique_id_function=_route_name,
-        responses=PROBLEM_RESPONSES,
-    )
-    app.state.models, app.state.metrics, app.state.required = models, metrics, required
-    app.state.bandwidth, app.state.reclaim, app.state.options = bandwidth, reclaim, options
-    app.state.status, app.state.sources = status, sources
-    app.state.lanes, app.state.described = lanes, None
-    app.state.sweeps, app.state.scrubs = sweeps, scrubs
-    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
-    check_complete(routes)
-    for router in ROUTERS:
-        app.include_router(router)
-    install(app)
-    _document_roles(app)
-    access = Access(routes, tokens, anonymous_reads=anonymous_reads)
-    app.add_middleware(Probe, models=models)
-    app.add_middleware(Guard, allowed_hosts=allowed_hosts, access=access, audit=audit, metrics=metrics)
-    return app
-
-
-def _document_roles(app: FastAPI) -> None:
-    """Make the OpenAPI document state which calls need a bearer token, and which role (`x-role`)."""
-    without_roles = app.openapi
-
-    def with_roles() -> dict[str, Any]:
-        document = without_roles()
-        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for calls in document["paths"].values():
-            for call in calls.values():
-                if role := RULES[call["operationId"]].role:
-                    call |= {"x-role": role.name, "security": [{"token": []}]}
-        return document
-
-    # FastAPI's manual replaces the method in this way ("Extending OpenAPI").
-    app.openapi = with_roles  # type: ignore[method-assign]
+    return with_threads
 
 
 def _route_name(route: APIRoute) -> str:

@@ -36,7 +36,7 @@ class Audit:
         self._unwritten = 0
         self._window: asyncio.TimerHandle | None = None
 
-    def tell(self, scope: Scope, call: Call, status: int) -> None:
+    def record(self, scope: Scope, call: Call, status: int) -> None:
         """Log how an attempt to write ended."""
         state: Mapping[str, Any] = scope.get("state", {})
         caller: Caller | None = state.get("caller")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
@@ -20,6 +21,8 @@ from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LONGEST_HOST = 300  # a DNS name has at most 253 characters (RFC 1035, section 2.3.4); its port follows
+# uri-host [":" port] (RFC 9110, section 7.2); an IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\[\]:/?#@\\]+))(?::\d*)?", re.ASCII)
 _KNOWN_HOSTS = 256  # Host headers whose check is remembered, because probes repeat the same ones
 
 
@@ -39,6 +42,7 @@ class Guard:
         self._names_us = lru_cache(_KNOWN_HOSTS)(lambda host: self._is_name(host) or _is_address(host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a refused request; pass any other on, with its body already read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -63,7 +67,7 @@ class Guard:
             op = getattr(route, "name", "none")
             self._metrics.requests.labels(op, f"{status // 100}xx").inc()
             if scope["method"] not in READS:
-                self._audit.tell(scope, call, status)
+                self._audit.record(scope, call, status)
 
     async def _refusal(self, scope: Scope, call: Call) -> CachdError | None:
         """The reason to refuse a request, judged by its head; None to accept it."""
@@ -111,18 +115,16 @@ class Guard:
         return _host(value) in self._allowed
 
 
-def _host(value: str) -> str:
-    """The host of a Host header, without its port; empty when it is malformed."""
-    try:
-        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
-    except ValueError:
-        return ""
+def _host(value: str) -> str | None:
+    """The lower-case host of a Host header, without its port; None when it is malformed."""
+    found = _HOST.fullmatch(value)
+    return (found["address"] or found["name"]).lower() if found else None
 
 
-def _is_address(host: str) -> bool:
+def _is_address(value: str) -> bool:
     """Whether a Host header holds an IP address. It is safe: in DNS rebinding, the browser sends a name."""
     with suppress(ValueError):
-        ip_address(_host(host))
+        ip_address(_host(value) or "")
         return True
     return False
 

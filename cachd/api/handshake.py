@@ -7,7 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from cachd.api.connection import Connection, Connections, Counted, Stage, peer_of
+from cachd.api.admission import Connections, Counted, Stage, peer_of
+from cachd.api.connection import Connection
 from cachd.api.tls import Certificate
 
 _RETRY_SECONDS = 0.2
@@ -20,7 +21,7 @@ async def accept(sock: socket.socket, certificate: Certificate, made: Made, conn
     After its handshake, `made` makes the protocol of the connection.
     """
     loop = asyncio.get_running_loop()
-    sock.setblocking(False)
+    sock.settimeout(0.0)  # it never blocks
     while True:
         try:
             accepted, address = await loop.sock_accept(sock)

@@ -162,5 +162,6 @@ class Lanes:
         self.changes = Lane("change", 4, callers=callers, patience_seconds=60.0)
 
     def close(self) -> None:
+        """Close every lane."""
         for lane in (self.probes, self.reads, self.scrapes, self.resolves, self.changes):
             lane.close()

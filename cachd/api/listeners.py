@@ -122,7 +122,8 @@ def _remove_stale(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "another file is there", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.setblocking(False)  # if a live socket's queue is full, connect fails instead of waiting
+        # If a live socket's queue is full, connect fails instead of waiting.
+        client.settimeout(0.0)
         try:
             client.connect(path)
         except ConnectionRefusedError:

@@ -22,6 +22,7 @@ class Narrow:
         self._app, self._serves = app, serves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a call that the listener does not serve; pass any other on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif not _is_served(scope, self._serves):

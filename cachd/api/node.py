@@ -3,114 +3,115 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import json
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 
-from cachd.api.answers import as_json, json_answer
-from cachd.api.dependencies import AnyLanes, AnyModels
-from cachd.api.documents import AskedLimits, limits_document
+from cachd.api.answers import (
+    Alive,
+    LimitsReport,
+    NodeReady,
+    OptionsReport,
+    RefSettings,
+    SourceEntries,
+    answer,
+    json_answer,
+)
+from cachd.api.dependencies import AnyLanes, AnyServices, Services
+from cachd.api.lanes import Lanes
 from cachd.api.problems import problem
-from cachd.errors import DiskFailed, Unavailable
+from cachd.api.requests import AskedLimits
+from cachd.api.schema import answers
+from cachd.errors import CachdError, DiskFailed, Unavailable
 from cachd.metrics import CONTENT_TYPE
+from cachd.report.readiness import RETRY_SECONDS
+from cachd.report.values import as_json, from_document
 
 router = APIRouter(tags=["node"])
 
-_RETRY_SECONDS = 5.0
 _DISK_SECONDS = 3.0
 
 
-@router.get("/v1/limits")
-async def limits(request: Request) -> dict[str, Any]:
+@router.get("/v1/limits", responses=answers({200: LimitsReport}))
+async def limits(services: AnyServices) -> Response:
     """Show the download limits in bytes per second: of all sources together, and of each kind of source."""
-    return limits_document(request.app.state.bandwidth.limits)
+    return answer(LimitsReport.of(services.bandwidth.limits))
 
 
-@router.put("/v1/limits")
-async def set_limits(request: Request, asked: AskedLimits) -> dict[str, Any]:
+@router.put("/v1/limits", responses=answers({200: LimitsReport}))
+async def set_limits(services: AnyServices, asked: AskedLimits) -> Response:
     """Replace all download limits. Running pulls follow the new limits at once.
 
     A limit that is null or left out is lifted. The new limits hold until the daemon restarts or the limits in
     its configuration file change.
     """
-    await asyncio.to_thread(request.app.state.bandwidth.change, asked.limits())
-    return limits_document(request.app.state.bandwidth.limits)
+    await asyncio.to_thread(services.bandwidth.change, asked.limits())
+    return answer(LimitsReport.of(services.bandwidth.limits))
 
 
-@router.get("/v1/options")
-async def options(request: Request, lanes: AnyLanes) -> Response:
+@router.get("/v1/options", responses=answers({200: OptionsReport}))
+async def options(services: AnyServices, lanes: AnyLanes) -> Response:
     """Show every option in force and where its value came from.
 
     The answer also states whether the configuration file on disk is in force.
     """
-    document = request.app.state.options
-    return json_answer(await lanes.reads.shared("options", lambda: as_json(document())))
+    return json_answer(await lanes.reads.shared("options", partial(_options, services)))
 
 
-@router.get("/v1/sources")
+@router.get("/v1/sources", responses=answers({200: (SourceEntries, RefSettings)}))
 async def sources(
-    request: Request,
+    services: AnyServices,
     ref: Annotated[
         str | None,
         Query(max_length=2048, description="a ref as in POST /v1/models; default: show every entry"),
     ] = None,
-) -> dict[str, Any]:
+) -> Response:
     """Show the entries of the option `sources`.
 
     With a ref, show whether that ref may be pulled and which settings apply to it.
     """
-    found: dict[str, Any] = await asyncio.to_thread(request.app.state.sources, ref)
-    return found
+    document = await asyncio.to_thread(services.sources, ref)
+    return answer(from_document(SourceEntries if ref is None else RefSettings, document))
 
 
-@router.get("/livez")
-async def livez() -> dict[str, str]:
+@router.get("/livez", responses=answers({200: Alive}))
+async def livez() -> Response:
     """Liveness probe: 200 while the process answers."""
-    return {"status": "alive"}
+    return answer(Alive())
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=answers({200: NodeReady}))
 async def readyz(
-    request: Request,
-    models: AnyModels,
+    services: AnyServices,
     lanes: AnyLanes,
     wanted: Annotated[
         str | None,
         Query(alias="set", pattern="^required$", description="also check the models marked `required`"),
     ] = None,
-) -> JSONResponse:
+) -> Response:
     """Readiness probe: 200 when the cache's file system answers and is writable, else 503.
 
     With `set=required`, every model marked `required` in the configuration must be ready, too.
     """
-    try:
-        async with asyncio.timeout(_DISK_SECONDS):
-            is_read_only = await lanes.probes.shared("disk", models.store.space.is_read_only)
-    except TimeoutError:
-        late = f"the cache's file system did not answer within {_DISK_SECONDS:g} s"
-        return problem(Unavailable(late, code="disk_slow", retry_after=_RETRY_SECONDS))
-    if is_read_only:
-        return problem(DiskFailed("the cache's file system is read-only", code="read_only"), status=503)
-    required = request.app.state.required() if wanted else ()
-    absent = sorted(name for name in required if not models.store.names.get(name))
+    if fault := await _disk_fault(services, lanes):
+        return problem(fault, status=503)
+    required = services.required() if wanted else ()
+    absent = sorted(name for name in required if not services.models.store.names.get(name))
     if absent:
-        return problem(
-            Unavailable(
-                f"{len(absent)} required models are not ready: {', '.join(absent[:20])}",
-                code="not_ready",
-                retry_after=_RETRY_SECONDS,
-                models=absent,
-            )
-        )
-    return JSONResponse({"status": "ready"})
+        detail = f"{len(absent)} required models are not ready: {', '.join(absent[:20])}"
+        error = Unavailable(detail, code="not_ready", retry_after=RETRY_SECONDS)
+        return problem(error, models=absent)
+    return answer(NodeReady())
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(request: Request, lanes: AnyLanes) -> Response:
+async def metrics(services: AnyServices, lanes: AnyLanes) -> Response:
     """The metrics of the daemon in the Prometheus text format."""
-    text = await lanes.scrapes.shared("metrics", request.app.state.metrics.text)
+    text = await lanes.scrapes.shared("metrics", services.metrics.text)
     return Response(text, media_type=CONTENT_TYPE)
 
 
@@ -119,7 +120,7 @@ async def openapi(request: Request, lanes: AnyLanes) -> Response:
     """The OpenAPI document. It is rendered once and kept."""
     app = request.app
     if app.state.described is None:
-        app.state.described = await lanes.reads.shared("openapi", lambda: as_json(app.openapi()))
+        app.state.described = await lanes.reads.shared("openapi", lambda: json.dumps(app.openapi()).encode())
     return json_answer(app.state.described)
 
 
@@ -127,3 +128,18 @@ async def openapi(request: Request, lanes: AnyLanes) -> Response:
 async def docs(request: Request) -> Response:
     """The OpenAPI document as a web page."""
     return get_swagger_ui_html(openapi_url="/openapi.json", title=request.app.title)
+
+
+def _options(services: Services) -> bytes:
+    return as_json(from_document(OptionsReport, services.options()))
+
+
+async def _disk_fault(services: Services, lanes: Lanes) -> CachdError | None:
+    """What keeps the cache's file system from being written; None if nothing does."""
+    try:
+        async with asyncio.timeout(_DISK_SECONDS):
+            is_read_only = await lanes.probes.shared("disk", services.models.store.space.is_read_only)
+    except TimeoutError:
+        late = f"the cache's file system did not answer within {_DISK_SECONDS:g} s"
+        return Unavailable(late, code="disk_slow", retry_after=RETRY_SECONDS)
+    return DiskFailed("the cache's file system is read-only", code="read_only") if is_read_only else None

@@ -10,7 +10,7 @@ import re
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cachd.api import models as routes
-from cachd.api.documents import Models
+from cachd.report.models import Models
 
 _PATH = re.compile(r"/v1/models/([^/]+)/ready")
 _ROUTE = next(route for route in routes.router.routes if getattr(route, "endpoint", None) is routes.ready)
@@ -23,6 +23,7 @@ class Probe:
         self._app, self._models = app, models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the probe of a ready model; pass any other request on."""
         answer = None
         if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
             asked = _PATH.fullmatch(scope["path"])

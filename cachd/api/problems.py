@@ -1,11 +1,12 @@
-"""Answers errors with problem documents (RFC 9457). outcomes.py holds the HTTP status of each class."""
+"""Answers errors with problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import FastAPI, Request
@@ -15,50 +16,74 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from cachd import errors
-from cachd.api.outcomes import outcome_of
 from cachd.findings import Finding, Place, key_of, sentence
+from cachd.report.outcomes import outcome_of
+from cachd.report.readiness import NotReady
+from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, as_json
 
 log = structlog.get_logger(__name__)
 
 _MOST_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
-PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
-    "4XX": {
-        "description": "a problem document (RFC 9457) with `code`, `detail` and, for most errors, `hint`",
-        "content": {"application/problem+json": {}},
-    },
-    "5XX": {
-        "description": "a problem document (RFC 9457) with `code`, `detail` and, for most errors, `hint`",
-        "content": {"application/problem+json": {}},
-    },
-}
 
 
-def problem(error: errors.CachdError, *, status: int | None = None) -> JSONResponse:
-    """The answer for an error: its problem document, and a Retry-After header when the error has one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem(ErrorReport):
+    """A problem document (RFC 9457): the report of an error, with the HTTP status of the answer.
+
+    Answers of …/ready also have `state`, `final`, `eta_seconds`, and the `error` that the last pull failed
+    with. /readyz names the required `models` that are not ready.
+    """
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    state: Annotated[ModelState | None, LEFT_OUT] = None
+    final: Annotated[bool | None, LEFT_OUT] = None
+    eta_seconds: Annotated[float | None, LEFT_OUT] = None
+    error: Annotated[ErrorReport | None, LEFT_OUT] = None
+    models: Annotated[Sequence[str] | None, LEFT_OUT] = None
+
+
+def problem(error: errors.CachdError, /, *, status: int | None = None, **about: Any) -> JSONResponse:
+    """The answer for an error: its problem document, and a Retry-After header when the error has one.
+
+    `status` is by default that of the error's class. `about`: other fields of `Problem`.
+    """
     status = status or outcome_of(error).status
     headers = {}
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if isinstance(error, errors.Unavailable) and error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = _CHALLENGE
     elif error.code in ("role_too_low", "outside_namespaces"):
         headers["WWW-Authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
-    document = error.as_document()
-    document.pop("status", None)  # the HTTP status that the source answered, not ours
-    about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    return _Problem(error.code, about | document, status, headers)
+    title = HTTPStatus(status).phrase
+    document = Problem(type="about:blank", title=title, status=status, **error.as_document(), **about)
+    return _Answer(error.code, document, status, headers)
 
 
-class _Problem(JSONResponse):
+def problem_of(reason: NotReady) -> JSONResponse:
+    """The answer for a model that is not ready."""
+    return problem(
+        reason.error,
+        state=reason.state,
+        final=reason.is_final,
+        eta_seconds=reason.eta_seconds,
+        error=reason.failure,
+    )
+
+
+class _Answer(JSONResponse):
     """An answer that stores its error code in the request's state, for the audit log."""
 
-    def __init__(
-        self, code: str, document: Mapping[str, object], status: int, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, code: str, document: Problem, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(document, status, headers, media_type="application/problem+json")
         self._code = code
+
+    def render(self, content: Problem) -> bytes:
+        """The document as JSON."""
+        return as_json(content)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["code"] = self._code

@@ -14,12 +14,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from cachd.api.connection import Connection, Connections, Counted
+from cachd.api.admission import Connections, Counted
+from cachd.api.connection import Connection
 from cachd.api.handshake import accept
 from cachd.api.listeners import BACKLOG, Opened
 from cachd.api.narrow import Narrow
+from cachd.api.stagger import Stagger
 from cachd.api.tls import Certificate
-from cachd.api.turns import Turns
 from cachd.kernel import threads
 
 _GRACEFUL_SECONDS = 5
@@ -49,7 +50,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 ours are in self._listeners
         """As in uvicorn, but on our listeners, each with its own TLS setting and allowed calls."""
         await super().startup(sockets=[])
-        loop, app = asyncio.get_running_loop(), Turns(self.config.loaded_app)
+        loop, app = asyncio.get_running_loop(), Stagger(self.config.loaded_app)
         for each in self._listeners:
             made = partial(self._connection, Narrow(app, each.listener.serves))
             if self._certificate and each.listener.may_speak_tls:

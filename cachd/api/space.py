@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
-from cachd.api.answers import as_json, json_answer
-from cachd.api.dependencies import AnyLanes, AnyModels
-from cachd.api.documents import AskedSize, capacity_document, eviction_document, plan_document
+from cachd.api.answers import json_answer
+from cachd.api.dependencies import AnyLanes, AnyServices, Services
+from cachd.api.requests import AskedSize
+from cachd.api.schema import answers
+from cachd.report.space import (
+    CapacityReport,
+    EvictionPlan,
+    EvictionReport,
+    EvictionsDone,
+    InUseReportedBy,
+    PastEvictions,
+)
+from cachd.report.values import as_json
 from cachd.transfer.reclaim import Reclaim
 
 router = APIRouter(prefix="/v1", tags=["space"])
 
 
-@router.get("/capacity")
-async def capacity(request: Request, models: AnyModels, lanes: AnyLanes) -> Response:
+@router.get("/capacity", responses=answers({200: CapacityReport}))
+async def capacity(services: AnyServices, lanes: AnyLanes) -> Response:
     """Show the disk space: of the file system, of all models, and of each snapshot.
 
     `protected_by` is why a snapshot cannot be evicted now.
     """
-    reclaim: Reclaim = request.app.state.reclaim
-
-    def document() -> bytes:
-        store = models.store
-        return as_json(
-            capacity_document(
-                store.space.capacity(),
-                reclaim.candidates(),
-                store.watch.watched(),
-                tells_use=store.reports_open_files,
-            )
-        )
-
-    return json_answer(await lanes.reads.shared("capacity", document))
+    return json_answer(await lanes.reads.shared("capacity", partial(_capacity, services)))
 
 
-@router.get("/evictions")
-async def evictions(request: Request, lanes: AnyLanes) -> Response:
+@router.get("/evictions", responses=answers({200: PastEvictions}))
+async def evictions(services: AnyServices, lanes: AnyLanes) -> Response:
     """List up to 1000 evictions since the daemon started, newest first."""
-    reclaim: Reclaim = request.app.state.reclaim
-
-    def document() -> bytes:
-        return as_json({"evictions": [eviction_document(eviction) for eviction in reclaim.evicted()]})
-
-    return json_answer(await lanes.reads.shared("evictions", document))
+    return json_answer(await lanes.reads.shared("evictions", partial(_past, services.reclaim)))
 
 
-@router.post("/evictions")
+@router.post("/evictions", responses=answers({200: (EvictionPlan, EvictionsDone)}))
 async def evict(
-    request: Request,
+    services: AnyServices,
     asked: AskedSize,
-    models: AnyModels,
     lanes: AnyLanes,
+    *,
     dry_run: Annotated[bool, Query(description="show what would be evicted, and evict nothing")] = False,
 ) -> Response:
     """Make a number of bytes, or the space that a ref needs, available by evicting models.
@@ -60,28 +53,39 @@ async def evict(
     The answer lists each evicted snapshot in order, with the reason and the freed bytes. 507 when evicting
     everything that is unprotected would not be enough; then nothing is evicted.
     """
-    reclaim: Reclaim = request.app.state.reclaim
-    spec, need = asked.spec(), asked.bytes or 0
+    spec, need, models = asked.spec(), asked.bytes or 0, services.models
     if spec is not None:
         need = await lanes.resolves.run(lambda: models.store.need(models.pulls.resolve(spec)))
     if dry_run:
-        return json_answer(await lanes.reads.shared(("plan", need), lambda: _planned(reclaim, need)))
-    return json_answer(await lanes.changes.run(lambda: _evicted(reclaim, need)))
+        return json_answer(
+            await lanes.reads.shared(("plan", need), partial(_planned, services.reclaim, need))
+        )
+    return json_answer(await lanes.changes.run(partial(_evicted, services.reclaim, need)))
+
+
+def _capacity(services: Services) -> bytes:
+    store = services.models.store
+    by = InUseReportedBy.kernel if store.reports_open_files else InUseReportedBy.protections
+    candidates, views = services.reclaim.candidates(), store.watch.watched()
+    return as_json(CapacityReport.of(store.space.capacity(), candidates, views, by))
+
+
+def _past(reclaim: Reclaim) -> bytes:
+    return as_json(PastEvictions(evictions=[EvictionReport.of(each) for each in reclaim.evicted()]))
 
 
 def _planned(reclaim: Reclaim, need: int) -> bytes:
-    return as_json({"dry_run": True, **plan_document(need, reclaim.plan(need))})
+    return as_json(EvictionPlan.of(need, reclaim.plan(need)))
 
 
 def _evicted(reclaim: Reclaim, need: int) -> bytes:
     plan = reclaim.plan(need)
     done = reclaim.make_available(need)
     return as_json(
-        {
-            "dry_run": False,
-            "need_bytes": need,
-            "short_bytes": plan.short,
-            "freed_bytes": sum(eviction.freed for eviction in done),
-            "evictions": [eviction_document(eviction) for eviction in done],
-        }
+        EvictionsDone(
+            need_bytes=need,
+            short_bytes=plan.short,
+            freed_bytes=sum(eviction.freed for eviction in done),
+            evictions=[EvictionReport.of(each) for each in done],
+        )
     )

@@ -37,6 +37,7 @@ class TlsFiles:
     client_ca: Path | None = None
 
     def paths(self) -> list[Path]:
+        """All files that are given."""
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
 
 
@@ -62,9 +63,11 @@ class Certificate:
         self._log_taken_over()
 
     def start(self) -> None:
+        """Begin to check the files."""
         threads.start([self._thread])
 
     def close(self) -> None:
+        """Stop checking, and join the thread."""
         self._stop.set()
         if self._thread.ident:
             self._thread.join()

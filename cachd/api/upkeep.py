@@ -4,45 +4,36 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Response
 
-from cachd.api.answers import as_json, json_answer
-from cachd.api.dependencies import AnyLanes
+from cachd.api.answers import ScrubsReport, SweepReport, SweptLeftover, json_answer
+from cachd.api.dependencies import AnyLanes, AnyServices
+from cachd.api.requests import AskedSweep
+from cachd.api.schema import answers
+from cachd.report.values import as_json, from_document
 from cachd.upkeep.scrubs import Scrubs
 from cachd.upkeep.sweeps import Sweeps
 
 router = APIRouter(tags=["upkeep"])
 
 
-class AskedSweep(BaseModel):
-    """The body of POST /v1/sweeps. It may be omitted."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"dry_run": True}]})
-
-    dry_run: bool = Field(default=False, description="show what would be removed, and remove nothing")
-    everything: bool = Field(
-        default=False,
-        description="also remove what ended pulls left behind recently, instead of keeping it for a retry",
-    )
-
-
-@router.get("/v1/scrubs")
-async def scrubs(request: Request, lanes: AnyLanes) -> Response:
+@router.get("/v1/scrubs", responses=answers({200: ScrubsReport}))
+async def scrubs(services: AnyServices, lanes: AnyLanes) -> Response:
     """Show the state of scrubbing: the blob being read, the oldest verification, and the damaged models."""
-    running: Scrubs = request.app.state.scrubs
-    return json_answer(await lanes.reads.shared("scrubs", lambda: as_json(running.as_document())))
+    return json_answer(await lanes.reads.shared("scrubs", partial(_scrubs, services.scrubs)))
 
 
-@router.post("/v1/sweeps")
-async def sweep(request: Request, lanes: AnyLanes, asked: AskedSweep | None = None) -> Response:
+@router.post("/v1/sweeps", responses=answers({200: SweepReport}))
+async def sweep(services: AnyServices, lanes: AnyLanes, asked: AskedSweep | None = None) -> Response:
     """Remove leftovers: files that neither a model nor a pull needs.
 
     The call returns when they are removed. The answer lists each with its kind and the bytes it freed.
     """
-    return json_answer(
-        await lanes.changes.run(partial(_swept, request.app.state.sweeps, asked or AskedSweep()))
-    )
+    return json_answer(await lanes.changes.run(partial(_swept, services.sweeps, asked or AskedSweep())))
+
+
+def _scrubs(running: Scrubs) -> bytes:
+    return as_json(from_document(ScrubsReport, running.as_document()))
 
 
 def _swept(sweeps: Sweeps, asked: AskedSweep) -> bytes:
@@ -51,9 +42,12 @@ def _swept(sweeps: Sweeps, asked: AskedSweep) -> bytes:
     else:
         swept = sweeps.sweep(everything=asked.everything)
     return as_json(
-        {
-            "dry_run": asked.dry_run,
-            "freed_bytes": sum(freed for _, freed in swept),
-            "swept": [each.as_document() | {"freed_bytes": freed} for each, freed in swept],
-        }
+        SweepReport(
+            dry_run=asked.dry_run,
+            freed_bytes=sum(freed for _, freed in swept),
+            swept=[
+                from_document(SweptLeftover, each.as_document() | {"freed_bytes": freed})
+                for each, freed in swept
+            ],
+        )
     )

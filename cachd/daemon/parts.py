@@ -27,12 +27,12 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from cachd.api.documents import Models
-from cachd.api.status import StatusFiles
 from cachd.config import Config
 from cachd.daemon.sources import build_sources
 from cachd.daemon.store import open_store, set_bounds
 from cachd.metrics import Metrics
+from cachd.report.models import Models
+from cachd.report.status import StatusFiles
 from cachd.settings.given import unknown_variables
 from cachd.sources.schemes import Sources
 from cachd.store.store import Store

@@ -22,7 +22,7 @@ import structlog
 
 from cachd import __version__
 from cachd.api.app import create_app
-from cachd.api.documents import Models
+from cachd.api.dependencies import Services
 from cachd.api.listeners import opened
 from cachd.api.server import run
 from cachd.api.tls import Certificate
@@ -33,6 +33,7 @@ from cachd.daemon.parts import Parts, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
 from cachd.metrics import Scrape
+from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
 from cachd.upkeep.prewarm import Prewarm
 
@@ -55,8 +56,8 @@ def serve(loaded: Loaded) -> None:
         models = parts.models
         tokens = _tokens(config)
         parts.metrics.watch(lambda: _scrape(parts, models, reload, tokens, certificate))
-        app = create_app(
-            models,
+        services = Services(
+            models=models,
             metrics=parts.metrics,
             bandwidth=parts.bandwidth,
             sweeps=parts.sweeps,
@@ -66,6 +67,9 @@ def serve(loaded: Loaded) -> None:
             required=prewarm.required,
             options=reload.as_document,
             sources=reload.sources,
+        )
+        app = create_app(
+            services,
             tokens=tokens,
             anonymous_reads=config.anonymous_reads,
             allowed_hosts=allowed_hosts(config),

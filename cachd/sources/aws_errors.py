@@ -62,25 +62,27 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
     answer = error.response.get("ResponseMetadata", {})
     status = int(answer.get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
-        return Forbidden(f"{shown} is archived", code="archived", hint="restore it first", status=status)
+        return Forbidden(
+            f"{shown} is archived", code="archived", hint="restore it first", origin_status=status
+        )
     if code in _SKEWED:
         return Forbidden(
             f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             code="clock_skewed",
             hint="set the node's clock (chronyc tracking); S3 accepts a difference of 15 minutes",
-            status=status,
+            origin_status=status,
         )
     if status in (401, 403):
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
             hint="it does not exist, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
-            status=status,
+            origin_status=status,
         )
     if status == 404:
         return NotFound(f"{shown}: {code}", code="file_not_found", hint="check bucket and key")
     return Unavailable(
         f"{shown}: {status} {code}",
         code="rate_limited" if code in ("SlowDown", "Throttling") or status == 429 else "origin_failed",
-        status=status,
+        origin_status=status,
     )

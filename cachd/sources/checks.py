@@ -20,26 +20,30 @@ def check_status(response: Response, url: str) -> None:
     reason = f"{shown}: {status} {response.reason}".rstrip()
     if status == 401:
         raise Forbidden(
-            reason, code="source_unauthorized", hint="check the token", status=status, hub_says=hub_says
+            reason,
+            code="source_unauthorized",
+            hint="check the token",
+            origin_status=status,
+            hub_error=hub_says,
         )
     if status in (403, 451):
         raise Forbidden(
             reason,
             code="source_forbidden",
             hint="check that the token may read it; some origins answer this for a file that does not exist",
-            status=status,
-            hub_says=hub_says,
+            origin_status=status,
+            hub_error=hub_says,
         )
     if status in (404, 410):
-        raise NotFound(reason, code="file_not_found", hint="check the name", status=status)
+        raise NotFound(reason, code="file_not_found", hint="check the name", origin_status=status)
     if status in (412, 416):
-        raise Changed(f"{shown}: the file has changed ({status})", status=status)
+        raise Changed(f"{shown}: the file has changed ({status})", origin_status=status)
     wait = requested_wait(response.headers)
     raise Unavailable(
         f"{reason}; the origin asks for a pause of {wait:.0f} s" if wait else reason,
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(response.headers),
-        status=status,
+        origin_status=status,
     )
 
 

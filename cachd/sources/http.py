@@ -156,7 +156,7 @@ class Http:
             try:
                 return self._open_at(signed_url, _NO_SECRETS, target, extent, cancel_token)
             except (Forbidden, NotFound, Unavailable) as error:
-                if error.facts.get("status") not in _MAYBE_EXPIRED:
+                if error.origin_status not in _MAYBE_EXPIRED:
                     raise
                 self._signed_urls.pop(target.url, None)
         return self._open_at(target.url, target.secrets, target, extent, cancel_token)

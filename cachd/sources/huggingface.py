@@ -87,7 +87,7 @@ class HubSource:
         try:
             return self._http.open(Target(url, file.size, secrets), extent, cancel_token)
         except Forbidden as error:
-            if error.facts.get("hub_says") == "GatedRepo":
+            if error.hub_error == "GatedRepo":
                 raise _gated(f"hf://{repo}") from error
             raise
 
@@ -189,7 +189,7 @@ def _by_class(ref: Ref, error: HfHubHTTPError) -> CachdError:
             f"{ref.base} does not exist, or is private and the token was not accepted",
             code="source_unauthorized",
             hint=f"check the name, and the token of {_TOKENS}",
-            status=401,
+            origin_status=401,
         )
     if isinstance(error, RepositoryNotFoundError):
         return NotFound(
@@ -218,18 +218,18 @@ def _by_status(ref: Ref, error: HfHubHTTPError) -> CachdError:
             f"the Hub refused the token for {ref.base}",
             code="source_unauthorized",
             hint=f"check the token of {_TOKENS}; a token of `hf auth login` may have expired",
-            status=status,
+            origin_status=status,
         )
     if status == 403:
         return Forbidden(
             f"the token may not read {ref.base}",
             code="source_forbidden",
             hint="check the permissions of the token",
-            status=status,
+            origin_status=status,
         )
     return Unavailable(
         f"the Hub answered {status} for {ref.base}",
         code="rate_limited" if status == 429 else "origin_failed",
         retry_after=retry_after(error.response.headers),
-        status=status,
+        origin_status=status,
     )

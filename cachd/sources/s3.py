@@ -79,7 +79,7 @@ class BucketSource:
         try:
             return self._open(file, extent, cancel_token, self._sign_in.kept)
         except Forbidden as error:
-            if error.facts.get("status") != 403:
+            if error.origin_status != 403:
                 raise
             return self._open(file, extent, cancel_token, self._sign_in.fresh)
 

@@ -92,6 +92,14 @@ class Leases:
         ]
         return sorted(held, key=lambda found: found.expires_at)
 
+    def by_name(self, now: float) -> dict[str, list[Lease]]:
+        """The leases that have not expired, as `of` returns them, for each name that has any."""
+        found: dict[str, list[Lease]] = {}
+        for lease in sorted(self._leases.copy().values(), key=lambda lease: lease.expires_at):
+            if lease.expires_at > now:
+                found.setdefault(lease.name, []).append(lease)
+        return found
+
     def expire(self, now: float) -> list[Lease]:
         """Remove the leases that have expired, and return them."""
         with self._lock:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import structlog
 
-from cachd.errors import DiskFailed, Forbidden, Invalid, Unavailable
+from cachd.errors import DiskFailed, Forbidden, Invalid, Unavailable, UnsafeRoot
 from cachd.kernel import durable
 from cachd.store.layout import PRIVATE, PUBLIC
 
@@ -219,10 +219,9 @@ def _may_rename(status: os.stat_result, who: int) -> bool:
 
 def _unsafe(path: Path, status: os.stat_result, hint: str) -> Forbidden:
     mode, kind = stat.S_IMODE(status.st_mode), _kind(status.st_mode)
-    return Forbidden(
+    return UnsafeRoot(
         f"{path} is {kind} of mode {mode:04o} and belongs to {status.st_uid}:{status.st_gid}: users other"
         f" than uid {os.getuid()} could change the models that pods load",
-        code="unsafe_root",
         hint=hint,
         path=str(path),
         mode=f"{mode:04o}",

@@ -43,7 +43,7 @@ class Meter:
 
     def refused(self, error: CachdError) -> None:
         """See `Listener`."""
-        status = error.facts.get("status")
+        status = error.origin_status
         code_class = f"{status // 100}xx" if isinstance(status, int) else "broken"
         self._metrics.origin_requests.labels(self._scheme, code_class).inc()
 

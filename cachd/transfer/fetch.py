@@ -34,7 +34,7 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
         progress.sample()
         attempt.slot.take()
     except CachdError as error:
-        error.facts = {**error.facts, "bytes_done": progress.done, "bytes_total": progress.total}
+        error.bytes_done, error.bytes_total = progress.done, progress.total
         raise
     finally:
         attempt.context.downloads.leave(fetches.joined)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, DaemonDied
 from cachd.store.pending import PendingPull
 from cachd.store.store import Store
 from cachd.transfer.request import Pull
@@ -60,9 +60,8 @@ def crash_loop(found: PendingPull) -> CachdError | None:
     """The error of a pull during which the daemon died too often to resume it; None if it may be resumed."""
     if found.began < _MOST_DEATHS:
         return None
-    return CachdError(
+    return DaemonDied(
         f"{found.spec.name}: the daemon died {found.began} times in a row during this pull",
-        code=CRASH_LOOP,
         hint="see the daemon's log and memory limit, then ask for it again (cachd pull)",
         deaths=found.began,
     )

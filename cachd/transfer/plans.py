@@ -137,11 +137,7 @@ class Planner:
         if others := max(now.total - now.free - now.usage.total, 0):
             held_by.append(f"other files of this disk ({others} bytes)")
         detail = f"{error.detail}; held by {', '.join(held_by)}"
-        named = NoSpace(
-            detail, short=error.short, short_inodes=error.short_inodes, code=error.code, hint=error.hint
-        )
-        named.facts = {**error.facts, "held_by": held_by}
-        return named
+        return replace(error, detail=detail, held_by=held_by)
 
     def _plan(self, short: int, others: Collection[Victims]) -> Plan:
         short = max(short, 0)

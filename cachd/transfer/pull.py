@@ -42,7 +42,7 @@ def pull(attempt: Attempt) -> Snapshot:
         log.info("the source changed: resolving again", name=attempt.spec.name, reason=error.detail)
         resolved = _resolve(attempt)
     except DiskFailed as error:
-        if error.facts.get("errno") != errno.EIO:
+        if error.errno != errno.EIO:
             raise
         log.warning("disk error: trying the pull once more", name=attempt.spec.name, reason=error.detail)
     return _make_ready(resolved, attempt)

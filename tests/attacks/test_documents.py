@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ground import mount
 from cachd.client import Client
 from cachd.errors import CachdError, Invalid, NotFound
 from cachd.model import Digest, File, Manifest, Ref
+from cachd.pod import ready
 from cachd.pod.mount import Mount
 from cachd.sources import checksums
 from cachd.sources.cancel import CancelToken
@@ -454,12 +454,12 @@ def test_files_of_the_cache_that_say_nonsense_keep_no_daemon_from_its_start(
 def test_a_pod_reads_no_more_of_a_file_than_any_has(root: Path) -> None:
     for folder in ("ready", "status"):
         filled(root / folder / "m.json")
-    refused(lambda: mount.ready_model(root, "m"), "ready_file_unreadable")
+    refused(lambda: ready.ready_model(root, "m"), "ready_file_unreadable")
     assert Mount(root).snapshot("m") is None
     assert Mount(root).status("m") == {}
     (root / "ready/m.json").unlink()
     with pytest.raises(NotFound):
-        mount.ready_model(root, "m")
+        ready.ready_model(root, "m")
 
 
 def test_a_pod_waits_for_no_pipe(root: Path) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from cachd.api.connection import Bounds, Connection, Connections, Counted
+from cachd.api.admission import Bounds, Connections, Counted
+from cachd.api.connection import Connection
 from cachd.api.handshake import accept
 from cachd.api.listeners import opened
 from cachd.api.tls import Certificate, TlsFiles

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cachd.api.connection import Bounds, Connections, peer_of
+from cachd.api.admission import Bounds, Connections, peer_of
 from cachd.api.lanes import Lane, Waits
 from cachd.client import Client
 from cachd.errors import Unavailable

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachd import terminal
-from cachd.errors import CachdError, Invalid, NotFound, Unavailable, error_of, printable
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound, error_of, printable
 from cachd.model import ModelSpec
 from tests.conftest import Engine
 from tests.faults.test_index import PROJECT
@@ -34,8 +34,8 @@ ESCAPES = [
 
 @pytest.mark.parametrize("text", ESCAPES, ids=ascii)
 def test_no_text_of_an_error_holds_a_character_that_a_terminal_obeys(text: str) -> None:
-    error = Unavailable(f"origin said {text}", hint=text, said=text)
-    for shown in (error.detail, str(error), error.hint, str(error.facts["said"])):
+    error = Forbidden(f"origin said {text}", hint=text, hub_error=text)
+    for shown in (error.detail, str(error), error.hint, str(error.facts["hub_error"])):
         assert shown.isprintable()
         shown.encode()
     assert json.dumps(error.as_document(), ensure_ascii=False).isprintable()

@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from cachd.api.documents import Models
 from cachd.config import Config
 from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Parts, assembled
 from cachd.errors import CachdError, NotFound
 from cachd.model import ModelSpec, Ref
 from cachd.policy import parts as part_sizes
+from cachd.report.models import Models
 from tests.ground import mount
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -271,7 +271,7 @@ def digests(tree: Path) -> Digests:
 
 def states(parts: Parts) -> dict[str, str]:
     models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
-    return {name: models.state(name) for name in models.names()}
+    return {name: str(models.state(name)) for name in models.names()}
 
 
 def _sha256(content: bytes) -> str:

@@ -141,7 +141,7 @@ class Day:
         return [m for m in self.models if m.is_protected()]
 
     def _pull(self) -> bool:
-        model = self._popular()
+        model: Model = self._popular()
         priority = self.chance.choice((0, 0, 0, 10))
         self._asked[model.name] = time.monotonic()
         return self.node.pull(model.ref, name=model.name, priority=priority).status in (200, 202)

@@ -292,6 +292,6 @@ def ask_anew(supplier: Supplier, size: int, reason: str) -> None:
 
 def explained(error: Corrupt, before: str) -> Corrupt:
     """The error, with a hint if the digest is as wrong as the one `before`."""
-    if error.facts["got"] == before:
+    if error.got == before:
         error.hint = "the source sent the same bytes twice: its copy is damaged, or its digest is wrong"
     return error

@@ -213,7 +213,7 @@ class Download:
     def _leaves_nothing(outcome: CachdError | None) -> bool:
         """Whether the ingest must be discarded. After a failed sync or read (EIO) its journal is valid."""
         if isinstance(outcome, DiskFailed):
-            return outcome.facts.get("errno") != errno.EIO
+            return outcome.errno != errno.EIO
         if isinstance(outcome, NoSpace):
             return not outcome.short  # if bytes are short, only a reservation was too small
         return isinstance(outcome, Changed)

@@ -66,7 +66,7 @@ def _put(download: Download, supplier: Supplier, content: memoryview) -> None:
             payer.return_unused(granted)
             if supplier.wrong:
                 raise explained(error, supplier.wrong) from None
-            supplier.wrong = str(error.facts["got"])
+            supplier.wrong = error.got or ""
             ask_anew(supplier, size, "source")
             return
     blocks.spend_in_others(payer, size)

@@ -18,11 +18,12 @@ from typing import Any
 
 import structlog
 
-from cachd.api.documents import Models, pull_document
-from cachd.api.outcomes import outcome_of
 from cachd.errors import CachdError, Leased, NotFound
 from cachd.kernel import durable, threads
 from cachd.model import Snapshot
+from cachd.report.models import Models, pull_report
+from cachd.report.outcomes import outcome_of
+from cachd.report.values import ModelState, as_document
 from cachd.store.catalog import iso
 from cachd.store.changes import Changes
 from cachd.store.layout import Layout
@@ -30,6 +31,8 @@ from cachd.store.layout import Layout
 log = structlog.get_logger(__name__)
 
 _PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
+_FAILED = (ModelState.damaged, ModelState.failed, ModelState.cancelled, ModelState.refused)
+_ENDED = (ModelState.ready, ModelState.damaged, ModelState.failed, ModelState.refused)
 _PROGRESS_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
 _PATIENCE_SECONDS = 2.0  # the longest that a caller waits for the status file of a model it changed
@@ -148,19 +151,19 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     `before` is the previous content as JSON. The document of an evicted model repeats it, with a new state.
     """
     state, snapshot, pull = models.state(name), models.store.names.get(name), models.pulls.get(name)
-    if state == "unknown":
+    if state is None:
         return _evicted(name, before) if models.store.names.was_evicted(name) else None
     damage = models.store.names.quarantine(name)
     if pull and not snapshot:
-        about = pull_document(pull)
+        about = as_document(pull_report(pull))
     elif known := snapshot or (damage.snapshot if damage else None):
         about = _about(known)
     else:
         return None  # it was removed after `state` was read; the removal marks the name again
-    if models.pulls.are_stopping and state not in ("ready", "damaged", "failed", "refused"):
-        state = "queued"  # the next start of the daemon goes on with it
-    failure = models.failure(name) if state in ("damaged", "failed", "cancelled", "refused") else None
-    is_downloading = state == "downloading"
+    if models.pulls.are_stopping and state not in _ENDED:
+        state = ModelState.queued  # the next start of the daemon goes on with it
+    failure = models.failure(name) if state in _FAILED else None
+    is_downloading = state is ModelState.downloading
     eta = about["eta_seconds"] if is_downloading else None
     return {
         "name": name,
@@ -199,7 +202,7 @@ def _evicted(name: str, before: str) -> dict[str, Any]:
 
 
 def _error(error: CachdError) -> dict[str, object]:
-    """An error without its facts, which only the API shows."""
+    """An error as pods see it. The other fields of its class are for callers of the API."""
     return {
         "code": error.code,
         "detail": error.detail,

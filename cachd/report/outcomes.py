@@ -1,4 +1,4 @@
-"""What each class of error means to an API client: the HTTP status, and whether waiting is pointless."""
+"""Maps each class of error to its outcome: the HTTP status, and whether waiting is pointless."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ OUTCOMES: dict[type[errors.CachdError], Outcome] = {
     errors.Invalid: Outcome(400, is_final=True),
     errors.Unauthorized: Outcome(401, is_final=True),
     errors.Forbidden: Outcome(403, is_final=True),
+    errors.UnsafeRoot: Outcome(403, is_final=True),
     errors.NotFound: Outcome(404, is_final=True),
     errors.InUse: Outcome(409, is_final=False),
     errors.Cancelled: Outcome(409, is_final=False),
     errors.TooBig: Outcome(413, is_final=True),
+    errors.DaemonDied: Outcome(500, is_final=True),
     errors.DiskFailed: Outcome(500, is_final=True),
     errors.Changed: Outcome(502, is_final=True),  # the source changed again during the second attempt
     errors.Corrupt: Outcome(502, is_final=True),

@@ -1,0 +1,67 @@
+"""Makes the OpenAPI document state the schema of every answer, and the role that each call needs.
+
+FastAPI would build a serializer for each declared answer when the daemon starts, and validate each answer
+that is sent. The reports need neither: a route names their classes with `answers`, and their schemas are made
+when somebody first asks for the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from cachd.api.access import RULES
+from cachd.api.problems import Problem
+from cachd.report.values import adapter
+
+Responses = dict[int | str, dict[str, Any]]
+_REF = "#/components/schemas/{model}"
+_PROBLEM = {
+    "description": "a problem document (RFC 9457)",
+    "content": {"application/problem+json": {"schema": {"$ref": _REF.format(model=Problem.__name__)}}},
+}
+PROBLEMS: Responses = {"4XX": _PROBLEM, "5XX": _PROBLEM}
+_kinds: dict[str, type[Any]] = {Problem.__name__: Problem}
+
+
+def answers(kinds: Mapping[int, type[Any] | tuple[type[Any], ...]]) -> Responses:
+    """The argument `responses` of a route that answers with these reports; one of several for a tuple."""
+    responses: Responses = {}
+    for status, one_or_more in kinds.items():
+        several = one_or_more if isinstance(one_or_more, tuple) else (one_or_more,)
+        _kinds.update((kind.__name__, kind) for kind in several)
+        refs = [{"$ref": _REF.format(model=kind.__name__)} for kind in several]
+        schema = {"oneOf": refs} if len(refs) > 1 else refs[0]
+        description = " Or: ".join((kind.__doc__ or "").partition("\n")[0] for kind in several)
+        responses[status] = {"description": description, "content": {"application/json": {"schema": schema}}}
+    return responses
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi` return the complete document."""
+    of_fastapi = app.openapi
+
+    def complete() -> dict[str, Any]:
+        document = of_fastapi()
+        components = document["components"]
+        components["schemas"] |= _schemas()
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for calls in document["paths"].values():
+            for call in calls.values():
+                if role := RULES[call["operationId"]].role:
+                    call |= {"x-role": role.name, "security": [{"token": []}]}
+        return document
+
+    # FastAPI's manual replaces the method in this way ("Extending OpenAPI").
+    app.openapi = complete  # type: ignore[method-assign]
+
+
+def _schemas() -> dict[str, Any]:
+    """The schemas of all answers, by the name of the class."""
+    inputs = [(name, "serialization", adapter(kind)) for name, kind in _kinds.items()]
+    _, found = TypeAdapter.json_schemas(inputs, ref_template=_REF)  # type: ignore[arg-type]
+    schemas: dict[str, Any] = found["$defs"]
+    return schemas

@@ -1,0 +1,67 @@
+"""Waits for models on behalf of callers, without a thread for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import Request
+
+from cachd.api.lanes import Lanes
+from cachd.errors import Unavailable
+from cachd.report.models import Models
+from cachd.report.readiness import RETRY_SECONDS
+from cachd.transfer.request import Pull
+
+_REPAIR_SECONDS = 0.2
+
+
+async def until_settled(request: Request, name: str, models: Models, lanes: Lanes, *, seconds: float) -> None:
+    """Return when a model is ready or nothing is about to make it ready, or when its caller hangs up.
+
+    Returns after `seconds` at the latest, and at once when too many callers wait.
+    """
+    with lanes.waits.one() as may_wait:
+        if seconds and may_wait:
+            await _while_client_stays(request, _settled(name, models, lanes), seconds)
+
+
+async def until_stopped(pull: Pull, lanes: Lanes) -> None:
+    """Return when a cancelled pull has ended. Raises Unavailable when too many callers wait.
+
+    The wait is here and not in a thread, because many callers may wait for one slow source.
+    """
+    with lanes.waits.one() as may_wait:
+        if not may_wait:
+            raise Unavailable("too many calls wait for pulls", code="busy", retry_after=RETRY_SECONDS)
+        await lanes.waits.end_of(pull.done)
+
+
+async def _settled(name: str, models: Models, lanes: Lanes) -> None:
+    """Return when a model is ready, or when neither a pull nor a repair is about to make it ready."""
+    while not models.store.names.get(name):
+        if running := models.pulls.running_for(name):
+            await lanes.waits.end_of(running.done)
+        elif models.store.names.quarantine(name) and not models.is_final(name):
+            await asyncio.sleep(_REPAIR_SECONDS)  # the daemon has not started its repair yet
+        else:
+            return
+
+
+async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Run `work` until it ends, `seconds` have passed, or the client has hung up."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,88 @@
+"""Says which snapshots are open or in memory, and remembers the answers for listings.
+
+The kernel answers file by file, with several system calls for each, so asking about all files of all models
+would make a listing slow. A listing recalls an answer as long as it probably holds:
+
+    hold file    asked each time: one file for each model
+    not open     until somebody opens a file of the snapshot (store/watch.py reports it), at most a minute;
+                 two seconds where the kernel does not report every open
+    open         two seconds
+
+The choice of what to evict never uses these answers: it asks the kernel about every file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from cachd.errors import Leased, NotFound
+from cachd.kernel.leases import is_open
+from cachd.model import Snapshot
+from cachd.store.store import Store
+from cachd.upkeep.scrubs import Scrubs
+from cachd.upkeep.warms import Warms
+
+_QUIET_SECONDS, _SOON_SECONDS = 60.0, 2.0
+_MOST_REMEMBERED = 20_000  # answers; the oldest are forgotten first
+
+
+@dataclass(frozen=True, slots=True)
+class FileUse:
+    """Whether files of a snapshot are open, its bytes in memory, and its oldest verification (Unix time)."""
+
+    is_open: bool
+    resident_bytes: int
+    verified_at: float | None
+
+    NONE: ClassVar[FileUse]
+
+
+FileUse.NONE = FileUse(is_open=False, resident_bytes=0, verified_at=None)
+
+
+class FileUses:
+    """The file use of each snapshot, and the last answer for each. Safe from any thread.
+
+    Every method takes `now`, in seconds since the epoch.
+    """
+
+    def __init__(self, store: Store, scrubs: Scrubs, warms: Warms) -> None:
+        self._store, self._scrubs, self._warms = store, scrubs, warms
+        self._answers: dict[str, tuple[float, FileUse]] = {}  # by manifest; the oldest answer comes first
+
+    def ask(self, snapshot: Snapshot, now: float) -> FileUse:
+        """The use of a snapshot's files now. Blocks: it asks the kernel about each file."""
+        try:
+            manifest = self._store.manifests.of(snapshot)
+        except (NotFound, Leased):  # removed, or another process holds a kernel lease on its manifest
+            return FileUse(is_open=True, resident_bytes=0, verified_at=None)
+        found = FileUse(
+            is_open=self._store.protection.is_in_use(manifest),
+            resident_bytes=self._warms.resident_of(manifest),
+            verified_at=self._scrubs.verified_at(snapshot, manifest),
+        )
+        self._answers.pop(manifest.id, None)
+        self._answers[manifest.id] = now, found
+        if len(self._answers) > _MOST_REMEMBERED:
+            self._answers.pop(next(iter(self._answers)), None)
+        return found
+
+    def recall(self, snapshot: Snapshot, now: float) -> FileUse:
+        """The last answer about a snapshot if it probably still holds, else a new one.
+
+        The caller has called `Watch.note_opens` before.
+        """
+        known = self._answers.get(snapshot.manifest)
+        if known is None or not self._still_holds(snapshot.manifest, *known, now):
+            return self.ask(snapshot, now)
+        if not known[1].is_open and is_open([self._store.layout.hold(snapshot.manifest)]):
+            return replace(known[1], is_open=True)
+        return known[1]
+
+    def _still_holds(self, manifest: str, asked_at: float, answer: FileUse, now: float) -> bool:
+        age = abs(now - asked_at)  # abs: a clock that was set back
+        if answer.is_open or not self._store.watch.sees_all_opens():
+            return age < _SOON_SECONDS
+        opened_at = self._store.usage_log.opened_at(manifest)
+        return age < _QUIET_SECONDS and (opened_at is None or opened_at < asked_at)

@@ -77,7 +77,7 @@ class Day:
         self.shelf = stack.enter_context(Shelf(self.chance, largest))
         self.models = self.shelf.stock(largest)
         totals = list(accumulate(rank**-0.5 for rank in range(1, len(self.models) + 1)))
-        self._popular = lambda: self.chance.choices(self.models, cum_weights=totals)[0]
+        self._popular: Callable[[], Model] = lambda: self.chance.choices(self.models, cum_weights=totals)[0]
         options = {
             "allow": [f"{self.shelf.url}/"],
             "reserve_free": self.reserve,
@@ -141,7 +141,7 @@ class Day:
         return [m for m in self.models if m.is_protected()]
 
     def _pull(self) -> bool:
-        model: Model = self._popular()
+        model = self._popular()
         priority = self.chance.choice((0, 0, 0, 10))
         self._asked[model.name] = time.monotonic()
         return self.node.pull(model.ref, name=model.name, priority=priority).status in (200, 202)

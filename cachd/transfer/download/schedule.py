@@ -149,9 +149,9 @@ class Schedule:
 
         `supplier` takes a turn again soon.
         """
-        file = self._tally.file
-        if not self._tally.is_waiting_for_space:
-            log.warning("paused: the disk is at its reserve", file=file.path, size_bytes=file.size)
+        file, was_waiting = self._tally.file, self._tally.is_waiting_for_space
         self._tally.is_waiting_for_space = True
+        if not was_waiting:
+            log.warning("paused: the disk is at its reserve", file=file.path, size_bytes=file.size)
         if supplier is not None:
             self.call_later(supplier, SPACE_RETRY_SECONDS)

@@ -125,7 +125,7 @@ class Assembly:
             part = self.parts.take(supplier, now, at_least=at_least)
             if part is None:
                 return None
-            rest = part.cut_for(supplier)
+            rest = part.rest_for(supplier)
             if rest is not part and part.hash and part.sender:
                 sent = Extent(part.extent.start, part.reached)
                 self.vouchers.note(sent, part.hash.hexdigest, part.sender.origin)

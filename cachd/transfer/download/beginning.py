@@ -41,7 +41,7 @@ def begin(download: Download, supplier: Supplier, buffer: memoryview) -> None:
     if assembly is not None:
         assembly.begin(supplier)
         assembly.serve()
-        schedule.call()
+        schedule.call_others(supplier)
         assembly.work(supplier, buffer)
 
 

@@ -28,13 +28,12 @@ log = structlog.get_logger(__name__)
 class Download:
     """The transfer of one blob, from all suppliers that joined it.
 
-        waiting --turn: _begin--> fetching in parts (assembly.py) --commit--------> over
-            |  ^                     ^
-            |  +--no space,          +--small file breaks off
-            |     wrong digest--+    |
-            +--turn: _begin--> small file (small.py) --put------------------------> over
-            |
-            +--turn: _begin, the blob is here--> proving (proving.py) --all proven--> over
+        waiting --turn--> beginning --fetch_small: the digest is right--> over
+           ^                |  |  |
+           |                |  |  +--prove: the blob is here--> proving --drop: each has proven--> over
+           |                |  +--serve: large, or a small file that broke off--> fetching --commit--> over
+           +--no space----+
+              wrong digest, or the supplier failed
 
         any --end: failure, or the last supplier left--> over --_close: the last thread left--> closed
 

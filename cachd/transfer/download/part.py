@@ -62,7 +62,7 @@ class Part:
         self._failures[supplier] = self._failures.get(supplier, 0) + 1
         return self._failures[supplier]
 
-    def cut_for(self, supplier: Supplier) -> Part:
+    def rest_for(self, supplier: Supplier) -> Part:
         """The part for `supplier` to go on with: its rest, if the bytes so far came from another one."""
         if self.sender is None or self.sender.origin == supplier.origin or self.reached == self.extent.start:
             return self

@@ -96,6 +96,14 @@ class Schedule:
         for each, seconds in later:
             self._engine.streams.submit_later(each.quota, each.turn_later, seconds)
 
+    def call_others(self, supplier: Supplier) -> None:
+        """Like `call`, for a stream that takes the first part itself: it counts as one that runs."""
+        with self.lock:
+            supplier.running += 1
+        self.call()
+        with self.lock:
+            supplier.running -= 1
+
     def _turns_for(self, supplier: Supplier, now: float) -> int:
         """How many more turns the supplier needs. The caller holds the lock."""
         if self.assembly is not None:
@@ -149,9 +157,9 @@ class Schedule:
 
         `supplier` takes a turn again soon.
         """
-        file = self._tally.file
-        if not self._tally.is_waiting_for_space:
-            log.warning("paused: the disk is at its reserve", file=file.path, size_bytes=file.size)
+        file, was_waiting = self._tally.file, self._tally.is_waiting_for_space
         self._tally.is_waiting_for_space = True
+        if not was_waiting:
+            log.warning("paused: the disk is at its reserve", file=file.path, size_bytes=file.size)
         if supplier is not None:
             self.call_later(supplier, SPACE_RETRY_SECONDS)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import NoSpace
+from cachd.kernel import calls
 from cachd.kernel.memory import space_for_pages
-from cachd.store import kernel
 from cachd.upkeep.warms import Warming, Warms
 from tests.conftest import Engine
 from tests.ground.hub import Hub
@@ -29,7 +29,7 @@ MAP_LOCKED = 0x2000
 
 def resident(path: Path) -> int:
     with path.open("rb") as opened:
-        return kernel.resident_bytes(opened.fileno(), 0, SIZE)
+        return calls.resident_bytes(opened.fileno(), 0, SIZE)
 
 
 def chill(path: Path) -> None:
@@ -181,9 +181,9 @@ def test_mincore_tells_the_same_where_the_kernel_has_no_cachestat(
         os.pread(opened.fileno(), MIB, 3 * MIB)
         extents = [(0, SIZE), (0, MIB), (3 * MIB + 5, 5 * MIB), (4 * MIB - 1, 4 * MIB), (SIZE, SIZE + 5)]
         extents.append((3 * MIB - 1, 3 * MIB + 1))  # two pages, the second in memory
-        told = [kernel.resident_bytes(opened.fileno(), *extent) for extent in extents]
-        monkeypatch.setattr(kernel, "_CACHESTAT", 10**6)
-        assert [kernel.resident_bytes(opened.fileno(), *extent) for extent in extents] == told
+        told = [calls.resident_bytes(opened.fileno(), *extent) for extent in extents]
+        monkeypatch.setattr(calls, "_CACHESTAT", 10**6)
+        assert [calls.resident_bytes(opened.fileno(), *extent) for extent in extents] == told
         assert told == [MIB, 0, MIB, 1, 0, 2]
 
 

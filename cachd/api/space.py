@@ -1,4 +1,4 @@
-"""The routes /v1/capacity and /v1/evictions: disk usage, planned evictions and past evictions."""
+"""The routes /v1/capacity and /v1/evictions: disk usage, planned evictions and those that were done."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cachd.api.requests import AskedSize
 from cachd.api.schema import answers
 from cachd.report.space import (
     CapacityReport,
+    EvictionHistory,
     EvictionPlan,
     EvictionReport,
     EvictionsDone,
     InUseReportedBy,
-    PastEvictions,
 )
 from cachd.report.values import as_json
 from cachd.transfer.reclaim import Reclaim
@@ -34,10 +34,10 @@ async def capacity(services: AnyServices, lanes: AnyLanes) -> Response:
     return json_answer(await lanes.reads.shared("capacity", partial(_capacity, services)))
 
 
-@router.get("/evictions", responses=answers({200: PastEvictions}))
+@router.get("/evictions", responses=answers({200: EvictionHistory}))
 async def evictions(services: AnyServices, lanes: AnyLanes) -> Response:
     """List up to 1000 evictions since the daemon started, newest first."""
-    return json_answer(await lanes.reads.shared("evictions", partial(_past, services.reclaim)))
+    return json_answer(await lanes.reads.shared("evictions", partial(_history, services.reclaim)))
 
 
 @router.post("/evictions", responses=answers({200: (EvictionPlan, EvictionsDone)}))
@@ -70,8 +70,8 @@ def _capacity(services: Services) -> bytes:
     return as_json(CapacityReport.of(store.space.capacity(), candidates, views, by))
 
 
-def _past(reclaim: Reclaim) -> bytes:
-    return as_json(PastEvictions(evictions=[EvictionReport.of(each) for each in reclaim.evicted()]))
+def _history(reclaim: Reclaim) -> bytes:
+    return as_json(EvictionHistory(evictions=[EvictionReport.of(each) for each in reclaim.evicted()]))
 
 
 def _planned(reclaim: Reclaim, need: int) -> bytes:

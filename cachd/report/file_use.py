@@ -41,7 +41,7 @@ class FileUse:
 FileUse.NONE = FileUse(is_open=False, resident_bytes=0, verified_at=None)
 
 
-class FileUses:
+class FileUseCache:
     """The file use of each snapshot, and the last answer for each. Safe from any thread.
 
     Every method takes `now`, in seconds since the epoch.

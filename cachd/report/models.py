@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cachd.errors import CachdError, NotFound
 from cachd.model import ModelSpec, Snapshot, check_name
-from cachd.report.file_use import FileUse, FileUses
+from cachd.report.file_use import FileUse, FileUseCache
 from cachd.report.outcomes import outcome_of
 from cachd.report.values import (
     DamageReport,
@@ -77,7 +77,7 @@ class Models:
         self.store, self.pulls = store, pulls
         self.scrubs, self.warms = scrubs, warms
         self._clock = clock
-        self._file_uses = FileUses(store, scrubs, warms)
+        self._file_use = FileUseCache(store, scrubs, warms)
 
     def names(self) -> list[str]:
         """The names of all models, sorted."""
@@ -111,14 +111,14 @@ class Models:
     def describe(self, name: str) -> ModelReport:
         """The report of one model. Raises NotFound. Blocks: it asks the kernel which files are open."""
         known, now = self._known(name), self._clock()
-        use = self._file_uses.ask(known.snapshot, now) if known.snapshot else FileUse.NONE
+        use = self._file_use.ask(known.snapshot, now) if known.snapshot else FileUse.NONE
         return self._report(name, known, use, self.store.leases.of(name, now))
 
     def page(self, *, after: str, limit: int) -> ModelPage:
         """The reports of the first `limit` models whose names sort after `after`. Blocks.
 
         `next` is set when more models follow. What a report says of open files, memory and verification may
-        be up to a minute old (FileUses).
+        be up to a minute old (FileUseCache).
         """
         names = heapq.nsmallest(limit + 1, (name for name in self._names() if name > after))
         now = self._clock()
@@ -128,7 +128,7 @@ class Models:
         for name in names[:limit]:
             with suppress(NotFound):  # deleted since `names` was read
                 known = self._known(name)
-                use = self._file_uses.recall(known.snapshot, now) if known.snapshot else FileUse.NONE
+                use = self._file_use.recall(known.snapshot, now) if known.snapshot else FileUse.NONE
                 reports.append(self._report(name, known, use, leases.get(name, ())))
         return ModelPage(models=reports, next=names[limit - 1] if len(names) > limit else None)
 

@@ -194,7 +194,7 @@ class EvictionReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PastEvictions:
+class EvictionHistory:
     """The evictions since the daemon started, the newest first."""
 
     evictions: Sequence[EvictionReport]

@@ -18,7 +18,7 @@ from bench import cold, results
 from cachd import cli, config
 from cachd.api.access import RULES
 from cachd.api.app import ROUTERS
-from cachd.metrics import MEASURED, Metrics
+from cachd.metrics import table as metrics_table
 from cachd.policy.roles import Role
 from cachd.sources import entries
 from tests import refs
@@ -180,13 +180,7 @@ def sources() -> str:
 
 def metrics() -> str:
     """Every metric with its help."""
-    told = Metrics()
-    told.watch(gauges=lambda: dict.fromkeys(MEASURED, 0.0), models=dict, limits=dict, resident=dict)
-    families = {
-        family.name + ("_total" if family.type == "counter" else ""): family.documentation
-        for family in told.registry.collect()
-    }
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in sorted(families.items())]
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in sorted(metrics_table())]
     return "\n".join(["| Metric | Meaning |", "|---|---|", *rows])
 
 

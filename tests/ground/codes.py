@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachd import errors
-from cachd.api.outcomes import outcome_of
+from cachd.report.outcomes import outcome_of
 from cachd.errors import CachdError
 
 PROJECT = Path(__file__).parent.parent.parent

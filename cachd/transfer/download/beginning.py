@@ -25,6 +25,7 @@ def begin(download: Download, supplier: Supplier, buffer: memoryview) -> None:
     try:
         if content.has(file):
             schedule.stage = Stage.proving
+            schedule.call_others(supplier)  # each proves on its own, and this proof may take long
             prove(download, supplier, buffer)
             return
         is_small = file.digest and 0 < file.size <= MOST_BYTES

@@ -97,7 +97,7 @@ class Schedule:
             self._engine.streams.submit_later(each.quota, each.turn_later, seconds)
 
     def call_others(self, supplier: Supplier) -> None:
-        """Like `call`, for a stream that takes the first part itself: it counts as one that runs."""
+        """Like `call`, for a stream that goes on itself: it counts as one that runs."""
         with self.lock:
             supplier.running += 1
         self.call()
@@ -108,7 +108,7 @@ class Schedule:
         """How many more turns the supplier needs. The caller holds the lock."""
         if self.assembly is not None:
             return self.assembly.turns_for(supplier, now)
-        if supplier.queued or supplier.called_at < math.inf or supplier.proving:
+        if supplier.queued or supplier.running or supplier.called_at < math.inf or supplier.proving:
             return 0
         return int(self.stage is Stage.proving or self._may_begin(supplier))
 

@@ -144,7 +144,7 @@ WALK: tuple[tuple[str, str], ...] = (
     ("cachd.transfer.download.assembly", "cachd.store.content.content"),
     ("cachd.store.content.content", "cachd.store.ingest.ingest"),
     ("cachd.sources.huggingface", "cachd.sources.http"),
-    ("cachd.transfer.download.supplier", "cachd.sources.connection"),
+    ("cachd.transfer.download.supplier", "cachd.sources.response"),
     ("cachd.transfer.download.turn", "cachd.store.ingest.ingest"),
     ("cachd.store.ingest.ingest", "cachd.store.ingest.data_file"),
     ("cachd.store.ingest.data_file", "cachd.kernel.durable"),

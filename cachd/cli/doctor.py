@@ -67,7 +67,7 @@ def _space(capacity: Mapping[str, Any]) -> list[Check]:
     text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
     text += f", {decimal(over)} over limit_bytes or reserve_free" if over else ""
     checks: list[Check] = [{"ok": free > _LITTLE_FREE * capacity["total_bytes"] and not over, "what": text}]
-    if capacity["in_use_told_by"] != "kernel":
+    if capacity["in_use_reported_by"] != "kernel":
         checks.append(_wrong("the kernel cannot report open files here: only pins and leases protect models"))
     return checks
 

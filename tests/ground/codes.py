@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachd import errors
-from cachd.report.outcomes import outcome_of
 from cachd.errors import CachdError
+from cachd.report.outcomes import outcome_of
 
 PROJECT = Path(__file__).parent.parent.parent
 PULLS = ("sources", "transfer", "store", "model", "policy")

@@ -88,7 +88,11 @@ def bed(web: Path, place: Path, sha256: str) -> Iterator[Bed]:
         plain = undo.enter_context(serving(web))
         s3 = undo.enter_context(serving(web, headers=headers, index="listing.xml"))
         tls = undo.enter_context(serving(web, tls=True))
-        options = {"ca_file": str(tls.ca_file), "s3_endpoint_url": s3.url, "s3_region": "us-east-1"}
+        options: dict[str, Any] = {
+            "ca_file": str(tls.ca_file),
+            "s3_endpoint_url": s3.url,
+            "s3_region": "us-east-1",
+        }
         node = undo.enter_context(daemon(place / "cache", **options))
         yield Bed(plain, tls, node, place, sha256)
 

@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pairs", type=int, default=PAIRS)
     asked = parser.parse_args(arguments)
     with sink("small files") as place, serving(filled(place / "origin")) as nginx:
-        took = {tree: {name: [] for name in MEASURES} for tree in ("before", "after")}
+        took: dict[str, dict[str, list[float]]] = {
+            tree: {name: [] for name in MEASURES} for tree in ("before", "after")
+        }
         for pair in range(asked.pairs + 1):
             order = ("before", "after") if pair % 2 else ("after", "before")
             for tree in order:
@@ -63,8 +65,8 @@ def main(arguments: list[str]) -> int:
         low, high = interval(ratios)
         slower |= high < SLOWER
         middle = statistics.median(ratios)
-        seconds = " and ".join(f"{statistics.median(took[tree][name]):.3f} s" for tree in took)
-        print(f"{name:8} {middle:.3f} ({low:.3f} to {high:.3f}); {seconds}")
+        both = " and ".join(f"{statistics.median(took[tree][name]):.3f} s" for tree in took)
+        print(f"{name:8} {middle:.3f} ({low:.3f} to {high:.3f}); {both}")
     return 1 if slower else 0
 
 

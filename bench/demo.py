@@ -317,11 +317,12 @@ def watch(daemon: Daemon, what: str, is_over: Callable[[dict[str, int]], bool]) 
         task = progress.add_task(what, total=None)
 
         def looked() -> dict[str, int]:
-            moved = daemon.moved()
+            moved: dict[str, int] = daemon.moved()
             progress.update(task, completed=moved["done"], total=moved["total"] or None)
             return moved if is_over(moved) else {}
 
-        return wait_for(looked, "the pull to go on")
+        reached: dict[str, int] = wait_for(looked, "the pull to go on")
+        return reached
 
 
 def wait_for(look: Callable[[], Any], what: str) -> Any:

@@ -38,7 +38,7 @@ def renew(*options: str) -> None:
     LOCKS.mkdir(exist_ok=True)
     for lock, requirements in wanted().items():
         words = (
-            *(sys.executable, "-m", "uv", "pip", "compile", "-", "--output-file", lock),
+            *(sys.executable, "-m", "uv", "pip", "compile", "-", "--output-file", str(lock)),
             *("--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes"),
             *("--no-header", "--annotation-style", "line", "--quiet", *options),
         )

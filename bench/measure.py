@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 
@@ -209,7 +209,7 @@ def pulled(node: Node, ref: str) -> Run:
 
 
 @contextmanager
-def sink(kind: Literal["memory", "small files", "disk"]) -> Iterator[Path]:
+def sink(kind: str) -> Iterator[Path]:
     """An empty directory to write to, removed afterwards.
 
     `memory` is a file system of huge pages of its own, which takes root; without, it is /dev/shm. There a
@@ -298,7 +298,7 @@ def _ended(words: Iterable[object], env: Mapping[str, str] | None, cwd: Path | N
         said = output.read().decode(errors="replace")
         if process.returncode:
             told = errors.read().decode(errors="replace").strip() or said.strip()
-            raise Failed(f"{process.args[0]} ended with {process.returncode}: {told[-2000:]}")
+            raise Failed(f"{process.args!r:.80} ended with {process.returncode}: {told[-2000:]}")
     return Run(seconds, used.ru_utime + used.ru_stime, peak()), said
 
 

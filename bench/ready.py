@@ -64,7 +64,9 @@ def run(options: Options) -> dict[str, Any]:
         bed = Bed(undo.enter_context(daemon(place / "cache")), nginx, control)
         bed.node.pull(bed.small)
         bed.node.ready(SMALL)
-        cases = [{"load": load, "name": name, "runs": []} for load in (IDLE, MODEL) for name in ASKED]
+        cases: list[dict[str, Any]] = [
+            {"load": load, "name": name, "runs": []} for load in (IDLE, MODEL) for name in ASKED
+        ]
         order = random.Random(1)
         for turn in range(runs + 1):
             for case in order.sample(cases, len(cases)):

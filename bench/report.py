@@ -56,7 +56,7 @@ def find(rows: Iterable[Mapping[str, Any]], name: str, form: str) -> Mapping[str
 
 def median(row: Mapping[str, Any], figure: str = "seconds") -> float:
     """The median of a figure over the runs of a row."""
-    return statistics.median(run[figure] for run in row["runs"])
+    return float(statistics.median(run[figure] for run in row["runs"]))
 
 
 LINES = ("", "form", "GB/s", "CPU s/GB", "memory, MB", "time against cachd's")

@@ -119,10 +119,12 @@ def run(options: Options) -> dict[str, Any]:
         url = origin.add(PATH, web / "model.bin") if random_file(web / "model.bin", size) else ""
         origin.rate = CONNECTION_RATE
         results["file_system"] = file_system(place)
-        clients = {"cachd": lambda: cachd(place / "cache", url)}
+        clients: dict[str, Callable[[], Any]] = {"cachd": lambda: cachd(place / "cache", url)}
         if peers.binary("aria2c"):
             clients["aria2c -x16"] = lambda: aria2c(place / "got", url)
-        cases = [{"name": name, "mark": mark, "runs": []} for mark in marks for name in clients]
+        cases: list[dict[str, Any]] = [
+            {"name": name, "mark": mark, "runs": []} for mark in marks for name in clients
+        ]
         for turn in range(runs + 1):
             for case in cases:
                 warmed(place, size)

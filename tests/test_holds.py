@@ -142,7 +142,7 @@ def test_what_pods_hold_a_model_by_is_made_anew_where_somebody_deleted_it(
     snapshot = publish(store, revision(1))
     path = store.layout.root / gone.replace("ID", snapshot.manifest).replace("ADDRESS", snapshot.address)
     path.unlink()
-    assert store.check(snapshot.name, now=2.0) == ""
+    assert store.check(snapshot.name, now=2.0) is None
     assert mount.wrong(store.layout.root) == []
 
 

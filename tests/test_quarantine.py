@@ -109,7 +109,7 @@ def test_a_process_killed_at_any_step_of_a_quarantine_leaves_a_model_that_the_ne
                 assert not (root / "ready/m.json").exists()
                 assert not (root / "models/m").is_symlink()
                 assert refs_of(root) == {}, "no branch leads to a quarantined snapshot"
-                found_now = store.names.quarantine("m")
+                found_now = store.names.quarantine_of("m")
                 assert found_now is not None
                 assert found_now.since == 5.0
                 missing = store.content.missing(manifest_of(FILES))
@@ -138,7 +138,7 @@ def test_a_process_killed_at_any_step_of_a_repair_leaves_it_due_or_done_and_no_g
                 ends.add((bool(good), is_ready))
                 assert bool(store.names.get("m")) == is_ready
                 if not is_ready:
-                    assert store.names.quarantine("m") is not None
+                    assert store.names.quarantine_of("m") is not None
                     repair(store)
                 assert_repaired(root)
         assert ends == {(False, False), (True, False), (True, True)}, "every state was seen"
@@ -155,7 +155,7 @@ def test_a_repair_that_ends_at_the_very_moment_of_the_publish_before_it_is_made_
     quarantine_file(root).write_bytes(left)  # as if killed before it was removed
     with DiskStore(root) as store:
         assert store.names.get("m") is None
-        assert store.names.quarantine("m") is not None
+        assert store.names.quarantine_of("m") is not None
         repair(store)
         assert_repaired(root)
 

@@ -14,13 +14,14 @@ from cachd.report.models import Models
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.transfer.request import Pull
 
-_REPAIR_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 async def until_settled(request: Request, name: str, models: Models, lanes: Lanes, *, seconds: float) -> None:
-    """Return when a model is ready or nothing is about to make it ready, or when its caller hangs up.
+    """Return when the model is ready, when no pull or repair for it is left, or when the client disconnects.
 
-    Returns after `seconds` at the latest, and at once when too many callers wait.
+    Returns after `seconds` at the latest, and at once when too many callers wait. The caller then looks at
+    the model again.
     """
     with lanes.waits.one() as may_wait:
         if seconds and may_wait:
@@ -30,7 +31,7 @@ async def until_settled(request: Request, name: str, models: Models, lanes: Lane
 async def until_stopped(pull: Pull, lanes: Lanes) -> None:
     """Return when a cancelled pull has ended. Raises Unavailable when too many callers wait.
 
-    The wait is here and not in a thread, because many callers may wait for one slow source.
+    The event loop waits, not a thread, because many callers may wait for one slow source.
     """
     with lanes.waits.one() as may_wait:
         if not may_wait:
@@ -43,8 +44,8 @@ async def _settled(name: str, models: Models, lanes: Lanes) -> None:
     while not models.store.names.get(name):
         if running := models.pulls.running_for(name):
             await lanes.waits.end_of(running.done)
-        elif models.store.names.quarantine(name) and not models.is_final(name):
-            await asyncio.sleep(_REPAIR_SECONDS)  # the daemon has not started its repair yet
+        elif models.store.names.quarantine_of(name) and not models.is_final(name):
+            await asyncio.sleep(_POLL_SECONDS)  # the daemon has not started its repair yet
         else:
             return
 
@@ -58,7 +59,9 @@ async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None],
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(ended, Exception):
+            if isinstance(
+                ended, Exception
+            ):  # a cancelled task is not an error: CancelledError is no Exception
                 raise ended
 
 

@@ -52,7 +52,7 @@ Allow = Annotated[
 
 
 @commands.command(epilog="Example: cachd pull org/model@main --wait")
-def pull(
+def pull(  # over 40 lines: one for each option
     ref: Ref,
     *,
     name: Name = None,

@@ -1,6 +1,7 @@
 """Builds the objects that run pulls.
 
 They are built from top to bottom and closed from bottom to top. Whatever uses an object is built after it.
+`metrics`, `sources`, `bandwidth` and `downloads` have no threads and are not closed.
 
     built        uses                       at its close
     ---------------------------------------------------------------------------------
@@ -9,11 +10,11 @@ They are built from top to bottom and closed from bottom to top. Whatever uses a
     reclaim      store                      ends the thread that evicts
     engine       bandwidth                  ends the threads that receive and hash
     resolves                                ends the threads that ask sources
-    pulls        all above, sources         stops the running pulls, which resume at the next start
-    sweeps       store, pulls               ends its thread
-    scrubs       store, pulls               ends its threads
-    warms        store                      ends its threads
-    refusals     store, pulls, sources      ends its thread
+    pulls        store, reclaim, engine, …  stops the running pulls, which resume at the next start
+    sweeps       store, pulls               ends the thread that removes leftovers
+    scrubs       store, pulls               ends the threads that verify blobs
+    warms        store                      ends the threads that read models into memory
+    refusals     store, pulls, sources      ends the thread that withdraws refused models
 """
 
 from __future__ import annotations
@@ -78,8 +79,11 @@ class Parts:
 
 
 @contextmanager
-def assembled(config: Config) -> Iterator[Parts]:
-    """Open the root and start the threads. The exit stops the threads and releases the root.
+def assembled(config: Config) -> Iterator[Parts]:  # over 40 lines: one for each object, in order
+    """Open the root and build the objects. The exit stops their threads and releases the root.
+
+    The daemon starts sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets the
+    highest limit of open files and the umask 022; the exit does not undo that.
 
     Raises CachdError when the root or an option cannot be used.
     """

@@ -23,17 +23,19 @@ from typing import NamedTuple
 MODIFY, ATTRIB, OPEN = 0x02, 0x04, 0x20
 MOVED_FROM, MOVED_TO, DELETE = 0x40, 0x80, 0x200
 OVERFLOW, IGNORED, IS_DIRECTORY = 0x4000, 0x8000, 0x40000000
-_ONLY_DIRECTORIES, _NO_LINK, _NO_UNLINKED = 0x01000000, 0x02000000, 0x04000000
-_HOW = _ONLY_DIRECTORIES | _NO_LINK | _NO_UNLINKED
+_WATCH_FLAGS = 0x01000000 | 0x02000000 | 0x04000000  # IN_ONLYDIR, IN_DONT_FOLLOW, IN_EXCL_UNLINK
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_HEAD = struct.Struct("iIII")  # watch, mask, cookie, bytes of the name
+_HEAD = struct.Struct("iIII")  # watch, mask, cookie, length of the name field with its padding
 _MOST_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
 
 
 class Event(NamedTuple):
-    """What happened to the entry `name` of a watched directory; to the directory if `name` is empty."""
+    """What happened to the entry `name` of a watched directory; to the directory if `name` is empty.
+
+    OVERFLOW concerns the whole queue: its `watch` is -1.
+    """
 
     watch: int
     mask: int
@@ -55,10 +57,13 @@ class Inotify:
 
         A directory that is watched already keeps its number; the new mask replaces the old one.
         """
-        return _checked(_LIBC.inotify_add_watch(self._fd, os.fsencode(directory), mask | _HOW))
+        return _checked(_LIBC.inotify_add_watch(self._fd, os.fsencode(directory), mask | _WATCH_FLAGS))
 
     def remove(self, watch: int) -> None:
-        """End a watch. The kernel then queues an IGNORED event, as it does for a deleted directory."""
+        """End a watch. The kernel then queues an IGNORED event, as it does for a deleted directory.
+
+        An error is ignored: the watch may have ended already.
+        """
         _LIBC.inotify_rm_watch(self._fd, watch)
 
     def read(self) -> Iterator[Event]:

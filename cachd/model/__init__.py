@@ -1,4 +1,7 @@
-"""The values that the other packages share: frozen, and checked when they are made."""
+"""The values that all packages share, with the functions that parse, check and print them.
+
+The values are frozen, and check themselves when they are made.
+"""
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix

@@ -20,7 +20,9 @@ MOST_FILES = 100_000
 UNVERIFIED = "none"
 MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
-_VERSION = 2  # of the document; without one, git-sha1 and sha1, too, name blobs that sources share
+# The version of the JSON document. In a document without one, a sha1 or git-sha1 names a blob that all
+# sources share.
+_VERSION = 2
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a directory name in the Hub view
 
 
@@ -31,7 +33,7 @@ class Entries:
         self._base, self._count, self._letters = base, 0, 0
 
     def add(self, *texts: str) -> None:
-        """Count one more file, with the texts that are kept of it. Raises Invalid when there are too many."""
+        """Count one more file and the characters of its strings. Raises Invalid when there are too many."""
         self._count += 1
         for text in texts:
             self._letters += len(text)
@@ -53,14 +55,16 @@ class File:
     """One file of a model at one revision.
 
     `path`: its path in the model, with '/'. `size`: bytes. `origin`: its place at the source, without any
-    secret. `digest`: the digest that the source states, None if it states none. `validator`: the source's
-    mark of a change, such as an ETag; None if the origin is immutable. `base`: the base of its manifest,
-    which sets it if it is empty. `sha256`: the digest that cachd computed, None if it has not yet. `kept`:
-    the blob with the content, if that is not the blob named after the file.
+    secret. `digest`: the digest that the source states, None if it states none. `validator`: a value
+    that changes whenever the content at the source changes, such as an ETag; None if the origin is immutable.
+    `base`: the ref without its revision; the manifest sets it. `sha256`: the digest that cachd computed, None
+    if it has not yet. `kept`: the blob that holds the content, if its name was not computed from the other
+    fields (see `_VERSION`).
 
-    `stated` stands for the content as the source states it: two files of one base with equal `stated` share
-    one blob. `blob` is the name of the blob. Sources share a blob only if they state its sha256, because a
-    source may lie and all weaker digests have collisions. Any other blob belongs to one source.
+    `stated` identifies the content: it is the source's digest if that is strong enough, else a hash of the
+    origin, the size, the validator and any weaker digest. Two files of one base with equal `stated` share one
+    blob. `blob` is the name of the blob. Sources share a blob only if they state its sha256, because a source
+    may lie and all weaker digests have collisions. Any other blob belongs to one source, except a `kept` one.
     """
 
     path: str
@@ -89,13 +93,13 @@ class File:
         object.__setattr__(self, "blob", self.kept or own)
 
     def _names(self) -> tuple[Digest, Digest]:
-        """The value of `stated`, and the blob that is named after the file."""
+        """The value of `stated`, and the name of the blob as computed from the fields."""
         digest = self.digest
         if digest is not None and digest.names_content:
             return digest, digest
         if digest is not None and digest.names_content_of_a_source:
-            # By the base and not by the origin, which contains the revision: an unchanged file of the next
-            # revision has the same blob.
+            # The base and not the origin, which contains the revision: an unchanged file must keep its blob
+            # in the next revision.
             return digest, _private(f"{self.base or self.origin}\n{self.size}\n{digest}")
         mark = _private(json.dumps([self.origin, self.size, self.validator, str(digest or "")]))
         return mark, mark
@@ -194,7 +198,7 @@ class Manifest:
     def single_file(self) -> str | None:
         """The path of the model's only file, or of the first shard if all files are one split GGUF, or None.
 
-        Engines that take one file find the other shards from the first one.
+        Inference servers that take one file find the other shards from the first one.
         """
         paths = [f.path for f in self.files]
         split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL)
@@ -242,11 +246,16 @@ class Manifest:
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Read the result of `as_document`. Raises Invalid, KeyError or TypeError for anything else."""
+        """Read the result of `as_document`, of this version or none.
+
+        Raises Invalid, KeyError or TypeError for anything else.
+        """
         files, base = document["files"], str(document["base"])
         if not isinstance(files, list):
             raise Invalid("the files of a manifest must be a list", code="bad_manifest")
-        read = _file if "version" in document else _file_of_before
+        if (version := document.get("version", _VERSION)) != _VERSION:
+            raise Invalid(f"the manifest has version {version!r:.20}, not {_VERSION}", code="bad_manifest")
+        read = _file if "version" in document else _file_of_unversioned
         return cls(base, str(document["revision"]), tuple(read(f, base) for f in files))
 
 
@@ -254,16 +263,16 @@ def _file(document: Mapping[str, Any], base: str) -> File:
     return File(
         path=_text(document["path"]),
         size=document["size"],
-        origin=document["origin"],
+        origin=_text(document["origin"]),
         digest=Digest.parse(str(document["digest"])) if document["digest"] else None,
-        validator=document["validator"],
+        validator=None if document["validator"] is None else _text(document["validator"]),
         base=base,
         sha256=Digest("sha256", str(document["sha256"])) if "sha256" in document else None,
         kept=Digest.parse(str(document["blob"])) if "blob" in document else None,
     )
 
 
-def _file_of_before(document: Mapping[str, Any], base: str) -> File:
+def _file_of_unversioned(document: Mapping[str, Any], base: str) -> File:
     """A file of a document without a version, in which sha1 and git-sha1 also name blobs."""
     file = _file(document, base)
     named = file.digest is not None and file.digest.names_content_of_a_source
@@ -277,5 +286,5 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not a text")
+        raise TypeError(f"{value!r:.40} is not a string")
     return value

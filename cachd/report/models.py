@@ -88,7 +88,7 @@ class Models:
         pull = self.pulls.get(name)
         if self.store.names.get(name):
             return ModelState.ready
-        if self.store.names.quarantine(name) and (pull is None or pull.done.done()):
+        if self.store.names.quarantine_of(name) and (pull is None or pull.done.done()):
             return ModelState.damaged
         if pull and pull.error and pull.error.code == "refused_digest":
             return ModelState.refused
@@ -146,7 +146,7 @@ class Models:
 
     def _known(self, name: str) -> _Known:
         """What is known of a name. Raises NotFound."""
-        known = _Known(self.store.names.get(name), self.pulls.get(name), self.store.names.quarantine(name))
+        known = _Known(self.store.names.get(name), self.pulls.get(name), self.store.names.quarantine_of(name))
         if not (known.snapshot or known.pull or known.damage):
             raise unknown_model(name)
         return known

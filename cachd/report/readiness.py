@@ -31,7 +31,7 @@ class NotReady:
 def why_not_ready(name: str, models: Models) -> NotReady:
     """The reason why a name is not ready."""
     pull, state, failure = models.pulls.get(name), models.state(name), models.failure(name)
-    damage, failed = models.store.names.quarantine(name), error_report(failure)
+    damage, failed = models.store.names.quarantine_of(name), error_report(failure)
     if failure is not None and models.is_final(name):
         detail = f"{name} is not ready ({state}): {failure.detail}"
         return NotReady(replace(failure, detail=detail), state, is_final=True, failure=failed)

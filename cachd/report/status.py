@@ -153,7 +153,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     state, snapshot, pull = models.state(name), models.store.names.get(name), models.pulls.get(name)
     if state is None:
         return _evicted(name, before) if models.store.names.was_evicted(name) else None
-    damage = models.store.names.quarantine(name)
+    damage = models.store.names.quarantine_of(name)
     if pull and not snapshot:
         about = as_document(pull_report(pull))
     elif known := snapshot or (damage.snapshot if damage else None):

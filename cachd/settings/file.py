@@ -1,7 +1,7 @@
-"""Reads a configuration file: YAML in which every value is a text, with the line of each value.
+"""Reads a configuration file: YAML in which every value is a string, with the line of each value.
 
-Numbers and flags stay texts, so `name: 123` and `name: no` are names. The type of each option reads its text,
-as it does for an environment variable.
+Numbers and flags stay strings, so `name: 123` and `name: no` are names. Each option later converts its
+string to its own type, as for an environment variable.
 """
 
 from __future__ import annotations
@@ -46,13 +46,17 @@ class ConfigFile:
     findings: list[Finding] = field(default_factory=list)
 
     def place(self, key: Key) -> Place:
-        """The line of the key, or of the closest key around it."""
+        """The file and line of the key, or of the closest key around it; line 0 if neither is known."""
         around = (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines)
         return Place(self.name, next(around, 0))
 
 
 def read(path: Path) -> ConfigFile:
-    """Read a file. Keys without a value are left out. Raises Invalid unless it is a YAML mapping."""
+    """Read a file. Keys without a value are left out; an empty file has no keys.
+
+    Raises Invalid when the file cannot be read, is too long or too deep, is not UTF-8, or is not a YAML
+    mapping. All other errors, such as a key that is set twice, go into `findings`.
+    """
     found = ConfigFile(str(path), _content(path))
     node = _composed(found.name, _decoded(found))
     if node is None:
@@ -114,7 +118,10 @@ def _refused(file: str, line: int, reason: str, *, hint: str = "") -> Invalid:
 
 
 class _Reading:
-    """Turns YAML nodes into values of a ConfigFile. Their number and depth are limited."""
+    """Turns YAML nodes into values of a ConfigFile.
+
+    Raises Invalid above 100,000 values or 20 levels. Other errors go into the file's findings.
+    """
 
     def __init__(self, into: ConfigFile) -> None:
         self._into = into
@@ -134,7 +141,8 @@ class _Reading:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(each, (*key, number)) for number, each in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
-        return None if node.style is None and node.value in _NOTHING else str(node.value)
+        is_quoted = node.style is not None  # a quoted "" or "null" is a string
+        return None if not is_quoted and node.value in _NOTHING else str(node.value)
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Value]:
         found: dict[str, Value] = {}

@@ -107,7 +107,7 @@ class Names:
         names = {snapshot.name for snapshot in named}
         return any(s.manifest == named[0].manifest and s.name not in names for s in self.all_known())
 
-    def quarantine(self, name: str) -> Quarantine | None:
+    def quarantine_of(self, name: str) -> Quarantine | None:
         """Why a name waits for its repair; None if it is not quarantined."""
         return self._quarantined.get(name)
 

@@ -1,13 +1,16 @@
-"""Remembers which source has proven that it has the content of which shared blob.
+"""Remembers, for each shared blob, which sources have proven that they have its content.
 
     .cachd/proven    one line per proof: "<sha256 of the source's base> <blob>"
+
+A source is known by its base: a ref without the revision.
 
 A blob named by its sha256 can serve every source that lists this digest. But a source can list a digest
 without having the content. So a source may use a shared blob only after it has sent the complete content, or
 random samples of it (transfer/proof.py).
 
-A line stays after its model is removed, as long as the blob is here. Lines are not synced. A line that a
-power loss takes costs a new proof, or none if a manifest of the same source lists the blob.
+A proof outlives its model, but not its blob; the line of a removed blob stays until the next start. Lines are
+not synced. If a power loss removes a line, the source must prove again, unless a manifest of this source has
+the blob (transfer/pull.py).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from cachd.model import Digest, File
 log = structlog.get_logger(__name__)
 
 _MOST_TRIES = 3
-_MOST_LINES = 500_000  # a start of the daemon keeps the newest
+_MOST_LINES = 500_000  # at start, only so many lines at the end of the file are read
 
 
 class Proven:
@@ -42,16 +45,18 @@ class Proven:
     def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
         self._path, self._trusts_claims = path, trusts_claims
         self._lock = threading.Lock()
-        self._begun: Counter[Digest] = Counter()
+        self._unfinished: Counter[Digest] = Counter()  # proofs that have begun, by blob
         self._notes = durable.Notes(path)
         self._pulls = 0  # running pulls, which may add proofs
-        lines = self._read()
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
+        lines = self._read()
+        if lines is None:
+            return
         for line in lines:
             if (parsed := _parsed(line)) and is_here(parsed[1]):
                 self._proven.setdefault(parsed[1], set()).add(parsed[0])
         if sum(map(len, self._proven.values())) < len(lines) or not lines:
-            self._rewrite()
+            self._rewrite()  # drops stale lines, or the file if none is left
 
     def has(self, file: File) -> bool:
         """Whether the file's source may use the blob without a further proof.
@@ -64,15 +69,15 @@ class Proven:
         sources = self._proven.get(file.blob)
         return sources is not None and _source(file.base) in sources
 
-    def begins(self, file: File) -> bool:
+    def begin_proof(self, file: File) -> bool:
         """Count a proof that begins, and return whether samples are enough for it.
 
-        After several proofs without success, only the complete file is: somebody who has a part of the blob
-        could try until all samples lie in this part.
+        After 3 unfinished proofs of this blob, by any source, the complete file is needed. Otherwise somebody
+        who has a part of the blob could try until all samples lie in this part.
         """
         with self._lock:
-            self._begun[file.blob] += 1
-            return self._begun[file.blob] <= _MOST_TRIES
+            self._unfinished[file.blob] += 1
+            return self._unfinished[file.blob] <= _MOST_TRIES
 
     def add(self, file: File) -> None:
         """Remember that the file's source has proven to have the blob."""
@@ -85,10 +90,10 @@ class Proven:
                 self._notes.append(f"{_line(source, file.blob)}\n")
             if not self._pulls:
                 self._notes.close()
-            if self._begun[file.blob] > 1:
-                self._begun[file.blob] -= 1
+            if self._unfinished[file.blob] > 1:
+                self._unfinished[file.blob] -= 1
             else:
-                del self._begun[file.blob]
+                del self._unfinished[file.blob]
 
     @contextmanager
     def during_pull(self) -> Iterator[None]:
@@ -110,7 +115,8 @@ class Proven:
             if was_there and not self._proven:
                 self._rewrite()
 
-    def _read(self) -> list[str]:
+    def _read(self) -> list[str] | None:
+        """The lines of the file, none of them twice; None when it cannot be read, and then it stays."""
         try:
             with open(durable.open_file(self._path, os.O_RDONLY), "rb") as opened:
                 lines = deque(opened, _MOST_LINES)
@@ -119,7 +125,7 @@ class Proven:
             return []
         except (OSError, Leased) as error:
             log.warning("proofs of sources not read", reason=repr(error))
-            return []
+            return None
 
     def _rewrite(self) -> None:
         self._notes.close()  # the path gets a new file

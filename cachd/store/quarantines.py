@@ -44,7 +44,7 @@ class Quarantines:
 
         None if the spec is not quarantined, or its manifest cannot be read.
         """
-        found = self._names.quarantine(spec.name)
+        found = self._names.quarantine_of(spec.name)
         if found is None or found.snapshot.spec != spec:
             return None
         try:
@@ -80,16 +80,16 @@ class Quarantines:
             self._views.hide(file.blob, using)
         return names
 
-    def check(self, name: str, *, now: float) -> str:
+    def check(self, name: str, *, now: float) -> str | None:
         """Check that pods find the files of a ready name in both views; quarantine the name if they do not.
 
-        Returns what is wrong, for people; empty if nothing is. If a view has another file than the blob,
+        Returns what is wrong, for people; None if nothing is. If a view has another file than the blob,
         either of them may be the wrong one, so the blob is treated as damaged. Raises DiskFailed.
         """
         with self._names.changing():
             snapshot = self._names.get(name)
             if snapshot is None:
-                return ""
+                return None
             inodes: dict[Digest, int] = {}
             try:
                 wrong = self._wrong(snapshot, inodes)
@@ -101,7 +101,7 @@ class Quarantines:
                     self._content.damaged.keep(blob, inode)
             else:
                 self._views.repair_hold(snapshot)
-            return wrong
+            return wrong or None
 
     def settle(self) -> None:
         """At start, make sure that quarantined names are not ready and that their bad blobs are away."""

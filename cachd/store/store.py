@@ -85,8 +85,8 @@ class Store(Protocol):
     def sweep_snapshots(self, *, keep: Collection[str] = ()) -> int:
         """Drop every snapshot that nothing needs, but those of the bases in `keep`; the bytes freed."""
 
-    def check(self, name: str, *, now: float) -> str:
-        """What pods would find wrong with a ready name; quarantines it then. Empty if nothing is wrong."""
+    def check(self, name: str, *, now: float) -> str | None:
+        """What pods would find wrong with a ready name; quarantines it then. None if nothing is wrong."""
 
     def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
         """Make every name that uses a damaged blob wait for its repair; these names. Replaced."""

@@ -1,4 +1,4 @@
-"""Holds what one attempt at a pull works with."""
+"""Defines the objects that one attempt at a pull uses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Slot(Protocol):
         """Let another pull use the slot while this one waits for its origin."""
 
     def take(self) -> None:
-        """Take the slot back at once, even if one pull too many runs then."""
+        """Take the slot back at once, even if this exceeds the limit by one pull."""
 
     def take_when_free(self) -> None:
         """Wait for a free slot, then take it. Raises Cancelled."""
@@ -47,7 +47,7 @@ class Slot(Protocol):
 class Attempt:
     """One attempt to make the model of `spec` ready, by a thread that has a slot.
 
-    A pull has several attempts if its source is unavailable in between. They share the pull's `progress`,
+    A pull starts another attempt after its source was unavailable. All attempts share the pull's `progress`,
     stream `quota` and `permit` to publish.
     """
 
@@ -61,7 +61,10 @@ class Attempt:
 
 
 class NotYet(Exception):
-    """The source is temporarily unavailable (`reason`). Another attempt may succeed later."""
+    """The source is temporarily unavailable (`reason`). Another attempt may succeed later.
+
+    `pull` raises it, and transfer/runner.py catches it and queues the pull again.
+    """
 
     def __init__(self, reason: Unavailable) -> None:
         super().__init__(reason.detail)

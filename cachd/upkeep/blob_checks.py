@@ -50,7 +50,7 @@ class BlobChecks:
         if not wrong:
             self._scrub_log.verified(file.blob)
             return None
-        return wrong if self._repairs.damaged(file, wrong, inode) else None
+        return wrong if self._repairs.repair_blob(file, wrong, inode) else None
 
     def record_hashes(self) -> None:
         """Write the sha256 that `check` computed of blobs with a weaker digest into their manifests."""

@@ -121,7 +121,7 @@ class PresenceChecks:
 
     def _damaged(self, file: File, wrong: str, inode: int) -> None:
         try:
-            self._repairs.damaged(file, wrong, inode)
+            self._repairs.repair_blob(file, wrong, inode)
         except CachdError as error:
             self._failed(file.path, error)
 

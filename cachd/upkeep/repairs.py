@@ -1,4 +1,4 @@
-"""Repairs damaged models: withdraws their readiness, then pulls and publishes the same files again."""
+"""Repairs damaged models: quarantines them, and starts the pulls that fetch the damaged files again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class Repairs:
-    """Withdraws damaged models and starts their repair. Safe from any thread, except `retry`."""
+    """Quarantines damaged models and starts their repair. Safe from any thread, except `retry`."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Repairs:
         self._clock, self._chance = clock, chance
         self._tries: dict[str, tuple[int, float]] = {}  # by name: attempts, and when to retry (monotonic)
 
-    def check(self, name: str) -> str:
-        """Check that pods find every file of a ready model; if not, start its repair.
+    def check(self, name: str) -> str | None:
+        """Check that pods find every file of a ready model; if not, quarantine it and start its repair.
 
-        Returns what is wrong; empty when nothing is.
+        Returns what is wrong; None when nothing is. Raises DiskFailed.
         """
         wrong = self._store.check(name, now=time.time())
         if wrong:
@@ -49,11 +49,11 @@ class Repairs:
             self._repair(name)
         return wrong
 
-    def damaged(self, file: File, wrong: str, inode: int) -> bool:
-        """Withdraw the models that use a damaged blob and start their repair.
+    def repair_blob(self, file: File, wrong: str, inode: int) -> bool:
+        """Quarantine the models that use a damaged blob, and start their repair.
 
-        `inode` is the damaged file's, 0 if there is none. Returns False when the blob has been replaced
-        meanwhile, or no model needs it.
+        `inode`: the inode number of the damaged file; 0 if the file is missing. Returns False
+        when the blob has been replaced meanwhile, or no model needs it.
         """
         try:
             names = self._store.quarantine(file, wrong, inode, now=time.time())
@@ -67,22 +67,25 @@ class Repairs:
         return True
 
     def retry(self) -> None:
-        """Restart failed repairs, each after a backoff. Call it from one thread only."""
+        """Start the repair of each quarantined model that no pull repairs, each after a backoff.
+
+        Call it from one thread only.
+        """
         quarantined = {each.snapshot.name for each in self._store.names.quarantined()}
         self._tries = {name: tries for name, tries in self._tries.items() if name in quarantined}
         for name in quarantined:
             running = self._pulls.get(name)
             if running is not None and not running.done.done():
                 continue
-            failures, due = self._tries.get(name, (0, 0.0))
+            attempts, due = self._tries.get(name, (0, 0.0))
             if self._clock() >= due:
                 self._repair(name)
-                seconds = backoff.delay(failures + 1, requested=None, chance=self._chance())
-                self._tries[name] = (failures + 1, self._clock() + seconds)
+                seconds = backoff.delay(attempts + 1, requested=None, chance=self._chance())
+                self._tries[name] = (attempts + 1, self._clock() + seconds)
 
     def _repair(self, name: str) -> None:
         """Start a pull of the files that the quarantined model lacks."""
-        found = self._store.names.quarantine(name)
+        found = self._store.names.quarantine_of(name)
         if found is None:
             return
         try:

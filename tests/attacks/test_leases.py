@@ -198,14 +198,14 @@ def test_a_lease_to_read_keeps_nobody_waiting(store: DiskStore) -> None:
     with leased("read", published(store.layout.root)), prompt():
         assert is_open([blob])
         assert verify_blob(blob, file, store.content.reads, lambda _: None) is None
-        assert store.check(snapshot.name, now=1.0) == ""
+        assert store.check(snapshot.name, now=1.0) is None
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_a_look_at_files_under_leases_withdraws_nothing(store: DiskStore, root: Path, kind: str) -> None:
     snapshot = publish(store, SMALL)
     with leased(kind, published(root)), prompt():
-        assert store.check(snapshot.name, now=1.0) == ""
+        assert store.check(snapshot.name, now=1.0) is None
     assert store.names.get(snapshot.name)
 
 
@@ -235,7 +235,7 @@ def test_a_manifest_under_a_lease_holds_up_no_other_model(store: DiskStore) -> N
             store.withdraw(first.name)
         assert store.withdraw(other.name)
     assert store.names.get(first.name)
-    assert store.check(first.name, now=1.0) == ""
+    assert store.check(first.name, now=1.0) is None
 
 
 def test_what_a_pull_left_behind_stays_when_it_is_under_a_lease(store: DiskStore) -> None:

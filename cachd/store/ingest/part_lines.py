@@ -1,5 +1,6 @@
-"""The text form of part hashes, one part a line: `<start> <stop> <hash of the bytes between>`.
+"""Reads and writes part hashes as text lines: `<start> <stop> <hash of the bytes between>`.
 
+A part is a range of bytes that was downloaded and hashed as one.
 Three files have such lines: `received` and `journal` of an ingest, and `<hex>.parts` beside a blob.
 """
 
@@ -15,8 +16,9 @@ from cachd.kernel import durable
 from cachd.model import Extent
 from cachd.store.digests import PartHash
 
-_MOST_BYTES = 64 << 20  # a line takes about sixty
+_MOST_BYTES = 64 << 20  # a line takes about 60 bytes
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # the forms of PartHash.hexdigest
 
 
 def line_of(part: Extent, hashed: PartHash) -> str:
@@ -25,9 +27,10 @@ def line_of(part: Extent, hashed: PartHash) -> str:
 
 
 def read_parts(path: Path, size: int) -> Iterator[tuple[Extent, str]]:
-    """The (extent, hash) of each valid line for a file of `size` bytes.
+    """Yields the (extent, hash) of each valid line for a file of `size` bytes; skips all other lines.
 
-    None when there is no file at `path` or it is too long. A torn or senseless line is left out.
+    Yields nothing when there is no file at `path`, or the file is longer than 64 MiB. Raises OSError, or
+    Leased, when it cannot be read.
     """
     try:
         written = durable.read_file(path, at_most=_MOST_BYTES)
@@ -35,12 +38,12 @@ def read_parts(path: Path, size: int) -> Iterator[tuple[Extent, str]]:
         return
     for line in io.BytesIO(written):
         words = line.decode("ascii", "replace").rstrip("\r\n").split(" ")
-        if len(words) == 3 and all(_NUMBER.fullmatch(word) for word in words[:2]):
+        if len(words) == 3 and all(map(re.Pattern.fullmatch, (_NUMBER, _NUMBER, _HASH), words)):
             start, stop = int(words[0]), int(words[1])
             if start < stop <= size:
                 yield Extent(start, stop), words[2]
 
 
 def parts_of(blob: Path) -> Path:
-    """The path of a blob's part hashes. A blob with a digest that arrived as one part has none."""
+    """The path of a blob's part hashes. A blob with a digest that arrived as one part has no such file."""
     return blob.with_name(blob.name + ".parts")

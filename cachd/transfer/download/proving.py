@@ -35,7 +35,7 @@ class Proving:
     def __init__(self, download: Download, supplier: Supplier) -> None:
         self._download, self._supplier, self._file = download, supplier, supplier.file
         self._streams = download.engine.streams
-        self._proof = Proof(self._file, by_samples=download.content.proven.begins(self._file))
+        self._proof = Proof(self._file, by_samples=download.content.proven.begin_proof(self._file))
         self._everything = Part(Extent(0, self._file.size))  # counts the failures
         log.debug("source must prove a blob", file=self._file.path, size_bytes=self._file.size)
 

@@ -1,0 +1,41 @@
+"""The proofs of sources, and the lines of part hashes, as they are read back from the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cachd.model import Digest, Extent, File
+from cachd.store.ingest.part_lines import read_parts
+from cachd.store.proven import Proven
+
+FILE = File("a", 5, "https://h/a", Digest("sha256", "5" * 64), base="https://h/")
+
+
+def test_a_proof_outlives_the_daemon(tmp_path: Path) -> None:
+    Proven(tmp_path / "proven", lambda _: True).add(FILE)
+    assert Proven(tmp_path / "proven", lambda _: True).has(FILE)
+    assert not Proven(tmp_path / "proven", lambda _: False).has(FILE), "its blob is gone"
+    assert not (tmp_path / "proven").exists()
+
+
+def test_proofs_that_cannot_be_read_stay_for_the_next_start(tmp_path: Path) -> None:
+    """Such as when the daemon has no free descriptor, or another process holds a lease on the file."""
+    place = tmp_path / "proven"
+    Proven(place, lambda _: True).add(FILE)
+    place.rename(kept := tmp_path / "kept")
+    place.mkdir()  # reading it fails
+    assert not Proven(place, lambda _: True).has(FILE)
+    assert place.is_dir()
+    place.rmdir()
+    kept.rename(place)
+    assert Proven(place, lambda _: True).has(FILE)
+
+
+@pytest.mark.parametrize(
+    "line", ["0 4 ab", "0 4 " + "A" * 32, "0 4 " + "a" * 31, "0 9 " + "a" * 32, "0 4", "4 4 x"]
+)
+def test_a_torn_or_wrong_line_of_part_hashes_is_skipped(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.parts").write_text(f"0 8 {'b' * 16}\n{line}\n4 8 {'c' * 32}")
+    assert list(read_parts(tmp_path / "x.parts", 8)) == [(Extent(0, 8), "b" * 16), (Extent(4, 8), "c" * 32)]

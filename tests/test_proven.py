@@ -22,14 +22,13 @@ def test_a_proof_outlives_the_daemon(tmp_path: Path) -> None:
 
 def test_proofs_that_cannot_be_read_stay_for_the_next_start(tmp_path: Path) -> None:
     """Such as when the daemon has no free descriptor, or another process holds a lease on the file."""
-    place = tmp_path / "proven"
+    place, kept = tmp_path / "proven", tmp_path / "kept"
     Proven(place, lambda _: True).add(FILE)
-    place.rename(kept := tmp_path / "kept")
-    place.mkdir()  # reading it fails
+    place.rename(kept)
+    place.symlink_to(kept)  # cachd opens no link
     assert not Proven(place, lambda _: True).has(FILE)
-    assert place.is_dir()
-    place.rmdir()
-    kept.rename(place)
+    assert place.is_symlink()
+    kept.replace(place)
     assert Proven(place, lambda _: True).has(FILE)
 
 

@@ -184,7 +184,7 @@ def test_a_status_is_an_error_of_its_class(
     ):
         error = refused(call, code)
         assert type(error) is kind
-        assert error.facts["status"] == status
+        assert error.origin_status == status
 
 
 AN_HOUR_FROM_NOW = "an hour from now"  # a date, which the test makes when its turn has come

@@ -49,7 +49,7 @@ def raised_by(module: Path) -> Iterator[tuple[type[CachdError], str]]:
         if not (isinstance(kind, type) and issubclass(kind, CachdError)):
             continue
         given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-        codes = [kind.code] if not given else constants(given[0])
+        codes = [kind.code or "internal"] if not given else constants(given[0])
         if given and isinstance(given[0], ast.Name):
             codes = texts[given[0].id]
         yield from ((kind, code) for code in codes)

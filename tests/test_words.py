@@ -32,6 +32,15 @@ GONE = {
     "glance": "quick check",
     "past": "history",
     "uses": "usage log",
+    "told": "reported, requested",
+    "tells": "reports",
+    "whole": "intact, complete",
+    "aside": "damaged",
+    "reread": "verify",
+    "look": "check",
+    "looks": "checks",
+    "room": "space",
+    "worth": "score",
 }
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 KEY = re.compile(r"""["']([a-z_]+)["']""")  # a key of a document, or an error code

@@ -345,7 +345,8 @@ def test_no_space_is_7(origin: Origin, root: Path) -> None:
 
 def test_every_error_has_an_exit_code_that_the_help_explains() -> None:
     assert set(EXIT_BY_ERROR.values()) <= set(EXIT_CODES)
-    said_by_class = {errors.Unauthorized, errors.Cancelled, errors.DiskFailed, errors.CachdError}
+    said_by_class = {errors.Unauthorized, errors.UnsafeRoot, errors.Cancelled, errors.DiskFailed}
+    said_by_class |= {errors.DaemonDied, errors.CachdError}
     kinds = {k for _, k in inspect.getmembers(errors, inspect.isclass) if issubclass(k, errors.CachdError)}
     assert kinds - set(EXIT_BY_ERROR) <= said_by_class, "a class that says what to do has its own code"
 

@@ -202,7 +202,7 @@ def test_a_long_wait_ends_when_the_failure_is_final(ground: Ground) -> None:
         with hanging(ground, "org/lost", "/revision/absent"):
             ground.node.pull("hf://org/lost@absent", name="lost")
             waiter = other.submit(ground.node.ready, "lost", wait=3600)
-            until(lambda: ground.show("lost")["state"] in ("resolving", "waiting"))
+            until(lambda: ground.show("lost")["state"] != "queued")
         assert_problem(waiter.result(PATIENCE_SECONDS), 404, "revision_not_found")
 
 

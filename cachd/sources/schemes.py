@@ -88,7 +88,10 @@ class Sources:
     def _settings(self, table: Table, ref: Ref) -> _Settings:
         scheme = SCHEMES[ref.scheme]
         held = {column: each.value for column, each in table.held(ref.base).items()}
-        values = {**self._options.get(ref.scheme, {}), **held}
+        own = dict(self._options.get(ref.scheme, {}))
+        if "endpoint" in held:  # the endpoint of an entry never gets the credentials of the daemon's option
+            own.pop("credentials", None)
+        values = {**own, **held}
         columns = [(name, values[name]) for name in scheme.columns if values.get(name) is not None]
         return _Settings(scheme.module, tuple(columns), frozenset(held) & frozenset(scheme.columns))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from cachd.config import Config
 from cachd.daemon.parts import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
+from cachd.store.disk_store import DiskStore
 from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.request import Pull
 from tests.ground.hub import Hub
@@ -93,6 +95,42 @@ def root(tmp_path: Path) -> Path:
     made = tmp_path / "cache"
     made.mkdir(mode=0o755)
     return made
+
+
+@pytest.fixture
+def next_life(root: Path) -> Iterator[Callable[[], DiskStore]]:
+    """Closes the store of the test's root and opens it as the next daemon does."""
+    with ExitStack() as life:
+
+        def opened() -> DiskStore:
+            life.close()
+            return life.enter_context(DiskStore(root))
+
+        yield opened
+
+
+@pytest.fixture
+def store(next_life: Callable[[], DiskStore]) -> DiskStore:
+    return next_life()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes empty file systems in memory: `small_disk(size_bytes, inodes=100)`."""
+    require("mount")
+    mounted: list[Path] = []
+
+    def made(size: int, *, inodes: int = 10_000) -> Path:
+        disk = tmp_path / f"disk-{len(mounted)}"
+        disk.mkdir()
+        options = f"size={size},nr_inodes={inodes},mode=0755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+        mounted.append(disk)
+        return disk
+
+    yield made
+    for disk in mounted:
+        subprocess.run(["umount", disk], check=True)
 
 
 class Engine:

@@ -37,8 +37,8 @@ from tests.fetching import http
 from tests.ground.models import noise
 from tests.ground.origin import Reply, Seen, Server
 from tests.ground.scripted import Scripted, heard
+from tests.ground.stored import CONTENT, FILE, PARTS, left_by_an_earlier_life, publish
 from tests.test_model import COMMIT, SHA256, good_paths, hostile
-from tests.test_store import CONTENT, FILE, PARTS, left_by_an_earlier_life, publish
 
 fuzz = settings(
     deadline=None,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +21,19 @@ from cachd.config import Config
 from cachd.daemon.parts import Parts, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
+from cachd.store.disk_store import DiskStore
 from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.request import Pull
 from tests.ground.hub import Hub
-from tests.ground.needs import require
+from tests.ground.needs import refuse, require
 from tests.ground.node import Node, short_name
 from tests.ground.origin import Origin
 from tests.ground.pause import paused_before
+from tests.ground.proxy import Listener, Proxy
 from tests.ground.report import Reporter
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
+from tests.ground.small import MIB, Small
 
 T = TypeVar("T")
 # What a user's own habits would change: the daemons of the tests hear of it from their tests alone.
@@ -41,8 +46,12 @@ os.environ["HF_HOME"] = "/nonexistent"  # and not the token of their login
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # mkfs, nginx
 os.umask(0o022)  # modes are part of what is promised
-hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile(  # every run tries the same examples; tests/attacks has the other kind
+    "any machine",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored if a shell's background runs us
@@ -95,6 +104,82 @@ def root(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.fixture
+def next_life(root: Path) -> Iterator[Callable[[], DiskStore]]:
+    """Closes the store of the test's root and opens it as the next daemon does."""
+    with ExitStack() as life:
+
+        def opened() -> DiskStore:
+            life.close()
+            return life.enter_context(DiskStore(root))
+
+        yield opened
+
+
+@pytest.fixture
+def store(next_life: Callable[[], DiskStore]) -> DiskStore:
+    return next_life()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes empty file systems in memory: `small_disk(size_bytes, inodes=100)`."""
+    require("mount")
+    mounted: list[Path] = []
+
+    def made(size: int, *, inodes: int = 10_000) -> Path:
+        disk = tmp_path / f"disk-{len(mounted)}"
+        disk.mkdir()
+        options = f"size={size},nr_inodes={inodes},mode=0755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+        mounted.append(disk)
+        return disk
+
+    yield made
+    for disk in mounted:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes small file systems, and an empty root on each: `disk(64 * MIB, kind="ext4")`."""
+    with ExitStack() as stack:
+
+        def made(size: int, *, kind: str = "tmpfs", inodes: int = 10_000) -> Path:
+            require("mount", *(["root", "mkfs.ext4"] if kind == "ext4" else []))
+            place = tmp_path / f"{kind}-{size}"
+            place.mkdir()
+            device, options = "tmpfs", f"size={size},nr_inodes={inodes},mode=0755"
+            if kind == "ext4":
+                device, options = str(place.with_suffix(".image")), "loop"
+                Path(device).touch()
+                os.truncate(device, size)
+                subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", device], check=True)
+            ended = subprocess.run(
+                ["mount", "-t", kind, "-o", options, device, place], capture_output=True, text=True
+            )
+            if ended.returncode:
+                refuse("loop", ended.stderr)
+            stack.callback(partial(subprocess.run, ["umount", "--lazy", place], check=True))
+            root = place / "root"
+            root.mkdir(mode=0o755)
+            return root
+
+        yield made
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy() as started:
+        yield started
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with Listener() as started:
+        yield started
+
+
 class Engine:
     """cachd without its API, in this process: opened over a root, asked for models, closed."""
 
@@ -145,6 +230,12 @@ def engine(root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[...,
     ours = ("stream", "pull", "hash", "commit", "verify", "scrub", "presence", "sweep")
     left = [t for t in threading.enumerate() if t not in before and t.name.startswith(ours)]
     assert not left, f"threads left behind: {left}"
+
+
+@pytest.fixture
+def small(disk: Callable[..., Path], engine: Callable[..., Engine], origin: Origin) -> Small:
+    """Room for four models of 8 MiB and something beside."""
+    return Small(engine(root=disk(40 * MIB), reserve_free=4 * MIB), origin)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cachd.store.permit import Permit
 from cachd.store.scrub import Replaced
 from cachd.store.store import Store
 from tests.ground.models import noise
-from tests.test_store import A, B, file_of, keep, manifest_of, publish
+from tests.ground.stored import A, B, file_of, keep, manifest_of, publish
 
 Files = dict[str, bytes]
 Life = Callable[[], Store]

@@ -23,7 +23,7 @@ from cachd.model.listener import Address, Serves
 from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
 from cachd.store.disk_store import DiskStore
-from tests.test_store import publish
+from tests.ground.stored import publish
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "daemonset"

@@ -23,7 +23,7 @@ from cachd.store.disk_store import DiskStore
 from tests.faults.children import in_child
 from tests.ground import mount
 from tests.ground.models import noise
-from tests.test_store import A, B, keep, manifest_of, publish
+from tests.ground.stored import A, B, keep, manifest_of, publish
 
 
 def revision(number: int) -> dict[str, bytes]:

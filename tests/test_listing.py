@@ -15,7 +15,7 @@ from cachd.model import ModelSpec, Ref
 from cachd.report.models import Models
 from cachd.report.values import as_json
 from tests.ground.site import Ground, said
-from tests.test_store import keep, manifest_of
+from tests.ground.stored import keep, manifest_of
 
 Alone = Callable[..., Ground]
 

@@ -32,7 +32,7 @@ OF_TLS = {name for name in LISTED if name.startswith("cachd_tls_")}
 ELSEWHERE = {
     "cachd_build_info": "tests/test_metrics.py",
     "cachd_fs_size_bytes": "tests/test_metrics.py",
-    "cachd_cache_limit_bytes": "tests/test_capacity.py",
+    "cachd_cache_limit_bytes": "tests/test_space_api.py",
     "cachd_config_in_force": "tests/test_options.py",
     "cachd_disk_failures_total": "tests/faults/test_disks.py",
     "cachd_streams": "tests/test_streams.py",

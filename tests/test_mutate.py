@@ -124,7 +124,7 @@ def test_bugs_are_chosen_by_the_seed_from_every_package() -> None:
 def test_the_tests_of_a_module_are_those_that_know_it_best() -> None:
     related = Related(PROJECT)
     for module, test in {
-        "cachd/store/space.py": "tests/test_capacity.py",
+        "cachd/store/space.py": "tests/test_space.py",
         "cachd/api/access.py": "tests/test_roles.py",
         "cachd/settings/tokens.py": "tests/test_tokens.py",
         "cachd/transfer/slots.py": "tests/attacks/test_waits.py",

@@ -22,9 +22,6 @@ from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_by
 
 MIB = 1 << 20
 
-settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
-settings.load_profile("repeatable")
-
 
 # --- what has landed ---
 

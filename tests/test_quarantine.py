@@ -16,26 +16,22 @@ from cachd.store.disk_store import DiskStore
 from cachd.store.history import Rollback
 from cachd.store.views import HubView
 from tests.ground.disks import fill, take_inodes
+from tests.ground.kill import base_as_another_user, killed_at_every_step
 from tests.ground.models import noise
-from tests.test_store import (
+from tests.ground.stored import (
     A,
     B,
     assert_only,
     assert_whole,
-    base_as_another_user,
     blobs_of,
     file_of,
     give_back,
     hexes,
     keep,
-    killed_at_every_step,
     manifest_of,
     publish,
     refs_of,
-    small_disk,
 )
-
-__all__ = ["small_disk"]  # a fixture
 
 KIB, MIB = 1 << 10, 1 << 20
 FILES = {"config.json": b"{}", "dir/model.bin": noise(3 * KIB)}

@@ -41,7 +41,7 @@ from tests.ground.origin import Origin, Status
 from tests.ground.pause import at_event, paused_before
 from tests.ground.scripted import Scripted
 from tests.ground.site import until
-from tests.test_store import file_of, keep, manifest_of, publish
+from tests.ground.stored import file_of, keep, manifest_of, publish
 
 LET_IN_SECONDS = 0.5  # given to a thread that a lock should keep out; without the lock, it needs less
 PATIENCE_SECONDS = 60.0

@@ -19,8 +19,9 @@ from cachd.errors import Invalid
 from cachd.model import File, Manifest, ModelSpec, Ref, Typed
 from tests.ground.models import digests, noise
 from tests.ground.site import MIB, Ground
+from tests.ground.values import COMMIT, SHA256, code_of, hostile, plain_revisions, words
 from tests.refs import MEANS, REFUSED, Means, Refused
-from tests.test_model import COMMIT, SHA256, code_of, hostile, hostile_refs, plain_revisions, words
+from tests.test_ref import hostile_refs
 
 # --- what is accepted ---
 

@@ -9,9 +9,6 @@ import pytest
 
 from tests.contract_store import StoreContract
 from tests.ground.disks import MIB, loop
-from tests.test_store import small_disk
-
-__all__ = ["small_disk"]  # a fixture
 
 
 class TestHere(StoreContract):

@@ -31,7 +31,7 @@ from tests.ground.models import noise
 from tests.ground.origin import Fault, File, Late, Origin, Redirect, Reply, Seen, Status, Unending
 from tests.ground.scripted import Scripted, heard
 from tests.ground.site import until
-from tests.test_model import SHA256
+from tests.ground.values import SHA256
 
 
 def keys_file(target: Target) -> str:

@@ -50,7 +50,8 @@ from tests.faults.test_fuzz import (
     dates,
     spoiled,
 )
-from tests.test_model import good_paths, hostile
+from tests.ground.values import hostile
+from tests.test_manifest import good_paths
 from tests.test_refs import typed_texts
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))

@@ -20,8 +20,8 @@ from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
+from tests.ground.stored import write
 from tests.test_pull import sign_in
-from tests.test_store import write
 
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]

@@ -31,7 +31,7 @@ from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.pod import run_in_pod
 from tests.ground.site import PATIENCE_SECONDS, Ground
-from tests.test_store import SMALL, B, manifest_of, publish
+from tests.ground.stored import SMALL, B, manifest_of, publish
 
 PROMPT_SECONDS = 20.0  # a machine that is busy takes its time; a lease would take 45 s
 

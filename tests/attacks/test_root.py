@@ -20,7 +20,7 @@ from tests.ground import mount
 from tests.ground.models import noise
 from tests.ground.needs import needs
 from tests.ground.origin import Origin
-from tests.test_store import SMALL, publish
+from tests.ground.stored import SMALL, publish
 
 Spoil = Callable[[Path], object]
 STRANGER = 12345

@@ -18,7 +18,7 @@ from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.s3 import S3Server
 from tests.ground.site import MIB, assert_problem
-from tests.test_store import (
+from tests.ground.stored import (
     CONTENT,
     FILE,
     ONE,
@@ -28,14 +28,10 @@ from tests.test_store import (
     B,
     assert_whole,
     manifest_of,
-    next_life,
     publish,
     refs_of,
-    store,
     write,
 )
-
-__all__ = ["next_life", "store"]  # fixtures
 
 Nodes = Callable[..., Node]
 PATIENCE_SECONDS = 120

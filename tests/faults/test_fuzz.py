@@ -37,8 +37,9 @@ from tests.fetching import http
 from tests.ground.models import noise
 from tests.ground.origin import Reply, Seen, Server
 from tests.ground.scripted import Scripted, heard
-from tests.test_model import COMMIT, SHA256, good_paths, hostile
-from tests.test_store import CONTENT, FILE, PARTS, left_by_an_earlier_life, publish
+from tests.ground.stored import CONTENT, FILE, PARTS, left_by_an_earlier_life, publish
+from tests.ground.values import COMMIT, SHA256, hostile
+from tests.test_manifest import good_paths
 
 fuzz = settings(
     deadline=None,

@@ -27,7 +27,7 @@ from tests.ground.hub import Hub
 from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, said
-from tests.test_model import hostile
+from tests.ground.values import hostile
 from tests.test_refs import typed_texts
 
 CALLS = [

@@ -20,7 +20,7 @@ from tests.ground import mount, power
 from tests.ground.disks import FuseDisk
 from tests.ground.models import digests, noise
 from tests.ground.site import files_left
-from tests.test_store import (
+from tests.ground.stored import (
     CONTENT,
     FILE,
     PARTS,
@@ -31,13 +31,13 @@ from tests.test_store import (
     commit,
     file_of,
     hub,
-    keep_begun,
     manifest_of,
     publish,
     refs_of,
     shown,
     write,
 )
+from tests.test_ingest import keep_begun
 
 KIB = 1 << 10
 TOKENIZER = noise(3 * KIB, 3)

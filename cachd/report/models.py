@@ -108,6 +108,10 @@ class Models:
         """The number of models in each state."""
         return Counter(state for name in self._names() if (state := self.state(name)))
 
+    def leases(self) -> int:
+        """The number of leases that have not expired."""
+        return self.store.leases.count(self._clock())
+
     def describe(self, name: str) -> ModelReport:
         """The report of one model. Raises NotFound. Blocks: it asks the kernel which files are open."""
         known, now = self._known(name), self._clock()
@@ -131,6 +135,26 @@ class Models:
                 use = self._file_use.recall(known.snapshot, now) if known.snapshot else FileUse.NONE
                 reports.append(self._report(name, known, use, leases.get(name, ())))
         return ModelPage(models=reports, next=names[limit - 1] if len(names) > limit else None)
+
+    # --- what clients do with a model ---
+
+    def note_use(self, name: str) -> None:
+        """Record that a client asked for a ready model."""
+        self.store.usage_log.used(name, self._clock())
+
+    def lease(self, name: str, holder: str, seconds: float) -> Lease:
+        """Add a lease on a name, which counts as a use. Raises as `Leases.take` does."""
+        now = self._clock()
+        lease = self.store.leases.take(name, holder, until=now + seconds)
+        self.store.usage_log.used(name, now)
+        return lease
+
+    def renew_lease(self, name: str, lease: str, seconds: float) -> Lease:
+        """Let a lease expire `seconds` from now, which counts as a use. Raises as `Leases.renew` does."""
+        now = self._clock()
+        renewed = self.store.leases.renew(name, lease, until=now + seconds, now=now)
+        self.store.usage_log.used(name, now)
+        return renewed
 
     def check_known(self, name: str) -> None:
         """Raises Invalid when the name is malformed, NotFound when this node has no model of that name."""

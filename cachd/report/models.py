@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -124,7 +123,8 @@ class Models:
         `next` is set when more models follow. What a report says of open files, memory and verification may
         be up to a minute old (FileUseCache).
         """
-        names = heapq.nsmallest(limit + 1, (name for name in self._names() if name > after))
+        others = {name for name in self._not_ready() if name > after}
+        names = sorted({*self.store.names.after(after, limit + 1), *others})
         now = self._clock()
         leases = self.store.leases.by_name(now)
         self.store.watch.note_opens(now)
@@ -164,9 +164,12 @@ class Models:
     # --- inside ---
 
     def _names(self) -> set[str]:
-        ready = {s.name for s in self.store.names.all()}
+        return {s.name for s in self.store.names.all()} | self._not_ready()
+
+    def _not_ready(self) -> set[str]:
+        """The names that are damaged or pulled; some of the latter may be ready."""
         damaged = {each.snapshot.name for each in self.store.names.quarantined()}
-        return ready | damaged | {p.spec.name for p in self.pulls.known()}
+        return damaged | {pull.spec.name for pull in self.pulls.known()}
 
     def _known(self, name: str) -> _Known:
         """What is known of a name. Raises NotFound."""

@@ -102,7 +102,7 @@ class Warms:
         counted = {} if counted is None else counted
         blobs = {f.blob for f in manifest.files}
         for blob in blobs - counted.keys():
-            counted[blob] = resident(self._store.content.path(blob), self._store.content.reads)
+            counted[blob] = resident(self._store.content.at(blob), self._store.content.reads)
         return sum(counted[blob] for blob in blobs)
 
     def _warm(self, snapshot: Snapshot, running: Warming) -> None:

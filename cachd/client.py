@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,13 +38,14 @@ class Client:
         ca_file: Path | None = None,
         cert_file: Path | None = None,
         key_file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
 
         Raises Invalid for another `server` or an unusable client certificate, Unavailable for an unusable
         `ca_file`.
         """
-        self._server = server.rstrip("/")
+        self._server, self._clock = server.rstrip("/"), clock
         self._base = "http://localhost" if server.startswith(_UNIX) else self._server
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
@@ -133,12 +134,12 @@ class Client:
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON answer of a call, which is repeated for a minute while the daemon is busy."""
-        deadline = time.monotonic() + _BUSY_SECONDS
+        deadline = self._clock() + _BUSY_SECONDS
         while True:
             try:
                 return await self._call_once(method, path, **options)
             except Unavailable as error:
-                if error.code != "busy" or time.monotonic() > deadline:
+                if error.code != "busy" or self._clock() > deadline:
                     raise
             await asyncio.sleep(_BUSY_PAUSE_SECONDS)
 

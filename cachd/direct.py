@@ -24,7 +24,14 @@ _POLL_SECONDS = 0.3
 
 
 def pull_here(
-    spec: ModelSpec, options: Config, *, seconds: float, refresh: bool, replace: bool, pin: bool
+    spec: ModelSpec,
+    options: Config,
+    *,
+    seconds: float,
+    refresh: bool,
+    replace: bool,
+    pin: bool,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Pull a model, and return its document once it is ready.
 
@@ -35,7 +42,7 @@ def pull_here(
     signal.signal(signal.SIGTERM, _interrupt)
     level = options.log_level if "log_level" in options.model_fields_set else "warning"
     configure_logs(level, options.log_format)
-    began = time.monotonic()
+    began = clock()
     with (
         assembled(options) as parts,
         _ending_in_time(),
@@ -44,19 +51,27 @@ def pull_here(
         parts.status.start(parts.models)
         running = parts.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
         if running is not None:
-            _wait(running, began, seconds, update)
+            _wait(running, seconds, update, lambda: clock() - began)
         if pin:
             parts.store.pins.add(spec.name)
         return as_document(parts.models.describe(spec.name))
 
 
-def _wait(running: Pull, began: float, seconds: float, update: Callable[[str, int, int], None]) -> None:
-    """Show the progress until the pull has ended. Raises its error, or WaitTimeout after `seconds`."""
+def _wait(
+    running: Pull,
+    seconds: float,
+    update: Callable[[str, int, int], None],
+    waited: Callable[[], float],
+) -> None:
+    """Show the progress until the pull has ended. Raises its error.
+
+    Raises WaitTimeout when `waited()`, the seconds since the command began, exceeds `seconds`.
+    """
     progress = running.progress
     while not running.done.done():
         update(progress.state, progress.done, progress.total)
         futures.wait([running.done], timeout=_POLL_SECONDS)
-        if time.monotonic() > began + seconds and not running.done.done():
+        if waited() > seconds and not running.done.done():
             raise WaitTimeout(
                 f"{running.spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
                 hint="run it again: it resumes where it stopped",

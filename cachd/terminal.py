@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from rich.filesize import decimal
@@ -265,8 +266,8 @@ def _yes(value: object) -> str:
     return "-" if value is None else "yes" if value else "no"
 
 
-def _age(published_at: str) -> str:
-    seconds = int((datetime.now(UTC) - datetime.fromisoformat(published_at)).total_seconds())
+def _age(published_at: str, now: Callable[[], float] = time.time) -> str:
+    seconds = int(now() - datetime.fromisoformat(published_at).timestamp())
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length}{unit}"

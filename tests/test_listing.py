@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from cachd.config import Config
 from cachd.daemon.parts import assembled
-from cachd.model import ModelSpec, Ref
+from cachd.errors import Invalid
+from cachd.model import ModelSpec, Ref, snapshot_of
 from cachd.report.models import Models
 from cachd.report.values import as_json
+from cachd.store.ready_names import ReadyNames
 from tests.ground.site import Ground, said
 from tests.ground.stored import keep, manifest_of
 
 Alone = Callable[..., Ground]
+MANIFESTS = ("1" * 32, "2" * 32, "3" * 32)
 
 
 @pytest.fixture
@@ -66,6 +72,81 @@ def test_a_model_costs_a_listing_the_same_among_ten_and_among_many(models: Model
     for number in range(120):
         models.store.leases.take(f"b-{number:05}", "pod", until=time.time() + 600)
     assert cost(models, "b", 120) < 3 * few
+
+
+def many_names(count: int) -> ReadyNames:
+    """Ready names, two for each manifest."""
+    spec, manifest = ModelSpec(Ref.parse("hf://org/model"), "m"), manifest_of({"1.bin": b"1"})
+    one = snapshot_of(spec, manifest, 1.0)
+    return ReadyNames(
+        replace(one, spec=replace(spec, name=f"m-{number:06}"), manifest=f"{number // 2:032x}", address="")
+        for number in range(count)
+    )
+
+
+def least_seconds(work: Callable[[], object]) -> float:
+    """Seconds of this thread for a hundred runs: the least of ten."""
+
+    def once() -> float:
+        began = time.thread_time()
+        for _ in range(100):
+            work()
+        return time.thread_time() - began
+
+    return min(once() for _ in range(10))
+
+
+def test_the_next_names_and_the_names_of_a_manifest_cost_the_same_among_few_and_among_many() -> None:
+    few, many = many_names(20), many_names(10_000)
+    assert many.after("m-005000", 10) == [f"m-{number:06}" for number in range(5_001, 5_011)]
+    assert [s.name for s in many.of(f"{2500:032x}")] == ["m-005000", "m-005001"]
+    assert least_seconds(lambda: many.after("m-005000", 10)) < 10 * least_seconds(
+        lambda: few.after("m-000004", 10)
+    )
+    assert least_seconds(lambda: many.of(f"{2500:032x}")) < 10 * least_seconds(lambda: few.of(f"{5:032x}"))
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["", *MANIFESTS])), max_size=30)
+)
+def test_ready_names_agree_with_a_plain_dictionary(changes: list[tuple[str, str]]) -> None:
+    """A change puts a name at a manifest, or removes it where the manifest is empty."""
+    one = snapshot_of(ModelSpec(Ref.parse("hf://org/model"), "m"), manifest_of({"1.bin": b"1"}), 1.0)
+    names, plain = ReadyNames(), dict[str, str]()
+    for name, manifest in changes:
+        if manifest:
+            names.put(replace(one, spec=replace(one.spec, name=name), manifest=manifest, address=""))
+            plain[name] = manifest
+        else:
+            names.remove(name)
+            plain.pop(name, None)
+        assert [(s.name, s.manifest) for s in names.all()] == sorted(plain.items())
+        for each in MANIFESTS:
+            assert [s.name for s in names.of(each)] == sorted(n for n, m in plain.items() if m == each)
+        assert names.after("b", 2) == sorted(n for n in plain if n > "b")[:2]
+
+
+def test_a_page_has_the_models_that_are_pulled_or_damaged_in_their_places(models: Models) -> None:
+    publish(models, "m", 4, files=1)
+    snapshot = models.store.names.ready("m-00001")
+    (models.store.layout.tree(snapshot.manifest) / "0.bin").unlink()
+    assert models.store.check("m-00001", now=2.0)
+    failed = ModelSpec(Ref.parse("hf://org/failed"), "m-00002-failed")
+    models.pulls.show_as_failed(failed, Invalid("no such thing"))
+    found, after = [], ""
+    while True:
+        page = models.page(after=after, limit=2)
+        found += [(model.name, model.state) for model in page.models]
+        if page.next is None:
+            break
+        after = page.next
+    assert found == [
+        ("m-00000", "ready"),
+        ("m-00001", "damaged"),
+        ("m-00002", "ready"),
+        ("m-00002-failed", "failed"),
+        ("m-00003", "ready"),
+    ]
 
 
 def test_a_listing_sees_at_once_that_a_file_or_a_hold_file_was_opened(models: Models) -> None:

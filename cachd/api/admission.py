@@ -21,6 +21,7 @@ import struct
 import time
 from asyncio.trsock import TransportSocket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -94,8 +95,14 @@ def most_connections() -> int:
 class Connections:
     """Counts and bounds the connections of one server. Used only on the event loop."""
 
-    def __init__(self, *, most: int | None = None, bounds: Bounds = Bounds()) -> None:
-        self.bounds = bounds
+    def __init__(
+        self,
+        *,
+        most: int | None = None,
+        bounds: Bounds = Bounds(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.bounds, self.clock = bounds, clock
         self._most = most or most_connections()
         self._most_of_peer = max(1, self._most * 3 // 4)
         self._all: dict[Counted, None] = {}  # in order of arrival
@@ -155,7 +162,7 @@ class Connections:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the connections past their deadline. One timer for all is cheaper than one timer for each."""
-        now = time.monotonic()
+        now = self.clock()
         for connection in list(self._all):
             connection.check_deadlines(now)
         self._sweeping = bool(self._all)

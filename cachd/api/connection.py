@@ -12,7 +12,6 @@ in this module counts the bytes that arrive before it parses them:
 from __future__ import annotations
 
 import asyncio
-import time
 from http import HTTPStatus
 from typing import Any
 
@@ -54,7 +53,7 @@ class Connection(HttpToolsProtocol):
             self.app = app
         self._counted, self._bounds, self._handshake = connections, connections.bounds, handshake
         self.peer = ""
-        self.stage, self.since = Stage.HEAD, time.monotonic()
+        self.stage, self.since = Stage.HEAD, self._counted.clock()
         self._received = 0  # bytes of the current head, body, or refused rest
         self._is_head_begun = False
         self._unread_since: float | None = None
@@ -106,7 +105,7 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_begin()
         if self.stage is Stage.HEAD:
-            self.since = time.monotonic()  # the bytes of this head that have arrived stay counted
+            self.since = self._counted.clock()  # the bytes of this head that have arrived stay counted
         else:
             self._enter(Stage.HEAD)  # a pipelined request: the bytes before it belong to another one
         self._is_head_begun = True
@@ -151,7 +150,7 @@ class Connection(HttpToolsProtocol):
             super().on_response_complete()
 
     def _enter(self, stage: Stage) -> None:
-        self.stage, self.since, self._received = stage, time.monotonic(), 0
+        self.stage, self.since, self._received = stage, self._counted.clock(), 0
         self._is_head_begun = False
 
     # --- refusing and closing ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable
 
 from cachd.api.admission import Connections, Counted, Stage, peer_of
@@ -45,7 +44,7 @@ class Handshake:
         self._sock, self._certificate, self._made, self._counted = sock, certificate, made, connections
         self.loop = asyncio.get_running_loop()
         self.peer = peer_of(sock, address)
-        self.stage, self.since = Stage.HANDSHAKE, time.monotonic()
+        self.stage, self.since = Stage.HANDSHAKE, connections.clock()
         self._task: asyncio.Task[None] | None = None
         if connections.admit(self):
             self._task = self.loop.create_task(self._shake_hands())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
@@ -157,10 +156,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> Respons
     model that is still being pulled can be leased, too.
     """
     models.check_known(name)
-    now = time.time()
-    until = now + asked.seconds
-    lease = await asyncio.to_thread(models.store.leases.take, name, asked.holder, until=until)
-    models.store.usage_log.used(name, now)
+    lease = await asyncio.to_thread(models.lease, name, asked.holder, asked.seconds)
     location = {"Location": f"/v1/models/{name}/leases/{lease.id}"}
     return answer(LeaseReport.of(lease), 201, location)
 
@@ -168,11 +164,7 @@ async def take_lease(name: str, asked: AskedLease, models: AnyModels) -> Respons
 @router.put("/{name}/leases/{lease}", responses=answers({200: LeaseReport}))
 async def renew_lease(name: str, lease: str, asked: AskedLease, models: AnyModels) -> Response:
     """Renew a lease for `seconds` from now. 404 when it has expired: the model may have been evicted."""
-    now = time.time()
-    renewed = await asyncio.to_thread(
-        models.store.leases.renew, check_name(name), lease, until=now + asked.seconds, now=now
-    )
-    models.store.usage_log.used(name, now)
+    renewed = await asyncio.to_thread(models.renew_lease, check_name(name), lease, asked.seconds)
     return answer(LeaseReport.of(renewed))
 
 
@@ -213,7 +205,7 @@ def ready_now(name: str, models: Models) -> JSONResponse | None:
     snapshot = models.store.names.get(name)
     if snapshot is None:
         return None
-    models.store.usage_log.used(name, time.time())
+    models.note_use(name)
     return JSONResponse(ready_document(snapshot))
 
 

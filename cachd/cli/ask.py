@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from cachd import files
 from cachd.errors import Invalid
@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LONGEST_TOKEN_BYTES = 64 << 10
-_tls_files: dict[str, Path | None] = {}
+
+
+class _TlsFiles(TypedDict, total=False):
+    ca_file: Path | None
+    cert_file: Path | None
+    key_file: Path | None
+
+
+_tls_files: _TlsFiles = {}
 
 
 def use_tls_files(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> None:
     """Use these files for the TLS of every later call of this process."""
-    _tls_files.update(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+    _tls_files.update({"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
 
 
 def ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:

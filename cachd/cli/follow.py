@@ -46,10 +46,15 @@ def is_ready(model: Mapping[str, Any]) -> bool:
 
 
 async def follow(
-    client: Client, name: str, seconds: float, is_done: Callable[[Mapping[str, Any]], bool]
+    client: Client,
+    name: str,
+    seconds: float,
+    is_done: Callable[[Mapping[str, Any]], bool],
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Show the progress of a model until it is done. Raises what `is_done` raises, or WaitTimeout."""
-    deadline = time.monotonic() + seconds
+    deadline = clock() + seconds
     with terminal.progress_bar(name) as update:
         while True:
             model = await client.model(name)
@@ -58,7 +63,7 @@ async def follow(
             pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}, "error": None}
             progress = pull["bytes"]
             update(pull["state"], progress["done"], progress["total"])
-            left = deadline - time.monotonic()
+            left = deadline - clock()
             if left <= 0:
                 why = f" ({pull['error']['detail']})" if pull["error"] else ""
                 raise errors.WaitTimeout(
@@ -66,20 +71,22 @@ async def follow(
                     f" {progress['done']} of {progress['total']} bytes{why}",
                     hint="wait longer (--timeout); the pull continues",
                 )
-            await _pause(client, model, min(_POLL_SECONDS, left))
+            await _pause(client, model, min(_POLL_SECONDS, left), clock)
 
 
-async def _pause(client: Client, model: Mapping[str, Any], seconds: float) -> None:
+async def _pause(
+    client: Client, model: Mapping[str, Any], seconds: float, clock: Callable[[], float]
+) -> None:
     """Wait `seconds`, or until the running pull ends."""
     if model["state"] in ("ready", "failed", "cancelled", "damaged", "refused"):
         await asyncio.sleep(seconds)
         return
-    ended_at = time.monotonic() + seconds
+    began = clock()
     try:
         await client.ready(model["name"], wait=seconds)
     except CachdError as error:  # the model's next document has the reason
         if error.code == "not_ready":  # the daemon answers at once when too many clients wait already
-            await asyncio.sleep(max(0.0, ended_at - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + seconds - clock()))
 
 
 async def until_ended(client: Client, name: str, job: str, begun: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -111,7 +110,7 @@ def _scrape(
     return Scrape(
         capacity=parts.store.space.capacity(),
         views=parts.store.watch.watched(),
-        leases=parts.store.leases.count(time.time()),
+        leases=models.leases(),
         oldest_scrub=parts.scrubs.oldest(),
         is_config_in_force=reload.is_in_force,
         are_tokens_in_force=tokens is None or tokens.are_in_force(),

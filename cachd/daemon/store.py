@@ -40,17 +40,17 @@ def open_store(config: Config) -> DiskStore:
     )
 
 
-def unleased(root: Path, read: Callable[[], T]) -> T:
+def unleased(root: Path, read: Callable[[], T], *, clock: Callable[[], float] = time.monotonic) -> T:
     """What `read` returns. It is called again while another process's lease blocks it.
 
     Raises Leased after a minute.
     """
-    deadline = time.monotonic() + _LEASED_SECONDS
+    deadline = clock() + _LEASED_SECONDS
     while True:
         try:
             return read()
         except Leased as error:
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 raise
             log.warning("waiting for another process's file lease to end", reason=error.detail)
         end_leases(root)

@@ -14,7 +14,7 @@ from cachd.errors import Leased
 from cachd.kernel import durable
 
 
-def is_open(paths: Iterable[Path]) -> bool:
+def is_open(paths: Iterable[Path | str]) -> bool:
     """Whether any process on this node has one of the files open or mapped. Never waits.
 
     The kernel refuses a write lease with EAGAIN while anybody else has the inode open, through any link,
@@ -45,7 +45,7 @@ def unlinked_unless_open(path: Path) -> bool:
     return True
 
 
-def _is_open(path: Path) -> bool:
+def _is_open(path: Path | str) -> bool:
     with durable.disk_errors(path), suppress(FileNotFoundError):
         try:
             fd = durable.open_file(path, os.O_RDONLY)

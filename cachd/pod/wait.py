@@ -24,11 +24,19 @@ class Patience:
     """
 
     def __init__(
-        self, mount: Mount, name: str, *, seconds: float, unknown_seconds: float, report: Report
+        self,
+        mount: Mount,
+        name: str,
+        *,
+        seconds: float,
+        unknown_seconds: float,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mount, self._name, self._report = mount, check_name(name), report
         self._seconds, self._unknown_seconds = seconds, min(unknown_seconds, seconds)
-        self._began, self._said = time.monotonic(), ("", -_REPORT_SECONDS)
+        self._clock = clock
+        self._began, self._said = clock(), ("", -_REPORT_SECONDS)
 
     def pause(self, why: str = "") -> None:
         """Sleep until the next check.
@@ -36,7 +44,7 @@ class Patience:
         Raises the error of a pull that failed for good, NotKnown when this node did not learn of the model in
         time, or WaitTimeout. `why` states the cause of the wait when it is not the pull.
         """
-        status, waited = self._mount.status(self._name), time.monotonic() - self._began
+        status, waited = self._mount.status(self._name), self._clock() - self._began
         failed = status.get("error")
         if status.get("final") is True and isinstance(failed, dict) and not why:
             raise error_of(failed)

@@ -76,7 +76,7 @@ class FileUseCache:
         known = self._answers.get(snapshot.manifest)
         if known is None or not self._still_holds(snapshot.manifest, *known, now):
             return self.ask(snapshot, now)
-        if not known[1].is_open and is_open([self._store.layout.hold(snapshot.manifest)]):
+        if not known[1].is_open and is_open([self._store.layout.hold_at(snapshot.manifest)]):
             return replace(known[1], is_open=True)
         return known[1]
 

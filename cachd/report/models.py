@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -108,6 +107,10 @@ class Models:
         """The number of models in each state."""
         return Counter(state for name in self._names() if (state := self.state(name)))
 
+    def leases(self) -> int:
+        """The number of leases that have not expired."""
+        return self.store.leases.count(self._clock())
+
     def describe(self, name: str) -> ModelReport:
         """The report of one model. Raises NotFound. Blocks: it asks the kernel which files are open."""
         known, now = self._known(name), self._clock()
@@ -120,7 +123,8 @@ class Models:
         `next` is set when more models follow. What a report says of open files, memory and verification may
         be up to a minute old (FileUseCache).
         """
-        names = heapq.nsmallest(limit + 1, (name for name in self._names() if name > after))
+        others = {name for name in self._not_ready() if name > after}
+        names = sorted({*self.store.names.after(after, limit + 1), *others})
         now = self._clock()
         leases = self.store.leases.by_name(now)
         self.store.watch.note_opens(now)
@@ -132,6 +136,26 @@ class Models:
                 reports.append(self._report(name, known, use, leases.get(name, ())))
         return ModelPage(models=reports, next=names[limit - 1] if len(names) > limit else None)
 
+    # --- what clients do with a model ---
+
+    def note_use(self, name: str) -> None:
+        """Record that a client asked for a ready model."""
+        self.store.usage_log.used(name, self._clock())
+
+    def lease(self, name: str, holder: str, seconds: float) -> Lease:
+        """Add a lease on a name, which counts as a use. Raises as `Leases.take` does."""
+        now = self._clock()
+        lease = self.store.leases.take(name, holder, until=now + seconds)
+        self.store.usage_log.used(name, now)
+        return lease
+
+    def renew_lease(self, name: str, lease: str, seconds: float) -> Lease:
+        """Let a lease expire `seconds` from now, which counts as a use. Raises as `Leases.renew` does."""
+        now = self._clock()
+        renewed = self.store.leases.renew(name, lease, until=now + seconds, now=now)
+        self.store.usage_log.used(name, now)
+        return renewed
+
     def check_known(self, name: str) -> None:
         """Raises Invalid when the name is malformed, NotFound when this node has no model of that name."""
         if self.state(check_name(name)) is None:
@@ -140,9 +164,12 @@ class Models:
     # --- inside ---
 
     def _names(self) -> set[str]:
-        ready = {s.name for s in self.store.names.all()}
+        return {s.name for s in self.store.names.all()} | self._not_ready()
+
+    def _not_ready(self) -> set[str]:
+        """The names that are damaged or pulled; some of the latter may be ready."""
         damaged = {each.snapshot.name for each in self.store.names.quarantined()}
-        return ready | damaged | {p.spec.name for p in self.pulls.known()}
+        return damaged | {pull.spec.name for pull in self.pulls.known()}
 
     def _known(self, name: str) -> _Known:
         """What is known of a name. Raises NotFound."""

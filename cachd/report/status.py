@@ -11,7 +11,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,15 @@ _PATIENCE_SECONDS = 2.0  # the longest that a caller waits for the status file o
 class StatusFiles:
     """Keeps the status files of one root up to date, in a thread that runs from `start` to `close`."""
 
-    def __init__(self, layout: Layout, changes: Changes) -> None:
-        self._layout, self._changes = layout, changes
+    def __init__(
+        self,
+        layout: Layout,
+        changes: Changes,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._layout, self._changes, self._clock, self._now = layout, changes, clock, now
         self._written: dict[str, str] = {}  # the JSON of each file, without `updated_at`
         self._unwritten: set[str] = set()
         self._stop = threading.Event()
@@ -76,8 +83,8 @@ class StatusFiles:
         while not is_last:
             at_work = {pull.spec.name for pull in models.pulls.at_work()}
             due = min(progress_at if at_work else math.inf, retry_at if self._unwritten else math.inf)
-            names = self._changes.take(None if due == math.inf else max(0.0, due - time.monotonic()))
-            now, is_last = time.monotonic(), self._stop.is_set()
+            names = self._changes.take(None if due == math.inf else max(0.0, due - self._clock()))
+            now, is_last = self._clock(), self._stop.is_set()
             if now >= progress_at or is_last:
                 names |= at_work
                 progress_at = now + _PROGRESS_SECONDS
@@ -116,7 +123,7 @@ class StatusFiles:
             return
         stated = json.dumps(document)
         if stated != self._written.get(name):
-            content = json.dumps({**document, "updated_at": iso(time.time())}) + "\n"
+            content = json.dumps({**document, "updated_at": iso(self._now())}) + "\n"
             durable.replace_file(path, content.encode())
             self._written[name] = stated
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -18,6 +18,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
+from cachd.sources.failures import said
 
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 # What botocore raises for an answer that is not S3's, or for a malformed number in one.
@@ -56,7 +57,7 @@ def bucket_errors(shown: str) -> Iterator[None]:
         ) from error
 
 
-def _by_code(shown: str, error: ClientError) -> CachdError:
+def _by_code(shown: str, error: ClientError, now: Callable[[], float] = time.time) -> CachdError:
     """The error for a code that S3 answered with (S3 API Reference, "Error responses")."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     answer = error.response.get("ResponseMetadata", {})
@@ -67,7 +68,7 @@ def _by_code(shown: str, error: ClientError) -> CachdError:
         )
     if code in _SKEWED:
         return Forbidden(
-            f"{shown}: {code}: this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            f"{shown}: {code}: this node's clock says {said(now())}",
             code="clock_skewed",
             hint="set the node's clock (chronyc tracking); S3 accepts a difference of 15 minutes",
             origin_status=status,

@@ -46,10 +46,10 @@ def broken(url: SplitResult, error: Exception, proxy: str = "") -> CachdError:
     return _broken(f"{shown} (through the proxy)", error).withhold(proxy=proxy)
 
 
-def _broken(shown: str, error: Exception) -> CachdError:
+def _broken(shown: str, error: Exception, now: Callable[[], float] = time.time) -> CachdError:
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID:
         return Unavailable(
-            f"{shown}: {error.verify_message}; this node's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            f"{shown}: {error.verify_message}; this node's clock says {said(now())}",
             code="clock_skewed",
             hint="set the node's clock (chronyc tracking); cachd retries meanwhile",
         )
@@ -69,6 +69,11 @@ def _broken(shown: str, error: Exception) -> CachdError:
     if isinstance(error, TimeoutError):
         return Unavailable(f"{shown}: no byte arrived for too long", code="stalled")
     return Unavailable(f"{shown}: {type(error).__name__}: {error}", code="connection_failed")
+
+
+def said(now: float) -> str:
+    """A Unix time in words for people, to the minute."""
+    return f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 class Headers(Protocol):

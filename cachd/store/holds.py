@@ -49,7 +49,7 @@ class Holds:
 
     def is_held(self, manifest: str) -> bool:
         """Whether a process on this node has the hold file open. False where the kernel cannot say."""
-        return is_open([self._layout.hold(manifest)])
+        return is_open([self._layout.hold_at(manifest)])
 
     def take(self, manifest: str) -> bool:
         """Unlink the hold file, so that nobody can hold the snapshot; False if somebody holds it now."""

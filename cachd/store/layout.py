@@ -200,7 +200,11 @@ class Layout:
 
     def pin(self, name: str) -> Path:
         """The file that exists while the name is pinned."""
-        return self.root / ".cachd/pins" / name
+        return Path(self.pin_at(name))
+
+    def pin_at(self, name: str) -> str:
+        """`pin` as text."""
+        return f"{self.root}/.cachd/pins/{name}"
 
     def previous_file(self, name: str) -> Path:
         """The history of a name."""
@@ -234,7 +238,11 @@ class Layout:
 
     def hold(self, manifest: str) -> Path:
         """The hold file of the manifest with this id."""
-        return self.root / f"models/.holds/{manifest}"
+        return Path(self.hold_at(manifest))
+
+    def hold_at(self, manifest: str) -> str:
+        """`hold` as text."""
+        return f"{self.root}/models/.holds/{manifest}"
 
     def address(self, address: str) -> Path:
         """The link of an address."""

@@ -28,6 +28,7 @@ from cachd.store import catalog
 from cachd.store.catalog import Quarantine
 from cachd.store.changes import Changes
 from cachd.store.layout import Layout
+from cachd.store.ready_names import ReadyNames
 
 _MOST_EVICTED = 1000  # evicted names to remember; the oldest is forgotten first
 
@@ -38,8 +39,9 @@ class Names:
     def __init__(self, layout: Layout, changes: Changes) -> None:
         self._layout, self._changes = layout, changes
         self._lock = threading.Lock()
-        self._ready = catalog.read_snapshots(layout)
-        self._quarantined = catalog.read_quarantined(layout, self._ready)
+        ready = catalog.read_snapshots(layout)
+        self._ready = ReadyNames(ready.values())
+        self._quarantined = catalog.read_quarantined(layout, ready)
         self._evicted: dict[str, None] = {}  # in the order of eviction
 
     @contextmanager
@@ -59,15 +61,19 @@ class Names:
 
     def all(self) -> list[Snapshot]:
         """The snapshots of all ready names, sorted by name."""
-        return sorted(self._ready.values(), key=lambda s: s.name)
+        return self._ready.all()
+
+    def after(self, name: str, count: int) -> list[str]:
+        """The first `count` ready names that sort after `name`."""
+        return self._ready.after(name, count)
 
     def of(self, manifest: str) -> list[Snapshot]:
         """The ready names of one snapshot, each as a Snapshot, sorted by name."""
-        return sorted((s for s in list(self._ready.values()) if s.manifest == manifest), key=lambda s: s.name)
+        return self._ready.of(manifest)
 
     def in_hub_folder(self, folder: str) -> list[Snapshot]:
         """The ready snapshots of one folder of the Hub view."""
-        return [s for s in list(self._ready.values()) if s.hub_folder == folder]
+        return [s for s in self._ready.all() if s.hub_folder == folder]
 
     def ready(self, name: str) -> Snapshot:
         """The snapshot that a name leads to. Raises NotFound if the name is not ready."""
@@ -82,7 +88,7 @@ class Names:
 
     def has(self, name: str) -> bool:
         """Whether the name is ready or quarantined."""
-        return name in self._ready or name in self._quarantined
+        return self._ready.get(name) is not None or name in self._quarantined
 
     def known(self, name: str) -> Snapshot | None:
         """The snapshot of a ready or quarantined name; None if the name is free."""
@@ -96,7 +102,7 @@ class Names:
 
     def all_known(self) -> list[Snapshot]:
         """The snapshots of all names, ready or quarantined."""
-        return [*(each.snapshot for each in list(self._quarantined.values())), *self._ready.values()]
+        return [*(each.snapshot for each in list(self._quarantined.values())), *self._ready.all()]
 
     def manifests(self) -> set[str]:
         """The manifest ids of all names, ready or quarantined."""
@@ -146,13 +152,13 @@ class Names:
 
     def declared(self, snapshot: Snapshot) -> None:
         """Its ready file is in place: the name leads to this snapshot."""
-        self._ready[snapshot.name] = snapshot
+        self._ready.put(snapshot)
         self._evicted.pop(snapshot.name, None)
         self._changes.mark(snapshot.name)
 
     def undeclared(self, name: str) -> None:
         """Its ready file is gone: the name is not ready."""
-        self._ready.pop(name, None)
+        self._ready.remove(name)
         self._changes.mark(name)
 
     def record_quarantine(self, quarantine: Quarantine) -> None:

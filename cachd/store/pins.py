@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cachd.kernel import durable
 from cachd.store.layout import Layout
 
@@ -24,4 +26,4 @@ class Pins:
 
     def has(self, name: str) -> bool:
         """Whether the name is pinned."""
-        return self._layout.pin(name).exists()
+        return os.path.exists(self._layout.pin_at(name))

@@ -51,7 +51,7 @@ class Protection:
         with self._content.reads.paused():
             if self._holds.is_held(manifest.id):
                 return InUseBy.POD
-            is_read = is_open([self._content.path(f.blob) for f in manifest.files])
+            is_read = is_open([self._content.at(f.blob) for f in manifest.files])
         return InUseBy.PROCESS if is_read else None
 
     def is_in_use(self, manifest: Manifest) -> bool:

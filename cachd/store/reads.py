@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PATIENCE_SECONDS = 0.25
@@ -18,7 +18,8 @@ _PATIENCE_SECONDS = 0.25
 class Reads:
     """Many threads may read at once, or one may ask the kernel. A waiting question holds back new reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._changed = threading.Condition()
         self._reading = 0
         self._asking = 0
@@ -47,9 +48,9 @@ class Reads:
             self._asking += 1
         try:
             with self._answering:
-                deadline = time.monotonic() + _PATIENCE_SECONDS
+                deadline = self._clock() + _PATIENCE_SECONDS
                 with self._changed:
-                    while self._reading and (left := deadline - time.monotonic()) > 0:
+                    while self._reading and (left := deadline - self._clock()) > 0:
                         self._changed.wait(left)
                 yield
         finally:

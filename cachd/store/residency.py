@@ -15,7 +15,7 @@ from cachd.store.reads import Reads
 STEP_BYTES = 8 << 20  # the kernel reads no more ahead for one request, however large
 
 
-def resident(blob: Path, reads: Reads) -> int:
+def resident(blob: Path | str, reads: Reads) -> int:
     """Bytes of a blob that are in memory; 0 when the blob is gone or the kernel does not say."""
     with suppress(OSError, Leased), reads.reading():
         fd = durable.open_file(blob, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,13 +22,18 @@ from cachd.transfer.streams import StreamQuota
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What all pulls share. `table` returns the operator's current rules and bandwidth limits."""
+    """What all pulls share. `table` returns the operator's current rules and bandwidth limits.
+
+    `clock`: seconds that only go forward. `now`: seconds since the epoch.
+    """
 
     store: Store
     reclaim: Reclaim
     downloads: Downloads
     resolves: Resolves
     table: Callable[[], Table] = Table
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
 
 
 class Slot(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -23,8 +23,15 @@ _NO_PREFIXES: Mapping[str, int] = {}
 class Bandwidth:
     """The bandwidth limits of all streams. Safe from any thread; costs next to nothing without a limit."""
 
-    def __init__(self, limits: Limits, metrics: Metrics, prefixes: Mapping[str, int] = _NO_PREFIXES) -> None:
-        self._metrics = metrics
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        prefixes: Mapping[str, int] = _NO_PREFIXES,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics, self._clock = metrics, clock
         self._restarted = threading.Condition()
         self._generation = 0  # changes when every waiting stream must reserve again
         self._limiters: dict[str, RateLimiter] = {}
@@ -39,7 +46,7 @@ class Bandwidth:
         `prefixes`: limits of entries of `sources`, in bytes per second; None leaves them unchanged.
         """
         with self._restarted:
-            self.limits, now = limits, time.monotonic()
+            self.limits, now = limits, self._clock()
             self.prefixes = self.prefixes if prefixes is None else prefixes
             rates = self.rates()
             self._limiters = {
@@ -63,10 +70,10 @@ class Bandwidth:
         if self._limiters.keys().isdisjoint(limits):
             return wanted
         waiting = _Waiting(self)
-        began = time.monotonic()
+        began = self._clock()
         with cancel_token.reaches(waiting):
             count = self._wait_for_slot(limits, wanted, waiting)
-        self._metrics.limited_seconds.labels(scheme).inc(time.monotonic() - began)
+        self._metrics.limited_seconds.labels(scheme).inc(self._clock() - began)
         return count
 
     def leave(self, waiting: _Waiting) -> None:
@@ -78,18 +85,18 @@ class Bandwidth:
     def _wait_for_slot(self, limits: tuple[str, ...], wanted: int, waiting: _Waiting) -> int:
         with self._restarted:
             while not waiting.is_over:
-                generation, now = self._generation, time.monotonic()
+                generation, now = self._generation, self._clock()
                 limiters = [self._limiters[each] for each in limits if each in self._limiters]
                 count = min([wanted, *(limiter.slot_bytes for limiter in limiters)])
                 due = now + max((limiter.reserve(count, now) for limiter in limiters), default=0.0)
-                while generation == self._generation and (left := due - time.monotonic()) > 0:
+                while generation == self._generation and (left := due - self._clock()) > 0:
                     self._restarted.wait(left)
                 if generation == self._generation:
                     return count
             raise Cancelled("cancelled while it waited for the bandwidth limit")
 
     def _restart(self, rates: Mapping[str, int]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for source, limiter in self._limiters.items():
             limiter.restart(rates[source], now)
         self._generation += 1

@@ -32,9 +32,11 @@ class Endings:
         newest: NewestPulls,
         pending: PendingSpecs,
         metrics: Metrics,
+        *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._metrics, self._clock = store, metrics, clock
+        self._store, self._metrics, self._clock, self._now = store, metrics, clock, now
         self._running, self._newest, self._pending = running, newest, pending
 
     def end(self, pull: Pull, state: State, outcome: Outcome) -> None:
@@ -85,7 +87,9 @@ class Endings:
             detail=error.detail if error else "",
             withheld=dict(error.withheld) if error else {},
         )
-        record_pull(self._store.usage_log, spec, outcome, fetched=now.fetched, seconds=seconds)
+        record_pull(
+            self._store.usage_log, spec, outcome, fetched=now.fetched, seconds=seconds, now=self._now()
+        )
 
     def _delete_pending(self, name: str, state: State) -> None:
         with suppress(CachdError):

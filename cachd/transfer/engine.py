@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from cachd.kernel import threads
 from cachd.metrics import Metrics
@@ -21,8 +22,16 @@ class Engine:
     downloads, by the scheme of the source.
     """
 
-    def __init__(self, streams: Streams, bandwidth: Bandwidth, metrics: Metrics, *, retries: int) -> None:
-        self.streams, self.bandwidth, self.retries = streams, bandwidth, retries
+    def __init__(
+        self,
+        streams: Streams,
+        bandwidth: Bandwidth,
+        metrics: Metrics,
+        *,
+        retries: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.streams, self.bandwidth, self.retries, self.clock = streams, bandwidth, retries, clock
         self.listeners: Mapping[str, Listener] = Meters(metrics)
         # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. Hashing
         # releases the GIL, so more threads than cores would take the cores that API requests need.

@@ -11,6 +11,7 @@ half of the file cannot answer this many random samples, and gets few attempts (
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from cachd.model import Digest, Extent, File
 from cachd.store.digests import in_order
@@ -20,11 +21,16 @@ _SAMPLES = 32
 
 
 class Proof:
-    """One source's proof for one file. `samples`: parts still to compare. `reached`: bytes hashed so far."""
+    """One source's proof for one file. `samples`: parts still to compare. `reached`: bytes hashed so far.
 
-    def __init__(self, file: File, *, by_samples: bool) -> None:
+    `below` gives a number below its argument that no source can foresee.
+    """
+
+    def __init__(
+        self, file: File, *, by_samples: bool, below: Callable[[int], int] = secrets.randbelow
+    ) -> None:
         self._size, self._digest = file.size, file.digest or file.blob
-        self.samples = _samples(file.size) if by_samples else []
+        self.samples = _samples(file.size, below) if by_samples else []
         self.has_ranges = True
         self.begin()
 
@@ -48,9 +54,9 @@ class Proof:
         return self._hasher.digest()
 
 
-def _samples(size: int) -> list[Extent]:
+def _samples(size: int, below: Callable[[int], int]) -> list[Extent]:
     """Random parts of a file; none if the file is at most twice their size: then it is fetched completely."""
     if size <= 2 * _SAMPLES * _SAMPLE_BYTES:
         return []
-    starts = (secrets.randbelow(size - _SAMPLE_BYTES + 1) for _ in range(_SAMPLES))
+    starts = (below(size - _SAMPLE_BYTES + 1) for _ in range(_SAMPLES))
     return [Extent(start, start + _SAMPLE_BYTES) for start in starts]

@@ -11,7 +11,6 @@ If the daemon dies in any of these steps, the next pull of the same ref resumes 
 from __future__ import annotations
 
 import errno
-import time
 
 import structlog
 
@@ -59,7 +58,7 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
         attempt.context.reclaim.settle(reservation)
         attempt.progress.begin_publish()
         # point of no return
-        snapshot = store.publish(spec, manifest, now=time.time(), permit=attempt.permit)
+        snapshot = store.publish(spec, manifest, now=attempt.context.now(), permit=attempt.permit)
     _withdraw_if_refused(manifest, attempt)
     return snapshot
 
@@ -69,14 +68,14 @@ def _resolve(attempt: Attempt) -> Manifest:
 
     Raises NotYet when the source is temporarily unavailable.
     """
-    progress, resolves = attempt.progress, attempt.context.resolves
+    progress, resolves, clock = attempt.progress, attempt.context.resolves, attempt.context.clock
 
     def lend() -> None:
         progress.pause_resolve(Waits(Reason.slow))
         attempt.slot.lend()
 
     progress.begin_resolve()
-    began = time.monotonic()
+    began = clock()
     try:
         seconds = max(resolves.seconds - progress.resolve_seconds, _LEAST_SECONDS)
         manifest = resolves.resolve(
@@ -89,7 +88,7 @@ def _resolve(attempt: Attempt) -> Manifest:
             raise
         raise NotYet(error) from error
     finally:
-        progress.resolve_seconds += time.monotonic() - began
+        progress.resolve_seconds += clock() - began
     progress.pause_resolve(Waits(Reason.slot))
     attempt.slot.take_when_free()
     progress.begin_resolve()

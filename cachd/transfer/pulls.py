@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import suppress
@@ -202,7 +201,7 @@ class Pulls:
                 code="name_busy",
                 hint="wait for that pull, then roll back",
             )
-        return self._store.rollback(name, now=time.time())
+        return self._store.rollback(name, now=self._context.now())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
         """Fail every running pull whose manifest `check` refuses by raising a CachdError."""
@@ -241,7 +240,7 @@ class Pulls:
     def _count_hit(self, name: str) -> None:
         """Count a request whose spec is ready."""
         self._metrics.hits.inc()
-        self._store.usage_log.used(name, time.time())
+        self._store.usage_log.used(name, self._context.now())
         newest = self._newest.of(name)
         if newest is not None and newest.error is not None:
             self._newest.drop(name)  # a later pull of another spec failed: that failure no longer matters

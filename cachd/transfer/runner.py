@@ -46,11 +46,14 @@ class Runner:
         pending: PendingSpecs,
         *,
         at_once: int,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._context, self._sources, self._metrics = context, sources, metrics
         self._changes = context.store.changes
-        self._endings, self._pending, self._chance = endings, pending, chance
+        self._endings, self._pending = endings, pending
+        self._clock, self._now, self._chance = clock, now, chance
         self._queue: SlotQueue[Pull] = SlotQueue(at_once, metrics.pull_queue_length.set)
         self._threads = [
             threading.Thread(target=self._run, name=f"pull-{i}", daemon=True)
@@ -83,9 +86,9 @@ class Runner:
 
     def join(self, seconds: float) -> None:
         """Wait for the end of the threads after `interrupt`, for at most `seconds` in all."""
-        deadline = time.monotonic() + seconds
+        deadline = self._clock() + seconds
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - self._clock()))
             if thread.is_alive():
                 log.warning("pull thread did not end: a source or the disk hangs", thread=thread.name)
 
@@ -108,7 +111,7 @@ class Runner:
         try:
             if running.is_cancelled:
                 raise running.cancelled()
-            running.began = running.began or time.monotonic()
+            running.began = running.began or self._clock()
             self._pending.note_begin(running)
             snapshot = pull(self._attempt_of(running))
         except NotYet as later:
@@ -152,7 +155,7 @@ class Runner:
         log.info(
             "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
         )
-        pull.progress.await_retry(Waits(Reason.origin, time.time() + seconds, error.detail))
+        pull.progress.await_retry(Waits(Reason.origin, self._now() + seconds, error.detail))
         self._changes.mark(pull.spec.name)
         self._queue.add_later(pull, seconds)
         self.end_if_cancelled(pull)

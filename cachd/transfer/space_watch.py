@@ -44,8 +44,10 @@ class SpaceWatch:
         unused_seconds: float,
         automatic: bool,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._planner, self._evictor, self._clock = store, planner, evictor, clock
+        self._store, self._planner, self._evictor = store, planner, evictor
+        self._clock, self._now = clock, now
         self._high, self._low = high, low
         self._unused_seconds, self._automatic = unused_seconds, automatic
         self._warned_short = False
@@ -66,7 +68,7 @@ class SpaceWatch:
     def check_usage(self) -> None:
         """Record a use of every snapshot that is open now; then evict what is unused for `unused_seconds`."""
         self._checked_at, self._lost_opens = self._clock(), False
-        record_open_now(self._store, time.time())
+        record_open_now(self._store, self._now())
         self._store.usage_log.save()
         if self._unused_seconds and self._automatic:
             with self._planner.lock:
@@ -92,16 +94,16 @@ class SpaceWatch:
         """How often to check which snapshots are open: oftener when the kernel may not report every open."""
         watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
-        is_starting = time.time() - usage_log.asked_at < _STARTING_SECONDS
+        is_starting = self._now() - usage_log.asked_at < _STARTING_SECONDS
         if self._lost_opens or (is_starting and not watch.sees_all_opens()):
             return _SOON_SECONDS
         return _CHECK_SECONDS
 
     def _tick(self) -> float:
         try:
-            self._store.leases.expire(time.time())
+            self._store.leases.expire(self._now())
             self._store.content.trash.empty_all()
-            record_opens(self._store, time.time())
+            record_opens(self._store, self._now())
             if self._clock() >= self._checked_at + self.seconds_between_checks():
                 self.check_usage()
             self.relieve()

@@ -51,10 +51,12 @@ class Asking:
 
     __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cancel_token", "is_taken", "quota")
 
-    def __init__(self, quota: StreamQuota, seconds: float, listed: dict[int, Asking], received: int) -> None:
+    def __init__(
+        self, quota: StreamQuota, seconds: float, listed: dict[int, Asking], *, received: int, now: float
+    ) -> None:
         self.quota, self.cancel_token, self.is_taken = quota, CancelToken(), False
         self._seconds, self._listed = seconds, listed
-        self._since, self._before, self._is_slow = time.monotonic(), received, False
+        self._since, self._before, self._is_slow = now, received, False
 
     def __enter__(self) -> Self:
         self._listed[threading.get_ident()] = self
@@ -93,9 +95,14 @@ class Streams:
     """
 
     def __init__(
-        self, most: int, *, first: int | None = None, changed: Callable[[int], None] = lambda _: None
+        self,
+        most: int,
+        *,
+        first: int | None = None,
+        changed: Callable[[int], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most = most
+        self.most, self._clock = most, clock
         lock = threading.RLock()
         self._ready, self._parked = threading.Condition(lock), threading.Condition(lock)
         self._concurrency = Concurrency(first or _first(), most)
@@ -125,7 +132,7 @@ class Streams:
     def received(self, count: int) -> None:
         """Count bytes that the calling stream received. At the end of an interval, adapt `at_work`."""
         self._received[threading.get_ident()] += count
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._measure_at:
             with self._ready:
                 self._measure(now)
@@ -175,7 +182,7 @@ class Streams:
     def submit_later(self, quota: StreamQuota, task: Task, seconds: float) -> None:
         """Queue a task in `seconds` from now, before those that wait in the quota."""
         with self._ready:
-            due = time.monotonic() + seconds
+            due = self._clock() + seconds
             heapq.heappush(self._later, (due, next(self._sequence), quota, task))
             self._ready.notify_all()  # waiting threads must now wake up at this time
 
@@ -197,14 +204,15 @@ class Streams:
     def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
         """A context in which the calling stream asks an origin. `claim` may take the stream for another quota
         when the origin hardly sends for `seconds`."""
-        return Asking(quota, seconds, self._asking, self._received[threading.get_ident()])
+        received = self._received[threading.get_ident()]
+        return Asking(quota, seconds, self._asking, received=received, now=self._clock())
 
     def claim(self, quota: StreamQuota) -> None:
         """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""
         with self._ready:
             if quota not in self._quotas or self._busy < self.at_work:
                 return
-            now = time.monotonic()
+            now = self._clock()
             asking = [(each, self._received[thread]) for thread, each in list(self._asking.items())]
             slow = [each for each, received in asking if each.is_slow(received, now)]
             found = [each for each in slow if not each.is_taken and _goes_before(quota, each.quota)]
@@ -234,7 +242,7 @@ class Streams:
                     self._ready.notify()  # this thread may not work: pass the wake-up on
                     self._parked.wait()
                     continue
-                now = time.monotonic()
+                now = self._clock()
                 while self._later and self._later[0][0] <= now:
                     _, _, quota, task = heapq.heappop(self._later)
                     quota.tasks.appendleft(task)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from cachd.errors import CachdError, Forbidden, NotFound
 from cachd.model import ModelSpec, Snapshot
 from cachd.store.store import Store
@@ -11,12 +9,18 @@ from cachd.store.usage_log import GATED, GONE, UsageLog
 
 
 def record_pull(
-    usage_log: UsageLog, spec: ModelSpec, outcome: Snapshot | CachdError, *, fetched: int, seconds: float
+    usage_log: UsageLog,
+    spec: ModelSpec,
+    outcome: Snapshot | CachdError,
+    *,
+    fetched: int,
+    seconds: float,
+    now: float,
 ) -> None:
     """Record what an ended pull shows: a use, the source's rate, or that the source lost the model."""
     base = spec.ref.base
     if isinstance(outcome, Snapshot):
-        usage_log.used(spec.name, time.time())
+        usage_log.used(spec.name, now)
         usage_log.brought(spec.ref.scheme, fetched, seconds)
         usage_log.lost(base, None)
     elif isinstance(outcome, NotFound):

@@ -31,11 +31,12 @@ class Repairs:
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._store, self._pulls = store, pulls
         self._scrub_log, self._metrics = scrub_log, metrics
-        self._clock, self._chance = clock, chance
+        self._clock, self._now, self._chance = clock, now, chance
         self._tries: dict[str, tuple[int, float]] = {}  # by name: attempts, and when to retry (monotonic)
 
     def check(self, name: str) -> str | None:
@@ -43,7 +44,7 @@ class Repairs:
 
         Returns what is wrong; None when nothing is. Raises DiskFailed.
         """
-        wrong = self._store.check(name, now=time.time())
+        wrong = self._store.check(name, now=self._now())
         if wrong:
             self._metrics.verify_failures.labels("scrub").inc()
             self._repair(name)
@@ -56,7 +57,7 @@ class Repairs:
         when the blob has been replaced meanwhile, or no model needs it.
         """
         try:
-            names = self._store.quarantine(file, wrong, inode, now=time.time())
+            names = self._store.quarantine(file, wrong, inode, now=self._now())
         except Replaced:
             return False
         self._scrub_log.forget(file.blob)

@@ -52,8 +52,9 @@ class Scrubs:
         bytes_per_second: int,
         interval_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._clock = store, clock
+        self._store, self._clock, self._now = store, clock, now
         self._rate, self._interval_seconds = bytes_per_second, interval_seconds
         self._scrub_log = ScrubLog(store.layout.scrub_log)
         self._reading: tuple[File, int] | None = None
@@ -135,7 +136,7 @@ class Scrubs:
         return _TICK_SECONDS
 
     def _due(self) -> list[File]:
-        before, files = time.time() - self._interval_seconds, self._presence.files
+        before, files = self._now() - self._interval_seconds, self._presence.files
         due = [(at, str(blob), blob) for blob, at in self._scrub_log.times() if at <= before]
         return [files[blob] for _, _, blob in sorted(due) if blob in files]
 

@@ -32,8 +32,10 @@ class Sweeps:
         interval_seconds: float,
         keep_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._pulls, self._metrics, self._clock = store, pulls, metrics, clock
+        self._store, self._pulls, self._metrics = store, pulls, metrics
+        self._clock, self._now = clock, now
         self._interval_seconds, self._keep_seconds = interval_seconds, keep_seconds
         self._started = clock()
         self._sweeping = threading.Lock()
@@ -64,7 +66,7 @@ class Sweeps:
     def _kept_since(self) -> float:
         """Leftovers whose last change was before this time (seconds since the epoch) may be removed."""
         is_young = self._clock() - self._started < self._keep_seconds
-        return -math.inf if is_young else time.time() - self._keep_seconds
+        return -math.inf if is_young else self._now() - self._keep_seconds
 
     def sweep(self, *, everything: bool = False) -> list[tuple[Leftover, int]]:
         """Remove the leftovers. Returns each with the bytes it freed: 0 if it came into use meanwhile."""

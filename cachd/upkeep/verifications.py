@@ -27,10 +27,11 @@ class Verification(Job):
 
     unexpected = "a verification failed in a way it should not"
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, *, now: Callable[[], float] = time.time) -> None:
         super().__init__(name, total)
+        self._now = now
         self.damaged: list[tuple[str, str]] = []  # (path, what is wrong)
-        self.began_at, self.ended_at = time.time(), 0.0
+        self.began_at, self.ended_at = now(), 0.0
 
     def took(self, count: int) -> None:
         """Count bytes as read."""
@@ -44,7 +45,7 @@ class Verification(Job):
 
     def end(self, state: JobState, error: CachdError | None = None) -> None:
         """Set the final state and the time."""
-        self.ended_at = time.time()
+        self.ended_at = self._now()
         super().end(state, error)
 
     def as_document(self) -> dict[str, object]:

@@ -54,8 +54,15 @@ class Warms:
     `space` returns how many bytes of files memory can hold, counting those that it holds already.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, *, space: Callable[[], int] = space_for_pages) -> None:
-        self._store, self._metrics, self._space = store, metrics, space
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        space: Callable[[], int] = space_for_pages,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._metrics, self._space, self._clock = store, metrics, space, clock
         self._warmings = Jobs[Warming](threads.pool(1, "warm"))
         self._readers = threads.pool(_READERS, "warm", lambda: os.nice(NICENESS))
         self._stop = threading.Event()
@@ -95,18 +102,18 @@ class Warms:
         counted = {} if counted is None else counted
         blobs = {f.blob for f in manifest.files}
         for blob in blobs - counted.keys():
-            counted[blob] = resident(self._store.content.path(blob), self._store.content.reads)
+            counted[blob] = resident(self._store.content.at(blob), self._store.content.reads)
         return sum(counted[blob] for blob in blobs)
 
     def _warm(self, snapshot: Snapshot, running: Warming) -> None:
-        began = time.monotonic()
+        began = self._clock()
         running.run(lambda: self._load_if_it_fits(snapshot, running))
         log.info(
             "warmed",
             name=running.name,
             state=running.state,
             loaded_bytes=running.loaded,
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(self._clock() - began, 3),
             detail=running.error.detail if running.error else "",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -19,12 +19,12 @@ log = structlog.get_logger(__name__)
 class Trash:
     """The directory trash/ of one root. Methods raise Unavailable or DiskFailed."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._directory = layout.trash
+    def __init__(self, layout: Layout, *, unique: Callable[[], str] = lambda: secrets.token_hex(4)) -> None:
+        self._directory, self._unique = layout.trash, unique
 
     def new_path(self, blob: Digest) -> Path:
         """An unused path in the trash, for what belongs to a blob."""
-        return self._directory / f"{blob.hex}.{secrets.token_hex(4)}"
+        return self._directory / f"{blob.hex}.{self._unique()}"
 
     def empty(self, trashed: Mapping[Path, int]) -> int:
         """Delete trash entries, given with their bytes of disk. Returns the bytes freed.

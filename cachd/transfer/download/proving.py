@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,7 +33,7 @@ class Proving:
 
     def __init__(self, download: Download, supplier: Supplier) -> None:
         self._download, self._supplier, self._file = download, supplier, supplier.file
-        self._streams = download.engine.streams
+        self._streams, self._clock = download.engine.streams, download.engine.clock
         self._proof = Proof(self._file, by_samples=download.content.proven.begin_proof(self._file))
         self._everything = Part(Extent(0, self._file.size))  # counts the failures
         log.debug("source must prove a blob", file=self._file.path, size_bytes=self._file.size)
@@ -73,11 +72,11 @@ class Proving:
 
     def _hash(self, buffer: memoryview) -> None:
         """Hash the complete file as the source sends it. Raises Corrupt."""
-        proof, supplier, began = self._proof, self._supplier, time.monotonic()
+        proof, supplier, began = self._proof, self._supplier, self._clock()
         try:
             with supplier.open(proof.rest, self._everything) as body:
                 while proof.reached < self._file.size and not supplier.is_stopped:
-                    is_long = time.monotonic() - began > YIELD_AFTER_SECONDS
+                    is_long = self._clock() - began > YIELD_AFTER_SECONDS
                     if is_long and proof.has_ranges and self._streams.should_yield(supplier.quota):
                         self._download.schedule.submit(supplier)
                         return

@@ -54,13 +54,15 @@ class Schedule:
         tally: Tally,
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.lock = threading.Lock()
         self.suppliers = Suppliers()
         self.stage = Stage.waiting
         self.assembly: Assembly | None = None
-        self._engine, self._tally, self._clock, self._chance = engine, tally, clock, chance
+        self._engine, self._tally = engine, tally
+        self._clock, self._now, self._chance = clock, now, chance
 
     def begins(self, supplier: Supplier) -> Stage:
         """Count a turn that begins. Returns the stage; `waiting` if this turn must begin the download."""
@@ -147,7 +149,7 @@ class Schedule:
         supplier.listener.retried(error)
         path = self._tally.file.path
         log.info("part will be retried", file=path, at=at, code=error.code, in_seconds=round(seconds, 1))
-        self._tally.waits = Waits(Reason.origin, time.time() + seconds, error.detail)
+        self._tally.waits = Waits(Reason.origin, self._now() + seconds, error.detail)
         with self.lock:
             self.suppliers.failed(supplier, self._clock(), seconds)
         return seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from cachd.errors import Cancelled, Corrupt, Unavailable
@@ -30,14 +29,15 @@ def fetch_small(download: Download, supplier: Supplier, buffer: memoryview) -> N
     if download.tally.is_waiting_for_space and not download.blocks.has_space_again(size):
         download.schedule.wait_for_space(supplier)
         return
-    streams, content, part = download.engine.streams, buffer[:size], Part(Extent(0, size))
+    streams, clock = download.engine.streams, download.engine.clock
+    content, part = buffer[:size], Part(Extent(0, size))
     supplier.running += 1
     received, error = 0, None
     try:
         with supplier.open(part.extent, part) as body:
-            began = time.monotonic()
+            began = clock()
             while received < size and not supplier.is_stopped:
-                if time.monotonic() - began > YIELD_AFTER_SECONDS and streams.should_yield(supplier.quota):
+                if clock() - began > YIELD_AFTER_SECONDS and streams.should_yield(supplier.quota):
                     break
                 received += len(supplier.read(body, content[received : received + _STEP_BYTES]))
     except (Unavailable, Cancelled) as broken:

@@ -69,7 +69,7 @@ class Pulls:
 
         `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
         that is pinned or belongs to another model, and stops a running pull of another spec under that name.
-        `pins` says that the caller pins the name to the result. With `repairs`, the result is also None unless
+        `pins`: the caller pins the name to the result. With `repairs`, the result is also None unless
         the spec waits for its repair, and nobody is deleting its name or rolling it back. Raises InUse when
         the name may not move, Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec
         cannot be written to disk.

@@ -3,11 +3,13 @@
 A bug is one small change at a place that a seed chooses: it negates a condition, leaves out a call, changes a
 comparison, adds one to a number, returns None, False or True instead of the value, or takes no lock. The
 tests that know the module best then run in the copy until one fails. `Related` ranks the files of tests by
-what they import, by their names, and by how many names of the module they use that few other files use.
+what they import, by their names, and by how many names of the module they use that few other files use. What
+a file knows of the importers of the module counts half.
 
-Each file of tests first runs once without a bug. A file that fails then is not used; the time of the others
-sets the deadline. A bug whose run exceeds the deadline counts as killed: it makes the tests hang. A bug may
-delete files that it should not, so run this as root only on a machine that you can throw away.
+Each file of tests first runs once without a bug, and reach.py records which code it runs. A file is not used
+if it fails then, or does not run the changed line. The time of the others sets the deadline. A bug whose run
+exceeds the deadline counts as killed: it makes the tests hang. A bug may delete files that it should not, so
+run this as root only on a machine that you can throw away.
 
 The exit status is 0 if at least 95 % of the bugs are killed.
 """
@@ -30,14 +32,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.reach import Reach
 
 PROJECT = Path(__file__).parent.parent
 WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
 LEAST_KILLED = 0.95
-MOST_FILES = 10  # of tests, considered for a module
+ABOUT_PROJECT = re.compile(  # these tests read the project's files; a bug does not concern them
+    r"test_(bench|contributing|daemonset|demo|ground|ground_parts|index|install)\.py$"
+    r"|test_(layers|lock|mutate|readme|runs|security|words)\.py$"
+)
+MAX_FILES = 25  # of tests, considered for a module
+TRIES = 4  # a bug waits for first runs of files for at most this many times its own time
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
 TURNED: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=",
@@ -54,7 +63,6 @@ TURNED: dict[type[ast.cmpop], str] = {
 LOCKS_MADE = re.compile(r"^(.+?)=.*\bthreading\.(?:Lock|RLock|Condition)\b", re.MULTILINE)
 NO_LOCK = '__import__("contextlib").nullcontext()'
 SAYS_ONLY = re.compile(r"(log|logger|warnings)\.|super\(\)\.__init__")  # calls that need no test
-WORD = re.compile(r"[A-Za-z_]{4,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,7 @@ def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C90
                 yield bug(node, "one larger", str(number + 1))
             case ast.Return(value=ast.expr() as value):
                 for answer in ("None", "False", "True"):
-                    if source(value) != answer:
+                    if source(value) != answer and {source(value), answer} != {"None", "False"}:
                         yield bug(value, "another answer", answer)
             case ast.With(items=items):
                 for expression in (item.context_expr for item in items):
@@ -145,63 +153,85 @@ class Related:
     """Finds the files of tests that know a module, the best first."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        files = sorted((root / "tests").rglob("test_*.py"))
-        self._texts = {str(path.relative_to(root)): path.read_text() for path in files}
-        self._words = {name: set(WORD.findall(text)) for name, text in self._texts.items()}
-        self._in = Counter(word for words in self._words.values() for word in words)
+        self._code = _trees(root, "cachd/**/*.py")
+        self._defined = {module: _defined(tree) for module, tree in self._code.items()}
+        self._modules = Counter(name for names in self._defined.values() for name in names)
+        self._imports = {module: _imported(tree) for module, tree in self._code.items()}
+        tests = _trees(root, "tests/**/test_*.py")
+        tests = {test: tree for test, tree in tests.items() if not ABOUT_PROJECT.search(test)}
+        self._names = {test: _used(tree) for test, tree in tests.items()}
+        self._tested = {test: _imported(tree) for test, tree in tests.items()}
+        self._in = Counter(name for names in self._names.values() for name in names)
 
     def to(self, module: str) -> list[str]:
-        path = Path(module)
-        stem = path.stem
-        imported = re.compile(rf"(from|import) {'.'.join(path.with_suffix('').parts)}\b")
-        named = re.compile(rf"test_(\w+_)?{stem.rstrip('s')}s?(_\w+)?\.py$")
-        defined = [
-            node.name
-            for node in ast.walk(ast.parse((self._root / module).read_text()))
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        own = {stem, *(name.strip("_") for name in defined)}
+        dotted = _dotted(module)
+        importers = [other for other, imported in self._imports.items() if dotted in imported]
 
         def score(test: str) -> float:
-            known = sum(1 / self._in[word] for word in own & self._words[test])
-            return known + 3 * bool(imported.search(self._texts[test])) + 3 * bool(named.search(test))
+            above = max((self._score(other, test) for other in importers), default=0.0)
+            return self._score(module, test) + above / 2
 
-        ranked = sorted(self._texts, key=lambda test: (-score(test), test))
-        return [test for test in ranked if score(test) > 0][:MOST_FILES]
+        scores = {test: score(test) for test in self._names}
+        ranked = sorted(scores, key=lambda test: (-scores[test], test))
+        return [test for test in ranked if scores[test] > 0][:MAX_FILES]
+
+    def _score(self, module: str, test: str) -> float:
+        stem = Path(module).stem
+        named = re.compile(rf"test_(\w+_)?{stem.rstrip('s')}s?(_\w+)?\.py$")
+        own = {stem, *self._defined[module]} & self._names[test]
+        known = sum(1 / self._in[name] / max(1, self._modules[name]) for name in own)
+        return known + 3 * (_dotted(module) in self._tested[test]) + 3 * bool(named.search(test))
 
 
-@dataclass
+def _trees(root: Path, pattern: str) -> dict[str, ast.Module]:
+    return {str(path.relative_to(root)): ast.parse(path.read_text()) for path in sorted(root.glob(pattern))}
+
+
+def _dotted(module: str) -> str:
+    return ".".join(Path(module).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The modules that a module imports, and what it imports of them, with dots."""
+    names = [n for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    each = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+    return {alias.name for alias in names} | {str(node.module) for node in froms} | each
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names of the classes, functions and methods of a module."""
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return {node.name.strip("_") for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def _used(tree: ast.Module) -> set[str]:
+    """The variables, attributes, options and strings that a file of tests uses, without its comments."""
+    words = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) | ast.Name(id=name) | ast.keyword(arg=str(name)):
+                words.add(name.strip("_"))
+            case ast.alias(name=name):
+                words.add(name.rpartition(".")[2].strip("_"))
+            case ast.Constant(value=str(text)) if " " not in text:
+                words |= set(re.findall(r"\w{4,}", text))
+    return words
+
+
 class Copy:
     """A copy of the project, in which the tests run."""
 
-    root: Path
-    _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(int(time.time()) - 10**8))
-    _seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, project: Path, root: Path) -> None:
+        self.root = root
+        shutil.copytree(project, root, ignore=NOT_COPIED, symlinks=True)
+        self._stamps = itertools.count(int(time.time()) - 10**8)
 
     def write(self, module: str, content: bytes) -> None:
         """Each write sets another modification time, so that Python uses no bytecode of an earlier one."""
         path, stamp = self.root / module, next(self._stamps)
         path.write_bytes(content)
         os.utime(path, (stamp, stamp))
-
-    def fit(self, tests: Sequence[str], seconds: float) -> list[str]:
-        """The first of these files that pass, as many as fit into `seconds` together."""
-        fitting, left = list[str](), seconds
-        for test in tests:
-            if test not in self._seconds:
-                began = time.monotonic()
-                passes = not self.failure([test], seconds)
-                self._seconds[test] = time.monotonic() - began if passes else math.inf
-            if self._seconds[test] <= left:
-                left -= self._seconds[test]
-                fitting.append(test)
-            if left < seconds / 2:
-                break
-        return fitting
-
-    def deadline(self, tests: Sequence[str]) -> float:
-        return 30.0 + 3 * sum(self._seconds[test] for test in tests)
 
     def failure(self, tests: Sequence[str], seconds: float) -> str:
         """The first test that fails, or that the run hangs; empty if all pass or there is none to run."""
@@ -224,6 +254,52 @@ class Copy:
         return found[1] if found else f"pytest's status {running.returncode}"
 
 
+class Chooser:
+    """Chooses the files of tests that run the code of a bug. Each is tried once, without a bug.
+
+    `plain`, `recording`: two copies. A file that fails in the second, such as one that counts system calls,
+    is tried in the first, and counts as one that runs everything.
+    """
+
+    def __init__(self, plain: Copy, recording: Copy, seconds: float) -> None:
+        self._plain, self._recording, self._seconds = plain, recording, seconds
+        self._related, self._reach = Related(plain.root), Reach(recording.root)
+        self._took: dict[str, float] = {}
+        self._ran: dict[str, set[int] | None] = {}  # the blocks; None: all of them
+        self._reach.begin()
+
+    def of(self, bug: Bug) -> list[str]:
+        """The first related files that run the bug, as many as fit into the time for one bug."""
+        block, fitting, left = self._reach.number(bug.module, bug.line), list[str](), self._seconds
+        until = time.monotonic() + TRIES * self._seconds
+        for test in self._related.to(bug.module):
+            if test not in self._took:
+                if time.monotonic() > until:
+                    continue
+                self._try(test)
+            ran = self._ran[test]
+            if self._took[test] <= left and (ran is None or block is None or block in ran):
+                left -= self._took[test]
+                fitting.append(test)
+            if left < self._seconds / 2:
+                break
+        return fitting
+
+    def deadline(self, tests: Sequence[str]) -> float:
+        """When tests that still run count as hanging, in seconds from their start."""
+        return 30.0 + 3 * sum(self._took[test] for test in tests)
+
+    def _try(self, test: str) -> None:
+        for copy in (self._recording, self._plain):
+            self._reach.forget()
+            began = time.monotonic()
+            passes = not copy.failure([test], self._seconds)
+            self._took[test] = time.monotonic() - began if passes else math.inf
+            self._ran[test] = self._reach.recorded() if copy is self._recording else None
+            if passes:
+                return
+
+
 def main(arguments: Sequence[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m tests.mutate", description=__doc__, formatter_class=raw)
@@ -238,23 +314,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="print the bugs and their tests, and run nothing")
     parser.add_argument("--root", type=Path, default=PROJECT, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
-    found = chosen(asked.root, asked.seed, asked.count, asked.only)
-    print(f"{len(found)} bugs, --seed {asked.seed}", flush=True)
-    related, killed = Related(asked.root), 0
-    if asked.list:
-        print(*(f"{bug}\n    {' '.join(related.to(bug.module)[:6])}" for bug in found), sep="\n")
-        return 0
     with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as place:
-        copy = Copy(Path(place) / "project")
-        shutil.copytree(asked.root, copy.root, ignore=NOT_COPIED, symlinks=True)
+        copy = Copy(asked.root, Path(place) / "plain/project")
+        found = chosen(copy.root, asked.seed, asked.count, asked.only)
+        print(f"{len(found)} bugs, --seed {asked.seed}", flush=True)
+        if asked.list:
+            related = Related(copy.root)
+            print(*(f"{bug}\n    {' '.join(related.to(bug.module)[:6])}" for bug in found), sep="\n")
+            return 0
+        chooser, killed = Chooser(copy, Copy(asked.root, Path(place) / "recording/project"), asked.seconds), 0
         for bug in found:
-            tests = copy.fit(related.to(bug.module), asked.seconds)
-            text = (asked.root / bug.module).read_bytes()
+            tests = chooser.of(bug)
+            text = (copy.root / bug.module).read_bytes()
             copy.write(bug.module, bug.put_in(text))
-            killer = copy.failure(tests, copy.deadline(tests)) if tests else ""
+            killer = copy.failure(tests, chooser.deadline(tests)) if tests else ""
             copy.write(bug.module, text)
             killed += bool(killer)
-            alive = "SURVIVED  " if tests else "NO TESTS  "  # no file passes in time
+            alive = "SURVIVED  " if tests else "NO TESTS  "  # none that passes in time runs it
             print(f"killed    {bug}\n          by {killer}" if killer else f"{alive}{bug}", flush=True)
     part = killed / len(found) if found else 1.0
     print(f"\n{killed} of {len(found)} killed, {part:.0%}; {LEAST_KILLED:.0%} are wanted")

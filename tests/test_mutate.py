@@ -46,17 +46,25 @@ class Box:
         self.put(count)
 
 
-def never_tested():
+def never_seen():
     print()
+
+
+def never_run():
+    print(1)
 """
 TEST = """
-from cachd.store.it import Box
+from cachd.store.it import Box, never_seen
 
 
 def test_a_box_takes_three():
     box = Box()
     box.take(3)
     assert box.held == 3
+
+
+def test_a_call_proves_nothing():
+    never_seen()
 """
 
 
@@ -138,18 +146,21 @@ def test_what_the_tests_see_is_killed_and_what_they_do_not_survives(
     (tree / "cachd/store/it.py").write_text(SHORT)
     assert main(["--root", str(tree), "--seed", "1", "--count", "9"]) == 1
     told = capsys.readouterr().out
-    assert told.splitlines()[0] == "2 bugs, --seed 1"
+    assert told.splitlines()[0] == "4 bugs, --seed 1"
     assert (
         "killed    cachd/store/it.py:9: call left out: self.put(count) -> pass\n"
         "          by tests/test_it.py::test_a_box_takes_three\n"
     ) in told
     assert "SURVIVED  cachd/store/it.py:13: call left out: print() -> pass\n" in told
-    assert told.endswith("1 of 2 killed, 50%; 95% are wanted\n")
+    assert "NO TESTS  cachd/store/it.py:17: one larger: 1 -> 2\n" in told
+    assert told.endswith("1 of 4 killed, 25%; 95% are wanted\n")
     assert (tree / "cachd/store/it.py").read_text() == SHORT, "the tree itself stays as it is"
 
 
 def test_a_run_whose_bugs_all_die_succeeds(tree: Path) -> None:
-    (tree / "cachd/store/it.py").write_text(SHORT.replace("    print()", "    ..."))
+    (tree / "cachd/store/it.py").write_text(
+        SHORT.replace("    print()", "    ...").replace("    print(1)", "    ...")
+    )
     assert main(["--root", str(tree), "--seed", "2"]) == 0
 
 
@@ -158,5 +169,5 @@ def test_tests_that_fail_without_a_bug_kill_none(tree: Path, capsys: pytest.Capt
     (tree / "tests/test_it.py").write_text(TEST.replace("== 3", "== 4"))
     assert main(["--root", str(tree), "--seed", "1"]) == 1
     told = capsys.readouterr().out
-    assert "0 of 2 killed" in told
-    assert told.count("NO TESTS  cachd/store/it.py") == 2
+    assert "0 of 4 killed" in told
+    assert told.count("NO TESTS  cachd/store/it.py") == 4

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cachd.errors import DiskFailed
 from cachd.kernel import durable
 from cachd.kernel.calls import resident_bytes
 from cachd.model import Digest, Extent, File
@@ -79,13 +80,23 @@ def _wrong_digest(
 
 
 def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> str | None:
-    """Check a blob whose source states no digest against its part hashes."""
+    """Check a blob whose source states no digest against its part hashes.
+
+    Raises DiskFailed if they do not cover the blob: then nobody can say whether it is intact.
+    """
+    unchecked = file.size
     for part, expected in read_parts(parts_of(reading.path), file.size):
+        unchecked -= part.size
         hashed = PartHash(None)
         for view in reading.extent(part, took):
             hashed.update(view)
         if hashed.hexdigest != expected:
             return f"its part at byte {part.start} has another hash"
+    if unchecked:
+        raise DiskFailed(
+            f"{file.path}: {unchecked} of its {file.size} bytes cannot be verified: their part hashes are gone",
+            hint="delete the model and pull it again",
+        )
     return None
 
 

@@ -55,6 +55,16 @@ class Admission:
         if owner is not None and is_pinned and (owner != spec or (refresh and is_here)):
             raise name_taken(spec, owner, "is pinned at")
 
+    def is_ready(self, spec: ModelSpec) -> bool:
+        """Whether the name leads to a snapshot that was published for the spec."""
+        ready = self._store.names.get(spec.name)
+        return ready is not None and ready.spec == spec
+
+    def may_repair(self, spec: ModelSpec) -> bool:
+        """Whether the spec still waits for its repair, and nobody is deleting its name or rolling it back."""
+        found = self._store.names.quarantine_of(spec.name)
+        return found is not None and found.snapshot.spec == spec and self._running.may_repair(spec.name)
+
     def check_queue(self, waiting: int) -> None:
         """Raises Unavailable when the daemon is stopping or the queue, of `waiting` pulls, is full."""
         if self._running.is_closed:

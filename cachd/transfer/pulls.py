@@ -62,15 +62,20 @@ class Pulls:
         refresh: bool = False,
         replace: bool = False,
         pins: bool = False,
+        repairs: bool = False,
     ) -> Pull | None:
         """Start or join the pull of a spec; None when it is ready already. Waits for neither pull nor source.
 
         `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
         that is pinned or belongs to another model, and stops a running pull of another spec under that name.
-        `pins` says that the caller pins the name to the result. Raises InUse when the name may not move,
-        Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec cannot be written to disk.
+        `pins`: the caller pins the name to the result. With `repairs`, the result is also None unless
+        the spec waits for its repair, and nobody is deleting its name or rolling it back. Raises InUse when
+        the name may not move, Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec
+        cannot be written to disk.
         """
         with self._running.changing:
+            if repairs and not self._admission.may_repair(spec):
+                return None
             running = self._running.of(spec.name)
             if running is not None and running.spec == spec:
                 self._metrics.joins.inc()
@@ -79,7 +84,7 @@ class Pulls:
             if not replace:
                 self._admission.check_name(spec, refresh=refresh)
             self._store.names.check_hub_folder(spec)
-            is_ready = not refresh and self._is_ready(spec)
+            is_ready = not refresh and self._admission.is_ready(spec)
             if running is None and is_ready:
                 self._count_hit(spec.name)
                 return None
@@ -93,7 +98,9 @@ class Pulls:
             self._begin(started)
         return started
 
-    def start_by_itself(self, spec: ModelSpec, *, priority: int = 0, replace: bool = False) -> Pull | None:
+    def start_by_itself(
+        self, spec: ModelSpec, *, priority: int = 0, replace: bool = False, repairs: bool = False
+    ) -> Pull | None:
         """Like `start`, for pulls that the daemon itself begins (repairs, listed models).
 
         Also raises the `crash_loop` error when the daemon died too often during this spec's pull.
@@ -101,7 +108,7 @@ class Pulls:
         known = self._newest.of(spec.name)
         if known is not None and known.spec == spec and known.error and known.error.code == CRASH_LOOP:
             raise known.error
-        return self.start(spec, priority=priority, replace=replace)
+        return self.start(spec, priority=priority, replace=replace, repairs=repairs)
 
     def resume(self) -> None:
         """Resume the pulls that were unfinished when the daemon last ended.
@@ -169,14 +176,15 @@ class Pulls:
         return known
 
     def delete(self, name: str, *, force: bool = False) -> int:
-        """Cancel the name's pull, wait for its end, and withdraw its snapshot. Raises as `cancel` does.
+        """Cancel the name's pull, wait for its end, and withdraw its snapshot. Returns the bytes freed.
 
-        Returns the bytes freed.
+        No repair of the name starts meanwhile. Raises as `cancel` does.
         """
-        known = self.cancel(name, force=force)
-        if known is not None:
-            wait([known.done])
-        freed = self._store.withdraw(name, force=force) if self._store.names.has(name) else 0
+        with self._running.without_repairs(name):
+            known = self.cancel(name, force=force)
+            if known is not None:
+                wait([known.done])
+            freed = self._store.withdraw(name, force=force) if self._store.names.has(name) else 0
         self._store.names.forget_eviction(name)
         if known is not None:
             self._newest.drop_if_newest(known)
@@ -188,20 +196,19 @@ class Pulls:
         return freed
 
     def rollback(self, name: str) -> Snapshot:
-        """Point a name at its previous snapshot, without asking any source.
-
-        Raises InUse while the name is being pulled, NotFound when no previous snapshot is left.
-        """
-        running = self._running.of(name)
-        if running is not None and running.progress.state is State.publishing:
-            wait([running.done])
-        elif running is not None:
-            raise InUse(
-                f"{name} is being pulled from {running.spec.ref}, which would undo the rollback",
-                code="name_busy",
-                hint="wait for that pull, then roll back",
-            )
-        return self._store.rollback(name, now=self._context.now())
+        """Point a name at its previous snapshot, without asking any source. Raises InUse while the name is
+        being pulled, NotFound when no previous snapshot is left."""
+        with self._running.without_repairs(name):
+            running = self._running.of(name)
+            if running is not None and running.progress.state is State.publishing:
+                wait([running.done])
+            elif running is not None:
+                raise InUse(
+                    f"{name} is being pulled from {running.spec.ref}, which would undo the rollback",
+                    code="name_busy",
+                    hint="wait for that pull, then roll back",
+                )
+            return self._store.rollback(name, now=self._context.now())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
         """Fail every running pull whose manifest `check` refuses by raising a CachdError."""
@@ -232,10 +239,6 @@ class Pulls:
         for left in self.running():
             with suppress(CachdError):
                 self._pending.note_clean_stop(left.spec.name)
-
-    def _is_ready(self, spec: ModelSpec) -> bool:
-        ready = self._store.names.get(spec.name)
-        return ready is not None and ready.spec == spec
 
     def _count_hit(self, name: str) -> None:
         """Count a request whose spec is ready."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cachd.transfer.request import Pull
 
@@ -17,6 +20,7 @@ class RunningPulls:
         self.changing = threading.RLock()
         self.is_closed = False
         self._by_name: dict[str, Pull] = {}
+        self._unrepaired: Counter[str] = Counter()  # names that are being deleted or rolled back
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -39,6 +43,21 @@ class RunningPulls:
         with self.changing:
             if self._by_name.get(pull.spec.name) is pull:
                 del self._by_name[pull.spec.name]
+
+    @contextmanager
+    def without_repairs(self, name: str) -> Iterator[None]:
+        """In the block, `may_repair` is False: a repair would bring back what its caller takes away."""
+        with self.changing:
+            self._unrepaired[name] += 1
+        try:
+            yield
+        finally:
+            with self.changing:
+                self._unrepaired -= Counter([name])  # which also drops a count of 0
+
+    def may_repair(self, name: str) -> bool:
+        """Whether a repair of the name may start. The caller holds `changing` until the pull is added."""
+        return not self._unrepaired[name]
 
     def close(self) -> list[Pull]:
         """Note that the daemon is stopping its pulls. Returns those that are still running."""

@@ -85,11 +85,11 @@ class Repairs:
                 self._tries[name] = (attempts + 1, self._clock() + seconds)
 
     def _repair(self, name: str) -> None:
-        """Start a pull of the files that the quarantined model lacks."""
+        """Start a pull of the files that the quarantined model lacks. A delete that comes first wins."""
         found = self._store.names.quarantine_of(name)
         if found is None:
             return
         try:
-            self._pulls.start_by_itself(found.snapshot.spec)
+            self._pulls.start_by_itself(found.snapshot.spec, repairs=True)
         except CachdError as error:
             log.warning("repair not started", name=name, reason=error.detail)

@@ -15,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from cachd.errors import Leased
+from cachd.errors import DiskFailed, Unavailable
 from cachd.kernel.calls import read_when_idle
 from cachd.kernel.periodic import Periodic
 from cachd.metrics import Metrics
@@ -127,7 +127,7 @@ class Scrubs:
                 break
             try:
                 self._blobs.check(file, partial(self._count_and_rest, file, limiter))
-            except Leased as error:
+            except (Unavailable, DiskFailed) as error:  # the others are checked all the same
                 log.warning("blob not scrubbed", blob=str(file.blob), reason=error.detail)
             finally:
                 self._reading = None

@@ -5,6 +5,7 @@ No recorded line is trusted: a part counts only if its bytes still have the hash
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -70,13 +71,13 @@ def copied(
 ) -> Iterator[Recovered]:
     """Copies the intact parts that `parts` lacks from a damaged blob of `size` bytes, which is not changed.
 
-    A part that the disk cannot read counts as damaged. Raises OSError or Leased if `damaged` cannot be
+    A part that the disk cannot read counts as damaged, and so does each part whose hash it cannot read. Raises OSError or Leased if `damaged` cannot be
     opened; NoSpace, Unavailable or DiskFailed if `data` cannot be written.
     """
     fd = durable.open_file(damaged, os.O_RDONLY)
     try:
         here = parts.extents()
-        for part, expected in read_parts(parts_of(damaged), size):
+        for part, expected in _readable(parts_of(damaged), size):
             if part in here:
                 continue
             hashed = parts.new()
@@ -84,6 +85,15 @@ def copied(
                 yield Recovered(part, hashed, is_synced=False)
     finally:
         os.close(fd)
+
+
+def _readable(lines: Path, size: int) -> Iterator[tuple[Extent, str]]:
+    """As `read_parts`, but nothing if the disk cannot read the file."""
+    try:
+        yield from read_parts(lines, size)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def _is_copied(fd: int, part: Extent, hashed: PartHash, data: DataFile, buffer: memoryview) -> bool:

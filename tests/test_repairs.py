@@ -1,0 +1,121 @@
+"""A repair starts by itself. It never brings back what somebody deletes or rolls back at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cachd.errors import InUse
+from cachd.metrics import Metrics
+from cachd.model import ModelSpec, Snapshot
+from cachd.store.rollbacks import Rollbacks
+from cachd.store.scrub_log import ScrubLog
+from cachd.store.withdrawals import Withdrawals
+from cachd.transfer.pulls import Pulls
+from cachd.upkeep.repairs import Repairs
+from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
+from tests.ground.models import noise
+from tests.ground.origin import Origin
+from tests.ground.pause import paused_before
+
+CONTENT = noise(3 << 10)
+
+
+def repairs_of(on: Engine, clock: Callable[[], float] = lambda: 0.0) -> Repairs:
+    log = ScrubLog(on.store.layout.scrub_log)
+    return Repairs(on.store, on.pulls, log, Metrics(), clock=clock, chance=lambda: 0.5)
+
+
+def quarantined(on: Engine, ref: str) -> ModelSpec:
+    """The spec of a model whose file was found damaged, and whose repair nobody has started yet."""
+    snapshot = on.pull(ref, name="m")
+    (file,) = on.store.manifests.of(snapshot).files
+    blob = on.store.layout.blob(file.blob)
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(file.size))
+    assert on.store.quarantine(file, "it is damaged", on.store.content.inode(file.blob), now=5.0) == ["m"]
+    return spec_of(ref, name="m")
+
+
+def assert_gone(on: Engine) -> None:
+    assert on.pulls.running() == []
+    assert on.pulls.get("m") is None
+    assert not on.store.names.has("m")
+    assert list(on.store.layout.pending.iterdir()) == []
+
+
+def test_a_delete_ends_the_repair_that_began_before_it(engine: Callable[..., Engine], origin: Origin) -> None:
+    on = engine()
+    ref = origin.add("/model.bin", CONTENT)
+    quarantined(on, ref)
+    hold = origin.hold("/model.bin", after=0)
+    repairs_of(on).retry()
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    repair = on.pulls.running_for("m")
+    assert repair is not None
+    on.pulls.delete("m")
+    hold.release()
+    assert repair.is_cancelled
+    assert_gone(on)
+
+
+def test_a_repair_that_is_due_does_not_begin_while_its_model_is_deleted(
+    engine: Callable[..., Engine], origin: Origin
+) -> None:
+    on = engine()
+    quarantined(on, origin.add("/model.bin", CONTENT))
+    repairs = repairs_of(on)
+    with paused_before(Withdrawals.withdraw, lambda: on.pulls.delete("m"), within=Pulls.delete) as deleting:
+        repairs.retry()
+    deleting.result(PATIENCE_SECONDS)
+    assert_gone(on)
+
+
+def test_a_repair_that_was_about_to_begin_does_not_bring_back_a_deleted_model(
+    engine: Callable[..., Engine], origin: Origin
+) -> None:
+    on = engine()
+    quarantined(on, origin.add("/model.bin", CONTENT))
+    repairs = repairs_of(on)
+    with paused_before(Pulls.start_by_itself, repairs.retry) as retrying:
+        on.pulls.delete("m")
+    retrying.result(PATIENCE_SECONDS)
+    assert_gone(on)
+
+
+def test_a_delete_that_is_refused_leaves_the_repair_due(
+    engine: Callable[..., Engine], origin: Origin
+) -> None:
+    on = engine()
+    quarantined(on, origin.add("/model.bin", CONTENT))
+    on.store.pins.add("m")
+    with pytest.raises(InUse, match="pinned"):
+        on.pulls.delete("m")
+    repairs_of(on).retry()
+    repair = on.pulls.get("m")
+    assert repair is not None
+    repair.done.result(PATIENCE_SECONDS)
+    assert on.store.names.get("m") is not None
+
+
+def rolled(on: Engine, origin: Origin) -> Snapshot:
+    """A quarantined model with a good snapshot to go back to, which is returned."""
+    before = on.pull(origin.add("/model.bin", noise(2 << 10, 7)), name="m")
+    spec = spec_of(origin.add("/model.bin", CONTENT), name="m")
+    on.begin(spec, refresh=True).done.result(PATIENCE_SECONDS)
+    quarantined(on, str(spec.ref))
+    return before
+
+
+def test_a_repair_that_is_due_does_not_undo_a_rollback(engine: Callable[..., Engine], origin: Origin) -> None:
+    on = engine(keep_previous=1)
+    before = rolled(on, origin)
+    repairs = repairs_of(on)
+    with paused_before(Rollbacks.rollback, lambda: on.pulls.rollback("m"), within=Pulls.rollback) as rolling:
+        repairs.retry()
+    rolling.result(PATIENCE_SECONDS)
+    assert on.pulls.running() == []
+    ready = on.store.names.get("m")
+    assert ready is not None
+    assert ready.manifest == before.manifest

@@ -77,6 +77,7 @@ def test_a_name_that_passes_is_one_component_of_a_path_and_of_a_url(name: str) -
 
 # --- refs that are accepted ---
 
+ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/models"
 ACCEPTED = {
     "hf://org/model": ("hf://org/model", None, "org--model"),
     "hf://org/model@main": ("hf://org/model", "main", "org--model"),
@@ -87,6 +88,17 @@ ACCEPTED = {
     "hf://Qwen/Qwen2.5-0.5B_x": ("hf://Qwen/Qwen2.5-0.5B_x", None, "Qwen--Qwen2.5-0.5B_x"),
     "s3://bucket/llama/": ("s3://bucket/llama/", None, "bucket--llama"),
     "s3://bucket/llama": ("s3://bucket/llama", None, "bucket--llama"),
+    "s3://bucket/": ("s3://bucket/", None, "bucket"),
+    f"s3://{ACCESS_POINT}/llama/": (
+        f"s3://{ACCESS_POINT}/llama/",
+        None,
+        "arn-aws-s3-eu-west-1-123456789012-accesspoint--models--llama-HASH",
+    ),
+    f"s3://{ACCESS_POINT.replace('t/m', 't:m')}/x": (
+        f"s3://{ACCESS_POINT}/x",
+        None,
+        "arn-aws-s3-eu-west-1-123456789012-accesspoint--models--x-HASH",
+    ),
     "s3://my.bucket-1/a/b c?#%+é/": ("s3://my.bucket-1/a/b c?#%+é/", None, "my.bucket-1--a--b-c-HASH"),
     "https://host/dir/": ("https://host/dir/", None, "host--dir"),
     "https://HOST:8443/model.bin": ("https://host:8443/model.bin", None, "host-8443--model.bin"),
@@ -232,8 +244,12 @@ REFUSED = {
     # buckets
     "s3://": "bad_ref",
     "s3://bucket": "bad_ref",
-    "s3://bucket/": "bad_ref",
     "s3://bucket//": "bad_ref",
+    "s3://bucket/x//": "bad_ref",
+    f"s3://{ACCESS_POINT}": "bad_ref",
+    f"s3://{ACCESS_POINT}//x": "bad_ref",
+    "s3://arn:aws:s3:eu-west-1:12:accesspoint/models/x": "bad_ref",
+    "s3://arn:aws:sqs:eu-west-1:123456789012:queue/x": "bad_ref",
     "s3://Bucket/x": "bad_ref",
     "s3://b/x": "bad_ref",
     "s3://user@bucket/x": "bad_ref",
@@ -422,7 +438,7 @@ def test_no_hostile_ref_passes(text: str) -> None:
     else:
         path = ref.location.partition("/")[2]
         decoded = (path if ref.scheme == "s3" else unquote(path)).strip("/")
-        assert posixpath.normpath(f"/top/{decoded}") == f"/top/{decoded}"
+        assert posixpath.normpath(f"/top/{decoded}") == f"/top/{decoded}".rstrip("/")
         assert "@" not in ref.location.partition("/")[0]
         assert "\0" not in decoded
     name = default_name(ref)

@@ -21,6 +21,7 @@ from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Exemption, Proxies
 from cachd.policy.proxy import Proxy as Address
+from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import broken
 from cachd.sources.http import Http, Target
@@ -321,7 +322,7 @@ def test_a_real_s3_server_believes_what_was_signed_before_the_proxy(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
     s3.put("models", "behind/it.bin", noise(MIB), checksum="SHA256")
     endpoint = s3.url.replace("127.0.0.1", "s3.test")
-    source = BucketSource(over(proxy.url, f"{endpoint}/"), endpoint_url=endpoint, region=s3.region)
+    source = BucketSource(over(proxy.url, f"{endpoint}/"), Service(endpoint, s3.region))
     (file,) = source.resolve(Ref.parse("s3://models/behind/"), CancelToken()).files
     with source.open(file, Extent(0, MIB), CancelToken()) as body:
         assert body.readinto(memoryview(bytearray(MIB))) == MIB

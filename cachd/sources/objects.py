@@ -90,7 +90,8 @@ class Object:
 
 def _is_folder(answer: Mapping[str, Any]) -> bool:
     kind = answer.get("ContentType", "").partition(";")[0].strip().lower()
-    is_marked = str(answer.get("Metadata", {}).get("hdi_isfolder", "")).lower() == "true"
+    marks = {name.replace("-", "_"): value.lower() for name, value in answer.get("Metadata", {}).items()}
+    is_marked = marks.get("hdi_isfolder") == "true"
     return not answer["ContentLength"] and (is_marked or kind in _FOLDER_TYPES)
 
 

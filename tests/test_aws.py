@@ -13,7 +13,7 @@ def test_credentials_are_used_for_five_minutes_and_then_read_again() -> None:
     now = 1000.0
     http = Http(AddressPolicy([]), authorities=Authorities())
     keys, endpoint = Keys(are_none=True), "https://s3.example"
-    sign_in = SignIn(http, keys, endpoint_url=endpoint, region="us-east-1", clock=lambda: now)
+    sign_in = SignIn(http, keys, endpoint_url=endpoint, clock=lambda: now)
     first = sign_in.kept(CancelToken())
     now += 300
     assert sign_in.kept(CancelToken()) is first

@@ -23,6 +23,7 @@ from tests.ground.values import COMMIT, SHA256, code_of, hostile, refs
 
 # --- refs that are accepted ---
 
+ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/models"
 ACCEPTED = {
     "hf://org/model": ("hf://org/model", None, "org--model"),
     "hf://org/model@main": ("hf://org/model", "main", "org--model"),
@@ -33,6 +34,17 @@ ACCEPTED = {
     "hf://Qwen/Qwen2.5-0.5B_x": ("hf://Qwen/Qwen2.5-0.5B_x", None, "Qwen--Qwen2.5-0.5B_x"),
     "s3://bucket/llama/": ("s3://bucket/llama/", None, "bucket--llama"),
     "s3://bucket/llama": ("s3://bucket/llama", None, "bucket--llama"),
+    "s3://bucket/": ("s3://bucket/", None, "bucket"),
+    f"s3://{ACCESS_POINT}/llama/": (
+        f"s3://{ACCESS_POINT}/llama/",
+        None,
+        "arn-aws-s3-eu-west-1-123456789012-accesspoint--models--llama-HASH",
+    ),
+    f"s3://{ACCESS_POINT.replace('t/m', 't:m')}/x": (
+        f"s3://{ACCESS_POINT}/x",
+        None,
+        "arn-aws-s3-eu-west-1-123456789012-accesspoint--models--x-HASH",
+    ),
     "s3://my.bucket-1/a/b c?#%+é/": ("s3://my.bucket-1/a/b c?#%+é/", None, "my.bucket-1--a--b-c-HASH"),
     "https://host/dir/": ("https://host/dir/", None, "host--dir"),
     "https://HOST:8443/model.bin": ("https://host:8443/model.bin", None, "host-8443--model.bin"),
@@ -178,8 +190,12 @@ REFUSED = {
     # buckets
     "s3://": "bad_ref",
     "s3://bucket": "bad_ref",
-    "s3://bucket/": "bad_ref",
     "s3://bucket//": "bad_ref",
+    "s3://bucket/x//": "bad_ref",
+    f"s3://{ACCESS_POINT}": "bad_ref",
+    f"s3://{ACCESS_POINT}//x": "bad_ref",
+    "s3://arn:aws:s3:eu-west-1:12:accesspoint/models/x": "bad_ref",
+    "s3://arn:aws:sqs:eu-west-1:123456789012:queue/x": "bad_ref",
     "s3://Bucket/x": "bad_ref",
     "s3://b/x": "bad_ref",
     "s3://user@bucket/x": "bad_ref",
@@ -288,7 +304,7 @@ def test_no_hostile_ref_passes(text: str) -> None:
     else:
         path = ref.location.partition("/")[2]
         decoded = (path if ref.scheme == "s3" else unquote(path)).strip("/")
-        assert posixpath.normpath(f"/top/{decoded}") == f"/top/{decoded}"
+        assert posixpath.normpath(f"/top/{decoded}") == f"/top/{decoded}".rstrip("/")
         assert "@" not in ref.location.partition("/")[0]
         assert "\0" not in decoded
     name = default_name(ref)

@@ -9,6 +9,7 @@ import pytest
 
 from cachd.model import SCHEMES, Ref
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.buckets import Service
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
@@ -96,7 +97,7 @@ class TestBucket(SourceContract):
         for path, content in FILES.items():
             bucket.put(f"model/{path}", content)
         return Served(
-            BucketSource(http(), endpoint_url=bucket.url, region="us-east-1"),
+            BucketSource(http(), Service(bucket.url, "us-east-1")),
             ref=Ref.parse("s3://models/model/"),
             absent=Ref.parse("s3://models/absent/"),
             change=lambda: bucket.put(f"model/{LARGE}", OTHER_BYTES, etag="two"),

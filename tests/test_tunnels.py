@@ -11,6 +11,7 @@ import pytest
 
 from cachd.errors import Forbidden, Unavailable
 from cachd.model import Extent, Ref
+from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
@@ -128,7 +129,7 @@ def test_a_real_s3_server_believes_what_was_signed_before_the_proxy(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
     s3.put("models", "behind/it.bin", noise(MIB), checksum="SHA256")
     endpoint = s3.url.replace("127.0.0.1", "s3.test")
-    source = BucketSource(over(proxy.url, f"{endpoint}/"), endpoint_url=endpoint, region=s3.region)
+    source = BucketSource(over(proxy.url, f"{endpoint}/"), Service(endpoint, s3.region))
     (file,) = source.resolve(Ref.parse("s3://models/behind/"), CancelToken()).files
     with source.open(file, Extent(0, MIB), CancelToken()) as body:
         assert body.readinto(memoryview(bytearray(MIB))) == MIB

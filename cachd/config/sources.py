@@ -9,7 +9,7 @@ from cachd.config.group import RELOADED, Group
 from cachd.fields import Endpoint
 from cachd.settings.given import Also
 from cachd.settings.types import Reachable, Refusals, Several
-from cachd.sources.entries import MOST_ENTRIES, Entry
+from cachd.sources.entries import MOST_ENTRIES, Addressing, Entry
 
 
 class SourcesOptions(Group):
@@ -51,4 +51,9 @@ class SourcesOptions(Group):
         None,
         description="AWS region that requests are signed for; default: that of the AWS client's own"
         " configuration",
+    )
+    s3_addressing: Addressing = Field(
+        "auto",
+        description="how URLs name the bucket: path (host/bucket/key), virtual (bucket.host/key), or auto: as"
+        " the server wants it",
     )

@@ -1,4 +1,4 @@
-"""The grammar of s3:// refs: a bucket, and a prefix or a key in it."""
+"""The grammar of s3:// refs: a bucket or an access point, and a prefix or a key in it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from cachd.model.grammar import Located, Steps, not_a_prefix
 from cachd.model.name import is_clean, shown
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# An access point, also of several regions or of an outpost, as AWS clients take it in place of a bucket
+# (S3 User Guide, "Using Amazon S3 access points"). ":" and "/" mean the same after `accesspoint`, `outpost`.
+_ARN = re.compile(
+    r"(?P<head>arn:aws[a-z-]{0,20}:s3(-outposts|-object-lambda)?:[a-z0-9-]{0,32}:[0-9]{12})"
+    r":(outpost[:/](?P<outpost>[A-Za-z0-9-]{1,63})[:/])?accesspoint[:/](?P<name>[A-Za-z0-9][A-Za-z0-9.-]{0,62})"
+)
+_FORMS = "write s3://bucket/prefix/, s3://bucket/key for one object, or s3://bucket/ for the complete bucket"
 
 
 class BucketGrammar:
-    """`bucket/prefix/` or `bucket/key`. See `Grammar`."""
+    """`bucket/`, `bucket/prefix/` or `bucket/key`. The ARN of an access point may stand for the bucket.
+
+    See `Grammar`.
+    """
 
     has_host = False
     root = ""
@@ -20,23 +30,53 @@ class BucketGrammar:
 
     def parse(self, text: str, rest: str) -> Located:
         """See `Grammar.parse`."""
-        bucket, slash, prefix = rest.partition("/")
-        parts = prefix.rstrip("/").split("/")
-        if not _BUCKET.fullmatch(bucket) or not slash or not prefix.strip("/") or not is_clean(parts):
+        bucket, slash, key = _split(rest)
+        parts = key.removesuffix("/").split("/") if key else []
+        if not bucket or not slash or not is_clean(parts):
             raise Invalid(
                 f"{shown(text)} does not name objects of a bucket",
                 code="bad_ref",
-                hint="write s3://bucket/prefix/ (or s3://bucket/key for one object), without '..' or '//'",
+                hint=f"{_FORMS}, without '..' or '//'",
             )
-        return Located(rest)
+        return Located(f"{bucket}/{key}")
 
     def prefix(self, typed: str, rest: str) -> tuple[Steps, str]:
         """See `Grammar.prefix`."""
-        parts = rest.removesuffix("/").split("/")
-        if not _BUCKET.fullmatch(parts[0]) or any(p in ("", ".", "..") for p in parts):
+        bucket, _, key = _split(rest)
+        parts = key.removesuffix("/").split("/") if key else []
+        if not bucket or any(p in ("", ".", "..") for p in parts):
             raise not_a_prefix(typed, "write s3://bucket/ or s3://bucket/x/, without '..' or '//'")
-        return tuple(parts), f"s3://{'/'.join(parts)}/"
+        steps = (*bucket.split("/"), *parts)
+        return steps, f"s3://{'/'.join(steps)}/"
 
     def steps(self, url: str, _is_strict: object) -> Steps:
         """See `Grammar.steps`."""
         return tuple(part for part in url.partition("://")[2].split("/") if part)
+
+
+def bucket_and_key(location: str) -> tuple[str, str]:
+    """The bucket, or the ARN in its place, and the key or prefix, of a location or of `bucket/key`."""
+    bucket, _, key = _split(location)
+    return bucket, key
+
+
+def is_arn(bucket: str) -> bool:
+    """Whether the ARN of an access point stands for the bucket."""
+    return bucket.startswith("arn:")
+
+
+def is_directory_bucket(bucket: str) -> bool:
+    """Whether it is a bucket of S3 Express One Zone (S3 User Guide, "Directory bucket naming rules")."""
+    return bucket.endswith("--x-s3")
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """Bucket, '/' and key; the bucket is empty if it is none, and an ARN is in its form with '/'."""
+    found = _ARN.match(rest)
+    if found:
+        outpost = f"outpost/{found['outpost']}/" if found["outpost"] else ""
+        after = rest[found.end() :]
+        arn = f"{found['head']}:{outpost}accesspoint/{found['name']}"
+        return (arn, after[:1], after[1:]) if after[:1] in ("", "/") else ("", "", "")
+    bucket, slash, key = rest.partition("/")
+    return bucket if _BUCKET.fullmatch(bucket) else "", slash, key

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
+from cachd.model.folders import check_folders
 from cachd.model.name import check_path
 
 MOST_FILES = 100_000
@@ -178,16 +179,16 @@ class Manifest:
 
     def _check_paths(self) -> None:
         """Raises Invalid when two files have one path, or a file has the path of a directory."""
-        paths = [f.path for f in self.files]
-        folders = {p[:i] for p in paths for i, c in enumerate(p) if c == "/"}
-        if len(set(paths)) != len(paths) or folders & set(paths):
-            seen = Counter(paths)
-            twice = next((p for p in paths if seen[p] > 1 or p in folders), "")
+        sizes = {f.path: f.size for f in self.files}
+        if len(sizes) != len(self.files):
+            seen = Counter(f.path for f in self.files)
+            twice = next(path for path, count in seen.items() if count > 1)
             raise Invalid(
-                f"{self.base} lists {twice!r} twice, or as a file and a directory",
+                f"{self.base} lists {twice!r} twice",
                 code="bad_manifest",
                 hint="report it to the operator of the source",
             )
+        check_folders(self.base, sizes)
 
     @property
     def is_verified(self) -> bool:

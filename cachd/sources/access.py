@@ -30,3 +30,7 @@ class Access:
         """A client for all that the address policy allows, and for the endpoint of the settings."""
         endpoint = self.columns.get("endpoint")
         return self.client(self.address_policy.also([endpoint] if endpoint else []))
+
+    def http_for(self, url: str) -> Http:
+        """The same for a URL that the settings imply, such as a bucket's own host below the endpoint."""
+        return self.client(self.address_policy.also([url]))

@@ -1,10 +1,10 @@
-"""Signs in to AWS: botocore's clients with fresh credentials, whose requests go over `Http`."""
+"""Signs in to S3: makes botocore's clients and signed URLs, with fresh credentials."""
 
 from __future__ import annotations
 
 import configparser
-import io
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,33 +12,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import botocore
 import botocore.config
 import botocore.loaders
 import botocore.session
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import CredentialResolver, SharedCredentialProvider
 from botocore.exceptions import ConfigNotFound, ConfigParseError
 
 from cachd import files
 from cachd.errors import Unavailable
-from cachd.foreign import SMALL, check_json, check_xml
+from cachd.sources.aws_relay import HttpRelay
 from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThreads
-from cachd.sources.failures import bare
-from cachd.sources.http import Http, parsed
-from cachd.sources.http1 import Request
+from cachd.sources.http import Http
 
 _METADATA = ("169.254.169.254", "[fd00:ec2::254]")  # EC2's metadata service (EC2 User Guide)
 _LONGEST_KEYS_BYTES = 64 << 10
 _LINK_SECONDS = 3600  # how long a signed URL is valid
 _SESSION_SECONDS = 300.0  # how long credentials are used before they are read again
 _SIGN_IN_SECONDS = 60.0
-_MOST_LEFT = 64
-_MOST_LINKS = 10_000
+_MAX_LEFT = 64
+_MAX_LINKS = 10_000
+# An endpoint of AWS that serves one region (AWS General Reference, "Amazon S3 endpoints").
+_AWS_ENDPOINT = re.compile(
+    r"(?P<scheme>https?://)s3[.-](?P<kind>dualstack\.)?((?P<region>[a-z]{2}(-[a-z]+)+-[0-9]+)\.)?"
+    r"(?P<domain>amazonaws\.com(\.cn)?)/?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,65 @@ class Keys:
     are_none: bool = False
 
 
-class Signed(NamedTuple):
-    """A client, a function from an object's origin to its signed URL, and when (monotonic) it was made."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a bucket is: its region, None for that of the AWS configuration, and how its host is written.
 
-    client: Any
-    link: Callable[[str], str]
-    made: float
+    `style` is `path` (https://host/bucket/key), `virtual` (https://bucket.host/key), or `auto`: as AWS
+    clients choose.
+    """
+
+    region: str | None = None
+    style: str = "auto"
+
+
+class Signed:
+    """Clients and signed URLs for all places, with credentials that were read once. Thread-safe.
+
+    `made` is when (monotonic) the credentials were read.
+    """
+
+    def __init__(
+        self, session: botocore.session.Session, endpoint_url: str | None, *, is_anonymous: bool, made: float
+    ) -> None:
+        self._session, self._endpoint_url, self._is_anonymous = session, endpoint_url, is_anonymous
+        self.made = made
+        self._lock = threading.Lock()
+        self._clients: dict[Place, Any] = {}
+        # Signing is slower than a request, and a file has many parts.
+        self.link = lru_cache(maxsize=_MAX_LINKS)(self._link)
+
+    def client(self, place: Place) -> Any:
+        """The client for a place. Raises what botocore raises."""
+        with self._lock:
+            if place not in self._clients:
+                self._clients[place] = self._session.create_client(
+                    "s3",
+                    endpoint_url=endpoint_in(self._endpoint_url, place.region),
+                    region_name=place.region,
+                    verify=True,  # else botocore fails on an empty AWS_CA_BUNDLE; `Http` verifies
+                    config=botocore.config.Config(
+                        signature_version=botocore.UNSIGNED if self._is_anonymous else "s3v4",
+                        retries={"total_max_attempts": 1},
+                        s3={"addressing_style": place.style},
+                    ),
+                )
+            return self._clients[place]
+
+    def _link(self, place: Place, params: tuple[tuple[str, str], ...]) -> str:
+        """The signed URL for GetObject with these parameters."""
+        url: str = self.client(place).generate_presigned_url(
+            "get_object", Params=dict(params), ExpiresIn=_LINK_SECONDS
+        )
+        return url
+
+
+def endpoint_in(endpoint_url: str | None, region: str | None) -> str | None:
+    """The endpoint of AWS for a region; any other endpoint as it is."""
+    found = _AWS_ENDPOINT.fullmatch(endpoint_url or "")
+    if not found or not region or found["region"] == region:
+        return endpoint_url
+    return f"{found['scheme']}s3.{found['kind'] or ''}{region}.{found['domain']}"
 
 
 class SignIn:
@@ -73,13 +128,12 @@ class SignIn:
         keys: Keys,
         *,
         endpoint_url: str | None,
-        region: str | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._relay, self._keys = _HttpRelay(http.anywhere()), keys
-        self._endpoint_url, self._region, self._clock = endpoint_url, region, clock
+        self._relay, self._keys = HttpRelay(http.anywhere()), keys
+        self._endpoint_url, self._clock = endpoint_url, clock
         self._signing_in = threading.Lock()
-        self._detached = DetachedThreads(_MOST_LEFT)
+        self._detached = DetachedThreads(_MAX_LEFT)
         self._signed: Signed | None = None
 
     @contextmanager
@@ -89,14 +143,14 @@ class SignIn:
             yield
 
     def kept(self, cancel_token: CancelToken) -> Signed:
-        """A client whose credentials were read within `_SESSION_SECONDS`. Raises as `fresh`."""
+        """Clients whose credentials were read within `_SESSION_SECONDS`. Raises as `fresh`."""
         signed = self._signed
         if signed and self._clock() - signed.made <= _SESSION_SECONDS:
             return signed
         return self.fresh(cancel_token)
 
     def fresh(self, cancel_token: CancelToken) -> Signed:
-        """A client whose credentials are read now.
+        """Clients whose credentials are read now.
 
         They are read in a detached thread: they may come from a program that the AWS configuration names, and
         nothing can interrupt the wait for it. Raises what botocore raises, Unavailable or Cancelled.
@@ -113,92 +167,23 @@ class SignIn:
                 hint="check the program or service that the daemon's AWS configuration takes them from",
             ) from error
 
+    def anonymous(self) -> Signed:
+        """Clients that sign nothing."""
+        session = botocore.session.Session()
+        session.register_component("data_loader", _models())
+        session.register("before-send", self._relay)
+        return Signed(session, self._endpoint_url, is_anonymous=True, made=self._clock())
+
     def _sign_in(self, since: float, cancel_token: CancelToken) -> Signed:
-        """A client whose credentials were read after `since` (monotonic)."""
+        """Clients whose credentials were read after `since` (monotonic)."""
         with self._signing_in, self._relay.until(cancel_token):
             if self._signed is None or self._signed.made < since:
-                made = self._clock()
-                client = _session(self._relay, self._keys).create_client(
-                    "s3",
-                    endpoint_url=self._endpoint_url,
-                    region_name=self._region,
-                    verify=True,  # else botocore fails on an empty AWS_CA_BUNDLE; `Http` verifies
-                    config=botocore.config.Config(
-                        signature_version=botocore.UNSIGNED if self._keys.are_none else "s3v4",
-                        retries={"total_max_attempts": 1},
-                        s3={"addressing_style": "path"} if self._endpoint_url else None,
-                    ),
-                )
-                self._signed = Signed(client, _links(client), made)
+                made, keys = self._clock(), self._keys
+                session = _session(self._relay, keys)
+                if not keys.are_none:
+                    session.get_credentials()  # kept by the session, for the clients of all places
+                self._signed = Signed(session, self._endpoint_url, is_anonymous=keys.are_none, made=made)
             return self._signed
-
-
-def _links(client: Any) -> Callable[[str], str]:
-    """A function that gives the signed URL of an object. It caches them: signing is slower than a request."""
-
-    @lru_cache(maxsize=_MOST_LINKS)
-    def link(origin: str) -> str:
-        bucket, _, key = origin.removeprefix("s3://").partition("/")
-        url: str = client.generate_presigned_url(
-            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_LINK_SECONDS
-        )
-        return url
-
-    return link
-
-
-class _HttpRelay:
-    """Sends the requests of botocore's clients, also those for credentials, through `Http`.
-
-    So they use cachd's proxies and certificate authorities, the length of their answers is bounded, and a
-    cancel ends them (see `until`). Only the machine's metadata service is asked by botocore itself.
-    """
-
-    def __init__(self, http: Http) -> None:
-        self._http = http
-        self._here = threading.local()
-
-    @contextmanager
-    def until(self, cancel_token: CancelToken) -> Iterator[None]:
-        """A context in which a cancel ends the requests of the clients that this thread uses."""
-        self._here.cancel_token = cancel_token
-        try:
-            yield
-        finally:
-            self._here.cancel_token = None
-
-    def __call__(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
-        """The answer to a client's request (botocore's event `before-send`)."""
-        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "host"}
-        body = (request.body or "").encode() if not isinstance(request.body, bytes) else request.body
-        # botocore may renew credentials in a thread of its own, which has no token.
-        cancel_token: CancelToken = getattr(self._here, "cancel_token", None) or CancelToken()
-        sent = Request(request.method, parsed(request.url), headers, body)
-        with self._http.relay(sent, cancel_token) as response:
-            content = response.content(cancel_token, at_most=SMALL.size_bytes)
-        _check(content, bare(request.url))
-        return AWSResponse(request.url, response.status, dict(response.headers.items()), _Raw(content))
-
-
-def _check(content: bytes, shown: str) -> None:
-    """Raises Invalid for an answer that is too large for a parser, ValueError for malformed JSON.
-
-    S3 answers in XML; some services that issue credentials answer in JSON.
-    """
-    if content.lstrip()[:1] in (b"{", b"["):
-        check_json(content, shown)
-    check_xml(content, shown)
-
-
-class _Raw(io.BytesIO):
-    """A body in the form that botocore reads."""
-
-    def stream(self) -> Iterator[bytes]:
-        yield self.read()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _spare_metadata() -> None:
@@ -214,7 +199,7 @@ def _spare_metadata() -> None:
         os.environ["no_proxy"] = ",".join(filter(None, (exempt, *missing)))
 
 
-def _session(relay: _HttpRelay, keys: Keys) -> botocore.session.Session:
+def _session(relay: HttpRelay, keys: Keys) -> botocore.session.Session:
     """A session that reads credentials anew but shares parsed service models, which saves 0.1 s of CPU."""
     _spare_metadata()
     session = botocore.session.Session(profile=keys.profile if keys.file is None else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,20 +10,35 @@ from contextlib import contextmanager
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigNotFound,
     ConfigParseError,
     CredentialRetrievalError,
+    InvalidConfigError,
+    MetadataRetrievalError,
     NoCredentialsError,
-    PaginationError,
     PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
 
-from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
+from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
+from cachd.model.bucket import bucket_and_key
 from cachd.sources.failures import said
 
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
+_WRONG_KEYS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "InvalidSecurity",
+    "AuthFailure",
+)
 # What botocore raises for an answer that is not S3's, or for a malformed number in one.
 _NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
+_CONFIGURATION = (ProfileNotFound, InvalidConfigError, ConfigNotFound, PartialCredentialsError)
+_KMS = re.compile(r"\bkms\b", re.IGNORECASE)
 
 
 @contextmanager
@@ -32,40 +48,53 @@ def bucket_errors(shown: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _by_code(shown, error) from error
-    except (NoCredentialsError, PartialCredentialsError, ConfigParseError) as error:
-        raise Forbidden(
-            f"no credentials for {shown}",
-            code="source_unauthorized",
-            hint="give its entry of `sources` credentials, a profile or instance_role; or set"
-            " AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
-        ) from error
-    except CredentialRetrievalError as error:
-        raise Unavailable(
-            f"{shown}: its credentials cannot be obtained",
-            code="credentials_failed",
-            hint="check the profile; a role of this machine needs instance_role: true in `sources`",
-        ) from error
-    except PaginationError as error:
-        raise Unavailable(
-            f"{shown}: the listing gave the same page token twice", code="origin_protocol"
-        ) from error
-    except BotoCoreError as error:
-        raise Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed") from error
+    except (BotoCoreError, NoCredentialsError) as error:
+        raise _of_client(shown, error) from error
     except _NO_LISTING as error:
         raise Unavailable(
             f"{shown}: the answer is not a valid answer of S3", code="origin_protocol"
         ) from error
 
 
+def _of_client(shown: str, error: BotoCoreError) -> CachdError:
+    """The error for a request that botocore did not send, or whose answer did not arrive."""
+    if isinstance(error, (NoCredentialsError, ConfigParseError)):
+        return Forbidden(
+            f"no credentials for {shown}",
+            code="source_unauthorized",
+            hint="give its entry of `sources` credentials, a profile, instance_role or anonymous; or set"
+            " AWS_SHARED_CREDENTIALS_FILE, AWS_ACCESS_KEY_ID or a role, as for any AWS client",
+        )
+    if isinstance(error, _CONFIGURATION):
+        return Forbidden(
+            f"{shown}: the AWS configuration of this node gives no credentials: {type(error).__name__}:"
+            f" {error}",
+            code="source_unauthorized",
+            hint="check the profile of its entry of `sources`, AWS_PROFILE, AWS_CONFIG_FILE and"
+            " AWS_SHARED_CREDENTIALS_FILE",
+        )
+    if isinstance(error, (SSOError, TokenRetrievalError)):
+        return Forbidden(
+            f"{shown}: the login of AWS IAM Identity Center has expired, or there was none",
+            code="credentials_expired",
+            hint="run `aws sso login` for the profile, as the daemon's user",
+        )
+    if isinstance(error, (CredentialRetrievalError, MetadataRetrievalError)):
+        return Unavailable(
+            f"{shown}: its credentials cannot be obtained",
+            code="credentials_failed",
+            hint="check the profile; a role of this machine needs instance_role: true in `sources`",
+        )
+    return Unavailable(f"{shown}: {type(error).__name__}", code="connection_failed")
+
+
 def _by_code(shown: str, error: ClientError, now: Callable[[], float] = time.time) -> CachdError:
     """The error for a code that S3 answered with (S3 API Reference, "Error responses")."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    answer = error.response.get("ResponseMetadata", {})
-    status = int(answer.get("HTTPStatusCode", 0))
+    stated = error.response.get("Error", {})
+    code, message = str(stated.get("Code", "")), str(stated.get("Message", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code == "InvalidObjectState":
-        return Forbidden(
-            f"{shown} is archived", code="archived", hint="restore it first", origin_status=status
-        )
+        return _archived(shown, str(stated.get("StorageClass", "")), status)
     if code in _SKEWED:
         return Forbidden(
             f"{shown}: {code}: this node's clock says {said(now())}",
@@ -73,17 +102,66 @@ def _by_code(shown: str, error: ClientError, now: Callable[[], float] = time.tim
             hint="set the node's clock (chronyc tracking); S3 accepts a difference of 15 minutes",
             origin_status=status,
         )
-    if status in (401, 403):
+    if code.startswith("KMS.") or (status in (400, 403) and _KMS.search(message)):
+        return Forbidden(
+            f"{shown}: {code}: its KMS key cannot be used",
+            code="kms_denied",
+            hint="let the credentials use the key (kms:Decrypt), and check that the key is enabled",
+            origin_status=status,
+        )
+    if code.startswith("InvalidRequest") and "encryption" in message.lower():
+        return Forbidden(
+            f"{shown} is encrypted with a customer's own key (SSE-C), and cachd has no such keys",
+            code="object_encrypted",
+            hint="copy the object with SSE-S3 or SSE-KMS, whose keys S3 keeps",
+            origin_status=status,
+        )
+    return _by_status(shown, code, status)
+
+
+def _by_status(shown: str, code: str, status: int) -> CachdError:
+    if status == 401 or code in _WRONG_KEYS:
+        return Forbidden(
+            f"{shown}: {code}",
+            code="source_unauthorized",
+            hint="S3 does not know the access key, or the secret key is not the right one for it",
+            origin_status=status,
+        )
+    if status == 403:
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
-            hint="it does not exist, or these credentials may not read it (s3:GetObject, s3:ListBucket)",
+            hint="it does not exist, or these credentials may not read it (s3:GetObject, s3:ListBucket);"
+            " if its owner lets the requester pay, set requester_pays: true in `sources`",
+            origin_status=status,
+        )
+    if code == "NoSuchBucket":
+        bucket, _ = bucket_and_key(shown.removeprefix("s3://"))
+        return NotFound(
+            f"there is no bucket {bucket} at this endpoint",
+            code="bucket_not_found",
+            hint="check its name, and the endpoint of its entry of `sources`",
             origin_status=status,
         )
     if status == 404:
-        return NotFound(f"{shown}: {code}", code="file_not_found", hint="check bucket and key")
+        return NotFound(
+            f"{shown}: {code}", code="file_not_found", hint="check bucket and key", origin_status=status
+        )
+    if status in (412, 416):
+        return Changed(f"{shown}: the object has changed ({status})", origin_status=status)
     return Unavailable(
         f"{shown}: {status} {code}",
-        code="rate_limited" if code in ("SlowDown", "Throttling") or status == 429 else "origin_failed",
+        code="rate_limited" if status == 429 else "origin_failed",
+        origin_status=status,
+    )
+
+
+def _archived(shown: str, storage_class: str, status: int) -> Forbidden:
+    bucket, key = bucket_and_key(shown.removeprefix("s3://"))
+    return Forbidden(
+        f"{shown} is archived{f' in the class {storage_class:.40}' if storage_class else ''}",
+        code="archived",
+        hint="restore it first, which takes minutes to days: aws s3api restore-object"
+        f" --bucket {bucket} --key '{key}' --restore-request Days=7",
         origin_status=status,
     )

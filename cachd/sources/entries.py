@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -59,6 +59,7 @@ def _flag(value: object) -> object:
     return word in _TRUE if word in (*_TRUE, *_FALSE) and isinstance(word, str) else word
 
 
+Addressing = Literal["auto", "path", "virtual"]
 FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
 
 
@@ -107,6 +108,17 @@ class Entry(BaseModel):
     instance_role: Annotated[bool | None, BeforeValidator(_flag)] = Field(
         None, description="take credentials from the machine's metadata service"
     )
+    anonymous: Annotated[bool | None, BeforeValidator(_flag)] = Field(
+        None, description="send requests without credentials, as `--no-sign-request` of the AWS CLI does"
+    )
+    addressing: Addressing | None = Field(
+        None,
+        description="how URLs name the bucket: `path` (host/bucket/key), `virtual` (bucket.host/key), or"
+        " `auto`: as the server wants it",
+    )
+    requester_pays: Annotated[bool | None, BeforeValidator(_flag)] = Field(
+        None, description="let the owner of these credentials pay for requests and bytes"
+    )
 
     @field_validator("*")
     @classmethod
@@ -124,6 +136,12 @@ class Entry(BaseModel):
             for item in value:
                 _check_item(item, prefix, is_refused=info.field_name == "refuse")
         return value
+
+    @model_validator(mode="after")
+    def _anonymous_alone(self) -> Self:
+        if self.anonymous and (self.credentials or self.profile or self.instance_role):
+            raise ValueError("anonymous sends no credentials: remove credentials, profile and instance_role")
+        return self
 
     @model_validator(mode="after")
     def _one_verdict(self) -> Self:

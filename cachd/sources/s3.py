@@ -2,169 +2,292 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any
+from urllib.parse import urlsplit
 
-from cachd.errors import Changed, Forbidden, Invalid, NotFound
+from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
+from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, without_folders
+from cachd.model.bucket import bucket_and_key
 from cachd.sources import checksums
 from cachd.sources.access import Access
-from cachd.sources.aws import Keys, Signed, SignIn
+from cachd.sources.aws import Keys
 from cachd.sources.aws_errors import bucket_errors
+from cachd.sources.buckets import Buckets, Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
+from cachd.sources.objects import Listed, Object
 from cachd.sources.response import Response
 
 _ASKED_AT_ONCE = 16
-_MOST_PAGES = 1000
-_AS_AWS_CLIENTS = Keys()
-# Field of HeadObject's answer -> our algorithm, the strongest first. S3 computes a CRC64NVME if the uploader
-# sends no checksum (S3 User Guide, "Checking object integrity").
-_CHECKSUMS = {
-    "ChecksumSHA256": "sha256",
-    "ChecksumCRC64NVME": "crc64nvme",
-    "ChecksumCRC32C": "crc32c",
-    "ChecksumSHA1": "sha1",
-    "ChecksumCRC32": "crc32",
-}
+_MAX_PAGES = 1000
+_MAX_HOSTS = 1000
+_AS_AWS_CLIENTS, _AWS = Keys(), Service()
+# What S3 answers HEAD without a reason, and a signed URL with a reason that `Http` does not read. 404 is not
+# among those of HEAD, as it has one meaning there.
+_UNEXPLAINED = (301, 307, 400, 401, 403, 405, 501)
 
 
 class BucketSource:
     """The objects below a prefix. Digests: the prefix's SHA256SUMS, else full-object checksums, else none.
 
-    COMPOSITE checksums and ETags are not used: the former are digests of part digests, the latter may be no
-    digests at all (S3 User Guide, "Checking object integrity"; S3 API Reference, "Object").
+    Of a versioned bucket, a file is the version that was the latest when its prefix was resolved. `beneath`
+    makes a client that may also request a URL below the endpoint's domain.
     """
 
     def __init__(
-        self, http: Http, *, endpoint_url: str | None, region: str | None, keys: Keys = _AS_AWS_CLIENTS
+        self,
+        http: Http,
+        service: Service = _AWS,
+        keys: Keys = _AS_AWS_CLIENTS,
+        beneath: Callable[[str], Http] | None = None,
     ) -> None:
-        self._http = http
-        self._sign_in = SignIn(http, keys, endpoint_url=endpoint_url, region=region)
+        self._http, self._endpoint_url, self._beneath = http, service.endpoint_url, beneath
+        self._buckets = Buckets(http, service, keys)
+        self._hosts: dict[str, Http] = {}
+        self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
-        bucket, _, prefix = ref.location.partition("/")
-        with bucket_errors(ref.base), self._sign_in.until(cancel_token):
-            client = self._sign_in.fresh(cancel_token).client
-            listed = self._list(client, bucket, prefix, cancel_token)
-            keys = {path: key for path, (key, _) in listed.items()}
-            if not keys:
-                raise NotFound(
-                    f"{ref.base} holds no objects",
-                    code="file_not_found",
-                    hint="check the bucket, the prefix and the permission s3:ListBucket",
-                )
-            digests = self._checksums(bucket, keys, cancel_token)
-
-            def ask(path: str) -> File:
-                with self._sign_in.until(cancel_token):
-                    return self._ask(client, bucket, keys[path], path, digests.get(path))
-
-            with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-                files = tuple(pool.map(ask, sorted(keys.keys() - {checksums.NAME})))
-            if self._list(client, bucket, prefix, cancel_token) != listed:
-                raise Changed(f"{ref.base}: objects were added, removed or changed while they were listed")
+        bucket, key = bucket_and_key(ref.location)
+        with bucket_errors(ref.base):
+            self._buckets.renew(cancel_token)
+        try:
+            files = self._files(ref, bucket, key, cancel_token)
+        except Forbidden as error:
+            self._suggest_anonymous(error, bucket, key, cancel_token)
+            raise
         state = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
         return Manifest(ref.base, hashlib.sha256(state.encode()).hexdigest(), files)
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
-        """See `Source.open`. When S3 refuses the credentials, they are read again."""
+        """See `Source.open`. When S3 refuses, it is asked why: credentials may have expired, for example."""
+        bucket, key = bucket_and_key(file.origin.removeprefix("s3://"))
         try:
-            return self._open(file, extent, cancel_token, self._sign_in.kept)
-        except Forbidden as error:
-            if error.origin_status != 403:
+            return self._open(file, extent, cancel_token)
+        except (Forbidden, NotFound, Unavailable) as error:
+            if error.origin_status not in (*_UNEXPLAINED, 404):
                 raise
-            return self._open(file, extent, cancel_token, self._sign_in.fresh)
+        with bucket_errors(file.origin):
+            self._buckets.renew(cancel_token)
+        version = Object.version_of(file.validator)
+        try:
+            self._first_byte(bucket, key, version, cancel_token)
+        except Forbidden:
+            if version is None:
+                raise
+            self._first_byte(bucket, key, None, cancel_token)
+            self._unversioned.add(bucket)  # s3:GetObjectVersion is a permission of its own
+        return self._open(file, extent, cancel_token)
 
     def anew(self) -> None:
         """See `Source.anew`."""
-        self._http.anew()
+        for http in (self._http, *self._hosts.values()):
+            http.anew()
 
-    def _open(
-        self, file: File, extent: Extent, cancel_token: CancelToken, sign_in: Callable[[CancelToken], Signed]
-    ) -> Response:
-        with bucket_errors(file.origin), self._sign_in.until(cancel_token):
-            url = sign_in(cancel_token).link(file.origin)
-        return self._http.open(Target(url, file.size, validator=file.validator), extent, cancel_token)
+    # --- listing ---
 
-    def _list(
-        self, client: Any, bucket: str, prefix: str, cancel_token: CancelToken
-    ) -> dict[str, tuple[str, str]]:
-        """Key and ETag of every object, by its path below the prefix. "Directory" objects are skipped."""
-        shown = f"s3://{bucket}/{prefix}"
-        keys: dict[str, tuple[str, str]] = {}
-        folder = prefix if prefix.endswith("/") else prefix + "/"
+    def _files(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> tuple[File, ...]:
+        """The file or the files that a ref names, sorted by path."""
+        single, refusal = None, None
+        if key and not key.endswith("/"):
+            try:
+                single = self._head(bucket, key, cancel_token)
+            except (Forbidden, NotFound) as error:  # the listing says which: S3 may answer 403 for both
+                refusal = error
+        try:
+            listed = self._list(bucket, key, cancel_token)
+        except Forbidden:
+            if single is None or not single.size:
+                raise
+            listed = {}  # s3:ListBucket is a permission of its own, which one object does not need
+        if single is not None and not single.is_folder and (single.size or not listed):
+            return (self._only_file(ref, bucket, key, single, listed),)
+        if not listed:
+            raise refusal if isinstance(refusal, Forbidden) else _empty(ref.base)
+        digests = self._checksums(bucket, listed, cancel_token)
+
+        def ask(path: str) -> File | None:
+            found = self._ask(bucket, listed[path], cancel_token)
+            return None if found.is_folder else found.file(path, bucket, listed[path].key, digests.get(path))
+
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            asked = pool.map(ask, sorted(listed.keys() - {checksums.NAME}))
+            files = tuple(file for file in asked if file is not None)
+        if self._list(bucket, key, cancel_token) != listed:
+            raise Changed(f"{ref.base}: objects were added, removed or changed while they were listed")
+        if not files:
+            raise _empty(ref.base)
+        return files
+
+    def _only_file(
+        self, ref: Ref, bucket: str, key: str, single: Object, listed: Mapping[str, Listed]
+    ) -> File:
+        """The file of a ref that names one object. Raises Invalid if it names a folder of others, too."""
+        if listed:
+            raise Invalid(
+                f"{ref.base} is an object of {single.size} bytes and the folder of {len(listed)} others, such"
+                f" as {min(listed)!r:.200}",
+                code="bad_manifest",
+                hint=f"write {ref.base}/ for the folder, or rename the object",
+            )
+        if not single.size:
+            raise NotFound(
+                f"{ref.base} is an empty object, as tools leave for a folder, and there is none below it",
+                code="file_not_found",
+                hint="check the prefix: the objects may be elsewhere, or not uploaded yet",
+            )
+        return single.file(key.rpartition("/")[2], bucket, key, None)
+
+    def _list(self, bucket: str, prefix: str, cancel_token: CancelToken) -> dict[str, Listed]:
+        """Every object below a prefix that is a file, by its path there."""
+        folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
+        shown = f"s3://{bucket}/{folder}"
+        found: dict[str, Listed] = {}
         entries = Entries(shown)
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        for number, page in enumerate(pages, start=1):
-            if number > _MOST_PAGES:
-                raise too_large(f"the listing of {shown}", _MOST_PAGES, unit="pages")
-            cancel_token.count(len(page.get("Contents", ())))
-            for found in page.get("Contents", ()):
-                key = found["Key"]
-                if key == prefix and not key.endswith("/"):
-                    return {key.rpartition("/")[2]: (key, found["ETag"])}
-                if key.startswith(folder) and not key.endswith("/"):
-                    path = check_path(key.removeprefix(folder))
-                    if path in keys:
-                        raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
-                    entries.add(key, found["ETag"])
-                    keys[path] = key, found["ETag"]
-        return keys
+        for each in self._pages(bucket, folder, shown, cancel_token):
+            path = each.key.removeprefix(folder)
+            if not each.key.startswith(folder) or not path.strip("/"):
+                continue
+            if path in found:
+                raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
+            entries.add(each.key, each.etag)
+            found[path] = each
+        files = without_folders(shown, {path: each.size for path, each in found.items()})
+        return {check_path(path): each for path, each in found.items() if path in files}
+
+    def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
+        """Every object that the listing of a prefix names."""
+        told: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
+        for _ in range(_MAX_PAGES):
+            with bucket_errors(shown):
+                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**told))
+                cancel_token.count(len(page.get("Contents", ())))
+                yield from map(Listed.of, page.get("Contents", ()))
+                if not page.get("IsTruncated"):
+                    return
+                then = page["NextContinuationToken"]
+            if then == told.get("ContinuationToken"):
+                raise Unavailable(
+                    f"{shown}: the listing gave the same page token twice", code="origin_protocol"
+                )
+            told["ContinuationToken"] = then
+        raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
 
     def _checksums(
-        self, bucket: str, keys: Mapping[str, str], cancel_token: CancelToken
+        self, bucket: str, listed: Mapping[str, Listed], cancel_token: CancelToken
     ) -> dict[str, Digest]:
         """The digests in the prefix's SHA256SUMS, by path; empty when there is none."""
-        if checksums.NAME not in keys:
+        if checksums.NAME not in listed:
             return {}
-        shown = f"s3://{bucket}/{keys[checksums.NAME]}"
-        content = self._http.read(
-            self._sign_in.kept(cancel_token).link(shown), cancel_token, at_most=checksums.LONGEST_BYTES
+        key = listed[checksums.NAME].key
+        shown = f"s3://{bucket}/{key}"
+        with bucket_errors(shown):
+            url = self._buckets.link(bucket, key, None, cancel_token)
+        content = self._http_for(url).read(
+            url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._buckets.headers
         )
         return checksums.parse(content, shown)
 
-    def _ask(self, client: Any, bucket: str, key: str, path: str, listed: Digest | None) -> File:
+    # --- one object ---
+
+    def _ask(self, bucket: str, listed: Listed, cancel_token: CancelToken) -> Object:
+        """What S3 says about a listed object."""
+        found = self._head(bucket, listed.key, cancel_token)
+        if listed.size == found.size:
+            return found
+        found = self._first_byte(bucket, listed.key, None, cancel_token)  # HEAD is wrong
+        if found.size != listed.size:
+            raise Changed(
+                f"s3://{bucket}/{listed.key} is listed with {listed.size} bytes and has {found.size}"
+            )
+        return found
+
+    def _head(self, bucket: str, key: str, cancel_token: CancelToken) -> Object:
+        told = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
+        try:
+            with bucket_errors(f"s3://{bucket}/{key}"):
+                return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**told)))
+        except CachdError as error:
+            if error.origin_status not in _UNEXPLAINED:
+                raise
+        return self._first_byte(bucket, key, None, cancel_token)
+
+    def _first_byte(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> Object:
+        """What S3 says about an object in the answer to a GET, which gives reasons unlike HEAD."""
+        told = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
+        told |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
         with bucket_errors(f"s3://{bucket}/{key}"):
-            head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-            digest = listed or _full_object_checksum(head)
-            return File(path, head["ContentLength"], f"s3://{bucket}/{key}", digest, head["ETag"])
+            return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**told)))
+
+    def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
+        bucket, key = bucket_and_key(file.origin.removeprefix("s3://"))
+        version = None if bucket in self._unversioned else Object.version_of(file.validator)
+        with bucket_errors(file.origin), self._buckets.until(cancel_token):
+            began = self._buckets.wait(cancel_token)
+            url = self._buckets.link(bucket, key, version, cancel_token)
+        target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
+        try:
+            return self._http_for(url).open(target, extent, cancel_token)
+        except Unavailable as error:
+            if error.origin_status == 503:
+                raise self._buckets.busy(file.origin, began) from error
+            raise
+
+    def _http_for(self, url: str) -> Http:
+        """The client for a signed URL, whose host may be a domain below that of the operator's endpoint."""
+        parts, endpoint = urlsplit(url), urlsplit(self._endpoint_url or "")
+        is_beneath = parts.scheme == endpoint.scheme and parts.netloc.endswith("." + endpoint.netloc)
+        if self._beneath is None or not endpoint.netloc or not is_beneath:
+            return self._http
+        host = f"{parts.scheme}://{parts.netloc}/"
+        if len(self._hosts) >= _MAX_HOSTS:
+            self._hosts.clear()
+        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
+
+    def _suggest_anonymous(self, error: Forbidden, bucket: str, key: str, cancel_token: CancelToken) -> None:
+        """Add a hint to the error of a pull without credentials, if the bucket answers without them."""
+        if error.code != "source_unauthorized" or error.origin_status is not None:
+            return
+        told = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1}
+        try:
+            with bucket_errors(f"s3://{bucket}/"):
+                self._buckets.anonymously().ask(bucket, cancel_token, lambda c: c.list_objects_v2(**told))
+        except CachdError:
+            return
+        error.hint = (
+            f"the bucket answers without credentials: give s3://{bucket}/ `anonymous: true` in `sources`"
+        )
 
 
 def make(access: Access) -> BucketSource:
     """The S3 endpoint of some settings. Without credentials of its own, an entry's endpoint gets none."""
     columns = access.columns
     named = columns.get("credentials") or columns.get("profile") or columns.get("instance_role")
+    are_none = columns.get("anonymous") or ("endpoint" in access.of_entries and not named)
+    keys = Keys(
+        columns.get("credentials"),
+        columns.get("profile"),
+        instance_role=columns.get("instance_role", False),
+    )
     return BucketSource(
         access.http(),
-        endpoint_url=columns.get("endpoint"),
-        region=columns.get("region"),
-        keys=Keys(
-            columns.get("credentials"),
-            columns.get("profile"),
-            instance_role=columns.get("instance_role", False),
-            are_none="endpoint" in access.of_entries and not named,
+        Service(
+            columns.get("endpoint"),
+            columns.get("region"),
+            columns.get("addressing", "auto"),
+            columns.get("requester_pays", False),
         ),
+        Keys(are_none=True) if are_none else keys,
+        access.http_for,
     )
 
 
-def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
-    """The checksum of the complete object (S3 User Guide, "Checking object integrity").
-
-    `head` is the answer to HeadObject. A checksum that ends in `-N` is of N part checksums: it is ignored.
-    """
-    if head.get("ChecksumType") == "COMPOSITE":
-        return None
-    for name, algorithm in _CHECKSUMS.items():
-        checksum = head.get(name)
-        if checksum and "-" not in checksum:
-            with suppress(binascii.Error, Invalid):  # a malformed checksum is ignored
-                return Digest(algorithm, base64.b64decode(checksum, validate=True).hex())
-    return None
+def _empty(shown: str) -> NotFound:
+    return NotFound(
+        f"{shown} holds no objects",
+        code="file_not_found",
+        hint="check the bucket, the prefix and the permission s3:ListBucket",
+    )

@@ -132,13 +132,16 @@ class Table:
         """The columns that entries set for a ref's base or a file's origin.
 
         Credentials are for one endpoint. So an entry that sets an endpoint inherits none from the entries of
-        shorter prefixes.
+        shorter prefixes, and `anonymous` and credentials replace each other.
         """
         found: dict[str, Held] = {}
         for prefix, (number, entry) in reversed(self._prefixes.covering(base)):
-            if entry.endpoint is not None:
+            own = {column for column, _ in entry.set_columns()}
+            if own & {"endpoint", "anonymous"}:
                 for column in _CREDENTIALS:
                     found.pop(column, None)
+            elif own & set(_CREDENTIALS):
+                found.pop("anonymous", None)
             found |= {column: Held(value, prefix, number) for column, value in entry.set_columns()}
         return found
 
@@ -168,7 +171,7 @@ def _refused_digest(what: str, digest: Digest) -> Forbidden:
     )
 
 
-_CREDENTIALS = ("credentials", "profile", "instance_role")
+_CREDENTIALS = ("credentials", "profile", "instance_role", "anonymous")
 
 
 def _rules(entries: Iterable[Entry]) -> dict[Prefix, Rule]:

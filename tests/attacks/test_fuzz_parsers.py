@@ -30,7 +30,7 @@ from cachd.pod.wait import Patience, wait_until_ready
 from cachd.policy.proxy import Proxy
 from cachd.policy.shards import missing
 from cachd.settings import file as configfile
-from cachd.sources import aws, checksums, response, tunnel, web
+from cachd.sources import aws_relay, checksums, response, tunnel, web
 from cachd.sources import http as byte_path
 from cachd.sources.failures import BROKEN, bare, retry_after
 from cachd.sources.http1 import FramedBody, Head, ReceiveBuffer, number, receive_head
@@ -313,7 +313,7 @@ ERROR_ANSWER = b"<Error><Code>SlowDown</Code><Message>m</Message><RequestId>r</R
 )
 def test_an_answer_of_s3_or_sts_passes_to_its_parser_or_is_refused(content: bytes) -> None:
     with suppress(Invalid, ValueError):
-        aws._check(content, "it")
+        aws_relay._check(content, "it")
         assert b"<!DOCTYPE" not in content
         assert len(content) <= 4 << 20
 

@@ -21,6 +21,7 @@ from cachd.config import load
 from cachd.errors import CachdError, Invalid
 from cachd.model import Extent, Manifest, Ref, check_path
 from cachd.sources import checksums
+from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import BROKEN, retry_after
 from cachd.sources.http import Target
@@ -206,7 +207,7 @@ object_headers = st.fixed_dictionaries(
 def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    return BucketSource(http(stall_seconds=5.0), endpoint_url=spoken.url, region="us-east-1")
+    return BucketSource(http(stall_seconds=5.0), Service(spoken.url, "us-east-1"))
 
 
 @settings(fuzz, max_examples=15)

@@ -15,6 +15,7 @@ import pytest
 from cachd.errors import CachdError, Changed
 from cachd.model import MOST_FILES, Extent, Ref
 from cachd.policy.shards import missing
+from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
@@ -91,7 +92,8 @@ Listed = list[tuple[str, str]]
 def page(listed: Listed, *, then: str = "") -> Reply:
     """One page of a listing (S3 API reference, ListObjectsV2), with the token of the next."""
     told = "".join(
-        f"<Contents><Key>{quote(key)}</Key><ETag>{escape(etag)}</ETag><Size>5</Size></Contents>"
+        f"<Contents><Key>{quote(key)}</Key><ETag>{escape(etag)}</ETag>"
+        f"<Size>{0 if key.endswith('/') else 5}</Size></Contents>"
         for key, etag in listed
     )
     more = f"<NextContinuationToken>{then}</NextContinuationToken>" if then else ""
@@ -114,7 +116,7 @@ def spoken() -> Iterator[Spoken]:
 def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    return BucketSource(http(), endpoint_url=spoken.url, region="us-east-1")
+    return BucketSource(http(), Service(spoken.url, "us-east-1"))
 
 
 def holds(spoken: Spoken, *listings: Listed) -> None:

@@ -21,6 +21,7 @@ from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unav
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
+from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import AHEAD_SECONDS, dial
 from cachd.sources.failures import retry_after
@@ -102,7 +103,7 @@ def hub_source(hub: Hub) -> HubSource:
 
 
 def bucket_source(bucket: Bucket | S3Server, http: Http | None = None) -> BucketSource:
-    return BucketSource(http or over(), endpoint_url=bucket.url, region="us-east-1")
+    return BucketSource(http or over(), Service(bucket.url, "us-east-1"))
 
 
 @pytest.fixture

@@ -49,19 +49,27 @@ def pool(count: int, name: str, initializer: Callable[[], object] | None = None)
     return made
 
 
-@contextmanager
-def given(name: str) -> Iterator[None]:
-    """Raises Unavailable when code inside starts a thread and the system refuses it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "thread" not in str(error):
-            raise
-        raise Unavailable(
-            f"the system refused a thread for {name}: {error}",
-            code="no_threads",
-            hint="raise the limit on processes (ulimit -u, pids.max), or lower streams and pulls",
-        ) from error
+class given:  # noqa: N801 - used as a statement, like contextlib.suppress
+    """Raises Unavailable when code inside `with given(name)` starts a thread and the system refuses it.
+
+    A class and no generator, because each request to a source passes it.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, RuntimeError) and "thread" in str(error):
+            raise Unavailable(
+                f"the system refused a thread for {self._name}: {error}",
+                code="no_threads",
+                hint="raise the limit on processes (ulimit -u, pids.max), or lower streams and pulls",
+            ) from error
 
 
 @contextmanager

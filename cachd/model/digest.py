@@ -16,6 +16,7 @@ _HEX_DIGITS = {
     "crc32": 8,
     "origin": 64,
 }
+_HEX = frozenset("0123456789abcdef")
 _WITHIN_ONE_SOURCE = frozenset({"sha256", "git-sha1", "sha1"})
 # By how hard it is to find other bytes with the same digest, the easiest first.
 STRENGTHS = ("crc32", "crc32c", "crc64nvme", "sha1", "git-sha1", "sha256")
@@ -54,7 +55,7 @@ class Digest:
         digits = _HEX_DIGITS.get(self.algorithm)
         if digits is None:
             raise Invalid(f"digest algorithm {self.algorithm!r:.40} is not known", code="bad_digest")
-        if len(self.hex) != digits or not set(self.hex) <= set("0123456789abcdef"):
+        if len(self.hex) != digits or not _HEX.issuperset(self.hex):
             raise Invalid(
                 f"{self.hex!r:.140} is not a {self.algorithm} digest",
                 code="bad_digest",

@@ -61,17 +61,6 @@ class CancelToken:
         """
         return _Reached(self, waited_for)
 
-    def begin(self, waited_for: Abortable) -> None:
-        """See `reaches`."""
-        with self._lock:
-            self.check()
-            self._waited_for.add(waited_for)
-
-    def end(self, waited_for: Abortable) -> None:
-        """See `reaches`."""
-        with self._lock:
-            self._waited_for.discard(waited_for)
-
     def cancel(self) -> None:
         """Abort every wait; a later one raises Cancelled."""
         with self._lock:  # held throughout, so that no descriptor is closed, and reused, during its abort
@@ -93,7 +82,13 @@ class _Reached:
         self._cancel_token, self._waited_for = cancel_token, waited_for
 
     def __enter__(self) -> None:
-        self._cancel_token.begin(self._waited_for)
+        token = self._cancel_token
+        with token._lock:
+            if token._is_cancelled:
+                token.check()
+            token._waited_for.add(self._waited_for)
 
     def __exit__(self, *exception: object) -> None:
-        self._cancel_token.end(self._waited_for)
+        token = self._cancel_token
+        with token._lock:
+            token._waited_for.discard(self._waited_for)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.client import HTTPException, LineTooLong, RemoteDisconnected
 from urllib.parse import SplitResult
 
@@ -53,9 +54,8 @@ class Request:
 
 def head_of_request(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
     """The head of a request. Raises ValueError for a character that cannot be sent."""
-    for value in headers.values():
-        if _UNSENDABLE.search(value):
-            raise ValueError("a control character in a header")
+    if _UNSENDABLE.search("".join(headers.values())):
+        raise ValueError("a control character in a header")
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode("iso-8859-1")
 
@@ -123,7 +123,7 @@ class Headers:
 
     def get(self, name: str, /) -> str | None:
         """The value of a header, without space around it; None without the header."""
-        value = self._values.get(name.lower().encode("iso-8859-1"))
+        value = self._values.get(_key(name))
         return None if value is None else str(value, "iso-8859-1").strip()
 
     def items(self) -> list[tuple[str, str]]:
@@ -132,6 +132,11 @@ class Headers:
             (str(name, "iso-8859-1"), str(value, "iso-8859-1").strip())
             for name, value in self._values.items()
         ]
+
+
+@lru_cache(maxsize=64)
+def _key(name: str) -> bytes:
+    return name.lower().encode("iso-8859-1")
 
 
 @dataclass(frozen=True, slots=True)

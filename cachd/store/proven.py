@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -45,7 +45,7 @@ class Proven:
     def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
         self._path, self._trusts_claims = path, trusts_claims
         self._lock = threading.Lock()
-        self._unfinished: Counter[Digest] = Counter()  # proofs that have begun, by blob
+        self._unfinished: dict[Digest, int] = {}  # how many proofs have begun, by blob
         self._notes = durable.Notes(path)
         self._pulls = 0  # running pulls, which may add proofs
         self._proven: dict[Digest, set[str]] = {}  # sources by blob
@@ -76,8 +76,8 @@ class Proven:
         who has a part of the blob could try until all samples lie in this part.
         """
         with self._lock:
-            self._unfinished[file.blob] += 1
-            return self._unfinished[file.blob] <= _MOST_TRIES
+            begun = self._unfinished[file.blob] = self._unfinished.get(file.blob, 0) + 1
+            return begun <= _MOST_TRIES
 
     def add(self, file: File) -> None:
         """Remember that the file's source has proven to have the blob."""
@@ -90,10 +90,8 @@ class Proven:
                 self._notes.append(f"{_line(source, file.blob)}\n")
             if not self._pulls:
                 self._notes.close()
-            if self._unfinished[file.blob] > 1:
-                self._unfinished[file.blob] -= 1
-            else:
-                del self._unfinished[file.blob]
+            if left := self._unfinished.pop(file.blob, 1) - 1:
+                self._unfinished[file.blob] = left
 
     @contextmanager
     def during_pull(self) -> Iterator[None]:

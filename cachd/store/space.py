@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
@@ -68,25 +68,15 @@ class Reservation:
         """
         return self.left - self.owed - self.beside if self.owed else self.left
 
-    @contextmanager
-    def grant(self, least: int, most: int) -> Iterator[int]:
-        """Yields how many bytes may get blocks now: `least` (at least 1) to `most`, or 0.
+    def grant(self, least: int, most: int) -> AbstractContextManager[int]:
+        """A context that yields how many bytes may get blocks now: `least` (at least 1) to `most`, or 0.
 
         0 means that another process has taken the reserved space; the caller tries again later. While inside,
         these bytes count as used, so other grants cannot push the disk below its reserve. `least` bytes have
         arrived: for them, the snapshots chosen for this pull are evicted. Raises NoSpace when that is needed
         and not possible.
         """
-        while not (granted := self._space.begin_grant(self, least, most)):
-            if not self.make_space(least):
-                self.waits_for = least
-                yield 0
-                return
-        self.waits_for = 0
-        try:
-            yield granted
-        finally:
-            self._space.end_grant(granted)
+        return _Grant(self._space, self, least, most)
 
     def has_space_for(self, size: int) -> bool:
         """Whether `size` bytes may get blocks now, by the file system's own figures."""
@@ -108,6 +98,29 @@ class Reservation:
         """Release what is left of the reservation."""
         self.has_ended = True
         self._space.forget(self)
+
+
+class _Grant:
+    """The context of `Reservation.grant`. A class, as a generator would cost more for every small file."""
+
+    __slots__ = ("_granted", "_least", "_most", "_reservation", "_space")
+
+    def __init__(self, space: Space, reservation: Reservation, least: int, most: int) -> None:
+        self._space, self._reservation, self._least, self._most = space, reservation, least, most
+        self._granted = 0
+
+    def __enter__(self) -> int:
+        reservation = self._reservation
+        while not (granted := self._space.begin_grant(reservation, self._least, self._most)):
+            if not reservation.make_space(self._least):
+                reservation.waits_for = self._least
+                return 0
+        reservation.waits_for, self._granted = 0, granted
+        return granted
+
+    def __exit__(self, *exception: object) -> None:
+        if self._granted:
+            self._space.end_grant(self._granted)
 
 
 class Space:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from cachd.errors import CachdError, Cancelled
 from cachd.model import File
 from cachd.store.space import Reservation
 from cachd.transfer.attempt import Attempt
+from cachd.transfer.download.outcomes import Outcomes
 from cachd.transfer.download.supplier import Supplier
 
 _SAMPLE_SECONDS = 0.5
@@ -23,10 +23,10 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
     try:
         for file in sorted(files, key=lambda f: -f.size):
             fetches.join(file)
-        while fetches.unfinished:
+        progress.sample()
+        while not fetches.wait():
             progress.sample()
             _lend_or_take_slot(attempt)
-            fetches.wait()
             if progress.cancel_token.is_cancelled:
                 raise Cancelled(
                     f"{attempt.spec.name}: cancelled after {progress.done} of {progress.total} bytes"
@@ -49,11 +49,11 @@ def _lend_or_take_slot(attempt: Attempt) -> None:
 
 
 class _Fetches:
-    """What one pull supplies to downloads: `joined`, and of these the `unfinished`."""
+    """What one pull supplies to downloads: `joined`. `outcomes`: how they end."""
 
     def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
         self.joined: list[Supplier] = []
-        self.unfinished: set[Future[None]] = set()
+        self.outcomes = Outcomes()
         self._attempt, self._reservation = attempt, reservation
         self._downloads, self._table = attempt.context.downloads, attempt.context.table()
 
@@ -65,16 +65,13 @@ class _Fetches:
             self._attempt.quota,
             scheme=self._attempt.spec.ref.scheme,
             reservation=self._reservation,
+            outcomes=self.outcomes,
             prefix=self._table.limited_by(file.origin),
         )
         self.joined.append(supplier)
         self._attempt.progress.watch(supplier.download.tally)
-        self.unfinished.add(supplier.done)
 
-    def wait(self) -> None:
-        """Wait a moment for downloads to end. Raises the error of one that failed."""
+    def wait(self) -> bool:
+        """Wait a moment for the downloads to end. Returns whether all have; raises the error of one."""
         self._downloads.claim(self._attempt.quota)
-        ended, _ = wait(self.unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
-        self.unfinished -= ended
-        for future in ended:
-            future.result()
+        return self.outcomes.wait(_SAMPLE_SECONDS)

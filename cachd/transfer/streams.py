@@ -43,18 +43,20 @@ class StreamQuota:
         self.files = 0  # unfinished downloads
 
 
-class Asking:
-    """A stream's request to an origin. While entered, it is listed, and `Streams.claim` may take the stream.
+class Asking(CancelToken):
+    """The cancel token of a stream's request to an origin. While entered, it is listed, and `Streams.claim`
+    may take the stream.
 
-    `is_taken`: the stream was taken for another quota, and `cancel_token` cancelled.
+    `is_taken`: the stream was taken for another quota, and this token cancelled.
     """
 
-    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "cancel_token", "is_taken", "quota")
+    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "is_taken", "quota")
 
     def __init__(
         self, quota: StreamQuota, seconds: float, listed: dict[int, Asking], *, received: int, now: float
     ) -> None:
-        self.quota, self.cancel_token, self.is_taken = quota, CancelToken(), False
+        super().__init__()
+        self.quota, self.is_taken = quota, False
         self._seconds, self._listed = seconds, listed
         self._since, self._before, self._is_slow = now, received, False
 
@@ -79,7 +81,7 @@ class Asking:
     def take(self) -> None:
         """Abort the request. Its thread gives the stream up, and goes on with this work later."""
         self.is_taken = True
-        self.cancel_token.cancel()
+        self.cancel()
 
 
 class Streams:

@@ -34,6 +34,7 @@ class ContentStore(Blobs):
 
     def __init__(self, layout: Layout, *, trusts_claims: bool = False) -> None:
         super().__init__(layout, trusts_claims=trusts_claims)
+        self._log = log.bind()  # once, because each small file would bind it
         self.claims = Claims()
         self.owners = Owners(layout, self.claims)
         self.damaged = DamagedBlobs(self)
@@ -59,7 +60,7 @@ class ContentStore(Blobs):
 
     def is_begun(self, file: File) -> bool:
         """Whether the file has an ingest on disk."""
-        return os.path.exists(self.layout.ingest_at(file.blob))
+        return os.access(self.layout.ingest_at(file.blob), os.F_OK)
 
     def allocated(self, file: File) -> int:
         """Bytes of disk that the file's ingest occupies; 0 when it has none."""
@@ -111,7 +112,7 @@ class ContentStore(Blobs):
         with suppress(Unavailable):  # no free descriptor to list the directory: an empty one does no harm
             ingest.discard()
         self.damaged.forget(file.blob)
-        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+        self._log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def _sha256_of(self, ingest: Ingest) -> Digest | None:
         """The sha256 that the ingest computed in addition to the source's digest; None if it did not.
@@ -173,7 +174,7 @@ class ContentStore(Blobs):
                 durable.unlink(staged)
                 raise
         self.damaged.forget(file.blob)
-        log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
+        self._log.debug("blob committed", path=file.path, blob=str(file.blob), size_bytes=file.size)
 
     def _make_directory(self, blob: Digest) -> None:
         """Make the directory for blobs of this digest algorithm, if it is not there yet."""

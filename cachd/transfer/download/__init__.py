@@ -2,7 +2,8 @@
 
     download.py    the life of one download: who joins, who leaves, how it ends
     beginning.py   how it begins: with a proof, a small file, or an ingest
-    supplier.py    one pull's source of the file, and the future that the pull waits for
+    supplier.py    one pull's source of the file
+    outcomes.py    what a pull waits for: the ends of all its downloads
     suppliers.py   which supplier may take the next part
     schedule.py    queues the turns of the suppliers on the streams, now or after a wait
     part.py        an extent that is being fetched, and the queue of those that no stream fetches now

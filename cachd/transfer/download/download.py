@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import structlog
@@ -38,7 +38,7 @@ class Download:
         any --end: failure, or the last supplier left--> over --_close: the last thread left--> closed
 
     The download counts the threads that work on it. When it is over, the last of them closes the ingest, so
-    that no descriptor is ever closed under a running thread. Only then the suppliers' `done` are resolved.
+    that no descriptor is ever closed under a running thread. Only then the pulls are told.
 
     `closed` is called once, just before that.
     """
@@ -67,7 +67,7 @@ class Download:
         return Part(Extent(0, self.file.size))
 
     def join(self, supplier: Supplier) -> bool:
-        """Add a supplier. Returns False when the download is over: each `done` is resolved soon."""
+        """Add a supplier. Returns False when the download is over: it is closed soon."""
         schedule = self.schedule
         with schedule.lock:
             if self.tally.is_over:
@@ -76,6 +76,7 @@ class Download:
             schedule.suppliers.append(supplier)
             self.blocks.share_with(supplier.reservation)
             supplier.queued = 1
+            supplier.outcomes.expect()
         self.engine.streams.more_files(supplier.quota, 1)
         self.engine.streams.append(supplier.quota, supplier.turn)
         return True
@@ -83,7 +84,7 @@ class Download:
     def leave(self, supplier: Supplier) -> None:
         """End a supplier, whose pull wants the file no more. The last one cancels the download.
 
-        What was received stays: for the other suppliers, or for a resume. `done` is resolved soon after.
+        What was received stays: for the other suppliers, or for a resume. The pull is told soon after.
         """
         self.drop(supplier, self._cancelled())
 
@@ -124,34 +125,33 @@ class Download:
 
     # --- the end ---
 
-    @contextmanager
-    def inside(self, supplier: Supplier | None = None) -> Iterator[bool]:
-        """Count the calling thread as working on the download. Yields False when it is over.
+    def inside(self, supplier: Supplier | None = None) -> AbstractContextManager[bool]:
+        """A context in which the calling thread counts as working on the download. Yields False when it is
+        over.
 
         A failure that is raised inside ends the supplier; if there is none, or the disk failed, the download.
         """
+        return _Inside(self, supplier)
+
+    def enter(self, supplier: Supplier | None) -> bool:
+        """See `inside`."""
         with self.schedule.lock:
             inside = not (self.tally.is_over or (supplier is not None and supplier.is_stopped))
             self._inside += inside
-        if not inside:
-            yield False
-            return
-        try:
-            yield True
-        except (NoSpace, DiskFailed) as error:
-            self.end(error)
-        except CachdError as error:
-            if supplier is None:
-                self.end(error)
-            else:
-                self.drop(supplier, error)
-        except Exception as error:
-            log.exception("a download failed in a way it should not", file=self.file.path)
-            self.end(CachdError(f"{self.file.path}: {type(error).__name__}", hint="see the daemon's log"))
-        finally:
-            self._leave()
+        return inside
 
-    def _leave(self) -> None:
+    def failed(self, supplier: Supplier | None, error: Exception) -> None:
+        """See `inside`."""
+        if not isinstance(error, CachdError):
+            log.error("a download failed in a way it should not", file=self.file.path, exc_info=error)
+            self.end(CachdError(f"{self.file.path}: {type(error).__name__}", hint="see the daemon's log"))
+        elif supplier is None or isinstance(error, NoSpace | DiskFailed):
+            self.end(error)
+        else:
+            self.drop(supplier, error)
+
+    def exit(self) -> None:
+        """See `inside`."""
         with self.schedule.lock:
             self._inside -= 1
             is_over, assembly = self.tally.is_over, self.schedule.assembly
@@ -190,7 +190,7 @@ class Download:
             self._close()
 
     def _close(self) -> None:
-        """Close the ingest, then resolve `done`. Called once, when the last thread has left."""
+        """Close the ingest, then tell the pulls. Called once, when the last thread has left."""
         if self.ingest is not None:
             if self._leaves_nothing(self._outcome) or not (self.tally.received or self._is_disk_to_blame()):
                 try:
@@ -216,3 +216,27 @@ class Download:
         if isinstance(outcome, NoSpace):
             return not outcome.short  # if bytes are short, only a reservation was too small
         return isinstance(outcome, Changed)
+
+
+class _Inside:
+    """The context of `Download.inside`. A class, as a generator would cost more for every small file."""
+
+    __slots__ = ("_download", "_is_inside", "_supplier")
+
+    def __init__(self, download: Download, supplier: Supplier | None) -> None:
+        self._download, self._supplier = download, supplier
+
+    def __enter__(self) -> bool:
+        self._is_inside = self._download.enter(self._supplier)
+        return self._is_inside
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not self._is_inside:
+            return False
+        try:
+            if isinstance(error, Exception):
+                self._download.failed(self._supplier, error)
+                return True
+            return False
+        finally:
+            self._download.exit()

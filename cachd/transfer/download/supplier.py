@@ -1,10 +1,9 @@
-"""One pull's source of a file: asks it for bytes, and resolves what the pull waits for."""
+"""One pull's source of a file: asks it for bytes, and tells the pull how the download ended."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from cachd.model import Extent, File
 from cachd.sources.cancel import CancelToken
 from cachd.sources.source import Body, Source
 from cachd.store.space import Reservation
+from cachd.transfer.download.outcomes import Outcomes
 from cachd.transfer.download.part import Part
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import SLOW_SECONDS, Asking, StreamQuota
@@ -31,7 +31,7 @@ class GaveWay(Unavailable):
 
 
 class Supplier:
-    """One pull's source of a file. `done` resolves when the blob is here for this pull, or raises the error.
+    """One pull's source of a file. `outcomes` hears when the blob is here for this pull, or of the error.
 
     `file`: the file as this source lists it; size and digest are those of every supplier. `turns`: the
     requests that run, each with its part. `queued`: turns that wait for a stream. `pace`: bytes per second of
@@ -49,10 +49,11 @@ class Supplier:
         scheme: str,
         prefix: str,
         reservation: Reservation,
+        outcomes: Outcomes,
     ) -> None:
         self.file, self.origin, self.source, self.quota = file, file.origin, source, quota
-        self.reservation = reservation
-        self.done: Future[None] = Future()
+        self.reservation, self.outcomes = reservation, outcomes
+        self.has_ended = False
         self.cancel_token = CancelToken()
         self.download: Download  # set when it joins one
         self.proving: Proving | None = None
@@ -85,15 +86,13 @@ class Supplier:
         self.cancel_token.cancel()
 
     def end(self, outcome: CachdError | None) -> None:
-        """Stop, and resolve `done`. Called once."""
+        """Stop, and tell the pull. Called once."""
         if not self.is_stopped:
             self.stop()
         self.proving = None
         self._engine.streams.more_files(self.quota, -1)
-        if outcome is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(outcome)
+        self.has_ended = True
+        self.outcomes.note(outcome)
 
     @contextmanager
     def open(self, extent: Extent, part: Part) -> Iterator[Body]:
@@ -104,11 +103,11 @@ class Supplier:
         patience = SLOW_SECONDS if self.has_ranges else NO_RANGES_SLOW_SECONDS
         with (
             self._engine.streams.asking(self.quota, patience) as asking,
-            self.cancel_token.reaches(asking.cancel_token),
+            self.cancel_token.reaches(asking),
         ):
             self.turns[asking] = part
             try:
-                with self._ask(extent, asking.cancel_token) as body, asking.cancel_token.reaches(body):
+                with self._ask(extent, asking) as body, asking.reaches(body):
                     yield body
             except (Unavailable, Cancelled) as error:
                 if asking.is_taken and not self.is_stopped:

@@ -14,7 +14,7 @@ class Tally:
     `resumed`: bytes that an earlier pull left, and that passed their check. `fetched`: bytes received from
     the sources since the download began. `waits`: set when an origin fails, cleared by the next byte.
     `is_waiting_for_space`: it is paused until other processes leave the disk enough free space. `is_over`: it
-    has ended; `done` of each supplier is resolved once every thread has left.
+    has ended; the pulls are told once every thread has left.
     """
 
     def __init__(self, file: File) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
-from cachd.errors import Cancelled, Unavailable
+from cachd.errors import Cancelled
 from cachd.model import Digest, File
 from cachd.sources.source import Source
 from cachd.store.content import ContentStore
@@ -19,14 +19,14 @@ from cachd.transfer.streams import StreamQuota
 
 
 class Downloads:
-    """The running downloads, at most one per blob that is fetched. Safe from any thread."""
+    """The running downloads, at most one per blob and size that is fetched. Safe from any thread."""
 
     def __init__(
         self, content: ContentStore, engine: Engine, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._content, self._engine, self._clock = content, engine, clock
         self._lock = threading.Lock()
-        self._running: dict[Digest, Download] = {}  # those that a pull may join
+        self._running: dict[tuple[Digest, int], Download] = {}  # those that a pull may join
         self._all: set[Download] = set()
         self._shared: set[Download] = set()  # those that several pulls have joined
         self._interrupted = False
@@ -45,8 +45,7 @@ class Downloads:
 
         The caller waits for `done` of the supplier, and must `leave` it later. `scheme` and `prefix` select
         the bandwidth limits. `prefix` names the entry of `sources` whose limit applies to the file; it is
-        empty if none does. Raises Cancelled after `interrupt`, and Unavailable while another pull fetches a
-        file of this digest that has another size.
+        empty if none does. Raises Cancelled after `interrupt`.
         """
         supplier = Supplier(
             file, source, quota, self._engine, scheme=scheme, prefix=prefix, reservation=reservation
@@ -61,17 +60,11 @@ class Downloads:
         with self._lock:
             if self._interrupted:
                 raise Cancelled(f"{file.path}: cancelled before it began")
-            running = self._running.get(file.blob)
+            running = self._running.get(_key(file))
             if running is None or running.is_closed_to_others:
                 running = Download(file, self._content, self._engine, self._forget)
-                self._running[file.blob] = running
+                self._running[_key(file)] = running
                 self._all.add(running)
-            elif running.file.size != file.size:
-                raise Unavailable(
-                    f"{file.path}: {file.origin} states {file.size} bytes for {file.digest}, and another pull"
-                    f" fetches {running.file.size} bytes from {running.file.origin}",
-                    hint="one of the two sources is wrong: retry when the other pull has ended, or cancel it",
-                )
             else:
                 self._shared.add(running)
             if running.join(supplier):
@@ -112,5 +105,14 @@ class Downloads:
         with self._lock:
             self._all.discard(download)
             self._shared.discard(download)
-            if self._running.get(download.file.blob) is download:
-                del self._running[download.file.blob]
+            if self._running.get(_key(download.file)) is download:
+                del self._running[_key(download.file)]
+
+
+def _key(file: File) -> tuple[Digest, int]:
+    """What all suppliers of a download must state alike.
+
+    Of two sources that state one digest with two sizes, one lies. Each has its own download, so that the liar
+    fails alone.
+    """
+    return file.blob, file.size

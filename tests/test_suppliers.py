@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cachd.errors import CachdError, Cancelled, Corrupt, NotFound, Unavailable
+from cachd.errors import CachdError, Cancelled, Corrupt, NotFound
 from cachd.model import Extent, Percentage
 from cachd.policy.outrun import SLOW_BYTES_PER_SECOND, is_outrun
 from cachd.transfer.download.vouchers import Vouchers
@@ -234,18 +235,91 @@ def test_a_source_that_lacks_the_file_fails_its_pull_at_once_while_another_is_sl
         ended(begin(running, origin, "good"))
 
 
-def test_a_source_that_states_another_size_for_a_sha256_is_no_supplier(
-    started: Start, origin: Origin
+# --- one digest, two sizes: one of the sources lies ---
+
+
+@dataclass(frozen=True)
+class Lie:
+    """A source that lists the sha256 of `content`, and sends `sent`, whose size differs."""
+
+    content: bytes
+    sent: bytes
+
+
+LIES = {
+    "a byte too long": Lie(CONTENT, CONTENT + b"x"),
+    "cut short": Lie(CONTENT, CONTENT[: 5 * MIB]),
+    "empty": Lie(CONTENT, b""),
+    "small": Lie(CONTENT[: 40 * KIB], CONTENT[: 30 * KIB]),
+    "of a small file": Lie(CONTENT[: 40 * KIB], CONTENT),
+}
+
+
+def begin_lie(running: Engine, origin: Origin, lie: Lie) -> Pull:
+    ref = origin.add_model("evil", {"model.safetensors": lie.content})
+    origin.add(EVIL, lie.sent)
+    pull = running.pulls.start(spec_of(ref))
+    assert pull is not None
+    return pull
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_source_that_states_another_size_for_a_digest_does_not_hold_up_who_comes_later(
+    started: Start, origin: Origin, root: Path, lie: Lie
+) -> None:
+    origin.add(EVIL, lie.sent)
+    hold = origin.hold(EVIL, after=0) if lie.sent else None
+    running = started()
+    evil = begin_lie(running, origin, lie)
+    if hold is not None:
+        assert hold.reached.wait(PATIENCE_SECONDS)
+    ended(begin(running, origin, "good", lie.content))
+    assert published(root, "good") == lie.content
+    if hold is not None:
+        assert not evil.done.done()
+        hold.release()
+    with pytest.raises(Corrupt):
+        evil.done.result(PATIENCE_SECONDS)
+    assert published(root, "good") == lie.content
+    assert not (root / "models/evil").exists()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_source_that_states_another_size_for_a_digest_does_no_harm_to_who_came_first(
+    started: Start, origin: Origin, root: Path, lie: Lie
 ) -> None:
     running = started()
-    hold = origin.hold(EVIL, after=0)
-    ref = origin.add_model("evil", {"model.safetensors": CONTENT})
-    origin.add(EVIL, CONTENT + b"x")
-    assert running.pulls.start(spec_of(ref)) is not None
+    hold = origin.hold(GOOD, after=len(lie.content) // 3)
+    good = begin(running, origin, "good", lie.content)
     assert hold.reached.wait(PATIENCE_SECONDS)
-    with pytest.raises(Unavailable, match=f"{len(CONTENT) + 1} bytes"):
-        ended(begin(running, origin, "good"))
+    with pytest.raises(Corrupt):
+        ended(begin_lie(running, origin, lie))
+    assert not good.done.done()
     hold.release()
+    ended(good)
+    assert published(root, "good") == lie.content
+    assert origin.bytes_sent(GOOD) <= len(lie.content) + IN_FLIGHT_BYTES
+
+
+def test_what_an_honest_source_sent_stays_when_a_liar_states_another_size(
+    started: Start, origin: Origin, root: Path
+) -> None:
+    running = started(streams=1)
+    hold = origin.hold(GOOD, after=3 * MIB)
+    first = begin(running, origin, "good")
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    until(lambda: first.progress.done >= 2 * MIB)
+    running.pulls.cancel("good")
+    with pytest.raises(Cancelled):
+        first.done.result(PATIENCE_SECONDS)
+    hold.release()
+    with pytest.raises(Corrupt):
+        ended(begin_lie(running, origin, LIES["a byte too long"]))
+    running.pulls.delete("evil", force=True)
+    again = begin(running, origin, "good")
+    ended(again)
+    assert again.progress.now.resumed >= 2 * MIB
+    assert published(root, "good") == CONTENT
 
 
 # --- which supplier takes a part: decided without a clock, a disk or a network ---

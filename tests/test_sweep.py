@@ -31,7 +31,7 @@ def lay(root: Path) -> dict[str, Path]:
     """What dead daemons leave: a blob and an ingest; by kind."""
     left = {
         "blob": root / f".cachd/blobs/sha256/{ORPHAN}",
-        "ingest": root / f".cachd/ingest/sha256-{ORPHAN[::-1]}/data",
+        "ingest": root / f".cachd/ingest/sha256-{ORPHAN[::-1]}-65536/data",
     }
     for path in left.values():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

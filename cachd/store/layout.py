@@ -12,7 +12,7 @@ status/<name>.json                the state of a model, for pods that have only 
     lock                          locked by the one daemon, and names it
     blobs/sha256/<hex>            verified, read-only; for all sources that have proven to have it
     blobs/origin/<hex>            verified, read-only; for one source, which states no sha256
-    ingest/<algorithm>-<hex>/     data, about.json, received, journal
+    ingest/<algorithm>-<hex>-<size>/     data, about.json, received, journal
     manifests/<id>.json
     pending/<name>.json           a pull to resume after a restart
     pending/<name>.began          how many daemon processes in a row began it and died
@@ -174,17 +174,25 @@ class Layout:
         """Where a small blob is written before it gets its name; text."""
         return f"{self.root}/.cachd/staging/{digest.algorithm}-{digest.hex}"
 
-    def ingest_at(self, digest: Digest) -> str:
+    def ingest_at(self, digest: Digest, size: int) -> str:
         """`ingest` as text."""
-        return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}"
+        return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}-{size}"
 
     def damaged(self, digest: Digest) -> Path:
         """Where the damaged copy of a blob waits for its repair."""
         return self.damaged_blobs / f"{digest.algorithm}-{digest.hex}"
 
-    def ingest(self, digest: Digest) -> Path:
-        """The directory of the partial download of a blob."""
-        return Path(self.ingest_at(digest))
+    def ingest(self, digest: Digest, size: int) -> Path:
+        """The directory of the partial download of a blob, which a source says to have this size.
+
+        Another source may state another size for the same digest. One of the two lies, and may do no harm to
+        what the other one sends.
+        """
+        return Path(self.ingest_at(digest, size))
+
+    def ingests_of(self, digest: Digest) -> list[Path]:
+        """The directories of all partial downloads of a blob."""
+        return list(self.ingests.glob(f"{digest.algorithm}-{digest.hex}-*"))
 
     def manifest(self, manifest: str) -> Path:
         """The recorded manifest with this id."""

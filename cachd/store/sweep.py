@@ -96,17 +96,23 @@ class Sweep:
         return []
 
     def _ingests(self, needed: Collection[Digest]) -> Iterator[Leftover]:
-        for path, blob in self._unclaimed(self._layout.ingests, needed):
-            if not self._content.owners.is_expected(blob):
+        for path, blob in self._unclaimed(self._layout.ingests, needed, has_size=True):
+            if not self._content.owners.is_expected(blob, path):
                 changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
                 drop = partial(self._content.removal.drop_ingest, blob)
                 yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
 
-    def _unclaimed(self, directory: Path, needed: Collection[Digest]) -> Iterator[tuple[Path, Digest]]:
-        """The entries of `directory` named ALGORITHM-HEX after a blob that no snapshot and no pull needs."""
+    def _unclaimed(
+        self, directory: Path, needed: Collection[Digest], *, has_size: bool = False
+    ) -> Iterator[tuple[Path, Digest]]:
+        """The entries of `directory` named ALGORITHM-HEX after a blob that no snapshot and no pull needs.
+
+        `has_size`: the size of the blob follows the name, as ALGORITHM-HEX-SIZE.
+        """
         for path in directory.iterdir():
-            algorithm, _, digits = path.name.rpartition("-")
-            blob = _digest(algorithm, digits)
+            name, _, size = path.name.rpartition("-") if has_size else (path.name, "", "0")
+            algorithm, _, digits = name.rpartition("-")
+            blob = _digest(algorithm, digits) if size.isdecimal() else None
             if blob and blob not in needed and not self._content.claims.is_claimed(blob):
                 yield path, blob
 

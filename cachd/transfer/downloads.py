@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from cachd.errors import Cancelled, Unavailable
+from cachd.errors import Cancelled
 from cachd.model import Digest, File
 from cachd.sources.source import Source
 from cachd.store.content import ContentStore
@@ -19,7 +19,7 @@ from cachd.transfer.streams import StreamQuota
 
 
 class Downloads:
-    """The running downloads, at most one per blob that is fetched. Safe from any thread."""
+    """The running downloads, at most one per blob and size that is fetched. Safe from any thread."""
 
     def __init__(
         self, content: ContentStore, engine: Engine, *, clock: Callable[[], float] = time.monotonic
@@ -27,7 +27,7 @@ class Downloads:
         self._content, self._engine, self._clock = content, engine, clock
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)
-        self._running: dict[Digest, Download] = {}  # those that a pull may join
+        self._running: dict[tuple[Digest, int], Download] = {}  # those that a pull may join
         self._all: set[Download] = set()
         self._shared: set[Download] = set()  # those that several pulls have joined
         self._interrupted = False
@@ -47,8 +47,7 @@ class Downloads:
 
         `outcomes` hears how it ends. The caller must `leave` it later. `scheme` and `prefix` select the
         bandwidth limits. `prefix` names the entry of `sources` whose limit applies to the file; it is
-        empty if none does. Raises Cancelled after `interrupt`, and Unavailable while another pull fetches a
-        file of this digest that has another size.
+        empty if none does. Raises Cancelled after `interrupt`.
         """
         supplier = Supplier(
             file,
@@ -63,7 +62,7 @@ class Downloads:
         with self._closed:
             while not (running := self._running_for(file)).join(supplier):
                 self._shared.discard(running)
-                while self._running.get(file.blob) is running:  # it is over, and must close its ingest first
+                while self._running.get(_key(file)) is running:  # it is over, and must close its ingest first
                     self._closed.wait()
         return supplier
 
@@ -71,17 +70,11 @@ class Downloads:
         """The download of the file that may be joined, begun if there is none. The caller holds the lock."""
         if self._interrupted:
             raise Cancelled(f"{file.path}: cancelled before it began")
-        running = self._running.get(file.blob)
+        running = self._running.get(_key(file))
         if running is None or running.is_closed_to_others:
             running = Download(file, self._content, self._engine, self._forget)
-            self._running[file.blob] = running
+            self._running[_key(file)] = running
             self._all.add(running)
-        elif running.file.size != file.size:
-            raise Unavailable(
-                f"{file.path}: {file.origin} states {file.size} bytes for {file.digest}, and another pull"
-                f" fetches {running.file.size} bytes from {running.file.origin}",
-                hint="one of the two sources is wrong: retry when the other pull has ended, or cancel it",
-            )
         else:
             self._shared.add(running)
         return running
@@ -120,6 +113,15 @@ class Downloads:
         with self._closed:
             self._all.discard(download)
             self._shared.discard(download)
-            if self._running.get(download.file.blob) is download:
-                del self._running[download.file.blob]
+            if self._running.get(_key(download.file)) is download:
+                del self._running[_key(download.file)]
             self._closed.notify_all()
+
+
+def _key(file: File) -> tuple[Digest, int]:
+    """What all suppliers of a download must state alike.
+
+    Of two sources that state one digest with two sizes, one lies. Each has its own download, so that the liar
+    fails alone.
+    """
+    return file.blob, file.size

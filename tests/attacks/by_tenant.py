@@ -122,6 +122,25 @@ def a_file_of_a_healthy_origin_that_drips(target: Target) -> None:
     target.delete("attack-drips")
 
 
+@attack("two-sizes")
+def another_size_for_the_digest_of_a_file(target: Target) -> None:
+    """An origin that lists the sha256 of a healthy origin's file, and has a longer one, fails alone."""
+    for first, then in (("longer", "exact"), ("exact", "longer")):
+        content = noise(6 * MIB, seed=len(first) + 8)
+        for name in ("longer", "exact"):
+            target.origin.add_model(name, {"x": content})
+        target.origin.add("/longer/x", content + b"x")
+        hold = target.origin.hold(f"/{first}/x", after=MIB)
+        target.pull(f"{target.origin.url}/{first}/", f"attack-{first}")
+        assert hold.reached.wait(PATIENCE_SECONDS)
+        target.pull(f"{target.origin.url}/{then}/", f"attack-{then}")
+        assert target.ended(f"attack-{then}").status == (200 if then == "exact" else 502)
+        hold.release()
+        assert target.ended(f"attack-{first}").status == (200 if first == "exact" else 502)
+        target.delete("attack-exact")
+        target.delete("attack-longer")
+
+
 # --- space ---
 
 

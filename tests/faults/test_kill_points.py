@@ -63,7 +63,7 @@ POINTS: dict[str, tuple[Plan, ...]] = {
     "the digest taken, the blob not named": (Plan("killed before", 0, point=NAMED),),
     "the blob named, its name not durable": (
         Plan("killed after", 0, point=NAMED),
-        Plan("killed after", 0, point=rf"rename \.cachd/ingest/sha256-{KEPT}/data "),
+        Plan("killed after", 0, point=rf"rename \.cachd/ingest/sha256-{KEPT}-\d+/data "),
         Plan("killed before", 0, point=r"fsync \.cachd/blobs/sha256$"),
     ),
     "some files of a model are blobs": (Plan("killed before", 1, point=NAMED),),

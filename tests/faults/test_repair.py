@@ -176,7 +176,7 @@ def pulled_with(origin: Origin, root: Path) -> Callable[..., subprocess.Complete
     content = noise(24 * MIB)
     ref = held(origin, content)
     file = File("it", len(content), ref.partition("#")[0], Digest("sha256", sha256(content)))
-    data = Layout(root).ingest(file.blob) / "data"
+    data = Layout(root).ingest(file.blob, file.size) / "data"
 
     def pull(fault: str, streams: int = 1) -> subprocess.CompletedProcess[str]:
         told = {"CACHD_ALLOW": "127.0.0.0/8", "CACHD_STREAMS": str(streams), "CACHD_RESERVE_FREE": "0"}

@@ -147,7 +147,7 @@ FILE = file_of(CONTENT)
 
 
 def ingest_directory(store: DiskStore, file: File = FILE) -> Path:
-    return store.layout.ingest(file.blob)
+    return store.layout.ingest(file.blob, file.size)
 
 
 def left_by_an_earlier_life(store: DiskStore, *parts: Extent) -> Path:

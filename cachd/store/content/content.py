@@ -36,7 +36,7 @@ class ContentStore(Blobs):
         super().__init__(layout, trusts_claims=trusts_claims)
         self._log = log.bind()  # once, because each small file would bind it
         self.claims = Claims()
-        self.owners = Owners(layout, self.claims)
+        self.owners = Owners(self.claims)
         self.damaged = DamagedBlobs(self)
         self.trash = Trash(layout)
         self.removal = Removal(self, self.claims, self.owners, self.damaged, self.trash)
@@ -50,9 +50,10 @@ class ContentStore(Blobs):
         blobs = {f.blob for f in manifest.files}
         with self.claims.claimed(blobs, name):
             here = {path.name for path in self.layout.ingests.iterdir()}
-            for blob in blobs if here else ():
-                if self.layout.ingest(blob).name in here:
-                    self.owners.add(blob, {name})
+            for file in manifest.files if here else ():
+                ingest = self.layout.ingest(file.blob, file.size)
+                if ingest.name in here:
+                    self.owners.add(ingest, {name})
             with self.proven.during_pull():
                 yield
 
@@ -60,11 +61,11 @@ class ContentStore(Blobs):
 
     def is_begun(self, file: File) -> bool:
         """Whether the file has an ingest on disk."""
-        return os.access(self.layout.ingest_at(file.blob), os.F_OK)
+        return os.access(self.layout.ingest_at(file.blob, file.size), os.F_OK)
 
     def allocated(self, file: File) -> int:
         """Bytes of disk that the file's ingest occupies; 0 when it has none."""
-        return blocks_of(f"{self.layout.ingest_at(file.blob)}/data")
+        return blocks_of(f"{self.layout.ingest_at(file.blob, file.size)}/data")
 
     def begin(self, file: File, check: Callable[[], None] = lambda: None) -> Ingest:
         """Begin the file's ingest, or resume the one that an earlier pull left behind.
@@ -72,12 +73,12 @@ class ContentStore(Blobs):
         If a damaged copy of the blob is kept, its intact parts are copied into the ingest. `check` is called
         while existing bytes are read back; it may raise Cancelled. Raises NoSpace, DiskFailed or Unavailable.
         """
-        ingest = Ingest(self.layout.ingest(file.blob), file, check)
-        self.owners.add(file.blob, self.claims.names(file.blob))
+        ingest = Ingest(self.layout.ingest(file.blob, file.size), file, check)
+        self.owners.add(ingest.directory, self.claims.names(file.blob))
         damaged = self.damaged.path(file.blob)
         if self.damaged.has(file.blob) and durable.is_regular(damaged):
             try:
-                with durable.disk_errors(damaged):
+                with durable.disk_errors(damaged), suppress(FileNotFoundError):  # not needed any more
                     ingest.salvage(damaged)
                 log.info(
                     "intact parts of the damaged blob reused",

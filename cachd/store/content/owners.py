@@ -1,8 +1,8 @@
 """Knows which names own an ingest, so that it stays while a pull of one of them may resume it.
 
-    ingest/<algorithm>-<hex>/owners     one name a line: pulls of these began the ingest, or needed it since
+    ingest/<algorithm>-<hex>-<size>/owners     one name a line
 
-The file is not synced: it survives a crash of the daemon, not always one of the node.
+Pulls of these names began the ingest, or needed it since. The file is not synced: it survives a crash of the daemon, not always one of the node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from cachd.errors import CachdError, Leased
 from cachd.kernel import durable
 from cachd.model import Digest
 from cachd.store.content.claims import Claims
-from cachd.store.layout import Layout
 
 _MOST_NAMES = 1000  # per ingest; later names are not recorded, so they do not keep the ingest
 
@@ -25,8 +24,8 @@ _MOST_NAMES = 1000  # per ingest; later names are not recorded, so they do not k
 class Owners:
     """The owners of all ingests of one root. Safe from any thread."""
 
-    def __init__(self, layout: Layout, claims: Claims) -> None:
-        self._layout, self._claims = layout, claims
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
         self._lock = threading.Lock()  # guards `_expected`
         self._writing = threading.Lock()  # guards the files of all ingests
         self._expected: Counter[str] = Counter()  # how many pulls of each name have not ended
@@ -42,39 +41,40 @@ class Owners:
             self._expected[name] -= 1
             self._expected = +self._expected
 
-    def is_expected(self, blob: Digest) -> bool:
-        """Whether a pull claims the blob, or a waiting or running pull may resume its ingest."""
+    def is_expected(self, blob: Digest, ingest: Path) -> bool:
+        """Whether a pull claims the blob, or a waiting or running pull may resume its `ingest`."""
         if self._claims.is_claimed(blob):
             return True
         with self._lock:
             expected = set(self._expected)
-        return bool(expected and expected & self.names(blob))
+        return bool(expected and expected & self.names(ingest))
 
-    def names(self, blob: Digest) -> set[str]:
-        """The names that own the blob's ingest; none if their file cannot be read."""
+    def names(self, ingest: Path) -> set[str]:
+        """The names that own an ingest; none if their file cannot be read."""
         try:
-            return set(durable.read_file(self._path(blob)).decode(errors="replace").split())
+            return set(durable.read_file(_path(ingest)).decode(errors="replace").split())
         except (OSError, Leased):
             return set()
 
-    def add(self, blob: Digest, names: set[str]) -> None:
-        """Add owners to the blob's ingest. A failure is ignored."""
-        path = self._path(blob)
+    def add(self, ingest: Path, names: set[str]) -> None:
+        """Add owners to an ingest. A failure is ignored."""
+        path = _path(ingest)
         with self._writing:
-            owners = self.names(blob)
+            owners = self.names(ingest)
             for name in sorted(names - owners - {""})[: max(_MOST_NAMES - len(owners), 0)]:
                 with suppress(CachdError), durable.disk_errors(path):
                     durable.append_note(path, f"{name}\n")
 
-    def remove(self, blob: Digest, names: Collection[str]) -> bool:
+    def remove(self, ingest: Path, names: Collection[str]) -> bool:
         """Remove owners. Returns True, and writes nothing, when no other owner is left. Raises OSError."""
         with self._writing:
-            owners = self.names(blob)
+            owners = self.names(ingest)
             left = owners.difference(names)
             if left and left != owners:
                 content = "".join(f"{name}\n" for name in sorted(left))
-                durable.write_note(self._path(blob), content.encode())
+                durable.write_note(_path(ingest), content.encode())
             return not left
 
-    def _path(self, blob: Digest) -> Path:
-        return self._layout.ingest(blob) / "owners"
+
+def _path(ingest: Path) -> Path:
+    return ingest / "owners"

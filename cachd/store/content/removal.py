@@ -45,8 +45,8 @@ class Removal:
         Returns the bytes of disk of each trash entry; the caller passes them to `Trash.empty`.
         """
         trashed: dict[Path, int] = {}
-        for blob in {f.blob for f in manifest.files}:
-            self._discard_ingest(blob, trashed, names)
+        for blob, size in {(f.blob, f.size) for f in manifest.files}:
+            self._discard_ingest(blob, self._blobs.layout.ingest(blob, size), trashed, names)
             self._discard_blob(blob, trashed)
         return trashed
 
@@ -57,10 +57,11 @@ class Removal:
         return self._trash.empty(trashed)
 
     def drop_ingest(self, blob: Digest) -> int:
-        """Remove a blob's ingest unless a waiting or running pull may resume it. Returns the bytes freed."""
+        """Remove a blob's ingests that no waiting or running pull may resume. Returns the bytes freed."""
         trashed: dict[Path, int] = {}
-        if not self._owners.is_expected(blob):
-            self._discard_ingest(blob, trashed, self._owners.names(blob))
+        for ingest in self._blobs.layout.ingests_of(blob):
+            if not self._owners.is_expected(blob, ingest):
+                self._discard_ingest(blob, ingest, trashed, self._owners.names(ingest))
         return self._trash.empty(trashed)
 
     def is_free(self, blob: Digest) -> bool:
@@ -83,14 +84,16 @@ class Removal:
             self._blobs.forget(blob)
             durable.sync_directory(path.parent)
 
-    def _discard_ingest(self, blob: Digest, trashed: dict[Path, int], names: Collection[str]) -> None:
-        """Move an ingest to the trash and delete the damaged copy of its blob.
+    def _discard_ingest(
+        self, blob: Digest, directory: Path, trashed: dict[Path, int], names: Collection[str]
+    ) -> None:
+        """Move an ingest to the trash and delete the damaged copy of its blob, if it was the last ingest.
 
         Does neither while a pull claims the blob or a name not in `names` owns the ingest.
         """
-        directory, trash = self._blobs.layout.ingest(blob), self._trash.new_path(blob)
+        trash = self._trash.new_path(blob)
         with durable.disk_errors(directory), self._claims.paused() as claimed:
-            has_no_owner = self._owners.remove(blob, names)
+            has_no_owner = self._owners.remove(directory, names)
             if blob in claimed or not has_no_owner:
                 return
             size = blocks_of(directory / "data")
@@ -100,4 +103,5 @@ class Removal:
             with suppress(FileNotFoundError):
                 durable.take_away(directory, trash)  # point of no return
                 trashed[trash] = size
-        self._damaged.forget(blob)
+        if self._damaged.has(blob) and not self._blobs.layout.ingests_of(blob):
+            self._damaged.forget(blob)

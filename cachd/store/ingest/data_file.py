@@ -1,6 +1,6 @@
 """The bytes of an ingest: one file at its full size, written in place, in any order.
 
-    ingest/<algorithm>-<hex>/data     read-only once it is sealed; then it becomes the blob by a rename
+    ingest/<algorithm>-<hex>-<size>/data     read-only once it is sealed; then it becomes the blob by a rename
 
 Blocks are allocated as bytes arrive, so a size that a source only claims takes no disk space.
 """

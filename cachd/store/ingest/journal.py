@@ -1,6 +1,6 @@
 """The journal of an ingest: records which parts have arrived, so that a resume need not fetch them again.
 
-    ingest/<algorithm>-<hex>/
+    ingest/<algorithm>-<hex>-<size>/
         received     a line for each part and progress, as in part_lines.py
         journal      the same lines, written after their bytes are synced
 

@@ -126,7 +126,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
 
 def _owner_first(text: str, parts: list[str]) -> list[str]:
     """`parts` without a leading `models/`: ORG or KIND/ORG, MODEL and the rest. Raises Invalid."""
-    others = _OTHER_KINDS
+    others: tuple[str, ...] = _OTHER_KINDS
     if parts[:1] == ["models"] and len(parts) > 1:
         parts, others = parts[1:], (*_OTHER_KINDS, *KINDS)
     if parts and parts[0] in others:

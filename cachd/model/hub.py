@@ -95,3 +95,9 @@ def folder_of(repo: str) -> str:
     """The folder of a repository in the Hub view: `models--org--model`, `datasets--org--name`."""
     kind = "" if repo.partition("/")[0] in KINDS and repo.count("/") == 2 else "models--"
     return kind + repo.replace("/", "--")
+
+
+def kind_and_repo(location: str) -> tuple[str, str]:
+    """The kind of a repository in the singular, and its id without the kind: `dataset` and `org/name`."""
+    first, _, rest = location.partition("/")
+    return (first.removesuffix("s"), rest) if first in KINDS else ("model", location)

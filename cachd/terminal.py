@@ -140,12 +140,13 @@ def model_row(model: Mapping[str, Any]) -> tuple[str, ...]:
         _yes(model["verified"]),
         _yes(model["pinned"]),
         _yes(model["in_use"]),
+        str(len(ready["warnings"]) or "-") if ready else "-",
         model["ref"],
         age,
     )
 
 
-MODEL_HEADINGS = ("NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE", "REF", "AGE")
+MODEL_HEADINGS = ("NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE", "WARNINGS", "REF", "AGE")
 
 
 def limit_rows(limits: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -210,6 +211,9 @@ def show_model(model: Mapping[str, Any]) -> None:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:
         facts["resident"] = decimal(model["resident_bytes"])
+        facts |= {"left out": left_out} if (left_out := _left_out(ready)) else {}
+        facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
+        facts |= {"advice": ready["advice"]} if ready["advice"] else {}
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
     if model["verified_at"]:
         facts["verified_at"] = model["verified_at"]
@@ -225,6 +229,24 @@ def show_model(model: Mapping[str, Any]) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         say(f"{key:<{width}}  {value}")
+
+
+def warn_of(ready: Mapping[str, Any]) -> None:
+    """Print on standard error what a user of a model that is ready may want to know."""
+    for warning in ready["warnings"]:
+        warn(f"warning: {warning}", style="yellow")
+    if left_out := _left_out(ready):
+        warn(f"left out: {left_out}")
+    if ready["advice"]:
+        warn(f"advice: {ready['advice']}")
+
+
+def _left_out(ready: Mapping[str, Any]) -> str:
+    """What patterns and weights left out, for people; empty if nothing."""
+    if not (gone := ready["left_out"]):
+        return ""
+    forms = f" ({', '.join(gone['weights'])})" if gone["weights"] else ""
+    return f"{gone['files']} files, {decimal(gone['bytes'])}{forms}"
 
 
 def show_verification(name: str, verification: Mapping[str, Any]) -> None:

@@ -10,11 +10,12 @@ from cachd.model import Typed
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """`typed` is the ref `ref`, and of it only `path`."""
+    """`typed` is the ref `ref`, and of it only `path`, in the form `weights`."""
 
     typed: str
     ref: str
     path: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,13 @@ MEANS = [
     Means("hf://models/org/model", "hf://org/model"),
     Means("hf://org/model/sub/file.gguf", "hf://org/model", "sub/file.gguf"),
     Means("hf://org/model@v1.0/sub/", "hf://org/model@v1.0", "sub/"),
+    Means("hf://org/model:Q4_K_M", "hf://org/model", weights="gguf:Q4_K_M"),
+    Means("hf.co/org/model:Q4_K_M", "hf://org/model", weights="gguf:Q4_K_M"),
+    Means("org/model@v1.0:IQ2_XXS", "hf://org/model@v1.0", weights="gguf:IQ2_XXS"),
+    Means("hf://datasets/org/data", "hf://datasets/org/data"),
+    Means("hf://datasets/org/data@v1/a.parquet", "hf://datasets/org/data@v1", "a.parquet"),
+    Means("hf://kernels/org/kernel", "hf://kernels/org/kernel"),
+    Means("https://huggingface.co/datasets/org/data/tree/main", "hf://datasets/org/data@main"),
     Means("huggingface.co/org/model", "hf://org/model"),
     Means("https://hf.co/org/model", "hf://org/model"),
     Means("https://huggingface.co/org/model/tree/v1.0", "hf://org/model@v1.0"),
@@ -49,7 +57,7 @@ MEANS = [
 REFUSED = [
     Refused("gpt2", "write org/model", "bad_ref"),
     Refused("org/model:v1.0", "did you mean hf://org/model@v1.0", "bad_ref"),
-    Refused("hf://datasets/org/data", "a model is hf://org/model", "bad_ref"),
+    Refused("hf://spaces/org/space", "hf://datasets/org/name", "bad_ref"),
     Refused("/models/llama", "did you mean 'file:///models/llama'"),
     Refused("./llama", "file:///path"),
     Refused("C:\\models\\llama", "file:///path"),
@@ -80,4 +88,5 @@ def _meaning(text: str) -> str:
         typed = Typed.parse(text)
     except Invalid as refusal:
         return f"refused: {refusal.hint}"
-    return f"`{typed.ref}`" + (f", only `{typed.path}`" if typed.path else "")
+    only = typed.path or typed.weights
+    return f"`{typed.ref}`" + (f", only `{only}`" if only else "")

@@ -152,9 +152,10 @@ def test_ls_shows_one_row_a_model(ground: Ground) -> None:
     ended = ground.node.cli("ls")
     assert (ended.returncode, ended.stderr) == (0, "")
     headings, *rows = ended.stdout.splitlines()
-    assert headings.split() == ["NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE", "REF", "AGE"]
+    first = ["NAME", "STATE", "SIZE", "DONE", "VERIFIED", "PINNED", "IN-USE"]
+    assert headings.split() == [*first, "WARNINGS", "REF", "AGE"]
     row = next(row.split() for row in rows if row.startswith("row.bin "))
-    assert row[:9] == ["row.bin", "ready", "1.0", "MB", "100%", "no", "no", "no", ref]
+    assert row[:10] == ["row.bin", "ready", "1.0", "MB", "100%", "no", "no", "no", "-", ref]
     assert len(rows) == len(ground.node.ask("GET", "/v1/models").document["models"])
 
 

@@ -91,7 +91,7 @@ THEIRS_DIFFER = [  # they match the start of `refs/pr/1x`, and take any port of 
 
 @pytest.mark.parametrize("row", [*MEANS, *MORE_MEANS, *THEIRS_DIFFER], ids=lambda row: ascii(row.typed))
 def test_what_people_type_means_a_ref(row: Means) -> None:
-    assert Typed.parse(row.typed) == Typed(Ref.parse(row.ref), row.path)
+    assert Typed.parse(row.typed) == Typed(Ref.parse(row.ref), row.path, row.weights)
     assert str(Typed.parse(row.typed).ref) == row.ref
 
 
@@ -103,7 +103,8 @@ def test_the_hub_s_own_library_reads_the_same_in_an_address_of_the_hub(row: Mean
         theirs = parse_hf_uri(row.typed)
     except HfUriError:
         return
-    assert (theirs.id, theirs.revision) == (typed.ref.location, typed.ref.revision)
+    kind = "" if theirs.type == "model" else f"{theirs.type}s/"
+    assert (f"{kind}{theirs.id}", theirs.revision) == (typed.ref.location, typed.ref.revision)
     assert (theirs.path_in_repo or None) == (typed.path and typed.path.removesuffix("/"))
 
 
@@ -165,12 +166,16 @@ MORE_REFUSED = [
     *(
         Refused(f"{prefix}{kind}/org/it", "hf://org/model", "bad_ref")
         for prefix in ("hf://", "https://huggingface.co/", "hf.co/", "", "hf://models/")
-        for kind in ("datasets", "spaces", "kernels", "buckets", "dataset", "model")
+        for kind in ("spaces", "buckets", "dataset", "model")
     ),
+    *(Refused(f"hf://models/{kind}/org/it", "hf://org/model", "bad_ref") for kind in ("datasets", "kernels")),
+    *(Refused(f"hf://{kind}/it", "write org/model", "bad_ref") for kind in ("datasets", "kernels")),
+    Refused("org/model:latest", "did you mean hf://org/model@latest", "bad_ref"),
+    Refused("org/model:Q4_K_M/a.gguf", "did you mean hf://org/model@Q4_K_M", "bad_ref"),
     Refused("hf://models/models/x", "write org/model", "bad_ref"),
     Refused("hf://huggingface.co/org/model", "write hf://org/model", "bad_ref"),
     Refused("hf://o/m:v1", "did you mean hf://o/m@v1, or hf://o/m with include '*v1*'", "bad_ref"),
-    Refused("hf.co/o/m:Q4_K_M", "hf://o/m with include '*Q4_K_M*'", "bad_ref"),
+    Refused("hf.co/o/m:v1.0", "hf://o/m with include '*v1.0*'", "bad_ref"),
     Refused("https://huggingface.co/o/m:v1/tree/main", "did you mean hf://o/m@v1", "bad_ref"),
     *(
         Refused(f"https://huggingface.co/org/model/{page}", "copy the address", "bad_ref")

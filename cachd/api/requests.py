@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cachd.fields import Bytes, Rate, Seconds, Text
-from cachd.model import NAME_PATTERN, Limits, ModelSpec, SchemeName
+from cachd.model import FORMATS, NAME_PATTERN, Limits, ModelSpec, SchemeName
 
 Include = Annotated[
     list[str],
@@ -17,6 +17,14 @@ Include = Annotated[
     ),
 ]
 Exclude = Annotated[list[str], Field(max_length=1000, description="patterns of files not to pull")]
+Form = Annotated[
+    str | None,
+    Field(
+        max_length=100,
+        description=f"the form of the weights to pull: all (default), {', '.join(FORMATS)}, or a quantisation"
+        " such as gguf:Q4_K_M; what is no weights is pulled with them",
+    ),
+]
 
 
 class Asked(BaseModel):
@@ -37,6 +45,7 @@ class Asked(BaseModel):
     )
     include: Include = []
     exclude: Exclude = []
+    weights: Form = None
     hub_id: str | None = Field(
         None,
         description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
@@ -64,7 +73,9 @@ class Asked(BaseModel):
 
     def spec(self) -> ModelSpec:
         """The spec of the requested model. Raises Invalid."""
-        return ModelSpec.asked(self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id)
+        return ModelSpec.asked(
+            self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id, weights=self.weights
+        )
 
 
 class AskedLease(BaseModel):
@@ -89,6 +100,7 @@ class AskedSize(BaseModel):
     )
     include: Include = []
     exclude: Exclude = []
+    weights: Form = None
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> Self:
@@ -98,7 +110,9 @@ class AskedSize(BaseModel):
 
     def spec(self) -> ModelSpec | None:
         """The spec of the model to make space for; None when `bytes` is set. Raises Invalid."""
-        return None if self.ref is None else ModelSpec.asked(self.ref, None, self.include, self.exclude)
+        if self.ref is None:
+            return None
+        return ModelSpec.asked(self.ref, None, self.include, self.exclude, weights=self.weights)
 
 
 class AskedLimits(BaseModel):

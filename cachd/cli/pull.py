@@ -29,6 +29,12 @@ Include = Annotated[
     list[str] | None, typer.Option(help="pattern of the files to pull; repeatable; default: all")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(help="pattern of the files to leave out; repeatable")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="form of the weights to pull: all, safetensors, bin, gguf, gguf:Q4_K_M, onnx, …; default: all"
+    ),
+]
 HubId = Annotated[
     str | None,
     typer.Option(help="Hub repository org/model under which a mirror of it appears in the Hub view"),
@@ -58,6 +64,7 @@ def pull(  # over 40 lines: one for each option
     name: Name = None,
     include: Include = None,
     exclude: Exclude = None,
+    weights: Weights = None,
     hub_id: HubId = None,
     pin: Pin = False,
     priority: Priority = 0,
@@ -77,7 +84,8 @@ def pull(  # over 40 lines: one for each option
 
     This is the model's directory; with --wait or --direct, and a model of one file, it is the file.
     """
-    spec = {"ref": ref, "name": name, "include": include or [], "exclude": exclude or [], "hub_id": hub_id}
+    patterns = {"include": include or [], "exclude": exclude or []}
+    spec = {"ref": ref, "name": name, **patterns, "weights": weights, "hub_id": hub_id}
     asked = {**spec, "pin": pin, "priority": priority, "refresh": refresh, "replace": replace}
     if direct:
         from cachd import config
@@ -85,7 +93,7 @@ def pull(  # over 40 lines: one for each option
         from cachd.model import ModelSpec
 
         document = pull_here(
-            ModelSpec.asked(ref, name, include or (), exclude or (), hub_id=hub_id),
+            ModelSpec.asked(ref, name, include or (), exclude or (), hub_id=hub_id, weights=weights),
             config.load(root=root, config=config_file, allow=allow),
             seconds=timeout,
             refresh=refresh,
@@ -96,6 +104,8 @@ def pull(  # over 40 lines: one for each option
         document = ask(server, token_file, lambda client: _pull_until_ready(client, asked, timeout))
     else:
         document = ask(server, token_file, lambda client: client.pull(asked))
+    if ready := document["ready"]:
+        terminal.warn_of(ready)
     path = file_or_directory(document) if wait or direct else document["path"]
     show(document, output, lambda: terminal.say(path))
 

@@ -25,6 +25,9 @@ class Model(BaseModel):
     warm: bool = Field(default=False, description="read the model into memory once it is ready")
     include: Strings = Field((), description="patterns of the files to pull; default: all files")
     exclude: Strings = Field((), description="patterns of the files to leave out")
+    weights: str | None = Field(
+        None, description="the form of the weights to pull, such as safetensors or gguf:Q4_K_M; default: all"
+    )
     hub_id: str | None = Field(
         None, description="the Hub repository org/model under which a mirror of it appears in the Hub view"
     )
@@ -43,7 +46,14 @@ class Model(BaseModel):
     @functools.cached_property
     def spec(self) -> ModelSpec:
         """The model spec that this entry asks for."""
-        return ModelSpec.asked(self.ref, self.name or None, self.include, self.exclude, hub_id=self.hub_id)
+        return ModelSpec.asked(
+            self.ref,
+            self.name or None,
+            self.include,
+            self.exclude,
+            hub_id=self.hub_id,
+            weights=self.weights,
+        )
 
 
 class ModelsOptions(Group):

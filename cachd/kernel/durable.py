@@ -19,6 +19,7 @@ import structlog
 
 from cachd import files
 from cachd.errors import CachdError, DiskFailed, Leased, NoSpace, Unavailable
+from cachd.kernel.content_time import content_time
 
 log = structlog.get_logger(__name__)
 
@@ -200,10 +201,19 @@ def sync(fd: int) -> None:
     os.fdatasync(fd)
 
 
-def seal(fd: int) -> None:
-    """Make the file read-only for everybody, and make its bytes, size and mode durable. Raises OSError."""
+def seal(fd: int, modified: int) -> None:
+    """Make the file read-only for everybody, and make its bytes, size, mode and time durable. Raises OSError.
+
+    `modified`: its modification time, in seconds since the epoch.
+    """
     os.fchmod(fd, SEALED)
+    os.utime(fd, (modified, modified))
     os.fsync(fd)
+
+
+def set_time(directory: Path, modified: int) -> None:
+    """Set the modification time of a directory, not durably. Raises OSError."""
+    os.utime(directory, (modified, modified))
 
 
 def keep_mode(path: str, mode: int, status: os.stat_result | None = None) -> None:
@@ -296,7 +306,7 @@ def write_sealed(path: str, content: memoryview) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         write_at(fd, content, 0)
-        seal(fd)
+        seal(fd, content_time(len(content), lambda at, count: content[at : at + count]))
     finally:
         os.close(fd)
 

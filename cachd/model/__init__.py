@@ -6,17 +6,20 @@ The values are frozen, and check themselves when they are made.
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.folders import without_folders
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import HUB_HOSTS
+from cachd.model.hub import HUB_HOSTS, folder_of, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, LeftOut, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
 from cachd.model.snapshot import ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.model.typed import Typed
 from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of
+from cachd.model.weights import ALL, FORMATS
 
 __all__ = [
+    "ALL",
+    "FORMATS",
     "HUB_HOSTS",
     "MOST_FILES",
     "NAME_PATTERN",
@@ -27,6 +30,7 @@ __all__ = [
     "Entries",
     "Extent",
     "File",
+    "LeftOut",
     "Limits",
     "Manifest",
     "ModelSpec",
@@ -43,7 +47,9 @@ __all__ = [
     "check_name",
     "check_path",
     "commit_of",
+    "folder_of",
     "has_invisible",
+    "kind_and_repo",
     "matches",
     "not_a_prefix",
     "percentage_of",

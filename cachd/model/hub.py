@@ -1,4 +1,7 @@
-"""The grammar of hf:// refs: an organisation, a model, and perhaps a revision."""
+"""The grammar of hf:// and ms:// refs: an organisation, a model, and perhaps a revision.
+
+Repositories of another kind have it first: `datasets/org/name`, `kernels/org/name`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from cachd.errors import Invalid
 from cachd.model.grammar import Located, Steps, not_a_prefix
 from cachd.model.name import shown
 
+KINDS = ("datasets", "kernels")  # of repositories that hold no models
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # may contain '/'
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -16,11 +20,14 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+
 
 
 class HubGrammar:
-    """`org/model[@revision]`. See `Grammar`."""
+    """`[KIND/]org/model[@revision]`. `scheme` is that of its refs. See `Grammar`."""
 
     has_host = False
     root = ""
     is_address = False
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
 
     def parse(self, text: str, rest: str) -> Located:
         """See `Grammar.parse`."""
@@ -30,31 +37,37 @@ class HubGrammar:
     def prefix(self, typed: str, rest: str) -> tuple[Steps, str]:
         """See `Grammar.prefix`. The Hub accepts a name in any case, and redirects to the right one."""
         parts = rest.removesuffix("/").split("/")
-        if len(parts) > 2 or not all(_PART.fullmatch(p) and ".." not in p for p in parts):
-            raise not_a_prefix(typed, "write hf://org/ or hf://org/model, without a revision")
-        return tuple(p.lower() for p in parts), f"hf://{'/'.join(parts)}{'/' * (len(parts) < 2)}"
+        most = 2 + (parts[0].lower() in KINDS)
+        if len(parts) > most or not all(_PART.fullmatch(p) and ".." not in p for p in parts):
+            hint = f"write {self._scheme}://org/ or {self._scheme}://org/model, without a revision"
+            raise not_a_prefix(typed, hint)
+        return tuple(
+            p.lower() for p in parts
+        ), f"{self._scheme}://{'/'.join(parts)}{'/' * (len(parts) < most)}"
 
     def steps(self, url: str, _is_strict: object) -> Steps:
         """See `Grammar.steps`."""
-        rest = url.partition("://")[2].lower()
-        return tuple(part for part in re.split(r"[/@]", rest)[:2] if part)
+        parts = re.split(r"[/@]", url.partition("://")[2].lower())
+        return tuple(part for part in parts[: 2 + (parts[0] in KINDS)] if part)
 
 
 def check_hub_id(text: str) -> None:
-    """Raises Invalid unless `text` is the id of a Hub repository, `org/model`."""
+    """Raises Invalid unless `text` is the id of a Hub repository: `org/model` or `KIND/org/name`."""
     hub_location(text, text, None)
 
 
 def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
     """The location and the revision of a Hub ref. Raises Invalid, which quotes `text`, the user's text."""
     parts = repo.split("/")
+    if parts[0] in KINDS:
+        parts = parts[1:]
     plain = all(_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     if len(parts) != 2 or not plain or repo.endswith(".git"):
         raise Invalid(
             f"{shown(text)} does not name a Hub model",
             code="bad_ref",
-            hint="write hf://org/model or hf://org/model@revision; the two parts have letters, digits,"
-            " '.', '_' and single '-'",
+            hint="write org/model or org/model@revision; the two parts have letters, digits, '.', '_' and"
+            " single '-'",
         )
     if revision is None:
         return repo, None
@@ -76,3 +89,15 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
 def written(revision: str) -> str:
     """A revision as written in a ref. '/' becomes %2F, except in special ones: it would begin a path."""
     return revision if SPECIAL_REVISION.fullmatch(revision) else revision.replace("/", "%2F")
+
+
+def folder_of(repo: str) -> str:
+    """The folder of a repository in the Hub view: `models--org--model`, `datasets--org--name`."""
+    kind = "" if repo.partition("/")[0] in KINDS and repo.count("/") == 2 else "models--"
+    return kind + repo.replace("/", "--")
+
+
+def kind_and_repo(location: str) -> tuple[str, str]:
+    """The kind of a repository in the singular, and its id without the kind: `dataset` and `org/name`."""
+    first, _, rest = location.partition("/")
+    return (first.removesuffix("s"), rest) if first in KINDS else ("model", location)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -16,11 +16,14 @@ from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
+from cachd.model.weights import choices
 
 MOST_FILES = 100_000
 UNVERIFIED = "none"
 MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
+_MAX_FORMS = 60  # forms of weights in what was left out
+_MAX_ADVISED = 12
 # The version of the JSON document. In a document without one, a sha1 or git-sha1 names a blob that all
 # sources share.
 _VERSION = 2
@@ -132,18 +135,45 @@ def _private(identity: str) -> Digest:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What patterns and weights left out of a source: files, and the bytes that this saved.
+
+    `weights`: the forms of weights among them, such as `bin` and `gguf:Q8_0`.
+    """
+
+    files: int
+    bytes: int
+    weights: tuple[str, ...] = ()
+
+    def as_document(self) -> dict[str, object]:
+        """The JSON of ready files, manifests and the API."""
+        return {"files": self.files, "bytes": self.bytes, "weights": list(self.weights)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any] | None) -> Self | None:
+        """Read the result of `as_document`; None for None. Raises KeyError, ValueError or TypeError."""
+        if document is None:
+            return None
+        weights = tuple(str(each) for each in document["weights"])
+        return cls(int(document["files"]), int(document["bytes"]), weights)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Every file of a model at one revision, sorted by path.
 
     `base` is the ref without its revision. `revision` is the immutable id that the ref resolved to: 40 hex
     digits from the Hub, 64 elsewhere. `id` is a hash of the base, the revision and the selected files. `size`
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
-    verifies, the weakest first; `none` counts files without a digest.
+    verifies, the weakest first; `none` counts files without a digest. `left_out`: the files of the source
+    that are not among these; None if there are none. `warnings`: what is odd about the model, for people.
     """
 
     base: str
     revision: str
     files: tuple[File, ...]
+    left_out: LeftOut | None = field(default=None, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -227,7 +257,33 @@ class Manifest:
                 code="nothing_selected",
                 hint="change the patterns: they match complete paths, '*' matches '/', 'dir/' all below it",
             )
-        return Manifest(self.base, self.revision, kept)
+        return self.only(kept)
+
+    def only(self, files: Iterable[File]) -> Manifest:
+        """The manifest of these of its files."""
+        kept = tuple(files)
+        return self if len(kept) == len(self.files) else replace(self, files=kept)
+
+    def without(self, source: Manifest) -> Manifest:
+        """The manifest, which also says which files of `source` are not among its own."""
+        if len(source.files) == len(self.files):
+            return self
+        kept = {f.path for f in self.files}
+        gone = [f.path for f in source.files if f.path not in kept]
+        left_out = LeftOut(len(gone), source.size - self.size, tuple(choices(gone)[:_MAX_FORMS]))
+        return replace(self, left_out=left_out)
+
+    @property
+    def advice(self) -> str | None:
+        """How to pull less, if the source holds the same weights in several forms and none was chosen."""
+        there = [] if self.left_out else choices(f.path for f in self.files)
+        if len(there) < 2:
+            return None
+        more = f" and {len(there) - _MAX_ADVISED} more" if len(there) > _MAX_ADVISED else ""
+        return (
+            f"the source has its weights in {len(there)} forms: {', '.join(there[:_MAX_ADVISED])}{more};"
+            " one is enough for most engines (weights, --weights)"
+        )
 
     def as_document(self, hashes: Mapping[str, Digest] = MappingProxyType({})) -> dict[str, object]:
         """The manifest as JSON, for `from_document`. `hashes`: the computed sha256 of files, by path."""
@@ -243,7 +299,14 @@ class Manifest:
             }
             for f in self.files
         ]
-        return {"version": _VERSION, "base": self.base, "revision": self.revision, "files": files}
+        return {
+            "version": _VERSION,
+            "base": self.base,
+            "revision": self.revision,
+            "files": files,
+            **({"left_out": self.left_out.as_document()} if self.left_out else {}),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
+        }
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
@@ -257,7 +320,15 @@ class Manifest:
         if (version := document.get("version", _VERSION)) != _VERSION:
             raise Invalid(f"the manifest has version {version!r:.20}, not {_VERSION}", code="bad_manifest")
         read = _file if "version" in document else _file_of_unversioned
-        return cls(base, str(document["revision"]), tuple(read(f, base) for f in files))
+        left_out: Any = document.get("left_out")
+        warnings: Any = document.get("warnings", [])
+        return cls(
+            base,
+            str(document["revision"]),
+            tuple(read(f, base) for f in files),
+            LeftOut.from_document(left_out),
+            tuple(str(warning) for warning in warnings),
+        )
 
 
 def _file(document: Mapping[str, Any], base: str) -> File:

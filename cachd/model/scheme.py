@@ -42,7 +42,7 @@ class Scheme:
 _ALL = (
     Scheme(
         "hf",
-        HubGrammar(),
+        HubGrammar("hf"),
         "cachd.sources.huggingface",
         examples=("hf://org/model[@revision]",),
         spellings=("huggingface", "hf-hub", "hf_hub", "hfhub"),

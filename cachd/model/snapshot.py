@@ -11,11 +11,12 @@ from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.default_name import default_name
-from cachd.model.hub import check_hub_id
-from cachd.model.manifest import Manifest
+from cachd.model.hub import check_hub_id, folder_of
+from cachd.model.manifest import LeftOut, Manifest
 from cachd.model.name import check_name, check_path, check_patterns
 from cachd.model.ref import Ref
 from cachd.model.typed import Typed
+from cachd.model.weights import ALL, Weights, chosen
 
 _ID_DIGITS = 8  # hex digits of a manifest's id in an address
 _HEX = re.compile(r"[0-9a-f]{32,64}")
@@ -23,9 +24,10 @@ _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a user asks for: a ref, a local name, and patterns that select files. Equal specs share one pull.
+    """What a user asks for: a ref, a local name, and what selects files. Equal specs share one pull.
 
-    `hub_id`: the Hub repository `org/model` under which a mirror elsewhere appears in the Hub view.
+    `weights`: the form of the weights, such as `gguf:Q4_K_M`; it selects among the files that the patterns
+    select. `hub_id`: the Hub repository `org/model` under which a mirror elsewhere appears in the Hub view.
     """
 
     ref: Ref
@@ -33,12 +35,14 @@ class ModelSpec:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     hub_id: str | None = None
+    weights: str = ALL
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be stored, listed or shown."""
         check_name(self.name)
         check_patterns(self.include, "include")
         check_patterns(self.exclude, "exclude")
+        object.__setattr__(self, "weights", str(Weights.parse(self.weights)))
         if self.hub_id is None:
             return
         if self.ref.scheme == "hf":
@@ -58,9 +62,17 @@ class ModelSpec:
         exclude: Sequence[str] = (),
         *,
         hub_id: str | None = None,
+        weights: str | None = None,
     ) -> Self:
         """The spec of a user's request; without a `name` it has the default name. Raises Invalid."""
         typed = Typed.parse(ref)
+        form = str(Weights.parse(weights or typed.weights or ALL))
+        if typed.weights and form != typed.weights:
+            raise Invalid(
+                f"the ref asks for the weights {typed.weights}, and weights for {form}",
+                code="bad_ref",
+                hint="choose the weights either by the ref or by weights",
+            )
         if typed.path and include:
             raise Invalid(
                 f"the ref selects {typed.path:.120}, and include selects files, too",
@@ -69,8 +81,8 @@ class ModelSpec:
             )
         include = [escape(typed.path)] if typed.path else include
         if name is None:
-            name = default_name(typed.ref, include, exclude)
-        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id)
+            name = default_name(typed.ref, include, exclude, form)
+        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id, form)
 
     def is_of_same_model(self, other: ModelSpec) -> bool:
         """Whether both select the same files of one model, at any revision."""
@@ -78,7 +90,19 @@ class ModelSpec:
 
     @property
     def _model(self) -> tuple[object, ...]:
-        return self.ref.base, {*self.include}, {*self.exclude}, self.hub_id
+        return self.ref.base, {*self.include}, {*self.exclude}, self.hub_id, self.weights.lower()
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether it may leave out files of its source."""
+        return bool(self.include or self.exclude) or self.weights != ALL
+
+    def select(self, manifest: Manifest) -> Manifest:
+        """The manifest of the files that it selects; what it leaves out is counted. Raises Invalid."""
+        matching = manifest.select(self.include, self.exclude)
+        kept = chosen([f.path for f in matching.files], self.weights)
+        selected = matching.only(f for f in matching.files if f.path in kept)
+        return selected.without(manifest)
 
     @property
     def repo(self) -> str:
@@ -88,7 +112,7 @@ class ModelSpec:
     @property
     def hub_folder(self) -> str:
         """Its folder in the Hub view: `models--org--model`."""
-        return _folder_of(self.repo)
+        return folder_of(self.repo)
 
     @property
     def hub_revision(self) -> str | None:
@@ -96,9 +120,15 @@ class ModelSpec:
         return None if self.ref.is_pinned else self.ref.revision or "main"
 
     def __str__(self) -> str:
-        """The ref, with the patterns and the hub_id in parentheses."""
+        """The ref, with the patterns, the weights and the hub_id in parentheses."""
         hub_id = (self.hub_id,) if self.hub_id else ()
-        patterns = (("include", self.include), ("exclude", self.exclude), ("hub_id", hub_id))
+        weights = (self.weights,) if self.weights != ALL else ()
+        patterns = (
+            ("include", self.include),
+            ("exclude", self.exclude),
+            ("weights", weights),
+            ("hub_id", hub_id),
+        )
         details = ", ".join(f"{word} {' '.join(values)}" for word, values in patterns if values)
         return f"{self.ref} ({details[:200]})" if details else str(self.ref)
 
@@ -110,6 +140,7 @@ class ModelSpec:
             "include": list(self.include),
             "exclude": list(self.exclude),
             **({"hub_id": self.hub_id} if self.hub_id else {}),
+            **({"weights": self.weights} if self.weights != ALL else {}),
         }
 
     @classmethod
@@ -123,6 +154,7 @@ class ModelSpec:
             _patterns(document["include"]),
             _patterns(document["exclude"]),
             None if hub_id is None else str(hub_id),
+            str(document.get("weights", ALL)),
         )
 
 
@@ -138,8 +170,8 @@ class Snapshot:
 
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
     a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
-    manifest's `single_file`, `verified_by` the manifest's own. `address` is a link below models/ that leads
-    to this snapshot and never to another.
+    manifest's `single_file`; `verified_by`, `left_out`, `warnings` and `advice` are the manifest's own.
+    `address` is a link below models/ that leads to this snapshot and never to another.
     """
 
     spec: ModelSpec
@@ -154,6 +186,9 @@ class Snapshot:
     file: str | None = None
     address: str = ""
     verified_by: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    left_out: LeftOut | None = field(default=None, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    advice: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be the name of a directory or a link of the cache."""
@@ -172,12 +207,12 @@ class Snapshot:
     def addresses(self) -> list[str]:
         """The possible addresses of the snapshot, the best first.
 
-        The best is `NAME@REVISION`. Digits of the manifest's id follow if patterns select its files, or if
-        another snapshot has that address.
+        The best is `NAME@REVISION`. Digits of the manifest's id follow if patterns or weights select its
+        files, or if another snapshot has that address.
         """
         bare = f"{self.name}@{self.revision}"
         longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
-        return longer if self.spec.include or self.spec.exclude else [bare, *longer]
+        return longer if self.spec.is_selective else [bare, *longer]
 
     @property
     def name(self) -> str:
@@ -187,7 +222,7 @@ class Snapshot:
     @property
     def hub_folder(self) -> str:
         """Its folder in the Hub view: `models--org--model`."""
-        return _folder_of(self.repo)
+        return folder_of(self.repo)
 
     @property
     def hub_revision(self) -> str | None:
@@ -205,15 +240,14 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         files=len(manifest.files),
         verified=manifest.is_verified,
         verified_by=manifest.verified_by,
+        left_out=manifest.left_out,
+        warnings=manifest.warnings,
+        advice=manifest.advice,
         published_at=published_at,
         repo=spec.repo,
         commit=commit_of(manifest),
         file=manifest.single_file,
     )
-
-
-def _folder_of(repo: str) -> str:
-    return "models--" + repo.replace("/", "--")
 
 
 def _hub_name(name: str) -> str:

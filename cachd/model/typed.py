@@ -1,13 +1,16 @@
 """Reads what people type as a ref: the ref itself, and a file or directory in the model.
 
-Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`), for models only:
+Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`). KIND is datasets, kernels or
+models:
 
-    [hf://][models/]ORG/MODEL[@REVISION][/PATH]
-    [https://]HOST/[models/]ORG/MODEL[@REVISION]
-    [https://]HOST/[models/]ORG/MODEL/tree/REVISION[/DIRECTORY]
-    [https://]HOST/[models/]ORG/MODEL/(blob|blame|raw|resolve)/REVISION[/FILE][?download=true][#...]
+    [hf://][KIND/]ORG/MODEL[@REVISION][/PATH]
+    [hf://]ORG/MODEL[@REVISION]:QUANTISATION          as in llama.cpp and Ollama
+    [https://]HOST/[KIND/]ORG/MODEL[@REVISION]
+    [https://]HOST/[KIND/]ORG/MODEL/tree/REVISION[/DIRECTORY]
+    [https://]HOST/[KIND/]ORG/MODEL/(blob|blame|raw|resolve)/REVISION[/FILE][?download=true][#...]
 
 REVISION ends at the first '/', except in refs/pr/N and refs/convert/NAME. In all others, '/' is written %2F.
+Refs of ms:// have the same form, without KIND and pages.
 """
 
 from __future__ import annotations
@@ -19,23 +22,28 @@ from urllib.parse import unquote
 
 from cachd.errors import Invalid
 from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
-from cachd.model.hub import HUB_HOSTS, SPECIAL_REVISION, hub_location
+from cachd.model.hub import HUB_HOSTS, KINDS, SPECIAL_REVISION, hub_location
 from cachd.model.name import has_invisible, is_clean, shown
 from cachd.model.ref import Ref, check_characters
+from cachd.model.weights import is_tag
 
+_HUBS = ("hf", "ms")
 _FILE_PAGES = ("blob", "blame", "raw", "resolve")
-_OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets", "dataset", "space", "kernel", "bucket", "model")
+_OTHER_KINDS = ("spaces", "buckets", "dataset", "space", "kernel", "bucket", "model")
+_TAGGED = re.compile(r"((?:models/)?[\w.-]+/[\w.-]+(?:@[^:]+)?):([\w.-]+)((?:@[^:]+)?)/?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A ref as a user typed it: the ref, and the file or directory (`dir/`) in the model that it names.
+    """A ref as a user typed it: the ref, and what it names in the model.
 
-    `path` is a literal path and not a pattern. Only refs of the Hub have one.
+    `path`: a file or a directory (`dir/`); it is a literal path and not a pattern. `weights`: a form of the
+    weights. Only refs of hubs have them.
     """
 
     ref: Ref
     path: str | None = None
+    weights: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -50,11 +58,14 @@ class Typed:
             scheme, rest = "https" if _is_hub(text) else "hf", text
             if scheme == "hf":
                 _refuse_host(text)
-        if scheme == "hf":
+        if scheme in _HUBS:
+            rest, weights = _untagged(rest)
             path = rest.removesuffix("/")
-            return cls(*_of_uri(text, path.split("/"), is_directory=path != rest))
+            return cls(*_of_uri(scheme, text, path.split("/"), is_directory=path != rest), weights)
         if scheme in ("https", "http") and _is_hub(rest):
-            return cls(*_of_page(text, rest))
+            host, slash, rest = rest.partition("/")
+            rest, weights = _untagged(rest)
+            return cls(*_of_page(text, f"{host}{slash}{rest}"), weights)
         return cls(Ref.parse(f"{scheme}://{rest}"))
 
 
@@ -62,14 +73,23 @@ def _is_hub(address: str) -> bool:
     return address.partition("/")[0].lower() in HUB_HOSTS
 
 
-def _of_uri(text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
-    """The ref and the path of `parts`: [models/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
+def _untagged(rest: str) -> tuple[str, str | None]:
+    """A ref without the tag of a quantisation, and the weights that the tag stands for."""
+    tagged = _TAGGED.fullmatch(rest)
+    if not tagged or not is_tag(tagged[2]):
+        return rest, None
+    return tagged[1] + tagged[3], f"gguf:{tagged[2]}"
+
+
+def _of_uri(scheme: str, text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
+    """The ref and the path of `parts`: [KIND/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
     owner, model, *inside = _owner_first(text, parts)
     model, at, revision = model.partition("@")
     branch = None
     if at:
         branch, inside = _revision_first([unquote(revision), *inside])
-    return _model(text, owner, model, branch), _path(text, inside, is_directory=is_directory)
+    ref = Ref(scheme, *hub_location(text, f"{owner}/{model}", branch))
+    return ref, _path(text, inside, is_directory=is_directory)
 
 
 def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
@@ -89,7 +109,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
     parts = [unquote(part) for part in address.split("/")[1:] if part]
     owner, model, *rest = _owner_first(text, parts)
     if not rest:
-        return _of_uri(text, [owner, model], is_directory=False)
+        return _of_uri("hf", text, [*owner.split("/"), model], is_directory=False)
     page, *where = rest
     if model in ("tree", *_FILE_PAGES):
         _refuse_one_part(text)
@@ -100,21 +120,25 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
             "copy the address of the model, or of one of its branches, directories or files",
         )
     revision, inside = _revision_first(where) if where else (None, [])
-    return _model(text, owner, model, revision), _path(text, inside, is_directory=page == "tree")
+    ref = Ref("hf", *hub_location(text, f"{owner}/{model}", revision))
+    return ref, _path(text, inside, is_directory=page == "tree")
 
 
 def _owner_first(text: str, parts: list[str]) -> list[str]:
-    """`parts` without a leading `models/`: ORG, MODEL and the rest. Raises Invalid if they name no model."""
+    """`parts` without a leading `models/`: ORG or KIND/ORG, MODEL and the rest. Raises Invalid."""
+    others: tuple[str, ...] = _OTHER_KINDS
     if parts[:1] == ["models"] and len(parts) > 1:
-        parts = parts[1:]
-    if parts and parts[0] in _OTHER_KINDS:
+        parts, others = parts[1:], (*_OTHER_KINDS, *KINDS)
+    if parts and parts[0] in others:
         _refuse(
             text,
-            "is not a model, and cachd pulls no other kind of repository",
-            "a model is hf://org/model; copy other files to S3 or a shared volume"
-            " and pull s3://bucket/prefix/ or file:///path",
+            "is not a repository of a kind that cachd pulls",
+            "write hf://org/model, hf://datasets/org/name or hf://kernels/org/name; copy other files to S3 or"
+            " a shared volume and pull s3://bucket/prefix/ or file:///path",
         )
-    if len(parts) < 2 or parts[0] == "models":
+    if len(parts) > 2 and parts[0] in KINDS:
+        return [f"{parts[0]}/{parts[1]}", *parts[2:]]
+    if len(parts) < 2 or parts[0] in ("models", *KINDS):
         _refuse_one_part(text)
     if parts[0].lower() in HUB_HOSTS:
         _refuse(text, "has the Hub's host in place of the owner", "write hf://org/model")
@@ -134,10 +158,6 @@ def _revision_first(parts: list[str]) -> tuple[str, list[str]]:
     if SPECIAL_REVISION.fullmatch(special):
         return special, parts[3:]
     return parts[0], parts[1:]
-
-
-def _model(text: str, owner: str, model: str, revision: str | None) -> Ref:
-    return Ref("hf", *hub_location(text, f"{owner}/{model}", revision))
 
 
 def _path(text: str, parts: list[str], *, is_directory: bool) -> str | None:

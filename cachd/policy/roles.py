@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Self
 
 from cachd.errors import Forbidden
+from cachd.model import folder_of
 
 _HUB = "hf://"
 _NAMES = re.compile(r"[A-Za-z0-9._*?-]{1,200}")
@@ -93,9 +94,9 @@ class Grant:
     def check_repository(self, repository: str) -> None:
         """Raises Forbidden when the token may not change the folder of `org/model` in the Hub view."""
         if not self.namespaces.covers_repository(repository):
-            owner = repository.partition("/")[0]
+            owner = repository.rpartition("/")[0]
             raise self._outside(
-                f"hub/models--{repository.replace('/', '--')}, which pods of all teams read",
+                f"hub/{folder_of(repository)}, which pods of all teams read",
                 f"if the token may do this, let an admin add {_HUB}{owner}/ to its namespaces",
             )
 

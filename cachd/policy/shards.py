@@ -1,37 +1,74 @@
-"""Finds the shards that a safetensors index names and its model lacks.
+"""Finds the shards that an index names and its model lacks.
 
 {"metadata": {...}, "weight_map": {"TENSOR": "SHARD.safetensors", ...}}
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Iterator
-from posixpath import dirname, join
+from dataclasses import dataclass
+from posixpath import basename, dirname, join
 
 from cachd.foreign import Limit, walk_json
 
-INDEX = ".safetensors.index.json"
+_INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index(?:\.[\w-]+)?\.json", re.A | re.I)
+_ADAPTER = re.compile(r"adapter_|optimizer|training_args", re.I)
 MOST_SHOWN = 1000
 _LONGEST_SHOWN = 1000
 _LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have some 200,000 tensors
 
 
-def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[str]:
-    """The names in the index that are not among `paths`, sorted; at most MOST_SHOWN of them.
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The shards that an index names: those that are not there, sorted, and how many are.
+
+    `absent` has at most MOST_SHOWN names; each is a path in the model, unless it leaves the model.
+    """
+
+    absent: tuple[str, ...] = ()
+    present: int = 0
+
+
+def is_index(path: str) -> bool:
+    """Whether a file is an index of shards, such as `model.safetensors.index.json`."""
+    return bool(_INDEX.search(basename(path)))
+
+
+def named(index: str, pieces: Iterable[bytes], paths: Container[str]) -> Named:
+    """The shards that an index names.
 
     `index` is the path of the index, `pieces` its content of any length. Names are relative to the folder of
-    the index; one that leaves the model (`../other.bin`) is always missing. A file that is not an index gives
-    an empty list: refusing it is left to the engine. Raises Invalid when the index is nested too deeply, or
-    has more tokens than any index.
+    the index; one that leaves the model (`../other.bin`) is always absent. A file that is not an index names
+    nothing: refusing it is left to the engine. Raises Invalid when the index is nested too deeply, or has
+    more tokens than any index.
     """
-    found: set[str] = set()
+    absent: set[str] = set()
+    present: set[str] = set()
+    folder = dirname(index)
     try:
         for name in _shards(pieces, index):
-            if name not in found and join(dirname(index), name) not in paths and len(found) < MOST_SHOWN:
-                found.add(name[:_LONGEST_SHOWN])
+            if (path := join(folder, name)) in paths:
+                present.add(path)
+            elif len(absent) < MOST_SHOWN:
+                absent.add(path[:_LONGEST_SHOWN])
     except ValueError:
-        return []
-    return sorted(found)
+        return Named()
+    return Named(tuple(sorted(absent)), len(present))
+
+
+def others(index: str, paths: Iterable[str]) -> list[str]:
+    """The weights in the folder and format of an index, sorted. An adapter is not among them."""
+    found = _INDEX.search(basename(index))
+    suffix = f".{found[1].lower()}" if found else ""
+    return sorted(
+        path
+        for path in paths
+        if suffix
+        and path.lower().endswith(suffix)
+        and dirname(path) == dirname(index)
+        and not _ADAPTER.match(basename(path))
+    )
 
 
 def _shards(pieces: Iterable[bytes], index: str) -> Iterator[str]:

@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cachd.errors import CachdError, NotFound
-from cachd.model import ModelSpec, Snapshot, check_name
+from cachd.model import ALL, Manifest, ModelSpec, Snapshot, check_name
 from cachd.report.file_use import FileUse, FileUseCache
 from cachd.report.outcomes import outcome_of
 from cachd.report.values import (
     DamageReport,
     HeldLease,
+    LeftOutReport,
     ModelPage,
     ModelReport,
     ModelState,
@@ -239,6 +240,7 @@ def pull_report(pull: Pull) -> PullReport:
         include=spec.include,
         exclude=spec.exclude,
         hub_id=spec.hub_id or None,
+        weights=spec.weights if spec.weights != ALL else None,
         state=PullState(progress.state),
         paused=now.is_paused,
         waits=_waits(progress.waits(now)),
@@ -250,6 +252,7 @@ def pull_report(pull: Pull) -> PullReport:
         eta_seconds=progress.eta_seconds(now),
         verified=_verified(pull),
         verified_by=_verified_by(pull),
+        left_out=_left_out(manifest),
         error=error_report(pull.error),
     )
 
@@ -280,6 +283,13 @@ def _previous(snapshot: Snapshot) -> PreviousReport:
 
 def _damage(damage: Quarantine | None) -> DamageReport | None:
     return DamageReport(since=iso(damage.since), reason=damage.reason) if damage else None
+
+
+def _left_out(manifest: Manifest | None) -> LeftOutReport | None:
+    """What the spec leaves out; None until the ref is resolved, or when it leaves out nothing."""
+    if manifest is None or manifest.left_out is None:
+        return None
+    return from_document(LeftOutReport, manifest.left_out.as_document())
 
 
 def _verified(pull: Pull | None) -> bool | None:

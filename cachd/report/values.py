@@ -118,6 +118,18 @@ class WaitReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutReport:
+    """Files of the source that patterns and weights left out, and the bytes that this saved.
+
+    `weights`: the forms of weights among them, such as `bin` and `gguf:Q8_0`.
+    """
+
+    files: int
+    bytes: int
+    weights: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PullReport:
     """The progress of a pull, and its error if it failed."""
 
@@ -126,6 +138,7 @@ class PullReport:
     include: Sequence[str]
     exclude: Sequence[str]
     hub_id: Text = None
+    weights: Text = None
     state: PullState
     paused: bool
     waits: WaitReport | None
@@ -137,6 +150,7 @@ class PullReport:
     eta_seconds: float | None
     verified: bool | None
     verified_by: Mapping[str, int] | None
+    left_out: LeftOutReport | None
     error: ErrorReport | None
 
 
@@ -151,19 +165,27 @@ class HubReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyReport:
-    """A published snapshot, as its ready file says. Its paths are relative to the cache."""
+    """A published snapshot, as its ready file says. Its paths are relative to the cache.
+
+    `warnings`: what is odd about the model. `advice`: how to pull less of a source that has the same weights
+    in several forms.
+    """
 
     ref: str
     name: str
     include: Sequence[str]
     exclude: Sequence[str]
     hub_id: Text = None
+    weights: Text = None
     revision: str
     manifest: str
     bytes: int
     files: int
     verified: bool
     verified_by: Mapping[str, int]
+    left_out: LeftOutReport | None
+    warnings: Sequence[str]
+    advice: str | None
     published_at: When
     path: str
     file: str | None

@@ -135,6 +135,14 @@ class Http:
         with _checked(response, url):
             return response
 
+    def peek(
+        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
+    ) -> Response:
+        """The headers of a URL by HEAD, whatever its status. A redirect is not followed."""
+        parts = parsed(url)
+        self._address_policy.check_url(parts)
+        return self._pool.send(Request("HEAD", parts, {**_DEFAULT_HEADERS, **secrets}), cancel_token)
+
     def get(
         self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
     ) -> Response:

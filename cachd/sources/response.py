@@ -54,6 +54,11 @@ class Response:
         self.close()
 
     @property
+    def url(self) -> str:
+        """The URL that answered, without user and query."""
+        return bare(self._url.geturl())
+
+    @property
     def size(self) -> int | None:
         """The number of bytes in the body; None if it was not stated."""
         return self._size

@@ -19,7 +19,7 @@ from cachd import __version__
 from cachd.errors import DiskFailed, Leased
 from cachd.files import UNREADABLE
 from cachd.kernel import durable
-from cachd.model import STRENGTHS, UNVERIFIED, Digest, Manifest, ModelSpec, Snapshot
+from cachd.model import STRENGTHS, UNVERIFIED, Digest, LeftOut, Manifest, ModelSpec, Snapshot
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -60,6 +60,9 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "files": snapshot.files,
         "verified": snapshot.verified,
         "verified_by": dict(snapshot.verified_by),
+        "left_out": snapshot.left_out.as_document() if snapshot.left_out else None,
+        "warnings": list(snapshot.warnings),
+        "advice": snapshot.advice,
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
         "file": f"models/{snapshot.name}/{snapshot.file}" if snapshot.file else None,
@@ -191,6 +194,9 @@ def snapshot_from(document: Mapping[str, Any]) -> Snapshot:
         files=int(document["files"]),
         verified=bool(document["verified"]),
         verified_by=tuple((str(by), int(files)) for by, files in document.get("verified_by", {}).items()),
+        left_out=LeftOut.from_document(document.get("left_out")),
+        warnings=tuple(str(warning) for warning in document.get("warnings", ())),
+        advice=str(document["advice"]) if document.get("advice") else None,
         published_at=datetime.fromisoformat(document["published_at"]).timestamp(),
         repo=str(document["hub"]["repo"]),
         commit=str(document["hub"]["commit"]),

@@ -20,6 +20,7 @@ import structlog
 
 from cachd.errors import Leased
 from cachd.kernel import durable
+from cachd.kernel.content_time import time_of
 from cachd.model import Digest, File, Manifest
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
@@ -34,15 +35,20 @@ class _View:
         self._layout, self._content = layout, content
 
     def _link(self, files: Mapping[str, File], target: Path) -> None:
-        """Link every file below `target`, then sync the directories, the deepest first."""
+        """Link every file below `target`, then sync the directories, the deepest first.
+
+        The time of a directory follows from the name of `target`, which is that of its content.
+        """
         target.mkdir(exist_ok=True)
         for folder in {os.path.dirname(path) for path in files}:
             (target / folder).mkdir(parents=True, exist_ok=True)
         beside = self._layout.staging / "link"
         for path, file in files.items():
             durable.link(self._content.at(file.blob), f"{target}/{path}", beside=beside)
+        modified = time_of(hashlib.sha256(target.name.encode()).hexdigest())
         for directory in _directories(target):
             directory.chmod(0o755)
+            durable.set_time(directory, modified)
             durable.sync_directory(directory)
 
     def _stage(self, files: Mapping[str, File], target: Path) -> None:

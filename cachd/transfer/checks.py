@@ -1,35 +1,72 @@
-"""Checks a model whose blobs are all on the disk, before it is published."""
+"""Checks a model before it is published: that it is complete, and that the operator refuses none of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 from cachd.errors import Invalid
-from cachd.model import Manifest
-from cachd.policy import shards
+from cachd.model import Manifest, ModelSpec, matches
+from cachd.policy import numbered, shards
 from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.content import ContentStore
 
+_MAX_NAMED = 5  # missing files that an error names
+_MAX_SOUGHT = 1000  # missing files of one set that are compared with the patterns
 
-def check_shards(manifest: Manifest, resolved: Manifest, content: ContentStore) -> None:
-    """Raises Invalid when an index names shards that the source lacks. The spec may exclude shards.
 
-    `manifest` has the selected files, `resolved` all files of the source.
+def check_numbers(manifest: Manifest, source: Manifest, spec: ModelSpec) -> None:
+    """Raises Invalid when a numbered set of weights has a gap that the spec's patterns do not leave out.
+
+    `manifest` has the selected files, `source` all files of the source.
     """
-    paths = {f.path for f in resolved.files}
-    indexes = [f for f in manifest.files if f.path.endswith(shards.INDEX)]
-    for index in indexes:
-        with closing(content.pieces(index)) as pieces:
-            absent = shards.missing(index.path, pieces, paths)
-        if absent:
-            more = "" if len(absent) < shards.MOST_SHOWN else " or more"
+    selected = {f.path for f in manifest.files}
+    for gap in numbered.gaps((f.path for f in source.files), most=_MAX_SOUGHT):
+        if selected.isdisjoint(gap.present):
+            continue
+        wanted = [path for path in gap.absent if _is_wanted(path, spec)]
+        if wanted:
+            missing = gap.missing - (len(gap.absent) - len(wanted))
             raise Invalid(
-                f"{index.path} names {len(absent)}{more} shards that {resolved.base} lacks:"
-                f" {absent[0]!r:.120}",
+                f"{source.base} lacks {missing} of the {gap.of} files of a set: {_named(wanted, missing)};"
+                f" it has {_named(gap.present, len(gap.present))}",
                 code="incomplete_model",
-                hint="report it to the owner of the source, or exclude the index if no engine needs it",
+                hint="report it to the owner of the source, pull the complete set, or exclude the files",
             )
+
+
+def check_shards(
+    manifest: Manifest, source: Manifest, spec: ModelSpec, content: ContentStore
+) -> tuple[str, ...]:
+    """Compare the indexes of a model with its files, and return a warning for each index that is stale.
+
+    An index is stale if the source has none of the shards that it names, and other weights of that format
+    beside it. Raises Invalid when an index names other shards that the source lacks, unless the spec's
+    patterns leave them out. `manifest` has the selected files, `source` all files of the source.
+    """
+    selected, there = {f.path for f in manifest.files}, {f.path for f in source.files}
+    warnings = []
+    for index in (f for f in manifest.files if shards.is_index(f.path)):
+        with closing(content.pieces(index)) as pieces:
+            named = shards.named(index.path, pieces, there)
+        wanted = [path for path in named.absent if _is_wanted(path, spec)]
+        if not wanted:
+            continue
+        others = shards.others(index.path, selected)
+        more = "" if len(named.absent) < shards.MOST_SHOWN else " or more"
+        missing = f"{index.path} names {len(wanted)}{more} shards that {source.base} lacks"
+        if not named.present and others:
+            warnings.append(
+                f"{missing}; the index is stale: the weights beside it are {_named(others, len(others))}"
+            )
+            continue
+        raise Invalid(
+            f"{missing}: {_named(wanted, len(wanted))}",
+            code="incomplete_model",
+            hint="report it to the owner of the source, or exclude the index if no engine needs it",
+        )
+    return tuple(warnings)
 
 
 def check_contents(
@@ -43,3 +80,14 @@ def check_contents(
         if not file.is_named_by_content:
             known = file.known_sha256 or content.hashes.of(file)
             table.check_digest(file, known or content.computed_sha256(file, cancel_token.check))
+
+
+def _is_wanted(path: str, spec: ModelSpec) -> bool:
+    """Whether the spec's patterns would select a file that is not there."""
+    return (not spec.include or matches(path, spec.include)) and not matches(path, spec.exclude)
+
+
+def _named(paths: Sequence[str], count: int) -> str:
+    """The first paths, for an error."""
+    shown = ", ".join(f"{path!r:.120}" for path in paths[:_MAX_NAMED])
+    return shown + (f" and {count - _MAX_NAMED} more" if count > _MAX_NAMED else "")

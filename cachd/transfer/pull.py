@@ -11,6 +11,7 @@ If the daemon dies in any of these steps, the next pull of the same ref resumes 
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import structlog
 
@@ -19,7 +20,7 @@ from cachd.model import File, Manifest, Snapshot
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer.attempt import Attempt, NotYet
-from cachd.transfer.checks import check_contents, check_shards
+from cachd.transfer.checks import check_contents, check_numbers, check_shards
 from cachd.transfer.fetch import fetch
 from cachd.transfer.resolves import TOO_SLOW
 from cachd.transfer.waits import Reason, Waits
@@ -50,11 +51,17 @@ def pull(attempt: Attempt) -> Snapshot:
 def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
     """Fetch what is missing, and publish. `resolved` has all files of the source; the spec selects."""
     spec, store = attempt.spec, attempt.context.store
-    manifest = store.manifests.as_kept(resolved.select(spec.include, spec.exclude))
+    manifest = store.manifests.as_kept(spec.select(resolved))
     attempt.context.table().check_files(manifest)
+    is_repair = store.to_repair(spec) is not None
+    if not is_repair:  # the first pull made this check, and the files that the spec excluded are unknown
+        check_numbers(manifest, resolved, spec)
     with attempt.context.reclaim.reserve(manifest, spec.name) as reservation:
         _fetch_needed(manifest, attempt, reservation)
-        _check(manifest, resolved, attempt)
+        if not is_repair:
+            warnings = check_shards(manifest, resolved, spec, store.content)
+            manifest = replace(manifest, warnings=warnings)
+        check_contents(manifest, attempt.context.table(), store.content, attempt.progress.cancel_token)
         attempt.context.reclaim.settle(reservation)
         attempt.progress.begin_publish()
         # point of no return
@@ -127,15 +134,6 @@ def _needed(manifest: Manifest, store: Store) -> list[File]:
     if gone := next((f for f in missing if f.kept), None):
         raise Changed(f"{gone.path}: the blob with its content, {gone.blob}, is no longer on this node")
     return missing + [f for f in unproven if not proven.has(f)]
-
-
-def _check(manifest: Manifest, resolved: Manifest, attempt: Attempt) -> None:
-    """Raises Invalid when the model is incomplete, Forbidden when the operator refuses a file of it."""
-    store = attempt.context.store
-    # A repair skips this check: the first pull made it, and the files that the spec excluded are unknown.
-    if not store.to_repair(attempt.spec):
-        check_shards(manifest, resolved, store.content)
-    check_contents(manifest, attempt.context.table(), store.content, attempt.progress.cancel_token)
 
 
 def _withdraw_if_refused(manifest: Manifest, attempt: Attempt) -> None:

@@ -158,7 +158,7 @@ class Pulls:
         """Ask the source for the spec's current manifest, within `_ANSWER_SECONDS`. Raises CachdError."""
         source = self._sources.of(spec.ref)
         manifest = self._context.resolves.resolve(source, spec.ref, self._stopping, seconds=_ANSWER_SECONDS)
-        return manifest.select(spec.include, spec.exclude)
+        return spec.select(manifest)
 
     # --- end ---
 

@@ -72,7 +72,7 @@ def cost(prepared: str, *arguments: object) -> tuple[float, str]:
 
 INDEX = """
 from functools import partial
-from cachd.policy.shards import missing
+from cachd.policy.shards import named
 from pathlib import Path
 
 def pieces():
@@ -80,7 +80,7 @@ def pieces():
         yield from iter(partial(opened.read, 65536), b"")
 
 def call():
-    return missing("model.safetensors.index.json", pieces(), {"model-00001.safetensors"})
+    return [*named("model.safetensors.index.json", pieces(), {"model-00001.safetensors"}).absent]
 """
 
 GROUP = b"[" * 60 + b"]" * 60 + b","

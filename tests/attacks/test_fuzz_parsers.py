@@ -28,7 +28,7 @@ from cachd.pod.mount import Mount
 from cachd.pod.ready import ready_model
 from cachd.pod.wait import Patience, wait_until_ready
 from cachd.policy.proxy import Proxy
-from cachd.policy.shards import missing
+from cachd.policy.shards import named as shards_named
 from cachd.settings import file as configfile
 from cachd.sources import aws_relay, checksums, response, tunnel, web
 from cachd.sources import http as byte_path
@@ -161,14 +161,15 @@ def test_the_shards_of_an_index_are_those_of_its_mapping_however_it_is_cut_into_
     assume(b"\\ud" not in content.lower())
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     named = set(json.loads(content)["weight_map"].values())
-    assert missing("x.safetensors.index.json", pieces, {"a.safetensors"}) == sorted(named - {"a.safetensors"})
+    told = shards_named("x.safetensors.index.json", pieces, {"a.safetensors"}).absent
+    assert [*told] == sorted(named - {"a.safetensors"})
 
 
 @fuzz(400)
 @given(cut_up(b'{"metadata":{"a":[1]},"weight_map":{"x":"a.safetensors","y":"b"}}', JSON_PIECES) | cut_json())
 def test_a_spoiled_index_names_texts_or_is_refused(content: bytes) -> None:
     with suppress(Invalid):
-        found = missing("x.safetensors.index.json", [content], set())
+        found = shards_named("x.safetensors.index.json", [content], set()).absent
         assert all(isinstance(name, str) and len(name) <= 1000 for name in found)
 
 

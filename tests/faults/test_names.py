@@ -14,7 +14,7 @@ import pytest
 
 from cachd.errors import CachdError, Changed
 from cachd.model import MOST_FILES, Extent, Ref
-from cachd.policy.shards import missing
+from cachd.policy.shards import named
 from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
@@ -242,8 +242,8 @@ def test_an_index_is_read_from_where_it_lies_and_what_a_wish_leaves_out_is_not_m
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"weight_map": 1}', b"\xff"])
 def test_what_is_no_index_names_no_shard(content: bytes) -> None:
-    assert missing("model.safetensors.index.json", [content], set()) == []
-    assert missing("model.safetensors.index.json", [index("a", 5)], {"a"}) == ["5"]
+    assert named("model.safetensors.index.json", [content], set()).absent == ()
+    assert named("model.safetensors.index.json", [index("a", 5)], {"a"}).absent == ("5",)
 
 
 def test_a_model_of_a_refused_format_is_refused_with_its_files_named(

@@ -6,7 +6,8 @@
     GET       /api/models/{repo}/refs                                  its branches, tags and pull requests
     GET HEAD  /{repo}/resolve/{rev}/{path}   a small file: 200, ETag = git blob sha1, gzip if accepted
                                              an LFS file: 302 to a signed URL of the CDN
-Revisions are one percent-encoded segment. There is no Xet: clients fetch over plain HTTP.
+Revisions are one percent-encoded segment. There is no Xet: clients fetch over plain HTTP. Repositories of
+another kind have it in their name, `datasets/org/name`; their paths are /api/datasets/… and /datasets/….
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ class Hub(Server):
         self.cdn = Cdn()
         self.token = f"hf_{secrets.token_hex(17)}"  # the only valid one
         self.page_size = 1000  # entries of a tree in one answer, unless `limit` asks for fewer
+        self.lacks: set[str] = set()  # what a mirror leaves out: "blobs", "lfs", "tree", "linked"
+        self.redirects_to = ""  # a mirror that redirects requests for files to another Hub
         self._repos: dict[str, Repo] = {}
+        self._renamed: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._resources.enter_context(self.cdn)
@@ -187,6 +191,11 @@ class Hub(Server):
         listed = self._repos[repo].commits[self._repos[repo].branches["main"]]
         other = self._repos[of].commits[self._repos[of].branches["main"]][path]
         listed[path] = replace(listed[path], oid=other.oid)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a repository another name. Requests for the old one are redirected, as on the Hub."""
+        self._repos[new] = replace(self._repos.pop(old), name=new)
+        self._renamed[old] = new
 
     def tag(self, repo: str, name: str, commit: str) -> None:
         """Let the tag `name` stand for `commit`."""
@@ -249,9 +258,15 @@ class Hub(Server):
     def find(self, seen: Seen) -> File | Reply:
         segments = seen.target.strip("/").split("/")
         try:
-            if segments[:2] == ["api", "models"]:
+            if moved := self._moved(seen):
+                return moved
+            if segments[0] == "api" and segments[1:2] == ["models"]:
                 return self._api(seen, segments[2:])
-            if "resolve" in segments[1:3] and seen.method in {"GET", "HEAD"}:
+            if segments[0] == "api" and segments[1] in _KINDS:
+                return self._api(seen, segments[1:])
+            if "resolve" in segments[1:4] and seen.method in {"GET", "HEAD"}:
+                if self.redirects_to:
+                    return Reply.of(302, {"Location": f"{self.redirects_to}{seen.target}"})
                 return self._resolve(seen, segments)
         except _RefusedError as refused:
             return refused.reply
@@ -261,9 +276,20 @@ class Hub(Server):
         reply = super().answer(seen, file)
         return reply.gzipped() if reply.status in {200, 206} and _accepts_gzip(seen) else reply
 
+    def _moved(self, seen: Seen) -> Reply | None:
+        """The redirect to the new name of a repository."""
+        for old, new in self._renamed.items():
+            if f"/{old}/" in f"{seen.target}/":
+                query = f"?{seen.query}" if seen.query else ""
+                target = f"{seen.target}/".replace(f"/{old}/", f"/{new}/").rstrip("/")
+                return Reply.of(307, {"Location": f"{self.url}{target}{query}"})
+        return None
+
     def _api(self, seen: Seen, segments: list[str]) -> File:
-        verb = next((at for at in (1, 2) if segments[at : at + 1] in _VERBS), len(segments))
+        verb = next((at for at in (1, 2, 3) if segments[at : at + 1] in _VERBS), len(segments))
         repo = self._repo(seen, segments[:verb])
+        if "tree" in self.lacks and segments[verb : verb + 1] == ["tree"]:
+            raise _RefusedError(404, "Sorry, we can't find the page you are looking for.")
         match segments[verb:]:
             case []:
                 return self._model(seen, repo, "main")
@@ -283,12 +309,14 @@ class Hub(Server):
     def _model(self, seen: Seen, repo: Repo, revision: str) -> File:
         commit = _commit(repo, revision)
         entries = repo.commits[commit].values()
-        blobs = parse_qs(seen.query).get("blobs") == ["true"]
+        blobs = parse_qs(seen.query).get("blobs") == ["true"] and "blobs" not in self.lacks
         siblings = [entry.among_siblings() if blobs else {"rfilename": entry.path} for entry in entries]
+        for sibling in siblings if "lfs" in self.lacks else ():
+            sibling.pop("lfs", None)
         shown = {
             "_id": hashlib.sha1(repo.name.encode()).hexdigest()[:24],
-            "id": repo.name,
-            "modelId": repo.name,
+            "id": (plain := repo.name.partition("/")[2] if repo.name.startswith(_KINDS) else repo.name),
+            "modelId": plain,
             "sha": commit,
             "private": repo.private,
             "gated": "auto" if repo.gated else False,
@@ -300,12 +328,16 @@ class Hub(Server):
             "createdAt": TIMESTAMP,
             "siblings": siblings,
         }
+        if repo.name.startswith("kernels/"):  # no list of files
+            del shown["siblings"]
         return _json(shown)
 
     def _tree(self, seen: Seen, repo: Repo, revision: str, directory: str) -> File:
         commit = _commit(repo, revision)
         under = f"{directory}/" if directory else ""
         entries = [entry for entry in _entries(repo, commit) if entry["path"].startswith(under)]
+        for entry in entries if "lfs" in self.lacks else ():
+            entry.pop("lfs", None)
         if not entries:
             raise _no_entry(directory, commit)
         asked = parse_qs(seen.query)
@@ -332,6 +364,8 @@ class Hub(Server):
             return File(Memory(entry.small), f'"{entry.oid}"', headers=headers)
         location = self.cdn.sign(entry.cdn_path)
         linked = {"X-Linked-ETag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size_bytes)}
+        if "linked" in self.lacks:
+            linked = {}
         said = {**headers, **linked, "Location": location, "Vary": "Accept"}
         return Reply.of(302, said, f"Found. Redirecting to {location}".encode())
 
@@ -361,6 +395,7 @@ class Hub(Server):
             raise _RefusedError(403, message, "GatedRepo")
 
 
+_KINDS = ("datasets", "kernels")
 _VERBS = (["revision"], ["tree"], ["refs"], ["paths-info"])
 
 

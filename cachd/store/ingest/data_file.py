@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cachd.errors import DiskFailed
 from cachd.kernel import durable
+from cachd.kernel.content_time import content_time
 from cachd.model import Extent
 from cachd.store.digests import PartHash
 
@@ -94,9 +95,10 @@ class DataFile:
             start += len(view)
 
     def seal(self) -> None:
-        """Make the file read-only and durable."""
+        """Make the file read-only and durable, with the time that belongs to its content."""
         with durable.disk_errors(self._directory):
-            durable.seal(self._fd)
+            size = os.fstat(self._fd).st_size
+            durable.seal(self._fd, content_time(size, lambda at, count: os.pread(self._fd, count, at)))
 
     def close(self) -> None:
         """Close the file; it stays on the disk. Closing twice is fine."""

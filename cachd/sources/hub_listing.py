@@ -1,0 +1,193 @@
+"""Lists the files of a commit of the Hub, also where a mirror answers less than the Hub.
+
+siblings   the answer about the repository, with blobs=true: the Hub states all there
+tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, and for mirrors that
+leave out sizes or LFS digests
+HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urljoin, urlsplit
+
+from cachd.errors import Invalid, NotFound, Unavailable
+from cachd.foreign import Limit, check_json
+from cachd.model import MOST_FILES, Digest, Entries, File, Ref, kind_and_repo, quoted
+from cachd.sources.cancel import CancelToken
+from cachd.sources.checks import check_encoding, check_status
+from cachd.sources.connection import origin_of
+from cachd.sources.failures import bare
+from cachd.sources.http import Http
+from cachd.sources.http1 import number
+
+LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # a file takes some 240 bytes and 17 tokens
+_MAX_PAGES = 1000
+_ASKED_AT_ONCE = 8
+_MAX_REDIRECTS = 5
+# The Hub keeps larger files in LFS, and files with these suffixes by the default of its .gitattributes.
+_MAX_GIT_BYTES = 10 << 20
+_LFS = re.compile(r"\.(safetensors|bin|gguf|pt|pth|ckpt|onnx|h5|msgpack|parquet|arrow)$", re.I)
+_NEXT = re.compile(r"<([^>]*)>\s*;[^,]*\brel=\"?next\b")
+_SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+class Sibling(Protocol):
+    """A file in the answer about a repository, as huggingface_hub parses it."""
+
+    rfilename: str
+    size: int | None
+    blob_id: str | None
+    lfs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is known of a file.
+
+    `git`: the id of its blob in git; for a file in LFS it is that of a pointer, so `is_certain` is False
+    where the file may be in LFS.
+    """
+
+    size: int | None = None
+    git: str | None = None
+    sha256: str | None = None
+    is_certain: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the size and the right digest are there."""
+        return self.size is not None and (
+            self.sha256 is not None or (self.git is not None and self.is_certain)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HubListing:
+    """The files of one commit. `secrets` are headers for the origin of `endpoint` alone."""
+
+    http: Http
+    endpoint: str
+    secrets: Mapping[str, str]
+    ref: Ref
+    commit: str
+    cancel_token: CancelToken
+
+    def files(self, siblings: Sequence[Sibling]) -> tuple[File, ...]:
+        """The files. Raises Unavailable when the Hub or mirror says too little, and as `Http` does."""
+        known = {each.rfilename: _of_sibling(each) for each in siblings}
+        if not known or not all(entry.is_known for entry in known.values()):
+            listed = self._tree()
+            known = {path: listed.get(path, entry) for path, entry in known.items()} if known else listed
+        lacking = [path for path, entry in known.items() if not entry.is_known]
+        if lacking:
+            with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+                asked = pool.map(self._ask, lacking, [known[path] for path in lacking])
+                known.update(zip(lacking, asked, strict=True))
+        return tuple(self._file(path, entry) for path, entry in known.items())
+
+    def _file(self, path: str, entry: _Entry) -> File:
+        if entry.size is None:
+            raise Unavailable(
+                f"the Hub lists {path!r:.120} of {self.ref} without its size or digest",
+                code="origin_protocol",
+            )
+        digest = None
+        if entry.sha256:
+            digest = Digest("sha256", entry.sha256)
+        elif entry.git and entry.is_certain:
+            digest = Digest("git-sha1", entry.git)
+        return File(path, entry.size, f"{self.ref.base}@{self.commit}/{path}", digest, base=self.ref.base)
+
+    def _tree(self) -> dict[str, _Entry]:
+        """The files of the tree; none if the server has no tree."""
+        kind, repo = kind_and_repo(self.ref.location)
+        url: str | None = f"{self.endpoint}/api/{kind}s/{repo}/tree/{self.commit}?recursive=true"
+        found: dict[str, _Entry] = {}
+        count = Entries(self.ref.base)
+        for _ in range(_MAX_PAGES):
+            if url is None:
+                return found
+            try:
+                page, url = self._page(url)
+            except NotFound:
+                return found
+            for each in page:
+                if each.get("type", "file") == "file":
+                    count.add(each["path"])
+                    found[each["path"]] = _of_tree(each)
+        raise Invalid(f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files")
+
+    def _page(self, url: str) -> tuple[Iterable[Mapping[str, Any]], str | None]:
+        """The entries of one page, and the URL of the next."""
+        with self.http.get(url, self.cancel_token, secrets=self.secrets) as response:
+            check_status(response, url)
+            check_encoding(response, url)
+            content = response.content(self.cancel_token, at_most=LISTING.size_bytes)
+            following = _NEXT.search(response.headers.get("Link") or "")
+        check_json(content, bare(url), LISTING)
+        entries = json.loads(content)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise Unavailable(f"{bare(url)} is not a tree", code="origin_protocol")
+        if not following:
+            return entries, None
+        after = urljoin(url, following[1])
+        if origin_of(urlsplit(after)) != origin_of(urlsplit(self.endpoint)):
+            raise Unavailable(
+                f"{bare(url)} continues at another origin, {urlsplit(after).netloc:.80}",
+                code="origin_protocol",
+                hint="hf_endpoint is not a faithful mirror",
+            )
+        return entries, after
+
+    def _ask(self, path: str, entry: _Entry) -> _Entry:
+        """What the headers of a file say of it. A mirror may state no digest at all."""
+        url = f"{self.endpoint}/{self.ref.location}/resolve/{self.commit}/{quoted(path)}"
+        first = url
+        for _ in range(_MAX_REDIRECTS):
+            with self.http.peek(url, self.cancel_token, secrets=self.secrets) as response:
+                said, size = response.headers, response.file_size
+            location = said.get("Location") or ""
+            after = urljoin(url, location)
+            is_other = origin_of(urlsplit(after)) != origin_of(urlsplit(url))
+            if not location or said.get("X-Linked-ETag") or is_other:
+                break
+            url = after
+        if location and not said.get("X-Linked-Size"):
+            size = self.http.head(first, self.cancel_token, secrets=self.secrets).file_size
+        elif not location:
+            check_status(response, url)
+        tag = (said.get("X-Linked-ETag") or said.get("ETag") or "").removeprefix("W/").strip('"')
+        size = number(said.get("X-Linked-Size")) if said.get("X-Linked-Size") else size
+        return _Entry(
+            entry.size if size is None else size,
+            tag if _GIT.fullmatch(tag) else None,
+            tag if _SHA256.fullmatch(tag) else None,
+            is_certain=True,
+        )
+
+
+def _of_sibling(sibling: Sibling) -> _Entry:
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    return _entry(sibling.rfilename, sibling.size, sibling.blob_id, sha256)
+
+
+def _of_tree(entry: Mapping[str, Any]) -> _Entry:
+    lfs = entry.get("lfs") or {}
+    return _entry(entry["path"], entry.get("size"), entry.get("oid"), lfs.get("oid") or lfs.get("sha256"))
+
+
+def _entry(path: str, size: int | None, git: str | None, sha256: str | None) -> _Entry:
+    """What a listing says of a file.
+
+    A file without an LFS digest that is probably in LFS: the git id may be that of its pointer.
+    """
+    if type(size) is not int:
+        size = None
+    is_certain = size is not None and size <= _MAX_GIT_BYTES and not _LFS.search(path)
+    return _Entry(size, git, sha256, is_certain)

@@ -17,7 +17,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import Ground, assert_problem
-from tests.test_model import code_of
+from tests.ground.values import code_of
 
 Engines = Callable[..., Engine]
 

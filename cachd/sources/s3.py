@@ -12,7 +12,7 @@ from typing import Any
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound
 from cachd.foreign import too_large
-from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
+from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys, Signed, SignIn
@@ -43,9 +43,15 @@ class BucketSource:
     """
 
     def __init__(
-        self, http: Http, *, endpoint_url: str | None, region: str | None, keys: Keys = _AS_AWS_CLIENTS
+        self,
+        http: Http,
+        *,
+        endpoint_url: str | None,
+        region: str | None,
+        keys: Keys = _AS_AWS_CLIENTS,
+        max_files: int = MOST_FILES,
     ) -> None:
-        self._http = http
+        self._http, self._max_files = http, max_files
         self._sign_in = SignIn(http, keys, endpoint_url=endpoint_url, region=region)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -101,7 +107,7 @@ class BucketSource:
         shown = f"s3://{bucket}/{prefix}"
         keys: dict[str, tuple[str, str]] = {}
         folder = prefix if prefix.endswith("/") else prefix + "/"
-        entries = Entries(shown)
+        entries = Entries(shown, self._max_files)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for number, page in enumerate(pages, start=1):
             if number > _MOST_PAGES:

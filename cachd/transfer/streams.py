@@ -93,9 +93,14 @@ class Streams:
     """
 
     def __init__(
-        self, most: int, *, first: int | None = None, changed: Callable[[int], None] = lambda _: None
+        self,
+        most: int,
+        *,
+        first: int | None = None,
+        changed: Callable[[int], None] = lambda _: None,
+        cores: float = threads.CORES,
     ) -> None:
-        self.most = most
+        self.most, self._cores = most, cores
         lock = threading.RLock()
         self._ready, self._parked = threading.Condition(lock), threading.Condition(lock)
         self._concurrency = Concurrency(first or _first(), most)
@@ -140,7 +145,7 @@ class Streams:
         elif now >= self._measure_at:
             since, before, used_before = self._interval
             count, took = self.at_work, now - since
-            busy = (used - used_before) / took / threads.CORES
+            busy = (used - used_before) / took / self._cores
             if self._concurrency.measured((total - before) / took, busy) == count:
                 self._interval, self._measure_at = (now, total, used), now + MEASURED_SECONDS
                 return

@@ -24,6 +24,7 @@ from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.disk_store import DiskStore
 from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.request import Pull
+from tests.ground.chance import examples
 from tests.ground.hub import Hub
 from tests.ground.needs import refuse, require
 from tests.ground.node import Node, short_name
@@ -46,13 +47,7 @@ os.environ["HF_HOME"] = "/nonexistent"  # and not the token of their login
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"  # mkfs, nginx
 os.umask(0o022)  # modes are part of what is promised
-hypothesis.settings.register_profile(  # every run tries the same examples; tests/attacks has the other kind
-    "any machine",
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
+hypothesis.settings.register_profile("any machine", examples())
 hypothesis.settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored if a shell's background runs us
 

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -26,6 +25,7 @@ from cachd.cli.exits import EXIT_BY_ERROR, EXIT_CODES
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Seen, Stall, Status
+from tests.ground.program import CACHD, Program, run
 from tests.ground.site import Ground
 
 MIB = 1 << 20
@@ -462,7 +462,7 @@ def test_a_killed_direct_pull_fetches_again_only_what_its_journal_lacks(
     origin.fault("/big.bin", Stall(at=MIB), when=is_beyond_the_first_part)
     command = [*CACHD, "pull", ref, "--name", "big.bin", "--direct", "--root", str(root)]
     command += ["--config", str(options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as killed:
+    with Program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as killed:
         assert second_part.wait(PATIENCE_SECONDS)
         killed.kill()
     journal = next((root / ".cachd/ingest").glob("*/journal")).read_text().splitlines()
@@ -498,8 +498,8 @@ def test_an_interrupted_direct_pull_is_130_and_publishes_nothing(origin: Origin,
     ref = origin.add("/it.bin", noise(6 * MIB))
     hold = origin.hold("/it.bin", after=MIB)
     command = [*CACHD, "pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env={**os.environ, "CACHD_RESERVE_FREE": "0"}, **pipes) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Program(command, env={**os.environ, "CACHD_RESERVE_FREE": "0"}, **pipes) as running:
         assert hold.reached.wait(PATIENCE_SECONDS)
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=PATIENCE_SECONDS)
@@ -513,20 +513,18 @@ def test_an_interrupted_direct_pull_is_130_and_publishes_nothing(origin: Origin,
 
 # --- small things of the tests ---
 
-CACHD = (sys.executable, "-m", "cachd")
-
 
 def direct(ref: str, root: Path, *options: str, **env: str) -> Ended:
     """One pull with no daemon."""
     command = [*CACHD, "pull", ref, "--direct", "--root", str(root), "--allow", "127.0.0.0/8", *options]
     told = {**os.environ, "CACHD_RESERVE_FREE": "0", "CACHD_LOG_LEVEL": "error", **env}
-    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS)
+    return run(command, env=told, timeout=2 * PATIENCE_SECONDS)
 
 
 def started(node: Node, *words: str, stderr: int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
     """A command that runs against the node."""
     told = {**os.environ, "CACHD_SERVER": node.url, **env}
-    return subprocess.Popen([*CACHD, *words], env=told, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return Program([*CACHD, *words], env=told, stdout=subprocess.PIPE, stderr=stderr)
 
 
 def assert_failed(ended: Ended, status: int, code: str) -> None:

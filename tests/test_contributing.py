@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,72 @@ def test_whoever_imports_cachd_gets_its_types() -> None:
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["cachd"]}
     assert "Typing :: Typed" in PYPROJECT["project"]["classifiers"]
     assert (PROJECT / "cachd/py.typed").is_file()
+
+
+# --- nothing of cachd is mocked or patched ---
+
+
+CHANGES = ("setattr", "delattr", "setitem", "delitem")
+
+
+def root_of(node: ast.expr) -> str:
+    """The name that an expression such as `a.b.c` begins with; of a text, the text."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def imported(nodes: list[ast.AST]) -> Iterator[tuple[int, str, str]]:
+    """Line, full name and name here of everything that is imported."""
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                yield node.lineno, f"{module}{alias.name}", alias.asname or alias.name.partition(".")[0]
+
+
+def changed(node: ast.AST) -> list[ast.expr]:
+    """What a statement or a call gives another attribute or member."""
+    if isinstance(node, ast.Assign):
+        return [target.value for target in node.targets if isinstance(target, ast.Attribute)]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in CHANGES:
+        return node.args[:1]
+    return []
+
+
+def patches(source: str) -> list[int]:
+    """The lines that replace something of cachd, or import what does."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = list(imported(nodes))
+    ours = {name for _, full, name in names if full.partition(".")[0] == "cachd"}
+    found = [line for line, full, _ in names if full.startswith("unittest.mock")]
+    for node in nodes:
+        roots = [root_of(what) for what in changed(node)]
+        found += [node.lineno for root in roots if root in ours or root.startswith("cachd.")]  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)',
+        "from cachd.kernel import calls; monkeypatch.setattr(calls, '_CACHESTAT', 1)",
+        "from cachd.kernel import calls as these; these._CACHESTAT = 1",
+        "import cachd.kernel; setattr(cachd.kernel.threads, 'CORES', 1)",
+        "from cachd.store.names import Names; Names.get = None",
+        "from cachd.settings import file; monkeypatch.setitem(file.KEYS, 'x', 1)",
+        "from unittest import mock",
+        "from unittest.mock import patch",
+    ],
+)
+def test_a_patch_of_cachd_is_found(line: str) -> None:
+    assert patches(line)
+    assert not patches("import os; os.umask = None; from cachd.model import Ref; ref = Ref.parse('x')")
+
+
+def test_no_test_patches_cachd() -> None:
+    files = sorted((PROJECT / "tests").rglob("*.py"))
+    found = {path.relative_to(PROJECT): patches(path.read_text()) for path in files}
+    assert {str(path): lines for path, lines in found.items() if lines} == {}

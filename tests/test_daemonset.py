@@ -23,6 +23,7 @@ from cachd.model.listener import Address, Serves
 from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
 from cachd.store.disk_store import DiskStore
+from tests.ground.program import CACHD, Program
 from tests.ground.stored import publish
 
 ROOT = Path(__file__).parents[1]
@@ -406,9 +407,7 @@ def started(container: Object, cache: Path, link: Path) -> subprocess.Popen[str]
     """Run a container of the example as its image would, over `cache`, its link below `link`."""
     here = {"/cache": str(cache), "/model": str(link)}
     arguments = [here.get(word, word) for word in container["args"]]
-    return subprocess.Popen(
-        [sys.executable, "-m", "cachd", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    return Program([*CACHD, *arguments], cwd=ROOT, stderr=subprocess.PIPE)
 
 
 def test_the_example_waits_until_the_model_is_ready_and_holds_it_until_it_is_told_to_end(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cachd.model import Digest, Percentage
@@ -26,6 +26,7 @@ from cachd.policy.eviction import (
     largest_first,
     refetch_seconds,
 )
+from tests.ground.chance import examples
 from tests.ground.trace import policies, refetched, trace
 
 NOW = 1e9
@@ -83,7 +84,7 @@ needs = st.integers(1, 400)
 claims = st.sets(st.integers(0, 7).map(blob), max_size=2)
 
 
-@settings(max_examples=200)
+@examples(50)
 @given(nodes(), needs, claims)
 def test_never_more_goes_than_is_needed_and_all_that_may_when_that_is_too_little(
     node: list[Candidate], need: int, claimed: set[Digest]
@@ -98,14 +99,14 @@ def test_never_more_goes_than_is_needed_and_all_that_may_when_that_is_too_little
         assert freed(node, chosen, claimed) == freed(node, losable, claimed)
 
 
-@settings(max_examples=80)
+@examples(20)
 @given(nodes(), needs, claims)
 def test_what_is_protected_never_goes(node: list[Candidate], need: int, claimed: set[Digest]) -> None:
     assert not [c for c in choose(node, need=need, now=NOW, claimed=claimed) if c.candidate.protected]
     assert not [c for c in expired(node, unused_seconds=0, now=NOW) if c.candidate.protected]
 
 
-@settings(max_examples=80)
+@examples(20)
 @given(nodes(), needs, claims, st.randoms(use_true_random=False))
 def test_the_order_in_which_snapshots_are_told_changes_nothing(
     node: list[Candidate], need: int, claimed: set[Digest], chance: object
@@ -115,7 +116,7 @@ def test_the_order_in_which_snapshots_are_told_changes_nothing(
     assert names(choose(node, need=need, now=NOW, claimed=claimed)) == before
 
 
-@settings(max_examples=80)
+@examples(20)
 @given(nodes(), needs, claims)
 def test_each_choice_says_why_and_what_it_really_frees(
     node: list[Candidate], need: int, claimed: set[Digest]
@@ -130,7 +131,7 @@ def test_each_choice_says_why_and_what_it_really_frees(
         assert choice.candidate.use is None or " ago" in choice.why
 
 
-@settings(max_examples=50)
+@examples(12)
 @given(nodes(), needs)
 def test_what_frees_nothing_stays(node: list[Candidate], need: int) -> None:
     """However little it is worth: a snapshot all of whose blobs a protected one holds."""

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from tests.ground.needs import needs
 from tests.ground.node import Node
 from tests.ground.origin import ChangeETag, Origin, Status
 from tests.ground.pod import run_in_pod
+from tests.ground.program import CACHD, run
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, files_left, said, until
 from tests.test_scrub import flip
 
@@ -440,8 +440,8 @@ def test_a_full_disk_for_status_breaks_no_pull(alone: Alone) -> None:
 
 
 def test_a_direct_pull_tells_how_it_stands(origin: Origin, root: Path) -> None:
-    command = [sys.executable, "-m", "cachd", "pull", f"{origin.url}/nothing.bin", "--name", "direct"]
+    command = [*CACHD, "pull", f"{origin.url}/nothing.bin", "--name", "direct"]
     env = {**os.environ, "CACHD_RESERVE_FREE": "0", "CACHD_ALLOW": "127.0.0.0/8", "CACHD_ROOT": str(root)}
-    assert subprocess.run([*command, "--direct"], env=env, capture_output=True).returncode == 3
+    assert run([*command, "--direct"], env=env, timeout=PATIENCE_SECONDS).returncode == 3
     left = json.loads((root / "status/direct.json").read_bytes())
     assert (left["state"], left["final"], left["error"]["status"]) == ("failed", True, 404)

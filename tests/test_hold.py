@@ -25,6 +25,7 @@ from tests.ground.models import noise
 from tests.ground.needs import needs, require
 from tests.ground.node import Node
 from tests.ground.origin import Origin
+from tests.ground.program import CACHD, Program, run
 from tests.ground.site import Ground, assert_problem, until
 
 PROJECT = Path(__file__).parent.parent
@@ -84,10 +85,7 @@ def write_status(root: Path, name: str, **status: object) -> None:
 
 
 def cachd(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cachd", *map(str, arguments)]
-    return subprocess.run(
-        command, env={**os.environ, **env}, cwd=PROJECT, capture_output=True, text=True, timeout=60
-    )
+    return run([*CACHD, *arguments], env={**os.environ, **env}, cwd=PROJECT, timeout=60)
 
 
 class Holder:
@@ -95,15 +93,9 @@ class Holder:
 
     def __init__(self, root: Path, name: str, folder: Path, *command: str) -> None:
         self.link = folder / name
-        words = [sys.executable, "-m", "cachd", "hold", name, "--cache", root, "--link", folder]
-        self.process = subprocess.Popen(
-            [*map(str, words), *(("--", *command) if command else ())],
-            cwd=PROJECT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = [*CACHD, "hold", name, "--cache", root, "--link", folder]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = Program([*words, *(("--", *command) if command else ())], cwd=PROJECT, **pipes)
 
     def said(self, words: str) -> str:
         """The first line of its log with these words, waited for."""

@@ -9,7 +9,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cachd.errors import Invalid
@@ -18,6 +18,7 @@ from cachd.model import (
     Manifest,
     check_path,
 )
+from tests.ground.chance import examples
 from tests.ground.values import BASE, COMMIT, SHA256, code_of, file, hostile, manifest, sha256s
 
 # --- files ---
@@ -77,7 +78,7 @@ def test_a_path_that_could_lie_elsewhere_is_refused(path: str) -> None:
     assert code_of(lambda: file(path)) == "unsafe_path"
 
 
-@settings(max_examples=600)
+@examples(150)
 @given(hostile)
 def test_no_hostile_path_passes(path: str) -> None:
     try:

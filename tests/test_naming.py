@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin, Status
+from tests.ground.program import CACHD, run
 from tests.ground.site import PATIENCE_SECONDS, Ground, assert_problem, received, send, until
 from tests.test_scrub import flip
 
@@ -411,9 +410,9 @@ def test_a_direct_pull_moves_a_name_only_with_replace(origin: Origin, root: Path
     refs = [origin.add(f"/{number}", noise(1000, number)) for number in range(2)]
 
     def direct(ref: str, *more: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "cachd", "pull", ref, "--name", "n", "--direct", "--root", str(root)]
+        command = [*CACHD, "pull", ref, "--name", "n", "--direct", "--root", root]
         env = {**os.environ, "CACHD_RESERVE_FREE": "0", "CACHD_ALLOW": "127.0.0.0/8"}
-        ended = subprocess.run([*command, *more], env=env, capture_output=True, text=True)
+        ended = run([*command, *more], env=env, timeout=PATIENCE_SECONDS)
         return ended.returncode, ended.stderr
 
     assert direct(refs[0])[0] == 0

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.ground.models import noise
+from tests.ground.program import CACHD
 from tests.ground.site import Ground, until
-from tests.test_cli import CACHD, assert_failed
+from tests.test_cli import assert_failed
 
 SPLIT = {f"q4/model-{number:05}-of-00003.gguf": noise(1000, number) for number in (1, 2, 3)}
 SEVERAL = {"config.json": b"{}", "model.safetensors": noise(1000, 9)}

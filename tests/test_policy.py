@@ -9,7 +9,7 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cachd.errors import Forbidden, Invalid
@@ -19,6 +19,7 @@ from cachd.policy.addresses import Address, destination, is_public
 from cachd.policy.backoff import FIRST_SECONDS, LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
 from cachd.policy.concurrency import Concurrency
 from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_bytes, split
+from tests.ground.chance import examples
 
 MIB = 1 << 20
 
@@ -40,7 +41,7 @@ def landed_of(several: Iterable[Extent]) -> Received:
     return received
 
 
-@settings(max_examples=500)
+@examples(125)
 @given(st.lists(extents, max_size=12))
 def test_what_has_landed_is_a_set_of_bytes(added: list[Extent]) -> None:
     received, model = Received(), set()
@@ -52,7 +53,7 @@ def test_what_has_landed_is_a_set_of_bytes(added: list[Extent]) -> None:
         assert bytes_of(received.gaps(SIZE)) == set(range(SIZE)) - model
 
 
-@settings(max_examples=500)
+@examples(125)
 @given(st.lists(extents, max_size=12), st.integers(0, SIZE))
 def test_gaps_are_in_order_apart_and_never_empty(added: list[Extent], size: int) -> None:
     inside = [extent for extent in added if extent.stop <= size]
@@ -76,7 +77,7 @@ def test_an_empty_file_has_no_gaps() -> None:
 # --- parts ---
 
 
-@settings(max_examples=500)
+@examples(125)
 @given(extents, st.integers(1, SIZE))
 def test_parts_cover_a_gap_exactly_and_begin_at_multiples(gap: Extent, length: int) -> None:
     parts = list(split(gap, length))
@@ -88,7 +89,7 @@ def test_parts_cover_a_gap_exactly_and_begin_at_multiples(gap: Extent, length: i
     assert all(part.start // length == (part.stop - 1) // length for part in parts)
 
 
-@settings(max_examples=500)
+@examples(125)
 @given(st.integers(0, 1 << 45), st.integers(1, 256))
 def test_a_part_has_whole_mebibytes_within_the_limits(size: int, streams: int) -> None:
     length = part_bytes(size, streams)
@@ -368,7 +369,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=500)
+@examples(125)
 @given(steps)
 def test_no_climbing_path_leaves_a_prefix(parts: list[str]) -> None:
     url = "http://host/models/" + "/".join(parts)

@@ -9,7 +9,7 @@ import unicodedata
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cachd.errors import Invalid
@@ -19,6 +19,7 @@ from cachd.model import (
     check_name,
 )
 from cachd.model.default_name import default_name
+from tests.ground.chance import examples
 from tests.ground.values import COMMIT, SHA256, code_of, hostile, refs
 
 # --- refs that are accepted ---
@@ -287,7 +288,7 @@ hostile_refs = st.builds(
 )
 
 
-@settings(max_examples=600)
+@examples(150)
 @given(hostile_refs)
 def test_no_hostile_ref_passes(text: str) -> None:
     try:

@@ -10,13 +10,14 @@ from urllib.parse import quote
 import pytest
 from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cachd import cli, config
 from cachd.errors import Invalid
 from cachd.model import File, Manifest, ModelSpec, Ref, Typed
+from tests.ground.chance import examples
 from tests.ground.models import digests, noise
 from tests.ground.site import MIB, Ground
 from tests.ground.values import COMMIT, SHA256, code_of, hostile, plain_revisions, words
@@ -318,7 +319,7 @@ typed_texts = st.one_of(
 )
 
 
-@settings(max_examples=600)
+@examples(150)
 @given(typed_texts)
 @example("https://huggingface.co/org/model/tree/main/a%252e/%2523")
 def test_what_is_typed_is_refused_or_as_strict_as_a_ref_and_means_itself(text: str) -> None:

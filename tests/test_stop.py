@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Hold, IgnoreRange, Origin, Server
+from tests.ground.program import CACHD, Program, run
 from tests.ground.site import until
 from tests.test_kill import checksums
 
@@ -197,17 +197,17 @@ def test_after_the_end_of_a_direct_pull_no_byte_is_sent_again(
     origin: Origin, root: Path, middle: Hold, end: signal.Signals | None
 ) -> None:
     content = noise(6 * MIB)
-    command = [sys.executable, "-m", "cachd", "pull", origin.add("/it", content), "--direct"]
+    command = [*CACHD, "pull", origin.add("/it", content), "--direct"]
     options = ["--name", "it", "--root", str(root), "--allow", "127.0.0.0/8"]
     env = {**os.environ, "CACHD_RESERVE_FREE": "0"}
     limited = [] if end else ["--timeout", "5"]
-    with subprocess.Popen([*command, *options, *limited], env=env) as running:
+    with Program([*command, *options, *limited], env=env) as running:
         until(lambda: sent(origin) == 200 * KIB and not unread(origin))
         if end:
             running.send_signal(end)
         assert running.wait(PATIENCE_SECONDS) == (130 if end else 4)
     middle.release()
-    assert subprocess.run([*command, *options], env=env, timeout=PATIENCE_SECONDS).returncode == 0
+    assert run([*command, *options], env=env, timeout=PATIENCE_SECONDS).returncode == 0
     assert sent(origin) == len(content)
     assert (root / "models/it/it").read_bytes() == content
 

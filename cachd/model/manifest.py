@@ -33,16 +33,17 @@ _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a director
 class Entries:
     """Counts the files and characters of a listing while it is read, so that an endless one is refused."""
 
-    def __init__(self, base: str) -> None:
-        self._base, self._count, self._letters = base, 0, 0
+    def __init__(self, base: str, max_files: int = MOST_FILES) -> None:
+        self._base, self._max_files = base, max_files
+        self._count, self._letters = 0, 0
 
     def add(self, *texts: str) -> None:
         """Count one more file and the characters of its strings. Raises Invalid when there are too many."""
         self._count += 1
         for text in texts:
             self._letters += len(text)
-        if self._count > MOST_FILES:
-            self._refuse(f"{self._count} files or more", f"{MOST_FILES}")
+        if self._count > self._max_files:
+            self._refuse(f"{self._count} files or more", f"{self._max_files}")
         if self._letters > MOST_LETTERS:
             self._refuse(f"names of {self._letters} characters or more", f"{MOST_LETTERS}")
 

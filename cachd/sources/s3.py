@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, without_folders
+from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path, without_folders
 from cachd.model.bucket import bucket_and_key
 from cachd.sources import checksums
 from cachd.sources.access import Access
@@ -43,8 +43,11 @@ class BucketSource:
         service: Service = _AWS,
         keys: Keys = _AS_AWS_CLIENTS,
         beneath: Callable[[str], Http] | None = None,
+        *,
+        max_files: int = MOST_FILES,
     ) -> None:
         self._http, self._endpoint_url, self._beneath = http, service.endpoint_url, beneath
+        self._max_files = max_files
         self._buckets = Buckets(http, service, keys)
         self._hosts: dict[str, Http] = {}
         self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
@@ -146,7 +149,7 @@ class BucketSource:
         folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
         shown = f"s3://{bucket}/{folder}"
         found: dict[str, Listed] = {}
-        entries = Entries(shown)
+        entries = Entries(shown, self._max_files)
         for each in self._pages(bucket, folder, shown, cancel_token):
             path = each.key.removeprefix(folder)
             if not each.key.startswith(folder) or not path.strip("/"):

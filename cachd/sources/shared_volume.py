@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from cachd import files
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
+from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import beneath, checksums
 from cachd.sources.access import Access
@@ -34,8 +34,11 @@ class SharedVolumeSource:
     threads are blocked, every further call fails at once.
     """
 
-    def __init__(self, address_policy: AddressPolicy, *, stall_seconds: float) -> None:
+    def __init__(
+        self, address_policy: AddressPolicy, *, stall_seconds: float, max_files: int = MOST_FILES
+    ) -> None:
         self._address_policy, self._stall_seconds = address_policy, stall_seconds
+        self._max_files = max_files
         self._detached = DetachedThreads(MOST_LEFT)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -118,7 +121,7 @@ class SharedVolumeSource:
 
         Raises Invalid for too many of either, or for a link to a directory.
         """
-        entries, folders = Entries(str(top)), [top]
+        entries, folders = Entries(str(top), self._max_files), [top]
         while folders:
             at = folders.pop()
             yield None

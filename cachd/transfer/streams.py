@@ -102,9 +102,10 @@ class Streams:
         *,
         first: int | None = None,
         changed: Callable[[int], None] = lambda _: None,
+        cores: float = threads.CORES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most, self._clock = most, clock
+        self.most, self._cores, self._clock = most, cores, clock
         lock = threading.RLock()
         self._ready, self._parked = threading.Condition(lock), threading.Condition(lock)
         self._concurrency = Concurrency(first or _first(), most)
@@ -149,7 +150,7 @@ class Streams:
         elif now >= self._measure_at:
             since, before, used_before = self._interval
             count, took = self.at_work, now - since
-            busy = (used - used_before) / took / threads.CORES
+            busy = (used - used_before) / took / self._cores
             if self._concurrency.measured((total - before) / took, busy) == count:
                 self._interval, self._measure_at = (now, total, used), now + MEASURED_SECONDS
                 return

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.attacks.target import Target, attack
 from tests.attacks.test_root import GIVEN, OPENED, REPLACED, STRANGER, as_the_kubelet_does, listing
 from tests.ground.node import Node
+from tests.ground.program import run
 from tests.ground.site import until
 
 REFUSED_SECONDS = 30.0
@@ -22,7 +23,7 @@ def refusal(node: Node, code: str) -> str:
     """What a daemon says that does not start."""
     node.configure(**node.options)
     command = [*node.program, "serve", "--root", str(node.root), "--config", str(node.config)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=REFUSED_SECONDS)
+    ended = run(command, timeout=REFUSED_SECONDS)
     assert f"code: {code}" in ended.stderr, ended.stderr[-2000:]
     assert ended.returncode != 0
     return " ".join(ended.stderr.split())

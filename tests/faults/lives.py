@@ -23,7 +23,6 @@ from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Parts, assembled
 from cachd.errors import CachdError, NotFound
 from cachd.model import ModelSpec, Ref
-from cachd.policy import parts as part_sizes
 from cachd.report.models import Models
 from tests.ground import mount
 from tests.ground.hub import Hub
@@ -47,10 +46,10 @@ KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 120.0
 SHARED = noise(MIB + 4321, 1)
 CONTENTS: dict[str, dict[str, bytes]] = {
-    "a": {"config.json": noise(300, 2), "small.bin": noise(90 * KIB, 3), "1.bin": noise(3 * MIB + 17, 4)},
+    "a": {"config.json": noise(300, 2), "small.bin": noise(90 * KIB, 3), "1.bin": noise(9 * MIB + 17, 4)},
     "b": {"config.json": noise(310, 5), "sub/dir/1.bin": noise(2 * MIB, 6), "empty": b""},
     "c": {"config.json": noise(320, 7), "model.safetensors": noise(MIB + 99, 8)},
-    "d.bin": {"d.bin": noise(2 * MIB + 5, 9)},
+    "d.bin": {"d.bin": noise(5 * MIB + 5, 9)},
 }
 CONTENTS["a"]["shared.bin"] = CONTENTS["b"]["shared.bin"] = SHARED
 ORIGIN_FAULTS: dict[str, Fault] = {
@@ -156,8 +155,7 @@ def _serve(told: Connection) -> None:
 
 @contextmanager
 def opened(root: Path, origins: Origins) -> Iterator[Parts]:
-    """cachd's parts over `root`, with small parts so that a few mebibytes have some of them."""
-    part_sizes.MIN_PART_BYTES = MIB
+    """cachd's parts over `root`."""
     configure_logs("critical", "json")
     allow = ("127.0.0.0/8", "http://127.0.0.1/")
     options = {"streams": 3, "retries": 3, "pulls": 2, "hf_endpoint": origins.hub, "reserve_free": 0}

@@ -8,7 +8,6 @@ import gc
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from tests.ground.models import digests, noise
 from tests.ground.needs import needs, refuse
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Fault, Flip, Origin, Status
+from tests.ground.program import CACHD, run
 from tests.ground.site import Ground, assert_problem, files_left, names, said, until
 
 MIB = 1 << 20
@@ -366,12 +366,8 @@ def test_a_root_is_refused_while_the_one_its_note_names_lives_though_no_lock_hol
         assert refusal.value.code == "root_locked"
         assert f"pid {pid} on" in refusal.value.detail
         assert note(root) == left
-        refused = subprocess.run(
-            [sys.executable, "-m", "cachd", "serve", "--root", root, "--listen", "127.0.0.1:0"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
+        serve = [*CACHD, "serve", "--root", root, "--listen", "127.0.0.1:0"]
+        refused = run(serve, timeout=PATIENCE_SECONDS)
         assert refused.returncode == 9
         assert "code: root_locked" in refused.stderr
     with DiskStore(root):

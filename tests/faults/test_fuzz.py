@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cachd.config import load
@@ -35,6 +35,7 @@ from cachd.store.catalog import ready_document
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
 from tests.fetching import http
+from tests.ground.chance import examples
 from tests.ground.models import noise
 from tests.ground.origin import Reply, Seen, Server
 from tests.ground.scripted import Scripted, heard
@@ -42,13 +43,6 @@ from tests.ground.stored import CONTENT, FILE, PARTS, left_by_an_earlier_life, p
 from tests.ground.values import COMMIT, SHA256, hostile
 from tests.test_manifest import good_paths
 
-fuzz = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    max_examples=60,
-)
 DEEP = "[" * 20_000
 
 junk = st.one_of(
@@ -152,7 +146,7 @@ LISTED = {
 }
 
 
-@fuzz
+@examples(20)
 @given(spoiled(LISTED) | st.text(max_size=20))
 @example(DEEP)
 @example("null")
@@ -210,7 +204,7 @@ def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
     return BucketSource(http(stall_seconds=5.0), Service(spoken.url, "us-east-1"))
 
 
-@settings(fuzz, max_examples=15)
+@examples(10)
 @given(cut_up(BUCKET_PAGE, XML_PIECES), object_headers)
 @example(BUCKET_PAGE, {**HEAD_OF_OBJECT, "x-amz-checksum-sha256": "!"})
 @example(BUCKET_PAGE, {"Content-Length": "12"})
@@ -231,7 +225,7 @@ def test_a_spoiled_listing_of_a_bucket_is_a_manifest_or_an_error_of_ours(
     resolved(bucket, "s3://bucket/m/")
 
 
-@fuzz
+@examples(20)
 @given(st.binary(max_size=200) | cut_up(f"{SHA256}  a/b\n{SHA256} *c\n".encode(), (b"  ", b"\r", b"../")))
 @example(f"{SHA256}  ../b\n".encode())
 def test_spoiled_sums_are_refused_or_read_as_safe_paths(content: bytes) -> None:
@@ -241,7 +235,7 @@ def test_spoiled_sums_are_refused_or_read_as_safe_paths(content: bytes) -> None:
             assert ".." not in path.split("/")
 
 
-@fuzz
+@examples(20)
 @given(st.dictionaries(good_paths, st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=5))
 @example({"a ": SHA256, " b": SHA256})
 def test_sums_survive_their_text(told: dict[str, str]) -> None:
@@ -294,7 +288,7 @@ answers = heads | st.binary(max_size=300) | st.builds(lambda first, then: first 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-@settings(fuzz, max_examples=500)
+@examples(125)
 @given(answers)
 @example(b"HTTP/1.1 100 Continue\r\n\r\n" * 500)
 @example(b"HTTP/1.1 200 OK\r\n folded before any\r\n\r\n")
@@ -347,7 +341,7 @@ def saying() -> Iterator[Saying]:
         yield server
 
 
-@settings(fuzz, max_examples=100)
+@examples(25)
 @given(answers, st.sampled_from([Extent(0, 2), Extent(0, 1), Extent(1, 2)]))
 @example(CHUNKED + b"-5\r\n" + noise(9000), Extent(0, 2))
 @example(CHUNKED + b"2\r\nok\r\n0\r\n" + b"X: x\r\n" * 200 + b"\r\n", Extent(0, 2))
@@ -380,7 +374,7 @@ dates = st.builds(
 )
 
 
-@settings(fuzz, max_examples=400)
+@examples(100)
 @given(dates | st.text(max_size=30) | st.sampled_from(VALUES), st.sampled_from(["", "t=5", "t=" + "9" * 30]))
 @example("Thu, 01 Jan 2026 00:00:00 +99999999999999", "")
 def test_a_wait_that_an_origin_asks_for_is_finite_or_none(told: str, limit: str) -> None:
@@ -398,7 +392,7 @@ lines_of_journals = st.builds(
 )
 
 
-@fuzz
+@examples(20)
 @given(
     st.lists(lines_of_journals | st.text(max_size=20), max_size=5).map("\n".join),
     spoiled({"origin": "o", "size": len(CONTENT), "blob": str(FILE.blob), "validator": None}) | st.none(),
@@ -458,7 +452,7 @@ MANIFEST = {
 }
 
 
-@settings(fuzz, max_examples=60)
+@examples(15)
 @given(
     spoiled(READY) | st.text(max_size=10),
     spoiled({"ref": "hf://org/w", "name": "w", "include": [], "exclude": []}) | st.text(max_size=10),
@@ -504,7 +498,7 @@ OPTIONS = {
 }
 
 
-@settings(fuzz, max_examples=40)
+@examples(10)
 @given(
     spoiled(OPTIONS)
     | cut_up(yaml.safe_dump(OPTIONS).encode(), (b"&a *a", b"!!int x", b"? [", b"<<: 1", b"2026-13-99")).map(

@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.ground.chance import FACTOR, examples
 from tests.ground.hub import Hub
 from tests.ground.needs import needs
 from tests.ground.node import Node
@@ -108,8 +109,8 @@ def test_only_documented_answers_and_problem_documents_come_out(
     with requests.Session() as session:
 
         @settings(
-            max_examples=40 if takes_input else 5,
-            derandomize=True,
+            max_examples=(15 if takes_input else 3) * FACTOR,
+            derandomize=FACTOR == 1,
             database=None,
             deadline=None,
             phases=[Phase.generate],
@@ -137,7 +138,7 @@ def test_every_call_of_the_document_is_tried(fuzzed: Node) -> None:
     assert calls == set(CALLS)
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@examples(40)
 @given(typed_texts, st.none() | hostile)
 def test_no_hostile_ref_or_name_ends_in_more_than_a_refusal(fuzzed: Node, ref: str, name: str | None) -> None:
     asked = {"ref": ref, "name": name} if name is not None else {"ref": ref}

@@ -50,9 +50,9 @@ def test_more_files_than_a_model_may_have_are_refused_before_any_of_them_is_aske
 
 
 def test_a_bucket_of_too_many_objects_is_refused_before_any_of_them_is_asked_for(
-    spoken: Spoken, bucket: BucketSource, monkeypatch: pytest.MonkeyPatch
+    spoken: Spoken, keys: None
 ) -> None:
-    monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 2000)
+    bucket = BucketSource(http(), Service(spoken.url, "us-east-1"), max_files=2000)
     listed = [(f"m/{number}", '"e"') for number in range(101)]
 
     def say(seen: Seen) -> Reply:
@@ -65,13 +65,11 @@ def test_a_bucket_of_too_many_objects_is_refused_before_any_of_them_is_asked_for
     assert len(spoken.requests) == 20
 
 
-def test_a_share_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)
+def test_a_share_of_too_many_files_is_refused(tmp_path: Path) -> None:
     for number in range(25):
         (tmp_path / f"{number}.bin").write_bytes(noise(10, number))
-    refused(
-        lambda: share(tmp_path).resolve(Ref.parse(f"file://{tmp_path}/"), CancelToken()), "too_many_files"
-    )
+    source = share(tmp_path, max_files=20)
+    refused(lambda: source.resolve(Ref.parse(f"file://{tmp_path}/"), CancelToken()), "too_many_files")
 
 
 def test_a_hundred_terabytes_are_refused_before_their_first_byte(
@@ -113,9 +111,13 @@ def spoken() -> Iterator[Spoken]:
 
 
 @pytest.fixture
-def bucket(spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> BucketSource:
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+@pytest.fixture
+def bucket(spoken: Spoken, keys: None) -> BucketSource:
     return BucketSource(http(), Service(spoken.url, "us-east-1"))
 
 

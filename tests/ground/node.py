@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+
+from tests.ground.program import CACHD, Program, run
 
 PATIENCE_SECONDS = 120.0
 _READ_ONLY_MODES = 0o755
@@ -51,7 +52,7 @@ class Node:
         options: Mapping[str, Any] | None = None,
         *,
         before: Sequence[str] = (),
-        program: Sequence[str] = (sys.executable, "-m", "cachd"),
+        program: Sequence[str] = CACHD,
         **env: str,
     ) -> None:
         self.root = root
@@ -102,7 +103,7 @@ class Node:
             *("--root", str(self.root), "--config", str(self.config)),
         ]
         env = {**os.environ, "CACHD_LOG_FORMAT": "json", "CACHD_LOG_LEVEL": "debug", **self._env}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        self._process = Program(command, stderr=subprocess.PIPE, env=env)
         with self._logged:
             self.log.clear()
         self._reader = threading.Thread(target=self._read, args=(self._process,))
@@ -174,13 +175,8 @@ class Node:
 
     def cli(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the command line against this node."""
-        return subprocess.run(
-            [*self.program, *arguments],
-            env={**os.environ, "CACHD_SERVER": self.url, **env},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
+        said = {**os.environ, "CACHD_SERVER": self.url, **env}
+        return run([*self.program, *arguments], env=said, timeout=PATIENCE_SECONDS)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None

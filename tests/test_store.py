@@ -48,6 +48,7 @@ from tests.ground.models import digests, noise
 from tests.ground.needs import require
 from tests.ground.node import short_name
 from tests.ground.site import mapped
+from tests.ground.users import as_another_user
 
 KIB, MIB = 1 << 10, 1 << 20
 Files = Mapping[str, bytes]
@@ -187,29 +188,6 @@ def store(next_life: Callable[[], DiskStore]) -> DiskStore:
 
 
 # --- other users, small disks, other processes ---
-
-
-@contextmanager
-def as_another_user() -> Iterator[Path]:
-    """A directory of a user without rights, who we are meanwhile; as we are where we have none anyway.
-
-    In memory where there is room for it: hundreds of processes are killed in it.
-    """
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        place = Path(directory)
-        place.chmod(0o755)
-        privileged = True
-        try:
-            os.chown(place, 10001, 10001)
-            os.setresuid(10001, 10001, 0)
-        except PermissionError:
-            privileged = False
-        try:
-            yield place
-        finally:
-            if privileged:
-                os.setresuid(0, 0, 0)
 
 
 @contextmanager

@@ -91,6 +91,7 @@ class Quarantines:
             if snapshot is None:
                 return None
             inodes: dict[Digest, int] = {}
+            wrong: str | None
             try:
                 wrong = self._wrong(snapshot, inodes)
             except (FileNotFoundError, DiskFailed) as error:
@@ -101,7 +102,7 @@ class Quarantines:
                     self._content.damaged.keep(blob, inode)
             else:
                 self._views.repair_hold(snapshot)
-            return wrong or None
+            return wrong
 
     def settle(self) -> None:
         """At start, make sure that quarantined names are not ready and that their bad blobs are away."""
@@ -124,8 +125,11 @@ class Quarantines:
         durable.remove(self._layout.model(name))
         log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
 
-    def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str:
-        """How the views differ from what `publish` left, if at all. Adds doubtful blobs to `inodes`."""
+    def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str | None:
+        """How the views differ from what `publish` left; None if they do not.
+
+        Adds doubtful blobs to `inodes`.
+        """
         manifest = self._manifests.read(snapshot.manifest)
         try:
             self._views.repair(snapshot)
@@ -139,10 +143,10 @@ class Quarantines:
             if is_other and inode:
                 inodes[file.blob] = inode
             reasons.append(f"{place} is {'another file' if is_other else 'gone'}")
-        return f"{len(reasons)} wrong files; the first: {reasons[0]}" if reasons else ""
+        return f"{len(reasons)} wrong files; the first: {reasons[0]}" if reasons else None
 
-    def _wrong_name(self, snapshot: Snapshot, manifest: Manifest) -> str:
-        """How the link of the name or its ready file differ from what `publish` left, if at all."""
+    def _wrong_name(self, snapshot: Snapshot, manifest: Manifest) -> str | None:
+        """How the link of the name or its ready file differ from what `publish` left; None if they do not."""
         layout, name = self._layout, snapshot.name
         link = layout.model(name)
         if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
@@ -152,4 +156,4 @@ class Quarantines:
         with suppress(Leased):  # unreadable for now; the next check reads it
             if not catalog.is_ready_file_of(layout.ready_file(name), snapshot):
                 return f"ready/{name}.json was changed"
-        return ""
+        return None

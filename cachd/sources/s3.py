@@ -139,7 +139,7 @@ class BucketSource:
 
 
 def make(access: Access) -> BucketSource:
-    """The S3 endpoint of some settings. Without credentials of its own, an entry's endpoint gets none."""
+    """The S3 endpoint of some settings."""
     columns = access.columns
     named = columns.get("credentials") or columns.get("profile") or columns.get("instance_role")
     return BucketSource(
@@ -150,7 +150,7 @@ def make(access: Access) -> BucketSource:
             columns.get("credentials"),
             columns.get("profile"),
             instance_role=columns.get("instance_role", False),
-            are_none="endpoint" in access.of_entries and not named,
+            are_none=not (access.may_use_own_credentials or named),
         ),
     )
 

@@ -20,10 +20,7 @@ from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store import catalog
 from cachd.store.catalog import Quarantine
-from cachd.store.content import ContentStore
-from cachd.store.layout import Layout
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names
+from cachd.store.index import Index
 from cachd.store.pod_views import PodViews
 from cachd.store.scrub import Replaced
 
@@ -33,11 +30,9 @@ log = structlog.get_logger(__name__)
 class Quarantines:
     """Finds damage in the published snapshots of one root, and quarantines their names."""
 
-    def __init__(
-        self, layout: Layout, content: ContentStore, names: Names, manifests: Manifests, views: PodViews
-    ) -> None:
-        self._layout, self._content = layout, content
-        self._names, self._manifests, self._views = names, manifests, views
+    def __init__(self, index: Index, views: PodViews) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._names, self._manifests, self._views = index.names, index.manifests, views
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
         """The files that a quarantined spec had, which its repair must bring back.

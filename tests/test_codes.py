@@ -37,7 +37,7 @@ def codes() -> dict[str, str]:
             match node:
                 case (
                     ast.keyword(arg="code", value=value)
-                    | ast.Assign(targets=[ast.Name(id="code" | "TOO_SLOW" | "CRASH_LOOP")], value=value)
+                    | ast.Assign(targets=[ast.Name(id="code" | "TOO_SLOW")], value=value)
                 ):
                     for text in ast.walk(value):
                         if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value:

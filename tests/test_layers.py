@@ -13,10 +13,9 @@ from types import CodeType, FrameType
 import pytest
 
 from cachd.api.app import create_app
-from cachd.api.dependencies import Services
 from cachd.config import Config
 from cachd.daemon.parts import assembled
-from cachd.report.models import Models
+from cachd.daemon.serve import api_services
 from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -104,25 +103,13 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
     hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(20 << 20)})
     options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",), reserve_free=0)
     with Walk() as walk, assembled(options) as parts:
-        models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
-        services = Services(
-            models=models,
-            metrics=parts.metrics,
-            bandwidth=parts.bandwidth,
-            sweeps=parts.sweeps,
-            scrubs=parts.scrubs,
-            reclaim=parts.reclaim,
-            status=parts.status,
-            required=list,
-            options=dict,
-            sources=lambda _ref: {},
-        )
+        services = api_services(parts, required=list, options=dict, sources=lambda _ref: {})
         create_app(services, tokens=None, anonymous_reads=True, allowed_hosts=())
-        parts.status.start(models)
+        parts.status.start(parts.models)
         started = parts.pulls.start(spec_of("hf://org/model"))
         assert started is not None
         started.done.result(60)
-        models.describe("org--model")
+        parts.models.describe("org--model")
         parts.pulls.delete("org--model")
     assert upward(walk.calls) == set()
     for step in WALK:

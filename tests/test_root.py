@@ -23,9 +23,9 @@ from cachd.errors import (
 from cachd.store.disk_store import DiskStore
 from cachd.store.space import Space
 from tests.ground.disks import remount
-from tests.ground.kill import as_another_user
 from tests.ground.needs import require
 from tests.ground.stored import MIB, ONE, SMALL, TWO, A, B, assert_whole, hub, publish
+from tests.ground.users import as_another_user
 
 
 def refused(root: Path, kind: type[CachdError], code: str) -> CachdError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from cachd.model import Digest, Extent, File
 from cachd.sources.cancel import CancelToken
 from tests.fetching import EXTENTS, HEX, KIB, read, refused, resolve, share
 from tests.ground.models import digests, noise, safetensors_model, write_sha256sums
+from tests.ground.users import as_another_user
 
 
 @pytest.fixture
@@ -164,25 +163,6 @@ def test_a_shared_file_that_vanished_is_not_found(place: Path) -> None:
     file = resolve(share(place), f"file://{place}/x").files[0]
     (place / "x").unlink()
     refused(lambda: share(place).open(file, Extent(0, 1), CancelToken()), "file_not_found")
-
-
-@contextmanager
-def as_another_user() -> Iterator[Path]:
-    """A directory of a user without rights, who we are meanwhile; as we are where we have none anyway."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        place.chmod(0o755)
-        privileged = True
-        try:
-            os.chown(place, 10001, 10001)
-            os.setresuid(10001, 10001, 0)
-        except PermissionError:
-            privileged = False
-        try:
-            yield place
-        finally:
-            if privileged:
-                os.setresuid(0, 0, 0)
 
 
 def test_a_directory_that_may_not_be_listed_ends_the_resolve_and_is_not_left_out() -> None:

@@ -60,16 +60,14 @@ def test_a_model_larger_than_the_file_system_is_too_big(store: DiskStore) -> Non
 
 def test_what_is_kept_free_is_no_room_for_models(root: Path) -> None:
     total = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
-    with DiskStore(root, reserve_free=total - MIB) as store:
+    with DiskStore(root) as store:
+        store.space.change(reserve_free=total - MIB, limit=None, reserve_inodes=0)
         with pytest.raises(TooBig), store.space.reserve(0, total=MIB + 1):
             pass
         assert store.space.capacity().reserve_free == total - MIB
-    with (
-        DiskStore(root, reserve_free=total + MIB) as store,
-        pytest.raises(TooBig),
-        store.space.reserve(0, total=1),
-    ):
-        pass
+        store.space.change(reserve_free=total + MIB, limit=None, reserve_inodes=0)
+        with pytest.raises(TooBig), store.space.reserve(0, total=1):
+            pass
 
 
 def test_promises_add_up_and_end_with_their_pull(small_disk: Callable[..., Path]) -> None:

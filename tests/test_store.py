@@ -14,7 +14,6 @@ import pytest
 from cachd.model import ModelSpec, Ref
 from cachd.store.disk_store import DiskStore
 from tests.ground import mount
-from tests.ground.kill import as_another_user
 from tests.ground.models import noise
 from tests.ground.stored import (
     KIB,
@@ -31,6 +30,7 @@ from tests.ground.stored import (
     publish,
     swept_bytes,
 )
+from tests.ground.users import as_another_user
 
 
 def lie(**members: object) -> Callable[[Path], object]:

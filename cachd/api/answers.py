@@ -11,8 +11,10 @@ from pydantic import JsonValue
 
 from cachd.model import Limits
 from cachd.report.values import (
+    DamageReport,
     ErrorReport,
     HeldLease,
+    JobBytes,
     VerificationReport,
     WarmingReport,
     When,
@@ -179,28 +181,18 @@ class RefSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlobBytes:
-    """Bytes of a blob: all, and those that were read."""
-
-    total: int
-    done: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BlobBeingRead:
     """The blob that is being read again."""
 
     blob: str
-    bytes: BlobBytes
+    bytes: JobBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DamagedModel:
+class DamagedModel(DamageReport):
     """A model that waits for its repair."""
 
     name: str
-    since: When
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

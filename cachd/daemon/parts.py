@@ -44,6 +44,7 @@ from cachd.transfer.engine import Engine
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.reclaim import Reclaim
 from cachd.transfer.resolves import Resolves
+from cachd.transfer.space_watch import EvictionRules
 from cachd.transfer.streams import Streams
 from cachd.upkeep.refusals import Refusals
 from cachd.upkeep.scrubs import Scrubs
@@ -130,14 +131,13 @@ def assembled(config: Config) -> Iterator[Parts]:  # over 40 lines: one for each
 
 
 def _reclaim(config: Config, store: Store, metrics: Metrics) -> Reclaim:
-    reclaim = Reclaim(
-        store,
-        metrics,
+    rules = EvictionRules(
         high=config.high_watermark,
         low=config.low_watermark,
         unused_seconds=config.evict_unused_seconds,
         automatic=config.evict,
     )
+    reclaim = Reclaim(store, metrics, rules)
     reclaim.keep([model.spec.name for model in config.models])
     return reclaim
 

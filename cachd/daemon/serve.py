@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import structlog
@@ -55,17 +55,8 @@ def serve(loaded: Loaded) -> None:
         models = parts.models
         tokens = _tokens(config)
         parts.metrics.watch(lambda: _scrape(parts, models, reload, tokens, certificate))
-        services = Services(
-            models=models,
-            metrics=parts.metrics,
-            bandwidth=parts.bandwidth,
-            sweeps=parts.sweeps,
-            scrubs=parts.scrubs,
-            reclaim=parts.reclaim,
-            status=parts.status,
-            required=prewarm.required,
-            options=reload.as_document,
-            sources=reload.sources,
+        services = api_services(
+            parts, required=prewarm.required, options=reload.as_document, sources=reload.sources
         )
         app = create_app(
             services,
@@ -80,6 +71,28 @@ def serve(loaded: Loaded) -> None:
             _collect_seldom()
             run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)
     log.info("stopped")
+
+
+def api_services(
+    parts: Parts,
+    *,
+    required: Callable[[], list[str]],
+    options: Callable[[], dict[str, object]],
+    sources: Callable[[str | None], dict[str, object]],
+) -> Services:
+    """What the routes of the API use. The keywords are as `Services` says."""
+    return Services(
+        models=parts.models,
+        metrics=parts.metrics,
+        bandwidth=parts.bandwidth,
+        sweeps=parts.sweeps,
+        scrubs=parts.scrubs,
+        reclaim=parts.reclaim,
+        status=parts.status,
+        required=required,
+        options=options,
+        sources=sources,
+    )
 
 
 @contextmanager

@@ -16,11 +16,12 @@ class Access:
     """The access of one source, to what the table and the options allow.
 
     `columns`: the settings of its refs, by column of the option `sources`; absent if neither an entry nor an
-    option sets the column. `of_entries`: the columns that entries set, and not the daemon's own options.
+    option sets the column. `may_use_own_credentials`: whether the source may sign in as the daemon does by
+    default, such as with HF_TOKEN. False for an entry with its own endpoint or credentials.
     """
 
     columns: Mapping[str, Any]
-    of_entries: frozenset[str]
+    may_use_own_credentials: bool
     table: Table
     address_policy: AddressPolicy
     stall_seconds: float

@@ -85,9 +85,9 @@ class HubSource:
 
 
 def make(access: Access) -> HubSource:
-    """The Hub of some settings. An endpoint of an entry never gets the token of the daemon's own option."""
+    """The Hub of some settings."""
     columns, file = access.columns, access.columns.get("credentials")
-    token = Secret(file) if {"endpoint", "credentials"} & access.of_entries else HubToken(file)
+    token = HubToken(file) if access.may_use_own_credentials else Secret(file)
     return HubSource(access.http(), endpoint=columns["endpoint"], token=token, check=access.table.check)
 
 

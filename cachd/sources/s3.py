@@ -266,14 +266,14 @@ class BucketSource:
 
 
 def make(access: Access) -> BucketSource:
-    """The S3 endpoint of some settings. Without credentials of its own, an entry's endpoint gets none."""
+    """The S3 endpoint of some settings."""
     columns = access.columns
     named = columns.get("credentials") or columns.get("profile") or columns.get("instance_role")
-    are_none = columns.get("anonymous") or ("endpoint" in access.of_entries and not named)
     keys = Keys(
         columns.get("credentials"),
         columns.get("profile"),
         instance_role=columns.get("instance_role", False),
+        are_none=columns.get("anonymous", False) or not (access.may_use_own_credentials or named),
     )
     return BucketSource(
         access.http(),
@@ -283,7 +283,7 @@ def make(access: Access) -> BucketSource:
             columns.get("addressing", "auto"),
             columns.get("requester_pays", False),
         ),
-        Keys(are_none=True) if are_none else keys,
+        keys,
         access.http_for,
     )
 

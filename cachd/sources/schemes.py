@@ -28,7 +28,7 @@ class _Settings:
 
     module: str
     columns: tuple[tuple[str, Any], ...]
-    of_entries: frozenset[str]
+    may_use_own_credentials: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,13 @@ class Sources:
         scheme = SCHEMES[ref.scheme]
         held = {column: each.value for column, each in table.held(ref.base).items()}
         own = dict(self._options.get(ref.scheme, {}))
-        if "endpoint" in held:  # the endpoint of an entry never gets the credentials of the daemon's option
+        # The endpoint of an entry never gets the daemon's own credentials.
+        may_use_own_credentials = held.keys().isdisjoint(("endpoint", "credentials"))
+        if not may_use_own_credentials:
             own.pop("credentials", None)
         values = {**own, **held}
         columns = [(name, values[name]) for name in scheme.columns if values.get(name) is not None]
-        return _Settings(scheme.module, tuple(columns), frozenset(held) & frozenset(scheme.columns))
+        return _Settings(scheme.module, tuple(columns), may_use_own_credentials)
 
     def _make(self, scheme: str, settings: _Settings, now: _InForce) -> Source:
         make: Callable[[Access], Source] = import_module(settings.module).make
@@ -101,7 +103,7 @@ class Sources:
         return make(
             Access(
                 dict(settings.columns),
-                settings.of_entries,
+                settings.may_use_own_credentials,
                 now.table,
                 now.address_policy,
                 self._stall_seconds,

@@ -10,12 +10,13 @@ from typing import Self
 
 from cachd.kernel import durable
 from cachd.kernel.leases import reports_open_files
-from cachd.model import Digest, File, Manifest, SizeOrPercent
+from cachd.model import Digest, File, Manifest
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
 from cachd.store.history import Histories
 from cachd.store.holds import Holds
+from cachd.store.index import Index
 from cachd.store.layout import Layout
 from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
@@ -40,17 +41,14 @@ from cachd.store.withdrawals import Withdrawals
 class DiskStore:
     """The store (store.py) of one root. It holds the root's lock until `close`.
 
-    Opening it cleans up after a crash. Raises Invalid, Forbidden, InUse, NoSpace, Leased, Unavailable or
-    DiskFailed if the root cannot be used.
+    Opening it cleans up after a crash. Its space has no bounds until `Space.change`. Raises Invalid,
+    Forbidden, InUse, NoSpace, Leased, Unavailable or DiskFailed if the root cannot be used.
     """
 
     def __init__(
         self,
         root: Path,
         *,
-        reserve_free: SizeOrPercent = 0,
-        limit: SizeOrPercent | None = None,
-        reserve_inodes: SizeOrPercent = 0,
         disk_at_least: int = 0,
         keep_previous: int = 0,
         keep_opened_seconds: float = OPENED_SECONDS,
@@ -68,7 +66,7 @@ class DiskStore:
                 self.content.trash.empty_all()
                 self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
                 self._settle()
-            self.space = Space(root, reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)
+            self.space = Space(root)
             self.reports_open_files = reports_open_files(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
@@ -84,22 +82,21 @@ class DiskStore:
         self.manifests = manifests = Manifests(layout, content, names)
         self.history = history = Histories(layout, keep_previous)
         self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)
+        index = Index(layout, content, names, manifests, history)
         self.protection = protection = Protection(
-            content,
-            names,
-            manifests,
-            self.pins,
-            self.leases,
-            holds,
-            watch,
+            index,
+            pins=self.pins,
+            leases=self.leases,
+            holds=holds,
+            watch=watch,
             keep_opened_seconds=keep_opened_seconds,
         )
-        self._views = views = PodViews(layout, content, names, manifests, holds)
-        publisher = Publisher(layout, content, names, manifests, views, history, watch, self.pins)
-        self._rollbacks = Rollbacks(content, names, manifests, history, publisher)
-        self._quarantines = Quarantines(layout, content, names, manifests, views)
-        withdrawals = Withdrawals(layout, content, names, manifests, views, history, protection, watch)
-        self.sweep = Sweep(layout, content, manifests, withdrawals)
+        self._views = views = PodViews(index, holds)
+        publisher = Publisher(index, views, watch=watch, pins=self.pins)
+        self._rollbacks = Rollbacks(index, publisher)
+        self._quarantines = Quarantines(index, views)
+        withdrawals = Withdrawals(index, views, protection=protection, watch=watch)
+        self.sweep = Sweep(index, withdrawals)
         self.publish, self.rollback = publisher.publish, self._rollbacks.rollback
         self.withdraw, self.withdraw_refused = withdrawals.withdraw, withdrawals.withdraw_refused
         self.evict, self.drop = withdrawals.evict, withdrawals.drop

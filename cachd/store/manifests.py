@@ -20,7 +20,6 @@ from cachd.store import catalog
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 from cachd.store.names import Names
-from cachd.store.watch import ViewChanges
 
 log = structlog.get_logger(__name__)
 
@@ -87,20 +86,6 @@ class Manifests:
             with suppress(FileNotFoundError):  # removed meanwhile
                 found.update(f.blob for f in self.read(manifest).files)
         return found
-
-    def written(self, changes: ViewChanges) -> list[File]:
-        """The files that somebody wrote into, one file for each blob."""
-        manifests = {manifest for manifest, _ in changes.written}
-        if not manifests and not changes.blobs:
-            return []
-        found = {
-            f.blob: f
-            for each, manifest in self.readable()
-            if changes.blobs or each in manifests
-            for f in manifest.files
-            if f.blob in changes.blobs or (each, f.path) in changes.written
-        }
-        return list(found.values())
 
     # --- what is known of the files of one base ---
 

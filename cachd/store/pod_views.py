@@ -20,11 +20,10 @@ from cachd.errors import DiskFailed
 from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, Snapshot, commit_of
 from cachd.store.addresses import MARK, Addresses
-from cachd.store.content import ContentStore
 from cachd.store.holds import Holds
-from cachd.store.layout import PUBLIC, Layout
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names, exclude_each_other
+from cachd.store.index import Index
+from cachd.store.layout import PUBLIC
+from cachd.store.names import exclude_each_other
 from cachd.store.views import HubView, PlainView
 
 log = structlog.get_logger(__name__)
@@ -36,13 +35,12 @@ class PodViews:
     Every method raises OSError, unless its own text says otherwise.
     """
 
-    def __init__(
-        self, layout: Layout, content: ContentStore, names: Names, manifests: Manifests, holds: Holds
-    ) -> None:
-        self._layout, self._content = layout, content
-        self._names, self._manifests, self._holds = names, manifests, holds
-        self._plain, self._hub = PlainView(layout, content), HubView(layout, content)
-        self._addresses = Addresses(layout)
+    def __init__(self, index: Index, holds: Holds) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._names, self._manifests, self._holds = index.names, index.manifests, holds
+        self._plain = PlainView(index.layout, index.content)
+        self._hub = HubView(index.layout, index.content)
+        self._addresses = Addresses(index.layout)
 
     # --- building ---
 

@@ -10,11 +10,9 @@ from cachd.errors import InUse
 from cachd.kernel.leases import is_open
 from cachd.model import Manifest, Snapshot
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
-from cachd.store.content import ContentStore
 from cachd.store.holds import Holds
+from cachd.store.index import Index
 from cachd.store.leases import Leases
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names
 from cachd.store.pins import Pins
 from cachd.store.watch import Watch
 
@@ -31,18 +29,16 @@ class Protection:
 
     def __init__(
         self,
-        content: ContentStore,
-        names: Names,
-        manifests: Manifests,
+        index: Index,
+        *,
         pins: Pins,
         leases: Leases,
         holds: Holds,
         watch: Watch,
-        *,
         keep_opened_seconds: float = OPENED_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._content, self._names, self._manifests = content, names, manifests
+        self._content, self._names, self._manifests = index.content, index.names, index.manifests
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
         self._keep_opened_seconds, self._clock = keep_opened_seconds, clock
 

@@ -19,11 +19,8 @@ import structlog
 from cachd.kernel import durable
 from cachd.model import Manifest, ModelSpec, Snapshot, snapshot_of
 from cachd.store import catalog
-from cachd.store.content import ContentStore
-from cachd.store.history import Histories, Rollback
-from cachd.store.layout import Layout
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names
+from cachd.store.history import Rollback
+from cachd.store.index import Index
 from cachd.store.permit import Permit
 from cachd.store.pins import Pins
 from cachd.store.pod_views import PodViews
@@ -37,19 +34,10 @@ _TICK_SECONDS = 1e-6  # the resolution of `published_at` in a ready file
 class Publisher:
     """Publishes the snapshots of one root."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        content: ContentStore,
-        names: Names,
-        manifests: Manifests,
-        views: PodViews,
-        history: Histories,
-        watch: Watch,
-        pins: Pins,
-    ) -> None:
-        self._layout, self._content, self._names, self._manifests = layout, content, names, manifests
-        self._views, self._history, self._watch, self._pins = views, history, watch, pins
+    def __init__(self, index: Index, views: PodViews, *, watch: Watch, pins: Pins) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._names, self._manifests, self._history = index.names, index.manifests, index.history
+        self._views, self._watch, self._pins = views, watch, pins
 
     def publish(
         self, spec: ModelSpec, manifest: Manifest, *, now: float, permit: Permit | None = None

@@ -20,10 +20,7 @@ from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store import catalog
 from cachd.store.catalog import Quarantine
-from cachd.store.content import ContentStore
-from cachd.store.layout import Layout
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names
+from cachd.store.index import Index
 from cachd.store.pod_views import PodViews
 from cachd.store.scrub import Replaced
 
@@ -33,11 +30,9 @@ log = structlog.get_logger(__name__)
 class Quarantines:
     """Finds damage in the published snapshots of one root, and quarantines their names."""
 
-    def __init__(
-        self, layout: Layout, content: ContentStore, names: Names, manifests: Manifests, views: PodViews
-    ) -> None:
-        self._layout, self._content = layout, content
-        self._names, self._manifests, self._views = names, manifests, views
+    def __init__(self, index: Index, views: PodViews) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._names, self._manifests, self._views = index.names, index.manifests, views
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
         """The files that a quarantined spec had, which its repair must bring back.
@@ -91,6 +86,7 @@ class Quarantines:
             if snapshot is None:
                 return None
             inodes: dict[Digest, int] = {}
+            wrong: str | None
             try:
                 wrong = self._wrong(snapshot, inodes)
             except (FileNotFoundError, DiskFailed) as error:
@@ -101,7 +97,7 @@ class Quarantines:
                     self._content.damaged.keep(blob, inode)
             else:
                 self._views.repair_hold(snapshot)
-            return wrong or None
+            return wrong
 
     def settle(self) -> None:
         """At start, make sure that quarantined names are not ready and that their bad blobs are away."""
@@ -124,8 +120,11 @@ class Quarantines:
         durable.remove(self._layout.model(name))
         log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
 
-    def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str:
-        """How the views differ from what `publish` left, if at all. Adds doubtful blobs to `inodes`."""
+    def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str | None:
+        """How the views differ from what `publish` left; None if they do not.
+
+        Adds doubtful blobs to `inodes`.
+        """
         manifest = self._manifests.read(snapshot.manifest)
         try:
             self._views.repair(snapshot)
@@ -139,10 +138,10 @@ class Quarantines:
             if is_other and inode:
                 inodes[file.blob] = inode
             reasons.append(f"{place} is {'another file' if is_other else 'gone'}")
-        return f"{len(reasons)} wrong files; the first: {reasons[0]}" if reasons else ""
+        return f"{len(reasons)} wrong files; the first: {reasons[0]}" if reasons else None
 
-    def _wrong_name(self, snapshot: Snapshot, manifest: Manifest) -> str:
-        """How the link of the name or its ready file differ from what `publish` left, if at all."""
+    def _wrong_name(self, snapshot: Snapshot, manifest: Manifest) -> str | None:
+        """How the link of the name or its ready file differ from what `publish` left; None if they do not."""
         layout, name = self._layout, snapshot.name
         link = layout.model(name)
         if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
@@ -152,4 +151,4 @@ class Quarantines:
         with suppress(Leased):  # unreadable for now; the next check reads it
             if not catalog.is_ready_file_of(layout.ready_file(name), snapshot):
                 return f"ready/{name}.json was changed"
-        return ""
+        return None

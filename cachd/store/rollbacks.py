@@ -14,10 +14,8 @@ import structlog
 
 from cachd.errors import CachdError, DiskFailed, Leased, NotFound
 from cachd.model import Snapshot
-from cachd.store.content import ContentStore
-from cachd.store.history import Histories, Rollback
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names
+from cachd.store.history import Rollback
+from cachd.store.index import Index
 from cachd.store.publish import Publisher
 
 log = structlog.get_logger(__name__)
@@ -26,16 +24,9 @@ log = structlog.get_logger(__name__)
 class Rollbacks:
     """The rollbacks of one root."""
 
-    def __init__(
-        self,
-        content: ContentStore,
-        names: Names,
-        manifests: Manifests,
-        history: Histories,
-        publisher: Publisher,
-    ) -> None:
-        self._content, self._names, self._manifests = content, names, manifests
-        self._history, self._publisher = history, publisher
+    def __init__(self, index: Index, publisher: Publisher) -> None:
+        self._content, self._names, self._manifests = index.content, index.names, index.manifests
+        self._history, self._publisher = index.history, publisher
 
     def rollback(self, name: str, *, now: float) -> Snapshot:
         """Publish again the snapshot that a name led to before. Nothing is fetched from its source.

@@ -23,9 +23,7 @@ import structlog
 from cachd.errors import CachdError
 from cachd.model import Digest
 from cachd.store.catalog import iso
-from cachd.store.content import ContentStore
-from cachd.store.layout import Layout
-from cachd.store.manifests import Manifests
+from cachd.store.index import Index
 from cachd.store.withdrawals import Withdrawals
 
 log = structlog.get_logger(__name__)
@@ -55,11 +53,9 @@ class Leftover:
 class Sweep:
     """The leftovers of one root."""
 
-    def __init__(
-        self, layout: Layout, content: ContentStore, manifests: Manifests, withdrawals: Withdrawals
-    ) -> None:
-        self._layout, self._content = layout, content
-        self._manifests, self._withdrawals = manifests, withdrawals
+    def __init__(self, index: Index, withdrawals: Withdrawals) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._manifests, self._withdrawals = index.manifests, withdrawals
 
     def leftovers(
         self, *, before: float, keep: Collection[str] = (), pulls_known: bool = True

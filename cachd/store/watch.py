@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from cachd.errors import CachdError
 from cachd.kernel import inotify
 from cachd.kernel.inotify import Event, Inotify
-from cachd.model import Digest, Manifest, commit_of
+from cachd.model import Digest, File, Manifest, commit_of
 from cachd.store.layout import Layout
 from cachd.store.usage_log import UsageLog
 from cachd.store.views import directories_of
@@ -84,6 +84,18 @@ class ViewChanges:
         return self.everything or bool(
             self.names or self.manifests or self.folders or self.written or self.blobs
         )
+
+    def files_written(self, manifests: Iterable[tuple[str, Manifest]]) -> list[File]:
+        """The files of `manifests`, each given with its id, that somebody wrote into: one for each blob."""
+        if not self.written and not self.blobs:
+            return []
+        found = {
+            f.blob: f
+            for each, manifest in manifests
+            for f in manifest.files
+            if f.blob in self.blobs or (each, f.path) in self.written
+        }
+        return list(found.values())
 
     def add(self, directory: _Directory, event: Event) -> None:
         """Record one event of a directory."""

@@ -20,11 +20,8 @@ import structlog
 from cachd.errors import InUse, NotFound
 from cachd.kernel import durable
 from cachd.model import Digest, Manifest, Snapshot
-from cachd.store.content import ContentStore
-from cachd.store.history import Histories
-from cachd.store.layout import Layout
-from cachd.store.manifests import Manifests
-from cachd.store.names import Names, no_such_model
+from cachd.store.index import Index
+from cachd.store.names import no_such_model
 from cachd.store.pod_views import PodViews
 from cachd.store.protection import Protection
 from cachd.store.watch import Watch
@@ -37,19 +34,10 @@ _Check = Callable[[Sequence[Snapshot], Manifest], None]  # raises InUse
 class Withdrawals:
     """Removes the snapshots of one root."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        content: ContentStore,
-        names: Names,
-        manifests: Manifests,
-        views: PodViews,
-        history: Histories,
-        protection: Protection,
-        watch: Watch,
-    ) -> None:
-        self._layout, self._content, self._names, self._manifests = layout, content, names, manifests
-        self._views, self._history, self._protection, self._watch = views, history, protection, watch
+    def __init__(self, index: Index, views: PodViews, *, protection: Protection, watch: Watch) -> None:
+        self._layout, self._content = index.layout, index.content
+        self._names, self._manifests, self._history = index.names, index.manifests, index.history
+        self._views, self._protection, self._watch = views, protection, watch
 
     # --- names ---
 

@@ -11,7 +11,6 @@ from cachd.store.store import Store
 from cachd.transfer.request import Pull
 from cachd.transfer.running import RunningPulls
 
-CRASH_LOOP = "crash_loop"
 _MOST_DEATHS = 3  # after so many daemon deaths in a row during a pull, a restart no longer resumes it
 
 

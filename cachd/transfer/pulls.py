@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.errors import CachdError, InUse
+from cachd.errors import CachdError, DaemonDied, InUse
 from cachd.metrics import Metrics
 from cachd.model import Manifest, ModelSpec, Snapshot
 from cachd.sources.cancel import CancelToken
@@ -17,7 +17,7 @@ from cachd.transfer.admission import Admission
 from cachd.transfer.attempt import PullContext
 from cachd.transfer.endings import Endings
 from cachd.transfer.newest import NewestPulls
-from cachd.transfer.pending import CRASH_LOOP, PendingSpecs, crash_loop
+from cachd.transfer.pending import PendingSpecs, crash_loop
 from cachd.transfer.progress import State
 from cachd.transfer.request import Pull
 from cachd.transfer.runner import Runner
@@ -103,10 +103,10 @@ class Pulls:
     ) -> Pull | None:
         """Like `start`, for pulls that the daemon itself begins (repairs, listed models).
 
-        Also raises the `crash_loop` error when the daemon died too often during this spec's pull.
+        Also raises DaemonDied when the daemon died too often during this spec's pull.
         """
         known = self._newest.of(spec.name)
-        if known is not None and known.spec == spec and known.error and known.error.code == CRASH_LOOP:
+        if known is not None and known.spec == spec and isinstance(known.error, DaemonDied):
             raise known.error
         return self.start(spec, priority=priority, replace=replace, repairs=repairs)
 

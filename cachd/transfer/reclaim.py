@@ -19,43 +19,26 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from cachd.errors import NoSpace
 from cachd.metrics import Metrics
-from cachd.model import Manifest, Percentage
+from cachd.model import Manifest
 from cachd.policy.eviction import Candidate
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer.evictor import Eviction, Evictor
 from cachd.transfer.plans import Plan, Planner
 from cachd.transfer.pull_space import PullSpace
-from cachd.transfer.space_watch import SpaceWatch
+from cachd.transfer.space_watch import EvictionRules, SpaceWatch
 
 
 class Reclaim:
-    """What pulls and operators ask of evictions. `automatic`: whether to evict when no operator asked.
+    """What pulls and operators ask of evictions.
 
-    `watch` is the thread that evicts for `pressure` and what is `unused`; see there for the other options.
+    `watch` is the thread that evicts for `pressure` and what is `unused`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        metrics: Metrics,
-        *,
-        high: Percentage,
-        low: Percentage,
-        unused_seconds: float,
-        automatic: bool,
-    ) -> None:
-        self._store, self._automatic = store, automatic
+    def __init__(self, store: Store, metrics: Metrics, rules: EvictionRules) -> None:
+        self._store, self._automatic = store, rules.automatic
         self._planner, self._evictor = Planner(store), Evictor(store, metrics)
-        self.watch = SpaceWatch(
-            store,
-            self._planner,
-            self._evictor,
-            high=high,
-            low=low,
-            unused_seconds=unused_seconds,
-            automatic=automatic,
-        )
+        self.watch = SpaceWatch(store, self._planner, self._evictor, rules)
 
     def start(self) -> None:
         """Start the thread."""

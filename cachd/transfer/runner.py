@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -46,14 +45,12 @@ class Runner:
         pending: PendingSpecs,
         *,
         at_once: int,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._context, self._sources, self._metrics = context, sources, metrics
         self._changes = context.store.changes
         self._endings, self._pending = endings, pending
-        self._clock, self._now, self._chance = clock, now, chance
+        self._clock, self._now, self._chance = context.clock, context.now, chance
         self._queue: SlotQueue[Pull] = SlotQueue(at_once, metrics.pull_queue_length.set)
         self._threads = [
             threading.Thread(target=self._run, name=f"pull-{i}", daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -26,30 +27,36 @@ _STARTING_SECONDS = 600.0  # a process may be starting this long after a model w
 _WAIT_SECONDS = 600.0  # after an eviction for pressure that freed too little
 
 
-class SpaceWatch:
-    """A thread that records uses, and evicts down to `low` when more than `high` of the space is taken.
+@dataclass(frozen=True, slots=True)
+class EvictionRules:
+    """When cachd evicts. `automatic`: whether to evict at all when no operator asked.
 
-    `automatic`: whether to evict at all. With `unused_seconds`, snapshots that nobody used for so long are
-    evicted, too.
+    When more than `high` of the space is taken, it evicts down to `low`. With `unused_seconds`, it also
+    evicts snapshots that nobody used for so long.
     """
+
+    high: Percentage
+    low: Percentage
+    unused_seconds: float
+    automatic: bool
+
+
+class SpaceWatch:
+    """A thread that records uses, and evicts by `rules`."""
 
     def __init__(
         self,
         store: Store,
         planner: Planner,
         evictor: Evictor,
+        rules: EvictionRules,
         *,
-        high: Percentage,
-        low: Percentage,
-        unused_seconds: float,
-        automatic: bool,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._planner, self._evictor = store, planner, evictor
         self._clock, self._now = clock, now
-        self._high, self._low = high, low
-        self._unused_seconds, self._automatic = unused_seconds, automatic
+        self._rules = rules
         self._warned_short = False
         self._wait_until = 0.0
         self._checked_at, self._lost_opens = 0.0, False
@@ -70,9 +77,9 @@ class SpaceWatch:
         self._checked_at, self._lost_opens = self._clock(), False
         record_open_now(self._store, self._now())
         self._store.usage_log.save()
-        if self._unused_seconds and self._automatic:
+        if self._rules.unused_seconds and self._rules.automatic:
             with self._planner.lock:
-                self._evictor.evict(self._planner.plan_unused(self._unused_seconds), "unused")
+                self._evictor.evict(self._planner.plan_unused(self._rules.unused_seconds), "unused")
 
     def relieve(self) -> None:
         """Under pressure, evict what is not protected, down to the low watermark."""
@@ -80,7 +87,7 @@ class SpaceWatch:
         if over <= 0:
             self._warned_short = False
             return
-        if not self._automatic or self._clock() < self._wait_until:
+        if not self._rules.automatic or self._clock() < self._wait_until:
             return
         with self._planner.lock:
             before = self._store.space.bounded().free
@@ -117,10 +124,10 @@ class SpaceWatch:
         Bytes that have not arrived do not count: a source may claim any size.
         """
         space = max(now.total - now.reserve_free, 0)
-        taken = space - (now.free - now.reserve_free)
-        over = [self._store.space.waited_for(), bytes_over(taken, space, high=self._high, low=self._low)]
+        taken, high, low = space - (now.free - now.reserve_free), self._rules.high, self._rules.low
+        over = [self._store.space.waited_for(), bytes_over(taken, space, high=high, low=low)]
         if now.limit is not None:
-            over.append(bytes_over(now.usage.total, now.limit, high=self._high, low=self._low))
+            over.append(bytes_over(now.usage.total, now.limit, high=high, low=low))
         return max(over)
 
     def _report(self, plan: Plan, *, freed: int) -> None:

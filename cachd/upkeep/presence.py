@@ -115,8 +115,9 @@ class PresenceChecks:
 
     def _repair_written(self, changes: ViewChanges) -> None:
         """Start the repair of blobs into which somebody wrote. It keeps the parts that are still good."""
-        content = self._store.content
-        for file in self._store.manifests.written(changes):
+        content, manifests = self._store.content, self._store.manifests
+        among = None if changes.blobs else {manifest for manifest, _ in changes.written}
+        for file in changes.files_written(manifests.readable(among)):
             self._damaged(file, "somebody wrote into it", content.inode(file.blob))
 
     def _damaged(self, file: File, wrong: str, inode: int) -> None:

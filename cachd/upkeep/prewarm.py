@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, DaemonDied
 from cachd.kernel.periodic import Periodic
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
 from cachd.store.store import Store
-from cachd.transfer.pending import CRASH_LOOP
 from cachd.transfer.progress import State
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.request import Pull
@@ -152,7 +151,7 @@ class _Tries:
         self.replace, self.are_over, self._failures = False, True, 0
 
     def failed(self, error: CachdError) -> None:
-        self.are_over = error.code in ("name_taken", CRASH_LOOP)
+        self.are_over = isinstance(error, DaemonDied) or error.code == "name_taken"
         self._failures += 1
         seconds = backoff.delay(self._failures, requested=None, chance=self._chance())
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)

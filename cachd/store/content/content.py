@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -49,10 +49,8 @@ class ContentStore(Blobs):
         """
         blobs = {f.blob for f in manifest.files}
         with self.claims.claimed(blobs, name):
-            here = {path.name for path in self.layout.ingests.iterdir()}
-            for blob in blobs if here else ():
-                if self.layout.ingest(blob).name in here:
-                    self.owners.add(blob, {name})
+            for blob in self.begun(manifest.files):
+                self.owners.add(blob, {name})
             with self.proven.during_pull():
                 yield
 
@@ -61,6 +59,11 @@ class ContentStore(Blobs):
     def is_begun(self, file: File) -> bool:
         """Whether the file has an ingest on disk."""
         return os.access(self.layout.ingest_at(file.blob), os.F_OK)
+
+    def begun(self, files: Iterable[File]) -> set[Digest]:
+        """The blobs of these files that have an ingest on disk, from one listing of its directory."""
+        names = set(os.listdir(self.layout.ingests))
+        return {f.blob for f in files if f"{f.blob.algorithm}-{f.blob.hex}" in names} if names else set()
 
     def allocated(self, file: File) -> int:
         """Bytes of disk that the file's ingest occupies; 0 when it has none."""

@@ -274,7 +274,10 @@ def test_grants_from_one_measurement_stop_soon_after_another_process_fills_a_lar
 
 def test_what_files_take_beside_their_bytes_is_reserved_until_each_is_here(tmp_path: Path) -> None:
     space = Space(tmp_path)
-    reserved = lambda: space.capacity().reserved  # noqa: E731
+
+    def reserved() -> int:
+        return space.capacity().reserved
+
     files = {Digest("sha256", f"{n:064}"): 20 * KIB for n in range(10)}
     begun, other = list(files)[:2]
     with space.reserve(MIB, total=MIB, files=files) as reservation:

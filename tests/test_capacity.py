@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import NoSpace, TooBig
-from cachd.model import Percentage
+from cachd.model import Digest, Percentage
 from cachd.store.space import Space
 from tests.conftest import spec_of
 from tests.ground.disks import fill, remount
@@ -15,6 +15,9 @@ from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import mapped, until
 from tests.ground.small import MIB, PATIENCE_SECONDS, Disks, Engines, Nodes, Small, on_disk, ready_names
+
+KIB = 1 << 10
+BLOB = Digest("sha256", "0" * 64)
 
 # --- what is taken and may be ---
 
@@ -154,7 +157,7 @@ def test_a_pull_that_lacks_less_than_its_overhead_is_made_room_for(small: Small,
         small.pull(name)
     space = small.engine.store.space
     now = space.capacity()
-    with space.reserve(now.available - MIB, total=MIB, files=1) as reservation:
+    with space.reserve(now.available - MIB, total=MIB, files={BLOB: 24 * KIB}) as reservation:
         least = reservation.left - reservation.beside
         other = small.engine.store.layout.root / "of another process"
         other.write_bytes(noise(space.capacity().allocatable - least - reservation.beside // 2))

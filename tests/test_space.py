@@ -21,6 +21,7 @@ from cachd.model import Extent, File
 from cachd.store import catalog
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
+from cachd.store.overhead import beside_file
 from cachd.store.space import Space, bytes_beside
 from tests.ground.disks import fill, take_inodes
 from tests.ground.models import noise
@@ -113,7 +114,12 @@ def test_only_what_is_missing_is_promised(store: DiskStore) -> None:
     with closing(store.content.begin(file_of(CONTENT, "begun"))) as ingest:
         ingest.allocate(Extent(0, len(CONTENT)))
     with store.reserve(manifest_of(files)):
-        promised = 8 * KIB + bytes_beside(2, 8 * KIB)
+        beside = {
+            f.blob: beside_file(f, by_ingest=name == "begun")
+            for name in ("begun", "absent")
+            for f in [file_of(files[name], name)]
+        }
+        promised = 8 * KIB + bytes_beside(beside)
         assert store.space.capacity().reserved == promised, "neither what is here nor blocks that are taken"
 
 

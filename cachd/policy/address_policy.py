@@ -13,6 +13,7 @@ from cachd.errors import Forbidden, Invalid
 from cachd.policy.addresses import destination, is_public
 from cachd.policy.verdicts import NO_VERDICTS, Verdicts
 
+_MAX_REACHABLE = 1024
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -30,6 +31,8 @@ class AddressPolicy:
         self._verdicts = verdicts
         self._networks = []
         self._prefixes: list[SplitResult] = []
+        # The answers of `check_address` for any path: each request on a kept connection asks again.
+        self._reachable: set[tuple[str, str]] = set()
         for entry in allow:
             if "://" in entry:
                 self._prefixes.append(_prefix(entry))
@@ -53,7 +56,7 @@ class AddressPolicy:
 
     def covers(self, url: SplitResult) -> bool:
         """Whether a URL prefix covers `url`."""
-        return any(_covers(prefix, url) for prefix in self._prefixes)
+        return bool(self._prefixes) and any(_covers(prefix, url) for prefix in self._prefixes)
 
     def check_url(self, url: SplitResult) -> None:
         """Raises Forbidden when `url` may not be reached.
@@ -96,13 +99,20 @@ class AddressPolicy:
     def check_address(self, url: SplitResult, address: str) -> None:
         """Raises Forbidden unless `address` may be reached. It is an IP literal to which the host of `url`
         resolved."""
-        ip = destination(_literal(address.partition("%")[0]))
-        if self.covers(url) or any(ip in network for network in self._networks):
+        if not self._prefixes and (url.scheme, address) in self._reachable:
             return
-        if is_public(ip):
-            if url.scheme == "https":
-                return
-            raise _plaintext(url)
+        ip = destination(_literal(address.partition("%")[0]))
+        if self.covers(url):
+            return
+        is_allowed = any(ip in network for network in self._networks)
+        if not is_allowed and is_public(ip):
+            if url.scheme != "https":
+                raise _plaintext(url)
+            is_allowed = True
+        if is_allowed:
+            if len(self._reachable) < _MAX_REACHABLE:
+                self._reachable.add((url.scheme, address))
+            return
         raise Forbidden(
             f"{url.hostname} is not at a public address",
             code="private_address",

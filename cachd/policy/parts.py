@@ -5,11 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from cachd.model import Extent
+from cachd.model import Extent, File
 
 MIN_PART_BYTES = 4 << 20
 MAX_PART_BYTES = 32 << 20
+SMALL_BYTES = 256 << 10  # must fit into a stream's buffer
 UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 64 << 20, 2 << 20
+
+
+def is_small(file: File) -> bool:
+    """Whether the file is received in one piece, verified, and written without an ingest."""
+    return file.digest is not None and 0 < file.size <= SMALL_BYTES
 
 
 class Received:

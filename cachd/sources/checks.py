@@ -71,7 +71,7 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> int:
     `size` is that of the file, `extent` what was asked for. Raises NoRanges for a complete file where a part
     was asked for, Changed for a file of another size, Unavailable when the headers contradict the request.
     """
-    length_header = response.headers.get("Content-Length")
+    length_header = response.stated_length
     length = number(length_header)
     if length_header is not None and length is None:
         raise protocol_error(url, f"Content-Length is {length_header:.40}")

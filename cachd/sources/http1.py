@@ -185,7 +185,7 @@ def _parsed(head: bytes) -> Head:
     lines = head.count(b"\r\n") - 2
     if lines > _MOST_HEADERS:
         raise HTTPException(f"more than {_MOST_HEADERS} header lines")
-    values = {name.lower(): value for name, value in found.items()}
+    values = dict(zip(map(bytes.lower, found), found.values(), strict=True))  # all in C
     if len(values) != lines:
         values = _joined(head)
     headers = Headers(values)
@@ -245,8 +245,9 @@ class FramedBody:
         self._chunked = chunked and not bodiless
         self._chunk_left = self._chunks = self._chunked_bytes = 0
         self._begun = self._ended = not self._chunked
+        self.stated_length = head.headers.get("Content-Length")
         # Bytes of the body; None where the last chunk or the connection's end marks its end.
-        self.length = 0 if bodiless else None if chunked else number(head.headers.get("Content-Length"))
+        self.length = 0 if bodiless else None if chunked else number(self.stated_length)
         self._stays_open = head.stays_open and (self._chunked or self.length is not None)
 
     @property

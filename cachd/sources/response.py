@@ -24,8 +24,8 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 class Response:
     """One response to a request for `url`. One thread reads and closes it; any thread may call `abort`.
 
-    `status`, `reason` and `headers` are there from the start. The body is read by `readinto` or `content`.
-    The caller closes the response.
+    `status`, `reason`, `headers` and `stated_length` (Content-Length) are there from the start. The body is
+    read by `readinto` or `content`. The caller closes the response.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Response:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.status, self.reason, self.headers = head.status, head.reason, head.headers
+        self.stated_length = body.stated_length
         self._body, self._connection, self._url = body, connection, url
         self._stall_seconds, self._clock = stall_seconds, clock
         self._size: int | None = body.length
@@ -69,7 +70,7 @@ class Response:
         if self.status == 206:
             parsed = _CONTENT_RANGE.fullmatch(self.headers.get("Content-Range") or "")
             return int(parsed[3]) if parsed else None
-        return number(self.headers.get("Content-Length"))
+        return number(self.stated_length)
 
     @property
     def validator(self) -> str | None:
@@ -173,6 +174,5 @@ class Response:
 
     def _check_end(self) -> None:
         """Raises Unavailable when a body without a Content-Length goes on after the expected size."""
-        length = self.headers.get("Content-Length")
-        if length is None and self._receive(memoryview(bytearray(1))):
+        if self.stated_length is None and self._receive(memoryview(bytearray(1))):
             raise protocol_error(self._shown, f"the body goes on after the expected {self._size} bytes")

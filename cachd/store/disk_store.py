@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,7 @@ from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
 from cachd.store.opening import check_disk, prepare
+from cachd.store.overhead import beside_file
 from cachd.store.pending import PendingPulls
 from cachd.store.pins import Pins
 from cachd.store.pod_views import PodViews
@@ -135,7 +136,7 @@ class DiskStore:
             with self.space.reserve(
                 self._lacking(missing),
                 total=manifest.size,
-                files=len(missing),
+                files=self._beside(missing),
                 owed=owed,
                 owed_inodes=owed_inodes,
             ) as reservation:
@@ -144,8 +145,7 @@ class DiskStore:
     def need(self, manifest: Manifest) -> int:
         """Bytes that must be available before a pull of the manifest can begin."""
         missing = self.content.missing(manifest)
-        lacking = self._lacking(missing)
-        return lacking + bytes_beside(len(missing), lacking)
+        return self._lacking(missing) + bytes_beside(self._beside(missing))
 
     def watch_all(self) -> dict[Digest, File]:
         """Watch the views of every recorded snapshot and no other. Returns one file for each of its blobs."""
@@ -159,5 +159,10 @@ class DiskStore:
         self.watch.keep_only(set(self.manifests.ids()))
         return files
 
-    def _lacking(self, missing: Iterable[File]) -> int:
-        return sum(max(f.size - self.content.allocated(f), 0) for f in missing)
+    def _lacking(self, missing: Collection[File]) -> int:
+        begun = self.content.begun(missing)
+        return sum(max(f.size - (self.content.allocated(f) if f.blob in begun else 0), 0) for f in missing)
+
+    def _beside(self, missing: Collection[File]) -> dict[Digest, int]:
+        begun = self.content.begun(missing)
+        return {f.blob: beside_file(f, by_ingest=f.blob in begun) for f in missing}

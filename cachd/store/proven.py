@@ -86,7 +86,7 @@ class Proven:
         source = _source(file.base)
         with self._lock:
             self._proven.setdefault(file.blob, set()).add(source)
-            with suppress(CachdError), durable.disk_errors(self._path):  # a lost line is proven again
+            with suppress(OSError, Leased):  # a lost line is proven again
                 self._notes.append(f"{_line(source, file.blob)}\n")
             if not self._pulls:
                 self._notes.close()

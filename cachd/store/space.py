@@ -14,42 +14,47 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cachd.errors import NoSpace, TooBig
 from cachd.kernel import durable
-from cachd.model import SizeOrPercent
+from cachd.model import Digest, SizeOrPercent
 from cachd.store.capacity import Capacity
 from cachd.store.layout import Layout
 from cachd.store.meter import Meter
+from cachd.store.overhead import ENTRIES_BYTES, MODEL_BYTES
 
 _SPARE_INODES = 64  # per pull: directories of the views, ingests and journals
-_BYTES_BESIDE_MODEL = 128 << 10  # directories of the views, manifest, ready file
-_BYTES_BESIDE_FILE = 24 << 10  # rounding to blocks, the small files of its ingest, its entries in the views
 # A measurement that leaves more than these bytes free serves small grants for so long: no other process
 # fills so much in so little time.
 _PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20
-_BYTES_PER_BYTE_OF_LINES = 4096  # so many bytes of a file cost at most one byte of part lines
+_NO_FILES: Mapping[Digest, int] = {}
 
 
 class Reservation:
     """Bytes of disk reserved for one pull. Grants hand them over as bytes arrive and need blocks.
 
         reserved --grant, spend--> handed over        (return_unused: some of it is reserved again)
+                 --committed--> less overhead         (the overhead of one file is known now)
                  --has_arrived--> only the overhead   (all content has its blocks)
                  --end--> released                    (point of no return)
 
-    `left`: bytes not handed over yet. `beside`: the overhead among them, for rounding to blocks, journals and
-    directories. `owed`, `owed_inodes`: what must still be freed for it. `make_space(least)`: called when
-    `least` bytes cannot get blocks. It frees some of what is owed and returns whether to try again, or raises
-    NoSpace. `waits_for`: bytes that have arrived and have no space, because another process took it.
+    `left`: bytes not handed over yet. `beside`: the overhead among them (overhead.py), of which `files` has
+    that of each file whose blob is not here yet. `owed`, `owed_inodes`: what must still be freed for it.
+    `make_space(least)`: called when `least` bytes cannot get blocks. It frees some of what is owed and
+    returns whether to try again, or raises NoSpace. `waits_for`: bytes that have arrived and have no space,
+    because another process took it.
     """
 
-    def __init__(self, space: Space, size: int, *, beside: int, owed: int, owed_inodes: int) -> None:
-        self._space, self.beside = space, beside
-        self.left = size  # `left`, `owed` and `owed_inodes` are changed by the space, under its lock
+    def __init__(
+        self, space: Space, size: int, files: Mapping[Digest, int], *, owed: int, owed_inodes: int
+    ) -> None:
+        self._space, self.files = space, dict(files)
+        # These are changed by the space, under its lock.
+        self.beside = bytes_beside(files)
+        self.left = size + self.beside
         self.owed, self.owed_inodes = owed, owed_inodes
         self.make_space: Callable[[int], bool] = lambda _: False
         self.waits_for = 0
@@ -89,6 +94,15 @@ class Reservation:
     def spend(self, size: int) -> None:
         """Count `size` reserved bytes as handed over: another pull's grant gave them blocks."""
         self._space.spend(self, size)
+
+    def expect(self, blob: Digest, beside: int) -> None:
+        """Reserve `beside` bytes as the overhead of a file whose blob is not here yet."""
+        self._space.change_beside(self, blob, beside)
+
+    def committed(self, blob: Digest) -> None:
+        """Give back the overhead of a file, because its blob is here: only its entries are still to come."""
+        if blob in self.files:
+            self._space.change_beside(self, blob, 0)
 
     def has_arrived(self) -> None:
         """Reduce the reservation to the overhead of files, because all content has its blocks."""
@@ -180,15 +194,21 @@ class Space:
 
     @contextmanager
     def reserve(
-        self, size: int, *, total: int, files: int = 0, owed: int = 0, owed_inodes: int = 0
+        self,
+        size: int,
+        *,
+        total: int,
+        files: Mapping[Digest, int] = _NO_FILES,
+        owed: int = 0,
+        owed_inodes: int = 0,
     ) -> Iterator[Reservation]:
-        """Reserve `size` bytes in `files` new files for a model of `total` bytes.
+        """Reserve `size` bytes for a model of `total` bytes. `files`: the overhead of each new blob.
 
         `owed` bytes and `owed_inodes` inodes of these may be missing now: the caller frees them later. Raises
         TooBig when the model can never fit. Raises NoSpace when more is missing: its `short` or
         `short_inodes` says how much.
         """
-        beside, inodes = bytes_beside(files, size), files + _SPARE_INODES if files else 0
+        beside, inodes = bytes_beside(files), len(files) + _SPARE_INODES if files else 0
         with self._lock:
             now = self.bounded()
             if total > now.usable:
@@ -198,9 +218,7 @@ class Space:
                 raise _too_few_bytes(size, short, now)
             if short_inodes > owed_inodes:
                 raise _too_few_inodes(size, inodes, short_inodes, now)
-            reservation = Reservation(
-                self, size + beside, beside=beside, owed=short, owed_inodes=short_inodes
-            )
+            reservation = Reservation(self, size, files, owed=short, owed_inodes=short_inodes)
             self._reservations.add(reservation)
         try:
             yield reservation
@@ -217,6 +235,18 @@ class Space:
         """See Reservation.return_unused."""
         with self._lock:
             reservation.left = max(reservation.left + size, 0)
+
+    def change_beside(self, reservation: Reservation, blob: Digest, beside: int) -> None:
+        """See Reservation.expect and Reservation.committed."""
+        with self._lock:
+            before = reservation.files.pop(blob, 0)
+            if beside:
+                reservation.files[blob] = beside
+            more = beside - before
+            if more < 0:  # what is not needed need not be freed
+                reservation.owed = max(reservation.owed + more, 0)
+            reservation.beside = max(reservation.beside + more, 0)
+            reservation.left = max(reservation.left + more, 0)
 
     def forget(self, reservation: Reservation) -> None:
         """Release a reservation."""
@@ -317,9 +347,9 @@ class Space:
         return max(waited_for - self.bounded().allocatable, 0) if waited_for else 0
 
 
-def bytes_beside(files: int, size: int) -> int:
-    """The overhead, at most, of `files` new files of one model with `size` bytes of content."""
-    return _BYTES_BESIDE_MODEL + files * _BYTES_BESIDE_FILE + size // _BYTES_PER_BYTE_OF_LINES if files else 0
+def bytes_beside(files: Mapping[Digest, int]) -> int:
+    """The overhead, at most, of the new files of one model; `files` has that of each."""
+    return MODEL_BYTES + sum(files.values()) + len(files) * ENTRIES_BYTES if files else 0
 
 
 _HINT = (

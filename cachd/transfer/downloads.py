@@ -27,6 +27,7 @@ class Downloads:
         self._content, self._engine, self._clock = content, engine, clock
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)
+        self._waiting = 0  # threads that wait for `_closed`
         self._running: dict[tuple[Digest, int], Download] = {}  # those that a pull may join
         self._all: set[Download] = set()
         self._shared: set[Download] = set()  # those that several pulls have joined
@@ -59,11 +60,13 @@ class Downloads:
             reservation=reservation,
             outcomes=outcomes,
         )
-        with self._closed:
+        with self._lock:
             while not (running := self._running_for(file)).join(supplier):
                 self._shared.discard(running)
+                self._waiting += 1
                 while self._running.get(_key(file)) is running:  # it is over, and must close its ingest first
                     self._closed.wait()
+                self._waiting -= 1
         return supplier
 
     def _running_for(self, file: File) -> Download:
@@ -110,12 +113,13 @@ class Downloads:
             download.cancel()
 
     def _forget(self, download: Download) -> None:
-        with self._closed:
+        with self._lock:
             self._all.discard(download)
             self._shared.discard(download)
             if self._running.get(_key(download.file)) is download:
                 del self._running[_key(download.file)]
-            self._closed.notify_all()
+            if self._waiting:
+                self._closed.notify_all()
 
 
 def _key(file: File) -> tuple[Digest, int]:

@@ -106,8 +106,8 @@ class Streams:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most, self._cores, self._clock = most, cores, clock
-        lock = threading.RLock()
-        self._ready, self._parked = threading.Condition(lock), threading.Condition(lock)
+        self._lock = threading.RLock()  # entered itself: through a condition it would take two more calls
+        self._ready, self._parked = threading.Condition(self._lock), threading.Condition(self._lock)
         self._concurrency = Concurrency(first or _first(), most)
         self._changed = changed
         changed(self.at_work)
@@ -137,7 +137,7 @@ class Streams:
         self._received[threading.get_ident()] += count
         now = self._clock()
         if now >= self._measure_at:
-            with self._ready:
+            with self._lock:
                 self._measure(now)
 
     def _measure(self, now: float) -> None:
@@ -161,7 +161,7 @@ class Streams:
 
     def more_files(self, quota: StreamQuota, count: int) -> None:
         """Change the number of the quota's unfinished downloads by `count`, which may be negative."""
-        with self._ready:
+        with self._lock:
             quota.files += count
 
     def has_a_file_each(self, quota: StreamQuota) -> bool:
@@ -170,21 +170,21 @@ class Streams:
 
     def submit(self, quota: StreamQuota, *tasks: Task) -> None:
         """Queue tasks before those that wait in the quota, in the given order."""
-        with self._ready:
+        with self._lock:
             quota.tasks.extendleft(reversed(tasks))
             self._admit(quota)
             self._ready.notify(len(tasks))
 
     def append(self, quota: StreamQuota, *tasks: Task) -> None:
         """Queue tasks after those that wait in the quota."""
-        with self._ready:
+        with self._lock:
             quota.tasks.extend(tasks)
             self._admit(quota)
             self._ready.notify(len(tasks))
 
     def submit_later(self, quota: StreamQuota, task: Task, seconds: float) -> None:
         """Queue a task in `seconds` from now, before those that wait in the quota."""
-        with self._ready:
+        with self._lock:
             due = self._clock() + seconds
             heapq.heappush(self._later, (due, next(self._sequence), quota, task))
             self._ready.notify_all()  # waiting threads must now wake up at this time
@@ -197,7 +197,7 @@ class Streams:
     def should_yield(self, quota: StreamQuota) -> bool:
         """Whether the calling stream should end its task: there are too many streams; or a waiting quota has
         a higher priority, or the same priority and at least two fewer running tasks."""
-        with self._ready:
+        with self._lock:
             return self.is_one_too_many or any(
                 other.priority > quota.priority
                 or (other.priority == quota.priority and other.running + 1 < quota.running)
@@ -212,7 +212,7 @@ class Streams:
 
     def claim(self, quota: StreamQuota) -> None:
         """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""
-        with self._ready:
+        with self._lock:
             if quota not in self._quotas or self._busy < self.at_work:
                 return
             now = self._clock()
@@ -226,7 +226,7 @@ class Streams:
 
     def close(self) -> None:
         """Drop the waiting tasks, let the running ones end, and join every thread."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             self._ready.notify_all()
             self._parked.notify_all()
@@ -239,7 +239,7 @@ class Streams:
 
     def _next(self, place: int) -> tuple[StreamQuota, Task] | None:
         """Wait until thread number `place` may work and there is a task for it; None once closed."""
-        with self._ready:
+        with self._lock:
             while not self._closed:
                 if place >= self.at_work:
                     self._ready.notify()  # this thread may not work: pass the wake-up on
@@ -274,7 +274,7 @@ class Streams:
                 log.exception("a stream's task failed in a way it should not")
             finally:
                 del task, work
-                with self._ready:
+                with self._lock:
                     quota.running -= 1
                     self._busy -= 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -49,11 +49,10 @@ class ContentStore(Blobs):
         """
         blobs = {f.blob for f in manifest.files}
         with self.claims.claimed(blobs, name):
-            here = {path.name for path in self.layout.ingests.iterdir()}
-            for file in manifest.files if here else ():
-                ingest = self.layout.ingest(file.blob, file.size)
-                if ingest.name in here:
-                    self.owners.add(ingest, {name})
+            begun = self.begun(manifest.files)
+            for file in manifest.files if begun else ():
+                if file.blob in begun:
+                    self.owners.add(self.layout.ingest(file.blob, file.size), {name})
             with self.proven.during_pull():
                 yield
 
@@ -62,6 +61,12 @@ class ContentStore(Blobs):
     def is_begun(self, file: File) -> bool:
         """Whether the file has an ingest on disk."""
         return os.access(self.layout.ingest_at(file.blob, file.size), os.F_OK)
+
+    def begun(self, files: Iterable[File]) -> set[Digest]:
+        """The blobs of these files that have an ingest on disk, from one listing of its directory."""
+        if not (names := set(os.listdir(self.layout.ingests))):
+            return set()
+        return {f.blob for f in files if os.path.basename(self.layout.ingest_at(f.blob, f.size)) in names}
 
     def allocated(self, file: File) -> int:
         """Bytes of disk that the file's ingest occupies; 0 when it has none."""

@@ -11,6 +11,7 @@ import threading
 from cachd.errors import NoSpace
 from cachd.model import Extent
 from cachd.store.ingest import Ingest
+from cachd.store.overhead import beside_file
 from cachd.store.space import Reservation
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.tally import Tally
@@ -29,7 +30,7 @@ class Blocks:
     """
 
     def __init__(self, tally: Tally) -> None:
-        self._size, self._tally = tally.file.size, tally
+        self._file, self._size, self._tally = tally.file, tally.file.size, tally
         self._lock = threading.Lock()
         self._reservations: list[Reservation] = []
         self._allocated = 0  # bytes of disk of the ingest, when last measured
@@ -47,6 +48,13 @@ class Blocks:
     def begin(self, allocated: int) -> None:
         """Note the blocks that the ingest has already."""
         self._allocated = allocated
+
+    def begin_ingest(self) -> None:
+        """Reserve what the ingest of a small file takes, because it did not arrive in one piece."""
+        with self._lock:
+            reservations = list(self._reservations)
+        for each in reservations:
+            each.expect(self._file.blob, beside_file(self._file, by_ingest=True))
 
     def check_space(self, ingest: Ingest, part: Part) -> None:
         """Raise NoSpaceNow if a part should not be asked for yet, because bytes of the file found no space.

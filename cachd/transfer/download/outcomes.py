@@ -14,18 +14,19 @@ class Outcomes:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._unfinished = 0
         self._error: CachdError | None = None
 
     def expect(self) -> None:
         """Count a download that begins."""
-        with self._changed:
+        with self._lock:
             self._unfinished += 1
 
     def note(self, error: CachdError | None) -> None:
         """Count the end of a download: its blob is here, or it failed with `error`."""
-        with self._changed:
+        with self._lock:
             self._unfinished -= 1
             self._error = self._error or error
             if error or not self._unfinished:
@@ -33,7 +34,7 @@ class Outcomes:
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end of all downloads. Returns whether it came; raises the first error at once."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._error or not self._unfinished, seconds)
             if self._error:
                 raise self._error
@@ -41,5 +42,5 @@ class Outcomes:
 
     def wait_for_all(self) -> None:
         """Wait until every download has ended, whether or not one of them failed."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._unfinished)

@@ -15,7 +15,6 @@ from cachd.transfer.download.turn import YIELD_AFTER_SECONDS, keep, write
 if TYPE_CHECKING:
     from cachd.transfer.download.download import Download
 
-MOST_BYTES = 256 << 10  # must fit into a stream's buffer
 _STEP_BYTES = 64 << 10
 
 
@@ -81,6 +80,7 @@ def _go_on_in_parts(
     error: Unavailable | Cancelled | None,
 ) -> None:
     """Begin an ingest for an unfinished small file, with the content received so far."""
+    download.blocks.begin_ingest()
     assembly = Assembly.begun(download, supplier)
     part.sender, part.hash = supplier, assembly.ingest.part_hash()
     assembly.comes_from(supplier)

@@ -92,6 +92,8 @@ class Supplier:
         self.proving = None
         self._engine.streams.more_files(self.quota, -1)
         self.has_ended = True
+        if outcome is None:
+            self.reservation.committed(self.file.blob)
         self.outcomes.note(outcome)
 
     @contextmanager

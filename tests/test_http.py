@@ -18,12 +18,14 @@ from tests.fetching import EITHER, EXTENTS, KIB, fetch, http, read, refused
 from tests.ground.models import noise
 from tests.ground.origin import (
     Chunked,
+    ContentRange,
     Fault,
     Gzip,
     IgnoreRange,
     Origin,
     Reply,
     Reset,
+    Saying,
     Seen,
     Short,
     Status,
@@ -89,7 +91,7 @@ def test_an_extent_is_exactly_its_bytes(origin: Origin, start: int, stop: int, s
 
 
 DISAGREEMENTS = {
-    "coded": (Gzip(), "origin_protocol"),
+    "coded": (Gzip(), "content_encoded"),
     "another range": (WrongRange(), "origin_protocol"),
     "longer": (TooLong(extra=5), "origin_protocol"),
     "cut": (Short(at=5000), "ended_early"),
@@ -142,6 +144,49 @@ def test_a_file_that_is_not_what_it_was_is_changed(origin: Origin, move: Callabl
     move(origin)
     with pytest.raises(Changed):
         over.open(target, extent, CancelToken())
+
+
+def test_an_origin_that_refuses_its_own_tag_is_asked_without_it(origin: Origin) -> None:
+    target = Target(origin.add("/x", noise(KIB), etag="one"), KIB, validator='"one"')
+    origin.fault("/x", Status(412), when=lambda seen: "if-match" in seen.headers)
+    assert read(http().open(target, Extent(5, KIB), CancelToken()), KIB - 5) == noise(KIB)[5:]
+    origin.add("/x", noise(KIB), etag="two")
+    with pytest.raises(Changed):
+        http().open(target, Extent(5, KIB), CancelToken())
+    origin.add("/x", noise(KIB), etag=None, last_modified=False)
+    with pytest.raises(Changed):
+        http().open(target, Extent(5, KIB), CancelToken())
+
+
+RANGES = {
+    "as it should be": "bytes {start}-{last}/{size}",
+    "no total": "bytes {start}-{last}/*",
+    "an equals sign": "bytes={start}-{last}/{size}",
+    "spaces": "BYTES  {start} - {last} / {size}",
+    "no space": "bytes {start}-{last}/{size}",
+}
+
+
+@pytest.mark.parametrize("said", RANGES.values(), ids=RANGES.keys())
+def test_a_range_is_known_by_its_numbers(origin: Origin, said: str) -> None:
+    target = Target(origin.add("/x", noise(KIB)), KIB)
+    origin.fault("/x", ContentRange(said))
+    assert read(http().open(target, Extent(5, 50), CancelToken()), 45) == noise(KIB)[5:50]
+
+
+def test_a_range_that_comes_as_several_is_asked_for_as_a_complete_file(origin: Origin) -> None:
+    target = Target(origin.add("/x", noise(KIB)), KIB)
+    origin.fault("/x", Saying({"Content_Type": "multipart/byteranges; boundary=x"}))
+    with pytest.raises(NoRanges):
+        http().open(target, Extent(5, 50), CancelToken())
+
+
+@pytest.mark.parametrize("coding", ["aws-chunked", "UTF-8", "identity", "", "aws-chunked, identity", "none"])
+def test_a_coding_that_changes_no_byte_is_no_coding(origin: Origin, coding: str) -> None:
+    url = origin.add("/x", noise(KIB))
+    origin.fault("/x", Saying({"Content_Encoding": coding}), methods=EITHER)
+    assert fetch(http(), url, KIB) == noise(KIB)
+    assert http().head(url, CancelToken()).file_size == KIB
 
 
 def test_a_date_that_moved_is_changed(origin: Origin) -> None:

@@ -1,7 +1,7 @@
 """A server whose answers are bytes: for heads that no HTTP library sends. Many connections at once.
 
-    with RawServer(lambda asked: reply(asked, "200 OK", "ETag: unquoted", body=b"x")) as origin:
-        ...pull(f"{origin.url}/x")
+with RawServer(lambda asked: reply(asked, "200 OK", "ETag: unquoted", body=b"x")) as origin:
+    ...pull(f"{origin.url}/x")
 """
 
 from __future__ import annotations

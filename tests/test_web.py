@@ -205,6 +205,16 @@ def test_without_a_digest_a_validator_that_differs_is_changed_with_the_way_to_pu
     assert read(source.open(stated.files[0], Extent(0, 1000), CancelToken()), 1000) == noise(1000)
 
 
+def test_the_size_that_head_states_counts_where_get_states_none(origin: Origin) -> None:
+    content = noise(COUNTED_BYTES + 1)
+    url, source = origin.add("/x", content), web()
+    origin.fault("/x", Chunked())
+    for _ in range(2):
+        file = resolve(source, url).files[0]
+        assert read(source.open(file, Extent(0, file.size), CancelToken()), file.size) == content
+        source._probe.doubt(url)
+
+
 DOCUMENTS = {
     "a page for any file": ("text/html; charset=utf-8", "/x", True),
     "a page that is asked for": ("text/html", "/x.html", False),
@@ -217,16 +227,6 @@ DOCUMENTS = {
 
 
 @pytest.mark.parametrize(("kind", "path", "is_page"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
-def test_the_size_that_head_states_counts_where_get_states_none(origin: Origin) -> None:
-    content = noise(COUNTED_BYTES + 1)
-    url, source = origin.add("/x", content), web()
-    origin.fault("/x", Chunked())
-    for _ in range(2):
-        file = resolve(source, url).files[0]
-        assert read(source.open(file, Extent(0, file.size), CancelToken()), file.size) == content
-        source._probe.doubt(url)
-
-
 def test_a_page_in_place_of_a_file_is_refused(origin: Origin, kind: str, path: str, is_page: bool) -> None:
     url = origin.add(path, b"x", headers={"Content-Type": kind})
     if is_page:

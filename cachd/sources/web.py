@@ -6,17 +6,15 @@ import base64
 import binascii
 import hashlib
 import re
-import threading
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from urllib.parse import unquote
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
 from cachd.sources.access import Access
+from cachd.sources.at_once import ask_all
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checksums import LatestChecksums
 from cachd.sources.failures import bare
@@ -25,7 +23,6 @@ from cachd.sources.probe import COUNTED_BYTES, FileFacts, Probe
 from cachd.sources.response import Response
 from cachd.sources.validators import differ
 
-_ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
 _DOCUMENTS = ("application/json", "application/problem+json", "application/xml", "text/xml")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ckpt", ".npz", ".h5", ".tflite")
@@ -123,23 +120,13 @@ class WebSource:
     def _resolve_directory(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         listing = self._listing(ref.base, cancel_token)
         listed = list(checksums.parse(listing, ref.base + checksums.NAME).items())
-        stopped = threading.Event()
 
-        def ask_every(first: int) -> list[File]:
-            """Ask about every eighth file, so that each thread works alone and on its own connection."""
-            try:
-                return [
-                    self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
-                    for path, digest in listed[first::_ASKED_AT_ONCE]
-                    if not stopped.is_set()
-                ]
-            except BaseException:
-                stopped.set()
-                raise
+        def ask(entry: tuple[str, Digest]) -> File:
+            path, digest = entry
+            return self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
 
-        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-            asked = list(pool.map(ask_every, range(_ASKED_AT_ONCE)))
-        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
+        files = ask_all(ask, listed, cancel_token)
+        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(files))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
         may_be_empty = digest == _OF_NO_BYTES

@@ -1,14 +1,16 @@
-"""Web servers that answer with pages, redirects or refusals."""
+"""Web servers that answer with pages, redirects or limits."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
-from tests.ground.raw import Asked, RawServer, ranged, reply
+from tests.ground.raw import Answer, Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
-from tests.wild.http import LARGE, SMALL, TAG, one_file, plainly
+from tests.wild.http import LARGE, SMALL, TAG, Said, one_file, plainly
 
 # --- pages and redirects ---
 
@@ -97,3 +99,77 @@ def signed_url_leads_to_a_page(world: World) -> Iterator[Odd]:
             lambda asked: reply(asked, "302 Found", f"Location: {other.url}/x?signature={next(signed)}"),
             LARGE,
         )
+
+
+# --- limits ---
+
+MANY = {**{f"{number:02}.json": SMALL[number : number + 2000] for number in range(12)}, "w.bin": LARGE}
+
+
+def sums(files: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in files.items()).encode()
+
+
+def serving(files: Mapping[str, bytes]) -> Answer:
+    """What a correct server says for a directory."""
+    held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sums(files)}
+    return lambda asked: ranged(asked, held[asked.target], TAG)
+
+
+@wild("one-connection")
+def one_connection(world: World) -> Iterator[Odd]:
+    with RawServer(serving(MANY), connections=1) as origin:
+        yield Odd(f"{origin.url}/m/", MANY)
+
+
+@wild("two-connections")
+def two_connections(world: World) -> Iterator[Odd]:
+    with RawServer(serving(MANY), connections=2, refusal="429 Too Many Requests") as origin:
+        yield Odd(f"{origin.url}/m/", MANY)
+
+
+@wild("one-request")
+def one_request(world: World) -> Iterator[Odd]:
+    with RawServer(serving(MANY), requests=1, refusal="429 Too Many Requests") as origin:
+        yield Odd(f"{origin.url}/m/", MANY)
+
+
+@wild("every-second-connection")
+def every_second_connection(world: World) -> Iterator[Odd]:
+    correct = serving(MANY)
+
+    def said(asked: Asked) -> bytes:
+        if asked.connection % 2 == 0:
+            return reply(asked, "503 Service Unavailable", "Connection: close")
+        return correct(asked)
+
+    with RawServer(said) as origin:
+        yield Odd(f"{origin.url}/m/", MANY)
+
+
+def once(*lines: str) -> Said:
+    """429 with these lines to the first GET, then what a correct server says."""
+    refused = itertools.chain([True], itertools.repeat(False))
+
+    def said(asked: Asked) -> bytes:
+        if asked.method == "GET" and next(refused):
+            return reply(asked, "429 Too Many Requests", *lines)
+        return ranged(asked, SMALL, TAG)
+
+    return said
+
+
+@wild("limit-not-reached")
+def limit_not_reached(world: World) -> Iterator[Odd]:
+    yield from one_file(once('RateLimit: "resolvers";r=4987;t=300'))
+
+
+@wild("limit-reached")
+def limit_reached(world: World) -> Iterator[Odd]:
+    yield from one_file(once('RateLimit: "resolvers";r=0;t=1, "api";r=12;t=300'))
+
+
+@wild("limit-until-a-time")
+def limit_until_a_time(world: World) -> Iterator[Odd]:
+    reset = f"X-RateLimit-Reset: {int(time.time()) + 2}"
+    yield from one_file(once("X-RateLimit-Remaining: 0", reset))

@@ -7,7 +7,7 @@ from http.client import HTTPException
 
 import pytest
 
-from cachd.sources.http1 import Head, ReceiveBuffer, receive_head
+from cachd.sources.http1 import FramedBody, Head, ReceiveBuffer, receive_head
 from cachd.sources.wire import Wire
 from tests.fetching import PATIENCE_SECONDS
 
@@ -53,7 +53,8 @@ def test_lines_may_be_folded_and_end_with_a_line_feed() -> None:
         b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5, 6\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * (32 << 10) + b"\r\n\r\n",
@@ -62,3 +63,27 @@ def test_lines_may_be_folded_and_end_with_a_line_feed() -> None:
 def test_a_malformed_head_is_refused(sent: bytes) -> None:
     with pytest.raises(HTTPException):
         head_of(sent)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 5\r\nContent-Length: 5",
+        b"content-length:5\r\nX: y\r\nCONTENT-LENGTH: 5",
+        b"Content-Length: 5, 5",
+        b"Content-Length: 5,5\nContent-Length:\t5",
+    ],
+)
+def test_a_length_that_is_repeated_is_one_length(lines: bytes) -> None:
+    head = head_of(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\nETag: a\r\netag: a\r\n\r\n")
+    assert (head.headers.get("Content-Length"), head.headers.get("ETag")) == ("5", "a")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, gzip", "br"])
+def test_a_transfer_coding_that_was_not_asked_for_is_refused(coding: str) -> None:
+    head = head_of(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n".encode())
+    received = ReceiveBuffer(Wire(socket.socket(), 1.0))
+    with received.wire:
+        assert FramedBody(received, head, "HEAD").length == 0
+        with pytest.raises(HTTPException):
+            FramedBody(received, head, "GET")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import CachdError, Changed, Corrupt, Forbidden, NotFound, Unavailable
+from cachd.errors import CachdError, Corrupt, Forbidden, NotFound, Unavailable
 from cachd.model import Digest, File
 from cachd.sources.wire import Wire
 from cachd.transfer.download.download import Download
@@ -437,7 +437,7 @@ ENDINGS = {
     "401": (Status(401), Forbidden, "source_unauthorized"),
     "403": (Status(403), Forbidden, "source_forbidden"),
     "404": (Status(404), NotFound, "file_not_found"),
-    "login page": (LoginPage(), Changed, "changed"),
+    "login page": (LoginPage(), Forbidden, "login_page"),
     "never right": (WrongRange(), Unavailable, "origin_protocol"),
     "always 503": (Status(503), Unavailable, "origin_failed"),
     "endless": (Endless(), Unavailable, "origin_protocol"),

@@ -33,7 +33,7 @@ def web(origin: Origin) -> Served:
         WebSource(http(origin.ca_file)),
         ref=Ref.parse(origin.add_model("model", FILES)),
         absent=Ref.parse(f"{origin.url}/absent/"),
-        change=lambda: origin.add(f"/model/{LARGE}", OTHER_BYTES),
+        change=lambda: origin.add_model("model", {**FILES, LARGE: OTHER_BYTES}),
     )
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from cachd.errors import Changed
-from cachd.model import Digest, Extent
+from cachd.errors import CachdError, Changed
+from cachd.model import Digest, Extent, Ref
 from cachd.sources.cancel import CancelToken
+from cachd.sources.probe import COUNTED_BYTES
 from cachd.sources.web import WebSource
 from tests.fetching import EITHER, HEX, http, read, refused, resolve
 from tests.ground.models import noise
@@ -18,6 +19,7 @@ from tests.ground.origin import (
     ChangeETag,
     Chunked,
     Origin,
+    Status,
 )
 
 
@@ -115,10 +117,14 @@ def test_a_file_without_a_validator_is_itself_only_once(origin: Origin) -> None:
     assert not {"if-match", "if-unmodified-since"} & origin.requests[-1].headers.keys()
 
 
-def test_a_file_that_does_not_say_its_length_is_refused(origin: Origin) -> None:
-    url = origin.add("/x", b"x")
-    origin.fault("/x", Chunked(), methods=EITHER)
-    refused(lambda: resolve(web(), url), "size_unknown")
+def test_the_bytes_of_a_file_that_does_not_say_its_length_are_counted_up_to_a_bound(origin: Origin) -> None:
+    url, long = origin.add("/x", noise(100_000)), origin.add("/long", noise(COUNTED_BYTES + 1))
+    for path in ("/x", "/long"):
+        origin.fault(path, Chunked(), methods=EITHER)
+    source = web()
+    file = resolve(source, url).files[0]
+    assert read(source.open(file, Extent(0, file.size), CancelToken()), file.size) == noise(100_000)
+    refused(lambda: resolve(source, long), "size_unknown")
 
 
 def test_a_percent_encoded_path_is_decoded_once(origin: Origin) -> None:
@@ -126,6 +132,107 @@ def test_a_percent_encoded_path_is_decoded_once(origin: Origin) -> None:
     manifest = resolve(web(), f"{origin.url}/a%2520b%20c")
     assert manifest.files[0].path == "a%20b c"
     assert read(web().open(manifest.files[0], Extent(0, 1), CancelToken()), 1) == b"x"
+
+
+def test_head_is_asked_no_more_where_it_was_wrong(origin: Origin) -> None:
+    files = {f"{number:02}": noise(number + 1) for number in range(20)}
+    ref, source = listed(origin, **files), web()
+    origin.fault("*", Status(403), methods=("HEAD",))
+    manifest = resolve(source, ref)
+    assert {file.path: file.size for file in manifest.files} == {name: len(files[name]) for name in files}
+    assert len([seen for seen in origin.requests if seen.method == "HEAD"]) <= 8, "one for each thread"
+    origin.forget()
+    assert resolve(source, ref) == manifest
+    assert {seen.method for seen in origin.requests} == {"GET"}
+    assert origin.bytes_sent() <= 20 * 2 + origin.bytes_sent("/model/SHA256SUMS"), "one byte of each file"
+
+
+def test_a_file_that_head_describes_rightly_costs_no_other_request(origin: Origin) -> None:
+    source = web()
+    file = resolve(source, origin.add("/x", noise(1000))).files[0]
+    read(source.open(file, Extent(0, 1000), CancelToken()), 1000)
+    assert [seen.method for seen in origin.requests] == ["HEAD", "GET"]
+
+
+def test_only_a_get_is_believed_that_a_file_is_empty(origin: Origin) -> None:
+    url = origin.add("/x", b"x")
+    origin.fault("/x", Status(200), methods=("HEAD",))
+    assert resolve(web(), url).files[0].size == 1
+    assert resolve(web(), origin.add("/empty", b"")).files[0].size == 0
+    empty = listed(origin, empty=b"")
+    origin.forget()
+    assert resolve(web(), empty).files[0].size == 0
+    assert [seen.method for seen in origin.requests] == ["GET", "HEAD"], "its digest says so, too"
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_an_origin_that_asks_to_wait_or_for_a_token_is_not_asked_twice(origin: Origin, status: int) -> None:
+    url = origin.add("/x", b"x")
+    origin.fault("/x", Status(status), methods=EITHER)
+    with pytest.raises(CachdError) as refusal:
+        resolve(web(), url)
+    assert refusal.value.origin_status == status
+    assert len(origin.requests) == 1
+
+
+def test_a_validator_that_differs_asks_the_sums_and_the_digest_decides(origin: Origin) -> None:
+    source = web()
+    ref = listed(origin, a=noise(1000))
+    file = resolve(source, ref).files[0]
+    origin.forget()
+    origin.add("/model/a", noise(1000), etag="of another backend")
+    for _ in range(3):
+        assert read(source.open(file, Extent(0, 1000), CancelToken()), 1000) == noise(1000)
+    assert [seen.path for seen in origin.requests].count("/model/SHA256SUMS") == 1, "they are remembered"
+    assert not any("if-match" in seen.headers for seen in origin.requests)
+    listed(origin, a=noise(999) + b"x")
+    with pytest.raises(Changed):
+        web().open(file, Extent(0, 1000), CancelToken())
+
+
+def test_without_a_digest_a_validator_that_differs_is_changed_with_the_way_to_publish_one(
+    origin: Origin,
+) -> None:
+    source, url = web(), origin.add("/x", noise(1000), etag="one")
+    file = resolve(source, url).files[0]
+    origin.add("/x", noise(1000), etag="two")
+    error = refused(lambda: source.open(file, Extent(0, 1000), CancelToken()), "changed")
+    assert "SHA256SUMS" in error.hint
+    stated = source.resolve(
+        Ref.parse(f"{url}#sha256={hashlib.sha256(noise(1000)).hexdigest()}"), CancelToken()
+    )
+    origin.add("/x", noise(1000), etag="three")
+    assert read(source.open(stated.files[0], Extent(0, 1000), CancelToken()), 1000) == noise(1000)
+
+
+def test_the_size_that_head_states_counts_where_get_states_none(origin: Origin) -> None:
+    content = noise(COUNTED_BYTES + 1)
+    url, source = origin.add("/x", content), web()
+    origin.fault("/x", Chunked())
+    for _ in range(2):
+        file = resolve(source, url).files[0]
+        assert read(source.open(file, Extent(0, file.size), CancelToken()), file.size) == content
+        source._probe.doubt(url)
+
+
+DOCUMENTS = {
+    "a page for any file": ("text/html; charset=utf-8", "/x", True),
+    "a page that is asked for": ("text/html", "/x.html", False),
+    "an error in place of weights": ("application/json", "/x.safetensors", True),
+    "XML in place of weights": ("application/xml", "/x.GGUF", True),
+    "a JSON file": ("application/json", "/config.json", False),
+    "JSON without a name": ("application/json", "/download", False),
+    "weights as text": ("text/plain", "/x.gguf", False),
+}
+
+
+@pytest.mark.parametrize(("kind", "path", "is_page"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_a_page_in_place_of_a_file_is_refused(origin: Origin, kind: str, path: str, is_page: bool) -> None:
+    url = origin.add(path, b"x", headers={"Content-Type": kind})
+    if is_page:
+        refused(lambda: resolve(web(), url), "login_page")
+    else:
+        assert resolve(web(), url).files
 
 
 def test_a_file_that_changes_after_it_was_resolved_is_changed(origin: Origin) -> None:

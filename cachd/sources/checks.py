@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from cachd.errors import Changed, Forbidden, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.sources.failures import bare, protocol_error, requested_wait, retry_after
 from cachd.sources.http1 import number
-from cachd.sources.response import Response
+from cachd.sources.response import Response, content_range
 from cachd.sources.source import NoRanges
+from cachd.sources.validators import differ
+
+# What stands in Content-Encoding and changes no byte. `aws-chunked` frames an upload to S3; the server has
+# removed it. The others are no codings of HTTP: whoever stored the object wrote them.
+_CHARSETS = ("utf-8", "utf8", "ascii", "us-ascii", "iso-8859-1")
+_NO_CODINGS = ("identity", "aws-chunked", "none", "null", "undefined", "binary", "7bit", "8bit", *_CHARSETS)
 
 
 def check_status(response: Response, url: str) -> None:
@@ -49,19 +57,22 @@ def check_status(response: Response, url: str) -> None:
 
 def check_encoding(response: Response, url: str) -> None:
     """Raises Unavailable for an encoded body (RFC 9110, 8.4): a digest is of the file's own bytes."""
-    encoding = response.headers.get("Content-Encoding") or "identity"
-    if encoding != "identity":
-        raise protocol_error(
-            url, f"Content-Encoding is {encoding:.40}, though the request asked for identity"
+    stated = response.headers.get("Content-Encoding") or ""
+    codings = [each for each in re.split(r"[\s,]+", stated.lower()) if each and each not in _NO_CODINGS]
+    if codings:
+        raise Unavailable(
+            f"{bare(url)}: Content-Encoding is {stated:.40}, though the request asks for identity",
+            code="content_encoded",
+            hint="store the file without Content-Encoding, or let the server send it as it is",
         )
 
 
 def check_validator(response: Response, url: str, validator: str | None) -> None:
     """Raises Changed when the response has another validator than `validator`."""
-    now = response.validator
-    if validator and now and now != validator:
+    stated = response.validator
+    if validator and stated and differ(stated, validator):
         raise Changed(
-            f"{bare(url)}: the file has changed: its validator was {validator:.80} and is now {now:.80}"
+            f"{bare(url)}: the file has changed: its validator was {validator:.80} and is now {stated:.80}"
         )
 
 
@@ -75,11 +86,14 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> int:
     length = number(length_header)
     if length_header is not None and length is None:
         raise protocol_error(url, f"Content-Length is {length_header:.40}")
+    if response.status == 206 and _is_multipart(response):
+        raise NoRanges(url)
     if response.status == 206:
-        stated = response.headers.get("Content-Range") or "none"
-        exact = f"bytes {extent.start}-{extent.stop - 1}/{size}"
-        if stated != exact:
-            raise protocol_error(url, f"Content-Range is {stated:.60}, not {exact}")
+        header = response.headers.get("Content-Range")
+        exact = extent.start, extent.stop - 1, size
+        if content_range(header) not in (exact, (*exact[:2], None)):
+            wanted = f"bytes {exact[0]}-{exact[1]}/{size}"
+            raise protocol_error(url, f"Content-Range is {header or 'none':.60}, not {wanted}")
     elif extent.size != size:
         raise NoRanges(url)
     elif length is not None and length != size:
@@ -88,3 +102,8 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> int:
     if length is not None and length != extent.size:
         raise protocol_error(url, f"Content-Length is {length}, not {extent.size}")
     return extent.size
+
+
+def _is_multipart(response: Response) -> bool:
+    """Whether a single range came in the form of several (RFC 9110, 15.3.7.2), which cachd does not read."""
+    return (response.headers.get("Content-Type") or "").lower().startswith("multipart/byteranges")

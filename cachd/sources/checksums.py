@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+import time
+from collections.abc import Callable, Mapping
 
 from cachd.errors import Invalid
 from cachd.foreign import too_large
 from cachd.model import MOST_FILES, Digest, Entries, check_path
+from cachd.sources.cancel import CancelToken
 
 NAME = "SHA256SUMS"
 LONGEST_BYTES = 16 << 20
+_LATEST_SECONDS = 10.0
 _MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
@@ -45,3 +50,29 @@ def _decoded(line: bytes, shown: str, number: int) -> str:
         return line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
         raise Invalid(f"{shown} line {number} is not text: {error.reason}", code="bad_checksums") from error
+
+
+class LatestChecksums:
+    """The checksums of the directory that was asked for last, which may be a few seconds old. Thread-safe.
+
+    `listing` gives the content of the checksums file of a directory.
+    """
+
+    def __init__(
+        self, listing: Callable[[str, CancelToken], bytes], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._listing, self._clock = listing, clock
+        self._lock = threading.Lock()
+        self._base, self._until = "", 0.0
+        self._checksums: Mapping[str, Digest] = {}
+
+    def of(self, base: str, cancel_token: CancelToken) -> Mapping[str, Digest]:
+        """The checksums of the directory `base`. Raises as `listing` and `parse` do."""
+        with self._lock:
+            if base == self._base and self._clock() < self._until:
+                return self._checksums
+        content = self._listing(base, cancel_token)  # not with the lock: several threads may ask at once
+        checksums = parse(content, base + NAME)
+        with self._lock:
+            self._base, self._until, self._checksums = base, self._clock() + _LATEST_SECONDS, checksums
+        return checksums

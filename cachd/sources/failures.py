@@ -21,7 +21,12 @@ _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
 _LONGEST_SHOWN_SECONDS = 1e18
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL, x509_vfy.h): mostly the node's clock is not set
-_RATE_LIMIT_WAIT = re.compile(r"\bt=([0-9]{1,9})\b")
+# One policy of several ends at a comma, unless `key=value` pairs of the same policy are separated by commas.
+_POLICIES = re.compile(r',\s*(?=")')
+_NOTHING_LEFT = re.compile(r"\b(?:r|remaining)\s*=\s*0\b")
+_RATE_LIMIT_WAIT = re.compile(r"\b(?:t|reset)\s*=\s*([0-9]{1,9})\b")
+_RESETS = ("RateLimit-Reset", "X-RateLimit-Reset", "X-Rate-Limit-Reset")
+_FIRST_UNIX_SECONDS, _FIRST_MILLISECONDS = 1e9, 1e12  # a larger number is no count of seconds
 
 
 def bare(url: str) -> str:
@@ -93,13 +98,43 @@ def retry_after(headers: Headers, clock: Callable[[], float] = time.time) -> flo
 def requested_wait(headers: Headers, clock: Callable[[], float] = time.time) -> float | None:
     """Seconds that the origin asks to wait; None when it does not ask. `clock` gives the Unix time.
 
-    Read from Retry-After, seconds or a date (RFC 9110, 10.2.3), else from `t` of RateLimit, which the Hub
-    sends (draft-ietf-httpapi-ratelimit-headers-09). Any other value, such as a negative number, is ignored.
+    Read from the first of these headers that states it:
+
+        Retry-After          seconds or a date (RFC 9110, 10.2.3)
+        RateLimit            `"api";r=0;t=40`: `t` of the policies with nothing left (`r=0`). The Hub sends it
+                             (draft-ietf-httpapi-ratelimit-headers-09); earlier `remaining=0, reset=40`
+        RateLimit-Reset, X-RateLimit-Reset, X-Rate-Limit-Reset
+                             seconds, Unix seconds or a date, unless the header with Remaining says that some
+                             requests are left
+
+    Any other value, such as a negative number, is ignored.
     """
     stated = (headers.get("Retry-After") or "").strip()
     if _DIGITS.fullmatch(stated):
         return min(float(stated), _LONGEST_SHOWN_SECONDS)
     with suppress(ValueError, TypeError, IndexError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - clock())
-    limit = _RATE_LIMIT_WAIT.search(headers.get("RateLimit") or "")
-    return float(limit[1]) + 1 if limit else None
+    waits = [
+        float(seconds[1]) + 1
+        for policy in _POLICIES.split(headers.get("RateLimit") or "")
+        if _NOTHING_LEFT.search(policy) and (seconds := _RATE_LIMIT_WAIT.search(policy))
+    ]
+    if waits:
+        return max(waits)
+    for name in _RESETS:
+        left = headers.get(name.replace("Reset", "Remaining")) or "0"
+        if (reset := headers.get(name)) and left.strip() == "0":
+            return _until(reset.strip(), clock())
+    return None
+
+
+def _until(reset: str, now: float) -> float | None:
+    """Seconds until a reset that is stated in seconds, as Unix time, in milliseconds of it, or as a date."""
+    number = re.fullmatch(r"([0-9]{1,16})(?:\.[0-9]{1,9})?", reset)
+    if number:
+        seconds = float(reset)
+        seconds = seconds / 1000 if seconds > _FIRST_MILLISECONDS else seconds
+        return max(0.0, seconds - now) if seconds > _FIRST_UNIX_SECONDS else seconds
+    with suppress(ValueError, TypeError, IndexError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(reset).timestamp() - now)
+    return None

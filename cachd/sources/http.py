@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from cachd import __version__
-from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
+from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
@@ -37,6 +37,7 @@ from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
+from cachd.sources.validators import precondition
 
 MOST_REDIRECTS = 10
 _MOST_SIGNED_URLS = 10_000
@@ -131,7 +132,7 @@ class Http:
         _, response = self._follow("HEAD", url, {}, secrets, cancel_token)
         if response.status in (405, 501):
             response.close()
-            _, response = self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)
+            response = self.first_byte(url, cancel_token, secrets=secrets)
         with _checked(response, url):
             return response
 
@@ -142,6 +143,12 @@ class Http:
         parts = parsed(url)
         self._address_policy.check_url(parts)
         return self._pool.send(Request("HEAD", parts, {**_DEFAULT_HEADERS, **secrets}), cancel_token)
+
+    def first_byte(
+        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
+    ) -> Response:
+        """The response to a GET of a file's first byte, whatever its status."""
+        return self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)[1]
 
     def get(
         self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
@@ -167,8 +174,9 @@ class Http:
         if signed_url is not None:
             try:
                 return self._open_at(signed_url, _NO_SECRETS, target, extent, cancel_token)
-            except (Forbidden, NotFound, Unavailable) as error:
-                if error.origin_status not in _MAYBE_EXPIRED:
+            except (Forbidden, NotFound, Unavailable, Changed) as error:
+                # An expired URL may also lead to a page that is no file: then the file seems to have changed.
+                if error.origin_status not in _MAYBE_EXPIRED and not isinstance(error, Changed):
                     raise
                 self._signed_urls.pop(target.url, None)
         return self._open_at(target.url, target.secrets, target, extent, cancel_token)
@@ -184,10 +192,15 @@ class Http:
         headers = {}
         if extent.size != target.size:
             headers["Range"] = f"bytes={extent.start}-{extent.stop - 1}"
-        if target.validator:
-            by_tag = target.validator.startswith('"')
-            headers["If-Match" if by_tag else "If-Unmodified-Since"] = target.validator
-        arrived, response = self._follow("GET", url, headers, secrets, cancel_token)
+        condition = precondition(target.validator)
+        arrived, response = self._follow("GET", url, {**headers, **condition}, secrets, cancel_token)
+        if response.status == 412 and condition:
+            # Some servers refuse their own validator. If the version differs, its validator says so, too.
+            response.close()
+            arrived, response = self._follow("GET", url, headers, secrets, cancel_token)
+            if response.validator is None:
+                response.close()
+                raise Changed(f"{bare(target.url)}: the file has changed (412)", origin_status=412)
         try:
             check_status(response, arrived)
             check_encoding(response, arrived)
@@ -212,7 +225,7 @@ class Http:
     ) -> tuple[str, Response]:
         """Send a request and follow redirects. Returns the final URL and its response."""
         parts = parsed(url)
-        first = origin_of(parts)
+        first, wants_cookie = origin_of(parts), False
         for _ in range(MOST_REDIRECTS + 1):
             self._address_policy.check_url(parts)
             if origin_of(parts) != first:
@@ -223,6 +236,7 @@ class Http:
                 return url, response
             with response:
                 target = _joined(url, location)
+            wants_cookie = wants_cookie or response.headers.get("Set-Cookie") is not None
             scheme = urlsplit(target).scheme
             if parts.scheme == "https" and scheme != "https":
                 raise Forbidden(
@@ -231,7 +245,13 @@ class Http:
                     hint="the origin is misconfigured, or something intercepts the connection",
                 )
             url, parts = target, parsed(target)
-        raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
+        raise Unavailable(
+            f"{bare(url)}: more than {MOST_REDIRECTS} redirects",
+            code="redirect_loop",
+            hint="it sets a cookie and expects it back: put the cookie into headers_file"
+            if wants_cookie
+            else "",
+        )
 
 
 def _checked(response: Response, url: str) -> Response:

@@ -35,6 +35,8 @@ _VERSIONS = {"1.0": False, "1.1": True}  # version -> whether a connection stays
 _CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r?\n")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_LENGTH_LINE = re.compile(rb"\nContent-Length[ \t]*:([^\r\n]*)\r?(?=\n)", re.IGNORECASE)
+_CODINGS = ("", "identity", "chunked")  # of Transfer-Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _parsed(head: bytes) -> Head:
     try:
         status, version = _parse(head, _Callbacks(found.__setitem__, reason.append))
     except HTTPException:
-        if (plain := _in_plain_lines(head)) == head:
+        if (plain := _with_one_length(_in_plain_lines(head))) == head:
             raise
         return _parsed(plain)
     lines = head.count(b"\r\n") - 2
@@ -223,25 +225,39 @@ def _in_plain_lines(head: bytes) -> bytes:
     return _LINE_END.sub(b"\r\n", first + b"\n" + _FOLD.sub(b" ", rest))
 
 
+def _with_one_length(head: bytes) -> bytes:
+    """A head that states one Content-Length once, if it repeats the same value (RFC 9110, 8.6)."""
+    stated = {value.strip() for line in _LENGTH_LINE.findall(head) for value in line.split(b",")}
+    if len(stated) != 1:
+        return head
+    return b"%b\r\nContent-Length: %b\r\n\r\n" % (_LENGTH_LINE.sub(b"", head)[:-4], stated.pop())
+
+
 def _joined(head: bytes) -> dict[bytes, bytes]:
-    """The headers of a valid head in which some are repeated."""
+    """The headers of a valid head in which some are repeated. One that repeats its value counts once."""
     values: dict[bytes, bytes] = {}
 
     def add(name: bytes, value: bytes) -> None:
         before = values.get(name.lower())
-        values[name.lower()] = value if before is None else before + b", " + value
+        values[name.lower()] = value if before in (None, value) else before + b", " + value
 
     _parse(head, _Callbacks(add, bytes))
     return values
 
 
 class FramedBody:
-    """The body of one response. Its framing says where it ends (RFC 9112, 6.3)."""
+    """The body of one response. Its framing says where it ends (RFC 9112, 6.3).
+
+    Raises HTTPException for a Transfer-Encoding other than chunked: none is asked for (TE).
+    """
 
     def __init__(self, received: ReceiveBuffer, head: Head, method: str) -> None:
         self._received = received
         bodiless = head.status in (204, 304) or method == "HEAD"
-        chunked = (head.headers.get("Transfer-Encoding") or "").lower() == "chunked"
+        coding = (head.headers.get("Transfer-Encoding") or "").lower()
+        if coding not in _CODINGS and not bodiless:
+            raise HTTPException(f"Transfer-Encoding is {coding:.40}")
+        chunked = coding == "chunked"
         self._chunked = chunked and not bodiless
         self._chunk_left = self._chunks = self._chunked_bytes = 0
         self._begun = self._ended = not self._chunked

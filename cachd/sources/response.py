@@ -10,6 +10,7 @@ from urllib.parse import SplitResult
 
 from cachd.errors import Unavailable
 from cachd.foreign import too_large
+from cachd.sources import validators
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection
 from cachd.sources.failures import BROKEN, bare, broken, protocol_error
@@ -18,7 +19,20 @@ from cachd.sources.http1 import FramedBody, Head, number
 SLOWEST_BYTES_PER_SECOND = 1024
 MISDIRECTED = 421  # RFC 9110, 15.5.20
 _SHORT_BYTES = 64 << 10
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_CONTENT_RANGE = re.compile(
+    r"bytes[ =:]? *([0-9]{1,18}) *- *([0-9]{1,18}) */ *([0-9]{1,18}|\*)", re.IGNORECASE
+)
+
+
+def content_range(header: str | None) -> tuple[int, int, int | None] | None:
+    """The first and the last byte of a Content-Range and the file's size, None for `*`; None if it is none.
+
+    Servers also write it as `bytes=0-9/10`, or with other spaces: the numbers decide.
+    """
+    found = _CONTENT_RANGE.fullmatch(header or "")
+    if not found:
+        return None
+    return int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
 
 
 class Response:
@@ -65,20 +79,22 @@ class Response:
         return self._size
 
     @property
+    def size_is_unstated(self) -> bool:
+        """Whether no header states how many bytes the body has."""
+        return self.status == 200 and self._body.length is None
+
+    @property
     def file_size(self) -> int | None:
         """The size of the file that the response is about; None if it was not stated."""
         if self.status == 206:
-            parsed = _CONTENT_RANGE.fullmatch(self.headers.get("Content-Range") or "")
-            return int(parsed[3]) if parsed else None
+            stated = content_range(self.headers.get("Content-Range"))
+            return stated[2] if stated else None
         return number(self.stated_length)
 
     @property
     def validator(self) -> str | None:
-        """The file's strong ETag, else its Last-Modified date, else None (RFC 9110, 8.8)."""
-        tag = self.headers.get("ETag") or ""
-        if tag.startswith('"'):  # a weak one (W/"...") does not promise equal bytes (RFC 9110, 8.8.1)
-            return tag
-        return self.headers.get("Last-Modified")
+        """The file's ETag, else its date, else None: see `validators.validator`."""
+        return validators.validator(self.headers)
 
     @property
     def _shown(self) -> str:

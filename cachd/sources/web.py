@@ -6,23 +6,31 @@ import base64
 import binascii
 import hashlib
 import re
-import threading
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from urllib.parse import unquote
 
-from cachd.errors import Invalid, NotFound, Unavailable
+from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Digest, Extent, File, Manifest, Ref, quoted, without_folders
 from cachd.sources import checksums
 from cachd.sources.access import Access
+from cachd.sources.at_once import ask_all
 from cachd.sources.cancel import CancelToken
+from cachd.sources.checksums import LatestChecksums
+from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
+from cachd.sources.probe import COUNTED_BYTES, FileFacts, Probe
 from cachd.sources.response import Response
+from cachd.sources.validators import differ
 
-_ASKED_AT_ONCE = 8
 _PAGES = ("text/html", "application/xhtml+xml")
+_DOCUMENTS = ("application/json", "application/problem+json", "application/xml", "text/xml")
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ckpt", ".npz", ".h5", ".tflite")
+_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
+_HINT = (
+    "servers behind one name may have different validators for the same bytes: publish SHA256SUMS there, or"
+    " add #sha256=DIGEST to the ref, and the digest decides"
+)
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
@@ -40,6 +48,8 @@ class WebSource:
         unique: Callable[[], object] = uuid.uuid4,
     ) -> None:
         self._http, self._headers, self._unique = http, headers, unique
+        self._probe = Probe(http)
+        self._latest = LatestChecksums(self._listing)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
@@ -49,74 +59,122 @@ class WebSource:
         return Manifest(ref.base, _revision(file), (file,))
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
-        """See `Source.open`."""
-        validator = None if (file.validator or "").startswith("once:") else file.validator
-        target = Target(file.origin, file.size, self._headers(file.origin), validator)
-        return self._http.open(target, extent, cancel_token)
+        """See `Source.open`. A file with a digest may come with another validator."""
+        response = self._open(file, extent, cancel_token)
+        try:
+            if self._is_unconfirmed(file, response):
+                response.close()
+                self._check_size(file, cancel_token)
+                response = self._open(file, extent, cancel_token)
+            if file.digest:
+                self._check_version(file, response, cancel_token)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
+        compared = None if file.digest or (file.validator or "").startswith("once:") else file.validator
+        target = Target(file.origin, file.size, self._headers(file.origin), compared)
+        try:
+            return self._http.open(target, extent, cancel_token)
+        except Changed as error:
+            self._probe.doubt(file.origin)
+            error.hint = error.hint or ("" if file.digest else _HINT)
+            raise
+        except Unavailable as error:
+            if error.code == "origin_protocol":
+                self._check_size(file, cancel_token)
+            raise
+
+    def _is_unconfirmed(self, file: File, response: Response) -> bool:
+        """Whether only HEAD states the size of a small file, so that its bytes should be counted once."""
+        is_small = file.size <= COUNTED_BYTES
+        return is_small and response.size_is_unstated and not self._probe.doubts(file.origin)
+
+    def _check_size(self, file: File, cancel_token: CancelToken) -> None:
+        """Raises Changed when a GET states another size than the one that the file was listed with."""
+        self._probe.doubt(file.origin)
+        facts = self._probe.ask(file.origin, cancel_token, self._headers(file.origin))
+        if facts.size != file.size:
+            raise Changed(f"{bare(file.origin)}: it has {facts.size} bytes now, not {file.size}")
 
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _resolve_directory(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
-        url = ref.base + checksums.NAME
+    def _listing(self, base: str, cancel_token: CancelToken) -> bytes:
+        """The SHA256SUMS of a directory."""
+        url = base + checksums.NAME
         try:
-            listing = self._http.read(
+            return self._http.read(
                 url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._headers(url)
             )
         except NotFound as error:
             raise NotFound(
-                f"{ref.base} has no {checksums.NAME}",
+                f"{base} has no {checksums.NAME}",
                 code="no_checksums",
                 hint=f"publish one there (sha256sum * > {checksums.NAME}), or ask for one file",
             ) from error
-        listed = list(checksums.parse(listing, url).items())
-        stopped = threading.Event()
 
-        def ask_every(first: int) -> list[File]:
-            """Ask about every eighth file, so that each thread works alone and on its own connection."""
-            try:
-                return [
-                    self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
-                    for path, digest in listed[first::_ASKED_AT_ONCE]
-                    if not stopped.is_set()
-                ]
-            except BaseException:
-                stopped.set()
-                raise
+    def _resolve_directory(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
+        listing = self._listing(ref.base, cancel_token)
+        listed = list(checksums.parse(listing, ref.base + checksums.NAME).items())
 
-        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-            asked = list(chain.from_iterable(pool.map(ask_every, range(_ASKED_AT_ONCE))))
+        def ask(entry: tuple[str, Digest]) -> File:
+            path, digest = entry
+            return self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
+
+        asked = ask_all(ask, listed, cancel_token)
         files = without_folders(ref.base, {file.path: file.size for file in asked})
         kept = tuple(file for file in asked if file.path in files)
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), kept)
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
-        head = self._http.head(url, cancel_token, secrets=self._headers(url))
-        kind = (head.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
-        if kind in _PAGES and not path.lower().endswith((".html", ".htm", ".xhtml")):
-            raise Unavailable(
-                f"{url} answers with a page ({kind}) where a file was expected",
+        may_be_empty = digest == _OF_NO_BYTES
+        facts = self._probe.ask(url, cancel_token, self._headers(url), may_be_empty=may_be_empty)
+        if _is_page(facts, path) and not self._probe.doubts(url):
+            self._probe.doubt(url)
+            facts = self._probe.ask(url, cancel_token, self._headers(url))
+        if _is_page(facts, path):
+            raise Forbidden(
+                f"{bare(url)} answers with a page where a file was expected:"
+                f" Content-Type is {facts.headers.get('Content-Type'):.60}",
                 code="login_page",
-                hint="open it in a browser: it may be a login page, or the URL may be wrong",
-            )
-        size = head.file_size
-        if size is None:
-            raise Invalid(
-                f"the server does not state the size of {url}",
-                code="size_unknown",
-                hint="serve it with a Content-Length",
+                hint="open it in a browser: it may be a login page or an error, or the URL may be wrong",
             )
         # Without a validator a later version of the file may look the same. A unique one keeps other pulls
         # from reusing this version.
-        validator = head.validator or f"once:{self._unique()}"
-        digest = digest or _repr_digest(head.headers.get("Repr-Digest"))
-        return File(path, size, url, digest, validator, ref.base)
+        validator = facts.validator or f"once:{self._unique()}"
+        digest = digest or _repr_digest(facts.headers.get("Repr-Digest"))
+        return File(path, facts.size, url, digest, validator, ref.base)
+
+    def _check_version(self, file: File, response: Response, cancel_token: CancelToken) -> None:
+        """Raises Changed when the source states another digest now, after its validator has changed.
+
+        Servers behind one name often have other validators for the same bytes, so the digest decides.
+        """
+        if not response.validator or not file.validator or not differ(response.validator, file.validator):
+            return
+        if file.base.endswith("/"):
+            stated = self._latest.of(file.base, cancel_token).get(file.path)
+        else:
+            stated = _repr_digest(response.headers.get("Repr-Digest")) or file.digest
+        if stated != file.digest:
+            raise Changed(f"{bare(file.origin)}: the file has changed: its digest is {stated} now")
 
 
 def make(access: Access) -> WebSource:
     """The source of all URLs with the same settings."""
     return WebSource(access.http(), access.table.headers)
+
+
+def _is_page(facts: FileFacts, path: str) -> bool:
+    """Whether the answer is a page for people, or a document in place of weights."""
+    kind = (facts.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    if kind in _PAGES:
+        return not path.lower().endswith((".html", ".htm", ".xhtml"))
+    return kind in _DOCUMENTS and path.lower().endswith(_WEIGHTS)
 
 
 def _revision(file: File) -> str:

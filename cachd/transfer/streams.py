@@ -17,6 +17,7 @@ import structlog
 from cachd.kernel import threads
 from cachd.policy.concurrency import Concurrency
 from cachd.sources.cancel import CancelToken
+from cachd.transfer.origins import Origin, Origins
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,12 @@ class StreamQuota:
         self.tasks: deque[Task] = deque()
         self.running = 0
         self.files = 0  # unfinished downloads
+        self.server: Origin | None = None  # where its bytes come from, once that is known
+
+    @property
+    def may_run(self) -> bool:
+        """Whether its origin takes one more request."""
+        return self.server is None or self.server.allows()
 
 
 class Asking(CancelToken):
@@ -119,6 +126,7 @@ class Streams:
         self._later: list[tuple[float, int, StreamQuota, Task]] = []
         self._sequence = itertools.count()
         self._closed = False
+        self.origins = Origins()
         self._places: dict[int, int] = {}
         self._asking: dict[int, Asking] = {}  # by thread; each thread writes only its own entry
         self._threads = [
@@ -166,7 +174,8 @@ class Streams:
 
     def has_a_file_each(self, quota: StreamQuota) -> bool:
         """Whether the pull has at least one unfinished download for every stream at work."""
-        return quota.files >= self.at_work
+        most = quota.server.most if quota.server else None
+        return quota.files >= min(self.at_work, most or self.at_work)
 
     def submit(self, quota: StreamQuota, *tasks: Task) -> None:
         """Queue tasks before those that wait in the quota, in the given order."""
@@ -202,6 +211,7 @@ class Streams:
                 other.priority > quota.priority
                 or (other.priority == quota.priority and other.running + 1 < quota.running)
                 for other in self._quotas
+                if other.may_run or other.server is quota.server
             )
 
     def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
@@ -213,7 +223,7 @@ class Streams:
     def claim(self, quota: StreamQuota) -> None:
         """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""
         with self._lock:
-            if quota not in self._quotas or self._busy < self.at_work:
+            if quota not in self._quotas or self._busy < self.at_work or not quota.may_run:
                 return
             now = self._clock()
             asking = [(each, self._received[thread]) for thread, each in list(self._asking.items())]
@@ -237,7 +247,7 @@ class Streams:
         if quota.tasks and quota not in self._quotas:
             self._quotas.append(quota)
 
-    def _next(self, place: int) -> tuple[StreamQuota, Task] | None:
+    def _next(self, place: int) -> tuple[StreamQuota, Origin | None, Task] | None:
         """Wait until thread number `place` may work and there is a task for it; None once closed."""
         with self._lock:
             while not self._closed:
@@ -250,15 +260,19 @@ class Streams:
                     _, _, quota, task = heapq.heappop(self._later)
                     quota.tasks.appendleft(task)
                     self._admit(quota)
-                if self._quotas:
-                    quota = min(self._quotas, key=lambda q: (-q.priority, q.running))
+                if may_run := [quota for quota in self._quotas if quota.may_run]:
+                    quota = min(may_run, key=lambda q: (-q.priority, q.running))
                     task = quota.tasks.popleft()
                     quota.running += 1
                     self._busy += 1
                     self._quotas.remove(quota)  # if it has more tasks, `_admit` puts it last
                     self._admit(quota)
-                    return quota, task
-                self._ready.wait(self._later[0][0] - now if self._later else None)
+                    if quota.server:
+                        quota.server.begin()
+                    return quota, quota.server, task
+                waits = [quota.server.raised_in for quota in self._quotas if quota.server]
+                waits += [due - now for due, *_ in self._later[:1]]
+                self._ready.wait(min(waits, default=None))
             return None
 
     def _run(self, place: int) -> None:
@@ -267,7 +281,7 @@ class Streams:
         self._received[threading.get_ident()] = 0
         buffer = memoryview(mmap.mmap(-1, FAST_BUFFER_BYTES if place < _FAST else BUFFER_BYTES))
         while (work := self._next(place)) is not None:
-            quota, task = work
+            quota, server, task = work
             try:
                 task(buffer)
             except Exception:
@@ -277,6 +291,10 @@ class Streams:
                 with self._lock:
                     quota.running -= 1
                     self._busy -= 1
+                    if server is not None:
+                        server.end()
+                        if server.most is not None:
+                            self._ready.notify()  # a task that waits for the same origin may run
 
 
 def _goes_before(waiting: StreamQuota, quota: StreamQuota) -> bool:

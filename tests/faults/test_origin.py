@@ -118,7 +118,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 # --- C2: lies about the range ---
 
 RANGES = {
-    "no total": "bytes {start}-{last}/*",
     "no range": "bytes */{size}",
     "nothing at all": "*/*",
     "another unit": "items {start}-{last}/{size}",
@@ -193,7 +192,8 @@ def test_a_416_is_a_file_that_changed_and_is_resolved_again(
     origin.fault("/it", Status(416, {"Content-Range": f"bytes */{len(content)}"}), times=1)
     running.pull(ref)
     assert published(root, "it") == content
-    assert [seen.method for seen in origin.requests].count("HEAD") == 2
+    asked = [seen for seen in origin.requests if seen.method == "HEAD" or seen.extent == (0, 1)]
+    assert [seen.method for seen in asked] == ["HEAD", "GET"], "its size was wrong: then a GET says it"
     other = origin.add("/other", noise(24 * MIB, 2))
     origin.fault("/other", Status(416))
     with pytest.raises(Changed):
@@ -203,7 +203,7 @@ def test_a_416_is_a_file_that_changed_and_is_resolved_again(
 # --- C5: coded bytes ---
 
 
-@pytest.mark.parametrize("coding", ["br", "gzip, identity", "zstd", "aws-chunked"])
+@pytest.mark.parametrize("coding", ["br", "gzip, identity", "zstd", "aws-chunked,gzip"])
 def test_no_coding_is_taken_for_the_bytes(origin: Origin, coding: str) -> None:
     url = origin.add("/x", noise(KIB))
     origin.fault("/x", Saying({"Content_Encoding": coding}), methods=EITHER)
@@ -212,7 +212,7 @@ def test_no_coding_is_taken_for_the_bytes(origin: Origin, coding: str) -> None:
         lambda: over().head(url, CancelToken()),
         lambda: over().read(url, CancelToken(), at_most=KIB),
     ):
-        assert code_of(call) == "origin_protocol"
+        assert code_of(call) == "content_encoded"
 
 
 # --- C6: without end ---

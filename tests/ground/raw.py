@@ -74,10 +74,17 @@ def chunked(content: bytes, size: int = 60_000) -> bytes:
 
 @dataclass
 class RawServer:
-    """Answers each request with the bytes that `answer` gives for it; empty bytes close the connection."""
+    """Answers each request with the bytes that `answer` gives for it; empty bytes close the connection.
+
+    `connections` and `requests`: how many it takes at once. What is beyond is answered with `refusal`.
+    """
 
     answer: Answer
     host: str = "127.0.0.1"
+    connections: int | None = None
+    requests: int | None = None
+    refusal: str = "503 Service Unavailable"
+    refused: int = 0
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
@@ -86,6 +93,7 @@ class RawServer:
         self.url = f"http://{self.host}:{self._listening.getsockname()[1]}"
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._answering = 0
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         return self
@@ -113,15 +121,38 @@ class RawServer:
             connection.settimeout(PATIENCE_SECONDS)
             with self._lock:
                 self._open.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection, number))
+                is_beyond = self.connections is not None and len(self._open) > self.connections
+            serve = self._refuse if is_beyond else self._serve
+            thread = threading.Thread(target=serve, args=(connection, number))
             self._threads.append(thread)
             thread.start()
+
+    def _refuse(self, connection: socket.socket, number: int) -> None:
+        with connection, suppress(OSError):
+            if (asked := self._heard(connection, number)) is not None:
+                self.refused += 1
+                connection.sendall(reply(asked, self.refusal, "Connection: close"))
+        with self._lock:
+            self._open.discard(connection)
+
+    def _said(self, asked: Asked, connection: socket.socket) -> bytes:
+        """Send the answer, and return it."""
+        with self._lock:
+            self._answering += 1
+            is_beyond = self.requests is not None and self._answering > self.requests
+            self.refused += is_beyond
+        try:
+            said = reply(asked, self.refusal) if is_beyond else self.answer(asked)
+            connection.sendall(said)
+        finally:
+            with self._lock:
+                self._answering -= 1
+        return said
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         with connection, suppress(OSError):
             while (asked := self._heard(connection, number)) is not None:
-                said = self.answer(asked)
-                connection.sendall(said)
+                said = self._said(asked, connection)
                 if not said or b"connection: close\r\n" in said.partition(b"\r\n\r\n")[0].lower() + b"\r\n":
                     break
         with self._lock:

@@ -15,7 +15,7 @@ import structlog
 from cachd.errors import Cancelled, Unavailable
 from cachd.policy import backoff
 from cachd.transfer.download.part import Part
-from cachd.transfer.download.supplier import GaveWay, Supplier
+from cachd.transfer.download.supplier import Busy, GaveWay, Supplier
 from cachd.transfer.download.suppliers import Suppliers
 from cachd.transfer.download.tally import Tally
 from cachd.transfer.engine import Engine
@@ -142,8 +142,10 @@ class Schedule:
 
     def retry_seconds(self, supplier: Supplier, part: Part, at: int, error: Unavailable | Cancelled) -> float:
         """Count a failure at byte `at`. Returns the seconds to wait; raises `error` after too many."""
-        failures = part.failed(at, supplier)
-        if failures > self._engine.retries or not isinstance(error, Unavailable):
+        failures = 1 if isinstance(error, Busy) else part.failed(at, supplier)
+        if not isinstance(error, Busy) and (
+            failures > self._engine.retries or not isinstance(error, Unavailable)
+        ):
             raise error
         seconds = backoff.delay(failures, requested=error.retry_after, chance=self._chance())
         supplier.listener.retried(error)

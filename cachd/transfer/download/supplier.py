@@ -30,6 +30,10 @@ class GaveWay(Unavailable):
     """The stream was taken for another pull, or the part for another supplier: hardly any bytes came."""
 
 
+class Busy(Unavailable):
+    """The origin takes no more requests at once: it refused this one and serves others. No failure."""
+
+
 class Supplier:
     """One pull's source of a file. `outcomes` hears when the blob is here for this pull, or of the error.
 
@@ -67,6 +71,8 @@ class Supplier:
         self.pace: float | None = None
         self.rests_until = 0.0
         self.turns: dict[Asking, Part] = {}
+        self._server = engine.streams.origins.of(file.origin)
+        quota.server = quota.server or self._server
         self._engine, self._scheme, self._prefix = engine, scheme, prefix
         self._mark = 0.0, 0  # when `pace` was last measured, and the bytes sent until then
 
@@ -109,7 +115,7 @@ class Supplier:
         ):
             self.turns[asking] = part
             try:
-                with self._ask(extent, asking) as body, asking.reaches(body):
+                with self._ask(extent, asking) as body, self._server.serving(), asking.reaches(body):
                     yield body
             except (Unavailable, Cancelled) as error:
                 if asking.is_taken and not self.is_stopped:
@@ -124,6 +130,8 @@ class Supplier:
                 opened = self.source.open(self.file, extent, cancel_token)
         except CachdError as error:
             self.listener.refused(error)
+            if self._server.refused(error):
+                raise Busy(error.detail, code=error.code, origin_status=error.origin_status) from error
             raise
         self.listener.answered()
         return opened

@@ -1,0 +1,127 @@
+"""Asks a web server about a file before its bytes: by HEAD, or by GET where HEAD cannot be believed.
+
+    HEAD    200, a size above zero, not encoded    believed, until a GET contradicts it (`doubt`)
+            429, 503, 401                          raised: the server asks to wait, or for a credential
+            anything else                          a GET of the first byte decides
+    GET     206  Content-Range: bytes 0-0/SIZE     the size
+            200  Content-Length: SIZE              the size; the server sends complete files only
+            else a GET of the complete file: its Content-Length, or its bytes counted, up to a bound
+            none of these                          the size that HEAD states, if any
+
+Only a GET is believed that a file is empty. The bytes of these GETs are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
+from cachd.sources.cancel import CancelToken
+from cachd.sources.checks import check_encoding, check_status
+from cachd.sources.connection import Origin, origin_of
+from cachd.sources.failures import bare
+from cachd.sources.http import Http
+from cachd.sources.http1 import Headers
+from cachd.sources.response import Response
+
+COUNTED_BYTES = 16 << 20  # a file without a stated size is received once to count its bytes, up to so many
+_MAX_DOUBTED = 1000
+_NOT_ABOUT_HEAD = (401, 429, 503)
+_NO_RANGE = (400, 405, 416, 500, 501)  # what servers answer to a Range that they do not understand
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What an origin says about a file."""
+
+    size: int
+    validator: str | None
+    headers: Headers
+
+
+class Probe:
+    """Asks about files. Thread-safe. It remembers the origins whose HEAD was wrong, and asks them by GET."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+        self._doubted: set[Origin] = set()
+
+    def doubt(self, url: str) -> None:
+        """Ask this origin by GET from now on."""
+        if len(self._doubted) >= _MAX_DOUBTED:
+            self._doubted.clear()
+        self._doubted.add(origin_of(urlsplit(url)))
+
+    def doubts(self, url: str) -> bool:
+        """Whether this origin is asked by GET."""
+        return origin_of(urlsplit(url)) in self._doubted
+
+    def ask(
+        self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str], *, may_be_empty: bool = False
+    ) -> FileFacts:
+        """The facts of the file at `url`. `may_be_empty`: its digest is that of no bytes.
+
+        Raises as the methods of `Http`, and Invalid (`size_unknown`).
+        """
+        head = None if self.doubts(url) else self._head(url, cancel_token, secrets)
+        if head is not None and (head.file_size or (may_be_empty and head.file_size == 0)):
+            return _facts(head, head.file_size)
+        try:
+            facts = self._by_get(url, cancel_token, secrets)
+        except Invalid:  # GET states no size: it does not contradict HEAD
+            head = head or self._head(url, cancel_token, secrets)
+            if head is None or not head.file_size:
+                raise
+            return _facts(head, head.file_size)
+        if head is None or head.file_size != facts.size:
+            self.doubt(url)
+        return facts
+
+    def _head(self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str]) -> Response | None:
+        """The answer to HEAD; None if a GET may have another one."""
+        try:
+            return self._http.head(url, cancel_token, secrets=secrets)
+        except (Forbidden, NotFound, Unavailable) as error:
+            is_about_head = error.origin_status is not None or isinstance(error, Unavailable)
+            if not is_about_head or error.origin_status in _NOT_ABOUT_HEAD:
+                raise
+            cancel_token.check()
+            return None
+
+    def _by_get(self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str]) -> FileFacts:
+        with self._http.first_byte(url, cancel_token, secrets=secrets) as response:
+            if response.status not in _NO_RANGE:
+                check_status(response, url)
+                check_encoding(response, url)
+                if response.file_size is not None:
+                    return _facts(response, response.file_size)
+        with self._http.get(url, cancel_token, secrets=secrets) as response:
+            check_status(response, url)
+            check_encoding(response, url)
+            if response.file_size is not None:
+                return _facts(response, response.file_size)
+            return _facts(response, _counted(response, url, cancel_token))
+
+
+def _facts(response: Response, size: int | None) -> FileFacts:
+    assert size is not None
+    return FileFacts(size, response.validator, response.headers)
+
+
+def _counted(response: Response, url: str, cancel_token: CancelToken) -> int:
+    """The number of bytes in a body of unstated length. Raises Invalid when that cannot be known."""
+    if (response.headers.get("Transfer-Encoding") or "").lower() == "chunked":
+        try:
+            return len(response.content(cancel_token, at_most=COUNTED_BYTES))
+        except CachdError as error:
+            if error.code != "document_too_large":
+                raise
+    stored = response.headers.get("X-Goog-Stored-Content-Encoding") or "identity"
+    unpacked = f": it is stored as {stored:.20} and unpacked on the way" if stored != "identity" else ""
+    raise Invalid(
+        f"the server does not state the size of {bare(url)}{unpacked}",
+        code="size_unknown",
+        hint="store it without Content-Encoding" if unpacked else "serve it with a Content-Length",
+    )

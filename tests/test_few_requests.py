@@ -1,0 +1,127 @@
+"""Origins that take few requests at once: cachd falls to what they take, and loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachd.policy.origin_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, OriginLimit
+from cachd.sources.at_once import ask_all
+from cachd.sources.cancel import CancelToken
+from tests.conftest import Engine
+from tests.fetching import MIB, http, refused
+from tests.ground.models import noise
+from tests.ground.raw import Asked, RawServer, ranged, reply
+
+Engines = Callable[..., Engine]
+FILES = {**{f"{number:02}.json": noise(3000, number) for number in range(20)}, "w.bin": noise(20 * MIB)}
+SUMS = "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in FILES.items()).encode()
+
+
+def served(asked: Asked) -> bytes:
+    return ranged(asked, {**FILES, "SHA256SUMS": SUMS}[asked.target.rpartition("/")[2]], 'ETag: "one"')
+
+
+def published(root: Path, name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "models" / name).iterdir()}
+
+
+@pytest.mark.parametrize("limit", ["connections", "requests"])
+@pytest.mark.parametrize("refusal", ["503 Service Unavailable", "429 Too Many Requests"])
+def test_an_origin_that_takes_one_at_once_is_pulled_from_one_at_once(
+    root: Path, engine: Engines, limit: str, refusal: str
+) -> None:
+    running = engine(streams=8, retries=3)
+    with RawServer(served, **{limit: 1}, refusal=refusal) as origin:  # type: ignore[arg-type]
+        running.pull(f"{origin.url}/m/", name="first")
+        running.pull(f"{origin.url}/m/", name="again", replace=True)
+        running.pull(f"{origin.url}/m/w.bin", name="alone")
+        refusals = origin.refused
+    assert published(root, "first") == published(root, "again") == FILES
+    assert published(root, "alone") == {"w.bin": FILES["w.bin"]}
+    assert 0 < refusals < 60, "few of some fifty requests, however many streams there are"
+
+
+def test_an_origin_that_refuses_everything_fails_with_its_status(engine: Engines) -> None:
+    running = engine(streams=4, retries=1)
+
+    def said(asked: Asked) -> bytes:
+        return served(asked) if asked.method == "HEAD" else reply(asked, "503 Service Unavailable")
+
+    with RawServer(said) as origin:
+        error = refused(lambda: running.pull(f"{origin.url}/m/w.bin"), "origin_failed")
+        assert error.origin_status == 503
+        assert len(origin.asked) < 40
+
+
+# --- the decision ---
+
+
+def limited() -> OriginLimit:
+    """The limit of an origin that served one request of three."""
+    limit = OriginLimit()
+    limit.answered()
+    limit.running = 3
+    assert limit.refused(0)
+    assert limit.refused(0)
+    limit.running = 1
+    return limit
+
+
+def test_the_limit_is_what_is_served_while_others_are_refused() -> None:
+    limit = limited()
+    assert limit.most == 1
+    assert not limit.allows(FIRST_HOLD_SECONDS - 1)
+    limit.running = 0
+    assert limit.allows(FIRST_HOLD_SECONDS - 1)
+
+
+def test_a_limit_is_raised_after_a_time_without_refusals_and_more_rarely_when_that_was_too_much() -> None:
+    limit, now, holds = limited(), 0.0, []
+    for _ in range(6):
+        waited = now
+        while not limit.allows(now):
+            now += 1
+        holds.append(now - waited)
+        assert limit.most == 2
+        assert limit.refused(now)
+        assert limit.refused(now)
+        assert limit.most == 1
+    assert holds[0] == FIRST_HOLD_SECONDS
+    assert holds == sorted(holds)
+    assert holds[-1] == LONGEST_HOLD_SECONDS
+
+
+def test_a_refusal_while_nothing_is_served_is_a_failure_and_no_limit() -> None:
+    limit = OriginLimit()
+    assert not any(limit.refused(0) for _ in range(100))
+    assert limit.most is None
+
+
+def test_a_large_origin_that_refuses_one_of_a_hundred_keeps_its_streams() -> None:
+    limit = OriginLimit()
+    for _ in range(50):
+        for _ in range(99):
+            limit.answered()
+        assert limit.refused(0)
+        for _ in range(99):
+            limit.ended()
+    assert limit.most is None
+
+
+# --- questions ---
+
+
+def test_questions_are_answered_in_order_by_as_many_threads_as_the_origin_takes() -> None:
+    with RawServer(lambda asked: reply(asked, body=asked.target.encode()), requests=1) as origin:
+        over = http()
+        numbers = list(range(40))
+        answers = ask_all(
+            lambda number: over.read(f"{origin.url}/{number}", CancelToken(), at_most=99),
+            numbers,
+            CancelToken(),
+        )
+    assert answers == [f"/{number}".encode() for number in numbers]

@@ -225,9 +225,9 @@ class BucketSource:
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         bucket, key = bucket_and_key(file.origin.removeprefix("s3://"))
         version = None if bucket in self._unversioned else Object.version_of(file.validator)
-        with bucket_errors(file.origin), self._buckets.until(cancel_token):
-            began = self._buckets.wait(cancel_token)
+        with bucket_errors(file.origin):
             url = self._buckets.link(bucket, key, version, cancel_token)
+        began = self._buckets.wait(cancel_token)
         target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
         try:
             return self._http_for(url).open(target, extent, cancel_token)

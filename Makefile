@@ -1,4 +1,4 @@
-# make demo | test | check | run | docs | bench | attacks | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | docs | bench | attacks | wild | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run docs bench attacks torture mutate lock base format clean
+.PHONY: demo test check run docs bench attacks wild torture mutate lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -42,6 +42,9 @@ bench: $(BENCH)           ## the benchmarks, against other clients: under 30 min
 
 attacks: $(READY)         ## every attack of SECURITY.md against a daemon installed anew; ends with a table of what held
 	$(BIN)/python -m tests.attacks
+
+wild: $(READY)            ## pulls from every odd origin of docs/origins.md; ends with a table of what was found
+	$(BIN)/python -m tests.wild
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

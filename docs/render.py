@@ -31,6 +31,8 @@ DOCS = PROJECT / "docs"
 BENCH = PROJECT / "bench/README.md"
 PLOT = PROJECT / "bench/cold.svg"
 ATTACKS = PROJECT / "tests/attacks/index.toml"
+ORIGINS = DOCS / "origins.md"
+WILD = PROJECT / "tests/wild"
 PAGES = (README, SECURITY, BENCH, *sorted(DOCS.glob("*.md")))
 
 SHARED = ("server", "token_file", "output")
@@ -41,6 +43,12 @@ ATTACKERS = {
     "pod": "A pod with the read-only mount",
     "share": "A writer on an allowed share",
     "node": "Another user of the node, or of the volume that holds the root",
+}
+WILD_KINDS = {
+    "http": "Web servers",
+    "hub": "Hubs and repositories",
+    "s3": "S3 servers and buckets",
+    "share": "Shared volumes",
 }
 
 
@@ -201,6 +209,19 @@ def attacks() -> str:
     return "\n\n".join(tables)
 
 
+def origins() -> str:
+    """The origins with odd behaviour: a table for each kind."""
+    tables = []
+    for kind, title in WILD_KINDS.items():
+        rows = [
+            f"| {row['server']} | {row['oddity']} | {row['answer']} | `{row['outcome']}` |"
+            for row in tomllib.loads((WILD / f"{kind}.toml").read_text()).values()
+        ]
+        head = "| Server | Oddity | What cachd does | Outcome |"
+        tables.append("\n".join([f"## {title}\n", head, "|---|---|---|---|", *rows]))
+    return "\n\n".join(tables)
+
+
 def _test(name: str) -> str:
     return f"`{name.removeprefix('tests/')}`"
 
@@ -238,6 +259,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "measurements": measurements,
     "results": every_result,
     "attacks": attacks,
+    "origins": origins,
 }
 
 

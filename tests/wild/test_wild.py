@@ -1,0 +1,56 @@
+"""Every odd origin: the right model is ready, or the pull is refused with the right code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from docs.render import ORIGINS, rendered
+from tests.faults.test_index import PROJECT, named_in
+from tests.wild import http, hub, s3, share
+from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
+
+MODULES = {"http": http, "hub": hub, "s3": s3, "share": share}
+
+
+@pytest.fixture(scope="module")
+def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    place, rows = tmp_path_factory.mktemp(request.param), INDEX[request.param]
+    with among(place, rows, short=True, s3=lambda: request.getfixturevalue("s3")) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("field", "row"), [(kind, row) for kind in KINDS for row in INDEX[kind]], indirect=["field"]
+)
+def test_the_right_model_is_ready_or_the_pull_is_refused_with_the_right_code(field: Field, row: str) -> None:
+    verdict = field.tried(row)
+    assert verdict.is_right, verdict.failure
+
+
+def test_every_row_has_an_origin_in_the_module_of_its_kind() -> None:
+    assert {*WILD} == {*ROWS}
+    assert len(ROWS) == sum(map(len, INDEX.values())), "a row is in two files"
+    for kind, rows in INDEX.items():
+        assert {WILD[row].__module__ for row in rows} <= {MODULES[kind].__name__}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_says_who_does_what_and_what_cachd_does(row: str) -> None:
+    said = ROWS[row]
+    assert said.keys() <= {"server", "oddity", "answer", "outcome", "tests", "deadline"}
+    assert said["server"]
+    assert said["oddity"]
+    assert said["answer"]
+    assert said["outcome"] == READY or said["outcome"].isidentifier()
+    for named in said.get("tests", []):
+        file, _, test = named.partition("::")
+        assert test in named_in(PROJECT / file), named
+
+
+def test_the_page_of_origins_has_every_row() -> None:
+    page = ORIGINS.read_text()
+    assert rendered(page) == page, "run: make docs"
+    for said in ROWS.values():
+        assert f"| {said['server']} | {said['oddity']} | {said['answer']} |" in page

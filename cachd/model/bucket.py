@@ -15,6 +15,18 @@ _ARN = re.compile(
     r"(?P<head>arn:aws[a-z-]{0,20}:s3(-outposts|-object-lambda)?:[a-z0-9-]{0,32}:[0-9]{12})"
     r":(outpost[:/](?P<outpost>[A-Za-z0-9-]{1,63})[:/])?accesspoint[:/](?P<name>[A-Za-z0-9][A-Za-z0-9.-]{0,62})"
 )
+_COMPASS = {
+    "n": "north",
+    "e": "east",
+    "s": "south",
+    "w": "west",
+    "c": "central",
+    "ne": "northeast",
+    "nw": "northwest",
+    "se": "southeast",
+    "sw": "southwest",
+}
+_ZONE = re.compile(r"--([a-z]{2})([nesw]|[ns][ew]|c)([0-9])-az[0-9]+--x-s3$")
 _FORMS = "write s3://bucket/prefix/, s3://bucket/key for one object, or s3://bucket/ for the complete bucket"
 
 
@@ -65,9 +77,20 @@ def is_arn(bucket: str) -> bool:
     return bucket.startswith("arn:")
 
 
+def is_global(arn: str) -> bool:
+    """Whether the ARN is that of a multi-region access point, for which requests are signed by SigV4A."""
+    return arn.startswith("arn:") and arn.split(":")[3] == ""
+
+
 def is_directory_bucket(bucket: str) -> bool:
     """Whether it is a bucket of S3 Express One Zone (S3 User Guide, "Directory bucket naming rules")."""
     return bucket.endswith("--x-s3")
+
+
+def region_of_directory_bucket(bucket: str) -> str | None:
+    """The region of the zone in its name: us-west-2 of `models--usw2-az1--x-s3`."""
+    zone = _ZONE.search(bucket)
+    return f"{zone[1]}-{_COMPASS[zone[2]]}-{zone[3]}" if zone else None
 
 
 def _split(rest: str) -> tuple[str, str, str]:

@@ -63,11 +63,12 @@ class Place:
     """Where a bucket is: its region, None for that of the AWS configuration, and how its host is written.
 
     `style` is `path` (https://host/bucket/key), `virtual` (https://bucket.host/key), or `auto`: as AWS
-    clients choose.
+    clients choose. `signature` is the version of signatures, None for the one that its kind of bucket has.
     """
 
     region: str | None = None
     style: str = "auto"
+    signature: str | None = "s3v4"
 
 
 class Signed:
@@ -96,7 +97,7 @@ class Signed:
                     region_name=place.region,
                     verify=True,  # else botocore fails on an empty AWS_CA_BUNDLE; `Http` verifies
                     config=botocore.config.Config(
-                        signature_version=botocore.UNSIGNED if self._is_anonymous else "s3v4",
+                        signature_version=botocore.UNSIGNED if self._is_anonymous else place.signature,
                         retries={"total_max_attempts": 1},
                         s3={"addressing_style": place.style},
                     ),
@@ -169,9 +170,7 @@ class SignIn:
 
     def anonymous(self) -> Signed:
         """Clients that sign nothing."""
-        session = botocore.session.Session()
-        session.register_component("data_loader", _models())
-        session.register("before-send", self._relay)
+        session = _plain_session(self._relay)
         return Signed(session, self._endpoint_url, is_anonymous=True, made=self._clock())
 
     def _sign_in(self, since: float, cancel_token: CancelToken) -> Signed:
@@ -202,9 +201,7 @@ def _spare_metadata() -> None:
 def _session(relay: HttpRelay, keys: Keys) -> botocore.session.Session:
     """A session that reads credentials anew but shares parsed service models, which saves 0.1 s of CPU."""
     _spare_metadata()
-    session = botocore.session.Session(profile=keys.profile if keys.file is None else None)
-    session.register_component("data_loader", _models())
-    session.register("before-send", relay)
+    session = _plain_session(relay, keys.profile if keys.file is None else None)
     if keys.file is not None:
         only = SharedCredentialProvider(str(keys.file), keys.profile or "default", ini_parser=_profiles)
         session.register_component("credential_provider", CredentialResolver([only]))
@@ -214,6 +211,19 @@ def _session(relay: HttpRelay, keys: Keys) -> botocore.session.Session:
         of_machine = session.get_component("credential_provider").get_provider("iam-role")
         session.register_component("credential_provider", CredentialResolver([of_machine]))
     return session
+
+
+def _plain_session(relay: HttpRelay, profile: str | None = None) -> botocore.session.Session:
+    session = botocore.session.Session(profile=profile)
+    session.register_component("data_loader", _models())
+    session.register("before-send", relay)
+    session.register("before-call.s3", _leave_redirects)
+    return session
+
+
+def _leave_redirects(context: dict[str, Any], **_: object) -> None:
+    """Keep botocore from following a bucket to its region: its signed URLs would be for another one."""
+    context.get("s3_redirect", {})["redirected"] = True
 
 
 def _profiles(file: str) -> dict[str, dict[str, str]]:

@@ -31,7 +31,7 @@ _WANTS_VIRTUAL = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Elsewhere(Exception):
     """The bucket is in this region, or wants its name in the host (`is_virtual`)."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cachd.errors import Forbidden, Invalid, Unavailable
-from cachd.model.bucket import is_arn, is_directory_bucket
-from cachd.sources.aws import Keys, Place, Signed, SignIn
+from cachd.model.bucket import is_arn, is_directory_bucket, is_global, region_of_directory_bucket
+from cachd.sources.aws import Keys, Place, SignIn
 from cachd.sources.aws_relay import Elsewhere, Expired, SlowDown
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
@@ -94,10 +94,13 @@ class Buckets:
         return self._places.get(bucket) or self._first_place(bucket)
 
     def link(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> str:
-        """The signed URL of an object. Raises as `SignIn.fresh`."""
+        """The signed URL of an object. Raises as `ask`: a bucket of S3 Express is asked for a session."""
         params = {"Bucket": bucket, "Key": key, **self.payer, **({"VersionId": version} if version else {})}
-        signed: Signed = self._sign_in.kept(cancel_token)
-        return signed.link(self.place(bucket), tuple(params.items()))
+
+        def sign(_client: object) -> str:
+            return self._sign_in.kept(cancel_token).link(self.place(bucket), tuple(params.items()))
+
+        return self.ask(bucket, cancel_token, sign)
 
     def wait(self, cancel_token: CancelToken) -> float:
         """See `Throttle.wait`: every request waits for it, also that of a signed URL."""
@@ -116,12 +119,11 @@ class Buckets:
 
     def _first_place(self, bucket: str) -> Place:
         service = self._service
-        if service.addressing != "auto":
-            return Place(service.region, service.addressing)
-        if service.endpoint_url is None:
-            return Place(service.region)
-        is_virtual = is_arn(bucket) or is_directory_bucket(bucket)  # these have no path style
-        return Place(service.region, "virtual" if is_virtual else "path")
+        if is_arn(bucket) or is_directory_bucket(bucket):  # neither has a path style
+            signature = None if is_directory_bucket(bucket) or is_global(bucket) else "s3v4"
+            return Place(region_of_directory_bucket(bucket) or service.region, "virtual", signature)
+        style = "auto" if service.endpoint_url is None else "path"
+        return Place(service.region, service.addressing if service.addressing != "auto" else style)
 
     def _move(self, bucket: str, place: Place, found: Elsewhere) -> None:
         """Remember where the bucket is. Raises Invalid when it was asked for there already."""
@@ -140,8 +142,10 @@ class Buckets:
             )
         if len(self._places) >= _MAX_PLACES:
             self._places.clear()
-        self._places[bucket] = Place(
-            found.region or place.region, "virtual" if found.is_virtual else place.style
+        self._places[bucket] = replace(
+            place,
+            region=found.region or place.region,
+            style="virtual" if found.is_virtual else place.style,
         )
 
 

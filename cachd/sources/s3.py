@@ -163,20 +163,20 @@ class BucketSource:
 
     def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
         """Every object that the listing of a prefix names."""
-        told: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
+        params: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
         for _ in range(_MAX_PAGES):
             with bucket_errors(shown):
-                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**told))
+                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**params))
                 cancel_token.count(len(page.get("Contents", ())))
                 yield from map(Listed.of, page.get("Contents", ()))
                 if not page.get("IsTruncated"):
                     return
                 then = page["NextContinuationToken"]
-            if then == told.get("ContinuationToken"):
+            if then == params.get("ContinuationToken"):
                 raise Unavailable(
                     f"{shown}: the listing gave the same page token twice", code="origin_protocol"
                 )
-            told["ContinuationToken"] = then
+            params["ContinuationToken"] = then
         raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
 
     def _checksums(
@@ -209,10 +209,10 @@ class BucketSource:
         return found
 
     def _head(self, bucket: str, key: str, cancel_token: CancelToken) -> Object:
-        told = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
+        params = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
         try:
             with bucket_errors(f"s3://{bucket}/{key}"):
-                return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**told)))
+                return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**params)))
         except CachdError as error:
             if error.origin_status not in _UNEXPLAINED:
                 raise
@@ -220,17 +220,17 @@ class BucketSource:
 
     def _first_byte(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> Object:
         """What S3 says about an object in the answer to a GET, which gives reasons unlike HEAD."""
-        told = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
-        told |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
+        params = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
+        params |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
         with bucket_errors(f"s3://{bucket}/{key}"):
-            return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**told)))
+            return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**params)))
 
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         bucket, key = bucket_and_key(file.origin.removeprefix("s3://"))
         version = None if bucket in self._unversioned else Object.version_of(file.validator)
-        with bucket_errors(file.origin), self._buckets.until(cancel_token):
-            began = self._buckets.wait(cancel_token)
+        with bucket_errors(file.origin):
             url = self._buckets.link(bucket, key, version, cancel_token)
+        began = self._buckets.wait(cancel_token)
         target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
         try:
             return self._http_for(url).open(target, extent, cancel_token)
@@ -254,10 +254,10 @@ class BucketSource:
         """Add a hint to the error of a pull without credentials, if the bucket answers without them."""
         if error.code != "source_unauthorized" or error.origin_status is not None:
             return
-        told = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1}
+        params = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1}
         try:
             with bucket_errors(f"s3://{bucket}/"):
-                self._buckets.anonymously().ask(bucket, cancel_token, lambda c: c.list_objects_v2(**told))
+                self._buckets.anonymously().ask(bucket, cancel_token, lambda c: c.list_objects_v2(**params))
         except CachdError:
             return
         error.hint = (

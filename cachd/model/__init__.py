@@ -5,9 +5,9 @@ The values are frozen, and check themselves when they are made.
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import HUB_HOSTS
+from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, Unusable, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
@@ -16,6 +16,8 @@ from cachd.model.typed import Typed
 from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of
 
 __all__ = [
+    "COMMIT",
+    "HUB_FOLDER",
     "HUB_HOSTS",
     "MOST_FILES",
     "NAME_PATTERN",
@@ -37,6 +39,7 @@ __all__ = [
     "Snapshot",
     "Steps",
     "Typed",
+    "Unusable",
     "amount_in",
     "bytes_of",
     "check_name",

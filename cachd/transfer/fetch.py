@@ -10,6 +10,7 @@ from cachd.model import File
 from cachd.store.space import Reservation
 from cachd.transfer.attempt import Attempt
 from cachd.transfer.download.supplier import Supplier
+from cachd.transfer.hedging import Hedging
 
 _SAMPLE_SECONDS = 0.5
 
@@ -54,6 +55,7 @@ class _Fetches:
     def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
         self.joined: list[Supplier] = []
         self.unfinished: set[Future[None]] = set()
+        self._hedging = Hedging(attempt.quota)
         self._attempt, self._reservation = attempt, reservation
         self._downloads, self._table = attempt.context.downloads, attempt.context.table()
 
@@ -74,6 +76,7 @@ class _Fetches:
     def wait(self) -> None:
         """Wait a moment for downloads to end. Raises the error of one that failed."""
         self._downloads.claim(self._attempt.quota)
+        self._hedging.watch(self.joined)
         ended, _ = wait(self.unfinished, timeout=_SAMPLE_SECONDS, return_when=FIRST_EXCEPTION)
         self.unfinished -= ended
         for future in ended:

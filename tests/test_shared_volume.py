@@ -260,6 +260,15 @@ def test_a_name_that_no_model_may_hold_is_refused(place: Path, name: bytes) -> N
     assert "config.json" in listed(place, exclude=("*.bin", "a*"))
 
 
+@pytest.mark.parametrize("target", ["gone", "config.json", "..", "/etc"])
+def test_a_link_or_directory_with_a_name_that_no_model_may_hold_is_refused(place: Path, target: str) -> None:
+    usual = listed(place)
+    os.symlink(target, os.fsencode(place) + b"/model/odd\xff")
+    Path(os.fsdecode(os.fsencode(place) + b"/model/odd\xfe")).mkdir()
+    refused(lambda: listed(place), "unsafe_path")
+    assert listed(place, exclude=("odd*",)) == usual
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "longer": lambda path: path.write_bytes(noise(101)),
     "shorter": lambda path: os.truncate(path, 50),

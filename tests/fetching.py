@@ -61,7 +61,8 @@ def refused(call: Callable[[], object], code: str) -> CachdError:
 
 
 def resolve(source: Source, ref: str) -> Manifest:
-    return source.resolve(Ref.parse(ref), CancelToken())
+    """The manifest of a request without patterns."""
+    return source.resolve(Ref.parse(ref), CancelToken()).select((), ())
 
 
 def share(place: Path, *, max_files: int = MOST_FILES) -> SharedVolumeSource:

@@ -92,6 +92,10 @@ class Metrics:
         "cachd_resumed_bytes_total",
         "Bytes that a resumed download found on disk and did not fetch again",
     )
+    hedged_bytes = _counter(
+        "cachd_hedged_bytes_total",
+        "Bytes of parts of files that another connection took over, because theirs was far slower.",
+    )
     refetched_bytes = _counter(
         "cachd_refetched_bytes_total",
         "Bytes fetched again because a file did not match its digest",

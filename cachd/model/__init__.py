@@ -6,9 +6,18 @@ The values are frozen, and check themselves when they are made.
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.folders import without_folders
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import HUB_HOSTS, folder_of, kind_and_repo
+from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, LeftOut, Manifest, matches
+from cachd.model.manifest import (
+    MOST_FILES,
+    UNVERIFIED,
+    Entries,
+    File,
+    LeftOut,
+    Manifest,
+    Unusable,
+    matches,
+)
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
@@ -19,7 +28,9 @@ from cachd.model.weights import ALL, FORMATS
 
 __all__ = [
     "ALL",
+    "COMMIT",
     "FORMATS",
+    "HUB_FOLDER",
     "HUB_HOSTS",
     "MOST_FILES",
     "NAME_PATTERN",
@@ -42,6 +53,7 @@ __all__ = [
     "Snapshot",
     "Steps",
     "Typed",
+    "Unusable",
     "amount_in",
     "bytes_of",
     "check_name",

@@ -6,6 +6,7 @@ Repositories of another kind have it first: `datasets/org/name`, `kernels/org/na
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from cachd.errors import Invalid
 from cachd.model.grammar import Located, Steps, not_a_prefix
@@ -15,6 +16,8 @@ KINDS = ("datasets", "kernels")  # of repositories that hold no models
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # may contain '/'
 COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--[^/@]+")  # of one repository, in a Hub cache
+_IN_FOLDER = re.compile(rf"(.*/{HUB_FOLDER.pattern})@([^@]+?)/*", re.DOTALL)
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 
@@ -69,8 +72,25 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
             hint="write org/model or org/model@revision; the two parts have letters, digits, '.', '_' and"
             " single '-'",
         )
-    if revision is None:
-        return repo, None
+    if revision is not None:
+        _check_revision(repo, revision)
+    return repo, revision
+
+
+def folder_revision(path: str) -> tuple[str, str | None]:
+    """The path of a repository's folder in a Hub cache, and the revision after its '@', if there is one.
+
+    Any other path is returned as it is. Raises Invalid for a text that is no revision.
+    """
+    found = _IN_FOLDER.fullmatch(path)
+    if not found:
+        return path, None
+    revision = unquote(found[2])
+    _check_revision(found[1], revision)
+    return found[1], revision
+
+
+def _check_revision(repo: str, revision: str) -> None:
     if not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > 200:
         raise Invalid(
             f"revision {shown(revision)} of {repo} is not allowed",
@@ -83,7 +103,6 @@ def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str |
             code="bad_revision",
             hint="give all 40 digits",
         )
-    return repo, revision
 
 
 def written(revision: str) -> str:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Self
 
-from cachd.errors import Invalid
+from cachd.errors import CachdError, Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
@@ -160,6 +160,33 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Unusable:
+    """Something at the source that cannot be a file of a model. It stands in the way unless it is excluded.
+
+    `path`: its path in the model; it ends with '/' for a directory that cannot be listed. `error`: why.
+    """
+
+    path: str
+    error: CachdError
+
+    def check(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+        """Raises `error` if the patterns may select it, or a file below it."""
+        if matches(self.path, exclude):
+            return
+        if (
+            not include
+            or matches(self.path, include)
+            or (self.path.endswith("/") and self._may_hold(include))
+        ):
+            raise self.error
+
+    def _may_hold(self, include: tuple[str, ...]) -> bool:
+        """Whether a file below this directory may match a pattern, by what it begins with."""
+        begins = [re.split(r"[*?[]", pattern)[0] for pattern in include]
+        return any(each.startswith(self.path) or self.path.startswith(each) for each in begins)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Every file of a model at one revision, sorted by path.
 
@@ -168,6 +195,7 @@ class Manifest:
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
     verifies, the weakest first; `none` counts files without a digest. `left_out`: the files of the source
     that are not among these; None if there are none. `warnings`: what is odd about the model, for people.
+    `unusable`: what `select` refuses unless the patterns leave it out; it is not recorded.
     """
 
     base: str
@@ -175,6 +203,7 @@ class Manifest:
     files: tuple[File, ...]
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    unusable: tuple[Unusable, ...] = field(default=(), compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -241,9 +270,10 @@ class Manifest:
         """The manifest of the files that match any of `include` (empty: all) and none of `exclude`.
 
         Shell patterns match the complete path: `*` also matches '/', and `dir/` all files below it. Raises
-        Invalid when no file is left.
+        Invalid when no file is left, and the error of what is unusable and not left out.
         """
-
+        for each in self.unusable:
+            each.check(include, exclude)
         if not include and not exclude:
             return self
 

@@ -17,8 +17,8 @@ class Ref:
     """The address of a model or a file at its source, possibly at a revision that moves, such as a branch.
 
     `hf://org/model[@revision]`, `s3://bucket/prefix/`, `https://host/file[#sha256=HEX]`, `https://host/dir/`
-    or `file:///path`. `location` is the text between `://` and the revision or fragment. Users may type more
-    forms: see `Typed`.
+    or `file:///path[@revision]`. `location` is the text between `://` and the revision or fragment. Users may
+    type more forms: see `Typed`.
     """
 
     scheme: str

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from cachd.errors import Forbidden, Invalid
 from cachd.model.digest import Digest
 from cachd.model.grammar import Located, Steps, not_a_prefix
+from cachd.model.hub import folder_revision
 from cachd.model.name import is_clean, shown
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
@@ -25,7 +26,8 @@ _PLAIN = "!$&'()*+,=:@~"
 class UrlGrammar:
     """`host[:port]/path`, or `/path` for a scheme without a default port. See `Grammar`.
 
-    A ref of one file may end with `#sha256=HEX`. A path that ends with `/` is a directory.
+    A ref of one file may end with `#sha256=HEX`. A path that ends with `/` is a directory. The path of a
+    repository's folder in a Hub cache may end with `@REVISION`.
     """
 
     scheme: str
@@ -58,9 +60,10 @@ class UrlGrammar:
                 code="bad_ref",
                 hint="write https://host/file, https://host/dir/ or file:///path, without '..' or '//'",
             )
+        path, revision = (url.path, None) if self.has_host else folder_revision(url.path)
         host = url.hostname or ""
         host = f"[{host}]" if ":" in host else host
-        return Located(f"{host}{f':{port}' if port else ''}{url.path}", digest=digest)
+        return Located(f"{host}{f':{port}' if port else ''}{path}", revision, digest)
 
     def prefix(self, typed: str, rest: str) -> tuple[Steps, str]:
         """See `Grammar.prefix`."""

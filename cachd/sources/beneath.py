@@ -28,12 +28,7 @@ def open_file(path: Path) -> int:
     Raises Changed when a component is a link, Invalid when it is not a regular file, BlockingIOError when a
     process holds a lease on it, else OSError as open(2) does.
     """
-    try:
-        found = _walk(path)
-    except OSError as error:
-        if error.errno in _IS_A_LINK_NOW:
-            raise _replaced(path) from error
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    found = _found(path)
     try:
         mode = os.fstat(found).st_mode
         if stat.S_ISLNK(mode):
@@ -44,6 +39,31 @@ def open_file(path: Path) -> int:
         return os.open(f"/proc/self/fd/{found}", _READ)
     finally:
         os.close(found)
+
+
+def open_directory(path: Path) -> int:
+    """A descriptor for listing the directory at an absolute path without links. The caller closes it.
+
+    Raises Changed when a component is a link, else OSError as open(2) does.
+    """
+    found = _found(path)
+    try:
+        if stat.S_ISLNK(os.fstat(found).st_mode):
+            raise _replaced(path)
+        return os.open(f"/proc/self/fd/{found}", _READ | os.O_DIRECTORY)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(found)
+
+
+def _found(path: Path) -> int:
+    try:
+        return _walk(path)
+    except OSError as error:
+        if error.errno in _IS_A_LINK_NOW:
+            raise _replaced(path) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _walk(path: Path) -> int:

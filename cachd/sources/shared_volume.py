@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from cachd import files
-from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.foreign import too_large
-from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path, quoted
+from cachd.errors import Changed, Forbidden, NotFound, Unavailable
+from cachd.model import MOST_FILES, Extent, File, Manifest, Ref, quoted
 from cachd.policy.address_policy import AddressPolicy
-from cachd.sources import beneath, checksums
+from cachd.sources import beneath
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThread, DetachedThreads
+from cachd.sources.hub_cache import HubCache
+from cachd.sources.share_listing import Listing, mark_of
+from cachd.sources.share_walk import loops
 
 READ_BYTES = 1 << 20
 MOST_LEFT = 64
 
 
 class SharedVolumeSource:
-    """A file, or a directory with or without SHA256SUMS, on a shared volume.
+    """A file, a directory with or without SHA256SUMS, or a repository of a Hub cache, on a shared volume.
 
     Symbolic links are followed as long as they end under an allowed prefix. The file system is called in
     detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
@@ -54,24 +52,22 @@ class SharedVolumeSource:
         top = Path("/" + unquote(ref.location).strip("/"))
         with _share_errors(top):
             self._check(top)
-            if top.is_dir() and ref.digest:
-                raise Invalid(f"{top} is a directory, but a ref with a digest names one file", code="bad_ref")
-            if top.is_dir():
-                digests, found = self._checksums(top), []
-                for path in self._walk(top):
-                    if path is not None:
-                        found.append(self._file(path, path.relative_to(top).as_posix(), digests))
-                    yield None
-                if absent := digests.keys() - {f.path for f in found}:
-                    raise NotFound(
-                        f"{top} has no {sorted(absent)[0]}, which its {checksums.NAME} lists",
-                        code="file_not_found",
-                        hint="copy the model to the shared volume again",
-                    )
-            else:
-                found = [self._file(top, top.name, {top.name: ref.digest} if ref.digest else {})]
-        state = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(found, key=lambda f: f.path))
-        yield Manifest(ref.base, hashlib.sha256(state.encode()).hexdigest(), tuple(found))
+            cache = HubCache.around(top, self._check)
+            if cache is not None:
+                cache.check_complete()
+            snapshot = cache.snapshot(ref.revision) if cache and cache.directory == top else None
+            if ref.revision and snapshot is None:
+                raise NotFound(
+                    f"{top} is no repository of a Hub cache, and only those have revisions",
+                    code="revision_not_found",
+                    hint="leave out what follows the '@'",
+                )
+            yield None
+            place = snapshot.directory if snapshot else top
+            listing = Listing(place, cache, self._check, self._open, self._max_files)
+            yield from listing.read(ref.digest)
+        revision = snapshot.commit if snapshot else None
+        yield listing.manifest(ref.base, revision)
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> SharedVolumeBody:
         """See `Source.open`."""
@@ -109,56 +105,12 @@ class SharedVolumeSource:
                 hint="copy the file to the shared volume; the daemon's log shows where the link leads",
             ).withhold(leads_to=str(real)) from None
         if real.is_symlink():  # realpath leaves a link unresolved that is part of a loop
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            raise loops(path)
         return real
 
     def _open(self, path: Path) -> int:
         """A descriptor of the file at `path`, opened by the resolved path that was checked."""
         return beneath.open_file(self._check(path))
-
-    def _walk(self, top: Path) -> Iterator[Path | None]:
-        """Yields every file but SHA256SUMS, and None for each directory.
-
-        Raises Invalid for too many of either, or for a link to a directory.
-        """
-        entries, folders = Entries(str(top), self._max_files), [top]
-        while folders:
-            at = folders.pop()
-            yield None
-            names: list[str] = []
-            below: list[str] = []
-            with os.scandir(at) as found:
-                for entry in found:
-                    entries.add(entry.path)
-                    if entry.is_symlink():
-                        self._check(at / entry.name)
-                    (below if entry.is_dir() else names).append(entry.name)
-            yield from (at / name for name in sorted(names) if at / name != top / checksums.NAME)
-            for name in sorted(below, reverse=True):
-                if (at / name).is_symlink():
-                    raise Invalid(f"{at / name} is a link to a directory", code="unsafe_path")
-                folders.append(at / name)
-
-    def _checksums(self, top: Path) -> dict[str, Digest]:
-        """The digests in the directory's SHA256SUMS, by path; empty when there is none."""
-        listing = top / checksums.NAME
-        if not self._check(listing).is_file():
-            return {}
-        descriptor = self._open(listing)
-        try:
-            content = files.content_of(descriptor, at_most=checksums.LONGEST_BYTES)
-        except files.TooLong as error:
-            raise too_large(str(listing), checksums.LONGEST_BYTES, error.size) from error
-        finally:
-            os.close(descriptor)
-        return checksums.parse(content, str(listing))
-
-    def _file(self, path: Path, shown: str, digests: dict[str, Digest]) -> File:
-        check_path(shown)
-        status = self._check(path).lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Invalid(f"{path} is neither a file nor a directory", code="unsafe_path")
-        return File(shown, status.st_size, f"file://{quoted(str(path))}", digests.get(shown), _mark(status))
 
 
 def make(access: Access) -> SharedVolumeSource:
@@ -207,7 +159,7 @@ class SharedVolumeBody:
     def _open(self) -> int:
         fd = self._opened(self._path)
         self._helper.held.callback(os.close, fd)
-        if _mark(os.fstat(fd)) != self._mark:
+        if mark_of(os.fstat(fd)) != self._mark:
             raise Changed(f"{self._path}: the file has changed since it was listed")
         return fd
 
@@ -218,7 +170,7 @@ class SharedVolumeBody:
             if not n:
                 raise Changed(f"{self._path}: the file has shrunk to {offset + got} bytes")
             got += n
-        if _mark(os.fstat(self._fd)) != self._mark:
+        if mark_of(os.fstat(self._fd)) != self._mark:
             raise Changed(f"{self._path}: the file was changed while it was read")
 
 
@@ -249,8 +201,3 @@ def _stalled(path: Path, why: str) -> Unavailable:
     return Unavailable(
         f"{path}: {why}", code="stalled", hint="check that the server of the shared volume is up"
     )
-
-
-def _mark(status: os.stat_result) -> str:
-    """A text that changes when the file does."""
-    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

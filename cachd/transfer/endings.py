@@ -83,6 +83,7 @@ class Endings:
             size_bytes=progress.total,
             fetched_bytes=now.fetched,
             resumed_bytes=now.resumed,
+            hedged_bytes=now.hedged,
             code=error.code if error else "",
             detail=error.detail if error else "",
             withheld=dict(error.withheld) if error else {},

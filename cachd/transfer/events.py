@@ -26,6 +26,9 @@ class Listener(Protocol):
     def retried(self, error: CachdError) -> None:
         """A request that failed will be repeated."""
 
+    def hedged(self, count: int) -> None:
+        """Another connection takes over the last `count` bytes of a part, because its own is far slower."""
+
     def mismatched(self, reason: str, count: int) -> None:
         """A file had a wrong digest: `count` bytes are fetched again. `reason`: `disk` or `source`."""
 
@@ -39,6 +42,7 @@ class Meter:
             scheme
         ).inc  # without a call between: it is called often
         self.resumed = metrics.resumed_bytes.inc
+        self.hedged = metrics.hedged_bytes.inc
         self.answered = metrics.origin_requests.labels(scheme, "2xx").inc
 
     def refused(self, error: CachdError) -> None:

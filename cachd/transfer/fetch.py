@@ -10,6 +10,7 @@ from cachd.store.space import Reservation
 from cachd.transfer.attempt import Attempt
 from cachd.transfer.download.outcomes import Outcomes
 from cachd.transfer.download.supplier import Supplier
+from cachd.transfer.hedging import Hedging
 
 _SAMPLE_SECONDS = 0.5
 
@@ -54,6 +55,7 @@ class _Fetches:
     def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
         self.joined: list[Supplier] = []
         self.outcomes = Outcomes()
+        self._hedging = Hedging(attempt.quota)
         self._attempt, self._reservation = attempt, reservation
         self._downloads, self._table = attempt.context.downloads, attempt.context.table()
 
@@ -74,4 +76,5 @@ class _Fetches:
     def wait(self) -> bool:
         """Wait a moment for the downloads to end. Returns whether all have; raises the error of one."""
         self._downloads.claim(self._attempt.quota)
+        self._hedging.watch(self.joined)
         return self.outcomes.wait(_SAMPLE_SECONDS)

@@ -21,9 +21,10 @@ _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 class Figures:
     """How far a pull is.
 
-    `done`: bytes on this node. `fetched`: bytes received by its downloads. `resumed`: bytes that
-    earlier pulls left in ingests and that passed their check. `files_done`: complete files, including those
-    that were here before. `is_paused`: it waits for disk space that another process has taken.
+    `done`: bytes on this node. `fetched`: bytes received by its downloads. `resumed`: bytes that earlier
+    pulls left in ingests and that passed their check. `hedged`: bytes of parts that another connection took
+    over from one that was far slower. `files_done`: complete files, including those that were here before.
+    `is_paused`: it waits for disk space that another process has taken.
     """
 
     done: int
@@ -31,6 +32,7 @@ class Figures:
     resumed: int
     files_done: int
     is_paused: bool
+    hedged: int = 0
 
 
 class State(enum.StrEnum):
@@ -125,15 +127,16 @@ class Progress:
         """The current figures, from one pass over the downloads."""
         if self._final:
             return self._final
-        done, fetched, resumed, unfinished, is_paused = self._present, 0, 0, 0, False
+        done, fetched, resumed, hedged, unfinished, is_paused = self._present, 0, 0, 0, 0, False
         for blob, download in list(self._downloads.items()):
             done += download.received
             fetched += download.fetched
             resumed += download.resumed
+            hedged += download.hedged
             if not download.is_over:
                 unfinished += self._files[blob]
                 is_paused |= download.is_waiting_for_space
-        return Figures(done, fetched, resumed, self._files.total() - unfinished, is_paused)
+        return Figures(done, fetched, resumed, self._files.total() - unfinished, is_paused, hedged)
 
     @property
     def done(self) -> int:

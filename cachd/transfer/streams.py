@@ -28,6 +28,7 @@ _FIRST_COUNTS = (4, 16)  # bounds of the number of streams to begin with
 _FAST = 8  # streams with the larger buffer; when more than these work, each of them receives little
 
 Task = Callable[[memoryview], None]
+READ_BYTES = 256 << 10  # received at once, until the pace of the pull's requests is known
 SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
@@ -43,6 +44,7 @@ class StreamQuota:
         self.running = 0
         self.files = 0  # unfinished downloads
         self.server: Origin | None = None  # where its bytes come from, once that is known
+        self.read_bytes = READ_BYTES  # at most received at once, so that a slow request is noticed
 
     @property
     def may_run(self) -> bool:
@@ -54,18 +56,32 @@ class Asking(CancelToken):
     """The cancel token of a stream's request to an origin. While entered, it is listed, and `Streams.claim`
     may take the stream.
 
-    `is_taken`: the stream was taken for another quota, and this token cancelled.
+    `is_taken`: the stream was taken for another quota, and this token cancelled. `began`: when it was sent.
+    `opened`: when the answer began, 0 before. `wanted`: bytes that the stream waits for at most.
     """
 
-    __slots__ = ("_before", "_is_slow", "_listed", "_seconds", "_since", "is_taken", "quota")
+    __slots__ = (
+        *("_before", "_counts", "_first", "_is_slow", "_listed", "_seconds", "_since", "_thread"),
+        *("began", "is_taken", "opened", "quota", "wanted"),
+    )
 
     def __init__(
-        self, quota: StreamQuota, seconds: float, listed: dict[int, Asking], *, received: int, now: float
+        self,
+        quota: StreamQuota,
+        seconds: float,
+        listed: dict[int, Asking],
+        counts: dict[int, int],
+        *,
+        now: float,
     ) -> None:
         super().__init__()
         self.quota, self.is_taken = quota, False
         self._seconds, self._listed = seconds, listed
-        self._since, self._before, self._is_slow = now, received, False
+        self._counts, self._thread = counts, threading.get_ident()
+        self.began = self._since = now
+        self._first = self._before = counts[self._thread]
+        self.opened, self.wanted = 0.0, 0
+        self._is_slow = False
 
     def __enter__(self) -> Self:
         self._listed[threading.get_ident()] = self
@@ -73,6 +89,11 @@ class Asking(CancelToken):
 
     def __exit__(self, *exception: object) -> None:
         del self._listed[threading.get_ident()]
+
+    @property
+    def received(self) -> int:
+        """Bytes that the request has received. Only to be read while it runs."""
+        return self._counts[self._thread] - self._first
 
     def is_slow(self, received: int, now: float) -> bool:
         """Whether the request received next to nothing in the last measured interval.
@@ -134,6 +155,12 @@ class Streams:
             for i in range(most)
         ]
         threads.start(self._threads)
+
+    def waits_for(self, count: int) -> None:
+        """Note that the calling stream waits for at most `count` bytes of an answer."""
+        asking = self._asking[threading.get_ident()]
+        asking.wanted = count
+        asking.opened = asking.opened or self._clock()
 
     @property
     def at_work(self) -> int:
@@ -217,8 +244,7 @@ class Streams:
     def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
         """A context in which the calling stream asks an origin. `claim` may take the stream for another quota
         when the origin hardly sends for `seconds`."""
-        received = self._received[threading.get_ident()]
-        return Asking(quota, seconds, self._asking, received=received, now=self._clock())
+        return Asking(quota, seconds, self._asking, self._received, now=self._clock())
 
     def claim(self, quota: StreamQuota) -> None:
         """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""

@@ -115,6 +115,21 @@ def test_a_pull_from_a_share_that_hangs_is_deleted_at_once(
     until(lambda: not left_behind())
 
 
+def test_a_mount_that_numbers_its_files_anew_at_each_look_is_as_good_as_any(
+    hanging: tuple[FuseDisk, Path], root: Path, engine: Engines
+) -> None:
+    disk, shared = hanging
+    (disk.path / "again").mkdir()
+    os.link(shared, disk.path / "again/it")
+    disk.fail("renumber")
+    assert shared.stat().st_ino != shared.stat().st_ino
+    running = engine(allow=[f"file://{shared.parent}/"], retries=0)
+    running.pull(f"file://{shared}")
+    assert published(root) == noise(6 * MIB)
+    running.pull(f"file://{disk.path}", name="all")
+    assert (root / "models/all/again/it").read_bytes() == noise(6 * MIB)
+
+
 def test_a_share_that_hangs_takes_so_many_threads_and_no_more(hanging: tuple[FuseDisk, Path]) -> None:
     disk, shared = hanging
     source = SharedVolumeSource(AddressPolicy([f"file://{shared.parent}/"]), stall_seconds=0.001)

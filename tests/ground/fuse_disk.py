@@ -7,6 +7,8 @@ RULES is a JSON list, read again when it changes; a rule fails or delays the cal
 
     {"operation": "fsync", "match": "*/data", "error": "EIO", "skip": 2, "times": 1, "delay": 0.1}
 
+The operation "renumber" gives a file another inode number at each look.
+
 LOG is a sequence of pickled records, one a change, in the order they took effect. A file or directory is a
 number in them, given when it is made; the root is 0.
 
@@ -53,6 +55,7 @@ class Disk(mfusepy.Operations):
         self._next = itertools.count(1)
         self._rules: tuple[int, list[dict[str, Any]]] = (0, [])
         self._met: Counter[str] = Counter()
+        self._numbered = itertools.count(1 << 20)
 
     def init(self, path: str) -> None:
         print("mounted", flush=True)
@@ -196,7 +199,12 @@ class Disk(mfusepy.Operations):
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
         status = os.lstat(self._at(path))
         times = {name: getattr(status, f"{name}_ns") for name in _TIMES}
-        return {name: getattr(status, name) for name in _STATUS} | times
+        number = {"st_ino": next(self._numbered)} if self._renumbers() else {}
+        return {name: getattr(status, name) for name in _STATUS} | times | number
+
+    def _renumbers(self) -> bool:
+        """Whether each look at a file shows another inode number, as of mounts that remember none."""
+        return any(each["operation"] == "renumber" and each.get("times", 1) for each in self._rules_now())
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         self._meet("read", path)

@@ -23,6 +23,8 @@ class Part:
     `allocated` have disk blocks. `hash` covers the bytes that have arrived; `sender` is the supplier that
     sent them. `lacking`: bytes that had arrived, found no disk space, and were dropped.
 
+    `taken`: how often another connection took it over, because its own was far slower than the others.
+
     Before `due` (monotonic seconds) it is not given to `refused`, or to nobody if that is None.
     """
 
@@ -31,7 +33,7 @@ class Part:
         self.reached = self.kept = self.allocated = extent.start
         self.hash: PartHash | None = None  # created with the first byte, since many parts are only queued
         self.sender: Supplier | None = None
-        self.lacking = 0
+        self.lacking = self.taken = 0
         self.due = 0.0
         self.refused: Supplier | None = None
         self._failures: dict[Supplier, int] = {}

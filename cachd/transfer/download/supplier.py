@@ -139,7 +139,9 @@ class Supplier:
     def read(self, body: Body, view: memoryview) -> memoryview:
         """Wait for the bandwidth limits, then receive the next bytes. Returns what they fill of `view`."""
         bandwidth = self._engine.bandwidth
-        allowed = bandwidth.allow(self._scheme, len(view), self.cancel_token, prefix=self._prefix)
+        wanted = min(len(view), self.quota.read_bytes)
+        allowed = bandwidth.allow(self._scheme, wanted, self.cancel_token, prefix=self._prefix)
+        self._engine.streams.waits_for(allowed)
         count = body.readinto(view[:allowed])
         self.sent += count
         self.download.tally.add(count)

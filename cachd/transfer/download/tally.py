@@ -12,7 +12,8 @@ class Tally:
     """The figures of one download. Written by its threads, read by any thread.
 
     `resumed`: bytes that an earlier pull left, and that passed their check. `fetched`: bytes received from
-    the sources since the download began. `waits`: set when an origin fails, cleared by the next byte.
+    the sources since the download began. `hedged`: bytes of parts that another connection took over, because
+    theirs was far slower. `waits`: set when an origin fails, cleared by the next byte.
     `is_waiting_for_space`: it is paused until other processes leave the disk enough free space. `is_over`: it
     has ended; the pulls are told once every thread has left.
     """
@@ -20,7 +21,7 @@ class Tally:
     def __init__(self, file: File) -> None:
         self.file = file
         self._lock = threading.Lock()
-        self.resumed = self.fetched = self._forgotten = 0
+        self.resumed = self.fetched = self.hedged = self._forgotten = 0
         self.is_proven = self.is_waiting_for_space = self.is_over = False
         self.waits: Waits | None = None
 
@@ -41,3 +42,8 @@ class Tally:
         """Count received bytes as missing again: they are fetched once more."""
         with self._lock:
             self._forgotten += count
+
+    def hedge(self, count: int) -> None:
+        """Count bytes that another connection takes over."""
+        with self._lock:
+            self.hedged += count

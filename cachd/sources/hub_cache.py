@@ -1,0 +1,156 @@
+"""Reads a repository in a Hub cache on a shared volume: its revisions, and the digests of its files.
+
+    models--org--m/
+        refs/main                       a branch: the commit that it names
+        snapshots/<commit>/config.json -> ../../blobs/<digest>
+        blobs/<digest>                  a sha256 or a git-sha1, the content's
+        blobs/<digest>.<id>.incomplete  a download that has not ended
+
+A cache is no witness: the digest in a blob's name is verified like any other that a source states.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from cachd import files
+from cachd.errors import Forbidden, Invalid, NotFound
+from cachd.model import COMMIT, HUB_FOLDER, Digest, Entries
+from cachd.sources import beneath
+
+_MAX_SHOWN = 20
+_MAX_REF_BYTES = 1024
+_DIGESTS = {40: "git-sha1", 64: "sha256"}
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+class Snapshot(NamedTuple):
+    """One revision in a cache: its directory, and the name of that, which is a commit as a rule."""
+
+    directory: Path
+    name: str
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, if the name is one."""
+        return self.name if COMMIT.fullmatch(self.name) else None
+
+
+class HubCache:
+    """The repository in `directory` of a Hub cache.
+
+    `check` returns a path with its links resolved, or refuses it. Methods raise OSError.
+    """
+
+    def __init__(self, directory: Path, check: Callable[[Path], Path]) -> None:
+        self.directory, self._check = directory, check
+        self._blobs = Path(os.path.realpath(directory)) / "blobs"
+
+    @classmethod
+    def around(cls, path: Path, check: Callable[[Path], Path]) -> HubCache | None:
+        """The repository at `path`, or the one to which the snapshot at or above `path` belongs, or None."""
+        for above in (path, *path.parents):
+            if HUB_FOLDER.fullmatch(above.name):
+                with suppress(Forbidden):  # only a part of it may be read
+                    check(above)
+                    is_part = above == path or path.relative_to(above).parts[0] == "snapshots"
+                    has = any((above / each).is_dir() for each in ("snapshots", "refs", "blobs"))
+                    return cls(above, check) if is_part and has else None
+        return None
+
+    def snapshot(self, revision: str | None) -> Snapshot:
+        """The snapshot of a branch, a tag or a commit; of `main`, or of the only one, if `revision` is None.
+
+        Raises NotFound if the cache lacks it.
+        """
+        named = self._ref(revision or "main") or revision
+        here = [name for name in self._names("snapshots") if (self.directory / "snapshots" / name).is_dir()]
+        if named is None and len(here) == 1:
+            named = here[0]
+        if named is None or named not in here:
+            branches = [name for name in self._names("refs") if self._ref(name)]
+            raise NotFound(
+                f"{self.directory} has no snapshot of {revision or 'main'!r}",
+                code="revision_not_found",
+                hint=f"it has {_listed([*branches, *here]) or 'none'}; write {self.directory}@REVISION",
+            )
+        return Snapshot(self.directory / "snapshots" / named, named)
+
+    def digest(self, real: Path) -> Digest | None:
+        """The digest that the name of one of the repository's own blobs states; None for any other file."""
+        algorithm = _DIGESTS.get(len(real.name))
+        if real.parent != self._blobs or algorithm is None or not _HEX.fullmatch(real.name):
+            return None
+        return Digest(algorithm, real.name)
+
+    def check_complete(self) -> None:
+        """Raises Invalid while a download into the cache has not ended: its snapshots may lack files."""
+        unfinished = [name for name in self._names("blobs") if name.endswith(".incomplete")]
+        if unfinished:
+            raise Invalid(
+                f"{self.directory} is incomplete: its blob {unfinished[0]!r:.120} is still being downloaded",
+                code="incomplete_model",
+                hint="let the download end, or remove the file if nothing downloads into the cache",
+            )
+
+    def _ref(self, revision: str) -> str | None:
+        """The commit that a branch or a tag names; None if there is none of this name."""
+        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, Invalid):
+            descriptor = beneath.open_file(self._check(self.directory / "refs" / revision))
+            try:
+                named = files.content_of(descriptor, at_most=_MAX_REF_BYTES).decode(errors="replace").strip()
+            finally:
+                os.close(descriptor)
+            return named if named and "/" not in named and named not in (".", "..") else None
+        return None
+
+    def _names(self, below: str) -> list[str]:
+        """The sorted names in a directory of the repository; none if there is no such directory."""
+        entries = Entries(str(self.directory))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            descriptor = beneath.open_directory(self._check(self.directory / below))
+            try:
+                with os.scandir(descriptor) as found:
+                    for entry in found:
+                        entries.add(entry.name)
+                with os.scandir(descriptor) as found:
+                    return sorted(entry.name for entry in found)
+            finally:
+                os.close(descriptor)
+        return []
+
+
+def check_is_one_model(top: Path, check: Callable[[Path], Path]) -> None:
+    """Raises Invalid if a directory is a complete Hub cache, with its repositories in it or in `hub/`."""
+    for cache in (top, top / "hub"):
+        found: list[str] = []
+        with suppress(OSError, Forbidden):
+            found = sorted(_repositories(check(cache)))
+        if found:
+            at = "" if cache == top else "hub/"
+            raise Invalid(
+                f"{top} is a cache of the Hub with {len(found)} repositories, not a model:"
+                f" {_listed([at + name for name in found])}",
+                code="several_models",
+                hint=f"pull one of them, such as file://{cache / found[0]}; it stands in the Hub view only if"
+                " the request gives its hub_id",
+            )
+
+
+def _repositories(cache: Path) -> Iterator[str]:
+    with os.scandir(cache) as found:
+        for entry in found:
+            if HUB_FOLDER.fullmatch(entry.name) and (cache / entry.name / "snapshots").is_dir():
+                yield entry.name
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MAX_SHOWN
+    return ", ".join(repr(name)[1:-1][:120] for name in names[:_MAX_SHOWN]) + (
+        f" and {more} more" if more > 0 else ""
+    )

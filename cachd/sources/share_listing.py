@@ -1,0 +1,124 @@
+"""Makes the files of a manifest from what stands in a directory of a shared volume, or from a single file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cachd import files
+from cachd.errors import Invalid, NotFound
+from cachd.foreign import too_large
+from cachd.model import Digest, File, Manifest, Unusable, check_path, quoted
+from cachd.sources import checksums
+from cachd.sources.hub_cache import HubCache, check_is_one_model
+from cachd.sources.share_walk import Found, Walk, is_left_out, regular
+
+
+class Listing:
+    """What stands at `top`. `cache`: the repository of a Hub cache that it belongs to, if any.
+
+    `check` returns a path with its links resolved, or refuses it; `opened` opens a path for reading.
+
+    A file that stands under several names, by links of either kind, has one origin: its first name in order.
+    So it is read once.
+    """
+
+    def __init__(
+        self,
+        top: Path,
+        cache: HubCache | None,
+        check: Callable[[Path], Path],
+        opened: Callable[[Path], int],
+        max_files: int,
+    ) -> None:
+        self._top, self._cache, self._check, self._opened = top, cache, check, opened
+        self._max_files = max_files
+        self._digests: dict[str, Digest] = {}
+        self._files: list[File] = []
+        self._unusable: list[Unusable] = []
+        self._origins: dict[object, str] = {}
+
+    def read(self, digest: Digest | None) -> Iterator[None]:
+        """Read it; yields for each file and directory. `digest`: that of a single file.
+
+        Raises OSError, Invalid, NotFound and Forbidden.
+        """
+        top = self._top
+        if not top.is_dir():
+            self._digests = {top.name: digest} if digest else {}
+            real = self._check(top)
+            self._add(Found(check_path(top.name), top, real, regular(top, os.lstat(real))))
+            return
+        if digest:
+            raise Invalid(f"{top} is a directory, but a ref with a digest names one file", code="bad_ref")
+        check_is_one_model(top, self._check)
+        self._digests = self._checksums(top / checksums.NAME)
+        for found in Walk(top, self._check, self._max_files).found():
+            if isinstance(found, Unusable):
+                self._unusable.append(found)
+            elif found is not None and found.shown != checksums.NAME:
+                self._add(found)
+            yield
+        self._check_listed()
+
+    def manifest(self, base: str, revision: str | None) -> Manifest:
+        """The manifest of what was read. `revision`: None for a hash of the files."""
+        if not self._files and self._unusable:
+            raise self._unusable[0].error
+        if revision is None:
+            state = "".join(f"{f.path}\n{f.size}\n{f.stated}\n" for f in sorted(self._files, key=_path))
+            revision = hashlib.sha256(state.encode()).hexdigest()
+        return Manifest(base, revision, tuple(self._files), unusable=tuple(self._unusable))
+
+    def _add(self, found: Found) -> None:
+        status = found.status
+        mark = mark_of(status)
+        # A FUSE mount may number its inodes anew at any time, but then it shows no hard links.
+        is_linked = status.st_nlink > 1
+        same = (status.st_dev, status.st_ino, mark) if is_linked else str(found.real)
+        origin = self._origins.setdefault(same, f"file://{quoted(str(found.path))}")
+        digest = self._digests.get(found.shown)
+        if self._cache is not None and (named := self._cache.digest(found.real)):
+            origin, digest = f"file://{quoted(str(found.real))}", digest or named
+        self._files.append(File(found.shown, status.st_size, origin, digest, mark))
+
+    def _checksums(self, listing: Path) -> dict[str, Digest]:
+        """The digests in the directory's SHA256SUMS, by path; empty when there is none."""
+        if not self._check(listing).is_file():
+            return {}
+        descriptor = self._opened(listing)
+        try:
+            content = files.content_of(descriptor, at_most=checksums.LONGEST_BYTES)
+        except files.TooLong as error:
+            raise too_large(str(listing), checksums.LONGEST_BYTES, error.size) from error
+        finally:
+            os.close(descriptor)
+        return checksums.parse(content, str(listing))
+
+    def _check_listed(self) -> None:
+        """Raises NotFound if SHA256SUMS lists a file that is not there."""
+        unusable = tuple(each.path for each in self._unusable)
+        here = {f.path for f in self._files}
+        for path in sorted(self._digests.keys() - here):
+            if not (
+                is_left_out(path) or any(path == u or (u[-1] == "/" and path.startswith(u)) for u in unusable)
+            ):
+                raise NotFound(
+                    f"{self._top} has no {path}, which its {checksums.NAME} lists",
+                    code="file_not_found",
+                    hint="copy the model to the shared volume again",
+                )
+
+
+def mark_of(status: os.stat_result) -> str:
+    """A text that changes when the file does, or another takes its place.
+
+    Without the inode's number: FUSE mounts may give a file another one at each open.
+    """
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
+def _path(file: File) -> str:
+    return file.path

@@ -17,7 +17,7 @@ from cachd.sources.secrets import Secret
 from tests.conftest import Engine
 from tests.ground.hub import Hub
 from tests.ground.models import noise
-from tests.ground.origin import Fault, Reply, Seen
+from tests.ground.origin import Fault, Reply, Seen, Status
 from tests.test_source_contract import http
 
 Engines = Callable[..., Engine]
@@ -136,6 +136,14 @@ def test_a_tree_that_continues_elsewhere_gets_no_token(hub: Hub, tmp_path: Path)
             source(hub, hub.token, tmp_path).resolve(Ref.parse("hf://org/m"), CancelToken())
         assert refusal.value.code == "origin_protocol"
         assert not other.requests
+
+
+def test_a_tree_that_is_a_page_is_told(hub: Hub) -> None:
+    hub.add("org/m", FILES)
+    hub.lacks = {"blobs"}
+    page = "/api/models/org/m/tree/"
+    hub.fault("*", Status(200, body=b"<html>"), when=lambda seen: seen.path.startswith(page))
+    assert refused(source(hub), "hf://org/m").code == "origin_protocol"
 
 
 # --- renamed ---

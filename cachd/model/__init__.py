@@ -5,7 +5,7 @@ The values are frozen, and check themselves when they are made.
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import HUB_HOSTS, folder_of, kind_and_repo
+from cachd.model.hub import HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, LeftOut, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
@@ -48,6 +48,7 @@ __all__ = [
     "commit_of",
     "folder_of",
     "has_invisible",
+    "is_hub_id",
     "kind_and_repo",
     "matches",
     "not_a_prefix",

@@ -166,6 +166,7 @@ class Manifest:
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
     verifies, the weakest first; `none` counts files without a digest. `left_out`: the files of the source
     that are not among these; None if there are none. `warnings`: what is odd about the model, for people.
+    `renamed_to`: the location to which the Hub redirects requests for `base`, if it does.
     """
 
     base: str
@@ -173,6 +174,7 @@ class Manifest:
     files: tuple[File, ...]
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    renamed_to: str | None = field(default=None, compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -305,6 +307,7 @@ class Manifest:
             "files": files,
             **({"left_out": self.left_out.as_document()} if self.left_out else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
+            **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
         }
 
     @classmethod
@@ -321,12 +324,14 @@ class Manifest:
         read = _file if "version" in document else _file_of_unversioned
         left_out: Any = document.get("left_out")
         warnings: Any = document.get("warnings", [])
+        renamed_to = document.get("renamed_to")
         return cls(
             base,
             str(document["revision"]),
             tuple(read(f, base) for f in files),
             LeftOut.from_document(left_out),
             tuple(str(warning) for warning in warnings),
+            str(renamed_to) if renamed_to else None,
         )
 
 

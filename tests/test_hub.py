@@ -210,6 +210,11 @@ def test_a_gated_repository_without_a_token_says_so(gated: Hub) -> None:
     assert "set a token" in error.hint
 
 
+def test_a_gated_repository_of_a_mirror_without_a_list_says_so(gated: Hub) -> None:
+    gated.lacks = {"blobs", "tree"}
+    assert "no token is set" in refused(source(gated)).detail
+
+
 def test_a_gated_repository_with_a_wrong_token_says_so(gated: Hub, tmp_path: Path) -> None:
     error = refused(source(gated, "hf_wrong", tmp_path))
     assert (error.code, "refused the token" in error.detail) == ("source_unauthorized", True)

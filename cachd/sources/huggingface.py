@@ -87,7 +87,9 @@ class HubSource:
             return self._http.open(Target(url, file.size, _secrets(token)), extent, cancel_token)
         except Forbidden as error:
             asking = Asking(f"hf://{repo}", commit, self._endpoint, has_token=bool(token))
-            raise asking.refused_file(error) from error
+            if (refused := asking.refused_file(error)) is error:
+                raise
+            raise refused from error
 
     def anew(self) -> None:
         """See `Source.anew`."""

@@ -14,10 +14,10 @@ from cachd.model import Extent, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
-from tests.conftest import Engine
+from tests.conftest import PATIENCE_SECONDS, Engine
 from tests.ground.hub import Hub
 from tests.ground.models import noise
-from tests.ground.origin import Fault, Reply, Seen
+from tests.ground.origin import Fault, Reply, Seen, Status
 from tests.test_source_contract import http
 
 Engines = Callable[..., Engine]
@@ -138,14 +138,49 @@ def test_a_tree_that_continues_elsewhere_gets_no_token(hub: Hub, tmp_path: Path)
         assert not other.requests
 
 
+def test_a_tree_that_is_a_page_is_told(hub: Hub) -> None:
+    hub.add("org/m", FILES)
+    hub.lacks = {"blobs"}
+    page = "/api/models/org/m/tree/"
+    hub.fault("*", Status(200, body=b"<html>"), when=lambda seen: seen.path.startswith(page))
+    assert refused(source(hub), "hf://org/m").code == "origin_protocol"
+
+
 # --- renamed ---
 
 
-def test_a_renamed_repository_is_pulled_by_its_old_name(hub: Hub, root: Path, engine: Engines) -> None:
+def read(root: Path, repo: str) -> bytes:
+    """What a Hub client finds of a repository in the view, offline."""
+    found = hf_hub_download(repo, "model.safetensors", cache_dir=root / "hub", local_files_only=True)
+    return Path(found).read_bytes()
+
+
+def test_the_view_of_a_renamed_repository_carries_both_names(hub: Hub, root: Path, engine: Engines) -> None:
     hub.add("old/name", FILES)
     hub.rename("old/name", "new/name")
-    engine(hf_endpoint=hub.url).pull("hf://old/name", name="m")
+    opened = engine(hf_endpoint=hub.url)
+    snapshot = opened.pull("hf://old/name", name="m")
     assert {p: (root / "models/m" / p).read_bytes() for p in FILES} == FILES
+    assert read(root, "old/name") == read(root, "new/name") == FILES["model.safetensors"]
+    assert (snapshot.repo, snapshot.renamed_to) == ("old/name", "new/name")
+    other = {**FILES, "model.safetensors": noise(70, 9)}
+    hub.add("new/name", other)
+    opened.pull("hf://new/name", name="n")
+    assert (read(root, "old/name"), read(root, "new/name")) == (FILES["model.safetensors"], noise(70, 9))
+    opened.pulls.delete("n", force=True)
+    opened.begin(snapshot.spec, refresh=True).done.result(PATIENCE_SECONDS)
+    assert read(root, "old/name") == read(root, "new/name") == noise(70, 9)
+    opened.pulls.delete("m", force=True)
+    assert list((root / "hub").glob("models--*")) == []
+
+
+def test_a_mirror_of_an_entry_gives_no_repository_another_name(hub: Hub, root: Path, engine: Engines) -> None:
+    """Else the operator of one prefix could put models where pods look for those of others."""
+    hub.add("mine/name", FILES)
+    hub.rename("mine/name", "theirs/name")
+    entry = {"prefix": "hf://mine/", "endpoint": hub.url, "allow": True}
+    engine(sources=[entry]).pull("hf://mine/name", name="m")
+    assert [p.name for p in (root / "hub").glob("models--*")] == ["models--mine--name"]
 
 
 # --- who may read ---
@@ -160,12 +195,12 @@ def gated(hub: Hub) -> Hub:
 def refused(source: HubSource, ref: str = "hf://org/gated") -> CachdError:
     """The error of a resolve, or else of the first file."""
 
-    def read() -> None:
+    def first_file() -> None:
         file = source.resolve(Ref.parse(ref), CancelToken()).files[0]
         source.open(file, Extent(0, file.size), CancelToken()).close()
 
     with pytest.raises(CachdError) as refusal:
-        read()
+        first_file()
     return refusal.value
 
 
@@ -173,6 +208,11 @@ def test_a_gated_repository_without_a_token_says_so(gated: Hub) -> None:
     error = refused(source(gated))
     assert (error.code, "no token is set" in error.detail) == ("gated", True)
     assert "set a token" in error.hint
+
+
+def test_a_gated_repository_of_a_mirror_without_a_list_says_so(gated: Hub) -> None:
+    gated.lacks = {"blobs", "tree"}
+    assert "no token is set" in refused(source(gated)).detail
 
 
 def test_a_gated_repository_with_a_wrong_token_says_so(gated: Hub, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.buckets import Service
 from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
+from cachd.sources.modelscope import ModelScopeSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.shared_volume import SharedVolumeSource
@@ -21,6 +22,7 @@ from tests.contract_source import FILES, LARGE, OTHER_BYTES, Served, SourceContr
 from tests.ground.bucket import Bucket
 from tests.ground.hub import Hub
 from tests.ground.models import write_sha256sums
+from tests.ground.modelscope import ModelScope
 from tests.ground.origin import Origin
 
 
@@ -52,7 +54,14 @@ class TestHttps(SourceContract):
 
 def test_the_source_of_every_scheme_keeps_the_contract() -> None:
     """A new scheme needs a class here."""
-    tested = {"http": TestHttp, "https": TestHttps, "hf": TestHub, "s3": TestBucket, "file": TestSharedVolume}
+    tested = {
+        "http": TestHttp,
+        "https": TestHttps,
+        "hf": TestHub,
+        "ms": TestModelScope,
+        "s3": TestBucket,
+        "file": TestSharedVolume,
+    }
     assert tested.keys() == SCHEMES.keys()
 
 
@@ -82,6 +91,19 @@ class TestHub(SourceContract):
             absent=Ref.parse("hf://org/model@absent"),  # for an absent repository the Hub may answer 401
             change=None,
         )
+
+
+class TestModelScope(SourceContract):
+    @pytest.fixture
+    def served(self) -> Iterator[Served]:
+        with ModelScope() as scripted:
+            scripted.add("org/model", FILES)
+            yield Served(
+                ModelScopeSource(http(), endpoint=scripted.url, token=Secret(None)),
+                ref=Ref.parse("ms://org/model"),
+                absent=Ref.parse("ms://org/absent"),
+                change=None,
+            )
 
 
 class TestBucket(SourceContract):

@@ -128,7 +128,7 @@ class AskedLimits(BaseModel):
     )
     sources: dict[SchemeName, Rate | None] = Field(
         {},
-        description="limit in bytes per second for each kind of source: hf, s3, https, http, file;"
+        description="limit in bytes per second for each kind of source: hf, ms, s3, https, http, file;"
         " null or 0: no limit",
     )
 

@@ -28,7 +28,7 @@ def limit(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="limit one source: hf, s3, https, http or file; default: all together"),
+        typer.Option(help="limit one source: hf, ms, s3, https, http or file; default: all together"),
     ] = None,
     server: Server = SERVER,
     token_file: TokenFile = None,

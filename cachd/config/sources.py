@@ -43,6 +43,10 @@ class SourcesOptions(Group):
         description="file with the Hub token; default: HF_TOKEN, the file that HF_TOKEN_PATH names, or the"
         " token of `hf auth login`",
     )
+    ms_endpoint: Endpoint = Field(
+        "https://modelscope.cn", description="URL of ModelScope; cachd sends its token there"
+    )
+    ms_token_file: Path | None = Field(None, description="file with an access token of ModelScope")
     s3_endpoint_url: Annotated[
         Endpoint | None,
         Also(("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), unless="AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),

@@ -6,7 +6,7 @@ The values are frozen, and check themselves when they are made.
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.folders import without_folders
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, kind_and_repo
+from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import (
     MOST_FILES,
@@ -61,6 +61,7 @@ __all__ = [
     "commit_of",
     "folder_of",
     "has_invisible",
+    "is_hub_id",
     "kind_and_repo",
     "matches",
     "not_a_prefix",

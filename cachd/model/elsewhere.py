@@ -30,7 +30,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("ftp", "ftps", "sftp", "scp", "rsync"), _SERVER),
     **dict.fromkeys(("pvc", "nfs", "smb", "cifs", "hdfs", "webhdfs"), _SHARED),
     "ollama": "pull the GGUF file from the Hub: hf://org/model/file.gguf",
-    **dict.fromkeys(("modelscope", "ms"), "pull the model from the Hub: hf://org/model"),
     "arn": "write s3://bucket/prefix/",
 }
 # Every spelling of a scheme -> the scheme.

@@ -59,6 +59,15 @@ def check_hub_id(text: str) -> None:
     hub_location(text, text, None)
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether `text` is the id of a Hub repository: `org/model` or `KIND/org/name`."""
+    try:
+        check_hub_id(text)
+    except Invalid:
+        return False
+    return True
+
+
 def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
     """The location and the revision of a Hub ref. Raises Invalid, which quotes `text`, the user's text."""
     parts = repo.split("/")

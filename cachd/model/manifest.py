@@ -195,7 +195,8 @@ class Manifest:
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
     verifies, the weakest first; `none` counts files without a digest. `left_out`: the files of the source
     that are not among these; None if there are none. `warnings`: what is odd about the model, for people.
-    `unusable`: what `select` refuses unless the patterns leave it out; it is not recorded.
+    `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: what
+    `select` refuses unless the patterns leave it out; it is not recorded.
     """
 
     base: str
@@ -203,6 +204,7 @@ class Manifest:
     files: tuple[File, ...]
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    renamed_to: str | None = field(default=None, compare=False)
     unusable: tuple[Unusable, ...] = field(default=(), compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
@@ -337,6 +339,7 @@ class Manifest:
             "files": files,
             **({"left_out": self.left_out.as_document()} if self.left_out else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
+            **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
         }
 
     @classmethod
@@ -353,12 +356,14 @@ class Manifest:
         read = _file if "version" in document else _file_of_unversioned
         left_out: Any = document.get("left_out")
         warnings: Any = document.get("warnings", [])
+        renamed_to = document.get("renamed_to")
         return cls(
             base,
             str(document["revision"]),
             tuple(read(f, base) for f in files),
             LeftOut.from_document(left_out),
             tuple(str(warning) for warning in warnings),
+            str(renamed_to) if renamed_to else None,
         )
 
 

@@ -50,6 +50,14 @@ _ALL = (
         columns={"endpoint": "hf_endpoint", "credentials": "hf_token_file"},
     ),
     Scheme(
+        "ms",
+        HubGrammar("ms"),
+        "cachd.sources.modelscope",
+        examples=("ms://org/model[@revision]",),
+        spellings=("modelscope",),
+        columns={"endpoint": "ms_endpoint", "credentials": "ms_token_file"},
+    ),
+    Scheme(
         "s3",
         BucketGrammar(),
         "cachd.sources.s3",

@@ -170,7 +170,8 @@ class Snapshot:
 
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
     a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
-    manifest's `single_file`; `verified_by`, `left_out`, `warnings` and `advice` are the manifest's own.
+    manifest's `single_file`; `verified_by`, `left_out`, `warnings`, `advice` and `renamed_to` are the
+    manifest's own.
     `address` is a link below models/ that leads to this snapshot and never to another.
     """
 
@@ -189,6 +190,7 @@ class Snapshot:
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
     advice: str | None = field(default=None, compare=False)
+    renamed_to: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be the name of a directory or a link of the cache."""
@@ -196,6 +198,8 @@ class Snapshot:
             if not _HEX.fullmatch(part):
                 raise Invalid(f"{part!r:.80} names no snapshot of {self.name}", code="bad_manifest")
         check_path(self.repo)
+        if self.renamed_to is not None:
+            check_hub_id(self.renamed_to)
         if self.file is not None:
             check_path(self.file)
         if not self.address:
@@ -225,6 +229,13 @@ class Snapshot:
         return folder_of(self.repo)
 
     @property
+    def hub_alias(self) -> str | None:
+        """The folder of the new name of a renamed repository; None if it was not renamed."""
+        if self.renamed_to is None or self.spec.ref.scheme != "hf":
+            return None
+        return folder_of(self.renamed_to)
+
+    @property
     def hub_revision(self) -> str | None:
         """The branch or tag that a Hub client would ask for; None when the spec names a commit."""
         return self.spec.hub_revision
@@ -243,6 +254,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         left_out=manifest.left_out,
         warnings=manifest.warnings,
         advice=manifest.advice,
+        renamed_to=manifest.renamed_to,
         published_at=published_at,
         repo=spec.repo,
         commit=commit_of(manifest),

@@ -22,12 +22,12 @@ from urllib.parse import unquote
 
 from cachd.errors import Invalid
 from cachd.model.elsewhere import WINDOWS_PATH, refuse_elsewhere
-from cachd.model.hub import HUB_HOSTS, KINDS, SPECIAL_REVISION, hub_location
+from cachd.model.hub import HUB_HOSTS, KINDS, SPECIAL_REVISION, HubGrammar, hub_location
 from cachd.model.name import has_invisible, is_clean, shown
 from cachd.model.ref import Ref, check_characters
+from cachd.model.scheme import SCHEMES
 from cachd.model.weights import is_tag
 
-_HUBS = ("hf", "ms")
 _FILE_PAGES = ("blob", "blame", "raw", "resolve")
 _OTHER_KINDS = ("spaces", "buckets", "dataset", "space", "kernel", "bucket", "model")
 _TAGGED = re.compile(r"((?:models/)?[\w.-]+/[\w.-]+(?:@[^:]+)?):([\w.-]+)((?:@[^:]+)?)/?", re.ASCII)
@@ -58,7 +58,7 @@ class Typed:
             scheme, rest = "https" if _is_hub(text) else "hf", text
             if scheme == "hf":
                 _refuse_host(text)
-        if scheme in _HUBS:
+        if scheme in SCHEMES and isinstance(SCHEMES[scheme].grammar, HubGrammar):
             rest, weights = _untagged(rest)
             path = rest.removesuffix("/")
             return cls(*_of_uri(scheme, text, path.split("/"), is_directory=path != rest), weights)
@@ -83,7 +83,7 @@ def _untagged(rest: str) -> tuple[str, str | None]:
 
 def _of_uri(scheme: str, text: str, parts: list[str], *, is_directory: bool) -> tuple[Ref, str | None]:
     """The ref and the path of `parts`: [KIND/]ORG/MODEL[@REVISION][/PATH], split at '/'."""
-    owner, model, *inside = _owner_first(text, parts)
+    owner, model, *inside = _owner_first(text, parts, scheme)
     model, at, revision = model.partition("@")
     branch = None
     if at:
@@ -124,7 +124,7 @@ def _of_page(text: str, address: str) -> tuple[Ref, str | None]:
     return ref, _path(text, inside, is_directory=page == "tree")
 
 
-def _owner_first(text: str, parts: list[str]) -> list[str]:
+def _owner_first(text: str, parts: list[str], scheme: str = "hf") -> list[str]:
     """`parts` without a leading `models/`: ORG or KIND/ORG, MODEL and the rest. Raises Invalid."""
     others: tuple[str, ...] = _OTHER_KINDS
     if parts[:1] == ["models"] and len(parts) > 1:
@@ -147,7 +147,7 @@ def _owner_first(text: str, parts: list[str]) -> list[str]:
         _refuse(
             text,
             "has a ':' after the name of the model",
-            "did you mean hf://{0}@{1}, or hf://{0} with include '*{1}*'?".format(*tagged.groups()),
+            "did you mean {0}://{1}@{2}, or {0}://{1} with include '*{2}*'?".format(scheme, *tagged.groups()),
         )
     return parts
 

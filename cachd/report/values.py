@@ -156,11 +156,15 @@ class PullReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubReport:
-    """Where a model is in the Hub view: its folder, its commit, and the branch that leads to it."""
+    """Where a model is in the Hub view: its folder, its commit, and the branch that leads to it.
+
+    `renamed_to`: the new name of a renamed repository, which leads to the same folder.
+    """
 
     repo: str
     commit: str
     revision: str | None
+    renamed_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

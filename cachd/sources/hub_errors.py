@@ -166,6 +166,10 @@ def hub_errors(asking: Asking) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         raise asking.refusal(error) from error
+    except Forbidden as error:
+        if (refused := asking.refused_file(error)) is error:
+            raise
+        raise refused from error
     except OfflineModeIsEnabled as error:
         raise Invalid(
             "HF_HUB_OFFLINE is set for the daemon, so it cannot ask the Hub",

@@ -13,7 +13,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from cachd import __version__
 from cachd.errors import Forbidden, Unavailable
 from cachd.foreign import check_json
-from cachd.model import Extent, File, Manifest, Ref, kind_and_repo, quoted
+from cachd.model import Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding
@@ -33,14 +33,21 @@ class HubSource:
 
     Digests: the LFS sha256 of a large file, the git-sha1 of a small one; the Hub states one for every file.
     The Hub redirects requests for a renamed repository. `check` is called with the new base, and raises
-    Forbidden when that repository may not be pulled.
+    Forbidden when that repository may not be pulled. `is_main`: it is the Hub of the daemon's own options,
+    which may say what another repository is called; that of an entry may not.
     """
 
     def __init__(
-        self, http: Http, *, endpoint: str, token: Secret, check: Callable[[str], None] = lambda _base: None
+        self,
+        http: Http,
+        *,
+        endpoint: str,
+        token: Secret,
+        check: Callable[[str], None] = lambda _base: None,
+        is_main: bool = True,
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
-        self._check = check
+        self._check, self._is_main = check, is_main
         set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -53,8 +60,10 @@ class HubSource:
         asking = Asking(ref.base, ref.revision, self._endpoint, has_token=bool(token))
         with hub_errors(asking), _asks_over(self._http, cancel_token):
             found = api.repo_info(repo, repo_type=kind, revision=ref.revision, files_metadata=True)
+            renamed_to = None
             if found.id != repo:  # the repository was renamed, and the Hub redirected the request
-                self._check(f"hf://{ref.location.removesuffix(repo)}{found.id}")
+                renamed_to = f"{ref.location.removesuffix(repo)}{found.id}"
+                self._check(f"hf://{renamed_to}")
             if not found.sha:
                 raise Unavailable(f"the Hub's listing of {ref} has no commit", code="origin_protocol")
             if ref.is_pinned and found.sha != ref.revision:
@@ -65,7 +74,8 @@ class HubSource:
                 )
             listing = HubListing(self._http, self._endpoint, _secrets(token), ref, found.sha, cancel_token)
             files = listing.files(getattr(found, "siblings", None) or ())
-            return Manifest(ref.base, found.sha, files)
+            is_shown = renamed_to and self._is_main and is_hub_id(renamed_to)
+            return Manifest(ref.base, found.sha, files, renamed_to=renamed_to if is_shown else None)
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
@@ -77,7 +87,9 @@ class HubSource:
             return self._http.open(Target(url, file.size, _secrets(token)), extent, cancel_token)
         except Forbidden as error:
             asking = Asking(f"hf://{repo}", commit, self._endpoint, has_token=bool(token))
-            raise asking.refused_file(error) from error
+            if (refused := asking.refused_file(error)) is error:
+                raise
+            raise refused from error
 
     def anew(self) -> None:
         """See `Source.anew`."""
@@ -88,7 +100,13 @@ def make(access: Access) -> HubSource:
     """The Hub of some settings."""
     columns, file = access.columns, access.columns.get("credentials")
     token = HubToken(file) if access.may_use_own_credentials else Secret(file)
-    return HubSource(access.http(), endpoint=columns["endpoint"], token=token, check=access.table.check)
+    return HubSource(
+        access.http(),
+        endpoint=columns["endpoint"],
+        token=token,
+        check=access.table.check,
+        is_main=not access.has_own_endpoint,
+    )
 
 
 def _secrets(token: str | None) -> dict[str, str]:

@@ -28,6 +28,7 @@ class _Settings:
 
     module: str
     columns: tuple[tuple[str, Any], ...]
+    has_own_endpoint: bool
     may_use_own_credentials: bool
 
 
@@ -95,7 +96,7 @@ class Sources:
             own.pop("credentials", None)
         values = {**own, **held}
         columns = [(name, values[name]) for name in scheme.columns if values.get(name) is not None]
-        return _Settings(scheme.module, tuple(columns), may_use_own_credentials)
+        return _Settings(scheme.module, tuple(columns), "endpoint" in held, may_use_own_credentials)
 
     def _make(self, scheme: str, settings: _Settings, now: _InForce) -> Source:
         make: Callable[[Access], Source] = import_module(settings.module).make
@@ -103,6 +104,7 @@ class Sources:
         return make(
             Access(
                 dict(settings.columns),
+                settings.has_own_endpoint,
                 settings.may_use_own_credentials,
                 now.table,
                 now.address_policy,

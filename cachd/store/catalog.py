@@ -67,7 +67,12 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "path": f"models/{snapshot.name}",
         "file": f"models/{snapshot.name}/{snapshot.file}" if snapshot.file else None,
         "immutable_path": f"models/{snapshot.address}",
-        "hub": {"repo": snapshot.repo, "commit": snapshot.commit, "revision": snapshot.hub_revision},
+        "hub": {
+            "repo": snapshot.repo,
+            "commit": snapshot.commit,
+            "revision": snapshot.hub_revision,
+            "renamed_to": snapshot.renamed_to,
+        },
         "cachd": __version__,
     }
 
@@ -197,6 +202,7 @@ def snapshot_from(document: Mapping[str, Any]) -> Snapshot:
         left_out=LeftOut.from_document(document.get("left_out")),
         warnings=tuple(str(warning) for warning in document.get("warnings", ())),
         advice=str(document["advice"]) if document.get("advice") else None,
+        renamed_to=str(renamed) if (renamed := document["hub"].get("renamed_to")) else None,
         published_at=datetime.fromisoformat(document["published_at"]).timestamp(),
         repo=str(document["hub"]["repo"]),
         commit=str(document["hub"]["commit"]),

@@ -54,6 +54,8 @@ class PodViews:
         self._plain.build(manifest)
         shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
         self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
+        if snapshot.hub_alias:
+            self._hub.alias(snapshot.hub_alias, snapshot.hub_folder)
         self._addresses.make(snapshot)
 
     def point(self, snapshot: Snapshot) -> None:

@@ -129,11 +129,15 @@ class HubView(_View):
     """The Hub view: a folder for each repository, `hub/models--org--name`, with a directory for each commit.
 
     Snapshots of one commit under different names or patterns share its directory. It shows all their files.
+    The new name of a renamed repository is an alias: a link to the folder of the old name. A snapshot of the
+    new name replaces it by a folder.
     """
 
     def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
         """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`."""
         repo = self._layout.hub / folder
+        if repo.is_symlink():
+            durable.remove(repo)
         (repo / "snapshots").mkdir(parents=True, exist_ok=True)
         target = repo / "snapshots" / commit
         if target.exists():
@@ -146,9 +150,21 @@ class HubView(_View):
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
+    def alias(self, alias: str, folder: str) -> None:
+        """Let another name lead to a folder, durably, unless a folder has that name."""
+        link = self._layout.hub / alias
+        if alias == folder or (os.path.lexists(link) and not link.is_symlink()):
+            return
+        staged = self._layout.staging / f"{alias}.link"
+        durable.remove(staged)
+        durable.make_link(staged, folder)
+        durable.move(staged, link)
+        durable.sync_directory(self._layout.hub)
+
     def hide(self, folder: str, commit: str, paths: Iterable[str]) -> None:
         """Remove damaged files from a commit's directory. The next `build` brings them back."""
-        self._hide(self._layout.hub / folder / "snapshots" / commit, paths)
+        if not self._is_alias(folder):
+            self._hide(self._layout.hub / folder / "snapshots" / commit, paths)
 
     def wrong(self, folder: str, commit: str, files: Mapping[str, File]) -> dict[str, bool]:
         """The paths of a commit that are not links to their blobs; True where another file is there."""
@@ -167,6 +183,8 @@ class HubView(_View):
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Make these branches and tags name these commits, and remove all others of the folder."""
+        if self._is_alias(folder):
+            return
         refs = f"{self._layout.hub}/{folder}/refs"  # as text: faster, and a start does this for every folder
         for at, _, names in os.walk(refs, topdown=False):
             for name in names:
@@ -187,6 +205,8 @@ class HubView(_View):
 
     def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
         """Remove the paths in `gone` but not in `left` from a commit; all of it if `left` is empty."""
+        if self._is_alias(folder):
+            return
         repo = self._layout.hub / folder
         target, listing = repo / "snapshots" / commit, repo / "trees" / f"{commit}.json"
         if left:
@@ -209,6 +229,12 @@ class HubView(_View):
         durable.remove_tree(trash)
         if not any((repo / "snapshots").glob("*")):
             durable.remove_tree(repo)
+            for alias in self._layout.hub.iterdir():
+                if alias.is_symlink() and os.readlink(alias) == folder:
+                    durable.remove(alias)
+
+    def _is_alias(self, folder: str) -> bool:
+        return os.path.islink(f"{self._layout.hub}/{folder}")
 
 
 def _is_link_to(blob: str, place: str) -> bool:

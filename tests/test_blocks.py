@@ -70,6 +70,16 @@ def test_blocks_are_taken_once_from_every_pull_that_waits(paying: Paying) -> Non
     assert before - first.left == paying.ingest.allocated, "it has its blocks already"
 
 
+def test_blocks_that_an_earlier_pull_left_are_not_paid_for_again(paying: Paying) -> None:
+    paying.ingest.allocate(Extent(0, MIB))
+    here = paying.ingest.allocated
+    reservation = paying.pull()
+    before = reservation.left
+    paying.blocks.begin(here)
+    paying.blocks.allocate(paying.ingest, paying.part, 64)
+    assert before - reservation.left == paying.ingest.allocated - here > 0
+
+
 def test_a_pull_that_has_ended_pays_no_more(paying: Paying) -> None:
     first, second = paying.pull(), paying.pull()
     assert paying.blocks.payer() is first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from cachd.kernel import durable
 from cachd.model import File
 from cachd.store.ingest.part_lines import parts_of
 from cachd.upkeep.jobs import JobState
+from cachd.upkeep.scrubs import Scrubs
 from tests.conftest import PATIENCE_SECONDS, Engine
 from tests.ground.disks import FuseDisk
 from tests.ground.models import noise
@@ -67,11 +70,10 @@ def test_a_repair_fetches_what_the_disk_cannot_read_of_the_damaged_file(
     assert list((broken.path / ".cachd/damaged").iterdir()) == []
 
 
-def undigested(on: Engine, origin: Origin, *names: str) -> list[str]:
-    """Pull models whose source states no digest. Their names, in the order in which a scrub reads them."""
+def undigested(on: Engine, origin: Origin, *names: str) -> None:
+    """Pull models whose source states no digest."""
     for number, name in enumerate(names):
         on.pull(origin.add(f"/{name}", noise(64, number)))
-    return sorted(names, key=lambda name: str(file_of(on, name).blob))
 
 
 def file_of(on: Engine, name: str) -> File:
@@ -101,13 +103,16 @@ def test_a_file_that_cannot_be_verified_is_not_called_intact(
 def test_a_file_that_cannot_be_verified_keeps_the_scrub_from_no_other(
     origin: Origin, engine: Callable[..., Engine]
 ) -> None:
-    on = engine(scrub_bytes_per_second=10**9, scrub_interval_seconds=0.01)
-    first, second = undigested(on, origin, "a.bin", "b.bin")
-    lose_part_hashes(on, first)
-    blob = on.store.layout.blob(file_of(on, second).blob)
+    on = engine(scrub_bytes_per_second=0)
+    undigested(on, origin, "lost.bin", "damaged.bin")
+    lose_part_hashes(on, "lost.bin")
+    blob = on.store.layout.blob(file_of(on, "damaged.bin").blob)
     blob.chmod(0o644)
     blob.write_bytes(bytes(64))
-    with at_event("readiness withdrawn", lambda: None) as withdrawn:
-        on.scrubs.start()
+    verified_at = {str(file_of(on, name).blob): at for at, name in enumerate(("lost.bin", "damaged.bin"))}
+    on.store.layout.scrub_log.write_text(json.dumps(verified_at))
+    scrubs = Scrubs(on.store, on.pulls, on.metrics, bytes_per_second=10**9, interval_seconds=0.01)
+    with closing(scrubs), at_event("readiness withdrawn", lambda: None) as withdrawn:
+        scrubs.start()
         assert withdrawn.wait(PATIENCE_SECONDS)
-    assert on.store.names.get(first) is not None
+    assert on.store.names.get("lost.bin") is not None

@@ -16,9 +16,9 @@ class Access:
     """The access of one source, to what the table and the options allow.
 
     `columns`: the settings of its refs, by column of the option `sources`; absent if neither an entry nor an
-    option sets the column. `has_own_endpoint`: an entry sets its endpoint. `may_use_own_credentials`: whether the
-    source may sign in as the daemon does by default, such as with HF_TOKEN. False for an entry with its own
-    endpoint or credentials.
+    option sets the column. `has_own_endpoint`: an entry sets the endpoint. `may_use_own_credentials`: whether
+    the source may sign in as the daemon does by default, such as with HF_TOKEN. False for an entry with its
+    own endpoint or credentials.
     """
 
     columns: Mapping[str, Any]

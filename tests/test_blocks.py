@@ -26,7 +26,8 @@ class Paying:
     """The blocks of one file of 4 MiB in a store with a limit of 12 MiB, and pulls that pay for them."""
 
     def __init__(self, root: Path, stack: ExitStack) -> None:
-        self.store = stack.enter_context(DiskStore(root, limit=LIMIT))
+        self.store = stack.enter_context(DiskStore(root))
+        self.store.space.change(reserve_free=0, limit=LIMIT, reserve_inodes=0)
         self.stack, self.tally = stack, Tally(FILE)
         self.blocks = Blocks(self.tally)
         self.part = Part(Extent(0, FILE.size))

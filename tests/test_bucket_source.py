@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cachd.errors import Changed
+from cachd.sources.buckets import Service
 from cachd.sources.s3 import BucketSource
 from tests.fetching import http, resolve
 from tests.ground.bucket import Bucket
@@ -43,7 +44,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Changing]:
 
 
 def source(bucket: Bucket) -> BucketSource:
-    return BucketSource(http(), endpoint_url=bucket.url, region="us-east-1")
+    return BucketSource(http(), Service(bucket.url, "us-east-1"))
 
 
 CHANGES: dict[str, tuple[Callable[[Changing], object], list[str]]] = {

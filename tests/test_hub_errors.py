@@ -74,5 +74,7 @@ def test_a_disabled_repository_is_forbidden() -> None:
 
 def test_a_hub_says_how_long_to_wait() -> None:
     for of_file in (False, True):
-        assert raised_by(Status(429, {"Retry-After": "7"}), of_file=of_file).retry_after == 7
-        assert raised_by(Status(503, {"RateLimit": '"api";r=0;t=6'}), of_file=of_file).retry_after == 7
+        for headers in ({"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=6'}):
+            found = raised_by(Status(429, headers), of_file=of_file)
+            assert isinstance(found, Unavailable)
+            assert found.retry_after == 7

@@ -53,8 +53,6 @@ class Pulls:
         self._stopping = CancelToken()
         self._runner = Runner(context, sources, metrics, self._endings, self._pending, at_once=at_once)
 
-    # --- start ---
-
     def start(
         self,
         spec: ModelSpec,
@@ -63,15 +61,19 @@ class Pulls:
         refresh: bool = False,
         replace: bool = False,
         pins: bool = False,
+        repairs: bool = False,
     ) -> Pull | None:
         """Start or join the pull of a spec; None when it is ready already. Waits for neither pull nor source.
 
         `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
         that is pinned or belongs to another model, and stops a running pull of another spec under that name.
-        `pins` says that the caller pins the name to the result. Raises InUse when the name may not move,
+        `pins` says that the caller pins the name to the result. `repairs` asks for a pull only if the name's
+        model is damaged and nobody deletes it; None otherwise. Raises InUse when the name may not move,
         Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec cannot be written to disk.
         """
         with self._running.changing:
+            if repairs and not self._running.may_repair(self._store.names.quarantine_of(spec.name)):
+                return None
             running = self._running.of(spec.name)
             if running is not None and running.spec == spec:
                 self._metrics.joins.inc()
@@ -80,7 +82,8 @@ class Pulls:
             if not replace:
                 self._admission.check_name(spec, refresh=refresh)
             self._store.names.check_hub_folder(spec)
-            is_ready = not refresh and self._is_ready(spec)
+            ready = self._store.names.get(spec.name)
+            is_ready = not refresh and ready is not None and ready.spec == spec
             if running is None and is_ready:
                 self._count_hit(spec.name)
                 return None
@@ -94,7 +97,9 @@ class Pulls:
             self._begin(started)
         return started
 
-    def start_by_itself(self, spec: ModelSpec, *, priority: int = 0, replace: bool = False) -> Pull | None:
+    def start_by_itself(
+        self, spec: ModelSpec, *, priority: int = 0, replace: bool = False, repairs: bool = False
+    ) -> Pull | None:
         """Like `start`, for pulls that the daemon itself begins (repairs, listed models).
 
         Also raises the `crash_loop` error when the daemon died too often during this spec's pull.
@@ -102,7 +107,7 @@ class Pulls:
         known = self._newest.of(spec.name)
         if known is not None and known.spec == spec and known.error and known.error.code == CRASH_LOOP:
             raise known.error
-        return self.start(spec, priority=priority, replace=replace)
+        return self.start(spec, priority=priority, replace=replace, repairs=repairs)
 
     def resume(self) -> None:
         """Resume the pulls that were unfinished when the daemon last ended.
@@ -119,8 +124,6 @@ class Pulls:
                 resumed = self._admit(Pull(found.spec, replace=found.replace, pins=found.pins))
             self._runner.start(resumed)
         self._endings.sweep()
-
-    # --- what is known ---
 
     @property
     def are_stopping(self) -> bool:
@@ -154,8 +157,6 @@ class Pulls:
         manifest = self._context.resolves.resolve(source, spec.ref, self._stopping, seconds=_ANSWER_SECONDS)
         return manifest.select(spec.include, spec.exclude)
 
-    # --- end ---
-
     def cancel(self, name: str, *, force: bool = False) -> Pull | None:
         """Cancel the name's pull without waiting for its end; None when there is none.
 
@@ -172,21 +173,24 @@ class Pulls:
     def delete(self, name: str, *, force: bool = False) -> int:
         """Cancel the name's pull, wait for its end, and withdraw its snapshot. Raises as `cancel` does.
 
-        Returns the bytes freed.
+        No repair of the name starts meanwhile: it would bring the model back. Returns the bytes freed.
         """
-        known = self.cancel(name, force=force)
-        if known is not None:
-            wait([known.done])
-        freed = self._store.withdraw(name, force=force) if self._store.names.has(name) else 0
-        self._store.names.forget_eviction(name)
-        if known is not None:
-            self._newest.drop_if_newest(known)
-            self._store.pins.remove(name)
-            self._store.changes.mark(name)
-            self._pending.delete(name)  # may raise: the caller must know that the next start would resume it
-            if known.progress.manifest:
-                freed += self._store.content.removal.free(known.progress.manifest, [name])
-        return freed
+        with self._running.deleting(name):
+            known = self.cancel(name, force=force)
+            if known is not None:
+                wait([known.done])
+            freed = self._store.withdraw(name, force=force) if self._store.names.has(name) else 0
+            self._store.names.forget_eviction(name)
+            if known is not None:
+                self._newest.drop_if_newest(known)
+                self._store.pins.remove(name)
+                self._store.changes.mark(name)
+                self._pending.delete(
+                    name
+                )  # may raise: the caller must know that the next start would resume it
+                if known.progress.manifest:
+                    freed += self._store.content.removal.free(known.progress.manifest, [name])
+            return freed
 
     def rollback(self, name: str) -> Snapshot:
         """Point a name at its previous snapshot, without asking any source.
@@ -233,10 +237,6 @@ class Pulls:
         for left in self.running():
             with suppress(CachdError):
                 self._pending.note_clean_stop(left.spec.name)
-
-    def _is_ready(self, spec: ModelSpec) -> bool:
-        ready = self._store.names.get(spec.name)
-        return ready is not None and ready.spec == spec
 
     def _count_hit(self, name: str) -> None:
         """Count a request whose spec is ready."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from cachd.store.catalog import Quarantine
 from cachd.transfer.request import Pull
 
 
@@ -15,6 +19,7 @@ class RunningPulls:
 
     def __init__(self) -> None:
         self.changing = threading.RLock()
+        self._deleting: Counter[str] = Counter()  # deletes of each name that are under way
         self.is_closed = False
         self._by_name: dict[str, Pull] = {}
 
@@ -45,3 +50,18 @@ class RunningPulls:
         with self.changing:
             self.is_closed = True
             return self.all()
+
+    @contextmanager
+    def deleting(self, name: str) -> Iterator[None]:
+        """While entered, no repair of the name may start."""
+        with self.changing:
+            self._deleting[name] += 1
+        try:
+            yield
+        finally:
+            with self.changing:
+                self._deleting -= Counter([name])
+
+    def may_repair(self, found: Quarantine | None) -> bool:
+        """Whether a model is damaged and nobody deletes it. The caller holds `changing`."""
+        return found is not None and found.snapshot.name not in self._deleting

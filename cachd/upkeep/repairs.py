@@ -89,6 +89,6 @@ class Repairs:
         if found is None:
             return
         try:
-            self._pulls.start_by_itself(found.snapshot.spec)
+            self._pulls.start_by_itself(found.snapshot.spec, repairs=True)
         except CachdError as error:
             log.warning("repair not started", name=name, reason=error.detail)

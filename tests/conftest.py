@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
@@ -31,7 +32,7 @@ from tests.ground.node import Node, short_name
 from tests.ground.origin import Origin
 from tests.ground.pause import paused_before
 from tests.ground.proxy import Listener, Proxy
-from tests.ground.report import Reporter
+from tests.ground.report import LONG_TESTS, Reporter
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
 from tests.ground.small import MIB, Small
@@ -61,6 +62,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # a worker's tests are reported by whoever started it
         config.pluginmanager.register(Reporter(config.getoption("tally")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files with long tests come first: one that began last would keep the other processes waiting."""
+    long = {name.partition("::")[0] for name in tomllib.loads(LONG_TESTS.read_text())}
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in long)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

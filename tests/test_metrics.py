@@ -89,10 +89,14 @@ def test_every_metric_moves(alone: Callable[..., Ground]) -> None:
     ground = alone(pulls=1, retries=3, evict=False)
     node, origin, seen = ground.node, ground.origin, list[Samples]()
 
-    def look() -> None:
-        seen.append(scraped(node))
+    def agreed() -> Samples | None:
+        """What is scraped, if the states of the models are those that the API lists afterwards."""
+        found = scraped(node)
         states = Counter(model["state"] for model in node.ask("GET", "/v1/models").document["models"])
-        assert {s: int(seen[-1][f'cachd_models{{state="{s}"}}']) for s in states} == states
+        return found if {s: int(found[f'cachd_models{{state="{s}"}}']) for s in states} == states else None
+
+    def look() -> None:
+        seen.append(until(agreed))  # a model may change its state between the two questions
 
     look()
     ground.have("a.bin")

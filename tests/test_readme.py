@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,13 +82,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Node
             yield hub, node
 
 
-@pytest.mark.alone("the commands of the page follow each other, against one daemon")
-@pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE])
-def test_a_command_of_the_pages_runs(command: str, served: tuple[Hub, Node], tmp_path: Path) -> None:
-    """As it stands, but for the address of the daemon and the place of the root."""
+def test_the_commands_of_the_pages_run(served: tuple[Hub, Node], tmp_path: Path) -> None:
+    """They follow each other, against one daemon."""
     hub, node = served
-    if command.startswith("curl "):
-        require("curl")
+    for number, command in enumerate(c for c in commands() if c not in RUN_ELSEWHERE):
+        if not command.startswith("curl ") or shutil.which("curl"):
+            assert_runs(command, hub, node, tmp_path / str(number))
+    require("curl")
+
+
+def assert_runs(command: str, hub: Hub, node: Node, root: Path) -> None:
+    """A command runs as it stands, but for the address of the daemon and the place of the root."""
     if "ready?wait" in command or " qwen" in command:
         wanted: tuple[dict[str, Any], ...] = ({"exclude": ["*.bin"], "name": "qwen"}, {})
         for asked in wanted:
@@ -95,7 +100,6 @@ def test_a_command_of_the_pages_runs(command: str, served: tuple[Hub, Node], tmp
             node.ready(asked.get("name", REPO.replace("/", "--")))
     if "rollback" in command:
         node.cli("pull", f"hf://{REPO}", "--name", "qwen", "--exclude", "*.json", "--replace", "--wait")
-    root = tmp_path / "cachd"
     if "--root" in command:
         root.mkdir(mode=0o755)
     here = command.replace("http://127.0.0.1:8470", node.url).replace("/var/lib/cachd", str(root))
@@ -107,9 +111,9 @@ def test_a_command_of_the_pages_runs(command: str, served: tuple[Hub, Node], tmp
         "CACHD_HF_ENDPOINT": hub.url,
         "CACHD_ALLOW": '["127.0.0.0/8"]',
     }
-    ended = subprocess.run(["bash", "-c", here], env=env, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 0, ended.stderr
-    assert "error_class" not in ended.stdout
+    ended = subprocess.run(["bash", "-c", here], env=env, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, (command, ended.stderr)
+    assert "error_class" not in ended.stdout, command
     if " pull " in command or " wait " in command:
         assert Path(ended.stdout.splitlines()[-1]).name.startswith(("qwen", "Qwen"))
 

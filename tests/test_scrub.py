@@ -24,11 +24,13 @@ from cachd.store import catalog
 from cachd.store.reads import Reads
 from cachd.store.scrub import Replaced, verify_blob
 from cachd.store.scrub_log import ScrubLog
+from cachd.store.withdrawals import Withdrawals
 from tests.conftest import Engine, spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
+from tests.ground.pause import paused_before
 from tests.ground.site import (
     LONGEST_LOOK_SECONDS,
     MIB,
@@ -397,6 +399,23 @@ def test_a_damaged_model_can_be_deleted(alone: Callable[..., Ground]) -> None:
     left = ground.node.ask("POST", "/v1/sweeps", {"everything": True}).document
     assert left["swept"] == []
     assert list(blobs(ground.node)) == list((ground.node.root / ".cachd/damaged").iterdir()) == []
+
+
+def test_no_repair_brings_a_model_back_that_is_being_deleted(
+    engine: Callable[..., Engine], origin: Origin, root: Path
+) -> None:
+    opened = engine()
+    spec = opened.pull(f"{origin.add('/m', CONTENT)}#sha256={sha256(CONTENT)}").spec
+    origin.fault("*", Status(404))
+    flip(next((root / ".cachd/blobs/sha256").iterdir()))
+    opened.scrubs.verify("m")
+    until(lambda: (pull := opened.pulls.get("m")) is not None and pull.error)
+    with paused_before(Withdrawals.withdraw, lambda: opened.pulls.delete("m")) as deleting:
+        assert opened.store.names.quarantine_of("m")
+        assert opened.pulls.start_by_itself(spec, repairs=True) is None
+    deleting.result(PATIENCE_SECONDS)
+    assert opened.pulls.start_by_itself(spec, repairs=True) is None
+    assert opened.pulls.get("m") is None
 
 
 def test_the_command_verifies_and_its_exit_code_tells(ground: Ground) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def swept(answer: Any) -> dict[str, int]:
 
 
 def settled(root: Path) -> dict[str, str]:
-    """The digest of every file; of those that bytes still come to, that they are there."""
-    return {path: "" if path.endswith("/data") else digest for path, digest in digests(root).items()}
+    """The digest of every file; of those that a running pull writes to, that they are there."""
+    grows = re.compile(r"\.cachd/ingest/.*|status/.*")
+    return {path: "" if grows.fullmatch(path) else digest for path, digest in digests(root).items()}
 
 
 def sweep(node: Node, **asked: bool) -> dict[str, int]:

@@ -183,6 +183,7 @@ def test_nothing_that_cachd_does_itself_counts_as_an_open(watched: Callable[...,
     node.ask("POST", "/v1/evictions?dry_run=true", {"bytes": "1GB"})
     node.ask("POST", "/v1/sweeps", {"everything": True})
     node.cli("doctor")
+    node.log.clear()
     (node.root / "hub/models--org--m").rename(node.root / "cache")  # in one step: cachd puts it back
     remove(node.root / "cache")
     node.wait_for("published", name="m")

@@ -121,7 +121,7 @@ class Models:
         """The reports of the first `limit` models whose names sort after `after`. Blocks.
 
         `next` is set when more models follow. What a report says of open files, memory and verification may
-        be up to a minute old (FileUseCache).
+        be a minute old, or older among thousands of models (FileUseCache).
         """
         others = {name for name in self._not_ready() if name > after}
         names = sorted({*self.store.names.after(after, limit + 1), *others})

@@ -203,7 +203,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         revision=manifest.revision,
         size=manifest.size,
         files=len(manifest.files),
-        verified=manifest.is_verified,
+        verified=manifest.has_all_digests,
         verified_by=manifest.verified_by,
         published_at=published_at,
         repo=spec.repo,

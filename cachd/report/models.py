@@ -284,7 +284,7 @@ def _damage(damage: Quarantine | None) -> DamageReport | None:
 
 def _verified(pull: Pull | None) -> bool | None:
     """Whether the source publishes a digest of every file; None until the ref is resolved."""
-    return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
+    return pull.progress.manifest.has_all_digests if pull and pull.progress.manifest else None
 
 
 def _verified_by(pull: Pull | None) -> dict[str, int] | None:

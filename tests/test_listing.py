@@ -124,6 +124,7 @@ def test_ready_names_agree_with_a_plain_dictionary(changes: list[tuple[str, str]
         assert [(s.name, s.manifest) for s in names.all()] == sorted(plain.items())
         for each in MANIFESTS:
             assert [s.name for s in names.of(each)] == sorted(n for n, m in plain.items() if m == each)
+        assert names.in_hub_folder(one.hub_folder) == names.all()
         assert names.after("b", 2) == sorted(n for n in plain if n > "b")[:2]
 
 

@@ -44,17 +44,17 @@ def pull_here(
     configure_logs(level, options.log_format)
     began = clock()
     with (
-        assembled(options) as parts,
+        assembled(options) as daemon,
         _ending_in_time(),
         terminal.progress_bar(spec.name) as update,
     ):
-        parts.status.start(parts.models)
-        running = parts.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
+        daemon.status.start(daemon.models)
+        running = daemon.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
         if running is not None:
             _wait(running, seconds, update, lambda: clock() - began)
         if pin:
-            parts.store.pins.add(spec.name)
-        return as_document(parts.models.describe(spec.name))
+            daemon.store.pins.add(spec.name)
+        return as_document(daemon.models.describe(spec.name))
 
 
 def _wait(

@@ -19,7 +19,7 @@ import hypothesis
 import pytest
 
 from cachd.config import Config
-from cachd.daemon.parts import Parts, assembled
+from cachd.daemon.parts import Daemon, assembled
 from cachd.kernel import durable
 from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.disk_store import DiskStore
@@ -185,7 +185,7 @@ def listener() -> Iterator[Listener]:
 class Engine:
     """cachd without its API, in this process: opened over a root, asked for models, closed."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Daemon) -> None:
         self.store, self.pulls, self.metrics = parts.store, parts.pulls, parts.metrics
         self.bandwidth, self.scrubs, self.reclaim = parts.bandwidth, parts.scrubs, parts.reclaim
 

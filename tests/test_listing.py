@@ -16,6 +16,7 @@ from cachd.config import Config
 from cachd.daemon.parts import assembled
 from cachd.errors import Invalid
 from cachd.model import ModelSpec, Ref, snapshot_of
+from cachd.report.file_use import FileUseCache
 from cachd.report.models import Models
 from cachd.report.values import as_json
 from cachd.store.ready_names import ReadyNames
@@ -123,6 +124,7 @@ def test_ready_names_agree_with_a_plain_dictionary(changes: list[tuple[str, str]
         assert [(s.name, s.manifest) for s in names.all()] == sorted(plain.items())
         for each in MANIFESTS:
             assert [s.name for s in names.of(each)] == sorted(n for n, m in plain.items() if m == each)
+        assert names.in_hub_folder(one.hub_folder) == names.all()
         assert names.after("b", 2) == sorted(n for n in plain if n > "b")[:2]
 
 
@@ -174,6 +176,20 @@ def test_the_choice_of_what_to_evict_asks_the_kernel_and_not_the_listing(models:
     with open(models.store.content.path(blob)):  # through no view, so no open is reported
         assert [model.in_use for model in models.page(after="", limit=1).models] == [False]
         assert models.store.protection.is_in_use(models.store.manifests.of(snapshot))
+
+
+def test_a_listing_recalls_an_answer_the_longer_the_more_models_there_are(models: Models) -> None:
+    """So the share of a core that listings take does not grow with the number of models."""
+    publish(models, "m", 4, files=1)
+    store = models.store
+    snapshots = store.names.all()
+    (blob,) = {f.blob for f in store.manifests.of(snapshots[0]).files}
+    for count, age, is_asked in ((1, 15.0, True), (4, 15.0, False), (4, 25.0, True)):
+        cache = FileUseCache(store, models.scrubs, models.warms, quiet_seconds=10, quiet_seconds_each=5)
+        for snapshot in snapshots[:count]:
+            assert not cache.recall(snapshot, 1000.0).is_open
+        with open(store.content.path(blob)):  # through no view, so no open is reported
+            assert cache.recall(snapshots[0], 1000.0 + age).is_open == is_asked
 
 
 def test_the_api_and_the_command_line_follow_the_pages(ground: Ground) -> None:

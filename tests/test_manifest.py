@@ -196,8 +196,8 @@ def test_a_revision_of_40_or_64_digits_is_accepted(revision: str) -> None:
 
 
 def test_a_manifest_is_verified_when_every_file_has_a_digest() -> None:
-    assert manifest(file("a"), file("b", digest="crc32c:00000000")).is_verified
-    assert not manifest(file("a"), file("b", digest=None)).is_verified
+    assert manifest(file("a"), file("b", digest="crc32c:00000000")).has_all_digests
+    assert not manifest(file("a"), file("b", digest=None)).has_all_digests
 
 
 def some() -> Manifest:

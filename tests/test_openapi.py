@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from cachd import errors
 from cachd.api.problems import Problem
 from cachd.errors import CachdError
-from cachd.report.values import ErrorReport
+from cachd.report.values import ErrorReport, ModelState
+from cachd.transfer.progress import State
 from tests.ground.models import noise
 from tests.ground.node import Answer
 from tests.ground.origin import Status
@@ -231,3 +232,8 @@ def test_the_document_names_no_schema_that_it_lacks(ground: Ground) -> None:
     text = json.dumps(ground.node.ask("GET", "/openapi.json").document)
     named = {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert named <= set(json.loads(text)["components"]["schemas"])
+
+
+def test_a_model_has_the_states_of_a_pull_and_two_of_a_snapshot() -> None:
+    """Clients see one enum, so it repeats those of a pull."""
+    assert {state.value for state in ModelState} == {state.value for state in State} | {"damaged", "refused"}

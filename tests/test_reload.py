@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachd.config import RELOADED_KEYS, read
-from cachd.daemon.parts import Parts, assembled
+from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.errors import Forbidden
 from cachd.model import Limits, Percentage, Ref
@@ -27,7 +27,7 @@ class Running:
     """What a daemon reloads its options with, over a root, without its API."""
 
     reload: Reload
-    parts: Parts
+    parts: Daemon
     file: Path
     shelf: Path  # a directory with one file
 

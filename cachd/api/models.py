@@ -63,7 +63,8 @@ async def list_models(
     """List the models of this node by name: those that are ready, being pulled, failed or damaged.
 
     The answer is one page. When more models follow, it has `next`, and a Link header to the next page
-    (RFC 8288). In a listing, `in_use`, `resident_bytes` and `verified_at` may be up to a minute old.
+    (RFC 8288). In a listing, `in_use`, `resident_bytes` and `verified_at` may be a minute old, or a few
+    minutes on a node with thousands of models.
     """
     page, following = await lanes.reads.shared(("page", after, limit), partial(_page, models, after, limit))
     if following is None:

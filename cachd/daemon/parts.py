@@ -62,7 +62,7 @@ C = TypeVar("C", bound=_Closes)
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Daemon:
     """The objects that run pulls, for the daemon and for `pull --direct`."""
 
     store: Store
@@ -80,7 +80,7 @@ class Parts:
 
 
 @contextmanager
-def assembled(config: Config) -> Iterator[Parts]:  # over 40 lines: one for each object, in order
+def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for each object, in order
     """Open the root and build the objects. The exit stops their threads and releases the root.
 
     The daemon starts sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets the
@@ -114,7 +114,7 @@ def assembled(config: Config) -> Iterator[Parts]:  # over 40 lines: one for each
         refusals = closing(Refusals(store, pulls, lambda: sources.table))
         refusals.start()
         models = Models(store, pulls, scrubs, warms)
-        yield Parts(
+        yield Daemon(
             store,
             metrics,
             bandwidth,

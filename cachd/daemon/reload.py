@@ -9,7 +9,7 @@ import structlog
 
 from cachd import files
 from cachd.config import RELOADED_KEYS, Loaded
-from cachd.daemon.parts import Parts
+from cachd.daemon.parts import Daemon
 from cachd.daemon.sources import build_table
 from cachd.daemon.store import set_bounds
 from cachd.effective import effective, entries, holding
@@ -33,8 +33,8 @@ class Reload:
     One thread calls `poll`. Any thread may call the other methods.
     """
 
-    def __init__(self, loaded: Loaded, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, loaded: Loaded, daemon: Daemon) -> None:
+        self._daemon = daemon
         self._in_force = loaded
         self._seen = loaded.content
         self._is_first = True
@@ -64,22 +64,22 @@ class Reload:
                 return None
         self._is_first = False
         models = self._in_force.config.models
-        self._parts.reclaim.keep([m.spec.name for m in models])
+        self._daemon.reclaim.keep([m.spec.name for m in models])
         return [
             Desired(m.spec, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
         ]
 
     def _apply(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
-        parts = self._parts
-        set_bounds(parts.store, after.config)
+        daemon = self._daemon
+        set_bounds(daemon.store, after.config)
         table = build_table(after.config)
-        parts.sources.change(after.config.allow, table)
-        parts.refusals.check_soon()
+        daemon.sources.change(after.config.allow, table)
+        daemon.refusals.check_soon()
         # Limits set through the API stay in force until the limits in the file change.
-        limits = after.config.limits if after.config.limits != before else parts.bandwidth.limits
-        if (limits, table.limits()) != (parts.bandwidth.limits, parts.bandwidth.prefixes):
-            parts.bandwidth.change(limits, table.limits())
+        limits = after.config.limits if after.config.limits != before else daemon.bandwidth.limits
+        if (limits, table.limits()) != (daemon.bandwidth.limits, daemon.bandwidth.prefixes):
+            daemon.bandwidth.change(limits, table.limits())
         self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
         if self._waiting:
             log.warning("options of the file wait for a restart", options=self._waiting)
@@ -92,7 +92,7 @@ class Reload:
     def as_document(self) -> dict[str, object]:
         """Every option in force with where it was set, and the state of the file (GET /v1/options)."""
         config, error = self._in_force.config, self._refusal
-        options = effective(self._in_force, self._parts.bandwidth.limits)
+        options = effective(self._in_force, self._daemon.bandwidth.limits)
         return {
             "options": [option.as_document() for option in options],
             "file": {
@@ -110,7 +110,7 @@ class Reload:
         """
         if typed is None:
             return {"sources": entries(self._in_force)}
-        return holding(self._in_force, self._parts.sources.table, Typed.parse(typed).ref)
+        return holding(self._in_force, self._daemon.sources.table, Typed.parse(typed).ref)
 
 
 def _content(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 It starts from top to bottom, and stops from bottom to top:
 
-    parts        the root is locked, the threads of pulls wait for work (parts.py)
+    objects      the root is locked, the threads of pulls wait for work (parts.py)
     certificate  it is loaded, and is watched from now on
     sockets      they are bound: clients can connect and wait
     pulls        the pulls that an earlier process left behind resume
@@ -28,7 +28,7 @@ from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
 from cachd.daemon.listen import allowed_hosts, certified, check_listen
 from cachd.daemon.logs import configure_logs
-from cachd.daemon.parts import Parts, assembled
+from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
 from cachd.metrics import Scrape
@@ -48,15 +48,15 @@ def serve(loaded: Loaded) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
     configure_logs(config.log_level, config.log_format)
     check_listen(config)
-    with assembled(config) as parts, certified(config) as certificate, opened(config.listeners) as listeners:
-        reload = Reload(loaded, parts)
+    with assembled(config) as daemon, certified(config) as certificate, opened(config.listeners) as listeners:
+        reload = Reload(loaded, daemon)
         signal.signal(signal.SIGHUP, lambda _number, _frame: reload.request())
-        prewarm = Prewarm(parts.pulls, parts.store, parts.warms, reload.poll)
-        models = parts.models
+        prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, reload.poll)
+        models = daemon.models
         tokens = _tokens(config)
-        parts.metrics.watch(lambda: _scrape(parts, models, reload, tokens, certificate))
+        daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
         services = api_services(
-            parts, required=prewarm.required, options=reload.as_document, sources=reload.sources
+            daemon, required=prewarm.required, options=reload.as_document, sources=reload.sources
         )
         app = create_app(
             services,
@@ -64,17 +64,17 @@ def serve(loaded: Loaded) -> None:
             anonymous_reads=config.anonymous_reads,
             allowed_hosts=allowed_hosts(config),
         )
-        with _started(parts, models, prewarm):
+        with _started(daemon, models, prewarm):
             for each in listeners:
                 place = each.place()
-                log.info("listening", **place, root=str(parts.store.layout.root), version=__version__)
+                log.info("listening", **place, root=str(daemon.store.layout.root), version=__version__)
             _collect_seldom()
-            run(app, listeners, certificate=certificate, interrupt=parts.pulls.interrupt)
+            run(app, listeners, certificate=certificate, interrupt=daemon.pulls.interrupt)
     log.info("stopped")
 
 
 def api_services(
-    parts: Parts,
+    daemon: Daemon,
     *,
     required: Callable[[], list[str]],
     options: Callable[[], dict[str, object]],
@@ -82,13 +82,13 @@ def api_services(
 ) -> Services:
     """What the routes of the API use. The keywords are as `Services` says."""
     return Services(
-        models=parts.models,
-        metrics=parts.metrics,
-        bandwidth=parts.bandwidth,
-        sweeps=parts.sweeps,
-        scrubs=parts.scrubs,
-        reclaim=parts.reclaim,
-        status=parts.status,
+        models=daemon.models,
+        metrics=daemon.metrics,
+        bandwidth=daemon.bandwidth,
+        sweeps=daemon.sweeps,
+        scrubs=daemon.scrubs,
+        reclaim=daemon.reclaim,
+        status=daemon.status,
         required=required,
         options=options,
         sources=sources,
@@ -96,15 +96,15 @@ def api_services(
 
 
 @contextmanager
-def _started(parts: Parts, models: Models, prewarm: Prewarm) -> Iterator[None]:
+def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]:
     """Resume the pulls of an earlier process, and start all that works on its own."""
-    unleased(parts.store.layout.root, parts.pulls.resume)
-    parts.status.start(models)
+    unleased(daemon.store.layout.root, daemon.pulls.resume)
+    daemon.status.start(models)
     prewarm.start()
     with closing(prewarm):
-        parts.sweeps.start()
-        parts.scrubs.start()
-        parts.reclaim.start()
+        daemon.sweeps.start()
+        daemon.scrubs.start()
+        daemon.reclaim.start()
         yield
 
 
@@ -118,20 +118,20 @@ def _tokens(config: Config) -> TokenFile | None:
 
 
 def _scrape(
-    parts: Parts, models: Models, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
+    daemon: Daemon, models: Models, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
 ) -> Scrape:
     return Scrape(
-        capacity=parts.store.space.capacity(),
-        views=parts.store.watch.watched(),
+        capacity=daemon.store.space.capacity(),
+        views=daemon.store.watch.watched(),
         leases=models.leases(),
-        oldest_scrub=parts.scrubs.oldest(),
+        oldest_scrub=daemon.scrubs.oldest(),
         is_config_in_force=reload.is_in_force,
         are_tokens_in_force=tokens is None or tokens.are_in_force(),
         certificate_expires_at=certificate.expires_at if certificate else None,
         is_certificate_in_force=certificate.is_in_force if certificate else None,
         models=models.counted(),
-        limits=parts.bandwidth.rates(),
-        resident=parts.warms.resident(),
+        limits=daemon.bandwidth.rates(),
+        resident=daemon.warms.resident(),
     )
 
 

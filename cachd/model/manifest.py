@@ -253,7 +253,7 @@ class Manifest:
         check_folders(self.base, sizes)
 
     @property
-    def is_verified(self) -> bool:
+    def has_all_digests(self) -> bool:
         """Whether the source states a digest of every file."""
         return self.verified_by[0][0] != UNVERIFIED
 

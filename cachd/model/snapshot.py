@@ -249,7 +249,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         revision=manifest.revision,
         size=manifest.size,
         files=len(manifest.files),
-        verified=manifest.is_verified,
+        verified=manifest.has_all_digests,
         verified_by=manifest.verified_by,
         left_out=manifest.left_out,
         warnings=manifest.warnings,

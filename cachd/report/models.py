@@ -122,7 +122,7 @@ class Models:
         """The reports of the first `limit` models whose names sort after `after`. Blocks.
 
         `next` is set when more models follow. What a report says of open files, memory and verification may
-        be up to a minute old (FileUseCache).
+        be a minute old, or older among thousands of models (FileUseCache).
         """
         others = {name for name in self._not_ready() if name > after}
         names = sorted({*self.store.names.after(after, limit + 1), *others})
@@ -294,7 +294,7 @@ def _left_out(manifest: Manifest | None) -> LeftOutReport | None:
 
 def _verified(pull: Pull | None) -> bool | None:
     """Whether the source publishes a digest of every file; None until the ref is resolved."""
-    return pull.progress.manifest.is_verified if pull and pull.progress.manifest else None
+    return pull.progress.manifest.has_all_digests if pull and pull.progress.manifest else None
 
 
 def _verified_by(pull: Pull | None) -> dict[str, int] | None:

@@ -73,7 +73,7 @@ class Names:
 
     def in_hub_folder(self, folder: str) -> list[Snapshot]:
         """The ready snapshots of one folder of the Hub view."""
-        return [s for s in self._ready.all() if s.hub_folder == folder]
+        return self._ready.in_hub_folder(folder)
 
     def ready(self, name: str) -> Snapshot:
         """The snapshot that a name leads to. Raises NotFound if the name is not ready."""
@@ -131,7 +131,8 @@ class Names:
         That is so if the folder shows a model of another source, or has a branch that cannot exist beside the
         spec's own (`main` and `main/x`: a file and a directory).
         """
-        for other in self.all_known():
+        damaged = [each.snapshot for each in list(self._quarantined.values())]
+        for other in [*damaged, *self._ready.in_hub_folder(spec.hub_folder)]:
             if other.name == spec.name or other.hub_folder != spec.hub_folder:
                 continue
             if other.spec.ref.base != spec.ref.base:

@@ -1,8 +1,9 @@
-"""Finds the snapshots of the ready names by name, by manifest, or in order, however many there are."""
+"""Finds the snapshots of the ready names: by name, manifest or Hub folder, or in the order of their names."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable
 
 from cachd.model import Snapshot
@@ -11,16 +12,18 @@ from cachd.model import Snapshot
 class ReadyNames:
     """The snapshot of each ready name.
 
-    Any thread may read without a lock, because each change puts a new list in the place of the old one. One
-    thread at a time may change it.
+    One thread at a time may change it. Any thread may read without a lock: each change puts a new list in the
+    place of the old one, and a name is in its groups before it leads to its snapshot.
     """
 
     def __init__(self, snapshots: Iterable[Snapshot] = ()) -> None:
         self._by_name = {snapshot.name: snapshot for snapshot in snapshots}
         self._sorted = sorted(self._by_name)
-        self._of_manifest: dict[str, tuple[str, ...]] = {}
+        groups = defaultdict[str, list[str]](list)
         for name in self._sorted:
-            self._add_to_manifest(self._by_name[name].manifest, name)
+            for key in _keys(self._by_name[name]):
+                groups[key].append(name)
+        self._groups = {key: tuple(names) for key, names in groups.items()}  # each sorted
 
     def get(self, name: str) -> Snapshot | None:
         """The snapshot of a ready name; None if the name is not ready."""
@@ -32,7 +35,11 @@ class ReadyNames:
 
     def of(self, manifest: str) -> list[Snapshot]:
         """Those of one manifest, sorted by name."""
-        return [s for s in self._known(self._of_manifest.get(manifest, ())) if s.manifest == manifest]
+        return [s for s in self._known(self._groups.get(manifest, ())) if s.manifest == manifest]
+
+    def in_hub_folder(self, folder: str) -> list[Snapshot]:
+        """Those of one folder of the Hub view, sorted by name."""
+        return [s for s in self._known(self._groups.get(f"hub/{folder}", ())) if s.hub_folder == folder]
 
     def after(self, name: str, count: int) -> list[str]:
         """The first `count` names that sort after `name`."""
@@ -43,13 +50,13 @@ class ReadyNames:
     def put(self, snapshot: Snapshot) -> None:
         """Let a name lead to this snapshot."""
         name, before = snapshot.name, self._by_name.get(snapshot.name)
-        self._by_name[name] = snapshot
+        self._add(name, _keys(snapshot))
         if before is None:
             at = bisect_left(self._sorted, name)
             self._sorted = [*self._sorted[:at], name, *self._sorted[at:]]
-        elif before.manifest != snapshot.manifest:
-            self._remove_from_manifest(before.manifest, name)
-        self._add_to_manifest(snapshot.manifest, name)
+        self._by_name[name] = snapshot  # from here on, readers find it, in all its groups
+        if before is not None:
+            self._remove(name, _keys(before) - _keys(snapshot))
 
     def remove(self, name: str) -> None:
         """The name is not ready. Does nothing if it was not."""
@@ -58,19 +65,28 @@ class ReadyNames:
             return
         at = bisect_left(self._sorted, name)
         self._sorted = [*self._sorted[:at], *self._sorted[at + 1 :]]
-        self._remove_from_manifest(before.manifest, name)
+        self._remove(name, _keys(before))
 
     def _known(self, names: Iterable[str]) -> list[Snapshot]:
         """The snapshots of these names; without those that another thread removes meanwhile."""
         return [found for name in names if (found := self._by_name.get(name)) is not None]
 
-    def _add_to_manifest(self, manifest: str, name: str) -> None:
-        names = self._of_manifest.get(manifest, ())
-        self._of_manifest[manifest] = tuple(sorted({*names, name}))
+    def _add(self, name: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            names = self._groups.get(key, ())
+            at = bisect_left(names, name)
+            if names[at : at + 1] != (name,):
+                self._groups[key] = (*names[:at], name, *names[at:])
 
-    def _remove_from_manifest(self, manifest: str, name: str) -> None:
-        left = tuple(each for each in self._of_manifest.get(manifest, ()) if each != name)
-        if left:
-            self._of_manifest[manifest] = left
-        else:
-            self._of_manifest.pop(manifest, None)
+    def _remove(self, name: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            left = tuple(each for each in self._groups.get(key, ()) if each != name)
+            if left:
+                self._groups[key] = left
+            else:
+                self._groups.pop(key, None)
+
+
+def _keys(snapshot: Snapshot) -> set[str]:
+    """The groups that the name of a snapshot is in."""
+    return {snapshot.manifest, f"hub/{snapshot.hub_folder}"}

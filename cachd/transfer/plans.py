@@ -190,7 +190,7 @@ class Planner:
             refetch_seconds=refetch_seconds(
                 manifest.size,
                 usage_log.rate(manifest.base.partition("://")[0]),
-                verified=manifest.is_verified,
+                verified=manifest.has_all_digests,
                 gated=GATED in lost,
                 gone=GONE in lost,
             ),

@@ -20,7 +20,7 @@ from typing import Any
 
 from cachd.config import Config
 from cachd.daemon.logs import configure_logs
-from cachd.daemon.parts import Parts, assembled
+from cachd.daemon.parts import Daemon, assembled
 from cachd.errors import CachdError, NotFound
 from cachd.model import ModelSpec, Ref
 from cachd.report.models import Models
@@ -154,7 +154,7 @@ def _serve(told: Connection) -> None:
 
 
 @contextmanager
-def opened(root: Path, origins: Origins) -> Iterator[Parts]:
+def opened(root: Path, origins: Origins) -> Iterator[Daemon]:
     """cachd's parts over `root`."""
     configure_logs("critical", "json")
     allow = ("127.0.0.0/8", "http://127.0.0.1/")
@@ -177,7 +177,7 @@ class Life:
     """What is done over and over; each step may fail with an error of cachd's, and with no other."""
 
     def __init__(
-        self, parts: Parts, origins: Origins, *, pulled: Callable[[str], None] = lambda _: None
+        self, parts: Daemon, origins: Origins, *, pulled: Callable[[str], None] = lambda _: None
     ) -> None:
         self._parts, self._specs, self._pulled = parts, specs(origins), pulled
         self.errors: list[CachdError] = []
@@ -267,7 +267,7 @@ def digests(tree: Path) -> Digests:
     return {str(path.relative_to(tree)): _sha256(path.read_bytes()) for path in files}
 
 
-def states(parts: Parts) -> dict[str, str]:
+def states(parts: Daemon) -> dict[str, str]:
     models = Models(parts.store, parts.pulls, parts.scrubs, parts.warms)
     return {name: str(models.state(name)) for name in models.names()}
 

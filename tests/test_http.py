@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
+from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.sources.cancel import CancelToken
-from cachd.sources.http import Target
+from cachd.sources.http import Target, parsed
 from cachd.sources.source import NoRanges
 from tests.fetching import EITHER, EXTENTS, KIB, fetch, http, read, refused
 from tests.ground.models import noise
@@ -33,6 +37,33 @@ from tests.ground.origin import (
     WrongRange,
 )
 from tests.ground.scripted import Scripted, saying
+
+# --- URLs ---
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(["http://", "https://", "HTTP://", "ftp://", "http:/", ""]),
+    st.text(alphabet="ab.:19/?#@[]%;&=~-\\ \t\x7fé", max_size=24),
+)
+@example("http://", "h:99999/x")
+@example("http://", "[::1]:8080/x?a=b#c")
+@example("https://", "h?a#b?c/d")
+@example("http://", "user@h/")
+@example("http://", "h]/")
+def test_a_url_has_the_parts_that_the_standard_library_finds_or_is_refused(scheme: str, rest: str) -> None:
+    url = scheme + rest
+    try:
+        parts = urlsplit(url)
+        is_url = parts.port is not False and bool(parts.hostname)
+    except ValueError:
+        is_url = False
+    if is_url and "@" not in parts.netloc and not re.search(r"[^!-\[\]-~]", url):
+        assert parsed(url) == parts
+    else:
+        with pytest.raises(Invalid):
+            parsed(url)
+
 
 # --- what an origin says of a file ---
 

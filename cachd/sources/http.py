@@ -49,7 +49,7 @@ _NO_SECRETS: Mapping[str, str] = {}
 _ODD = re.compile(r"[^!-\[\]-~]")  # a space, a backslash, a control character or anything beyond ASCII
 # Most URLs: without a user, an IPv6 address or an odd character. `urlsplit` takes ten times as long for them.
 _PLAIN = re.compile(
-    r"""(https?)://([!"$-.0->A-Z^-~]+)([!"$->@-\[\]-~]*)(?:\?([!"$-\[\]-~]*))?(?:#([!-\[\]-~]*))?"""
+    r"""(https?)://([!"$-.0->A-Z^-~]+)(/[!"$->@-\[\]-~]*)?(?:\?([!"$-\[\]-~]*))?(?:#([!-\[\]-~]*))?"""
 )
 
 

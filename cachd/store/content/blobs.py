@@ -41,11 +41,8 @@ class Blobs:
 
     def has(self, file: File) -> bool:
         """Whether the file's blob is here and has the right size."""
-        at = self.at(file.blob)
-        if not os.access(at, os.F_OK, follow_symlinks=False):  # unlike lstat, without an exception
-            return False
         try:
-            return os.lstat(at).st_size == file.size
+            return os.lstat(self.at(file.blob)).st_size == file.size
         except FileNotFoundError:
             return False
 

@@ -31,6 +31,7 @@ from cachd.sources.connection import origin_of
 from cachd.sources.failures import bare
 from cachd.sources.http1 import Request
 from cachd.sources.names import Names
+from cachd.sources.pauses import Pauses
 from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
@@ -63,7 +64,10 @@ class Target:
 
 
 class Http:
-    """Requests files for one address policy, and follows redirects. Thread-safe."""
+    """Requests files for one address policy, and follows redirects. Thread-safe.
+
+    `pauses`: which origins want a pause; all clients of a node share it.
+    """
 
     def __init__(
         self,
@@ -74,12 +78,14 @@ class Http:
         authorities: Authorities,
         proxies: Proxies = _NO_PROXIES,
         proxy_credentials: Secret = _NO_CREDENTIALS,
+        pauses: Pauses | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address_policy = address_policy
         self._proxies, self._proxy_credentials = proxies, proxy_credentials
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities, self._clock = authorities, clock
+        self._pauses = pauses or Pauses(clock)
         names = Names(connect_seconds)
         tunnels = Tunnels(
             proxy_credentials,
@@ -99,7 +105,12 @@ class Http:
             clock=clock,
         )
         self._pool = ConnectionPool(
-            routes, address_policy, authorities, stall_seconds=stall_seconds, clock=clock
+            routes,
+            address_policy,
+            authorities,
+            stall_seconds=stall_seconds,
+            pauses=self._pauses,
+            clock=clock,
         )
         self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
 
@@ -112,6 +123,7 @@ class Http:
             authorities=self._authorities,
             proxies=self._proxies,
             proxy_credentials=self._proxy_credentials,
+            pauses=self._pauses,
             clock=self._clock,
         )
 

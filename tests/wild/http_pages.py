@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 
-from tests.ground.raw import Answer, Asked, RawServer, ranged, reply
+from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 from tests.wild.http import LARGE, SMALL, TAG, Said, one_file, plainly
 
@@ -110,7 +110,7 @@ def sums(files: Mapping[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in files.items()).encode()
 
 
-def serving(files: Mapping[str, bytes]) -> Answer:
+def serving(files: Mapping[str, bytes]) -> Said:
     """What a correct server says for a directory."""
     held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sums(files)}
     return lambda asked: ranged(asked, held[asked.target], TAG)

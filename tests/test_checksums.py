@@ -16,11 +16,19 @@ from tests.fetching import HEX, refused
         (f"{HEX} *a.bin\r\n{HEX}  dir/b c\r\n", ["a.bin", "dir/b c"]),
         (f"{HEX.upper()}  ./a", ["a"]),
         (f"# made by hand\n\n{HEX}  é\n   \n", ["é"]),
+        (f"SHA256 (a) = {HEX}\nSHA256(./dir/b (1)) = {HEX}\n", ["a", "dir/b (1)"]),
         ("", []),
     ],
 )
 def test_sums_are_read_as_sha256sum_writes_them(content: str, paths: list[str]) -> None:
     assert checksums.parse(content.encode(), "SHA256SUMS") == dict.fromkeys(paths, Digest("sha256", HEX))
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_sums_may_begin_with_the_mark_of_their_encoding(coding: str) -> None:
+    mark = "\ufeff" if coding.endswith("e") else ""
+    content = f"{mark}{HEX}  a\r\n{HEX} *é\r\n".encode(coding)
+    assert [*checksums.parse(content, "SHA256SUMS")] == ["a", "é"]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +43,9 @@ def test_sums_are_read_as_sha256sum_writes_them(content: str, paths: list[str]) 
         (f"d41d8cd98f00b204e9800998ecf8427e  a\n{HEX}  b\n".encode(), "line 1"),
         (f"\\{HEX}  a\\nb\n".encode(), "line 1"),
         (b"<!doctype html>\n", "line 1"),
+        (b"\xff\xfe\x00\xd8a", "not text"),
+        (f"SHA256 (a) = {HEX}\n{HEX}  a\n".encode(), "line 2"),
+        (f"MD5 (a) = {HEX[:32]}\n".encode(), "line 1"),
         (f"{HEX}  \xff\n".encode("latin-1"), "not text"),
     ],
     ids=ascii,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.model import ModelSpec
 from cachd.policy.origin_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, OriginLimit
 from cachd.sources.at_once import ask_all
 from cachd.sources.cancel import CancelToken
-from tests.conftest import Engine
-from tests.fetching import MIB, http, refused
+from cachd.sources.pauses import Pauses, is_pause
+from tests.conftest import Engine, spec_of
+from tests.fetching import MIB, PATIENCE_SECONDS, http, refused
 from tests.ground.models import noise
 from tests.ground.raw import Asked, RawServer, ranged, reply
 
@@ -55,6 +60,88 @@ def test_an_origin_that_refuses_everything_fails_with_its_status(engine: Engines
         error = refused(lambda: running.pull(f"{origin.url}/m/w.bin"), "origin_failed")
         assert error.origin_status == 503
         assert len(origin.asked) < 40
+
+
+def test_a_pull_that_is_refused_while_its_origin_serves_another_one_waits(engine: Engines) -> None:
+    content = FILES["00.json"]
+    sending = threading.Event()
+
+    def said(asked: Asked) -> bytes | Iterator[bytes]:
+        whole = ranged(asked, content, 'ETag: "one"')
+        return in_two(whole) if (asked.method, asked.target) == ("GET", "/first") else whole
+
+    def in_two(whole: bytes) -> Iterator[bytes]:
+        yield whole[:-9]
+        sending.set()
+        for _ in range(7):
+            assert origin.refusals.acquire(timeout=PATIENCE_SECONDS)
+        yield whole[-9:]
+
+    running = engine(retries=0, stall_seconds=PATIENCE_SECONDS)
+    with RawServer(said, connections=1) as origin:
+        first = running.begin(spec_of(f"{origin.url}/first"))
+        assert sending.wait(PATIENCE_SECONDS)
+        second = running.begin(spec_of(f"{origin.url}/second"))
+        assert first.done.result(PATIENCE_SECONDS)
+        assert second.done.result(PATIENCE_SECONDS)
+
+
+# --- pauses ---
+
+
+def test_what_one_pull_learns_of_a_pause_holds_for_all_pulls_of_the_node(engine: Engines) -> None:
+    times: list[float] = []
+
+    def said(asked: Asked) -> bytes:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            return reply(asked, "429 Too Many Requests", "Retry-After: 1")
+        return ranged(asked, FILES["00.json"], 'ETag: "one"')
+
+    running = engine(retries=0)
+    with RawServer(said) as origin:
+        spec = ModelSpec.asked(f"{origin.url}/first", "first")
+        refused(lambda: running.pulls.resolve(spec), "rate_limited")
+        for number in range(6):
+            running.begin(spec_of(f"{origin.url}/{number}"))
+        for pull in running.pulls.running():
+            pull.done.result(PATIENCE_SECONDS)
+    assert len(times) == 1 + 6 * 2, "a HEAD and a GET of each, after the pause"
+    assert times[1] - times[0] >= 0.99
+
+
+def test_a_pause_is_of_one_origin_and_of_one_bucket() -> None:
+    pauses = Pauses(lambda: 0.0)
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=x"}
+    asked: list[tuple[str, dict[str, str]]] = [
+        ("http://a/x", {}),
+        ("http://a:81/x", {}),
+        ("http://b/x", {}),
+        ("http://s/one/x", signed),
+        ("http://s/two/x?X-Amz-Credential=y", {}),
+    ]
+    for number, (url, headers) in enumerate(asked):
+        pauses.note(urlsplit(url), headers, {"Retry-After": str(number + 1)})
+    for number, (url, headers) in enumerate(asked):
+        error = refused(lambda url=url, headers=headers: pauses.check(urlsplit(url), headers), "rate_limited")
+        assert error.facts["retry_after"] == number + 1
+        assert is_pause(error)
+    for url, headers in (("http://s/x", {}), ("http://s/three/x", signed), ("https://a/x", {})):
+        pauses.check(urlsplit(url), headers)
+
+
+def test_pauses_end_and_are_few() -> None:
+    now = [0.0]
+    pauses = Pauses(lambda: now[0])
+    for number in range(3000):
+        pauses.note(urlsplit(f"http://h{number}/"), {}, {"Retry-After": "5"})
+    assert len(pauses._until) == 1000
+    now[0] = 5.0
+    pauses.check(urlsplit("http://h0/"), {})
+    pauses.note(urlsplit("http://new/"), {}, {"Retry-After": "5"})
+    refused(lambda: pauses.check(urlsplit("http://new/"), {}), "rate_limited")
+    pauses.note(urlsplit("http://none/"), {}, {"RateLimit": '"a";r=5;t=9'})
+    pauses.check(urlsplit("http://none/"), {})
 
 
 # --- the decision ---

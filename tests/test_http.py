@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from urllib.parse import urlsplit
 
@@ -203,6 +203,29 @@ def test_a_range_is_known_by_its_numbers(origin: Origin, said: str) -> None:
     target = Target(origin.add("/x", noise(KIB)), KIB)
     origin.fault("/x", ContentRange(said))
     assert read(http().open(target, Extent(5, 50), CancelToken()), 45) == noise(KIB)[5:50]
+
+
+def test_the_first_bytes_of_a_range_are_taken_and_its_end_is_said(origin: Origin) -> None:
+    target = Target(origin.add("/x", noise(KIB)), KIB)
+    origin.fault("/x", Begins(20))
+    with http().open(target, Extent(5, 50), CancelToken()) as body:
+        view = memoryview(bytearray(45))
+        assert body.readinto(view) == 20
+        assert view[:20] == noise(KIB)[5:25]
+        error = refused(lambda: body.readinto(view[20:]), "ended_early")
+        assert isinstance(error, Unavailable)
+
+
+@dataclass(frozen=True)
+class Begins(Fault):
+    """Only so many bytes of a range."""
+
+    count: int
+
+    def reply(self, seen: Seen, reply: Reply) -> Reply:
+        stop = reply.start + self.count
+        stated = f"bytes {reply.start}-{stop - 1}/{reply.content.size}"
+        return replace(reply.tagged(Content_Range=stated), stop=stop, length=self.count)
 
 
 def test_a_range_that_comes_as_several_is_asked_for_as_a_complete_file(origin: Origin) -> None:

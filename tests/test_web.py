@@ -190,6 +190,22 @@ def test_a_validator_that_differs_asks_the_sums_and_the_digest_decides(origin: O
         web().open(file, Extent(0, 1000), CancelToken())
 
 
+def test_a_weak_tag_that_differs_is_changed_though_it_marks_no_version(origin: Origin) -> None:
+    source, url = web(), origin.add("/x", noise(1000), etag='W/"one"', last_modified=False)
+    first, second = resolve(source, url).files[0], resolve(source, url).files[0]
+    assert first.blob != second.blob
+    assert read(source.open(first, Extent(5, 9), CancelToken()), 4) == noise(1000)[5:9]
+    origin.add("/x", noise(1000), etag='W/"two"', last_modified=False)
+    refused(lambda: source.open(first, Extent(5, 9), CancelToken()), "changed")
+    origin.add("/x", noise(1000), etag=None, last_modified=False)
+    assert read(source.open(first, Extent(5, 9), CancelToken()), 4) == noise(1000)[5:9]
+
+
+def test_a_page_in_place_of_the_sums_is_named(origin: Origin) -> None:
+    origin.add("/model/SHA256SUMS", b"\n<!doctype html><p>Sign in")
+    refused(lambda: resolve(web(), f"{origin.url}/model/"), "login_page")
+
+
 def test_without_a_digest_a_validator_that_differs_is_changed_with_the_way_to_publish_one(
     origin: Origin,
 ) -> None:

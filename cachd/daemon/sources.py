@@ -11,6 +11,7 @@ from cachd.config import Config
 from cachd.model import SCHEMES
 from cachd.policy.proxy import Proxies
 from cachd.sources.http import Http
+from cachd.sources.pauses import Pauses
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
@@ -27,6 +28,7 @@ def build_sources(config: Config) -> Sources:
         connect_seconds=config.connect_seconds,
         proxies=Proxies.configured(config.proxy, config.no_proxy, os.environ),
         proxy_credentials=Secret(config.proxy_credentials_file),
+        pauses=Pauses(),
     )
     return Sources(
         http,

@@ -79,8 +79,9 @@ def check_validator(response: Response, url: str, validator: str | None) -> None
 def announced(response: Response, url: str, size: int, extent: Extent) -> int:
     """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
 
-    `size` is that of the file, `extent` what was asked for. Raises NoRanges for a complete file where a part
-    was asked for, Changed for a file of another size, Unavailable when the headers contradict the request.
+    `size` is that of the file, `extent` what was asked for; a 206 may hold the first bytes of it only. Raises
+    NoRanges for a complete file where a part was asked for, Changed for a file of another size, Unavailable
+    when the headers contradict the request.
     """
     length_header = response.stated_length
     length = number(length_header)
@@ -90,10 +91,11 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> int:
         raise NoRanges(url)
     if response.status == 206:
         header = response.headers.get("Content-Range")
-        exact = extent.start, extent.stop - 1, size
-        if content_range(header) not in (exact, (*exact[:2], None)):
-            wanted = f"bytes {exact[0]}-{exact[1]}/{size}"
+        first, last, total = content_range(header) or (-1, -1, -1)
+        if first != extent.start or not first <= last < extent.stop or total not in (size, None):
+            wanted = f"bytes {extent.start}-{extent.stop - 1}/{size}"
             raise protocol_error(url, f"Content-Range is {header or 'none':.60}, not {wanted}")
+        extent = Extent(first, last + 1)
     elif extent.size != size:
         raise NoRanges(url)
     elif length is not None and length != size:

@@ -1,7 +1,13 @@
-"""Parses SHA256SUMS files: one `HEX  path` or `HEX *path` a line, as sha256sum of coreutils writes them."""
+"""Parses SHA256SUMS files, as sha256sum of coreutils and of BSD write them.
+
+    HEX  path      HEX *path      SHA256 (path) = HEX
+
+The text is UTF-8, or UTF-16 with its mark: so PowerShell writes what `>` redirects.
+"""
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import threading
@@ -18,30 +24,50 @@ LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+_BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
     """The digest of each path. Raises Invalid, which names the malformed or repeated line or path."""
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
-    for number, written in enumerate(io.BytesIO(content), start=1):
+    for number, written in enumerate(io.BytesIO(_as_utf8(content, shown)), start=1):
         if number > _MOST_LINES:
             raise too_large(shown, _MOST_LINES, unit="lines")
         line = _decoded(written, shown, number)
         if not line.strip() or line.startswith("#"):
             continue
-        found = _LINE.fullmatch(line)
-        if not found or found[2] in checksums:
+        stated, path = _parts(line)
+        if not stated or path in checksums:
             raise Invalid(
                 f"{shown} line {number} is not a digest and a path, or repeats a path",
                 code="bad_checksums",
                 hint="make it with: sha256sum FILE... > SHA256SUMS",
             )
-        if found[2] == NAME:
+        if path == NAME:
             continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
-        entries.add(found[2])
-        checksums[check_path(found[2])] = Digest("sha256", found[1].lower())
+        entries.add(path)
+        checksums[check_path(path)] = Digest("sha256", stated.lower())
     return checksums
+
+
+def _parts(line: str) -> tuple[str, str]:
+    """The digest and the path of a line; both are empty if it has none."""
+    if found := _LINE.fullmatch(line):
+        return found[1], found[2]
+    if found := _BSD_LINE.fullmatch(line):
+        return found[2], found[1]
+    return "", ""
+
+
+def _as_utf8(content: bytes, shown: str) -> bytes:
+    """The text without its byte order mark. Raises Invalid when it is not what its mark says."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise Invalid(f"{shown} is not text: {error}", code="bad_checksums") from error
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _decoded(line: bytes, shown: str, number: int) -> str:

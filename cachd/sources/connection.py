@@ -99,10 +99,7 @@ class Connection:
     def keep(self) -> None:
         """Return the connection to its pool. If the pool has too many, close the one that is idle longest."""
         pool, self._pool = self._pool, {}
-        before = pool.pop(self._origin, None)  # if several threads share the pool
         pool[self._origin] = self
-        if before:
-            before.close()
         if len(pool) > MOST_KEPT:
             pool.pop(next(iter(pool))).close()
 

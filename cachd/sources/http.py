@@ -4,7 +4,7 @@ Every request sends `Accept-Encoding: identity`, so a body is the file's own byt
 validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (RFC 9110, 13.1). Every response
 must fit its request (RFC 9110, 15):
 
-    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, all three exact
+    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, or fewer bytes
     412  the validator does not match: Changed   416  the file got shorter: Changed
     3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
 
@@ -31,6 +31,7 @@ from cachd.sources.connection import origin_of
 from cachd.sources.failures import bare
 from cachd.sources.http1 import Request
 from cachd.sources.names import Names
+from cachd.sources.pauses import Pauses
 from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
@@ -67,7 +68,10 @@ class Target:
 
 
 class Http:
-    """Requests files for one address policy, and follows redirects. Thread-safe."""
+    """Requests files for one address policy, and follows redirects. Thread-safe.
+
+    `pauses`: which origins want a pause; all clients of a node share it.
+    """
 
     def __init__(
         self,
@@ -78,12 +82,14 @@ class Http:
         authorities: Authorities,
         proxies: Proxies = _NO_PROXIES,
         proxy_credentials: Secret = _NO_CREDENTIALS,
+        pauses: Pauses | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address_policy = address_policy
         self._proxies, self._proxy_credentials = proxies, proxy_credentials
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities, self._clock = authorities, clock
+        self._pauses = pauses or Pauses(clock)
         names = Names(connect_seconds)
         tunnels = Tunnels(
             proxy_credentials,
@@ -103,7 +109,12 @@ class Http:
             clock=clock,
         )
         self._pool = ConnectionPool(
-            routes, address_policy, authorities, stall_seconds=stall_seconds, clock=clock
+            routes,
+            address_policy,
+            authorities,
+            stall_seconds=stall_seconds,
+            pauses=self._pauses,
+            clock=clock,
         )
         self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
 
@@ -116,6 +127,7 @@ class Http:
             authorities=self._authorities,
             proxies=self._proxies,
             proxy_credentials=self._proxy_credentials,
+            pauses=self._pauses,
             clock=self._clock,
         )
 
@@ -205,7 +217,7 @@ class Http:
             check_status(response, arrived)
             check_encoding(response, arrived)
             check_validator(response, target.url, target.validator)
-            response.expect(announced(response, arrived, target.size, extent))
+            response.expect(announced(response, arrived, target.size, extent), asked=extent.size)
         except BaseException:
             response.close()
             raise

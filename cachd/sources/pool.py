@@ -6,21 +6,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.at_once import BUSY
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
-from cachd.sources.failures import BROKEN, broken
+from cachd.sources.failures import BROKEN, broken, retry_after
 from cachd.sources.http1 import Request
+from cachd.sources.pauses import RATE_LIMITED, Pauses
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
 from cachd.sources.trust import Authorities
 
-_FEW_SECONDS = 600.0  # from the last refusal
-_MAX_FEW = 1000
+_VAIN_SECONDS = 10.0
+_MAX_VAIN = 1000
 
 
 class ConnectionPool:
@@ -33,68 +33,80 @@ class ConnectionPool:
         authorities: Authorities,
         *,
         stall_seconds: float,
+        pauses: Pauses,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._routes, self._address_policy, self._authorities = routes, address_policy, authorities
+        self._pauses = pauses
         self._stall_seconds, self._clock = stall_seconds, clock
         self._kept = threading.local()
         self._age = 0  # connections of an earlier age are not used again
         self._lock = threading.Lock()
-        self._all_kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
-        self._shared = _Kept()  # the idle connections to origins that take few of them, for all threads
-        self._few: dict[Origin, float] = {}  # such an origin -> until when it counts as one
+        self._pools: weakref.WeakSet[_Kept] = weakref.WeakSet()  # of all threads
+        self._vain: dict[Origin, float] = {}  # an origin that refused all the same -> until when to skip it
 
     def anew(self) -> None:
         """Do not reuse a connection that is idle now."""
         self._age += 1
-        while self._shared:
-            with suppress(KeyError):  # another thread took it
-                self._shared.popitem()[1].close()
 
     def send(self, request: Request, cancel_token: CancelToken) -> Response:
         """Send a request on the idle connection, or on a new one if the origin has closed the idle one.
 
-        The caller closes the response. Raises Invalid for a header that cannot be sent, Unavailable,
-        Forbidden or Cancelled.
+        The caller closes the response. Raises Invalid for a header that cannot be sent, Unavailable (also
+        while the origin wants a pause), Forbidden or Cancelled.
         """
-        url = request.url
-        pool = self._shared if self._takes_few(origin_of(url)) else self._idle()
+        url, pool = request.url, self._idle()
+        self._pauses.check(url, request.headers)
         kept = None if request.body else pool.pop(origin_of(url), None)  # a body is never sent twice
         if kept:
-            # Perhaps the policy allowed this connection only for another path of the host.
-            self._address_policy.check_addresses(url, kept.addresses)
             try:
-                return self._noted(self._exchange(kept, request, pool, cancel_token), request)
+                return self._exchange_on_idle(kept, request, pool, cancel_token)
             except BROKEN:
                 cancel_token.check()
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds, clock=self._clock)
         try:
-            return self._noted(self._exchange(new, request, pool, cancel_token), request)
+            response = self._exchange(new, request, pool, cancel_token)
         except BROKEN as error:
             cancel_token.check()
             raise broken(url, error, new.proxy) from error
+        return self._of_another_thread(response, request, pool, cancel_token)
 
-    def _takes_few(self, origin: Origin) -> bool:
-        return bool(self._few) and self._few.get(origin, 0.0) > self._clock()
+    def _of_another_thread(
+        self, response: Response, request: Request, pool: dict[Origin, Connection], token: CancelToken
+    ) -> Response:
+        """The response. If it is a refusal (429, 503), that on the idle connection of another thread, if any.
 
-    def _noted(self, response: Response, request: Request) -> Response:
-        """The response. After a refusal (429, 503), the threads share their idle connections to the origin.
-
-        An origin may take only one connection, and an idle one of another thread would be it.
+        An origin may take only one connection, and the idle one would be it.
         """
-        if response.status not in BUSY:
-            return response
         origin = origin_of(request.url)
+        is_refusal = response.status in BUSY and not (request.body or retry_after(response.headers))
+        if not is_refusal or self._vain.get(origin, 0.0) > self._clock():
+            return response
         with self._lock:
-            if len(self._few) >= _MAX_FEW:
-                self._few.clear()
-            self._few[origin] = self._clock() + _FEW_SECONDS
-            pools = list(self._all_kept)
-        for pool in pools:
-            if idle := pool.pop(origin, None):  # no other thread can use it any more
-                idle.close()
+            pools = list(self._pools)
+        # Once it is removed from its pool, no other thread can use it.
+        idle = next((found for each in pools if (found := each.pop(origin, None))), None)
+        if idle is None:
+            return response
+        response.close()
+        try:
+            response = self._exchange_on_idle(idle, request, pool, token)
+        except BROKEN as error:
+            token.check()
+            raise broken(request.url, error, idle.proxy) from error
+        if response.status in BUSY:
+            if len(self._vain) >= _MAX_VAIN:
+                self._vain.clear()
+            self._vain[origin] = self._clock() + _VAIN_SECONDS
         return response
+
+    def _exchange_on_idle(
+        self, idle: Connection, request: Request, pool: dict[Origin, Connection], token: CancelToken
+    ) -> Response:
+        # Perhaps the policy allowed this connection only for another path of the host.
+        self._address_policy.check_addresses(request.url, idle.addresses)
+        return self._exchange(idle, request, pool, token)
 
     def _exchange(
         self, connection: Connection, request: Request, pool: dict[Origin, Connection], token: CancelToken
@@ -115,6 +127,8 @@ class ConnectionPool:
                 code="bad_header",
                 hint="check the token",
             ) from error
+        if head.status == RATE_LIMITED:
+            self._pauses.note(request.url, request.headers, head.headers)
         return Response(
             head, body, connection, request.url, stall_seconds=self._stall_seconds, clock=self._clock
         )
@@ -126,7 +140,7 @@ class ConnectionPool:
                 connection.close()
             self._kept.pool, self._kept.age = _Kept(), self._age
             with self._lock:
-                self._all_kept.add(self._kept.pool)
+                self._pools.add(self._kept.pool)
         pool: dict[Origin, Connection] = self._kept.pool
         return pool
 

@@ -57,7 +57,7 @@ class Response:
         self._body, self._connection, self._url = body, connection, url
         self._stall_seconds, self._clock = stall_seconds, clock
         self._size: int | None = body.length
-        self._got = 0
+        self._got, self._is_short = 0, False
         self._failure: Unavailable | None = None
         self._returned_at = self._window_began = clock()
         self._window_got = 0
@@ -100,9 +100,12 @@ class Response:
     def _shown(self) -> str:
         return bare(self._url.geturl())
 
-    def expect(self, size: int) -> None:
-        """Set the exact number of bytes in the body; `readinto` raises for any other."""
-        self._size = size
+    def expect(self, size: int, *, asked: int | None = None) -> None:
+        """Set the exact number of bytes in the body; `readinto` raises for any other.
+
+        `asked`: the number that was asked for. If it is larger, `readinto` raises Unavailable at the end.
+        """
+        self._size, self._is_short = size, asked is not None and size < asked
 
     def content(self, cancel_token: CancelToken, *, at_most: int) -> bytes:
         """The complete body, of a length that is checked before it is read, if the origin states it.
@@ -134,6 +137,9 @@ class Response:
             return self._got - before
 
     def _fill(self, view: memoryview) -> int:
+        if self._is_short and self._got == self._size:
+            message = f"{self._shown}: the origin sends only {self._size} bytes of this part at once"
+            raise Unavailable(message, code="ended_early", retry_after=0.0)
         self._window_began += self._clock() - self._returned_at  # the caller's time does not count
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0

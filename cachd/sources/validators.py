@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]+"')
+_WEAK = re.compile(r'W/"[\x21\x23-\x7e\x80-\xff]{1,200}"')
 _UNQUOTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+=/-]{3,}")
 _SENDABLE_DATE = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
 _FIRST_YEAR = 1981
@@ -38,6 +39,12 @@ def validator(headers: Headers) -> str | None:
         return tag
     stated = headers.get("Last-Modified")
     return stated if stated and _date(stated) else None
+
+
+def weak_tag(headers: Headers) -> str:
+    """The weak ETag; empty without one. If it differs, so does the version; if not, nobody knows."""
+    found = _WEAK.fullmatch(headers.get("ETag") or "")
+    return found[0] if found else ""
 
 
 def precondition(stated: str | None) -> dict[str, str]:

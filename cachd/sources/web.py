@@ -21,7 +21,7 @@ from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
 from cachd.sources.probe import COUNTED_BYTES, FileFacts, Probe
 from cachd.sources.response import Response
-from cachd.sources.validators import differ
+from cachd.sources.validators import differ, weak_tag
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _DOCUMENTS = ("application/json", "application/problem+json", "application/xml", "text/xml")
@@ -31,6 +31,7 @@ _HINT = (
     "servers behind one name may have different validators for the same bytes: publish SHA256SUMS there, or"
     " add #sha256=DIGEST to the ref, and the digest decides"
 )
+_ONCE = "once:"  # begins the mark of a file that is itself only once, which may end with its weak ETag
 _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
@@ -74,10 +75,16 @@ class WebSource:
         return response
 
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
-        compared = None if file.digest or (file.validator or "").startswith("once:") else file.validator
+        stated = file.validator or ""
+        compared = None if file.digest or stated.startswith(_ONCE) else file.validator
         target = Target(file.origin, file.size, self._headers(file.origin), compared)
         try:
-            return self._http.open(target, extent, cancel_token)
+            response = self._http.open(target, extent, cancel_token)
+            weak = weak_tag(response.headers) if stated.startswith(_ONCE) and not file.digest else ""
+            if weak and stated.endswith('"') and not stated.endswith(f" {weak}"):
+                response.close()
+                raise Changed(f"{bare(file.origin)}: the file has changed: its ETag is {weak:.80} now")
+            return response
         except Changed as error:
             self._probe.doubt(file.origin)
             error.hint = error.hint or ("" if file.digest else _HINT)
@@ -107,7 +114,7 @@ class WebSource:
         """The SHA256SUMS of a directory."""
         url = base + checksums.NAME
         try:
-            return self._http.read(
+            listing = self._http.read(
                 url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._headers(url)
             )
         except NotFound as error:
@@ -116,6 +123,9 @@ class WebSource:
                 code="no_checksums",
                 hint=f"publish one there (sha256sum * > {checksums.NAME}), or ask for one file",
             ) from error
+        if listing.lstrip()[:1] == b"<":
+            raise _page(url, "a page")
+        return listing
 
     def _resolve_directory(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         listing = self._listing(ref.base, cancel_token)
@@ -137,15 +147,10 @@ class WebSource:
             self._probe.doubt(url)
             facts = self._probe.ask(url, cancel_token, self._headers(url))
         if _is_page(facts, path):
-            raise Forbidden(
-                f"{bare(url)} answers with a page where a file was expected:"
-                f" Content-Type is {facts.headers.get('Content-Type'):.60}",
-                code="login_page",
-                hint="open it in a browser: it may be a login page or an error, or the URL may be wrong",
-            )
+            raise _page(url, f"{facts.headers.get('Content-Type'):.60}")
         # Without a validator a later version of the file may look the same. A unique one keeps other pulls
         # from reusing this version.
-        validator = facts.validator or f"once:{self._unique()}"
+        validator = facts.validator or f"{_ONCE}{self._unique()} {weak_tag(facts.headers)}"
         digest = digest or _repr_digest(facts.headers.get("Repr-Digest"))
         return File(path, facts.size, url, digest, validator, ref.base)
 
@@ -167,6 +172,14 @@ class WebSource:
 def make(access: Access) -> WebSource:
     """The source of all URLs with the same settings."""
     return WebSource(access.http(), access.table.headers)
+
+
+def _page(url: str, kind: str) -> Forbidden:
+    return Forbidden(
+        f"{bare(url)} answers with a page ({kind}) where a file was expected",
+        code="login_page",
+        hint="open it in a browser: it may be a login page or an error, or the URL may be wrong",
+    )
 
 
 def _is_page(facts: FileFacts, path: str) -> bool:

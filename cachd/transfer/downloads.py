@@ -82,6 +82,10 @@ class Downloads:
             self._shared.add(running)
         return running
 
+    def are_served_by(self, location: str) -> bool:
+        """Whether the origin of this ref or file answers a request of any download now."""
+        return self._engine.streams.origins.of(location).is_serving
+
     def claim(self, quota: StreamQuota) -> None:
         """Give a waiting pull what a slow source keeps: streams, and parts of files that others supply, too.
 

@@ -12,10 +12,10 @@ import structlog
 
 from cachd.errors import CachdError
 from cachd.policy.origin_limit import OriginLimit
+from cachd.sources.at_once import BUSY
 
 log = structlog.get_logger(__name__)
 
-_BUSY = (429, 503)
 _MAX_ORIGINS = 1000
 
 
@@ -78,7 +78,7 @@ class Origin:
 
     def refused(self, error: CachdError) -> bool:
         """Note a failed request. Returns whether the origin only takes no more requests at once."""
-        if error.origin_status not in _BUSY:
+        if error.origin_status not in BUSY:
             return False
         with self._lock:
             before = self._limit.most

@@ -13,6 +13,8 @@ from cachd.errors import CachdError, Unavailable
 from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.policy import backoff
+from cachd.sources.at_once import BUSY
+from cachd.sources.pauses import is_pause
 from cachd.sources.schemes import Sources
 from cachd.transfer.attempt import Attempt, NotYet, PullContext
 from cachd.transfer.endings import Endings
@@ -112,7 +114,7 @@ class Runner:
             self._pending.note_begin(running)
             snapshot = pull(self._attempt_of(running))
         except NotYet as later:
-            if running.failed_resolves < _RESOLVE_RETRIES:
+            if running.failed_resolves < _RESOLVE_RETRIES or self._is_advice(running, later.reason):
                 return later.reason
             self._endings.end(running, State.failed, later.reason)
         except CachdError as error:
@@ -145,10 +147,16 @@ class Runner:
                 self._context.store.content.removal.free(manifest, [running.spec.name])
         self._endings.end(running, state, error)
 
+    def _is_advice(self, pull: Pull, error: Unavailable) -> bool:
+        """Whether the origin was not even asked, or takes no more requests while it serves other pulls."""
+        is_busy = error.origin_status in BUSY and self._context.downloads.are_served_by(pull.spec.ref.base)
+        return is_busy or is_pause(error)
+
     def _retry_later(self, pull: Pull, error: Unavailable) -> None:
         """Queue a pull again, after a backoff, because its source is temporarily unavailable."""
-        pull.failed_resolves += 1
-        seconds = backoff.delay(pull.failed_resolves, requested=error.retry_after, chance=self._chance())
+        pull.failed_resolves += not self._is_advice(pull, error)
+        failures = max(pull.failed_resolves, 1)
+        seconds = backoff.delay(failures, requested=error.retry_after, chance=self._chance())
         log.info(
             "resolve will be retried", name=pull.spec.name, code=error.code, in_seconds=round(seconds, 1)
         )

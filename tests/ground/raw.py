@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -33,7 +33,7 @@ class Asked:
         return (int(found[1]), min(int(found[2] or size) + 1, size)) if found else None
 
 
-Answer = Callable[[Asked], bytes]
+Answer = Callable[[Asked], bytes | Iterator[bytes]]
 
 
 def reply(
@@ -74,9 +74,10 @@ def chunked(content: bytes, size: int = 60_000) -> bytes:
 
 @dataclass
 class RawServer:
-    """Answers each request with the bytes that `answer` gives for it; empty bytes close the connection.
+    """Answers each request with the bytes that `answer` gives for it, at once or piece by piece.
 
-    `connections` and `requests`: how many it takes at once. What is beyond is answered with `refusal`.
+    Empty bytes close the connection. `connections` and `requests`: how many it takes at once. What is beyond
+    is answered with `refusal`; `refusals` is released each time.
     """
 
     answer: Answer
@@ -85,6 +86,7 @@ class RawServer:
     requests: int | None = None
     refusal: str = "503 Service Unavailable"
     refused: int = 0
+    refusals: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
@@ -130,20 +132,24 @@ class RawServer:
     def _refuse(self, connection: socket.socket, number: int) -> None:
         with connection, suppress(OSError):
             if (asked := self._heard(connection, number)) is not None:
-                self.refused += 1
                 connection.sendall(reply(asked, self.refusal, "Connection: close"))
+                self.refused += 1
+                self.refusals.release()
         with self._lock:
             self._open.discard(connection)
 
     def _said(self, asked: Asked, connection: socket.socket) -> bytes:
-        """Send the answer, and return it."""
+        """Send the answer, and return its first piece."""
         with self._lock:
             self._answering += 1
             is_beyond = self.requests is not None and self._answering > self.requests
             self.refused += is_beyond
         try:
-            said = reply(asked, self.refusal) if is_beyond else self.answer(asked)
-            connection.sendall(said)
+            answer = reply(asked, self.refusal) if is_beyond else self.answer(asked)
+            said = b""
+            for piece in [answer] if isinstance(answer, bytes) else answer:
+                connection.sendall(piece)
+                said = said or piece
         finally:
             with self._lock:
                 self._answering -= 1

@@ -255,6 +255,11 @@ def etag_weak_or_empty(world: World) -> Iterator[Odd]:
     yield from one_file(backends(('ETag: W/"one"', 'ETag: ""', "ETag:", "X: none")), LARGE)
 
 
+@wild("etag-weak-changes")
+def etag_weak_changes(world: World) -> Iterator[Odd]:
+    yield from one_file(backends(tuple(f'ETag: W/"{number}"' for number in range(97))), LARGE)
+
+
 @wild("refuses-its-own-etag")
 def refuses_its_own_etag(world: World) -> Iterator[Odd]:
     def said(asked: Asked) -> bytes:

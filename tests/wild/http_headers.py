@@ -133,6 +133,21 @@ def another_range(world: World) -> Iterator[Odd]:
     yield from one_file(said, LARGE)
 
 
+@wild("range-cut-short")
+def range_cut_short(world: World) -> Iterator[Odd]:
+    most = 1 << 20
+
+    def said(asked: Asked) -> bytes:
+        extent = asked.extent(len(LARGE))
+        if extent is None or asked.method == "HEAD":
+            return ranged(asked, LARGE, TAG)
+        start, stop = extent[0], min(extent[1], extent[0] + most)
+        stated = f"Content-Range: bytes {start}-{stop - 1}/{len(LARGE)}"
+        return reply(asked, "206 Partial", TAG, stated, body=LARGE[start:stop])
+
+    yield from one_file(said, LARGE)
+
+
 @wild("range-in-chunks")
 def range_in_chunks(world: World) -> Iterator[Odd]:
     def said(asked: Asked) -> bytes:

@@ -8,9 +8,23 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 
-from tests.ground.raw import Answer, Asked, RawServer, ranged, reply
+from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 from tests.wild.http import LARGE, SMALL, TAG, Said, one_file, plainly
+
+FEW = {f"{number:02}.json": SMALL[number : number + 2000] for number in range(12)}
+MANY = {**FEW, "w.bin": LARGE}
+
+
+def sums(files: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in files.items()).encode()
+
+
+def serving(files: Mapping[str, bytes]) -> Said:
+    """What a correct server says for a directory."""
+    held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sums(files)}
+    return lambda asked: ranged(asked, held[asked.target], TAG)
+
 
 # --- pages and redirects ---
 
@@ -38,6 +52,38 @@ def login_page_for_get(world: World) -> Iterator[Odd]:
 def soft_404(world: World) -> Iterator[Odd]:
     body = json.dumps({"error": "no such model"}).encode()
     yield from one_file(plainly("Content-Type: application/json", content=body), name="model.gguf")
+
+
+@wild("page-in-place-of-sums")
+def page_in_place_of_sums(world: World) -> Iterator[Odd]:
+    with RawServer(plainly("Content-Type: text/html", content=b"<!doctype html>")) as app:
+        yield Odd(f"{app.url}/m/", {})
+
+
+@wild("sums-of-powershell")
+def sums_of_powershell(world: World) -> Iterator[Odd]:
+    correct = serving(FEW)
+
+    def said(asked: Asked) -> bytes:
+        if asked.target == "/m/SHA256SUMS":
+            return reply(asked, body=sums(FEW).decode().replace("\n", "\r\n").encode("utf-16"))
+        return correct(asked)
+
+    with RawServer(said) as origin:
+        yield Odd(f"{origin.url}/m/", FEW)
+
+
+@wild("sums-of-bsd")
+def sums_of_bsd(world: World) -> Iterator[Odd]:
+    correct = serving(FEW)
+    lines = [f"SHA256 ({path}) = {hashlib.sha256(said).hexdigest()}\n" for path, said in FEW.items()]
+
+    def said(asked: Asked) -> bytes:
+        is_sums = asked.target == "/m/SHA256SUMS"
+        return reply(asked, body="".join(lines).encode()) if is_sums else correct(asked)
+
+    with RawServer(said) as origin:
+        yield Odd(f"{origin.url}/m/", FEW)
 
 
 @wild("relative-redirects")
@@ -102,18 +148,6 @@ def signed_url_leads_to_a_page(world: World) -> Iterator[Odd]:
 
 
 # --- limits ---
-
-MANY = {**{f"{number:02}.json": SMALL[number : number + 2000] for number in range(12)}, "w.bin": LARGE}
-
-
-def sums(files: Mapping[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in files.items()).encode()
-
-
-def serving(files: Mapping[str, bytes]) -> Answer:
-    """What a correct server says for a directory."""
-    held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sums(files)}
-    return lambda asked: ranged(asked, held[asked.target], TAG)
 
 
 @wild("one-connection")

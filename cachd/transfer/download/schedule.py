@@ -14,6 +14,7 @@ import structlog
 
 from cachd.errors import Cancelled, Unavailable
 from cachd.policy import backoff
+from cachd.sources.pauses import is_pause
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.supplier import Busy, GaveWay, Supplier
 from cachd.transfer.download.suppliers import Suppliers
@@ -142,10 +143,9 @@ class Schedule:
 
     def retry_seconds(self, supplier: Supplier, part: Part, at: int, error: Unavailable | Cancelled) -> float:
         """Count a failure at byte `at`. Returns the seconds to wait; raises `error` after too many."""
-        failures = 1 if isinstance(error, Busy) else part.failed(at, supplier)
-        if not isinstance(error, Busy) and (
-            failures > self._engine.retries or not isinstance(error, Unavailable)
-        ):
+        is_advice = isinstance(error, Busy) or is_pause(error)
+        failures = 1 if is_advice else part.failed(at, supplier)
+        if failures > self._engine.retries + is_advice or not isinstance(error, Unavailable):
             raise error
         seconds = backoff.delay(failures, requested=error.retry_after, chance=self._chance())
         supplier.listener.retried(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.model import without_folders
+from cachd.model.folders import folder_markers
 from cachd.sources.buckets import Service
 from cachd.sources.s3 import BucketSource
 from tests.conftest import Engine, spec_of
@@ -112,18 +112,14 @@ def test_a_web_server_that_lists_a_folder_as_an_empty_file_serves_the_model(
 ) -> None:
     files = {**MODEL, "onnx": b""}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
-    for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
+    for path, content in {**MODEL, "SHA256SUMS": sums.encode()}.items():
         origin.add(f"/llama/{path}", content)
     assert pulled(engine(), root, f"{origin.url}/llama/") == MODEL
+    assert not [seen for seen in origin.requests if seen.path == "/llama/onnx"]
 
 
 def test_an_empty_file_beside_a_name_that_only_begins_the_same_is_a_file() -> None:
-    assert without_folders("it", {"a": 0, "ab/c": 1, "a.json": 2, "b_$folder$x": 0}) == {
-        "a",
-        "ab/c",
-        "a.json",
-        "b_$folder$x",
-    }
+    assert not folder_markers({"a": 0, "ab/c": 1, "a.json": 2, "b_$folder$x": 0, "c": 5, "c/d": 1})
 
 
 def test_markers_on_a_real_server_are_no_files(

@@ -31,7 +31,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("pvc", "nfs", "smb", "cifs", "hdfs", "webhdfs"), _SHARED),
     "ollama": "pull the GGUF file from the Hub: hf://org/model/file.gguf",
     **dict.fromkeys(("modelscope", "ms"), "pull the model from the Hub: hf://org/model"),
-    "arn": "write s3://bucket/prefix/",
+    "arn": "write s3://bucket/prefix/, or s3:// before the ARN of an access point",
 }
 # Every spelling of a scheme -> the scheme.
 _SPELLINGS = {text: each for each in SCHEMES.values() for text in (each.name, *each.spellings)}

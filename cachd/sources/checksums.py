@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 
 from cachd.errors import Invalid
 from cachd.foreign import too_large
 from cachd.model import MOST_FILES, Digest, Entries, check_path
+from cachd.model.folders import folder_markers
 
 NAME = "SHA256SUMS"
+_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
 LONGEST_BYTES = 16 << 20
 _MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
@@ -36,7 +39,9 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
             continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
         entries.add(found[2])
         checksums[check_path(found[2])] = Digest("sha256", found[1].lower())
-    return checksums
+    # In the sums of a tree that came from a bucket, an empty file may stand for a folder.
+    markers = folder_markers({path: int(digest != _OF_NO_BYTES) for path, digest in checksums.items()})
+    return {path: digest for path, digest in checksums.items() if path not in markers}
 
 
 def _decoded(line: bytes, shown: str, number: int) -> str:

@@ -9,7 +9,17 @@ from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path, without_folders
+from cachd.model import (
+    Digest,
+    Entries,
+    Extent,
+    File,
+    Manifest,
+    Ref,
+    check_folders,
+    check_path,
+    folder_markers,
+)
 from cachd.model.bucket import bucket_and_key
 from cachd.sources import checksums
 from cachd.sources.access import Access
@@ -155,8 +165,10 @@ class BucketSource:
                 raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
             entries.add(each.key, each.etag)
             found[path] = each
-        files = without_folders(shown, {path: each.size for path, each in found.items()})
-        return {check_path(path): each for path, each in found.items() if path in files}
+        sizes = {path: each.size for path, each in found.items()}
+        files = found.keys() - folder_markers(sizes)
+        check_folders(shown, {path: sizes[path] for path in files})
+        return {check_path(path): found[path] for path in files}
 
     def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
         """Every object that the listing of a prefix names."""

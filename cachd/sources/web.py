@@ -14,7 +14,7 @@ from itertools import chain
 from urllib.parse import unquote
 
 from cachd.errors import Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, quoted, without_folders
+from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
@@ -86,10 +86,8 @@ class WebSource:
                 raise
 
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-            asked = list(chain.from_iterable(pool.map(ask_every, range(_ASKED_AT_ONCE))))
-        files = without_folders(ref.base, {file.path: file.size for file in asked})
-        kept = tuple(file for file in asked if file.path in files)
-        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), kept)
+            asked = list(pool.map(ask_every, range(_ASKED_AT_ONCE)))
+        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(chain.from_iterable(asked)))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
         head = self._http.head(url, cancel_token, secrets=self._headers(url))

@@ -9,18 +9,9 @@ from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import (
-    Digest,
-    Entries,
-    Extent,
-    File,
-    Manifest,
-    Ref,
-    check_folders,
-    check_path,
-    folder_markers,
-)
+from cachd.model import Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.model.bucket import bucket_and_key
+from cachd.model.folders import check_folders, folder_markers
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys

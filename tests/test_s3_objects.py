@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cachd.model import without_folders
+from cachd.model.folders import folder_markers
+from cachd.sources.buckets import Service
+from cachd.sources.s3 import BucketSource
 from tests.conftest import Engine, spec_of
-from tests.fetching import KIB, MIB, PATIENCE_SECONDS, refused
+from tests.fetching import KIB, MIB, PATIENCE_SECONDS, http, refused, resolve
 from tests.ground.bucket import Bucket, Refused
 from tests.ground.models import noise
 from tests.ground.origin import Origin, Saying, Status
+from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.ground.s3 import S3Server
 
 Engines = Callable[..., Engine]
@@ -109,18 +112,14 @@ def test_a_web_server_that_lists_a_folder_as_an_empty_file_serves_the_model(
 ) -> None:
     files = {**MODEL, "onnx": b""}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
-    for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
+    for path, content in {**MODEL, "SHA256SUMS": sums.encode()}.items():
         origin.add(f"/llama/{path}", content)
     assert pulled(engine(), root, f"{origin.url}/llama/") == MODEL
+    assert not [seen for seen in origin.requests if seen.path == "/llama/onnx"]
 
 
 def test_an_empty_file_beside_a_name_that_only_begins_the_same_is_a_file() -> None:
-    assert without_folders("it", {"a": 0, "ab/c": 1, "a.json": 2, "b_$folder$x": 0}) == {
-        "a",
-        "ab/c",
-        "a.json",
-        "b_$folder$x",
-    }
+    assert not folder_markers({"a": 0, "ab/c": 1, "a.json": 2, "b_$folder$x": 0, "c": 5, "c/d": 1})
 
 
 def test_markers_on_a_real_server_are_no_files(
@@ -217,6 +216,27 @@ def test_an_object_whose_head_is_refused_is_asked_for_by_get(
     hold(bucket, files)
     bucket.fault("*", Status(status), methods=["HEAD"])
     assert pulled(engine(s3_endpoint_url=bucket.url), root, "s3://models/m/llama/") == files
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+def test_a_head_that_states_no_length_is_not_waited_for(bucket: Bucket, status: str) -> None:
+    """As rclone answers for a key that is not there, and keeps the connection open."""
+    listing = b"<ListBucketResult><IsTruncated>false</IsTruncated>%b</ListBucketResult>"
+    entry = b"<Contents><Key>m/it</Key><ETag>one</ETag><Size>3072</Size></Contents>"
+
+    def answer(asked: Asked) -> bytes:
+        if asked.method == "HEAD":
+            return reply(asked, "404 Not Found" if asked.target.endswith("/m") else status, length=None)
+        if "list-type" in asked.target:
+            return reply(asked, body=listing % entry)
+        return ranged(asked, WEIGHTS, 'ETag: "one"')
+
+    with RawServer(answer) as server:
+        source = BucketSource(http(stall_seconds=PATIENCE_SECONDS), Service(server.url))
+        if status.startswith("404"):
+            refused(partial(resolve, source, "s3://models/m"), "file_not_found")
+        else:
+            assert [f.size for f in resolve(source, "s3://models/m").files] == [len(WEIGHTS)]
 
 
 def test_an_etag_without_quotes_is_an_etag(bucket: Bucket, engine: Engines, root: Path) -> None:

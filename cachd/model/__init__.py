@@ -4,7 +4,6 @@ The values are frozen, and check themselves when they are made.
 """
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
-from cachd.model.folders import without_folders
 from cachd.model.grammar import Steps, not_a_prefix
 from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
@@ -72,5 +71,4 @@ __all__ = [
     "shown",
     "size_or_percent_of",
     "snapshot_of",
-    "without_folders",
 ]

@@ -30,7 +30,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("ftp", "ftps", "sftp", "scp", "rsync"), _SERVER),
     **dict.fromkeys(("pvc", "nfs", "smb", "cifs", "hdfs", "webhdfs"), _SHARED),
     "ollama": "pull the GGUF file from the Hub: hf://org/model/file.gguf",
-    "arn": "write s3://bucket/prefix/",
+    "arn": "write s3://bucket/prefix/, or s3:// before the ARN of an access point",
 }
 # Every spelling of a scheme -> the scheme.
 _SPELLINGS = {text: each for each in SCHEMES.values() for text in (each.name, *each.spellings)}

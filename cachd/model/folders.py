@@ -18,25 +18,22 @@ from cachd.errors import Invalid
 _OF_HADOOP = "_$folder$"
 
 
-def without_folders(shown: str, sizes: Mapping[str, int]) -> frozenset[str]:
-    """The names of `sizes` that are files. `sizes` has the bytes of each listed object by its name.
-
-    `shown` is what errors call the listing. Raises Invalid for a name that has bytes although it is also a
-    folder of another file, or ends with '/': no directory can hold both.
-    """
+def folder_markers(sizes: Mapping[str, int]) -> frozenset[str]:
+    """The names that stand for folders. `sizes` has the bytes of each listed object by its name."""
     folders = {folder for name in sizes for folder in _folders(name)}
     folders |= {name.removesuffix(_OF_HADOOP) for name in sizes if _is_always_one(name, sizes[name])}
-    files = frozenset(
+    return frozenset(
         name
         for name, size in sizes.items()
-        if size or not (name in folders or name.endswith("/") or _is_always_one(name, size))
+        if not size and (name in folders or name.endswith("/") or _is_always_one(name, size))
     )
-    check_folders(shown, {name: sizes[name] for name in files})
-    return files
 
 
 def check_folders(shown: str, sizes: Mapping[str, int]) -> None:
-    """Raises Invalid, which names both, when a file is also a folder of another file."""
+    """Raises Invalid when a file is also a folder of another file, or has the name of a folder.
+
+    `sizes` has the bytes of each file by its name. `shown` is what the error calls the listing.
+    """
     for name in sorted(sizes):
         if name.endswith("/"):
             raise Invalid(

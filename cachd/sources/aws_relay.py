@@ -79,7 +79,9 @@ class HttpRelay:
         cancel_token: CancelToken = getattr(self._here, "cancel_token", None) or CancelToken()
         sent = Request(request.method, parsed(request.url), headers, body)
         with self._http.relay(sent, cancel_token) as response:
-            content = response.content(cancel_token, at_most=SMALL.size_bytes)
+            # A HEAD has no body, even without a Content-Length that says so (RFC 9110, 9.3.2).
+            is_head = request.method == "HEAD"
+            content = b"" if is_head else response.content(cancel_token, at_most=SMALL.size_bytes)
         is_object = event_name == "before-send.s3.GetObject" and response.status < 300
         if not is_object:  # else the content is a file's, and nothing parses it
             _check(content, bare(request.url))

@@ -8,6 +8,7 @@ The text is UTF-8, or UTF-16 with its mark: so PowerShell writes what `>` redire
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import re
 import threading
@@ -17,9 +18,11 @@ from collections.abc import Callable, Mapping
 from cachd.errors import Invalid
 from cachd.foreign import too_large
 from cachd.model import MOST_FILES, Digest, Entries, check_path
+from cachd.model.folders import folder_markers
 from cachd.sources.cancel import CancelToken
 
 NAME = "SHA256SUMS"
+_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
@@ -48,7 +51,9 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
             continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
         entries.add(path)
         checksums[check_path(path)] = Digest("sha256", stated.lower())
-    return checksums
+    # In the sums of a tree that came from a bucket, an empty file may stand for a folder.
+    markers = folder_markers({path: int(digest != _OF_NO_BYTES) for path, digest in checksums.items()})
+    return {path: digest for path, digest in checksums.items() if path not in markers}
 
 
 def _parts(line: str) -> tuple[str, str]:

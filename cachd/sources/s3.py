@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path, without_folders
+from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.model.bucket import bucket_and_key
+from cachd.model.folders import check_folders, folder_markers
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys
@@ -158,25 +159,27 @@ class BucketSource:
                 raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
             entries.add(each.key, each.etag)
             found[path] = each
-        files = without_folders(shown, {path: each.size for path, each in found.items()})
-        return {check_path(path): each for path, each in found.items() if path in files}
+        sizes = {path: each.size for path, each in found.items()}
+        files = found.keys() - folder_markers(sizes)
+        check_folders(shown, {path: sizes[path] for path in files})
+        return {check_path(path): found[path] for path in files}
 
     def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
         """Every object that the listing of a prefix names."""
-        params: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
+        query: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
         for _ in range(_MAX_PAGES):
             with bucket_errors(shown):
-                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**params))
+                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**query))
                 cancel_token.count(len(page.get("Contents", ())))
                 yield from map(Listed.of, page.get("Contents", ()))
                 if not page.get("IsTruncated"):
                     return
                 then = page["NextContinuationToken"]
-            if then == params.get("ContinuationToken"):
+            if then == query.get("ContinuationToken"):
                 raise Unavailable(
                     f"{shown}: the listing gave the same page token twice", code="origin_protocol"
                 )
-            params["ContinuationToken"] = then
+            query["ContinuationToken"] = then
         raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
 
     def _checksums(
@@ -209,10 +212,12 @@ class BucketSource:
         return found
 
     def _head(self, bucket: str, key: str, cancel_token: CancelToken) -> Object:
-        params = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
+        query = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
         try:
             with bucket_errors(f"s3://{bucket}/{key}"):
-                return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**params)))
+                answer = self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**query))
+            if "ContentLength" in answer:
+                return Object.of(answer)
         except CachdError as error:
             if error.origin_status not in _UNEXPLAINED:
                 raise
@@ -220,10 +225,10 @@ class BucketSource:
 
     def _first_byte(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> Object:
         """What S3 says about an object in the answer to a GET, which gives reasons unlike HEAD."""
-        params = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
-        params |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
+        query = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
+        query |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
         with bucket_errors(f"s3://{bucket}/{key}"):
-            return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**params)))
+            return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**query)))
 
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         bucket, key = bucket_and_key(file.origin.removeprefix("s3://"))
@@ -254,10 +259,10 @@ class BucketSource:
         """Add a hint to the error of a pull without credentials, if the bucket answers without them."""
         if error.code != "source_unauthorized" or error.origin_status is not None:
             return
-        params = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1}
+        query = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1}
         try:
             with bucket_errors(f"s3://{bucket}/"):
-                self._buckets.anonymously().ask(bucket, cancel_token, lambda c: c.list_objects_v2(**params))
+                self._buckets.anonymously().ask(bucket, cancel_token, lambda c: c.list_objects_v2(**query))
         except CachdError:
             return
         error.hint = (

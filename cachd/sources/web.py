@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.model import Digest, Extent, File, Manifest, Ref, quoted, without_folders
+from cachd.model import Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.at_once import ask_all
@@ -136,9 +136,7 @@ class WebSource:
             return self._ask(ref, ref.base + quoted(path), path, digest, cancel_token)
 
         asked = ask_all(ask, listed, cancel_token)
-        files = without_folders(ref.base, {file.path: file.size for file in asked})
-        kept = tuple(file for file in asked if file.path in files)
-        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), kept)
+        return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(asked))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
         may_be_empty = digest == _OF_NO_BYTES

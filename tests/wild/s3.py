@@ -9,6 +9,7 @@ from typing import Any
 from tests.ground.bucket import Bucket, Refused, Ways
 from tests.ground.models import noise
 from tests.ground.origin import Saying, Status
+from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 
 MODEL = {"config.json": b"{}", "onnx/model.bin": noise(100_000)}
@@ -107,6 +108,27 @@ def head_refused(world: World) -> Iterator[Odd]:
     with held(world) as bucket:
         bucket.fault("*", Status(403), methods=["HEAD"])
         yield pull(world, bucket)
+
+
+@wild("head-without-length")
+def head_without_length(world: World) -> Iterator[Odd]:
+    """It keeps the connection open after such a HEAD."""
+    content = noise(100_000)
+    entry = b"<Contents><Key>m/llama/it.bin</Key><ETag>one</ETag><Size>100000</Size></Contents>"
+
+    def answer(asked: Asked) -> bytes:
+        if asked.method == "HEAD":
+            is_there = asked.target.endswith("it.bin")
+            return reply(asked, "200 OK" if is_there else "404 Not Found", length=None)
+        if "list-type" in asked.target:
+            listing = b"<ListBucketResult><IsTruncated>false</IsTruncated>%b</ListBucketResult>"
+            return reply(asked, body=listing % entry)
+        return ranged(asked, content, 'ETag: "one"')
+
+    with RawServer(answer) as server:
+        prefix = "s3://wild-head-without-length/"
+        columns = {"prefix": prefix, "endpoint": server.url, "anonymous": True}
+        yield Odd(f"{prefix}m/llama", {"it.bin": content}, entries=(columns,))
 
 
 @wild("etag-without-quotes")

@@ -195,6 +195,7 @@ def test_a_ready_model_tells_what_it_is(ground: Ground) -> None:
         "done": 6 * MIB,
         "fetched": 6 * MIB,
         "resumed": 0,
+        "hedged": 0,
     }
     assert shown["pull"]["files"] == {"total": 1, "done": 1}
 

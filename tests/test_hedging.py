@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -59,7 +60,9 @@ def seconds_of(running: Engine, origin: Origin, name: str, files: Mapping[str, b
 
 
 def hedged(running: Engine) -> float:
-    return float(running.metrics.hedged_bytes._value.get())
+    found = re.search(rb"^cachd_hedged_bytes_total (\S+)$", running.metrics.text(), re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 @dataclass(frozen=True)

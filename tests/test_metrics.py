@@ -35,6 +35,7 @@ ELSEWHERE = {
     "cachd_cache_limit_bytes": "tests/test_space_api.py",
     "cachd_config_in_force": "tests/test_options.py",
     "cachd_disk_failures_total": "tests/faults/test_disks.py",
+    "cachd_hedged_bytes_total": "tests/test_hedging.py",
     "cachd_streams": "tests/test_streams.py",
     "cachd_swept_bytes_total": "tests/test_sweep.py",
     "cachd_tls_certificate_expiry_timestamp_seconds": "tests/attacks/test_listeners.py",

@@ -246,7 +246,9 @@ def pull_report(pull: Pull) -> PullReport:
         waits=_waits(progress.waits(now)),
         priority=pull.quota.priority,
         revision=manifest.revision if manifest else None,
-        bytes=PullBytes(total=progress.total, done=now.done, fetched=now.fetched, resumed=now.resumed),
+        bytes=PullBytes(
+            total=progress.total, done=now.done, fetched=now.fetched, resumed=now.resumed, hedged=now.hedged
+        ),
         files=PullFiles(total=len(manifest.files) if manifest else 0, done=now.files_done),
         rate_bytes_per_second=round(progress.rate),
         eta_seconds=progress.eta_seconds(now),

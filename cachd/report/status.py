@@ -184,11 +184,14 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
 
 
 def _about(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot as the document of a pull. What was fetched and resumed is no longer known."""
+    """A snapshot as the document of a pull. What was fetched, resumed and hedged is no longer known."""
     return {
         **snapshot.spec.as_document(),
         "revision": snapshot.revision,
-        "bytes": {"total": snapshot.size, "done": snapshot.size, "fetched": None, "resumed": None},
+        "bytes": {
+            "total": snapshot.size, "done": snapshot.size,
+            **dict.fromkeys(("fetched", "resumed", "hedged")),
+        },
         "files": {"total": snapshot.files, "done": snapshot.files},
         "paused": False,
         "waits": None,

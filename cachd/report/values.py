@@ -92,12 +92,14 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullBytes:
-    """Bytes of a model: all, on this node, received by this pull, left behind by earlier pulls."""
+    """Bytes of a model: all, on this node, received by this pull, left behind by earlier pulls; and those of
+    parts that another connection took over, because theirs was far slower."""
 
     total: int
     done: int
     fetched: int | None
     resumed: int | None
+    hedged: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

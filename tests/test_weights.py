@@ -93,6 +93,13 @@ def test_a_gap_that_the_patterns_leave_out_is_none(hub: Hub, engine: Engines) ->
     assert opened.pull("hf://org/part", name="a", include=("a-*",), exclude=("*-00002-of-*",)).files == 1
 
 
+def test_a_gap_in_weights_that_were_not_chosen_is_none(hub: Hub, engine: Engines) -> None:
+    hub.add("org/part", {**numbered("m-Q4_K_M.gguf", 2, 1), "m-Q8_0.gguf": noise(50)})
+    opened = engine(hf_endpoint=hub.url)
+    assert opened.pull("hf://org/part", name="q8", weights="gguf:Q8_0").files == 1
+    assert code_of(lambda: opened.pull("hf://org/part", name="q4", weights="Q4_K_M")) == "incomplete_model"
+
+
 def test_complete_sets_have_no_gap() -> None:
     complete = {
         **numbered("a.safetensors", 3, 1, 2, 3),
@@ -144,6 +151,13 @@ REFUSED = {
     "weights of another folder": ({"sub/model.safetensors": b"x"}, SHARDS[0]),
     "an adapter": ({"adapter_model.safetensors": b"x"}, SHARDS[0]),
 }
+
+
+def test_an_index_of_which_a_part_is_there_is_not_stale(hub: Hub, engine: Engines) -> None:
+    files = {"a.safetensors": b"a", "other.safetensors": b"o"}
+    hub.add("org/m", {**files, "model.safetensors.index.json": index("a.safetensors", "b.safetensors")})
+    opened = engine(hf_endpoint=hub.url)
+    assert code_of(lambda: opened.pull("hf://org/m", name="m")) == "incomplete_model"
 
 
 @pytest.mark.parametrize(("files", "missing"), REFUSED.values(), ids=REFUSED.keys())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError
-from cachd.model import Ref
+from cachd.model import Extent, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.modelscope import ModelScopeSource
 from cachd.sources.secrets import Secret
@@ -68,6 +68,16 @@ def test_a_new_revision_keeps_the_blobs_that_did_not_change(scripted: ModelScope
     second = opened.begin(first.spec, refresh=True).done.result(PATIENCE_SECONDS)
     assert second.revision != first.revision
     assert scripted.cdn.bytes_sent() == sent
+
+
+def test_a_file_that_was_listed_stays_as_it_was(scripted: ModelScope) -> None:
+    scripted.add("org/m", FILES)
+    source = ModelScopeSource(http(), endpoint=scripted.url, token=Secret(None))
+    file = source.resolve(Ref.parse("ms://org/m"), CancelToken()).files[0]
+    scripted.add("org/m", {**FILES, file.path: b"[]"})
+    buffer = bytearray(10)
+    with source.open(file, Extent(0, file.size), CancelToken()) as body:
+        assert buffer[: body.readinto(memoryview(buffer))] == FILES[file.path]
 
 
 def test_what_is_not_there_or_private_is_told(scripted: ModelScope, tmp_path: Path, engine: Engines) -> None:

@@ -93,6 +93,13 @@ def test_a_gap_that_the_patterns_leave_out_is_none(hub: Hub, engine: Engines) ->
     assert opened.pull("hf://org/part", name="a", include=("a-*",), exclude=("*-00002-of-*",)).files == 1
 
 
+def test_a_gap_in_weights_that_were_not_chosen_is_none(hub: Hub, engine: Engines) -> None:
+    hub.add("org/part", {**numbered("m-Q4_K_M.gguf", 2, 1), "m-Q8_0.gguf": noise(50)})
+    opened = engine(hf_endpoint=hub.url)
+    assert opened.pull("hf://org/part", name="q8", weights="gguf:Q8_0").files == 1
+    assert code_of(lambda: opened.pull("hf://org/part", name="q4", weights="Q4_K_M")) == "incomplete_model"
+
+
 def test_complete_sets_have_no_gap() -> None:
     complete = {
         **numbered("a.safetensors", 3, 1, 2, 3),
@@ -144,6 +151,13 @@ REFUSED = {
     "weights of another folder": ({"sub/model.safetensors": b"x"}, SHARDS[0]),
     "an adapter": ({"adapter_model.safetensors": b"x"}, SHARDS[0]),
 }
+
+
+def test_an_index_of_which_a_part_is_there_is_not_stale(hub: Hub, engine: Engines) -> None:
+    files = {"a.safetensors": b"a", "other.safetensors": b"o"}
+    hub.add("org/m", {**files, "model.safetensors.index.json": index("a.safetensors", "b.safetensors")})
+    opened = engine(hf_endpoint=hub.url)
+    assert code_of(lambda: opened.pull("hf://org/m", name="m")) == "incomplete_model"
 
 
 @pytest.mark.parametrize(("files", "missing"), REFUSED.values(), ids=REFUSED.keys())
@@ -360,9 +374,9 @@ def test_the_api_and_the_commands_take_weights(ground: Ground) -> None:
     ready = ground.node.ready("org--quants--gguf-Q4_K_M").document
     assert (ready["files"], ready["left_out"]["bytes"]) == (2, 800)
     printed = ground.node.cli("pull", "org/quants:Q8_0", "--wait").stdout
-    assert printed.splitlines()[-1].endswith("/org--quants--gguf-Q8_0")
+    assert printed.splitlines()[-1].endswith("/org--quants--gguf-Q8_0/m-Q8_0.gguf")
     printed = ground.node.cli("pull", "org/quants", "--weights", "gguf:Q8_0", "--name", "q8", "--wait").stdout
-    assert printed.splitlines()[-1].endswith("/q8")
+    assert printed.splitlines()[-1].endswith("/q8/m-Q8_0.gguf")
     assert "800 bytes" in ground.node.cli("show", "org--quants--gguf-Q4_K_M").stdout
     taken = ground.node.ask("POST", "/v1/models", {"ref": "hf://org/quants", "name": "q8"})
     assert_problem(taken, 409, "name_taken")
@@ -371,6 +385,21 @@ def test_the_api_and_the_commands_take_weights(ground: Ground) -> None:
     assert_problem(ground.node.ready(absent.document["name"]), 400, "no_such_weights")
     wrong = ground.node.ask("POST", "/v1/models", {"ref": "hf://org/quants", "weights": "pickle"})
     assert_problem(wrong, 400, "bad_weights")
+
+
+@pytest.mark.parametrize(
+    ("files", "file"),
+    [
+        (["m-Q8_0.gguf", "mmproj-F16.gguf"], "m-Q8_0.gguf"),
+        ([*numbered("q/m-Q8_0.gguf", 2, 1, 2)], "q/m-Q8_0-00001-of-00002.gguf"),
+        (["small-Q8_0.gguf", "large-Q8_0.gguf"], None),
+    ],
+)
+def test_a_model_of_one_quantisation_is_one_file(
+    hub: Hub, engine: Engines, files: list[str], file: str | None
+) -> None:
+    hub.add("org/m", {"README.md": b"#", **{path: noise(60, n) for n, path in enumerate(files)}})
+    assert engine(hf_endpoint=hub.url).pull("hf://org/m", name="m", weights="gguf:Q8_0").file == file
 
 
 def test_show_advises_to_choose_where_a_source_has_its_weights_twice(ground: Ground) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from cachd.errors import CachdError, Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
-from cachd.model.weights import choices
+from cachd.model.weights import choices, gguf_models
 
 MOST_FILES = 100_000
 UNVERIFIED = "none"
@@ -263,10 +263,12 @@ class Manifest:
 
         Inference servers that take one file find the other shards from the first one.
         """
-        paths = [f.path for f in self.files]
-        split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL)
-        shards = [f"{split[1]}{n:05}{split[2]}" for n in range(1, int(split[3]) + 1)] if split else []
-        return paths[0] if len(paths) == 1 or paths == shards else None
+        return _one_of([f.path for f in self.files])
+
+    @property
+    def single_gguf(self) -> str | None:
+        """The path of the only GGUF model, as `single_file`, whatever else is there; or None."""
+        return _one_of(gguf_models(f.path for f in self.files))
 
     def select(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> Manifest:
         """The manifest of the files that match any of `include` (empty: all) and none of `exclude`.
@@ -365,6 +367,13 @@ class Manifest:
             tuple(str(warning) for warning in warnings),
             str(renamed_to) if renamed_to else None,
         )
+
+
+def _one_of(paths: Sequence[str]) -> str | None:
+    """The only path, or the first if all are the shards of one split GGUF; or None. `paths` is sorted."""
+    split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL) if paths else None
+    shards = [f"{split[1]}{n:05}{split[2]}" for n in range(1, int(split[3]) + 1)] if split else []
+    return paths[0] if len(paths) == 1 or (shards and paths == shards) else None
 
 
 def _file(document: Mapping[str, Any], base: str) -> File:

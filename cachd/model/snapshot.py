@@ -170,9 +170,9 @@ class Snapshot:
 
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
     a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
-    manifest's `single_file`; `verified_by`, `left_out`, `warnings`, `advice` and `renamed_to` are the
-    manifest's own.
-    `address` is a link below models/ that leads to this snapshot and never to another.
+    manifest's `single_file`, or its `single_gguf` if GGUF was asked for. `verified_by`, `left_out`,
+    `warnings`, `advice` and `renamed_to` are the manifest's own. `address` is a link below models/ that leads
+    to this snapshot and never to another.
     """
 
     spec: ModelSpec
@@ -258,7 +258,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         published_at=published_at,
         repo=spec.repo,
         commit=commit_of(manifest),
-        file=manifest.single_file,
+        file=manifest.single_gguf if spec.weights.startswith("gguf") else manifest.single_file,
     )
 
 

@@ -99,6 +99,12 @@ def choices(paths: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def gguf_models(paths: Iterable[str]) -> list[str]:
+    """The GGUF files among these but for projectors, sorted."""
+    kinds = ((path, _kind(path)) for path in paths if path.lower().endswith(".gguf"))
+    return sorted(path for path, each in kinds if each.format == "gguf" and not each.is_projector)
+
+
 def chosen(paths: Sequence[str], weights: str) -> set[str]:
     """The paths that `weights` keeps. Raises Invalid, with the choices that there are, if there are none."""
     asked = Weights.parse(weights)

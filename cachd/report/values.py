@@ -166,7 +166,7 @@ class HubReport:
     repo: str
     commit: str
     revision: str | None
-    renamed_to: str | None = None
+    renamed_to: Text = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
             "repo": snapshot.repo,
             "commit": snapshot.commit,
             "revision": snapshot.hub_revision,
-            "renamed_to": snapshot.renamed_to,
+            **({"renamed_to": snapshot.renamed_to} if snapshot.renamed_to else {}),
         },
         "cachd": __version__,
     }

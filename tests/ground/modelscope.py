@@ -24,9 +24,9 @@ _LFS = (".safetensors", ".bin", ".gguf")
 @dataclass(slots=True)
 class _Repo:
     private: bool = False
-    revisions: dict[str, dict[str, tuple[str, bytes]]] = field(
-        default_factory=dict
-    )  # path -> commit, content
+    # path -> commit and content, by revision; path and commit -> content
+    revisions: dict[str, dict[str, tuple[str, bytes]]] = field(default_factory=dict)
+    history: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
 
 class ModelScope(Server):
@@ -53,6 +53,7 @@ class ModelScope(Server):
             path: (hashlib.sha1(f"{repo}{path}".encode() + content).hexdigest(), content)
             for path, content in files.items()
         }
+        kept.history |= {(path, each[0]): each[1] for path, each in kept.revisions[revision].items()}
         for content in files.values():
             self.cdn.add(f"/{hashlib.sha256(content).hexdigest()}", content)
 
@@ -93,18 +94,14 @@ class ModelScope(Server):
 
     def _file(self, repo: _Repo, revision: str, path: str) -> File | Reply:
         """The file of a branch, or of the commit that changed it last."""
-        found = [
-            content
-            for name, files in repo.revisions.items()
-            for each, (commit, content) in files.items()
-            if each == path and revision in (name, commit)
-        ]
-        if not found:
+        named = repo.revisions.get(revision, {}).get(path)
+        content = named[1] if named else repo.history.get((path, revision))
+        if content is None:
             return _said(404, 10010205001, "file not found")
         if not path.endswith(_LFS):
-            return File(Memory(found[0]), headers={"Content-Type": "application/octet-stream"})
+            return File(Memory(content), headers={"Content-Type": "application/octet-stream"})
         location = (
-            f"{self.cdn.url}/{hashlib.sha256(found[0]).hexdigest()}?auth_key={quote(secrets.token_hex(8))}"
+            f"{self.cdn.url}/{hashlib.sha256(content).hexdigest()}?auth_key={quote(secrets.token_hex(8))}"
         )
         return Reply.of(302, {"Location": location})
 

@@ -94,7 +94,7 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
             return f"its part at byte {part.start} has another hash"
     if unchecked:
         raise DiskFailed(
-            f"{file.path}: {unchecked} of its {file.size} bytes cannot be verified: their part hashes are gone",
+            f"{file.path}: {unchecked} of {file.size} bytes cannot be verified: their part hashes are gone",
             hint="delete the model and pull it again",
         )
     return None

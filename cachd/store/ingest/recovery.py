@@ -71,8 +71,9 @@ def copied(
 ) -> Iterator[Recovered]:
     """Copies the intact parts that `parts` lacks from a damaged blob of `size` bytes, which is not changed.
 
-    A part that the disk cannot read counts as damaged, and so does each part whose hash it cannot read. Raises OSError or Leased if `damaged` cannot be
-    opened; NoSpace, Unavailable or DiskFailed if `data` cannot be written.
+    A part that the disk cannot read counts as damaged, and so does each part whose hash it cannot read.
+    Raises OSError or Leased if `damaged` cannot be opened; NoSpace, Unavailable or DiskFailed if `data`
+    cannot be written.
     """
     fd = durable.open_file(damaged, os.O_RDONLY)
     try:

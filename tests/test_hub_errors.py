@@ -72,9 +72,9 @@ def test_a_disabled_repository_is_forbidden() -> None:
     assert "disabled" in found.detail
 
 
-def test_a_hub_says_how_long_to_wait() -> None:
-    for of_file in (False, True):
-        for headers in ({"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=6'}):
-            found = raised_by(Status(429, headers), of_file=of_file)
-            assert isinstance(found, Unavailable)
-            assert found.retry_after == 7
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_hub_says_how_long_to_wait(*, of_file: bool) -> None:
+    for status in (Status(429, {"Retry-After": "7"}), Status(503, {"RateLimit": '"api";r=0;t=6'})):
+        found = raised_by(status, of_file=of_file)
+        assert isinstance(found, Unavailable)
+        assert found.retry_after == 7

@@ -7,19 +7,11 @@ from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
 from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import (
-    MOST_FILES,
-    UNVERIFIED,
-    Entries,
-    File,
-    LeftOut,
-    Manifest,
-    Unusable,
-    matches,
-)
+from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
+from cachd.model.selection import LeftOut, Unusable, matches
 from cachd.model.snapshot import ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.model.typed import Typed
 from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of

@@ -12,9 +12,10 @@ from typing import Self
 from cachd.errors import Invalid
 from cachd.model.default_name import default_name
 from cachd.model.hub import check_hub_id, folder_of
-from cachd.model.manifest import LeftOut, Manifest
+from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path, check_patterns
 from cachd.model.ref import Ref
+from cachd.model.selection import LeftOut
 from cachd.model.typed import Typed
 from cachd.model.weights import ALL, Weights, chosen
 

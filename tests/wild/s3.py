@@ -103,7 +103,7 @@ def head_says_empty_object(world: World) -> Iterator[Odd]:
         yield pull(world, bucket)
 
 
-@wild("head-refused")
+@wild("object-head-refused")
 def head_refused(world: World) -> Iterator[Odd]:
     with held(world) as bucket:
         bucket.fault("*", Status(403), methods=["HEAD"])

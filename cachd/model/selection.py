@@ -1,0 +1,67 @@
+"""What patterns select of a source: what they leave out, and what would stand in the way of a pull."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Self
+
+from cachd.errors import CachdError
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path matches one of the patterns, as `Manifest.select` reads them."""
+    return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What patterns and weights left out of a source: files, and the bytes that this saved.
+
+    `weights`: the forms of weights among them, such as `bin` and `gguf:Q8_0`.
+    """
+
+    files: int
+    bytes: int
+    weights: tuple[str, ...] = ()
+
+    def as_document(self) -> dict[str, object]:
+        """The JSON of ready files, manifests and the API."""
+        return {"files": self.files, "bytes": self.bytes, "weights": list(self.weights)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any] | None) -> Self | None:
+        """Read the result of `as_document`; None for None. Raises KeyError, ValueError or TypeError."""
+        if document is None:
+            return None
+        weights = tuple(str(each) for each in document["weights"])
+        return cls(int(document["files"]), int(document["bytes"]), weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Something at the source that cannot be a file of a model. It stands in the way unless it is excluded.
+
+    `path`: its path in the model; it ends with '/' for a directory that cannot be listed. `error`: why.
+    """
+
+    path: str
+    error: CachdError
+
+    def check(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+        """Raises `error` if the patterns may select it, or a file below it."""
+        if matches(self.path, exclude):
+            return
+        if (
+            not include
+            or matches(self.path, include)
+            or (self.path.endswith("/") and self._may_hold(include))
+        ):
+            raise self.error
+
+    def _may_hold(self, include: tuple[str, ...]) -> bool:
+        """Whether a file below this directory may match a pattern, by what it begins with."""
+        begins = [re.split(r"[*?[]", pattern)[0] for pattern in include]
+        return any(each.startswith(self.path) or self.path.startswith(each) for each in begins)

@@ -131,7 +131,7 @@ def head_without_length(world: World) -> Iterator[Odd]:
         yield Odd(f"{prefix}m/llama", {"it.bin": content}, entries=(columns,))
 
 
-@wild("etag-without-quotes")
+@wild("object-etag-without-quotes")
 def etag_without_quotes(world: World) -> Iterator[Odd]:
     with held(world) as bucket:
         bucket.fault("*", Saying({"ETag": "one"}), methods=["HEAD"])

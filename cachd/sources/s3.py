@@ -92,22 +92,40 @@ class BucketSource:
 
     def _files(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> tuple[File, ...]:
         """The file or the files that a ref names, sorted by path."""
-        single, refusal = None, None
         if key and not key.endswith("/"):
-            try:
-                single = self._head(bucket, key, cancel_token)
-            except (Forbidden, NotFound) as error:  # the listing says which: S3 may answer 403 for both
-                refusal = error
+            return self._exactly_or_below(ref, bucket, key, cancel_token)
+        return self._below(ref, bucket, key, self._list(bucket, key, cancel_token), cancel_token)
+
+    def _exactly_or_below(
+        self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken
+    ) -> tuple[File, ...]:
+        """The file that is the object of exactly this key, else those below `key/`."""
+        single: Object | None = None
+        refusal: Forbidden | None = None
+        try:
+            single = self._head(bucket, key, cancel_token)
+        except NotFound:
+            pass
+        except Forbidden as error:  # the listing decides: S3 may answer 403 for a key that is not there
+            refusal = error
         try:
             listed = self._list(bucket, key, cancel_token)
-        except Forbidden:
+        except Forbidden as error:
             if single is None or not single.size:
-                raise
+                raise refusal or error from error
             listed = {}  # s3:ListBucket is a permission of its own, which one object does not need
         if single is not None and not single.is_folder and (single.size or not listed):
             return (self._only_file(ref, bucket, key, single, listed),)
+        if not listed and refusal is not None:
+            raise refusal
+        return self._below(ref, bucket, key, listed, cancel_token)
+
+    def _below(
+        self, ref: Ref, bucket: str, key: str, listed: Mapping[str, Listed], cancel_token: CancelToken
+    ) -> tuple[File, ...]:
+        """The files of a listing."""
         if not listed:
-            raise refusal if isinstance(refusal, Forbidden) else _empty(ref.base)
+            raise _empty(ref.base)
         digests = self._checksums(bucket, listed, cancel_token)
 
         def ask(path: str) -> File | None:

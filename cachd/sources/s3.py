@@ -45,9 +45,8 @@ class BucketSource:
         keys: Keys = _AS_AWS_CLIENTS,
         beneath: Callable[[str], Http] | None = None,
     ) -> None:
-        self._http, self._endpoint_url, self._beneath = http, service.endpoint_url, beneath
+        self._clients = _Clients(http, service.endpoint_url, beneath)
         self._buckets = Buckets(http, service, keys)
-        self._hosts: dict[str, Http] = {}
         self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -85,8 +84,7 @@ class BucketSource:
 
     def anew(self) -> None:
         """See `Source.anew`."""
-        for http in (self._http, *self._hosts.values()):
-            http.anew()
+        self._clients.anew()
 
     # --- listing ---
 
@@ -207,7 +205,7 @@ class BucketSource:
         shown = f"s3://{bucket}/{key}"
         with bucket_errors(shown):
             url = self._buckets.link(bucket, key, None, cancel_token)
-        content = self._http_for(url).read(
+        content = self._clients.of(url).read(
             url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._buckets.headers
         )
         return checksums.parse(content, shown)
@@ -253,22 +251,11 @@ class BucketSource:
         began = self._buckets.wait(cancel_token)
         target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
         try:
-            return self._http_for(url).open(target, extent, cancel_token)
+            return self._clients.of(url).open(target, extent, cancel_token)
         except Unavailable as error:
             if error.origin_status == 503:
                 raise self._buckets.busy(file.origin, began) from error
             raise
-
-    def _http_for(self, url: str) -> Http:
-        """The client for a signed URL, whose host may be a domain below that of the operator's endpoint."""
-        parts, endpoint = urlsplit(url), urlsplit(self._endpoint_url or "")
-        is_beneath = parts.scheme == endpoint.scheme and parts.netloc.endswith("." + endpoint.netloc)
-        if self._beneath is None or not endpoint.netloc or not is_beneath:
-            return self._http
-        host = f"{parts.scheme}://{parts.netloc}/"
-        if len(self._hosts) >= _MAX_HOSTS:
-            self._hosts.clear()
-        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
 
     def _suggest_anonymous(self, error: Forbidden, bucket: str, key: str, cancel_token: CancelToken) -> None:
         """Add a hint to the error of a pull without credentials, if the bucket answers without them."""
@@ -283,6 +270,30 @@ class BucketSource:
         error.hint = (
             f"the bucket answers without credentials: give s3://{bucket}/ `anonymous: true` in `sources`"
         )
+
+
+class _Clients:
+    """Chooses the client for a signed URL: its host may be a domain below that of the operator's endpoint."""
+
+    def __init__(self, http: Http, endpoint_url: str | None, beneath: Callable[[str], Http] | None) -> None:
+        self._http, self._endpoint, self._beneath = http, urlsplit(endpoint_url or ""), beneath
+        self._hosts: dict[str, Http] = {}
+
+    def of(self, url: str) -> Http:
+        """The client that may request `url`."""
+        parts, endpoint = urlsplit(url), self._endpoint
+        is_beneath = parts.scheme == endpoint.scheme and parts.netloc.endswith("." + endpoint.netloc)
+        if self._beneath is None or not endpoint.netloc or not is_beneath:
+            return self._http
+        host = f"{parts.scheme}://{parts.netloc}/"
+        if len(self._hosts) >= _MAX_HOSTS:
+            self._hosts.clear()
+        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
+
+    def anew(self) -> None:
+        """See `Source.anew`."""
+        for http in (self._http, *list(self._hosts.values())):
+            http.anew()
 
 
 def make(access: Access) -> BucketSource:

@@ -1,7 +1,7 @@
 """A server whose answers are bytes: for heads that no HTTP library sends. Many connections at once.
 
-    with RawServer(lambda asked: reply(asked, "200 OK", "ETag: unquoted", body=b"x")) as origin:
-        ...pull(f"{origin.url}/x")
+with RawServer(lambda asked: reply(asked, "200 OK", "ETag: unquoted", body=b"x")) as origin:
+    ...pull(f"{origin.url}/x")
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -33,7 +33,7 @@ class Asked:
         return (int(found[1]), min(int(found[2] or size) + 1, size)) if found else None
 
 
-Answer = Callable[[Asked], bytes]
+Answer = Callable[[Asked], bytes | Iterator[bytes]]
 
 
 def reply(
@@ -74,10 +74,19 @@ def chunked(content: bytes, size: int = 60_000) -> bytes:
 
 @dataclass
 class RawServer:
-    """Answers each request with the bytes that `answer` gives for it; empty bytes close the connection."""
+    """Answers each request with the bytes that `answer` gives for it, at once or piece by piece.
+
+    Empty bytes close the connection. `connections` and `requests`: how many it takes at once. What is beyond
+    is answered with `refusal`; `refusals` is released each time.
+    """
 
     answer: Answer
     host: str = "127.0.0.1"
+    connections: int | None = None
+    requests: int | None = None
+    refusal: str = "503 Service Unavailable"
+    refused: int = 0
+    refusals: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
@@ -86,6 +95,7 @@ class RawServer:
         self.url = f"http://{self.host}:{self._listening.getsockname()[1]}"
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._answering = 0
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         return self
@@ -113,15 +123,42 @@ class RawServer:
             connection.settimeout(PATIENCE_SECONDS)
             with self._lock:
                 self._open.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection, number))
+                is_beyond = self.connections is not None and len(self._open) > self.connections
+            serve = self._refuse if is_beyond else self._serve
+            thread = threading.Thread(target=serve, args=(connection, number))
             self._threads.append(thread)
             thread.start()
+
+    def _refuse(self, connection: socket.socket, number: int) -> None:
+        with connection, suppress(OSError):
+            if (asked := self._heard(connection, number)) is not None:
+                connection.sendall(reply(asked, self.refusal, "Connection: close"))
+                self.refused += 1
+                self.refusals.release()
+        with self._lock:
+            self._open.discard(connection)
+
+    def _said(self, asked: Asked, connection: socket.socket) -> bytes:
+        """Send the answer, and return its first piece."""
+        with self._lock:
+            self._answering += 1
+            is_beyond = self.requests is not None and self._answering > self.requests
+            self.refused += is_beyond
+        try:
+            answer = reply(asked, self.refusal) if is_beyond else self.answer(asked)
+            said = b""
+            for piece in [answer] if isinstance(answer, bytes) else answer:
+                connection.sendall(piece)
+                said = said or piece
+        finally:
+            with self._lock:
+                self._answering -= 1
+        return said
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         with connection, suppress(OSError):
             while (asked := self._heard(connection, number)) is not None:
-                said = self.answer(asked)
-                connection.sendall(said)
+                said = self._said(asked, connection)
                 if not said or b"connection: close\r\n" in said.partition(b"\r\n\r\n")[0].lower() + b"\r\n":
                     break
         with self._lock:

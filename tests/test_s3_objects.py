@@ -326,6 +326,35 @@ def test_a_disabled_kms_key_is_told(bucket: Bucket, engine: Engines) -> None:
     refused(lambda: engine(s3_endpoint_url=bucket.url, retries=0).pull("s3://models/m/it"), "kms_denied")
 
 
+def test_an_object_that_a_real_server_encrypted_with_a_customers_key_is_named(
+    s3: S3Server, engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(monkeypatch, s3)
+    s3.put("customers", "m/config.json", CONFIG)
+    how = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": b"0" * 32}
+    s3.client().put_object(Bucket="customers", Key="m/it", Body=WEIGHTS, **how)
+    running = engine(s3_endpoint_url=s3.url, retries=0)
+    for ref in ("s3://customers/m/", "s3://customers/m/it"):
+        error = refused(partial(running.pull, ref, name="it"), "object_encrypted")
+        assert "s3://customers/m/it" in error.detail
+
+
+def test_a_real_server_tells_a_wrong_key_from_a_missing_permission_and_a_missing_bucket(
+    s3: S3Server, engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("kept", "m/it", WEIGHTS)
+    sign_in(monkeypatch, s3)
+    refused(partial(engine(s3_endpoint_url=s3.url).pull, "s3://nowhere/m/"), "bucket_not_found")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    source = BucketSource(http(), Service(s3.url))
+    refused(partial(resolve, source, "s3://kept/m/"), "source_unauthorized")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.reader_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
+    for ref in ("s3://kept/m/", "s3://kept/m/it"):
+        error = refused(partial(resolve, source, ref), "source_forbidden")
+        assert f"{ref}: AccessDenied" in error.detail
+
+
 def test_an_archived_object_is_named_with_the_command_that_restores_it(
     bucket: Bucket, engine: Engines
 ) -> None:

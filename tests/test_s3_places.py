@@ -76,7 +76,9 @@ def regions_of(seen: list[Seen]) -> list[str]:
 
 
 @pytest.mark.parametrize("configured", [{}, {"s3_region": "ap-south-1"}], ids=["no region", "another region"])
-@pytest.mark.parametrize("names_region", [True, False], ids=["in the body", "in a header"])
+@pytest.mark.parametrize(
+    ("names_region", "slash"), [(True, "/"), (False, "/"), (False, "")], ids=["body", "header", "HEAD"]
+)
 @pytest.mark.parametrize("moved", [400, 301, 307])
 def test_a_bucket_is_followed_to_its_region_and_signed_for_there(
     bucket: Bucket,
@@ -85,9 +87,11 @@ def test_a_bucket_is_followed_to_its_region_and_signed_for_there(
     moved: int,
     names_region: bool,
     configured: dict[str, str],
+    slash: str,
 ) -> None:
     bucket.ways.region, bucket.ways.moved, bucket.ways.names_region = "eu-west-3", moved, names_region
-    assert pulled(engine(s3_endpoint_url=bucket.url, retries=0, **configured), root) == MODEL
+    running = engine(s3_endpoint_url=bucket.url, retries=0, **configured)
+    assert pulled(running, root, f"s3://models/m{slash}") == MODEL
     regions = regions_of(bucket.requests)
     assert regions[0] == configured.get("s3_region", "us-east-1")
     assert set(regions[1:]) == {"eu-west-3"}, "one request told the region"

@@ -109,7 +109,7 @@ def _by_code(shown: str, error: ClientError, now: Callable[[], float] = time.tim
             hint="let the credentials use the key (kms:Decrypt), and check that the key is enabled",
             origin_status=status,
         )
-    if code.startswith("InvalidRequest") and "encryption" in message.lower():
+    if status == 400 and code.startswith("Invalid") and "encryption" in message.lower():
         return Forbidden(
             f"{shown} is encrypted with a customer's own key (SSE-C), and cachd has no such keys",
             code="object_encrypted",

@@ -47,10 +47,9 @@ class BucketSource:
         *,
         max_files: int = MOST_FILES,
     ) -> None:
-        self._http, self._endpoint_url, self._beneath = http, service.endpoint_url, beneath
+        self._clients = _Clients(http, service.endpoint_url, beneath)
         self._max_files = max_files
         self._buckets = Buckets(http, service, keys)
-        self._hosts: dict[str, Http] = {}
         self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
@@ -88,29 +87,46 @@ class BucketSource:
 
     def anew(self) -> None:
         """See `Source.anew`."""
-        for http in (self._http, *self._hosts.values()):
-            http.anew()
+        self._clients.anew()
 
     # --- listing ---
 
     def _files(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> tuple[File, ...]:
         """The file or the files that a ref names, sorted by path."""
-        single, refusal = None, None
         if key and not key.endswith("/"):
-            try:
-                single = self._head(bucket, key, cancel_token)
-            except (Forbidden, NotFound) as error:  # the listing says which: S3 may answer 403 for both
-                refusal = error
+            return self._exactly_or_below(ref, bucket, key, cancel_token)
+        return self._below(ref, bucket, key, self._list(bucket, key, cancel_token), cancel_token)
+
+    def _exactly_or_below(
+        self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken
+    ) -> tuple[File, ...]:
+        """The file that is the object of exactly this key, else those below `key/`."""
+        single: Object | None = None
+        refusal: Forbidden | None = None
+        try:
+            single = self._head(bucket, key, cancel_token)
+        except NotFound:
+            pass
+        except Forbidden as error:  # the listing decides: S3 may answer 403 for a key that is not there
+            refusal = error
         try:
             listed = self._list(bucket, key, cancel_token)
-        except Forbidden:
+        except Forbidden as error:
             if single is None or not single.size:
-                raise
+                raise refusal or error from error
             listed = {}  # s3:ListBucket is a permission of its own, which one object does not need
         if single is not None and not single.is_folder and (single.size or not listed):
             return (self._only_file(ref, bucket, key, single, listed),)
+        if not listed and refusal is not None:
+            raise refusal
+        return self._below(ref, bucket, key, listed, cancel_token)
+
+    def _below(
+        self, ref: Ref, bucket: str, key: str, listed: Mapping[str, Listed], cancel_token: CancelToken
+    ) -> tuple[File, ...]:
+        """The files of a listing."""
         if not listed:
-            raise refusal if isinstance(refusal, Forbidden) else _empty(ref.base)
+            raise _empty(ref.base)
         digests = self._checksums(bucket, listed, cancel_token)
 
         def ask(path: str) -> File | None:
@@ -192,7 +208,7 @@ class BucketSource:
         shown = f"s3://{bucket}/{key}"
         with bucket_errors(shown):
             url = self._buckets.link(bucket, key, None, cancel_token)
-        content = self._http_for(url).read(
+        content = self._clients.of(url).read(
             url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._buckets.headers
         )
         return checksums.parse(content, shown)
@@ -238,22 +254,11 @@ class BucketSource:
         began = self._buckets.wait(cancel_token)
         target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
         try:
-            return self._http_for(url).open(target, extent, cancel_token)
+            return self._clients.of(url).open(target, extent, cancel_token)
         except Unavailable as error:
             if error.origin_status == 503:
                 raise self._buckets.busy(file.origin, began) from error
             raise
-
-    def _http_for(self, url: str) -> Http:
-        """The client for a signed URL, whose host may be a domain below that of the operator's endpoint."""
-        parts, endpoint = urlsplit(url), urlsplit(self._endpoint_url or "")
-        is_beneath = parts.scheme == endpoint.scheme and parts.netloc.endswith("." + endpoint.netloc)
-        if self._beneath is None or not endpoint.netloc or not is_beneath:
-            return self._http
-        host = f"{parts.scheme}://{parts.netloc}/"
-        if len(self._hosts) >= _MAX_HOSTS:
-            self._hosts.clear()
-        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
 
     def _suggest_anonymous(self, error: Forbidden, bucket: str, key: str, cancel_token: CancelToken) -> None:
         """Add a hint to the error of a pull without credentials, if the bucket answers without them."""
@@ -268,6 +273,30 @@ class BucketSource:
         error.hint = (
             f"the bucket answers without credentials: give s3://{bucket}/ `anonymous: true` in `sources`"
         )
+
+
+class _Clients:
+    """Chooses the client for a signed URL: its host may be a domain below that of the operator's endpoint."""
+
+    def __init__(self, http: Http, endpoint_url: str | None, beneath: Callable[[str], Http] | None) -> None:
+        self._http, self._endpoint, self._beneath = http, urlsplit(endpoint_url or ""), beneath
+        self._hosts: dict[str, Http] = {}
+
+    def of(self, url: str) -> Http:
+        """The client that may request `url`."""
+        parts, endpoint = urlsplit(url), self._endpoint
+        is_beneath = parts.scheme == endpoint.scheme and parts.netloc.endswith("." + endpoint.netloc)
+        if self._beneath is None or not endpoint.netloc or not is_beneath:
+            return self._http
+        host = f"{parts.scheme}://{parts.netloc}/"
+        if len(self._hosts) >= _MAX_HOSTS:
+            self._hosts.clear()
+        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
+
+    def anew(self) -> None:
+        """See `Source.anew`."""
+        for http in (self._http, *list(self._hosts.values())):
+            http.anew()
 
 
 def make(access: Access) -> BucketSource:

@@ -182,7 +182,8 @@ def _about(snapshot: Snapshot) -> dict[str, Any]:
         **snapshot.spec.as_document(),
         "revision": snapshot.revision,
         "bytes": {
-            "total": snapshot.size, "done": snapshot.size,
+            "total": snapshot.size,
+            "done": snapshot.size,
             **dict.fromkeys(("fetched", "resumed", "hedged")),
         },
         "files": {"total": snapshot.files, "done": snapshot.files},

@@ -86,25 +86,6 @@ def test_a_pull_that_is_refused_while_its_origin_serves_another_one_waits(engine
         assert second.done.result(PATIENCE_SECONDS)
 
 
-def test_a_part_that_is_refused_while_another_one_is_served_has_not_failed(engine: Engines) -> None:
-    """More often than a part may fail; then it is not asked for until the other one is here."""
-    waits = iter([True])
-
-    def said(asked: Asked) -> bytes | Iterator[bytes]:
-        whole = ranged(asked, FILES["w.bin"], 'ETag: "one"')
-        return in_two(whole) if asked.method == "GET" and next(waits, False) else whole
-
-    def in_two(whole: bytes) -> Iterator[bytes]:
-        yield whole[:-9]
-        for _ in range(3):  # one is of the first part, before it found the connection that HEAD left idle
-            assert origin.refusals.acquire(timeout=PATIENCE_SECONDS)
-        yield whole[-9:]
-
-    running = engine(streams=2, retries=1, stall_seconds=PATIENCE_SECONDS)
-    with RawServer(said, connections=1) as origin:
-        running.pull(f"{origin.url}/w.bin")
-
-
 # --- pauses ---
 
 

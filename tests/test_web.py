@@ -13,11 +13,12 @@ from cachd.model import Digest, Extent, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.probe import COUNTED_BYTES
 from cachd.sources.web import WebSource
-from tests.fetching import EITHER, HEX, http, read, refused, resolve
+from tests.fetching import EITHER, HEX, SOON_SECONDS, http, read, refused, resolve
 from tests.ground.models import noise
 from tests.ground.origin import (
     ChangeETag,
     Chunked,
+    Late,
     Origin,
     Status,
 )
@@ -145,6 +146,15 @@ def test_head_is_asked_no_more_where_it_was_wrong(origin: Origin) -> None:
     assert resolve(source, ref) == manifest
     assert {seen.method for seen in origin.requests} == {"GET"}
     assert origin.bytes_sent() <= 20 * 2 + origin.bytes_sent("/model/SHA256SUMS"), "one byte of each file"
+
+
+def test_a_head_that_is_never_answered_is_waited_for_once(origin: Origin) -> None:
+    source = WebSource(http(stall_seconds=SOON_SECONDS))
+    url = origin.add("/x", noise(1000))
+    origin.fault("/x", Late(), methods=("HEAD",))
+    for _ in range(2):
+        assert resolve(source, url).files[0].size == 1000
+    assert [seen.method for seen in origin.requests] == ["HEAD", "GET", "GET"]
 
 
 def test_a_file_that_head_describes_rightly_costs_no_other_request(origin: Origin) -> None:

@@ -222,7 +222,7 @@ def test_an_endless_file_is_cut_at_its_size(origin: Origin, root: Path, engine: 
     ref = origin.add("/it", noise(MIB))
     origin.fault("/it", Endless())
     assert code_of(lambda: engine(retries=0).pull(ref)) == "origin_protocol"
-    assert origin.bytes_sent() < 32 * MIB, "what the kernel took in before the cut"
+    assert origin.bytes_sent() < 64 * MIB, "16 MiB that were counted, and what the kernel took in each time"
     assert nothing_is_published(root)
 
 

@@ -213,7 +213,7 @@ def test_fields_of_the_api_take_units_in_any_usual_spelling(ground: Ground) -> N
         ("POST /v1/models", [], "body: is not a mapping of keys to values"),
         ("POST /v1/models", b"{", "is not JSON"),
         ("PUT /v1/limits", {"bytes_per_second": "5Mb"}, "bytes_per_second: '5Mb' may mean bits or bytes"),
-        ("PUT /v1/limits", {"sources": {"hub": 1}}, "sources.hub: 'hub' is none of 'hf', 's3'"),
+        ("PUT /v1/limits", {"sources": {"hub": 1}}, "sources.hub: 'hub' is none of 'hf', 'ms', 's3'"),
         ("POST /v1/evictions", {"bytes": "lots"}, "bytes: 'lots' is not a size, such as"),
         ("POST /v1/evictions", {}, "body: write either bytes or ref"),
         ("GET /v1/models/x/ready?wait=soon", None, "wait: 'soon' is not a time, such as"),

@@ -197,6 +197,7 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
         "name",
         "include",
         "exclude",
+        "weights",
         "hub_id",
         "pin",
         "priority",

@@ -63,7 +63,7 @@ root: [a]
         ":7: evict: 'perhaps' is neither true nor false",
         ":8: log_level: 'loud' is none of 'debug', 'info', 'warning' or 'error'",
         ":9: limit_bytes_per_second: '500Mb' may mean bits or bytes: write 500Mbit/s or 500MB/s",
-        ":10: source_limits.gopher: 'gopher' is none of 'hf', 's3', 'https', 'http' or 'file'",
+        ":10: source_limits.gopher: 'gopher' is none of 'hf', 'ms', 's3', 'https', 'http' or 'file'",
         ":13: models[0].priority: 'high' is not a whole number from -100 to 100",
         ":14: models[1].ref: is missing",
         *(line for line in told_of(file, text) if line.startswith(":15: models[2]: ") and "../x" in line),

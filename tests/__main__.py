@@ -56,6 +56,14 @@ class Run:
         return [name for name, lack in lacks.items() if lack and lack.may_be_in_a_namespace]
 
 
+def files_with_alone(arguments: Sequence[str]) -> list[str]:
+    """The files whose tests may be alone, so that no other is imported; none where arguments name files."""
+    if any(Path(PROJECT, argument.partition("::")[0]).exists() for argument in arguments):
+        return []
+    files = sorted((PROJECT / "tests").rglob("test_*.py"))
+    return [str(path) for path in files if "pytest.mark.alone(" in path.read_text()]
+
+
 def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: None)  # pytest, which gets it too, says what it interrupted
     with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as place:
@@ -63,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         workers = max(2, round(WORKERS_PER_CORE * len(os.sched_getaffinity(0))))
         side_by_side = ("-m", "not alone", f"--numprocesses={workers}", "--dist=worksteal")
         run.turn(f"side by side, in {workers} processes", *side_by_side, *arguments)
-        run.turn("alone, one by one", "-m", "alone", *arguments)
+        run.turn("alone, one by one", "-m", "alone", *arguments, *files_with_alone(arguments))
         if (left := run.wanting_to_mount()) and (reason := user_namespace_lacking()):
             print(f"there can be no user namespace to mount in: {reason}")
         elif left:

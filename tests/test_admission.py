@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import celpy
-import kubernetes_validate
 import pytest
 import yaml
 
-from tests.test_daemonset import BASE, CACHE, DAEMON_POD, DEPLOYMENT, NEWEST, OBJECTS, OLDEST
+from tests.test_daemonset import BASE, CACHE, DAEMON_POD, DEPLOYMENT, NEWEST, OBJECTS, OLDEST, validate
 
 Object = dict[str, Any]
 FILE = BASE / "admission/cache-mounts.yaml"
@@ -136,4 +135,4 @@ def test_the_policy_speaks_of_the_daemon_set_s_uid_root_and_namespace() -> None:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("document", [POLICY, BINDING], ids=lambda document: document["kind"])
 def test_the_policy_passes_the_strict_schema(document: Object, version: str) -> None:
-    kubernetes_validate.validate(document, version, strict=True)
+    validate(document, version)

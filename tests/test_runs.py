@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.__main__ import Run
+from tests.__main__ import Run, files_with_alone
 from tests.ground import report
 from tests.ground.needs import NEEDS, lack_of, refuse, require
 from tests.ground.report import FAILED, LONG_TESTS, SKIPPED, Outcome, Tally, ending
@@ -100,3 +100,10 @@ def test_no_other_module_decides_what_a_machine_lacks() -> None:
     by_itself = re.compile(r"(geteuid|which)\(.*\n?.*pytest\.skip\(|skipif\(\s*.*(geteuid|which|available)\(")
     for module in (PROJECT / "tests").rglob("test_*.py"):
         assert not by_itself.search(module.read_text()), f"{module}: see tests/ground/needs.py"
+
+
+def test_the_run_of_those_alone_reads_only_files_that_have_some() -> None:
+    found = files_with_alone(["-k", "probe"])
+    assert str(PROJECT / "tests/test_bench.py") in found
+    assert str(PROJECT / "tests/test_api.py") not in found
+    assert files_with_alone(["tests/test_api.py::test_x"]) == []

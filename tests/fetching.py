@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError
-from cachd.model import MOST_FILES, Extent, Manifest, Ref
+from cachd.model import MAX_FILES, Extent, Manifest, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
@@ -65,6 +65,6 @@ def resolve(source: Source, ref: str) -> Manifest:
     return source.resolve(Ref.parse(ref), CancelToken()).select((), ())
 
 
-def share(place: Path, *, max_files: int = MOST_FILES) -> SharedVolumeSource:
+def share(place: Path, *, max_files: int = MAX_FILES) -> SharedVolumeSource:
     policy = AddressPolicy([f"file://{place}/"])
     return SharedVolumeSource(policy, stall_seconds=PATIENCE_SECONDS, max_files=max_files)

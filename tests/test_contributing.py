@@ -202,7 +202,7 @@ def patches(source: str) -> list[int]:
 @pytest.mark.parametrize(
     "line",
     [
-        'monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)',
+        'monkeypatch.setattr("cachd.model.manifest.MAX_FILES", 20)',
         "from cachd.kernel import calls; monkeypatch.setattr(calls, '_CACHESTAT', 1)",
         "from cachd.kernel import calls as these; these._CACHESTAT = 1",
         "import cachd.kernel; setattr(cachd.kernel.threads, 'CORES', 1)",

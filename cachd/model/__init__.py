@@ -7,7 +7,7 @@ from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
 from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest
+from cachd.model.manifest import MAX_FILES, UNVERIFIED, Entries, File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
@@ -23,7 +23,7 @@ __all__ = [
     "FORMATS",
     "HUB_FOLDER",
     "HUB_HOSTS",
-    "MOST_FILES",
+    "MAX_FILES",
     "NAME_PATTERN",
     "SCHEMES",
     "STRENGTHS",

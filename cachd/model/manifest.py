@@ -18,9 +18,9 @@ from cachd.model.name import check_path
 from cachd.model.selection import LeftOut, Unusable, matches
 from cachd.model.weights import choices, gguf_models
 
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 UNVERIFIED = "none"
-MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
+MAX_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
 _MAX_FORMS = 60  # forms of weights in what was left out
 _MAX_ADVISED = 12
@@ -33,7 +33,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a director
 class Entries:
     """Counts the files and characters of a listing while it is read, so that an endless one is refused."""
 
-    def __init__(self, base: str, max_files: int = MOST_FILES) -> None:
+    def __init__(self, base: str, max_files: int = MAX_FILES) -> None:
         self._base, self._max_files = base, max_files
         self._count, self._letters = 0, 0
 
@@ -44,8 +44,8 @@ class Entries:
             self._letters += len(text)
         if self._count > self._max_files:
             self._refuse(f"{self._count} files or more", f"{self._max_files}")
-        if self._letters > MOST_LETTERS:
-            self._refuse(f"names of {self._letters} characters or more", f"{MOST_LETTERS}")
+        if self._letters > MAX_LETTERS:
+            self._refuse(f"names of {self._letters} characters or more", f"{MAX_LETTERS}")
 
     def _refuse(self, found: str, most: str) -> None:
         raise Invalid(

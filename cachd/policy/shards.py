@@ -14,7 +14,7 @@ from cachd.foreign import Limit, walk_json
 
 _INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index(?:\.[\w-]+)?\.json", re.A | re.I)
 _ADAPTER = re.compile(r"adapter_|optimizer|training_args", re.I)
-MOST_SHOWN = 1000
+MAX_SHOWN = 1000
 _LONGEST_SHOWN = 1000
 _LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have some 200,000 tensors
 
@@ -23,7 +23,7 @@ _LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have
 class Named:
     """The shards that an index names: those that are not there, sorted, and how many are.
 
-    `absent` has at most MOST_SHOWN names; each is a path in the model, unless it leaves the model.
+    `absent` has at most MAX_SHOWN names; each is a path in the model, unless it leaves the model.
     """
 
     absent: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ def named(index: str, pieces: Iterable[bytes], paths: Container[str]) -> Named:
         for name in _shards(pieces, index):
             if (path := join(folder, name)) in paths:
                 present.add(path)
-            elif len(absent) < MOST_SHOWN:
+            elif len(absent) < MAX_SHOWN:
                 absent.add(path[:_LONGEST_SHOWN])
     except ValueError:
         return Named()

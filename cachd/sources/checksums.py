@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from cachd.errors import Invalid
 from cachd.foreign import too_large
-from cachd.model import MOST_FILES, Digest, Entries, check_path
+from cachd.model import MAX_FILES, Digest, Entries, check_path
 from cachd.model.folders import folder_markers
 from cachd.sources.cancel import CancelToken
 
@@ -25,7 +25,7 @@ NAME = "SHA256SUMS"
 _OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
-_MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
+_MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
@@ -35,8 +35,8 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
     for number, written in enumerate(io.BytesIO(_as_utf8(content, shown)), start=1):
-        if number > _MOST_LINES:
-            raise too_large(shown, _MOST_LINES, unit="lines")
+        if number > _MAX_LINES:
+            raise too_large(shown, _MAX_LINES, unit="lines")
         line = _decoded(written, shown, number)
         if not line.strip() or line.startswith("#"):
             continue

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from cachd.errors import Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
-from cachd.model import MOST_FILES, Digest, Entries, File, Ref, kind_and_repo, quoted
+from cachd.model import MAX_FILES, Digest, Entries, File, Ref, kind_and_repo, quoted
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding, check_status
 from cachd.sources.connection import origin_of
@@ -26,7 +26,7 @@ from cachd.sources.failures import bare
 from cachd.sources.http import Http
 from cachd.sources.http1 import number
 
-LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # a file takes some 240 bytes and 17 tokens
+LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
 _MAX_PAGES = 1000
 _ASKED_AT_ONCE = 8
 _MAX_REDIRECTS = 5

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
-from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref
+from cachd.model import MAX_FILES, Digest, Extent, File, Manifest, Ref
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding, check_status
@@ -28,7 +28,7 @@ from cachd.sources.response import Response
 from cachd.sources.secrets import Secret
 
 _DEFAULT_REVISION = "master"
-_LISTING = Limit(64 << 20, tokens=40 * MOST_FILES)  # a file takes some 500 bytes and 30 tokens
+_LISTING = Limit(64 << 20, tokens=40 * MAX_FILES)  # a file takes some 500 bytes and 30 tokens
 _SHA256, _COMMIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _ABSENT = re.compile(r"not (?:found|exist)|不存在", re.I)
 

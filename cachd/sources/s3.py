@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import too_large
-from cachd.model import MOST_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path
+from cachd.model import MAX_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path
 from cachd.model.bucket import bucket_and_key
 from cachd.model.folders import check_folders, folder_markers
 from cachd.sources import checksums
@@ -45,7 +45,7 @@ class BucketSource:
         keys: Keys = _AS_AWS_CLIENTS,
         beneath: Callable[[str], Http] | None = None,
         *,
-        max_files: int = MOST_FILES,
+        max_files: int = MAX_FILES,
     ) -> None:
         self._clients = _Clients(http, service.endpoint_url, beneath)
         self._max_files = max_files

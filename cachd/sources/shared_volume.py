@@ -10,7 +10,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from cachd.errors import Changed, Forbidden, NotFound, Unavailable
-from cachd.model import MOST_FILES, Extent, File, Manifest, Ref, quoted
+from cachd.model import MAX_FILES, Extent, File, Manifest, Ref, quoted
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources import beneath
 from cachd.sources.access import Access
@@ -21,23 +21,23 @@ from cachd.sources.share_listing import Listing, mark_of
 from cachd.sources.share_walk import loops
 
 READ_BYTES = 1 << 20
-MOST_LEFT = 64
+MAX_LEFT = 64
 
 
 class SharedVolumeSource:
     """A file, a directory with or without SHA256SUMS, or a repository of a Hub cache, on a shared volume.
 
     Symbolic links are followed as long as they end under an allowed prefix. The file system is called in
-    detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
+    detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MAX_LEFT such
     threads are blocked, every further call fails at once.
     """
 
     def __init__(
-        self, address_policy: AddressPolicy, *, stall_seconds: float, max_files: int = MOST_FILES
+        self, address_policy: AddressPolicy, *, stall_seconds: float, max_files: int = MAX_FILES
     ) -> None:
         self._address_policy, self._stall_seconds = address_policy, stall_seconds
         self._max_files = max_files
-        self._detached = DetachedThreads(MOST_LEFT)
+        self._detached = DetachedThreads(MAX_LEFT)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""

@@ -54,7 +54,7 @@ def check_shards(
         if not wanted:
             continue
         others = shards.others(index.path, selected)
-        more = "" if len(named.absent) < shards.MOST_SHOWN else " or more"
+        more = "" if len(named.absent) < shards.MAX_SHOWN else " or more"
         missing = f"{index.path} names {len(wanted)}{more} shards that {source.base} lacks"
         if not named.present and others:
             warnings.append(

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from cachd.errors import CachdError, Changed
-from cachd.model import MOST_FILES, Extent, Ref
+from cachd.model import MAX_FILES, Extent, Ref
 from cachd.policy.shards import named
 from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
@@ -43,7 +43,7 @@ def published(root: Path) -> list[str]:
 
 
 def test_more_files_than_a_model_may_have_are_refused_before_any_of_them_is_asked_for(spoken: Spoken) -> None:
-    lines = "".join(f"{SHA256}  f{number}\n" for number in range(MOST_FILES + 1)).encode()
+    lines = "".join(f"{SHA256}  f{number}\n" for number in range(MAX_FILES + 1)).encode()
     spoken.say = lambda _: Reply.of(200, {}, lines)
     refused(lambda: WebSource(http()).resolve(Ref.parse(f"{spoken.url}/m/"), CancelToken()), "too_many_files")
     assert len(spoken.requests) == 1

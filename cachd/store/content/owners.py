@@ -19,7 +19,7 @@ from cachd.kernel import durable
 from cachd.model import Digest
 from cachd.store.content.claims import Claims
 
-_MOST_NAMES = 1000  # per ingest; later names are not recorded, so they do not keep the ingest
+_MAX_NAMES = 1000  # per ingest; later names are not recorded, so they do not keep the ingest
 
 
 class Owners:
@@ -62,7 +62,7 @@ class Owners:
         path = _path(ingest)
         with self._writing:
             owners = self.names(ingest)
-            for name in sorted(names - owners - {""})[: max(_MOST_NAMES - len(owners), 0)]:
+            for name in sorted(names - owners - {""})[: max(_MAX_NAMES - len(owners), 0)]:
                 with suppress(CachdError), durable.disk_errors(path):
                     durable.append_note(path, f"{name}\n")
 

@@ -15,7 +15,7 @@ from cachd.errors import Invalid
 
 _PIECE_BYTES = 64 << 10
 _LONGEST_VALUE_BYTES = 1 << 20
-_MOST_TAGS = 100_000  # tags and attributes of an XML document; one page of an S3 listing has some 20,000
+_MAX_TAGS = 100_000  # tags and attributes of an XML document; one page of an S3 listing has some 20,000
 _OPENS, _CLOSES = ("start_map", "start_array"), ("end_map", "end_array")
 
 Event = tuple[str, Any]
@@ -113,8 +113,8 @@ def check_xml(content: bytes, shown: str, *, at_most: int = SMALL.size_bytes) ->
     if len(content) > at_most:
         raise too_large(shown, at_most, len(content))
     tags = content.count(b"<") + content.count(b"=")
-    if tags > _MOST_TAGS:
-        raise too_large(shown, _MOST_TAGS, tags, unit="tags and attributes")
+    if tags > _MAX_TAGS:
+        raise too_large(shown, _MAX_TAGS, tags, unit="tags and attributes")
     if b"<!DOCTYPE" in content.replace(b"\0", b""):
         raise Invalid(
             f"{shown} has a DOCTYPE, whose entities could expand to any size",

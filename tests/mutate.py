@@ -37,7 +37,7 @@ from typing import Any
 PROJECT = Path(__file__).parent.parent
 WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
 LEAST_KILLED = 0.95
-MOST_FILES = 10  # of tests, considered for a module
+MAX_FILES = 10  # of tests, considered for a module
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
 TURNED: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=",
@@ -168,7 +168,7 @@ class Related:
             return known + 3 * bool(imported.search(self._texts[test])) + 3 * bool(named.search(test))
 
         ranked = sorted(self._texts, key=lambda test: (-score(test), test))
-        return [test for test in ranked if score(test) > 0][:MOST_FILES]
+        return [test for test in ranked if score(test) > 0][:MAX_FILES]
 
 
 @dataclass

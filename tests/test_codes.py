@@ -13,7 +13,7 @@ import pytest
 
 from cachd.errors import Unavailable
 from cachd.store.disk_store import DiskStore
-from cachd.store.leases import MOST_LEASES
+from cachd.store.leases import MAX_LEASES
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.origin import Origin
@@ -60,7 +60,7 @@ def leased(root: Path) -> Iterator[DiskStore]:
     """A store with as many lease files as may be, of which one lease is over."""
     with DiskStore(root) as opened:
         leases = opened.layout.leases
-    for number, until in enumerate([time.time() + 3600] * (MOST_LEASES - 1) + [1.0]):
+    for number, until in enumerate([time.time() + 3600] * (MAX_LEASES - 1) + [1.0]):
         told = {"id": str(number), "name": "m", "holder": "pod/a", "expires_at": until}
         (leases / f"{number}.json").write_text(json.dumps(told))
     with DiskStore(root) as opened:

@@ -7,7 +7,7 @@ import pytest
 from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.model import Extent
 from cachd.sources.cancel import CancelToken
-from cachd.sources.http import MOST_REDIRECTS, Target
+from cachd.sources.http import MAX_REDIRECTS, Target
 from tests.fetching import EITHER, KIB, fetch, http, read, refused
 from tests.ground.models import noise
 from tests.ground.origin import (
@@ -29,12 +29,12 @@ def chain(origin: Origin, hops: int) -> str:
 
 
 def test_ten_redirects_are_followed_and_eleven_are_not() -> None:
-    for hops in (1, MOST_REDIRECTS):
+    for hops in (1, MAX_REDIRECTS):
         with Origin() as origin:
             assert fetch(http(), chain(origin, hops), 2) == b"ok"
     with Origin() as origin:
-        refused(lambda: fetch(http(), chain(origin, MOST_REDIRECTS + 1), 2), "redirect_loop")
-        assert len(origin.requests) == MOST_REDIRECTS + 1 == 11
+        refused(lambda: fetch(http(), chain(origin, MAX_REDIRECTS + 1), 2), "redirect_loop")
+        assert len(origin.requests) == MAX_REDIRECTS + 1 == 11
 
 
 def test_a_redirect_to_itself_ends(origin: Origin) -> None:

@@ -25,7 +25,7 @@ from tests.ground.site import LONGEST_LOOK_SECONDS, MIB, Ground, remove, until
 
 Engines = Callable[..., Engine]
 FILES = {"config.json": b"{}", "model.safetensors": noise(MIB), "sub/deep/tokenizer.json": b"{}"}
-MOST_QUEUED = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+MAX_QUEUED = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 in_a_pod = needs("pods")
 
@@ -271,7 +271,7 @@ def test_a_pod_that_opens_files_in_a_loop_costs_little_and_hides_no_deletion(
     """More opens than the queue holds: who has a model open is then asked of the kernel, and soon."""
     engine, snapshot = watching("m")
     plain = places(engine.store.layout.root)["plain"]
-    for _ in range(MOST_QUEUED // 2 + 100):  # two by turns: the kernel makes one of equal events in a row
+    for _ in range(MAX_QUEUED // 2 + 100):  # two by turns: the kernel makes one of equal events in a row
         for name in ("config.json", "model.safetensors"):
             os.close(os.open(plain / name, os.O_RDONLY))
     remove(plain / "config.json")
@@ -449,7 +449,7 @@ def test_more_changes_than_the_queue_holds_let_everything_be_looked_at(
     until(lambda: engine.scrubs.as_document()["blobs"])
     wait_for_looks(plain, lambda: engine.metrics.view_changes._value.get())
     with engine.store.names.changing():  # the look at the first of them waits, and the queue fills
-        for _ in range(MOST_QUEUED + 100):
+        for _ in range(MAX_QUEUED + 100):
             for name in ("config.json", "model.safetensors"):
                 os.utime(plain / name)
         ready.unlink()

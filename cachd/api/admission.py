@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-MOST_CONNECTIONS = 2048
+MAX_CONNECTIONS = 2048
 _SWEEPS = 4  # deadline checks within the shortest deadline
 _SHORTEST_SWEEP_SECONDS = 0.05
 
@@ -89,7 +89,7 @@ class Counted(Protocol):
 def most_connections() -> int:
     """The maximum number of connections: a quarter of the process's descriptors, and at most 2048."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(MOST_CONNECTIONS, descriptors // 4))
+    return max(16, min(MAX_CONNECTIONS, descriptors // 4))
 
 
 class Connections:

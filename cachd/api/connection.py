@@ -22,10 +22,10 @@ from cachd.api.admission import Connections, Counted, Stage, peer_of
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Invalid, TooBig, Unavailable
 
-MOST_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 20
 _FRAMING_BYTES = 64 << 10  # chunk sizes and trailers, in addition to the body
-_MOST_PIPELINED = 16
-_MOST_DROPPED_BYTES = 4 << 20
+_MAX_PIPELINED = 16
+_MAX_DROPPED_BYTES = 4 << 20
 _STEP_BYTES = 4 << 10  # passed to the parser in one call
 
 
@@ -86,15 +86,15 @@ class Connection(HttpToolsProtocol):
             self._check_size()
         if self.stage is Stage.REFUSED:
             self._received += len(data) - at
-            if self._received > _MOST_DROPPED_BYTES:
+            if self._received > _MAX_DROPPED_BYTES:
                 self.transport.pause_reading()
 
     def _check_size(self) -> None:
         if self.stage is Stage.HEAD and self._received > self._bounds.head_bytes:
             self._refuse_head()
-        elif self.stage is Stage.BODY and self._received > MOST_BODY_BYTES + _FRAMING_BYTES:
-            self._refuse(TooBig(f"the body is longer than {MOST_BODY_BYTES} bytes", code="body_too_long"))
-        elif len(self.pipeline) > _MOST_PIPELINED:
+        elif self.stage is Stage.BODY and self._received > MAX_BODY_BYTES + _FRAMING_BYTES:
+            self._refuse(TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long"))
+        elif len(self.pipeline) > _MAX_PIPELINED:
             self._refuse(Unavailable("too many pipelined requests on one connection", code="pipelined"))
 
     # --- callbacks of the parser ---

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cachd.api.access import READS, Access, Call
 from cachd.api.audit import Audit
-from cachd.api.connection import MOST_BODY_BYTES
+from cachd.api.connection import MAX_BODY_BYTES
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Forbidden, Invalid, TooBig
 from cachd.metrics import Metrics
@@ -95,7 +95,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return Invalid("the Content-Length header is not a number", code="invalid_request")
-        if int(length) > MOST_BODY_BYTES:
+        if int(length) > MAX_BODY_BYTES:
             return _too_long()
         return None
 
@@ -135,7 +135,7 @@ async def _read(receive: Receive) -> bytes | None:
     while True:
         message = await receive()
         body += bytes(message.get("body", b""))
-        if len(body) > MOST_BODY_BYTES:
+        if len(body) > MAX_BODY_BYTES:
             return None
         if not message.get("more_body", False):
             return body
@@ -156,4 +156,4 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _too_long() -> TooBig:
-    return TooBig(f"the body is longer than {MOST_BODY_BYTES} bytes", code="body_too_long")
+    return TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long")

@@ -26,7 +26,7 @@ from cachd.api.schema import answers
 from cachd.api.waiting import until_settled, until_stopped
 from cachd.fields import Seconds
 from cachd.model import ModelSpec, check_name
-from cachd.report.models import MOST_OF_A_PAGE, Models
+from cachd.report.models import MAX_ON_A_PAGE, Models
 from cachd.report.readiness import why_not_ready
 from cachd.report.values import ModelPage, ModelReport, ReadyReport, as_json, from_document
 from cachd.store.catalog import ready_document
@@ -54,8 +54,8 @@ async def list_models(
     models: AnyModels,
     lanes: AnyLanes,
     limit: Annotated[
-        int, Query(ge=1, le=MOST_OF_A_PAGE, description="maximum number of models per page")
-    ] = MOST_OF_A_PAGE,
+        int, Query(ge=1, le=MAX_ON_A_PAGE, description="maximum number of models per page")
+    ] = MAX_ON_A_PAGE,
     after: Annotated[
         str, Query(max_length=200, description="the `next` of the previous page; empty: the first page")
     ] = "",

@@ -23,7 +23,7 @@ from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, adapter, as_j
 
 log = structlog.get_logger(__name__)
 
-_MOST_FAULTS = 20
+_MAX_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 
 
@@ -114,7 +114,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
         known = _fields(request)
-        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MOST_FAULTS])
+        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MAX_FAULTS])
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",

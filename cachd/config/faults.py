@@ -18,21 +18,21 @@ from cachd.settings.given import Given, Giver
 from cachd.sources.entries import Entry, doubled
 from cachd.sources.trust import Authorities
 
-MOST_FINDINGS = 50  # in one refusal
+MAX_FINDINGS = 50  # in one refusal
 _ENTRIES: Mapping[str, type[BaseModel]] = {"models": Model, "sources": Entry}
 
 
 def refusal(findings: list[Finding], more: int) -> Invalid:
     """The error with one line for each finding. `more`: how many faults have no finding."""
-    lines = [str(finding) for finding in sorted(findings)[:MOST_FINDINGS]]
-    if more := more + len(findings[MOST_FINDINGS:]):
+    lines = [str(finding) for finding in sorted(findings)[:MAX_FINDINGS]]
+    if more := more + len(findings[MAX_FINDINGS:]):
         lines.append(f"and {more} more")
     return Invalid("\n".join(lines), code="bad_option", hint="cachd options lists every option")
 
 
 def faults(error: ValidationError, given: Given) -> list[Finding]:
-    """A finding for each of pydantic's errors, at most MOST_FINDINGS."""
-    return [_finding(dict(fault), given) for fault in error.errors(include_url=False)[:MOST_FINDINGS]]
+    """A finding for each of pydantic's errors, at most MAX_FINDINGS."""
+    return [_finding(dict(fault), given) for fault in error.errors(include_url=False)[:MAX_FINDINGS]]
 
 
 def conflicts(config: Config, given: Given) -> list[Finding]:

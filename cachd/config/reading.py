@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cachd.config.faults import MOST_FINDINGS, conflicts, faults, refusal
+from cachd.config.faults import MAX_FINDINGS, conflicts, faults, refusal
 from cachd.config.options import Config
 from cachd.settings import file as configfile
 from cachd.settings.given import Given, given, ours, variable_of
@@ -78,6 +78,6 @@ def read(**flags: object) -> Loaded:
             return Loaded(config, found, flags)
     except ValidationError as error:
         findings += faults(error, found)
-        more = max(error.error_count() - MOST_FINDINGS, 0)
+        more = max(error.error_count() - MAX_FINDINGS, 0)
     # Raised after the block, because pydantic's error shows values, which may be secrets.
     raise refusal(findings, more)

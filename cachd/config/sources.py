@@ -9,7 +9,7 @@ from cachd.config.group import RELOADED, Group
 from cachd.fields import Endpoint
 from cachd.settings.given import Also
 from cachd.settings.types import Reachable, Refusals, Several
-from cachd.sources.entries import MOST_ENTRIES, Entry
+from cachd.sources.entries import MAX_ENTRIES, Entry
 
 
 class SourcesOptions(Group):
@@ -27,7 +27,7 @@ class SourcesOptions(Group):
     )
     sources: Annotated[tuple[Entry, ...], Several, RELOADED] = Field(
         (),
-        max_length=MOST_ENTRIES,
+        max_length=MAX_ENTRIES,
         description="settings for all refs that begin with a prefix, such as hf://org/; see Sources",
     )
     trust_claimed_digests: bool = Field(

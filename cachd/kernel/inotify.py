@@ -28,7 +28,7 @@ _WATCH_FLAGS = 0x01000000 | 0x02000000 | 0x04000000  # IN_ONLYDIR, IN_DONT_FOLLO
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _HEAD = struct.Struct("iIII")  # watch, mask, cookie, length of the name field with its padding
-_MOST_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
+_MAX_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
 
 
 class Event(NamedTuple):
@@ -76,7 +76,7 @@ class Inotify:
 def most_watches() -> int:
     """How many directories all processes of one user together may watch."""
     try:
-        return int(_MOST_WATCHES.read_text())
+        return int(_MAX_WATCHES.read_text())
     except (OSError, ValueError):
         return 8192  # the lowest default of the kernel
 

@@ -12,7 +12,7 @@ from cachd.metrics.labels import MODEL_STATES
 from cachd.store.capacity import Capacity
 from cachd.store.watch import Watched
 
-MOST_MODELS = 100  # models with a series of their own
+MAX_MODELS = 100  # models with a series of their own
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
 from cachd.model.hub import HUB_HOSTS
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
-from cachd.model.manifest import MOST_FILES, UNVERIFIED, Entries, File, Manifest, matches
+from cachd.model.manifest import MAX_FILES, UNVERIFIED, Entries, File, Manifest, matches
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
@@ -17,7 +17,7 @@ from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, show
 
 __all__ = [
     "HUB_HOSTS",
-    "MOST_FILES",
+    "MAX_FILES",
     "NAME_PATTERN",
     "SCHEMES",
     "STRENGTHS",

@@ -16,9 +16,9 @@ from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.name import check_path
 
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 UNVERIFIED = "none"
-MOST_LETTERS = 32_000_000  # characters in all paths, origins and validators together
+MAX_LETTERS = 32_000_000  # characters in all paths, origins and validators together
 _LONGEST_VALIDATOR = 512
 # The version of the JSON document. In a document without one, a sha1 or git-sha1 names a blob that all
 # sources share.
@@ -37,10 +37,10 @@ class Entries:
         self._count += 1
         for text in texts:
             self._letters += len(text)
-        if self._count > MOST_FILES:
-            self._refuse(f"{self._count} files or more", f"{MOST_FILES}")
-        if self._letters > MOST_LETTERS:
-            self._refuse(f"names of {self._letters} characters or more", f"{MOST_LETTERS}")
+        if self._count > MAX_FILES:
+            self._refuse(f"{self._count} files or more", f"{MAX_FILES}")
+        if self._letters > MAX_LETTERS:
+            self._refuse(f"names of {self._letters} characters or more", f"{MAX_LETTERS}")
 
     def _refuse(self, found: str, most: str) -> None:
         raise Invalid(

@@ -15,7 +15,7 @@ NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}"
 _NAME = re.compile(NAME_PATTERN)
 _LONGEST_PATH = 1024
 _LONGEST_COMPONENT = 255
-_MOST_PATTERNS = 1000
+_MAX_PATTERNS = 1000
 _LONGEST_PATTERNS = 32_768  # characters of all patterns of one request
 _ORDINARY_PATH = re.compile(r"\w[\w.-]{0,99}(?:/\w[\w.-]{0,99}){0,9}", re.ASCII)  # nearly every path
 
@@ -50,10 +50,10 @@ def check_patterns(patterns: Collection[str], what: str) -> None:
                 hint=f"use 1 to {_LONGEST_PATH} visible characters, such as '*.safetensors'",
             )
     total = sum(map(len, patterns))
-    if len(patterns) > _MOST_PATTERNS or total > _LONGEST_PATTERNS:
+    if len(patterns) > _MAX_PATTERNS or total > _LONGEST_PATTERNS:
         raise Invalid(
             f"{what} has {len(patterns)} patterns of {total} characters in all,"
-            f" and at most {_MOST_PATTERNS} of {_LONGEST_PATTERNS} are allowed",
+            f" and at most {_MAX_PATTERNS} of {_LONGEST_PATTERNS} are allowed",
             code="bad_pattern",
             hint="write fewer patterns that match many files: '*' matches '/', and 'dir/' all files below it",
         )

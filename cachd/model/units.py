@@ -18,7 +18,7 @@ from cachd.model.limits import Percentage, SizeOrPercent
 _LONGEST_TEXT = 40
 _LONGEST_SHOWN = 22
 _MOST = (1 << 63) - 1
-_MOST_SECONDS = 10**9  # some thirty years, which fits every timeout of the system
+_MAX_SECONDS = 10**9  # some thirty years, which fits every timeout of the system
 _SIZES = "a size, such as 500GB, 1.5TiB or a number of bytes"
 _RATES = "a rate, such as 500MB/s, 4Gbit/s or a number of bytes a second"
 _TIMES = "a time, such as 30s, 1h30m, 2 days or a number of seconds"
@@ -77,7 +77,7 @@ def seconds_of(value: object) -> float:
         seconds = sum((Decimal(count) * each for count, each in counts), Decimal(0))
     else:
         raise _wrong(value, _TIMES)
-    if seconds > _MOST_SECONDS:
+    if seconds > _MAX_SECONDS:
         raise ValueError(f"{shown(value)} is longer than thirty years")
     return float(seconds)
 

@@ -12,7 +12,7 @@ from cachd import files
 from cachd.errors import Invalid
 from cachd.store.layout import Layout
 
-MOST_BYTES = 4 << 20  # of a ready or status file
+MAX_BYTES = 4 << 20  # of a ready or status file
 TREE = re.compile(r"\.trees/([0-9a-f]{32,64})")
 
 
@@ -76,7 +76,7 @@ def refused(error: OSError, path: Path) -> Invalid:
 def _document(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the mount; empty when the file is missing or holds something else."""
     try:
-        document = files.document(path, at_most=MOST_BYTES)
+        document = files.document(path, at_most=MAX_BYTES)
     except files.UNREADABLE:
         return {}
     return document if isinstance(document, dict) else {}

@@ -8,7 +8,7 @@ from typing import Any
 from cachd import files
 from cachd.errors import CachdError, DiskFailed, Invalid, NotFound, WaitTimeout, error_of
 from cachd.model import check_name
-from cachd.pod.mount import MOST_BYTES, Mount
+from cachd.pod.mount import MAX_BYTES, Mount
 from cachd.store.catalog import snapshot_from
 from cachd.store.layout import Layout
 
@@ -23,7 +23,7 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
     layout = Layout(cache)
     ready_file = layout.ready_file(check_name(name))
     try:
-        document = files.document(ready_file, at_most=MOST_BYTES)
+        document = files.document(ready_file, at_most=MAX_BYTES)
         snapshot = snapshot_from(document)
     except FileNotFoundError as error:
         raise _not_ready(cache, name) from error

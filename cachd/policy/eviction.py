@@ -28,7 +28,7 @@ _FRESH_FACTOR = 1e6
 OPENED_SECONDS = 300.0
 UNKNOWN_RATE = 50e6  # bytes a second, assumed for a source that was never measured
 UNVERIFIED_FACTOR, GATED_FACTOR, GONE_FACTOR = 2.0, 4.0, 100.0
-_MOST_NAMED = 5  # snapshots named in an error
+_MAX_NAMED = 5  # snapshots named in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def largest_first(candidates: Collection[Candidate]) -> list[str]:
     largest = sorted(candidates, key=lambda c: (-c.size, c.manifest))
     named = [
         f"{c.names[0] if c.names else 'a replaced snapshot'} ({c.size} bytes, {c.protected or 'evictable'})"
-        for c in largest[:_MOST_NAMED]
+        for c in largest[:_MAX_NAMED]
     ]
     more = len(largest) - len(named)
     return [*named, f"{more} more models"] if more > 0 else named

@@ -11,13 +11,13 @@ from posixpath import dirname, join
 from cachd.foreign import Limit, walk_json
 
 INDEX = ".safetensors.index.json"
-MOST_SHOWN = 1000
+MAX_SHOWN = 1000
 _LONGEST_SHOWN = 1000
 _LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have some 200,000 tensors
 
 
 def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[str]:
-    """The names in the index that are not among `paths`, sorted; at most MOST_SHOWN of them.
+    """The names in the index that are not among `paths`, sorted; at most MAX_SHOWN of them.
 
     `index` is the path of the index, `pieces` its content of any length. Names are relative to the folder of
     the index; one that leaves the model (`../other.bin`) is always missing. A file that is not an index gives
@@ -27,7 +27,7 @@ def missing(index: str, pieces: Iterable[bytes], paths: Container[str]) -> list[
     found: set[str] = set()
     try:
         for name in _shards(pieces, index):
-            if name not in found and join(dirname(index), name) not in paths and len(found) < MOST_SHOWN:
+            if name not in found and join(dirname(index), name) not in paths and len(found) < MAX_SHOWN:
                 found.add(name[:_LONGEST_SHOWN])
     except ValueError:
         return []

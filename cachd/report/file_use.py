@@ -26,7 +26,7 @@ from cachd.upkeep.scrubs import Scrubs
 from cachd.upkeep.warms import Warms
 
 _SOON_SECONDS = 2.0
-_MOST_REMEMBERED = 20_000  # answers; the oldest are forgotten first
+_MAX_REMEMBERED = 20_000  # answers; the oldest are forgotten first
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class FileUseCache:
         )
         self._answers.pop(manifest.id, None)
         self._answers[manifest.id] = now, found
-        if len(self._answers) > _MOST_REMEMBERED:
+        if len(self._answers) > _MAX_REMEMBERED:
             self._answers.pop(next(iter(self._answers)), None)
         return found
 

@@ -39,7 +39,7 @@ from cachd.transfer.waits import Waits
 from cachd.upkeep.scrubs import Scrubs
 from cachd.upkeep.warms import Warms
 
-MOST_OF_A_PAGE = 500
+MAX_ON_A_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)

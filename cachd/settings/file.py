@@ -18,7 +18,7 @@ from cachd.findings import Finding, Place, key_of
 
 LONGEST_BYTES = 1 << 20
 _DEEPEST = 20
-_MOST_VALUES = 100_000  # an anchored value counts at every use
+_MAX_VALUES = 100_000  # an anchored value counts at every use
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 # Beginnings of PyYAML's messages -> cachd's. PyYAML's own may quote a part of a secret.
@@ -131,7 +131,7 @@ class _Reading:
         line = node.start_mark.line + 1
         self._into.lines.setdefault(key, line)
         self._values += 1
-        if len(key) > _DEEPEST or self._values > _MOST_VALUES:
+        if len(key) > _DEEPEST or self._values > _MAX_VALUES:
             bound = f"nested deeper than {_DEEPEST} levels" if len(key) > _DEEPEST else "too many values"
             raise _refused(self._into.name, line, bound)
         if node.tag not in _PLAIN_TAGS:

@@ -34,7 +34,7 @@ from cachd.settings.file import parse
 
 log = structlog.get_logger(__name__)
 
-MOST_TOKENS = 1000
+MAX_TOKENS = 1000
 _LONGEST_BYTES = 256 << 10
 _LONGEST_TOKEN = 4096
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
@@ -140,8 +140,8 @@ def _contents(path: Path) -> dict[str, bytes | OSError]:
     version = path / "..data"  # the kubelet updates a mounted Secret by one rename of this link
     place = Path(os.path.realpath(version)) if version.is_symlink() else path
     names = sorted(name for name in os.listdir(place) if not name.startswith("."))  # noqa: PTH208
-    if len(names) > MOST_TOKENS:
-        raise OSError(f"more than {MOST_TOKENS} files")
+    if len(names) > MAX_TOKENS:
+        raise OSError(f"more than {MAX_TOKENS} files")
     found = {}
     for name in names:
         with suppress(FileNotFoundError):  # removed meanwhile
@@ -200,8 +200,8 @@ def _of_file(content: bytes) -> tuple[_Token, ...]:
     listed = parsed.get("tokens") if isinstance(parsed, dict) and set(parsed) == {"tokens"} else parsed
     if not isinstance(listed, list):
         raise Invalid("write one token on one line, or tokens: and a list")
-    if len(listed) > MOST_TOKENS:
-        raise Invalid(f"more than {MOST_TOKENS} tokens")
+    if len(listed) > MAX_TOKENS:
+        raise Invalid(f"more than {MAX_TOKENS} tokens")
     tokens = tuple(_token(each, f"tokens[{number}]") for number, each in enumerate(listed))
     _check_unique(tokens)
     return tokens

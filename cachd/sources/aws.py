@@ -37,8 +37,8 @@ _LONGEST_KEYS_BYTES = 64 << 10
 _LINK_SECONDS = 3600  # how long a signed URL is valid
 _SESSION_SECONDS = 300.0  # how long credentials are used before they are read again
 _SIGN_IN_SECONDS = 60.0
-_MOST_LEFT = 64
-_MOST_LINKS = 10_000
+_MAX_LEFT = 64
+_MAX_LINKS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class SignIn:
         self._relay, self._keys = _HttpRelay(http.anywhere()), keys
         self._endpoint_url, self._region, self._clock = endpoint_url, region, clock
         self._signing_in = threading.Lock()
-        self._detached = DetachedThreads(_MOST_LEFT)
+        self._detached = DetachedThreads(_MAX_LEFT)
         self._signed: Signed | None = None
 
     @contextmanager
@@ -136,7 +136,7 @@ class SignIn:
 def _links(client: Any) -> Callable[[str], str]:
     """A function that gives the signed URL of an object. It caches them: signing is slower than a request."""
 
-    @lru_cache(maxsize=_MOST_LINKS)
+    @lru_cache(maxsize=_MAX_LINKS)
     def link(origin: str) -> str:
         bucket, _, key = origin.removeprefix("s3://").partition("/")
         url: str = client.generate_presigned_url(

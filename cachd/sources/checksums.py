@@ -7,11 +7,11 @@ import re
 
 from cachd.errors import Invalid
 from cachd.foreign import too_large
-from cachd.model import MOST_FILES, Digest, Entries, check_path
+from cachd.model import MAX_FILES, Digest, Entries, check_path
 
 NAME = "SHA256SUMS"
 LONGEST_BYTES = 16 << 20
-_MOST_LINES = 2 * MOST_FILES  # some may be empty or comments
+_MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
@@ -20,8 +20,8 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
     for number, written in enumerate(io.BytesIO(content), start=1):
-        if number > _MOST_LINES:
-            raise too_large(shown, _MOST_LINES, unit="lines")
+        if number > _MAX_LINES:
+            raise too_large(shown, _MAX_LINES, unit="lines")
         line = _decoded(written, shown, number)
         if not line.strip() or line.startswith("#"):
             continue

@@ -13,7 +13,7 @@ from cachd.sources.routes import Dialled
 from cachd.sources.wire import Wire
 
 # Idle connections of a thread: to a Hub, to its file store, and two others. Each holds a descriptor.
-MOST_KEPT = 4
+MAX_KEPT = 4
 
 Origin = tuple[str, str, int]
 
@@ -100,7 +100,7 @@ class Connection:
         """Return the connection to its pool. If the pool has too many, close the one that is idle longest."""
         pool, self._pool = self._pool, {}
         pool[self._origin] = self
-        if len(pool) > MOST_KEPT:
+        if len(pool) > MAX_KEPT:
             pool.pop(next(iter(pool))).close()
 
     def take(self, pool: dict[Origin, Connection]) -> None:

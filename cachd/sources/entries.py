@@ -22,8 +22,8 @@ from cachd.fields import Rate, plain_url
 from cachd.model import SCHEMES, Digest
 from cachd.policy.prefixes import Prefix
 
-MOST_ENTRIES = 1000
-_MOST_ITEMS, _LONGEST_ITEM = 1000, 512
+MAX_ENTRIES = 1000
+_MAX_ITEMS, _LONGEST_ITEM = 1000, 512
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 SHA256 = "sha256:"
 
@@ -46,9 +46,9 @@ def _flag_or_items(value: object) -> object:
     if not isinstance(items, list | tuple) or not all(isinstance(each, str) for each in items):
         raise ValueError("is neither true nor false, nor a list")
     items = tuple(each.strip() for each in items if each.strip())
-    if len(items) > _MOST_ITEMS or any(len(each) > _LONGEST_ITEM for each in items):
+    if len(items) > _MAX_ITEMS or any(len(each) > _LONGEST_ITEM for each in items):
         raise ValueError(
-            f"has more than {_MOST_ITEMS} items, or an item of more than {_LONGEST_ITEM} characters"
+            f"has more than {_MAX_ITEMS} items, or an item of more than {_LONGEST_ITEM} characters"
         )
     return items
 

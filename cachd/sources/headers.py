@@ -10,7 +10,7 @@ from cachd import files
 from cachd.errors import Invalid
 
 LONGEST_BYTES = 16 << 10
-MOST_HEADERS = 20
+MAX_HEADERS = 20
 _LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([ -~]+)")
 # The headers that frame a message or choose bytes and version of a file: only cachd sets these.
 _OURS = re.compile(
@@ -41,9 +41,9 @@ class HeadersFile:
             if not line.strip() or line.startswith("#"):
                 continue
             header = _LINE.fullmatch(line.rstrip())
-            if not header or len(found) >= MOST_HEADERS:
+            if not header or len(found) >= MAX_HEADERS:
                 raise self._refused(
-                    f"line {number} is not a header, or goes beyond the limit of {MOST_HEADERS} headers",
+                    f"line {number} is not a header, or goes beyond the limit of {MAX_HEADERS} headers",
                     "write 'Name: value', one header a line",
                 )
             if _OURS.fullmatch(header[1]):

@@ -38,8 +38,8 @@ from cachd.sources.secrets import Secret
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 
-MOST_REDIRECTS = 10
-_MOST_SIGNED_URLS = 10_000
+MAX_REDIRECTS = 10
+_MAX_SIGNED_URLS = 10_000
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
@@ -185,7 +185,7 @@ class Http:
             response.close()
             raise
         if arrived != target.url and origin_of(urlsplit(arrived)) != origin_of(urlsplit(target.url)):
-            if len(self._signed_urls) >= _MOST_SIGNED_URLS:
+            if len(self._signed_urls) >= _MAX_SIGNED_URLS:
                 self._signed_urls.clear()
             self._signed_urls[target.url] = arrived
         return response
@@ -201,7 +201,7 @@ class Http:
         """Send a request and follow redirects. Returns the final URL and its response."""
         parts = parsed(url)
         first = origin_of(parts)
-        for _ in range(MOST_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             self._address_policy.check_url(parts)
             if origin_of(parts) != first:
                 secrets = _NO_SECRETS  # they stay dropped, even if a later redirect leads back
@@ -220,7 +220,7 @@ class Http:
                     hint="the origin is misconfigured, or something intercepts the connection",
                 )
             url, parts = target, parsed(target)
-        raise Unavailable(f"{bare(url)}: more than {MOST_REDIRECTS} redirects", code="redirect_loop")
+        raise Unavailable(f"{bare(url)}: more than {MAX_REDIRECTS} redirects", code="redirect_loop")
 
 
 def _checked(response: Response, url: str) -> Response:

@@ -23,8 +23,8 @@ import httptools
 from cachd.sources.wire import LARGE_BYTES, Wire
 
 LONGEST_HEAD_BYTES = LARGE_BYTES // 2  # below LARGE_BYTES, as a wire waits until such a buffer is full
-_MOST_HEADERS = 100
-_MOST_INTERIM = 20  # 1xx responses before the final one
+_MAX_HEADERS = 100
+_MAX_INTERIM = 20  # 1xx responses before the final one
 _LONGEST_CHUNK_LINE = 1024
 _FEW_CHUNKS = 10_000  # more of them must average _LEAST_CHUNK_BYTES: a chunk takes as long as some KiB
 _LEAST_CHUNK_BYTES = 64
@@ -149,11 +149,11 @@ def receive_head(received: ReceiveBuffer) -> Head:
 
     Raises OSError or HTTPException.
     """
-    for _ in range(_MOST_INTERIM + 1):
+    for _ in range(_MAX_INTERIM + 1):
         head = _parsed(bytes(received.until(_END_OF_HEAD)))
         if head.status >= 200:
             return head
-    raise HTTPException(f"more than {_MOST_INTERIM} interim responses (1xx)")
+    raise HTTPException(f"more than {_MAX_INTERIM} interim responses (1xx)")
 
 
 class _Callbacks:
@@ -178,8 +178,8 @@ def _parsed(head: bytes) -> Head:
             raise
         return _parsed(plain)
     lines = head.count(b"\r\n") - 2
-    if lines > _MOST_HEADERS:
-        raise HTTPException(f"more than {_MOST_HEADERS} header lines")
+    if lines > _MAX_HEADERS:
+        raise HTTPException(f"more than {_MAX_HEADERS} header lines")
     values = {name.lower(): value for name, value in found.items()}
     if len(values) != lines:
         values = _joined(head)
@@ -287,7 +287,7 @@ class FramedBody:
         lines = size = 0
         while (line := self._line()) not in ("\r\n", "\n"):
             lines, size = lines + 1, size + len(line)
-            if lines > _MOST_HEADERS or size > LONGEST_HEAD_BYTES:
+            if lines > _MAX_HEADERS or size > LONGEST_HEAD_BYTES:
                 raise HTTPException(f"the trailers have at least {lines} lines and {size} bytes")
 
     def _line(self) -> str:

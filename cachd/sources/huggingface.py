@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoSibling
 from cachd import __version__
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.foreign import Limit, check_json
-from cachd.model import MOST_FILES, Digest, Extent, File, Manifest, Ref, quoted
+from cachd.model import MAX_FILES, Digest, Extent, File, Manifest, Ref, quoted
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding
@@ -31,7 +31,7 @@ from cachd.sources.response import Response
 from cachd.sources.secrets import HubToken, Secret
 
 _TOKENS = "hf_token_file, HF_TOKEN or `hf auth login`"
-_LISTING = Limit(24 << 20, tokens=20 * MOST_FILES)  # a file takes some 240 bytes and 17 tokens
+_LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
 # What huggingface_hub raises for an answer that is not a listing.
 _NO_LISTING = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 

@@ -11,7 +11,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThreads
 from cachd.sources.dial import Address
 
-MOST_LEFT = 64
+MAX_LEFT = 64
 Resolver = Callable[[str, int], Sequence[Address]]
 
 
@@ -23,13 +23,13 @@ def by_the_system(host: str, port: int) -> Sequence[Address]:
 class Names:
     """Looks up addresses of hosts.
 
-    A lookup that takes longer than `seconds` is abandoned. While MOST_LEFT abandoned ones still run, every
+    A lookup that takes longer than `seconds` is abandoned. While MAX_LEFT abandoned ones still run, every
     further lookup fails at once.
     """
 
     def __init__(self, seconds: float, resolver: Resolver = by_the_system) -> None:
         self._seconds, self._resolver = seconds, resolver
-        self._detached = DetachedThreads(MOST_LEFT)
+        self._detached = DetachedThreads(MAX_LEFT)
 
     def addresses(self, host: str, port: int, cancel_token: CancelToken) -> Sequence[Address]:
         """The addresses of a host.

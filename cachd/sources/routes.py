@@ -18,7 +18,7 @@ from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
 _UNKNOWN_SECONDS = 60.0  # until an unknown name is resolved again: a lookup that fails may be slow
-_MOST_UNKNOWN = 1000
+_MAX_UNKNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Routes:
         try:
             return self._resolved(host, port, cancel_token)
         except Unavailable:
-            if len(self._unknown) >= _MOST_UNKNOWN:
+            if len(self._unknown) >= _MAX_UNKNOWN:
                 self._unknown.clear()
             self._unknown[host] = self._clock() + _UNKNOWN_SECONDS
             return []

@@ -22,7 +22,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
 
 _ASKED_AT_ONCE = 16
-_MOST_PAGES = 1000
+_MAX_PAGES = 1000
 _AS_AWS_CLIENTS = Keys()
 # Field of HeadObject's answer -> our algorithm, the strongest first. S3 computes a CRC64NVME if the uploader
 # sends no checksum (S3 User Guide, "Checking object integrity").
@@ -104,8 +104,8 @@ class BucketSource:
         entries = Entries(shown)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for number, page in enumerate(pages, start=1):
-            if number > _MOST_PAGES:
-                raise too_large(f"the listing of {shown}", _MOST_PAGES, unit="pages")
+            if number > _MAX_PAGES:
+                raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
             cancel_token.count(len(page.get("Contents", ())))
             for found in page.get("Contents", ()):
                 key = found["Key"]

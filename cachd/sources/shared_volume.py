@@ -23,20 +23,20 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.detached import DetachedThread, DetachedThreads
 
 READ_BYTES = 1 << 20
-MOST_LEFT = 64
+MAX_LEFT = 64
 
 
 class SharedVolumeSource:
     """A file, or a directory with or without SHA256SUMS, on a shared volume.
 
     Symbolic links are followed as long as they end under an allowed prefix. The file system is called in
-    detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MOST_LEFT such
+    detached threads: a volume that does not answer delays its caller by `stall_seconds`. While MAX_LEFT such
     threads are blocked, every further call fails at once.
     """
 
     def __init__(self, address_policy: AddressPolicy, *, stall_seconds: float) -> None:
         self._address_policy, self._stall_seconds = address_policy, stall_seconds
-        self._detached = DetachedThreads(MOST_LEFT)
+        self._detached = DetachedThreads(MAX_LEFT)
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""

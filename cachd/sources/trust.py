@@ -11,7 +11,7 @@ from cachd import files
 from cachd.errors import Unavailable
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END ", re.DOTALL)
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 
 
 class Authorities:
@@ -32,7 +32,7 @@ class Authorities:
         The certificates are parsed by `context`, which takes 25 ms for the bundle of a system.
         """
         try:
-            if self.file and not _CERTIFICATE.search(files.content(self.file, at_most=_MOST_BYTES)):
+            if self.file and not _CERTIFICATE.search(files.content(self.file, at_most=_MAX_BYTES)):
                 raise OSError("it holds no PEM certificate")
         except OSError as error:
             raise self._unusable(error) from error

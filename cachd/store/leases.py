@@ -18,7 +18,7 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-MOST_LEASES = 10_000
+MAX_LEASES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Leases:
         """
         lease = Lease(self._new_id(), name, holder, until)
         with self._lock:
-            if len(self._leases) >= MOST_LEASES:
+            if len(self._leases) >= MAX_LEASES:
                 raise Unavailable(
                     f"{len(self._leases)} leases are held, and no more are allowed",
                     code="too_many_leases",

@@ -30,7 +30,7 @@ from cachd.store.changes import Changes
 from cachd.store.layout import Layout
 from cachd.store.ready_names import ReadyNames
 
-_MOST_EVICTED = 1000  # evicted names to remember; the oldest is forgotten first
+_MAX_EVICTED = 1000  # evicted names to remember; the oldest is forgotten first
 
 
 class Names:
@@ -186,7 +186,7 @@ class Names:
     def note_eviction(self, name: str) -> None:
         """Remember that a name is absent because it was evicted."""
         self._evicted[name] = None
-        while len(self._evicted) > _MOST_EVICTED:
+        while len(self._evicted) > _MAX_EVICTED:
             oldest = next(iter(self._evicted))
             del self._evicted[oldest]
             self._changes.mark(oldest)

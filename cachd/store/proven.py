@@ -32,8 +32,8 @@ from cachd.model import Digest, File
 
 log = structlog.get_logger(__name__)
 
-_MOST_TRIES = 3
-_MOST_LINES = 500_000  # at start, only so many lines at the end of the file are read
+_MAX_TRIES = 3
+_MAX_LINES = 500_000  # at start, only so many lines at the end of the file are read
 
 
 class Proven:
@@ -77,7 +77,7 @@ class Proven:
         """
         with self._lock:
             self._unfinished[file.blob] += 1
-            return self._unfinished[file.blob] <= _MOST_TRIES
+            return self._unfinished[file.blob] <= _MAX_TRIES
 
     def add(self, file: File) -> None:
         """Remember that the file's source has proven to have the blob."""
@@ -119,7 +119,7 @@ class Proven:
         """The lines of the file, none of them twice; None when it cannot be read, and then it stays."""
         try:
             with open(durable.open_file(self._path, os.O_RDONLY), "rb") as opened:
-                lines = deque(opened, _MOST_LINES)
+                lines = deque(opened, _MAX_LINES)
             return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
         except FileNotFoundError:
             return []

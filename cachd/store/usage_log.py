@@ -24,8 +24,8 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_MOST_NAMES = 10_000  # entries of each kind; the oldest are dropped first
-_MOST_BYTES = 16 << 20  # of the file
+_MAX_NAMES = 10_000  # entries of each kind; the oldest are dropped first
+_MAX_BYTES = 16 << 20  # of the file
 _LONGEST_BASE = 1000
 _OPENED_SECONDS = 3600.0  # how long the time of an open is kept
 _LEAST_MEASURED_BYTES = 4 << 20
@@ -63,7 +63,7 @@ class UsageLog:
         with self._lock:
             before = self._by_name.pop(name, None)
             self._by_name[name] = before.again(now) if before else Use(now)
-            if len(self._by_name) > _MOST_NAMES:
+            if len(self._by_name) > _MAX_NAMES:
                 oldest = next(iter(self._by_name))
                 del self._by_name[oldest]
                 self._priorities.pop(oldest, None)
@@ -161,7 +161,7 @@ class UsageLog:
 
     def _read(self) -> None:
         try:
-            saved: Mapping[str, Any] = durable.read_document(self._path, at_most=_MOST_BYTES)
+            saved: Mapping[str, Any] = durable.read_document(self._path, at_most=_MAX_BYTES)
             self._by_name = {str(n): Use(float(last), float(w)) for n, (last, w) in saved["names"].items()}
             self._opened = {str(m): float(at) for m, at in saved.get("opened", {}).items()}
             self._priorities = {str(n): int(p) for n, p in saved["priorities"].items()}
@@ -177,5 +177,5 @@ class UsageLog:
 
 def _shorten(kept: dict[str, Any]) -> None:
     """Drop the oldest entries if there are more than allowed."""
-    for oldest in list(islice(kept, max(len(kept) - _MOST_NAMES, 0))):
+    for oldest in list(islice(kept, max(len(kept) - _MAX_NAMES, 0))):
         del kept[oldest]

@@ -23,7 +23,7 @@ def check_shards(manifest: Manifest, resolved: Manifest, content: ContentStore) 
         with closing(content.pieces(index)) as pieces:
             absent = shards.missing(index.path, pieces, paths)
         if absent:
-            more = "" if len(absent) < shards.MOST_SHOWN else " or more"
+            more = "" if len(absent) < shards.MAX_SHOWN else " or more"
             raise Invalid(
                 f"{index.path} names {len(absent)}{more} shards that {resolved.base} lacks:"
                 f" {absent[0]!r:.120}",

@@ -17,7 +17,7 @@ from cachd.store.sweep import Leftover, remove
 
 log = structlog.get_logger(__name__)
 
-_MOST_EVICTIONS = 1000  # shown by the API
+_MAX_EVICTIONS = 1000  # shown by the API
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Evictor:
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
         self._store, self._metrics, self._clock = store, metrics, clock
-        self._evicted: deque[Eviction] = deque(maxlen=_MOST_EVICTIONS)
+        self._evicted: deque[Eviction] = deque(maxlen=_MAX_EVICTIONS)
 
     def evicted(self) -> list[Eviction]:
         """The last evictions, newest first."""

@@ -8,8 +8,8 @@ from cachd.store.store import Store
 from cachd.transfer.progress import State
 from cachd.transfer.request import Pull
 
-MOST_REMEMBERED = 1000  # ended pulls that the API still shows; the oldest is forgotten first
-MOST_REMEMBERED_BYTES = 16 << 20  # estimated memory that these may take together
+MAX_REMEMBERED = 1000  # ended pulls that the API still shows; the oldest is forgotten first
+MAX_REMEMBERED_BYTES = 16 << 20  # estimated memory that these may take together
 _PULL_BYTES, _FILE_BYTES = 4000, 1000  # estimated memory of an ended pull, and of each file of its manifest
 
 
@@ -76,9 +76,7 @@ class NewestPulls:
 
     def _are_too_many(self) -> bool:
         sizes = self._ended_bytes
-        return len(sizes) > MOST_REMEMBERED or (
-            sum(sizes.values()) > MOST_REMEMBERED_BYTES and len(sizes) > 1
-        )
+        return len(sizes) > MAX_REMEMBERED or (sum(sizes.values()) > MAX_REMEMBERED_BYTES and len(sizes) > 1)
 
 
 def _memory_of(ended: Pull) -> int:

@@ -11,7 +11,7 @@ from cachd.store.store import Store
 from cachd.transfer.request import Pull
 from cachd.transfer.running import RunningPulls
 
-_MOST_DEATHS = 3  # after so many daemon deaths in a row during a pull, a restart no longer resumes it
+_MAX_DEATHS = 3  # after so many daemon deaths in a row during a pull, a restart no longer resumes it
 
 
 class PendingSpecs:
@@ -57,7 +57,7 @@ class PendingSpecs:
 
 def crash_loop(found: PendingPull) -> CachdError | None:
     """The error of a pull during which the daemon died too often to resume it; None if it may be resumed."""
-    if found.began < _MOST_DEATHS:
+    if found.began < _MAX_DEATHS:
         return None
     return DaemonDied(
         f"{found.spec.name}: the daemon died {found.began} times in a row during this pull",

@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 
 from cachd.sources.cancel import CancelToken
 
-_MOST_LENT = 64
+_MAX_LENT = 64
 
 
 class Queued(Hashable, Protocol):
@@ -55,7 +55,7 @@ class SlotQueue(Generic[T]):
         self, at_once: int, changed: Callable[[int], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._at_once, self._report, self._clock = at_once, changed, clock
-        self.threads = at_once + min(2 * at_once, _MOST_LENT)
+        self.threads = at_once + min(2 * at_once, _MAX_LENT)
         self._changed = threading.Condition()
         self._waiting: dict[str, list[tuple[int, int, T]]] = {}  # by host
         self._later: list[tuple[float, int, T]] = []

@@ -15,7 +15,7 @@ from cachd.errors import CachdError, Cancelled
 log = structlog.get_logger(__name__)
 
 
-_MOST_REMEMBERED = 1000  # the oldest ended job is forgotten first
+_MAX_REMEMBERED = 1000  # the oldest ended job is forgotten first
 
 
 class JobState(enum.StrEnum):
@@ -93,7 +93,7 @@ class Jobs(Generic[J]):
             self._last.pop(job.name, None)
             self._last[job.name] = job
             ended = [name for name, last in self._last.items() if last.state is not JobState.running]
-            for name in ended[: max(len(self._last) - _MOST_REMEMBERED, 0)]:
+            for name in ended[: max(len(self._last) - _MAX_REMEMBERED, 0)]:
                 del self._last[name]
         self._pool.submit(do, job)
         return job

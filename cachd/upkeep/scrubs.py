@@ -34,7 +34,7 @@ from cachd.upkeep.verifications import Verification, Verifications
 log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 1.0
-_MOST_SECONDS = 300.0  # after so long, the list of blobs that are due is made again
+_MAX_SECONDS = 300.0  # after so long, the list of blobs that are due is made again
 
 
 class Scrubs:
@@ -119,8 +119,8 @@ class Scrubs:
         }
 
     def _scrub(self) -> float:
-        """Read the blobs that are due, the least recently verified first, for at most _MOST_SECONDS."""
-        until = self._clock() + _MOST_SECONDS
+        """Read the blobs that are due, the least recently verified first, for at most _MAX_SECONDS."""
+        until = self._clock() + _MAX_SECONDS
         limiter = RateLimiter(self._rate, self._clock())
         for file in self._due():
             if self._clock() >= until:

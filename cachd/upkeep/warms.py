@@ -14,7 +14,7 @@ import structlog
 from cachd.errors import CachdError, Cancelled, NoSpace
 from cachd.kernel import threads
 from cachd.kernel.memory import space_for_pages
-from cachd.metrics import MOST_MODELS, Metrics
+from cachd.metrics import MAX_MODELS, Metrics
 from cachd.model import Digest, Extent, Manifest, Snapshot
 from cachd.policy.parts import split
 from cachd.store.residency import STEP_BYTES, load, resident
@@ -87,9 +87,9 @@ class Warms:
         return self._warmings.last(name)
 
     def resident(self) -> Mapping[str, int]:
-        """Bytes in memory of each ready model, by name; of at most MOST_MODELS models, the newest."""
+        """Bytes in memory of each ready model, by name; of at most MAX_MODELS models, the newest."""
         counted: dict[Digest, int] = {}
-        newest = sorted(self._store.names.all(), key=lambda s: -s.published_at)[:MOST_MODELS]
+        newest = sorted(self._store.names.all(), key=lambda s: -s.published_at)[:MAX_MODELS]
         found = {}
         for snapshot in newest:
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cachd.model import MOST_FILES
+from cachd.model import MAX_FILES
 from tests.attacks.target import Target, attack, outcome
 from tests.attacks.test_leases import PROMPT_SECONDS, leased
 from tests.attacks.test_share import swapped
@@ -80,7 +80,7 @@ def directories_without_end_and_links_that_lead_round(target: Target) -> None:
             found = outcome(target, "attack-round")
             assert found in ("waiting", "share_failed"), (path, found)
             target.delete("attack-round")
-        for number in range(target.many(MOST_FILES + 10)):
+        for number in range(target.many(MAX_FILES + 10)):
             (target.share / f"attack-many/{number}").mkdir()
         target.pull(f"file://{target.share}/attack-many/", "attack-many")
         found = outcome(target, "attack-many")

@@ -16,7 +16,7 @@ from cachd.errors import CachdError
 from cachd.kernel.threads import pool
 from cachd.store.layout import Layout
 from cachd.store.usage_log import UsageLog
-from cachd.transfer.newest import MOST_REMEMBERED, MOST_REMEMBERED_BYTES
+from cachd.transfer.newest import MAX_REMEMBERED, MAX_REMEMBERED_BYTES
 from cachd.upkeep.jobs import Job, Jobs, JobState
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
@@ -55,15 +55,15 @@ def test_ended_pulls_of_thousands_of_names_cost_little_and_the_oldest_go_first(
     ask_and_fail(running, "first")
     tracemalloc.start()
     try:
-        for number in range(MOST_REMEMBERED + 100):
+        for number in range(MAX_REMEMBERED + 100):
             ask_and_fail(running, f"m-{number}")
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     known = running.pulls.known()
-    assert len(known) == MOST_REMEMBERED
+    assert len(known) == MAX_REMEMBERED
     assert running.pulls.get("first") is None
-    assert running.pulls.get(f"m-{MOST_REMEMBERED + 99}") is not None
+    assert running.pulls.get(f"m-{MAX_REMEMBERED + 99}") is not None
     assert taken < 16 * MIB
 
 
@@ -73,10 +73,10 @@ def test_ended_pulls_with_the_longest_patterns_each_cost_no_more_than_their_boun
     running = engine(root=memory)
     patterns = tuple(f"{'x' * 1000}{number}" for number in range(32))
     taken = 4 * sum(map(len, patterns))
-    names = [f"m-{number}" for number in range(MOST_REMEMBERED_BYTES // taken + 10)]
+    names = [f"m-{number}" for number in range(MAX_REMEMBERED_BYTES // taken + 10)]
     for name in names:
         ask_and_fail(running, name, include=patterns)
-    assert len(running.pulls.known()) * taken <= MOST_REMEMBERED_BYTES
+    assert len(running.pulls.known()) * taken <= MAX_REMEMBERED_BYTES
     assert running.pulls.get(names[-1]) is not None
     assert running.pulls.get(names[0]) is None
 

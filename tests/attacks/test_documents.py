@@ -394,7 +394,7 @@ def test_directories_nested_deeper_than_python_calls_are_walked(tmp_path: Path) 
 
 
 def test_empty_directories_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)
+    monkeypatch.setattr("cachd.model.manifest.MAX_FILES", 20)
     for number in range(25):
         (tmp_path / str(number)).mkdir()
     refused(resolving(share(tmp_path), f"file://{tmp_path}/"), "too_many_files")

@@ -26,7 +26,7 @@ from cachd.sources.dial import Address, dial
 from cachd.sources.failures import requested_wait, retry_after
 from cachd.sources.http import Http
 from cachd.sources.http1 import Request
-from cachd.sources.names import MOST_LEFT, Names
+from cachd.sources.names import MAX_LEFT, Names
 from cachd.sources.trust import Authorities
 from cachd.transfer.slots import SlotQueue
 from tests.conftest import Engine, spec_of
@@ -590,10 +590,10 @@ def test_a_cut_ends_a_look_up_of_a_name_and_so_does_its_time() -> None:
 def test_look_ups_that_were_left_behind_are_bounded() -> None:
     deaf = DeafResolver()
     names = Names(0.01, deaf)
-    for _ in range(MOST_LEFT + 5):
+    for _ in range(MAX_LEFT + 5):
         with pytest.raises(Unavailable) as refused:
             names.addresses("slow.test", 80, CancelToken())
-    assert f"{MOST_LEFT} earlier calls still wait" in refused.value.detail
+    assert f"{MAX_LEFT} earlier calls still wait" in refused.value.detail
     deaf.go_on.set()
 
 

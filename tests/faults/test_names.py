@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from cachd.errors import CachdError, Changed
-from cachd.model import MOST_FILES, Extent, Ref
+from cachd.model import MAX_FILES, Extent, Ref
 from cachd.policy.shards import missing
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
@@ -42,7 +42,7 @@ def published(root: Path) -> list[str]:
 
 
 def test_more_files_than_a_model_may_have_are_refused_before_any_of_them_is_asked_for(spoken: Spoken) -> None:
-    lines = "".join(f"{SHA256}  f{number}\n" for number in range(MOST_FILES + 1)).encode()
+    lines = "".join(f"{SHA256}  f{number}\n" for number in range(MAX_FILES + 1)).encode()
     spoken.say = lambda _: Reply.of(200, {}, lines)
     refused(lambda: WebSource(http()).resolve(Ref.parse(f"{spoken.url}/m/"), CancelToken()), "too_many_files")
     assert len(spoken.requests) == 1
@@ -51,7 +51,7 @@ def test_more_files_than_a_model_may_have_are_refused_before_any_of_them_is_aske
 def test_a_bucket_of_too_many_objects_is_refused_before_any_of_them_is_asked_for(
     spoken: Spoken, bucket: BucketSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 2000)
+    monkeypatch.setattr("cachd.model.manifest.MAX_FILES", 2000)
     listed = [(f"m/{number}", '"e"') for number in range(101)]
 
     def say(seen: Seen) -> Reply:
@@ -65,7 +65,7 @@ def test_a_bucket_of_too_many_objects_is_refused_before_any_of_them_is_asked_for
 
 
 def test_a_share_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.model.manifest.MOST_FILES", 20)
+    monkeypatch.setattr("cachd.model.manifest.MAX_FILES", 20)
     for number in range(25):
         (tmp_path / f"{number}.bin").write_bytes(noise(10, number))
     refused(

@@ -19,7 +19,7 @@ from cachd.errors import Unavailable
 from cachd.model import Extent, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.cancel import CancelToken
-from cachd.sources.shared_volume import MOST_LEFT, SharedVolumeSource
+from cachd.sources.shared_volume import MAX_LEFT, SharedVolumeSource
 from tests.conftest import Engine, spec_of
 from tests.ground.disks import FuseDisk
 from tests.ground.models import noise
@@ -124,13 +124,13 @@ def test_a_share_that_hangs_takes_so_many_threads_and_no_more(hanging: tuple[Fus
         .files
     )
     with hung(disk, HANGING_SECONDS):
-        for _ in range(20 * MOST_LEFT):  # on a busy machine a call before the hanging one may be late, too
+        for _ in range(20 * MAX_LEFT):  # on a busy machine a call before the hanging one may be late, too
             with pytest.raises(Unavailable) as refusal:
                 source.open(file, Extent(0, file.size), CancelToken())
             if "earlier calls" in refusal.value.detail:
                 break
-        assert f"{MOST_LEFT} earlier calls" in refusal.value.detail
-        assert left_behind() == MOST_LEFT
+        assert f"{MAX_LEFT} earlier calls" in refusal.value.detail
+        assert left_behind() == MAX_LEFT
     until(lambda: not left_behind())
 
 

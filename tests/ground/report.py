@@ -17,7 +17,7 @@ import pytest
 
 from tests.ground.needs import NEEDS, lack_of
 
-LONG_SECONDS, MOST_NAMED = 30.0, 5
+LONG_SECONDS, MAX_NAMED = 30.0, 5
 LONG_TESTS = Path(__file__).parent.parent / "long.toml"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
@@ -80,10 +80,10 @@ def _too_long(tally: Tally, listed: Mapping[str, str]) -> Iterator[str]:
     """The longest of those that are not listed. On a busy machine there are many: the others are counted."""
     long = [n for n, o in tally.items() if o.seconds > LONG_SECONDS and n.partition("[")[0] not in listed]
     long.sort(key=lambda name: -tally[name].seconds)
-    for name in long[:MOST_NAMED]:
+    for name in long[:MAX_NAMED]:
         yield f"took {tally[name].seconds:.0f} s and is not listed in {LONG_TESTS.name}: {name}"
-    if len(long) > MOST_NAMED:
-        yield f"and {len(long) - MOST_NAMED} more took over {LONG_SECONDS:.0f} s"
+    if len(long) > MAX_NAMED:
+        yield f"and {len(long) - MAX_NAMED} more took over {LONG_SECONDS:.0f} s"
 
 
 def _skipped(tally: Tally) -> Iterator[str]:

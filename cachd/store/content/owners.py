@@ -19,7 +19,7 @@ from cachd.model import Digest
 from cachd.store.content.claims import Claims
 from cachd.store.layout import Layout
 
-_MOST_NAMES = 1000  # per ingest; later names are not recorded, so they do not keep the ingest
+_MAX_NAMES = 1000  # per ingest; later names are not recorded, so they do not keep the ingest
 
 
 class Owners:
@@ -62,7 +62,7 @@ class Owners:
         path = self._path(blob)
         with self._writing:
             owners = self.names(blob)
-            for name in sorted(names - owners - {""})[: max(_MOST_NAMES - len(owners), 0)]:
+            for name in sorted(names - owners - {""})[: max(_MAX_NAMES - len(owners), 0)]:
                 with suppress(CachdError), durable.disk_errors(path):
                     durable.append_note(path, f"{name}\n")
 

@@ -16,7 +16,7 @@ from cachd.kernel import durable
 from cachd.model import Extent
 from cachd.store.digests import PartHash
 
-_MOST_BYTES = 64 << 20  # a line takes about 60 bytes
+_MAX_BYTES = 64 << 20  # a line takes about 60 bytes
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # the forms of PartHash.hexdigest
 
@@ -33,7 +33,7 @@ def read_parts(path: Path, size: int) -> Iterator[tuple[Extent, str]]:
     Leased, when it cannot be read.
     """
     try:
-        written = durable.read_file(path, at_most=_MOST_BYTES)
+        written = durable.read_file(path, at_most=_MAX_BYTES)
     except (FileNotFoundError, files.TooLong):
         return
     for line in io.BytesIO(written):

@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 _SHARING = 4  # while each stream has a file, parts are sized as if this many streams shared it
 _MOVED_SECONDS = 1.0  # a part that was taken from a supplier is kept for the others for so long
-_MOST_ROUNDS = 16  # of repairs, when several suppliers were wrong in turn
+_MAX_ROUNDS = 16  # of repairs, when several suppliers were wrong in turn
 
 
 class Assembly:
@@ -259,7 +259,7 @@ class Assembly:
             return set()
         blamed = origins if len(origins) == 1 else self.vouchers.complete(parts)
         failed = [each for each in suppliers if each.origin in blamed and each.wrong]
-        if len(failed) == len(suppliers) or self._rounds > _MOST_ROUNDS:
+        if len(failed) == len(suppliers) or self._rounds > _MAX_ROUNDS:
             try:
                 self._download.content.commit(self.ingest)  # discards the ingest, and raises Corrupt
             except Corrupt as error:

@@ -8,7 +8,7 @@ from cachd.errors import Unavailable
 from cachd.transfer.download.assembly import Assembly
 from cachd.transfer.download.proving import prove
 from cachd.transfer.download.schedule import Stage
-from cachd.transfer.download.small import MOST_BYTES, fetch_small
+from cachd.transfer.download.small import MAX_BYTES, fetch_small
 
 if TYPE_CHECKING:
     from cachd.transfer.download.download import Download
@@ -28,7 +28,7 @@ def begin(download: Download, supplier: Supplier, buffer: memoryview) -> None:
             schedule.call_others(supplier)  # each proves on its own, and this proof may take long
             prove(download, supplier, buffer)
             return
-        is_small = file.digest and 0 < file.size <= MOST_BYTES
+        is_small = file.digest and 0 < file.size <= MAX_BYTES
         if is_small and not content.is_begun(file):
             fetch_small(download, supplier, buffer)
             return

@@ -15,7 +15,7 @@ from cachd.transfer.download.turn import YIELD_AFTER_SECONDS, keep, write
 if TYPE_CHECKING:
     from cachd.transfer.download.download import Download
 
-MOST_BYTES = 256 << 10  # must fit into a stream's buffer
+MAX_BYTES = 256 << 10  # must fit into a stream's buffer
 _STEP_BYTES = 64 << 10
 
 

@@ -105,7 +105,9 @@ def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C90
     def bug(node: ast.expr | ast.stmt, kind: str, becomes: str) -> Bug:
         return Bug(module, node.lineno, *span(node), source(node), becomes, kind)
 
-    for node in _walked(ast.parse(text)):
+    tree = ast.parse(text)
+    tuned = {id(each) for node in tree.body if _is_constant(node) for each in ast.walk(node)}
+    for node in _walked(tree):
         match node:
             case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
                 if not (isinstance(test, ast.Constant) or source(test) == "TYPE_CHECKING"):
@@ -115,7 +117,7 @@ def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C90
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 turned = f"({source(left)} {TURNED[type(op)]} {source(right)})"
                 yield bug(node, "comparison turned", turned)
-            case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            case ast.Constant(value=int(number)) if not (isinstance(number, bool) or id(node) in tuned):
                 yield bug(node, "one larger", str(number + 1))
             case ast.Return(value=ast.expr() as value):
                 for answer in ("None", "False", "True"):
@@ -125,6 +127,15 @@ def bugs(module: str, text: str, locks: Set[str]) -> Iterator[Bug]:  # noqa: C90
                 for expression in (item.context_expr for item in items):
                     if source(expression).removeprefix("self.") in locks:
                         yield bug(expression, "no lock", NO_LOCK)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    """Whether it sets an UPPER_CASE name, such as a bound: no test should pin its very value."""
+    return isinstance(node, ast.Assign) and all(
+        isinstance(name, ast.Name) and name.id.isupper()
+        for target in node.targets
+        for name in (target.elts if isinstance(target, ast.Tuple) else [target])
+    )
 
 
 def _walked(tree: ast.Module) -> Iterator[ast.AST]:

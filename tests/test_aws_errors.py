@@ -27,8 +27,8 @@ ERRORS: dict[str, tuple[Exception, type[CachdError], str, int | None]] = {
     "in the future": (answered(403, "RequestInTheFuture"), Forbidden, "clock_skewed", 403),
     "expired": (answered(403, "RequestExpired"), Forbidden, "clock_skewed", 403),
     "denied": (answered(403, "AccessDenied"), Forbidden, "source_forbidden", 403),
-    "no keys": (answered(401, "Unauthorized"), Forbidden, "source_forbidden", 401),
-    "no such key": (answered(404, "NoSuchKey"), NotFound, "file_not_found", None),
+    "no keys": (answered(401, "Unauthorized"), Forbidden, "source_unauthorized", 401),
+    "no such key": (answered(404, "NoSuchKey"), NotFound, "file_not_found", 404),
     "slow down": (answered(503, "SlowDown"), Unavailable, "rate_limited", 503),
     "throttled": (answered(400, "Throttling"), Unavailable, "rate_limited", 400),
     "too many": (answered(429, "x"), Unavailable, "rate_limited", 429),
@@ -49,7 +49,6 @@ ERRORS: dict[str, tuple[Exception, type[CachdError], str, int | None]] = {
         "credentials_failed",
         None,
     ),
-    "the same page twice": (botocore.PaginationError(message="x"), Unavailable, "origin_protocol", None),
     "no connection": (
         botocore.EndpointConnectionError(endpoint_url="x"),
         Unavailable,

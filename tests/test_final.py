@@ -23,7 +23,7 @@ from tests.ground.disks import remount
 from tests.ground.models import noise
 from tests.ground.needs import needs
 from tests.ground.node import Node
-from tests.ground.origin import ChangeETag, Origin, Status
+from tests.ground.origin import Origin, RestlessETag, Status
 from tests.ground.pod import run_in_pod
 from tests.ground.program import CACHD, run
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, files_left, said, until
@@ -143,7 +143,7 @@ def test_a_failure_for_good_has_its_own_status(ground: Ground) -> None:
 
 def test_a_source_that_changes_again_while_it_is_pulled_anew_has_failed_for_good(ground: Ground) -> None:
     ref = ground.add("restless.bin")
-    ground.origin.fault("/restless.bin", ChangeETag("newer"), when=lambda seen: seen.method == "GET")
+    ground.origin.fault("/restless.bin", RestlessETag())
     ground.node.pull(ref)
     answer = ground.node.ready("restless.bin")
     ground.origin.clear()

@@ -20,7 +20,7 @@ from cachd.transfer.progress import State as PullState
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.origin import Flip, Status
+from tests.ground.origin import Flip, Reset, Status
 from tests.ground.site import MIB, Ground, mapped, names, until
 
 PROJECT = Path(__file__).parent.parent
@@ -114,8 +114,7 @@ def test_every_metric_moves(alone: Callable[..., Ground]) -> None:
     origin.fault("/wrong.bin", Flip(5), times=1)
     node.pull(f"{origin.add('/wrong.bin', content)}#sha256={hashlib.sha256(content).hexdigest()}")
     assert node.ready("wrong.bin").status == 200
-    failing = Status(503, {"Retry-After": "0"})
-    origin.fault("/again.bin", failing, times=1, when=lambda asked: asked.method == "GET")
+    origin.fault("/again.bin", Reset(at=0), times=1, when=lambda asked: asked.method == "GET")
     ground.have("again.bin")
     node.pull(origin.add("/gone.bin", b"x"), name="gone")
     origin.fault("/none.bin", Status(404), methods=EVERY_METHOD)

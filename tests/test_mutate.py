@@ -105,7 +105,7 @@ def test_the_locks_of_the_code_are_found_whatever_their_names() -> None:
         ("cachd/store/content/owners.py", "self._writing"),
         ("cachd/upkeep/jobs.py", "self._lock"),
         ("cachd/upkeep/verifications.py", "self._lock"),  # which it inherits
-        ("cachd/transfer/streams.py", "self._ready"),
+        ("cachd/transfer/streams.py", "self._lock"),
         ("cachd/kernel/threads.py", "_counting"),
     }
 

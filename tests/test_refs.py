@@ -195,7 +195,6 @@ MORE_REFUSED = [
     Refused("gcs://bucket/x", GCS),
     *(Refused(f"{scheme}://c@account/x", "the container") for scheme in ("abfs", "abfss", "wasbs", "adl")),
     Refused("docker://registry/llama", "from the Hub or S3"),
-    Refused("ms://org/model", "hf://org/model"),
     *(Refused(f"{scheme}://host/x", "clone") for scheme in ("git", "ssh", "git+https", "git+ssh")),
     *(Refused(f"{scheme}://host/x", SHARED) for scheme in ("nfs", "smb", "hdfs")),
     *(Refused(f"{scheme}://host/x", "by https") for scheme in ("sftp", "rsync")),

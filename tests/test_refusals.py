@@ -55,7 +55,7 @@ REFUSED_BODIES: dict[str, tuple[object, int, str]] = {
     "a scheme of another tool": ({"ref": "gs://bucket/model"}, 400, "unknown_scheme"),
     "a path of the node": ({"ref": "/models/llama"}, 400, "unknown_scheme"),
     "a model with no owner": ({"ref": "gpt2"}, 400, "bad_ref"),
-    "a dataset": ({"ref": "hf://datasets/a/b"}, 400, "bad_ref"),
+    "a space of the Hub": ({"ref": "hf://spaces/a/b"}, 400, "bad_ref"),
     "a path in a ref that climbs": ({"ref": "hf://a/b/../c"}, 400, "bad_ref"),
     "a path in a ref that climbs in disguise": (
         {"ref": "https://huggingface.co/a/b/blob/main/%2e%2e/c"},

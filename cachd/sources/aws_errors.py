@@ -27,6 +27,7 @@ from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
 from cachd.model.bucket import bucket_and_key
 from cachd.sources.failures import said
 
+_THROTTLED = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests")
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 _WRONG_KEYS = (
     "InvalidAccessKeyId",
@@ -151,7 +152,7 @@ def _by_status(shown: str, code: str, status: int) -> CachdError:
         return Changed(f"{shown}: the object has changed ({status})", origin_status=status)
     return Unavailable(
         f"{shown}: {status} {code}",
-        code="rate_limited" if status == 429 else "origin_failed",
+        code="rate_limited" if status == 429 or code in _THROTTLED else "origin_failed",
         origin_status=status,
     )
 

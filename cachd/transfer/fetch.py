@@ -24,10 +24,11 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
     try:
         for file in sorted(files, key=lambda f: -f.size):
             fetches.join(file)
-        progress.sample()
-        while not fetches.wait():
+        have_all_ended = False
+        while not have_all_ended:
             progress.sample()
             _lend_or_take_slot(attempt)
+            have_all_ended = fetches.wait()
             if progress.cancel_token.is_cancelled:
                 raise Cancelled(
                     f"{attempt.spec.name}: cancelled after {progress.done} of {progress.total} bytes"

@@ -28,7 +28,7 @@ from cachd.sources.web import WebSource
 from cachd.store.disk_store import DiskStore
 from tests.conftest import Engine
 from tests.faults.test_fuzz import LISTED, Spoken
-from tests.faults.test_names import bucket, page, spoken
+from tests.faults.test_names import bucket, keys, page, spoken
 from tests.fetching import HEX, http, refused, share
 from tests.ground.hub import Hub
 from tests.ground.origin import Reply, Seen
@@ -40,7 +40,7 @@ MIB = 1 << 20
 ENDLESS = Unending(Memory(b""))
 FEW_MIB = 48  # what reading any document may cost, above what the process had before
 
-__all__ = ["bucket", "spoken"]  # fixtures
+__all__ = ["bucket", "keys", "spoken"]  # fixtures
 
 # --- what reading costs, in a process of its own ---
 
@@ -402,8 +402,8 @@ def test_empty_directories_count_too(tmp_path: Path) -> None:
 def test_a_loop_of_links_on_a_share_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    refused(resolving(share(tmp_path), f"file://{tmp_path}/"), "share_failed")
-    refused(resolving(share(tmp_path), f"file://{tmp_path}/a"), "share_failed")
+    refused(resolving(share(tmp_path), f"file://{tmp_path}/"), "unsafe_path")
+    refused(resolving(share(tmp_path), f"file://{tmp_path}/a"), "unsafe_path")
 
 
 # --- a disk that filled the cache's own files ---

@@ -157,7 +157,7 @@ def test_a_pull_of_more_than_what_is_refused_takes_no_file_of_it(
             sources=entries, s3_endpoint_url=bucket.url, allow=("127.0.0.0/8", f"file://{shared}/")
         )
         assert refused(lambda: running.pull(ref)) == "source_refused"
-        assert refused(lambda: running.pull(f"file://{shared}/")) == "source_refused"
+        assert refused(lambda: running.pull(f"file://{shared}/")) == "file_refused"
         (shared / "link").symlink_to(shared / "private/b.bin")
         assert refused(lambda: running.pull(f"file://{shared}/link")) == "path_refused"
         assert refused(lambda: running.pull("s3://models/m/")) == "file_refused"

@@ -139,7 +139,11 @@ def test_bytes_that_cannot_be_read_back_are_fetched_anew_and_never_published(
     hold.release()
     origin.forget()
     broken.fail("read", "EIO", "*/data")
+    hold = origin.hold("/model.bin", after=MIB)
     running.start()
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    broken.heal()
+    hold.release()
     assert running.ready("model.bin").status == 200
     assert origin.bytes_sent("/model.bin") >= 6 * MIB, "the part that was durable, too"
     broken.heal()

@@ -31,7 +31,6 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node, short_name
 from tests.ground.origin import (
-    ChangeETag,
     Fault,
     Flip,
     Gzip,
@@ -39,6 +38,7 @@ from tests.ground.origin import (
     Origin,
     Redirect,
     Reset,
+    RestlessETag,
     Short,
     Stall,
     Status,
@@ -121,7 +121,7 @@ WAYS: dict[str, Fault] = {
     "401": Status(401),
     "403": Status(403),
     "404": Status(404),
-    "412": ChangeETag("another"),
+    "changed": RestlessETag(),
     "416": Status(416),
     "429": Status(429, {"Retry-After": "soon"}),
     "500": Status(500, {}, SECRET.signature.encode()),

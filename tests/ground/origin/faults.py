@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -75,6 +76,16 @@ class ChangeETag(Fault):
     def stored(self, file: File) -> File:
         content = file.content if self.content is None else Memory(self.content)
         return replace(file, etag=quoted(self.to), content=content)
+
+
+@dataclass(frozen=True)
+class RestlessETag(Fault):
+    """The file has another ETag in each answer."""
+
+    numbers: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+
+    def stored(self, file: File) -> File:
+        return replace(file, etag=quoted(f"restless-{next(self.numbers)}"))
 
 
 @dataclass(frozen=True)

@@ -90,26 +90,8 @@ class Http:
         self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
         self._authorities, self._clock = authorities, clock
         self._pauses = pauses or Pauses(clock)
-        names = Names(connect_seconds)
-        tunnels = Tunnels(
-            proxy_credentials,
-            authorities.context,
-            names,
-            connect_seconds=connect_seconds,
-            stall_seconds=stall_seconds,
-            clock=clock,
-        )
-        routes = Routes(
-            address_policy,
-            proxies,
-            tunnels,
-            names,
-            connect_seconds=connect_seconds,
-            stall_seconds=stall_seconds,
-            clock=clock,
-        )
         self._pool = ConnectionPool(
-            routes,
+            self._routes(),
             address_policy,
             authorities,
             stall_seconds=stall_seconds,
@@ -117,6 +99,27 @@ class Http:
             clock=clock,
         )
         self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
+
+    def _routes(self) -> Routes:
+        """How connections are made: directly, or through a proxy."""
+        names = Names(self._connect_seconds)
+        tunnels = Tunnels(
+            self._proxy_credentials,
+            self._authorities.context,
+            names,
+            connect_seconds=self._connect_seconds,
+            stall_seconds=self._stall_seconds,
+            clock=self._clock,
+        )
+        return Routes(
+            self._address_policy,
+            self._proxies,
+            tunnels,
+            names,
+            connect_seconds=self._connect_seconds,
+            stall_seconds=self._stall_seconds,
+            clock=self._clock,
+        )
 
     def anywhere(self) -> Http:
         """The same without an address policy, for URLs from the operator's own configuration only."""

@@ -37,11 +37,17 @@ class Admission:
         self._is_configured = is_configured
         self._most, self._queued = at_once + queued, queued
 
-    def check_name(self, spec: ModelSpec, *, refresh: bool) -> None:
-        """Raises InUse when the name may not move to the spec (see `Permit`).
+    def check_name(self, spec: ModelSpec, *, refresh: bool, replace: bool) -> None:
+        """Raises InUse when the name may not move to the spec (see `Permit`), or its Hub folder is another's.
 
-        A failed pull without a snapshot owns its name only if the name is pinned.
+        `replace`: the name may move from any model.
         """
+        if not replace:
+            self._check_owner(spec, refresh=refresh)
+        self._store.names.check_hub_folder(spec)
+
+    def _check_owner(self, spec: ModelSpec, *, refresh: bool) -> None:
+        """A failed pull without a snapshot owns its name only if the name is pinned."""
         name, store = spec.name, self._store
         if (running := self._running.of(name)) is not None:
             raise _name_is_pulled(spec, running)

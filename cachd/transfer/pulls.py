@@ -68,10 +68,9 @@ class Pulls:
 
         `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
         that is pinned or belongs to another model, and stops a running pull of another spec under that name.
-        `pins`: the caller pins the name to the result. With `repairs`, the result is also None unless
-        the spec waits for its repair, and nobody is deleting its name or rolling it back. Raises InUse when
-        the name may not move, Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec
-        cannot be written to disk.
+        `pins`: the caller pins the name to the result. `repairs`: also None unless the spec waits for its
+        repair, and nobody deletes its name or rolls it back. Raises InUse when the name may not move,
+        Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec cannot be written to disk.
         """
         with self._running.changing:
             if repairs and not self._admission.may_repair(spec):
@@ -81,19 +80,16 @@ class Pulls:
                 self._metrics.joins.inc()
                 running.permit.pins |= pins
                 return running
-            if not replace:
-                self._admission.check_name(spec, refresh=refresh)
-            self._store.names.check_hub_folder(spec)
+            self._admission.check_name(spec, refresh=refresh, replace=replace)
             is_ready = not refresh and self._admission.is_ready(spec)
             if running is None and is_ready:
                 self._count_hit(spec.name)
                 return None
             self._admission.check_queue(self._runner.waiting)
-            asked = Pull(spec, priority=priority, replace=replace, pins=pins)
-            started = self._put_in_place(asked, running, is_ready=is_ready)
+            wanted = Pull(spec, priority=priority, replace=replace, pins=pins)
+            started = self._put_in_place(wanted, running, is_ready=is_ready)
         if running is not None:
-            log.info("pull replaced", name=running.spec.name, ref=str(running.spec.ref))
-            self._runner.end_if_cancelled(running)
+            self._end_replaced(running)
         if started is not None:
             self._begin(started)
         return started
@@ -203,11 +199,7 @@ class Pulls:
             if running is not None and running.progress.state is State.publishing:
                 wait([running.done])
             elif running is not None:
-                raise InUse(
-                    f"{name} is being pulled from {running.spec.ref}, which would undo the rollback",
-                    code="name_busy",
-                    hint="wait for that pull, then roll back",
-                )
+                raise _would_undo_rollback(running.spec)
             return self._store.rollback(name, now=self._context.now())
 
     def end_refused(self, check: Callable[[Manifest], None]) -> None:
@@ -248,6 +240,10 @@ class Pulls:
         if newest is not None and newest.error is not None:
             self._newest.drop(name)  # a later pull of another spec failed: that failure no longer matters
 
+    def _end_replaced(self, replaced: Pull) -> None:
+        log.info("pull replaced", name=replaced.spec.name, ref=str(replaced.spec.ref))
+        self._runner.end_if_cancelled(replaced)
+
     def _put_in_place(self, asked: Pull, running: Pull | None, *, is_ready: bool) -> Pull | None:
         """Register a pull in place of the running one of its name, which is cancelled.
 
@@ -281,3 +277,11 @@ class Pulls:
             self._endings.end(started, State.failed, error)
             raise
         self._runner.start(started)
+
+
+def _would_undo_rollback(spec: ModelSpec) -> InUse:
+    return InUse(
+        f"{spec.name} is being pulled from {spec.ref}, which would undo the rollback",
+        code="name_busy",
+        hint="wait for that pull, then roll back",
+    )

@@ -73,6 +73,7 @@ DIGESTS = {
     "of its parts, by form": ({"sha256": f"{SHA256}-3"}, None),
     "of its parts, and a whole one": ({"sha256": f"{SHA256}-3", "crc32": CRC32}, "crc32:01020304"),
     "not base64": ({"sha256": "?" * 44}, None),
+    "not ASCII": ({"sha256": "\xe9" * 44}, None),
     "too short": ({"sha256": CRC32}, None),
 }
 

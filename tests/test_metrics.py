@@ -87,7 +87,7 @@ def test_the_metrics_of_one_object_are_not_those_of_another() -> None:
 
 
 def test_every_metric_moves(alone: Callable[..., Ground]) -> None:
-    ground = alone(pulls=1, retries=3, evict=False)
+    ground = alone(pulls=1, retries=3, evict=False, limit_bytes="1GiB")
     node, origin, seen = ground.node, ground.origin, list[Samples]()
 
     def agreed() -> Samples | None:

@@ -114,7 +114,7 @@ def test_secrets_stay_behind_at_another_host(origin: Origin) -> None:
     port = origin.url.rpartition(":")[2]
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to=f"http://localhost:{port}/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
+    http("::1/128", "127.0.0.0/8").head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}, set()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -112,6 +111,6 @@ def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
     for name, algorithm in _CHECKSUMS.items():
         checksum = head.get(name)
         if checksum and "-" not in checksum:
-            with suppress(binascii.Error, Invalid):  # a malformed checksum is ignored
+            with suppress(ValueError, Invalid):  # a malformed checksum is ignored
                 return Digest(algorithm, base64.b64decode(checksum, validate=True).hex())
     return None

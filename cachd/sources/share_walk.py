@@ -106,11 +106,11 @@ class Walk:
     def _one(self, folder: _Folder, name: str, *, is_link: bool) -> Found | Unusable | _Folder:
         shown, path = f"{folder.shown}{name}", folder.path / name
         try:
-            check_path(shown)  # first: a name that is not UTF-8 is in no URL that could be checked
+            check_path(name)  # first: a name that is not UTF-8 is in no URL that could be checked
             real = self._check(path) if is_link else folder.real / name
             status = os.lstat(real)
             if not stat.S_ISDIR(status.st_mode):
-                return Found(shown, path, real, regular(path, status))
+                return Found(check_path(shown), path, real, regular(path, status))
             if real in {*folder.above, folder.real}:
                 raise loops(path)
             return _Folder(f"{shown}/", path, real, folder.above | {folder.real})

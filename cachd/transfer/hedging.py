@@ -50,7 +50,7 @@ class Hedging:
             asking: (each, part)
             for each in suppliers
             if each.turns and each.has_ranges
-            for asking, part in list(each.turns.items())
+            for asking, part in each.turns.copy().items()
         }
         sent = sum(each.sent for each in suppliers)
         self._measure(turns, sent, now)

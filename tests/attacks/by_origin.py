@@ -357,7 +357,7 @@ def mutated_heads_bodies_and_documents(target: Target) -> None:
             for name in names:
                 ended.add(outcome(target, name))
                 target.delete(name)
-    assert "internal" not in ended
+    assert "internal" not in ended, target.node.output.partition("Traceback")[2][:4000]
     assert len(ended) > 3, ended
     assert "in a way it should not" not in target.node.output
 

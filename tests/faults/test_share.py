@@ -130,6 +130,17 @@ def test_a_mount_that_numbers_its_files_anew_at_each_look_is_as_good_as_any(
     assert (root / "models/all/again/it").read_bytes() == noise(6 * MIB)
 
 
+def test_a_share_whose_disk_fails_is_told_with_its_path(hanging: tuple[FuseDisk, Path]) -> None:
+    disk, shared = hanging
+    source = SharedVolumeSource(AddressPolicy([f"file://{shared.parent}/"]), stall_seconds=PATIENCE_SECONDS)
+    (file,) = source.resolve(Ref.parse(f"file://{shared}"), CancelToken()).files
+    disk.fail("open", "EIO")
+    with pytest.raises(Unavailable) as refusal:
+        source.open(file, Extent(0, file.size), CancelToken())
+    assert refusal.value.code == "share_failed"
+    assert str(shared) in refusal.value.detail
+
+
 def test_a_share_that_hangs_takes_so_many_threads_and_no_more(hanging: tuple[FuseDisk, Path]) -> None:
     disk, shared = hanging
     source = SharedVolumeSource(AddressPolicy([f"file://{shared.parent}/"]), stall_seconds=0.001)

@@ -351,7 +351,7 @@ def test_a_repair_that_is_killed_goes_on_with_the_same_revision_though_its_branc
     told = running.ready("org--model")
     assert (told.status, told.document["revision"]) == (200, commit)
     assert (running.root / "models/org--model/model.safetensors").read_bytes() == CONTENT
-    assert hub.cdn.bytes_sent() == PART
+    assert PART - MIB <= hub.cdn.bytes_sent() <= PART  # what was received before the kill may be here
 
 
 def test_a_model_whose_source_is_away_stays_damaged_and_is_repaired_when_it_is_back(

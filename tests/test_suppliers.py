@@ -120,7 +120,7 @@ def test_a_first_supplier_whose_pull_is_cancelled_leaves_its_bytes(
     assert origin.bytes_sent(GOOD) <= len(CONTENT) - 2 * MIB + PROOF_BYTES + MIB
 
 
-@pytest.mark.parametrize("fault", [Trickle(2400), LIE, Stall(0), Status(404)], ids=repr)
+@pytest.mark.parametrize("fault", [Trickle(2400), Zeroed(0, 20 * MIB), Stall(0), Status(404)], ids=repr)
 def test_a_bad_supplier_that_joins_neither_slows_nor_spoils_a_healthy_one(
     started: Start, origin: Origin, root: Path, fault: Fault
 ) -> None:

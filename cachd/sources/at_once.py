@@ -1,14 +1,19 @@
-"""Asks an origin about many things at once, and with fewer threads when it refuses some of the requests."""
+"""Asks an origin about many things at once.
+
+Fewer threads ask when it refuses some of the requests, or when it is so near that one thread is as fast.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from cachd.errors import Unavailable
+from cachd.policy.short_tasks import ShortTasks
 from cachd.sources.cancel import CancelToken
 
 BUSY = (429, 503)
@@ -20,12 +25,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ask_all(ask: Callable[[T], R], things: Sequence[T], cancel_token: CancelToken) -> list[R]:
+def ask_all(
+    ask: Callable[[T], R],
+    things: Sequence[T],
+    cancel_token: CancelToken,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[R]:
     """The answer to each question, in order. The first error that is raised ends the others.
 
     A thread whose request is refused (429, 503) leaves its question to the others, unless it is the last.
     """
-    questions = _Questions(ask, things, cancel_token)
+    questions = _Questions(ask, things, cancel_token, clock)
     with ThreadPoolExecutor(_THREADS) as pool:
         for ended in [pool.submit(questions.work) for _ in range(_THREADS)]:
             ended.result()
@@ -35,11 +46,19 @@ def ask_all(ask: Callable[[T], R], things: Sequence[T], cancel_token: CancelToke
 class _Questions(Generic[T, R]):
     """What is asked, and the answers so far."""
 
-    def __init__(self, ask: Callable[[T], R], things: Sequence[T], cancel_token: CancelToken) -> None:
-        self._ask, self._cancel_token = ask, cancel_token
+    def __init__(
+        self,
+        ask: Callable[[T], R],
+        things: Sequence[T],
+        cancel_token: CancelToken,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ask, self._cancel_token, self._clock = ask, cancel_token, clock
         self._left = deque(enumerate(things))
         self._answers: dict[int, R] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._short, self._running = ShortTasks(), 0
         self._threads, self._refusals = _THREADS, 0  # refusals of the last thread in a row
         self._has_failed = False
 
@@ -50,6 +69,7 @@ class _Questions(Generic[T, R]):
         """Ask until nothing is left, an error was raised, or this thread is one too many."""
         while (taken := self._take()) is not None:
             number, thing = taken
+            began, used = self._clock(), time.thread_time()
             try:
                 self._answers[number] = self._ask(thing)
                 self._refusals = 0
@@ -66,14 +86,29 @@ class _Questions(Generic[T, R]):
             except BaseException:
                 self._has_failed = True
                 raise
+            finally:
+                self._end(began, used)
 
     def _take(self) -> tuple[int, T] | None:
         """The next question; None when the thread must end."""
         with self._lock:
+            while not self._has_failed and self._left:
+                now = self._clock()
+                if not self._short.are_enough(self._running, now):
+                    self._running += 1
+                    return self._left.popleft()
+                self._changed.wait(self._short.seconds_left(now))
+            self._threads -= 1
+            self._changed.notify_all()
+            return None
+
+    def _end(self, began: float, used: float) -> None:
+        with self._lock:
+            now = self._clock()
+            self._short.ended(now - began, time.thread_time() - used, now)
+            self._running -= 1
             if self._has_failed or not self._left:
-                self._threads -= 1
-                return None
-            return self._left.popleft()
+                self._changed.notify_all()
 
     def _leaves(self, number: int, thing: T) -> bool:
         """Put back a question that was refused. Returns whether the thread must end: others still work."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import mmap
 import os
 import threading
@@ -16,6 +17,7 @@ import structlog
 
 from cachd.kernel import threads
 from cachd.policy.concurrency import Concurrency
+from cachd.policy.short_tasks import ShortTasks
 from cachd.sources.cancel import CancelToken
 from cachd.transfer.origins import Origin, Origins
 
@@ -42,14 +44,23 @@ class StreamQuota:
         self.priority = priority
         self.tasks: deque[Task] = deque()
         self.running = 0
+        self.short = ShortTasks()
         self.files = 0  # unfinished downloads
         self.server: Origin | None = None  # where its bytes come from, once that is known
         self.read_bytes = READ_BYTES  # at most received at once, so that a slow request is noticed
 
-    @property
-    def may_run(self) -> bool:
-        """Whether its origin takes one more request."""
-        return self.server is None or self.server.allows()
+    def may_run(self, now: float) -> bool:
+        """Whether one more of its tasks may run: its origin takes a request, and another thread is of use."""
+        is_allowed = self.server is None or self.server.allows()
+        return is_allowed and not self.short.are_enough(self.running, now)
+
+    def waits(self, now: float) -> float:
+        """Seconds until the answer of `may_run` may change without the end of a task."""
+        is_limited = self.server is not None and self.server.most is not None
+        return min(
+            self.server.raised_in if self.server and is_limited else math.inf,
+            self.short.seconds_left(now) or math.inf,
+        )
 
 
 class Asking(CancelToken):
@@ -208,15 +219,13 @@ class Streams:
         """Queue tasks before those that wait in the quota, in the given order."""
         with self._lock:
             quota.tasks.extendleft(reversed(tasks))
-            self._admit(quota)
-            self._ready.notify(len(tasks))
+            self._queued(quota, len(tasks))
 
     def append(self, quota: StreamQuota, *tasks: Task) -> None:
         """Queue tasks after those that wait in the quota."""
         with self._lock:
             quota.tasks.extend(tasks)
-            self._admit(quota)
-            self._ready.notify(len(tasks))
+            self._queued(quota, len(tasks))
 
     def submit_later(self, quota: StreamQuota, task: Task, seconds: float) -> None:
         """Queue a task in `seconds` from now, before those that wait in the quota."""
@@ -234,11 +243,12 @@ class Streams:
         """Whether the calling stream should end its task: there are too many streams; or a waiting quota has
         a higher priority, or the same priority and at least two fewer running tasks."""
         with self._lock:
+            now = self._clock()
             return self.is_one_too_many or any(
                 other.priority > quota.priority
                 or (other.priority == quota.priority and other.running + 1 < quota.running)
                 for other in self._quotas
-                if other.may_run or other.server is quota.server
+                if other.may_run(now) or other.server is quota.server
             )
 
     def asking(self, quota: StreamQuota, seconds: float = SLOW_SECONDS) -> Asking:
@@ -249,9 +259,9 @@ class Streams:
     def claim(self, quota: StreamQuota) -> None:
         """If tasks of the quota wait and all streams are busy, take a slow stream from another quota."""
         with self._lock:
-            if quota not in self._quotas or self._busy < self.at_work or not quota.may_run:
-                return
             now = self._clock()
+            if quota not in self._quotas or self._busy < self.at_work or not quota.may_run(now):
+                return
             asking = [(each, self._received[thread]) for thread, each in list(self._asking.items())]
             slow = [each for each, received in asking if each.is_slow(received, now)]
             found = [each for each in slow if not each.is_taken and _goes_before(quota, each.quota)]
@@ -268,6 +278,15 @@ class Streams:
             self._parked.notify_all()
         for thread in self._threads:
             thread.join()
+
+    def _queued(self, quota: StreamQuota, count: int) -> None:
+        """Wake threads for new tasks; one thread that waits for the quota if none of them may run now."""
+        was_known = quota in self._quotas
+        self._admit(quota)
+        if quota.may_run(self._clock()):
+            self._ready.notify(count)
+        elif not was_known:
+            self._ready.notify()
 
     def _admit(self, quota: StreamQuota) -> None:
         if quota.tasks and quota not in self._quotas:
@@ -286,7 +305,7 @@ class Streams:
                     _, _, quota, task = heapq.heappop(self._later)
                     quota.tasks.appendleft(task)
                     self._admit(quota)
-                if may_run := [quota for quota in self._quotas if quota.may_run]:
+                if may_run := [quota for quota in self._quotas if quota.may_run(now)]:
                     quota = min(may_run, key=lambda q: (-q.priority, q.running))
                     task = quota.tasks.popleft()
                     quota.running += 1
@@ -296,9 +315,10 @@ class Streams:
                     if quota.server:
                         quota.server.begin()
                     return quota, quota.server, task
-                waits = [quota.server.raised_in for quota in self._quotas if quota.server]
+                waits = [quota.waits(now) for quota in self._quotas]
                 waits += [due - now for due, *_ in self._later[:1]]
-                self._ready.wait(min(waits, default=None))
+                wait = min(waits, default=math.inf)
+                self._ready.wait(wait if wait < math.inf else None)
             return None
 
     def _run(self, place: int) -> None:
@@ -308,6 +328,7 @@ class Streams:
         buffer = memoryview(mmap.mmap(-1, FAST_BUFFER_BYTES if place < _FAST else BUFFER_BYTES))
         while (work := self._next(place)) is not None:
             quota, server, task = work
+            began, used = self._clock(), time.thread_time()
             try:
                 task(buffer)
             except Exception:
@@ -315,6 +336,8 @@ class Streams:
             finally:
                 del task, work
                 with self._lock:
+                    now = self._clock()
+                    quota.short.ended(now - began, time.thread_time() - used, now)
                     quota.running -= 1
                     self._busy -= 1
                     if server is not None:

@@ -30,6 +30,7 @@ from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Source
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, spec_of
@@ -62,7 +63,11 @@ Engines = Callable[..., Engine]
 
 
 def over(stall_seconds: float = PATIENCE_SECONDS) -> Http:
-    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(), stall_seconds=stall_seconds)
+    return Http(
+        AddressPolicy(["127.0.0.0/8"]),
+        authorities=Authorities(),
+        timeouts=Timeouts(stall_seconds=stall_seconds),
+    )
 
 
 def fetch(http: Http, url: str, size: int, extent: Extent | None = None) -> bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from posixpath import basename, dirname
+from posixpath import dirname
 
 from cachd.errors import Invalid
 from cachd.model.name import shown
@@ -37,6 +37,7 @@ _ONNX_VARIANT = re.compile(
     r"_(q4f16|q4|q8|fp16|bf16|int8|uint8|bnb4|quantized|qint8_\w+|quint8_\w+|O[1-4])$", re.I
 )
 _INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index(?:\.[\w-]+)?\.json$", re.I | re.A)
+_PART, _ONNX_DATA = re.compile(r"\.part\d+of\d+$", re.A), re.compile(r"\.onnx[._]data(?:_\d+)?$", re.A)
 _TRAINING = re.compile(
     r"(?:optimizer|scheduler|scaler|training_args|rng_state\w*|random_states\w*|trainer_state)\.(?:bin|pt|pth|pkl)$"
 )
@@ -160,7 +161,8 @@ class _Kind:
 
 
 def _kind(path: str) -> _Kind:
-    name, folders = basename(path), dirname(path).split("/")
+    folder, _, name = path.rpartition("/")
+    folders = folder.split("/") if folder else []
     of_folder = next((each.lower() for each in folders if each.lower() in _FOLDERS), "")
     if found := _INDEX.search(name):
         return _Kind(goes_with=of_folder or _OF_INDEX[found[1].lower()])
@@ -185,8 +187,8 @@ def _kind(path: str) -> _Kind:
 
 def _parted(name: str) -> tuple[str, str]:
     """A file's name without its suffix and without the number of its part; the suffix in lower case."""
-    name = re.sub(r"\.part\d+of\d+$", "", name, flags=re.A)
-    name = re.sub(r"\.onnx[._]data(?:_\d+)?$", ".onnx_data", name, flags=re.A)
+    name = _PART.sub("", name)
+    name = _ONNX_DATA.sub(".onnx_data", name)
     stem, dot, suffix = name.rpartition(".")
     return _SPLIT.sub("", stem), f"{dot}{suffix.lower()}" if dot else ""
 

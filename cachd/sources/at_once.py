@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from cachd.errors import Unavailable
 from cachd.sources.cancel import CancelToken
+from cachd.sources.failures import BUSY
 
-BUSY = (429, 503)
 _THREADS = 8
 _MAX_REFUSALS = 4
 _FIRST_PAUSE_SECONDS = 0.1
@@ -62,7 +62,7 @@ class _Questions(Generic[T, R]):
                 if self._refusals > _MAX_REFUSALS:
                     self._has_failed = True
                     raise
-                self._pause()
+                self._cancel_token.wait(_FIRST_PAUSE_SECONDS * 2**self._refusals)
             except BaseException:
                 self._has_failed = True
                 raise
@@ -85,18 +85,3 @@ class _Questions(Generic[T, R]):
             else:
                 self._threads -= 1
             return not is_last
-
-    def _pause(self) -> None:
-        waker = _Waker()
-        with self._cancel_token.reaches(waker):
-            waker.event.wait(_FIRST_PAUSE_SECONDS * 2**self._refusals)
-
-
-class _Waker:
-    """Ends a pause when the cancel token is cancelled."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def abort(self) -> None:
-        self.event.set()

@@ -22,7 +22,7 @@ from cachd.model.folders import folder_markers
 from cachd.sources.cancel import CancelToken
 
 NAME = "SHA256SUMS"
-_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
+OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())  # the digest of an empty file
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
@@ -52,7 +52,7 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
         entries.add(path)
         checksums[check_path(path)] = Digest("sha256", stated.lower())
     # In the sums of a tree that came from a bucket, an empty file may stand for a folder.
-    markers = folder_markers({path: int(digest != _OF_NO_BYTES) for path, digest in checksums.items()})
+    markers = folder_markers({path: int(digest != OF_NO_BYTES) for path, digest in checksums.items()})
     return {path: digest for path, digest in checksums.items() if path not in markers}
 
 

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS
 
+BUSY = (429, 503)  # what an origin answers when it takes no more requests now
 BROKEN = (OSError, http.client.HTTPException)
 _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
@@ -82,7 +83,7 @@ def said(now: float) -> str:
 
 
 class Headers(Protocol):
-    """The headers of a response, of any HTTP client."""
+    """The headers of a request or a response, of any HTTP client."""
 
     def get(self, name: str, /) -> str | None:
         """The value of a header; None without the header."""

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
-from cachd.sources.at_once import BUSY
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
-from cachd.sources.failures import BROKEN, broken, retry_after
+from cachd.sources.failures import BROKEN, BUSY, broken, retry_after
 from cachd.sources.http1 import Request
 from cachd.sources.pauses import RATE_LIMITED, Pauses
 from cachd.sources.response import Response

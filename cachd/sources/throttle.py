@@ -35,9 +35,7 @@ class Throttle:
         Raises Cancelled.
         """
         while (seconds := self.seconds_left) > 0:
-            waiter = _Waiter()
-            with cancel_token.reaches(waiter):
-                waiter.ended.wait(seconds)
+            cancel_token.wait(seconds)
         cancel_token.check()
         return self._clock()
 
@@ -55,13 +53,3 @@ class Throttle:
         if self._refusals:
             with self._lock:
                 self._refusals = 0
-
-
-class _Waiter:
-    """A wait that a cancel ends."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-
-    def abort(self) -> None:
-        self.ended.set()

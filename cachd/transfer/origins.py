@@ -12,7 +12,7 @@ import structlog
 
 from cachd.errors import CachdError
 from cachd.policy.origin_limit import OriginLimit
-from cachd.sources.at_once import BUSY
+from cachd.sources.failures import BUSY
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import http.server
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,15 +109,6 @@ def hub_source(hub: Hub) -> HubSource:
 
 def bucket_source(bucket: Bucket | S3Server, http: Http | None = None) -> BucketSource:
     return BucketSource(http or over(), Service(bucket.url, "us-east-1"))
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with Bucket() as started:
-        yield started
 
 
 # --- C2: lies about the range ---

@@ -1,4 +1,4 @@
-"""The sha256 of blobs whose source states no sha256, as far as cachd has computed it.
+"""Remembers the sha256 that cachd computed of blobs whose source states none.
 
 cachd computes it while a small file or one with a git-sha1 arrives, and for other files when it next reads
 the blob. On disk, the manifests of the models that have the blob record it.

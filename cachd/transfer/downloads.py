@@ -63,7 +63,7 @@ class Downloads:
         return self._engine.streams.origins.of(location).is_serving
 
     def claim(self, quota: StreamQuota) -> None:
-        """Give a waiting pull what a slow source keeps: streams, and parts of files that others supply, too.
+        """Take streams from slow sources, for a pull that waits, and parts that another supplier can send.
 
         To be called regularly by every pull that waits. See `Streams.claim` and `Download.watch`.
         """
@@ -103,9 +103,9 @@ class Downloads:
 
 
 def _key(file: File) -> tuple[Digest, int]:
-    """What all suppliers of a download must state alike.
+    """The blob and the size: all suppliers of a download state the same.
 
-    Of two sources that state one digest with two sizes, one lies. Each has its own download, so that the liar
-    fails alone.
+    If two sources state two sizes for one digest, one of them lies. Each has its own download, so that the
+    liar fails alone.
     """
     return file.blob, file.size

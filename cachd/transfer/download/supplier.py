@@ -28,11 +28,11 @@ _MEASURED_SECONDS = 2.0
 
 
 class GaveWay(Unavailable):
-    """The stream was taken for another pull, or the part for another supplier: hardly any bytes came."""
+    """Hardly any bytes came, so the stream was given to another pull, or the part to another supplier."""
 
 
 class Busy(Unavailable):
-    """The origin takes no more requests at once: it refused this one and serves others. No failure."""
+    """The origin serves other requests and refused this one. It takes no more at once; this is no failure."""
 
 
 @dataclass(frozen=True, slots=True)

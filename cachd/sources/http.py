@@ -106,7 +106,7 @@ class Http:
         return Routes(self._address_policy, self._proxies, tunnels, names, self._timeouts, clock=self._clock)
 
     def anywhere(self) -> Http:
-        """The same without an address policy, for URLs from the operator's own configuration only."""
+        """A client without an address policy, for URLs from the operator's own configuration only."""
         return Http(
             Anywhere(),
             authorities=self._authorities,
@@ -123,9 +123,9 @@ class Http:
     def head(
         self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
     ) -> Response:
-        """The headers of a file, and its `file_size`: by HEAD, or by a GET of its first byte without HEAD.
+        """The response to a HEAD request for a file, with its headers and `file_size`. It is closed already.
 
-        The response is closed already.
+        A server that does not know HEAD is asked for the first byte instead.
         """
         _, response = self._follow("HEAD", url, {}, secrets, cancel_token)
         if response.status in (405, 501):
@@ -157,7 +157,7 @@ class Http:
     def read(
         self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] = _NO_SECRETS
     ) -> bytes:
-        """The content of a small file. Raises Invalid over `at_most` bytes, else as the other methods."""
+        """The content of a small file. Also raises Invalid if it has more than `at_most` bytes."""
         with _checked(self.get(url, cancel_token, secrets=secrets), url) as response:
             return response.content(cancel_token, at_most=at_most)
 
@@ -167,7 +167,10 @@ class Http:
         return self._pool.send(request, cancel_token)
 
     def open(self, target: Target, extent: Extent, cancel_token: CancelToken) -> Response:
-        """An extent of a file. `cancel_token` ends the request, not the body. Raises NoRanges, too."""
+        """The response with an extent of a file. Also raises NoRanges if only complete files are sent.
+
+        `cancel_token` ends the wait for this response. The caller ends a wait for its body by `abort`.
+        """
         signed_url = self._signed_urls.get(target.url)
         if signed_url is not None:
             try:
@@ -273,7 +276,7 @@ def _joined(url: str, location: str) -> str:
 
 
 def parsed(url: str) -> SplitResult:
-    """Parse a URL once, so that the parts that are checked are the parts that are used. Raises Invalid."""
+    """The parts of a URL. What is checked and what is used come from this one result. Raises Invalid."""
     plain = _PLAIN.fullmatch(url)
     try:
         parts = SplitResult(*plain.groups("")) if plain else urlsplit(url)

@@ -40,7 +40,7 @@ class _Questions(Generic[T, R]):
         self._left = deque(enumerate(things))
         self._answers: dict[int, R] = {}
         self._lock = threading.Lock()
-        self._threads, self._refusals = _THREADS, 0  # refusals of the last thread in a row
+        self._threads, self._refusals = _THREADS, 0  # how often in a row the last thread was refused
         self._has_failed = False
 
     def answers(self) -> list[R]:

@@ -74,9 +74,9 @@ class ConnectionPool:
     def _of_another_thread(
         self, response: Response, request: Request, pool: dict[Origin, Connection], token: CancelToken
     ) -> Response:
-        """The response. If it is a refusal (429, 503), that on the idle connection of another thread, if any.
+        """The response; if it refuses the request (429, 503), the one over another thread's idle connection.
 
-        An origin may take only one connection, and the idle one would be it.
+        An origin may accept a single connection, and then another thread may have it.
         """
         origin = origin_of(request.url)
         is_refusal = response.status in BUSY and not (request.body or retry_after(response.headers))

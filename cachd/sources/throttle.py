@@ -15,7 +15,8 @@ _LONGEST_SECONDS = 20.0
 class Throttle:
     """A pause that all requests for one service share. Thread-safe.
 
-    Each refusal of a request that began after the last pause doubles the pause. An answer ends it.
+    If a request is refused that began after the last pause, the next pause is twice as long. After an answer,
+    pauses begin short again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +41,7 @@ class Throttle:
         return self._clock()
 
     def refused(self, began: float) -> None:
-        """The service refused a request that was sent at `began`, as it gets too many."""
+        """Note that the service refused a request that was sent at `began`, because it gets too many."""
         with self._lock:
             if began < self._until:
                 return  # it was sent before the pause that is going on
@@ -49,7 +50,7 @@ class Throttle:
             self._until = self._clock() + min(seconds, _LONGEST_SECONDS)
 
     def answered(self) -> None:
-        """The service answered a request."""
+        """Note that the service answered a request."""
         if self._refusals:
             with self._lock:
                 self._refusals = 0

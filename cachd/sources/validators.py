@@ -35,13 +35,13 @@ def validator(headers: Headers) -> str | None:
 
 
 def weak_tag(headers: Headers) -> str:
-    """The weak ETag; empty without one. If it differs, so does the version; if not, nobody knows."""
+    """The weak ETag; empty without one. Another one means another version; the same one proves nothing."""
     found = _WEAK.fullmatch(headers.get("ETag") or "")
     return found[0] if found else ""
 
 
 def precondition(stated: str | None) -> dict[str, str]:
-    """The header that asks for the version of a validator alone; none if servers may misread it."""
+    """The header that asks only for the version of this validator; none if servers may misread it."""
     if stated and stated.startswith('"'):
         return {"If-Match": stated}
     if stated and _SENDABLE_DATE.fullmatch(stated):

@@ -25,6 +25,7 @@ from cachd.model import Digest, ModelSpec, Snapshot
 from cachd.store.disk_store import DiskStore
 from cachd.store.withdrawals import Withdrawals
 from cachd.transfer.request import Pull
+from tests.ground.bucket import Bucket
 from tests.ground.chance import examples
 from tests.ground.hub import Hub
 from tests.ground.needs import refuse, require
@@ -89,6 +90,15 @@ def origin() -> Iterator[Origin]:
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with Hub() as started:
+        yield started
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A scripted S3 server, whose keys are in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
+    with Bucket() as started:
         yield started
 
 

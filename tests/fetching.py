@@ -15,6 +15,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
 from cachd.sources.shared_volume import SharedVolumeSource
 from cachd.sources.source import Body, Source
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -28,9 +29,8 @@ EXTENTS = [(0, 1), (0, 100_000), (1, 99_999), (65_535, 65_537), (99_999, 100_000
 def http(*allow: str, stall_seconds: float = PATIENCE_SECONDS, ca_file: Path | None = None) -> Http:
     return Http(
         AddressPolicy(allow or ["127.0.0.0/8"]),
-        stall_seconds=stall_seconds,
-        connect_seconds=PATIENCE_SECONDS,
         authorities=Authorities(str(ca_file) if ca_file else None),
+        timeouts=Timeouts(PATIENCE_SECONDS, stall_seconds),
     )
 
 

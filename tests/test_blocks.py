@@ -11,11 +11,13 @@ import pytest
 from cachd.errors import NoSpace
 from cachd.model import Digest, Extent, File, Percentage
 from cachd.store.disk_store import DiskStore
+from cachd.store.ingest import Ingest
 from cachd.store.space import Reservation
 from cachd.transfer.download.blocks import Blocks, NoSpaceNow
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.tally import Tally
 from tests.ground.disks import FuseDisk
+from tests.ground.pause import PATIENCE_SECONDS, paused_before
 
 MIB = 1 << 20
 LIMIT = 12 * MIB
@@ -131,3 +133,20 @@ def test_a_quota_that_refuses_blocks_is_no_space_and_costs_nothing(tmp_path: Pat
         disk.heal()
         paying.blocks.allocate(paying.ingest, paying.part, 64)
         assert paying.part.allocated >= 64
+
+
+def test_bytes_whose_space_was_taken_after_it_was_granted_are_fetched_again(tmp_path: Path) -> None:
+    with FuseDisk(tmp_path) as disk, ExitStack() as stack:
+        paying = Paying(disk.path, stack)
+        reservation = paying.pull()
+        before = reservation.left
+        paying.tally.add(64)
+        with paused_before(
+            Ingest.allocate, lambda: paying.blocks.allocate(paying.ingest, paying.part, 64)
+        ) as allocating:
+            paying.keep_free(100)
+            disk.fail("fallocate", "ENOSPC", "*/data")
+        with pytest.raises(NoSpaceNow):
+            allocating.result(PATIENCE_SECONDS)
+        assert (paying.part.lacking, paying.tally.received) == (64, 0)
+        assert (paying.part.allocated, reservation.left) == (0, before)

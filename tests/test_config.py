@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,6 @@ from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import ModelSpec, Percentage, Ref
 
 TIB = 1 << 40
-
-
-@pytest.fixture(autouse=True)
-def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.upper().startswith("CACHD_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

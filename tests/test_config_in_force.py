@@ -16,13 +16,6 @@ from tests.ground.origin import Origin
 from tests.test_config import refused_detail, written
 
 
-@pytest.fixture(autouse=True)
-def no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.upper().startswith("CACHD_"):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "cachd.yaml"

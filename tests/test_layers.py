@@ -57,6 +57,18 @@ def test_no_module_class_or_function_is_too_long_for_one_look() -> None:
     assert long == LONG
 
 
+def test_no_constructor_takes_more_than_seven_things() -> None:
+    """Eight say that a noun is missing, such as `Timeouts` or `Supply`."""
+    found = {}
+    for path in (PROJECT / "cachd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                count = len(node.args.args) + len(node.args.kwonlyargs) - 1
+                found[f"{path.relative_to(PROJECT)}:{node.lineno}"] = count
+    assert found
+    assert {place: count for place, count in found.items() if count > 7} == {}
+
+
 def test_an_import_upward_is_caught(tmp_path: Path) -> None:
     copy = tmp_path / "cachd"
     subprocess.run(["cp", "-r", PROJECT / "cachd", copy], check=True)

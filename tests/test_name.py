@@ -40,5 +40,5 @@ def test_a_name_that_passes_is_one_component_of_a_path_and_of_a_url(name: str) -
     except Invalid:
         return
     assert re.fullmatch(NAME_PATTERN, name)
-    assert posixpath.normpath(f"/root/{name}") == f"/root/{name}"
+    assert posixpath.normpath(f"/models/{name}") == f"/models/{name}"
     assert quoted(name) == name

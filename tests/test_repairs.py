@@ -45,6 +45,20 @@ def assert_gone(on: Engine) -> None:
     assert list(on.store.layout.pending.iterdir()) == []
 
 
+def test_a_damaged_blob_no_longer_counts_as_verified(engine: Callable[..., Engine], origin: Origin) -> None:
+    on = engine()
+    snapshot = on.pull(origin.add("/model.bin", CONTENT), name="m")
+    (file,) = on.store.manifests.of(snapshot).files
+    log = ScrubLog(on.store.layout.scrub_log)
+    log.verified(file.blob)
+    repairs = Repairs(on.store, on.pulls, log, Metrics())
+    assert repairs.repair_blob(file, "it is damaged", on.store.content.inode(file.blob))
+    assert log.times() == []
+    repair = on.pulls.get("m")
+    assert repair is not None
+    repair.done.result(PATIENCE_SECONDS)
+
+
 def test_a_delete_ends_the_repair_that_began_before_it(engine: Callable[..., Engine], origin: Origin) -> None:
     on = engine()
     ref = origin.add("/model.bin", CONTENT)

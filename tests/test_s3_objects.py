@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +24,6 @@ Engines = Callable[..., Engine]
 
 CONFIG, WEIGHTS = b'{"model_type": "x"}', noise(3 * KIB)
 MODEL = {"config.json": CONFIG, "onnx/model.bin": WEIGHTS, "onnx/.keep": b""}
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-    with Bucket() as started:
-        yield started
 
 
 def hold(bucket: Bucket, files: dict[str, bytes], prefix: str = "m/llama/") -> None:

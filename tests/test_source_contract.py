@@ -108,13 +108,6 @@ class TestModelScope(SourceContract):
 
 class TestBucket(SourceContract):
     @pytest.fixture
-    def bucket(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-        with Bucket() as started:
-            yield started
-
-    @pytest.fixture
     def served(self, bucket: Bucket) -> Served:
         for path, content in FILES.items():
             bucket.put(f"model/{path}", content)

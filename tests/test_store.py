@@ -189,6 +189,22 @@ def bytes_read() -> int:
     return int(told["rchar"])
 
 
+def test_the_sweep_after_a_pull_reads_no_manifest_but_those_it_may_remove(root: Path) -> None:
+    with DiskStore(root, keep_previous=1) as store:
+        for number in range(20):
+            publish(store, SMALL, f"hf://org/model-{number}")
+        publish(store, ONE, name="m", revision=A)
+        replaced = publish(store, TWO, name="m", revision=B)
+        before = bytes_read()
+        assert store.sweep_snapshots() == 0
+        assert bytes_read() - before < 400  # /proc/self/io itself
+        publish(store, SMALL, name="m", revision=C)
+        publish(store, ONE, name="m", revision=A)
+        before = bytes_read()
+        assert store.sweep_snapshots(keep=["hf://org/model"]) == 0
+        assert bytes_read() - before < 2 * store.layout.manifest(replaced.manifest).stat().st_size + 400
+
+
 def test_a_start_opens_no_blob() -> None:
     """The daemon's own user may not, and everything is ready all the same."""
     with as_another_user() as place:

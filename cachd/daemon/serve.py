@@ -80,7 +80,7 @@ def api_services(
     options: Callable[[], dict[str, object]],
     sources: Callable[[str | None], dict[str, object]],
 ) -> Services:
-    """What the routes of the API use. The keywords are as `Services` says."""
+    """The objects that the routes of the API use. `Services` explains `required`, `options` and `sources`."""
     return Services(
         models=daemon.models,
         metrics=daemon.metrics,
@@ -97,7 +97,7 @@ def api_services(
 
 @contextmanager
 def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]:
-    """Resume the pulls of an earlier process, and start all that works on its own."""
+    """Resume the pulls of an earlier process, and start the threads that work without a request."""
     unleased(daemon.store.layout.root, daemon.pulls.resume)
     daemon.status.start(models)
     prewarm.start()

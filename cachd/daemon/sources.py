@@ -15,6 +15,7 @@ from cachd.sources.pauses import Pauses
 from cachd.sources.schemes import Sources
 from cachd.sources.secrets import Secret
 from cachd.sources.table import Table
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 
 
@@ -24,8 +25,7 @@ def build_sources(config: Config) -> Sources:
     http = partial(
         Http,
         authorities=authorities,
-        stall_seconds=config.stall_seconds,
-        connect_seconds=config.connect_seconds,
+        timeouts=Timeouts(config.connect_seconds, config.stall_seconds),
         proxies=Proxies.configured(config.proxy, config.no_proxy, os.environ),
         proxy_credentials=Secret(config.proxy_credentials_file),
         pauses=Pauses(),

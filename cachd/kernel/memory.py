@@ -12,8 +12,8 @@ _KEPT_FREE = 0.05  # of all memory, for what processes allocate meanwhile
 def space_for_pages(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that the page cache can still take: MemAvailable (man 5 proc) minus 5 % of all memory.
 
-    It is at most what the control groups of this process allow: the kernel charges a page to the group that
-    reads it first. File pages in memory count as free: a caller who wants to keep some subtracts them.
+    The control groups of this process limit it, too, because the kernel charges a page to the group that
+    reads it first. File pages in memory count as free: a caller that wants to keep some must subtract these.
     """
     meminfo = _numbers(proc / "meminfo", ":")
     space = 1024 * (meminfo.get("MemAvailable", 0) - int(_KEPT_FREE * meminfo.get("MemTotal", 0)))

@@ -42,7 +42,7 @@ class _Declared(Generic[M]):
         self._labels, self._options = labels, options
 
     def __get__(self, metrics: object, owner: type) -> M:
-        """Tells a type checker what the attribute of a Metrics object is. It has the metric, not this."""
+        """For type checkers: the attribute of a Metrics object is the metric, and not this declaration."""
         raise AttributeError(self.name)
 
     def create(self, registry: CollectorRegistry) -> M:

@@ -67,7 +67,7 @@ class BucketGrammar:
 
 
 def bucket_and_key(location: str) -> tuple[str, str]:
-    """The bucket, or the ARN in its place, and the key or prefix, of a location or of `bucket/key`."""
+    """Split a location, or `bucket/key`, into the bucket (or the ARN in its place) and the key or prefix."""
     bucket, _, key = _split(location)
     return bucket, key
 
@@ -78,7 +78,7 @@ def is_arn(bucket: str) -> bool:
 
 
 def is_global(arn: str) -> bool:
-    """Whether the ARN is that of a multi-region access point, for which requests are signed by SigV4A."""
+    """Whether the ARN names a multi-region access point, whose requests are signed by SigV4A."""
     return arn.startswith("arn:") and arn.split(":")[3] == ""
 
 
@@ -88,13 +88,16 @@ def is_directory_bucket(bucket: str) -> bool:
 
 
 def region_of_directory_bucket(bucket: str) -> str | None:
-    """The region of the zone in its name: us-west-2 of `models--usw2-az1--x-s3`."""
+    """The region that the bucket's name states: us-west-2 for `models--usw2-az1--x-s3`."""
     zone = _ZONE.search(bucket)
     return f"{zone[1]}-{_COMPASS[zone[2]]}-{zone[3]}" if zone else None
 
 
 def _split(rest: str) -> tuple[str, str, str]:
-    """Bucket, '/' and key; the bucket is empty if it is none, and an ARN is in its form with '/'."""
+    """The bucket, the '/' after it and the key. The bucket is empty if it is not valid.
+
+    An ARN is returned in the form that separates its parts with '/'.
+    """
     found = _ARN.match(rest)
     if found:
         outpost = f"outpost/{found['outpost']}/" if found["outpost"] else ""

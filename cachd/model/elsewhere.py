@@ -39,7 +39,7 @@ _SPELLINGS = {text: each for each in SCHEMES.values() for text in (each.name, *e
 def refuse_elsewhere(text: str) -> None:
     """Raises Invalid, with a hint that names what works instead, if `text` is an address of another tool.
 
-    `text` has only plain characters, or is a Windows path.
+    The caller has checked the characters of `text`, unless it is a Windows path.
     """
     hint = _instead(text)
     if hint:

@@ -1,4 +1,4 @@
-"""Tells the files of a listing from the objects that tools leave for folders.
+"""Finds the objects in a listing of keys that stand for folders and are no files.
 
 A flat listing of keys has no folders, so consoles, Hadoop, rclone and mounts store empty objects for them:
 
@@ -19,7 +19,7 @@ _OF_HADOOP = "_$folder$"
 
 
 def folder_markers(sizes: Mapping[str, int]) -> frozenset[str]:
-    """The names that stand for folders. `sizes` has the bytes of each listed object by its name."""
+    """The names that stand for folders. `sizes`: the bytes of each listed object, by name."""
     folders = {folder for name in sizes for folder in _folders(name)}
     folders |= {name.removesuffix(_OF_HADOOP) for name in sizes if _is_always_one(name, sizes[name])}
     return frozenset(
@@ -32,7 +32,7 @@ def folder_markers(sizes: Mapping[str, int]) -> frozenset[str]:
 def check_folders(shown: str, sizes: Mapping[str, int]) -> None:
     """Raises Invalid when a file is also a folder of another file, or has the name of a folder.
 
-    `sizes` has the bytes of each file by its name. `shown` is what the error calls the listing.
+    `sizes`: the bytes of each file, by name. `shown`: how the error names the listing.
     """
     for name in sorted(sizes):
         if name.endswith("/"):

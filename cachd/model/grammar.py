@@ -23,8 +23,9 @@ class Located(NamedTuple):
 class Grammar(Protocol):
     """How the locations of one scheme are written.
 
-    `has_host`: a location begins with a host. `root`: how every location begins, such as `/`; may be empty.
-    `is_address`: a prefix of locations is a URL or a path, which the address policy can allow.
+    `has_host`: whether a location begins with a host. `root`: what every location begins with, such as `/`;
+    may be empty. `is_address`: whether a prefix of locations is a URL or a path that the address policy can
+    allow.
     """
 
     @property
@@ -43,11 +44,11 @@ class Grammar(Protocol):
         ...
 
     def parse(self, text: str, rest: str) -> Located:
-        """Read `rest`, a ref without its scheme. Raises Invalid, which quotes `text`, the complete ref."""
+        """Read `rest`, a ref without its scheme. Raises Invalid, quoting `text`, the complete ref."""
         ...
 
     def prefix(self, typed: str, rest: str) -> tuple[Steps, str]:
-        """The steps of a prefix, and its text in normal form. Raises Invalid, which quotes `typed`.
+        """The steps of a prefix, and its text in normal form. Raises Invalid; the error quotes `typed`.
 
         `rest` is the prefix that an operator wrote, without its scheme. It is neither empty nor `/`.
         """
@@ -56,8 +57,9 @@ class Grammar(Protocol):
     def steps(self, url: str, is_strict: Callable[[Steps], bool]) -> Steps:
         """The steps of a ref's base, a file's origin or a URL.
 
-        `is_strict` says for the first step of a URL with a path whether to refuse a path that servers read in
-        different ways. Raises Forbidden for such a path, Invalid when `url` is malformed.
+        Servers read some paths in different ways. `is_strict`, called with the first step of a URL with a
+        path, returns whether to refuse such a path; it then raises Forbidden. Raises Invalid when `url` is
+        malformed.
         """
         ...
 

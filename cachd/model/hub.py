@@ -14,9 +14,9 @@ from cachd.model.name import shown
 
 KINDS = ("datasets", "kernels")  # of repositories that hold no models
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # may contain '/'
+SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # written with '/' in a ref
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HUB_FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--[^/@]+")  # of one repository, in a Hub cache
+HUB_FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--[^/@]+")  # a repository's folder in a Hub cache
 _IN_FOLDER = re.compile(rf"(.*/{HUB_FOLDER.pattern})@([^@]+?)/*", re.DOTALL)
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
@@ -69,7 +69,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def hub_location(text: str, repo: str, revision: str | None) -> tuple[str, str | None]:
-    """The location and the revision of a Hub ref. Raises Invalid, which quotes `text`, the user's text."""
+    """The location and the revision of a Hub ref. Raises Invalid; the error quotes `text`."""
     parts = repo.split("/")
     if parts[0] in KINDS:
         parts = parts[1:]
@@ -115,7 +115,7 @@ def _check_revision(repo: str, revision: str) -> None:
 
 
 def written(revision: str) -> str:
-    """A revision as written in a ref. '/' becomes %2F, except in special ones: it would begin a path."""
+    """A revision as written in a ref: with %2F for '/', which would begin a path. Special ones keep it."""
     return revision if SPECIAL_REVISION.fullmatch(revision) else revision.replace("/", "%2F")
 
 

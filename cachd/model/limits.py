@@ -11,7 +11,7 @@ from cachd.model.scheme import SCHEMES
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most bytes a second from all sources together (None: no limit), and from single ones, by scheme."""
+    """The bandwidth limits: for all sources together (None: no limit), and for each scheme of sources."""
 
     bytes_per_second: int | None = None
     sources: Mapping[str, int] = field(default_factory=dict)
@@ -50,5 +50,5 @@ SizeOrPercent = int | Percentage
 
 
 def amount_in(total: int, space: SizeOrPercent) -> int:
-    """A bound as a number of bytes or inodes, of which the file system has `total`."""
+    """A bound as a number of bytes or inodes. `total`: how many the file system has."""
     return space.of(total) if isinstance(space, Percentage) else space

@@ -31,7 +31,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a revision is a director
 
 
 class Entries:
-    """Counts the files and characters of a listing while it is read, so that an endless one is refused."""
+    """Counts the files and characters of a listing while it is read, and refuses one that is too long."""
 
     def __init__(self, base: str, max_files: int = MAX_FILES) -> None:
         self._base, self._max_files = base, max_files
@@ -62,9 +62,9 @@ class File:
     `path`: its path in the model, with '/'. `size`: bytes. `origin`: its place at the source, without any
     secret. `digest`: the digest that the source states, None if it states none. `validator`: a value
     that changes whenever the content at the source changes, such as an ETag; None if the origin is immutable.
-    `base`: the ref without its revision; the manifest sets it. `sha256`: the digest that cachd computed, None
-    if it has not yet. `kept`: the blob that holds the content, if its name was not computed from the other
-    fields (see `_VERSION`).
+    `base`: the ref without its revision; the manifest sets it. `sha256`: the digest that cachd computed; None
+    before it did. `kept`: the blob that holds the content, if that blob is not named after the other fields:
+    an older version named it, or another file has the same content.
 
     `stated` identifies the content: it is the source's digest if that is strong enough, else a hash of the
     origin, the size, the validator and any weaker digest. Two files of one base with equal `stated` share one
@@ -142,10 +142,11 @@ class Manifest:
     `base` is the ref without its revision. `revision` is the immutable id that the ref resolved to: 40 hex
     digits from the Hub, 64 elsewhere. `id` is a hash of the base, the revision and the selected files. `size`
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
-    verifies, the weakest first; `none` counts files without a digest. `left_out`: the files of the source
-    that are not among these; None if there are none. `warnings`: what is odd about the model, for people.
-    `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: what
-    `select` refuses unless the patterns leave it out; it is not recorded.
+    verifies, the weakest first; `none` counts files without a digest. `left_out`: counts the files of the
+    source that were not selected; None if all were. `warnings`: what is odd about the model, for people.
+    `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: entries
+    of the source that cannot be files; `select` raises their error unless the patterns leave them out. They
+    are not recorded.
     """
 
     base: str
@@ -208,22 +209,24 @@ class Manifest:
 
     @property
     def single_file(self) -> str | None:
-        """The path of the model's only file, or of the first shard if all files are one split GGUF, or None.
+        """The path of the model's only file. None if there are several.
 
-        Inference servers that take one file find the other shards from the first one.
+        If all files are the shards of one GGUF, it is the path of the first one: inference servers that take
+        one file find the other shards from there.
         """
         return _one_of([f.path for f in self.files])
 
     @property
     def single_gguf(self) -> str | None:
-        """The path of the only GGUF model, as `single_file`, whatever else is there; or None."""
+        """As `single_file`, but only GGUF files count; projectors do not."""
         return _one_of(gguf_models(f.path for f in self.files))
 
     def select(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> Manifest:
         """The manifest of the files that match any of `include` (empty: all) and none of `exclude`.
 
         Shell patterns match the complete path: `*` also matches '/', and `dir/` all files below it. Raises
-        Invalid when no file is left, and the error of what is unusable and not left out.
+        Invalid when no file is left. If the patterns do not leave out an entry of `unusable`, its error is
+        raised.
         """
         for each in self.unusable:
             each.check(include, exclude)
@@ -244,12 +247,12 @@ class Manifest:
         return self.only(kept)
 
     def only(self, files: Iterable[File]) -> Manifest:
-        """The manifest of these of its files."""
+        """The same manifest with only these files."""
         kept = tuple(files)
         return self if len(kept) == len(self.files) else replace(self, files=kept)
 
     def without(self, source: Manifest) -> Manifest:
-        """The manifest, which also says which files of `source` are not among its own."""
+        """The same manifest. Its `left_out` counts the files of `source` that it lacks."""
         if len(source.files) == len(self.files):
             return self
         kept = {f.path for f in self.files}
@@ -259,7 +262,7 @@ class Manifest:
 
     @property
     def advice(self) -> str | None:
-        """How to pull less, if the source holds the same weights in several forms and none was chosen."""
+        """Tells people how to pull less. None unless the model has its weights in several forms."""
         there = [] if self.left_out else choices(f.path for f in self.files)
         if len(there) < 2:
             return None
@@ -319,7 +322,7 @@ class Manifest:
 
 
 def _one_of(paths: Sequence[str]) -> str | None:
-    """The only path, or the first if all are the shards of one split GGUF; or None. `paths` is sorted."""
+    """See `Manifest.single_file`. `paths` is sorted."""
     split = re.fullmatch(r"(.*-)00001(-of-([0-9]{5})\.gguf)", paths[0], re.DOTALL) if paths else None
     shards = [f"{split[1]}{n:05}{split[2]}" for n in range(1, int(split[3]) + 1)] if split else []
     return paths[0] if len(paths) == 1 or (shards and paths == shards) else None

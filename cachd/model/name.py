@@ -16,7 +16,7 @@ _NAME = re.compile(NAME_PATTERN)
 _LONGEST_PATH = 1024
 _LONGEST_COMPONENT = 255
 _MAX_PATTERNS = 1000
-_LONGEST_PATTERNS = 32_768  # characters of all patterns of one request
+_LONGEST_PATTERNS = 32_768  # characters of all `include` or `exclude` patterns together
 _ORDINARY_PATH = re.compile(r"\w[\w.-]{0,99}(?:/\w[\w.-]{0,99}){0,9}", re.ASCII)  # nearly every path
 
 
@@ -85,7 +85,7 @@ def check_path(path: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A refused text as an error may show it: shortened, without user, password, query and fragment."""
+    """A refused text as an error may show it: shortened, and without user, password, query or fragment."""
     head = re.split(r"[?#]", text, maxsplit=1)[0]
     return repr(re.sub(r"^((?:[A-Za-z][\w+.-]*:/+|/+)?)[^/]*@", r"\1", head)[:120])
 

@@ -14,7 +14,7 @@ from cachd.model.scheme import SCHEMES
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """The address of a model or a file at its source, possibly at a revision that moves, such as a branch.
+    """The address of a model or a file at its source. Its revision may be one that moves, such as a branch.
 
     `hf://org/model[@revision]`, `s3://bucket/prefix/`, `https://host/file[#sha256=HEX]`, `https://host/dir/`
     or `file:///path[@revision]`. `location` is the text between `://` and the revision or fragment. Users may
@@ -28,7 +28,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the result of `str` of a ref. Raises Invalid with the right form."""
+        """Read what `str` of a ref returned. Raises Invalid with a hint that shows the right form."""
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
             *examples, last = (example for each in SCHEMES.values() for example in each.examples)
@@ -47,7 +47,7 @@ class Ref:
 
     @property
     def base(self) -> str:
-        """The ref without revision and fragment: what all revisions of a model have in common."""
+        """The ref without its revision and fragment: the same for all revisions of a model."""
         return f"{self.scheme}://{self.location}"
 
     @property

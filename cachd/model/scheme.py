@@ -1,4 +1,4 @@
-"""The table of schemes: one value says all that cachd knows about one kind of source.
+"""The table of schemes: one value describes one kind of source completely.
 
 To add a scheme, add a value to `_ALL`, and the module that it names.
 """
@@ -20,9 +20,10 @@ from cachd.model.urls import UrlGrammar
 class Scheme:
     """One scheme.
 
-    `examples`: how its refs are written, for hints; none if another scheme's examples show it. `module`: the
-    module with its source; it is imported when the first ref needs it, and its `make` makes the source.
-    `spellings`: what people write for the scheme. `hosts`: hosts whose https URLs serve the same files.
+    `examples`: forms of its refs, for hints; empty if those of another scheme suffice. `module`: the module
+    of its source, which is imported when the first ref needs it; the module's function `make` makes the
+    source. `spellings`: other names that people write for the scheme. `hosts`: web servers that serve the
+    same files by https.
 
     `columns`: the columns of the option `sources` that only some schemes have, each with the option that
     applies when no entry sets the column, or None. `ca_file`: the option that names its own certificate

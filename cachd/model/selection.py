@@ -1,4 +1,4 @@
-"""What patterns select of a source: what they leave out, and what would stand in the way of a pull."""
+"""Selects files of a source by patterns, and describes what a pull leaves out or cannot use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What patterns and weights left out of a source: files, and the bytes that this saved.
+    """Counts the files that patterns and weights left out, and their bytes.
 
-    `weights`: the forms of weights among them, such as `bin` and `gguf:Q8_0`.
+    `weights`: the forms of weights among these files, such as `bin` and `gguf:Q8_0`.
     """
 
     files: int
@@ -42,16 +42,17 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Something at the source that cannot be a file of a model. It stands in the way unless it is excluded.
+    """An entry of the source that cannot be a file of a model. A pull that does not leave it out fails.
 
-    `path`: its path in the model; it ends with '/' for a directory that cannot be listed. `error`: why.
+    `path`: its path in the model; it ends with '/' if it is a directory that cannot be listed. `error`: the
+    error of such a pull.
     """
 
     path: str
     error: CachdError
 
     def check(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
-        """Raises `error` if the patterns may select it, or a file below it."""
+        """Raises `error` if the patterns may select this entry, or a file below it."""
         if matches(self.path, exclude):
             return
         if (
@@ -62,6 +63,6 @@ class Unusable:
             raise self.error
 
     def _may_hold(self, include: tuple[str, ...]) -> bool:
-        """Whether a file below this directory may match a pattern, by what it begins with."""
+        """Whether a file below this directory may match a pattern, by the text before its first wildcard."""
         begins = [re.split(r"[*?[]", pattern)[0] for pattern in include]
         return any(each.startswith(self.path) or self.path.startswith(each) for each in begins)

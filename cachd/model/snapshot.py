@@ -99,7 +99,7 @@ class ModelSpec:
         return bool(self.include or self.exclude) or self.weights != ALL
 
     def select(self, manifest: Manifest) -> Manifest:
-        """The manifest of the files that it selects; what it leaves out is counted. Raises Invalid."""
+        """The manifest of the files that this spec selects; `left_out` counts the others. Raises Invalid."""
         matching = manifest.select(self.include, self.exclude)
         kept = chosen([f.path for f in matching.files], self.weights)
         selected = matching.only(f for f in matching.files if f.path in kept)
@@ -275,5 +275,5 @@ def _hub_name(name: str) -> str:
 
 
 def commit_of(manifest: Manifest) -> str:
-    """The 40 digits that are the commit in the Hub view: the start of the manifest's revision."""
+    """The commit of the manifest in the Hub view: the first 40 digits of its revision."""
     return manifest.revision[:40]

@@ -1,4 +1,4 @@
-"""Reads what people type as a ref: the ref itself, and a file or directory in the model.
+"""Reads what people type as a ref: a ref, perhaps with a file or directory of the model.
 
 Addresses of the Hub follow the grammar of huggingface_hub (`parse_hf_uri`). KIND is datasets, kernels or
 models:
@@ -35,10 +35,10 @@ _TAGGED = re.compile(r"((?:models/)?[\w.-]+/[\w.-]+(?:@[^:]+)?):([\w.-]+)((?:@[^
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A ref as a user typed it: the ref, and what it names in the model.
+    """What a user typed as a ref.
 
-    `path`: a file or a directory (`dir/`); it is a literal path and not a pattern. `weights`: a form of the
-    weights. Only refs of hubs have them.
+    `path`: the file or the directory (`dir/`) of the model that it names, as a literal path and not as a
+    pattern. `weights`: the form of the weights that it names. Only refs of hubs name either.
     """
 
     ref: Ref

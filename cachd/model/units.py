@@ -1,7 +1,7 @@
 """Reads sizes, rates, times and percentages as people write them.
 
     size   NUMBER [k|M|G|T|P][i] [B|bytes]        500GB  500 gb  1.5TiB  500G  1_000_000  1e9
-    rate   a size [/s], or in bits when it says so  500MB/s  500MB  1Gbps  100 Mbit/s
+    rate   a size [/s]; in bits if written so      500MB/s  500MB  1Gbps  100 Mbit/s
     time   NUMBER [w|d|h|m|s|ms] ..., largest first 90m  1h30m  2 days  1.5h  30
 
 An `i` makes the unit binary. A number alone is bytes, bytes a second or seconds. Every function raises
@@ -129,7 +129,7 @@ def _factor(prefix: str | None) -> int:
 
 
 def _rounded_bytes(amount: Decimal, value: object, forms: str) -> int:
-    """An amount rounded down to bytes, at least 1 unless it is 0: as a limit, 0 often means no limit."""
+    """An amount rounded down to bytes, but to 1 at least: as a limit, 0 often means no limit."""
     if amount > _MOST:
         raise ValueError(f"{shown(value)} is more than any disk or network has")
     if amount % 1 and _text(value).replace(".", "").replace("_", "").isdigit():

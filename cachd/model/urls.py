@@ -103,7 +103,7 @@ class UrlGrammar:
         return () if self.port is None else (_authority(url, self.port),)
 
     def _parts(self, path: str) -> Steps:
-        """The decoded parts of a path. Without a host, an encoded '/' separates, too: that path is opened."""
+        """The decoded parts of a path. In the path of a file, an encoded '/' separates parts, too."""
         if not self.has_host:
             return tuple(part for part in unquote(path, errors="surrogateescape").split("/") if part)
         return tuple(unquote(part, errors="surrogateescape") for part in path.split("/") if part)

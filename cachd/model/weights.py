@@ -1,14 +1,15 @@
 """Chooses the weights that one engine needs, from a repository that holds them in several forms.
 
     all                   every file
-    safetensors, bin, …   the files of one format; of files that have variants, such as fp16, the plain ones
+    safetensors, bin, …   the files of one format, without variants such as fp16 of files that exist plain
     gguf:Q4_K_M           the GGUF files of one quantisation, and one projector (mmproj) if there are any
-    safetensors:fp16      one variant, and plain files where it is missing
+    safetensors:fp16      the files of one variant, and plain files that lack this variant
 
-What is no weights (configurations, tokenizers, code, licences) is kept, except in a folder of another format,
-such as `onnx/` or `original/`. The index of the chosen format is kept, that of others is not. A folder that
-has a configuration of its own and no weights in the chosen format is a component that the engine loads in the
-form that it has: its safetensors or bin files are kept.
+All other files (configurations, tokenizers, code, licences) are kept, except in a folder of another format,
+such as `onnx/` or `original/`. An index is kept if it belongs to the chosen format.
+
+A folder with a configuration of its own and no weights in the chosen format is a component of a pipeline. The
+engine loads it in the format that it has, so its safetensors or bin files are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from posixpath import basename, dirname
+from posixpath import dirname
 
 from cachd.errors import Invalid
 from cachd.model.name import shown
@@ -37,6 +38,7 @@ _ONNX_VARIANT = re.compile(
     r"_(q4f16|q4|q8|fp16|bf16|int8|uint8|bnb4|quantized|qint8_\w+|quint8_\w+|O[1-4])$", re.I
 )
 _INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index(?:\.[\w-]+)?\.json$", re.I | re.A)
+_PART, _ONNX_DATA = re.compile(r"\.part\d+of\d+$", re.A), re.compile(r"\.onnx[._]data(?:_\d+)?$", re.A)
 _TRAINING = re.compile(
     r"(?:optimizer|scheduler|scaler|training_args|rng_state\w*|random_states\w*|trainer_state)\.(?:bin|pt|pth|pkl)$"
 )
@@ -106,7 +108,7 @@ def gguf_models(paths: Iterable[str]) -> list[str]:
 
 
 def chosen(paths: Sequence[str], weights: str) -> set[str]:
-    """The paths that `weights` keeps. Raises Invalid, with the choices that there are, if there are none."""
+    """The paths that `weights` keeps. If there are no such weights, raises Invalid and lists the choices."""
     asked = Weights.parse(weights)
     if asked.format == ALL:
         return set(paths)
@@ -137,7 +139,7 @@ def _no_such(asked: Weights, paths: Sequence[str]) -> Invalid:
 
 
 def _is_beside(path: str, kind: _Kind, wanted: str, components: set[str]) -> bool:
-    """Whether a file beside the wanted weights is kept: it is no weights, or a component needs it."""
+    """Whether to keep a file that is not among the wanted weights."""
     of_component = dirname(path) in components
     if kind.goes_with:
         return kind.goes_with == wanted or (of_component and kind.goes_with in _TORCH)
@@ -148,8 +150,8 @@ def _is_beside(path: str, kind: _Kind, wanted: str, components: set[str]) -> boo
 class _Kind:
     """What a file is.
 
-    `format`: that of its weights; empty for any other file. `goes_with`: the only format that needs a file
-    which is no weights, such as an index; empty if all do. `plain`: the path of its plain variant.
+    `format`: the format of its weights; empty if it has none. `goes_with`: for a file without weights, such
+    as an index, the only format that needs it; empty if all do. `plain`: the path of its plain variant.
     """
 
     format: str = ""
@@ -160,7 +162,8 @@ class _Kind:
 
 
 def _kind(path: str) -> _Kind:
-    name, folders = basename(path), dirname(path).split("/")
+    folder, _, name = path.rpartition("/")
+    folders = folder.split("/") if folder else []
     of_folder = next((each.lower() for each in folders if each.lower() in _FOLDERS), "")
     if found := _INDEX.search(name):
         return _Kind(goes_with=of_folder or _OF_INDEX[found[1].lower()])
@@ -185,8 +188,8 @@ def _kind(path: str) -> _Kind:
 
 def _parted(name: str) -> tuple[str, str]:
     """A file's name without its suffix and without the number of its part; the suffix in lower case."""
-    name = re.sub(r"\.part\d+of\d+$", "", name, flags=re.A)
-    name = re.sub(r"\.onnx[._]data(?:_\d+)?$", ".onnx_data", name, flags=re.A)
+    name = _PART.sub("", name)
+    name = _ONNX_DATA.sub(".onnx_data", name)
     stem, dot, suffix = name.rpartition(".")
     return _SPLIT.sub("", stem), f"{dot}{suffix.lower()}" if dot else ""
 
@@ -235,7 +238,7 @@ def _wanted(kinds: dict[str, _Kind], asked: Weights) -> set[str]:
 
 
 def _quantised(kinds: dict[str, _Kind], tag: str) -> set[str]:
-    """The GGUF files of a quantisation, or all of them; of several projectors in one folder, one."""
+    """The GGUF files of a quantisation (empty: all), with one projector of each folder that has any."""
     models = {path for path, each in kinds.items() if not each.is_projector}
     if not tag:
         return models and models | _projectors(kinds)

@@ -1,1 +1,1 @@
-"""What a pod does with nothing but the read-only mount of the cache."""
+"""The commands of a pod that has nothing but the read-only mount of the cache."""

@@ -16,9 +16,9 @@ from cachd.store.layout import Layout
 def ready_model(cache: Path, name: str) -> dict[str, Any]:
     """The ready document of a model, with `path` and `file` as paths below `cache`.
 
-    Raises Invalid when `cache` is not a cache, NotFound when it does not know the model, WaitTimeout when the
-    model is not ready yet, the error of the pull when that failed for good, and DiskFailed when the ready
-    file cannot be read.
+    Reads the mount alone, and does not wait. Raises Invalid when `cache` is not a cache, NotFound when it
+    does not know the model, WaitTimeout when the model is not ready yet, DiskFailed when the ready file
+    cannot be read. When the pull failed for good, raises the error of the pull.
     """
     layout = Layout(cache)
     ready_file = layout.ready_file(check_name(name))
@@ -36,6 +36,7 @@ def ready_model(cache: Path, name: str) -> dict[str, Any]:
 
 
 def _not_ready(cache: Path, name: str) -> CachdError:
+    """The error for a model without a ready file. Its status file says how far its pull is."""
     if not (cache / "ready").is_dir():
         return Invalid(
             f"{cache} is not a cache: it has no directory ready/",

@@ -48,7 +48,7 @@ class AddressPolicy:
                 ) from error
 
     def also(self, entries: Iterable[str]) -> Self:
-        """The same policy with more entries, such as an endpoint that the operator configured elsewhere."""
+        """A copy of the policy with more entries, such as an endpoint that another option sets."""
         more = type(self)(entries, verdicts=self._verdicts)
         more._networks += self._networks
         more._prefixes += self._prefixes
@@ -97,8 +97,7 @@ class AddressPolicy:
             )
 
     def check_address(self, url: SplitResult, address: str) -> None:
-        """Raises Forbidden unless `address` may be reached. It is an IP literal to which the host of `url`
-        resolved."""
+        """Raises Forbidden unless `address`, an IP literal of the host of `url`, may be reached."""
         if not self._prefixes and (url.scheme, address) in self._reachable:
             return
         ip = destination(_literal(address.partition("%")[0]))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 # Factors. A step down is always the finest one: a wide one costs most on a full link.
 _STEP, _FINEST_STEP = 1.5, 1.1
-_ENOUGH = 0.15  # the least gain that keeps a step, as a fraction of the gain in proportion to the streams
+_ENOUGH = 0.15  # a step is kept if it gains this fraction of what streams in proportion would gain
 _NOISE = 0.03  # changes of the rate below this fraction mean nothing
 _FIRST_REST, _LONGEST_REST = 4, 32  # measurements without a step after a change of direction
-_LEAST = 4  # with fewer, one stream that waits holds up a large part of all bytes
-_BUSY = 0.4  # CPU use, as a fraction of all cores, above which the CPU and not the network is the limit
+_LEAST = 4  # with fewer streams, a single one that waits would stop a large part of all bytes
+_BUSY = 0.4  # fraction of all cores; with a higher CPU use, the CPU and not the network is the limit
 
 
 class Concurrency:

@@ -101,12 +101,12 @@ class Choice:
 
 
 def bytes_over(taken: int, space: int, *, high: Percentage, low: Percentage) -> int:
-    """Bytes to evict of `taken`: down to the `low` watermark if more than the `high` one is taken, else 0."""
+    """Bytes to evict: if more than the `high` watermark is taken, what exceeds the `low` one; else 0."""
     return taken - low.of(space) if taken > high.of(space) else 0
 
 
 def largest_first(candidates: Collection[Candidate]) -> list[str]:
-    """The largest snapshots in words, each with its size and protection."""
+    """The largest snapshots as texts for people, each with its size and protection."""
     largest = sorted(candidates, key=lambda c: (-c.size, c.manifest))
     named = [
         f"{c.names[0] if c.names else 'a replaced snapshot'} ({c.size} bytes, {c.protected or 'evictable'})"

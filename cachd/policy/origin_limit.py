@@ -7,7 +7,7 @@ from __future__ import annotations
 
 FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS = 60.0, 600.0
 _FEWEST_REFUSALS = 2
-_REFUSED = 0.25  # the least fraction of the requests: any large origin refuses some now and then
+_REFUSED = 0.25  # fraction of the requests; large origins refuse fewer than this now and then
 
 
 class OriginLimit:
@@ -48,7 +48,7 @@ class OriginLimit:
         self.serving -= 1
 
     def refused(self, now: float) -> bool:
-        """Note a refusal. Returns whether the origin serves other requests: then this one just waits."""
+        """Note a refusal. Returns whether the origin serves other requests, so that this one may wait."""
         self._refused += 1
         if not self.serving:
             return False

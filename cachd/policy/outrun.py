@@ -1,4 +1,4 @@
-"""Decides when a source, or one connection, is so slow that another one should send the rest of its parts."""
+"""Decides when a source or a connection is so slow that another one should send the rest of its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GRACE_SECONDS, _FIRST_BYTE_SECONDS = 1.0, 3.0
 
 
 def is_slow(pace: float) -> bool:
-    """Whether a request at `pace` bytes per second brings next to nothing."""
+    """Whether a request at `pace` bytes per second receives next to nothing."""
     return pace < SLOW_BYTES_PER_SECOND
 
 
@@ -34,7 +34,7 @@ def is_far_behind(rest: int, pace: float, usual: float, *, taken: int) -> bool:
     """Whether the last `rest` bytes of a part would come much earlier over another connection.
 
     `pace` and `usual`: bytes per second of this request, and of the others of its pull. `taken`: how often
-    the part was taken over before; each time, more is asked for.
+    the part was taken over before. With each time, the advantage must be twice as large.
     """
     if not usual:
         return False
@@ -42,5 +42,5 @@ def is_far_behind(rest: int, pace: float, usual: float, *, taken: int) -> bool:
 
 
 def answers_late(rest: int, waited: float, usual: float, *, taken: int) -> bool:
-    """The same for a request that was made `waited` seconds ago and has brought no byte yet."""
+    """As `is_far_behind`, for a request that was sent `waited` seconds ago and has received no byte yet."""
     return usual > 0 and waited > max(_FIRST_BYTE_SECONDS, _TIMES_LATER * rest / usual) * (1 << taken)

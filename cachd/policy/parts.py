@@ -70,7 +70,7 @@ def part_bytes(size: int, streams: int) -> int:
 
 
 def unkept_bytes(streams: int) -> int:
-    """Bytes that one of so many streams may receive before it records them, and that `kill -9` would lose.
+    """Bytes that each of so many streams may receive before it records them: `kill -9` loses at most these.
 
     At most 2 MiB, and 64 MiB for all streams together.
     """

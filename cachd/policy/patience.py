@@ -1,4 +1,4 @@
-"""Decides when a source takes too long to resolve a ref, by its total time and by its answers in each window.
+"""Decides when a source takes too long to resolve a ref: in all, or by too few answers in a time window.
 
 A slow directory of many files passes, because every answer counts. An origin that sends its answers byte by
 byte does not.
@@ -11,7 +11,7 @@ WINDOW_SECONDS = 60.0
 
 
 class Patience:
-    """The patience with one resolve, which began at `now` and may take `seconds`.
+    """The time limits of one resolve, which began at `now` and may take `seconds`.
 
     A window is at least twice `stall_seconds`, the time that an origin may take for a single answer.
     """

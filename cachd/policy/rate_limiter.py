@@ -10,8 +10,8 @@ class RateLimiter:
     """A limit in bytes a second. Callers keep it by waiting as long as `reserve` says.
 
     The generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A): bytes queue in one line that
-    moves at the rate. In any time span, at most the rate's bytes, a burst and one slot pass. Idle time gives
-    no credit beyond the burst, which makes up for callers that come late.
+    moves at the rate. In any time span, the bytes of the rate, one burst and one slot pass at most. Idle time
+    gives no more credit than one burst, which makes up for callers that are late.
     """
 
     def __init__(self, rate: int, now: float) -> None:

@@ -21,9 +21,10 @@ _LIMIT = Limit(tokens=8_000_000)  # two for each tensor; the largest models have
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The shards that an index names: those that are not there, sorted, and how many are.
+    """The shards that an index names.
 
-    `absent` has at most MAX_SHOWN names; each is a path in the model, unless it leaves the model.
+    `absent`: those that the model lacks, sorted, at most MAX_SHOWN of them; each is a path in the model,
+    unless it leaves the model. `present`: how many the model has.
     """
 
     absent: tuple[str, ...] = ()

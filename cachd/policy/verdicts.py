@@ -15,7 +15,7 @@ from cachd.policy.prefixes import Prefix, Prefixes
 class Rule:
     """Whether refs below a prefix may be pulled, and the entry of `sources` (`by`) that says so.
 
-    `opens`: private addresses, plain http and file:// are allowed there, too.
+    `opens`: whether it also allows private addresses, plain http and file:// there.
     """
 
     is_allowed: bool

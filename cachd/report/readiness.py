@@ -15,10 +15,12 @@ _LONGEST_RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class NotReady:
-    """The reason why a name is not ready. `error` has the class of the pull's failure when that is final.
+    """The reason why a name is not ready.
 
-    `state` is None for an unknown name. `is_final`: waiting is pointless until somebody asks for the model
-    again. `failure`: what the last pull failed with. `eta_seconds`: until the last byte.
+    `error`: what the API answers. If the pull failed for good, it has the class of that failure, which
+    decides the HTTP status. Otherwise it is Unavailable, or NotFound for an unknown name. `state`: None for
+    an unknown name. `is_final`: waiting is pointless until somebody asks for the model again. `failure`: the
+    error of the last pull, if it failed. `eta_seconds`: seconds until the last byte, None if unknown.
     """
 
     error: CachdError
@@ -53,6 +55,7 @@ def why_not_ready(name: str, models: Models) -> NotReady:
 
 
 def _on_its_way(name: str, progress: Progress) -> NotReady:
+    """The reason while a pull runs: how far it is, and when to ask again."""
     now = progress.now
     eta = progress.eta_seconds(now)
     error = Unavailable(

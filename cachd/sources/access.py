@@ -1,4 +1,4 @@
-"""What the module of a source makes it from: settings, and the means to send requests."""
+"""Defines what the function `make` of a source's module gets: settings, and clients for requests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cachd.sources.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The access of one source, to what the table and the options allow.
+    """The settings of one source, and the addresses that it may reach.
 
-    `columns`: the settings of its refs, by column of the option `sources`; absent if neither an entry nor an
-    option sets the column. `has_own_endpoint`: an entry sets the endpoint. `may_use_own_credentials`: whether
-    the source may sign in as the daemon does by default, such as with HF_TOKEN. False for an entry with its
-    own endpoint or credentials.
+    `columns`: the settings, by column of the option `sources`; a column that neither an entry nor an option
+    sets is absent. `has_own_endpoint`: whether an entry sets the endpoint. `may_use_own_credentials`: whether
+    the source may use the daemon's default credentials, such as HF_TOKEN. It may not if an entry sets an
+    endpoint or credentials.
     """
 
     columns: Mapping[str, Any]
@@ -30,10 +30,10 @@ class Access:
     client: Callable[[AddressPolicy], Http]
 
     def http(self) -> Http:
-        """A client for all that the address policy allows, and for the endpoint of the settings."""
+        """A client that may reach what the address policy allows, and the endpoint of the settings."""
         endpoint = self.columns.get("endpoint")
         return self.client(self.address_policy.also([endpoint] if endpoint else []))
 
     def http_for(self, url: str) -> Http:
-        """The same for a URL that the settings imply, such as a bucket's own host below the endpoint."""
+        """A client that may also reach `url`, such as a bucket's own host below the endpoint."""
         return self.client(self.address_policy.also([url]))

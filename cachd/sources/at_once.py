@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 from cachd.errors import Unavailable
 from cachd.policy.short_tasks import ShortTasks
 from cachd.sources.cancel import CancelToken
+from cachd.sources.failures import BUSY
 
-BUSY = (429, 503)
 _THREADS = 8
 _MAX_REFUSALS = 4
 _FIRST_PAUSE_SECONDS = 0.1
@@ -59,7 +59,7 @@ class _Questions(Generic[T, R]):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._short, self._running = ShortTasks(), 0
-        self._threads, self._refusals = _THREADS, 0  # refusals of the last thread in a row
+        self._threads, self._refusals = _THREADS, 0  # how often in a row the last thread was refused
         self._has_failed = False
 
     def answers(self) -> list[R]:
@@ -82,7 +82,7 @@ class _Questions(Generic[T, R]):
                 if self._refusals > _MAX_REFUSALS:
                     self._has_failed = True
                     raise
-                self._pause()
+                self._cancel_token.wait(_FIRST_PAUSE_SECONDS * 2**self._refusals)
             except BaseException:
                 self._has_failed = True
                 raise
@@ -120,18 +120,3 @@ class _Questions(Generic[T, R]):
             else:
                 self._threads -= 1
             return not is_last
-
-    def _pause(self) -> None:
-        waker = _Waker()
-        with self._cancel_token.reaches(waker):
-            waker.event.wait(_FIRST_PAUSE_SECONDS * 2**self._refusals)
-
-
-class _Waker:
-    """Ends a pause when the cancel token is cancelled."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def abort(self) -> None:
-        self.event.set()

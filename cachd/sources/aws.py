@@ -45,7 +45,7 @@ _AWS_ENDPOINT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where the credentials of a bucket come from. With no field set: wherever AWS clients look for them.
+    """Where the credentials of a bucket come from. If no field is set, from wherever AWS clients look.
 
     `file`: a file in the format of ~/.aws/credentials. `profile`: a profile of that file or, without one, of
     the node's AWS files. `instance_role`: the machine's metadata service, which is never asked otherwise.
@@ -60,10 +60,11 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a bucket is: its region, None for that of the AWS configuration, and how its host is written.
+    """The region of a bucket, and how requests for it are written.
 
-    `style` is `path` (https://host/bucket/key), `virtual` (https://bucket.host/key), or `auto`: as AWS
-    clients choose. `signature` is the version of signatures, None for the one that its kind of bucket has.
+    `region`: None for that of the AWS configuration. `style`: `path` (https://host/bucket/key), `virtual`
+    (https://bucket.host/key), or `auto`, the choice of AWS clients. `signature`: the version of signatures;
+    None for the default of this kind of bucket.
     """
 
     region: str | None = None

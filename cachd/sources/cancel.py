@@ -61,6 +61,13 @@ class CancelToken:
         """
         return _Reached(self, waited_for)
 
+    def wait(self, seconds: float) -> None:
+        """Wait for so long. Raises Cancelled as soon as the token is cancelled."""
+        waiting = _Waiting()
+        with self.reaches(waiting):
+            waiting.is_over.wait(seconds)
+        self.check()
+
     def cancel(self) -> None:
         """Abort every wait; a later one raises Cancelled."""
         with self._lock:  # held throughout, so that no descriptor is closed, and reused, during its abort
@@ -71,6 +78,14 @@ class CancelToken:
     def abort(self) -> None:
         """Cancel. It makes a token Abortable, so that one token can cancel another."""
         self.cancel()
+
+
+class _Waiting:
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def abort(self) -> None:
+        self.is_over.set()
 
 
 class _Reached:

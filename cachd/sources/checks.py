@@ -12,8 +12,8 @@ from cachd.sources.response import Response, content_range
 from cachd.sources.source import NoRanges
 from cachd.sources.validators import differ
 
-# What stands in Content-Encoding and changes no byte. `aws-chunked` frames an upload to S3; the server has
-# removed it. The others are no codings of HTTP: whoever stored the object wrote them.
+# Values of Content-Encoding that change no byte. `aws-chunked` frames an upload to S3, and the server has
+# removed the frames. The others are no codings of HTTP, but texts that somebody stored with the object.
 _CHARSETS = ("utf-8", "utf8", "ascii", "us-ascii", "iso-8859-1")
 _NO_CODINGS = ("identity", "aws-chunked", "none", "null", "undefined", "binary", "7bit", "8bit", *_CHARSETS)
 
@@ -79,9 +79,9 @@ def check_validator(response: Response, url: str, validator: str | None) -> None
 def announced(response: Response, url: str, size: int, extent: Extent) -> int:
     """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
 
-    `size` is that of the file, `extent` what was asked for; a 206 may hold the first bytes of it only. Raises
-    NoRanges for a complete file where a part was asked for, Changed for a file of another size, Unavailable
-    when the headers contradict the request.
+    `size`: the bytes of the file. `extent`: what was asked for; a 206 may have only its first bytes. Raises
+    NoRanges if the complete file comes instead of a part, Changed if the file has another size, Unavailable
+    if the headers contradict the request.
     """
     length_header = response.stated_length
     length = number(length_header)

@@ -2,7 +2,7 @@
 
     HEX  path      HEX *path      SHA256 (path) = HEX
 
-The text is UTF-8, or UTF-16 with its mark: so PowerShell writes what `>` redirects.
+The text is UTF-8, or UTF-16 with a byte order mark, as the `>` of PowerShell writes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cachd.model.folders import folder_markers
 from cachd.sources.cancel import CancelToken
 
 NAME = "SHA256SUMS"
-_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
+OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())  # the digest of an empty file
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
@@ -31,7 +31,7 @@ _BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
-    """The digest of each path. Raises Invalid, which names the malformed or repeated line or path."""
+    """The digest of each path. Raises Invalid, and names the line or path that is malformed or repeated."""
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
     for number, written in enumerate(io.BytesIO(_as_utf8(content, shown)), start=1):
@@ -51,8 +51,8 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
             continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
         entries.add(path)
         checksums[check_path(path)] = Digest("sha256", stated.lower())
-    # In the sums of a tree that came from a bucket, an empty file may stand for a folder.
-    markers = folder_markers({path: int(digest != _OF_NO_BYTES) for path, digest in checksums.items()})
+    # If the tree was copied from a bucket, an empty file in it may stand for a folder.
+    markers = folder_markers({path: int(digest != OF_NO_BYTES) for path, digest in checksums.items()})
     return {path: digest for path, digest in checksums.items() if path not in markers}
 
 
@@ -66,7 +66,7 @@ def _parts(line: str) -> tuple[str, str]:
 
 
 def _as_utf8(content: bytes, shown: str) -> bytes:
-    """The text without its byte order mark. Raises Invalid when it is not what its mark says."""
+    """The content without its byte order mark, as UTF-8. Raises Invalid if it has a mark and is no UTF-16."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             return content.decode("utf-16").encode()
@@ -84,9 +84,9 @@ def _decoded(line: bytes, shown: str, number: int) -> str:
 
 
 class LatestChecksums:
-    """The checksums of the directory that was asked for last, which may be a few seconds old. Thread-safe.
+    """Reads the checksums of a directory once in ten seconds, however many of its files ask. Thread-safe.
 
-    `listing` gives the content of the checksums file of a directory.
+    It remembers one directory, the last. `listing` returns the content of a directory's SHA256SUMS.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LatestChecksums:
         self._checksums: Mapping[str, Digest] = {}
 
     def of(self, base: str, cancel_token: CancelToken) -> Mapping[str, Digest]:
-        """The checksums of the directory `base`. Raises as `listing` and `parse` do."""
+        """The checksums of the directory `base`, at most ten seconds old. Raises as `listing` and `parse`."""
         with self._lock:
             if base == self._base and self._clock() < self._until:
                 return self._checksums

@@ -12,7 +12,7 @@ from cachd.sources.http1 import FramedBody, Head, ReceiveBuffer, Request, receiv
 from cachd.sources.routes import Dialled
 from cachd.sources.wire import Wire
 
-# Idle connections of a thread: to a Hub, to its file store, and two others. Each holds a descriptor.
+# The most idle connections of a thread: to a Hub, to its file store, and two others. Each has a descriptor.
 MAX_KEPT = 4
 
 Origin = tuple[str, str, int]

@@ -16,21 +16,22 @@ from urllib.parse import SplitResult, urlsplit
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.policy.backoff import LONGEST_REQUESTED_SECONDS
 
+BUSY = (429, 503)  # what an origin answers when it takes no more requests now
 BROKEN = (OSError, http.client.HTTPException)
 _TOO_OLD = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _DIGITS = re.compile(r"[0-9]{1,300}")  # as many as a float takes
 _LONGEST_SHOWN_SECONDS = 1e18
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID (OpenSSL, x509_vfy.h): mostly the node's clock is not set
-# One policy of several ends at a comma, unless `key=value` pairs of the same policy are separated by commas.
+# A comma before a quotation mark separates two policies. Other commas separate the pairs of one policy.
 _POLICIES = re.compile(r',\s*(?=")')
 _NOTHING_LEFT = re.compile(r"\b(?:r|remaining)\s*=\s*0\b")
 _RATE_LIMIT_WAIT = re.compile(r"\b(?:t|reset)\s*=\s*([0-9]{1,9})\b")
 _RESETS = ("RateLimit-Reset", "X-RateLimit-Reset", "X-Rate-Limit-Reset")
-_FIRST_UNIX_SECONDS, _FIRST_MILLISECONDS = 1e9, 1e12  # a larger number is no count of seconds
+_FIRST_UNIX_SECONDS, _FIRST_MILLISECONDS = 1e9, 1e12  # from here on, a number is Unix time, in s or in ms
 
 
 def bare(url: str) -> str:
-    """The URL without user and query, either of which may hold a secret such as a signature."""
+    """The URL without its user and query, because both may contain secrets, such as a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -77,12 +78,12 @@ def _broken(shown: str, error: Exception, now: Callable[[], float] = time.time) 
 
 
 def said(now: float) -> str:
-    """A Unix time in words for people, to the minute."""
+    """A Unix time as a text for people, such as `2026-01-31 09:05 UTC`."""
     return f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 class Headers(Protocol):
-    """The headers of a response, of any HTTP client."""
+    """The headers of a request or a response, of any HTTP client."""
 
     def get(self, name: str, /) -> str | None:
         """The value of a header; None without the header."""
@@ -90,7 +91,7 @@ class Headers(Protocol):
 
 
 def retry_after(headers: Headers, clock: Callable[[], float] = time.time) -> float | None:
-    """Seconds to wait before the next request: as `requested_wait`, but ten minutes at most."""
+    """Seconds to wait before the next request: those of `requested_wait`, but at most ten minutes."""
     wait = requested_wait(headers, clock)
     return None if wait is None else min(wait, LONGEST_REQUESTED_SECONDS)
 

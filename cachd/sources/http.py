@@ -36,6 +36,7 @@ from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.validators import precondition
@@ -45,7 +46,7 @@ _MAX_SIGNED_URLS = 10_000
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
-_NO_PROXIES, _NO_CREDENTIALS = Proxies(), Secret(None)
+_NO_PROXIES, _NO_CREDENTIALS, _TIMEOUTS = Proxies(), Secret(None), Timeouts()
 _NO_SECRETS: Mapping[str, str] = {}
 _ODD = re.compile(r"[^!-\[\]-~]")  # a space, a backslash, a control character or anything beyond ASCII
 # Most URLs: without a user, an IPv6 address or an odd character. `urlsplit` takes ten times as long for them.
@@ -77,9 +78,8 @@ class Http:
         self,
         address_policy: AddressPolicy,
         *,
-        stall_seconds: float = 30.0,
-        connect_seconds: float = 10.0,
         authorities: Authorities,
+        timeouts: Timeouts = _TIMEOUTS,
         proxies: Proxies = _NO_PROXIES,
         proxy_credentials: Secret = _NO_CREDENTIALS,
         pauses: Pauses | None = None,
@@ -87,14 +87,13 @@ class Http:
     ) -> None:
         self._address_policy = address_policy
         self._proxies, self._proxy_credentials = proxies, proxy_credentials
-        self._stall_seconds, self._connect_seconds = stall_seconds, connect_seconds
-        self._authorities, self._clock = authorities, clock
+        self._authorities, self._timeouts, self._clock = authorities, timeouts, clock
         self._pauses = pauses or Pauses(clock)
         self._pool = ConnectionPool(
             self._routes(),
             address_policy,
             authorities,
-            stall_seconds=stall_seconds,
+            stall_seconds=timeouts.stall_seconds,
             pauses=self._pauses,
             clock=clock,
         )
@@ -102,32 +101,16 @@ class Http:
 
     def _routes(self) -> Routes:
         """How connections are made: directly, or through a proxy."""
-        names = Names(self._connect_seconds)
-        tunnels = Tunnels(
-            self._proxy_credentials,
-            self._authorities.context,
-            names,
-            connect_seconds=self._connect_seconds,
-            stall_seconds=self._stall_seconds,
-            clock=self._clock,
-        )
-        return Routes(
-            self._address_policy,
-            self._proxies,
-            tunnels,
-            names,
-            connect_seconds=self._connect_seconds,
-            stall_seconds=self._stall_seconds,
-            clock=self._clock,
-        )
+        names, tls = Names(self._timeouts.connect_seconds), self._authorities.context
+        tunnels = Tunnels(self._proxy_credentials, tls, names, self._timeouts, clock=self._clock)
+        return Routes(self._address_policy, self._proxies, tunnels, names, self._timeouts, clock=self._clock)
 
     def anywhere(self) -> Http:
-        """The same without an address policy, for URLs from the operator's own configuration only."""
+        """A client without an address policy, for URLs from the operator's own configuration only."""
         return Http(
             Anywhere(),
-            stall_seconds=self._stall_seconds,
-            connect_seconds=self._connect_seconds,
             authorities=self._authorities,
+            timeouts=self._timeouts,
             proxies=self._proxies,
             proxy_credentials=self._proxy_credentials,
             pauses=self._pauses,
@@ -140,9 +123,9 @@ class Http:
     def head(
         self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
     ) -> Response:
-        """The headers of a file, and its `file_size`: by HEAD, or by a GET of its first byte without HEAD.
+        """The response to a HEAD request for a file, with its headers and `file_size`. It is closed already.
 
-        The response is closed already.
+        A server that does not know HEAD is asked for the first byte instead.
         """
         _, response = self._follow("HEAD", url, {}, secrets, cancel_token)
         if response.status in (405, 501):
@@ -174,7 +157,7 @@ class Http:
     def read(
         self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] = _NO_SECRETS
     ) -> bytes:
-        """The content of a small file. Raises Invalid over `at_most` bytes, else as the other methods."""
+        """The content of a small file. Also raises Invalid if it has more than `at_most` bytes."""
         with _checked(self.get(url, cancel_token, secrets=secrets), url) as response:
             return response.content(cancel_token, at_most=at_most)
 
@@ -184,7 +167,10 @@ class Http:
         return self._pool.send(request, cancel_token)
 
     def open(self, target: Target, extent: Extent, cancel_token: CancelToken) -> Response:
-        """An extent of a file. `cancel_token` ends the request, not the body. Raises NoRanges, too."""
+        """The response with an extent of a file. Also raises NoRanges if only complete files are sent.
+
+        `cancel_token` ends the wait for this response. The caller ends a wait for its body by `abort`.
+        """
         signed_url = self._signed_urls.get(target.url)
         if signed_url is not None:
             try:
@@ -290,7 +276,7 @@ def _joined(url: str, location: str) -> str:
 
 
 def parsed(url: str) -> SplitResult:
-    """Parse a URL once, so that the parts that are checked are the parts that are used. Raises Invalid."""
+    """The parts of a URL. What is checked and what is used come from this one result. Raises Invalid."""
     plain = _PLAIN.fullmatch(url)
     try:
         parts = SplitResult(*plain.groups("")) if plain else urlsplit(url)

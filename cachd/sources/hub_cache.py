@@ -3,10 +3,10 @@
     models--org--m/
         refs/main                       a branch: the commit that it names
         snapshots/<commit>/config.json -> ../../blobs/<digest>
-        blobs/<digest>                  a sha256 or a git-sha1, the content's
+        blobs/<digest>                  a file, named after the sha256 or git-sha1 of its content
         blobs/<digest>.<id>.incomplete  a download that has not ended
 
-A cache is no witness: the digest in a blob's name is verified like any other that a source states.
+A cache is not trusted: the digest in a blob's name is verified like any other that a source states.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 class Snapshot(NamedTuple):
-    """One revision in a cache: its directory, and the name of that, which is a commit as a rule."""
+    """One revision in a cache: its directory and the directory's name, which usually is a commit."""
 
     directory: Path
     name: str
@@ -53,7 +53,7 @@ class HubCache:
 
     @classmethod
     def around(cls, path: Path, check: Callable[[Path], Path]) -> HubCache | None:
-        """The repository at `path`, or the one to which the snapshot at or above `path` belongs, or None."""
+        """The repository at `path`, or that of the snapshot at or above `path`; None if there is none."""
         for above in (path, *path.parents):
             if HUB_FOLDER.fullmatch(above.name):
                 with suppress(Forbidden):  # only a part of it may be read

@@ -1,8 +1,8 @@
-"""Lists the files of a commit of the Hub, also where a mirror answers less than the Hub.
+"""Lists the files of a commit of the Hub, even if a mirror says less about them than the Hub.
 
-siblings   the answer about the repository, with blobs=true: the Hub states all there
+siblings   the answer about the repository, with blobs=true: all that the Hub needs
 tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, and for mirrors that
-leave out sizes or LFS digests
+           leave out sizes or LFS digests
 HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree
 """
 
@@ -50,8 +50,8 @@ class Sibling(Protocol):
 class _Entry:
     """What is known of a file.
 
-    `git`: the id of its blob in git; for a file in LFS it is that of a pointer, so `is_certain` is False
-    where the file may be in LFS.
+    `git`: the id of its blob in git. For a file in LFS, this is the id of the pointer file and not of the
+    content. `is_certain`: the file is not in LFS, so `git` is the id of its content.
     """
 
     size: int | None = None
@@ -183,10 +183,7 @@ def _of_tree(entry: Mapping[str, Any]) -> _Entry:
 
 
 def _entry(path: str, size: int | None, git: str | None, sha256: str | None) -> _Entry:
-    """What a listing says of a file.
-
-    A file without an LFS digest that is probably in LFS: the git id may be that of its pointer.
-    """
+    """What a listing says of a file. By its size and suffix, it may be in LFS or is certainly not."""
     if type(size) is not int:
         size = None
     is_certain = size is not None and size <= _MAX_GIT_BYTES and not _LFS.search(path)

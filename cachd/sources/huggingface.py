@@ -33,8 +33,8 @@ class HubSource:
 
     Digests: the LFS sha256 of a large file, the git-sha1 of a small one; the Hub states one for every file.
     The Hub redirects requests for a renamed repository. `check` is called with the new base, and raises
-    Forbidden when that repository may not be pulled. `is_main`: it is the Hub of the daemon's own options,
-    which may say what another repository is called; that of an entry may not.
+    Forbidden when that repository may not be pulled. `is_main`: whether this is the Hub of the daemon's own
+    options. Only that Hub may give a repository another name in the Hub view.
     """
 
     def __init__(

@@ -5,24 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 from urllib.parse import SplitResult
 
 from cachd.errors import CachdError, Unavailable
 from cachd.sources.connection import origin_of
-from cachd.sources.failures import bare, retry_after
+from cachd.sources.failures import Headers, bare, retry_after
 
 RATE_LIMITED = 429
 _MAX_PAUSES = 1000
 _SIGNED = ("X-Amz-Credential=", "X-Amz-Signature=")
-
-
-class Headers(Protocol):
-    """The headers of a request or a response."""
-
-    def get(self, name: str, /) -> str | None:
-        """The value of a header; None without the header."""
-        ...
 
 
 class Pauses:

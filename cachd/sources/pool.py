@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
-from cachd.sources.at_once import BUSY
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
-from cachd.sources.failures import BROKEN, broken, retry_after
+from cachd.sources.failures import BROKEN, BUSY, broken, retry_after
 from cachd.sources.http1 import Request
 from cachd.sources.pauses import RATE_LIMITED, Pauses
 from cachd.sources.response import Response
@@ -75,9 +74,9 @@ class ConnectionPool:
     def _of_another_thread(
         self, response: Response, request: Request, pool: dict[Origin, Connection], token: CancelToken
     ) -> Response:
-        """The response. If it is a refusal (429, 503), that on the idle connection of another thread, if any.
+        """The response; if it refuses the request (429, 503), the one over another thread's idle connection.
 
-        An origin may take only one connection, and the idle one would be it.
+        An origin may accept a single connection, and then another thread may have it.
         """
         origin = origin_of(request.url)
         is_refusal = response.status in BUSY and not (request.body or retry_after(response.headers))

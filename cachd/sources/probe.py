@@ -1,4 +1,4 @@
-"""Asks a web server about a file before its bytes: by HEAD, or by GET where HEAD cannot be believed.
+"""Asks a web server about a file before it is fetched: by HEAD, or by GET if HEAD cannot be trusted.
 
     HEAD    200, a size above zero, not encoded    believed, until a GET contradicts it (`doubt`)
             429, 503, 401                          raised: the server asks to wait, or for a credential
@@ -8,7 +8,7 @@
             else a GET of the complete file: its Content-Length, or its bytes counted, up to a bound
             none of these                          the size that HEAD states, if any
 
-Only a GET is believed that a file is empty. The bytes of these GETs are dropped.
+That a file is empty is believed only after a GET. The bytes of these GETs are dropped.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Probe:
     def ask(
         self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str], *, may_be_empty: bool = False
     ) -> FileFacts:
-        """The facts of the file at `url`. `may_be_empty`: its digest is that of no bytes.
+        """The facts of the file at `url`. `may_be_empty`: its digest is that of an empty file.
 
         Raises as the methods of `Http`, and Invalid (`size_unknown`).
         """

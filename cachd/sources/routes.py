@@ -14,6 +14,7 @@ from cachd.policy.proxy import Proxies
 from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.wire import Wire
 
@@ -39,15 +40,14 @@ class Routes:
         proxies: Proxies,
         tunnels: Tunnels,
         names: Names,
+        timeouts: Timeouts,
         *,
-        connect_seconds: float,
-        stall_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
-        self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
+        self._connect_seconds, self._stall_seconds = timeouts.connect_seconds, timeouts.stall_seconds
         self._unknown: dict[str, float] = {}  # host that this node cannot resolve -> when to try again
 
     def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:

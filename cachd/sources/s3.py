@@ -26,16 +26,17 @@ _ASKED_AT_ONCE = 16
 _MAX_PAGES = 1000
 _MAX_HOSTS = 1000
 _AS_AWS_CLIENTS, _AWS = Keys(), Service()
-# What S3 answers HEAD without a reason, and a signed URL with a reason that `Http` does not read. 404 is not
-# among those of HEAD, as it has one meaning there.
+# After these statuses, S3 is asked by a GET through botocore, whose errors say the reason: an answer to HEAD
+# has none, and `Http` does not read that of a signed URL. 404 of HEAD is not among them: its reason is clear.
 _UNEXPLAINED = (301, 307, 400, 401, 403, 405, 501)
 
 
 class BucketSource:
     """The objects below a prefix. Digests: the prefix's SHA256SUMS, else full-object checksums, else none.
 
-    Of a versioned bucket, a file is the version that was the latest when its prefix was resolved. `beneath`
-    makes a client that may also request a URL below the endpoint's domain.
+    In a versioned bucket, a file is the version that was the latest when its prefix was resolved. `beneath`
+    makes a client that may also request hosts below the endpoint's domain: URLs may name the bucket there
+    (bucket.endpoint). The revision is a hash of the listing.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class BucketSource:
     def _below(
         self, ref: Ref, bucket: str, key: str, listed: Mapping[str, Listed], cancel_token: CancelToken
     ) -> tuple[File, ...]:
-        """The files of a listing."""
+        """The files of a listing. S3 is asked about each object, and then for the listing once more."""
         if not listed:
             raise _empty(ref.base)
         digests = self._checksums(bucket, listed, cancel_token)
@@ -162,7 +163,7 @@ class BucketSource:
         return single.file(key.rpartition("/")[2], bucket, key, None)
 
     def _list(self, bucket: str, prefix: str, cancel_token: CancelToken) -> dict[str, Listed]:
-        """Every object below a prefix that is a file, by its path there."""
+        """The objects below a prefix, by their path there, without those that stand for folders."""
         folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
         shown = f"s3://{bucket}/{folder}"
         found: dict[str, Listed] = {}
@@ -240,7 +241,7 @@ class BucketSource:
         return self._first_byte(bucket, key, None, cancel_token)
 
     def _first_byte(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> Object:
-        """What S3 says about an object in the answer to a GET, which gives reasons unlike HEAD."""
+        """What S3 says about an object in the answer to a GET. Unlike one to HEAD, an error has a reason."""
         query = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
         query |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
         with bucket_errors(f"s3://{bucket}/{key}"):

@@ -1,4 +1,4 @@
-"""Makes the files of a manifest from what stands in a directory of a shared volume, or from a single file."""
+"""Makes the files of a manifest from a directory of a shared volume, or from a single file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cachd.sources.share_walk import Found, Walk, is_left_out, regular
 
 
 class Listing:
-    """What stands at `top`. `cache`: the repository of a Hub cache that it belongs to, if any.
+    """The files at `top`. `cache`: the repository of a Hub cache that they belong to, if any.
 
     `check` returns a path with its links resolved, or refuses it; `opened` opens a path for reading.
 
-    A file that stands under several names, by links of either kind, has one origin: its first name in order.
-    So it is read once.
+    A file with several names, by symbolic or hard links, has one origin: the first of its names in order. So
+    it is read once.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Listing:
 
 
 def mark_of(status: os.stat_result) -> str:
-    """A text that changes when the file does, or another takes its place.
+    """A text that changes when the file changes or is replaced by another.
 
-    Without the inode's number: FUSE mounts may give a file another one at each open.
+    It does not contain the inode number, because FUSE mounts may give a file another one at each open.
     """
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 

@@ -1,13 +1,13 @@
 """Lists the files below a directory of a shared volume, as people and their tools leave them there.
 
-Links are followed while they stay under an allowed prefix. Left out is what tools keep beside a model, see
-`_LEFT_OUT`, and what stands behind the links of a Kubernetes volume:
+Links are followed while they stay under an allowed prefix. What tools keep beside a model is left out (see
+`_LEFT_OUT`), and so are the directories behind the links of a Kubernetes volume:
 
     config.json -> ..data/config.json         listed
     ..data -> ..2026_01_31_10_00_00.123       left out, since a kubelet swaps it
     ..2026_01_31_10_00_00.123/config.json     left out
 
-What cannot be a file of a model, or cannot be read, is `Unusable`: the patterns of a request may exclude it.
+An entry that cannot be read, or cannot be a file of a model, is `Unusable`: a request may exclude it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ATOMIC = "..data"  # the link of a kubelet's atomic writer, whose names all beg
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file. `shown`: its path in the model; `path`: where it stands; `real`: where its links lead."""
+    """A file. `shown`: its path in the model; `path`: its path on the volume; `real`: that without links."""
 
     shown: str
     path: Path
@@ -44,7 +44,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A directory to list. `above`: the directories that lead to it, as they really are."""
+    """A directory to list. `above`: the directories above it, by their paths without links."""
 
     shown: str
     path: Path
@@ -53,7 +53,7 @@ class _Folder:
 
 
 def is_left_out(shown: str) -> bool:
-    """Whether a path in a model is one that is never listed."""
+    """Whether a path in a model is never listed."""
     parts = shown.split("/")
     return any(_LEFT_OUT.fullmatch("/".join(parts[: n + 1])) for n in range(len(parts)))
 

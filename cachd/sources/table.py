@@ -1,7 +1,7 @@
-"""Answers what the option `sources` says about a ref: whether it may be pulled, how it is requested.
+"""Answers what the option `sources` says about a ref: whether it may be pulled, and with which settings.
 
-Of the entries whose prefix covers a ref the longest prefix wins, column by column. A column that none of them
-sets has the value of the daemon's own option.
+For each column, the longest prefix that covers the ref and sets the column applies. If there is none, the
+daemon's own option applies.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _rules(entries: Iterable[Entry]) -> dict[Prefix, Rule]:
 def _web_servers(
     entries: Iterable[Entry], rules: Mapping[Prefix, Rule], endpoints: Mapping[str, Iterable[str]]
 ) -> dict[Prefix, Rule]:
-    """The URLs of Hubs and S3 servers of which some models are refused, each with one of the refusing rules.
+    """The URLs of Hubs and S3 servers that have refused models, each with one of the rules that refuse them.
 
     Refs with these URLs are refused. Otherwise the https:// URL of a file would get around a refusal of its
     hf:// or s3:// ref.

@@ -15,7 +15,8 @@ _LONGEST_SECONDS = 20.0
 class Throttle:
     """A pause that all requests for one service share. Thread-safe.
 
-    Each refusal of a request that began after the last pause doubles the pause. An answer ends it.
+    If a request is refused that began after the last pause, the next pause is twice as long. After an answer,
+    pauses begin short again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,14 +36,12 @@ class Throttle:
         Raises Cancelled.
         """
         while (seconds := self.seconds_left) > 0:
-            waiter = _Waiter()
-            with cancel_token.reaches(waiter):
-                waiter.ended.wait(seconds)
+            cancel_token.wait(seconds)
         cancel_token.check()
         return self._clock()
 
     def refused(self, began: float) -> None:
-        """The service refused a request that was sent at `began`, as it gets too many."""
+        """Note that the service refused a request that was sent at `began`, because it gets too many."""
         with self._lock:
             if began < self._until:
                 return  # it was sent before the pause that is going on
@@ -51,17 +50,7 @@ class Throttle:
             self._until = self._clock() + min(seconds, _LONGEST_SECONDS)
 
     def answered(self) -> None:
-        """The service answered a request."""
+        """Note that the service answered a request."""
         if self._refusals:
             with self._lock:
                 self._refusals = 0
-
-
-class _Waiter:
-    """A wait that a cancel ends."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-
-    def abort(self) -> None:
-        self.ended.set()

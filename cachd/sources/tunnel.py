@@ -25,6 +25,7 @@ from cachd.sources.failures import retry_after
 from cachd.sources.http1 import ReceiveBuffer, head_of_request, receive_head
 from cachd.sources.names import Names
 from cachd.sources.secrets import Secret
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.wire import Wire
 
 _TEMPORARY = (408, 425, 429)
@@ -38,14 +39,13 @@ class Tunnels:
         credentials: Secret,
         tls: Callable[[], ssl.SSLContext],
         names: Names,
+        timeouts: Timeouts,
         *,
-        connect_seconds: float,
-        stall_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._credentials, self._tls, self._names = credentials, tls, names
-        self._connect_seconds, self._stall_seconds = connect_seconds, stall_seconds
+        self._connect_seconds, self._stall_seconds = timeouts.connect_seconds, timeouts.stall_seconds
 
     def open(self, proxy: Proxy, host: str, port: int, cancel_token: CancelToken) -> Wire:
         """A wire to the origin through `proxy`, open within `connect_seconds` in all.

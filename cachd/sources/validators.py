@@ -15,21 +15,14 @@ import email.utils
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Protocol
+
+from cachd.sources.failures import Headers
 
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]+"')
 _WEAK = re.compile(r'W/"[\x21\x23-\x7e\x80-\xff]{1,200}"')
 _UNQUOTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+=/-]{3,}")
 _SENDABLE_DATE = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
 _FIRST_YEAR = 1981
-
-
-class Headers(Protocol):
-    """The headers of a response."""
-
-    def get(self, name: str, /) -> str | None:
-        """The value of a header; None without the header."""
-        ...
 
 
 def validator(headers: Headers) -> str | None:
@@ -42,13 +35,13 @@ def validator(headers: Headers) -> str | None:
 
 
 def weak_tag(headers: Headers) -> str:
-    """The weak ETag; empty without one. If it differs, so does the version; if not, nobody knows."""
+    """The weak ETag; empty without one. Another one means another version; the same one proves nothing."""
     found = _WEAK.fullmatch(headers.get("ETag") or "")
     return found[0] if found else ""
 
 
 def precondition(stated: str | None) -> dict[str, str]:
-    """The header that asks for the version of a validator alone; none if servers may misread it."""
+    """The header that asks only for the version of this validator; none if servers may misread it."""
     if stated and stated.startswith('"'):
         return {"If-Match": stated}
     if stated and _SENDABLE_DATE.fullmatch(stated):

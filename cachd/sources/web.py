@@ -16,7 +16,7 @@ from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.at_once import ask_all
 from cachd.sources.cancel import CancelToken
-from cachd.sources.checksums import LatestChecksums
+from cachd.sources.checksums import OF_NO_BYTES, LatestChecksums
 from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
 from cachd.sources.probe import COUNTED_BYTES, FileFacts, Probe
@@ -26,7 +26,6 @@ from cachd.sources.validators import differ, weak_tag
 _PAGES = ("text/html", "application/xhtml+xml")
 _DOCUMENTS = ("application/json", "application/problem+json", "application/xml", "text/xml")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ckpt", ".npz", ".h5", ".tflite")
-_OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
 _HINT = (
     "servers behind one name may have different validators for the same bytes: publish SHA256SUMS there, or"
     " add #sha256=DIGEST to the ref, and the digest decides"
@@ -139,7 +138,7 @@ class WebSource:
         return Manifest(ref.base, hashlib.sha256(listing).hexdigest(), tuple(asked))
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
-        may_be_empty = digest == _OF_NO_BYTES
+        may_be_empty = digest == OF_NO_BYTES
         facts = self._probe.ask(url, cancel_token, self._headers(url), may_be_empty=may_be_empty)
         if _is_page(facts, path) and not self._probe.doubts(url):
             self._probe.doubt(url)

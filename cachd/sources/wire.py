@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 class Wire:
-    """Owns a connected socket. One thread reads it; `stall_seconds` without a byte raise TimeoutError.
+    """Owns a connected socket, which one thread reads. After `stall_seconds` without a byte, TimeoutError.
 
-    `answer_by`, while it is set, is a deadline (by `clock`) for every receive. The socket's own timeout could
-    not be one: it starts again with every byte.
+    `answer_by`, while it is set, is a deadline (by `clock`) for every receive. The socket's own timeout is no
+    deadline, because it starts again with every byte.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Wire:
     def recv_into(self, view: memoryview) -> int:
         """Receive bytes and return their number, 0 at the end. Raises OSError.
 
-        A view of LARGE_BYTES or more is filled; into a smaller one goes what has arrived.
+        A view of LARGE_BYTES or more is filled completely; a smaller one gets the bytes that have arrived.
         """
         self._hurry()
         try:

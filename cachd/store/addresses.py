@@ -22,13 +22,13 @@ MARK = "@"
 
 
 class Addresses:
-    """The addresses of one root. Snapshots holds its lock for every change."""
+    """The addresses of one root. Whoever changes one holds `Names.changing`."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     def chosen(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with the first of its possible addresses that leads to no other snapshot."""
+        """The snapshot, with the first of its possible addresses that no other snapshot has."""
         free = (a for a in snapshot.addresses if self._target(a) in (None, snapshot.manifest))
         return replace(snapshot, address=next(free, snapshot.addresses[-1]))
 
@@ -77,7 +77,7 @@ class Addresses:
                 yield entry, target
 
     def _target(self, address: str) -> str | None:
-        """The manifest id that an address leads to; None if nothing is there, empty if it is not a link."""
+        """The manifest id that an address leads to. None if nothing is there; empty if it is no link."""
         try:
             return os.readlink(self._layout.address(address)).removeprefix(".trees/")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The figures of the cache's file system, and what follows from them without a disk."""
+"""The figures of the cache's file system, and those computed from them."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], .
 def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
     """Raises one of UNREADABLE if a file is missing or has another size.
 
-    This notices a disk that lost bytes after it reported a successful sync.
+    So a disk that lost bytes after it reported a successful sync is noticed.
     """
     if not files:
         raise ValueError("its manifest lists no files")
@@ -172,7 +172,7 @@ def read_shown(manifest: Path) -> list[str]:
 
 
 def check_passing(error: Exception, path: Path) -> None:
-    """Raises Leased or Unavailable if the error will pass: the file may be intact, so it must be kept."""
+    """Raises Leased or Unavailable if the error is temporary: the file may be intact, and must be kept."""
     if isinstance(error, Leased):
         raise error
     if isinstance(error, OSError) and error.errno in durable.SCARCE:

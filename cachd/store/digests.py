@@ -1,7 +1,7 @@
 """Computes digests: of a complete file, of its bytes in order, of its parts.
 
-A cryptographic digest needs a file's bytes in order. A CRC does not: that of a file follows from those of its
-parts.
+A cryptographic digest needs a file's bytes in order. A CRC does not: the CRC of a file is computed from the
+CRCs of its parts.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def digest_of(digest: Digest, content: memoryview) -> Digest:
 class PartHash:
     """The hash of one part, by which a resume or a scrub recognises the part's bytes.
 
-    `check`: the CRC of the file, if it has one. `checksum` is then the CRC of the part, from which the file's
-    is combined. `hexdigest` is this CRC if it has at least 64 bits, else an xxh3-128.
+    `check`: the CRC algorithm of the file, None if its digest is no CRC. `checksum`: the part's CRC by that
+    algorithm, from which the file's is combined. `hexdigest` is this CRC if it has at least 64 bits, else an
+    xxh3-128.
     """
 
     def __init__(self, check: Checksum | None) -> None:
@@ -148,7 +149,7 @@ class PartHash:
 
     @property
     def hexdigest(self) -> str:
-        """The hash of the bytes so far, as its line records it."""
+        """The hash of the bytes so far, as a part line contains it."""
         if self._xxh3:
             return self._xxh3.hexdigest()
         return f"{self.checksum:016x}"

@@ -1,4 +1,4 @@
-"""The sha256 of blobs whose source states no sha256, as far as cachd has computed it.
+"""Remembers the sha256 that cachd computed of blobs whose source states none.
 
 cachd computes it while a small file or one with a git-sha1 arrives, and for other files when it next reads
 the blob. On disk, the manifests of the models that have the blob record it.
@@ -22,7 +22,7 @@ class Hashes:
         self._unrecorded: set[Digest] = set()
 
     def note(self, blob: Digest, sha256: Digest | None) -> None:
-        """Remember the sha256 that was computed of a blob. Does nothing for None."""
+        """Remember the sha256 that was just computed of a blob. Does nothing for None."""
         if sha256 is None:
             return
         with self._lock:
@@ -56,11 +56,11 @@ class Hashes:
         return self._blobs.get(sha256)
 
     def unrecorded(self) -> frozenset[Digest]:
-        """The blobs whose sha256 was noted, and is not written to the manifests yet."""
+        """The blobs whose sha256 was noted and is not on disk yet: no manifest records it."""
         with self._lock:
             return frozenset(self._unrecorded)
 
     def recorded(self, blobs: Collection[Digest]) -> None:
-        """Take note that the manifests on disk have the sha256 of these blobs now."""
+        """Note that the manifests on disk record the sha256 of these blobs now, or are about to."""
         with self._lock:
             self._unrecorded.difference_update(blobs)

@@ -87,7 +87,7 @@ class Rollback:
 
 
 class Histories:
-    """The last `keep` snapshots that each name led to before. Whoever changes it holds `Names.changing`."""
+    """The last `keep` snapshots that each name led to before. Whoever changes them holds `Names.changing`."""
 
     def __init__(self, layout: Layout, keep: int) -> None:
         self._layout, self._keep = layout, keep
@@ -105,7 +105,7 @@ class Histories:
         return self._histories.get(name, History()).rolled_back_from
 
     def manifests(self) -> set[str]:
-        """The manifest ids of the snapshots that a rollback may need, or that one that has begun needs."""
+        """The manifest ids of all snapshots that a later rollback, or one that has begun, may need."""
         begun = (s for each in self._rollbacks.values() for s in (each.to, each.replaced) if s)
         return {s.manifest for s in (*self.all(), *begun)}
 
@@ -116,7 +116,7 @@ class Histories:
     def replace(self, replaced: Snapshot | None, by: Snapshot, *, rolled_back_from: ModelSpec | None) -> None:
         """Remember `replaced` as the newest previous snapshot of the name that `by` is published under.
 
-        On a full disk the history keeps its old state: a publish must not fail for it.
+        On a full disk the history stays as it is, because a publish must not fail for its sake.
         """
         older = self.of(by.name)
         kept = [s for s in (replaced, *older) if s is not None and s.manifest != by.manifest]
@@ -161,7 +161,7 @@ class Histories:
         """Record a rollback, so that a restart completes it. Raises OSError."""
         name = rollback.to.name
         if self._rollbacks.get(name) == rollback:
-            return  # a restart completes it now
+            return  # a restart, or another request, completes it now
         document = json.dumps(rollback.as_document(), indent=1)
         durable.write_file(self._layout.rollback_file(name), document.encode())
         self._rollbacks[name] = rollback
@@ -175,11 +175,10 @@ class Histories:
             self._before_rollback.pop(name, None)
 
     def undo_rollback(self, name: str) -> None:
-        """A rollback failed and left its name as it was: restore the history, then remove the record.
+        """Restore the history and remove the record of a rollback that failed and left its name as it was.
 
-        Does nothing if none has begun.
-
-        If the disk fails, the record stays, and the next start completes the rollback.
+        Does nothing if none has begun. If the disk fails, the record stays, and the next start completes the
+        rollback.
         """
         if name not in self._before_rollback:
             return

@@ -3,11 +3,11 @@
 An engine closes a model's files after loading, but its pod still needs them. Blobs cannot serve for this:
 several snapshots may share one, and the kernel counts opens by inode.
 
-    made     before the snapshot is declared ready. An existing file is never replaced: a pod may have it open
-    taken    when the snapshot is removed, right after its ready files are hidden. The file is unlinked under
-             a write lease (man 2 fcntl, "Leases"). The kernel refuses the lease while anybody has the file
-             open. A pod that opens it meanwhile waits for the unlink, and then has a file that is no longer
-             at the path
+    make    before the snapshot is declared ready. An existing file is never replaced: a pod may have it open
+    take    when the snapshot is removed, right after its ready files are hidden. The file is unlinked under
+            a write lease (man 2 fcntl, "Leases"). The kernel refuses the lease while anybody has the file
+            open. A pod that opens it meanwhile waits for the unlink, and then has a file that is no longer
+            at the path
 
 So a pod holds the snapshot if it has opened the file and then finds the same inode at the path.
 """
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Holds:
-    """The hold files of one root. Snapshots holds its lock for every change."""
+    """The hold files of one root. Whoever changes one holds `Names.changing`."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout

@@ -13,7 +13,7 @@ from cachd.store.names import Names
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What every change of a name reads, and keeps up to date. The fields are as in `Store`."""
+    """What every change of a name reads and updates. The fields are as in `Store`."""
 
     layout: Layout
     content: ContentStore

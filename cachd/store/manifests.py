@@ -7,6 +7,7 @@ a rollback, or to a withdrawal that a crash interrupted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -51,7 +52,8 @@ class Manifests:
 
     def ids(self) -> list[str]:
         """The ids of all recorded manifests, sorted."""
-        return sorted(path.stem for path in self._layout.manifests.glob("[!.]*.json"))
+        names = os.listdir(self._layout.manifests)  # a tenth of the time of `glob`, for thousands of models
+        return sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and n[0] != ".")
 
     def unnamed(self) -> list[str]:
         """The ids that no name uses, neither a ready nor a quarantined one."""
@@ -71,7 +73,7 @@ class Manifests:
                 log.warning("unreadable snapshot skipped", manifest=manifest, reason=error.detail)
 
     def with_names(self) -> Iterator[tuple[Manifest, list[Snapshot]]]:
-        """Every manifest with its ready names; without names if a newer snapshot replaced it.
+        """Every manifest with its ready names. It has none if a newer snapshot replaced it.
 
         Quarantined snapshots are left out: a repair will either restore or remove them.
         """
@@ -87,14 +89,15 @@ class Manifests:
                 found.update(f.blob for f in self.read(manifest).files)
         return found
 
-    # --- what is known of the files of one base ---
+    # --- what is known of the files of one base, which is a ref without its revision ---
 
     def as_kept(self, manifest: Manifest) -> Manifest:
-        """The manifest, with what this node knows of its files: which blob has the content, and its sha256.
+        """The manifest, completed by what this node knows of its files.
 
-        `manifest` is as its source lists it. `File.kept` is set where that blob is not named after the file,
-        `File.sha256` where cachd computed it. Recorded manifests of the same base say both. For a file with a
-        stated sha256, any blob that was found to hash to it is used, too.
+        `manifest` is as its source lists it. Recorded manifests of the same base say which blob has a file's
+        content (`File.kept`, if the blob has another name than the file's own), and the sha256 that cachd
+        computed (`File.sha256`). If the source states the sha256 of a file, the content may also be in a blob
+        that was found to have this sha256.
         """
         known: dict[tuple[Digest, int], File] = {}
         for recorded in self._of_base(manifest.base):
@@ -115,7 +118,7 @@ class Manifests:
         return manifest if is_same else replace(manifest, files=files)
 
     def owned(self, base: str) -> set[Digest]:
-        """The blobs of every recorded snapshot of one base (a ref without its revision)."""
+        """The blobs of every recorded snapshot of one base."""
         return {f.blob for manifest in self._of_base(base) for f in manifest.files}
 
     def _of_base(self, base: str) -> Iterator[Manifest]:

@@ -1,6 +1,6 @@
-"""Measures the cache's file system: free space by statvfs, used space by the allocated blocks of each inode.
+"""Measures the cache's file system: free space by statvfs, used space by the blocks of each inode.
 
-Sizes that a source states are never added up.
+It never adds up sizes that sources state.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Meter:
         return self._capacity(found, usage, reserved, backed)
 
     def roughly(self, reserved: int, backed: int) -> Capacity:
-        """Like `bounded`, but cheap: `usage` is counted once a second, plus the bytes granted since then."""
+        """Like `bounded`, but cheap: `usage` is counted once a second, and granted bytes are added."""
         found = self._statvfs()
         if self._bounds[1] is None:
             usage = _UNCOUNTED

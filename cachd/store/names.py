@@ -11,7 +11,7 @@
     ready        --undeclared--> free                 withdrawn; `note_eviction` remembers the reason
     quarantined  --end_quarantine--> free
 
-The disk is the truth: each method that changes memory is called right after the file that it follows changed.
+The disk is the truth: a method that changes memory is called right after the corresponding file has changed.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Names:
     def check_hub_folder(self, spec: ModelSpec) -> None:
         """Raises InUse if pods could not find the spec's model by its folder and branch of the Hub view.
 
-        That is so if the folder shows a model of another source, or has a branch that cannot exist beside the
-        spec's own (`main` and `main/x`: a file and a directory).
+        This is the case if the folder shows a model of another source, or has a branch that cannot exist
+        beside the spec's own: `main` is a file, and `main/x` needs a directory of that name.
         """
         damaged = [each.snapshot for each in list(self._quarantined.values())]
         for other in [*damaged, *self._ready.in_hub_folder(spec.hub_folder)]:
@@ -152,13 +152,13 @@ class Names:
     # --- changing; the caller holds `changing` ---
 
     def declared(self, snapshot: Snapshot) -> None:
-        """Its ready file is in place: the name leads to this snapshot."""
+        """Let the name lead to this snapshot, because its ready file is in place."""
         self._ready.put(snapshot)
         self._evicted.pop(snapshot.name, None)
         self._changes.mark(snapshot.name)
 
     def undeclared(self, name: str) -> None:
-        """Its ready file is gone: the name is not ready."""
+        """Make the name not ready, because its ready file is gone."""
         self._ready.remove(name)
         self._changes.mark(name)
 

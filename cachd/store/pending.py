@@ -51,7 +51,7 @@ class PendingPulls:
             durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
-        """The pull has ended, so no restart resumes it. A name without a record is fine."""
+        """Delete the record of a pull that has ended, if there is one, so that no restart resumes it."""
         with durable.disk_errors(self._layout.pending_file(name)):
             durable.remove(self._layout.began(name))
             durable.remove(self._layout.pending_file(name))

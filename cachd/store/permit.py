@@ -23,7 +23,7 @@ class Permit:
         self._lock = threading.Lock()
 
     def revoke(self) -> bool:
-        """Allow no publish from now on; False if the publish has begun already, and so goes on."""
+        """Allow no publish from now on. Returns False if the publish has begun: it is then completed."""
         with self._lock:
             self.is_revoked = True
             return not self._is_used

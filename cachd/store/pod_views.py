@@ -1,10 +1,10 @@
-"""Builds all that pods see of a snapshot but its name and its ready file.
+"""Builds and removes what pods see of a snapshot, except its name and its ready file.
 
-    show    hold file -> plain tree -> Hub files -> address
-    point   the branches and tags of the Hub view, right before the snapshot is declared ready
-    repair  whatever needs no blob: directories, modes, branches, lists of files, hold file, address
-    hide    the links to a damaged blob go, and all else stays
-    remove  hold file -> Hub files -> branches -> address -> plain tree
+    show    builds the hold file -> plain tree -> Hub files -> address
+    point   sets the branches and tags of the Hub view, right before the snapshot is declared ready
+    repair  restores what needs no blob: directories, modes, branches, lists of files
+    hide    removes the links to a damaged blob, and nothing else
+    remove  removes the hold file -> Hub files -> branches -> address -> plain tree
 
 Every step may run again: it completes what a crash interrupted.
 """
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 class PodViews:
     """The views, hold files and addresses of one root. The caller holds `Names.changing`.
 
-    Every method raises OSError, unless its own text says otherwise.
+    Every method may raise OSError.
     """
 
     def __init__(self, index: Index, holds: Holds) -> None:
@@ -59,7 +59,7 @@ class PodViews:
         self._addresses.make(snapshot)
 
     def point(self, snapshot: Snapshot) -> None:
-        """Make its branch in the Hub view name its commit. A branch that excludes it goes."""
+        """Make its branch in the Hub view name its commit. Remove a branch that cannot exist beside it."""
         branches = _branches(self._names.in_hub_folder(snapshot.hub_folder))
         for branch in [b for b in branches if exclude_each_other(b, snapshot.hub_revision)]:
             del branches[branch]  # this name's old branch: `Names.check_hub_folder` refuses any other

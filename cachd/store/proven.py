@@ -8,9 +8,9 @@ A blob named by its sha256 can serve every source that lists this digest. But a 
 without having the content. So a source may use a shared blob only after it has sent the complete content, or
 random samples of it (transfer/proof.py).
 
-A proof outlives its model, but not its blob; the line of a removed blob stays until the next start. Lines are
-not synced. If a power loss removes a line, the source must prove again, unless a manifest of this source has
-the blob (transfer/pull.py).
+A proof stays valid after its model is removed, but not after its blob is. Lines are not synced. If a power
+loss removes a line, the source must prove again, unless a manifest of this source has the blob
+(transfer/pull.py). The lines of removed blobs are dropped at the next start.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Proven:
         """Count a proof that begins, and return whether samples are enough for it.
 
         After 3 unfinished proofs of this blob, by any source, the complete file is needed. Otherwise somebody
-        who has a part of the blob could try until all samples lie in this part.
+        who has only a part of the blob could try until all samples lie in this part.
         """
         with self._lock:
             begun = self._unfinished[file.blob] = self._unfinished.get(file.blob, 0) + 1

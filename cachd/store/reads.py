@@ -42,7 +42,7 @@ class Reads:
     def paused(self) -> Iterator[None]:
         """Waits until cachd's reads have ended. Inside, none begins, and the caller asks the kernel.
 
-        Waits for a quarter of a second at most: a blob whose read hangs on the disk then looks used.
+        Waits for a quarter of a second at most. If a read hangs on the disk for longer, its blob looks used.
         """
         with self._changed:
             self._asking += 1

@@ -12,8 +12,8 @@ from cachd.model import Snapshot
 class ReadyNames:
     """The snapshot of each ready name.
 
-    One thread at a time may change it. Any thread may read without a lock: each change puts a new list in the
-    place of the old one, and a name is in its groups before it leads to its snapshot.
+    One thread at a time may change it. Any thread may read without a lock, because lists are replaced and
+    never changed, and a name is in its groups before it leads to its snapshot.
     """
 
     def __init__(self, snapshots: Iterable[Snapshot] = ()) -> None:

@@ -27,7 +27,7 @@ def resident(blob: Path | str, reads: Reads) -> int:
 
 
 def load(blob: Path, extent: Extent, reads: Reads) -> int:
-    """Load an extent of a blob into memory and wait for it. Returns the bytes that were not in memory before.
+    """Load an extent of a blob into the page cache, and wait for it. Returns the bytes that were not there.
 
     Raises DiskFailed, Leased or Unavailable. The kernel's readahead loads the pages without copying them to
     this process; pages that it leaves out are read.

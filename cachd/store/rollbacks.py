@@ -3,9 +3,9 @@
     rollbacks/NAME.json recorded -> [point of no return] the previous snapshot published (publish.py)
         -> rollbacks/NAME.json removed
 
-After a kill past that point, the next start completes the rollback. After a failure that leaves the name as
-it was, the history and the record are undone instead. If the old ready file is gone already, the record stays
-for the next start.
+After a kill past that point, the next start completes the rollback. If an error leaves the name as it was,
+the history is restored and the record removed. If the old ready file is gone already, the record stays for
+the next start.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from cachd.store.meter import Meter
 from cachd.store.overhead import ENTRIES_BYTES, MODEL_BYTES
 
 _SPARE_INODES = 64  # per pull: directories of the views, ingests and journals
-# A measurement that leaves more than these bytes free serves small grants for so long: no other process
-# fills so much in so little time.
+# For so long after a measurement, grants take free bytes without another one, but never the last so many
+# bytes: other processes need longer than this to fill these.
 _PLENTY_SECONDS, _PLENTY_BYTES = 0.02, 256 << 20
 _NO_FILES: Mapping[Digest, int] = {}
 
@@ -204,8 +204,8 @@ class Space:
     ) -> Iterator[Reservation]:
         """Reserve `size` bytes for a model of `total` bytes. `files`: the overhead of each new blob.
 
-        `owed` bytes and `owed_inodes` inodes of these may be missing now: the caller frees them later. Raises
-        TooBig when the model can never fit. Raises NoSpace when more is missing: its `short` or
+        Up to `owed` bytes and `owed_inodes` inodes of these may be missing now: the caller frees them later.
+        Raises TooBig when the model can never fit. Raises NoSpace when more is missing: its `short` or
         `short_inodes` says how much.
         """
         beside, inodes = bytes_beside(files), len(files) + _SPARE_INODES if files else 0
@@ -348,7 +348,7 @@ class Space:
 
 
 def bytes_beside(files: Mapping[Digest, int]) -> int:
-    """The overhead, at most, of the new files of one model; `files` has that of each."""
+    """The overhead of the new files of one model, at most. `files`: the overhead of each file."""
     return MODEL_BYTES + sum(files.values()) + len(files) * ENTRIES_BYTES if files else 0
 
 

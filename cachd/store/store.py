@@ -32,8 +32,8 @@ class Store(Protocol):
         ready -------quarantine, check------> quarantined -------publish, rollback------> ready
         quarantined -------withdraw, withdraw_refused------> absent
 
-    The verbs below change what pods see, durably and one at a time. Any thread may call any of them.
-    All raise NoSpace or DiskFailed when the disk fails; the other errors stand last in each docstring.
+    The methods below change what pods see, durably and one at a time. Any thread may call any of them.
+    All raise NoSpace or DiskFailed when the disk fails. Each docstring ends with the other errors.
     """
 
     layout: Layout  # where pods find the models

@@ -5,8 +5,7 @@
     ingest     the partial download of a pull that ended; no snapshot and no other pull needs it
     damaged    a blob with wrong bytes whose model was removed before it was repaired
 
-The trash is not part of this: content/trash.py empties it. Files with names that cachd never gives are left
-alone.
+The trash is emptied by content/trash.py. Files with names that cachd never gives are left alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The usage log: how models were used and how fast their sources sent, for the choice of what to evict.
 
-Access times are of no use here: read-only mounts and `noatime` keep none. A use is what cachd itself sees: a
-model is published, requested, leased, or opened by a process. A lost or torn log only makes one choice worse,
-so the log is written now and then and not after every use.
+Access times are of no use here, because read-only mounts and `noatime` do not record them. A use is what
+cachd itself notices: a model is published, requested, leased, or opened by a process. If the log is lost,
+only the next choice is worse. So it is written now and then, and not after every use.
 """
 
 from __future__ import annotations

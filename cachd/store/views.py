@@ -37,7 +37,7 @@ class _View:
     def _link(self, files: Mapping[str, File], target: Path) -> None:
         """Link every file below `target`, then sync the directories, the deepest first.
 
-        The time of a directory follows from the name of `target`, which is that of its content.
+        The time of each directory is derived from the name of `target`, which identifies the content.
         """
         target.mkdir(exist_ok=True)
         for folder in {os.path.dirname(path) for path in files}:

@@ -1,9 +1,9 @@
 """Watches the directories of the views: the kernel reports at once where somebody changes or opens a file.
 
     change   somebody deleted, moved, replaced, wrote or chmod-ed something. An event only says where, and
-             cachd's own changes cause events, too: upkeep/presence.py then checks the snapshots concerned
-    open     somebody opened a file of a snapshot, through any mount: the snapshot is in use. cachd itself
-             opens blobs under .cachd/blobs only, never a file of a snapshot in a view
+             cachd's own changes cause events, too. So upkeep/presence.py checks the snapshots there
+    open     somebody opened a file of a snapshot, through any mount, so the snapshot is in use. cachd itself
+             opens blobs only by their paths below .cachd/blobs, and never a file in a view
 
 Each kind has its own inotify queue. A pod can flood the queue of opens, but it cannot change anything
 through its read-only mount.

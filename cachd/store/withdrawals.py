@@ -11,7 +11,7 @@ name is left; `sweep_snapshots` removes it once nothing needs it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -110,17 +110,21 @@ class Withdrawals:
         No name leads to them, none is kept for a rollback, and nobody uses them. Snapshots whose base is in
         `keep` are left out: a running pull may be about to publish one of them.
         """
-        unnamed = set(self._manifests.unnamed())
-        if not unnamed:
+        unneeded = dict(self._unneeded(keep))
+        if not unneeded:
             return []
-        manifests = dict(self._manifests.readable())
-        candidates = unnamed - self._history.manifests()
-        needed = Counter(blob for manifest in manifests.values() for blob in _sizes(manifest))
+        needed = Counter(blob for _, manifest in self._manifests.readable() for blob in _sizes(manifest))
         return [
             (each, sum(size for blob, size in _sizes(manifest).items() if needed[blob] == 1))
-            for each, manifest in manifests.items()
-            if each in candidates and manifest.base not in keep and not self._is_read(manifest)
+            for each, manifest in unneeded.items()
         ]
+
+    def _unneeded(self, keep: Collection[str]) -> Iterator[tuple[str, Manifest]]:
+        """The snapshots that nothing needs, without their bytes: no other manifest is read."""
+        candidates = set(self._manifests.unnamed()) - self._history.manifests()
+        for each, manifest in self._manifests.readable(candidates) if candidates else ():
+            if manifest.base not in keep and not self._is_read(manifest):
+                yield each, manifest
 
     def drop(self, manifest: str) -> int:
         """Remove a snapshot unless a name, a rollback or a process needs it. Returns the bytes freed.
@@ -134,7 +138,7 @@ class Withdrawals:
 
     def sweep_snapshots(self, *, keep: Collection[str] = ()) -> int:
         """Remove the snapshots that `unneeded` lists. Returns the bytes freed. Raises DiskFailed."""
-        return sum(self.drop(manifest) for manifest, _ in self.unneeded(keep=keep))
+        return sum(self.drop(manifest) for manifest, _ in list(self._unneeded(keep)))
 
     # --- private; the caller holds `Names.changing` ---
 

@@ -13,7 +13,7 @@ from cachd.sources.table import Table
 from cachd.store.content import ContentStore
 
 _MAX_NAMED = 5  # missing files that an error names
-_MAX_SOUGHT = 1000  # missing files of one set that are compared with the patterns
+_MAX_SOUGHT = 1000  # of one set, so many missing files are compared with the patterns
 
 
 def check_numbers(manifest: Manifest, source: Manifest, spec: ModelSpec) -> None:

@@ -8,12 +8,9 @@ from collections.abc import Callable, Sequence
 
 from cachd.errors import Cancelled
 from cachd.model import Digest, File
-from cachd.sources.source import Source
 from cachd.store.content import ContentStore
-from cachd.store.space import Reservation
 from cachd.transfer.download.download import Download
-from cachd.transfer.download.outcomes import Outcomes
-from cachd.transfer.download.supplier import Supplier
+from cachd.transfer.download.supplier import Supplier, Supply
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import StreamQuota
 
@@ -33,33 +30,12 @@ class Downloads:
         self._shared: set[Download] = set()  # those that several pulls have joined
         self._interrupted = False
 
-    def join(
-        self,
-        file: File,
-        source: Source,
-        quota: StreamQuota,
-        *,
-        scheme: str,
-        reservation: Reservation,
-        outcomes: Outcomes,
-        prefix: str = "",
-    ) -> Supplier:
+    def join(self, file: File, supply: Supply, *, prefix: str = "") -> Supplier:
         """Start the file's download, or join the running one with another supplier.
 
-        `outcomes` hears how it ends. The caller must `leave` it later. `scheme` and `prefix` select the
-        bandwidth limits. `prefix` names the entry of `sources` whose limit applies to the file; it is
-        empty if none does. Raises Cancelled after `interrupt`.
+        The caller must `leave` it later. `prefix`: as in `Supplier`. Raises Cancelled after `interrupt`.
         """
-        supplier = Supplier(
-            file,
-            source,
-            quota,
-            self._engine,
-            scheme=scheme,
-            prefix=prefix,
-            reservation=reservation,
-            outcomes=outcomes,
-        )
+        supplier = Supplier(file, supply, self._engine, prefix=prefix)
         with self._lock:
             while not (running := self._running_for(file)).join(supplier):
                 self._shared.discard(running)
@@ -87,7 +63,7 @@ class Downloads:
         return self._engine.streams.origins.of(location).is_serving
 
     def claim(self, quota: StreamQuota) -> None:
-        """Give a waiting pull what a slow source keeps: streams, and parts of files that others supply, too.
+        """Take streams from slow sources, for a pull that waits, and parts that another supplier can send.
 
         To be called regularly by every pull that waits. See `Streams.claim` and `Download.watch`.
         """
@@ -127,9 +103,9 @@ class Downloads:
 
 
 def _key(file: File) -> tuple[Digest, int]:
-    """What all suppliers of a download must state alike.
+    """The blob and the size: all suppliers of a download state the same.
 
-    Of two sources that state one digest with two sizes, one lies. Each has its own download, so that the liar
-    fails alone.
+    If two sources state two sizes for one digest, one of them lies. Each has its own download, so that the
+    liar fails alone.
     """
     return file.blob, file.size

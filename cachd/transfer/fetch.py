@@ -9,7 +9,7 @@ from cachd.model import File
 from cachd.store.space import Reservation
 from cachd.transfer.attempt import Attempt
 from cachd.transfer.download.outcomes import Outcomes
-from cachd.transfer.download.supplier import Supplier
+from cachd.transfer.download.supplier import Supplier, Supply
 from cachd.transfer.hedging import Hedging
 
 _SAMPLE_SECONDS = 0.5
@@ -51,31 +51,23 @@ def _lend_or_take_slot(attempt: Attempt) -> None:
 
 
 class _Fetches:
-    """What one pull supplies to downloads: `joined`. `outcomes`: how they end."""
+    """The downloads of one pull. `joined`: its suppliers in them."""
 
     def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
         self.joined: list[Supplier] = []
-        self.outcomes = Outcomes()
+        self._supply = Supply(attempt.source, attempt.spec.ref.scheme, attempt.quota, reservation, Outcomes())
         self._hedging = Hedging(attempt.quota)
-        self._attempt, self._reservation = attempt, reservation
-        self._downloads, self._table = attempt.context.downloads, attempt.context.table()
+        self._progress, self._downloads = attempt.progress, attempt.context.downloads
+        self._table = attempt.context.table()
 
     def join(self, file: File) -> None:
         """Start the file's download, or become a supplier of the one that is running."""
-        supplier = self._downloads.join(
-            file,
-            self._attempt.source,
-            self._attempt.quota,
-            scheme=self._attempt.spec.ref.scheme,
-            reservation=self._reservation,
-            outcomes=self.outcomes,
-            prefix=self._table.limited_by(file.origin),
-        )
+        supplier = self._downloads.join(file, self._supply, prefix=self._table.limited_by(file.origin))
         self.joined.append(supplier)
-        self._attempt.progress.watch(supplier.download.tally)
+        self._progress.watch(supplier.download.tally)
 
     def wait(self) -> bool:
         """Wait a moment for the downloads to end. Returns whether all have; raises the error of one."""
-        self._downloads.claim(self._attempt.quota)
+        self._downloads.claim(self._supply.quota)
         self._hedging.watch(self.joined)
-        return self.outcomes.wait(_SAMPLE_SECONDS)
+        return self._supply.outcomes.wait(_SAMPLE_SECONDS)

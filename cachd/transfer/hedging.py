@@ -2,9 +2,9 @@
 
 A server, a load balancer or a path may throttle one connection of many. Its part would hold the pull up for
 minutes after everything else is here. The slow request is aborted, and its connection closed. Then the rest
-of its part is queued first, and whichever stream is free asks for it anew. So a part has one writer at any
-time: nothing that a slow connection sends late can reach the disk. What it has sent and nobody has read yet
-is lost, and is limited to a few percent of all bytes.
+of its part is queued first, and the next free stream requests it anew. So a part has one writer at any time:
+nothing that a slow connection sends late can reach the disk. Bytes that it has sent and nobody has read are
+lost. This loss is limited to a few percent of all bytes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 _WINDOW_SECONDS = 0.5  # of `usual`
 _MARKED_SECONDS = 1.0  # of the pace of one request
 _READS_A_SECOND = 8  # of each request, so that its pace can be seen
-_LOST_SECONDS = 1.0  # a slow connection has sent at most so much that was not read yet
-_MAX_LOST, _ALWAYS_BYTES = 0.03, 64 << 10  # of the bytes received; this much may always be lost
+_LOST_SECONDS = 1.0  # an aborted request loses the bytes of this time at most: they were sent and not read
+_MAX_LOST, _ALWAYS_BYTES = 0.03, 64 << 10  # of all bytes received, this fraction may be lost; or these bytes
 _MAX_TAKEN = 3  # of one part
 _MAX_SLOW = 4  # if more than one request in so many is slow, the source is: another connection helps little
 _MIN_READ_BYTES = 64 << 10
@@ -62,9 +62,9 @@ class Hedging:
                 self._take(asking, paces[asking], sent, *turns[asking])
 
     def _measure(self, turns: Turns, sent: int, now: float) -> None:
-        """Measure what one request usually brings, without the slowest one.
+        """Measure how many bytes per second a request usually receives, without the slowest request.
 
-        A single request says nothing of others, so what was measured before counts on.
+        While only one request runs, there is nothing to compare it with, and the earlier value stays.
         """
         elapsed = now - self._at
         if elapsed < _WINDOW_SECONDS:
@@ -80,7 +80,10 @@ class Hedging:
         self._at, self._sent, self._before = now, sent, received
 
     def _pace(self, asking: Asking, now: float) -> float:
-        """At most so many bytes per second came lately: the bytes that are waited for may be nearly here."""
+        """An upper bound of the bytes per second that the request received lately.
+
+        The bytes that its stream waits for count as received, because they may be nearly here.
+        """
         if not asking.opened:
             return 0.0
         received = asking.received

@@ -1,4 +1,4 @@
-"""What all pulls of this node have learned about each origin: how many requests it takes at once."""
+"""Remembers, for all pulls of this node, how many requests each origin takes at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 
 from cachd.errors import CachdError
 from cachd.policy.origin_limit import OriginLimit
-from cachd.sources.at_once import BUSY
+from cachd.sources.failures import BUSY
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class Origin:
                 self._limit.ended()
 
     def refused(self, error: CachdError) -> bool:
-        """Note a failed request. Returns whether the origin only takes no more requests at once."""
+        """Note a failed request. Returns whether the origin merely takes no more requests at once."""
         if error.origin_status not in BUSY:
             return False
         with self._lock:

@@ -43,9 +43,10 @@ EMPTY_PLAN = Plan(0, (), (), ())
 
 
 class Victims:
-    """What is to be removed for one pull: the rest of a `plan` for its bytes, `for_inodes` for its inodes.
+    """What is still to be removed for one pull.
 
-    Changed only with `Planner.lock` held.
+    `plan`: the rest of the plan for its bytes. `for_inodes`: the rest of the choices for its inodes. Changed
+    only with `Planner.lock` held.
     """
 
     def __init__(self, name: str) -> None:
@@ -162,7 +163,7 @@ class Planner:
         return found
 
     def _candidates(self, chosen: Mapping[str, str]) -> list[Candidate]:
-        """`chosen`: the manifests of other pulls' victims, each with the name of its pull."""
+        """Every snapshot as the policy sees it. `chosen`: other pulls' victims, from `_chosen_by`."""
         record_opens(self._store, self._clock())
         claimed = self._store.content.claims.blobs()
         return [

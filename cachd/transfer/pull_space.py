@@ -1,4 +1,4 @@
-"""Makes space for one pull: what was chosen for it is evicted only as its bytes arrive."""
+"""Makes space for one pull: the snapshots chosen for it are evicted only as its bytes arrive."""
 
 from __future__ import annotations
 

@@ -62,9 +62,9 @@ class Reclaim:
             yield space.reserve(manifest, stack)
 
     def settle(self, reservation: Reservation) -> None:
-        """When all bytes of a pull have arrived, free what it is still owed, for its views and manifest.
+        """When all bytes of a pull have arrived, free the space that its views and manifest are owed.
 
-        If that is impossible, does nothing and raises nothing.
+        If that is not possible, it returns all the same.
         """
         reservation.has_arrived()
         with suppress(NoSpace):

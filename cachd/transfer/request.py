@@ -90,5 +90,5 @@ class Pull:
 
 
 def _host(ref: Ref) -> str:
-    """The origin that pulls of a ref share: host and port of a web server; else the scheme."""
+    """What pulls with the same origin have in common: host and port of a web server; else the scheme."""
     return urlsplit(ref.base).netloc or ref.scheme if ref.scheme in ("http", "https") else ref.scheme

@@ -43,8 +43,8 @@ class _Running:
 class Resolves:
     """Resolves refs; a thread watches the running ones. Safe from any thread.
 
-    `seconds`: what all resolves of one pull may take together; callers pass what is left of it.
-    `stall_seconds`: what an origin may take for one answer.
+    `seconds`: the time that all resolves of one pull may take together; callers pass what is left of it.
+    `stall_seconds`: the time that an origin may take for one answer.
     """
 
     def __init__(

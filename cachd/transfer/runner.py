@@ -13,7 +13,7 @@ from cachd.errors import CachdError, Unavailable
 from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.policy import backoff
-from cachd.sources.at_once import BUSY
+from cachd.sources.failures import BUSY
 from cachd.sources.pauses import is_pause
 from cachd.sources.schemes import Sources
 from cachd.transfer.attempt import Attempt, NotYet, PullContext

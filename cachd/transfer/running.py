@@ -46,7 +46,7 @@ class RunningPulls:
 
     @contextmanager
     def without_repairs(self, name: str) -> Iterator[None]:
-        """In the block, `may_repair` is False: a repair would bring back what its caller takes away."""
+        """Inside, `may_repair` returns False: a repair would bring back what the caller removes."""
         with self.changing:
             self._unrepaired[name] += 1
         try:

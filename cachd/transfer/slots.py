@@ -4,9 +4,9 @@
                          │                 │                   │
                          └──────leave──────┴────────end────────┴──> gone
 
-A pull has a thread from `next` to `ended`. It lends its slot to the next pull while its own origin keeps it
-waiting, and keeps its thread; so there are more threads than slots. The pulls of one host never have more
-threads than there are slots, so that pulls of other hosts find a thread.
+A pull has a thread from `next` to `end`. While its origin keeps it waiting, it lends its slot to another pull
+and keeps its thread, so there are more threads than slots. The pulls of one host never have more threads than
+there are slots, so that pulls of other hosts find a thread.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _WAIT_SECONDS = 600.0  # after an eviction for pressure that freed too little
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """When cachd evicts. `automatic`: whether to evict at all when no operator asked.
+    """When cachd evicts. `automatic`: whether it evicts without being asked by an operator.
 
     When more than `high` of the space is taken, it evicts down to `low`. With `unused_seconds`, it also
     evicts snapshots that nobody used for so long.
@@ -98,7 +98,7 @@ class SpaceWatch:
         self._report(plan, freed=after - before)
 
     def seconds_between_checks(self) -> float:
-        """How often to check which snapshots are open: oftener when the kernel may not report every open."""
+        """Seconds between two checks of which snapshots are open: fewer if the kernel may miss an open."""
         watch, usage_log = self._store.watch, self._store.usage_log
         self._lost_opens |= watch.lost_opens()
         is_starting = self._now() - usage_log.asked_at < _STARTING_SECONDS

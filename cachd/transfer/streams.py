@@ -35,9 +35,11 @@ SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
 class StreamQuota:
-    """One pull's work for the stream threads: its waiting `tasks` in order, and how many tasks are `running`.
+    """One pull's work for the stream threads. Quotas with a higher priority are served first.
 
-    Quotas with a higher priority are served first.
+    `tasks`: those that wait, in order. `running`: how many run. `files`: the pull's unfinished downloads.
+    `server`: where its bytes come from, once that is known. `read_bytes`: the most that a stream receives at
+    once, so that a slow request is noticed.
     """
 
     def __init__(self, priority: int = 0) -> None:
@@ -45,9 +47,9 @@ class StreamQuota:
         self.tasks: deque[Task] = deque()
         self.running = 0
         self.short = ShortTasks()
-        self.files = 0  # unfinished downloads
-        self.server: Origin | None = None  # where its bytes come from, once that is known
-        self.read_bytes = READ_BYTES  # at most received at once, so that a slow request is noticed
+        self.files = 0
+        self.server: Origin | None = None
+        self.read_bytes = READ_BYTES
 
     def may_run(self, now: float) -> bool:
         """Whether one more of its tasks may run: its origin takes a request, and another thread is of use."""
@@ -107,7 +109,7 @@ class Asking(CancelToken):
         return self._counts[self._thread] - self._first
 
     def is_slow(self, received: int, now: float) -> bool:
-        """Whether the request received next to nothing in the last measured interval.
+        """Whether the request hardly received a byte in the last measured interval.
 
         `received`: bytes that its thread has received so far. `now`: monotonic seconds.
         """

@@ -1,1 +1,1 @@
-"""Keeps what is published intact, warm and up to date: scrubs, checks, repairs, sweeps, prewarming."""
+"""Keeps published models intact, warm and up to date: scrubs, checks, repairs, sweeps, prewarming."""

@@ -85,7 +85,7 @@ class Jobs(Generic[J]):
         self._last: dict[str, J] = {}
 
     def start(self, job: J, do: Callable[[J], None]) -> J:
-        """Run `do(job)` in the pool, unless a job of the same name is running. Returns the running job."""
+        """Run `do(job)` in the pool, unless a job of its name is running. Returns the one that runs."""
         with self._lock:
             running = self._last.get(job.name)
             if running is not None and running.state is JobState.running:

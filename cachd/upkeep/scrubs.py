@@ -38,9 +38,9 @@ _MAX_SECONDS = 300.0  # after so long, the list of blobs that are due is made ag
 
 
 class Scrubs:
-    """Verifies blobs in a thread, the least recently verified first; with `bytes_per_second` 0, none.
+    """Verifies blobs in a thread, the least recently verified first, but none if `bytes_per_second` is 0.
 
-    Owns the other verifications, too: the presence checks and those on request.
+    It also owns the presence checks and the verifications on request.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ _READERS = 4
 
 
 class Warming(Job):
-    """One model's way into memory. Its final state is warm. `loaded`: bytes read from disk."""
+    """The warming of one model. Its final state is warm. `loaded`: bytes read from the disk."""
 
     unexpected = "a model could not be warmed in a way it should not"
 

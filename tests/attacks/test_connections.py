@@ -63,16 +63,21 @@ def served(connections: Connections) -> Iterator[tuple[App, tuple[str, int]]]:
     http = partial(Connection, connections=connections)
     config = uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
-    sock = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    with socket.create_server(("127.0.0.1", 0)) as sock, running(server, app, sockets=[sock]):
+        yield app, sock.getsockname()[:2]
+
+
+@contextmanager
+def running(server: uvicorn.Server, app: App, **asked: list[socket.socket]) -> Iterator[None]:
+    """Run a server in a thread until the block ends. `asked`: what `Server.run` takes."""
+    thread = threading.Thread(target=server.run, kwargs=asked)
     thread.start()
     try:
-        yield app, sock.getsockname()[:2]
+        yield
     finally:
         app.release.set()
         server.should_exit = server.force_exit = True
         thread.join()
-        sock.close()
 
 
 def dialled(address: tuple[str, int]) -> socket.socket:

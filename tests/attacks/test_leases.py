@@ -300,6 +300,16 @@ def test_a_model_whose_manifest_is_under_a_lease_is_listed_as_in_use(alone: Call
     assert not ground.show("held")["in_use"]
 
 
+def start_behind(holder: subprocess.Popen[str], node: Node) -> None:
+    """Start a node that wants what the holder has leased; the holder ends once it is wanted."""
+    starting = threading.Thread(target=node.start)
+    starting.start()
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "wanted\n"
+    holder.kill()
+    starting.join(PATIENCE_SECONDS)
+
+
 def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(
     alone: Callable[..., Ground],
 ) -> None:
@@ -308,12 +318,7 @@ def test_a_pull_to_go_on_with_is_not_forgotten_while_it_is_under_a_lease(
     with ground.held("cut"):
         node.kill()
     with leased("write", (node.root / ".cachd/pending").iterdir()) as holder:
-        starting = threading.Thread(target=node.start)
-        starting.start()
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "wanted\n"
-        holder.kill()
-        starting.join(PATIENCE_SECONDS)
+        start_behind(holder, node)
     assert node.ready("cut").status == 200
 
 
@@ -328,10 +333,5 @@ def test_a_start_waits_for_the_leases_on_what_it_reads_and_loses_nothing(
     assert running.ready("org--model").status == 200
     running.kill()
     with leased(kind, files_below(running.root, "")) as holder:
-        starting = threading.Thread(target=running.start)
-        starting.start()
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "wanted\n"
-        holder.kill()
-        starting.join(PATIENCE_SECONDS)
+        start_behind(holder, running)
     assert running.ready("org--model").status == 200

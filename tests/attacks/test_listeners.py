@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import stat
-import threading
 import urllib.error
 import urllib.request
 import warnings
@@ -31,7 +30,7 @@ from cachd.config import load
 from cachd.daemon.listen import check_listen
 from cachd.errors import Forbidden, Invalid, Unavailable, Unreachable
 from cachd.model.listener import Listener
-from tests.attacks.test_connections import App, dialled, end_of, status
+from tests.attacks.test_connections import App, dialled, end_of, running, status
 from tests.ground.node import Node
 from tests.ground.origin.certificates import Tls, certify
 from tests.ground.site import until
@@ -364,17 +363,8 @@ def secured(connections: Connections, pem: Path) -> Iterator[tuple[App, tuple[st
             state = self.server_state
             return Connection(config, state, {}, connections=connections, app=app, handshake=handshake)
 
-    server = Server(config)
-    sock = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
+    with socket.create_server(("127.0.0.1", 0)) as sock, running(Server(config), app):
         yield app, sock.getsockname()[:2]
-    finally:
-        app.release.set()
-        server.should_exit = server.force_exit = True
-        thread.join()
-        sock.close()
 
 
 def test_a_handshake_that_does_not_end_is_let_go(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cachd.sources.failures import requested_wait, retry_after
 from cachd.sources.http import Http
 from cachd.sources.http1 import Request
 from cachd.sources.names import MAX_LEFT, Names
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.transfer.slots import SlotQueue
 from tests.conftest import Engine, spec_of
@@ -517,7 +518,11 @@ def test_who_asks_learns_why_a_pull_waits_and_until_when(origin: Origin, node: C
 @pytest.mark.parametrize("script", [dripping, silent], ids=["drips", "is silent"])
 @pytest.mark.parametrize("call", ["head", "read", "get", "relay"])
 def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int], None], call: str) -> None:
-    http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
+    http = Http(
+        AddressPolicy(["127.0.0.0/8"]),
+        authorities=Authorities(None),
+        timeouts=Timeouts(stall_seconds=PATIENCE_SECONDS),
+    )
     with Scripted(script) as server:
         url, token = f"{server.url}/x", CancelToken()
         calls: dict[str, Callable[[], object]] = {
@@ -537,7 +542,11 @@ def test_a_cut_ends_a_request_of_any_kind(script: Callable[[socket.socket, int],
 
 
 def test_a_cut_ends_a_listing_that_drips() -> None:
-    http = Http(AddressPolicy(["127.0.0.0/8"]), stall_seconds=PATIENCE_SECONDS, authorities=Authorities(None))
+    http = Http(
+        AddressPolicy(["127.0.0.0/8"]),
+        authorities=Authorities(None),
+        timeouts=Timeouts(stall_seconds=PATIENCE_SECONDS),
+    )
     with Origin() as origin:
         url, token = origin.add("/listing", noise(MIB)), CancelToken()
         origin.fault("/listing", Trickle(2400))

@@ -9,7 +9,7 @@ import http.server
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Source
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.conftest import Engine, spec_of
@@ -62,7 +63,11 @@ Engines = Callable[..., Engine]
 
 
 def over(stall_seconds: float = PATIENCE_SECONDS) -> Http:
-    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(), stall_seconds=stall_seconds)
+    return Http(
+        AddressPolicy(["127.0.0.0/8"]),
+        authorities=Authorities(),
+        timeouts=Timeouts(stall_seconds=stall_seconds),
+    )
 
 
 def fetch(http: Http, url: str, size: int, extent: Extent | None = None) -> bytes:
@@ -104,15 +109,6 @@ def hub_source(hub: Hub) -> HubSource:
 
 def bucket_source(bucket: Bucket | S3Server, http: Http | None = None) -> BucketSource:
     return BucketSource(http or over(), Service(bucket.url, "us-east-1"))
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with Bucket() as started:
-        yield started
 
 
 # --- C2: lies about the range ---

@@ -183,6 +183,14 @@ def test_whenever_the_power_goes_what_a_sync_covered_of_unfinished_parts_is_resu
         keep_begun(ingest, KIB, 3 * KIB)
         write(ingest, CONTENT, PARTS[1])
         told[len(life.disk.records())] = 3 * KIB + PARTS[1].size
+    assert_resumed(life, told)
+
+
+def assert_resumed(life: Life, told: Mapping[int, int]) -> None:
+    """Whenever the power goes, the next life resumes the bytes told durable by then, and commits right ones.
+
+    `told`: bytes, by the number of records of the disk when they were told durable.
+    """
 
     def promised(index: int) -> int:
         return max(count for since, count in told.items() if since <= index)
@@ -192,6 +200,7 @@ def test_whenever_the_power_goes_what_a_sync_covered_of_unfinished_parts_is_resu
             with closing(store.content.begin(FILE)) as ingest:
                 assert ingest.resumed >= promised(index)
             commit(store, FILE, CONTENT)
+            assert store.content.path(FILE.blob).read_bytes() == CONTENT
 
 
 def test_what_no_sync_covered_is_written_again_by_the_next_life_and_what_one_did_is_not(life: Life) -> None:
@@ -220,13 +229,4 @@ def test_whenever_the_power_goes_every_part_told_durable_is_resumed(life: Life) 
             finished.add(part)
             told[len(life.disk.records())] = finished.bytes
     assert finished.bytes == len(CONTENT)
-
-    def promised(index: int) -> int:
-        return max(count for since, count in told.items() if since <= index)
-
-    for state, index, moment in life.moments(promised):
-        with laid_out(state, moment) as root, DiskStore(root) as store:
-            with closing(store.content.begin(FILE)) as ingest:
-                assert ingest.resumed >= promised(index)
-            commit(store, FILE, CONTENT)
-            assert store.content.path(FILE.blob).read_bytes() == CONTENT
+    assert_resumed(life, told)

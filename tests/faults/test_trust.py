@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,6 @@ def refusal_of(call: Callable[[], object]) -> CachdError:
     with pytest.raises(CachdError) as refusal:
         call()
     return refusal.value
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with Bucket() as started:
-        yield started
 
 
 # --- D1: certificates ---

@@ -15,6 +15,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Body
+from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from tests.conftest import Engine
 from tests.ground.node import Node
@@ -39,9 +40,8 @@ def over(
 ) -> Http:
     return Http(
         AddressPolicy(allow),
-        stall_seconds=stall_seconds,
-        connect_seconds=connect_seconds,
         authorities=Authorities(str(ca_file) if ca_file else None),
+        timeouts=Timeouts(connect_seconds, stall_seconds),
         proxies=Proxies.configured(proxy, no_proxy, environ or {}),
         proxy_credentials=Secret(credentials),
     )

@@ -103,7 +103,7 @@ def hub_cache_elsewhere(world: World) -> Iterator[Odd]:
     repository = cached(world)
     link = repository / "snapshots" / COMMIT / "config.json"
     link.unlink()
-    link.symlink_to(f"/root/.cache/huggingface/hub/models--org--m/blobs/{name_of(FILES['config.json'])}")
+    link.symlink_to(f"/home/user/.cache/huggingface/hub/models--org--m/blobs/{name_of(FILES['config.json'])}")
     yield Odd(f"file://{repository}", {})
 
 

@@ -24,8 +24,9 @@ _READ_BYTES = 1 << 20
 class Blobs:
     """The blobs of one cache root, and what is known of them. Safe from any thread.
 
-    `hashes`: their computed sha256. `proven`: which source has proven to have which blob. `reads`: keeps
-    cachd's own reads apart. `trusts_claims`: a source need not prove that it has a blob of another source.
+    `hashes`: their computed sha256. `proven`: which source has proven to have which blob. `reads`: separates
+    cachd's own reads from its checks for open files. `trusts_claims`: a source need not prove that it has a
+    blob that came from another source.
     """
 
     def __init__(self, layout: Layout, *, trusts_claims: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Makes verified bytes blobs: by an ingest, or in one write for a small file."""
+"""Turns verified bytes into blobs: by an ingest, or by one write for a small file."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class ContentStore(Blobs):
 
     @contextmanager
     def claim(self, manifest: Manifest, name: str = "") -> Iterator[None]:
-        """Keep the manifest's blobs while inside, whether views link to them or not, for the pull of `name`.
+        """Inside, the manifest's blobs are kept for the pull of `name`, even if no view links to them.
 
-        From then on `name` also owns the ingests that earlier pulls left of these blobs.
+        From then on, `name` also owns the ingests of these blobs that earlier pulls left.
         """
         blobs = {f.blob for f in manifest.files}
         with self.claims.claimed(blobs, name):

@@ -2,8 +2,8 @@
 
     ingest/<algorithm>-<hex>-<size>/owners     one name a line
 
-Pulls of these names began the ingest, or needed it since. The file is not synced: it survives a crash of the
-daemon, not always one of the node.
+Pulls of these names began the ingest, or needed it later. The file is not synced: it survives a crash of the
+daemon, but perhaps not one of the node.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class About:
         """
         if file.base == self._file.base:
             return
-        with self._writing:  # held while it is written: before that, no byte of another source may be
+        with self._writing:  # so that other threads wait, too, until the file says so
             if self.is_of_one_source:
                 self.is_of_one_source = False
                 durable.write_file(self._path, self._encoded(), mode=0o600)

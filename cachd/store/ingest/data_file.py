@@ -24,7 +24,7 @@ class DataFile:
     """An open data file. Many threads may use it at once, for disjoint extents.
 
     `check` is called before each read of `hash_on`, and may raise Cancelled. Methods raise NoSpace,
-    Unavailable or DiskFailed, but for the constructor and `set_size`, which raise OSError.
+    Unavailable or DiskFailed; only the constructor and `set_size` raise OSError instead.
     """
 
     def __init__(self, directory: Path, check: Callable[[], None]) -> None:

@@ -52,8 +52,8 @@ class FileDigest:
     def follow(self, prefix: int, buffer: memoryview) -> None:
         """Hash some of the first `prefix` bytes, reading them back through `buffer`.
 
-        If the digest needs the bytes in order, one call hashes at most 64 MiB, so that a caller who loops can
-        stop soon.
+        If the digest needs the bytes in order, one call hashes at most 64 MiB, so that a caller that calls it
+        in a loop can stop soon.
         """
         if self._hasher is None:
             if prefix == self._file.size:
@@ -79,7 +79,7 @@ class FileDigest:
             self.hashed += len(view)
 
     def _cover_gaps(self, buffer: memoryview) -> None:
-        """Make the part hashes cover every byte once: read back what no part covers, or two parts do."""
+        """Make the part hashes cover each byte once: read back bytes that no part or several parts cover."""
         covered, parts = Received(), self.parts.without_overlaps()
         for part in parts:
             covered.add(part)

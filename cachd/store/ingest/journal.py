@@ -52,8 +52,8 @@ class Journal:
         open --keep--> noted --sync--> durable
                (any failure of a sync) --> broken: `sync` raises DiskFailed from then on
 
-    Methods raise NoSpace, Unavailable or DiskFailed, but for `begin`, `recorded` and `end_torn_line`, which
-    raise OSError and Leased.
+    Methods raise NoSpace, Unavailable or DiskFailed; only `begin`, `recorded` and `end_torn_line` raise
+    OSError and Leased instead.
     """
 
     def __init__(self, directory: Path, file: File, data: DataFile, about: About) -> None:
@@ -66,7 +66,7 @@ class Journal:
         self._fd: int | None = None
 
     def begin(self) -> None:
-        """Remove the lines of an earlier run, which were of other bytes."""
+        """Remove the lines of an earlier run, because they are about other bytes."""
         for path in (self._received, self._path):
             durable.remove(path)
         self._about.begin()
@@ -84,7 +84,7 @@ class Journal:
             yield Recorded(start, tuple(sorted(lines[start])), synced.get(start, start))
 
     def end_torn_line(self) -> None:
-        """End a line that a crash has torn, or it would spoil the next one."""
+        """End a line that a crash has cut off, so that it does not spoil the next one."""
         if self._received.exists():
             durable.append_note(self._received, "\n")
 

@@ -13,7 +13,7 @@ from cachd.store.ingest.part_lines import line_of
 class PartHashes:
     """The part hashes of one ingest. Safe from any thread.
 
-    Two parts overlap when two streams wrote the same bytes: then neither hash is sure to be that of the disk.
+    Two parts overlap if two streams wrote the same bytes. Then neither hash may be that of the disk.
     """
 
     def __init__(self, check: Checksum | None) -> None:

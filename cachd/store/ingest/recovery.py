@@ -1,4 +1,4 @@
-"""Recovers parts that are already on the disk: of an earlier run of the ingest, and of a damaged blob.
+"""Recovers parts that are on the disk already: from an earlier run of the ingest, or from a damaged blob.
 
 No recorded line is trusted: a part counts only if its bytes still have the hash of its line.
 """

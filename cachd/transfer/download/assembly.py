@@ -1,8 +1,8 @@
 """Assembles a file from parts in an ingest, verifies it, repairs it, and commits it.
 
 A wrong digest is repaired. Parts that the disk lost or changed after they arrived are fetched again, once. If
-the disk holds exactly what arrived, a source was wrong: vouchers.py says whose parts are fetched again. A
-source gets a second chance, over new connections. If a complete file from it is wrong again, it has failed.
+the disk has exactly what arrived, a source was wrong: vouchers.py says whose parts are fetched again. Each
+source gets a second chance, over new connections. If a complete file from it is wrong again, it fails.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_SHARING = 4  # while each stream has a file, parts are sized as if this many streams shared it
-_MOVED_SECONDS = 1.0  # a part that was taken from a supplier is kept for the others for so long
+_SHARING = 4  # while each stream has a file of its own, parts are sized as if so many streams shared it
+_MOVED_SECONDS = 1.0  # for so long, only other suppliers may take a part that was taken from a supplier
 _MAX_ROUNDS = 16  # of repairs, when several suppliers were wrong in turn
 
 
@@ -248,10 +248,11 @@ class Assembly:
         self._schedule.call()
 
     def _blame(self, got: str, parts: frozenset[Extent], *, is_disk: bool) -> set[str]:
-        """Mark the origins that sent the complete file, which is wrong; fail those that did so twice.
+        """Blame the origins that sent the complete file, which is wrong. Those blamed before fail.
 
-        Returns these origins. `is_disk`: the disk changed what arrived; a single origin has its second chance
-        all the same, so that a file is fetched again once. Raises Corrupt when no supplier is left.
+        Returns the blamed origins. `is_disk`: the disk changed bytes after they arrived. Then nobody is
+        blamed, except a single origin, so that its file is fetched again only once. Raises Corrupt when no
+        supplier is left.
         """
         suppliers = list(self._schedule.suppliers)
         origins = {each.origin for each in suppliers}
@@ -272,7 +273,7 @@ class Assembly:
         return blamed
 
     def _best(self, parts: frozenset[Extent]) -> Supplier:
-        """The supplier that completes the file alone, if several sent parts of it."""
+        """Choose the supplier that completes the file. From now on, only one serves at a time."""
         with self._schedule.lock:
             suppliers = self._schedule.suppliers
             suppliers.take_turns = True
@@ -291,7 +292,7 @@ def ask_anew(supplier: Supplier, size: int, reason: str) -> None:
 
 
 def explained(error: Corrupt, before: str) -> Corrupt:
-    """The error, with a hint if the digest is as wrong as the one `before`."""
+    """The error, with a hint if the wrong digest is the same as `before`."""
     if error.got == before:
         error.hint = "the source sent the same bytes twice: its copy is damaged, or its digest is wrong"
     return error

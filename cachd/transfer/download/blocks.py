@@ -26,7 +26,7 @@ class NoSpaceNow(Exception):
 class Blocks:
     """The disk blocks of one file. Safe from any thread.
 
-    Bytes that arrive and find no space are dropped. Nothing is asked of a source again before they have it.
+    Bytes that arrive and find no space are dropped. Nothing is requested again until there is space.
     """
 
     def __init__(self, tally: Tally) -> None:

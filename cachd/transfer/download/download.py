@@ -38,9 +38,8 @@ class Download:
         any --end: failure, or the last supplier left--> over --_close: the last thread left--> closed
 
     The download counts the threads that work on it. When it is over, the last of them closes the ingest, so
-    that no descriptor is ever closed under a running thread. Only then the pulls are told.
-
-    `closed` is called once, just before that.
+    that no descriptor is closed under a running thread. After that, it calls `closed`, and then reports the
+    outcome to the pulls.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Download:
         return Part(Extent(0, self.file.size))
 
     def join(self, supplier: Supplier) -> bool:
-        """Add a supplier. Returns False when the download is over: it is closed soon."""
+        """Add a supplier. Returns False if the download is over, and will be closed soon."""
         schedule = self.schedule
         with schedule.lock:
             if self.tally.is_over:
@@ -82,14 +81,14 @@ class Download:
         return True
 
     def leave(self, supplier: Supplier) -> None:
-        """End a supplier, whose pull wants the file no more. The last one cancels the download.
+        """End a supplier whose pull no longer wants the file. If it is the last one, cancel the download.
 
-        What was received stays: for the other suppliers, or for a resume. The pull is told soon after.
+        Received bytes stay, for the other suppliers or for a resume. The pull learns of the end soon after.
         """
         self.drop(supplier, self._cancelled())
 
     def cancel(self) -> None:
-        """Cancel the download for all; it ends once its threads have left. What was received stays."""
+        """Cancel the download for all pulls. It ends once its threads have left. Received bytes stay."""
         self.end(self._cancelled())
 
     def _cancelled(self) -> Cancelled:
@@ -129,7 +128,8 @@ class Download:
         """A context in which the calling thread counts as working on the download. Yields False when it is
         over.
 
-        A failure that is raised inside ends the supplier; if there is none, or the disk failed, the download.
+        An exception that is raised inside ends the supplier. If no supplier is given, or the disk has failed,
+        it ends the download.
         """
         return _Inside(self, supplier)
 
@@ -163,7 +163,10 @@ class Download:
             self.engine.committers.submit(assembly.commit)
 
     def drop(self, supplier: Supplier, outcome: CachdError | None) -> None:
-        """End one supplier: it left, failed, or has proven to have the blob. The last ends the download."""
+        """End one supplier, because it left, failed, or has proven to have the blob.
+
+        If it is the last one, this ends the download.
+        """
         with self.schedule.lock:
             if self.tally.is_over or supplier not in self.schedule.suppliers:
                 return
@@ -190,7 +193,7 @@ class Download:
             self._close()
 
     def _close(self) -> None:
-        """Close the ingest, then tell the pulls. Called once, when the last thread has left."""
+        """Close the ingest, then report the outcome to the pulls. Called once, by the last thread."""
         if self.ingest is not None:
             if self._leaves_nothing(self._outcome) or not (self.tally.received or self._is_disk_to_blame()):
                 try:

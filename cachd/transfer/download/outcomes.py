@@ -10,7 +10,7 @@ from cachd.errors import CachdError
 class Outcomes:
     """Counts the downloads of one pull that have not ended, and keeps the first error. Safe from any thread.
 
-    One object for each pull: a future for each of thousands of small files would take as long as its bytes.
+    One object serves all downloads of a pull: a future for each small file would take as long as its bytes.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ _PROGRESS_BYTES = 64 << 10
 class Part:
     """An extent that is being fetched.
 
-    Bytes up to `reached` have arrived, those up to `kept` survive a death of the process, and those up to
+    Bytes before `reached` have arrived, those before `kept` survive a death of the process, and those before
     `allocated` have disk blocks. `hash` covers the bytes that have arrived; `sender` is the supplier that
     sent them. `lacking`: bytes that had arrived, found no disk space, and were dropped.
 

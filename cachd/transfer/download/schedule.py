@@ -42,9 +42,9 @@ class Stage(enum.Enum):
 class Schedule:
     """The turns of one download.
 
-    A supplier has a turn queued while there is something for it to do, or one that is called later while all
-    of that waits. So a download never stands still with nobody to go on. `call` keeps it so: everybody calls
-    it who changes what there is to do.
+    While a supplier may take a part, it has a turn queued. While all its parts wait, it has a turn that is
+    queued when the first of them is due. So a download never stops for lack of a turn. `call` ensures this.
+    Whoever changes the parts, the suppliers or the stage must call it.
 
     `lock` guards the suppliers, the stage and the queue of parts.
     """
@@ -100,7 +100,7 @@ class Schedule:
             self._engine.streams.submit_later(each.quota, each.turn_later, seconds)
 
     def call_others(self, supplier: Supplier) -> None:
-        """Like `call`, for a stream that goes on itself: it counts as one that runs."""
+        """As `call`, for a stream that goes on with `supplier` itself, and so needs no turn."""
         with self.lock:
             supplier.running += 1
         self.call()
@@ -157,9 +157,9 @@ class Schedule:
         return seconds
 
     def wait_for_space(self, supplier: Supplier | None = None) -> None:
-        """Note that bytes found no space: another process fills the disk, and the reserve must stay free.
+        """Note that received bytes found no space, because another process fills the disk.
 
-        `supplier` takes a turn again soon.
+        `supplier`: if given, it takes a turn again soon.
         """
         file, was_waiting = self._tally.file, self._tally.is_waiting_for_space
         self._tally.is_waiting_for_space = True

@@ -79,7 +79,7 @@ def _go_on_in_parts(
     content: memoryview,
     error: Unavailable | Cancelled | None,
 ) -> None:
-    """Begin an ingest for an unfinished small file, with the content received so far."""
+    """Begin an ingest for a small file that is not complete, with the content received so far."""
     download.blocks.begin_ingest()
     assembly = Assembly.begun(download, supplier)
     part.sender, part.hash = supplier, assembly.ingest.part_hash()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cachd.errors import CachdError, Cancelled, Unavailable
@@ -27,41 +28,49 @@ _MEASURED_SECONDS = 2.0
 
 
 class GaveWay(Unavailable):
-    """The stream was taken for another pull, or the part for another supplier: hardly any bytes came."""
+    """Hardly any bytes came, so the stream was given to another pull, or the part to another supplier."""
 
 
 class Busy(Unavailable):
-    """The origin takes no more requests at once: it refused this one and serves others. No failure."""
+    """The origin serves other requests and refused this one. It takes no more at once; this is no failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What one pull brings to the downloads of all its files.
+
+    `source` sends the bytes; `scheme` is that of its refs, for limits and metrics. `quota`: the pull's work
+    for the streams. `reservation`: its disk space. `outcomes` counts how its downloads end.
+    """
+
+    source: Source
+    scheme: str
+    quota: StreamQuota
+    reservation: Reservation
+    outcomes: Outcomes
 
 
 class Supplier:
-    """One pull's source of a file. `outcomes` hears when the blob is here for this pull, or of the error.
+    """One pull's source of a file, made from the pull's `supply`.
 
-    `file`: the file as this source lists it; size and digest are those of every supplier. `turns`: the
-    requests that run, each with its part. `queued`: turns that wait for a stream. `pace`: bytes per second of
-    one request, None before it was measured. `is_benched`: it was much slower than another one. `wrong`: the
-    digest of a complete file from this source, if it was wrong. `vouched`: bytes of the file that it sent.
+    When the blob is here for this pull, or cannot be had, it reports to the supply's `outcomes`.
+
+    `file`: the file as this source lists it; size and digest are those of every supplier. `prefix`: the entry
+    of `sources` whose bandwidth limit applies to the file; empty if none does. `turns`: the requests that
+    run, each with its part. `queued`: turns that wait for a stream. `pace`: bytes per second of one request,
+    None before it was measured. `is_benched`: it was much slower than another one. `wrong`: the digest of a
+    complete file from this source, if it was wrong. `vouched`: bytes of the file that it sent.
     """
 
-    def __init__(
-        self,
-        file: File,
-        source: Source,
-        quota: StreamQuota,
-        engine: Engine,
-        *,
-        scheme: str,
-        prefix: str,
-        reservation: Reservation,
-        outcomes: Outcomes,
-    ) -> None:
-        self.file, self.origin, self.source, self.quota = file, file.origin, source, quota
-        self.reservation, self.outcomes = reservation, outcomes
+    def __init__(self, file: File, supply: Supply, engine: Engine, *, prefix: str = "") -> None:
+        self.file, self.origin = file, file.origin
+        self.source, self.quota = supply.source, supply.quota
+        self.reservation, self.outcomes = supply.reservation, supply.outcomes
         self.has_ended = False
         self.cancel_token = CancelToken()
         self.download: Download  # set when it joins one
         self.proving: Proving | None = None
-        self.listener = engine.listeners[scheme]
+        self.listener = engine.listeners[supply.scheme]
         self.is_stopped = False
         self.has_ranges = True
         self.is_benched = self.was_measured = False
@@ -72,8 +81,8 @@ class Supplier:
         self.rests_until = 0.0
         self.turns: dict[Asking, Part] = {}
         self._server = engine.streams.origins.of(file.origin)
-        quota.server = quota.server or self._server
-        self._engine, self._scheme, self._prefix = engine, scheme, prefix
+        self.quota.server = self.quota.server or self._server
+        self._engine, self._scheme, self._prefix = engine, supply.scheme, prefix
         self._mark = 0.0, 0  # when `pace` was last measured, and the bytes sent until then
 
     def turn(self, buffer: memoryview) -> None:

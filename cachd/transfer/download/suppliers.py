@@ -25,7 +25,11 @@ class Suppliers(list[Supplier]):
     take_turns = False
 
     def best(self, now: float) -> Supplier:
-        """The one to ask first: never wrong, not resting, not benched, with ranges; then who sent most."""
+        """The supplier to ask first.
+
+        One that was never wrong is preferred, then one that does not rest, one that is not benched, one that
+        serves ranges, and the one that sent most.
+        """
         return min(self, key=lambda each: (_rank(each, now), -each.vouched))
 
     def most_turns(self, supplier: Supplier, now: float) -> int | None:

@@ -15,7 +15,7 @@ class Tally:
     the sources since the download began. `hedged`: bytes of parts that another connection took over, because
     theirs was far slower. `waits`: set when an origin fails, cleared by the next byte.
     `is_waiting_for_space`: it is paused until other processes leave the disk enough free space. `is_over`: it
-    has ended; the pulls are told once every thread has left.
+    has ended; the pulls learn of it once every thread has left.
     """
 
     def __init__(self, file: File) -> None:

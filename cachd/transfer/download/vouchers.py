@@ -1,9 +1,9 @@
 """Remembers which origin sent which part, and decides whose parts are fetched again after a wrong digest.
 
 A source publishes no hashes of parts, so a wrong digest does not say which part is wrong. If one origin
-sent the complete file, that origin was wrong. If several did, all parts but those of one origin are fetched
-again from this origin. A part that then has the same hash as before is vouched for by both. So the next wrong
-digest says who was wrong, and only parts in which two origins differ are lost.
+sent the complete file, that origin was wrong. If several origins sent it, one of them is asked for all parts
+that it has not sent. A part that has the same hash as before then counts as sent by both. If the digest is
+wrong again, that one origin has sent the complete file, and was wrong.
 """
 
 from __future__ import annotations

@@ -24,8 +24,15 @@ class Grammar(Protocol):
     """How the locations of one scheme are written.
 
     `has_host`: a location begins with a host. `root`: how every location begins, such as `/`; may be empty.
-    `is_address`: a prefix of locations is a URL or a path, which the address policy can allow.
+    `is_address`: a prefix of locations is a URL or a path, which the address policy can allow. `kinds`: first
+    steps that name a kind of repositories; the second step is their owner, and the prefix of an owner covers
+    its repositories of each kind.
     """
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See the class."""
+        ...
 
     @property
     def has_host(self) -> bool:

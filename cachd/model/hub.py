@@ -25,6 +25,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+
 class HubGrammar:
     """`[KIND/]org/model[@revision]`. `scheme` is that of its refs. See `Grammar`."""
 
+    kinds = KINDS
     has_host = False
     root = ""
     is_address = False

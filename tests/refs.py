@@ -30,6 +30,7 @@ class Refused:
 MEANS = [
     Means("org/model", "hf://org/model"),
     Means("org/model@v1.0", "hf://org/model@v1.0"),
+    Means("org/model@0123abc", "hf://org/model@0123abc"),
     Means("org/model/file.gguf", "hf://org/model", "file.gguf"),
     Means("org/model@refs/pr/1", "hf://org/model@refs/pr/1"),
     Means("org/model@feature%2Fnew", "hf://org/model@feature%2Fnew"),

@@ -272,6 +272,26 @@ def test_a_status_file_is_there_when_the_pull_is_accepted_and_gone_when_the_mode
     assert told(ground.node, "seen.bin") == {}
 
 
+def test_status_and_ready_files_say_which_files_and_weights_were_asked_for(ground: Ground) -> None:
+    ground.hub.add("org/it", {"a.safetensors": noise(100), "b.bin": noise(100, 2), "c.txt": b"c"})
+    asked: dict[str, Any] = {"include": ["*.safetensors", "*.bin"], "exclude": [], "weights": "safetensors"}
+    ground.node.pull("hf://org/it", name="some", **asked)
+    for name, more in (("all", {}), ("copy", {"hub_id": "org/copy"})):
+        ground.node.pull(ground.add(f"{name}.bin", 100), name=name, **more)
+    shown: dict[str, dict[str, Any]] = {}
+    for name in ("some", "all", "copy"):
+        ground.node.ready(name)
+        status = once(ground.node, name, lambda t: t["state"] == "ready")
+        ready = json.loads((ground.node.root / f"ready/{name}.json").read_bytes())
+        shown[name] = {k: status.get(k) for k in (*asked, "hub_id")}
+        assert shown[name] == {k: ready.get(k) for k in (*asked, "hub_id")}
+    plain: dict[str, Any] = {"include": [], "exclude": [], "weights": None, "hub_id": None}
+    assert shown == {"some": {**asked, "hub_id": None}, "all": plain, "copy": {**plain, "hub_id": "org/copy"}}
+    failed = ground.node.pull("hf://org/it", name="none", weights="onnx")
+    assert failed.status == 202
+    assert once(ground.node, "none", lambda t: t["state"] == "failed")["weights"] == "onnx"
+
+
 def test_a_status_file_can_be_read_by_every_pod_and_written_by_none(ground: Ground) -> None:
     ground.have("modes.bin")
     directory = ground.node.root / "status"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import hf_hub_download
 
-from cachd.errors import CachdError, Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
 from cachd.model import Extent, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
@@ -73,6 +73,70 @@ def test_a_branch_a_tag_and_a_pull_request_are_revisions(
         "org/m", "config.json", revision=revision, cache_dir=root / "hub", local_files_only=True
     )
     assert Path(found).read_bytes() == b"{}"
+
+
+# --- shortened commits ---
+
+
+@pytest.mark.parametrize("kind", ["", "datasets/", "kernels/"])
+def test_a_shortened_commit_is_the_commit_that_begins_so(
+    hub: Hub, root: Path, engine: Engines, kind: str
+) -> None:
+    commit = hub.add(f"{kind}org/m", FILES)
+    hub.add(f"{kind}org/m", {"config.json": b"[]"})
+    opened = engine(hf_endpoint=hub.url)
+    for digits in (7, 39):
+        snapshot = opened.pull(f"hf://{kind}org/m@{commit[:digits]}", name=f"m{digits}")
+        assert snapshot.revision == commit
+        found = hf_hub_download(
+            "org/m",
+            "config.json",
+            repo_type=kind.removesuffix("s/") or "model",
+            revision=commit[:digits],
+            cache_dir=root / "hub",
+            local_files_only=True,
+        )
+        assert Path(found).read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("name", ["20260102", "deadbeef"])
+def test_a_branch_or_a_tag_may_look_like_a_shortened_commit(hub: Hub, name: str) -> None:
+    commit = hub.add("org/m", FILES)
+    hub.add("org/m", {"other": b""})
+    hub.tag("org/m", name, commit)
+    assert listed(hub, f"hf://org/m@{name}") == listed(hub, f"hf://org/m@{commit}")
+    hub.add("org/n", FILES, revision=name)
+    assert len(listed(hub, f"hf://org/n@{name}")) == len(FILES)
+
+
+def test_a_mirror_that_answers_with_another_commit_is_refused(hub: Hub) -> None:
+    commit = hub.add("org/m", FILES)
+    hub.add("org/m", {"other": b""})
+    hub.always_main = True
+    for lacks in (set[str](), {"refs"}):
+        hub.lacks = lacks
+        for digits in (7, 40):
+            with pytest.raises(Unavailable) as refusal:
+                listed(hub, f"hf://org/m@{commit[:digits]}")
+            assert refusal.value.code == "origin_protocol"
+
+
+def test_a_shortened_commit_that_is_not_there_is_refused_with_those_that_begin_so(hub: Hub) -> None:
+    commit = hub.add("org/m", FILES)
+    hub.add("org/m", {"other": b""})
+    hub.lacks, hub.page_size = {"shortened"}, 1
+    for asked, lacks, hint in (
+        (commit[:7], {"shortened"}, f"commits of main that begin so: {commit}; "),
+        (f"{commit[:7]}000000", {"shortened"}, "check the digits"),
+        (commit[:7], {"shortened", "commits"}, "all 40 digits"),
+        ("0123abc", set[str](), "check the digits"),
+    ):
+        hub.lacks = lacks
+        with pytest.raises(NotFound) as refusal:
+            listed(hub, f"hf://org/m@{asked}")
+        assert refusal.value.code == "revision_not_found"
+        assert asked in refusal.value.detail
+        assert hint in refusal.value.hint
 
 
 # --- kinds ---

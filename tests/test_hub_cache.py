@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import Forbidden
+from cachd.errors import Forbidden, NotFound
 from cachd.model import Digest, Ref
 from tests.conftest import Engine, spec_of
 from tests.fetching import refused, resolve, share
@@ -63,6 +63,7 @@ def place(tmp_path: Path) -> Path:
         ("@refs/pr/1", OLDER),
         ("@refs%2Fpr%2F1", OLDER),
         (f"@{OLDER}", OLDER),
+        (f"@{OLDER[:7]}", OLDER),
     ],
 )
 def test_a_repository_of_a_cache_is_its_snapshot_of_the_revision(
@@ -73,6 +74,18 @@ def test_a_repository_of_a_cache_is_its_snapshot_of_the_revision(
     assert manifest.base == f"file://{place}/hub/models--org--m".rstrip("/") + "/" * (suffix == "/")
     paths = set(FILES) if commit == COMMIT else {"config.json"}
     assert {f.path for f in manifest.files} == paths
+
+
+def test_a_shortened_commit_of_two_snapshots_is_refused_with_both(place: Path) -> None:
+    twin = OLDER[:20] + "c" * 20
+    add_snapshot(place / "hub/models--org--m", {"config.json": b"{}"}, twin)
+    ref = f"file://{place}/hub/models--org--m@{{}}"
+    with pytest.raises(NotFound) as refusal:
+        resolve(share(place), ref.format(OLDER[:7]))
+    assert refusal.value.code == "revision_not_found"
+    assert OLDER in refusal.value.hint
+    assert twin in refusal.value.hint
+    assert resolve(share(place), ref.format(twin[:21])).revision == twin
 
 
 def test_a_ref_with_a_revision_is_read_as_it_is_written(place: Path) -> None:

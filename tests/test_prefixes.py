@@ -102,6 +102,19 @@ def test_the_prefixes_that_cover_a_name_are_those_a_naive_matcher_finds_the_long
     assert found == sorted(wanted, key=lambda each: -len(each))
 
 
+kinds, owners = st.sampled_from(["", "datasets/", "kernels/"]), st.sampled_from(["", "a/", "b/"])
+
+
+@given(st.sets(st.builds(str.__add__, kinds, owners)), kinds, owners.filter(bool))
+def test_the_prefix_of_an_organisation_covers_its_repositories_of_every_kind(
+    prefixes: set[str], kind: str, owner: str
+) -> None:
+    table = Prefixes({Prefix.parse(f"hf://{each}"): each for each in prefixes})
+    found = [each for _, each in table.covering(f"hf://{kind}{owner}name@0123/file".replace("a", "A"))]
+    by_length = dict.fromkeys([kind + owner, owner, kind, ""])
+    assert found == [each for each in by_length if each in prefixes]
+
+
 @given(st.text(max_size=40), st.sampled_from(["hf://", "s3://", "https://", "http://", "file:///", ""]))
 def test_any_text_is_a_prefix_or_is_refused_with_a_reason(text: str, scheme: str) -> None:
     with suppress(Invalid):
@@ -125,6 +138,9 @@ def covers(prefix: str, url: str) -> bool:
         ("hf://", "hf://org/model"),
         ("hf://org", "hf://org/model"),
         ("hf://org/", "hf://ORG/model"),  # the Hub knows names in any case
+        ("hf://org/", "hf://datasets/ORG/data"),
+        ("hf://datasets/", "hf://datasets/org/data@0123/file"),
+        ("ms://org/", "ms://org/model"),
         ("HF://Org/Model", "hf://org/model@0123/file.bin"),
         ("s3://bucket", "s3://bucket/x/"),
         ("s3://bucket/x/", "s3://bucket/x"),
@@ -152,6 +168,11 @@ def test_a_prefix_covers_what_leads_there_however_it_is_written(prefix: str, url
     [
         ("hf://org", "hf://orgother/model"),
         ("hf://org/model", "hf://org/model2"),
+        ("hf://org/model", "hf://datasets/org/model"),
+        ("hf://datasets/org/", "hf://org/model"),
+        ("hf://datasets/org/", "hf://kernels/org/kernel"),
+        ("hf://datasets/", "hf://org/datasets"),
+        ("s3://models/", "s3://datasets/models/x"),
         ("s3://bucket/x", "s3://bucket/xy/"),
         ("s3://bucket", "s3://bucket2/x/"),
         ("s3://bucket/x/", "s3://bucket/X/"),

@@ -185,8 +185,6 @@ REFUSED = {
     "hf://org/model@-rf": "bad_revision",
     "hf://org/model@.hidden": "bad_revision",
     "hf://org/model@main?x=1": "bad_revision",
-    "hf://org/model@0123abc": "bad_revision",
-    f"hf://org/model@{COMMIT[:39]}": "bad_revision",
     f"hf://org/model@{'r' * 201}": "bad_revision",
     # buckets
     "s3://": "bad_ref",

@@ -252,7 +252,6 @@ MORE_REFUSED = [
             ),
         )
     ),
-    Refused("org/model@0123abc", "40 digits", "bad_revision"),
     # secrets
     Refused("https://user:pw@huggingface.co/org/model", "leave them out", "url_secrets"),
     Refused("https://huggingface.co/org/model?token=x", "leave out what follows '?'", "url_query"),

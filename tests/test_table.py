@@ -151,6 +151,74 @@ def test_a_place_that_some_of_is_refused_is_asked_for_by_its_scheme_alone(engine
             table(*entries, endpoints={"hf": ["https://huggingface.co", "https://hf.co"]}).check(other)
 
 
+ORG, DATASETS, DATA = "hf://org/", "hf://datasets/", "hf://datasets/org/"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused", "refs"),
+    [
+        ([], [ORG], ["hf://kernels/org/k", "hf://datasets/ORG/d"]),
+        (["hf://datasets/"], [ORG], ["hf://datasets/org/d"]),
+        ([ORG], [DATASETS], ["hf://datasets/org/d"]),
+        ([ORG], [DATA], ["hf://datasets/org/d"]),
+    ],
+)
+def test_a_refused_organisation_or_kind_is_refused_in_every_form(
+    allowed: list[str], refused: list[str], refs: list[str]
+) -> None:
+    separate = table(
+        *({"prefix": each, "allow": True} for each in allowed),
+        *({"prefix": each, "refuse": True} for each in refused),
+    )
+    for ref in refs:
+        with pytest.raises(Forbidden):
+            separate.check(ref)
+    assert separate.check("hf://other/m") is None
+
+
+@pytest.mark.parametrize(
+    ("allow", "refuse"), [(["datasets/"], ["org/"]), (["org/"], ["datasets/"]), (["other/"], ["x/"])]
+)
+def test_a_list_refuses_an_organisation_or_kind_in_every_form(allow: list[str], refuse: list[str]) -> None:
+    with pytest.raises(Forbidden):
+        table({"prefix": "hf://", "allow": allow, "refuse": refuse}).check("hf://datasets/org/d")
+
+
+def test_an_allowed_organisation_is_allowed_in_every_form_and_nobody_else() -> None:
+    for allowing in (table({"prefix": "hf://", "allow": ["org/"]}), table(*_only(ORG))):
+        for ref in ("hf://org/m", "hf://datasets/org/d", "hf://kernels/Org/k"):
+            assert allowing.check(ref) is None
+        for ref in ("hf://other/m", "hf://datasets/other/org", "hf://datasets/orgs/d", "hf://kernels/x/k"):
+            with pytest.raises(Forbidden):
+                allowing.check(ref)
+    assert table(*_only(DATA), {"prefix": ORG, "refuse": True}).check("hf://datasets/org/d") is None
+
+
+def _only(prefix: str) -> list[dict[str, Any]]:
+    return [{"prefix": "hf://", "refuse": True}, {"prefix": prefix, "allow": True}]
+
+
+def test_a_dataset_has_the_settings_of_its_organisation_before_those_of_datasets() -> None:
+    held = table(
+        {"prefix": DATASETS, "credentials": "/datasets", "limit": "1MB"},
+        {"prefix": ORG, "credentials": "/org"},
+        {"prefix": "hf://datasets/org/d", "limit": "2MB"},
+    ).held("hf://datasets/org/d")
+    assert {name: str(each.by) for name, each in held.items()} == {
+        "credentials": ORG,
+        "limit": "hf://datasets/org/d",
+    }
+
+
+def test_the_dataset_of_a_refused_organisation_is_not_pulled(engine: Engines, hub: Hub) -> None:
+    hub.add("datasets/evil/d", {"x.json": b"{}"})
+    running = engine(hf_endpoint=hub.url, sources=[{"prefix": "hf://evil/", "refuse": True}])
+    for ref in ("hf://datasets/evil/d", f"{hub.url}/datasets/evil/d/resolve/main/x.json"):
+        with pytest.raises(Forbidden, match=r"refused by the entry hf://evil/"):
+            running.pull(ref, name="d")
+    assert not hub.requests
+
+
 class Renaming(Hub):
     """A Hub that leads from an old name to another, as the real one does after a rename."""
 

@@ -5,7 +5,7 @@ The values are frozen, and check themselves when they are made.
 
 from cachd.model.digest import STRENGTHS, Digest, Extent
 from cachd.model.grammar import Steps, not_a_prefix
-from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, folder_of, is_hub_id, kind_and_repo
+from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, SHORTENED, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import MAX_FILES, UNVERIFIED, Entries, File, Manifest
 from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_FILES",
     "NAME_PATTERN",
     "SCHEMES",
+    "SHORTENED",
     "STRENGTHS",
     "UNVERIFIED",
     "Digest",

@@ -36,6 +36,7 @@ class BucketGrammar:
     See `Grammar`.
     """
 
+    kinds = ()
     has_host = False
     root = ""
     is_address = False

@@ -25,8 +25,14 @@ class Grammar(Protocol):
 
     `has_host`: whether a location begins with a host. `root`: what every location begins with, such as `/`;
     may be empty. `is_address`: whether a prefix of locations is a URL or a path that the address policy can
-    allow.
+    allow. `kinds`: first steps that name a kind of repositories; the second step is their owner, and the
+    prefix of an owner covers its repositories of each kind.
     """
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See the class."""
+        ...
 
     @property
     def has_host(self) -> bool:

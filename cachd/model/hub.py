@@ -16,6 +16,7 @@ KINDS = ("datasets", "kernels")  # of repositories that hold no models
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # written with '/' in a ref
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHORTENED = re.compile(r"[0-9a-f]{7,39}")  # as git shortens a commit; a branch may look like it: 20260102
 HUB_FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--[^/@]+")  # a repository's folder in a Hub cache
 _IN_FOLDER = re.compile(rf"(.*/{HUB_FOLDER.pattern})@([^@]+?)/*", re.DOTALL)
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -25,6 +26,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+
 class HubGrammar:
     """`[KIND/]org/model[@revision]`. `scheme` is that of its refs. See `Grammar`."""
 
+    kinds = KINDS
     has_host = False
     root = ""
     is_address = False
@@ -104,13 +106,7 @@ def _check_revision(repo: str, revision: str) -> None:
         raise Invalid(
             f"revision {shown(revision)} of {repo} is not allowed",
             code="bad_revision",
-            hint="give a branch, a tag, refs/pr/N or a commit of 40 digits; write '/' in a branch as %2F",
-        )
-    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
-        raise Invalid(
-            f"revision {revision!r} of {repo} looks like a shortened commit",
-            code="bad_revision",
-            hint="give all 40 digits",
+            hint="give a branch, a tag, refs/pr/N or a commit; write '/' in a branch as %2F",
         )
 
 

@@ -35,6 +35,11 @@ class UrlGrammar:
     is_address: bool = True
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """See `Grammar`."""
+        return ()
+
+    @property
     def has_host(self) -> bool:
         """See `Grammar`."""
         return self.port is not None

@@ -1,17 +1,21 @@
 """Decides which prefixes cover a ref or a URL, by comparing complete steps in a normal form.
 
     hf://org/model              steps: org, model
+    hf://datasets/org/name      steps: datasets, org, name
     s3://bucket/a/b             steps: bucket, a, b
     https://host/a/b            steps: host:443, a, b
     file:///a/b                 steps: a, b
 
 So `hf://org` does not cover `hf://orgother`, and `https://host` does not cover `https://host.evil`.
+
+An organisation has repositories of every kind, so `hf://org` and `hf://datasets` both cover
+`hf://datasets/org/name`, and `hf://datasets/org` is longer than both.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
@@ -64,13 +68,14 @@ class Prefixes(Generic[T]):
     def covering(self, url: str) -> list[tuple[Prefix, T]]:
         """The prefixes that cover `url`, with their values, the longest first.
 
+        Two may be equally long, a kind of repositories and their owner. The owner comes first.
         `url` is a ref's base, a file's origin or a URL. Raises Forbidden for a path that servers read in
         different ways, if any prefix names a path of that host.
         """
         if not self._values:
             return []
         scheme, steps = steps_of(url, is_strict=self._is_strict)
-        found = (self._values.get((scheme, steps[:n])) for n in range(len(steps), -1, -1))
+        found = (self._values.get((scheme, each)) for each in _covering(scheme, steps))
         return [each for each in found if each is not None]
 
     def are_below(self, url: str) -> bool:
@@ -83,6 +88,15 @@ class Prefixes(Generic[T]):
 
     def _is_strict(self, scheme: str, authority: Steps) -> bool:
         return (scheme, *authority) in self._authorities
+
+
+def _covering(scheme: str, steps: Steps) -> Iterator[Steps]:
+    """The steps of every prefix that covers these steps, the longest first."""
+    kinds = SCHEMES[scheme].grammar.kinds if scheme in SCHEMES else ()
+    for count in range(len(steps), -1, -1):
+        if count == 1 and len(steps) > 1 and steps[0] in kinds:
+            yield steps[1:2]
+        yield steps[:count]
 
 
 def steps_of(

@@ -38,10 +38,12 @@ class Verdicts:
     def refusal(self, base: str) -> Prefix | None:
         """The entry that refuses `base`, a ref's base or a file's origin; None when it may be pulled.
 
+        Of the longest prefixes, such as those of a kind and of an owner, one that refuses is enough.
         Raises Forbidden when servers read its path in different ways.
         """
-        rule = next((rule for _, rule in self._rules.covering(base)), None)
-        return rule.by if rule and not rule.is_allowed else None
+        covering = self._rules.covering(base)
+        longest = [rule for prefix, rule in covering if len(prefix.steps) == len(covering[0][0].steps)]
+        return next((rule.by for rule in longest if not rule.is_allowed), None)
 
     def allows_host(self, base: str) -> bool:
         """Whether a rule allows `base` by more than its scheme."""

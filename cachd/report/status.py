@@ -31,6 +31,7 @@ from cachd.store.layout import Layout
 log = structlog.get_logger(__name__)
 
 _PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
+_ASKED_KEYS = ("hub_id", "weights")  # left out where the spec does not set them, as in the ready file
 _FAILED = (ModelState.damaged, ModelState.failed, ModelState.cancelled, ModelState.refused)
 _ENDED = (ModelState.ready, ModelState.damaged, ModelState.failed, ModelState.refused)
 _PROGRESS_SECONDS = 0.5
@@ -177,6 +178,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
         "state": state,
         "final": models.is_final(name),
         **{key: about[key] for key in _PULL_KEYS},
+        **{key: about[key] for key in _ASKED_KEYS if key in about},
         "rate_bytes_per_second": about["rate_bytes_per_second"] if is_downloading else 0,
         "eta_seconds": None if eta is None else round(eta),
         "error": _error(failure) if failure else None,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
-from cachd.model import COMMIT, HUB_FOLDER, Digest, Entries
+from cachd.model import COMMIT, HUB_FOLDER, SHORTENED, Digest, Entries
 from cachd.sources import beneath
 
 _MAX_SHOWN = 20
@@ -66,12 +66,13 @@ class HubCache:
     def snapshot(self, revision: str | None) -> Snapshot:
         """The snapshot of a branch, a tag or a commit; of `main`, or of the only one, if `revision` is None.
 
-        Raises NotFound if the cache lacks it.
+        A commit may be shortened. Raises NotFound if the cache lacks it, or has several that begin so.
         """
         named = self._ref(revision or "main") or revision
         here = [name for name in self._names("snapshots") if (self.directory / "snapshots" / name).is_dir()]
-        if named is None and len(here) == 1:
-            named = here[0]
+        if named is None or (named not in here and SHORTENED.fullmatch(named)):
+            found = [name for name in here if name.startswith(named or "")]
+            named = found[0] if len(found) == 1 else named
         if named is None or named not in here:
             branches = [name for name in self._names("refs") if self._ref(name)]
             raise NotFound(

@@ -4,6 +4,7 @@ siblings   the answer about the repository, with blobs=true: all that the Hub ne
 tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, and for mirrors that
            leave out sizes or LFS digests
 HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree
+commits    /api/models/REPO/commits/main, page by page: which commits begin like a shortened one
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cachd.sources.http1 import number
 
 LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
 _MAX_PAGES = 1000
+_MAX_PAGES_OF_COMMITS = 20
 _ASKED_AT_ONCE = 8
 _MAX_REDIRECTS = 5
 # The Hub keeps larger files in LFS, and files with these suffixes by the default of its .gitattributes.
@@ -122,6 +124,22 @@ class HubListing:
                     count.add(each["path"])
                     found[each["path"]] = _of_tree(each)
         raise Invalid(f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files")
+
+    def commits(self, beginning: str) -> list[str]:
+        """The newest commits of main that begin so. Raises as `Http` does.
+
+        A mirror may have no such list.
+        """
+        kind, repo = kind_and_repo(self.ref.location)
+        url: str | None = f"{self.endpoint}/api/{kind}s/{repo}/commits/main"
+        found: list[str] = []
+        for _ in range(_MAX_PAGES_OF_COMMITS):
+            if url is None:
+                break
+            page, url = self._page(url)
+            commits = (str(each.get("id")) for each in page)
+            found += [each for each in commits if _GIT.fullmatch(each) and each.startswith(beginning)]
+        return found
 
     def _page(self, url: str) -> tuple[Iterable[Mapping[str, Any]], str | None]:
         """The entries of one page, and the URL of the next."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, set_client_factory
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from cachd import __version__
-from cachd.errors import Forbidden, Unavailable
+from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
 from cachd.foreign import check_json
-from cachd.model import Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
+from cachd.model import SHORTENED, Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding
@@ -26,6 +26,7 @@ from cachd.sources.secrets import HubToken, Secret
 
 # Telemetry sends requests to huggingface.co, whatever the configured endpoint, and waits for the answers.
 constants.HF_HUB_DISABLE_TELEMETRY = True
+_MAX_SHOWN = 5
 
 
 class HubSource:
@@ -52,6 +53,14 @@ class HubSource:
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`. One request gives the commit and its files, unless a mirror answers less."""
+        try:
+            return self._resolve(ref, cancel_token)
+        except NotFound as error:
+            if error.code != "revision_not_found" or not SHORTENED.fullmatch(ref.revision or ""):
+                raise
+            raise self._shortened(ref, error, cancel_token) from error
+
+    def _resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         token = self._token.read()
         api = HfApi(
             endpoint=self._endpoint, token=token or False, library_name="cachd", library_version=__version__
@@ -66,16 +75,24 @@ class HubSource:
                 self._check(f"hf://{renamed_to}")
             if not found.sha:
                 raise Unavailable(f"the Hub's listing of {ref} has no commit", code="origin_protocol")
-            if ref.is_pinned and found.sha != ref.revision:
-                raise Unavailable(
-                    f"the Hub answered the request for {ref} with commit {found.sha!r:.80}",
-                    code="origin_protocol",
-                    hint="hf_endpoint is not a faithful mirror, or a branch has the form of a commit",
-                )
+            _check_commit(api, ref, found.sha)
             listing = HubListing(self._http, self._endpoint, _secrets(token), ref, found.sha, cancel_token)
             files = listing.files(getattr(found, "siblings", None) or ())
             is_shown = renamed_to and self._is_main and is_hub_id(renamed_to)
             return Manifest(ref.base, found.sha, files, renamed_to=renamed_to if is_shown else None)
+
+    def _shortened(self, ref: Ref, error: NotFound, cancel_token: CancelToken) -> NotFound:
+        """The error for a shortened commit that is not there: a mirror may not know its form."""
+        beginning, token = ref.revision or "", self._token.read()
+        listing = HubListing(self._http, self._endpoint, _secrets(token), ref, "main", cancel_token)
+        found: list[str] = []
+        with suppress(CachdError, ValueError):
+            found = listing.commits(beginning)
+        listed = ", ".join(found[:_MAX_SHOWN])
+        hint = f"commits of main that begin so: {listed}; " if found else "check the digits; "
+        return NotFound(
+            error.detail, code=error.code, hint=f"{hint}a mirror may take a commit only with all 40 digits"
+        )
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
@@ -106,6 +123,27 @@ def make(access: Access) -> HubSource:
         token=token,
         check=access.table.check,
         is_main=not access.has_own_endpoint,
+    )
+
+
+def _check_commit(api: HfApi, ref: Ref, commit: str) -> None:
+    """Raises Unavailable if a commit was asked for, and this is another one.
+
+    What looks like a shortened commit may be a branch or a tag, which comes first, as in git.
+    """
+    asked = ref.revision or ""
+    if not (ref.is_pinned or SHORTENED.fullmatch(asked)) or commit.startswith(asked):
+        return
+    kind, repo = kind_and_repo(ref.location)
+    if not ref.is_pinned:
+        with suppress(HfHubHTTPError):
+            refs = api.list_repo_refs(repo, repo_type=kind)
+            if any(each.name == asked for each in (*refs.branches, *refs.tags)):
+                return
+    raise Unavailable(
+        f"the Hub answered the request for {ref} with commit {commit!r:.80}",
+        code="origin_protocol",
+        hint="hf_endpoint is not a faithful mirror, or a branch has the form of a commit",
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, quote
 from xml.sax.saxutils import escape
 
-from tests.ground.origin import Fault, File, Memory, Reply, Seen, Server, quoted
+from tests.ground.origin import Content, Fault, File, Memory, Reply, Seen, Server, quoted
 
 EVERY_METHOD = ("GET", "HEAD", "POST")
 
@@ -51,12 +51,13 @@ class Bucket(Server):
         self._objects: dict[str, File] = {}
         self._versions: dict[tuple[str, str], File] = {}
 
-    def put(self, key: str, content: bytes, *, etag: str = "one", **headers: str) -> str:
+    def put(self, key: str, content: bytes | Content, *, etag: str = "one", **headers: str) -> str:
         """Hold an object and give its path. `x_amz_checksum_sha256="..."` is told to who asks for it."""
         told = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.ways.is_versioned:
             told["x-amz-version-id"] = f"v{len(self._versions) + 1}"
-        self._objects[key] = File(Memory(content), quoted(etag), headers=told)
+        held = Memory(content) if isinstance(content, bytes) else content
+        self._objects[key] = File(held, quoted(etag), headers=told)
         if self.ways.is_versioned:
             self._versions[key, told["x-amz-version-id"]] = self._objects[key]
         return f"/{self.name}/{key}"

@@ -4,6 +4,7 @@
     GET       /api/models/{repo}/tree/{rev}[/{dir}][?recursive=true]   its entries, page by page
     POST      /api/models/{repo}/paths-info/{rev}                      some of its entries
     GET       /api/models/{repo}/refs                                  its branches, tags and pull requests
+    GET       /api/models/{repo}/commits/{rev}                         its commits, page by page
     GET HEAD  /{repo}/resolve/{rev}/{path}   a small file: 200, ETag = git blob sha1, gzip if accepted
                                              an LFS file: 302 to a signed URL of the CDN
 Revisions are one percent-encoded segment. There is no Xet: clients fetch over plain HTTP. Repositories of
@@ -74,9 +75,10 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit a branch, tag or commit names."""
+        """The commit a branch, tag or commit names. A commit may be shortened to 7 digits."""
         known = {**self.tags, **self.branches, **{commit: commit for commit in self.commits}}
-        return known.get(revision)
+        like = [commit for commit in self.commits if len(revision) >= 7 and commit.startswith(revision)]
+        return known.get(revision, like[0] if len(like) == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Hub(Server):
         self.cdn = Cdn()
         self.token = f"hf_{secrets.token_hex(17)}"  # the only valid one
         self.page_size = 1000  # entries of a tree in one answer, unless `limit` asks for fewer
-        self.lacks: set[str] = set()  # what a mirror leaves out: "blobs", "lfs", "tree", "linked"
+        self.lacks: set[str] = set()  # by a mirror: "blobs", "lfs", "tree", "linked", "refs", …
+        self.always_main = False  # a mirror that answers for `main`, whatever revision is asked for
         self.redirects_to = ""  # a mirror that redirects requests for files to another Hub
         self._repos: dict[str, Repo] = {}
         self._renamed: dict[str, str] = {}
@@ -294,9 +297,11 @@ class Hub(Server):
             case []:
                 return self._model(seen, repo, "main")
             case ["revision", revision]:
-                return self._model(seen, repo, revision)
-            case ["refs"]:
+                return self._model(seen, repo, "main" if self.always_main else revision)
+            case ["refs"] if "refs" not in self.lacks:
                 return _json(_refs(seen, repo))
+            case ["commits", _] if "commits" not in self.lacks:
+                return self._page(seen, [{"id": each} for each in reversed(repo.commits)])
             case ["tree", revision, *directory]:
                 return self._tree(seen, repo, revision, unquote("/".join(directory)))
             case ["paths-info", revision] if seen.method == "POST":
@@ -307,6 +312,8 @@ class Hub(Server):
         raise _RefusedError(404, "Sorry, we can't find the page you are looking for.")
 
     def _model(self, seen: Seen, repo: Repo, revision: str) -> File:
+        if "shortened" in self.lacks and re.fullmatch(r"[0-9a-f]{7,39}", revision):
+            raise _RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         commit = _commit(repo, revision)
         entries = repo.commits[commit].values()
         blobs = parse_qs(seen.query).get("blobs") == ["true"] and "blobs" not in self.lacks
@@ -343,6 +350,10 @@ class Hub(Server):
         asked = parse_qs(seen.query)
         if asked.get("recursive") not in (["true"], ["True"], ["1"]):
             entries = [entry for entry in entries if "/" not in entry["path"].removeprefix(under)]
+        return self._page(seen, entries)
+
+    def _page(self, seen: Seen, entries: list[dict[str, Any]]) -> File:
+        asked = parse_qs(seen.query)
         start = int(asked.get("cursor", ["0"])[0])
         stop = start + min(self.page_size, int(asked.get("limit", [self.page_size])[0]))
         if stop >= len(entries):
@@ -396,7 +407,7 @@ class Hub(Server):
 
 
 _KINDS = ("datasets", "kernels")
-_VERBS = (["revision"], ["tree"], ["refs"], ["paths-info"])
+_VERBS = (["revision"], ["tree"], ["refs"], ["paths-info"], ["commits"])
 
 
 def _commit(repo: Repo, revision: str) -> str:

@@ -52,6 +52,7 @@ http {{
         listen {address}{tls};
         root "{root}";
         {headers}
+        {directives}
         location = /.barrier {{ access_log off; return 204; }}
         location / {{ limit_except GET {{ deny all; }} {index} }}
     }}
@@ -83,6 +84,7 @@ class Nginx:
     With `tls` the certificate for 127.0.0.1 and localhost is its own authority, in PEM at `ca_file`.
     `congestion` names the congestion control of its connections. With several `workers` the log of `requests`
     may lack the latest. `headers` go with every answer; `index` is the file that answers for its directory.
+    `directives` are further lines of the server's configuration.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Nginx:
         workers: int = 1,
         headers: Mapping[str, str] | None = None,
         index: str | None = None,
+        directives: str = "",
     ) -> None:
         self.directory = directory
         self.url = ""
@@ -104,6 +107,7 @@ class Nginx:
         self._workers = workers
         self._headers = headers or {}
         self._index = index
+        self._directives = directives
         self._port = 0
         self._state = contextlib.ExitStack()
         self._access_log = Path()
@@ -162,6 +166,7 @@ class Nginx:
                 workers=self._workers,
                 headers=" ".join(f'add_header {name} "{value}";' for name, value in self._headers.items()),
                 index=f"try_files $uri $uri/{self._index} =404;" if self._index else "",
+                directives=self._directives,
                 user="user root;" if os.geteuid() == 0 else "",
                 address=f"{LOOPBACK}:{self._port}",
                 root=self.directory.resolve(),

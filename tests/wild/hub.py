@@ -170,6 +170,32 @@ def links_expire(world: World) -> Iterator[Odd]:
         yield Odd(ref, files, entries=entry(ref, hub))
 
 
+@wild("shortened-commit")
+def shortened_commit(world: World) -> Iterator[Odd]:
+    with served(world, MODEL) as (hub, ref):
+        name = ref.removeprefix("hf://")
+        commit = hub.add(name, {**MODEL, "extra.txt": b"x"})
+        hub.add(name, CONFIG)
+        yield Odd(f"{ref}@{commit[:7]}", {**MODEL, "extra.txt": b"x"}, entries=entry(ref, hub))
+
+
+@wild("mirror-without-shortened-commits")
+def mirror_without_shortened_commits(world: World) -> Iterator[Odd]:
+    with served(world, MODEL) as (hub, ref):
+        commit = hub.add(ref.removeprefix("hf://"), CONFIG)
+        hub.lacks = {"shortened"}
+        yield Odd(f"{ref}@{commit[:7]}", {}, entries=entry(ref, hub))
+
+
+@wild("mirror-without-revisions")
+def mirror_without_revisions(world: World) -> Iterator[Odd]:
+    with served(world, MODEL) as (hub, ref):
+        commit = hub.add(ref.removeprefix("hf://"), CONFIG)
+        hub.add(ref.removeprefix("hf://"), MODEL)
+        hub.always_main = True
+        yield Odd(f"{ref}@{commit[:7]}", {}, entries=entry(ref, hub))
+
+
 @wild("dataset")
 def dataset(world: World) -> Iterator[Odd]:
     files = {"README.md": b"# data", "data/train-00000-of-00001.parquet": noise(500)}

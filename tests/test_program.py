@@ -80,3 +80,10 @@ def test_what_would_differ_is_executed(tmp_path: Path) -> None:
         shown.kill()
     os.close(read)
     os.close(write)
+
+
+def test_a_start_loads_nothing_that_the_daemon_does_not_use(tmp_path: Path) -> None:
+    with Node(tmp_path / "node", PYTHONPROFILEIMPORTTIME="1") as node:
+        loaded = {line.rpartition("|")[2].strip() for line in node.output.splitlines()}
+    assert {"structlog.dev", "fastapi.routing", "rich.filesize"} <= loaded
+    assert not loaded & {"rich.traceback", "rich.pretty", "pydantic.v1.main"}

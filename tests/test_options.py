@@ -74,7 +74,7 @@ def test_while_the_file_is_wrong_the_options_before_it_stay_in_force_and_everybo
     assert running.metric("cachd_config_in_force") == 1
     before = options_of(running)
     edited(running, f"models: []\nlimit_bytes: 2GB\n\nstreams: many\nallow: {json.dumps(['127.0.0.0/8'])}\n")
-    reason = running.wait_for("configuration file not taken over", level="warning")["reason"]
+    reason = running.wait_for("configuration file not taken over", level="error")["reason"]
     assert reason == f"{running.config}:4: streams: 'many' is not a whole number from 1 to 256"
     assert options_of(running) == before
     assert file_of(running)["error"]["detail"] == reason
@@ -96,7 +96,7 @@ def test_a_file_that_is_none_any_more_changes_nothing(node: Nodes, text: str | N
         running.config.unlink()
     else:
         edited(running, text)
-    running.wait_for("configuration file not taken over", level="warning")
+    running.wait_for("configuration file not taken over", level="error")
     assert options_of(running) == before
     assert file_of(running)["error"]["code"] in ("bad_config", "bad_option")
 

@@ -59,7 +59,7 @@ class Reload:
                 self._apply(self._in_force.again())
         except CachdError as error:
             self._refusal = error
-            log.warning("configuration file not taken over", reason=error.detail)
+            log.error("configuration file not taken over", code=error.code, reason=error.detail)
             if not self._is_first:
                 return None
         self._is_first = False
@@ -71,6 +71,7 @@ class Reload:
 
     def _apply(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
+        changed = after.differs_from(self._in_force)
         daemon = self._daemon
         set_bounds(daemon.store, after.config)
         table = build_table(after.config)
@@ -81,6 +82,7 @@ class Reload:
         if (limits, table.limits()) != (daemon.bandwidth.limits, daemon.bandwidth.prefixes):
             daemon.bandwidth.change(limits, table.limits())
         self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
+        log.info("configuration file taken over", options=changed)
         if self._waiting:
             log.warning("options of the file wait for a restart", options=self._waiting)
 

@@ -5,9 +5,10 @@ It starts from top to bottom, and stops from bottom to top:
     objects      the root is locked, the threads of pulls wait for work (parts.py)
     certificate  it is loaded, and is watched from now on
     sockets      they are bound: clients can connect and wait
+    signals      from here on, SIGTERM and SIGINT lead to a clean stop
     pulls        the pulls that an earlier process left behind resume
     status, prewarm, sweeps, scrubs, reclaim    their threads start
-    API          it answers, until SIGTERM or SIGINT
+    API          it answers, until one of these signals
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import structlog
 
@@ -23,7 +25,7 @@ from cachd import __version__
 from cachd.api.app import create_app
 from cachd.api.dependencies import Services
 from cachd.api.listeners import opened
-from cachd.api.server import run
+from cachd.api.server import stoppable
 from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
 from cachd.daemon.listen import allowed_hosts, certified, check_listen
@@ -32,6 +34,7 @@ from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
 from cachd.metrics import Scrape
+from cachd.report.events import EventLog
 from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
 from cachd.upkeep.prewarm import Prewarm
@@ -46,7 +49,8 @@ def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
     config = loaded.config
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
-    configure_logs(config.log_level, config.log_format)
+    events = EventLog()
+    configure_logs(config.log_level, config.log_format, events)
     check_listen(config)
     with assembled(config) as daemon, certified(config) as certificate, opened(config.listeners) as listeners:
         reload = Reload(loaded, daemon)
@@ -56,7 +60,11 @@ def serve(loaded: Loaded) -> None:
         tokens = _tokens(config)
         daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
         services = api_services(
-            daemon, required=prewarm.required, options=reload.as_document, sources=reload.sources
+            daemon,
+            events=events,
+            required=prewarm.required,
+            options=reload.as_document,
+            sources=reload.sources,
         )
         app = create_app(
             services,
@@ -64,18 +72,21 @@ def serve(loaded: Loaded) -> None:
             anonymous_reads=config.anonymous_reads,
             allowed_hosts=allowed_hosts(config),
         )
+        stop = partial(_interrupt, daemon, events)
+        run = stoppable(app, listeners, certificate=certificate, interrupt=stop)
         with _started(daemon, models, prewarm):
             for each in listeners:
                 place = each.place()
                 log.info("listening", **place, root=str(daemon.store.layout.root), version=__version__)
             _collect_seldom()
-            run(app, listeners, certificate=certificate, interrupt=daemon.pulls.interrupt)
+            run()
     log.info("stopped")
 
 
 def api_services(
     daemon: Daemon,
     *,
+    events: EventLog,
     required: Callable[[], list[str]],
     options: Callable[[], dict[str, object]],
     sources: Callable[[str | None], dict[str, object]],
@@ -89,10 +100,17 @@ def api_services(
         scrubs=daemon.scrubs,
         reclaim=daemon.reclaim,
         status=daemon.status,
+        events=events,
         required=required,
         options=options,
         sources=sources,
     )
+
+
+def _interrupt(daemon: Daemon, events: EventLog) -> None:
+    """End the waits of all callers: for pulls, which the next start resumes, and for events."""
+    daemon.pulls.interrupt()
+    events.close()
 
 
 @contextmanager

@@ -58,8 +58,7 @@ class Reload:
                 self._seen = content
                 self._apply(self._in_force.again())
         except CachdError as error:
-            self._refusal = error
-            log.error("configuration file not taken over", code=error.code, reason=error.detail)
+            self._refuse(error)
             if not self._is_first:
                 return None
         self._is_first = False
@@ -68,6 +67,10 @@ class Reload:
         return [
             Desired(m.spec, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
         ]
+
+    def _refuse(self, error: CachdError) -> None:
+        self._refusal = error
+        log.error("configuration file not taken over", code=error.code, reason=error.detail)
 
     def _apply(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)

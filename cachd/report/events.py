@@ -130,7 +130,6 @@ def _heard(kind: str, *same: str, names: str = "name", **other: str) -> _Heard:
 
 HEARD: Mapping[str, _Heard] = {
     "pull asked": _heard("pull_asked", "who", "ref"),
-    "pull resumed": _heard("pull_asked", "who", "ref"),
     "pull began": _heard("pull_began", "who", "ref"),
     "pull ended": _heard(
         *("pull_{state}", "who", "ref", "code", "detail", "size_bytes", "fetched_bytes", "seconds")

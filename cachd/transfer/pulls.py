@@ -117,9 +117,9 @@ class Pulls:
                 log.error("pull not resumed", name=found.spec.name, code=error.code, reason=error.detail)
                 self.show_as_failed(found.spec, error)
                 continue
+            log.info("pull resumed", name=found.spec.name, ref=str(found.spec.ref))
             with bound_contextvars(who="cachd:restart"), self._running.changing:
                 resumed = self._admit(Pull(found.spec, replace=found.replace, pins=found.pins))
-            log.info("pull resumed", name=found.spec.name, ref=str(found.spec.ref), who=resumed.asked_by)
             self._runner.start(resumed)
         self._endings.sweep()
 
@@ -273,8 +273,6 @@ class Pulls:
 
     def _begin(self, started: Pull) -> None:
         """Write the pull's spec to disk before the caller learns that it runs; then queue it."""
-        spec = started.spec
-        log.info("pull asked", name=spec.name, ref=str(spec.ref), who=started.asked_by)
         try:
             self._pending.record(started)
         except CachdError as error:

@@ -71,6 +71,7 @@ class Runner:
 
     def start(self, pull: Pull) -> None:
         """Queue a pull, and run it when it has a slot."""
+        log.info("pull asked", name=pull.spec.name, ref=str(pull.spec.ref), who=pull.asked_by)
         self._queue.add(pull)
         self.end_if_cancelled(pull)  # it may have been cancelled while its spec was written
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def test_a_daemon_tells_its_options_and_who_gave_them(node: Nodes) -> None:
         "retries": (8, ""),
     }
     assert options["streams"]["where"].startswith(f"{running.config}:")
-    assert file_of(running) == {
+    file = file_of(running)
+    loaded_at = datetime.fromisoformat(file.pop("loaded_at")).timestamp()
+    assert abs(loaded_at - running.metric("cachd_config_last_reload_timestamp_seconds")) < 0.01
+    assert file == {
         "path": str(running.config),
         "in_force": True,
+        "last_good": False,
         "waiting_for_restart": [],
         "error": None,
     }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -24,7 +24,7 @@ import structlog
 from cachd import __version__
 from cachd.api.app import create_app
 from cachd.api.dependencies import Services
-from cachd.api.listeners import opened
+from cachd.api.listeners import Opened, opened
 from cachd.api.server import stoppable
 from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
@@ -37,6 +37,7 @@ from cachd.metrics import Scrape
 from cachd.report.events import EventLog
 from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
+from cachd.store.catalog import iso
 from cachd.upkeep.prewarm import Prewarm
 
 log = structlog.get_logger(__name__)
@@ -75,9 +76,7 @@ def serve(loaded: Loaded) -> None:
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop)
         with _started(daemon, models, prewarm):
-            for each in listeners:
-                place = each.place()
-                log.info("listening", **place, root=str(daemon.store.layout.root), version=__version__)
+            _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
     log.info("stopped")
@@ -126,6 +125,20 @@ def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]
         yield
 
 
+def _note_start(loaded: Loaded, daemon: Daemon, listeners: Sequence[Opened]) -> None:
+    """Log where the API is, and whether the configuration is the last good one."""
+    if last_good := loaded.last_good:
+        log.error(
+            "last good configuration in force",
+            code=last_good.fault.code,
+            reason=last_good.fault.detail,
+            kept_at=iso(last_good.kept_at),
+            hint="correct the configuration file: the daemon takes it over at once",
+        )
+    for each in listeners:
+        log.info("listening", **each.place(), root=str(daemon.store.layout.root), version=__version__)
+
+
 def _tokens(config: Config) -> TokenFile | None:
     """The tokens of the API; None without token_file."""
     if config.token_file is None:
@@ -144,6 +157,9 @@ def _scrape(
         leases=models.leases(),
         oldest_scrub=daemon.scrubs.oldest(),
         is_config_in_force=reload.is_in_force,
+        is_config_loaded=reload.is_loaded,
+        config_loaded_at=reload.loaded_at,
+        waiting_options=reload.waiting,
         are_tokens_in_force=tokens is None or tokens.are_in_force(),
         certificate_expires_at=certificate.expires_at if certificate else None,
         is_certificate_in_force=certificate.is_in_force if certificate else None,

@@ -33,7 +33,7 @@ class EventKind(StrEnum):
 
     `pull_interrupted`: the daemon stops, and its next start goes on with the pull. `quarantined`: damage was
     found, and the model is not ready until it is repaired. `refused`: the operator refuses a digest of the
-    model.
+    model. `config_last_good`: the daemon started with the last good configuration, as its file is wrong.
     """
 
     pull_asked = "pull_asked"
@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     config_in_force = "config_in_force"
     config_refused = "config_refused"
     config_waiting = "config_waiting"
+    config_last_good = "config_last_good"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,7 @@ HEARD: Mapping[str, _Heard] = {
     "configuration file taken over": _heard("config_in_force", "options"),
     "configuration file not taken over": _heard("config_refused", "code"),
     "options of the file wait for a restart": _heard("config_waiting", "options"),
+    "last good configuration in force": _heard("config_last_good", "code"),
 }
 
 

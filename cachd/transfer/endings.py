@@ -49,12 +49,12 @@ class Endings:
             outcome = replaced(pull.spec)
         elif state is State.cancelled and self._running.is_closed:
             state, outcome = State.queued, _interrupted(pull)
-        self._record(pull, state, outcome)
         self._running.remove(pull)
         self._store.content.owners.expect_no_more(name)
         self._delete_pending(name, state)
         pull.end(state, outcome)
         self._newest.count_ended(pull)
+        self._record(pull, state, outcome)  # whoever hears of the end finds the pull ended
         self._store.changes.mark(name)
         pull.wake(outcome)
         if state is State.ready:

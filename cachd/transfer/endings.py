@@ -110,7 +110,7 @@ class Endings:
 def _interrupted(pull: Pull) -> Unavailable:
     progress = pull.progress
     return Unavailable(
-        f"{pull.spec.name}: the daemon stops at {progress.done} of {progress.total} bytes",
-        code="stopping",
-        hint="the next start of the daemon goes on with the pull",
+        f"{pull.spec.name}: interrupted by a stop at {progress.done} of {progress.total} bytes",
+        code="interrupted",
+        hint="the next start of the daemon goes on with the pull, and so does cachd pull --direct",
     )

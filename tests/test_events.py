@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import dataclasses
 import http.client
 import json
 import logging
@@ -18,7 +20,7 @@ from cachd.api.events import EventStream, Times
 from cachd.api.lanes import Lanes
 from cachd.daemon.logs import configure_logs
 from cachd.metrics import EVICTION_REASONS
-from cachd.report.events import HEARD, MAX_EVENTS, EventKind, EventLog
+from cachd.report.events import HEARD, MAX_EVENTS, Event, EventKind, EventLog
 from tests.ground.models import noise
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin, Status
@@ -188,9 +190,26 @@ def test_the_configuration_is_told_without_what_only_an_admin_may_read(origin: O
     assert waiting["options"] == ["streams"]
 
 
-def test_every_log_event_that_is_heard_is_one_that_cachd_logs() -> None:
-    logged = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "events.py")
-    assert [event for event in HEARD if f'"{event}"' not in logged] == []
+def logged() -> dict[str, set[str]]:
+    """The keys of each log event that cachd logs."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        for call in (each for each in calls if ast.unparse(each.func).startswith("log.") and each.args):
+            event = ast.unparse(call.args[0]).strip("'")
+            found.setdefault(event, set()).update(each.arg or "" for each in call.keywords)
+    return found
+
+
+@pytest.mark.parametrize("event", HEARD)
+def test_each_log_event_that_is_heard_is_one_that_cachd_logs_with_these_keys(event: str) -> None:
+    heard, keys = HEARD[event], logged()[event] | {"who"}  # `who` may come from the context
+    assert set(heard.fields.values()) <= keys
+    assert heard.kind.startswith("config") or heard.names in keys
+    assert set(heard.fields) <= {each.name for each in dataclasses.fields(Event)}
+
+
+def test_every_kind_of_event_is_one_of_a_log_event() -> None:
     states = ("ready", "failed", "cancelled", "interrupted")
     told = {heard.kind.format(state=state) for heard in HEARD.values() for state in states}
     assert told == {kind.value for kind in EventKind}
@@ -289,6 +308,16 @@ def test_who_asks_for_json_gets_a_page_and_everybody_else_a_stream(
     else:
         answer = ground.node.ask("GET", f"/v1/events{query}", headers={"Accept": accept})
         assert (answer.status, said(answer, "Content-Type")) == (200, "application/json")
+
+
+def test_the_head_of_a_stream_comes_at_once_and_its_connection_goes_on(ground: Ground) -> None:
+    host, _, port = ground.node.url.removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE_SECONDS)
+    for method in ("HEAD", "HEAD"):
+        connection.request(method, "/v1/events")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"")
+    connection.close()
 
 
 @pytest.mark.parametrize("wrong", ["after=-1", "after=x", "model=../x", "follow=maybe", "after=9" + "9" * 30])

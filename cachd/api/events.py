@@ -85,7 +85,8 @@ async def events(
     if model is not None:
         check_name(model)
     begin = after if last_event_id is None else last_event_id
-    if _is_stream(request) if follow is None else follow:
+    is_head = getattr(request.state, "is_head", False)  # its answer has no body that could go on
+    if (_is_stream(request) if follow is None else follow) and not is_head:
         return EventStream(services.events, lanes, model=model, after=begin)
     page = await lanes.reads.shared(
         ("events", begin, model), lambda: as_json(services.events.after(begin, model))

@@ -97,7 +97,7 @@ def _used(root: Path, place: Path, fault: CachdError, flags: Mapping[str, object
     with durable.disk_errors(kept):
         kept_at = kept.stat().st_mtime
     wrong = ConfigFile(str(kept), _wrong_content(flags), document["keys"])
-    loaded = read_kept(wrong, LastGood(fault, kept_at), **flags)
+    loaded = read_kept(wrong, LastGood(fault.with_traceback(None), kept_at), **flags)
     check_listen(loaded.config)
     if (loaded.config.root.absolute(), loaded.config.own_directory) != (root.absolute(), place != root):
         raise Invalid(f"{kept} is the configuration of the root {loaded.config.root}", code="bad_config")

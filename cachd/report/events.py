@@ -135,7 +135,7 @@ HEARD: Mapping[str, _Heard] = {
     "pull ended": _heard(
         *("pull_{state}", "who", "ref", "code", "detail", "size_bytes", "fetched_bytes", "seconds")
     ),
-    "pull not resumed": _heard("pull_failed", "ref", "code", detail="reason"),
+    "pull not resumed": _heard("pull_failed", "code", detail="reason"),
     "evicted": _heard("evicted", "who", "manifest", "reason", "freed_bytes", names="names", detail="why"),
     "blob damaged": _heard("damaged", names="models", file="path", detail="wrong"),
     "readiness withdrawn": _heard("quarantined", "manifest", "file", detail="reason"),

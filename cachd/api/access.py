@@ -61,6 +61,7 @@ RULES: Mapping[str, Rule] = {
     "show": _READ,
     "capacity": _READ,
     "evictions": _READ,
+    "events": _READ,
     "limits": _READ,
     "scrubs": _READ,
     "options": Rule(Role.admin, Concerns.node),  # the answer names paths, networks and proxies

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from cachd import __version__
+from cachd.api import events as event_routes
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import problems, schema
@@ -25,7 +26,13 @@ from cachd.api.probe import Probe
 from cachd.kernel import threads
 
 _THREADS = 32
-ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
+ROUTERS = (
+    model_routes.router,
+    node_routes.router,
+    space_routes.router,
+    upkeep_routes.router,
+    event_routes.router,
+)
 
 
 def create_app(

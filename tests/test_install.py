@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import yaml
 
 from cachd.config import Config
 from tests.ground.needs import needs
-from tests.ground.site import until
+from tests.test_notices import Listener
 
 PROJECT = Path(__file__).parent.parent
 UNIT = PROJECT / "systemd/cachd.service"
@@ -71,14 +72,38 @@ def test_the_commands_make_the_user_of_the_service_and_enable_it(tmp_path: Path)
         assert (tmp_path / "etc/systemd/system/multi-user.target.wants/cachd.service").is_symlink()
 
 
-def test_systemd_finds_nothing_wrong_with_the_service(tmp_path: Path) -> None:
-    """Of systemd itself where the machine has it."""
+@pytest.fixture
+def verifiable(tmp_path: Path) -> Path:
+    """The service with a program that every machine has."""
     assert unit()["ExecStart"].split()[0] == "/opt/cachd/bin/cachd"
-    if shutil.which("systemd-analyze"):
-        here = tmp_path / "cachd.service"
-        here.write_text(UNIT.read_text().replace("/opt/cachd/bin/cachd", "/bin/true"))
-        verified = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True)
-        assert (verified.returncode, verified.stderr) == (0, "")
+    here = tmp_path / "cachd.service"
+    here.write_text(UNIT.read_text().replace("/opt/cachd/bin/cachd", "/bin/true"))
+    return here
+
+
+@needs("systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_service(verifiable: Path) -> None:
+    verified = subprocess.run(["systemd-analyze", "verify", verifiable], capture_output=True, text=True)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@needs("systemd-analyze")
+def test_systemd_rates_the_service_as_hardened(verifiable: Path) -> None:
+    """Its scale goes from 0 to 10, which is exposed to everything; a service without settings has 9.6."""
+    words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(verifiable)]
+    rated = subprocess.run(words, capture_output=True, text=True)
+    assert rated.returncode == 0, rated.stdout.splitlines()[-1]
+
+
+def test_the_service_keeps_what_the_daemon_works_with() -> None:
+    """Hard links, leases and inotify of its own files, /proc, and a directory that pods can mount."""
+    settings = unit()
+    assert "DynamicUser" not in settings
+    assert settings.get("ProcSubset", "all") == "all"
+    assert not {"PrivateUsers", "IPAddressDeny", "PrivateNetwork", "NoExecPaths"} & settings.keys()
+    assert (settings["StateDirectory"], settings["StateDirectoryMode"]) == ("cachd", "0755")
+    assert not {"ReadWritePaths", "BindPaths", "TemporaryFileSystem"} & settings.keys()
+    assert int(settings["UMask"], 8) == 0o022
 
 
 def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path) -> None:
@@ -92,12 +117,17 @@ def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path
     }
     words = [places.get(word, word) for word in shlex.split(unit()["ExecStart"])]
     url = f"unix:{tmp_path}/sock"
-    env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0"}
-    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
+    systemd = Listener(str(tmp_path / "notify"))
+    env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0", "NOTIFY_SOCKET": systemd.address}
+    with closing(systemd), subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
         ls = [str(CACHD), "ls", "--url", url]
-        until(lambda: subprocess.run(ls, capture_output=True).returncode == 0)
+        assert unit()["Type"] == "notify"
+        systemd.hears("READY")
+        assert subprocess.run(ls, capture_output=True).returncode == 0
         assert unit()["ExecReload"].split() == ["kill", "-HUP", "$MAINPID"]
         daemon.send_signal(signal.SIGHUP)
+        systemd.hears("RELOADING")
+        systemd.hears("READY")
         assert subprocess.run(ls, capture_output=True).returncode == 0
         daemon.terminate()
         assert daemon.wait(int(unit()["TimeoutStopSec"])) == 0

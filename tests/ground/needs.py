@@ -251,6 +251,9 @@ NEEDS = {
     "chattr": Need("a program that seals directories", lambda: _program_lacking("chattr"), "e2fsprogs"),
     "sealing": Need("a file system whose directories can be sealed", _tried_by_the_test),
     "trigger_fs_error": Need("an ext4 that meets an error", _tried_by_the_test),
+    "systemd-analyze": Need(
+        "systemd's own check of a service", lambda: _program_lacking("systemd-analyze"), "systemd"
+    ),
     "cgroup": Need("a memory limit, cgroup version 1", _tried_by_the_test),
     "users": Need("pods that run as another user", _users_lacking),
     "pods": Need("pods with a mount of their own", _pods_lacking, "util-linux"),

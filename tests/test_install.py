@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cachd.config import Config
+from cachd.kernel.threads import STOP_SECONDS
 from tests.ground.needs import needs
 from tests.test_notices import Listener
 
@@ -149,6 +150,11 @@ def test_the_container_is_started_as_its_image_expects() -> None:
     assert f"USER {uid}:{make[make.index('-g') + 1]}" in image
     assert f"CACHD_ROOT={root}" in image
     assert run[run.index("-v") + 1] == f"{root}:{root}"
+    assert int(run[run.index("--stop-timeout") + 1]) > STOP_SECONDS
+    assert run[run.index("--network") + 1] == "host", (
+        "or else nobody reaches a loopback address of the container"
+    )
+    assert [str(each) for each in Config().listeners] == ["127.0.0.1:8470"]
     assert f"docker build -t {run[-1]} ." in README
 
 

@@ -5,6 +5,7 @@ validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (R
 must fit its request (RFC 9110, 15):
 
     200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, or fewer bytes
+         (or what a 206 has: `Response.is_partial`)
     412  the validator does not match: Changed   416  the file got shorter: Changed
     3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
 

@@ -1,4 +1,4 @@
-# make demo | test | check | run | docs | bench | attacks | wild | torture | mutate | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | docs | bench | attacks | wild | torture | mutate | dist | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run docs bench attacks wild torture mutate lock base format clean
+.PHONY: demo test check run docs bench attacks wild torture mutate dist lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -51,6 +51,9 @@ torture: $(READY)         ## killed and failed at every system call while a pod 
 
 mutate: $(READY)          ## put bugs into a copy of the code, one at a time, and show which the tests miss; COUNT=100, SEED= as it was printed
 	$(BIN)/python -m tests.mutate $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
+
+dist: $(READY)            ## sdist and wheel in dist/, checked; the same commit gives the same bytes (SOURCE_DATE_EPOCH)
+	$(BIN)/python -m tests.dist
 
 lock: $(LOCK)             ## lock/: what fits pyproject.toml, with hashes, and the SBOM; UPGRADE=1 takes the newest
 	$(BIN)/python -m bench.lock $(if $(UPGRADE),--upgrade)

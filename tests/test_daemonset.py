@@ -461,6 +461,13 @@ def test_the_image_runs_as_the_user_of_the_daemon_set() -> None:
     assert f"EXPOSE {DAEMON['ports'][0]['containerPort']}" in instructions
 
 
+def test_the_image_is_built_alike_for_every_architecture() -> None:
+    """`make base` takes the digest of all platforms; tests/test_lock.py compares the packages of both."""
+    text = (ROOT / "Dockerfile").read_text()
+    named = r"(?i)amd64|x86|arm64|aarch64|--platform|(?:TARGET|BUILD)(?:ARCH|PLATFORM|VARIANT)|uname|dpkg"
+    assert not re.search(named, text)
+
+
 def test_the_build_sees_only_what_it_copies() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copied = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import grp
 import os
 import re
 import shlex
@@ -10,20 +11,26 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cachd.config import Config
+from cachd.kernel.threads import STOP_SECONDS
+from tests.ground.models import noise
 from tests.ground.needs import needs
-from tests.ground.site import until
+from tests.ground.node import Node
+from tests.test_notices import Listener
 
 PROJECT = Path(__file__).parent.parent
 UNIT = PROJECT / "systemd/cachd.service"
 CONFIG = PROJECT / "systemd/config.yaml"
 README = (PROJECT / "README.md").read_text()
 CACHD = Path(sys.executable).parent / "cachd"
+# Calls that systemd may not know yet, and so refuses, each with the one that the daemon makes then.
+INSTEAD = {"cachestat": "mincore", "syscall_0x1c3": "mincore"}  # an older strace knows it by its number alone
 
 
 def unit() -> dict[str, str]:
@@ -71,14 +78,89 @@ def test_the_commands_make_the_user_of_the_service_and_enable_it(tmp_path: Path)
         assert (tmp_path / "etc/systemd/system/multi-user.target.wants/cachd.service").is_symlink()
 
 
-def test_systemd_finds_nothing_wrong_with_the_service(tmp_path: Path) -> None:
-    """Of systemd itself where the machine has it."""
+@pytest.fixture
+def verifiable(tmp_path: Path) -> Path:
+    """The service with a program that every machine has."""
     assert unit()["ExecStart"].split()[0] == "/opt/cachd/bin/cachd"
-    if shutil.which("systemd-analyze"):
-        here = tmp_path / "cachd.service"
-        here.write_text(UNIT.read_text().replace("/opt/cachd/bin/cachd", "/bin/true"))
-        verified = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True)
-        assert (verified.returncode, verified.stderr) == (0, "")
+    here = tmp_path / "cachd.service"
+    here.write_text(UNIT.read_text().replace("/opt/cachd/bin/cachd", "/bin/true"))
+    return here
+
+
+@needs("systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_service(verifiable: Path) -> None:
+    verified = subprocess.run(["systemd-analyze", "verify", verifiable], capture_output=True, text=True)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@needs("systemd-analyze")
+def test_systemd_rates_the_service_as_hardened(verifiable: Path) -> None:
+    """Its scale goes from 0 to 10, which is exposed to everything; a service without settings has 9.6."""
+    words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(verifiable)]
+    rated = subprocess.run(words, capture_output=True, text=True)
+    assert rated.returncode == 0, rated.stdout.splitlines()[-1]
+
+
+def test_the_service_keeps_what_the_daemon_works_with() -> None:
+    """Hard links, leases and inotify of its own files, /proc, and a directory that pods can mount."""
+    settings = unit()
+    assert "DynamicUser" not in settings
+    assert settings.get("ProcSubset", "all") == "all"
+    assert not {"PrivateUsers", "IPAddressDeny", "PrivateNetwork", "NoExecPaths"} & settings.keys()
+    assert (settings["StateDirectory"], settings["StateDirectoryMode"]) == ("cachd", "0755")
+    assert not {"ReadWritePaths", "BindPaths", "TemporaryFileSystem"} & settings.keys()
+    assert int(settings["UMask"], 8) == 0o022
+
+
+def filters() -> list[str]:
+    """The values of SystemCallFilter, in order."""
+    return re.findall(r"^SystemCallFilter=(.+)", UNIT.read_text(), re.MULTILINE)
+
+
+def allowed_calls() -> set[str]:
+    """The system calls that the service may make, as systemd reads its filters."""
+    said = subprocess.run(["systemd-analyze", "syscall-filter"], capture_output=True, text=True, check=True)
+    sets: dict[str, set[str]] = {}
+    for line in said.stdout.splitlines():
+        if line.startswith("@"):
+            calls = sets.setdefault(line.strip(), set())
+        elif line.startswith(" ") and not line.strip().startswith("#"):
+            calls.add(line.strip())
+
+    def expanded(name: str) -> set[str]:
+        return set().union(*map(expanded, sets[name])) if name in sets else {name}
+
+    allowed: set[str] = set()
+    for value in filters():
+        named = set().union(*map(expanded, value.removeprefix("~").split()))
+        allowed = allowed - named if value.startswith("~") else allowed | named
+    return allowed
+
+
+@needs("systemd-analyze", "strace")
+def test_the_service_may_make_every_system_call_that_the_daemon_makes(tmp_path: Path) -> None:
+    """In a life with a listener of a group, a pull, a verification, an eviction and a warming."""
+    share, log = tmp_path / "share", tmp_path / "calls"
+    share.mkdir()
+    (share / "model.bin").write_bytes(noise(9 << 20))
+    listen = f"unix:{tmp_path}/sock?group={grp.getgrgid(os.getgid()).gr_name}"
+    traced = Node(
+        tmp_path / "node",
+        {"allow": [f"file://{share}/"], "listen": ["127.0.0.1:0", listen]},
+        before=("strace", "-f", "-qq", "-o", str(log)),
+    )
+    with traced as running:
+        running.pull(f"file://{share}/", name="m")
+        assert running.ready("m").status == 200
+        for command in (("warm", "m"), ("verify", "m"), ("capacity",), ("rm", "m"), ("doctor",)):
+            ended = running.cli(*command)
+            assert ended.returncode == 0, ended.stderr
+        (daemon,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(daemon), signal.SIGTERM)
+        running.wait_for("stopped")
+    made = set(re.findall(r"^\d+ +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE))
+    assert {"fcntl", "inotify_add_watch", "chown"} <= made
+    assert {INSTEAD.get(call, call) for call in made} - allowed_calls() == set()
 
 
 def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path) -> None:
@@ -92,12 +174,17 @@ def test_the_service_starts_reloads_and_stops_by_its_own_commands(tmp_path: Path
     }
     words = [places.get(word, word) for word in shlex.split(unit()["ExecStart"])]
     url = f"unix:{tmp_path}/sock"
-    env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0"}
-    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
+    systemd = Listener(str(tmp_path / "notify"))
+    env = {**os.environ, "CACHD_LISTEN": url, "CACHD_RESERVE_FREE": "0", "NOTIFY_SOCKET": systemd.address}
+    with closing(systemd), subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as daemon:
         ls = [str(CACHD), "ls", "--url", url]
-        until(lambda: subprocess.run(ls, capture_output=True).returncode == 0)
+        assert unit()["Type"] == "notify"
+        systemd.hears("READY")
+        assert subprocess.run(ls, capture_output=True).returncode == 0
         assert unit()["ExecReload"].split() == ["kill", "-HUP", "$MAINPID"]
         daemon.send_signal(signal.SIGHUP)
+        systemd.hears("RELOADING")
+        systemd.hears("READY")
         assert subprocess.run(ls, capture_output=True).returncode == 0
         daemon.terminate()
         assert daemon.wait(int(unit()["TimeoutStopSec"])) == 0
@@ -119,6 +206,11 @@ def test_the_container_is_started_as_its_image_expects() -> None:
     assert f"USER {uid}:{make[make.index('-g') + 1]}" in image
     assert f"CACHD_ROOT={root}" in image
     assert run[run.index("-v") + 1] == f"{root}:{root}"
+    assert int(run[run.index("--stop-timeout") + 1]) > STOP_SECONDS
+    assert run[run.index("--network") + 1] == "host", (
+        "or else nobody reaches a loopback address of the container"
+    )
+    assert [str(each) for each in Config().listeners] == ["127.0.0.1:8470"]
     assert f"docker build -t {run[-1]} ." in README
 
 

@@ -75,6 +75,13 @@ def needs_of(name: str, version: str, platform: dict[str, str]) -> list[Requirem
     return [Requirement(each) for each in found.requires or []]
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+@pytest.mark.parametrize("lock", [IMAGE, BUILD], ids=lambda lock: lock.name)
+def test_an_image_has_the_same_packages_on_every_architecture(lock: Path, python: str) -> None:
+    intel, arm = (locked(lock, p) for p in PLATFORMS if p["python_version"] == python)
+    assert {pin.purl for pin in intel.values()} == {pin.purl for pin in arm.values()}
+
+
 @pytest.mark.parametrize("lock", [IMAGE, BUILD, DEMO], ids=lambda lock: lock.name)
 def test_a_lock_names_hashes_for_every_package_and_no_registry(lock: Path) -> None:
     text = lock.read_text()

@@ -34,6 +34,10 @@ MAKEFILE = (PROJECT / "Makefile").read_text()
 REPO = "Qwen/Qwen2.5-0.5B-Instruct"
 MODEL = {"config.json": b"{}", "model.safetensors": noise(6 << 20), "pytorch_model.bin": noise(1 << 20, 2)}
 
+CONTAINER = (
+    "docker run -d --name cachd --restart unless-stopped --stop-timeout 30 --network host"
+    " -v /var/lib/cachd:/var/lib/cachd cachd:0.1.0"
+)
 # Each installs something on the machine: tests/test_install.py runs them in another place.
 INSTALLING = [
     "python3 -m venv /opt/cachd",
@@ -43,8 +47,9 @@ INSTALLING = [
     "install -D -m 0644 systemd/cachd.service /etc/systemd/system/cachd.service",
     "systemctl enable --now cachd",
     "install -d -o 65532 -g 65532 -m 0755 /var/lib/cachd",
-    "docker run -d --name cachd --network host -v /var/lib/cachd:/var/lib/cachd cachd:0.1.0",
+    CONTAINER,
 ]
+AS_A_TOOL = ["pipx install .", "uv tool install ."]
 SECRET = 'kubectl -n cachd create secret generic cachd --from-literal=token="$(openssl rand -hex 32)"'
 # Commands that another part of the checks runs; each names it.
 RUN_ELSEWHERE = {
@@ -54,6 +59,7 @@ RUN_ELSEWHERE = {
     "kubectl apply -k daemonset": "tests/test_daemonset.py",
     SECRET: "daemonset/README.md",
     **dict.fromkeys(INSTALLING, "tests/test_install.py"),
+    **dict.fromkeys(AS_A_TOOL, "tests/test_tool_install.py"),
     "cachd --ca-file ca.crt ls --url https://cachd.cachd:8470": "tests/attacks/test_listeners.py",
     "cachd ls --url unix:/run/cachd/cachd.sock": "tests/attacks/test_listeners.py",
 }

@@ -8,6 +8,7 @@ from cachd.errors import CachdError, Forbidden, Invalid, Unavailable
 from cachd.model import Extent
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import MAX_REDIRECTS, Target
+from cachd.sources.secrets import Secrets
 from tests.fetching import EITHER, KIB, fetch, http, read, refused
 from tests.ground.models import noise
 from tests.ground.origin import (
@@ -92,7 +93,7 @@ def secrets_of(seen: Seen) -> set[str]:
 def test_secrets_follow_a_redirect_within_their_origin(origin: Origin) -> None:
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to="/y"), methods=EITHER)
-    http().head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
+    http().head(f"{origin.url}/x", CancelToken(), secrets=Secrets(SECRET))
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}] * 2
 
 
@@ -103,7 +104,7 @@ def test_secrets_stay_behind_at_another_port_and_do_not_come_back(origin: Origin
         other.fault("/y", Redirect(to=f"{origin.url}/z"))
         over = http()
         for _ in range(2):
-            target = Target(f"{origin.url}/x", 2, SECRET)
+            target = Target(f"{origin.url}/x", 2, Secrets(SECRET))
             assert read(over.open(target, Extent(0, 2), CancelToken()), 2) == b"ok"
         assert [secrets_of(seen) for seen in other.requests] == [set()] * len(other.requests)
         told = {seen.path: secrets_of(seen) for seen in origin.requests}
@@ -114,7 +115,7 @@ def test_secrets_stay_behind_at_another_host(origin: Origin) -> None:
     port = origin.url.rpartition(":")[2]
     origin.add("/y", b"ok")
     origin.fault("/x", Redirect(to=f"http://localhost:{port}/y"), methods=EITHER)
-    http("::1/128", "127.0.0.0/8").head(f"{origin.url}/x", CancelToken(), secrets=SECRET)
+    http("::1/128", "127.0.0.0/8").head(f"{origin.url}/x", CancelToken(), secrets=Secrets(SECRET))
     assert [secrets_of(seen) for seen in origin.requests] == [{"authorization", "x-token"}, set()]
 
 
@@ -122,7 +123,7 @@ def test_a_signed_address_is_asked_again_until_it_expires(origin: Origin) -> Non
     with Origin() as cdn:
         cdn.add("/signed", noise(KIB))
         origin.fault("/x", Redirect(to=f"{cdn.url}/signed?sig=1"))
-        over, target = http(), Target(f"{origin.url}/x", KIB, SECRET)
+        over, target = http(), Target(f"{origin.url}/x", KIB, Secrets(SECRET))
         for start in (0, 100, 200):
             read(over.open(target, Extent(start, start + 100), CancelToken()), 100)
         assert len(origin.requests) == 1
@@ -135,7 +136,9 @@ def test_a_signed_address_is_asked_again_until_it_expires(origin: Origin) -> Non
 def test_a_header_that_cannot_be_sent_is_not_sent(origin: Origin) -> None:
     url = origin.add("/x", b"ok")
     evil = {"Authorization": "Bearer canary\r\nX-Evil: 1"}
-    assert "canary" not in str(refused(lambda: http().head(url, CancelToken(), secrets=evil), "bad_header"))
+    assert "canary" not in str(
+        refused(lambda: http().head(url, CancelToken(), secrets=Secrets(evil)), "bad_header")
+    )
     assert origin.requests == []
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cachd.sources.failures import bare
 from cachd.sources.http import Target
-from cachd.sources.secrets import Secret
+from cachd.sources.secrets import Secret, Secrets
 from tests.fetching import refused
 
 
@@ -66,6 +66,6 @@ def test_nothing_shows_a_secret_by_accident(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("canary")
     secret = Secret(tmp_path / "token")
     secret.read()
-    target = Target("https://host/x", 1, {"Authorization": "Bearer canary"})
+    target = Target("https://host/x", 1, Secrets({"Authorization": "Bearer canary"}, "sig=canary"))
     assert "canary" not in repr(secret) + str(vars(secret)) + repr(target)
     assert bare("https://user:canary@host/x?sig=canary#canary") == "https://host/x"

@@ -22,6 +22,7 @@ from cachd.api.narrow import Narrow
 from cachd.api.stagger import Stagger
 from cachd.api.tls import Certificate
 from cachd.kernel import threads
+from cachd.kernel.notices import Notices
 
 _GRACEFUL_SECONDS = 5
 
@@ -32,6 +33,8 @@ class _Server(uvicorn.Server):
     On a stop signal it calls `interrupt` in a thread, so that callers who wait for pulls get an answer. From
     then on the process has 20 seconds to end before the kernel ends it: a thread that hangs on a disk cannot
     be stopped.
+
+    `notices` go out when the API answers, when a stop begins, and as long as the event loop runs.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class _Server(uvicorn.Server):
         listeners: Sequence[Opened],
         certificate: Certificate | None,
         interrupt: Callable[[], None],
+        notices: Notices,
     ) -> None:
         super().__init__(options)
+        self._notices = notices
         self._listeners, self._certificate, self._counted = listeners, certificate, Connections()
-        self._accepting: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._interrupt, self._must_stop = interrupt, threading.Event()
         threads.start([threading.Thread(target=self._interrupt_at_stop, name="stop", daemon=True)])
 
@@ -55,12 +60,15 @@ class _Server(uvicorn.Server):
             made = partial(self._connection, Narrow(app, each.listener.serves))
             if self._certificate and each.listener.may_speak_tls:
                 taking = accept(each.sock, self._certificate, made, self._counted)
-                self._accepting.append(loop.create_task(taking))
+                self._tasks.append(loop.create_task(taking))
             else:
                 self.servers.append(await loop.create_server(made, sock=each.sock, backlog=BACKLOG))
+        self._notices.ready()
+        if self._notices.watchdog_seconds:
+            self._tasks.append(loop.create_task(self._report_alive(self._notices.watchdog_seconds / 2)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in self._accepting:
+        for task in self._tasks:
             task.cancel()
         self._counted.end_handshakes()
         await super().shutdown(sockets)
@@ -84,8 +92,14 @@ class _Server(uvicorn.Server):
         """Handle a stop signal before the server runs, and after."""
         self.should_exit = True
         if not self._must_stop.is_set():
+            self._notices.stopping()
             threads.end_in_time()
             self._must_stop.set()
+
+    async def _report_alive(self, every_seconds: float) -> None:
+        while True:
+            self._notices.alive()
+            await asyncio.sleep(every_seconds)
 
     def _interrupt_at_stop(self) -> None:
         self._must_stop.wait()
@@ -98,10 +112,13 @@ def stoppable(
     *,
     certificate: Certificate | None,
     interrupt: Callable[[], None],
+    notices: Notices,
 ) -> Callable[[], None]:
     """A function that serves until SIGTERM or SIGINT. A signal that comes before its call ends it at once.
 
     On the signal, `interrupt` is called in a thread, and running answers may finish.
+
+    `notices` report both, and that the event loop runs.
 
     After its shutdown, uvicorn raises the signal again. The handlers set here keep that from ending the
     process before its cleanup.
@@ -117,16 +134,14 @@ def stoppable(
         reset_contextvars=True,  # or a pipelined request would begin with the caller of the one before
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every malformed request
-    server = _Server(options, listeners, certificate, interrupt)
+    server = _Server(options, listeners, certificate, interrupt, notices)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.stop)
 
     def serve() -> None:
         try:
             server.run(sockets=[each.sock for each in listeners])
-        except (
-            RuntimeError
-        ):  # after the last answer, asyncio starts a thread to join its pool; none may be left
+        except RuntimeError:  # asyncio found no thread to join its pool, after the last answer
             if not server.should_exit:
                 raise
 

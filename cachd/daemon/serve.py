@@ -14,8 +14,9 @@ It starts from top to bottom, and stops from bottom to top:
 from __future__ import annotations
 
 import gc
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -33,12 +34,13 @@ from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
+from cachd.kernel.notices import Notices
 from cachd.metrics import Scrape
 from cachd.report.events import EventLog
 from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
 from cachd.store.catalog import iso
-from cachd.upkeep.prewarm import Prewarm
+from cachd.upkeep.prewarm import Desired, Prewarm
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +56,9 @@ def serve(loaded: Loaded) -> None:
     configure_logs(config.log_level, config.log_format, events)
     check_listen(config)
     with assembled(config) as daemon, certified(config) as certificate, opened(config.listeners) as listeners:
-        reload = Reload(loaded, daemon)
-        signal.signal(signal.SIGHUP, lambda _number, _frame: reload.request())
-        prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, reload.poll)
+        reload, notices = Reload(loaded, daemon), Notices(os.environ)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: _request(reload, notices))
+        prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, lambda: _poll(reload, notices))
         models = daemon.models
         tokens = _tokens(config)
         daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
@@ -74,12 +76,25 @@ def serve(loaded: Loaded) -> None:
             allowed_hosts=allowed_hosts(config),
         )
         stop = partial(_interrupt, daemon, events)
-        run = stoppable(app, listeners, certificate=certificate, interrupt=stop)
+        run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)
         with _started(daemon, models, prewarm):
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
     log.info("stopped")
+
+
+def _request(reload: Reload, notices: Notices) -> None:
+    """Have the next poll load the configuration."""
+    reload.request()  # first: the poll that ends the reload must not come between
+    notices.reloading()
+
+
+def _poll(reload: Reload, notices: Notices) -> Iterable[Desired] | None:
+    try:
+        return reload.poll()
+    finally:
+        notices.reloaded()
 
 
 def api_services(

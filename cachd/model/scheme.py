@@ -81,9 +81,14 @@ _ALL = (
         UrlGrammar("https", 443),
         "cachd.sources.web",
         examples=("https://host/file", "https://host/dir/"),
-        columns={"headers_file": None},
+        columns={"headers_file": None, "query_file": None},
     ),
-    Scheme("http", UrlGrammar("http", 80), "cachd.sources.web", columns={"headers_file": None}),
+    Scheme(
+        "http",
+        UrlGrammar("http", 80),
+        "cachd.sources.web",
+        columns={"headers_file": None, "query_file": None},
+    ),
     Scheme("file", UrlGrammar("file"), "cachd.sources.shared_volume", examples=("file:///path",)),
 )
 SCHEMES: Mapping[str, Scheme] = MappingProxyType({scheme.name: scheme for scheme in _ALL})

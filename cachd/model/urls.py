@@ -126,7 +126,8 @@ def _check_shows_nothing_secret(text: str, url: SplitResult) -> None:
         raise Invalid(
             f"{shown(text)} contains a query",
             code="url_query",
-            hint="leave it out: it may be a signature, and a ref is shown in listings and files",
+            hint="leave it out, as a ref is shown in listings and files; a signature goes into a file that an"
+            " entry of sources names as query_file",
         )
 
 

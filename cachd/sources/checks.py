@@ -89,7 +89,7 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> int:
         raise protocol_error(url, f"Content-Length is {length_header:.40}")
     if response.status == 206 and _is_multipart(response):
         raise NoRanges(url)
-    if response.status == 206:
+    if response.is_partial:
         header = response.headers.get("Content-Range")
         first, last, total = content_range(header) or (-1, -1, -1)
         if first != extent.start or not first <= last < extent.stop or total not in (size, None):

@@ -102,6 +102,11 @@ class Entry(BaseModel):
         description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
         " re-read at every use",
     )
+    query_file: Path | None = Field(
+        None,
+        description="a file with one line of `name=value&…`, such as a signature, added to the URLs below"
+        " this prefix alone; re-read at every use",
+    )
     limit: Rate | None = Field(
         None, description="most bytes a second from here, in addition to the other limits"
     )

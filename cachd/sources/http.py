@@ -5,6 +5,7 @@ validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (R
 must fit its request (RFC 9110, 15):
 
     200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, or fewer bytes
+         (or what a 206 has: `Response.is_partial`)
     412  the validator does not match: Changed   416  the file got shorter: Changed
     3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
 
@@ -17,8 +18,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urljoin, urlsplit
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from cachd import __version__
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
@@ -35,7 +36,7 @@ from cachd.sources.pauses import Pauses
 from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
-from cachd.sources.secrets import Secret
+from cachd.sources.secrets import Secret, Secrets
 from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
@@ -47,7 +48,7 @@ _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "id
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
 _NO_PROXIES, _NO_CREDENTIALS, _TIMEOUTS = Proxies(), Secret(None), Timeouts()
-_NO_SECRETS: Mapping[str, str] = {}
+_NO_SECRETS = Secrets()
 _ODD = re.compile(r"[^!-\[\]-~]")  # a space, a backslash, a control character or anything beyond ASCII
 # Most URLs: without a user, an IPv6 address or an odd character. `urlsplit` takes ten times as long for them.
 _PLAIN = re.compile(
@@ -57,14 +58,14 @@ _PLAIN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A file to request: its URL, its size in bytes, and the headers for the origin of this URL alone.
+    """A file to request: its URL, its size in bytes, and what the origin of this URL alone gets.
 
     `validator` is the file's ETag or Last-Modified date, as the origin sent it.
     """
 
     url: str
     size: int
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Secrets = _NO_SECRETS
     validator: str | None = None
 
 
@@ -118,11 +119,9 @@ class Http:
         )
 
     # The caller closes the response that a method returns. All may raise NotFound, Forbidden, Changed,
-    # Invalid, Unavailable or Cancelled. `secrets` are headers for the origin of the URL alone.
+    # Invalid, Unavailable or Cancelled. `secrets` are for the origin of the URL alone.
 
-    def head(
-        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
-    ) -> Response:
+    def head(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response to a HEAD request for a file, with its headers and `file_size`. It is closed already.
 
         A server that does not know HEAD is asked for the first byte instead.
@@ -134,28 +133,23 @@ class Http:
         with _checked(response, url):
             return response
 
-    def peek(
-        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
-    ) -> Response:
+    def peek(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The headers of a URL by HEAD, whatever its status. A redirect is not followed."""
         parts = parsed(url)
         self._address_policy.check_url(parts)
-        return self._pool.send(Request("HEAD", parts, {**_DEFAULT_HEADERS, **secrets}), cancel_token)
+        request = Request("HEAD", _signed(parts, secrets), {**_DEFAULT_HEADERS, **secrets.headers})
+        return self._pool.send(request, cancel_token)
 
-    def first_byte(
-        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
-    ) -> Response:
+    def first_byte(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response to a GET of a file's first byte, whatever its status."""
         return self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)[1]
 
-    def get(
-        self, url: str, cancel_token: CancelToken, *, secrets: Mapping[str, str] = _NO_SECRETS
-    ) -> Response:
+    def get(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response for a URL, whatever its status."""
         return self._follow("GET", url, {}, secrets, cancel_token)[1]
 
     def read(
-        self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Mapping[str, str] = _NO_SECRETS
+        self, url: str, cancel_token: CancelToken, *, at_most: int, secrets: Secrets = _NO_SECRETS
     ) -> bytes:
         """The content of a small file. Also raises Invalid if it has more than `at_most` bytes."""
         with _checked(self.get(url, cancel_token, secrets=secrets), url) as response:
@@ -188,7 +182,7 @@ class Http:
         self._signed_urls.clear()
 
     def _open_at(
-        self, url: str, secrets: Mapping[str, str], target: Target, extent: Extent, cancel_token: CancelToken
+        self, url: str, secrets: Secrets, target: Target, extent: Extent, cancel_token: CancelToken
     ) -> Response:
         headers = {}
         if extent.size != target.size:
@@ -221,22 +215,22 @@ class Http:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        secrets: Mapping[str, str],
+        secrets: Secrets,
         cancel_token: CancelToken,
     ) -> tuple[str, Response]:
         """Send a request and follow redirects. Returns the final URL and its response."""
         parts = parsed(url)
-        first, wants_cookie = origin_of(parts), False
+        first, requested, wants_cookie = origin_of(parts), _signed(parts, secrets), False
         for _ in range(MAX_REDIRECTS + 1):
             self._address_policy.check_url(parts)
             if origin_of(parts) != first:
                 secrets = _NO_SECRETS  # they stay dropped, even if a later redirect leads back
-            request = Request(method, parts, {**_DEFAULT_HEADERS, **headers, **secrets})
+            request = Request(method, requested, {**_DEFAULT_HEADERS, **headers, **secrets.headers})
             response = self._pool.send(request, cancel_token)
             if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
                 return url, response
             with response:
-                target = _joined(url, location)
+                target = _joined(url, location, secrets.query)
             wants_cookie = wants_cookie or response.headers.get("Set-Cookie") is not None
             scheme = urlsplit(target).scheme
             if parts.scheme == "https" and scheme != "https":
@@ -246,6 +240,7 @@ class Http:
                     hint="the origin is misconfigured, or something intercepts the connection",
                 )
             url, parts = target, parsed(target)
+            requested = parts
         raise Unavailable(
             f"{bare(url)}: more than {MAX_REDIRECTS} redirects",
             code="redirect_loop",
@@ -266,13 +261,25 @@ def _checked(response: Response, url: str) -> Response:
     return response
 
 
-def _joined(url: str, location: str) -> str:
+def _signed(url: SplitResult, secrets: Secrets) -> SplitResult:
+    """The URL with the query of the secrets. Only what is sent has it: no error and no log shows it."""
+    return url._replace(query="&".join(filter(None, (url.query, secrets.query)))) if secrets.query else url
+
+
+def _joined(url: str, location: str, secret_query: str) -> str:
+    """The URL that a redirect leads to. One of another origin loses what it repeats of the secret query."""
     try:
-        return urljoin(url, location)
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        if not secret_query or origin_of(parts) == origin_of(urlsplit(url)):
+            return target
     except ValueError as error:
         raise Unavailable(
             f"{bare(url)} redirects to something that is not a URL", code="origin_protocol"
         ) from error
+    secret = {unquote(parameter) for parameter in secret_query.split("&")}
+    left = [each for each in parts.query.split("&") if unquote(each) not in secret]
+    return parts._replace(query="&".join(left)).geturl()
 
 
 def parsed(url: str) -> SplitResult:

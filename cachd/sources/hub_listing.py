@@ -26,6 +26,7 @@ from cachd.sources.connection import origin_of
 from cachd.sources.failures import bare
 from cachd.sources.http import Http
 from cachd.sources.http1 import number
+from cachd.sources.secrets import Secrets
 
 LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
 _MAX_PAGES = 1000
@@ -71,11 +72,11 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class HubListing:
-    """The files of one commit. `secrets` are headers for the origin of `endpoint` alone."""
+    """The files of one commit. `secrets` are for the origin of `endpoint` alone."""
 
     http: Http
     endpoint: str
-    secrets: Mapping[str, str]
+    secrets: Secrets
     ref: Ref
     commit: str
     cancel_token: CancelToken

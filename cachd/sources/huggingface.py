@@ -22,7 +22,7 @@ from cachd.sources.http import Http, Target
 from cachd.sources.hub_errors import ARRIVED, Asking, hub_errors
 from cachd.sources.hub_listing import LISTING, HubListing
 from cachd.sources.response import Response
-from cachd.sources.secrets import HubToken, Secret
+from cachd.sources.secrets import HubToken, Secret, Secrets
 
 # Telemetry sends requests to huggingface.co, whatever the configured endpoint, and waits for the answers.
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -147,8 +147,8 @@ def _check_commit(api: HfApi, ref: Ref, commit: str) -> None:
     )
 
 
-def _secrets(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
+def _secrets(token: str | None) -> Secrets:
+    return Secrets({"Authorization": f"Bearer {token}"}) if token else Secrets()
 
 
 class _HttpTransport(httpx2.BaseTransport):
@@ -163,7 +163,7 @@ class _HttpTransport(httpx2.BaseTransport):
         if context is None or constants.is_offline_mode():
             raise OfflineModeIsEnabled("no pull made this request")
         (http, cancel_token), token = context, request.headers.get("Authorization")
-        url, secrets = str(request.url), {"Authorization": token} if token else {}
+        url, secrets = str(request.url), Secrets({"Authorization": token}) if token else Secrets()
         with http.get(url, cancel_token, secrets=secrets) as response:
             if response.status >= 400:
                 arrived = {ARRIVED: response.url}

@@ -25,7 +25,7 @@ from cachd.sources.checks import check_encoding, check_status
 from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
 from cachd.sources.response import Response
-from cachd.sources.secrets import Secret
+from cachd.sources.secrets import Secret, Secrets
 
 _DEFAULT_REVISION = "master"
 _LISTING = Limit(64 << 20, tokens=40 * MAX_FILES)  # a file takes some 500 bytes and 30 tokens
@@ -68,9 +68,9 @@ class ModelScopeSource:
         """See `Source.anew`."""
         self._http.anew()
 
-    def _secrets(self) -> dict[str, str]:
+    def _secrets(self) -> Secrets:
         token = self._token.read()
-        return {"Cookie": f"m_session_id={token}"} if token else {}
+        return Secrets({"Cookie": f"m_session_id={token}"}) if token else Secrets()
 
     def _list(self, ref: Ref, url: str, cancel_token: CancelToken) -> list[Mapping[str, Any]]:
         """The entries of the list of files. Raises the error that the answer means."""

@@ -13,7 +13,6 @@ That a file is empty is believed only after a GET. The bytes of these GETs are d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from cachd.sources.failures import bare
 from cachd.sources.http import Http
 from cachd.sources.http1 import Headers
 from cachd.sources.response import Response
+from cachd.sources.secrets import Secrets
 
 COUNTED_BYTES = 16 << 20  # a file without a stated size is received once to count its bytes, up to so many
 _MAX_DOUBTED = 1000
@@ -59,7 +59,7 @@ class Probe:
         return origin_of(urlsplit(url)) in self._doubted
 
     def ask(
-        self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str], *, may_be_empty: bool = False
+        self, url: str, cancel_token: CancelToken, secrets: Secrets, *, may_be_empty: bool = False
     ) -> FileFacts:
         """The facts of the file at `url`. `may_be_empty`: its digest is that of an empty file.
 
@@ -79,7 +79,7 @@ class Probe:
             self.doubt(url)
         return facts
 
-    def _head(self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str]) -> Response | None:
+    def _head(self, url: str, cancel_token: CancelToken, secrets: Secrets) -> Response | None:
         """The answer to HEAD; None if a GET may have another one."""
         try:
             return self._http.head(url, cancel_token, secrets=secrets)
@@ -90,7 +90,7 @@ class Probe:
             cancel_token.check()
             return None
 
-    def _by_get(self, url: str, cancel_token: CancelToken, secrets: Mapping[str, str]) -> FileFacts:
+    def _by_get(self, url: str, cancel_token: CancelToken, secrets: Secrets) -> FileFacts:
         with self._http.first_byte(url, cancel_token, secrets=secrets) as response:
             if response.status not in _NO_RANGE:
                 check_status(response, url)

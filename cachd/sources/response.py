@@ -84,9 +84,24 @@ class Response:
         return self.status == 200 and self._body.length is None
 
     @property
+    def is_partial(self) -> bool:
+        """Whether the body is a part of the file: by its status or, where that is 200, by its headers.
+
+        rclone answers a range with 200. Then Content-Length must be that of the range in Content-Range, and
+        less than the size of the file.
+        """
+        if self.status != 200:
+            return self.status == 206
+        stated = content_range(self.headers.get("Content-Range"))
+        if stated is None:
+            return False
+        first, last, total = stated
+        return total is not None and number(self.stated_length) == last + 1 - first < total
+
+    @property
     def file_size(self) -> int | None:
         """The size of the file that the response is about; None if it was not stated."""
-        if self.status == 206:
+        if self.is_partial:
             stated = content_range(self.headers.get("Content-Range"))
             return stated[2] if stated else None
         return number(self.stated_length)

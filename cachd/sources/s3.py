@@ -21,6 +21,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
 from cachd.sources.objects import Listed, Object
 from cachd.sources.response import Response
+from cachd.sources.secrets import Secrets
 
 _ASKED_AT_ONCE = 16
 _MAX_PAGES = 1000
@@ -210,7 +211,7 @@ class BucketSource:
         with bucket_errors(shown):
             url = self._buckets.link(bucket, key, None, cancel_token)
         content = self._clients.of(url).read(
-            url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._buckets.headers
+            url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=Secrets(self._buckets.headers)
         )
         return checksums.parse(content, shown)
 
@@ -253,7 +254,8 @@ class BucketSource:
         with bucket_errors(file.origin):
             url = self._buckets.link(bucket, key, version, cancel_token)
         began = self._buckets.wait(cancel_token)
-        target = Target(url, file.size, self._buckets.headers, Object.validator_of(file.validator))
+        secrets = Secrets(self._buckets.headers)
+        target = Target(url, file.size, secrets, Object.validator_of(file.validator))
         try:
             return self._clients.of(url).open(target, extent, cancel_token)
         except Unavailable as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,18 @@ from cachd.errors import Invalid
 log = structlog.get_logger(__name__)
 
 _LONGEST_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a request carries for one origin alone.
+
+    `headers` go with every request to that origin. `query` is added to the URL that is requested first, and
+    to none that it redirects to: a Location is a complete URL.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: str = field(default="", repr=False)
 
 
 class Secret:

@@ -18,6 +18,8 @@ from cachd.policy.prefixes import Prefix, Prefixes
 from cachd.policy.verdicts import Rule, Verdicts
 from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern, schemes_of
 from cachd.sources.headers import HeadersFile
+from cachd.sources.query import QueryFile
+from cachd.sources.secrets import Secrets
 
 _NO_ENDPOINTS: Mapping[str, Iterable[str]] = {}
 
@@ -49,6 +51,7 @@ class Table:
         self._prefixes = Prefixes({e.prefix: (number, e) for number, e in enumerate(self.entries)})
         self._limits = Prefixes({e.prefix: e.limit for e in self.entries if e.limit is not None})
         self._headers = Prefixes({e.prefix: e.headers_file for e in self.entries if e.headers_file})
+        self._queries = Prefixes({e.prefix: e.query_file for e in self.entries if e.query_file})
         rules = _rules(self.entries)
         self._verdicts = Verdicts(rules)
         self._web_servers = Prefixes(_web_servers(self.entries, rules, endpoints))
@@ -153,10 +156,13 @@ class Table:
         """The text of the prefix whose limit holds for a file's origin; empty when none does."""
         return next((prefix.text for prefix, rate in self._limits.covering(origin) if rate), "")
 
-    def headers(self, url: str) -> Mapping[str, str]:
-        """The extra headers for a request of `url`. Raises Invalid when their file cannot be read."""
-        file = next((file for _, file in self._headers.covering(url)), None)
-        return HeadersFile(file).read() if file else {}
+    def secrets(self, url: str) -> Secrets:
+        """What a request of `url` carries. Raises Invalid when a file with it cannot be read."""
+        headers = next((file for _, file in self._headers.covering(url)), None)
+        query = next((file for _, file in self._queries.covering(url)), None)
+        return Secrets(
+            HeadersFile(headers).read() if headers else {}, QueryFile(query).read() if query else ""
+        )
 
     def address_policy(self, allow: Iterable[str]) -> AddressPolicy:
         """The policy for requests: `allow` and what entries allow, without what they refuse."""

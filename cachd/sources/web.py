@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
@@ -21,6 +21,7 @@ from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
 from cachd.sources.probe import COUNTED_BYTES, FileFacts, Probe
 from cachd.sources.response import Response
+from cachd.sources.secrets import Secrets
 from cachd.sources.validators import differ, weak_tag
 
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -37,17 +38,17 @@ _REPR_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 class WebSource:
     """The files of web servers. Digests come from SHA256SUMS, the ref, or Repr-Digest (RFC 9530, 3).
 
-    `headers` gives the extra headers for a URL. They go to its origin, and to none that it redirects to.
+    `secrets` gives what a request of a URL carries. It goes to its origin, and to none that it redirects to.
     `unique` gives another value at every call.
     """
 
     def __init__(
         self,
         http: Http,
-        headers: Callable[[str], Mapping[str, str]] = lambda _url: {},
+        secrets: Callable[[str], Secrets] = lambda _url: Secrets(),
         unique: Callable[[], object] = uuid.uuid4,
     ) -> None:
-        self._http, self._headers, self._unique = http, headers, unique
+        self._http, self._secrets, self._unique = http, secrets, unique
         self._probe = Probe(http)
         self._latest = LatestChecksums(self._listing)
 
@@ -76,7 +77,7 @@ class WebSource:
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         stated = file.validator or ""
         compared = None if file.digest or stated.startswith(_ONCE) else file.validator
-        target = Target(file.origin, file.size, self._headers(file.origin), compared)
+        target = Target(file.origin, file.size, self._secrets(file.origin), compared)
         try:
             response = self._http.open(target, extent, cancel_token)
             weak = weak_tag(response.headers) if stated.startswith(_ONCE) and not file.digest else ""
@@ -101,7 +102,7 @@ class WebSource:
     def _check_size(self, file: File, cancel_token: CancelToken) -> None:
         """Raises Changed when a GET states another size than the one that the file was listed with."""
         self._probe.doubt(file.origin)
-        facts = self._probe.ask(file.origin, cancel_token, self._headers(file.origin))
+        facts = self._probe.ask(file.origin, cancel_token, self._secrets(file.origin))
         if facts.size != file.size:
             raise Changed(f"{bare(file.origin)}: it has {facts.size} bytes now, not {file.size}")
 
@@ -114,7 +115,7 @@ class WebSource:
         url = base + checksums.NAME
         try:
             listing = self._http.read(
-                url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._headers(url)
+                url, cancel_token, at_most=checksums.LONGEST_BYTES, secrets=self._secrets(url)
             )
         except NotFound as error:
             raise NotFound(
@@ -139,10 +140,10 @@ class WebSource:
 
     def _ask(self, ref: Ref, url: str, path: str, digest: Digest | None, cancel_token: CancelToken) -> File:
         may_be_empty = digest == OF_NO_BYTES
-        facts = self._probe.ask(url, cancel_token, self._headers(url), may_be_empty=may_be_empty)
+        facts = self._probe.ask(url, cancel_token, self._secrets(url), may_be_empty=may_be_empty)
         if _is_page(facts, path) and not self._probe.doubts(url):
             self._probe.doubt(url)
-            facts = self._probe.ask(url, cancel_token, self._headers(url))
+            facts = self._probe.ask(url, cancel_token, self._secrets(url))
         if _is_page(facts, path):
             raise _page(url, f"{facts.headers.get('Content-Type'):.60}")
         # Without a validator a later version of the file may look the same. A unique one keeps other pulls
@@ -168,7 +169,7 @@ class WebSource:
 
 def make(access: Access) -> WebSource:
     """The source of all URLs with the same settings."""
-    return WebSource(access.http(), access.table.headers)
+    return WebSource(access.http(), access.table.secrets)
 
 
 def _page(url: str, kind: str) -> Forbidden:

@@ -21,7 +21,7 @@ from cachd.store.layout import Layout
 from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
-from cachd.store.opening import check_disk, prepare
+from cachd.store.opening import check_disk, check_format, prepare
 from cachd.store.overhead import beside_file
 from cachd.store.pending import PendingPulls
 from cachd.store.pins import Pins
@@ -58,6 +58,8 @@ class DiskStore:
         self.layout = Layout(root)
         check_root(root)
         check_disk(root, at_least=disk_at_least)
+        with durable.disk_errors(root):
+            check_format(self.layout)
         make_directories(root)
         self._lock = take_lock(self.layout.lock)
         try:

@@ -54,6 +54,14 @@ PRIVATE = (
     ".cachd/trash",
 )
 
+# What the first versions called these entries of .cachd. opening.py renames them.
+EARLIER_NAMES = (
+    "wishes -> pending",
+    "suspended -> quarantined",
+    "uses.json -> usage.json",
+    "verified.json -> scrub_log.json",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
-from cachd import files
+from cachd import __version__, files
 from cachd.errors import DiskFailed, Invalid
 from cachd.kernel import durable
-from cachd.store.layout import PRIVATE, PUBLIC, Layout
+from cachd.store.layout import EARLIER_NAMES, PRIVATE, PUBLIC, Layout
 
 log = structlog.get_logger(__name__)
 
-FORMAT = "cachd 1\n"
+# docs/versions.md says when the number grows: when an older version would misread what this one writes.
+_NUMBER = 1
+FORMAT = f"cachd {_NUMBER}\n"
+_ANY_FORMAT = re.compile(r"cachd ([0-9]{1,9})\n")
 _LONGEST_FORMAT_BYTES = 4096
+_INGEST = re.compile(r".+-[0-9a-f]{8,}-[0-9]+")  # ALGORITHM-HEX-SIZE
 # Backup tools skip a directory with such a tag (Cache Directory Tagging Specification).
 _CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Models kept by cachd.\n"
 # Names expected in a root. Pods keep their own caches in `cache`; ext4 makes lost+found.
@@ -39,19 +44,22 @@ def check_disk(root: Path, *, at_least: int) -> None:
 
 
 def prepare(layout: Layout) -> None:
-    """Check the format and the file system of a root, and remove what a crash left half done.
+    """Check the file system of a root, and remove what a crash left half done.
 
-    Raises Invalid for another format, DiskFailed if the file system lacks hard links, NoSpace.
+    Raises DiskFailed if the file system lacks hard links, NoSpace.
     """
     with durable.disk_errors(layout.root):
         for directory in (layout.root, layout.models, layout.format.parent):
             durable.sync_directory(directory)  # a published model needs these names after a crash
-        _check_format(layout)
+        if not layout.format.exists():
+            durable.write_file(layout.format, FORMAT.encode())
+        _take_over(layout)
         _check_links(layout)
         for leftover in layout.staging.iterdir():
             _delete(leftover)
         for ingest in layout.ingests.iterdir():
-            if not (ingest / "data").exists():  # its data became a blob already
+            # Its data became a blob already; or an earlier version named it, and nothing resumes it.
+            if not (ingest / "data").exists() or not _INGEST.fullmatch(ingest.name):
                 _delete(ingest)
         for tag in (layout.root / "CACHEDIR.TAG", layout.hub / "CACHEDIR.TAG"):
             if not tag.exists():
@@ -66,20 +74,48 @@ def prepare(layout: Layout) -> None:
         )
 
 
-def _check_format(layout: Layout) -> None:
+def check_format(layout: Layout) -> None:
+    """Raises Invalid for a root of another format. Changes nothing; a new root has no format yet."""
     try:
         found = durable.read_file(layout.format, at_most=_LONGEST_FORMAT_BYTES).decode(errors="replace")
     except FileNotFoundError:
-        durable.write_file(layout.format, FORMAT.encode())
         return
     except files.TooLong as error:
         found = str(error)
-    if found != FORMAT:
+    if found == FORMAT:
+        return
+    number = _ANY_FORMAT.fullmatch(found)
+    if number and int(number[1]) > _NUMBER:
         raise Invalid(
-            f"{layout.root} has the format {found.strip()!r:.40}; cachd supports {FORMAT.strip()!r}",
+            f"{layout.root} has format {int(number[1])}, of a newer cachd;"
+            f" cachd {__version__} supports format {_NUMBER}",
             code="bad_format",
-            hint="run the version of cachd that wrote it, or use another root",
+            hint="run the newer version again; or use an empty root, into which the models are pulled again",
         )
+    raise Invalid(
+        f"{layout.format} says {found.strip()!r:.40}, which is no format of cachd",
+        code="bad_format",
+        hint=f"use an empty root; if {layout.root} is known to be a cache of cachd, restore that file:"
+        f" echo {FORMAT.strip()} > {layout.format}",
+    )
+
+
+def _take_over(layout: Layout) -> None:
+    """Rename what earlier versions of the same format called otherwise. A crash on the way is no harm."""
+    private = layout.format.parent
+    for before, now in (each.split(" -> ") for each in EARLIER_NAMES):
+        old, new = private / before, private / now
+        if old.is_symlink() or not old.exists():
+            continue
+        for path in sorted(old.iterdir()) if old.is_dir() else [old]:
+            target = new / path.name if old.is_dir() else new
+            if target.exists():  # the newer one is right
+                _delete(path)
+            else:
+                durable.move(path, target)
+        if old.is_dir():
+            _delete(old)
+        log.info("entry of an earlier version taken over", root=str(layout.root), was=before, name=now)
 
 
 def _check_links(layout: Layout) -> None:

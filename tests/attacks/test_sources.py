@@ -20,7 +20,7 @@ from tests.ground.bucket import Bucket, Metadata, Sts
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
-from tests.ground.origin import Origin, Redirect
+from tests.ground.origin import Origin, Redirect, Status
 from tests.ground.site import Ground, until
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -211,7 +211,7 @@ def test_an_entry_of_a_scheme_alone_opens_no_private_address(engine: Engines, or
 def test_headers_of_a_prefix_reach_no_other_prefix_and_no_other_host(
     engine: Engines, origin: Origin, other: Origin, headers: Path
 ) -> None:
-    """Promised: A header or a key of one prefix is sent for no other prefix, and to no other host."""
+    """Promised: A header, query or key of one prefix is sent for no other prefix, and to no other host."""
     for path in ("/private/x", "/privateother/x", "/public/x", "/private/moved"):
         origin.add(path, b"x" * KIB)
     other.add("/away", b"x" * KIB)
@@ -259,6 +259,101 @@ def test_headers_are_read_again_as_they_rotate(engine: Engines, origin: Origin, 
     assert {seen.headers.get("authorization") for seen in origin.requests} == {"Bearer next"}
 
 
+SIGNED = f"Policy=eyJ~_-&Signature={CANARY}%2Bx&Key-Pair-Id=K2"
+
+
+def sums_of(files: dict[str, bytes]) -> bytes:
+    return "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items()).encode()
+
+
+def test_the_query_of_a_prefix_reaches_no_other_prefix_and_no_other_host(
+    engine: Engines, origin: Origin, other: Origin, tmp_path: Path
+) -> None:
+    """Promised: A header, query or key of one prefix is sent for no other prefix, and to no other host."""
+    (tmp_path / "query").write_text(f"?{SIGNED}\n")
+    files = {"config.json": b"{}", "model.bin": noise(300 * KIB), "moved": b"x" * KIB}
+    for path, content in {**files, "SHA256SUMS": sums_of(files)}.items():
+        origin.add(f"/m/{path}", content)
+    origin.add("/mother/x", b"x")
+    other.add("/away", files["moved"])
+    # An origin that repeats the query in a redirect to another, as those do that redirect complete sites.
+    away = f"{other.url}/away?{SIGNED.replace('~', '%7E')}&kept=1"
+    origin.fault("/m/moved", Redirect(away), methods=METHODS)
+    running = engine(sources=[{"prefix": f"{origin.url}/m/", "query_file": str(tmp_path / "query")}])
+    running.pull(f"{origin.url}/m/", name="m")
+    assert {p.name: p.read_bytes() for p in running.store.layout.model("m").iterdir()} == files
+    running.pull(f"{origin.url}/mother/x", name="x")
+    running.pull(f"{other.url}/away", name="away")
+    asked = {(seen.path, seen.query) for seen in origin.requests}
+    assert asked == {(f"/m/{path}", SIGNED) for path in (*files, "SHA256SUMS")} | {("/mother/x", "")}
+    assert {seen.query for seen in other.requests} == {"kept=1", ""}
+
+
+def test_a_redirect_on_the_same_host_gets_the_query_of_its_location_alone(
+    engine: Engines, origin: Origin, tmp_path: Path
+) -> None:
+    (tmp_path / "query").write_text(SIGNED)
+    origin.add("/m/x", b"x" * KIB)
+    origin.add("/elsewhere", b"x" * KIB)
+    origin.fault("/m/x", Redirect("/elsewhere?own=1"), methods=METHODS)
+    engine(sources=[{"prefix": f"{origin.url}/m/", "query_file": str(tmp_path / "query")}]).pull(
+        f"{origin.url}/m/x"
+    )
+    assert {s.query for s in origin.requests if s.path == "/elsewhere"} == {"own=1"}
+
+
+@pytest.mark.parametrize(
+    "text", [f"a={CANARY}\nb=2", f"a={CANARY}#x", f"a={CANARY} b", f"a={CANARY}\u00e9", f"{CANARY}" * 9000]
+)
+def test_a_query_that_cannot_be_sent_is_refused_and_not_repeated(
+    engine: Engines, origin: Origin, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "query").write_text(text)
+    url = origin.add("/x", b"x")
+    running = engine(sources=[{"prefix": f"{origin.url}/", "query_file": str(tmp_path / "query")}])
+    assert refused(lambda: running.pull(url)) == "bad_secret"
+    assert not origin.requests
+
+
+def test_a_query_is_read_again_as_it_rotates_and_the_model_stays_the_same(
+    engine: Engines, origin: Origin, tmp_path: Path
+) -> None:
+    query = tmp_path / "query"
+    query.write_text("sig=one")
+    url = origin.add("/x", b"x" * KIB)
+    running = engine(sources=[{"prefix": f"{origin.url}/", "query_file": str(query)}])
+    before = running.pull(url, name="before")
+    query.write_text("sig=two")
+    origin.forget()
+    assert running.pull(url, name="after", exclude=("nothing",)).manifest == before.manifest
+    assert {seen.query for seen in origin.requests} == {"sig=two"}
+
+
+def test_no_query_of_an_entry_is_shown_by_the_api_the_log_the_disk_or_an_error(
+    node: Nodes, origin: Origin, tmp_path: Path
+) -> None:
+    (tmp_path / "query").write_text(SIGNED)
+    origin.add("/ok", b"x" * KIB)
+    codes = {403: "source_forbidden", 404: "file_not_found", 500: "origin_failed"}
+    for status in codes:
+        origin.fault(f"/{status}", Status(status), methods=METHODS)
+    running = node(sources=[{"prefix": f"{origin.url}/", "query_file": str(tmp_path / "query")}], retries=0)
+    for path in ("ok", *codes):
+        running.pull(f"{origin.url}/{path}", name=f"m{path}")
+        running.ready(f"m{path}", wait=0 if path == 500 else 60)
+    assert {seen.query for seen in origin.requests} == {SIGNED}
+    paths = ("/v1/options", "/v1/sources", "/v1/models", "/metrics", f"/v1/sources?ref={origin.url}/ok")
+    shown = [running.ask("GET", path).document for path in paths]
+    shown += [running.ask("GET", f"/v1/models/m{path}").document for path in ("ok", *codes)]
+    shown += [running.cli("sources", f"{origin.url}/ok").stdout, running.cli("show", "m403").stdout]
+    running.stop()
+    shown += [p.read_text(errors="replace") for p in running.root.rglob("*") if p.is_file()]
+    shown += [running.output]
+    assert CANARY not in str(shown)
+    assert "Key-Pair-Id" not in str(shown)
+    assert str(tmp_path / "query") in str(shown)
+
+
 def test_the_token_of_the_options_goes_to_no_endpoint_of_an_entry(
     engine: Engines, hub: Hub, tmp_path: Path
 ) -> None:
@@ -291,7 +386,7 @@ def test_the_credentials_of_a_prefix_go_to_no_endpoint_that_a_longer_one_names(
 def test_keys_of_a_bucket_sign_nothing_for_another_endpoint(
     engine: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Promised: A header or a key of one prefix is sent for no other prefix, and to no other host."""
+    """Promised: A header, query or key of one prefix is sent for no other prefix, and to no other host."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     file = tmp_path / "keys"

@@ -34,6 +34,7 @@ PROJECT = Path(__file__).parent.parent.parent
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")  # what makes a user root over mounts alone
 LIST_FILES = ("git", "-c", "safe.directory=*", "ls-files")  # of a checkout, whoever owns it
 _SKIPPED = re.compile(r"(?:Skipped: )?needs (\S+): (.*)", re.DOTALL)
+SYSTEM_PYTHON = "/usr/bin/python3"
 _YEAR_2001 = "@2001-02-03 04:05:06"
 
 
@@ -228,6 +229,16 @@ def _program_lacking(program: str) -> str:
     return "" if shutil.which(program) else f"{program} is not installed"
 
 
+def _system_python_lacking() -> str:
+    """Whether the distribution has a Python that cachd runs on, and that makes virtual environments."""
+    script = "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"
+    try:
+        tried = subprocess.run([SYSTEM_PYTHON, "-c", script], capture_output=True)
+    except FileNotFoundError:
+        return f"{SYSTEM_PYTHON} is not installed"
+    return "it has no venv, or is older than 3.11" if tried.returncode else ""
+
+
 def _tried_by_the_test() -> str:
     return ""
 
@@ -251,6 +262,12 @@ NEEDS = {
     "chattr": Need("a program that seals directories", lambda: _program_lacking("chattr"), "e2fsprogs"),
     "sealing": Need("a file system whose directories can be sealed", _tried_by_the_test),
     "trigger_fs_error": Need("an ext4 that meets an error", _tried_by_the_test),
+    "pipx": Need("a tool of one user", lambda: _program_lacking("pipx"), "pipx"),
+    "distribution's Python": Need("what pipx and uv install for", _system_python_lacking, "python3-venv"),
+    "registry": Need("packages of Python", _tried_by_the_test),
+    "systemd-analyze": Need(
+        "systemd's own check of a service", lambda: _program_lacking("systemd-analyze"), "systemd"
+    ),
     "cgroup": Need("a memory limit, cgroup version 1", _tried_by_the_test),
     "users": Need("pods that run as another user", _users_lacking),
     "pods": Need("pods with a mount of their own", _pods_lacking, "util-linux"),

@@ -1,17 +1,19 @@
-"""Which supplier of a download may take the next part, and how many at once."""
+"""Which supplier of a download may take the next part, how many at once, and which part that is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
 from cachd.metrics import Metrics
-from cachd.model import Digest, File, Limits
+from cachd.model import Digest, Extent, File, Limits
 from cachd.store.disk_store import DiskStore
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.download.outcomes import Outcomes
+from cachd.transfer.download.part import Part, Parts
 from cachd.transfer.download.supplier import Supplier, Supply
 from cachd.transfer.download.suppliers import Suppliers
 from cachd.transfer.engine import Engine
@@ -20,6 +22,7 @@ from tests.shelf import ShelfSource
 
 SHA256 = Digest("sha256", "0" * 64)
 Joined = Callable[[str], Supplier]
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -115,3 +118,99 @@ def test_when_one_fails_a_benched_one_serves_again(suppliers: Suppliers, joined:
     suppliers.failed(fast, 0.0, 10.0)
     assert (suppliers.most_turns(slow, 5.0), suppliers.most_turns(fast, 5.0)) == (None, 0)
     assert suppliers.most_turns(slow, 10.0) is None, "it is not benched any more"
+
+
+# --- which part ---
+
+
+def parts_of(*starts: int) -> list[Part]:
+    """Parts of one MiB that begin at these MiB."""
+    return [Part(Extent(start * MIB, (start + 1) * MIB)) for start in starts]
+
+
+def taken(parts: Parts, supplier: Supplier, now: float = 0.0, *, at_least: int = 0) -> int | None:
+    """The MiB at which the next part begins that the supplier takes."""
+    part = parts.take(supplier, now, at_least=at_least)
+    return None if part is None else part.extent.start // MIB
+
+
+def test_parts_are_taken_in_their_order_and_one_that_was_put_back_comes_first(joined: Joined) -> None:
+    supplier, parts = joined("one.test"), Parts()
+    first, second, third = parts_of(0, 1, 2)
+    parts.add([first, second])
+    assert parts.take(supplier, 0.0) is first
+    parts.add([third])
+    parts.put_back(first)
+    assert parts.count(supplier, 0.0) == 3
+    assert [taken(parts, supplier) for _ in range(4)] == [0, 1, 2, None]
+    assert not parts
+
+
+def test_a_part_that_one_supplier_failed_to_send_goes_to_another_at_once_and_to_it_later(
+    joined: Joined,
+) -> None:
+    failed, other, parts = joined("one.test"), joined("two.test"), Parts()
+    (part,) = parts_of(0)
+    part.wait(10.0, failed)
+    parts.put_back(part)
+    assert parts
+    assert (parts.count(failed, 9.9), parts.count(other, 9.9)) == (0, 1)
+    assert (parts.next_due(failed, 9.9), parts.next_due(other, 9.9)) == (10.0, math.inf)
+    assert taken(parts, failed, 9.9) is None
+    assert taken(parts, other, 9.9) == 0
+    parts.put_back(part)
+    assert taken(parts, failed, 9.9) == 0, "whoever took it, it waits no more"
+    part.wait(10.0, failed)
+    parts.put_back(part)
+    assert taken(parts, failed, 10.0) == 0
+
+
+def test_a_part_that_waits_for_space_goes_to_nobody(joined: Joined) -> None:
+    supplier, parts = joined("one.test"), Parts()
+    waiting, other = parts_of(0, 1)
+    waiting.wait(10.0)
+    parts.put_back(waiting)
+    parts.add([other])
+    assert (parts.count(supplier, 9.9), parts.next_due(supplier, 9.9)) == (1, 10.0)
+    assert [taken(parts, supplier, 9.9), taken(parts, supplier, 9.9)] == [1, None]
+    assert (parts.next_due(supplier, 10.0), taken(parts, supplier, 10.0)) == (math.inf, 0)
+
+
+def test_a_supplier_without_ranges_takes_the_first_part_of_the_file_and_none_that_it_has_passed(
+    joined: Joined,
+) -> None:
+    supplier, parts = joined("one.test"), Parts()
+    supplier.has_ranges = False
+    passed, next_one, waiting, last = parts_of(0, 2, 1, 3)
+    parts.add([last, next_one, passed])
+    waiting.wait(10.0)
+    parts.put_back(waiting)
+    assert taken(parts, supplier, at_least=2 * MIB) == 2
+    assert taken(parts, supplier) == 0
+    assert [taken(parts, supplier, 10.0) for _ in range(3)] == [1, 3, None]
+    assert waiting.due == 0.0
+
+
+def test_failures_count_for_each_supplier_until_64_kib_have_arrived(joined: Joined) -> None:
+    one, two = joined("one.test"), joined("two.test")
+    (part,) = parts_of(1)
+    at = part.extent.start
+    assert [part.failed(at, one), part.failed(at + (64 << 10) - 1, one), part.failed(at, two)] == [1, 2, 1]
+    assert part.failed(at + (64 << 10), one) == 1
+    assert part.failed(at + (64 << 10), two) == 1
+
+
+def test_another_origin_goes_on_with_the_rest_of_a_part_and_the_same_one_with_the_part(
+    joined: Joined,
+) -> None:
+    sender, other = joined("one.test"), joined("two.test")
+    (part,) = parts_of(1)
+    assert part.rest_for(other) is part, "no byte has come"
+    part.sender = sender
+    assert part.rest_for(other) is part, "no byte has come"
+    part.reached, part.allocated, part.lacking = part.extent.start + 10, part.extent.start + 20, 5
+    assert part.rest_for(sender) is part
+    rest = part.rest_for(other)
+    assert (rest.extent, rest.reached) == (Extent(part.extent.start + 10, part.extent.stop), part.reached)
+    assert (rest.allocated, rest.lacking) == (part.allocated, 5)
+    assert (rest.is_complete, part.is_complete) == (False, False)

@@ -158,6 +158,7 @@ def test_a_part_that_one_supplier_failed_to_send_goes_to_another_at_once_and_to_
     assert (parts.next_due(failed, 9.9), parts.next_due(other, 9.9)) == (10.0, math.inf)
     assert taken(parts, failed, 9.9) is None
     assert taken(parts, other, 9.9) == 0
+    assert not parts
     parts.put_back(part)
     assert taken(parts, failed, 9.9) == 0, "whoever took it, it waits no more"
     part.wait(10.0, failed)
@@ -213,4 +214,5 @@ def test_another_origin_goes_on_with_the_rest_of_a_part_and_the_same_one_with_th
     rest = part.rest_for(other)
     assert (rest.extent, rest.reached) == (Extent(part.extent.start + 10, part.extent.stop), part.reached)
     assert (rest.allocated, rest.lacking) == (part.allocated, 5)
-    assert (rest.is_complete, part.is_complete) == (False, False)
+    part.reached = part.extent.stop
+    assert (rest.is_complete, part.is_complete, part.rest.size) == (False, True, 0)

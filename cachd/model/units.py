@@ -129,7 +129,7 @@ def _factor(prefix: str | None) -> int:
 
 
 def _rounded_bytes(amount: Decimal, value: object, forms: str) -> int:
-    """An amount rounded down to bytes, but to 1 at least: as a limit, 0 often means no limit."""
+    """An amount rounded down to bytes, but to no less than 1 unless it is 0, which may mean no limit."""
     if amount > _MOST:
         raise ValueError(f"{shown(value)} is more than any disk or network has")
     if amount % 1 and _text(value).replace(".", "").replace("_", "").isdigit():

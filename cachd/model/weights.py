@@ -1,7 +1,7 @@
 """Chooses the weights that one engine needs, from a repository that holds them in several forms.
 
     all                   every file
-    safetensors, bin, …   the files of one format, without variants such as fp16 of files that exist plain
+    safetensors, bin, …   the files of one format; variants such as fp16 only of files that have no plain one
     gguf:Q4_K_M           the GGUF files of one quantisation, and one projector (mmproj) if there are any
     safetensors:fp16      the files of one variant, and plain files that lack this variant
 

@@ -25,7 +25,7 @@ class Part:
 
     `taken`: how often another connection took it over, because its own was far slower than the others.
 
-    Before `due` (monotonic seconds) it is not given to `refused`, or to nobody if that is None.
+    Before `due` (monotonic seconds), `refused` may not take it; if that is None, nobody may.
     """
 
     def __init__(self, extent: Extent) -> None:
@@ -50,7 +50,7 @@ class Part:
         return self.reached == self.extent.stop
 
     def wait(self, due: float, refused: Supplier | None = None) -> None:
-        """Give the part to `refused` (None: to nobody) no earlier than `due`."""
+        """Let `refused` (None: anybody) take the part no earlier than `due`."""
         self.due, self.refused = due, refused
 
     def is_due(self, supplier: Supplier, now: float) -> bool:

@@ -16,9 +16,8 @@ KINDS = ("datasets", "kernels")  # of repositories that hold no models
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)", re.ASCII)  # may contain '/'
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHORTENED = re.compile(
-    r"[0-9a-f]{7,39}"
-)  # a commit as git shortens it; or a branch or a tag, such as 20260102
+# A commit as git shortens it. A branch or a tag may look so, too, such as 20260102.
+SHORTENED = re.compile(r"[0-9a-f]{7,39}")
 HUB_FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--[^/@]+")  # of one repository, in a Hub cache
 _IN_FOLDER = re.compile(rf"(.*/{HUB_FOLDER.pattern})@([^@]+?)/*", re.DOTALL)
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")

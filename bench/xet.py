@@ -8,12 +8,12 @@ The cases:
 
     random       incompressible bytes, such as quantised weights
     bf16         normally distributed numbers, such as weights as they were trained
-    throttled    random, from an origin that gives 80 MiB/s to each connection, 50 ms after it is asked
     revision     random, of which the node has another revision: 10 runs of 1 % each differ
+    throttled    from an origin that gives 80 MiB/s to each connection, 50 ms after it is asked
 
 hf_xet verifies no sha256. So it is measured as it is, and followed by `openssl sha256`. Its cache of chunks
-is off by default; in the last case it is measured with the option that turns it on, too. Figures are medians
-of interleaved runs, and ratios are medians over pairs of runs. docs/decisions/0009 says what follows.
+is off by default; a revision is fetched with the option that turns it on, too. Figures are medians of
+interleaved runs, and ratios are medians over pairs of runs. docs/decisions/0009 says what follows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -142,6 +143,13 @@ class Bed:
         with path.open("rb") as opened:
             return File(path, hashlib.file_digest(opened, "sha256").hexdigest(), xet)
 
+    @contextmanager
+    def served(self, directives: str = "") -> Iterator[Nginx]:
+        """An nginx that has the files and the xorbs."""
+        with Nginx(self.web, congestion="cubic", directives=directives) as nginx:
+            self.store.served = f"{nginx.url}/xorbs"
+            yield nginx
+
     def by_xet(self, file: File, more: Mapping[str, str] = NO_MORE, *, is_verified: bool = False) -> Run:
         """One download by hf_xet, with more settings."""
         target = self.place / "got"
@@ -181,8 +189,8 @@ def revised(path: Path, before: Path) -> Path:
     shutil.copyfile(before, path)
     size = path.stat().st_size
     with path.open("r+b") as file:
-        for start in range(0, size, size // 10):
-            file.seek(start)
+        for tenth in range(10):
+            file.seek(tenth * (size // 10))
             file.write(os.urandom(size // 100))
     return path
 
@@ -217,44 +225,32 @@ def case(
         ]
         for way, found in measured.items()
     ]
-    print(f"**{name}**\n\n{report.markdown(COLUMNS, lines)}", flush=True)
+    print(f"**{name}, {size // MIB} MiB**\n\n{report.markdown(COLUMNS, lines)}", flush=True)
 
 
-def plain_ways(at: Bed, file: File, nginx: Nginx) -> dict[str, Callable[[], Run]]:
-    """cachd, and hf_xet with and without a digest."""
-    return {
-        "cachd, verified": partial(at.by_cachd, file, nginx),
-        "hf_xet": partial(at.by_xet, file),
-        "hf_xet, then sha256": partial(at.by_xet, file, is_verified=True),
-        "hf_xet, high performance": partial(at.by_xet, file, HIGH_PERFORMANCE),
-    }
+def two_ways(at: Bed, file: File, nginx: Nginx) -> dict[str, Callable[[], Run]]:
+    """cachd, and hf_xet."""
+    return {"cachd, verified": partial(at.by_cachd, file, nginx), "hf_xet": partial(at.by_xet, file)}
 
 
 def compare(size: int, runs: int) -> None:
     """All cases, one after the other."""
     with bed() as at:
         random_file(at.web / "random", size)
-        before = at.stored(at.web / "random")
-        after = at.stored(revised(at.web / "revised", before.path))
+        random = at.stored(at.web / "random")
+        revision = at.stored(revised(at.web / "revision", random.path))
         weights = at.stored(bf16(at.web / "bf16", size))
-        shown = f"{size // MIB} MiB"
-        for throttle in ("", THROTTLE):
-            with Nginx(at.web, congestion="cubic", directives=throttle) as nginx:
-                at.store.served = f"{nginx.url}/xorbs"
-                if throttle:
-                    ways = plain_ways(at, before, nginx)
-                    case(at, f"throttled: {shown}", ways, nginx, size, runs)
-                for file in () if throttle else (before, weights):
-                    ways = plain_ways(at, file, nginx)
-                    case(at, f"{file.path.name}: {shown}", ways, nginx, size, runs)
-                ways = {
-                    "cachd, verified": partial(at.by_cachd, after, nginx),
-                    "hf_xet": partial(at.by_xet, after),
-                    "hf_xet, cache on": partial(at.by_xet, after, CACHED),
-                }
-                at.by_xet(before, CACHED)
-                about = "throttled" if throttle else "plain"
-                case(at, f"another revision, {about}: {shown}", ways, nginx, size, runs)
+        verified = {"hf_xet, then sha256": partial(at.by_xet, random, is_verified=True)}
+        hurried = {"hf_xet, high performance": partial(at.by_xet, random, HIGH_PERFORMANCE)}
+        cached = {"hf_xet, cache on": partial(at.by_xet, revision, CACHED)}
+        with at.served() as nginx:
+            case(at, "random", two_ways(at, random, nginx) | verified | hurried, nginx, size, runs)
+            at.by_xet(random, CACHED)
+            case(at, "revision", two_ways(at, revision, nginx) | cached, nginx, size, runs)
+            case(at, "bf16", two_ways(at, weights, nginx), nginx, size, runs)
+        with at.served(THROTTLE) as nginx:
+            case(at, "throttled", two_ways(at, random, nginx), nginx, size, runs)
+            case(at, "revision, throttled", two_ways(at, revision, nginx), nginx, size, runs)
 
 
 def main() -> None:
@@ -263,6 +259,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS, help="counted runs of each way")
     parser.add_argument("--mib", type=int, default=1024, help="size of each file")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and mounted goes, too
     print(f"{time.strftime('%Y-%m-%d')}, {machine()}, hf_xet {version('hf_xet')}\n")
     compare(asked.mib * MIB, asked.runs)
 

@@ -12,7 +12,7 @@ from cachd.errors import Unavailable
 from cachd.sources.cancel import CancelToken
 
 BUSY = (429, 503)
-_THREADS = 8
+THREADS = 8
 _MAX_REFUSALS = 4
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -25,25 +25,26 @@ def ask_all(ask: Callable[[T], R], things: Sequence[T], cancel_token: CancelToke
 
     A thread whose request is refused (429, 503) leaves its question to the others, unless it is the last.
     """
-    questions = _Questions(ask, things, cancel_token)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for ended in [pool.submit(questions.work) for _ in range(_THREADS)]:
+    questions = Questions(ask, things, cancel_token)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for ended in [pool.submit(questions.work) for _ in range(THREADS)]:
             ended.result()
     return questions.answers()
 
 
-class _Questions(Generic[T, R]):
-    """What is asked, and the answers so far."""
+class Questions(Generic[T, R]):
+    """What is asked, and the answers so far. THREADS threads call `work`."""
 
     def __init__(self, ask: Callable[[T], R], things: Sequence[T], cancel_token: CancelToken) -> None:
         self._ask, self._cancel_token = ask, cancel_token
         self._left = deque(enumerate(things))
         self._answers: dict[int, R] = {}
         self._lock = threading.Lock()
-        self._threads, self._refusals = _THREADS, 0  # refusals of the last thread in a row
+        self._threads, self._refusals = THREADS, 0  # refusals of the last thread in a row
         self._has_failed = False
 
     def answers(self) -> list[R]:
+        """The answers, in the order of the questions."""
         return [self._answers[number] for number in sorted(self._answers)]
 
     def work(self) -> None:

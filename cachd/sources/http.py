@@ -4,7 +4,7 @@ Every request sends `Accept-Encoding: identity`, so a body is the file's own byt
 validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (RFC 9110, 13.1). Every response
 must fit its request (RFC 9110, 15):
 
-    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, or fewer bytes
+    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size; see `announced`
     412  the validator does not match: Changed   416  the file got shorter: Changed
     3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
 
@@ -220,7 +220,7 @@ class Http:
             check_status(response, arrived)
             check_encoding(response, arrived)
             check_validator(response, target.url, target.validator)
-            response.expect(announced(response, arrived, target.size, extent), asked=extent.size)
+            response.expect(announced(response, arrived, target.size, extent), asked=extent)
         except BaseException:
             response.close()
             raise

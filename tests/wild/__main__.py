@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.wild import http, http_headers, http_pages, hub, s3, share  # noqa: F401
+from tests.wild import http, http_headers, http_pages, http_reports, hub, hub_mirrors, s3, s3_listings, share  # noqa: F401
 from tests.wild.field import ROWS, Verdict, among
 
 

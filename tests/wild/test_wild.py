@@ -8,10 +8,15 @@ import pytest
 
 from docs.render import ORIGINS, rendered
 from tests.faults.test_index import PROJECT, named_in
-from tests.wild import http, http_headers, http_pages, hub, s3, share
+from tests.wild import http, http_headers, http_pages, http_reports, hub, hub_mirrors, s3, s3_listings, share
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
 
-MODULES = {"http": (http, http_headers, http_pages), "hub": (hub,), "s3": (s3,), "share": (share,)}
+MODULES = {
+    "http": (http, http_headers, http_pages, http_reports),
+    "hub": (hub, hub_mirrors),
+    "s3": (s3, s3_listings),
+    "share": (share,),
+}
 
 
 @pytest.fixture(scope="module")

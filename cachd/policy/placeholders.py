@@ -1,0 +1,69 @@
+"""Recognises what stands where the bytes of weights should be: pointers of git, links as text, pages.
+
+version https://git-lfs.github.com/spec/v1    git clone without git-lfs, and every copy of such a clone
+# xet version 0, /annex/objects/...           the same of git-xet and git-annex
+XSym, IntxLNK, !<symlink>, ../../blobs/...    a symbolic link, where the file system keeps none
+<!doctype html>, <Error>                      an error of a server that says 200 and no type
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LONGEST_BYTES = 2048  # of a pointer or of a link as text
+# Text files are not among these: a file of another kind may well describe what a pointer is.
+_BINARY = re.compile(
+    r".*\.(?:safetensors|bin|gguf|ggml|pt|pth|ckpt|onnx|onnx_data|ort|h5|msgpack|npz|npy|tflite|pkl|model"
+    r"|parquet|arrow|tar|gz|zst|zip)",
+    re.IGNORECASE | re.DOTALL,
+)
+_POINTER = re.compile(
+    rb"(?P<lfs>version https://(?:git-lfs|hawser)\.github\.com/spec/)"
+    rb"|(?P<other># xet version |/annex/objects/)"
+    rb"|(?P<link>XSym\n[0-9]{4}\n|IntxLNK\x01|!<symlink>|(?:\.\./)+[\w.@+-]+(?:/[\w.@+-]+)*\Z)"
+)
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s|html\b|head\b|\?xml\s|error\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What a file is instead of weights, and what its owner can do."""
+
+    what: str
+    hint: str
+
+
+_OF_LFS = Placeholder(
+    "a pointer of Git LFS",
+    "the repository was cloned without git-lfs: run `git lfs pull` there, and copy the files again",
+)
+_OF_OTHERS = Placeholder(
+    "a pointer of git-xet or git-annex", "fetch the content in that repository, and copy the files again"
+)
+_LINK = Placeholder(
+    "a symbolic link in the form of a text",
+    "the file system keeps no links: mount it with them (mfsymlinks for SMB), or copy the files with"
+    " `cp --dereference`",
+)
+_DOCUMENT = Placeholder(
+    "a page or an error document", "open its address in a browser, and check what the server stores there"
+)
+
+
+def is_binary(path: str) -> bool:
+    """Whether a file is weights or another binary file, by its name."""
+    return bool(_BINARY.fullmatch(path))
+
+
+def pointer(content: bytes) -> Placeholder | None:
+    """What the complete content of a small binary file is instead; None if it is none of these."""
+    found = _POINTER.match(content)
+    if not found:
+        return None
+    return _OF_LFS if found["lfs"] else _OF_OTHERS if found["other"] else _LINK
+
+
+def page(begin: bytes) -> Placeholder | None:
+    """The same for the first bytes of a binary file of any size."""
+    return _DOCUMENT if _PAGE.match(begin) else None

@@ -32,7 +32,7 @@ WEIGHTS = (safetensors(), gguf(), torch_archive(), noise(300), b"", b"0.5 0.25\n
 
 @pytest.mark.parametrize(("content", "what"), POINTERS.values(), ids=POINTERS.keys())
 def test_a_pointer_is_known_by_its_content(content: bytes, what: str) -> None:
-    found = placeholders.pointer(content)
+    found = placeholders.pointer("a.bin", content)
     assert found is not None
     assert what in found.what
     assert found.hint
@@ -40,8 +40,19 @@ def test_a_pointer_is_known_by_its_content(content: bytes, what: str) -> None:
 
 @pytest.mark.parametrize("content", WEIGHTS)
 def test_weights_are_neither_a_pointer_nor_a_page(content: bytes) -> None:
-    assert placeholders.pointer(content) is None
+    assert placeholders.pointer("a.bin", content) is None
     assert placeholders.page(content) is None
+
+
+def test_a_text_is_a_pointer_only_if_nothing_else_is_in_it() -> None:
+    content = lfs_pointer(b"x")
+    for path in ("tokenizer.json", "a/vocab.txt", "README.md"):
+        assert placeholders.pointer(path, content)
+        assert placeholders.pointer(path, content.rstrip())
+        assert placeholders.pointer(path, content + b"\nThis is what a pointer is.\n") is None
+        assert placeholders.may_be_pointer(path, len(content))
+    for content in (b"../../blobs/0a", b"# xet version 0\n", link_as_text("a")):
+        assert placeholders.pointer("a.json", content) is None
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,16 @@ import re
 from dataclasses import dataclass
 
 LONGEST_BYTES = 2048  # of a pointer or of a link as text
-# Text files are not among these: a file of another kind may well describe what a pointer is.
 _BINARY = re.compile(
     r".*\.(?:safetensors|bin|gguf|ggml|pt|pth|ckpt|onnx|onnx_data|ort|h5|msgpack|npz|npy|tflite|pkl|model"
     r"|parquet|arrow|tar|gz|zst|zip)",
     re.IGNORECASE | re.DOTALL,
+)
+# Large ones of these are in LFS, too.
+_TEXT = re.compile(r".*\.(?:json|jsonl|txt|spm|vocab|jinja|tiktoken|md|csv)", re.IGNORECASE | re.DOTALL)
+_ONLY_LFS = re.compile(
+    rb"version https://(?:git-lfs|hawser)\.github\.com/spec/v1\n(?:ext-[^\n]*\n)*"
+    rb"oid sha256:[0-9a-f]{64}\nsize [0-9]+\n?"
 )
 _POINTER = re.compile(
     rb"(?P<lfs>version https://(?:git-lfs|hawser)\.github\.com/spec/)"
@@ -56,8 +61,18 @@ def is_binary(path: str) -> bool:
     return bool(_BINARY.fullmatch(path))
 
 
-def pointer(content: bytes) -> Placeholder | None:
-    """What the complete content of a small binary file is instead; None if it is none of these."""
+def may_be_pointer(path: str, size: int) -> bool:
+    """Whether a file may be a pointer, by its name and its size."""
+    return size <= LONGEST_BYTES and bool(_BINARY.fullmatch(path) or _TEXT.fullmatch(path))
+
+
+def pointer(path: str, content: bytes) -> Placeholder | None:
+    """What the complete content of a file that may be a pointer is; None if it is none of these.
+
+    A text may well begin as a pointer does, so it is one only if nothing else is in it.
+    """
+    if not is_binary(path):
+        return _OF_LFS if _ONLY_LFS.fullmatch(content) else None
     found = _POINTER.match(content)
     if not found:
         return None

@@ -44,6 +44,7 @@ MAX_REDIRECTS = 10
 _MAX_SIGNED_URLS = 10_000
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
+_GONE, _MAX_MIRRORS = (404, 410), 3
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
 _NO_PROXIES, _NO_CREDENTIALS = Proxies(), Secret(None)
 _NO_SECRETS: Mapping[str, str] = {}
@@ -238,7 +239,26 @@ class Http:
         secrets: Mapping[str, str],
         cancel_token: CancelToken,
     ) -> tuple[str, Response]:
-        """Send a request and follow redirects. Returns the final URL and its response."""
+        """Send a request and follow redirects. Returns the final URL and its response.
+
+        If another origin lacks what it was redirected to, the first one is asked again: it may lead to
+        several mirrors, one of which is not complete.
+        """
+        for _ in range(_MAX_MIRRORS - 1):
+            arrived, response = self._follow_once(method, url, headers, secrets, cancel_token)
+            if response.status not in _GONE or origin_of(urlsplit(arrived)) == origin_of(urlsplit(url)):
+                return arrived, response
+            response.close()
+        return self._follow_once(method, url, headers, secrets, cancel_token)
+
+    def _follow_once(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        secrets: Mapping[str, str],
+        cancel_token: CancelToken,
+    ) -> tuple[str, Response]:
         parts = parsed(url)
         first, wants_cookie = origin_of(parts), False
         for _ in range(MAX_REDIRECTS + 1):

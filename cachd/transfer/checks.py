@@ -76,17 +76,17 @@ def check_weights(manifest: Manifest, content: ContentStore) -> None:
     What the source states a digest of is complete: only the form of small files is checked there.
     """
     for file in manifest.files:
-        is_small = file.size <= placeholders.LONGEST_BYTES
-        if placeholders.is_binary(file.path) and (is_small or file.digest is None):
+        is_unverified = file.digest is None and placeholders.is_binary(file.path)
+        if is_unverified or placeholders.may_be_pointer(file.path, file.size):
             with content.opened(file) as opened:
                 _check_weights(file, f"{manifest.base} has {file.path!r:.200} with {file.size} bytes", opened)
 
 
 def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
     begin = opened.read(placeholders.LONGEST_BYTES)
-    found = placeholders.pointer(begin) if file.size <= placeholders.LONGEST_BYTES else None
+    found = placeholders.pointer(file.path, begin) if len(begin) == file.size else None
     missing = None
-    if file.digest is None:
+    if file.digest is None and placeholders.is_binary(file.path):
         found = found or placeholders.page(begin)
         opened.seek(0)
         missing = weight_lengths.shortage(file.path, file.size, opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
@@ -120,6 +121,18 @@ def head_ends_with_a_chunk(world: World) -> Iterator[Odd]:
         return reply(asked, "200 OK", "Transfer-Encoding: chunked", length=None) + b"0\r\n\r\n"
 
     yield from directory(said, {f"{number}.bin": SMALL[number:] for number in range(3)})
+
+
+@wild("one-mirror-lacks-it")
+def one_mirror_lacks_it(world: World) -> Iterator[Odd]:
+    with (
+        RawServer(lambda asked: ranged(asked, LARGE, TAG), host="127.0.0.2") as good,
+        RawServer(lambda asked: reply(asked, "404 Not Found", body=b"gone"), host="127.0.0.3") as bad,
+    ):
+        to = itertools.cycle((bad, good))
+        yield from one_file(
+            lambda asked: reply(asked, "302 Found", f"Location: {next(to).url}/x.bin"), LARGE, digest=True
+        )
 
 
 # --- files that are not what they should be ---

@@ -10,7 +10,7 @@ from tests.ground.models import noise
 from tests.ground.origin import Flip, NoContentRange, Saying, Status
 from tests.ground.weights import lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
-from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, odd, served
+from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, index, odd, served
 
 READ = ("GET", "HEAD")
 
@@ -32,6 +32,9 @@ repository("parts-with-letters", LETTERS, LETTERS)
 repository("consolidated-with-a-gap", {f"consolidated.{n:02}.pth": noise(90, n) for n in (0, 1, 3)}, {})
 ONE = {"params.json": b"{}", "consolidated.00.pth": noise(90)}
 repository("consolidated-alone", ONE, ONE)
+SHARD = {"./sub/../a-00001-of-00001.safetensors": noise(90)}
+INDEXED = {**CONFIG, "a-00001-of-00001.safetensors": noise(90), "a.safetensors.index.json": index(*SHARD)}
+repository("index-with-dots", INDEXED, INDEXED)
 repository("pointer-in-git", {**CONFIG, "model.onnx": lfs_pointer(noise(3000))}, {})
 
 

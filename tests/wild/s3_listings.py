@@ -196,6 +196,17 @@ def uploaded(row: str, files: Mapping[str, bytes], wanted: Mapping[str, bytes], 
             yield Odd(odd.ref, wanted, odd.entries, asked)
 
 
+uploaded("key-with-a-line-feed", {**MODEL, "a\nb": b"x"}, {})
+
+
+@wild("keys-of-slashes")
+def keys_of_slashes(world: World) -> Iterator[Odd]:
+    with held(world) as bucket:
+        for key in ("/", "m/", "m/llama/", "m/llama/onnx/"):
+            bucket.put(key, b"")
+        yield pull(world, bucket, "", {f"m/llama/{path}": content for path, content in MODEL.items()})
+
+
 LITTER = (".git/config", ".git/hooks/pre-push", "onnx/._model.bin", ".DS_Store", "Thumbs.db")
 uploaded("clone-in-a-bucket", {**MODEL, **dict.fromkeys(LITTER, b"x")}, MODEL)
 uploaded("pointer-in-a-bucket", {"config.json": b"{}", "m.safetensors": lfs_pointer(safetensors())}, {})

@@ -216,6 +216,7 @@ def held(row: str, files: Mapping[str, bytes], wanted: Mapping[str, bytes] | Non
 CONFIG = {"config.json": b"{}"}
 NOTES = ".cache/huggingface/download"
 held("lfs-pointer", {**CONFIG, "model.safetensors": lfs_pointer(safetensors())})
+held("lfs-pointer-of-a-text", {**MODEL, "tokenizer.json": lfs_pointer(noise(9))})
 held("link-as-text", {**CONFIG, "model.safetensors": link_as_text("../../blobs/0123")})
 held("broken-off-safetensors", {**CONFIG, "model.safetensors": safetensors()[:2000]})
 held("broken-off-header", {**CONFIG, "model.safetensors": safetensors()[:50]})

@@ -69,6 +69,23 @@ def test_a_page_is_known_by_its_begin(begin: bytes) -> None:
     assert placeholders.page(begin) is not None
 
 
+@pytest.mark.parametrize("signature", [b"", b";chunk-signature=" + b"0a" * 32])
+def test_an_upload_in_its_frames_is_known(signature: bytes) -> None:
+    framed = b"".join(
+        b"%x%b\r\n%b\r\n" % (len(held), signature, held) for held in (noise(5000), noise(20), b"")
+    )
+    assert placeholders.frames(io.BytesIO(framed))
+    assert placeholders.frames(io.BytesIO(b"300\r\n" + noise(5000))) is None
+    assert all(placeholders.frames(io.BytesIO(content)) is None for content in WEIGHTS)
+
+
+def test_a_file_of_zeros_has_no_header() -> None:
+    for path in ("a.safetensors", "a.gguf"):
+        assert shortage(path, bytes(5000))
+        assert shortage(path, b"")
+        assert shortage(path, bytes(15) + b"x" + bytes(50)) is None
+
+
 def shortage(path: str, content: bytes) -> str | None:
     return weight_lengths.shortage(path, len(content), io.BytesIO(content))
 

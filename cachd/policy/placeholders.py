@@ -4,13 +4,16 @@ version https://git-lfs.github.com/spec/v1    git clone without git-lfs, and eve
 # xet version 0, /annex/objects/...           the same of git-xet and git-annex
 XSym, IntxLNK, !<symlink>, ../../blobs/...    a symbolic link, where the file system keeps none
 <!doctype html>, <Error>                      an error of a server that says 200 and no type
+400;chunk-signature=..., 400                  an upload to S3 in its frames, which the server has not removed
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import BinaryIO
 
+_LONGEST_FRAME_LINE = 100
 LONGEST_BYTES = 2048  # of a pointer or of a link as text
 _BINARY = re.compile(
     r".*\.(?:safetensors|bin|gguf|ggml|pt|pth|ckpt|onnx|onnx_data|ort|h5|msgpack|npz|npy|tflite|pkl|model"
@@ -29,6 +32,7 @@ _POINTER = re.compile(
     rb"|(?P<link>XSym\n[0-9]{4}\n|IntxLNK\x01|!<symlink>|(?:\.\./)+[\w.@+-]+(?:/[\w.@+-]+)*\Z)"
 )
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s|html\b|head\b|\?xml\s|error\b)", re.IGNORECASE)
+_FRAME = re.compile(rb"([0-9a-fA-F]{1,12})(?:;chunk-signature=[0-9a-f]{64})?\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ _LINK = Placeholder(
 )
 _DOCUMENT = Placeholder(
     "a page or an error document", "open its address in a browser, and check what the server stores there"
+)
+_FRAMES = Placeholder(
+    "an upload in its frames (aws-chunked), not the file itself",
+    "the S3 server does not know how this client uploads: update it, or upload the file with another client",
 )
 
 
@@ -82,3 +90,12 @@ def pointer(path: str, content: bytes) -> Placeholder | None:
 def page(begin: bytes) -> Placeholder | None:
     """The same for the first bytes of a binary file of any size."""
     return _DOCUMENT if _PAGE.match(begin) else None
+
+
+def frames(opened: BinaryIO) -> Placeholder | None:
+    """The same for a binary file of any size, read from its begin. Raises OSError."""
+    first = _FRAME.match(opened.read(_LONGEST_FRAME_LINE))
+    if first is None:
+        return None
+    opened.seek(first.end() + int(first[1], 16))
+    return _FRAMES if opened.read(2) == b"\r\n" else None

@@ -22,7 +22,7 @@ _LIMIT = Limit(tokens=20_000_000)  # twelve for each tensor
 _PIECE_BYTES = 64 << 10
 _ZIP, _END_OF_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 _LONGEST_END_BYTES = 22 + 65_535  # the end record of a ZIP archive, with its comment
-_WITH_HEADER = (".safetensors", ".gguf")
+_WITH_HEADER, _ZEROS = (".safetensors", ".gguf"), 16  # bytes of a header of which one is not zero
 _ZIPS = (".bin", ".pt", ".pth", ".ckpt", ".npz")
 
 
@@ -32,8 +32,10 @@ def shortage(path: str, size: int, opened: BinaryIO) -> str | None:
     `opened`: the file, from its begin. Raises OSError.
     """
     name = path.lower()
-    if not size and name.endswith(_WITH_HEADER):
-        return "every file of its kind has a header"
+    if name.endswith(_WITH_HEADER):
+        if not any(opened.read(_ZEROS)):
+            return "its header is missing or has zeros alone"
+        opened.seek(0)
     if name.endswith(".safetensors"):
         needed = _of_safetensors(size, opened)
         return f"its header describes {needed}" if needed is not None and needed > size else None

@@ -73,11 +73,10 @@ def check_shards(
 def check_weights(manifest: Manifest, content: ContentStore) -> None:
     """Raises Invalid for a file that is not the weights of its name: a pointer, a page, a part of them.
 
-    What the source states a digest of is complete: only the form of small files is checked there.
+    A digest of the source does not help: it may be that of the pointer, or of what an upload has left.
     """
     for file in manifest.files:
-        is_unverified = file.digest is None and placeholders.is_binary(file.path)
-        if is_unverified or placeholders.may_be_pointer(file.path, file.size):
+        if placeholders.is_binary(file.path) or placeholders.may_be_pointer(file.path, file.size):
             with content.opened(file) as opened:
                 _check_weights(file, f"{manifest.base} has {file.path!r:.200} with {file.size} bytes", opened)
 
@@ -86,8 +85,9 @@ def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
     begin = opened.read(placeholders.LONGEST_BYTES)
     found = placeholders.pointer(file.path, begin) if len(begin) == file.size else None
     missing = None
-    if file.digest is None and placeholders.is_binary(file.path):
-        found = found or placeholders.page(begin)
+    if placeholders.is_binary(file.path):
+        opened.seek(0)
+        found = found or placeholders.page(begin) or placeholders.frames(opened)
         opened.seek(0)
         missing = weight_lengths.shortage(file.path, file.size, opened)
     if found:

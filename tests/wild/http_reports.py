@@ -91,11 +91,12 @@ def early_hints(world: World) -> Iterator[Odd]:
 def closes_without_saying_so(world: World) -> Iterator[Odd]:
     files = {f"{number}.bin": SMALL[number:] for number in range(4)}
     lines = "".join(f"{hashlib.sha256(held).hexdigest()}  {path}\n" for path, held in files.items())
-    held = {**files, "SHA256SUMS": lines.encode()}
+    held, seen = {**files, "SHA256SUMS": lines.encode()}, set[int]()
 
     def answer(asked: Asked) -> bytes:
-        if asked.request % 3 == 0:
-            return b""  # the request arrived, and the server has closed meanwhile
+        if asked.connection in seen:
+            return b""  # a request that arrives after the server has closed the connection
+        seen.add(asked.connection)
         return ranged(asked, held[asked.target.removeprefix("/m/")], TAG)
 
     with RawServer(answer) as origin:

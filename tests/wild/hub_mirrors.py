@@ -32,6 +32,7 @@ repository("parts-with-letters", LETTERS, LETTERS)
 repository("consolidated-with-a-gap", {f"consolidated.{n:02}.pth": noise(90, n) for n in (0, 1, 3)}, {})
 ONE = {"params.json": b"{}", "consolidated.00.pth": noise(90)}
 repository("consolidated-alone", ONE, ONE)
+repository("broken-off-upload", {**CONFIG, "model.safetensors": safetensors(9000)[:4000]}, {})
 SHARD = {"./sub/../a-00001-of-00001.safetensors": noise(90)}
 INDEXED = {**CONFIG, "a-00001-of-00001.safetensors": noise(90), "a.safetensors.index.json": index(*SHARD)}
 repository("index-with-dots", INDEXED, INDEXED)

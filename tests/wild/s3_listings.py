@@ -210,7 +210,9 @@ def keys_of_slashes(world: World) -> Iterator[Odd]:
 LITTER = (".git/config", ".git/hooks/pre-push", "onnx/._model.bin", ".DS_Store", "Thumbs.db")
 uploaded("clone-in-a-bucket", {**MODEL, **dict.fromkeys(LITTER, b"x")}, MODEL)
 uploaded("pointer-in-a-bucket", {"config.json": b"{}", "m.safetensors": lfs_pointer(safetensors())}, {})
-uploaded(
-    "upload-goes-on-excluded", {**MODEL, "m.gguf": gguf(), "m.gguf.aria2": b"\0"}, MODEL, exclude=["m.g*"]
-)
+BEGUN = {"m.gguf": gguf(), "m.gguf.aria2": b"\0\1"}
+uploaded("upload-goes-on", BEGUN, {})
+uploaded("upload-goes-on-excluded", {**MODEL, **BEGUN}, MODEL, exclude=["m.g*"])
+FRAMED = b"".join(b"%x\r\n%b\r\n" % (len(held), held) for held in (safetensors(), b""))
+uploaded("upload-in-its-frames", {"config.json": b"{}", "m.safetensors": FRAMED}, {})
 uploaded("upload-broken-off", {"config.json": b"{}", "m.safetensors": safetensors()[:1500]}, {})

@@ -28,7 +28,7 @@ _OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
-_LINE = re.compile(r"([0-9a-fA-F]{64})(?: [ *]|[ \t])(?:\./)?(.+)")
+_LINE = re.compile(r"([0-9a-fA-F]{64})(?: [ *]|[ \t](?=\S))(?:\./)?(.+)")
 _BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
 
@@ -64,6 +64,8 @@ def _parts(line: str) -> tuple[str, str]:
     """The digest and the path of a line; both are empty if it has none."""
     if line.startswith("\\"):
         line = line[1:].replace("\\\\", "/")
+        if "\\" in line:  # such as `\\n` for a line feed
+            return "", ""
     if found := _LINE.fullmatch(line):
         return found[1], found[2]
     if found := _BSD_LINE.fullmatch(line):

@@ -179,9 +179,10 @@ def test_a_block_without_the_first_byte_or_of_another_file_is_refused(stated: st
 @pytest.mark.parametrize("stated", ["none", "bytes 1000-1999/1000", "bytes 1999-1000/3000", "bytes */3000"])
 def test_a_part_of_which_nothing_says_where_it_is_makes_the_complete_file_be_asked_for(stated: str) -> None:
     with saying_part(stated) as origin:
-        target = Target(f"{origin.url}/x", 3000)
-        with pytest.raises(NoRanges):
-            http().open(target, Extent(1000, 2000), CancelToken())
+        over, target = http(), Target(f"{origin.url}/x", 3000)
+        refused(lambda: over.open(target, Extent(1000, 2000), CancelToken()), "origin_protocol")
+        with pytest.raises(NoRanges):  # the first time may have been a passing fault
+            over.open(target, Extent(1000, 2000), CancelToken())
 
 
 def test_an_unending_answer_is_cut_at_the_size_of_the_file(origin: Origin) -> None:

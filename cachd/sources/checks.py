@@ -19,6 +19,10 @@ _MAX_BEFORE_BYTES = 1 << 20  # of a block of a cache, before the bytes that were
 _NO_CODINGS = ("identity", "aws-chunked", "none", "null", "undefined", "binary", "7bit", "8bit", *_CHARSETS)
 
 
+class UnknownRange(NoRanges):
+    """A 206 whose headers do not say which bytes of the file it holds."""
+
+
 def check_status(response: Response, url: str) -> None:
     """Raises Forbidden, NotFound, Changed or Unavailable for a status other than 200 and 206."""
     status = response.status
@@ -82,8 +86,8 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> Extent
 
     `size` is that of the file, `extent` what was asked for. A 206 holds all of it, or the first bytes of it
     only; it may begin a little before it and end after it, as caches send complete blocks. Raises NoRanges
-    for a complete file where a part was asked for, and where nothing says which part a body is; Changed for a
-    file of another size, Unavailable when the headers contradict the request.
+    for a complete file where a part was asked for, UnknownRange where nothing says which part a body is;
+    Changed for a file of another size, Unavailable when the headers contradict the request.
     """
     length_header = response.stated_length
     length = number(length_header)
@@ -93,8 +97,10 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> Extent
     if response.status == 206:
         header = response.headers.get("Content-Range")
         stated = content_range(header)
-        if extent.size != size and (stated is None or _is_multipart(response)):
+        if extent.size != size and _is_multipart(response):
             raise NoRanges(url)
+        if extent.size != size and stated is None:
+            raise UnknownRange(url)
         first, last, total = stated or (-1, -1, -1)
         begins = max(0, extent.start - _MAX_BEFORE_BYTES) <= first <= extent.start <= last
         if not begins or last >= size or total not in (size, None):

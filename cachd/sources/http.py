@@ -26,9 +26,9 @@ from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
 from cachd.sources.cancel import CancelToken
-from cachd.sources.checks import announced, check_encoding, check_status, check_validator
-from cachd.sources.connection import origin_of
-from cachd.sources.failures import bare
+from cachd.sources.checks import UnknownRange, announced, check_encoding, check_status, check_validator
+from cachd.sources.connection import Origin, origin_of
+from cachd.sources.failures import bare, protocol_error
 from cachd.sources.http1 import Request
 from cachd.sources.names import Names
 from cachd.sources.pauses import Pauses
@@ -36,6 +36,7 @@ from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret
+from cachd.sources.source import NoRanges
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
 from cachd.sources.validators import precondition
@@ -100,6 +101,7 @@ class Http:
             clock=clock,
         )
         self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
+        self._without_ranges: set[Origin] = set()  # origins whose parts did not say where they are
 
     def _routes(self) -> Routes:
         """How connections are made: directly, or through a proxy."""
@@ -222,6 +224,9 @@ class Http:
             check_encoding(response, arrived)
             check_validator(response, target.url, target.validator)
             response.expect(announced(response, arrived, target.size, extent), asked=extent)
+        except UnknownRange:
+            response.close()
+            raise self._unknown_range(arrived) from None
         except BaseException:
             response.close()
             raise
@@ -230,6 +235,16 @@ class Http:
                 self._signed_urls.clear()
             self._signed_urls[target.url] = arrived
         return response
+
+    def _unknown_range(self, url: str) -> Exception:
+        """What to raise for a part that does not say where it is: NoRanges, if its origin did so before."""
+        origin = origin_of(urlsplit(url))
+        if origin in self._without_ranges:
+            return NoRanges(url)
+        if len(self._without_ranges) >= _MAX_SIGNED_URLS:
+            self._without_ranges.clear()
+        self._without_ranges.add(origin)
+        return protocol_error(url, "206 does not say which bytes it holds")
 
     def _follow(
         self,

@@ -31,13 +31,19 @@ def test_sums_may_begin_with_the_mark_of_their_encoding(coding: str) -> None:
     assert [*checksums.parse(content, "SHA256SUMS")] == ["a", "é"]
 
 
+def test_sums_of_scripts_and_of_windows_are_read() -> None:
+    lines = [f"{HEX} a", f"{HEX.upper()}\tb", f"\\{HEX} *c\\\\d", f"{HEX}  .git/config", f"{HEX} *e/._f"]
+    assert [*checksums.parse("\r\n".join(lines).encode(), "SHA256SUMS")] == ["a", "b", "c/d"]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (f"{HEX}  a\n{HEX}  a\n".encode(), "line 2"),
         (f"{HEX}\n".encode(), "line 1"),
         (f"{HEX}  \n".encode(), "line 1"),
-        (f"{HEX} a\n".encode(), "line 1"),
+        (f"{HEX}\t a\n".encode(), "line 1"),
+        (f"{HEX}a\n".encode(), "line 1"),
         (f"{HEX[:-1]}  a\n".encode(), "line 1"),
         (f"{'g' * 64}  a\n".encode(), "line 1"),
         (f"d41d8cd98f00b204e9800998ecf8427e  a\n{HEX}  b\n".encode(), "line 1"),

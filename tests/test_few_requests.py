@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +12,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.errors import Unavailable
 from cachd.model import ModelSpec
 from cachd.policy.origin_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, OriginLimit
-from cachd.sources.at_once import ask_all
+from cachd.sources.at_once import THREADS, Questions, ask_all
 from cachd.sources.cancel import CancelToken
 from cachd.sources.pauses import Pauses, is_pause
 from tests.conftest import Engine, spec_of
 from tests.fetching import MIB, PATIENCE_SECONDS, http, refused
 from tests.ground.models import noise
 from tests.ground.raw import Asked, RawServer, ranged, reply
+from tests.ground.site import until
 
 Engines = Callable[..., Engine]
 FILES = {**{f"{number:02}.json": noise(3000, number) for number in range(20)}, "w.bin": noise(20 * MIB)}
@@ -84,6 +87,39 @@ def test_a_pull_that_is_refused_while_its_origin_serves_another_one_waits(engine
         second = running.begin(spec_of(f"{origin.url}/second"))
         assert first.done.result(PATIENCE_SECONDS)
         assert second.done.result(PATIENCE_SECONDS)
+
+
+def test_a_part_that_is_refused_while_its_origin_serves_another_part_has_not_failed(engine: Engines) -> None:
+    """With no retries, the first failure of a part would end the pull."""
+    content, is_served, was_refused = FILES["w.bin"], threading.Event(), threading.Event()
+    gets = itertools.count(1)
+
+    def said(asked: Asked) -> bytes | Iterator[bytes]:
+        answer = ranged(asked, content, 'ETag: "one"')
+        number = 0 if asked.method == "HEAD" else next(gets)
+        if number == 1:
+            return until_another_is_refused(answer)
+        if number in (2, 3):  # what is refused goes once over the idle connection of the HEAD, too
+            assert is_served.wait(PATIENCE_SECONDS)
+            return reply(asked, "503 Service Unavailable")
+        if number == 4:  # the same stream asks again
+            was_refused.set()
+        return answer
+
+    def until_another_is_refused(answer: bytes) -> Iterator[bytes]:
+        yield answer[:-9]
+        assert was_refused.wait(PATIENCE_SECONDS)
+        yield answer[-9:]
+
+    running = engine(retries=0, streams=2, stall_seconds=PATIENCE_SECONDS)
+    with RawServer(said) as origin:
+        pull = running.begin(spec_of(f"{origin.url}/w.bin"))
+        until(lambda: pull.progress.now.fetched > 0)
+        is_served.set()
+        try:
+            assert pull.done.result(PATIENCE_SECONDS)
+        finally:
+            was_refused.set()
 
 
 # --- pauses ---
@@ -212,3 +248,42 @@ def test_questions_are_answered_in_order_by_as_many_threads_as_the_origin_takes(
             CancelToken(),
         )
     assert answers == [f"/{number}".encode() for number in numbers]
+
+
+def busy() -> Unavailable:
+    return Unavailable("busy", code="origin_failed", origin_status=503)
+
+
+def test_a_thread_whose_question_is_refused_leaves_it_to_the_others_unless_it_is_the_last() -> None:
+    asked: list[int] = []
+
+    def ask(number: int) -> int:
+        asked.append(number)
+        if len(asked) <= THREADS:
+            raise busy()
+        return number
+
+    questions = Questions(ask, range(9), CancelToken())
+    for count in range(1, THREADS):
+        questions.work()
+        assert asked == [0] * count, "it has left after one refusal"
+    questions.work()
+    assert questions.answers() == list(range(9))
+
+
+def test_the_last_thread_asks_again_after_a_pause_unless_a_longer_one_is_asked_for() -> None:
+    asked: list[int] = []
+
+    def ask(number: int) -> int:
+        asked.append(number)
+        if len(asked) <= THREADS + 1:  # the last of these refusals is that of the last thread
+            raise busy()
+        return number
+
+    assert ask_all(ask, range(9), CancelToken()) == list(range(9))
+    error = Unavailable("later", code="rate_limited", origin_status=429, retry_after=1.0)
+
+    def refuse(_: int) -> int:
+        raise error
+
+    assert refused(lambda: ask_all(refuse, range(9), CancelToken()), "rate_limited") is error

@@ -18,7 +18,7 @@ from cachd.model import Extent
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Target, parsed
 from cachd.sources.source import NoRanges
-from tests.fetching import EITHER, EXTENTS, KIB, fetch, http, read, refused
+from tests.fetching import EITHER, EXTENTS, KIB, MIB, fetch, http, read, refused
 from tests.ground.models import noise
 from tests.ground.origin import (
     Chunked,
@@ -36,6 +36,7 @@ from tests.ground.origin import (
     TooLong,
     WrongRange,
 )
+from tests.ground.raw import Asked, RawServer, reply
 from tests.ground.scripted import Scripted, saying
 
 # --- URLs ---
@@ -138,6 +139,50 @@ def test_bytes_that_are_not_the_ones_asked_for_are_refused(origin: Origin, fault
         lambda: read(http().open(target, Extent(10 * KIB, 90 * KIB), CancelToken()), 80 * KIB), code
     )
     assert isinstance(refusal, Unavailable)
+
+
+@pytest.mark.parametrize("step", [MIB, 777])
+@pytest.mark.parametrize(("before", "after"), [(0, 5000), (3000, 0), (3000, 5000), (MIB, 0)])
+def test_a_block_that_has_the_bytes_asked_for_is_taken_and_the_others_are_dropped(
+    before: int, after: int, step: int
+) -> None:
+    content = noise(2 * MIB)
+
+    def said(asked: Asked) -> bytes:
+        extent = asked.extent(len(content))
+        assert extent
+        start, stop = extent[0] - before, extent[1] + after
+        stated = f"Content-Range: bytes {start}-{stop - 1}/{len(content)}"
+        return reply(asked, "206 Partial Content", stated, body=content[start:stop])
+
+    with RawServer(said) as origin:
+        over, target = http(), Target(f"{origin.url}/x", len(content))
+        for at in (MIB + 5, MIB + 50_000):
+            extent = Extent(at, at + 40_000)
+            got = read(over.open(target, extent, CancelToken()), extent.size, step)
+            assert got == content[extent.start : extent.stop]
+        connections = {asked.connection for asked in origin.asked}
+    assert len(connections) == (2 if after else 1), "no request follows a body that was not read to its end"
+
+
+def saying_part(stated: str) -> RawServer:
+    return RawServer(lambda asked: reply(asked, "206 Partial", f"Content-Range: {stated}", body=b"x"))
+
+
+@pytest.mark.parametrize("stated", ["bytes 1500-1999/3000", "bytes 1000-1999/4000", "bytes 1000-3000/*"])
+def test_a_block_without_the_first_byte_or_of_another_file_is_refused(stated: str) -> None:
+    with saying_part(stated) as origin:
+        target = Target(f"{origin.url}/x", 3000)
+        refused(lambda: http().open(target, Extent(1000, 2000), CancelToken()), "origin_protocol")
+
+
+@pytest.mark.parametrize("stated", ["none", "bytes 1000-1999/1000", "bytes 1999-1000/3000", "bytes */3000"])
+def test_a_part_of_which_nothing_says_where_it_is_makes_the_complete_file_be_asked_for(stated: str) -> None:
+    with saying_part(stated) as origin:
+        over, target = http(), Target(f"{origin.url}/x", 3000)
+        refused(lambda: over.open(target, Extent(1000, 2000), CancelToken()), "origin_protocol")
+        with pytest.raises(NoRanges):  # the first time may have been a passing fault
+            over.open(target, Extent(1000, 2000), CancelToken())
 
 
 def test_an_unending_answer_is_cut_at_the_size_of_the_file(origin: Origin) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,48 @@ def test_a_blob_with_other_bytes_than_its_name_says_is_corrupt(
 
 
 # --- refused ---
+
+
+def note(repository: Path, commit: str, files: dict[str, bytes]) -> None:
+    """Which files a revision has, as huggingface_hub 2 notes it."""
+    (repository / "trees").mkdir(exist_ok=True)
+    shown = {
+        path: {"size": len(said), "blob_id": git_sha1(said), "lfs_sha256": hashlib.sha256(said).hexdigest()}
+        if len(said) >= 10_000
+        else {"size": len(said), "blob_id": git_sha1(said)}
+        for path, said in files.items()
+    }
+    (repository / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": shown}))
+
+
+def test_a_download_of_another_revision_does_not_matter(place: Path) -> None:
+    """As far as the notes of huggingface_hub show that it is of another one."""
+    repository, new = place / "hub/models--org--m", noise(70_000)
+    begun = repository / f"blobs/{name_of(new)}.1a2b3c4d.incomplete"
+    begun.write_bytes(b"half")
+    ref = f"file://{repository}"
+    refused(lambda: resolve(share(place), ref), "incomplete_model")  # nothing says of which it is
+    note(repository, "c3" * 20, {**FILES, "model.safetensors": new})
+    assert resolve(share(place), ref).revision == COMMIT  # it replaces a file that is here
+    note(repository, "c3" * 20, {**FILES, "more.safetensors": new})
+    refused(lambda: resolve(share(place), ref), "incomplete_model")  # is it missing here, too?
+    note(repository, COMMIT, FILES)
+    assert resolve(share(place), ref).revision == COMMIT
+    note(repository, COMMIT, {**FILES, "more.safetensors": new})
+    error = refused(lambda: resolve(share(place), ref), "incomplete_model")
+    assert begun.name in error.detail
+    (repository / "blobs" / name_of(new)).write_bytes(new)
+    assert resolve(share(place), ref).revision == COMMIT  # left over: the blob is complete
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"files": 7}', b'{"files": {"a": {}}}', b"[" * 9000])
+def test_a_note_that_is_none_explains_no_download(place: Path, content: bytes) -> None:
+    repository = place / "hub/models--org--m"
+    (repository / "blobs/0123.4567.incomplete").write_bytes(b"")
+    (repository / "trees").mkdir()
+    for commit in (COMMIT, "c3" * 20):
+        (repository / f"trees/{commit}.json").write_bytes(content)
+    refused(lambda: resolve(share(place), f"file://{repository}"), "incomplete_model")
 
 
 def test_a_blob_that_is_still_being_downloaded_makes_the_cache_incomplete(place: Path) -> None:

@@ -340,3 +340,21 @@ def test_a_file_that_may_not_be_read_is_forbidden() -> None:
         file: File = resolve(share(place), f"file://{place}/x").files[0]
         (place / "x").chmod(0)
         refused(lambda: share(place).open(file, Extent(0, 1), CancelToken()), "source_forbidden")
+
+
+def test_a_file_that_has_bytes_though_its_file_system_says_none_is_refused() -> None:
+    """Some FUSE mounts do not know sizes, as /proc does not."""
+    for ref in ("file:///proc/version", "file:///proc/sys/kernel/random/"):
+        error = refused(lambda ref=ref: resolve(share(Path("/proc")), ref), "size_unknown")
+        assert "has bytes" in error.detail
+
+
+def test_a_name_in_another_form_of_unicode_has_the_digest_that_is_listed(place: Path) -> None:
+    composed, decomposed = "caf\u00e9.bin", "cafe\u0301.bin"
+    for name, listed in ((decomposed, composed), (composed, decomposed)):
+        shutil.rmtree(place / "model")
+        (place / "model").mkdir()
+        (place / "model" / name).write_bytes(b"x")
+        (place / "model/SHA256SUMS").write_text(f"{HEX}  {listed}\n")
+        (file,) = resolve(share(place), f"file://{place}/model").files
+        assert (file.path, file.digest) == (name, Digest("sha256", HEX))

@@ -1,10 +1,14 @@
-"""Finds numbered sets of weights with a gap: `model-00001-of-00003.safetensors` without the other two."""
+"""Finds numbered sets of weights with a gap: `model-00001-of-00003.safetensors` without the other two.
+
+Two forms do not say how many files there are: `consolidated.00.pth`, of which there may be one, and
+`m.gguf-split-a`, of which there are two or more. There a gap is what is missing before the last one.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,6 +18,10 @@ _NUMBERED = re.compile(
     rf"|(?P<before2>.*\.(?:{_SUFFIX})[-.]part)(?P<n2>\d{{1,9}})of(?P<of2>\d{{1,9}})",
     re.A | re.I | re.DOTALL,
 )
+_CONSOLIDATED = re.compile(
+    r"(?P<before>(?:.*/)?consolidated\.)(?P<n>\d\d)(?P<after>\.(?:pth|safetensors))", re.A
+)
+_LETTERED = re.compile(rf"(?P<before>.*\.(?:{_SUFFIX})-split-)(?P<letter>[a-z])", re.A | re.I | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,8 @@ def gaps(paths: Iterable[str], *, most: int) -> list[Gap]:
     set. A number beyond the last one is no part of a set.
     """
     sets: dict[tuple[str, str, str, str], dict[int, str]] = defaultdict(dict)
-    for path in paths:
+    all_paths = list(paths)
+    for path in all_paths:
         if found := _NUMBERED.fullmatch(path):
             before, after = found["before"] or found["before2"], found["after"] or ""
             number, of = found["n"] or found["n2"], found["of"] or found["of2"]
@@ -45,7 +54,24 @@ def gaps(paths: Iterable[str], *, most: int) -> list[Gap]:
                 between = "-of-" if found["of"] else "of"
                 sets[before, between, of, after][int(number)] = number
     found_gaps = [gap for key, numbers in sets.items() if (gap := _gap(key, numbers, most))]
-    return sorted(found_gaps, key=lambda gap: gap.present)
+    return sorted([*found_gaps, *_without_total(all_paths, most)], key=lambda gap: gap.present)
+
+
+def _without_total(paths: Iterable[str], most: int) -> Iterator[Gap]:
+    """Yields the sets with a gap whose names do not say how many files there are."""
+    sets: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for path in paths:
+        if found := _CONSOLIDATED.fullmatch(path):
+            sets[found["before"], found["after"]][int(found["n"])] = path
+        elif found := _LETTERED.fullmatch(path):
+            sets[found["before"], ""][ord(found["letter"].lower()) - ord("a")] = path
+    for (before, after), numbers in sets.items():
+        total = max(max(numbers) + 1, 1 if after else 2)
+        names = (f"{n:02}" if after else chr(ord("a") + n) for n in range(total) if n not in numbers)
+        absent = [f"{before}{name}{after}" for name in names]
+        if absent:
+            present = tuple(numbers[number] for number in sorted(numbers))
+            yield Gap(present, total, len(absent), tuple(absent[:most]))
 
 
 def _gap(key: tuple[str, str, str, str], numbers: dict[int, str], most: int) -> Gap | None:

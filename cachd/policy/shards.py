@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from posixpath import basename, dirname, join
+from posixpath import basename, dirname, join, normpath
 
 from cachd.foreign import Limit, walk_json
 
@@ -49,7 +49,7 @@ def named(index: str, pieces: Iterable[bytes], paths: Container[str]) -> Named:
     folder = dirname(index)
     try:
         for name in _shards(pieces, index):
-            if (path := join(folder, name)) in paths:
+            if (path := normpath(join(folder, name))) in paths:
                 present.add(path)
             elif len(absent) < MAX_SHOWN:
                 absent.add(path[:_LONGEST_SHOWN])

@@ -17,7 +17,7 @@ from cachd.policy.short_tasks import ShortTasks
 from cachd.sources.cancel import CancelToken
 from cachd.sources.failures import BUSY
 
-_THREADS = 8
+THREADS = 8
 _MAX_REFUSALS = 4
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -36,22 +36,22 @@ def ask_all(
 
     A thread whose request is refused (429, 503) leaves its question to the others, unless it is the last.
     """
-    questions = _Questions(ask, things, cancel_token, clock)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for ended in [pool.submit(questions.work) for _ in range(_THREADS)]:
+    questions = Questions(ask, things, cancel_token, clock)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for ended in [pool.submit(questions.work) for _ in range(THREADS)]:
             ended.result()
     return questions.answers()
 
 
-class _Questions(Generic[T, R]):
-    """What is asked, and the answers so far."""
+class Questions(Generic[T, R]):
+    """What is asked, and the answers so far. THREADS threads call `work`."""
 
     def __init__(
         self,
         ask: Callable[[T], R],
         things: Sequence[T],
         cancel_token: CancelToken,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask, self._cancel_token, self._clock = ask, cancel_token, clock
         self._left = deque(enumerate(things))
@@ -59,10 +59,11 @@ class _Questions(Generic[T, R]):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._short, self._running = ShortTasks(), 0
-        self._threads, self._refusals = _THREADS, 0  # how often in a row the last thread was refused
+        self._threads, self._refusals = THREADS, 0  # how often in a row the last thread was refused
         self._has_failed = False
 
     def answers(self) -> list[R]:
+        """The answers, in the order of the questions."""
         return [self._answers[number] for number in sorted(self._answers)]
 
     def work(self) -> None:

@@ -100,6 +100,8 @@ class Signed:
                     config=botocore.config.Config(
                         signature_version=botocore.UNSIGNED if self._is_anonymous else place.signature,
                         retries={"total_max_attempts": 1},
+                        # Some servers refuse to be asked for checksums; only `BucketSource` asks for them.
+                        response_checksum_validation="when_required",
                         s3={"addressing_style": place.style},
                     ),
                 )

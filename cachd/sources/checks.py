@@ -15,7 +15,12 @@ from cachd.sources.validators import differ
 # Values of Content-Encoding that change no byte. `aws-chunked` frames an upload to S3, and the server has
 # removed the frames. The others are no codings of HTTP, but texts that somebody stored with the object.
 _CHARSETS = ("utf-8", "utf8", "ascii", "us-ascii", "iso-8859-1")
+_MAX_BEFORE_BYTES = 1 << 20  # of a block of a cache, before the bytes that were asked for
 _NO_CODINGS = ("identity", "aws-chunked", "none", "null", "undefined", "binary", "7bit", "8bit", *_CHARSETS)
+
+
+class UnknownRange(NoRanges):
+    """A 206 whose headers do not say which bytes of the file it holds."""
 
 
 def check_status(response: Response, url: str) -> None:
@@ -76,34 +81,41 @@ def check_validator(response: Response, url: str, validator: str | None) -> None
         )
 
 
-def announced(response: Response, url: str, size: int, extent: Extent) -> int:
-    """The number of bytes in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
+def announced(response: Response, url: str, size: int, extent: Extent) -> Extent:
+    """The extent of the file that is in the body, after a check of the headers (RFC 9110, 14.4 and 8.6).
 
-    `size`: the bytes of the file. `extent`: what was asked for; a 206 may have only its first bytes. Raises
-    NoRanges if the complete file comes instead of a part, Changed if the file has another size, Unavailable
-    if the headers contradict the request.
+    `size`: the bytes of the file. `extent`: what was asked for. A partial answer has all of it or only its
+    first bytes; it may also begin a little before it and end after it, as caches send complete blocks.
+
+    Raises NoRanges if the complete file comes instead of a part, UnknownRange if no header says which part
+    comes, Changed if the file has another size, Unavailable if the headers contradict the request.
     """
     length_header = response.stated_length
     length = number(length_header)
     if length_header is not None and length is None:
         raise protocol_error(url, f"Content-Length is {length_header:.40}")
-    if response.status == 206 and _is_multipart(response):
-        raise NoRanges(url)
+    found = extent
     if response.is_partial:
         header = response.headers.get("Content-Range")
-        first, last, total = content_range(header) or (-1, -1, -1)
-        if first != extent.start or not first <= last < extent.stop or total not in (size, None):
+        stated = content_range(header)
+        if extent.size != size and _is_multipart(response):
+            raise NoRanges(url)
+        if extent.size != size and stated is None:
+            raise UnknownRange(url)
+        first, last, total = stated or (-1, -1, -1)
+        begins = max(0, extent.start - _MAX_BEFORE_BYTES) <= first <= extent.start <= last
+        if not begins or last >= size or total not in (size, None):
             wanted = f"bytes {extent.start}-{extent.stop - 1}/{size}"
             raise protocol_error(url, f"Content-Range is {header or 'none':.60}, not {wanted}")
-        extent = Extent(first, last + 1)
+        found = Extent(first, last + 1)
     elif extent.size != size:
         raise NoRanges(url)
     elif length is not None and length != size:
         kind = response.headers.get("Content-Type") or "no type"
         raise Changed(f"{bare(url)}: {length} bytes of {kind:.60} where {size} were expected")
-    if length is not None and length != extent.size:
-        raise protocol_error(url, f"Content-Length is {length}, not {extent.size}")
-    return extent.size
+    if length is not None and length != found.size:
+        raise protocol_error(url, f"Content-Length is {length}, not {found.size}")
+    return found
 
 
 def _is_multipart(response: Response) -> bool:

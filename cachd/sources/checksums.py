@@ -1,8 +1,9 @@
-"""Parses SHA256SUMS files, as sha256sum of coreutils and of BSD write them.
+"""Parses SHA256SUMS files, as sha256sum of coreutils and of BSD write them, and others in their form.
 
-    HEX  path      HEX *path      SHA256 (path) = HEX
+    HEX  path      HEX *path      HEX path      SHA256 (path) = HEX
 
-The text is UTF-8, or UTF-16 with a byte order mark, as the `>` of PowerShell writes it.
+Coreutils begin a line with a backslash if its name has one, and double it in the name. On Windows it
+separates directories. The text is UTF-8, or UTF-16 with a byte order mark, as the `>` of PowerShell writes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cachd.errors import Invalid
 from cachd.foreign import too_large
 from cachd.model import MAX_FILES, Digest, Entries, check_path
 from cachd.model.folders import folder_markers
+from cachd.model.leftovers import is_left_out
 from cachd.sources.cancel import CancelToken
 
 NAME = "SHA256SUMS"
@@ -26,7 +28,7 @@ OF_NO_BYTES = Digest("sha256", hashlib.sha256().hexdigest())  # the digest of an
 LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+_LINE = re.compile(r"([0-9a-fA-F]{64})(?: [ *]|[ \t](?=\S))(?:\./)?(.+)")
 _BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
 
@@ -50,6 +52,8 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
         if path == NAME:
             continue  # `sha256sum *`, run a second time, lists the old SHA256SUMS, too
         entries.add(path)
+        if is_left_out(path):
+            continue
         checksums[check_path(path)] = Digest("sha256", stated.lower())
     # If the tree was copied from a bucket, an empty file in it may stand for a folder.
     markers = folder_markers({path: int(digest != OF_NO_BYTES) for path, digest in checksums.items()})
@@ -58,6 +62,10 @@ def parse(content: bytes, shown: str) -> dict[str, Digest]:
 
 def _parts(line: str) -> tuple[str, str]:
     """The digest and the path of a line; both are empty if it has none."""
+    if line.startswith("\\"):
+        line = line[1:].replace("\\\\", "/")
+        if "\\" in line:  # such as `\\n` for a line feed
+            return "", ""
     if found := _LINE.fullmatch(line):
         return found[1], found[2]
     if found := _BSD_LINE.fullmatch(line):

@@ -4,7 +4,7 @@ Every request sends `Accept-Encoding: identity`, so a body is the file's own byt
 validator of a file, if it has one, goes into If-Match or If-Unmodified-Since (RFC 9110, 13.1). Every response
 must fit its request (RFC 9110, 15):
 
-    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size, or fewer bytes
+    200  the complete file, of the listed size   206  Content-Range: bytes start-last/size; see `announced`
          (or what a 206 has: `Response.is_partial`)
     412  the validator does not match: Changed   416  the file got shorter: Changed
     3xx  followed here, ten at most; secrets go to the origin they were meant for and to no other
@@ -27,9 +27,9 @@ from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
 from cachd.sources.cancel import CancelToken
-from cachd.sources.checks import announced, check_encoding, check_status, check_validator
-from cachd.sources.connection import origin_of
-from cachd.sources.failures import bare
+from cachd.sources.checks import UnknownRange, announced, check_encoding, check_status, check_validator
+from cachd.sources.connection import Origin, origin_of
+from cachd.sources.failures import bare, protocol_error
 from cachd.sources.http1 import Request
 from cachd.sources.names import Names
 from cachd.sources.pauses import Pauses
@@ -37,6 +37,7 @@ from cachd.sources.pool import ConnectionPool
 from cachd.sources.response import Response
 from cachd.sources.routes import Routes
 from cachd.sources.secrets import Secret, Secrets
+from cachd.sources.source import NoRanges
 from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from cachd.sources.tunnel import Tunnels
@@ -46,6 +47,7 @@ MAX_REDIRECTS = 10
 _MAX_SIGNED_URLS = 10_000
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
 _REDIRECTS = (301, 302, 303, 307, 308)
+_GONE, _MAX_MIRRORS = (404, 410), 3
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
 _NO_PROXIES, _NO_CREDENTIALS, _TIMEOUTS = Proxies(), Secret(None), Timeouts()
 _NO_SECRETS = Secrets()
@@ -99,6 +101,7 @@ class Http:
             clock=clock,
         )
         self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
+        self._without_ranges: set[Origin] = set()  # origins whose parts did not say where they are
 
     def _routes(self) -> Routes:
         """How connections are made: directly, or through a proxy."""
@@ -200,7 +203,10 @@ class Http:
             check_status(response, arrived)
             check_encoding(response, arrived)
             check_validator(response, target.url, target.validator)
-            response.expect(announced(response, arrived, target.size, extent), asked=extent.size)
+            response.expect(announced(response, arrived, target.size, extent), asked=extent)
+        except UnknownRange:
+            response.close()
+            raise self._unknown_range(arrived) from None
         except BaseException:
             response.close()
             raise
@@ -210,6 +216,16 @@ class Http:
             self._signed_urls[target.url] = arrived
         return response
 
+    def _unknown_range(self, url: str) -> Exception:
+        """What to raise for a part that does not say where it is: NoRanges, if its origin did so before."""
+        origin = origin_of(urlsplit(url))
+        if origin in self._without_ranges:
+            return NoRanges(url)
+        if len(self._without_ranges) >= _MAX_SIGNED_URLS:
+            self._without_ranges.clear()
+        self._without_ranges.add(origin)
+        return protocol_error(url, "206 does not say which bytes it holds")
+
     def _follow(
         self,
         method: str,
@@ -218,7 +234,26 @@ class Http:
         secrets: Secrets,
         cancel_token: CancelToken,
     ) -> tuple[str, Response]:
-        """Send a request and follow redirects. Returns the final URL and its response."""
+        """Send a request and follow redirects. Returns the final URL and its response.
+
+        If another origin lacks what it was redirected to, the first one is asked again: it may lead to
+        several mirrors, one of which is not complete.
+        """
+        for _ in range(_MAX_MIRRORS - 1):
+            arrived, response = self._follow_once(method, url, headers, secrets, cancel_token)
+            if response.status not in _GONE or origin_of(urlsplit(arrived)) == origin_of(urlsplit(url)):
+                return arrived, response
+            response.close()
+        return self._follow_once(method, url, headers, secrets, cancel_token)
+
+    def _follow_once(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        secrets: Secrets,
+        cancel_token: CancelToken,
+    ) -> tuple[str, Response]:
         parts = parsed(url)
         first, requested, wants_cookie = origin_of(parts), _signed(parts, secrets), False
         for _ in range(MAX_REDIRECTS + 1):

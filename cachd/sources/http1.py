@@ -202,7 +202,7 @@ def _parse(head: bytes, callbacks: _Callbacks) -> tuple[int, str]:
     It refuses what httptools lets pass: other protocols and versions, and a status below 100.
     """
     parser = httptools.HttpResponseParser(callbacks)
-    # Transfer-Encoding overrides Content-Length (RFC 9112, 6.3), which `checks.announced` compares, too.
+    # Transfer-Encoding overrides Content-Length (RFC 9112, 6.3).
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
     try:
         parser.feed_data(head)
@@ -261,7 +261,8 @@ class FramedBody:
         self._chunked = chunked and not bodiless
         self._chunk_left = self._chunks = self._chunked_bytes = 0
         self._begun = self._ended = not self._chunked
-        self.stated_length = head.headers.get("Content-Length")
+        # Chunks override a Content-Length (RFC 9112, 6.3).
+        self.stated_length = None if self._chunked else head.headers.get("Content-Length")
         # Bytes of the body; None where the last chunk or the connection's end marks its end.
         self.length = 0 if bodiless else None if chunked else number(self.stated_length)
         self._stays_open = head.stays_open and (self._chunked or self.length is not None)

@@ -22,6 +22,7 @@ from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.model import COMMIT, HUB_FOLDER, SHORTENED, Digest, Entries
 from cachd.sources import beneath
+from cachd.sources.hub_downloads import still, unfinished_of
 
 _MAX_SHOWN = 20
 _MAX_REF_BYTES = 1024
@@ -89,26 +90,42 @@ class HubCache:
             return None
         return Digest(algorithm, real.name)
 
-    def check_complete(self) -> None:
-        """Raises Invalid while a download into the cache has not ended: its snapshots may lack files."""
-        unfinished = [name for name in self._names("blobs") if name.endswith(".incomplete")]
-        if unfinished:
-            raise Invalid(
-                f"{self.directory} is incomplete: its blob {unfinished[0]!r:.120} is still being downloaded",
-                code="incomplete_model",
-                hint="let the download end, or remove the file if nothing downloads into the cache",
-            )
+    def check_complete(self, place: Path) -> None:
+        """Raises Invalid while a download of the revision of which `place` is a part has not ended.
+
+        Its snapshot may then lack files. A download of another revision does not matter.
+        """
+        name = (*place.relative_to(self.directory).parts, "", "")[1]
+        here = self._paths(name) if name else frozenset()
+        unfinished = unfinished_of(name, here, self._names, self._content)
+        if unfinished is not None:
+            raise still(self.directory, unfinished)
+
+    def _paths(self, snapshot: str) -> frozenset[str]:
+        """The paths of the files in a snapshot. Links are not followed."""
+        top = self._check(self.directory / "snapshots" / snapshot)
+        entries, found = Entries(str(top)), set[str]()
+        for at, _, names in os.walk(top):
+            for name in names:
+                path = str((Path(at) / name).relative_to(top))
+                entries.add(path)
+                found.add(path)
+        return frozenset(found)
 
     def _ref(self, revision: str) -> str | None:
         """The commit that a branch or a tag names; None if there is none of this name."""
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, Invalid):
-            descriptor = beneath.open_file(self._check(self.directory / "refs" / revision))
-            try:
-                named = files.content_of(descriptor, at_most=_MAX_REF_BYTES).decode(errors="replace").strip()
-            finally:
-                os.close(descriptor)
+            named = self._content(f"refs/{revision}", _MAX_REF_BYTES).decode(errors="replace").strip()
             return named if named and "/" not in named and named not in (".", "..") else None
         return None
+
+    def _content(self, path: str, at_most: int) -> bytes:
+        """The content of a file of the repository."""
+        descriptor = beneath.open_file(self._check(self.directory / path))
+        try:
+            return files.content_of(descriptor, at_most=at_most)
+        finally:
+            os.close(descriptor)
 
     def _names(self, below: str) -> list[str]:
         """The sorted names in a directory of the repository; none if there is no such directory."""

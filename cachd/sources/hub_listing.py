@@ -1,8 +1,8 @@
 """Lists the files of a commit of the Hub, even if a mirror says less about them than the Hub.
 
 siblings   the answer about the repository, with blobs=true: all that the Hub needs
-tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, and for mirrors that
-           leave out sizes or LFS digests
+tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, for mirrors that leave
+           out sizes or LFS digests, and for large repositories, of which `siblings` may not have all files
 HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree
 commits    /api/models/REPO/commits/main, page by page: which commits begin like a shortened one
 """
@@ -31,6 +31,8 @@ from cachd.sources.secrets import Secrets
 LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
 _MAX_PAGES = 1000
 _MAX_PAGES_OF_COMMITS = 20
+_MAX_SIBLINGS = 1000  # beyond these, the Hub may leave files out of the answer about a repository
+_OF_GIT = {".gitattributes", ".gitignore"}  # what an empty repository has
 _ASKED_AT_ONCE = 8
 _MAX_REDIRECTS = 5
 # The Hub keeps larger files in LFS, and files with these suffixes by the default of its .gitattributes.
@@ -84,9 +86,17 @@ class HubListing:
     def files(self, siblings: Sequence[Sibling]) -> tuple[File, ...]:
         """The files. Raises Unavailable when the Hub or mirror says too little, and as `Http` does."""
         known = {each.rfilename: _of_sibling(each) for each in siblings}
-        if not known or not all(entry.is_known for entry in known.values()):
+        is_complete = 0 < len(known) <= _MAX_SIBLINGS
+        if not is_complete or not all(entry.is_known for entry in known.values()):
             listed = self._tree()
-            known = {path: listed.get(path, entry) for path, entry in known.items()} if known else listed
+            others = listed if not is_complete else {path: listed.get(path, known[path]) for path in known}
+            known = {**known, **others}
+        if known.keys() <= _OF_GIT:
+            raise Invalid(
+                f"{self.ref} holds no file but {', '.join(sorted(known)) or 'none'}",
+                code="no_files",
+                hint="nothing was uploaded to it yet, or to another branch: check the name and the revision",
+            )
         lacking = [path for path, entry in known.items() if not entry.is_known]
         if lacking:
             with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
@@ -181,7 +191,9 @@ class HubListing:
             size = self.http.head(first, self.cancel_token, secrets=self.secrets).file_size
         elif not location:
             check_status(response, url)
-        tag = (said.get("X-Linked-ETag") or said.get("ETag") or "").removeprefix("W/").strip('"')
+        # Only the Hub's ETag is a digest. That of another server may be one, too, of another kind.
+        stated = said.get("X-Linked-ETag") or (said.get("X-Repo-Commit") and said.get("ETag")) or ""
+        tag = stated.removeprefix("W/").strip('"')
         size = number(said.get("X-Linked-Size")) if said.get("X-Linked-Size") else size
         return _Entry(
             entry.size if size is None else size,

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from cachd import __version__
-from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
+from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
 from cachd.foreign import check_json
 from cachd.model import SHORTENED, Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
 from cachd.sources.access import Access
@@ -102,6 +102,13 @@ class HubSource:
         token = self._token.read()
         try:
             return self._http.open(Target(url, file.size, _secrets(token)), extent, cancel_token)
+        except Changed as error:  # a file of a commit never changes
+            raise Unavailable(
+                error.detail,
+                code="origin_protocol",
+                hint="hf_endpoint is no faithful mirror, or answers with a page: open the URL in a browser",
+                origin_status=error.origin_status,
+            ) from error
         except Forbidden as error:
             asking = Asking(f"hf://{repo}", commit, self._endpoint, has_token=bool(token))
             if (refused := asking.refused_file(error)) is error:

@@ -21,6 +21,8 @@ _CHECKSUMS = {
     "ChecksumSHA1": "sha1",
     "ChecksumCRC32": "crc32",
 }
+_NEVER_COMPOSITE = "ChecksumCRC64NVME"
+_OF_PARTS = re.compile(r'-[0-9]+"?$')  # the ETag of an object that was uploaded in parts
 # The types that s3fs, Cyberduck and others, gateways of Azure and Swift give an empty object for a folder.
 _FOLDER_TYPES = ("application/x-directory", "application/directory", "httpd/unix-directory")
 _VERSION = " version="
@@ -30,16 +32,21 @@ _UNVERSIONED = (None, "", "null")  # the version `null` is overwritten, so its i
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object as a listing names it."""
+    """An object as a listing names it. `size`: None where the listing does not state it."""
 
     key: str
     etag: str
-    size: int
+    size: int | None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Self:
-        """Read an entry of ListObjectsV2. Raises KeyError for one without its key or size."""
-        return cls(entry["Key"], entry.get("ETag", ""), entry["Size"])
+        """Read an entry of a listing. Raises KeyError for one without its key."""
+        return cls(entry["Key"], entry.get("ETag", ""), entry.get("Size"))
+
+    @property
+    def least_size(self) -> int:
+        """Its size; if it is not stated, 0 for the name of a folder, and 1 for any other."""
+        return self.size if self.size is not None else int(not self.key.endswith("/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +111,16 @@ def _full_object_checksum(head: Mapping[str, Any]) -> Digest | None:
     """The checksum of the complete object (S3 User Guide, "Checking object integrity").
 
     COMPOSITE checksums and ETags are not used: the former are digests of part digests, the latter may be no
-    digests at all. A checksum that ends in `-N` is of N part checksums, too.
+    digests at all. A checksum that ends in `-N` is of N part checksums, too. Servers that do not know types
+    also send a composite one without either; only CRC64NVME is always of the complete object.
     """
-    if head.get("ChecksumType") == "COMPOSITE":
+    kind = head.get("ChecksumType")
+    if kind == "COMPOSITE":
         return None
+    may_be_composite = kind is None and bool(_OF_PARTS.search(head.get("ETag", "")))
     for name, algorithm in _CHECKSUMS.items():
         checksum = head.get(name)
-        if checksum and "-" not in checksum:
+        if checksum and "-" not in checksum and (name == _NEVER_COMPOSITE or not may_be_composite):
             with suppress(ValueError, Invalid):  # a malformed checksum is ignored
                 return Digest(algorithm, base64.b64decode(checksum, validate=True).hex())
     return None

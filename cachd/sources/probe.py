@@ -3,12 +3,12 @@
     HEAD    200, a size above zero, not encoded    believed, until a GET contradicts it (`doubt`)
             429, 503, 401                          raised: the server asks to wait, or for a credential
             anything else                          a GET of the first byte decides
-    GET     206  Content-Range: bytes 0-0/SIZE     the size
+    GET     206  Content-Range: bytes 0-0/SIZE     the size, unless it is 1: that may be the size of the part
             200  Content-Length: SIZE              the size; the server sends complete files only
             else a GET of the complete file: its Content-Length, or its bytes counted, up to a bound
             none of these                          the size that HEAD states, if any
 
-That a file is empty is believed only after a GET. The bytes of these GETs are dropped.
+That a file is empty is believed only after a GET. The bytes of these GETs are dropped, except the first one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _NO_RANGE = (400, 405, 416, 500, 501)  # what servers answer to a Range that the
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What an origin says about a file."""
+    """What an origin says about a file. `begin`: its first byte, if a GET brought it."""
 
     size: int
     validator: str | None
     headers: Headers
+    begin: bytes = b""
 
 
 class Probe:
@@ -95,19 +96,27 @@ class Probe:
             if response.status not in _NO_RANGE:
                 check_status(response, url)
                 check_encoding(response, url)
-                if response.file_size is not None:
-                    return _facts(response, response.file_size)
+                if response.file_size is not None and (response.status == 200 or response.file_size > 1):
+                    return _facts(response, response.file_size, _begin(response, cancel_token))
         with self._http.get(url, cancel_token, secrets=secrets) as response:
             check_status(response, url)
             check_encoding(response, url)
             if response.file_size is not None:
-                return _facts(response, response.file_size)
+                return _facts(response, response.file_size, _begin(response, cancel_token))
             return _facts(response, _counted(response, url, cancel_token))
 
 
-def _facts(response: Response, size: int | None) -> FileFacts:
+def _facts(response: Response, size: int | None, begin: bytes = b"") -> FileFacts:
     assert size is not None
-    return FileFacts(size, response.validator, response.headers)
+    return FileFacts(size, response.validator, response.headers, begin)
+
+
+def _begin(response: Response, cancel_token: CancelToken) -> bytes:
+    """The first byte of a body."""
+    buffer = bytearray(1)
+    with cancel_token.reaches(response):
+        count = response.readinto(memoryview(buffer))
+    return bytes(buffer[:count])
 
 
 def _counted(response: Response, url: str, cancel_token: CancelToken) -> int:

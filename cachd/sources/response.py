@@ -10,6 +10,7 @@ from urllib.parse import SplitResult
 
 from cachd.errors import Unavailable
 from cachd.foreign import too_large
+from cachd.model import Extent
 from cachd.sources import validators
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection
@@ -27,12 +28,15 @@ _CONTENT_RANGE = re.compile(
 def content_range(header: str | None) -> tuple[int, int, int | None] | None:
     """The first and the last byte of a Content-Range and the file's size, None for `*`; None if it is none.
 
-    Servers also write it as `bytes=0-9/10`, or with other spaces: the numbers decide.
+    Servers also write it as `bytes=0-9/10`, or with other spaces: the numbers decide. Numbers that contradict
+    each other say nothing (RFC 9110, 14.4).
     """
     found = _CONTENT_RANGE.fullmatch(header or "")
     if not found:
         return None
-    return int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
+    first, last = int(found[1]), int(found[2])
+    total = None if found[3] == "*" else int(found[3])
+    return (first, last, total) if first <= last and (total is None or last < total) else None
 
 
 class Response:
@@ -57,7 +61,8 @@ class Response:
         self._body, self._connection, self._url = body, connection, url
         self._stall_seconds, self._clock = stall_seconds, clock
         self._size: int | None = body.length
-        self._got, self._is_short = 0, False
+        self._got = self._skip = 0
+        self._is_short = self._is_long = False
         self._failure: Unavailable | None = None
         self._returned_at = self._window_began = clock()
         self._window_got = 0
@@ -115,12 +120,15 @@ class Response:
     def _shown(self) -> str:
         return bare(self._url.geturl())
 
-    def expect(self, size: int, *, asked: int | None = None) -> None:
-        """Set the exact number of bytes in the body; `readinto` raises for any other.
+    def expect(self, body: Extent, *, asked: Extent) -> None:
+        """Set which extent of the file the body has, and which of it `readinto` gives: what was asked for.
 
-        `asked`: the number that was asked for. If it is larger, `readinto` raises Unavailable at the end.
+        If bytes of `asked` are missing at its end, `readinto` raises Unavailable there. A body that goes on
+        after `asked` is not read to its end.
         """
-        self._size, self._is_short = size, asked is not None and size < asked
+        self._skip = asked.start - body.start
+        self._size = min(body.stop, asked.stop) - asked.start
+        self._is_short, self._is_long = body.stop < asked.stop, body.stop > asked.stop
 
     def content(self, cancel_token: CancelToken, *, at_most: int) -> bytes:
         """The complete body, of a length that is checked before it is read, if the origin states it.
@@ -156,6 +164,13 @@ class Response:
             message = f"{self._shown}: the origin sends only {self._size} bytes of this part at once"
             raise Unavailable(message, code="ended_early", retry_after=0.0)
         self._window_began += self._clock() - self._returned_at  # the caller's time does not count
+        while self._skip:
+            n = self._receive(view[: self._skip])
+            if not n:
+                raise Unavailable(
+                    f"{self._shown}: the connection ended before its first byte", code="ended_early"
+                )
+            self._skip -= n
         wanted = len(view) if self._size is None else min(len(view), self._size - self._got)
         filled = 0
         while filled < wanted:
@@ -185,7 +200,8 @@ class Response:
         After a 421 it is closed, too: its server does not serve this origin (RFC 9110, 15.5.20).
         """
         self._failure = None  # its traceback refers to this object: a reference cycle
-        if self._got == self._size and self._body.is_over and self.status != MISDIRECTED:
+        is_read = self._got == self._size and not self._is_long
+        if is_read and self._body.is_over and self.status != MISDIRECTED:
             self._connection.keep()
         else:
             self._connection.close()
@@ -211,5 +227,5 @@ class Response:
 
     def _check_end(self) -> None:
         """Raises Unavailable when a body without a Content-Length goes on after the expected size."""
-        if self.stated_length is None and self._receive(memoryview(bytearray(1))):
+        if self.stated_length is None and not self._is_long and self._receive(memoryview(bytearray(1))):
             raise protocol_error(self._shown, f"the body goes on after the expected {self._size} bytes")

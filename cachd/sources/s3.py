@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.foreign import too_large
-from cachd.model import MAX_FILES, Digest, Entries, Extent, File, Manifest, Ref, check_path
+from cachd.model import MAX_FILES, Digest, Extent, File, Manifest, Ref, Unusable
 from cachd.model.bucket import bucket_and_key
-from cachd.model.folders import check_folders, folder_markers
+from cachd.model.leftovers import still_begun, unfinished
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys
 from cachd.sources.aws_errors import bucket_errors
+from cachd.sources.bucket_listing import BucketListing
 from cachd.sources.buckets import Buckets, Service
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http, Target
@@ -24,7 +24,7 @@ from cachd.sources.response import Response
 from cachd.sources.secrets import Secrets
 
 _ASKED_AT_ONCE = 16
-_MAX_PAGES = 1000
+_FIRST_BYTE = {"Range": "bytes=0-0"}
 _MAX_HOSTS = 1000
 _AS_AWS_CLIENTS, _AWS = Keys(), Service()
 # After these statuses, S3 is asked by a GET through botocore, whose errors say the reason: an answer to HEAD
@@ -50,9 +50,10 @@ class BucketSource:
         max_files: int = MAX_FILES,
     ) -> None:
         self._clients = _Clients(http, service.endpoint_url, beneath)
-        self._max_files = max_files
         self._buckets = Buckets(http, service, keys)
+        self._listing = BucketListing(self._buckets, max_files)
         self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
+        self._without_checksums: set[str] = set()  # buckets whose server refuses to be asked for checksums
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
@@ -60,12 +61,10 @@ class BucketSource:
         with bucket_errors(ref.base):
             self._buckets.renew(cancel_token)
         try:
-            files = self._files(ref, bucket, key, cancel_token)
+            return self._manifest(ref, bucket, key, cancel_token)
         except Forbidden as error:
             self._suggest_anonymous(error, bucket, key, cancel_token)
             raise
-        state = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
-        return Manifest(ref.base, hashlib.sha256(state.encode()).hexdigest(), files)
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`. When S3 refuses, it is asked why: credentials may have expired, for example."""
@@ -93,15 +92,13 @@ class BucketSource:
 
     # --- listing ---
 
-    def _files(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> tuple[File, ...]:
-        """The file or the files that a ref names, sorted by path."""
+    def _manifest(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> Manifest:
+        """The file or the files that a ref names."""
         if key and not key.endswith("/"):
             return self._exactly_or_below(ref, bucket, key, cancel_token)
-        return self._below(ref, bucket, key, self._list(bucket, key, cancel_token), cancel_token)
+        return self._below(ref, bucket, key, self._listing.read(bucket, key, cancel_token), cancel_token)
 
-    def _exactly_or_below(
-        self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken
-    ) -> tuple[File, ...]:
+    def _exactly_or_below(self, ref: Ref, bucket: str, key: str, cancel_token: CancelToken) -> Manifest:
         """The file that is the object of exactly this key, else those below `key/`."""
         single: Object | None = None
         refusal: Forbidden | None = None
@@ -112,23 +109,24 @@ class BucketSource:
         except Forbidden as error:  # the listing decides: S3 may answer 403 for a key that is not there
             refusal = error
         try:
-            listed = self._list(bucket, key, cancel_token)
+            listed = self._listing.read(bucket, key, cancel_token)
         except Forbidden as error:
             if single is None or not single.size:
                 raise refusal or error from error
             listed = {}  # s3:ListBucket is a permission of its own, which one object does not need
         if single is not None and not single.is_folder and (single.size or not listed):
-            return (self._only_file(ref, bucket, key, single, listed),)
+            return _manifest_of(ref, [self._only_file(ref, bucket, key, single, listed)])
         if not listed and refusal is not None:
             raise refusal
         return self._below(ref, bucket, key, listed, cancel_token)
 
     def _below(
         self, ref: Ref, bucket: str, key: str, listed: Mapping[str, Listed], cancel_token: CancelToken
-    ) -> tuple[File, ...]:
-        """The files of a listing. S3 is asked about each object, and then for the listing once more."""
+    ) -> Manifest:
+        """The files of a listing."""
         if not listed:
             raise _empty(ref.base)
+        begun = {path: target for path in listed if (target := unfinished(path))}
         digests = self._checksums(bucket, listed, cancel_token)
 
         def ask(path: str) -> File | None:
@@ -136,13 +134,15 @@ class BucketSource:
             return None if found.is_folder else found.file(path, bucket, listed[path].key, digests.get(path))
 
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-            asked = pool.map(ask, sorted(listed.keys() - {checksums.NAME}))
-            files = tuple(file for file in asked if file is not None)
-        if self._list(bucket, key, cancel_token) != listed:
+            asked = pool.map(ask, sorted(listed.keys() - begun.keys() - {checksums.NAME}))
+            files = [file for file in asked if file is not None]
+        if self._listing.read(bucket, key, cancel_token) != listed:
             raise Changed(f"{ref.base}: objects were added, removed or changed while they were listed")
-        if not files:
+        if not files and not begun:
             raise _empty(ref.base)
-        return files
+        return _manifest_of(
+            ref, files, [Unusable(begun[path], still_begun(f"{ref.base}: {path}")) for path in sorted(begun)]
+        )
 
     def _only_file(
         self, ref: Ref, bucket: str, key: str, single: Object, listed: Mapping[str, Listed]
@@ -162,43 +162,6 @@ class BucketSource:
                 hint="check the prefix: the objects may be elsewhere, or not uploaded yet",
             )
         return single.file(key.rpartition("/")[2], bucket, key, None)
-
-    def _list(self, bucket: str, prefix: str, cancel_token: CancelToken) -> dict[str, Listed]:
-        """The objects below a prefix, by their path there, without those that stand for folders."""
-        folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
-        shown = f"s3://{bucket}/{folder}"
-        found: dict[str, Listed] = {}
-        entries = Entries(shown, self._max_files)
-        for each in self._pages(bucket, folder, shown, cancel_token):
-            path = each.key.removeprefix(folder)
-            if not each.key.startswith(folder) or not path.strip("/"):
-                continue
-            if path in found:
-                raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
-            entries.add(each.key, each.etag)
-            found[path] = each
-        sizes = {path: each.size for path, each in found.items()}
-        files = found.keys() - folder_markers(sizes)
-        check_folders(shown, {path: sizes[path] for path in files})
-        return {check_path(path): found[path] for path in files}
-
-    def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
-        """Every object that the listing of a prefix names."""
-        query: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
-        for _ in range(_MAX_PAGES):
-            with bucket_errors(shown):
-                page = self._buckets.ask(bucket, cancel_token, lambda c: c.list_objects_v2(**query))
-                cancel_token.count(len(page.get("Contents", ())))
-                yield from map(Listed.of, page.get("Contents", ()))
-                if not page.get("IsTruncated"):
-                    return
-                then = page["NextContinuationToken"]
-            if then == query.get("ContinuationToken"):
-                raise Unavailable(
-                    f"{shown}: the listing gave the same page token twice", code="origin_protocol"
-                )
-            query["ContinuationToken"] = then
-        raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
 
     def _checksums(
         self, bucket: str, listed: Mapping[str, Listed], cancel_token: CancelToken
@@ -220,7 +183,7 @@ class BucketSource:
     def _ask(self, bucket: str, listed: Listed, cancel_token: CancelToken) -> Object:
         """What S3 says about a listed object."""
         found = self._head(bucket, listed.key, cancel_token)
-        if listed.size == found.size:
+        if listed.size in (found.size, None):
             return found
         found = self._first_byte(bucket, listed.key, None, cancel_token)  # HEAD is wrong
         if found.size != listed.size:
@@ -230,7 +193,7 @@ class BucketSource:
         return found
 
     def _head(self, bucket: str, key: str, cancel_token: CancelToken) -> Object:
-        query = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **self._buckets.payer}
+        query = {"Bucket": bucket, "Key": key, **self._checksum_mode(bucket), **self._buckets.payer}
         try:
             with bucket_errors(f"s3://{bucket}/{key}"):
                 answer = self._buckets.ask(bucket, cancel_token, lambda c: c.head_object(**query))
@@ -242,10 +205,29 @@ class BucketSource:
         return self._first_byte(bucket, key, None, cancel_token)
 
     def _first_byte(self, bucket: str, key: str, version: str | None, cancel_token: CancelToken) -> Object:
-        """What S3 says about an object in the answer to a GET. Unlike one to HEAD, an error has a reason."""
-        query = {"Bucket": bucket, "Key": key, "Range": "bytes=0-0", **self._buckets.payer}
-        query |= {"ChecksumMode": "ENABLED"} | ({"VersionId": version} if version else {})
-        with bucket_errors(f"s3://{bucket}/{key}"):
+        """What S3 says about an object in the answer to a GET, which gives reasons unlike HEAD."""
+        query = {"Bucket": bucket, "Key": key, **self._buckets.payer}
+        query |= {"VersionId": version} if version else {}
+        mode = self._checksum_mode(bucket)
+        try:
+            return self._get(query | mode | _FIRST_BYTE, cancel_token)
+        except Changed as error:
+            if error.origin_status != 416:
+                raise
+            return self._get(query | mode, cancel_token)  # an empty object has no first byte
+        except Unavailable as error:
+            if error.origin_status not in (400, 501) or not mode:
+                raise
+            found = self._get(query | _FIRST_BYTE, cancel_token)
+            self._without_checksums.add(bucket)  # the server refuses the header that asks for them
+            return found
+
+    def _checksum_mode(self, bucket: str) -> dict[str, str]:
+        return {} if bucket in self._without_checksums else {"ChecksumMode": "ENABLED"}
+
+    def _get(self, query: Mapping[str, str], cancel_token: CancelToken) -> Object:
+        bucket = query["Bucket"]
+        with bucket_errors(f"s3://{bucket}/{query['Key']}"):
             return Object.of(self._buckets.ask(bucket, cancel_token, lambda c: c.get_object(**query)))
 
     def _open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
@@ -323,6 +305,15 @@ def make(access: Access) -> BucketSource:
         keys,
         access.http_for,
     )
+
+
+def _manifest_of(ref: Ref, files: Sequence[File], unusable: Sequence[Unusable] = ()) -> Manifest:
+    """The manifest of these files. Its revision is a hash of them."""
+    if not files and unusable:
+        raise unusable[0].error
+    state = "".join(f"{f.path}\n{f.size}\n{f.validator}\n{f.stated}\n" for f in files)
+    revision = hashlib.sha256(state.encode()).hexdigest()
+    return Manifest(ref.base, revision, tuple(files), unusable=tuple(unusable))
 
 
 def _empty(shown: str) -> NotFound:

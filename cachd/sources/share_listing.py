@@ -6,14 +6,20 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 from cachd import files
-from cachd.errors import Invalid, NotFound
+from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.foreign import too_large
 from cachd.model import Digest, File, Manifest, Unusable, check_path, quoted
+from cachd.model.leftovers import control_file, is_left_out, still_begun
 from cachd.sources import checksums
 from cachd.sources.hub_cache import HubCache, check_is_one_model
-from cachd.sources.share_walk import Found, Walk, is_left_out, regular
+from cachd.sources.hub_downloads import unfinished_in
+from cachd.sources.share_walk import Found, Walk, regular, unreadable
+
+_FORM: Literal["NFC"] = "NFC"
 
 
 class Listing:
@@ -36,6 +42,8 @@ class Listing:
         self._top, self._cache, self._check, self._opened = top, cache, check, opened
         self._max_files = max_files
         self._digests: dict[str, Digest] = {}
+        self._by_form: dict[str, str] = {}
+        self._stated: set[str] = set()
         self._files: list[File] = []
         self._unusable: list[Unusable] = []
         self._origins: dict[object, str] = {}
@@ -49,18 +57,22 @@ class Listing:
         if not top.is_dir():
             self._digests = {top.name: digest} if digest else {}
             real = self._check(top)
+            if os.path.lexists(control := control_file(top)):
+                raise still_begun(control)
             self._add(Found(check_path(top.name), top, real, regular(top, os.lstat(real))))
             return
         if digest:
             raise Invalid(f"{top} is a directory, but a ref with a digest names one file", code="bad_ref")
         check_is_one_model(top, self._check)
         self._digests = self._checksums(top / checksums.NAME)
+        self._by_form = {normalize(_FORM, path): path for path in self._digests}
         for found in Walk(top, self._check, self._max_files).found():
             if isinstance(found, Unusable):
                 self._unusable.append(found)
             elif found is not None and found.shown != checksums.NAME:
                 self._add(found)
             yield
+        self._unusable.extend(Unusable(*each) for each in unfinished_in(top, self._check))
         self._check_listed()
 
     def manifest(self, base: str, revision: str | None) -> Manifest:
@@ -74,15 +86,44 @@ class Listing:
 
     def _add(self, found: Found) -> None:
         status = found.status
+        if not status.st_size and (error := self._why_not_empty(found)):
+            self._unusable.append(Unusable(found.shown, error))
+            return
         mark = mark_of(status)
         # A FUSE mount may number its inodes anew at any time, but then it shows no hard links.
         is_linked = status.st_nlink > 1
         same = (status.st_dev, status.st_ino, mark) if is_linked else str(found.real)
         origin = self._origins.setdefault(same, f"file://{quoted(str(found.path))}")
-        digest = self._digests.get(found.shown)
+        digest = self._digest(found.shown)
         if self._cache is not None and (named := self._cache.digest(found.real)):
             origin, digest = f"file://{quoted(str(found.real))}", digest or named
         self._files.append(File(found.shown, status.st_size, origin, digest, mark))
+
+    def _digest(self, shown: str) -> Digest | None:
+        """The digest that SHA256SUMS states of a file.
+
+        macOS and some file servers decompose letters (NFD), so a name may be listed in another form.
+        """
+        listed = shown if shown in self._digests else self._by_form.get(normalize(_FORM, shown), shown)
+        self._stated.add(listed)
+        return self._digests.get(listed)
+
+    def _why_not_empty(self, found: Found) -> Forbidden | Invalid | None:
+        """Why a file of no bytes cannot be taken: some FUSE mounts do not know sizes, and say 0."""
+        try:
+            descriptor = self._opened(found.path)
+        except PermissionError as error:
+            return unreadable(found.path, error)
+        try:
+            if not os.read(descriptor, 1):
+                return None
+        finally:
+            os.close(descriptor)
+        return Invalid(
+            f"{found.path} has bytes, though its file system says that it has none",
+            code="size_unknown",
+            hint="copy the file to another place, or mount the share with a tool that knows the sizes",
+        )
 
     def _checksums(self, listing: Path) -> dict[str, Digest]:
         """The digests in the directory's SHA256SUMS, by path; empty when there is none."""
@@ -100,8 +141,7 @@ class Listing:
     def _check_listed(self) -> None:
         """Raises NotFound if SHA256SUMS lists a file that is not there."""
         unusable = tuple(each.path for each in self._unusable)
-        here = {f.path for f in self._files}
-        for path in sorted(self._digests.keys() - here):
+        for path in sorted(self._digests.keys() - self._stated):
             if not (
                 is_left_out(path) or any(path == u or (u[-1] == "/" and path.startswith(u)) for u in unusable)
             ):

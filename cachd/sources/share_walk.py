@@ -1,20 +1,20 @@
 """Lists the files below a directory of a shared volume, as people and their tools leave them there.
 
 Links are followed while they stay under an allowed prefix. What tools keep beside a model is left out (see
-`_LEFT_OUT`), and so are the directories behind the links of a Kubernetes volume:
+`is_left_out`), and so are the directories behind the links of a Kubernetes volume:
 
     config.json -> ..data/config.json         listed
     ..data -> ..2026_01_31_10_00_00.123       left out, since a kubelet swaps it
     ..2026_01_31_10_00_00.123/config.json     left out
 
-An entry that cannot be read, or cannot be a file of a model, is `Unusable`: a request may exclude it.
+An entry that cannot be read, cannot be a file of a model, or belongs to a download that has not ended is
+`Unusable`: a request may exclude it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,13 +22,9 @@ from pathlib import Path
 
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.model import Entries, Unusable, check_path
+from cachd.model.leftovers import is_left_out, still_begun, unfinished
 from cachd.sources import beneath
 
-# By their path: git's own directory, the notes of `hf download --local-dir`, what fsck of ext4 finds, the
-# snapshots that NetApp and ZFS show in directories, and files that an NFS client deleted and still reads.
-_LEFT_OUT = re.compile(
-    r"(?:.*/)?(?:\.git|\.cache/huggingface|lost\+found|\.snapshot|\.zfs|\.nfs[0-9a-f]{16,})", re.DOTALL
-)
 _ATOMIC = "..data"  # the link of a kubelet's atomic writer, whose names all begin with '..'
 
 
@@ -52,12 +48,6 @@ class _Folder:
     above: frozenset[Path]
 
 
-def is_left_out(shown: str) -> bool:
-    """Whether a path in a model is never listed."""
-    parts = shown.split("/")
-    return any(_LEFT_OUT.fullmatch("/".join(parts[: n + 1])) for n in range(len(parts)))
-
-
 class Walk:
     """Lists one directory and all below it. `check` returns a path with its links resolved, or refuses it."""
 
@@ -77,7 +67,7 @@ class Walk:
             except (PermissionError, NotADirectoryError) as error:
                 if not folder.shown:
                     raise
-                yield Unusable(folder.shown, _unreadable(folder.path, error))
+                yield Unusable(folder.shown, unreadable(folder.path, error))
                 continue
             below = []
             for name, is_link in entries:
@@ -101,11 +91,15 @@ class Walk:
             os.close(descriptor)
         if any(name == _ATOMIC and is_link for name, is_link in listed):
             listed = [each for each in listed if not each[0].startswith("..")]
-        return sorted(each for each in listed if not _LEFT_OUT.fullmatch(f"{folder.shown}{each[0]}"))
+        return sorted(
+            each for each in listed if unfinished(each[0]) or not is_left_out(f"{folder.shown}{each[0]}")
+        )
 
     def _one(self, folder: _Folder, name: str, *, is_link: bool) -> Found | Unusable | _Folder:
         shown, path = f"{folder.shown}{name}", folder.path / name
         try:
+            if begun := unfinished(name):
+                return Unusable(f"{folder.shown}{begun}", still_begun(path))
             check_path(name)  # first: a name that is not UTF-8 is in no URL that could be checked
             real = self._check(path) if is_link else folder.real / name
             status = os.lstat(real)
@@ -119,7 +113,7 @@ class Walk:
         except FileNotFoundError:
             return Unusable(shown, _missing(path, is_link=is_link))
         except PermissionError as error:
-            return Unusable(shown, _unreadable(path, error))
+            return Unusable(shown, unreadable(path, error))
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
@@ -160,7 +154,8 @@ def _missing(path: Path, *, is_link: bool) -> NotFound:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> Forbidden:
+def unreadable(path: Path, error: OSError) -> Forbidden:
+    """The error for a file or a directory that this user may not read."""
     return Forbidden(
         f"cachd may not read {path}: {error.strerror}",
         code="source_forbidden",

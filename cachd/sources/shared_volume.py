@@ -53,8 +53,6 @@ class SharedVolumeSource:
         with _share_errors(top):
             self._check(top)
             cache = HubCache.around(top, self._check)
-            if cache is not None:
-                cache.check_complete()
             snapshot = cache.snapshot(ref.revision) if cache and cache.directory == top else None
             if ref.revision and snapshot is None:
                 raise NotFound(
@@ -64,6 +62,8 @@ class SharedVolumeSource:
                 )
             yield None
             place = snapshot.directory if snapshot else top
+            if cache is not None:
+                cache.check_complete(place)
             listing = Listing(place, cache, self._check, self._open, self._max_files)
             yield from listing.read(ref.digest)
         revision = snapshot.commit if snapshot else None

@@ -27,6 +27,7 @@ from cachd.sources.validators import differ, weak_tag
 _PAGES = ("text/html", "application/xhtml+xml")
 _DOCUMENTS = ("application/json", "application/problem+json", "application/xml", "text/xml")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ckpt", ".npz", ".h5", ".tflite")
+_BEGIN_OF_PAGES = (b"", b"<", b"{", b"[", b"\xef", b" ", b"\t", b"\r", b"\n")  # \xef begins a mark of UTF-8
 _HINT = (
     "servers behind one name may have different validators for the same bytes: publish SHA256SUMS there, or"
     " add #sha256=DIGEST to the ref, and the digest decides"
@@ -144,7 +145,7 @@ class WebSource:
         if _is_page(facts, path) and not self._probe.doubts(url):
             self._probe.doubt(url)
             facts = self._probe.ask(url, cancel_token, self._secrets(url))
-        if _is_page(facts, path):
+        if _is_page(facts, path) and (digest is None or facts.begin in _BEGIN_OF_PAGES):
             raise _page(url, f"{facts.headers.get('Content-Type'):.60}")
         # Without a validator a later version of the file may look the same. A unique one keeps other pulls
         # from reusing this version.

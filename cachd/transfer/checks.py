@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import BinaryIO
 
 from cachd.errors import Invalid
-from cachd.model import Manifest, ModelSpec, matches
-from cachd.policy import numbered, shards
+from cachd.model import File, Manifest, ModelSpec, matches
+from cachd.policy import numbered, placeholders, shards, weight_lengths
 from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.content import ContentStore
@@ -67,6 +68,36 @@ def check_shards(
             hint="report it to the owner of the source, or exclude the index if no engine needs it",
         )
     return tuple(warnings)
+
+
+def check_weights(manifest: Manifest, content: ContentStore) -> None:
+    """Raises Invalid for a file that is not the weights of its name: a pointer, a page, a part of them.
+
+    A digest of the source does not help: it may be that of the pointer, or of what an upload has left.
+    """
+    for file in manifest.files:
+        if placeholders.is_binary(file.path) or placeholders.may_be_pointer(file.path, file.size):
+            with content.opened(file) as opened:
+                _check_weights(file, f"{manifest.base} has {file.path!r:.200} with {file.size} bytes", opened)
+
+
+def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
+    begin = opened.read(placeholders.LONGEST_BYTES)
+    found = placeholders.pointer(file.path, begin) if len(begin) == file.size else None
+    missing = None
+    if placeholders.is_binary(file.path):
+        opened.seek(0)
+        found = found or placeholders.page(begin) or placeholders.frames(opened)
+        opened.seek(0)
+        missing = weight_lengths.shortage(file.path, file.size, opened)
+    if found:
+        raise Invalid(f"{shown}: it is {found.what}", code="incomplete_model", hint=found.hint)
+    if missing:
+        raise Invalid(
+            f"{shown}, but {missing}: a copy or an upload of it has broken off, or still goes on",
+            code="incomplete_model",
+            hint="copy or upload the file again; SHA256SUMS beside it, written last, tells a complete copy",
+        )
 
 
 def check_contents(

@@ -156,6 +156,7 @@ class Hub(Server):
         self.token = f"hf_{secrets.token_hex(17)}"  # the only valid one
         self.page_size = 1000  # entries of a tree in one answer, unless `limit` asks for fewer
         self.lacks: set[str] = set()  # by a mirror: "blobs", "lfs", "tree", "linked", "refs", …
+        self.most_siblings: int | None = None  # of a large repository, the description lists no more files
         self.always_main = False  # a mirror that answers for `main`, whatever revision is asked for
         self.redirects_to = ""  # a mirror that redirects requests for files to another Hub
         self._repos: dict[str, Repo] = {}
@@ -320,6 +321,7 @@ class Hub(Server):
         siblings = [entry.among_siblings() if blobs else {"rfilename": entry.path} for entry in entries]
         for sibling in siblings if "lfs" in self.lacks else ():
             sibling.pop("lfs", None)
+        siblings = siblings[: self.most_siblings]
         shown = {
             "_id": hashlib.sha1(repo.name.encode()).hexdigest()[:24],
             "id": (plain := repo.name.partition("/")[2] if repo.name.startswith(_KINDS) else repo.name),

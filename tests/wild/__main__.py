@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.wild import http, http_headers, http_pages, hub, rclone, s3, share  # noqa: F401
 from tests.wild.field import ROWS, Verdict, among
 
 

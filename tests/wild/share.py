@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.ground.models import noise, write_sha256sums
+from tests.ground.weights import gguf, lfs_pointer, link_as_text, safetensors, torch_archive
 from tests.test_hub_cache import COMMIT, FILES, OLDER, add_snapshot, name_of
 from tests.wild.field import Odd, World, wild
 
@@ -165,6 +169,14 @@ leftover("local-dir-notes", ".cache/huggingface/download/config.json.metadata")
 leftover("lost-and-found", "lost+found/#12")
 leftover("volume-snapshots", ".snapshot/hourly.0/config.json")
 leftover("nfs-deleted", "deep/.nfs00000000034a1b2c00000001")
+leftover("fuse-deleted", "deep/.fuse_hidden0000012300000001")
+leftover("apple-double", "deep/._weights.bin")
+leftover("finder-notes", ".DS_Store")
+leftover("zip-of-macos", "__MACOSX/deep/._weights.bin")
+leftover("explorer-notes", "deep/Thumbs.db")
+leftover("recycle-bin", "$RECYCLE.BIN/S-1-5-21/$R0.safetensors")
+leftover("synology-index", "deep/@eaDir/weights.bin@SynoEAStream")
+leftover("modelscope-notes", ".msc")
 
 
 def odd_entry(row: str, make: Callable[[bytes], object], *, exclude: str = "") -> None:
@@ -182,3 +194,130 @@ odd_entry("pipe", os.mkfifo)
 odd_entry("pipe-excluded", os.mkfifo, exclude="odd*")
 odd_entry("not-utf8", lambda path: Path(os.fsdecode(path)).write_bytes(b"x"))
 odd_entry("dangling-link-excluded", lambda path: os.symlink("nowhere", path), exclude="odd*")
+
+
+# --- copies and downloads that have not ended, and what is not the file ---
+
+
+def holding(world: World, files: Mapping[str, bytes], wanted: Mapping[str, bytes], **asked: object) -> Odd:
+    """A directory with these files, of which these are wanted."""
+    laid(world.share, files)
+    return Odd(f"file://{world.share}/", wanted, asked=asked)
+
+
+def held(row: str, files: Mapping[str, bytes], wanted: Mapping[str, bytes] | None = None) -> None:
+    """A row: a directory that has these files; none of them is wanted, or those of `wanted`."""
+
+    @wild(row)
+    def directory(world: World) -> Iterator[Odd]:
+        yield holding(world, files, wanted or {})
+
+
+CONFIG = {"config.json": b"{}"}
+NOTES = ".cache/huggingface/download"
+held("lfs-pointer", {**CONFIG, "model.safetensors": lfs_pointer(safetensors())})
+held("lfs-pointer-of-a-text", {**MODEL, "tokenizer.json": lfs_pointer(noise(9))})
+held("link-as-text", {**CONFIG, "model.safetensors": link_as_text("../../blobs/0123")})
+held("broken-off-safetensors", {**CONFIG, "model.safetensors": safetensors()[:2000]})
+held("broken-off-header", {**CONFIG, "model.safetensors": safetensors()[:50]})
+held("broken-off-gguf", {"model.gguf": gguf()[:2000]})
+held("broken-off-archive", {**CONFIG, "pytorch_model.bin": torch_archive()[:2000]})
+held("empty-weights", {**CONFIG, "model.safetensors": b""})
+held("aria2-goes-on", {"model.gguf": gguf(), "model.gguf.aria2": b"\0\1"})
+held("browser-goes-on", {**CONFIG, "model.safetensors.crdownload": b"half"})
+held("rsync-goes-on", {**CONFIG, ".model.safetensors.a1B2c3": b"half"})
+held("modelscope-goes-on", {**CONFIG, "._____temp/model.safetensors": b"half"})
+held("icloud-placeholder", {**CONFIG, ".model.safetensors.icloud": b"bplist00"})
+held("hf-download-goes-on", {**CONFIG, f"{NOTES}/9aYx=.0123.1a2b.incomplete": b"half"})
+held(
+    "hf-download-left-over",
+    {
+        **MODEL,
+        f"{NOTES}/config.json.metadata": b"%b\n0123\n1.5\n" % COMMIT.encode(),
+        f"{NOTES}/9aYx=.0123.1a2b.incomplete": b"half",
+    },
+    MODEL,
+)
+held(
+    "complete-weights",
+    formats := {
+        "a.safetensors": safetensors(),
+        "b.gguf": gguf(),
+        "c.bin": torch_archive(),
+        "d.safetensors": noise(999),
+    },
+    formats,
+)
+
+
+@wild("aria2-goes-on-excluded")
+def aria2_goes_on_excluded(world: World) -> Iterator[Odd]:
+    files = {**MODEL, "other.gguf": gguf(), "other.gguf.aria2": b"\0\1"}
+    yield holding(world, files, MODEL, exclude=["other*"])
+
+
+@wild("aria2-goes-on-beside-a-file")
+def aria2_goes_on_beside_a_file(world: World) -> Iterator[Odd]:
+    laid(world.share, {"model.gguf": gguf(), "model.gguf.aria2": b"\0\1"})
+    yield Odd(f"file://{world.share}/model.gguf", {})
+
+
+# --- names ---
+
+
+@wild("decomposed-names")
+def decomposed_names(world: World) -> Iterator[Odd]:
+    name = "modèle/poids é.bin"
+    decomposed = unicodedata.normalize("NFD", name)
+    laid(world.share, {decomposed: noise(1000)})
+    digest = hashlib.sha256(noise(1000)).hexdigest()
+    (world.share / "SHA256SUMS").write_text(f"{digest}  {unicodedata.normalize('NFC', name)}\n")
+    yield Odd(f"file://{world.share}/", {decomposed: noise(1000)})
+
+
+held(
+    "names-of-windows",
+    windows := {"config.json ": b"{}", "README.md": b"a", "readme.md": b"b", "a.": b"c", "con.json": b"d"},
+    windows,
+)
+
+# --- more of Hub caches ---
+
+
+@wild("hub-cache-without-links")
+def hub_cache_without_links(world: World) -> Iterator[Odd]:
+    repository = world.share / "models--org--m"
+    laid(repository / "snapshots" / COMMIT, FILES)
+    laid(repository, {"refs/main": COMMIT.encode()})
+    yield Odd(f"file://{repository}", FILES)
+
+
+def tree(repository: Path, commit: str, files: Mapping[str, bytes]) -> None:
+    """Note which files a revision has, as huggingface_hub does."""
+    shown = {path: {"size": len(said), "blob_id": name_of(said)} for path, said in files.items()}
+    text = json.dumps({"format_version": 1, "files": shown})
+    laid(repository, {f"trees/{commit}.json": text.encode()})
+
+
+@wild("hub-cache-other-revision")
+def hub_cache_other_revision(world: World) -> Iterator[Odd]:
+    repository, newer = cached(world), {**FILES, "model.safetensors": noise(70_000)}
+    tree(repository, COMMIT, FILES)
+    tree(repository, "c3" * 20, newer)
+    laid(repository, {f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete": b"half"})
+    yield Odd(f"file://{repository}", FILES)
+
+
+@wild("hub-cache-own-revision")
+def hub_cache_own_revision(world: World) -> Iterator[Odd]:
+    repository = cached(world)
+    tree(repository, COMMIT, {**FILES, "more.safetensors": noise(70_000)})
+    laid(repository, {f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete": b"half"})
+    yield Odd(f"file://{repository}", {})
+
+
+@wild("hub-cache-left-over")
+def hub_cache_left_over(world: World) -> Iterator[Odd]:
+    repository = cached(world)
+    laid(repository, {f"blobs/{name_of(FILES['config.json'])}.1a2b3c4d.incomplete": b"half"})
+    yield Odd(f"file://{repository}", FILES)

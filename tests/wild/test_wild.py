@@ -8,13 +8,24 @@ import pytest
 
 from docs.render import ORIGINS, rendered
 from tests.faults.test_index import PROJECT, named_in
-from tests.wild import http, http_headers, http_pages, hub, rclone, s3, share
+from tests.wild import (
+    http,
+    http_headers,
+    http_pages,
+    http_reports,
+    hub,
+    hub_mirrors,
+    rclone,
+    s3,
+    s3_listings,
+    share,
+)
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
 
 MODULES = {
-    "http": (http, http_headers, http_pages, rclone),
-    "hub": (hub,),
-    "s3": (s3, rclone),
+    "http": (http, http_headers, http_pages, http_reports, rclone),
+    "hub": (hub, hub_mirrors),
+    "s3": (s3, s3_listings, rclone),
     "share": (share,),
 }
 

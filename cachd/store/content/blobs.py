@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from cachd.kernel import durable
 from cachd.model import Digest, Extent, File, Manifest
@@ -77,10 +78,16 @@ class Blobs:
                 found[blob] = os.lstat(path).st_blocks * 512 + blocks_of(parts_of(path))
         return found
 
-    def pieces(self, file: File) -> Generator[bytes, None, None]:
-        """Yield the content of a file's blob in 64 KiB pieces. Raises DiskFailed, Leased or Unavailable."""
+    @contextmanager
+    def opened(self, file: File) -> Iterator[BinaryIO]:
+        """A context with the blob of a file, open for reading. Raises DiskFailed, Leased or Unavailable."""
         path = self.path(file.blob)
         with durable.disk_errors(path), open(durable.open_file(path, os.O_RDONLY), "rb") as opened:
+            yield opened
+
+    def pieces(self, file: File) -> Generator[bytes, None, None]:
+        """Yield the content of a file's blob in 64 KiB pieces. Raises as `opened`."""
+        with self.opened(file) as opened:
             while piece := opened.read(_PIECE_BYTES):
                 yield piece
 

@@ -1,0 +1,102 @@
+"""Lists the objects below a prefix of a bucket, also where a server knows only a part of ListObjectsV2.
+
+IsTruncated, NextContinuationToken     ListObjectsV2, page by page
+IsTruncated without a (new) token      ListObjects, each page after the last key of the one before: older
+Ceph, Swift and OBS answer so, and mocks
+a page without IsTruncated             truncated if it has a token, or as many keys as a page may have
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cachd.errors import Invalid, Unavailable
+from cachd.foreign import too_large
+from cachd.model import MAX_FILES, Entries, check_path
+from cachd.model.folders import check_folders, folder_markers
+from cachd.model.leftovers import is_left_out, unfinished
+from cachd.sources.aws_errors import bucket_errors
+from cachd.sources.buckets import Buckets
+from cachd.sources.cancel import CancelToken
+from cachd.sources.objects import Listed
+
+_MAX_PAGES = 1000
+_PAGE_KEYS = 1000  # the most keys of a page, where it does not say so itself
+_OF_A_PAGE = ("Name", "Prefix", "IsTruncated", "MaxKeys", "KeyCount", "Contents")
+
+
+class BucketListing:
+    """Lists the buckets of one service."""
+
+    def __init__(self, buckets: Buckets, max_files: int = MAX_FILES) -> None:
+        self._buckets, self._max_files = buckets, max_files
+
+    def read(self, bucket: str, prefix: str, cancel_token: CancelToken) -> dict[str, Listed]:
+        """Every object below a prefix that is a file, by its path there.
+
+        What a download or a copy has not ended is among them, see `leftovers.unfinished`.
+        """
+        folder = prefix if prefix.endswith("/") or not prefix else prefix + "/"
+        shown = f"s3://{bucket}/{folder}"
+        found: dict[str, Listed] = {}
+        entries = Entries(shown, self._max_files)
+        for each in self._pages(bucket, folder, shown, cancel_token):
+            path = each.key.removeprefix(folder)
+            if not each.key.startswith(folder) or not path.strip("/"):
+                continue
+            if is_left_out(path) and not unfinished(path):
+                continue
+            if path in found:
+                raise Invalid(f"{shown} lists {path!r} twice", code="bad_manifest")
+            entries.add(each.key, each.etag)
+            found[path] = each
+        sizes = {path: each.least_size for path, each in found.items()}
+        files = found.keys() - folder_markers(sizes)
+        check_folders(shown, {path: sizes[path] for path in files})
+        return {check_path(path): found[path] for path in files}
+
+    def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
+        """Every object that the listing of a prefix names."""
+        query: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
+        operation, before = "list_objects_v2", list[Listed]()
+        for _ in range(_MAX_PAGES):
+            with bucket_errors(shown):
+                page = self._page(operation, query, cancel_token)
+                entries = list(map(Listed.of, page.get("Contents", ())))
+                cancel_token.count(len(entries))
+            is_new = entries != before or not entries
+            yield from entries if is_new else ()
+            if not _is_truncated(page, len(entries)):
+                return
+            before, token = entries, page.get("NextContinuationToken")
+            if "Marker" not in query and is_new and token and token != query.get("ContinuationToken"):
+                query["ContinuationToken"] = token
+                continue
+            after = page.get("NextMarker") or (entries[-1].key if entries else "")
+            if after <= query.get("Marker", ""):
+                raise Unavailable(
+                    f"{shown}: the listing says that it goes on after {after!r:.200}, and does not",
+                    code="origin_protocol",
+                )
+            operation = "list_objects"
+            query.pop("ContinuationToken", None)
+            query["Marker"] = after
+        raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
+
+    def _page(self, operation: str, query: Mapping[str, str], cancel_token: CancelToken) -> Mapping[str, Any]:
+        """One page. Raises ValueError for a document that has nothing of a listing, such as HTML."""
+        page: Mapping[str, Any] = self._buckets.ask(
+            query["Bucket"], cancel_token, lambda client: getattr(client, operation)(**query)
+        )
+        if not any(name in page for name in _OF_A_PAGE):
+            raise ValueError("not a listing")
+        return page
+
+
+def _is_truncated(page: Mapping[str, Any], keys: int) -> bool:
+    """Whether a listing goes on after this page."""
+    if "IsTruncated" in page:
+        return bool(page["IsTruncated"])
+    is_full = keys >= (page.get("MaxKeys") or _PAGE_KEYS)
+    return bool(page.get("NextContinuationToken") or page.get("NextMarker")) or is_full

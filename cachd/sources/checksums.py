@@ -3,7 +3,7 @@
     HEX  path      HEX *path      HEX path      SHA256 (path) = HEX
 
 Coreutils begin a line with a backslash if its name has one, and double it in the name. On Windows it
-separates directories. The text is UTF-8, or UTF-16 with a byte order mark, as the `>` of PowerShell writes it.
+separates directories. The text is UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it for `>`.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class Daemon:
 def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for each object, in order
     """Open the root and build the objects. The exit stops their threads and releases the root.
 
-    The daemon starts progress, sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets the
-    highest limit of open files and the umask 022; the exit does not undo that.
+    The daemon starts progress, sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets
+    the highest limit of open files and the umask 022; the exit does not undo that.
 
     Raises CachdError when the root or an option cannot be used.
     """

@@ -55,6 +55,7 @@ def pull_here(
         terminal.progress_bar(spec.name) as update,
     ):
         daemon.status.start(daemon.models)
+        daemon.progress.start()
         running = daemon.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
         if running is not None:
             _wait(running, seconds, update, lambda: clock() - began)

@@ -42,6 +42,10 @@ def signed(s3: Rclone, monkeypatch: pytest.MonkeyPatch) -> Rclone:
     return s3
 
 
+def sums_of(files: dict[str, bytes]) -> bytes:
+    return "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items()).encode()
+
+
 def pulled(running: Engine, ref: str, name: str = "it", **asked: object) -> dict[str, bytes]:
     """The files of the model that a pull of `ref` publishes, by path."""
     running.pull(ref, name=name, **asked)
@@ -191,11 +195,31 @@ def test_a_server_without_keys_is_read_without(
         assert pulled(running, "s3://public/m/") == {"x": b"x" * KIB}
 
 
+def test_an_entry_with_every_column_for_s3_and_checksums_beside_the_objects(
+    s3: Rclone, engine: Engines, tmp_path: Path
+) -> None:
+    for path, content in {**MODEL, "SHA256SUMS": sums_of(MODEL)}.items():
+        s3.put(f"summed/m/{path}", content)
+    (tmp_path / "keys").write_text(
+        f"[node]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    entry = {
+        "prefix": "s3://summed/",
+        "endpoint": s3.url,
+        "credentials": str(tmp_path / "keys"),
+        "profile": "node",
+        "region": "eu-west-3",
+        "addressing": "path",
+        "requester_pays": True,
+    }
+    running = engine(sources=[entry])
+    assert pulled(running, "s3://summed/m/", exclude=("SHA256SUMS",)) == MODEL
+    snapshot = running.store.names.get("it")
+    assert snapshot is not None
+    assert snapshot.verified
+
+
 # --- HTTP and WebDAV ---
-
-
-def sums_of(files: dict[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items()).encode()
 
 
 @pytest.fixture(scope="module", params=["http", "webdav"])

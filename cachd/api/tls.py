@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.errors import Unavailable
+from cachd.errors import Invalid
 from cachd.kernel import threads
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ class Certificate:
     """The newest working pair of certificate and key. A thread checks the files from `start` to `close`."""
 
     def __init__(self, paths: TlsFiles) -> None:
-        """Load the files. Raises Unavailable when certificate and key do not work."""
+        """Load the files. Raises Invalid when certificate and key do not work."""
         self._files = paths
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
@@ -54,7 +54,7 @@ class Certificate:
         try:
             self._context, self._expires_at = _context(paths)
         except (OSError, ValueError) as error:
-            raise Unavailable(
+            raise Invalid(
                 f"TLS cannot use {paths.certificate} and {paths.key}: {_reason(error)}",
                 code="bad_certificate",
                 hint="set tls_cert_file and tls_key_file to a matching PEM certificate and key, and"

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from cachd.config.faults import MAX_FINDINGS, conflicts, faults, refusal
 from cachd.config.options import Config
+from cachd.fields import absolute
 from cachd.settings import file as configfile
 from cachd.settings.given import Given, given, ours, variable_of
 
@@ -68,7 +69,7 @@ def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
     named = flags.get("config") or ours().get(variable_of("config"))
-    file = configfile.read(Path(str(named))) if named else None
+    file = configfile.read(absolute(Path(str(named)))) if named else None
     found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
     findings, more = list(file.findings) if file else [], 0
     try:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from cachd.config.faults import MAX_FINDINGS, conflicts, faults, refusal
 from cachd.config.options import Config
 from cachd.fields import absolute
+from cachd.findings import Finding
 from cachd.settings import file as configfile
 from cachd.settings.given import Given, given, ours, variable_of
 
@@ -68,17 +69,51 @@ def load(**flags: object) -> Config:
 def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
+    path = _named(flags)
+    found = _examined(flags, configfile.read(path) if path else None)
+    # Raised here, because pydantic's error shows values, which may be secrets.
+    if found.findings:
+        raise refusal(found.findings, found.more)
+    return found.loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found wrong with options, and the options that are right.
+
+    `findings`: one for each wrong option, sorted. `more`: how many faults have no finding, because there are
+    too many. In `loaded`, each option that is wrong has its default.
+    """
+
+    findings: list[Finding]
+    more: int
+    loaded: Loaded
+
+
+def examine(**flags: object) -> Examined:
+    """What is wrong with the options. It raises nothing, and gives the options that are right."""
+    flags = {name: value for name, value in flags.items() if value is not None}
+    path = _named(flags)
+    return _examined(flags, configfile.examine(path) if path else None)
+
+
+def _named(flags: Mapping[str, object]) -> Path | None:
+    """The path of the configuration file; None without one."""
     named = flags.get("config") or ours().get(variable_of("config"))
-    file = configfile.read(absolute(Path(str(named)))) if named else None
+    return absolute(Path(str(named))) if named else None
+
+
+def _examined(flags: Mapping[str, object], file: configfile.ConfigFile | None) -> Examined:
     found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
-    findings, more = list(file.findings) if file else [], 0
-    try:
-        config = Config.model_validate(found.values())
-        findings += conflicts(config, found)
-        if not findings:
-            return Loaded(config, found, flags)
-    except ValidationError as error:
-        findings += faults(error, found)
-        more = max(error.error_count() - MAX_FINDINGS, 0)
-    # Raised after the block, because pydantic's error shows values, which may be secrets.
-    raise refusal(findings, more)
+    findings, more, config = list(file.findings) if file else [], 0, None
+    values = found.values()
+    while config is None:
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            findings += faults(error, found)
+            more += max(error.error_count() - MAX_FINDINGS, 0)
+            wrong = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
+            values = {name: value for name, value in values.items() if name not in wrong} if wrong else {}
+    findings += conflicts(config, found)
+    return Examined(sorted(findings), more, Loaded(config, found, flags))

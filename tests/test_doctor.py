@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pytest
 import yaml
 
 from cachd.doctor import codes
-from cachd.doctor.at_once import at_once
+from cachd.doctor.at_once import MAX_AT_ONCE, at_once
 from cachd.doctor.codes import Code
+from cachd.doctor.finding import State
+from cachd.doctor.running import Reported, check_in_force
 from cachd.errors import CachdError
 from tests.ground.clock import Clock
 from tests.ground.hub import Hub
@@ -158,6 +161,19 @@ def test_text_is_in_colour_on_a_terminal_alone(machine: Machine) -> None:
     assert b"\x1b[32mok" in drawn
 
 
+def test_a_daemon_that_started_with_the_last_good_configuration_is_wrong() -> None:
+    error = {"code": "bad_option", "detail": "config.yaml:1: streams: 'many' is no number"}
+    file = {"error": error, "last_good": True, "loaded_at": "2026-01-02T03:04:05Z", "in_force": False}
+    (found,) = check_in_force(Reported("http://127.0.0.1:8470", options={"file": file, "options": []}))
+    assert (found.state, found.error) == (State.wrong, "bad_option")
+    assert "the last good one, of 2026-01-02T03:04:05Z" in found.what
+
+
+def test_more_calls_than_run_at_once_follow_each_other() -> None:
+    calls = [partial(str, number) for number in range(3 * MAX_AT_ONCE)]
+    assert at_once(calls, PATIENCE_SECONDS) == [str(number) for number in range(3 * MAX_AT_ONCE)]
+
+
 def test_a_call_that_never_returns_is_left_behind() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
@@ -273,24 +289,38 @@ def test_a_directory_that_the_user_may_not_write_is_wrong(public: Machine) -> No
 
 @needs("root")
 def test_root_takes_on_the_daemons_user_and_another_user_checks_no_root(public: Machine) -> None:
+    """A root that no daemon has used is its owner's, too. Without that user's access to Python, it cannot."""
     private, token = public.root / ".cachd", public.root.parent / "token"
-    private.mkdir(mode=0o700)
-    for path in (public.root, private):
-        os.chown(path, OTHER_USER, OTHER_USER)
     token.write_text("of root alone")
     token.chmod(0o600)
+    os.chown(public.root, OTHER_USER, OTHER_USER)
+    fresh = public.examined()
+    private.mkdir(mode=0o700)
+    os.chown(private, OTHER_USER, OTHER_USER)
     found = public.examined(hf_token_file=str(token))
     program = (CACHD[0], "-c", f"open({os.__file__!r})")
     if subprocess.run([*as_user(OTHER_USER), *program], capture_output=True).returncode:
-        assert found.state(Code.user) == "warning", "that user cannot read this Python"
+        assert fresh.state(Code.user) == found.state(Code.user) == "warning"
         return
+    assert f"uid {OTHER_USER}" in fresh.of(Code.user)["what"]
     assert f"uid {OTHER_USER}" in found.of(Code.user)["what"]
-    assert found.state(Code.root) == "ok"
+    assert fresh.state(Code.root) == found.state(Code.root) == "ok"
     assert found.of(Code.hub_token)["error"] == "bad_secret", "the daemon cannot read it"
     other = public.examined(before=as_user(10002))
     assert other.state(Code.user) == "warning"
     assert "sudo" in other.of(Code.user)["hint"]
     assert not [each for each in other.findings if each["code"] == Code.root]
+
+
+@needs("root")
+def test_a_user_that_root_took_on_has_none_of_its_rights() -> None:
+    script = (
+        f"import os; from cachd.doctor.this_node import become, can_become; can_become({OTHER_USER}, 7);"
+        f" assert os.geteuid() == 0; become({OTHER_USER}, 7);"
+        " print(os.getresuid(), os.getresgid(), os.getgroups())"
+    )
+    ended = subprocess.run([CACHD[0], "-c", script], capture_output=True, text=True, cwd=PROJECT)
+    assert ended.stdout == f"({OTHER_USER}, {OTHER_USER}, {OTHER_USER}) (7, 7, 7) []\n", ended.stderr
 
 
 def test_a_disk_that_is_too_small_or_read_only_is_wrong(
@@ -563,6 +593,8 @@ def test_credentials_for_s3_come_from_somewhere_and_are_accepted_or_not(
     wrong = machine.examined(**options, **{**keys, "AWS_SECRET_ACCESS_KEY": "canary"})
     assert wrong.of(Code.s3_credentials)["error"] == "source_unauthorized"
     assert "canary" not in wrong.stdout
+    unsigned = machine.examined(**options, sources=[{"prefix": "s3://models/", "anonymous": True}])
+    assert unsigned.of(Code.s3_credentials, "s3://models")["error"] == "source_forbidden"
     none = machine.examined(**options)
     assert (none.state(Code.s3_credentials), none.status) == ("warning", 0)
     profile = tmp_path / "aws"

@@ -69,7 +69,7 @@ def load(**flags: object) -> Config:
 def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
-    path = _named(flags)
+    path = path_of_file(flags)
     found = _examined(flags, configfile.read(path) if path else None)
     # Raised here, because pydantic's error shows values, which may be secrets.
     if found.findings:
@@ -93,12 +93,12 @@ class Examined:
 def examine(**flags: object) -> Examined:
     """What is wrong with the options. It raises nothing, and gives the options that are right."""
     flags = {name: value for name, value in flags.items() if value is not None}
-    path = _named(flags)
+    path = path_of_file(flags)
     return _examined(flags, configfile.examine(path) if path else None)
 
 
-def _named(flags: Mapping[str, object]) -> Path | None:
-    """The path of the configuration file; None without one."""
+def path_of_file(flags: Mapping[str, object]) -> Path | None:
+    """The configuration file that a flag or a variable names."""
     named = flags.get("config") or ours().get(variable_of("config"))
     return absolute(Path(str(named))) if named else None
 

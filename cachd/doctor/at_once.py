@@ -12,6 +12,7 @@ from cachd.kernel import threads
 
 T = TypeVar("T")
 NO_ANSWER = "no_answer"
+MAX_AT_ONCE = 64
 
 
 def at_once(
@@ -20,8 +21,12 @@ def at_once(
     """The result of each call, in order; for a call that failed, its error.
 
     A call that takes longer than `seconds` gets the error `no_answer`, and its thread is left behind: nothing
-    can end a thread that waits for a dead disk. Raises Busy when the system refuses a thread.
+    can end a thread that waits for a dead disk. MAX_AT_ONCE calls run at once; the others follow, with a
+    deadline of their own. Raises Busy when the system refuses a thread.
     """
+    if len(calls) > MAX_AT_ONCE:
+        first, rest = calls[:MAX_AT_ONCE], calls[MAX_AT_ONCE:]
+        return at_once(first, seconds, clock=clock) + at_once(rest, seconds, clock=clock)
     running = [_Call(call) for call in calls]
     deadline = clock() + seconds
     threads.start(running)

@@ -82,7 +82,7 @@ def check_hub_tokens(loaded: Loaded, seconds: float) -> Iterator[Finding]:
     for hub, account in zip(hubs, found, strict=True):
         where = hub.token_from
         if isinstance(account, CachdError):
-            yield _refused_token(account, where)
+            yield _refused_token(account, hub.endpoint, where)
         elif account is None:
             yield ok(
                 Code.hub_token, "no token is set: only public models can be pulled", subject=hub.endpoint
@@ -92,14 +92,15 @@ def check_hub_tokens(loaded: Loaded, seconds: float) -> Iterator[Finding]:
             yield ok(Code.hub_token, what, subject=hub.endpoint)
 
 
-def _refused_token(error: CachdError, where: str) -> Finding:
+def _refused_token(error: CachdError, endpoint: str, where: str) -> Finding:
     is_unsure = isinstance(error, Unavailable | NotFound)
     hint = error.hint
     if is_unsure:
         hint = "a mirror may have no whoami; otherwise see the finding about its endpoint"
     elif isinstance(error, Forbidden):
         hint = f"write a valid token to {where}: it may have been revoked, or have expired"
-    return of_error(Code.hub_token, error, state=State.warning if is_unsure else State.wrong, hint=hint)
+    state = State.warning if is_unsure else State.wrong
+    return of_error(Code.hub_token, error, subject=endpoint, state=state, hint=hint)
 
 
 def check_s3_credentials(loaded: Loaded, seconds: float) -> Iterator[Finding]:
@@ -130,7 +131,10 @@ def _signed(location: str, place: str | CachdError | None, tried: CachdError | N
     subject = f"s3://{location}" if location else "s3://"
     if isinstance(place, CachdError):
         return of_error(Code.s3_credentials, place, subject=subject)
-    where = _SIGNED_BY.get(place, place) if place else "nowhere: requests are not signed"
+    where = _SIGNED_BY.get(place, place) if place else "nowhere"
+    if tried is None and not place:
+        what = f"requests for {subject} are not signed, and answered"
+        return ok(Code.s3_credentials, what, subject=subject)
     if tried is None:
         return ok(Code.s3_credentials, f"credentials from {where}, accepted for {subject}", subject=subject)
     if not location and tried.code == "source_forbidden" and place:
@@ -175,8 +179,12 @@ def _source(sources: Sources, ref: Ref) -> Source | None:
 def _examples(loaded: Loaded, scheme: str, example: str) -> Iterable[tuple[Ref, str]]:
     """Refs whose settings may differ, each with its location if it is one of the operator's own."""
     is_bucket = scheme == "s3"
+    seen: set[tuple[str, ...]] = set()
     for ref in refs_of(loaded.config, scheme):
-        yield ref, ref.location if is_bucket else ""
+        place = tuple(ref.location.split("/")[:1])  # one model of each bucket or organisation will do
+        if place not in seen:
+            seen.add(place)
+            yield ref, ref.location if is_bucket else ""
     for entry in loaded.config.sources:
         if entry.prefix.scheme == scheme and (entry.endpoint or entry.credentials or entry.prefix.steps):
             steps = "/".join(entry.prefix.steps)

@@ -8,7 +8,7 @@ from functools import partial
 
 from cachd.config import Config, Examined
 from cachd.doctor import credentials, limits, network, root, running, space
-from cachd.doctor.at_once import at_once
+from cachd.doctor.at_once import MAX_AT_ONCE, at_once
 from cachd.doctor.codes import Code
 from cachd.doctor.endpoints import endpoints_of
 from cachd.doctor.finding import Finding, State, of_error
@@ -56,9 +56,9 @@ class Check:
 
 
 def examine(node: Node, seconds: float) -> list[Finding]:
-    """The findings of all checks. None waits for more than `seconds` for a server."""
+    """The findings of all checks. None waits for more than `seconds` for any server."""
     checks = [*_of_daemon(node), *_of_node(node, seconds)]
-    found = at_once([each.run for each in checks], seconds + _DISK_SECONDS)
+    found = at_once([each.run for each in checks], _longest(node, seconds))
     findings = [
         finding
         for check, each in zip(checks, found, strict=True)
@@ -66,6 +66,13 @@ def examine(node: Node, seconds: float) -> list[Finding]:
     ]
     order = {code: number for number, code in enumerate(Code)}
     return sorted(findings, key=lambda finding: order[finding.code])
+
+
+def _longest(node: Node, seconds: float) -> float:
+    """How long a check may take that asks every server, in turns."""
+    models = len(node.examined.loaded.config.models) if node.examined else 0
+    entries = len(node.examined.loaded.config.sources) if node.examined else 0
+    return _DISK_SECONDS + 3 * seconds * (1 + (models + entries) // MAX_AT_ONCE)
 
 
 def _of_daemon(node: Node) -> Iterator[Check]:

@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +56,14 @@ class Owner:
 
 
 def owner_of(config: Config) -> Owner | None:
-    """Who owns cachd's own files; None while there are none."""
-    try:
-        status = Layout(place_of(config)).format.parent.lstat()
-    except OSError:
-        return None
-    return Owner(status.st_uid, status.st_gid)
+    """Who owns cachd's own files. While there are none, it is for root whoever owns their place, if any."""
+    place = place_of(config)
+    places = [Layout(place).format.parent, *([place] if os.geteuid() == 0 else [])]
+    for path in places:
+        with suppress(OSError):
+            status = path.lstat()
+            return Owner(status.st_uid, status.st_gid)
+    return None
 
 
 def is_owner(config: Config) -> bool:

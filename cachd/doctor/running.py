@@ -79,6 +79,8 @@ def check_in_force(reported: Reported) -> Iterator[Finding]:
     error = file.get("error")
     if isinstance(error, dict):
         what = f"the configuration file on disk is not in force: {error.get('detail')}"
+        if file.get("last_good"):
+            what += f"; the daemon started with the last good one, of {file.get('loaded_at')}"
         hint = f"{error.get('hint') or 'correct the file'}; the daemon reads it again when it changes"
         code = str(error.get("code", ""))
         yield Finding(Code.configuration_in_force, State.wrong, what, hint, error=code)

@@ -41,6 +41,7 @@ PATIENCE_SECONDS = 120
 PROJECT = Path(__file__).parent.parent
 Nodes = Callable[..., Node]
 OTHER_USER = 10001
+PATIENT = ("-o", "json", "--timeout", "60s")  # the machine may be busy
 needs = pytest.mark.needs
 
 
@@ -89,7 +90,7 @@ class Machine:
         env = {key: str(value) for key, value in options.items() if key.isupper()}
         own = {key: value for key, value in options.items() if not key.isupper()}
         self.file.write_text(yaml.safe_dump({**self.options, **own}))
-        command = [*before, *CACHD, "doctor", "--config", str(self.file), "-o", "json", *words]
+        command = [*before, *CACHD, "doctor", "--config", str(self.file), *PATIENT, *words]
         return Examined(run(command, env={**os.environ, **self.env, **env}, timeout=PATIENCE_SECONDS))
 
 
@@ -209,7 +210,7 @@ def test_a_daemon_that_holds_the_root_and_does_not_answer_is_wrong(node: Nodes, 
 
 def test_a_running_daemon_says_where_its_root_and_its_file_are(node: Nodes, hub: Hub) -> None:
     running = node(hf_endpoint=hub.url, streams=5)
-    found = Examined(running.cli("doctor", "-o", "json"))
+    found = Examined(running.cli("doctor", *PATIENT))
     assert (found.status, found.wrong) == (0, set()), found.stdout
     assert str(running.root) in found.of(Code.root)["what"]
     assert str(running.config) in found.of(Code.configuration)["what"]
@@ -220,10 +221,10 @@ def test_a_running_daemon_says_where_its_root_and_its_file_are(node: Nodes, hub:
 def test_a_daemon_that_refuses_the_token_is_wrong(node: Nodes, tmp_path: Path, hub: Hub) -> None:
     (tmp_path / "tokens").write_text("canary-admin")
     running = node(hf_endpoint=hub.url, token_file=str(tmp_path / "tokens"), anonymous_reads=False)
-    found = Examined(running.cli("doctor", "-o", "json"))
+    found = Examined(running.cli("doctor", *PATIENT))
     assert found.of(Code.daemon)["error"] == "unauthorized"
     assert "--token-file" in found.of(Code.daemon)["hint"]
-    given = Examined(running.cli("doctor", "-o", "json", CACHD_TOKEN="canary-admin"))
+    given = Examined(running.cli("doctor", *PATIENT, CACHD_TOKEN="canary-admin"))
     assert (given.status, given.state(Code.daemon)) == (0, "ok")
     assert given.state(Code.configuration_in_force) == "ok"
     assert "canary" not in found.stdout + given.stdout
@@ -247,12 +248,12 @@ def test_a_file_that_was_not_taken_over_is_wrong_and_keys_that_wait_are_a_warnin
     running = node(hf_endpoint=hub.url)
     running.configure(**{**running.options, "streams": 6})
     running.wait_for("options of the file wait for a restart", options=["streams"])
-    waiting = Examined(running.cli("doctor", "-o", "json"))
+    waiting = Examined(running.cli("doctor", *PATIENT))
     assert (waiting.status, waiting.state(Code.restart_needed)) == (0, "warning")
     assert "streams" in waiting.of(Code.restart_needed)["what"]
     running.configure(**{**running.options, "streams": "many"})
     running.wait_for("configuration file not taken over")
-    refused = Examined(running.cli("doctor", "-o", "json"))
+    refused = Examined(running.cli("doctor", *PATIENT))
     assert refused.status == 1
     assert refused.wrong == {Code.configuration_in_force, Code.configuration}
     assert "'many' is not" in refused.of(Code.configuration_in_force)["what"]
@@ -457,6 +458,14 @@ def test_an_endpoint_that_does_not_answer_is_wrong_if_it_was_named(machine: Mach
     assert machine.examined(models=[model], allow=[url]).state(Code.endpoint, url) == "wrong"
 
 
+def test_a_server_of_a_model_that_the_address_policy_refuses_is_wrong(machine: Machine) -> None:
+    with Origin(tls=True) as private:
+        model = {"ref": f"{private.url}/it.bin", "name": "it"}
+        found = machine.examined(models=[model])
+        assert found.of(Code.endpoint, private.url)["error"] == "private_address"
+        assert "allow" in found.of(Code.endpoint, private.url)["hint"]
+
+
 def test_an_endpoint_that_is_silent_costs_its_deadline_and_no_more(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as other:
         urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in (silent, other)]
@@ -616,19 +625,19 @@ def test_models_that_failed_say_why_with_a_daemon_and_without(origin: Origin, hu
     required = {"ref": f"{origin.url}/later.bin", "name": "later", "required": True}
     running = node(hf_endpoint=hub.url, models=[required])
     running.wait_for("pull ended", name="later", state="failed")
-    sick = Examined(running.cli("doctor", "-o", "json"))
+    sick = Examined(running.cli("doctor", *PATIENT))
     assert sick.wrong == {Code.required_models, Code.model}
     assert (sick.of(Code.model)["subject"], sick.of(Code.model)["error"]) == ("later", "file_not_found")
     assert "check the name" in sick.of(Code.model)["hint"]
     running.stop()
-    words = ("doctor", "--config", str(running.config), "--root", str(running.root), "-o", "json")
+    words = ("doctor", "--config", str(running.config), "--root", str(running.root), *PATIENT)
     stopped = Examined(run([*CACHD, *words], env={**os.environ}, timeout=PATIENCE_SECONDS))
     assert stopped.wrong == {Code.model}
     assert stopped.of(Code.model)["error"] == "file_not_found"
     running.start()
     origin.add("/later.bin", noise(1000))
     running.wait_for("published", name="later")
-    well = Examined(running.cli("doctor", "-o", "json"))
+    well = Examined(running.cli("doctor", *PATIENT))
     assert (well.status, well.state(Code.model), well.state(Code.required_models)) == (0, "ok", "ok")
 
 
@@ -638,5 +647,5 @@ def test_a_failed_successor_of_a_ready_model_is_a_warning(origin: Origin, hub: H
     assert running.ready("it").status == 200
     running.pull(f"{origin.url}/absent.bin", name="it", replace=True)
     running.wait_for("pull ended", name="it", state="failed")
-    found = Examined(running.cli("doctor", "-o", "json"))
+    found = Examined(running.cli("doctor", *PATIENT))
     assert (found.status, found.state(Code.model)) == (0, "warning")

@@ -14,11 +14,15 @@ _AWS = "https://s3.amazonaws.com"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that models come from. `is_named`: an option, an entry or a model asks for it."""
+    """A server that models come from. `is_named`: an option, an entry or a model asks for it.
+
+    `model_url`: the URL of a model there, if a ref names the server; the address policy must allow it.
+    """
 
     url: str
     scheme: str
     is_named: bool
+    model_url: str | None = None
 
     @property
     def host(self) -> str:
@@ -57,7 +61,8 @@ def _all(loaded: Loaded) -> Iterator[Endpoint]:
             if is_named or scheme == "hf":
                 yield Endpoint(getattr(config, option) or _aws(config), scheme, is_named)
         if about.grammar.has_host:
-            yield from (Endpoint(_origin(ref.base), scheme, is_named=True) for ref in refs_of(config, scheme))
+            for ref in refs_of(config, scheme):
+                yield Endpoint(_origin(ref.base), scheme, is_named=True, model_url=ref.base)
 
 
 def _own(entries: Iterable[object], scheme: str) -> Iterator[Endpoint]:

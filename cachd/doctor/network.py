@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from cachd.api.tls import TlsFiles, expiry
 from cachd.config import Config, Loaded
-from cachd.daemon.sources import authorities_of, build_http, proxies_of
+from cachd.daemon.sources import authorities_of, build_http, build_table, proxies_of
 from cachd.doctor.at_once import NO_ANSWER, at_once
 from cachd.doctor.codes import Code
 from cachd.doctor.endpoints import Endpoint
@@ -63,9 +63,11 @@ def _asked(
     now: Callable[[], float] = time.time,
 ) -> Reached:
     own = authorities_of(config)
-    http = build_http(config)(Anywhere(), authorities=own.get(endpoint.scheme) or own[""])
+    # An endpoint of the options may be anywhere; where a ref leads is for `allow` and `sources` to say.
+    policy = build_table(config).address_policy(config.allow) if endpoint.model_url else Anywhere()
+    http = build_http(config)(policy, authorities=own.get(endpoint.scheme) or own[""])
     began = clock()
-    with http.peek(f"{endpoint.url.rstrip('/')}/", CancelToken()) as response:
+    with http.peek(endpoint.model_url or f"{endpoint.url.rstrip('/')}/", CancelToken()) as response:
         dated, skew = response.headers.get("Date"), None
         with suppress(ValueError, TypeError, IndexError, OverflowError):
             skew = now() - parsedate_to_datetime(dated or "").timestamp()

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -206,6 +207,20 @@ def test_a_daemon_that_holds_the_root_and_does_not_answer_is_wrong(node: Nodes, 
     assert f"pid {running.pid}" in found.of(Code.daemon)["what"]
     running.stop()
     assert machine.examined(root=str(running.root)).wrong == set()
+
+
+def test_a_daemon_that_hangs_is_wrong_and_the_node_is_checked_all_the_same(
+    node: Nodes, machine: Machine
+) -> None:
+    running = node(hf_endpoint=machine.hub.url)
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        found = machine.examined("--url", running.url, "--timeout", "3s", root=str(running.root))
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    assert found.state(Code.daemon) == "wrong"
+    assert f"pid {running.pid}" in found.of(Code.daemon)["what"]
+    assert found.state(Code.root) == "ok"
 
 
 def test_a_running_daemon_says_where_its_root_and_its_file_are(node: Nodes, hub: Hub) -> None:

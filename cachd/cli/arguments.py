@@ -17,8 +17,7 @@ class Output(StrEnum):
     name = "name"
 
 
-def seconds_of_option(value: str | float) -> float:
-    """The seconds that an option gives, such as 90s. Raises BadParameter."""
+def _seconds(value: str | float) -> float:
     from cachd.model import seconds_of
 
     try:
@@ -48,20 +47,24 @@ TokenFile = Annotated[
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="output format")]
 # No envvar here: config.read reads these variables itself, to know that the environment set the option.
-Root = Annotated[Path | None, typer.Option(help="cache directory; default: CACHD_ROOT")]
+Root = Annotated[Path | None, typer.Option(readable=False, help="cache directory; default: CACHD_ROOT")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", readable=False, help="YAML file with options; default: CACHD_CONFIG"),
 ]
 Timeout = Annotated[
     float,
-    typer.Option(parser=seconds_of_option, metavar="TIME", help="longest time to wait, such as 90s or 1h30m"),
+    typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait, such as 90s or 1h30m"),
 ]
 UnknownTimeout = Annotated[
     float | None,
     typer.Option(
-        parser=seconds_of_option,
+        parser=_seconds,
         metavar="TIME",
         help="longest time to wait while no daemon of this node knows the model; default: --timeout",
     ),
+]
+Deadline = Annotated[
+    float,
+    typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait for an answer of each server"),
 ]

@@ -6,13 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from cachd import terminal
 from cachd.cli.answers import show
-from cachd.cli.arguments import SERVER, ConfigFile, Form, Output, Root, Server, TokenFile, seconds_of_option
+from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.errors import CachdError, Forbidden, Unreachable
 
@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _COLORS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+_ALL_ANSWERS = 6  # so many times the timeout of one: a node may have very many models
 _PROBES = ("/livez", "/readyz", "/readyz?set=required")
-Deadline = Annotated[
-    float,
-    typer.Option(
-        parser=seconds_of_option, metavar="TIME", help="longest time to wait for an answer of each server"
-    ),
-]
 
 
 @commands.command(epilog="Example: cachd doctor; cachd doctor --config /etc/cachd/config.yaml -o json")
@@ -54,7 +49,7 @@ def doctor(
     from cachd.doctor.this_node import is_here
 
     configure_logs("error", "text")
-    reported, absent = _reported(server, token_file)
+    reported, absent = _reported(server, token_file, timeout)
     source = context.get_parameter_source("server")
     node = Node(
         _options_here(config_file, root, reported) if is_here(server) else None,
@@ -94,12 +89,30 @@ def _options_here(config_file: Path | None, root: Path | None, reported: Reporte
 # --- what the daemon says ---
 
 
-def _reported(server: str, token_file: Path | None) -> tuple[Reported | None, CachdError | None]:
+def _reported(
+    server: str, token_file: Path | None, seconds: float
+) -> tuple[Reported | None, CachdError | None]:
     """What the daemon reports; else the error that says that none answers."""
     try:
-        return ask(server, token_file, lambda client: _asked(client, server)), None
+        return ask(server, token_file, lambda client: _asked_in_time(client, server, seconds)), None
     except Unreachable as error:
         return None, error
+
+
+async def _asked_in_time(client: Client, server: str, seconds: float) -> Reported:
+    """As `_asked`. A daemon that is stopped, or whose disk hangs, accepts connections and never answers."""
+    import asyncio
+
+    try:
+        async with asyncio.timeout(seconds):
+            await _refusal(client, "/livez")
+        async with asyncio.timeout(_ALL_ANSWERS * seconds):
+            return await _asked(client, server)
+    except TimeoutError as error:
+        raise Unreachable(
+            f"the daemon at {server} did not answer within {seconds:g} s",
+            hint="see its log, the load of the node, and whether its disk answers",
+        ) from error
 
 
 async def _asked(client: Client, server: str) -> Reported:

@@ -70,11 +70,7 @@ def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
     path = path_of_file(flags)
-    found = _examined(flags, configfile.read(path) if path else None)
-    # Raised here, because pydantic's error shows values, which may be secrets.
-    if found.findings:
-        raise refusal(found.findings, found.more)
-    return found.loaded
+    return _parsed(flags, configfile.read(path) if path else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +97,14 @@ def path_of_file(flags: Mapping[str, object]) -> Path | None:
     """The configuration file that a flag or a variable names."""
     named = flags.get("config") or ours().get(variable_of("config"))
     return absolute(Path(str(named))) if named else None
+
+
+def _parsed(flags: Mapping[str, object], file: configfile.ConfigFile | None) -> Loaded:
+    found = _examined(flags, file)
+    # Raised here, because pydantic's error shows values, which may be secrets.
+    if found.findings:
+        raise refusal(found.findings, found.more)
+    return found.loaded
 
 
 def _examined(flags: Mapping[str, object], file: configfile.ConfigFile | None) -> Examined:

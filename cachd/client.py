@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -18,6 +21,7 @@ from cachd.model import check_name
 from cachd.sources.trust import Authorities
 
 _UNIX = "unix:"
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
 _BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
@@ -42,8 +46,7 @@ class Client:
     ) -> None:
         """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
 
-        Raises Invalid for another `server` or an unusable client certificate, Unavailable for an unusable
-        `ca_file`.
+        Raises Invalid for another `server`, or for files that cannot be used.
         """
         self._server, self._clock = server.rstrip("/"), clock
         self._base = "http://localhost" if server.startswith(_UNIX) else self._server
@@ -176,18 +179,49 @@ def _connector(
 ) -> aiohttp.BaseConnector:
     if server.startswith(_UNIX):
         return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
-    if not server.startswith(("http://", "https://")):
-        raise Invalid(
-            f"{server} is not the address of a daemon",
-            code="bad_url",
-            hint="write http://HOST:PORT, https://HOST:PORT or unix:/PATH",
-        )
+    if not _is_http(server):
+        raise _no_address(server)
     if not server.startswith("https://"):
         return aiohttp.TCPConnector()
-    context = Authorities(str(ca_file) if ca_file else None).context()
+    return aiohttp.TCPConnector(ssl=_context(ca_file, cert_file, key_file))
+
+
+def _context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+    """The TLS context for an https:// daemon. Raises Invalid."""
+    try:
+        context = Authorities(str(ca_file) if ca_file else None).context()
+    except Unavailable as error:
+        cause = error.__cause__
+        why = reason(cause) if isinstance(cause, OSError) else error.detail
+        raise Invalid(
+            f"{ca_file} cannot be used: {why}",
+            code="bad_ca_file",
+            hint="give a PEM file of certificate authorities (--ca-file, CACHD_API_CA_FILE)",
+        ) from error
     if cert_file:
         try:
             context.load_cert_chain(cert_file, key_file)
         except OSError as error:
             raise Invalid(f"{cert_file} cannot be used: {reason(error)}", code="bad_certificate") from error
-    return aiohttp.TCPConnector(ssl=context)
+    return context
+
+
+def _is_http(server: str) -> bool:
+    """Whether it is an http:// or https:// URL with a host and a possible port."""
+    try:
+        url = urlsplit(server)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+
+
+def _no_address(server: str) -> Invalid:
+    """The error for an address of the daemon that is none. The hint completes a host and port."""
+    is_bare = _HOST_AND_PORT.fullmatch(server)
+    written = f"http://{server}" if is_bare else f"unix:{server}" if server.startswith("/") else ""
+    forms = "http://HOST:PORT, https://HOST:PORT or unix:/PATH"
+    return Invalid(
+        f"{server!r:.200} is not the address of a daemon",
+        code="bad_url",
+        hint=f"write {written} ({forms})" if written else f"write {forms}",
+    )

@@ -83,6 +83,7 @@ def _wait(
                 f"{running.spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
                 hint="run it again: it resumes where it stopped",
             )
+    update(progress.state, progress.done, progress.total)
     if running.error:
         raise running.error
 

@@ -199,6 +199,12 @@ class Unavailable(CachdError):
     proxy_status: int | None = None
 
 
+class Busy(Unavailable):
+    """The daemon or the node has no thread, open file or connection left for this. Try again later."""
+
+    code = "busy"
+
+
 class Leased(Unavailable):
     """Another process holds a kernel lease on the file, and an open would block (fcntl(2), F_SETLEASE).
 

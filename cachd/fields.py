@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -29,6 +30,15 @@ def plain_url(value: str) -> str:
     raise ValueError("write https://HOST[:PORT][/PATH], with no user, password or query")
 
 
+def absolute(path: Path) -> Path:
+    """`path`, made absolute: it is shown to processes that run in other directories."""
+    try:
+        return path.absolute()
+    except OSError:  # the working directory was removed
+        return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=0, lt=1 << 63)]
 Rate = Annotated[int, BeforeValidator(rate_of), Field(ge=0, lt=1 << 63)]
 Text = Annotated[str, AfterValidator(visible)]

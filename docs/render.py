@@ -18,6 +18,7 @@ from bench import cold, results
 from cachd import cli, config
 from cachd.api.access import RULES
 from cachd.api.app import ROUTERS
+from cachd.doctor import codes
 from cachd.metrics import table as metrics_table
 from cachd.policy.roles import Role
 from cachd.sources import entries
@@ -222,6 +223,12 @@ def origins() -> str:
     return "\n\n".join(tables)
 
 
+def checks() -> str:
+    """The checks of the doctor: what each examines, and when its finding is a warning or wrong."""
+    rows = [f"| `{code}` | {of} | {warning} | {wrong} |" for code, of, warning, wrong in codes.table()]
+    return "\n".join(["| Code | Checks | Warning | Wrong |", "|---|---|---|---|", *rows])
+
+
 def _test(name: str) -> str:
     return f"`{name.removeprefix('tests/')}`"
 
@@ -253,6 +260,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "final": final,
+    "doctor": checks,
     "options": options,
     "sources": sources,
     "metrics": metrics,

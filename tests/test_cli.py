@@ -391,24 +391,6 @@ def test_a_token_with_too_low_a_role_is_5_and_told_which_role_is_needed(node: No
     assert "canary" not in refused.stderr + examined.stdout + running.output
 
 
-def test_doctor_finds_what_is_wrong_and_how_to_mend_it(origin: Origin, node: Nodes) -> None:
-    running = node(models=[{"ref": f"{origin.url}/later.bin", "name": "later.bin", "required": True}])
-    running.wait_for("pull ended", name="later.bin", state="failed")
-    sick = running.cli("doctor")
-    assert (sick.returncode, sick.stderr) == (1, "")
-    wrong = [line for line in sick.stdout.splitlines() if line.startswith("FAIL")]
-    assert any("required" in line and "later.bin" in line for line in wrong)
-    assert any(
-        "later.bin" in line and "file_not_found" in line and "check the name" in line for line in wrong
-    )
-    origin.add("/later.bin", noise(1000))
-    running.wait_for("published", name="later.bin")
-    well = running.cli("doctor", "-o", "json")
-    findings = [f for f in json.loads(well.stdout)["findings"] if not f["what"].endswith(" free")]
-    assert len(findings) == 3
-    assert all(finding["ok"] for finding in findings)
-
-
 # --- with no daemon ---
 
 

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from cachd.api.admission import Connections, Counted, Stage, peer_of
 from cachd.api.problems import problem
-from cachd.errors import CachdError, Invalid, TooBig, Unavailable
+from cachd.errors import Busy, CachdError, Invalid, TooBig
 
 MAX_BODY_BYTES = 1 << 20
 _FRAMING_BYTES = 64 << 10  # chunk sizes and trailers, in addition to the body
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
         if self._handshake:
             self._counted.leave(self._handshake)
         if not self._counted.admit(self):
-            busy = Unavailable("too many connections are open", code="too_many_connections", retry_after=1.0)
+            busy = Busy("too many connections are open", code="too_many_connections", retry_after=1.0)
             self._write(busy)
             self.transport.close()
 
@@ -95,7 +95,7 @@ class Connection(HttpToolsProtocol):
         elif self.stage is Stage.BODY and self._received > MAX_BODY_BYTES + _FRAMING_BYTES:
             self._refuse(TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long"))
         elif len(self.pipeline) > _MAX_PIPELINED:
-            self._refuse(Unavailable("too many pipelined requests on one connection", code="pipelined"))
+            self._refuse(Busy("too many pipelined requests on one connection", code="pipelined"))
 
     # --- callbacks of the parser ---
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from typing import Any, TypeVar
 
-from cachd.errors import CachdError, Unavailable
+from cachd.errors import Busy, CachdError
 from cachd.kernel import threads
 
 _RETRY_SECONDS = 2.0
@@ -45,7 +45,7 @@ class Lane:
         self._next: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread; its result or exception. Raises Unavailable `busy` when none is free."""
+        """Run `work` in a thread; its result or exception. Raises Busy `busy` when none is free."""
         with self._caller():
             return await self._run(work, begun=lambda: None)
 
@@ -101,7 +101,7 @@ class Lane:
             running.exception()  # retrieved here, or asyncio would log it when all callers have gone
 
     def _busy(self) -> CachdError:
-        return Unavailable(
+        return Busy(
             f"too many {self._name} calls: {self._most} run at once, and others already wait",
             code="busy",
             hint="try again later",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachd import files
-from cachd.errors import Unavailable
+from cachd.errors import CachdError, Forbidden, InUse, Invalid
 from cachd.model.listener import Address, Listener, SocketFile
 
 BACKLOG = 1024
@@ -37,7 +37,7 @@ class Opened:
 
 @contextmanager
 def opened(listeners: Iterable[Listener]) -> Iterator[list[Opened]]:
-    """Yields the open sockets in the given order. Raises Unavailable, with none left open, if one fails."""
+    """Yields the open sockets in the given order. Raises InUse, Forbidden or Invalid, with none left open."""
     with ExitStack() as stack:
         yield [Opened(each, stack.enter_context(_opened(each.at))) for each in listeners]
 
@@ -47,11 +47,7 @@ def _opened(at: Address | SocketFile) -> Iterator[socket.socket]:
     try:
         sock = _tcp(at) if isinstance(at, Address) else _unix(at)
     except OSError as error:
-        raise Unavailable(
-            f"cannot listen on {at}: {files.reason(error)}",
-            code="cannot_listen",
-            hint="stop the other daemon if one runs there, or choose another --listen",
-        ) from error
+        raise _refused(at, error) from error
     with sock:
         identity = _identity(at)
         try:
@@ -60,6 +56,17 @@ def _opened(at: Address | SocketFile) -> Iterator[socket.socket]:
             if isinstance(at, SocketFile) and identity == _identity(at):
                 with suppress(OSError):
                     Path(at.path).unlink()
+
+
+def _refused(at: Address | SocketFile, error: OSError) -> CachdError:
+    """The error for an address on which this process cannot listen."""
+    kind: type[CachdError] = Invalid
+    hint = "choose another --listen: an address of this machine, or a directory that exists"
+    if error.errno in (errno.EADDRINUSE, errno.EAGAIN):
+        kind, hint = InUse, "stop the other daemon if one runs there, or choose another --listen"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        kind, hint = Forbidden, "choose a port above 1023, or a directory in which this user may write"
+    return kind(f"cannot listen on {at}: {files.reason(error)}", code="cannot_listen", hint=hint)
 
 
 def _tcp(at: Address) -> socket.socket:

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.errors import Unavailable
+from cachd.errors import Invalid
 from cachd.kernel import threads
 
 log = structlog.get_logger(__name__)
@@ -45,21 +45,13 @@ class Certificate:
     """The newest working pair of certificate and key. A thread checks the files from `start` to `close`."""
 
     def __init__(self, paths: TlsFiles) -> None:
-        """Load the files. Raises Unavailable when certificate and key do not work."""
+        """Load the files. Raises Invalid when certificate and key do not work."""
         self._files = paths
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
         self._is_in_force = True
         self._seen = _fingerprints(paths)
-        try:
-            self._context, self._expires_at = _context(paths)
-        except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"TLS cannot use {paths.certificate} and {paths.key}: {_reason(error)}",
-                code="bad_certificate",
-                hint="set tls_cert_file and tls_key_file to a matching PEM certificate and key, and"
-                " tls_client_ca_file to PEM certificates of authorities",
-            ) from error
+        self._context, self._expires_at = _loaded(paths)
         self._log_taken_over()
 
     def start(self) -> None:
@@ -107,6 +99,24 @@ class Certificate:
 
     def _log_taken_over(self) -> None:
         log.info("certificate taken over", file=str(self._files.certificate), expires_at=self._expires_at)
+
+
+def expiry(paths: TlsFiles) -> float:
+    """Unix time at which the certificate expires. Raises Invalid when certificate and key do not work."""
+    return _loaded(paths)[1]
+
+
+def _loaded(paths: TlsFiles) -> tuple[ssl.SSLContext, float]:
+    """As `_context`. Raises Invalid."""
+    try:
+        return _context(paths)
+    except (OSError, ValueError) as error:
+        raise Invalid(
+            f"TLS cannot use {paths.certificate} and {paths.key}: {_reason(error)}",
+            code="bad_certificate",
+            hint="set tls_cert_file and tls_key_file to a matching PEM certificate and key, and"
+            " tls_client_ca_file to PEM certificates of authorities",
+        ) from error
 
 
 def _fingerprints(paths: TlsFiles) -> list[tuple[int, int, int] | None]:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from cachd.api.lanes import Lanes
-from cachd.errors import Unavailable
+from cachd.errors import Busy
 from cachd.report.models import Models
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.transfer.request import Pull
@@ -29,13 +29,13 @@ async def until_settled(request: Request, name: str, models: Models, lanes: Lane
 
 
 async def until_stopped(pull: Pull, lanes: Lanes) -> None:
-    """Return when a cancelled pull has ended. Raises Unavailable when too many callers wait.
+    """Return when a cancelled pull has ended. Raises Busy when too many callers wait.
 
     The event loop waits, not a thread, because many callers may wait for one slow source.
     """
     with lanes.waits.one() as may_wait:
         if not may_wait:
-            raise Unavailable("too many calls wait for pulls", code="busy", retry_after=RETRY_SECONDS)
+            raise Busy("too many calls wait for pulls", retry_after=RETRY_SECONDS)
         await lanes.waits.end_of(pull.done)
 
 

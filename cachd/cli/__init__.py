@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from cachd import __version__, terminal
-from cachd.cli import doctor, models, pods, pull, serve, settings, space
+from cachd.cli import check_config, doctor, models, pods, pull, serve, settings, space
 from cachd.cli.ask import use_tls_files
 from cachd.cli.exits import EXIT_CODES, exit_code
 from cachd.errors import CachdError
@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Node-local model cache: pull once, verify every byte, serve every pod.",
     epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
-for group in (serve, pull, models, pods, space, settings, doctor):
+for group in (serve, pull, models, pods, space, settings, check_config, doctor):
     app.add_typer(group.commands)
 
 

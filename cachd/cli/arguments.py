@@ -47,12 +47,14 @@ TokenFile = Annotated[
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="output format")]
 # No envvar here: config.read reads these variables itself, to know that the environment set the option.
-Root = Annotated[Path | None, typer.Option(help="cache directory; default: CACHD_ROOT")]
+Root = Annotated[Path | None, typer.Option(readable=False, help="cache directory; default: CACHD_ROOT")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with options; default: CACHD_CONFIG")
+    Path | None,
+    typer.Option("--config", readable=False, help="YAML file with options; default: CACHD_CONFIG"),
 ]
 Timeout = Annotated[
-    float, typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait, such as 90s or 1h30m")
+    float,
+    typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait, such as 90s or 1h30m"),
 ]
 UnknownTimeout = Annotated[
     float | None,
@@ -61,4 +63,8 @@ UnknownTimeout = Annotated[
         metavar="TIME",
         help="longest time to wait while no daemon of this node knows the model; default: --timeout",
     ),
+]
+Deadline = Annotated[
+    float,
+    typer.Option(parser=_seconds, metavar="TIME", help="longest time to wait for an answer of each server"),
 ]

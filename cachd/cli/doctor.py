@@ -1,101 +1,164 @@
-"""The command that checks a daemon, its disk and its models."""
+"""The command that checks this node and its daemon, whether the daemon runs or not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.filesize import decimal
 
-from cachd import errors, terminal
+from cachd import terminal
 from cachd.cli.answers import show
-from cachd.cli.arguments import SERVER, Form, Output, Server, TokenFile
+from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
-from cachd.errors import CachdError, Unreachable
+from cachd.errors import CachdError, Forbidden, Unreachable
 
 if TYPE_CHECKING:
     from cachd.client import Client
-
-Check = dict[str, Any]  # `ok`, and the sentence `what`
-_LITTLE_FREE = 0.05  # of the disk
+    from cachd.config import Examined
+    from cachd.doctor.running import Reported
 
 commands = typer.Typer()
 
-
-@commands.command(epilog="Example: cachd doctor")
-def doctor(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """Check the daemon, its disk and its models, and report every problem. Exit code 1 if there is one."""
-    checks = ask(server, token_file, _checks)
-
-    def text() -> None:
-        for check in checks:
-            terminal.say(f"{'ok  ' if check['ok'] else 'FAIL'} {check['what']}")
-
-    show({"findings": checks}, output, text)
-    raise typer.Exit(0 if all(check["ok"] for check in checks) else 1)
+_COLORS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+_ALL_ANSWERS = 6  # so many times the timeout of one: a node may have very many models
+_PROBES = ("/livez", "/readyz", "/readyz?set=required")
 
 
-async def _checks(client: Client) -> list[Check]:
-    checks = [
-        await _probe(client, "/livez", "the daemon answers"),
-        await _probe(client, "/readyz", "its disk is writable"),
-        await _probe(client, "/readyz?set=required", "every required model is ready"),
-    ]
-    capacity = await client.get("/v1/capacity")
-    checks += _space(capacity)
-    checks += await _configuration(client)
-    checks += _views(capacity["views"])
-    for model in await client.models():
-        checks += _last_pull(model)
-    return checks
+@commands.command(epilog="Example: cachd doctor; cachd doctor --config /etc/cachd/config.yaml -o json")
+def doctor(
+    context: typer.Context,
+    *,
+    root: Root = None,
+    config_file: ConfigFile = None,
+    timeout: Deadline = 10.0,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """Check this node and its daemon, also while no daemon runs, and say what to do about each problem.
+
+    Exit code 1 if something is wrong now; a warning is no reason. Run it with the daemon's environment, as
+    root or as the daemon's user. Of a daemon on another node, only what it reports is checked.
+    """
+    from cachd.daemon.logs import configure_logs  # these load libraries that no other command needs
+    from cachd.doctor.examine import Node, examine
+    from cachd.doctor.this_node import is_here
+
+    configure_logs("error", "text")
+    reported, absent = _reported(server, token_file, timeout)
+    source = context.get_parameter_source("server")
+    node = Node(
+        _options_here(config_file, root, reported) if is_here(server) else None,
+        server,
+        is_named=source is not None and source.name != "DEFAULT",
+        reported=reported,
+        absent=absent,
+    )
+    findings = [finding.as_document() for finding in examine(node, timeout)]
+    show({"findings": findings}, output, lambda: _say(findings))
+    raise typer.Exit(1 if any(finding["state"] == "wrong" for finding in findings) else 0)
 
 
-async def _probe(client: Client, path: str, what: str) -> Check:
-    """Whether the daemon answers a probe with success. Raises Unreachable."""
+def _options_here(config_file: Path | None, root: Path | None, reported: Reported | None) -> Examined:
+    """The options of this node, read as the daemon's user reads them.
+
+    What neither flags nor the environment say about file and root, the daemon says, if it runs.
+    """
+    from cachd import config
+    from cachd.doctor.root import owner_of
+    from cachd.doctor.this_node import become, can_become
+
+    named = reported.file.get("path") if reported else None
+    if config_file is None and not os.environ.get("CACHD_CONFIG") and named and Path(str(named)).is_file():
+        config_file = Path(str(named))
+    examined = config.examine(config=config_file, root=root)
+    if reported and "root" not in examined.loaded.given.settings and reported.option("root"):
+        root = Path(str(reported.option("root")))
+        examined = config.examine(config=config_file, root=root)
+    owner = owner_of(examined.loaded.config)
+    if owner is not None and can_become(owner.uid, owner.gid):
+        become(owner.uid, owner.gid)
+        examined = config.examine(config=config_file, root=root)
+    return examined
+
+
+# --- what the daemon says ---
+
+
+def _reported(
+    server: str, token_file: Path | None, seconds: float
+) -> tuple[Reported | None, CachdError | None]:
+    """What the daemon reports; else the error that says that none answers."""
+    try:
+        return ask(server, token_file, lambda client: _asked_in_time(client, server, seconds)), None
+    except Unreachable as error:
+        return None, error
+
+
+async def _asked_in_time(client: Client, server: str, seconds: float) -> Reported:
+    """As `_asked`. A daemon that is stopped, or whose disk hangs, accepts connections and never answers."""
+    import asyncio
+
+    try:
+        async with asyncio.timeout(seconds):
+            await _refusal(client, "/livez")
+        async with asyncio.timeout(_ALL_ANSWERS * seconds):
+            return await _asked(client, server)
+    except TimeoutError as error:
+        raise Unreachable(
+            f"the daemon at {server} did not answer within {seconds:g} s",
+            hint="see its log, the load of the node, and whether its disk answers",
+        ) from error
+
+
+async def _asked(client: Client, server: str) -> Reported:
+    """Raises Unreachable."""
+    from cachd.doctor.running import Reported
+
+    probes = {path: error for path in _PROBES if (error := await _refusal(client, path))}
+    try:
+        capacity, models = await client.get("/v1/capacity"), await client.models()
+    except Unreachable:
+        raise
+    except CachdError as error:
+        return Reported(server, probes=probes, refused=error)
+    try:
+        options = await client.get("/v1/options")
+    except Forbidden:
+        return Reported(server, capacity, None, models, probes)
+    return Reported(server, capacity, options, models, probes)
+
+
+async def _refusal(client: Client, path: str) -> CachdError | None:
+    """Why the daemon answers a probe without success. Raises Unreachable."""
     try:
         await client.get(path)
     except Unreachable:
         raise
     except CachdError as error:
-        return _wrong(f"{what}: no: {error.detail}")
-    return {"ok": True, "what": what}
+        return error
+    return None
 
 
-def _space(capacity: Mapping[str, Any]) -> list[Check]:
-    free, over = capacity["free_bytes"] - capacity["reserved_bytes"], capacity["over_bytes"]
-    text = f"{decimal(free)} of {decimal(capacity['total_bytes'])} free"
-    text += f", {decimal(over)} over limit_bytes or reserve_free" if over else ""
-    checks: list[Check] = [{"ok": free > _LITTLE_FREE * capacity["total_bytes"] and not over, "what": text}]
-    if capacity["in_use_reported_by"] != "kernel":
-        checks.append(_wrong("the kernel cannot report open files here: only pins and leases protect models"))
-    return checks
+# --- for people ---
 
 
-async def _configuration(client: Client) -> list[Check]:
-    """A check for each reason why the configuration file is not in force. Only an admin may read them."""
-    try:
-        reasons = terminal.not_in_force((await client.get("/v1/options"))["file"])
-    except errors.Forbidden:
-        text = "its configuration was not checked: that needs an admin's token (--token-file)"
-        return [{"ok": True, "what": text}]
-    return [_wrong(reason) for reason in reasons]
+def _say(findings: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each finding, its hint below it unless it is right, and then how many there are."""
+    from rich.console import Console
 
-
-def _views(views: Mapping[str, Any]) -> list[Check]:
-    if not views["unwatched"]:
-        return []
-    text = f"the kernel does not watch {views['unwatched']} directories of the views: {views['reason']};"
-    return [_wrong(f"{text} cachd finds files deleted there only after minutes")]
-
-
-def _last_pull(model: Mapping[str, Any]) -> list[Check]:
-    error = (model["pull"] or {}).get("error")
-    if not error:
-        return []
-    text = f"{model['name']}: {error['detail']} ({error['code']}) {error.get('hint', '')}"
-    return [_wrong(text.rstrip())]
-
-
-def _wrong(what: str) -> Check:
-    return {"ok": False, "what": what}
+    console = Console(highlight=False, markup=False)
+    width = max((len(finding["code"]) for finding in findings), default=0)
+    for finding in findings:
+        state = finding["state"]
+        console.print(f"{state:<7}", style=_COLORS[state], end="")  # in colour on a terminal
+        terminal.say(f"  {finding['code']:<{width}}  {finding['what']}")
+        if state != "ok" and finding.get("hint"):
+            terminal.say(f"{'':<{width + 9}}  hint: {finding['hint']}")
+    counted = Counter(finding["state"] for finding in findings)
+    warnings = "1 warning" if counted["warning"] == 1 else f"{counted['warning']} warnings"
+    terminal.say(f"{counted['wrong']} wrong, {warnings}, {counted['ok']} ok")

@@ -31,6 +31,7 @@ EXIT_BY_ERROR: dict[type, int] = {
     errors.Corrupt: 8,
     errors.InUse: 9,
     errors.Leased: 9,
+    errors.Busy: 9,
     errors.Changed: 10,
     errors.Unavailable: 10,
 }

@@ -58,11 +58,11 @@ async def follow(
     with terminal.progress_bar(name) as update:
         while True:
             model = await client.model(name)
+            pull = model["pull"] or _without_pull(model)
+            progress = pull["bytes"]
+            update(pull["state"], progress["done"], progress["total"])  # also the last time: a bar ends full
             if is_done(model):
                 return model
-            pull = model["pull"] or {"state": model["state"], "bytes": {"done": 0, "total": 0}, "error": None}
-            progress = pull["bytes"]
-            update(pull["state"], progress["done"], progress["total"])
             left = deadline - clock()
             if left <= 0:
                 why = f" ({pull['error']['detail']})" if pull["error"] else ""
@@ -72,6 +72,12 @@ async def follow(
                     hint="wait longer (--timeout); the pull continues",
                 )
             await _pause(client, model, min(_POLL_SECONDS, left), clock)
+
+
+def _without_pull(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for the document of a pull when a model has none, such as one of an earlier daemon."""
+    size = model["ready"]["bytes"] if model["ready"] else 0
+    return {"state": model["state"], "bytes": {"done": size, "total": size}, "error": None}
 
 
 async def _pause(
@@ -96,8 +102,10 @@ async def until_ended(client: Client, name: str, job: str, begun: Mapping[str, A
     """
     found = dict(begun)
     with terminal.progress_bar(name) as update:
-        while found["state"] == "running":
+        while True:
             update(job, found["bytes"]["done"], found["bytes"]["total"])
+            if found["state"] != "running":
+                break
             await asyncio.sleep(_POLL_SECONDS)
             found = (await client.model(name))[job]
     return found

@@ -6,14 +6,16 @@ root, api, models, sources, network, transfer, space, upkeep and logs. All optio
 
 from cachd.config.models import Model
 from cachd.config.options import RELOADED_KEYS, Config, table
-from cachd.config.reading import LastGood, Loaded, load, path_of_file, read, read_kept
+from cachd.config.reading import Examined, LastGood, Loaded, examine, load, path_of_file, read, read_kept
 
 __all__ = [
     "RELOADED_KEYS",
     "Config",
+    "Examined",
     "LastGood",
     "Loaded",
     "Model",
+    "examine",
     "load",
     "path_of_file",
     "read",

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 
 from cachd.config.group import Group
+from cachd.fields import AbsolutePath
 from cachd.model.listener import Listener
 from cachd.settings.types import Listens, Strings
 
@@ -16,22 +17,22 @@ class ApiOptions(Group):
         ("127.0.0.1:8470",),
         description="addresses of the API, one or several: HOST:PORT or unix:/PATH; see Listeners",
     )
-    tls_cert_file: Path | None = Field(
+    tls_cert_file: AbsolutePath | None = Field(
         None,
         description="PEM file of the API's certificate and its chain: the API speaks TLS at every HOST:PORT"
         " not marked plain; reloaded when it changes",
     )
-    tls_key_file: Path | None = Field(
+    tls_key_file: AbsolutePath | None = Field(
         None,
         description="PEM file of the certificate's private key; default: tls_cert_file; reloaded when it"
         " changes",
     )
-    tls_client_ca_file: Path | None = Field(
+    tls_client_ca_file: AbsolutePath | None = Field(
         None,
         description="PEM file of certificate authorities: clients must present a certificate that one of them"
         " issued; reloaded when it changes",
     )
-    token_file: Path | None = Field(
+    token_file: AbsolutePath | None = Field(
         None,
         description="bearer tokens of the API: a file with one admin token, a file with a list of tokens, or"
         " a directory with one file for each token, such as a mounted Secret; re-read at every use",

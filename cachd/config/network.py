@@ -1,12 +1,11 @@
 """Options of the way to the sources."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from cachd.config.group import Group
-from cachd.fields import Seconds
+from cachd.fields import AbsolutePath, Seconds
 from cachd.settings.given import Also
 from cachd.settings.types import Exemptions, ProxyUrl
 
@@ -14,11 +13,11 @@ from cachd.settings.types import Exemptions, ProxyUrl
 class NetworkOptions(Group):
     """Which authorities and proxies connections to sources use."""
 
-    ca_file: Annotated[Path | None, Also(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"))] = Field(
+    ca_file: Annotated[AbsolutePath | None, Also(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"))] = Field(
         None,
         description="PEM file of the certificate authorities to trust for sources; default: the system's",
     )
-    s3_ca_file: Annotated[Path | None, Also(("AWS_CA_BUNDLE",))] = Field(
+    s3_ca_file: Annotated[AbsolutePath | None, Also(("AWS_CA_BUNDLE",))] = Field(
         None, description="PEM file of the certificate authorities to trust for S3; default: ca_file"
     )
     proxy: ProxyUrl | None = Field(
@@ -31,7 +30,7 @@ class NetworkOptions(Group):
         description="hosts to reach without the proxy: host, .domain, host:port, 10.0.0.0/8 or *; localhost"
         " and loopback addresses are never proxied",
     )
-    proxy_credentials_file: Path | None = Field(
+    proxy_credentials_file: AbsolutePath | None = Field(
         None, description="file with user:password for the proxy, on one line; re-read at every use"
     )
     connect_seconds: Seconds = Field(

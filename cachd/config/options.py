@@ -1,7 +1,6 @@
 """Combines the groups of options into one flat set of keys."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -16,6 +15,7 @@ from cachd.config.sources import SourcesOptions
 from cachd.config.space import SpaceOptions
 from cachd.config.transfer import TransferOptions
 from cachd.config.upkeep import UpkeepOptions
+from cachd.fields import AbsolutePath
 from cachd.settings.given import Also, variable_of
 
 
@@ -34,7 +34,7 @@ class Config(  # the documentation shows the groups from the last one to the fir
 
     model_config = ConfigDict(defer_build=False)
 
-    config: Path | None = Field(None, description="YAML file that sets these options")
+    config: AbsolutePath | None = Field(None, description="YAML file that sets these options")
 
 
 RELOADED_KEYS = frozenset(

@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from cachd.config.faults import MAX_FINDINGS, conflicts, faults, refusal
 from cachd.config.options import Config
 from cachd.errors import CachdError
+from cachd.fields import absolute
+from cachd.findings import Finding
 from cachd.settings import file as configfile
 from cachd.settings.file import ConfigFile
 from cachd.settings.given import Given, given, ours, variable_of
@@ -89,22 +91,51 @@ def read_kept(kept: ConfigFile, last_good: LastGood, **flags: object) -> Loaded:
     return replace(_parsed(flags, kept), last_good=last_good)
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found wrong with options, and the options that are right.
+
+    `findings`: one for each wrong option, sorted. `more`: how many faults have no finding, because there are
+    too many. In `loaded`, each option that is wrong has its default.
+    """
+
+    findings: list[Finding]
+    more: int
+    loaded: Loaded
+
+
+def examine(**flags: object) -> Examined:
+    """What is wrong with the options. It raises nothing, and gives the options that are right."""
+    flags = {name: value for name, value in flags.items() if value is not None}
+    path = path_of_file(flags)
+    return _examined(flags, configfile.examine(path) if path else None)
+
+
 def path_of_file(flags: Mapping[str, object]) -> Path | None:
     """The configuration file that a flag or a variable names."""
     named = flags.get("config") or ours().get(variable_of("config"))
-    return Path(str(named)) if named else None
+    return absolute(Path(str(named))) if named else None
 
 
 def _parsed(flags: Mapping[str, object], file: ConfigFile | None) -> Loaded:
+    found = _examined(flags, file)
+    # Raised here, because pydantic's error shows values, which may be secrets.
+    if found.findings:
+        raise refusal(found.findings, found.more)
+    return found.loaded
+
+
+def _examined(flags: Mapping[str, object], file: ConfigFile | None) -> Examined:
     found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
-    findings, more = list(file.findings) if file else [], 0
-    try:
-        config = Config.model_validate(found.values())
-        findings += conflicts(config, found)
-        if not findings:
-            return Loaded(config, found, flags)
-    except ValidationError as error:
-        findings += faults(error, found)
-        more = max(error.error_count() - MAX_FINDINGS, 0)
-    # Raised after the block, because pydantic's error shows values, which may be secrets.
-    raise refusal(findings, more)
+    findings, more, config = list(file.findings) if file else [], 0, None
+    values = found.values()
+    while config is None:
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            findings += faults(error, found)
+            more += max(error.error_count() - MAX_FINDINGS, 0)
+            wrong = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
+            values = {name: value for name, value in values.items() if name not in wrong} if wrong else {}
+    findings += conflicts(config, found)
+    return Examined(sorted(findings), more, Loaded(config, found, flags))

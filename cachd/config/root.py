@@ -5,13 +5,13 @@ from pathlib import Path
 from pydantic import Field
 
 from cachd.config.group import Group
-from cachd.fields import Bytes
+from cachd.fields import AbsolutePath, Bytes
 
 
 class RootOptions(Group):
     """Where the cache rests on the disk."""
 
-    root: Path = Field(
+    root: AbsolutePath = Field(
         Path("/var/lib/cachd"), description="the cache directory; everything in it must be on one file system"
     )
     own_directory: bool = Field(

@@ -1,12 +1,11 @@
 """Options of the sources that models come from."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from cachd.config.group import RELOADED, Group
-from cachd.fields import Endpoint
+from cachd.fields import AbsolutePath, Endpoint
 from cachd.settings.given import Also
 from cachd.settings.types import Reachable, Refusals, Several
 from cachd.sources.entries import MAX_ENTRIES, Addressing, Entry
@@ -38,7 +37,7 @@ class SourcesOptions(Group):
     hf_endpoint: Annotated[Endpoint, Also(("HF_ENDPOINT",))] = Field(
         "https://huggingface.co", description="URL of the Hub or of a mirror; cachd sends the Hub token there"
     )
-    hf_token_file: Path | None = Field(
+    hf_token_file: AbsolutePath | None = Field(
         None,
         description="file with the Hub token; default: HF_TOKEN, the file that HF_TOKEN_PATH names, or the"
         " token of `hf auth login`",
@@ -46,7 +45,7 @@ class SourcesOptions(Group):
     ms_endpoint: Endpoint = Field(
         "https://modelscope.cn", description="URL of ModelScope; cachd sends its token there"
     )
-    ms_token_file: Path | None = Field(None, description="file with an access token of ModelScope")
+    ms_token_file: AbsolutePath | None = Field(None, description="file with an access token of ModelScope")
     s3_endpoint_url: Annotated[
         Endpoint | None,
         Also(("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), unless="AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),

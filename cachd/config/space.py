@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 
 from cachd.config.group import RELOADED, Group
-from cachd.fields import Seconds
+from cachd.fields import AbsolutePath, Seconds
 from cachd.model import Percentage
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.settings.types import Percent, SizeOrPercent, SizeOrPercentOrAuto
@@ -30,7 +30,7 @@ class SpaceOptions(Group):
         description="inodes to keep free, such as 10%; auto: like reserve_free (10% with the kubelet's"
         " defaults)",
     )
-    kubelet_config: Path = Field(
+    kubelet_config: AbsolutePath = Field(
         Path("/var/lib/kubelet/config.yaml"),
         description="the kubelet's configuration file, from which auto takes its thresholds; where it cannot"
         " be read, the kubelet's defaults apply",

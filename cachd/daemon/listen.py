@@ -38,7 +38,7 @@ def allowed_hosts(config: Config) -> list[str]:
 
 @contextmanager
 def certified(config: Config) -> Iterator[Certificate | None]:
-    """The API's certificate, reloaded when its files change; None without one. Raises Unavailable."""
+    """The API's certificate, reloaded when its files change; None without one. Raises Invalid."""
     if config.tls_cert_file is None:
         yield None
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,35 @@ from cachd.sources.trust import Authorities
 
 def build_sources(config: Config) -> Sources:
     """The sources that the options describe. Raises Invalid or Unavailable."""
-    authorities = _authorities(config.ca_file)
-    http = partial(
-        Http,
-        authorities=authorities,
-        timeouts=Timeouts(config.connect_seconds, config.stall_seconds),
-        proxies=Proxies.configured(config.proxy, config.no_proxy, os.environ),
-        proxy_credentials=Secret(config.proxy_credentials_file),
-        pauses=Pauses(),
-    )
     return Sources(
-        http,
+        build_http(config),
         config.allow,
         build_table(config),
-        authorities={"": authorities, **_own_authorities(config)},
+        authorities=authorities_of(config),
         stall_seconds=config.stall_seconds,
         options=_of_schemes(config),
     )
+
+
+def build_http(config: Config) -> Callable[..., Http]:
+    """Makes a client for an address policy and the keyword `authorities`. Raises Invalid."""
+    return partial(
+        Http,
+        timeouts=Timeouts(config.connect_seconds, config.stall_seconds),
+        proxies=proxies_of(config),
+        proxy_credentials=Secret(config.proxy_credentials_file),
+        pauses=Pauses(),
+    )
+
+
+def proxies_of(config: Config) -> Proxies:
+    """The proxies of the options and of the environment. Raises Invalid."""
+    return Proxies.configured(config.proxy, config.no_proxy, os.environ)
+
+
+def authorities_of(config: Config) -> dict[str, Authorities]:
+    """The certificate authorities of each scheme that has its own; under "", those of all others."""
+    return {"": _authorities(config.ca_file), **_own_authorities(config)}
 
 
 def build_table(config: Config) -> Table:

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from cachd import files
-from cachd.errors import CachdError, DiskFailed, Leased, NoSpace, Unavailable
+from cachd.errors import Busy, CachdError, DiskFailed, Leased, NoSpace
 from cachd.kernel.content_time import content_time
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ SCARCE = (errno.EMFILE, errno.ENFILE)  # no free descriptor: temporary, and no f
 
 
 class disk_errors:  # noqa: N801 - used as a statement, like contextlib.suppress
-    """Inside `with disk_errors(path)`, an OSError becomes NoSpace, Unavailable or DiskFailed.
+    """Inside `with disk_errors(path)`, an OSError becomes NoSpace, Busy or DiskFailed.
 
     The new error names the file that the OSError names; if it names none, `path`. A class and no generator,
     because each small file passes several of these blocks.
@@ -66,9 +66,9 @@ def _as_ours(error: OSError, path: Path | str) -> CachdError:
     )
 
 
-def too_many_files(path: Path | str) -> Unavailable:
+def too_many_files(path: Path | str) -> Busy:
     """The error for EMFILE and ENFILE."""
-    return Unavailable(
+    return Busy(
         f"{path}: too many open files",
         code="too_many_files",
         hint="raise the limit of open files (ulimit -n), or lower streams",

@@ -1,7 +1,7 @@
 """Starts threads, so that a missing thread fails the daemon's start and not a pull.
 
 All threads start with the daemon, except those that a source starts for its own requests. If the system
-refuses one of these, `given` raises Unavailable.
+refuses one of these, `given` raises Busy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from cachd.errors import Unavailable
+from cachd.errors import Busy
 
 CORES = len(os.sched_getaffinity(0))  # cores that this process may use
 STOP_SECONDS = 20  # less than a pod's default terminationGracePeriodSeconds, which is 30
@@ -25,14 +25,14 @@ _counting = threading.Lock()
 
 
 def start(threads: Iterable[threading.Thread]) -> None:
-    """Start threads. Raises Unavailable when the system refuses one; those started before keep running."""
+    """Start threads. Raises Busy when the system refuses one; those started before keep running."""
     for thread in threads:
         with given(thread.name):
             thread.start()
 
 
 def pool(count: int, name: str, initializer: Callable[[], object] | None = None) -> ThreadPoolExecutor:
-    """A pool whose `count` threads have all started. Raises Unavailable when the system refuses one."""
+    """A pool whose `count` threads have all started. Raises Busy when the system refuses one."""
     made = ThreadPoolExecutor(count, name, initializer)
     # An executor starts a thread only if none is idle. So each first task blocks until all threads have
     # started. This thread waits, too: a shutdown that cancels queued tasks would leave the others blocked.
@@ -42,7 +42,7 @@ def pool(count: int, name: str, initializer: Callable[[], object] | None = None)
             for _ in range(count):
                 made.submit(all_here.wait)
         all_here.wait()
-    except Unavailable:
+    except Busy:
         all_here.abort()
         made.shutdown()
         raise
@@ -50,7 +50,7 @@ def pool(count: int, name: str, initializer: Callable[[], object] | None = None)
 
 
 class given:  # noqa: N801 - used as a statement, like contextlib.suppress
-    """Raises Unavailable when code inside `with given(name)` starts a thread and the system refuses it.
+    """Raises Busy when code inside `with given(name)` starts a thread and the system refuses it.
 
     A class and no generator, because each request to a source passes it.
     """
@@ -65,7 +65,7 @@ class given:  # noqa: N801 - used as a statement, like contextlib.suppress
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, RuntimeError) and "thread" in str(error):
-            raise Unavailable(
+            raise Busy(
                 f"the system refused a thread for {self._name}: {error}",
                 code="no_threads",
                 hint="raise the limit on processes (ulimit -u, pids.max), or lower streams and pulls",

@@ -196,8 +196,8 @@ class Models:
             path=str(layout.model(name)),
             file=str(layout.model(name) / snapshot.file) if snapshot and snapshot.file else None,
             immutable_path=str(layout.address(snapshot.address)) if snapshot else None,
-            verified=snapshot.verified if snapshot else _verified(pull),
-            verified_by=dict(snapshot.verified_by) if snapshot else _verified_by(pull),
+            verified=snapshot.verified if snapshot else None,
+            verified_by=dict(snapshot.verified_by) if snapshot else None,
             pinned=self.store.pins.has(name),
             leases=[held_lease(lease) for lease in leases],
             in_use=file_use.is_open,
@@ -294,12 +294,18 @@ def _left_out(manifest: Manifest | None) -> LeftOutReport | None:
     return from_document(LeftOutReport, manifest.left_out.as_document())
 
 
-def _verified(pull: Pull | None) -> bool | None:
-    """Whether the source publishes a digest of every file; None until the ref is resolved."""
-    return pull.progress.manifest.has_all_digests if pull and pull.progress.manifest else None
+def _verified(pull: Pull) -> bool | None:
+    """Whether every file was verified by a digest of its source; None until that is known.
+
+    A pull without a digest of every file is known to be unverified as soon as its ref is resolved.
+    """
+    manifest = pull.progress.manifest
+    if manifest is None or not manifest.has_all_digests:
+        return None if manifest is None else False
+    return True if pull.progress.state == PullState.ready else None
 
 
-def _verified_by(pull: Pull | None) -> dict[str, int] | None:
+def _verified_by(pull: Pull) -> dict[str, int] | None:
     """The number of files that each digest algorithm verifies, weakest algorithm first; None until the ref is
     resolved."""
-    return dict(pull.progress.manifest.verified_by) if pull and pull.progress.manifest else None
+    return dict(pull.progress.manifest.verified_by) if pull.progress.manifest else None

@@ -35,6 +35,7 @@ OUTCOMES: dict[type[errors.CachdError], Outcome] = {
     errors.Corrupt: Outcome(502, is_final=True),
     errors.Unavailable: Outcome(503, is_final=False),
     errors.Leased: Outcome(503, is_final=False),
+    errors.Busy: Outcome(503, is_final=False),
     errors.NoSpace: Outcome(507, is_final=False),  # it may succeed after an eviction or deletion
 }
 

@@ -271,7 +271,8 @@ class ModelReport:
     """One model: its state, revision, paths, leases and use, and the progress or error of its pull.
 
     `path` is absolute. `file` is the path of the only file, if the model has just one. `final`: waiting is
-    pointless, because the pull failed and would fail again.
+    pointless, because the pull failed and would fail again. `verified` and `verified_by` are about the
+    published files, so they are null until there are some.
     """
 
     name: str

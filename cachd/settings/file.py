@@ -69,6 +69,18 @@ def read(path: Path) -> ConfigFile:
     return found
 
 
+def examine(path: Path) -> ConfigFile:
+    """As `read`, but what `read` raises is a finding, too, and the file then has no keys."""
+    try:
+        return read(path)
+    except Invalid as error:
+        place = re.match(r"(?::([0-9]+))?: ", error.detail.removeprefix(str(path)))
+        reason = error.detail.removeprefix(str(path))[place.end() if place else 0 :]
+        line = int(place[1]) if place and place[1] else 0
+        hinted = f"{reason} ({error.hint})" if error.hint else reason
+        return ConfigFile(str(path), findings=[Finding(Place(str(path), line), "", hinted)])
+
+
 def parse(text: str) -> Value:
     """The value of a YAML text, such as `[a, b]` or `{a: b}` in a variable. Raises Invalid."""
     found = ConfigFile("")

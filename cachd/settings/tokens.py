@@ -57,12 +57,12 @@ class _Entry:
     """A file as it was read last.
 
     `seen` is the sha256 of its content, or of the reason why it cannot be read. `tokens` are those in force;
-    if the file is broken, they are from an earlier content.
+    if the file has a `fault`, they are from an earlier content.
     """
 
     seen: bytes
     tokens: tuple[_Token, ...] = ()
-    is_broken: bool = False
+    fault: str = ""
 
 
 class TokenFile:
@@ -81,6 +81,12 @@ class TokenFile:
     def are_in_force(self) -> bool:
         """Whether the tokens in force are those that the files contain now. Blocks."""
         return not self._is_behind(self._read())
+
+    def faults(self) -> list[str]:
+        """What is wrong with the files now, without any token; nothing if all are in force. Blocks."""
+        faults = {name: entry.fault for name, entry in self._read().items() if entry.fault}
+        named = [f"{name}: {fault}" if name else fault for name, fault in faults.items()]
+        return [self._refusal, *named] if self._refusal else named
 
     def grant_of(self, token: bytes) -> Grant | None:
         """The grant of a token; None if the token is not known. Blocks.
@@ -102,7 +108,7 @@ class TokenFile:
         return found if token else None
 
     def _is_behind(self, entries: Mapping[str, _Entry]) -> bool:
-        return bool(self._refusal) or any(entry.is_broken for entry in entries.values())
+        return bool(self._refusal) or any(entry.fault for entry in entries.values())
 
     def _read(self) -> Mapping[str, _Entry]:
         try:
@@ -181,7 +187,7 @@ def _entry(
             reason=error.detail,
             kept=[token.grant.name for token in kept],
         )
-        return _Entry(seen, kept, is_broken=True)
+        return _Entry(seen, kept, fault=error.detail)
 
 
 # --- parsing; no error shows a value, because it may be a token ---

@@ -88,6 +88,12 @@ class Signed:
         # Signing is slower than a request, and a file has many parts.
         self.link = lru_cache(maxsize=_MAX_LINKS)(self._link)
 
+    @property
+    def credentials_from(self) -> str | None:
+        """Where botocore found the credentials, in its word, such as `env`; None when it signs nothing."""
+        found = None if self._is_anonymous else self._session.get_credentials()
+        return str(found.method) if found else None
+
     def client(self, place: Place) -> Any:
         """The client for a place. Raises what botocore raises."""
         with self._lock:

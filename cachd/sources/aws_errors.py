@@ -132,7 +132,8 @@ def _by_status(shown: str, code: str, status: int) -> CachdError:
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
-            hint="it does not exist, or these credentials may not read it (s3:GetObject, s3:ListBucket);"
+            hint="it does not exist, or may not be read (s3:GetObject, s3:ListBucket) with the credentials"
+            " that are set, or without any;"
             " if its owner lets the requester pay, set requester_pays: true in `sources`",
             origin_status=status,
         )

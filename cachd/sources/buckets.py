@@ -58,6 +58,10 @@ class Buckets:
         """Read the credentials again. Raises as `SignIn.fresh`."""
         self._sign_in.fresh(cancel_token)
 
+    def credentials_from(self, cancel_token: CancelToken) -> str | None:
+        """See `Signed.credentials_from`; they are read now. Raises as `SignIn.fresh`."""
+        return self._sign_in.fresh(cancel_token).credentials_from
+
     def ask(self, bucket: str, cancel_token: CancelToken, request: Callable[[Any], T]) -> T:
         """What `request` returns for a client that is right for the bucket.
 

@@ -35,7 +35,7 @@ def check_status(response: Response, url: str) -> None:
         raise Forbidden(
             reason,
             code="source_unauthorized",
-            hint="check the token",
+            hint="it wants credentials: give it a headers_file in `sources`, or check the one that it has",
             origin_status=status,
             hub_error=hub_says,
         )
@@ -43,7 +43,8 @@ def check_status(response: Response, url: str) -> None:
         raise Forbidden(
             reason,
             code="source_forbidden",
-            hint="check that the token may read it; some origins answer this for a file that does not exist",
+            hint="check that its credentials, if it has any, may read it; some origins answer this for a"
+            " file that does not exist",
             origin_status=status,
             hub_error=hub_says,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from cachd.errors import Invalid
-from cachd.fields import Rate, plain_url
+from cachd.fields import AbsolutePath, Rate, plain_url
 from cachd.model import SCHEMES, Digest
 from cachd.policy.prefixes import Prefix
 
@@ -89,7 +88,7 @@ class Entry(BaseModel):
         None, description="URL of the Hub or the S3 server"
     )
     region: str | None = Field(None, description="S3 region that requests are signed for")
-    credentials: Path | None = Field(
+    credentials: AbsolutePath | None = Field(
         None,
         description="Hub: a file with the token; S3: a credentials file as AWS clients use it; re-read,"
         " so that it may rotate",
@@ -97,12 +96,12 @@ class Entry(BaseModel):
     profile: str | None = Field(
         None, description="S3: profile of the file `credentials`, or else of the node's AWS files"
     )
-    headers_file: Path | None = Field(
+    headers_file: AbsolutePath | None = Field(
         None,
         description="a file of `Name: value` lines, such as Authorization, sent to this host alone;"
         " re-read at every use",
     )
-    query_file: Path | None = Field(
+    query_file: AbsolutePath | None = Field(
         None,
         description="a file with one line of `name=value&…`, such as a signature, added to the URLs below"
         " this prefix alone; re-read at every use",

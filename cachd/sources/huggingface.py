@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from cachd import __version__
 from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
-from cachd.foreign import check_json
+from cachd.foreign import check_json, load_json
 from cachd.model import SHORTENED, Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
@@ -27,6 +27,8 @@ from cachd.sources.secrets import HubToken, Secret, Secrets
 # Telemetry sends requests to huggingface.co, whatever the configured endpoint, and waits for the answers.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 _MAX_SHOWN = 5
+
+_ACCOUNT_BYTES = 1 << 20
 
 
 class HubSource:
@@ -93,6 +95,30 @@ class HubSource:
         return NotFound(
             error.detail, code=error.code, hint=f"{hint}a mirror may take a commit only with all 40 digits"
         )
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the Hub."""
+        return self._endpoint
+
+    @property
+    def token_from(self) -> str:
+        """The file or variable that the token is read from; empty for none."""
+        return self._token.where
+
+    def account(self, cancel_token: CancelToken) -> str | None:
+        """The name of the account whose token it is, as the Hub says; None without a token.
+
+        Raises Forbidden when the Hub refuses the token, Invalid when it cannot be read, Unavailable.
+        """
+        token = self._token.read()
+        if token is None:
+            return None
+        asking = Asking(self._endpoint, None, self._endpoint, has_token=True)
+        url = f"{self._endpoint}/api/whoami-v2"
+        with hub_errors(asking):
+            content = self._http.read(url, cancel_token, at_most=_ACCOUNT_BYTES, secrets=_secrets(token))
+            return str(load_json(content, bare(url), LISTING)["name"])
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""

@@ -55,6 +55,11 @@ class BucketSource:
         self._unversioned: set[str] = set()  # buckets whose versions these credentials may not read
         self._without_checksums: set[str] = set()  # buckets whose server refuses to be asked for checksums
 
+    @property
+    def buckets(self) -> Buckets:
+        """The buckets of its service, with its credentials."""
+        return self._buckets
+
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`."""
         bucket, key = bucket_and_key(ref.location)

@@ -72,6 +72,11 @@ class Sources:
         """The entries in force."""
         return self._in_force.table
 
+    @property
+    def address_policy(self) -> AddressPolicy:
+        """What sources may reach by the table and `allow` in force."""
+        return self._in_force.address_policy
+
     def change(self, allow: Iterable[str], table: Table) -> None:
         """Put another table into force for later requests. Raises Invalid, and then changes nothing."""
         self._in_force = _InForce(table, table.address_policy(allow), {})

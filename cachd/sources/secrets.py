@@ -54,6 +54,11 @@ class Secret:
         return text or None
 
     @property
+    def where(self) -> str:
+        """The file or the variable that it is read from; empty for neither."""
+        return self._shown
+
+    @property
     def _shown(self) -> str:
         return str(self._file or self._variable or "")
 
@@ -92,6 +97,13 @@ class HubToken(Secret):
             shown = f"{place.file} ({place.variable})" if place.variable else str(place.file)
             return _checked(_of_file(place.file, shown), shown)
         return self._of_login(place.file)
+
+    @property
+    def where(self) -> str:
+        """See `Secret.where`."""
+        place = self.place()
+        named = f"{place.file} ({place.variable})" if place.file and place.variable else ""
+        return named or str(place.file or place.variable or "")
 
     def place(self) -> Place:
         """Where the token is looked for now; an empty Place when nowhere."""

@@ -12,7 +12,7 @@ import base64
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 
@@ -56,13 +56,14 @@ class Tunnels:
         """
         origin = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         by = self._clock() + self._connect_seconds
-        asked = head_of_request("CONNECT", origin, origin, self._headers(proxy))
+        headers = self._headers(proxy)
+        asked = head_of_request("CONNECT", origin, origin, headers)
         wire = self._connect(proxy, origin, by, cancel_token)
         refusal: CachdError | None
         try:
             with cancel_token.reaches(wire):
                 wire.sendall(asked)
-                refusal = _refusal(origin, ReceiveBuffer(wire))
+                refusal = _refusal(origin, ReceiveBuffer(wire), headers)
             wire.answered()
         except CachdError:
             wire.close()
@@ -112,8 +113,8 @@ class Tunnels:
         return headers
 
 
-def _refusal(origin: str, received: ReceiveBuffer) -> CachdError | None:
-    """The error that the response to CONNECT means; None for an open tunnel.
+def _refusal(origin: str, received: ReceiveBuffer, sent: Mapping[str, str]) -> CachdError | None:
+    """The error that the response to CONNECT means; None for an open tunnel. `sent`: the request's headers.
 
     Raises OSError or HTTPException.
     """
@@ -125,10 +126,11 @@ def _refusal(origin: str, received: ReceiveBuffer) -> CachdError | None:
     said = f"the proxy answered {status}{phrase} when asked for {origin}"
     if status == 407:
         offered = (head.headers.get("Proxy-Authenticate") or "basic").lower()
+        what = "check" if "Proxy-Authorization" in sent else "it wants credentials, and none are set: set"
         return Forbidden(
             said,
             code="proxy_auth",
-            hint="check proxy_credentials_file (user:password on one line)"
+            hint=f"{what} proxy_credentials_file (user:password on one line)"
             if "basic" in offered
             else "the proxy does not accept Basic authentication, and cachd supports no other",
             proxy_status=status,

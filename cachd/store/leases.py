@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import structlog
 
 from cachd import files
-from cachd.errors import NotFound, Unavailable
+from cachd.errors import Busy, NotFound
 from cachd.kernel import durable
 from cachd.model import check_name
 from cachd.store.layout import Layout
@@ -45,12 +45,12 @@ class Leases:
     def take(self, name: str, holder: str, *, until: float) -> Lease:
         """Add a lease on a name.
 
-        Raises Unavailable when too many leases are held, NoSpace or DiskFailed when it cannot be written.
+        Raises Busy when too many leases are held, NoSpace or DiskFailed when it cannot be written.
         """
         lease = Lease(self._new_id(), name, holder, until)
         with self._lock:
             if len(self._leases) >= MAX_LEASES:
-                raise Unavailable(
+                raise Busy(
                     f"{len(self._leases)} leases are held, and no more are allowed",
                     code="too_many_leases",
                     retry_after=60.0,

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import structlog
 
+from cachd import files
 from cachd.errors import InUse
 from cachd.kernel import durable
 
 log = structlog.get_logger(__name__)
+
+_LONGEST_NOTE_BYTES = 300
 
 
 def take_lock(path: Path) -> int:
@@ -32,7 +35,7 @@ def take_lock(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         refused = error
-    holder, _, note = os.pread(fd, 300, 0).decode(errors="replace").partition("\n")
+    holder, _, note = os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")
     is_taken = isinstance(refused, BlockingIOError)
     inode = str(os.fstat(fd).st_ino)  # it differs if the note was copied here with another root
     if is_taken or _is_of_other_process(note.strip(), inode):
@@ -50,6 +53,17 @@ def take_lock(path: Path) -> int:
         own = f"{os.getpid()} {inode} {_identity_of(os.getpid())}"
         durable.overwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode())
     return fd
+
+
+def holder(path: Path) -> str:
+    """Which running process holds the root, as its note in the lock file says; empty if none does.
+
+    It takes no lock, so that no daemon that starts meanwhile is refused. Raises OSError.
+    """
+    held_by, _, note = (
+        files.content(path, at_most=_LONGEST_NOTE_BYTES).decode(errors="replace").partition("\n")
+    )
+    return held_by if _is_of_other_process(note.strip(), str(path.stat().st_ino)) else ""
 
 
 def _is_of_other_process(note: str, inode: str) -> bool:

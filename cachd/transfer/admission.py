@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cachd.errors import InUse, Unavailable
+from cachd.errors import Busy, InUse
 from cachd.model import ModelSpec
 from cachd.store.names import no_such_model
 from cachd.store.permit import name_taken
@@ -72,11 +72,11 @@ class Admission:
         return found is not None and found.snapshot.spec == spec and self._running.may_repair(spec.name)
 
     def check_queue(self, waiting: int) -> None:
-        """Raises Unavailable when the daemon is stopping or the queue, of `waiting` pulls, is full."""
+        """Raises Busy when the daemon is stopping or the queue, of `waiting` pulls, is full."""
         if self._running.is_closed:
-            raise Unavailable("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
+            raise Busy("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
         if len(self._running) >= self._most:
-            raise Unavailable(
+            raise Busy(
                 f"{waiting} pulls are waiting, and at most {self._queued} may wait",
                 code="queue_full",
                 hint="ask again later, or raise queued_pulls",

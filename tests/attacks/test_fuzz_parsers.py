@@ -252,7 +252,7 @@ def test_an_answer_to_connect_is_a_tunnel_or_an_error_of_ours(told: bytes) -> No
         theirs.sendall(told[: 100 << 10])
         theirs.shutdown(socket.SHUT_WR)
         with suppress(*BROKEN):
-            refusal = tunnel._refusal("host:443", ReceiveBuffer(wire))
+            refusal = tunnel._refusal("host:443", ReceiveBuffer(wire), {})
             assert refusal is None or isinstance(refusal, CachdError)
 
 

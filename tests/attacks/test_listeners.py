@@ -28,7 +28,7 @@ from cachd.api.tls import Certificate, TlsFiles
 from cachd.client import Client
 from cachd.config import load
 from cachd.daemon.listen import check_listen
-from cachd.errors import Forbidden, Invalid, Unavailable, Unreachable
+from cachd.errors import Forbidden, InUse, Invalid, Unreachable
 from cachd.model.listener import Listener
 from tests.attacks.test_connections import App, dialled, end_of, running, status
 from tests.ground.node import Node
@@ -175,7 +175,7 @@ def test_the_socket_file_of_a_dead_daemon_is_replaced_and_a_living_ones_is_not(
     first = node(listen=["127.0.0.1:0", f"unix:{path} mode=0600"])
     (tmp_path / "other").mkdir(mode=0o755)
     second = first.cli("serve", "--root", str(tmp_path / "other"), "--listen", f"unix:{path}")
-    assert (second.returncode, "code: cannot_listen" in second.stderr) == (10, True), second.stderr
+    assert (second.returncode, "code: cannot_listen" in second.stderr) == (9, True), second.stderr
     assert first.cli("ls", "--url", f"unix:{path}").returncode == 0, "it still listens"
     first.kill()
     assert path.exists()
@@ -191,7 +191,7 @@ def test_another_file_in_the_place_of_the_socket_is_left_alone(tmp_path: Path) -
     directory.mkdir()
     os.mkfifo(tmp_path / "pipe")
     for path in (file, link, directory, tmp_path / "pipe", tmp_path / "absent" / "s"):
-        with pytest.raises(Unavailable) as refusal, opened([Listener.parse(f"unix:{path}")]):
+        with pytest.raises(Invalid) as refusal, opened([Listener.parse(f"unix:{path}")]):
             pass
         assert refusal.value.code == "cannot_listen"
     assert file.read_text() == "precious"
@@ -202,7 +202,7 @@ def test_when_one_place_cannot_be_had_none_stays(tmp_path: Path) -> None:
     path = tmp_path / "first.sock"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         told = [f"unix:{path}", f"127.0.0.1:{taken.getsockname()[1]}"]
-        with pytest.raises(Unavailable), opened(map(Listener.parse, told)):
+        with pytest.raises(InUse), opened(map(Listener.parse, told)):
             pass
     assert not path.exists()
 
@@ -218,7 +218,7 @@ def test_a_socket_file_that_another_daemon_put_there_is_not_removed_at_the_end(t
 
 
 def test_a_socket_of_a_group_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable) as refusal, opened([Listener.parse(f"unix:{tmp_path}/s group=no-such")]):
+    with pytest.raises(Invalid) as refusal, opened([Listener.parse(f"unix:{tmp_path}/s group=no-such")]):
         pass
     assert "no-such" in refusal.value.detail
 
@@ -325,10 +325,10 @@ def test_a_pair_that_does_not_work_ends_the_start(tmp_path: Path) -> None:
         (pem, tmp_path / "absent"),
         (locked, pem),
     ):
-        with pytest.raises(Unavailable) as refusal:
+        with pytest.raises(Invalid) as refusal:
             Certificate(TlsFiles(certificate, private))
         assert refusal.value.code == "bad_certificate"
-    with pytest.raises(Unavailable):
+    with pytest.raises(Invalid):
         Certificate(TlsFiles(pem, pem, client_ca=locked))
 
 

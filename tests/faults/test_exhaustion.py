@@ -256,7 +256,7 @@ def test_a_start_that_gets_too_few_threads_says_so_and_ends(place: Path, most: i
         text=True,
         timeout=PATIENCE_SECONDS,
     )
-    assert refused.returncode == 10, refused.stderr
+    assert refused.returncode == 9, refused.stderr
     assert "code: no_threads" in refused.stderr
     assert "ulimit -u" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -3,6 +3,7 @@
     GET       /api/models/{repo}[/revision/{rev}][?blobs=true]         what a repository is and holds
     GET       /api/models/{repo}/tree/{rev}[/{dir}][?recursive=true]   its entries, page by page
     POST      /api/models/{repo}/paths-info/{rev}                      some of its entries
+    GET       /api/whoami-v2                                           whose token it is
     GET       /api/models/{repo}/refs                                  its branches, tags and pull requests
     GET       /api/models/{repo}/commits/{rev}                         its commits, page by page
     GET HEAD  /{repo}/resolve/{rev}/{path}   a small file: 200, ETag = git blob sha1, gzip if accepted
@@ -264,6 +265,8 @@ class Hub(Server):
         try:
             if moved := self._moved(seen):
                 return moved
+            if segments == ["api", "whoami-v2"]:
+                return self._whoami(seen)
             if segments[0] == "api" and segments[1:2] == ["models"]:
                 return self._api(seen, segments[2:])
             if segments[0] == "api" and segments[1] in _KINDS:
@@ -288,6 +291,12 @@ class Hub(Server):
                 target = f"{seen.target}/".replace(f"/{old}/", f"/{new}/").rstrip("/")
                 return Reply.of(307, {"Location": f"{self.url}{target}{query}"})
         return None
+
+    def _whoami(self, seen: Seen) -> File:
+        """The account of the token."""
+        if seen.headers.get("authorization") != f"Bearer {self.token}":
+            raise _RefusedError(401, "Invalid username or password.")
+        return _json({"type": "user", "name": "ground", "auth": {"type": "access_token"}})
 
     def _api(self, seen: Seen, segments: list[str]) -> File:
         verb = next((at for at in (1, 2, 3) if segments[at : at + 1] in _VERBS), len(segments))

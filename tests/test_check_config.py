@@ -1,0 +1,125 @@
+"""`cachd check-config`: all that is wrong with a file at once, with file, line and key, without a daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.ground.program import CACHD, run
+
+PATIENCE_SECONDS = 120
+
+
+def checked(file: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*CACHD, "check-config", str(file), *words]
+    return run(command, env={**os.environ, **env}, timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def test_a_file_that_is_right_is_0(file: Path) -> None:
+    file.write_text("streams: 4\nmodels:\n  - ref: hf://org/model\n")
+    ended = checked(file)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{file}: ok\n", "")
+    document = json.loads(checked(file, "-o", "json").stdout)
+    assert (document["ok"], document["findings"], document["more"]) == (True, [], 0)
+
+
+def test_everything_wrong_is_told_at_once_with_file_line_and_key(file: Path) -> None:
+    """Wrong values, an unknown key, a double name, a missing file, and what only the start would refuse."""
+    file.write_text(
+        "streams: many\n"
+        "models:\n"
+        "  - {ref: 'hf://org/model', name: m}\n"
+        "  - {ref: 'hf://org/other', name: m}\n"
+        "steams: 4\n"
+        "ca_file: /nonexistent/ca.pem\n"
+        "listen: 0.0.0.0:8470\n"
+        "tls_cert_file: /nonexistent/tls.pem\n"
+        "hf_endpoint: huggingface.co\n"
+    )
+    ended = checked(file)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert [": ".join(line.split(": ")[:2]) for line in ended.stdout.splitlines()] == [
+        f"{file}:1: streams",
+        f"{file}:4: models[1]",
+        f"{file}:5: steams",
+        f"{file}:6: ca_file",
+        f"{file}:7: listen",
+        f"{file}:8: tls_cert_file",
+        f"{file}:9: hf_endpoint",
+    ]
+    assert "'many' is not a whole number from 1 to 256" in ended.stdout
+    assert "did you mean streams?" in ended.stdout
+    assert "would let anybody on the network pull and delete models" in ended.stdout
+
+
+def test_models_that_could_never_be_pulled_are_wrong(file: Path) -> None:
+    file.write_text(
+        "models:\n"
+        "  - ref: http://host/it.bin\n"
+        "  - ref: hf://refused/model\n"
+        "  - ref: file:///elsewhere/it\n"
+        "  - ref: file:///share/it\n"
+        "allow: ['file:///share/']\n"
+        "sources:\n"
+        "  - {prefix: 'hf://refused/', refuse: true}\n"
+    )
+    document = json.loads(checked(file, "-o", "json").stdout)
+    assert [(each["line"], each["key"]) for each in document["findings"]] == [
+        (2, "models[0].ref"),
+        (3, "models[1].ref"),
+        (4, "models[2].ref"),
+    ]
+    assert all("(" in each["reason"] for each in document["findings"]), "with what to do"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("a: [\n", 2, "not YAML"),
+        ("- a\n", 1, "has no keys"),
+        ("a:\n\tb: 1\n", 2, "a tab"),
+        ("streams: \x01\n", 1, "a control character"),
+        (None, None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_a_finding_too(
+    file: Path, text: str | None, line: int | None, reason: str
+) -> None:
+    if text is not None:
+        file.write_text(text)
+    ended = checked(file, "-o", "json")
+    (found,) = json.loads(ended.stdout)["findings"]
+    assert (ended.returncode, found["line"], found["key"]) == (1, line, None)
+    assert found["where"] == (f"{file}:{line}" if line else str(file))
+    assert reason in found["reason"]
+    assert str(file) not in found["reason"]
+
+
+def test_the_variables_of_the_daemon_count_too(file: Path) -> None:
+    file.write_text("streams: 4\n")
+    ended = checked(file, CACHD_PULLS="0", CACHD_PROXY="socks5://proxy")
+    assert ended.returncode == 1
+    assert "CACHD_PULLS: pulls: '0' is not a whole number from 1 to 256" in ended.stdout
+    assert "CACHD_PROXY: proxy: cachd supports http:// and https:// proxies only" in ended.stdout
+    proxies = checked(file, CACHD_PROXY="env", HTTPS_PROXY="socks5://proxy")
+    assert (proxies.returncode, "HTTPS_PROXY names no proxy" in proxies.stdout) == (1, True)
+    unknown = checked(file, CACHD_STREEMS="4")
+    assert unknown.returncode == 0
+    assert "warning: CACHD_STREEMS is no option; did you mean CACHD_STREAMS?" in unknown.stderr
+
+
+def test_no_secret_of_a_file_is_shown(file: Path) -> None:
+    file.write_text("proxy: http://user:canary@proxy:3128\nhf_endpoint: https://user:canary@host\n")
+    ended = checked(file)
+    assert ended.returncode == 1
+    assert len(ended.stdout.splitlines()) == 2
+    assert "canary" not in ended.stdout + ended.stderr

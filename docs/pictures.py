@@ -17,7 +17,7 @@ from tests.ground.node import Node
 
 DOCS = Path(__file__).parent
 MIB = 1 << 20
-SIZE = (1100, 660)
+SIZE = (1060, 660)
 PINNED, LEASED, PULLED, GATED = (
     "Qwen/Qwen2.5-0.5B-Instruct",
     "BAAI/bge-m3",

@@ -33,13 +33,21 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def visit(
-    browser: Browser, url: str, path: str = "/", *, size: tuple[int, int] = DESKTOP, scheme: str = LIGHT
+    browser: Browser,
+    url: str,
+    path: str = "/",
+    *,
+    size: tuple[int, int] = DESKTOP,
+    scheme: str = LIGHT,
+    provoked: str = "",
 ) -> Iterator[Page]:
     """A page of the daemon at `url`, opened in a fresh profile.
 
-    Fails at the end if the page wrote an error or a warning to the console, or asked another host.
+    Fails at the end if the page wrote an error or a warning to the console, or asked another host. `provoked`
+    is in the errors that the test means to cause.
     """
     wrong: list[str] = []
+    expected = [each for each in (_NOT_OURS, provoked) if each]
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if scheme == DARK else "light",
@@ -54,7 +62,7 @@ def visit(
             "console",
             lambda said: (
                 wrong.append(said.text)
-                if said.type in ("error", "warning") and not said.text.startswith(_NOT_OURS)
+                if said.type in ("error", "warning") and not any(each in said.text for each in expected)
                 else None
             ),
         )
@@ -62,7 +70,7 @@ def visit(
         yield page
     finally:
         context.close()
-    assert wrong == []
+    assert wrong == [], wrong
 
 
 def _is_of(address: str, url: str) -> bool:

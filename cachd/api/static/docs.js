@@ -42,14 +42,14 @@ function callOf(method, path, call) {
   details.append(summary, prose(call.description ?? ""));
   details.append(element("p", call["x-role"] ? `Needs the role ${call["x-role"]}.` : "Needs no token.", "small"));
   const parameters = (call.parameters ?? []).map((each) => [each.name, kind(each.schema), each.description, each.required]);
-  if (parameters.length) details.append(element("h4", "Parameters"), table(parameters));
+  if (parameters.length) details.append(element("h4", "Parameters"), meanings(parameters));
   const body = call.requestBody?.content?.["application/json"]?.schema;
   if (body) details.append(element("h4", "Body"), line([kind(body)]));
   const answers = Object.entries(call.responses).map(([status, answer]) => {
     const [content] = Object.values(answer.content ?? {});
     return [status, content?.schema ? kind(content.schema) : [], answer.description];
   });
-  details.append(element("h4", "Answers"), table(answers));
+  details.append(element("h4", "Answers"), meanings(answers));
   return details;
 }
 
@@ -61,28 +61,21 @@ function schemaOf(name, schema) {
   details.append(summary, prose(schema.description ?? ""));
   const needed = new Set(schema.required ?? []);
   const fields = Object.entries(schema.properties ?? {});
-  if (fields.length) details.append(table(fields.map(([key, of]) => [key, kind(of), of.description, needed.has(key)])));
+  if (fields.length) details.append(meanings(fields.map(([key, of]) => [key, kind(of), of.description, needed.has(key)])));
   if (schema.enum) details.append(line([schema.enum.join(", ")]));
   return details;
 }
 
-// A table of name, type and meaning.
-function table(rows) {
-  const body = element("tbody");
+// A list of names, each with its type and its meaning.
+function meanings(rows) {
+  const made = element("dl", "", "meanings");
   for (const [name, type, meaning, isNeeded] of rows) {
-    const row = element("tr");
-    const first = element("th");
-    first.scope = "row";
-    first.append(element("code", name), isNeeded ? " (always)" : "");
-    const second = element("td");
-    second.append(...[type].flat());
-    const third = element("td");
-    third.append(prose(meaning ?? ""));
-    row.append(first, second, third);
-    body.append(row);
+    const term = element("dt");
+    term.append(element("code", name), " ", ...[type].flat(), isNeeded ? " (always)" : "");
+    const description = element("dd");
+    description.append(prose(meaning ?? ""));
+    made.append(term, description);
   }
-  const made = element("table");
-  made.append(body);
   return made;
 }
 

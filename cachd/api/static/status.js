@@ -9,15 +9,19 @@ import { byId, setText } from "/assets/text.js";
 const PAGE = 500; // models in one answer
 const MOVING_MS = 2_000;
 const IDLE_MS = 10_000;
+const SOON_MS = 1_000;
 const SLOWEST_MS = 60_000;
 const REST = 10; // after a listing, wait ten times as long as it took
 
 const list = new ModelList(act);
-const events = new Events();
+const events = new Events(soon);
 let timer = 0;
+let nextAt = 0; // of the timer, on the clock of performance.now
+let took = 0; // milliseconds, by the last listing
 let failures = 0;
 let isAsking = false;
-let isOutdated = false; // something changed while the daemon was asked
+let isOutdated = false; // this page changed something while the daemon was asked
+let isStale = false; // something else happened on the node while it was asked
 
 async function everyModel() {
   const models = [];
@@ -38,10 +42,11 @@ async function refresh() {
     return;
   }
   isAsking = true;
-  isOutdated = false;
+  isOutdated = isStale = false;
   let pause;
   try {
     pause = await askOnce();
+    if (isStale) pause = Math.min(pause, soonest());
     failures = 0;
     byId("connection").hidden = true;
   } catch (error) {
@@ -52,8 +57,23 @@ async function refresh() {
   } finally {
     isAsking = false;
   }
-  if (!document.hidden) timer = setTimeout(refresh, isOutdated ? 0 : pause);
+  if (!document.hidden) schedule(isOutdated ? 0 : pause);
 }
+
+function schedule(pause) {
+  clearTimeout(timer);
+  nextAt = performance.now() + pause;
+  timer = setTimeout(refresh, pause);
+}
+
+// Something happened on the node: ask sooner than the timer would.
+function soon() {
+  isStale = true;
+  const canWait = nextAt - performance.now() > soonest();
+  if (canWait && !isAsking && !failures && !document.hidden) schedule(soonest());
+}
+
+const soonest = () => Math.max(SOON_MS, REST * took);
 
 // Asks for all that is shown. The answer is the time until the next time, in milliseconds.
 async function askOnce() {
@@ -64,7 +84,7 @@ async function askOnce() {
   if (news.length) setText(byId("news"), news.join(" "));
   showMemory(models);
   showDisk(await ask("GET", "/v1/capacity"));
-  const took = performance.now() - began;
+  took = performance.now() - began;
   return Math.max(models.some(isMoving) ? MOVING_MS : IDLE_MS, REST * took);
 }
 

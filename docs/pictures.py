@@ -17,7 +17,7 @@ from tests.ground.node import Node
 
 DOCS = Path(__file__).parent
 MIB = 1 << 20
-SIZE = (1060, 660)
+SIZE = (1060, 1045)
 PINNED, LEASED, PULLED, GATED = (
     "Qwen/Qwen2.5-0.5B-Instruct",
     "BAAI/bge-m3",
@@ -59,7 +59,7 @@ def _take(node: Node) -> None:
                 page.locator(".failure:visible").wait_for()
                 page.locator("progress:visible").wait_for()
                 page.locator("#disk-text:visible").wait_for()
-                page.screenshot(path=DOCS / f"status-{scheme}.png", full_page=True, animations="disabled")
+                page.screenshot(path=DOCS / f"status-{scheme}.png", animations="disabled")
 
 
 if __name__ == "__main__":

@@ -74,9 +74,7 @@ def rendered(text: str) -> str:
 def calls() -> str:
     """Each call of the API with its parameters, and what its docstring says."""
     rows = []
-    for route in (
-        route for router in ROUTERS for route in router.routes if route.name not in ("docs", "openapi")
-    ):
+    for route in (route for router in ROUTERS for route in router.routes if route.include_in_schema):
         asked = "&".join(f"{query.alias}=" for query in route.dependant.query_params)
         call = f"`{next(iter(route.methods))} {route.path}{'?' if asked else ''}{asked}`"
         rows.append(f"| {call} | {' '.join(inspect.getdoc(route.endpoint).split())} |")
@@ -151,8 +149,8 @@ def roles() -> str:
         for router in ROUTERS
         for route in router.routes
     }
-    calls["openapi"] = "`GET /docs`, `/openapi.json`"
-    del calls["docs"]
+    calls["page"] = "`GET /`, `/docs`, `/assets/…`"
+    del calls["docs"], calls["asset"]
     rows = [f"| {calls[name]} | {_allowed(name)} | {_concerns(name)} |" for name in RULES if name in calls]
     names = " | ".join(f"`{role.name}`" for role in Role)
     return "\n".join([f"| Call | no token | {names} | Concerns |", f"|---|{'---|' * (len(Role) + 2)}", *rows])

@@ -50,6 +50,7 @@ class Rule:
 
 
 _PROBE = Rule(None)
+_PAGE = Rule(None)  # it holds nothing of the node, and a browser sends no token when it loads it
 _READ = Rule(Role.read)
 # Rules by route name. `Access` tries the routes in this order, so the most frequent calls come first.
 RULES: Mapping[str, Rule] = {
@@ -80,7 +81,9 @@ RULES: Mapping[str, Rule] = {
     "evict": Rule(Role.admin, Concerns.node),
     "sweep": Rule(Role.admin, Concerns.node),
     "openapi": _READ,
-    "docs": _READ,
+    "page": _PAGE,
+    "docs": _PAGE,
+    "asset": _PAGE,
 }
 _UNLISTED = Rule(Role.admin, Concerns.node)
 

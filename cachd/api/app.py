@@ -13,7 +13,7 @@ from cachd import __version__
 from cachd.api import events as event_routes
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
-from cachd.api import problems, schema
+from cachd.api import pages, problems, schema
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.access import Access, Tokens, check_complete
@@ -32,6 +32,7 @@ ROUTERS = (
     space_routes.router,
     upkeep_routes.router,
     event_routes.router,
+    pages.router,
 )
 
 

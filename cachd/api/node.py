@@ -1,4 +1,4 @@
-"""The routes that concern the whole node: limits, options, sources, probes, metrics and documentation."""
+"""The routes that concern the whole node: limits, options, sources, probes, metrics, OpenAPI document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import PlainTextResponse
 
 from cachd.api.answers import (
@@ -122,12 +121,6 @@ async def openapi(request: Request, lanes: AnyLanes) -> Response:
     if app.state.described is None:
         app.state.described = await lanes.reads.shared("openapi", lambda: json.dumps(app.openapi()).encode())
     return json_answer(app.state.described)
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> Response:
-    """The OpenAPI document as a web page."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title=request.app.title)
 
 
 def _options(services: Services) -> bytes:

@@ -39,7 +39,8 @@ class ApiOptions(Group):
     )
     anonymous_reads: bool = Field(
         default=True,
-        description="answer reads without a token; the probes (/livez, /readyz, …/ready) never need one",
+        description="answer reads without a token; the probes (/livez, /readyz, …/ready) and the"
+        " files of the web pages never need one",
     )
     anonymous_writes: bool = Field(
         default=False,

@@ -24,6 +24,7 @@ from tests.attacks.test_listeners import ROUTES, asked, certified, listening, tr
 from tests.attacks.test_probes import LAST, ODD, answer_of, not_at_once
 from tests.attacks.test_roles import sent, told_of
 from tests.ground.models import noise
+from tests.ground.site import said as header
 from tests.ground.site import until
 
 GOOD = f"Authorization: Bearer {TOKEN}".encode()
@@ -57,6 +58,14 @@ def heads_and_bodies_without_end(target: Target) -> None:
     for begin, more in HEADS.values():
         most = target.many(640 * MIB)
         assert _sent(target, begin, more, most) < 32 * MIB, begin
+
+
+@attack("framed-page")
+def a_page_in_a_frame(target: Target) -> None:
+    for path in ("/", "/docs", "/assets/status.js"):
+        answer = target.ask("GET", path)
+        assert "frame-ancestors 'none'" in header(answer, "Content-Security-Policy").split("; ")
+        assert header(answer, "X-Frame-Options") == "DENY"
 
 
 @attack("slow-client")

@@ -30,7 +30,7 @@ from tests.ground.bucket import Bucket
 from tests.ground.models import noise
 from tests.ground.origin import Fault, File, Late, Origin, Redirect, Reply, Seen, Status, Unending
 from tests.ground.scripted import Scripted, heard
-from tests.ground.site import until
+from tests.ground.site import said, until
 from tests.ground.values import SHA256
 
 
@@ -74,6 +74,24 @@ def terminal_commands_in_a_reason_phrase(target: Target) -> None:
     for shown in (target.node.cli("ls").stdout, target.node.cli("show", "attack-text").stdout):
         assert "\x1b" not in shown
         assert "attack-text" in shown
+
+
+@attack("hostile-page")
+def a_script_in_a_reason_phrase(target: Target) -> None:
+    script = "<img src=x onerror=alert(1)>"
+
+    def answers(connection: socket.socket, _: int) -> None:
+        while heard(connection):
+            connection.sendall(f"HTTP/1.1 404 {script}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with Scripted(answers) as origin:
+        target.pull(f"{origin.url}/x", "attack-page")
+        target.ended("attack-page")
+    answer = target.ask("GET", "/v1/models/attack-page")
+    assert script in answer.document["pull"]["error"]["detail"]
+    assert said(answer, "Content-Type") == "application/json"
+    policy = said(target.ask("GET", "/"), "Content-Security-Policy").split("; ")
+    assert {"script-src 'self'", "require-trusted-types-for 'script'", "trusted-types 'none'"} <= {*policy}
 
 
 @attack("special-address")

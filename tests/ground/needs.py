@@ -105,6 +105,12 @@ def nginx_binary() -> str | None:
     return shutil.which("nginx")
 
 
+def chromium_binary() -> str | None:
+    """The machine's Chromium, the one without windows first: it brings fewer packages."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
 @functools.cache
 def libfaketime() -> str | None:
     """A libfaketime that sets this Python's clock; the machine's, else that of the Python environment."""
@@ -187,6 +193,12 @@ def _nginx_lacking() -> str:
     return "" if nginx_binary() else "nginx is not installed"
 
 
+def _chromium_lacking() -> str:
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed"
+    return "" if chromium_binary() else "chromium is not installed"
+
+
 def _faketime_lacking() -> str:
     return "" if libfaketime() else "libfaketime is not installed"
 
@@ -245,6 +257,7 @@ def _tried_by_the_test() -> str:
 
 NEEDS = {
     "nginx": Need("a real web server", _nginx_lacking, "nginx-light"),
+    "chromium": Need("a browser", _chromium_lacking, "chromium-headless-shell"),
     "faketime": Need("a clock that a test moves", _faketime_lacking, "faketime"),
     "strace": Need("system calls that fail", _strace_lacking, "strace"),
     "curl": Need("commands as the README has them", lambda: _program_lacking("curl"), "curl"),

@@ -171,7 +171,7 @@ def test_an_address_that_is_taken_is_told(ground: Ground, tmp_path: Path) -> Non
     (tmp_path / "root").mkdir(mode=0o755)
     address = urlsplit(ground.node.url).netloc
     second = ground.node.cli("serve", "--root", str(tmp_path / "root"), "--listen", address)
-    assert second.returncode == 10
+    assert second.returncode == 9
     assert f"cannot listen on {address}" in second.stderr
     assert "code: cannot_listen" in second.stderr
     assert "Traceback" not in second.stderr

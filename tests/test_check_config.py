@@ -61,6 +61,14 @@ def test_everything_wrong_is_told_at_once_with_file_line_and_key(file: Path) -> 
     assert "would let anybody on the network pull and delete models" in ended.stdout
 
 
+def test_a_value_that_makes_a_default_wrong_is_told(file: Path) -> None:
+    file.write_text("high_watermark: 97%\nstreams: many\n")
+    ended = checked(file)
+    assert ended.returncode == 1
+    assert "low_watermark: 98% is above high_watermark, 97%" in ended.stdout
+    assert f"{file}:2: streams: 'many' is not a whole number" in ended.stdout
+
+
 def test_models_that_could_never_be_pulled_are_wrong(file: Path) -> None:
     file.write_text(
         "models:\n"

@@ -136,6 +136,8 @@ def _examined(flags: Mapping[str, object], file: ConfigFile | None) -> Examined:
             findings += faults(error, found)
             more += max(error.error_count() - MAX_FINDINGS, 0)
             wrong = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
-            values = {name: value for name, value in values.items() if name not in wrong} if wrong else {}
+            right = {name: value for name, value in values.items() if name not in wrong}
+            # A default may be wrong beside a value that is set: then no value is used.
+            values = right if len(right) < len(values) else {}
     findings += conflicts(config, found)
     return Examined(sorted(findings), more, Loaded(config, found, flags))

@@ -13,6 +13,7 @@ from cachd import __version__
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import problems, schema
+from cachd.api import resolve as resolve_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.access import Access, Tokens, check_complete
@@ -25,7 +26,13 @@ from cachd.api.probe import Probe
 from cachd.kernel import threads
 
 _THREADS = 32
-ROUTERS = (model_routes.router, node_routes.router, space_routes.router, upkeep_routes.router)
+ROUTERS = (
+    model_routes.router,
+    resolve_routes.router,
+    node_routes.router,
+    space_routes.router,
+    upkeep_routes.router,
+)
 
 
 def create_app(

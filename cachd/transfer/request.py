@@ -34,6 +34,8 @@ class Pull:
         self.done.set_running_or_notify_cancel()  # so that no waiter can cancel the future
         self.scheme, self.host, self.priority = spec.ref.scheme, _host(spec.ref), priority
         self.began: float | None = None  # monotonic clock
+        self.began_at: float | None = None  # seconds since the epoch, as ended_at
+        self.ended_at: float | None = None
         self.failed_resolves = 0
         self._refusal: CachdError | None = None
 

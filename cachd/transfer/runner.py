@@ -111,6 +111,7 @@ class Runner:
             if running.is_cancelled:
                 raise running.cancelled()
             running.began = running.began or self._clock()
+            running.began_at = running.began_at or self._now()
             self._pending.note_begin(running)
             snapshot = pull(self._attempt_of(running))
         except NotYet as later:

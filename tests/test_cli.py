@@ -248,6 +248,22 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
     assert f"Example: cachd {command}" in shown.output
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text as a terminal shows it, without the frames of panels."""
+    return re.sub(r"[^\x21-\x7e…]+", " ", text).split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_every_word_of_an_argument_and_an_option(command: str) -> None:
+    """rich takes a bracket for markup, and swallows it: hf://org/model[@rev]."""
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "3000", "TERM": "dumb"})
+    parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
+    for text in [(each.help or "").replace("\\[", "[") for each in parameters]:
+        assert " ".join(words_of(text)) in " ".join(words_of(shown.output))
+    if command in ("pull", "resolve"):
+        assert "hf://org/model[@rev]" in shown.output
+
+
 def test_the_help_tells_every_command_and_every_exit_code() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "1000", "TERM": "dumb"})
     for command in COMMANDS:

@@ -91,25 +91,33 @@ async def _files(client: Client, name: str, *, most: int | None) -> tuple[list[d
 
 
 @commands.command(epilog="Example: cachd pin org--model")
-def pin(names: Names, server: Server = SERVER, token_file: TokenFile = None) -> None:
+def pin(
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
     """Pin models: they are not evicted, and `cachd rm` refuses to delete them without --force."""
 
     async def pinned(client: Client, name: str) -> dict[str, Any]:
         await client.pin(name)
-        return {"name": name}
+        return {"name": name, "pinned": True}
 
-    ask_each(server, token_file, names, pinned, output=Output.text, text=lambda _: None)
+    ask_each(server, token_file, names, pinned, output=output, text=_say_pinned)
 
 
 @commands.command(epilog="Example: cachd unpin org--model")
-def unpin(names: Names, server: Server = SERVER, token_file: TokenFile = None) -> None:
+def unpin(
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
     """Unpin models: they may be evicted and deleted again."""
 
     async def unpinned(client: Client, name: str) -> dict[str, Any]:
         await client.unpin(name)
-        return {"name": name}
+        return {"name": name, "pinned": False}
 
-    ask_each(server, token_file, names, unpinned, output=Output.text, text=lambda _: None)
+    ask_each(server, token_file, names, unpinned, output=output, text=_say_pinned)
+
+
+def _say_pinned(document: Mapping[str, Any]) -> None:
+    terminal.say(f"{document['name']}: {'pinned' if document['pinned'] else 'no longer pinned'}")
 
 
 @commands.command(epilog="Example: cachd rm org--model other--model")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any
+
+from structlog.contextvars import bound_contextvars
 
 from cachd.config import Config
 from cachd.daemon.logs import configure_logs
@@ -40,17 +43,20 @@ def pull_here(
     pin: bool,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Pull a model, and return its document once it is ready.
+    """Pull a model, and return its document once it is ready. Without a terminal, the log shows the progress.
 
     `refresh`, `replace`: as in `Pulls.start`. `seconds`: the longest time to wait. Raises the error that the
     pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next pull resumes an
     interrupted one.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    level = options.log_level if "log_level" in options.model_fields_set else "warning"
-    configure_logs(level, options.log_format)
+    usual = "warning" if sys.stderr.isatty() else "info"  # a terminal shows a progress bar
+    configure_logs(
+        options.log_level if "log_level" in options.model_fields_set else usual, options.log_format
+    )
     began = clock()
     with (
+        bound_contextvars(who="cachd:direct"),
         assembled(options) as daemon,
         _ending_in_time(),
         progress_bars() as update,

@@ -429,7 +429,7 @@ def test_an_invalid_file_is_warned_of_and_the_next_valid_one_is_taken_over(
     running = node(models=[{"ref": before, "name": "before.bin", "required": True}])
     assert running.ready("before.bin").status == 200
     running.config.write_text(content)
-    running.wait_for("configuration file not taken over", level="warning")
+    running.wait_for("configuration file not taken over", level="error")
     assert running.ask("GET", "/readyz?set=required").status == 200
     listed = {"ref": after, "name": "after.bin", "required": True}
     running.configure(**{**running.options, "models": [listed]})

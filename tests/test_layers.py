@@ -16,6 +16,7 @@ from cachd.api.app import create_app
 from cachd.config import Config
 from cachd.daemon.parts import assembled
 from cachd.daemon.serve import api_services
+from cachd.report.events import EventLog
 from tests.conftest import spec_of
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -122,7 +123,9 @@ def test_the_calls_of_a_pull_go_down_the_layers_only(hub: Hub, root: Path) -> No
     hub.add("org/model", {"config.json": b"{}", "model.safetensors": noise(20 << 20)})
     options = Config(root=root, hf_endpoint=hub.url, streams=2, allow=("127.0.0.0/8",), reserve_free=0)
     with Walk() as walk, assembled(options) as parts:
-        services = api_services(parts, required=list, options=dict, sources=lambda _ref: {})
+        services = api_services(
+            parts, events=EventLog(), required=list, options=dict, sources=lambda _ref: {}
+        )
         create_app(services, tokens=None, anonymous_reads=True, allowed_hosts=())
         parts.status.start(parts.models)
         started = parts.pulls.start(spec_of("hf://org/model"))

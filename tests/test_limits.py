@@ -514,7 +514,7 @@ def test_limits_of_the_file_are_taken_over_when_they_change_and_only_then(
     running.wait_for("bandwidth limits", all=10**8, hf=5 * 10**7)
     assert limits_of(running) == SET
     running.configure(**{**running.options, "source_limits": {"gopher": 5}})
-    assert "gopher" in running.wait_for("configuration file not taken over", level="warning")["reason"]
+    assert "gopher" in running.wait_for("configuration file not taken over", level="error")["reason"]
     assert limits_of(running) == SET
 
 

@@ -34,6 +34,8 @@ ELSEWHERE = {
     "cachd_fs_size_bytes": "tests/test_metrics.py",
     "cachd_cache_limit_bytes": "tests/test_space_api.py",
     "cachd_config_in_force": "tests/test_options.py",
+    "cachd_config_last_reload_successful": "tests/test_last_good.py",
+    "cachd_config_waiting_options": "tests/test_last_good.py",
     "cachd_disk_failures_total": "tests/faults/test_disks.py",
     "cachd_hedged_bytes_total": "tests/test_hedging.py",
     "cachd_streams": "tests/test_streams.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def test_a_daemon_tells_its_options_and_who_gave_them(node: Nodes) -> None:
         "retries": (8, ""),
     }
     assert options["streams"]["where"].startswith(f"{running.config}:")
-    assert file_of(running) == {
+    file = file_of(running)
+    loaded_at = datetime.fromisoformat(file.pop("loaded_at")).timestamp()
+    assert abs(loaded_at - running.metric("cachd_config_last_reload_timestamp_seconds")) < 0.01
+    assert file == {
         "path": str(running.config),
         "in_force": True,
+        "last_good": False,
         "waiting_for_restart": [],
         "error": None,
     }
@@ -74,7 +79,7 @@ def test_while_the_file_is_wrong_the_options_before_it_stay_in_force_and_everybo
     assert running.metric("cachd_config_in_force") == 1
     before = options_of(running)
     edited(running, f"models: []\nlimit_bytes: 2GB\n\nstreams: many\nallow: {json.dumps(['127.0.0.0/8'])}\n")
-    reason = running.wait_for("configuration file not taken over", level="warning")["reason"]
+    reason = running.wait_for("configuration file not taken over", level="error")["reason"]
     assert reason == f"{running.config}:4: streams: 'many' is not a whole number from 1 to 256"
     assert options_of(running) == before
     assert file_of(running)["error"]["detail"] == reason
@@ -96,7 +101,7 @@ def test_a_file_that_is_none_any_more_changes_nothing(node: Nodes, text: str | N
         running.config.unlink()
     else:
         edited(running, text)
-    running.wait_for("configuration file not taken over", level="warning")
+    running.wait_for("configuration file not taken over", level="error")
     assert options_of(running) == before
     assert file_of(running)["error"]["code"] in ("bad_config", "bad_option")
 

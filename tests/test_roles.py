@@ -30,6 +30,7 @@ NEEDS = {
     ("GET", "/v1/models/{name}/files"): "read",
     ("GET", "/v1/capacity"): "read",
     ("GET", "/v1/evictions"): "read",
+    ("GET", "/v1/events"): "read",
     ("GET", "/v1/limits"): "read",
     ("GET", "/v1/scrubs"): "read",
     ("GET", "/v1/options"): "admin",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -252,3 +253,37 @@ def test_a_stop_ends_in_time_though_a_sync_hangs_and_costs_nothing(origin: Origi
     with Node(tmp_path / "node") as running:
         assert running.ready("it").status == 200
         assert sent(origin) == 12 * MIB
+
+
+SIGNALLED = """
+import gc, os, runpy, signal, sys
+set_threshold = gc.set_threshold  # called after the log line `listening`, before the server runs
+gc.set_threshold = lambda *counts: (set_threshold(*counts), os.kill(os.getpid(), signal.{}))
+sys.argv = sys.argv[3:]
+runpy.run_module("cachd", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_stop_signal_before_the_server_runs_is_a_clean_stop(
+    origin: Origin, tmp_path: Path, number: signal.Signals
+) -> None:
+    hold = origin.hold("/it", after=MIB)
+    ref = origin.add("/it", noise(6 * MIB))
+    with Node(tmp_path / "node", {"models": [{"ref": ref, "name": "it"}]}) as first:
+        assert hold.reached.wait(PATIENCE_SECONDS)
+        first.kill()
+    pending = tmp_path / "node/.cachd/pending"
+    assert (pending / "it.began").read_text() == "1"
+    command = [sys.executable, "-c", SIGNALLED.format(number.name), *CACHD, "serve"]
+    options = ["--root", str(first.root), "--config", str(first.config)]
+    ended = run(
+        [*command, *options], env={**os.environ, "CACHD_LOG_FORMAT": "json"}, timeout=PATIENCE_SECONDS
+    )
+    assert ended.returncode == 0, ended.stderr
+    log = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert log[-1]["event"] == "stopped"
+    assert {each["state"] for each in log if each["event"] == "pull ended"} <= {"interrupted"}
+    hold.release()
+    assert (pending / "it.json").exists(), "the next start goes on with it"
+    assert not (pending / "it.began").exists(), "it was no death"

@@ -62,6 +62,7 @@ RULES: Mapping[str, Rule] = {
     "list_files": _READ,
     "capacity": _READ,
     "evictions": _READ,
+    "events": _READ,
     "limits": _READ,
     "scrubs": _READ,
     "options": Rule(Role.admin, Concerns.node),  # the answer names paths, networks and proxies

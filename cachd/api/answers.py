@@ -115,10 +115,16 @@ class OptionReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionsFile:
-    """The configuration file on the disk, and why it is not in force."""
+    """The configuration file on the disk, and why it is not in force.
+
+    `last_good`: the daemon started with the last good configuration, because the file is wrong. `loaded_at`:
+    when the configuration that is in force was taken over.
+    """
 
     path: str | None
     in_force: bool
+    last_good: bool
+    loaded_at: When
     waiting_for_restart: Sequence[str]
     error: ErrorReport | None
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from cachd import __version__
+from cachd.api import events as event_routes
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import problems, schema
@@ -32,6 +33,7 @@ ROUTERS = (
     node_routes.router,
     space_routes.router,
     upkeep_routes.router,
+    event_routes.router,
 )
 
 

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from cachd.api.lanes import Lanes
 from cachd.metrics import Metrics
+from cachd.report.events import EventLog
 from cachd.report.models import Models
 from cachd.report.status import StatusFiles
 from cachd.transfer.bandwidth import Bandwidth
@@ -33,6 +34,7 @@ class Services:
     scrubs: Scrubs
     reclaim: Reclaim
     status: StatusFiles
+    events: EventLog
     required: Callable[[], Collection[str]]
     options: Callable[[], dict[str, object]]
     sources: Callable[[str | None], dict[str, object]]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
-from cachd.api.access import READS, Access, Call
+from cachd.api.access import READS, Access, Call, Caller
 from cachd.api.audit import Audit
 from cachd.api.connection import MAX_BODY_BYTES
 from cachd.api.problems import problem
@@ -61,7 +62,8 @@ class Guard:
             if refusal or body is None:
                 await problem(refusal or _too_long())(scope, receive, watched)
             else:
-                await self._app(scope, _replayed(body, receive), watched)
+                with _named(scope):
+                    await self._app(scope, _replayed(body, receive), watched)
         finally:
             route = scope.get("route")
             op = getattr(route, "name", "none")
@@ -113,6 +115,12 @@ class Guard:
     def _is_name(self, value: str) -> bool:
         """Whether the host of a Host header is one of this daemon's names."""
         return _host(value) in self._allowed
+
+
+def _named(scope: Scope) -> AbstractContextManager[object]:
+    """In the block, log lines have the name of the caller's token as `who`, if the call needs one."""
+    caller: Caller | None = scope.get("state", {}).get("caller")
+    return bound_contextvars(who=caller.grant.name) if caller else nullcontext()
 
 
 def _host(value: str) -> str | None:

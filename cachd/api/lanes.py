@@ -6,6 +6,7 @@ A probe therefore never waits for a listing, and a listing never waits for a slo
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Hashable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -83,7 +84,9 @@ class Lane:
             raise self._busy() from None
         try:
             begun()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
+            # The context has who asked, which the log lines of the work name.
+            done = partial(contextvars.copy_context().run, self._do, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, done)
         finally:
             self._free.release()
 
@@ -148,13 +151,14 @@ class Waits:
 class Lanes:
     """One lane for each kind of expensive call, and the waits for pulls.
 
-    Of `connections`, half may wait for pulls and an eighth for the four bounded lanes; the others remain for
-    quick answers. Probes are bounded only in time, so that one client's probes never crowd out another's.
+    Of `connections`, half may wait for pulls, an eighth for the four bounded lanes, and a thirty-second may
+    listen to events; the others remain for quick answers. Probes are bounded only in time, so that one
+    client's probes never crowd out another's.
     """
 
     def __init__(self, *, connections: int) -> None:
         callers = max(4, connections // 32)
-        self.waits = Waits(connections // 2)
+        self.waits, self.listeners = Waits(connections // 2), Waits(callers)
         self.probes = Lane("probe", 1, callers=connections, patience_seconds=60.0, during=nullcontext)
         self.reads = Lane("read", 2, callers=callers)
         self.scrapes = Lane("scrape", 1, callers=callers)

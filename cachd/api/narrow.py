@@ -33,6 +33,7 @@ class Narrow:
             )
             await problem(refusal)(scope, receive, send)
         elif scope["method"] == "HEAD":  # uvicorn knows the method, and sends no body
+            scope.setdefault("state", {})["is_head"] = True
             await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(scope, receive, send)

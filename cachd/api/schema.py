@@ -17,6 +17,7 @@ from cachd.api.access import RULES
 from cachd.api.problems import Problem
 from cachd.report.values import adapter
 
+EVENT_STREAM = "text/event-stream"
 Responses = dict[int | str, dict[str, Any]]
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {
@@ -27,8 +28,13 @@ PROBLEMS: Responses = {"4XX": _PROBLEM, "5XX": _PROBLEM}
 _kinds: dict[str, type[Any]] = {Problem.__name__: Problem}
 
 
-def answers(kinds: Mapping[int, type[Any] | tuple[type[Any], ...]]) -> Responses:
-    """The argument `responses` of a route that answers with these reports; one of several for a tuple."""
+def answers(
+    kinds: Mapping[int, type[Any] | tuple[type[Any], ...]], *, stream: tuple[type[Any], ...] = ()
+) -> Responses:
+    """The argument `responses` of a route that answers with these reports; one of several for a tuple.
+
+    `stream`: the reports in the `data` of the server-sent events that the route can answer with, too.
+    """
     responses: Responses = {}
     for status, one_or_more in kinds.items():
         several = one_or_more if isinstance(one_or_more, tuple) else (one_or_more,)
@@ -37,7 +43,18 @@ def answers(kinds: Mapping[int, type[Any] | tuple[type[Any], ...]]) -> Responses
         schema = {"oneOf": refs} if len(refs) > 1 else refs[0]
         description = " Or: ".join((kind.__doc__ or "").partition("\n")[0] for kind in several)
         responses[status] = {"description": description, "content": {"application/json": {"schema": schema}}}
+    if stream:
+        responses[200]["content"] |= {EVENT_STREAM: {"itemSchema": _sent(stream)}}
     return responses
+
+
+def _sent(kinds: tuple[type[Any], ...]) -> dict[str, Any]:
+    """The schema of a server-sent event, as FastAPI writes it (OpenAPI 3.2, section 4.14.4)."""
+    _kinds.update((kind.__name__, kind) for kind in kinds)
+    content = {"oneOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    texts: dict[str, Any] = {"event": {"type": "string"}, "id": {"type": "string"}}
+    return {"type": "object", "properties": {"data": data, **texts, "retry": {"type": "integer"}}}
 
 
 def install(app: FastAPI) -> None:

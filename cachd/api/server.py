@@ -76,23 +76,32 @@ class _Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a stop signal while the server runs."""
         super().handle_exit(sig, frame)
-        threads.end_in_time()
-        self._must_stop.set()
+        self.stop()
+
+    def stop(self, _sig: int = 0, _frame: FrameType | None = None) -> None:
+        """Handle a stop signal before the server runs, and after."""
+        self.should_exit = True
+        if not self._must_stop.is_set():
+            threads.end_in_time()
+            self._must_stop.set()
 
     def _interrupt_at_stop(self) -> None:
         self._must_stop.wait()
         self._interrupt()
 
 
-def run(
+def stoppable(
     app: FastAPI,
     listeners: Sequence[Opened],
     *,
     certificate: Certificate | None,
     interrupt: Callable[[], None],
-) -> None:
-    """Serve until SIGTERM or SIGINT. Then call `interrupt` in a thread, and let running answers finish.
+) -> Callable[[], None]:
+    """A function that serves until SIGTERM or SIGINT. A signal that comes before its call ends it at once.
+
+    On the signal, `interrupt` is called in a thread, and running answers may finish.
 
     After its shutdown, uvicorn raises the signal again. The handlers set here keep that from ending the
     process before its cleanup.
@@ -105,17 +114,20 @@ def run(
         proxy_headers=False,  # clients could forge these headers; the audit log needs the real peer
         ws="none",
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        reset_contextvars=True,  # or a pipelined request would begin with the caller of the one before
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every malformed request
     server = _Server(options, listeners, certificate, interrupt)
-
-    def stop(_number: int, _frame: object) -> None:
-        server.should_exit = True
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    try:
-        server.run(sockets=[each.sock for each in listeners])
-    except RuntimeError:  # after the last answer, asyncio starts a thread to join its pool; none may be left
-        if not server.should_exit:
-            raise
+        signal.signal(number, server.stop)
+
+    def serve() -> None:
+        try:
+            server.run(sockets=[each.sock for each in listeners])
+        except (
+            RuntimeError
+        ):  # after the last answer, asyncio starts a thread to join its pool; none may be left
+            if not server.should_exit:
+                raise
+
+    return serve

@@ -25,9 +25,9 @@ def serve(
     """Run the daemon. `cachd options` lists every option for the file and the environment."""
     gc.disable()  # imports make no garbage, and collections would take a tenth of the start
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # the search takes 20 ms
-    from cachd import config  # their libraries take longer to load than most commands to run
-    from cachd.daemon import serve as daemon
+    from cachd.daemon import serve as daemon  # its libraries take longer to load than most commands to run
+    from cachd.daemon.last_good import read_or_last_good
 
     gc.freeze()
     gc.enable()
-    daemon.serve(config.read(root=root, listen=listen or None, config=config_file))
+    daemon.serve(read_or_last_good(root=root, listen=listen or None, config=config_file))

@@ -6,6 +6,17 @@ root, api, models, sources, network, transfer, space, upkeep and logs. All optio
 
 from cachd.config.models import Model
 from cachd.config.options import RELOADED_KEYS, Config, table
-from cachd.config.reading import Loaded, load, read
+from cachd.config.reading import LastGood, Loaded, load, path_of_file, read, read_kept
 
-__all__ = ["RELOADED_KEYS", "Config", "Loaded", "Model", "load", "read", "table"]
+__all__ = [
+    "RELOADED_KEYS",
+    "Config",
+    "LastGood",
+    "Loaded",
+    "Model",
+    "load",
+    "path_of_file",
+    "read",
+    "read_kept",
+    "table",
+]

@@ -9,27 +9,39 @@ flags, environment, file
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from cachd.config.faults import MAX_FINDINGS, conflicts, faults, refusal
 from cachd.config.options import Config
+from cachd.errors import CachdError
 from cachd.settings import file as configfile
+from cachd.settings.file import ConfigFile
 from cachd.settings.given import Given, given, ours, variable_of
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """Why an earlier configuration is used, and the time (since the epoch) at which it was kept."""
+
+    fault: CachdError
+    kept_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The options in force, and what set each of them.
 
-    `flags` are the flags of the command line. `again` reads them once more.
+    `flags` are the flags of the command line. `again` reads them once more. `last_good`: set while an earlier
+    configuration is used, because the file is wrong.
     """
 
     config: Config
     given: Given
     flags: Mapping[str, object]
+    last_good: LastGood | None = None
 
     @property
     def content(self) -> bytes:
@@ -67,8 +79,23 @@ def load(**flags: object) -> Config:
 def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
     flags = {name: value for name, value in flags.items() if value is not None}
+    path = path_of_file(flags)
+    return _parsed(flags, configfile.read(path) if path else None)
+
+
+def read_kept(kept: ConfigFile, last_good: LastGood, **flags: object) -> Loaded:
+    """As `read`, but with the keys of an earlier configuration in place of those of the file."""
+    flags = {name: value for name, value in flags.items() if value is not None}
+    return replace(_parsed(flags, kept), last_good=last_good)
+
+
+def path_of_file(flags: Mapping[str, object]) -> Path | None:
+    """The configuration file that a flag or a variable names."""
     named = flags.get("config") or ours().get(variable_of("config"))
-    file = configfile.read(Path(str(named))) if named else None
+    return Path(str(named)) if named else None
+
+
+def _parsed(flags: Mapping[str, object], file: ConfigFile | None) -> Loaded:
     found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
     findings, more = list(file.findings) if file else [], 0
     try:

@@ -11,6 +11,7 @@ They are built from top to bottom and closed from bottom to top. Whatever uses a
     engine       bandwidth                  ends the threads that receive and hash
     resolves                                ends the threads that ask sources
     pulls        store, reclaim, engine, …  stops the running pulls, which resume at the next start
+    progress     pulls                      ends the thread that logs how far pulls are
     sweeps       store, pulls               ends the thread that removes leftovers
     scrubs       store, pulls               ends the threads that verify blobs
     warms        store                      ends the threads that read models into memory
@@ -33,6 +34,7 @@ from cachd.daemon.sources import build_sources
 from cachd.daemon.store import open_store, set_bounds
 from cachd.metrics import Metrics
 from cachd.report.models import Models
+from cachd.report.progress_log import ProgressLog
 from cachd.report.status import StatusFiles
 from cachd.settings.given import unknown_variables
 from cachd.sources.schemes import Sources
@@ -108,6 +110,7 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
         downloads = Downloads(store.content, engine)
         context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
         pulls = closing(_pulls(config, context, sources, metrics))
+        closing(ProgressLog(pulls)).start()
         sweeps = closing(_sweeps(config, store, pulls, metrics))
         scrubs = closing(_scrubs(config, store, pulls, metrics))
         warms = closing(Warms(store, metrics))

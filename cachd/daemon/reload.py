@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 
 from cachd import files
 from cachd.config import RELOADED_KEYS, Loaded
+from cachd.daemon.last_good import keep
 from cachd.daemon.parts import Daemon
 from cachd.daemon.sources import build_table
 from cachd.daemon.store import set_bounds
@@ -16,6 +18,7 @@ from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError
 from cachd.model import Typed
 from cachd.settings.file import LONGEST_BYTES
+from cachd.store.catalog import iso
 from cachd.upkeep.prewarm import Desired
 
 log = structlog.get_logger(__name__)
@@ -30,15 +33,18 @@ class Reload:
         waiting     an option changed that is not marked RELOADED: the daemon uses it after a restart
         refused     an option is wrong, or the file cannot be read: all options from before stay in force
 
+    The daemon may begin with a file that is refused, if the last good configuration is kept (last_good.py).
+
     One thread calls `poll`. Any thread may call the other methods.
     """
 
-    def __init__(self, loaded: Loaded, daemon: Daemon) -> None:
-        self._daemon = daemon
-        self._in_force = loaded
+    def __init__(self, loaded: Loaded, daemon: Daemon, *, now: Callable[[], float] = time.time) -> None:
+        self._daemon, self._now = daemon, now
+        self._in_force, last_good = loaded, loaded.last_good
+        self._refusal = last_good.fault if last_good else None
+        self.loaded_at = last_good.kept_at if last_good else now()
         self._seen = loaded.content
         self._is_first = True
-        self._refusal: CachdError | None = None
         self._waiting: list[str] = []
         self._is_requested = False
 
@@ -58,10 +64,11 @@ class Reload:
                 self._seen = content
                 self._apply(self._in_force.again())
         except CachdError as error:
-            self._refusal = error
-            log.warning("configuration file not taken over", reason=error.detail)
+            self._refuse(error)
             if not self._is_first:
                 return None
+        if self._is_first and self._in_force.last_good is None:  # it works: the daemon has started with it
+            keep(self._in_force, self._daemon.store.layout)
         self._is_first = False
         models = self._in_force.config.models
         self._daemon.reclaim.keep([m.spec.name for m in models])
@@ -69,8 +76,13 @@ class Reload:
             Desired(m.spec, required=m.required, pin=m.pin, warm=m.warm, priority=m.priority) for m in models
         ]
 
+    def _refuse(self, error: CachdError) -> None:
+        self._refusal = error
+        log.error("configuration file not taken over", code=error.code, reason=error.detail)
+
     def _apply(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
+        changed = after.differs_from(self._in_force)
         daemon = self._daemon
         set_bounds(daemon.store, after.config)
         table = build_table(after.config)
@@ -81,8 +93,21 @@ class Reload:
         if (limits, table.limits()) != (daemon.bandwidth.limits, daemon.bandwidth.prefixes):
             daemon.bandwidth.change(limits, table.limits())
         self._in_force, self._refusal, self._waiting = after, None, now.differs_from(after)
+        self.loaded_at = self._now()
+        keep(after, daemon.store.layout)
+        log.info("configuration file taken over", options=changed)
         if self._waiting:
             log.warning("options of the file wait for a restart", options=self._waiting)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the file was taken over when it was last read; options of it may wait for a restart."""
+        return self._refusal is None
+
+    @property
+    def waiting(self) -> int:
+        """How many options of the file wait for a restart."""
+        return len(self._waiting)
 
     @property
     def is_in_force(self) -> bool:
@@ -98,6 +123,8 @@ class Reload:
             "file": {
                 "path": str(config.config) if config.config else None,
                 "in_force": self.is_in_force,
+                "last_good": self._in_force.last_good is not None,
+                "loaded_at": iso(self.loaded_at),
                 "waiting_for_restart": self._waiting,
                 "error": error.as_document() if error else None,
             },

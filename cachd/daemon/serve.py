@@ -5,25 +5,27 @@ It starts from top to bottom, and stops from bottom to top:
     objects      the root is locked, the threads of pulls wait for work (parts.py)
     certificate  it is loaded, and is watched from now on
     sockets      they are bound: clients can connect and wait
+    signals      from here on, SIGTERM and SIGINT lead to a clean stop
     pulls        the pulls that an earlier process left behind resume
     status, prewarm, sweeps, scrubs, reclaim    their threads start
-    API          it answers, until SIGTERM or SIGINT
+    API          it answers, until one of these signals
 """
 
 from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 import structlog
 
 from cachd import __version__
 from cachd.api.app import create_app
 from cachd.api.dependencies import Services
-from cachd.api.listeners import opened
-from cachd.api.server import run
+from cachd.api.listeners import Opened, opened
+from cachd.api.server import stoppable
 from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
 from cachd.daemon.listen import allowed_hosts, certified, check_listen
@@ -32,8 +34,10 @@ from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
 from cachd.metrics import Scrape
+from cachd.report.events import EventLog
 from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
+from cachd.store.catalog import iso
 from cachd.upkeep.prewarm import Prewarm
 
 log = structlog.get_logger(__name__)
@@ -46,7 +50,8 @@ def serve(loaded: Loaded) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
     config = loaded.config
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
-    configure_logs(config.log_level, config.log_format)
+    events = EventLog()
+    configure_logs(config.log_level, config.log_format, events)
     check_listen(config)
     with assembled(config) as daemon, certified(config) as certificate, opened(config.listeners) as listeners:
         reload = Reload(loaded, daemon)
@@ -56,7 +61,11 @@ def serve(loaded: Loaded) -> None:
         tokens = _tokens(config)
         daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
         services = api_services(
-            daemon, required=prewarm.required, options=reload.as_document, sources=reload.sources
+            daemon,
+            events=events,
+            required=prewarm.required,
+            options=reload.as_document,
+            sources=reload.sources,
         )
         app = create_app(
             services,
@@ -64,18 +73,19 @@ def serve(loaded: Loaded) -> None:
             anonymous_reads=config.anonymous_reads,
             allowed_hosts=allowed_hosts(config),
         )
+        stop = partial(_interrupt, daemon, events)
+        run = stoppable(app, listeners, certificate=certificate, interrupt=stop)
         with _started(daemon, models, prewarm):
-            for each in listeners:
-                place = each.place()
-                log.info("listening", **place, root=str(daemon.store.layout.root), version=__version__)
+            _note_start(loaded, daemon, listeners)
             _collect_seldom()
-            run(app, listeners, certificate=certificate, interrupt=daemon.pulls.interrupt)
+            run()
     log.info("stopped")
 
 
 def api_services(
     daemon: Daemon,
     *,
+    events: EventLog,
     required: Callable[[], list[str]],
     options: Callable[[], dict[str, object]],
     sources: Callable[[str | None], dict[str, object]],
@@ -89,10 +99,17 @@ def api_services(
         scrubs=daemon.scrubs,
         reclaim=daemon.reclaim,
         status=daemon.status,
+        events=events,
         required=required,
         options=options,
         sources=sources,
     )
+
+
+def _interrupt(daemon: Daemon, events: EventLog) -> None:
+    """End the waits of all callers: for pulls, which the next start resumes, and for events."""
+    daemon.pulls.interrupt()
+    events.close()
 
 
 @contextmanager
@@ -106,6 +123,20 @@ def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]
         daemon.scrubs.start()
         daemon.reclaim.start()
         yield
+
+
+def _note_start(loaded: Loaded, daemon: Daemon, listeners: Sequence[Opened]) -> None:
+    """Log where the API is, and whether the configuration is the last good one."""
+    if last_good := loaded.last_good:
+        log.error(
+            "last good configuration in force",
+            code=last_good.fault.code,
+            reason=last_good.fault.detail,
+            kept_at=iso(last_good.kept_at),
+            hint="correct the configuration file: the daemon takes it over at once",
+        )
+    for each in listeners:
+        log.info("listening", **each.place(), root=str(daemon.store.layout.root), version=__version__)
 
 
 def _tokens(config: Config) -> TokenFile | None:
@@ -126,6 +157,9 @@ def _scrape(
         leases=models.leases(),
         oldest_scrub=daemon.scrubs.oldest(),
         is_config_in_force=reload.is_in_force,
+        is_config_loaded=reload.is_loaded,
+        config_loaded_at=reload.loaded_at,
+        waiting_options=reload.waiting,
         are_tokens_in_force=tokens is None or tokens.are_in_force(),
         certificate_expires_at=certificate.expires_at if certificate else None,
         is_certificate_in_force=certificate.is_in_force if certificate else None,

@@ -29,6 +29,9 @@ class Scrape:
     leases: int
     oldest_scrub: float | None
     is_config_in_force: bool
+    is_config_loaded: bool
+    config_loaded_at: float
+    waiting_options: int
     are_tokens_in_force: bool
     certificate_expires_at: float | None
     is_certificate_in_force: bool | None
@@ -87,6 +90,22 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "1 while the daemon uses the configuration file as it is on disk;"
         " 0 while the file is wrong or a changed option needs a restart",
         lambda now: now.is_config_in_force,
+    ),
+    _Measured(
+        "cachd_config_last_reload_successful",
+        "1 if the configuration file was taken over when it was last read; 0 if it is wrong, and the options"
+        " before it stay in force",
+        lambda now: now.is_config_loaded,
+    ),
+    _Measured(
+        "cachd_config_last_reload_timestamp_seconds",
+        "Unix time at which the configuration that is in force was taken over",
+        lambda now: now.config_loaded_at,
+    ),
+    _Measured(
+        "cachd_config_waiting_options",
+        "Changed options of the configuration file that wait for a restart",
+        lambda now: now.waiting_options,
     ),
     _Measured(
         "cachd_fs_size_bytes", "Size of the cache's file system in bytes", lambda now: now.capacity.total

@@ -10,6 +10,7 @@ status/<name>.json                the state of a model, for pods that have only 
 .cachd/                           private, 0700
     format                        the version of this layout
     lock                          locked by the one daemon, and names it
+    last_good.json                the configuration that was last used, for a start with a wrong file
     blobs/sha256/<hex>            verified, read-only; for all sources that have proven to have it
     blobs/origin/<hex>            verified, read-only; for one source, which states no sha256
     ingest/<algorithm>-<hex>-<size>/     data, about.json, received, journal
@@ -69,6 +70,11 @@ class Layout:
     def lock(self) -> Path:
         """The file that the daemon locks."""
         return self.root / ".cachd/lock"
+
+    @property
+    def last_good(self) -> Path:
+        """The configuration that was last used."""
+        return self.root / ".cachd/last_good.json"
 
     @property
     def blobs(self) -> Path:

@@ -75,6 +75,7 @@ class Publisher:
     ) -> Snapshot:
         snapshot = self._views.with_address(self._after_others(snapshot_of(spec, manifest, now)))
         self._names.check_hub_folder(spec)
+        is_repair = self._names.quarantine_of(spec.name) is not None
         self._content.sync(f.blob for f in manifest.files)
         self._manifests.record(manifest, snapshot.hub_folder)
         self._views.show(snapshot, manifest)
@@ -91,6 +92,8 @@ class Publisher:
             for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
                 self._views.repair_branches(folder)
         log.info("published", name=spec.name, manifest=manifest.id, size_bytes=manifest.size)
+        if is_repair:
+            log.info("repaired", name=spec.name, manifest=manifest.id)
         return snapshot
 
     def _declare(self, snapshot: Snapshot) -> None:

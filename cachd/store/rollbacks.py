@@ -44,7 +44,13 @@ class Rollbacks:
                     self._history.undo_rollback(name)
                 raise
         left = rollback.rolled_back_from
-        log.info("rolled back", name=name, revision=published.revision, rolled_back_from=str(left.ref))
+        log.info(
+            "rolled back",
+            name=name,
+            revision=published.revision,
+            manifest=published.manifest,
+            rolled_back_from=str(left.ref),
+        )
         return published
 
     def resume(self) -> None:

@@ -39,7 +39,7 @@ _READ_AT_START = (
     ),
     *("ready", "status"),
 )
-_OWN = "cachd"  # pods mount it with `subPath: cachd`
+OWN = "cachd"  # pods mount it with `subPath: cachd`
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = 0o077
 
@@ -73,7 +73,7 @@ def own_directory(volume: Path) -> Path:
     NoSpace, DiskFailed.
     """
     _check_is_directory(volume)
-    own = volume / _OWN
+    own = volume / OWN
     with durable.disk_errors(own), suppress(FileExistsError):
         own.mkdir(mode=0o755)
     _check_is_directory(own)

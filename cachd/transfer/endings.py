@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.errors import CachdError, DiskFailed
+from cachd.errors import CachdError, DiskFailed, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.store.permit import replaced
 from cachd.store.store import Store
@@ -40,17 +40,22 @@ class Endings:
         self._running, self._newest, self._pending = running, newest, pending
 
     def end(self, pull: Pull, state: State, outcome: Outcome) -> None:
-        """End a pull as ready, failed or cancelled. The outcome is its snapshot or its error."""
+        """End a pull as ready, failed or cancelled. The outcome is its snapshot or its error.
+
+        A pull that is cancelled because the daemon stops ends as queued: the next start goes on with it.
+        """
         name = pull.spec.name
         if state is State.cancelled and pull.permit.is_revoked:
             outcome = replaced(pull.spec)
-        self._record(pull, state, outcome)
+        elif state is State.cancelled and self._running.is_closed:
+            state, outcome = State.queued, _interrupted(pull)
         self._running.remove(pull)
         self._store.content.owners.expect_no_more(name)
         self._delete_pending(name, state)
         pull.ended_at = self._now()
         pull.end(state, outcome)
         self._newest.count_ended(pull)
+        self._record(pull, state, outcome)  # whoever hears of the end finds the pull ended
         self._store.changes.mark(name)
         pull.wake(outcome)
         if state is State.ready:
@@ -71,7 +76,8 @@ class Endings:
         """Write the outcome to the metrics, the log and the usage log."""
         spec, progress, now = pull.spec, pull.progress, pull.progress.now
         seconds = self._clock() - pull.began if pull.began is not None else 0.0
-        self._metrics.pull_seconds.labels(state, size_class(progress.total)).observe(seconds)
+        ended_as = "interrupted" if state is State.queued else state
+        self._metrics.pull_seconds.labels(ended_as, size_class(progress.total)).observe(seconds)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
         error = outcome if isinstance(outcome, CachdError) else None
@@ -79,7 +85,8 @@ class Endings:
             "pull ended",
             name=spec.name,
             ref=str(spec.ref),
-            state=state,
+            who=pull.asked_by,
+            state=ended_as,
             seconds=round(seconds, 2),
             size_bytes=progress.total,
             fetched_bytes=now.fetched,
@@ -95,7 +102,16 @@ class Endings:
 
     def _delete_pending(self, name: str, state: State) -> None:
         with suppress(CachdError):
-            if self._running.is_closed and state is State.cancelled:  # the next start resumes it
+            if self._running.is_closed and state in (State.queued, State.cancelled):
                 self._pending.note_clean_stop(name)
             else:
                 self._pending.delete(name)
+
+
+def _interrupted(pull: Pull) -> Unavailable:
+    progress = pull.progress
+    return Unavailable(
+        f"{pull.spec.name}: interrupted by a stop at {progress.done} of {progress.total} bytes",
+        code="interrupted",
+        hint="the next start of the daemon goes on with the pull, and so does cachd pull --direct",
+    )

@@ -59,8 +59,9 @@ class Progress:
        └──begin_download──> downloading ──begin_publish──> publishing ──end──> ready
           (a repair)
 
-    `end` leads from every state to failed or cancelled. While a pull resolves, `pause_resolve` says what it
-    waits for. Byte counts count equal content once. `cancel_token` ends the pull in any state.
+    `end` leads from every state to failed or cancelled, and to queued when the daemon stops. While a pull
+    resolves, `pause_resolve` says what it waits for. Byte counts count equal content once. `cancel_token`
+    ends the pull in any state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,7 +102,7 @@ class Progress:
         self.state = State.publishing
 
     def end(self, state: State) -> None:
-        """Freeze the figures and drop the downloads. `state` is ready, failed or cancelled."""
+        """Freeze the figures and drop the downloads. `state` is ready, failed, cancelled or queued."""
         self._final, self._files = self.now, Counter()
         self._downloads = {}
         self._samples.clear()

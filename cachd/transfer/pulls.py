@@ -7,6 +7,7 @@ from concurrent.futures import wait
 from contextlib import suppress
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from cachd.errors import CachdError, DaemonDied, InUse
 from cachd.metrics import Metrics
@@ -116,11 +117,11 @@ class Pulls:
         """
         for found in self._pending.all():
             if error := crash_loop(found):
-                log.error("pull not resumed", name=found.spec.name, reason=error.detail)
+                log.error("pull not resumed", name=found.spec.name, code=error.code, reason=error.detail)
                 self.show_as_failed(found.spec, error)
                 continue
             log.info("pull resumed", name=found.spec.name, ref=str(found.spec.ref))
-            with self._running.changing:
+            with bound_contextvars(who="cachd:restart"), self._running.changing:
                 resumed = self._admit(Pull(found.spec, replace=found.replace, pins=found.pins))
             self._runner.start(resumed)
         self._endings.sweep()
@@ -192,6 +193,7 @@ class Pulls:
             self._pending.delete(name)  # may raise: the caller must know that the next start would resume it
             if known.progress.manifest:
                 freed += self._store.content.removal.free(known.progress.manifest, [name])
+        log.info("deleted", name=name, freed_bytes=freed)
         return freed
 
     def rollback(self, name: str) -> Snapshot:

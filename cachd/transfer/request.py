@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from urllib.parse import urlsplit
 
+from structlog.contextvars import get_contextvars
+
 from cachd.errors import CachdError, Cancelled
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.store.permit import Permit
@@ -19,7 +21,8 @@ class Pull:
     """A pull: what is asked for, how far it is, and how it ended. `Progress` draws its states.
 
     `done` resolves to the snapshot, or raises the CachdError. `error` is that error, once the pull has failed
-    or was cancelled.
+    or was cancelled. `asked_by` is the `who` of the log where the pull is made: the name of a caller's token,
+    or `cachd:` and a part of cachd.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Pull:
         self.done: Future[Snapshot] = Future()
         self.done.set_running_or_notify_cancel()  # so that no waiter can cancel the future
         self.scheme, self.host, self.priority = spec.ref.scheme, _host(spec.ref), priority
+        self.asked_by = str(get_contextvars().get("who", "cachd"))
         self.began: float | None = None  # monotonic clock
         self.began_at: float | None = None  # seconds since the epoch, as ended_at
         self.ended_at: float | None = None

@@ -71,6 +71,7 @@ class Runner:
 
     def start(self, pull: Pull) -> None:
         """Queue a pull, and run it when it has a slot."""
+        log.info("pull asked", name=pull.spec.name, ref=str(pull.spec.ref), who=pull.asked_by)
         self._queue.add(pull)
         self.end_if_cancelled(pull)  # it may have been cancelled while its spec was written
 
@@ -110,9 +111,7 @@ class Runner:
         try:
             if running.is_cancelled:
                 raise running.cancelled()
-            running.began = running.began or self._clock()
-            running.began_at = running.began_at or self._now()
-            self._pending.note_begin(running)
+            self._note_begin(running)
             snapshot = pull(self._attempt_of(running))
         except NotYet as later:
             if running.failed_resolves < _RESOLVE_RETRIES or self._is_advice(running, later.reason):
@@ -128,6 +127,14 @@ class Runner:
             self._metrics.last_pull.set(snapshot.published_at)
             self._endings.end(running, State.ready, snapshot)
         return None
+
+    def _note_begin(self, running: Pull) -> None:
+        """Record that an attempt begins, and log the first one."""
+        if running.began is None:
+            running.began, running.began_at = self._clock(), self._now()
+            spec = running.spec
+            log.info("pull began", name=spec.name, ref=str(spec.ref), who=running.asked_by)
+        self._pending.note_begin(running)
 
     def _attempt_of(self, running: Pull) -> Attempt:
         return Attempt(

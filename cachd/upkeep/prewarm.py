@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from cachd.errors import CachdError, DaemonDied
 from cachd.kernel.periodic import Periodic
@@ -78,10 +79,11 @@ class Prewarm:
         if desired is not None:
             self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
-        for each in list(self._desired.values()):
-            tries = self._tried[each.spec.name]
-            if tries.are_due():
-                self._ensure_ready(each, tries)
+        with bound_contextvars(who="cachd:configuration"):
+            for each in list(self._desired.values()):
+                tries = self._tried[each.spec.name]
+                if tries.are_due():
+                    self._ensure_ready(each, tries)
         return _TICK_SECONDS
 
     def _apply(self, desired: dict[str, Desired]) -> None:

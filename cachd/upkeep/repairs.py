@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from cachd.errors import CachdError
 from cachd.metrics import Metrics
@@ -90,6 +91,7 @@ class Repairs:
         if found is None:
             return
         try:
-            self._pulls.start_by_itself(found.snapshot.spec, repairs=True)
+            with bound_contextvars(who="cachd:repair"):
+                self._pulls.start_by_itself(found.snapshot.spec, repairs=True)
         except CachdError as error:
             log.warning("repair not started", name=name, reason=error.detail)

@@ -93,7 +93,7 @@ def names(ground: Ground) -> list[str]:
 
 def files_left(root: Path) -> list[str]:
     """What is in a root beside what every root has."""
-    own = ("format", "lock", "usage.json", "scrub_log.json")
+    own = ("format", "lock", "usage.json", "scrub_log.json", "last_good.json")
     always = {"CACHEDIR.TAG", "hub/CACHEDIR.TAG", *(f".cachd/{name}" for name in own)}
     return sorted({*digests(root)} - always)
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from cachd.sources.trust import Authorities
 _UNIX = "unix:"
 _BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
+_SILENT_SECONDS = 60.0  # the daemon sends something every 15 seconds
 _LONGEST_PEM = 1 << 20
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
 
@@ -166,9 +167,9 @@ class Client:
         """Evict models until the requested space is available, or list what would be evicted."""
         return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})
 
-    async def get(self, path: str) -> dict[str, Any]:
+    async def get(self, path: str, *, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The document at any other path, such as /readyz or /v1/capacity."""
-        return await self._call("GET", path)
+        return await self._call("GET", path, params=params)
 
     async def text(self, path: str) -> str:
         """The answer at a path that is no JSON, such as /metrics."""
@@ -177,6 +178,23 @@ class Client:
                 if response.status >= 400:
                     await self._document(response)
                 return (await _body(response)).decode()
+
+    async def lines(
+        self, path: str, *, params: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AsyncIterator[str]:
+        """Yields the lines of an answer that goes on, without their ends.
+
+        Raises Unreachable when the connection breaks.
+        """
+        timeout = aiohttp.ClientTimeout(sock_connect=5, sock_read=_SILENT_SECONDS)
+        with self._reached():
+            async with self._session.get(
+                self._base + path, params=params, headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    await self._document(response)
+                while line := await response.content.readline():  # of at most 128 KiB
+                    yield line.decode(errors="replace").rstrip("\r\n")
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON answer of a call, which is repeated for a minute while the daemon is busy."""

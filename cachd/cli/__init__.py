@@ -18,6 +18,7 @@ from cachd import __version__
 from cachd.cli import (
     bundle,
     doctor,
+    events,
     leases,
     models,
     pods,
@@ -44,7 +45,7 @@ app = typer.Typer(
 PANELS = {
     "Models": (pull, resolve, models, watching),
     "Pods": (pods, leases),
-    "The node": (serve, space, settings, doctor, bundle),
+    "The node": (serve, events, space, settings, doctor, bundle),
 }
 for title, groups in PANELS.items():
     for group in groups:

@@ -34,6 +34,7 @@ _LONGEST_LOG, _PIECE_BYTES = 8 << 20, 1 << 20
 _ANSWERS = {
     "options.json": "/v1/options",
     "sources.json": "/v1/sources",
+    "events.json": "/v1/events?follow=false",
     "capacity.json": "/v1/capacity",
     "evictions.json": "/v1/evictions",
     "limits.json": "/v1/limits",

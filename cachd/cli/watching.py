@@ -127,8 +127,7 @@ class Lines:
         if self._output is Output.json:
             terminal.show_json_line(model)
         elif self._output is Output.yaml:
-            terminal.say("---")
-            terminal.show_yaml(model)
+            terminal.show_yaml_part(model)
         elif self._output is Output.name:
             terminal.say(model["name"])
         elif "pull" not in model:

@@ -8,6 +8,7 @@ from cachd.terminal.output import (
     show_json_line,
     show_table,
     show_yaml,
+    show_yaml_part,
     warn,
     warn_json,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "show_json_line",
     "show_table",
     "show_yaml",
+    "show_yaml_part",
     "warn",
     "warn_json",
 ]

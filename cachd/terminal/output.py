@@ -76,11 +76,17 @@ def show_json_line(document: object) -> None:
 
 
 def show_yaml(document: Mapping[str, Any]) -> None:
-    """Print the document as YAML."""
+    """Print the document as YAML, at once."""
     import yaml
 
     plain = json.loads(json.dumps(document, default=str))
     say(yaml.safe_dump(plain, sort_keys=False, width=10_000).rstrip("\n"))
+
+
+def show_yaml_part(document: Mapping[str, Any]) -> None:
+    """Print the document as one of a stream of YAML documents."""
+    say("---")
+    show_yaml(document)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:

@@ -122,7 +122,8 @@ def asked(node: Node, call: tuple[str, str], headers: dict[str, str], name: str 
     method, path = call
     body = BODIES.get(call)
     body = {**body, "name": name} if body and "name" in body else body
-    return node.ask(method, path.format(name=name, lease="0"), body, headers=headers)
+    page = {"Accept": "application/json"}  # a stream would have no end
+    return node.ask(method, path.format(name=name, lease="0"), body, headers={**page, **headers})
 
 
 @pytest.mark.parametrize("are_open", [True, False], ids=["reads open", "reads closed"])

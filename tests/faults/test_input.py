@@ -53,6 +53,7 @@ CALLS = [
     ("DELETE", "/v1/models/{name}/leases/{lease}"),
     ("GET", "/v1/options"),
     ("GET", "/v1/sources"),
+    ("GET", "/v1/events"),
     ("GET", "/v1/evictions"),
     ("POST", "/v1/evictions"),
     ("POST", "/v1/sweeps"),
@@ -118,6 +119,8 @@ def test_only_documented_answers_and_problem_documents_come_out(
         )
         @given(schema[path][method].as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
+            if path == "/v1/events":  # a stream would have no end
+                case.query = {**(case.query or {}), "follow": "false"}
             answer = case.call(session=session, timeout=PATIENCE_SECONDS)
             assert answer.status_code != 500, answer.text
             content_type = answer.headers["content-type"][0] if answer.status_code >= 400 else ""

@@ -209,6 +209,17 @@ def test_a_wait_for_several_models_ends_with_the_first_failure_when_all_have_end
     assert "code: file_not_found" in ended.stderr
 
 
+def test_several_models_are_waited_for_in_the_mount(ground: Ground) -> None:
+    for name in ("mount-1.bin", "mount-2.bin"):
+        ground.have(name)
+    cache = ("--cache", str(ground.node.root))
+    ended = ground.node.cli("wait", "mount-2.bin", "mount-1.bin", *cache)
+    paths = [f"{ground.node.root}/models/{name}/{name}" for name in ("mount-2.bin", "mount-1.bin")]
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, paths)
+    late = ground.node.cli("wait", "mount-1.bin", "absent.bin", *cache, "--timeout", "0.1")
+    assert (late.returncode, late.stdout) == (11, "")
+
+
 # --- show ---
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 
 from cachd.errors import Invalid, Unavailable, Unreachable, error_of
-from cachd.files import reason
+from cachd.files import content, reason
 from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
 from cachd.sources.trust import Authorities
@@ -24,6 +26,8 @@ _UNIX = "unix:"
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
 _BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 
+_SILENT_SECONDS = 60.0  # the daemon sends something every 15 seconds
+_LONGEST_PEM = 1 << 20
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
 
 
@@ -42,9 +46,12 @@ class Client:
         ca_file: Path | None = None,
         cert_file: Path | None = None,
         key_file: Path | None = None,
+        certificate: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
+
+        With `certificate`, the daemon must present exactly this certificate, whoever issued it.
 
         Raises Invalid for another `server`, or for files that cannot be used.
         """
@@ -54,7 +61,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(sock_connect=5),
-            connector=_connector(self._server, ca_file, cert_file, key_file),
+            connector=_connector(self._server, ca_file, cert_file, key_file, certificate),
         )
 
     async def __aenter__(self) -> Self:
@@ -103,6 +110,36 @@ class Client:
             "DELETE", f"/v1/models/{check_name(name)}", params={"force": str(force).lower()}
         )
 
+    async def cancel(self, name: str) -> dict[str, Any]:
+        """Cancel the running pull of a model. Returns the model's document when it has ended."""
+        return await self._call("DELETE", f"/v1/models/{check_name(name)}/pull")
+
+    async def files(self, name: str, *, most: int | None = None) -> tuple[list[dict[str, Any]], int]:
+        """The files of a model, fetched page by page, and how many there are. `most`: the first so many."""
+        path, limit = f"/v1/models/{check_name(name)}/files", {"limit": str(most)} if most else {}
+        page = await self._call("GET", path, params=limit)
+        found: list[dict[str, Any]] = page["files"]
+        while "next" in page and most is None:
+            page = await self._call("GET", path, params={"after": page["next"]})
+            found += page["files"]
+        return found, page["total"]
+
+    async def resolve(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What a pull would fetch and evict. Nothing is pulled."""
+        return await self._call("POST", "/v1/resolve", json=asked)
+
+    async def take_lease(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Take a lease on a model. Returns it, with its id."""
+        return await self._call("POST", f"/v1/models/{check_name(name)}/leases", json=asked)
+
+    async def renew_lease(self, name: str, lease: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Let a lease expire later. Raises NotFound when it has expired."""
+        return await self._call("PUT", _lease_path(name, lease), json=asked)
+
+    async def release_lease(self, name: str, lease: str) -> None:
+        """Release a lease. One that has expired or never was is no error."""
+        await self._call("DELETE", _lease_path(name, lease))
+
     async def limits(self) -> dict[str, Any]:
         """The bandwidth limits in force."""
         return await self._call("GET", "/v1/limits")
@@ -131,9 +168,34 @@ class Client:
         """Evict models until the requested space is available, or list what would be evicted."""
         return await self._call("POST", "/v1/evictions", json=asked, params={"dry_run": str(dry_run).lower()})
 
-    async def get(self, path: str) -> dict[str, Any]:
+    async def get(self, path: str, *, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The document at any other path, such as /readyz or /v1/capacity."""
-        return await self._call("GET", path)
+        return await self._call("GET", path, params=params)
+
+    async def text(self, path: str) -> str:
+        """The answer at a path that is no JSON, such as /metrics."""
+        with self._reached():
+            async with self._session.get(self._base + path) as response:
+                if response.status >= 400:
+                    await self._document(response)
+                return (await _body(response)).decode()
+
+    async def lines(
+        self, path: str, *, params: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AsyncIterator[str]:
+        """Yields the lines of an answer that goes on, without their ends.
+
+        Raises Unreachable when the connection breaks.
+        """
+        timeout = aiohttp.ClientTimeout(sock_connect=5, sock_read=_SILENT_SECONDS)
+        with self._reached():
+            async with self._session.get(
+                self._base + path, params=params, headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    await self._document(response)
+                while line := await response.content.readline():  # of at most 128 KiB
+                    yield line.decode(errors="replace").rstrip("\r\n")
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON answer of a call, which is repeated for a minute while the daemon is busy."""
@@ -147,21 +209,37 @@ class Client:
             await asyncio.sleep(_BUSY_PAUSE_SECONDS)
 
     async def _call_once(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
+        with self._reached():
             async with self._session.request(method, self._base + path, **options) as response:
                 if response.status == 204:
                     return {}
-                document = load_json(await _body(response), f"the answer of {self._server}", _LONGEST)
-                if not isinstance(document, dict):
-                    raise ValueError("the answer is not a JSON object")  # noqa: TRY004 caught below
-                if response.status >= 400:
-                    raise error_of(document)
-                return document
+                return await self._document(response)
+
+    async def _document(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        """The JSON object of an answer. Raises the error that it describes, or ValueError."""
+        document = load_json(await _body(response), f"the answer of {self._server}", _LONGEST)
+        if not isinstance(document, dict):
+            raise ValueError("the answer is not a JSON object")  # noqa: TRY004 `_reached` catches it
+        if response.status >= 400:
+            raise error_of(document)
+        return document
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises Unreachable for every error of the connection, and for an answer that is none of cachd."""
+        try:
+            yield
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
                 f"no cachd answers at {self._server}: {error or type(error).__name__}",
                 hint="start the daemon (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
+
+
+def _lease_path(name: str, lease: str) -> str:
+    if not lease.isalnum():  # a path such as .. would be another call
+        raise Invalid(f"{lease!r:.80} is not the id of a lease", code="bad_lease")
+    return f"/v1/models/{check_name(name)}/leases/{quote(lease)}"
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
@@ -175,7 +253,11 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _connector(
-    server: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+    server: str,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    certificate: Path | None,
 ) -> aiohttp.BaseConnector:
     if server.startswith(_UNIX):
         return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
@@ -183,6 +265,8 @@ def _connector(
         raise _no_address(server)
     if not server.startswith("https://"):
         return aiohttp.TCPConnector()
+    if certificate:
+        return aiohttp.TCPConnector(ssl=_only(certificate))
     return aiohttp.TCPConnector(ssl=_context(ca_file, cert_file, key_file))
 
 
@@ -225,3 +309,14 @@ def _no_address(server: str) -> Invalid:
         code="bad_url",
         hint=f"write {written} ({forms})" if written else f"write {forms}",
     )
+
+
+def _only(certificate: Path) -> aiohttp.Fingerprint:
+    """What accepts the first certificate of a PEM file, and no other."""
+    try:
+        first, end, _ = content(certificate, at_most=_LONGEST_PEM).decode().partition(ssl.PEM_FOOTER)
+        der = ssl.PEM_cert_to_DER_cert(first[first.index(ssl.PEM_HEADER) :] + end)
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it has no certificate"
+        raise Invalid(f"{certificate} cannot be used: {why}", code="bad_certificate") from error
+    return aiohttp.Fingerprint(hashlib.sha256(der).digest())

@@ -1,4 +1,4 @@
-"""Runs one pull in this process, without a daemon: for an init container or a Job."""
+"""Runs one pull, or one resolve, in this process, without a daemon: for an init container or a Job."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any
 
 from structlog.contextvars import bound_contextvars
 
-from cachd import terminal
 from cachd.config import Config
 from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import assembled
+from cachd.daemon.sources import build_sources
 from cachd.errors import WaitTimeout
 from cachd.kernel import threads
 from cachd.model import ModelSpec
+from cachd.report.files import resolve_report_without_cache
 from cachd.report.values import as_document
+from cachd.sources.cancel import CancelToken
+from cachd.terminal.amounts import duration_text, size_text
+from cachd.terminal.models import Status, waits_text
+from cachd.terminal.progress import Update, progress_bars
+from cachd.transfer.checks import check_numbers
 from cachd.transfer.request import Pull
+from cachd.transfer.resolves import Resolves
 
 _POLL_SECONDS = 0.3
 
@@ -52,7 +59,7 @@ def pull_here(
         bound_contextvars(who="cachd:direct"),
         assembled(options) as daemon,
         _ending_in_time(),
-        terminal.progress_bar(spec.name) as update,
+        progress_bars() as update,
     ):
         daemon.status.start(daemon.models)
         daemon.progress.start()
@@ -67,7 +74,7 @@ def pull_here(
 def _wait(
     running: Pull,
     seconds: float,
-    update: Callable[[str, int, int], None],
+    update: Update,
     waited: Callable[[], float],
 ) -> None:
     """Show the progress until the pull has ended. Raises its error.
@@ -76,16 +83,48 @@ def _wait(
     """
     progress = running.progress
     while not running.done.done():
-        update(progress.state, progress.done, progress.total)
+        update(_status(running))
         futures.wait([running.done], timeout=_POLL_SECONDS)
         if waited() > seconds and not running.done.done():
             raise WaitTimeout(
-                f"{running.spec.name}: {progress.done} of {progress.total} bytes after {seconds:.0f} s",
+                f"{running.spec.name}: {size_text(progress.done)} of {size_text(progress.total)} are here"
+                f" after {duration_text(seconds)}",
                 hint="run it again: it resumes where it stopped",
             )
-    update(progress.state, progress.done, progress.total)
+    update(_status(running))
     if running.error:
         raise running.error
+
+
+def _status(running: Pull) -> Status:
+    progress, now = running.progress, running.progress.now
+    waits = progress.waits(now)
+    return Status(
+        running.spec.name,
+        progress.state,
+        now.done,
+        progress.total,
+        round(progress.rate),
+        progress.eta_seconds(now),
+        waits_text(waits.reason.value, waits.until, waits.detail) if waits else "",
+    )
+
+
+def resolve_here(spec: ModelSpec, options: Config, *, seconds: float) -> dict[str, Any]:
+    """What a pull of the spec into an empty cache would fetch. Needs no root. Raises CachdError.
+
+    `seconds`: how long the source may take.
+    """
+    configure_logs("warning", options.log_format)
+    sources = build_sources(options)
+    resolves = Resolves(seconds, stall_seconds=options.stall_seconds)
+    with closing(resolves), _ending_in_time():
+        source = sources.of(spec.ref)
+        manifest = resolves.resolve(source, spec.ref, CancelToken(), seconds=seconds)
+        selected = spec.select(manifest)
+        sources.table.check_files(selected)
+        check_numbers(selected, manifest, spec)
+        return as_document(resolve_report_without_cache(spec, selected))
 
 
 @contextmanager

@@ -257,5 +257,9 @@ def error_of(document: Mapping[str, Any]) -> CachdError:
     kind = globals().get(str(document.get("error_class")))
     if not (isinstance(kind, type) and issubclass(kind, CachdError)):
         kind = CachdError
-    detail, hint = str(document.get("detail", "no detail")), str(document.get("hint", ""))
-    return kind(detail, code=str(document.get("code", "internal")), hint=hint)
+    detail, hint = str(document.get("detail", "no detail")), str(document.get("hint") or "")
+    known = [each.name for each in fields(kind)[_TEXTS:]]
+    facts = {
+        name: document[name] for name in known if isinstance(document.get(name), str | int | float | list)
+    }
+    return kind(detail, code=str(document.get("code", "internal")), hint=hint, **facts)

@@ -106,10 +106,11 @@ def commands() -> str:
     shared: dict[str, str] = {}
     parts = []
     for name, command in sorted(app.commands.items()):  # type: ignore[attr-defined]
-        arguments = [each.name.upper() for each in command.params if not each.opts[0].startswith("-")]
+        arguments = [_argument(each) for each in command.params if not each.opts[0].startswith("-")]
         lines = [f"### {' '.join(['cachd', name, *arguments])}", " ".join(command.help.split()), ""]
         for each in command.params:
-            text = f"- `{_word(each)}`: {' '.join((each.help or '').split())}"
+            said = (each.help or "").replace("\\[", "[")  # escaped for rich
+            text = f"- `{_word(each)}`: {' '.join(said.split())}"
             if each.name in SHARED:
                 shared[each.name] = text
             else:
@@ -119,9 +120,17 @@ def commands() -> str:
     return "\n\n".join([f"### Options of all commands that ask the daemon\n\n{everywhere}", *parts])
 
 
+def _argument(parameter: Any) -> str:
+    """`NAME...` for an argument of several names, in brackets if it may be left out."""
+    word = (
+        parameter.name.removesuffix("s").upper() + "..." if parameter.nargs == -1 else parameter.name.upper()
+    )
+    return str(word if parameter.required else f"[{word}]")
+
+
 def _word(parameter: Any) -> str:
     if not parameter.opts[0].startswith("-"):
-        return str(parameter.name).upper()
+        return _argument(parameter).strip("[]")
     value = "" if parameter.is_flag else f" {parameter.opts[0].strip('-').replace('-', '_').upper()}"
     return ", ".join(parameter.opts) + value
 

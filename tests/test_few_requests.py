@@ -137,7 +137,7 @@ def test_what_one_pull_learns_of_a_pause_holds_for_all_pulls_of_the_node(engine:
     running = engine(retries=0)
     with RawServer(said) as origin:
         spec = ModelSpec.asked(f"{origin.url}/first", "first")
-        refused(lambda: running.pulls.resolve(spec), "rate_limited")
+        refused(lambda: running.pulls.previews.resolve(spec), "rate_limited")
         for number in range(6):
             running.begin(spec_of(f"{origin.url}/{number}"))
         for pull in running.pulls.running():

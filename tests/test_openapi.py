@@ -118,11 +118,13 @@ def models_of_all_states(described: Described) -> None:
         begun = {"ref": f"hf://org/blue@v{number}", "name": "blue", "include": ["*"], "replace": True}
         ask("POST", "/v1/models", begun, expect=202)
         ground.node.wait_for("pull ended", name="blue", ref=begun["ref"])
+    until(lambda: ground.node.ask("POST", "/v1/models", begun).status == 200)
     ask("POST", "/v1/models", begun, expect=200)
     ask("GET", "/v1/models/blue/ready", expect=200)
     ask("GET", "/v1/models/blue/ready?wait=1", expect=200)
     with ground.held("held"):
         ask("GET", "/v1/models/held", expect=200)
+        ask("GET", "/v1/models/held/files", expect=200)
         ask("GET", "/v1/models/held/ready", expect=503)
     for name, status in (("lost", 404), ("slow", 503)):
         ground.origin.fault(f"/{name}", Status(status))
@@ -132,6 +134,15 @@ def models_of_all_states(described: Described) -> None:
     ask("POST", "/v1/models", {"ref": ground.add("huge", 65 * MIB), "name": "huge"}, expect=202)
     ask("GET", "/v1/models/huge/ready?wait=60", expect=413)
     ask("GET", "/v1/models", expect=200)
+    with ground.held("ended"):
+        ask("DELETE", "/v1/models/ended/pull", expect=200)
+    ask("DELETE", "/v1/models/ended/pull", expect=404)
+    ask("GET", "/v1/models/blue/files?limit=1", expect=200)
+    ask("GET", "/v1/models/nobody/files", expect=404)
+    resolved = ask("POST", "/v1/resolve", {"ref": "hf://org/blue@v1", "include": ["*.json"]}, expect=200)
+    assert resolved.document["left_out"] is not None
+    ask("POST", "/v1/resolve", {"ref": "hf://org/nothing"}, expect=403)
+    ask("POST", "/v1/resolve", {}, expect=422)
     ask("GET", "/v1/models/nobody/ready", expect=404)
     ask("POST", "/v1/models", {"ref": "ftp://x/y"}, expect=400)
     ask("POST", "/v1/models", {"reff": "x"}, expect=422)

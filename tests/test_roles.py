@@ -27,6 +27,7 @@ NEEDS = {
     ("GET", "/metrics"): "read",
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/models/{name}"): "read",
+    ("GET", "/v1/models/{name}/files"): "read",
     ("GET", "/v1/capacity"): "read",
     ("GET", "/v1/evictions"): "read",
     ("GET", "/v1/events"): "read",
@@ -38,8 +39,10 @@ NEEDS = {
     ("PUT", "/v1/models/{name}/leases/{lease}"): "lease",
     ("DELETE", "/v1/models/{name}/leases/{lease}"): "lease",
     ("POST", "/v1/models"): "pull",
+    ("POST", "/v1/resolve"): "pull",
     ("POST", "/v1/models/{name}/warm"): "pull",
     ("POST", "/v1/models/{name}/verify"): "pull",
+    ("DELETE", "/v1/models/{name}/pull"): "admin",
     ("PUT", "/v1/models/{name}/pin"): "admin",
     ("DELETE", "/v1/models/{name}/pin"): "admin",
     ("POST", "/v1/models/{name}/rollback"): "admin",
@@ -58,6 +61,7 @@ OF_THE_NODE = {
 WRITES = [call for call in NEEDS if call[0] != "GET"]
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/models"): {"ref": "https://10.0.0.1/it", "name": "any"},
+    ("POST", "/v1/resolve"): {"ref": "hf://org/model", "name": "any", "seconds": 1},
     ("POST", "/v1/models/{name}/leases"): {"seconds": 1},
     ("PUT", "/v1/models/{name}/leases/{lease}"): {"seconds": 1},
     ("PUT", "/v1/limits"): {},

@@ -138,7 +138,7 @@ def test_a_stale_index_beside_a_complete_file_is_a_warning(ground: Ground) -> No
     assert "'gptq_model-4bit.safetensors'" in warning
     assert ground.show("org--stale")["ready"]["warnings"] == [warning]
     assert warning in ground.node.cli("show", "org--stale").stdout
-    assert "WARNINGS" in ground.node.cli("ls").stdout.splitlines()[0]
+    assert "WARNINGS" in ground.node.cli("ls", "-o", "wide").stdout.splitlines()[0]
     again = ground.node.cli("pull", "hf://org/stale", "--wait", "--refresh").stdout
     assert again.splitlines()[-1].endswith("/org--stale")
     assert ground.node.ready("org--stale").document["warnings"] == [warning]

@@ -60,6 +60,7 @@ RULES: Mapping[str, Rule] = {
     "metrics": _READ,
     "list_models": _READ,
     "show": _READ,
+    "list_files": _READ,
     "capacity": _READ,
     "evictions": _READ,
     "events": _READ,
@@ -71,8 +72,10 @@ RULES: Mapping[str, Rule] = {
     "renew_lease": Rule(Role.lease, Concerns.name),
     "release_lease": Rule(Role.lease, Concerns.name),
     "pull": Rule(Role.pull, Concerns.body, {"pin": Role.admin, "replace": Role.admin, "hub_id": Role.admin}),
+    "resolve": Rule(Role.pull, Concerns.body),
     "warm": Rule(Role.pull, Concerns.name),
     "verify": Rule(Role.pull, Concerns.name),
+    "cancel": Rule(Role.admin, Concerns.name),  # as `replace`, the other way to end a pull of somebody else
     "pin": Rule(Role.admin, Concerns.name),
     "unpin": Rule(Role.admin, Concerns.name),
     "rollback": Rule(Role.admin, Concerns.name),
@@ -189,10 +192,16 @@ def peer_of(scope: Scope) -> str:
 def check_pull(request: Request, asked: Asked, spec: ModelSpec) -> None:
     """Raises Forbidden unless the caller may pull `spec`, made from the body `asked`, under its name."""
     grant: Grant = request.state.caller.grant
-    request.state.model, request.state.ref = spec.name, str(spec.ref)
     for name, role in RULES["pull"].fields.items():
         if getattr(asked, name):
             grant.check_role(role)
+    check_spec(request, spec)
+
+
+def check_spec(request: Request, spec: ModelSpec) -> None:
+    """Raises Forbidden unless the caller's namespaces cover the spec's name and its folder."""
+    grant: Grant = request.state.caller.grant
+    request.state.model, request.state.ref = spec.name, str(spec.ref)
     grant.check_name(spec.name)
     check_folders(request, spec)
 

@@ -14,6 +14,7 @@ from cachd.api import events as event_routes
 from cachd.api import models as model_routes
 from cachd.api import node as node_routes
 from cachd.api import pages, problems, schema
+from cachd.api import resolve as resolve_routes
 from cachd.api import space as space_routes
 from cachd.api import upkeep as upkeep_routes
 from cachd.api.access import Access, Tokens, check_complete
@@ -28,6 +29,7 @@ from cachd.kernel import threads
 _THREADS = 32
 ROUTERS = (
     model_routes.router,
+    resolve_routes.router,
     node_routes.router,
     space_routes.router,
     upkeep_routes.router,

@@ -26,6 +26,7 @@ from cachd.api.schema import answers
 from cachd.api.waiting import until_settled, until_stopped
 from cachd.fields import Seconds
 from cachd.model import ModelSpec, check_name
+from cachd.report.files import MAX_FILES_ON_A_PAGE, FilePage, file_page
 from cachd.report.models import MAX_ON_A_PAGE, Models
 from cachd.report.readiness import why_not_ready
 from cachd.report.values import ModelPage, ModelReport, ReadyReport, as_json, from_document
@@ -115,6 +116,44 @@ async def unpin(name: str, models: AnyModels) -> Response:
     models.check_known(name)
     await asyncio.to_thread(models.store.pins.remove, name)
     return Response(status_code=204)
+
+
+@router.delete("/{name}/pull", responses=answers({200: ModelReport}))
+async def cancel(name: str, services: AnyServices, lanes: AnyLanes) -> Response:
+    """Cancel the running pull of a model, and answer when it has ended.
+
+    The model's snapshot stays, if it has one. The bytes that were received are kept for a while, and a new
+    pull resumes from them. A model that the configuration lists is pulled again when the daemon starts or the
+    file changes.
+    """
+    stopped = await asyncio.to_thread(services.models.pulls.stop, check_name(name))
+    await until_stopped(stopped, lanes)
+    report = await lanes.reads.run(lambda: as_json(services.models.describe(name)))
+    await asyncio.to_thread(services.status.settle)
+    return json_answer(report)
+
+
+@router.get("/{name}/files", responses=answers({200: FilePage}))
+async def list_files(
+    name: str,
+    models: AnyModels,
+    lanes: AnyLanes,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_FILES_ON_A_PAGE, description="maximum number of files per page")
+    ] = MAX_FILES_ON_A_PAGE,
+    after: Annotated[
+        str, Query(max_length=4096, description="the `next` of the previous page; empty: the first page")
+    ] = "",
+) -> Response:
+    """List the files of a model by path, with their digests: those that are ready, else those being pulled.
+
+    404 `not_resolved` while the source has not yet said which files the model has.
+    """
+    check_name(name)
+    page = lanes.reads.shared(
+        ("files", name, after, limit), lambda: as_json(file_page(models, name, after=after, limit=limit))
+    )
+    return json_answer(await page)
 
 
 @router.post("/{name}/rollback", responses=answers({200: ModelReport}))

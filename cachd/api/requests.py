@@ -78,6 +78,25 @@ class Asked(BaseModel):
         )
 
 
+class AskedResolve(BaseModel):
+    """The body of POST /v1/resolve. All but `seconds` is written as in POST /v1/models."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"ref": "hf://org/model@main"}]}
+    )
+
+    ref: str = Field(description="where the model would come from")
+    name: str | None = Field(None, description="the name that it would have; default: derived from the ref")
+    include: Include = []
+    exclude: Exclude = []
+    weights: Form = None
+    seconds: Seconds = Field(60.0, gt=0, le=600, description="how long the source may take")
+
+    def spec(self) -> ModelSpec:
+        """The spec of the model. Raises Invalid."""
+        return ModelSpec.asked(self.ref, self.name, self.include, self.exclude, weights=self.weights)
+
+
 class AskedLease(BaseModel):
     """The body of the calls that take (POST) and renew (PUT) a lease."""
 

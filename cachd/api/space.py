@@ -55,7 +55,7 @@ async def evict(
     """
     spec, need, models = asked.spec(), asked.bytes or 0, services.models
     if spec is not None:
-        need = await lanes.resolves.run(lambda: models.store.need(models.pulls.resolve(spec)))
+        need = await lanes.resolves.run(lambda: models.store.need(models.pulls.previews.resolve(spec)))
     if dry_run:
         return json_answer(
             await lanes.reads.shared(("plan", need), partial(_planned, services.reclaim, need))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Request
@@ -12,6 +13,7 @@ from cachd.api.lanes import Lanes
 from cachd.errors import Busy
 from cachd.report.models import Models
 from cachd.report.readiness import RETRY_SECONDS
+from cachd.sources.cancel import CancelToken
 from cachd.transfer.request import Pull
 
 _POLL_SECONDS = 0.2
@@ -63,6 +65,18 @@ async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None],
                 ended, Exception
             ):  # a cancelled task is not an error: CancelledError is no Exception
                 raise ended
+
+
+@asynccontextmanager
+async def cancelled_by_hang_up(request: Request) -> AsyncIterator[CancelToken]:
+    """Yields a cancel token, which is cancelled when the client hangs up during the block."""
+    token = CancelToken()
+    watching = asyncio.ensure_future(_hung_up(request))
+    watching.add_done_callback(lambda ended: None if ended.cancelled() else token.cancel())
+    try:
+        yield token
+    finally:
+        watching.cancel()
 
 
 async def _hung_up(request: Request) -> None:

@@ -15,10 +15,25 @@ from typing import Annotated
 
 import typer
 
-from cachd import __version__, terminal
-from cachd.cli import check_config, doctor, models, pods, pull, serve, settings, space
+from cachd import __version__
+from cachd.cli import (
+    bundle,
+    check_config,
+    doctor,
+    events,
+    leases,
+    models,
+    pods,
+    pull,
+    resolve,
+    serve,
+    settings,
+    space,
+    watching,
+)
 from cachd.cli.ask import use_tls_files
-from cachd.cli.exits import EXIT_CODES, exit_code
+from cachd.cli.exits import EXIT_CODES
+from cachd.cli.failures import report, report_usage
 from cachd.errors import CachdError
 
 app = typer.Typer(
@@ -29,8 +44,22 @@ app = typer.Typer(
     help="Node-local model cache: pull once, verify every byte, serve every pod.",
     epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
-for group in (serve, pull, models, pods, space, settings, check_config, doctor):
-    app.add_typer(group.commands)
+PANELS = {
+    "Models": (pull, resolve, models, watching),
+    "Pods": (pods, leases),
+    "The node": (serve, events, space, settings, check_config, doctor, bundle),
+}
+for title, groups in PANELS.items():
+    for group in groups:
+        for command in group.commands.registered_commands:
+            command.rich_help_panel = title
+        app.add_typer(group.commands)
+
+
+def _print_version(is_wanted: bool) -> None:  # noqa: FBT001 typer calls it
+    if is_wanted:
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
@@ -50,24 +79,29 @@ def tls(
         Path | None,
         typer.Option(envvar="CACHD_API_KEY_FILE", help="PEM file of its private key; default: --cert-file"),
     ] = None,
+    _version: Annotated[  # noqa: FBT002 an option
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
 ) -> None:
     """Node-local model cache: pull once, verify every byte, serve every pod."""
     use_tls_files(ca_file, cert_file, key_file)
 
 
-@app.command(epilog="Example: cachd version")
+@app.command(epilog="Example: cachd version", rich_help_panel="The node")
 def version() -> None:
     """Print the version."""
     print(__version__)
 
 
 def main() -> None:
-    """Run the command line. An error becomes lines on standard error and an exit code."""
+    """Run the command line. An error becomes lines on standard error, or JSON, and an exit code."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # the search takes 20 ms
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except CachdError as error:
-        terminal.show_error(error)
-        sys.exit(exit_code(error))
+        sys.exit(report(error))
+    except typer.TyperException as error:
+        sys.exit(report_usage(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,15 +10,18 @@ from cachd.cli.arguments import Output
 
 
 def show(document: Mapping[str, Any], output: Output, text: Callable[[], object]) -> None:
-    """Print a document as JSON or as its name alone, or else let `text` print it for people."""
+    """Print a document as JSON, as YAML or as its name alone, or else let `text` print it for people."""
     if output is Output.json:
         terminal.show_json(document)
+    elif output is Output.yaml:
+        terminal.show_yaml(document)
     elif output is Output.name and "name" in document:
         terminal.say(document["name"])
     else:
         text()
 
 
-def file_or_directory(model: Mapping[str, Any]) -> str:
-    """The path to give to an engine: the model's only file, else its directory."""
-    return str(model["file"] or model["path"])
+def note(output: Output, text: str) -> None:
+    """Print a line for people on standard error. A script that asked for JSON, YAML or names gets none."""
+    if output in (Output.text, Output.wide):
+        terminal.warn(text)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from cachd import files
+from cachd.cli.node import FoundDaemon, found_daemon
 from cachd.errors import Invalid
 
 if TYPE_CHECKING:
     from cachd.client import Client
 
 T = TypeVar("T")
-_LONGEST_TOKEN_BYTES = 64 << 10
+_LONGEST_TOKEN_BYTES = 256 << 10
 
 
 class _TlsFiles(TypedDict, total=False):
@@ -31,16 +32,26 @@ def use_tls_files(ca_file: Path | None, cert_file: Path | None, key_file: Path |
     _tls_files.update({"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
 
 
-def ask(server: str, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
-    """What `call` returns, given a client of the daemon. Raises CachdError."""
+def tls_variables() -> dict[str, str]:
+    """The environment variables that name these files to another process."""
+    return {f"CACHD_API_{key.upper()}": str(path) for key, path in _tls_files.items() if path}
+
+
+def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
+    """What `call` returns, given a client of the daemon. Raises CachdError.
+
+    Without a `server`, it is the daemon of this node.
+    """
     import asyncio  # it and aiohttp take longer to load than all else that a command needs
 
     from cachd.client import Client
 
-    token = _token(token_file)
+    found = FoundDaemon(server) if server else found_daemon()
+    token = _token(token_file) or found.token
+    certificate = None if _tls_files.get("ca_file") else found.certificate
 
     async def session() -> T:
-        async with Client(server, token, **_tls_files) as client:
+        async with Client(found.server, token, certificate=certificate, **_tls_files) as client:
             return await call(client)
 
     return asyncio.run(session())
@@ -63,7 +74,17 @@ def _token(file: Path | None) -> str | None:
     return token
 
 
-def _content(file: Path) -> str:
-    """The first 64 KiB of the file, which may be a pipe, without surrounding white space."""
-    with file.open("rb") as opened:
-        return opened.read(_LONGEST_TOKEN_BYTES).decode(errors="replace").strip()
+def _content(file: Path) -> str | None:
+    """The token in a file, which may be a pipe, or in a token_file of the daemon. Raises OSError."""
+    if not file.is_dir():
+        with file.open("rb") as opened:
+            content = opened.read(_LONGEST_TOKEN_BYTES)
+        text = content.decode(errors="replace").strip()
+        if len(text.split()) < 2:
+            return text
+        from cachd.settings.own_token import token_in
+
+        return token_in(content) or text
+    from cachd.settings.own_token import own_token
+
+    return own_token(file)

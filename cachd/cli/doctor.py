@@ -14,6 +14,7 @@ from cachd import terminal
 from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
+from cachd.cli.node import found_daemon
 from cachd.errors import CachdError, Forbidden, Unreachable
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _PROBES = ("/livez", "/readyz", "/readyz?set=required")
 
 @commands.command(epilog="Example: cachd doctor; cachd doctor --config /etc/cachd/config.yaml -o json")
 def doctor(
-    context: typer.Context,
     *,
     root: Root = None,
     config_file: ConfigFile = None,
@@ -49,12 +49,12 @@ def doctor(
     from cachd.doctor.this_node import is_here
 
     configure_logs("error", "text")
-    reported, absent = _reported(server, token_file, timeout)
-    source = context.get_parameter_source("server")
+    address = server or found_daemon().server
+    reported, absent = _reported(server, address, token_file, timeout)
     node = Node(
-        _options_here(config_file, root, reported) if is_here(server) else None,
-        server,
-        is_named=source is not None and source.name != "DEFAULT",
+        _options_here(config_file, root, reported) if is_here(address) else None,
+        address,
+        is_named=server is not None,
         reported=reported,
         absent=absent,
     )
@@ -90,11 +90,11 @@ def _options_here(config_file: Path | None, root: Path | None, reported: Reporte
 
 
 def _reported(
-    server: str, token_file: Path | None, seconds: float
+    server: str | None, address: str, token_file: Path | None, seconds: float
 ) -> tuple[Reported | None, CachdError | None]:
-    """What the daemon reports; else the error that says that none answers."""
+    """What the daemon at `address` reports; else the error that says that none answers."""
     try:
-        return ask(server, token_file, lambda client: _asked_in_time(client, server, seconds)), None
+        return ask(server, token_file, lambda client: _asked_in_time(client, address, seconds)), None
     except Unreachable as error:
         return None, error
 

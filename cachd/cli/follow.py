@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from cachd import errors, terminal
+from cachd import errors
 from cachd.client import Client
 from cachd.errors import CachdError, error_of
+from cachd.terminal.amounts import duration_text, size_text
+from cachd.terminal.models import Status, status_of
+from cachd.terminal.progress import Update, progress_bars
 
 _POLL_SECONDS = 0.3
 
@@ -50,28 +54,28 @@ async def follow(
     name: str,
     seconds: float,
     is_done: Callable[[Mapping[str, Any]], bool],
+    update: Update,
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Show the progress of a model until it is done. Raises what `is_done` raises, or WaitTimeout."""
     deadline = clock() + seconds
-    with terminal.progress_bar(name) as update:
-        while True:
-            model = await client.model(name)
-            pull = model["pull"] or _without_pull(model)
-            progress = pull["bytes"]
-            update(pull["state"], progress["done"], progress["total"])  # also the last time: a bar ends full
-            if is_done(model):
-                return model
-            left = deadline - clock()
-            if left <= 0:
-                why = f" ({pull['error']['detail']})" if pull["error"] else ""
-                raise errors.WaitTimeout(
-                    f"{name} is {pull['state']} after {seconds:.0f} s:"
-                    f" {progress['done']} of {progress['total']} bytes{why}",
-                    hint="wait longer (--timeout); the pull continues",
-                )
-            await _pause(client, model, min(_POLL_SECONDS, left), clock)
+    while True:
+        model = await client.model(name)
+        status = status_of(model)
+        if is_done(model):
+            update(replace(status, done=status.total))
+            return model
+        update(status)
+        left = deadline - clock()
+        if left <= 0:
+            why = f" ({status.reason})" if status.reason else ""
+            raise errors.WaitTimeout(
+                f"{name} is {status.state} after {duration_text(seconds)}:"
+                f" {size_text(status.done)} of {size_text(status.total)}{why}",
+                hint="wait longer (--timeout); the pull continues",
+            )
+        await _pause(client, model, min(_POLL_SECONDS, left), clock)
 
 
 def _without_pull(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,11 +105,10 @@ async def until_ended(client: Client, name: str, job: str, begun: Mapping[str, A
     `job` is its key in the model's document, `begun` its first document.
     """
     found = dict(begun)
-    with terminal.progress_bar(name) as update:
-        while True:
-            update(job, found["bytes"]["done"], found["bytes"]["total"])
-            if found["state"] != "running":
-                break
+    with progress_bars() as update:
+        while found["state"] == "running":
+            update(Status(name, job, found["bytes"]["done"], found["bytes"]["total"]))
             await asyncio.sleep(_POLL_SECONDS)
             found = (await client.model(name))[job]
+        update(Status(name, found["state"], found["bytes"]["done"], found["bytes"]["total"]))
     return found

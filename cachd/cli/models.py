@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.filesize import decimal
 
 from cachd import terminal
-from cachd.cli.answers import file_or_directory, show
-from cachd.cli.arguments import SERVER, Form, Output, Server, TokenFile
+from cachd.cli.answers import show
+from cachd.cli.arguments import SERVER, Form, Name, Names, Output, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.exits import EXIT_BY_ERROR
-from cachd.errors import Corrupt, error_of
+from cachd.cli.several import ask_each
+from cachd.errors import CachdError, Corrupt, error_of
+from cachd.terminal import models as printed
+from cachd.terminal.amounts import size_text
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -20,102 +23,206 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
-@commands.command("ls", epilog="Example: cachd ls -o json")
-def list_models(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
-    """List the models of this node."""
+@commands.command("ls", epilog="Example: cachd ls; cachd ls -w; cachd ls -o json")
+def list_models(
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="go on, and show what changes until Ctrl-C")
+    ] = False,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
+) -> None:
+    """List the models of this node: state, progress, rate, who uses them, and why one failed or waits."""
+    if watch:
+        from cachd.cli.watching import watch_models
+
+        ask(server, token_file, lambda client: watch_models(client, output))
+        return
     found = ask(server, token_file, lambda client: client.models())
     if output is Output.name:
         for model in found:
             terminal.say(model["name"])
         return
-    rows = [terminal.model_row(model) for model in found]
-    show({"models": found}, output, lambda: terminal.show_table(terminal.MODEL_HEADINGS, rows))
+    show({"models": found}, output, lambda: show_list(found, output))
 
 
-@commands.command("show", epilog="Example: cachd show org--model")
+def show_list(found: list[dict[str, Any]], output: Output) -> None:
+    """Print a table of models."""
+    if output is Output.wide:
+        terminal.show_table(printed.WIDE_HEADINGS, [printed.wide_row(model) for model in found])
+    else:
+        terminal.show_table(printed.HEADINGS, [printed.model_row(model) for model in found])
+
+
+@commands.command("show", epilog="Example: cachd show org--model; cachd show org--model --files -o json")
 def show_model(
-    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+    names: Names,
+    *,
+    files: Annotated[bool, typer.Option("--files", help="show every file, also in JSON and YAML")] = False,
+    server: Server = SERVER,
+    token_file: TokenFile = None,
+    output: Form = Output.text,
 ) -> None:
-    """Show one model: state, path, revision, size, progress, errors, and what protects it."""
-    document = ask(server, token_file, lambda client: client.model(name))
-    show(document, output, lambda: terminal.show_model(document))
+    """Show models: state, path, revision, size, progress, errors, what protects them, files and digests."""
+    is_text = output in (Output.text, Output.wide)
+
+    async def described(client: Client, name: str) -> dict[str, Any]:
+        model = await client.model(name)
+        if files or is_text:
+            found, total = await _files(client, name, most=None if files else printed.FEW_FILES)
+            model |= {"files": found, "file_count": total}
+        return model
+
+    def text(model: Mapping[str, Any]) -> None:
+        printed.show_model(model, model["files"], model["file_count"])
+
+    ask_each(server, token_file, names, described, output=output, text=text)
+
+
+async def _files(client: Client, name: str, *, most: int | None) -> tuple[list[dict[str, Any]], int]:
+    """The files of a model, and how many there are; none while they are not known."""
+    try:
+        return await client.files(name, most=most)
+    except CachdError as error:
+        if error.code not in ("not_resolved", "no_such_model"):
+            raise
+        return [], 0
 
 
 @commands.command(epilog="Example: cachd pin org--model")
-def pin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
-    """Pin a model: it is not evicted, and `cachd rm` refuses to delete it without --force."""
-    ask(server, token_file, lambda client: client.pin(name))
+def pin(
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Pin models: they are not evicted, and `cachd rm` refuses to delete them without --force."""
+
+    async def pinned(client: Client, name: str) -> dict[str, Any]:
+        await client.pin(name)
+        return {"name": name, "pinned": True}
+
+    ask_each(server, token_file, names, pinned, output=output, text=_say_pinned)
 
 
 @commands.command(epilog="Example: cachd unpin org--model")
-def unpin(name: str, server: Server = SERVER, token_file: TokenFile = None) -> None:
-    """Unpin a model: it may be evicted and deleted again."""
-    ask(server, token_file, lambda client: client.unpin(name))
+def unpin(
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Unpin models: they may be evicted and deleted again."""
+
+    async def unpinned(client: Client, name: str) -> dict[str, Any]:
+        await client.unpin(name)
+        return {"name": name, "pinned": False}
+
+    ask_each(server, token_file, names, unpinned, output=output, text=_say_pinned)
 
 
-@commands.command(epilog="Example: cachd rm org--model")
+def _say_pinned(document: Mapping[str, Any]) -> None:
+    terminal.say(f"{document['name']}: {'pinned' if document['pinned'] else 'no longer pinned'}")
+
+
+@commands.command(epilog="Example: cachd rm org--model other--model")
 def rm(
-    name: str,
+    names: Names,
     *,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="delete the model even if it is pinned, in use or listed in the configuration"
+            "--force", help="delete the models even if they are pinned, in use or listed in the configuration"
         ),
     ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Delete a model: cancel its pull, unpublish it and free its disk space."""
-    document = ask(server, token_file, lambda client: client.delete(name, force=force))
-    text = f"{name}: {decimal(document['freed_bytes'])} freed"
-    if document["configured"]:
-        text += "; the configuration lists it, so it comes back at the next start or change of the file"
-    show(document, output, lambda: terminal.say(text))
+    """Delete models: cancel their pulls, unpublish them and free their disk space."""
+
+    def text(deleted: Mapping[str, Any]) -> None:
+        back = "; the configuration lists it, so it comes back at the next start or change of the file"
+        freed = f"{deleted['name']}: {size_text(deleted['freed_bytes'])} freed"
+        terminal.say(freed + (back if deleted["configured"] else ""))
+
+    ask_each(
+        server,
+        token_file,
+        names,
+        lambda client, name: client.delete(name, force=force),
+        output=output,
+        text=text,
+    )
+
+
+@commands.command(epilog="Example: cachd cancel org--model")
+def cancel(
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+) -> None:
+    """Cancel running pulls. Nothing is deleted: a later pull resumes from the bytes that were received.
+
+    A model that is ready stays ready. One that the configuration lists is pulled again at the next start or
+    change of the file.
+    """
+
+    def text(model: Mapping[str, Any]) -> None:
+        status = printed.status_of(model)
+        done = f"{size_text(status.done)} of {size_text(status.total)}" if status.total else "nothing"
+        pull = model["pull"]
+        ended = "cancelled" if pull and pull["state"] == "cancelled" else "it had ended already"
+        terminal.say(f"{model['name']}: {ended}; it is {model['state']}, and {done} is here")
+
+    ask_each(server, token_file, names, lambda client, name: client.cancel(name), output=output, text=text)
 
 
 @commands.command(epilog="Example: cachd rollback org--model")
 def rollback(
-    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+    name: Name, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
     """Point a name back to its previous snapshot, at once. The last line printed is the path."""
     document = ask(server, token_file, lambda client: client.rollback(name))
     ready = document["ready"]
-    text = f"{name} {ready['ref']} {ready['revision']}\n{file_or_directory(document)}"
+    text = f"{name} {ready['ref']} {ready['revision']}\n{printed.file_or_directory(document)}"
     show(document, output, lambda: terminal.say(text))
 
 
 @commands.command(epilog="Example: cachd verify org--model -o json")
 def verify(
-    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Re-read and verify every byte of a model. Exit code 8 if a file is damaged.
+    """Re-read and verify every byte of models. Exit code 8 if a file is damaged.
 
     A damaged model is no longer ready, and the daemon repairs it at once: `cachd wait` waits for that.
     """
-    document = ask(server, token_file, lambda client: _verified(client, name))
-    show({"name": name, **document}, output, lambda: terminal.show_verification(name, document))
-    if document["state"] != "intact":
-        raise typer.Exit(EXIT_BY_ERROR[Corrupt] if document["state"] == "damaged" else 1)
+
+    def status(verification: Mapping[str, Any]) -> int:
+        return {"intact": 0, "damaged": EXIT_BY_ERROR[Corrupt]}.get(verification["state"], 1)
+
+    ask_each(
+        server,
+        token_file,
+        names,
+        _verified,
+        output=output,
+        text=lambda document: printed.show_verification(document["name"], document),
+        status=status,
+    )
 
 
 @commands.command(epilog="Example: cachd warm org--model")
 def warm(
-    name: str, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
+    names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Read a model into free memory, so that the next pod loads it from there."""
-    document = ask(server, token_file, lambda client: _warmed(client, name))
-    loaded, total = document["bytes"]["loaded"], document["bytes"]["total"]
-    text = f"{name} {document['state']}: {decimal(loaded)} of {decimal(total)} read"
-    show({"name": name, **document}, output, lambda: terminal.say(text))
+    """Read models into free memory, so that the next pod loads them from there."""
+
+    def text(warming: Mapping[str, Any]) -> None:
+        loaded, total = warming["bytes"]["loaded"], warming["bytes"]["total"]
+        terminal.say(f"{warming['name']} {warming['state']}: {size_text(loaded)} of {size_text(total)} read")
+
+    ask_each(server, token_file, names, _warmed, output=output, text=text)
 
 
 async def _verified(client: Client, name: str) -> dict[str, Any]:
     """The document of the verification once it has ended."""
     from cachd.cli.follow import until_ended
 
-    return await until_ended(client, name, "verification", await client.verify(name))
+    return {"name": name, **await until_ended(client, name, "verification", await client.verify(name))}
 
 
 async def _warmed(client: Client, name: str) -> dict[str, Any]:
@@ -125,4 +232,4 @@ async def _warmed(client: Client, name: str) -> dict[str, Any]:
     warming = await until_ended(client, name, "warming", await client.warm(name))
     if warming["error"]:
         raise error_of(warming["error"])
-    return warming
+    return {"name": name, **warming}

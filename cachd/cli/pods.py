@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachd import errors, terminal
-from cachd.cli.answers import file_or_directory, show
-from cachd.cli.arguments import DAY, SERVER, Form, Output, Server, Timeout, TokenFile, UnknownTimeout
+from cachd.cli.answers import note, show
+from cachd.cli.arguments import (
+    DAY,
+    SERVER,
+    Form,
+    Name,
+    Names,
+    Output,
+    Server,
+    Timeout,
+    TokenFile,
+    UnknownTimeout,
+)
 from cachd.cli.ask import ask
+from cachd.cli.failures import report
+from cachd.cli.several import print_each
+from cachd.errors import CachdError
+from cachd.terminal.models import file_or_directory
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -29,7 +46,7 @@ Cache = Annotated[
 
 @commands.command(epilog="Example: cachd wait org--model --timeout 600; cachd wait org--model --cache /cache")
 def wait(
-    name: str,
+    names: Names,
     timeout: Timeout = DAY,
     cache: Cache = None,
     unknown_timeout: UnknownTimeout = None,
@@ -37,20 +54,27 @@ def wait(
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
-    """Wait until a model is ready, and show its progress. The last line printed is what `cachd path` prints.
+    """Wait until models are ready, and show their progress.
 
+    The last line printed is what `cachd path` prints; of several models, each has a line, in their order.
     With --cache it needs only the mounted cache, as in a pod.
     """
     if cache is None:
-        model = ask(server, token_file, lambda client: _ready_in_time(client, name, timeout))
+        try:
+            models = ask(server, token_file, lambda client: _ready_in_time(client, names, timeout))
+        except KeyboardInterrupt:
+            note(output, f"the pull goes on. Watch it: cachd watch {' '.join(names)}")
+            raise typer.Exit(130) from None
     else:
-        model = _ready_in_mount(cache, name, timeout, unknown_timeout)
-    show(model, output, lambda: terminal.say(file_or_directory(model)))
+        models = _ready_in_mount(cache, names, timeout, unknown_timeout)
+    print_each(models, output, lambda model: terminal.say(file_or_directory(model)))
+    if codes := [report(model) for model in models if isinstance(model, CachdError)]:
+        raise typer.Exit(codes[0])
 
 
 @commands.command("path", epilog="Example: cachd path org--model; llama-server -m $(cachd path org--model)")
 def print_path(
-    name: str,
+    name: Name,
     *,
     file: Annotated[bool, typer.Option("--file", help="fail if the model has more than one file")] = False,
     cache: Cache = None,
@@ -77,7 +101,7 @@ def print_path(
 
 @commands.command(epilog="Example: cachd hold org--model --link /model -- vllm serve /model/org--model")
 def hold(
-    name: str,
+    name: Name,
     link: Annotated[
         Path, typer.Option(help="writable directory of the pod, in which cachd makes the link NAME")
     ],
@@ -114,24 +138,46 @@ async def _ready_now(client: Client, name: str) -> dict[str, Any]:
     return model
 
 
-async def _ready_in_time(client: Client, name: str, seconds: float) -> dict[str, Any]:
-    """The document of the model once it is ready. Raises as follow."""
+async def _ready_in_time(
+    client: Client, names: Sequence[str], seconds: float
+) -> list[Mapping[str, Any] | CachdError]:
+    """The documents of the models once they are ready, or the errors that keep them from it."""
+    import asyncio
+
     from cachd.cli.follow import follow, is_ready
+    from cachd.terminal.progress import progress_bars
 
-    return await follow(client, name, seconds, is_ready)
+    async def ready(name: str) -> Mapping[str, Any] | CachdError:
+        try:
+            return await follow(client, name, seconds, is_ready, update)
+        except CachdError as error:
+            return error
+
+    with progress_bars() as update:
+        return await asyncio.gather(*map(ready, dict.fromkeys(names)))
 
 
-def _ready_in_mount(cache: Path, name: str, seconds: float, unknown_seconds: float | None) -> dict[str, Any]:
-    """The document of the model once it is ready in the mount. Raises as Patience.pause."""
+def _ready_in_mount(
+    cache: Path,
+    names: Sequence[str],
+    seconds: float,
+    unknown_seconds: float | None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Mapping[str, Any] | CachdError]:
+    """The documents of the models once they are ready in the mount. Raises as Patience.pause."""
     from cachd.pod.mount import Mount
     from cachd.pod.wait import wait_until_ready
 
     _end_at_sigterm()
     mount = Mount(cache)
-    wait_until_ready(mount, name, _patience(mount, name, seconds, unknown_seconds))
+    deadline = clock() + seconds
+    for name in names:
+        left = max(deadline - clock(), 0.0)
+        wait_until_ready(mount, name, _patience(mount, name, left, unknown_seconds))
     from cachd.pod.ready import ready_model  # takes longer to load than all that the wait needs
 
-    return ready_model(cache.absolute(), name)
+    return [ready_model(cache.absolute(), name) for name in names]
 
 
 def _patience(mount: Mount, name: str, seconds: float, unknown_seconds: float | None) -> Patience:

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachd import terminal
-from cachd.cli.answers import file_or_directory, show
-from cachd.cli.arguments import DAY, SERVER, ConfigFile, Form, Output, Root, Server, Timeout, TokenFile
+from cachd.cli.answers import note, show
+from cachd.cli.arguments import (
+    DAY,
+    SERVER,
+    Allow,
+    ConfigFile,
+    Exclude,
+    Files,
+    Form,
+    Include,
+    Output,
+    Ref,
+    RefName,
+    Root,
+    Server,
+    Timeout,
+    TokenFile,
+    Weights,
+)
 from cachd.cli.ask import ask
+from cachd.terminal.models import file_or_directory, here_text, pulled_text, warn_of
 
 if TYPE_CHECKING:
     from cachd.client import Client
 
 commands = typer.Typer()
 
-Ref = Annotated[
-    str,
-    typer.Argument(
-        help="a model of the Hub as org/model, org/model@revision, org/model/file or an address on"
-        " huggingface.co; or s3://bucket/prefix/, https://host/file, https://host/dir/, file:///path"
-    ),
-]
-Name = Annotated[str | None, typer.Option(help="local name; default: derived from the ref")]
-Include = Annotated[
-    list[str] | None, typer.Option(help="pattern of the files to pull; repeatable; default: all")
-]
-Exclude = Annotated[list[str] | None, typer.Option(help="pattern of the files to leave out; repeatable")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="form of the weights to pull: all, safetensors, bin, gguf, gguf:Q4_K_M, onnx, …; default: all"
-    ),
-]
 HubId = Annotated[
     str | None,
     typer.Option(help="Hub repository org/model under which a mirror of it appears in the Hub view"),
@@ -49,19 +50,18 @@ Refresh = Annotated[bool, typer.Option("--refresh", help="resolve the ref again 
 Replace = Annotated[
     bool, typer.Option("--replace", help="take over the name even if it is another model's, or pinned")
 ]
-Wait = Annotated[bool, typer.Option("--wait", help="wait until the model is ready")]
+Wait = Annotated[bool, typer.Option("--wait", help="wait until the model is ready, and show its progress")]
 Direct = Annotated[bool, typer.Option("--direct", help="pull in this process, without a daemon")]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(help="with --direct: private network or URL prefix that sources may reach; repeatable"),
-]
 
 
-@commands.command(epilog="Example: cachd pull org/model@main --wait")
+@commands.command(
+    epilog="Example: cachd pull org/model@main --wait; cachd pull org/model config.json '*.safetensors'"
+)
 def pull(  # over 40 lines: one for each option
     ref: Ref,
+    files: Files = None,
     *,
-    name: Name = None,
+    name: RefName = None,
     include: Include = None,
     exclude: Exclude = None,
     weights: Weights = None,
@@ -82,18 +82,21 @@ def pull(  # over 40 lines: one for each option
 ) -> None:
     """Pull a model. The last line printed is its path.
 
-    This is the model's directory; with --wait or --direct, and a model of one file, it is the file.
+    This is the model's directory; with --wait or --direct, and a model of one file, it is the file. Without
+    either, the daemon pulls while other commands run: `cachd watch` shows how far it is.
     """
-    patterns = {"include": include or [], "exclude": exclude or []}
+    include = [*(include or []), *(files or [])]
+    patterns = {"include": include, "exclude": exclude or []}
     spec = {"ref": ref, "name": name, **patterns, "weights": weights, "hub_id": hub_id}
     asked = {**spec, "pin": pin, "priority": priority, "refresh": refresh, "replace": replace}
+    begun: dict[str, Any] = {}
     if direct:
         from cachd import config
         from cachd.direct import pull_here
         from cachd.model import ModelSpec
 
         document = pull_here(
-            ModelSpec.asked(ref, name, include or (), exclude or (), hub_id=hub_id, weights=weights),
+            ModelSpec.asked(ref, name, include, exclude or (), hub_id=hub_id, weights=weights),
             config.load(root=root, config=config_file, allow=allow),
             seconds=timeout,
             refresh=refresh,
@@ -101,17 +104,51 @@ def pull(  # over 40 lines: one for each option
             pin=pin,
         )
     elif wait:
-        document = ask(server, token_file, lambda client: _pull_until_ready(client, asked, timeout))
+        document = _pull_until_ready(asked, timeout, server, token_file, output, begun)
     else:
-        document = ask(server, token_file, lambda client: client.pull(asked))
-    if ready := document["ready"]:
-        terminal.warn_of(ready)
+        begun = document = ask(server, token_file, lambda client: client.pull(asked))
+    _report(document, output, is_new=_is_running(begun) if begun else document["pull"] is not None)
     path = file_or_directory(document) if wait or direct else document["path"]
     show(document, output, lambda: terminal.say(path))
 
 
-async def _pull_until_ready(client: Client, asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    from cachd.cli.follow import Pulled, follow
+def _report(document: Mapping[str, Any], output: Output, *, is_new: bool) -> None:
+    """Say on standard error how the pull ended, or that it goes on. `is_new`: the model was not ready."""
+    name = document["name"]
+    if ready := document["ready"]:
+        warn_of(ready)
+    if _is_running(document):
+        note(output, f"{name} is being pulled. Watch it: cachd watch {name}. End it: cachd cancel {name}")
+    elif ready:
+        note(output, pulled_text(document) if is_new else here_text(document))
 
-    begun = await client.pull(asked)
-    return await follow(client, begun["name"], seconds, Pulled(begun))
+
+def _is_running(document: Mapping[str, Any]) -> bool:
+    pull = document["pull"]
+    return pull is not None and pull["ended_at"] is None
+
+
+def _pull_until_ready(
+    asked: Mapping[str, Any],
+    seconds: float,
+    server: str | None,
+    token_file: Path | None,
+    output: Output,
+    begun: dict[str, Any],
+) -> dict[str, Any]:
+    """The document of the model once it is ready. `begun` gets the daemon's first answer."""
+
+    async def until_ready(client: Client) -> dict[str, Any]:
+        from cachd.cli.follow import Pulled, follow
+        from cachd.terminal.progress import progress_bars
+
+        begun.update(await client.pull(asked))
+        with progress_bars() as update:
+            return await follow(client, begun["name"], seconds, Pulled(begun), update)
+
+    try:
+        return ask(server, token_file, until_ready)
+    except KeyboardInterrupt:
+        if name := begun.get("name"):
+            note(output, f"the pull goes on. Watch it: cachd watch {name}. End it: cachd cancel {name}")
+        raise typer.Exit(130) from None

@@ -13,6 +13,7 @@ from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Form, Output, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.exits import EXIT_BY_ERROR
+from cachd.terminal import settings as printed
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -39,7 +40,7 @@ def limit(
     A limit stays in force until the daemon restarts or the limits in its configuration file change.
     """
     document = ask(server, token_file, lambda client: _limited(client, rate, source))
-    rows = terminal.limit_rows(document)
+    rows = printed.limit_rows(document)
     show(document, output, lambda: terminal.show_table(("SOURCE", "LIMIT"), rows))
 
 
@@ -73,7 +74,7 @@ def options(
     if effective:
         there = server and ask(server, token_file, lambda client: client.get("/v1/options"))
         in_force = there or _options_here(config_file)
-        show(in_force, output, lambda: terminal.show_options(in_force))
+        show(in_force, output, lambda: printed.show_options(in_force))
         return
     rows = list(config.table())
     headings = ("key", "env", "default", "help")
@@ -96,7 +97,7 @@ def sources(
     """
     path = "/v1/sources" + (f"?{urlencode({'ref': ref})}" if ref else "")
     found = ask(server, token_file, lambda client: client.get(path))
-    show(found, output, lambda: terminal.show_sources(found))
+    show(found, output, lambda: printed.show_sources(found))
     if found.get("verdict") == "refused":
         raise typer.Exit(EXIT_BY_ERROR[errors.Forbidden])
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.filesize import decimal
 
 from cachd import terminal
 from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, Form, Output, Server, TokenFile
 from cachd.cli.ask import ask
+from cachd.terminal import space as printed
+from cachd.terminal.amounts import size_text
 
 commands = typer.Typer()
 
@@ -19,7 +20,7 @@ commands = typer.Typer()
 def capacity(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """Show the disk space that models use and may use, and each snapshot with its size and protection."""
     document = ask(server, token_file, lambda client: client.get("/v1/capacity"))
-    show(document, output, lambda: terminal.show_capacity(document))
+    show(document, output, lambda: printed.show_capacity(document))
 
 
 @commands.command("gc", epilog="Example: cachd gc 40GB --dry-run")
@@ -42,7 +43,7 @@ def evict(
     """Evict the models with the lowest score until the given space is available. `cachd gc` is the same."""
     asked = {"bytes" if _is_size(space) else "ref": space}
     document = ask(server, token_file, lambda client: client.make_space(asked, dry_run=dry_run))
-    show(document, output, lambda: terminal.show_evictions(document))
+    show(document, output, lambda: printed.show_evictions(document))
 
 
 def _is_size(space: str) -> bool:
@@ -54,7 +55,7 @@ def _is_size(space: str) -> bool:
 def evictions(server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text) -> None:
     """List the evictions since the daemon started, the newest first, with the reason of each."""
     document = ask(server, token_file, lambda client: client.get("/v1/evictions"))
-    show(document, output, lambda: terminal.show_evictions(document))
+    show(document, output, lambda: printed.show_evictions(document))
 
 
 @commands.command(epilog="Example: cachd sweep --dry-run")
@@ -74,5 +75,5 @@ def sweep(
     """Remove what no model and no pull needs: replaced snapshots, unused blobs and partial downloads."""
     asked = {"dry_run": dry_run, "everything": everything}
     document = ask(server, token_file, lambda client: client.sweep(asked))
-    rows = [(each["kind"], each["name"], decimal(each["freed_bytes"])) for each in document["swept"]]
+    rows = [(each["kind"], each["name"], size_text(each["freed_bytes"])) for each in document["swept"]]
     show(document, output, lambda: terminal.show_table(("KIND", "NAME", "FREED"), rows))

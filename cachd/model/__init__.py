@@ -8,7 +8,7 @@ from cachd.model.grammar import Steps, not_a_prefix
 from cachd.model.hub import COMMIT, HUB_FOLDER, HUB_HOSTS, SHORTENED, folder_of, is_hub_id, kind_and_repo
 from cachd.model.limits import Limits, Percentage, SizeOrPercent, amount_in
 from cachd.model.manifest import MAX_FILES, UNVERIFIED, Entries, File, Manifest
-from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, quoted
+from cachd.model.name import NAME_PATTERN, check_name, check_path, has_invisible, is_name, quoted
 from cachd.model.ref import Ref
 from cachd.model.scheme import SCHEMES, Scheme, SchemeName
 from cachd.model.selection import LeftOut, Unusable, matches
@@ -54,6 +54,7 @@ __all__ = [
     "folder_of",
     "has_invisible",
     "is_hub_id",
+    "is_name",
     "kind_and_repo",
     "matches",
     "not_a_prefix",

@@ -245,6 +245,8 @@ def pull_report(pull: Pull) -> PullReport:
         paused=now.is_paused,
         waits=_waits(progress.waits(now)),
         priority=pull.quota.priority,
+        began_at=iso(pull.began_at) if pull.began_at else None,
+        ended_at=iso(pull.ended_at) if pull.ended_at else None,
         revision=manifest.revision if manifest else None,
         bytes=PullBytes(
             total=progress.total, done=now.done, fetched=now.fetched, resumed=now.resumed, hedged=now.hedged

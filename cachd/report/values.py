@@ -133,7 +133,7 @@ class LeftOutReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullReport:
-    """The progress of a pull, and its error if it failed."""
+    """The progress of a pull, and its error if it failed. It begins when it gets a slot."""
 
     ref: str
     name: str
@@ -145,6 +145,8 @@ class PullReport:
     paused: bool
     waits: WaitReport | None
     priority: int
+    began_at: When | None
+    ended_at: When | None
     revision: str | None
     bytes: PullBytes
     files: PullFiles

@@ -112,7 +112,7 @@ class TokenFile:
 
     def _read(self) -> Mapping[str, _Entry]:
         try:
-            contents = _contents(self._path)
+            read = contents(self._path)
         except FileNotFoundError:
             self._refuse("there is no such file")
             self._entries = {}
@@ -121,12 +121,12 @@ class TokenFile:
             self._refuse(files.reason(error))
             return self._entries  # the last good tokens stay in force
         self._refusal = ""
-        is_directory = "" not in contents
+        is_directory = "" not in read
         with self._lock:  # no disk access under the lock
             before = self._entries
             self._entries = {
                 name: _entry(name, content, before.get(name), is_directory=is_directory, path=self._path)
-                for name, content in contents.items()
+                for name, content in read.items()
             }
             return self._entries
 
@@ -136,7 +136,7 @@ class TokenFile:
         self._refusal = reason
 
 
-def _contents(path: Path) -> dict[str, bytes | OSError]:
+def contents(path: Path) -> dict[str, bytes | OSError]:
     """The content of each file, or the error of reading it, by name; a single file has the name "".
 
     Raises OSError when the path itself cannot be read.
@@ -153,7 +153,7 @@ def _contents(path: Path) -> dict[str, bytes | OSError]:
         with suppress(FileNotFoundError):  # removed meanwhile
             found[name] = _content(place / name)
     if place != path and not place.is_dir():
-        return _contents(path)  # the Secret was updated meanwhile
+        return contents(path)  # the Secret was updated meanwhile
     return found
 
 

@@ -37,7 +37,7 @@ def _pairs(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in pairs}
 
 
-def _listens(value: object) -> object:
+def listens(value: object) -> object:
     """One or several addresses. `[::]:8470` is an IPv6 address and not a YAML list."""
     if isinstance(value, str) and re.match(r"\s*\[[0-9A-Fa-f:.]+\]:", value):
         return [each.strip() for each in value.split(",")]
@@ -96,7 +96,7 @@ Exemptions = Annotated[tuple[Annotated[str, AfterValidator(_exemption)], ...], S
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 Listens = Annotated[
     tuple[Annotated[str, AfterValidator(_listen)], ...],
-    BeforeValidator(_listens),
+    BeforeValidator(listens),
     Field(min_length=1, max_length=16),
 ]
 

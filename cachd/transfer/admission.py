@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cachd.errors import Busy, InUse
+from cachd.errors import Busy, InUse, NotFound
 from cachd.model import ModelSpec
 from cachd.store.names import no_such_model
 from cachd.store.permit import name_taken
@@ -82,6 +82,14 @@ class Admission:
                 hint="ask again later, or raise queued_pulls",
                 retry_after=_RETRY_SECONDS,
             )
+
+    def running(self, name: str) -> Pull:
+        """The unfinished pull of a name. Raises NotFound for an unknown name, and when there is none."""
+        running = self._newest.unfinished(name)
+        if running is None:
+            self.check_cancel(name, force=True)
+            raise NotFound(f"{name} is not being pulled", code="no_pull", hint=f"see cachd show {name}")
+        return running
 
     def check_cancel(self, name: str, *, force: bool) -> None:
         """Raises NotFound for an unknown name.

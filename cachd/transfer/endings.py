@@ -52,6 +52,7 @@ class Endings:
         self._running.remove(pull)
         self._store.content.owners.expect_no_more(name)
         self._delete_pending(name, state)
+        pull.ended_at = self._now()
         pull.end(state, outcome)
         self._newest.count_ended(pull)
         self._record(pull, state, outcome)  # whoever hears of the end finds the pull ended

@@ -29,6 +29,11 @@ class NewestPulls:
         """The newest pull of a name, if it is remembered."""
         return self._by_name.get(name)
 
+    def unfinished(self, name: str) -> Pull | None:
+        """Like `of`, but None if the pull has ended."""
+        found = self._by_name.get(name)
+        return None if found is None or found.done.done() else found
+
     def shown(self, name: str) -> Pull | None:
         """Like `of`, but None if the pull was successful and its snapshot is no longer ready."""
         found = self._by_name.get(name)

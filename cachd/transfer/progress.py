@@ -6,7 +6,7 @@ import enum
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachd.model import Digest, Manifest
 from cachd.sources.cancel import CancelToken
@@ -78,8 +78,9 @@ class Progress:
         self._final: Figures | None = None
 
     def begin_resolve(self) -> None:
-        """The source is asked for the manifest."""
-        self.state, self._waits = State.resolving, None
+        """The source is asked for the manifest. In a retry, the error of the attempt before stays known."""
+        waits = self._waits if self.state is State.waiting else None
+        self.state, self._waits = State.resolving, replace(waits, until=None) if waits else None
 
     def pause_resolve(self, waits: Waits) -> None:
         """The resolve goes on, but the pull waits: for a slow source, or for its slot."""

@@ -12,13 +12,13 @@ from structlog.contextvars import bound_contextvars
 from cachd.errors import CachdError, DaemonDied, InUse
 from cachd.metrics import Metrics
 from cachd.model import Manifest, ModelSpec, Snapshot
-from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
 from cachd.transfer.admission import Admission
 from cachd.transfer.attempt import PullContext
 from cachd.transfer.endings import Endings
 from cachd.transfer.newest import NewestPulls
 from cachd.transfer.pending import PendingSpecs, crash_loop
+from cachd.transfer.previews import Previews
 from cachd.transfer.progress import State
 from cachd.transfer.request import Pull
 from cachd.transfer.runner import Runner
@@ -27,16 +27,18 @@ from cachd.transfer.running import RunningPulls
 log = structlog.get_logger(__name__)
 
 _CLOSE_SECONDS = 10.0
-_ANSWER_SECONDS = 60.0
 
 
 class Pulls:
-    """All pulls: up to `at_once` run at a time, up to `queued` more wait. Safe from any thread."""
+    """All pulls: up to `at_once` run at a time, up to `queued` more wait. Safe from any thread.
+
+    `previews`: what a pull would do.
+    """
 
     def __init__(
         self, context: PullContext, sources: Sources, metrics: Metrics, *, at_once: int, queued: int
     ) -> None:
-        self._context, self._sources, self._metrics = context, sources, metrics
+        self._context, self._metrics = context, metrics
         self._store = context.store
         self._running = RunningPulls()
         self._newest = NewestPulls(self._store)
@@ -50,7 +52,7 @@ class Pulls:
             queued=queued,
         )
         self._endings = Endings(self._store, self._running, self._newest, self._pending, metrics)
-        self._stopping = CancelToken()
+        self.previews = Previews(context, sources)
         self._runner = Runner(context, sources, metrics, self._endings, self._pending, at_once=at_once)
 
     # --- start ---
@@ -90,7 +92,8 @@ class Pulls:
             wanted = Pull(spec, priority=priority, replace=replace, pins=pins)
             started = self._put_in_place(wanted, running, is_ready=is_ready)
         if running is not None:
-            self._end_replaced(running)
+            log.info("pull replaced", name=spec.name, ref=str(running.spec.ref))
+            self._runner.end_if_cancelled(running)
         if started is not None:
             self._begin(started)
         return started
@@ -144,18 +147,11 @@ class Pulls:
 
     def running_for(self, name: str) -> Pull | None:
         """The unfinished pull of a name, if any."""
-        found = self._newest.of(name)
-        return None if found is None or found.done.done() else found
+        return self._newest.unfinished(name)
 
     def at_work(self) -> list[Pull]:
         """The pulls that have a thread: those with a slot, and those that lent theirs."""
         return self._runner.at_work()
-
-    def resolve(self, spec: ModelSpec) -> Manifest:
-        """Ask the source for the spec's current manifest, within `_ANSWER_SECONDS`. Raises CachdError."""
-        source = self._sources.of(spec.ref)
-        manifest = self._context.resolves.resolve(source, spec.ref, self._stopping, seconds=_ANSWER_SECONDS)
-        return spec.select(manifest)
 
     # --- end ---
 
@@ -171,6 +167,13 @@ class Pulls:
             known.cancel()
             self._runner.end_if_cancelled(known)
         return known
+
+    def stop(self, name: str) -> Pull:
+        """Cancel a running pull without waiting for its end. Snapshot and bytes stay. Raises NotFound."""
+        running = self._admission.running(name)
+        running.cancel()
+        self._runner.end_if_cancelled(running)
+        return running
 
     def delete(self, name: str, *, force: bool = False) -> int:
         """Cancel the name's pull, wait for its end, and withdraw its snapshot. Returns the bytes freed.
@@ -222,7 +225,7 @@ class Pulls:
         """Cancel every pull without waiting. The next start of the daemon resumes them."""
         for each in self._running.close():
             each.cancel()
-        self._stopping.cancel()
+        self.previews.interrupt()
         self._runner.interrupt()
         self._context.downloads.interrupt()
 
@@ -241,10 +244,6 @@ class Pulls:
         newest = self._newest.of(name)
         if newest is not None and newest.error is not None:
             self._newest.drop(name)  # a later pull of another spec failed: that failure no longer matters
-
-    def _end_replaced(self, replaced: Pull) -> None:
-        log.info("pull replaced", name=replaced.spec.name, ref=str(replaced.spec.ref))
-        self._runner.end_if_cancelled(replaced)
 
     def _put_in_place(self, asked: Pull, running: Pull | None, *, is_ready: bool) -> Pull | None:
         """Register a pull in place of the running one of its name, which is cancelled.

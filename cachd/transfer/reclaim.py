@@ -81,6 +81,11 @@ class Reclaim:
         """Whether the configuration lists the name."""
         return name in self._planner.listed
 
+    @property
+    def is_automatic(self) -> bool:
+        """Whether a pull may evict models."""
+        return self._automatic
+
     def candidates(self) -> list[Candidate]:
         """Every snapshot on disk as the policy sees it."""
         return self._planner.candidates()

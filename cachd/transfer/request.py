@@ -38,6 +38,8 @@ class Pull:
         self.scheme, self.host, self.priority = spec.ref.scheme, _host(spec.ref), priority
         self.asked_by = str(get_contextvars().get("who", "cachd"))
         self.began: float | None = None  # monotonic clock
+        self.began_at: float | None = None  # seconds since the epoch, as ended_at
+        self.ended_at: float | None = None
         self.failed_resolves = 0
         self._refusal: CachdError | None = None
 

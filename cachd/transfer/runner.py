@@ -131,7 +131,7 @@ class Runner:
     def _note_begin(self, running: Pull) -> None:
         """Record that an attempt begins, and log the first one."""
         if running.began is None:
-            running.began = self._clock()
+            running.began, running.began_at = self._clock(), self._now()
             spec = running.spec
             log.info("pull began", name=spec.name, ref=str(spec.ref), who=running.asked_by)
         self._pending.note_begin(running)

@@ -10,7 +10,7 @@ class Reason(enum.Enum):
     """Why a pull waits.
 
     `slot`: the maximum number of pulls is running. `origin`: its origin failed or asked to wait, and will be
-    asked again. `slow`: its origin hardly answers. `space`: the disk is full.
+    asked again, or is being asked again now. `slow`: its origin hardly answers. `space`: the disk is full.
     """
 
     slot = "slot"

@@ -681,4 +681,4 @@ def test_a_digest_that_is_refused_no_more_may_be_pulled_again(alone: Callable[..
 def test_a_refusal_names_the_entry(engine: Engines, hub: Hub) -> None:
     running = engine(hf_endpoint=hub.url, sources=[{"prefix": "hf://evil/", "refuse": True}])
     with pytest.raises(Forbidden, match="hf://evil/"):
-        running.pulls.resolve(spec_of("hf://evil/model"))
+        running.pulls.previews.resolve(spec_of("hf://evil/model"))

@@ -20,7 +20,7 @@ ENDS_NO_PULL = {
     *("url_query", "url_secrets", "outside_namespaces", "role_too_low"),
     *("bad_format", "bad_root", "unsafe_root", "disk_too_small", "no_hard_links"),
     *("no_previous", "no_such_lease", "no_such_model", "no_such_snapshot", "not_found"),
-    *("manifest_unreadable", "previous_incomplete"),
+    *("manifest_unreadable", "no_pull", "previous_incomplete"),
 }
 
 

@@ -262,6 +262,8 @@ NEEDS = {
     "strace": Need("system calls that fail", _strace_lacking, "strace"),
     "curl": Need("commands as the README has them", lambda: _program_lacking("curl"), "curl"),
     "bash": Need("a shell that people have", lambda: _program_lacking("bash"), "bash"),
+    "zsh": Need("a shell that people have", lambda: _program_lacking("zsh"), "zsh"),
+    "fish": Need("a shell that people have", lambda: _program_lacking("fish"), "fish"),
     "busybox": Need("the shell of small images", lambda: _program_lacking("busybox"), "busybox"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),

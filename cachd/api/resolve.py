@@ -1,0 +1,37 @@
+"""The route /v1/resolve: what a pull would do, without pulling."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from cachd.api.access import check_spec
+from cachd.api.answers import json_answer
+from cachd.api.dependencies import AnyLanes, AnyServices
+from cachd.api.requests import AskedResolve
+from cachd.api.schema import answers
+from cachd.api.waiting import cancelled_by_hang_up
+from cachd.report.files import ResolveReport, resolve_report
+from cachd.report.values import as_json
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.post("/resolve", responses=answers({200: ResolveReport}))
+async def resolve(request: Request, asked: AskedResolve, services: AnyServices, lanes: AnyLanes) -> Response:
+    """Ask the source of a ref for its files, and show what a pull would fetch and evict. Pulls nothing.
+
+    It answers with the error that a pull would end with when the source, the rules of this node or the
+    patterns refuse it. The source is no longer asked when the client hangs up or `seconds` are over. At most
+    10,000 files are listed.
+    """
+    spec = asked.spec()
+    check_spec(request, spec)
+    models = services.models
+    async with cancelled_by_hang_up(request) as cancel_token:
+        manifest = await lanes.resolves.run(
+            partial(models.pulls.previews.resolve, spec, cancel_token, seconds=asked.seconds)
+        )
+    report = partial(resolve_report, spec, manifest, models.store, services.reclaim)
+    return json_answer(await lanes.reads.run(lambda: as_json(report())))

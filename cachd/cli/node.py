@@ -1,0 +1,116 @@
+"""Finds the daemon of this node, and a token for it, where its own options say they are.
+
+So `kubectl exec ds/cachd -- cachd unpin x` works in the pod of the daemon, and `sudo cachd unpin x` on a bare
+machine. A token that was found in this way goes to the daemon of this node and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cachd.errors import CachdError
+from cachd.kernel.listening import listening_users
+
+DEFAULT = "http://127.0.0.1:8470"
+_CONFIG, _ROOT = Path("/etc/cachd/config.yaml"), Path("/var/lib/cachd")
+_KEYS = ("listen", "root", "token_file", "tls_cert_file")
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 these are looked up, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDaemon:
+    """Where the daemon of this node answers.
+
+    `token`: one that it accepts, None if none was found. `certificate`: the PEM file of its certificate, for
+    an https:// address.
+    """
+
+    server: str = DEFAULT
+    token: str | None = None
+    certificate: Path | None = None
+
+
+def found_daemon() -> FoundDaemon:
+    """The daemon of this node, by the environment and the configuration file; else the default address."""
+    settings = _settings()
+    if not settings:
+        return FoundDaemon()
+    certificate = _path(settings.get("tls_cert_file"))
+    server = _server(settings.get("listen"), has_tls=certificate is not None) or DEFAULT
+    is_tls = server.startswith("https")
+    file = _path(settings.get("token_file"))
+    token = _token(file) if file and (is_tls or _is_trusted(server, settings)) else None
+    return FoundDaemon(server, token, certificate if is_tls else None)
+
+
+def _settings() -> Mapping[str, object]:
+    """The unparsed options of the daemon that say how to reach it, as far as they are set and readable."""
+    named = os.environ.get("CACHD_CONFIG", "").strip()
+    file = Path(named) if named else _CONFIG
+    has_file = os.access(file, os.R_OK)
+    if not has_file and not any(os.environ.get(f"CACHD_{key.upper()}") for key in _KEYS):
+        return {}
+    from cachd.settings import file as configfile  # YAML takes longer to load than most commands to run
+    from cachd.settings.given import given
+
+    read = None
+    with suppress(CachdError):  # the daemon says what is wrong with its file
+        read = configfile.read(file) if has_file else None
+    found = given(dict.fromkeys(_KEYS, ()), {}, read).values()
+    return {key: found[key] for key in _KEYS if key in found}
+
+
+def _server(listen: object, *, has_tls: bool) -> str | None:
+    """The address of one of the daemon's listeners, without TLS if possible; None if none is known."""
+    from cachd.model.listener import Listener, Serves
+    from cachd.settings.types import listens
+
+    texts = listens(listen) if listen is not None else None
+    found = []
+    for text in texts if isinstance(texts, list) else ():
+        with suppress(CachdError):
+            found.append(Listener.parse(str(text)))
+    addresses = [_address(each, has_tls=has_tls) for each in found if each.serves is Serves.everything]
+    return min(filter(None, addresses), key=lambda address: address.startswith("https"), default=None)
+
+
+def _address(listener: object, *, has_tls: bool) -> str | None:
+    from cachd.model.listener import Listener, SocketFile
+
+    assert isinstance(listener, Listener)
+    if isinstance(listener.at, SocketFile):
+        return str(listener.at) if os.access(listener.at.path, os.W_OK) else None
+    host = _EVERY_ADDRESS.get(listener.at.host, listener.at.host)
+    scheme = "https" if has_tls and listener.may_speak_tls else "http"
+    return (
+        f"{scheme}://[{host}]:{listener.at.port}" if ":" in host else f"{scheme}://{host}:{listener.at.port}"
+    )
+
+
+def _is_trusted(server: str, settings: Mapping[str, object]) -> bool:
+    """Whether only root, this user or the owner of the cache listens there.
+
+    Otherwise another user of the machine took the port while the daemon was down, and must not get the token.
+    """
+    if server.startswith("unix:"):
+        return True  # only the daemon may write to its directory
+    trusted = {0, os.geteuid()}
+    root = _path(settings.get("root")) or _ROOT
+    with suppress(OSError):
+        trusted.add(root.stat().st_uid)
+    return listening_users(urlsplit(server).port or 0) <= trusted
+
+
+def _token(file: Path) -> str | None:
+    from cachd.settings.own_token import own_token
+
+    return own_token(file)
+
+
+def _path(value: object) -> Path | None:
+    return Path(value) if isinstance(value, str) and value else None

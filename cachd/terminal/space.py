@@ -1,0 +1,90 @@
+"""Prints disk space: capacity, evictions, and what a pull would need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cachd.terminal.amounts import age_text, size_text
+from cachd.terminal.models import count_text, digests_text, show_files
+from cachd.terminal.output import say, show_table, warn
+
+
+def show_capacity(now: Mapping[str, Any]) -> None:
+    """Print one figure a line, then NAME SIZE LAST-USED PROTECTED of each snapshot, the largest first."""
+    figures = {k.removesuffix("_bytes"): size_text(v) for k, v in now.items() if k.endswith("_bytes") and v}
+    figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them reserved"
+    figures["in use"] = f"reported by {now['in_use_reported_by']}"
+    width = max(map(len, figures))
+    for key, value in figures.items():
+        say(f"{key:<{width}}  {value}")
+    show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
+
+
+def show_evictions(document: Mapping[str, Any]) -> None:
+    """Print NAME FREES WHY of each eviction, done or planned, in order; then the protected snapshots."""
+    rows = [
+        (*_snapshot_row(s)[:1], size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
+        for s in document["evictions"]
+    ]
+    show_table(("NAME", "FREES", "WHY"), rows)
+    if document.get("protected"):
+        show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
+    if document.get("dry_run"):
+        enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"
+        short, frees = size_text(document["short_bytes"]), size_text(document["frees_bytes"])
+        say(f"{short} short, {frees} would be freed: {enough}")
+
+
+def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells NAME SIZE LAST-USED PROTECTED for one snapshot's document."""
+    return (
+        ",".join(snapshot["names"]) or snapshot["manifest"],
+        size_text(snapshot.get("bytes", 0)),
+        f"{age_text(snapshot['last_used'])} ago" if snapshot.get("last_used") else "-",
+        snapshot.get("protected_by") or "-",
+    )
+
+
+def show_resolved(document: Mapping[str, Any]) -> None:
+    """Print the files of a ref, then what a pull would fetch and evict."""
+    show_files(document["files"], document["file_count"])
+    stated, by = digests_text(document["verified_by"])
+    facts = {
+        "ref": document["ref"],
+        "revision": document["revision"],
+        "name": document["name"],
+        "size": f"{size_text(document['bytes'])} in {count_text(document['file_count'], 'file')}",
+        "digests": f"for {stated} of {count_text(document['file_count'], 'file')}{f' ({by})' if by else ''}",
+    }
+    if document["left_out"]:
+        gone = document["left_out"]
+        facts["left out"] = f"{gone['files']} files, {size_text(gone['bytes'])}"
+    facts["here"] = size_text(document["here_bytes"])
+    facts["to fetch"] = size_text(document["fetch_bytes"])
+    say("")
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        say(f"{key:<{width}}  {value}")
+    if document["advice"]:
+        warn(f"advice: {document['advice']}")
+    if document["space"]:
+        _show_space(document["space"], evicts=document["evicts"])
+
+
+def _show_space(space: Mapping[str, Any], *, evicts: bool) -> None:
+    """Print whether a pull has the space that it needs, and what would be evicted for it."""
+    if not space["short_bytes"]:
+        say("it fits: nothing would be evicted")
+        return
+    short = f"{size_text(space['short_bytes'])} are missing"
+    if not evicts:
+        warn(f"{short}, and evict: false forbids a pull to evict models: it would fail", style="red")
+    elif not space["enough"]:
+        warn(
+            f"{short}, and only {size_text(space['frees_bytes'])} can be freed: a pull would fail",
+            style="red",
+        )
+    else:
+        say(f"{short}; a pull would evict:")
+    show_evictions({**space, "dry_run": False})

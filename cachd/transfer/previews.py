@@ -1,0 +1,39 @@
+"""Says which files a pull would make ready, without pulling."""
+
+from __future__ import annotations
+
+from cachd.model import Manifest, ModelSpec
+from cachd.sources.cancel import CancelToken
+from cachd.sources.schemes import Sources
+from cachd.transfer.attempt import PullContext
+from cachd.transfer.checks import check_numbers
+
+_ANSWER_SECONDS = 60.0
+
+
+class Previews:
+    """Resolves the refs of callers who wait for the answer. Safe from any thread."""
+
+    def __init__(self, context: PullContext, sources: Sources) -> None:
+        self._context, self._sources = context, sources
+        self._stopping = CancelToken()
+
+    def resolve(
+        self, spec: ModelSpec, cancel_token: CancelToken | None = None, *, seconds: float = _ANSWER_SECONDS
+    ) -> Manifest:
+        """Ask the source for the spec's current manifest, for at most `seconds`.
+
+        Raises CachdError, also for files that a pull would refuse.
+        """
+        token = cancel_token or CancelToken()
+        source = self._sources.of(spec.ref)
+        with self._stopping.reaches(token):
+            manifest = self._context.resolves.resolve(source, spec.ref, token, seconds=seconds)
+        selected = self._context.store.manifests.as_kept(spec.select(manifest))
+        self._context.table().check_files(selected)
+        check_numbers(selected, manifest, spec)
+        return selected
+
+    def interrupt(self) -> None:
+        """End every running resolve. Later ones raise Cancelled."""
+        self._stopping.cancel()

@@ -39,7 +39,7 @@ _READ_AT_START = (
     ),
     *("ready", "status"),
 )
-OWN = "cachd"  # pods mount it with `subPath: cachd`
+_OWN = "cachd"  # pods mount it with `subPath: cachd`
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = 0o077
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import re
+import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +21,7 @@ import typer
 from cachd import __version__, terminal
 from cachd.cli.answers import note
 from cachd.cli.arguments import SERVER, Output, Server, TokenFile
-from cachd.cli.ask import ask
-from cachd.cli.doctor import doctor
+from cachd.cli.ask import ask, tls_variables
 from cachd.errors import CachdError, Invalid, Unreachable
 from cachd.files import reason
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+_DOCTOR_SECONDS = 120.0
 _LONGEST_LOG, _PIECE_BYTES = 8 << 20, 1 << 20
 _ANSWERS = {
     "options.json": "/v1/options",
@@ -156,15 +157,17 @@ async def _answer(call: Awaitable[object]) -> str:
 
 
 def _doctor(server: str | None, token_file: Path | None) -> str:
-    """What `cachd doctor -o json` prints, or the error that it ends with."""
-    with redirect_stdout(io.StringIO()) as printed:
-        try:
-            doctor(server=server, token_file=token_file, output=Output.json)
-        except typer.Exit:
-            pass
-        except CachdError as error:
-            return _json(error.as_document())
-    return printed.getvalue()
+    """What `cachd doctor -o json` prints. In a process of its own, because it may become another user."""
+    given = {"CACHD_URL": server, "CACHD_TOKEN_FILE": token_file, **tls_variables()}
+    env = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    command = [sys.executable, "-m", "cachd", "doctor", "-o", "json"]
+    try:
+        ended = subprocess.run(  # noqa: S603 it is this program
+            command, env=env, capture_output=True, text=True, timeout=_DOCTOR_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _json({"error": str(error)})
+    return ended.stdout or ended.stderr
 
 
 def _last_part(log: Path) -> str:

@@ -526,6 +526,7 @@ def test_an_interrupted_direct_pull_is_130_and_publishes_nothing(origin: Origin,
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=PATIENCE_SECONDS)
     assert (running.returncode, stdout) == (130, "")
+    assert stderr.endswith("interrupted; run it again: it resumes where it stopped\n")
     assert "Traceback" not in stderr
     assert sorted(os.listdir(root / "models")) == [".holds", ".trees"]
     assert list((root / "ready").iterdir()) == list((root / "models/.trees").iterdir()) == []

@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,6 +286,25 @@ def test_watch_draws_a_bar_for_each_pull_on_a_terminal_up_to_its_end(ground: Gro
         hold.release()
         until_shown(master, b"6.3 MB of 6.3 MB")
     os.close(master)
+
+
+def test_a_long_reason_takes_neither_a_name_nor_a_figure_from_a_bar() -> None:
+    master, slave = pty.openpty()
+    script = """
+from cachd.terminal.models import Status
+from cachd.terminal.progress import progress_bars
+with progress_bars() as update:
+    update(Status("the-name-of-a-model", "waiting", 1_000_000, 9_000_000, reason="x" * 500 + "the end"))
+"""
+    env = {**os.environ, "COLUMNS": "100", "TERM": "xterm-256color"}
+    with subprocess.Popen([sys.executable, "-c", script], env=env, stderr=slave) as drawing:
+        os.close(slave)
+        shown = until_shown(master, b"xxx")
+        drawing.wait(PATIENCE_SECONDS)
+    os.close(master)
+    assert b"the-name-of-a-model waiting" in shown
+    assert b"1.0 MB of 9.0 MB" in shown
+    assert b"the end" not in shown
 
 
 def test_cancel_ends_a_pull_and_says_what_is_here(ground: Ground) -> None:

@@ -32,9 +32,9 @@ def use_tls_files(ca_file: Path | None, cert_file: Path | None, key_file: Path |
     _tls_files.update({"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file})
 
 
-def tls_variables() -> dict[str, str]:
-    """The environment variables that name these files to another process."""
-    return {f"CACHD_API_{key.upper()}": str(path) for key, path in _tls_files.items() if path}
+def tls_variables() -> dict[str, Path | None]:
+    """The environment variables with which another process of cachd uses the same files."""
+    return {f"CACHD_API_{key.upper()}": file for key, file in _tls_files.items() if isinstance(file, Path)}
 
 
 def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+_DOCTOR_SECONDS = 120.0
 _LONGEST_LOG, _PIECE_BYTES = 8 << 20, 1 << 20
-_DOCTOR_SECONDS = 180.0
 _ANSWERS = {
     "options.json": "/v1/options",
     "sources.json": "/v1/sources",
@@ -157,20 +157,16 @@ async def _answer(call: Awaitable[object]) -> str:
 
 
 def _doctor(server: str | None, token_file: Path | None) -> str:
-    """What `cachd doctor -o json` prints, or the error that it ends with.
-
-    It runs in another process, because it takes on the rights of the daemon's user for good.
-    """
-    named = (("--server", server), ("--token-file", token_file))
-    flags = [text for flag, value in named if value for text in (flag, str(value))]
-    command = [sys.executable, "-m", "cachd", "doctor", "-o", "json", *flags]
-    env = {**os.environ, **tls_variables()}
+    """What `cachd doctor -o json` prints. In a process of its own, because it may become another user."""
+    given = {"CACHD_URL": server, "CACHD_TOKEN_FILE": token_file, **tls_variables()}
+    env = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    command = [sys.executable, "-m", "cachd", "doctor", "-o", "json"]
     try:
-        ended = subprocess.run(  # noqa: S603 this very program
+        ended = subprocess.run(  # noqa: S603 it is this program
             command, env=env, capture_output=True, text=True, timeout=_DOCTOR_SECONDS, check=False
         )
-    except subprocess.TimeoutExpired:
-        return _json({"error": f"cachd doctor did not end within {_DOCTOR_SECONDS:.0f} s"})
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _json({"error": str(error)})
     return ended.stdout or ended.stderr
 
 

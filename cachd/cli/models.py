@@ -75,6 +75,8 @@ def show_model(
         return model
 
     def text(model: Mapping[str, Any]) -> None:
+        if model["name"] != names[0]:
+            terminal.say("")
         printed.show_model(model, model["files"], model["file_count"])
 
     ask_each(server, token_file, names, described, output=output, text=text)

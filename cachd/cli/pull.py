@@ -95,14 +95,18 @@ def pull(  # over 40 lines: one for each option
         from cachd.direct import pull_here
         from cachd.model import ModelSpec
 
-        document = pull_here(
-            ModelSpec.asked(ref, name, include, exclude or (), hub_id=hub_id, weights=weights),
-            config.load(root=root, config=config_file, allow=allow),
-            seconds=timeout,
-            refresh=refresh,
-            replace=replace,
-            pin=pin,
-        )
+        try:
+            document = pull_here(
+                ModelSpec.asked(ref, name, include, exclude or (), hub_id=hub_id, weights=weights),
+                config.load(root=root, config=config_file, allow=allow),
+                seconds=timeout,
+                refresh=refresh,
+                replace=replace,
+                pin=pin,
+            )
+        except KeyboardInterrupt:
+            note(output, "interrupted; run it again: it resumes where it stopped")
+            raise typer.Exit(130) from None
     elif wait:
         document = _pull_until_ready(asked, timeout, server, token_file, output, begun)
     else:

@@ -67,7 +67,7 @@ def check_above(root: Path) -> None:
 
 def own_place(volume: Path) -> Path:
     """Where the daemon's own directory in a volume is, whether it exists or not."""
-    return volume / OWN
+    return volume / _OWN
 
 
 def own_directory(volume: Path) -> Path:

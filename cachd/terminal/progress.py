@@ -9,6 +9,7 @@ from cachd.errors import printable
 from cachd.terminal.amounts import duration_text, rate_text, size_text
 from cachd.terminal.models import Status
 
+_BAR_WIDTH = 20
 Update = Callable[[Status], None]
 
 
@@ -17,25 +18,30 @@ def progress_bars() -> Iterator[Update]:
     """Yields a function that shows how a model is now, in a bar of its own."""
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
 
     stderr = Console(stderr=True)
+    full, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
     columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.TextColumn("{task.fields[figures]}", markup=False),
+        progress.TextColumn("{task.description}", markup=False, table_column=full),
+        progress.BarColumn(bar_width=_BAR_WIDTH),
+        progress.TextColumn("{task.fields[figures]}", markup=False, table_column=full.copy()),
+        progress.TextColumn("{task.fields[reason]}", markup=False, style="red", table_column=rest),
     )
-    with progress.Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bars:
+    is_off = not stderr.is_terminal
+    with progress.Progress(*columns, console=stderr, expand=True, disable=is_off) as bars:
         tasks: dict[str, progress.TaskID] = {}
 
         def update(status: Status) -> None:
             if status.name not in tasks:
-                tasks[status.name] = bars.add_task("", total=None, figures="")
+                tasks[status.name] = bars.add_task("", total=None, figures="", reason="")
             bars.update(
                 tasks[status.name],
                 description=printable(f"{status.name} {status.state}"),
                 completed=status.done,
                 total=status.total or None,
-                figures=printable(_figures(status)),
+                figures=_figures(status),
+                reason=printable(status.reason),
             )
 
         yield update
@@ -47,6 +53,4 @@ def _figures(status: Status) -> str:
         parts.append(rate_text(status.rate))
     if status.eta_seconds is not None and status.rate:
         parts.append(duration_text(status.eta_seconds))
-    if status.reason:
-        parts.append(status.reason)
     return "  ".join(parts)

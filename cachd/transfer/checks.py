@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import BinaryIO
 
-from cachd.errors import Invalid
+from cachd.errors import Invalid, Leased
 from cachd.model import File, Manifest, ModelSpec, matches
 from cachd.policy import numbered, placeholders, shards, weight_lengths
 from cachd.sources.cancel import CancelToken
@@ -73,11 +73,12 @@ def check_shards(
 def check_weights(manifest: Manifest, content: ContentStore) -> None:
     """Raises Invalid for a file that is not the weights of its name: a pointer, a page, a part of them.
 
-    A digest of the source does not help: it may be that of the pointer, or of what an upload has left.
+    A digest of the source does not help: it may be that of the pointer, or of what an upload has left. A blob
+    on which a pod holds a lease is not opened: it was published before, and so it was checked.
     """
     for file in manifest.files:
         if placeholders.is_binary(file.path) or placeholders.may_be_pointer(file.path, file.size):
-            with content.opened(file) as opened:
+            with suppress(Leased), content.reads.reading(), content.opened(file) as opened:
                 _check_weights(file, f"{manifest.base} has {file.path!r:.200} with {file.size} bytes", opened)
 
 

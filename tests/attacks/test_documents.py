@@ -296,7 +296,9 @@ def test_a_costly_answer_of_s3_is_refused_before_it_is_parsed(
 
 def test_a_listing_of_a_bucket_whose_pages_never_end_is_refused(spoken: Spoken, bucket: BucketSource) -> None:
     """They are empty, or of another prefix: no file is ever counted."""
-    spoken.say = lambda _: page([("mother/x", '"e"')], then=f"page-{len(spoken.requests)}")
+    spoken.say = lambda _: page(
+        [(f"mother/{len(spoken.requests)}", '"e"')], then=f"page-{len(spoken.requests)}"
+    )
     error = refused(resolving(bucket, "s3://bucket/m"), "document_too_large")
     assert "1000 pages" in error.detail
     assert len(spoken.requests) <= 1001

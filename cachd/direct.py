@@ -62,6 +62,7 @@ def pull_here(
         progress_bars() as update,
     ):
         daemon.status.start(daemon.models)
+        daemon.progress.start()
         running = daemon.pulls.start(spec, refresh=refresh, replace=replace, pins=pin)
         if running is not None:
             _wait(running, seconds, update, lambda: clock() - began)

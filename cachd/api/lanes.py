@@ -110,7 +110,7 @@ class Lane:
 
 
 class Waits:
-    """The calls that wait for pulls to end: at most `most`. They need no thread."""
+    """The calls that wait, for pulls or for events: at most `most`. They need no thread."""
 
     def __init__(self, most: int) -> None:
         self._most, self._waiting = most, 0

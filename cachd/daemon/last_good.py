@@ -37,7 +37,7 @@ from cachd.settings.file import LONGEST_BYTES, ConfigFile
 from cachd.settings.file import read as read_file
 from cachd.settings.given import Given, Giver, ours, variable_of
 from cachd.store.layout import Layout
-from cachd.store.root import OWN, check_above, check_root, own_directory
+from cachd.store.root import check_above, check_root, own_directory, own_place
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ def keep(loaded: Loaded, layout: Layout) -> None:
 
 def _last_good(root: Path, fault: CachdError, flags: Mapping[str, object]) -> Loaded | None:
     """The configuration that is kept in a root; None if there is none, or it may not be used."""
-    for place in (root, root / OWN):
+    for place in (root, own_place(root)):
         if os.path.lexists(Layout(place).last_good):
             try:
                 return _used(root, place, fault, flags)

@@ -72,6 +72,7 @@ class Daemon:
     bandwidth: Bandwidth
     reclaim: Reclaim
     pulls: Pulls
+    progress: ProgressLog
     sweeps: Sweeps
     scrubs: Scrubs
     warms: Warms
@@ -85,8 +86,8 @@ class Daemon:
 def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for each object, in order
     """Open the root and build the objects. The exit stops their threads and releases the root.
 
-    The daemon starts sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets the
-    highest limit of open files and the umask 022; the exit does not undo that.
+    The daemon starts progress, sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets
+    the highest limit of open files and the umask 022; the exit does not undo that.
 
     Raises CachdError when the root or an option cannot be used.
     """
@@ -110,7 +111,7 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
         downloads = Downloads(store.content, engine)
         context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
         pulls = closing(_pulls(config, context, sources, metrics))
-        closing(ProgressLog(pulls)).start()
+        progress = closing(ProgressLog(pulls))
         sweeps = closing(_sweeps(config, store, pulls, metrics))
         scrubs = closing(_scrubs(config, store, pulls, metrics))
         warms = closing(Warms(store, metrics))
@@ -123,6 +124,7 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
             bandwidth,
             reclaim,
             pulls,
+            progress,
             sweeps,
             scrubs,
             warms,

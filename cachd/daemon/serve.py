@@ -7,7 +7,7 @@ It starts from top to bottom, and stops from bottom to top:
     sockets      they are bound: clients can connect and wait
     signals      from here on, SIGTERM and SIGINT lead to a clean stop
     pulls        the pulls that an earlier process left behind resume
-    status, prewarm, sweeps, scrubs, reclaim    their threads start
+    status, prewarm, progress, sweeps, scrubs, reclaim    their threads start
     API          it answers, until one of these signals
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -44,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 # Objects between two collections. A pull of many small files makes this many at once, and none in a cycle.
 _COLLECT_AFTER = 10_000
+_ENDINGS_SECONDS = 2.0  # of the five that a stop gives to answers that are under way
 
 
 def serve(loaded: Loaded) -> None:
@@ -107,8 +109,13 @@ def api_services(
 
 
 def _interrupt(daemon: Daemon, events: EventLog) -> None:
-    """End the waits of all callers: for pulls, which the next start resumes, and for events."""
+    """End the waits of all callers: for pulls, which the next start resumes, and for events.
+
+    Those who wait for events first hear of the pulls that end now.
+    """
+    at_work = daemon.pulls.at_work()
     daemon.pulls.interrupt()
+    futures.wait([pull.done for pull in at_work], timeout=_ENDINGS_SECONDS)
     events.close()
 
 
@@ -119,6 +126,7 @@ def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]
     daemon.status.start(models)
     prewarm.start()
     with closing(prewarm):
+        daemon.progress.start()
         daemon.sweeps.start()
         daemon.scrubs.start()
         daemon.reclaim.start()

@@ -4,8 +4,8 @@ What happens is reported by the log, and nothing else: `EventLog` is a processor
 log events of `HEARD` as values. So no module below knows of it.
 
 The ids of events are consecutive numbers. The first one of a process is the time of its start in
-milliseconds, so the ids of a later process are higher. Events are kept in memory only: whoever asks for what
-follows an id of an earlier process hears that there may be a gap.
+milliseconds, so the ids of a later process are higher, unless the clock was set back. Events are kept in
+memory only: whoever asks for what follows an id of an earlier process hears that there may be a gap.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _READ_AT_START = (
     ),
     *("ready", "status"),
 )
-OWN = "cachd"  # pods mount it with `subPath: cachd`
+_OWN = "cachd"  # pods mount it with `subPath: cachd`
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = 0o077
 
@@ -65,6 +65,11 @@ def check_above(root: Path) -> None:
             raise _unsafe(directory, status, f"chmod o-w {directory}, or chmod +t {directory}")
 
 
+def own_place(volume: Path) -> Path:
+    """Where the daemon's own directory in a volume is, whether it exists or not."""
+    return volume / _OWN
+
+
 def own_directory(volume: Path) -> Path:
     """The daemon's own directory in a volume that others may write to. Makes it if there is none.
 
@@ -73,7 +78,7 @@ def own_directory(volume: Path) -> Path:
     NoSpace, DiskFailed.
     """
     _check_is_directory(volume)
-    own = volume / OWN
+    own = own_place(volume)
     with durable.disk_errors(own), suppress(FileExistsError):
         own.mkdir(mode=0o755)
     _check_is_directory(own)

@@ -242,7 +242,8 @@ def test_no_secret_is_to_be_found_after_pulls_that_end_in_every_way(
         said.append(running.ask("POST", "/v1/models", {"ref": ref}, headers=bearer))
         said.append(running.ask("POST", "/v1/models", {"ref": "hf://a/b", "name": ref}, headers=bearer))
     said.append(running.ask("GET", f"/v1/models?token={quote(SECRET.typed)}"))
-    paths = ("/v1/models", "/v1/capacity", "/v1/limits", "/readyz?set=required", "/metrics", "/openapi.json")
+    paths = ["/v1/models", "/v1/capacity", "/v1/limits", "/readyz?set=required", "/metrics", "/openapi.json"]
+    paths += ["/v1/events?follow=false"]
     said += [running.ask("GET", path) for path in paths]
     commands = [
         ("ls", "-o", "json"),

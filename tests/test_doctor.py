@@ -636,20 +636,30 @@ def test_credentials_for_s3_come_from_somewhere_and_are_accepted_or_not(
 # --- models ---
 
 
-def test_models_that_failed_say_why_with_a_daemon_and_without(origin: Origin, hub: Hub, node: Nodes) -> None:
-    required = {"ref": f"{origin.url}/later.bin", "name": "later", "required": True}
-    running = node(hf_endpoint=hub.url, models=[required])
-    running.wait_for("pull ended", name="later", state="failed")
+def test_a_model_that_failed_says_why_with_a_daemon_and_without(
+    origin: Origin, hub: Hub, node: Nodes
+) -> None:
+    running = node(hf_endpoint=hub.url)
+    running.pull(f"{origin.url}/absent.bin", name="absent")
+    running.wait_for("pull ended", name="absent", state="failed")
     sick = Examined(running.cli("doctor", *PATIENT))
-    assert sick.wrong == {Code.required_models, Code.model}
-    assert (sick.of(Code.model)["subject"], sick.of(Code.model)["error"]) == ("later", "file_not_found")
+    assert sick.wrong == {Code.model}
+    assert (sick.of(Code.model)["subject"], sick.of(Code.model)["error"]) == ("absent", "file_not_found")
     assert "check the name" in sick.of(Code.model)["hint"]
     running.stop()
     words = ("doctor", "--config", str(running.config), "--root", str(running.root), *PATIENT)
     stopped = Examined(run([*CACHD, *words], env={**os.environ}, timeout=PATIENCE_SECONDS))
     assert stopped.wrong == {Code.model}
     assert stopped.of(Code.model)["error"] == "file_not_found"
-    running.start()
+
+
+def test_a_required_model_that_is_not_ready_is_wrong(origin: Origin, hub: Hub, node: Nodes) -> None:
+    required = {"ref": f"{origin.url}/later.bin", "name": "later", "required": True}
+    running = node(hf_endpoint=hub.url, models=[required])
+    running.wait_for("pull ended", name="later", state="failed")
+    sick = Examined(running.cli("doctor", *PATIENT))
+    assert (sick.status, sick.state(Code.required_models)) == (1, "wrong")
+    assert "later" in sick.of(Code.required_models)["what"]
     origin.add("/later.bin", noise(1000))
     running.wait_for("published", name="later")
     well = Examined(running.cli("doctor", *PATIENT))

@@ -51,9 +51,9 @@ def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path) -> No
     python = tmp_path / "venv/bin/python"
     words = (sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index")
     subprocess.run([*words, str(built.wheel)], check=True, capture_output=True)
-    here = next(path for path in sys.path if path.endswith("site-packages"))
+    here = [path for path in sys.path if path.endswith("site-packages")]
     (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
-    (site / "beside.pth").write_text(f"{here}\n")
+    (site / "beside.pth").write_text("\n".join(here))
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(
         [tmp_path / "venv/bin/cachd", "version"], cwd=tmp_path, env=env, capture_output=True, text=True

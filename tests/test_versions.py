@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.ground.stored import SMALL, A, assert_whole, publish
 
 PROJECT = Path(__file__).parent.parent
 ROOTS = sorted((PROJECT / "tests/roots").glob("*.tar.xz"))
+AS_IT_IS: Any = {"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
 CONFIG, COMMIT = b'{"a": 1}', "362cedc7c581f446c8d6e9a2df60619f6bafd598"
 WEIGHTS_SHA256 = "0ff3b7458f733a358332c1f79d2eef1ab43c822112d7defa02340062edd34031"
 
@@ -33,7 +35,7 @@ WEIGHTS_SHA256 = "0ff3b7458f733a358332c1f79d2eef1ab43c822112d7defa02340062edd340
 def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A root as an earlier version left it."""
     with tarfile.open(request.param) as packed:
-        packed.extractall(tmp_path, filter="tar")
+        packed.extractall(tmp_path, **AS_IT_IS)
     root = tmp_path / "root"
     root.chmod(0o755)
     assert (root / ".cachd/format").read_text() == "cachd 1\n"

@@ -20,10 +20,13 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
 
     Raises the CachdError of a download, with the facts `bytes_done` and `bytes_total`.
     """
-    progress, fetches = attempt.progress, _Fetches(attempt, reservation)
+    progress, fetches, quota = attempt.progress, _Fetches(attempt, reservation), attempt.quota
+    ordered = sorted(files, key=lambda f: -f.size)
+    quota.to_begin = len(ordered)  # known before the first one begins: it decides how large its parts are
     try:
-        for file in sorted(files, key=lambda f: -f.size):
+        for file in ordered:
             fetches.join(file)
+            quota.to_begin -= 1
         have_all_ended = False
         while not have_all_ended:
             progress.sample()
@@ -39,6 +42,7 @@ def fetch(files: Iterable[File], attempt: Attempt, reservation: Reservation) -> 
         error.bytes_done, error.bytes_total = progress.done, progress.total
         raise
     finally:
+        quota.to_begin = 0
         attempt.context.downloads.leave(fetches.joined)
 
 

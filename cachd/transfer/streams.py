@@ -38,8 +38,9 @@ class StreamQuota:
     """One pull's work for the stream threads. Quotas with a higher priority are served first.
 
     `tasks`: those that wait, in order. `running`: how many run. `files`: the pull's unfinished downloads.
-    `server`: where its bytes come from, once that is known. `read_bytes`: the most that a stream receives at
-    once, so that a slow request is noticed.
+    `to_begin`: how many more it is about to begin; only the pull's thread changes it. `short`: how many tasks
+    are enough while they are short. `server`: where its bytes come from, once that is known. `read_bytes`:
+    the most that a stream receives at once, so that a slow request is noticed.
     """
 
     def __init__(self, priority: int = 0) -> None:
@@ -47,7 +48,7 @@ class StreamQuota:
         self.tasks: deque[Task] = deque()
         self.running = 0
         self.short = ShortTasks()
-        self.files = 0
+        self.files = self.to_begin = 0
         self.server: Origin | None = None
         self.read_bytes = READ_BYTES
 
@@ -215,7 +216,7 @@ class Streams:
     def has_a_file_each(self, quota: StreamQuota) -> bool:
         """Whether the pull has at least one unfinished download for every stream at work."""
         most = quota.server.most if quota.server else None
-        return quota.files >= min(self.at_work, most or self.at_work)
+        return quota.files + quota.to_begin >= min(self.at_work, most or self.at_work)
 
     def submit(self, quota: StreamQuota, *tasks: Task) -> None:
         """Queue tasks before those that wait in the quota, in the given order."""

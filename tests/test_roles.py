@@ -277,6 +277,7 @@ def test_a_refusal_changes_nothing(tmp_path: Path) -> None:
         ref = origin.add("/it", b"x" * 1000)
         assert pulled(node, "pull", ref, name="any").status == 202
         assert node.ready("any").status == 200
+        node.wait_for("pull ended", name="any")  # a model is ready a moment earlier
         before = node.ask("GET", "/v1/models/any").document
         assert before["state"] == "ready"
         for call in WRITES:

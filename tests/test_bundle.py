@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cachd.cli.bundle import redacted
+from cachd.cli.bundle import bundle, redacted
+from cachd.errors import Invalid
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
@@ -108,3 +109,10 @@ def test_a_bundle_is_made_without_a_daemon_and_without_an_admins_token(node: Nod
 )
 def test_what_may_be_a_secret_is_removed_wherever_it_stands(text: str, left: str) -> None:
     assert redacted(text) == left
+
+
+def test_a_log_that_cannot_be_read_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"none\.log cannot be read") as error:
+        bundle(tmp_path / "report.tar.gz", log=tmp_path / "none.log", server="http://127.0.0.1:1")
+    assert error.value.code == "bad_file"
+    assert not list(tmp_path.iterdir())

@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from cachd.cli.sse import ServerSentEvent, events_of
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.program import CACHD, Program
+from tests.ground.raw import RawServer, reply
 from tests.ground.site import PATIENCE_SECONDS, Ground
 
 Nodes = Callable[..., Node]
@@ -113,3 +116,15 @@ async def test_a_stream_of_events_is_read_as_the_standard_says() -> None:
         ServerSentEvent("message", "", "8"),
         ServerSentEvent("message", "x", "8"),
     ]
+
+
+@pytest.mark.parametrize("data", ["nonsense", "[1]", "[" * 100_000])
+def test_an_event_that_is_none_of_cachd_is_refused(data: str) -> None:
+    stream = f"event: pull_ready\ndata: {data}\nid: 1\n\n".encode()
+    said = "Content-Type: text/event-stream"
+    with (
+        RawServer(lambda asked: reply(asked, "200 OK", said, body=stream)) as daemon,
+        following(daemon.url, "-o", "json") as process,
+    ):
+        _, problem = process.communicate(timeout=PATIENCE_SECONDS)
+    assert json.loads(problem)["code"] == "bad_event"

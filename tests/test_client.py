@@ -64,3 +64,11 @@ async def test_no_daemon_is_said_to_be_no_daemon() -> None:
         with pytest.raises(Unreachable) as refusal:
             await client.models()
     assert "cachd serve" in refusal.value.hint
+
+
+@pytest.mark.parametrize("lease", ["", "..", "a/b", "%2e%2e"])
+async def test_an_id_that_no_lease_has_is_refused_before_the_daemon_is_asked(lease: str) -> None:
+    async with Client("http://127.0.0.1:1") as client:
+        with pytest.raises(Invalid) as error:
+            await client.release_lease("model", lease)
+        assert error.value.code == "bad_lease"

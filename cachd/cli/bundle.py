@@ -82,10 +82,9 @@ def bundle(
     """
     moment = _moment()
     target = file or Path(f"cachd-bundle-{moment:%Y%m%dT%H%M%SZ}.tar.gz")
-    texts = {"bundle.json": _json(_about(moment)), **_of_daemon(server, token_file)}
+    logged = {} if log is None else {"log.txt": _last_part(log)}
+    texts = {"bundle.json": _json(_about(moment)), **_of_daemon(server, token_file), **logged}
     texts["doctor.json"] = _doctor(server, token_file)
-    if log is not None:
-        texts["log.txt"] = _last_part(log)
     packed = _packed({name: redacted(text) for name, text in texts.items()}, moment)
     if str(target) == "-":
         sys.stdout.buffer.write(packed)

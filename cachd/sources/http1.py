@@ -261,11 +261,14 @@ class FramedBody:
         self._chunked = chunked and not bodiless
         self._chunk_left = self._chunks = self._chunked_bytes = 0
         self._begun = self._ended = not self._chunked
-        # Chunks override a Content-Length (RFC 9112, 6.3).
-        self.stated_length = None if self._chunked else head.headers.get("Content-Length")
+        # Chunks override a Content-Length. With both, the connection takes no other request: where the body
+        # ends is in doubt, and bytes after it may pass for the next response (RFC 9112, 6.3 and 11.1).
+        stated = head.headers.get("Content-Length")
+        self.stated_length = None if self._chunked else stated
         # Bytes of the body; None where the last chunk or the connection's end marks its end.
         self.length = 0 if bodiless else None if chunked else number(self.stated_length)
-        self._stays_open = head.stays_open and (self._chunked or self.length is not None)
+        has_end = stated is None if self._chunked else self.length is not None
+        self._stays_open = head.stays_open and has_end
 
     @property
     def is_over(self) -> bool:

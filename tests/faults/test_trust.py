@@ -162,10 +162,10 @@ def test_a_hub_that_redirects_its_listing_elsewhere_does_not_get_the_token_there
     (tmp_path / "token").write_text(hub.token)
     source = hub_source(hub, token=Secret(tmp_path / "token"))
     path = "/api/models/org/m/revision/main"
-    hub.fault(path, Redirect(f"{origin.url}/elsewhere"), times=1)
+    hub.fault(path, Redirect(f"{origin.url}/elsewhere"), times=3)  # asked again, as one of several mirrors
     with pytest.raises(CachdError):
         source.resolve(Ref.parse("hf://org/m@main"), CancelToken())
-    assert [seen.headers.get("authorization") for seen in origin.requests] == [None]
+    assert [seen.headers.get("authorization") for seen in origin.requests] == [None] * 3
     hub.fault(path, Redirect("http://169.254.169.254/latest/meta-data"), times=1)
     assert (
         refusal_of(lambda: source.resolve(Ref.parse("hf://org/m@main"), CancelToken())).code

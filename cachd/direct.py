@@ -98,6 +98,9 @@ def _wait(
 
 def _status(running: Pull) -> Status:
     progress, now = running.progress, running.progress.now
+    if running.done.done():
+        why = f"{running.error.detail} ({running.error.code})" if running.error else ""
+        return Status(running.spec.name, progress.state, now.done, progress.total, reason=why)
     waits = progress.waits(now)
     return Status(
         running.spec.name,

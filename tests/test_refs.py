@@ -431,4 +431,4 @@ def test_the_help_and_the_api_show_the_forms(ground: Ground) -> None:
     ):
         assert form in shown
         assert form in described
-    assert "org/model@rev" in shown, "brackets would be markup there"
+    assert "hf://org/model[@rev]" in shown, "brackets without a backslash would be markup there"

@@ -125,7 +125,7 @@ def test_a_body_too_long_that_does_not_say_its_length_is_refused_too(ground: Gro
 
 
 REFUSED_PATHS = {
-    ("GET", "/"): (404, "no_such_path"),
+    ("GET", "/index.html"): (404, "no_such_path"),
     ("GET", "/v2/models"): (404, "no_such_path"),
     ("GET", "/v1/models/..%2f..%2fetc%2fpasswd"): (404, "no_such_path"),
     ("DELETE", "/v1/models/a%2f..%2fb"): (404, "no_such_path"),

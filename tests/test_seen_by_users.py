@@ -53,13 +53,19 @@ def on_terminal(*words: object, **env: str) -> tuple[int, str, str]:
 
 # --- bars ---
 
+ALL_OF_3_MIB = r" +━+ +3\.1 MB of 3\.1 MB *$"
+
+
+def last_bar(drawn: str) -> str:
+    """The last line of the terminal that holds a bar. Each state of the bar is in it, the newest last."""
+    return next(line for line in reversed(drawn.splitlines()) if "━" in line)
+
 
 def test_a_bar_ends_full(ground: Ground) -> None:
     ref = ground.add("full.bin", 3 * MIB)
     status, _, drawn = on_terminal("pull", ref, "--name", "full.bin", "--wait", CACHD_SERVER=ground.node.url)
     assert status == 0
-    assert "full.bin ready" in drawn.splitlines()[-1]
-    assert "3.1/3.1 MB" in drawn.splitlines()[-1]
+    assert re.search(r"full\.bin ready" + ALL_OF_3_MIB, last_bar(drawn)), drawn
 
 
 def test_a_bar_of_a_model_without_a_pull_is_full(ground: Ground) -> None:
@@ -68,14 +74,14 @@ def test_a_bar_of_a_model_without_a_pull_is_full(ground: Ground) -> None:
     ground.node.start()
     status, _, drawn = on_terminal("wait", "before.bin", CACHD_SERVER=ground.node.url)
     assert status == 0
-    assert "3.1/3.1 MB" in drawn.splitlines()[-1]
+    assert re.search(r"before\.bin ready" + ALL_OF_3_MIB, last_bar(drawn)), drawn
 
 
 def test_a_bar_of_a_job_ends_full(ground: Ground) -> None:
     ground.have("job.bin", 3 * MIB)
     status, _, drawn = on_terminal("verify", "job.bin", CACHD_SERVER=ground.node.url)
     assert status == 0
-    assert "3.1/3.1 MB" in drawn.splitlines()[-1]
+    assert re.search(r"job\.bin intact" + ALL_OF_3_MIB, last_bar(drawn)), drawn
 
 
 def test_a_bar_of_a_direct_pull_ends_full(origin: Origin, root: Path) -> None:
@@ -83,14 +89,21 @@ def test_a_bar_of_a_direct_pull_ends_full(origin: Origin, root: Path) -> None:
     words = ("pull", "--direct", ref, "--root", root, "--allow", "127.0.0.0/8")
     status, _, drawn = on_terminal(*words, CACHD_RESERVE_FREE="0")
     assert status == 0
-    assert "3.1/3.1 MB" in drawn.splitlines()[-1]
+    assert re.search(r"direct\.bin ready" + ALL_OF_3_MIB, last_bar(drawn)), drawn
 
 
 def test_a_bar_of_a_pull_that_fails_says_so(ground: Ground) -> None:
     words = ("pull", f"{ground.origin.url}/absent.bin", "--name", "absent.bin", "--wait")
     status, _, drawn = on_terminal(*words, CACHD_SERVER=ground.node.url)
     assert status == 3
-    assert any("absent.bin failed" in line for line in drawn.splitlines())
+    assert re.search(r"absent\.bin failed .*404 Not Found", last_bar(drawn)), drawn
+
+
+def test_a_bar_of_a_direct_pull_that_fails_says_so(origin: Origin, root: Path) -> None:
+    words = ("pull", "--direct", f"{origin.url}/absent.bin", "--name", "absent.bin", "--root", root)
+    status, _, drawn = on_terminal(*words, "--allow", "127.0.0.0/8", CACHD_RESERVE_FREE="0")
+    assert status == 3
+    assert re.search(r"absent\.bin failed .*404 Not Found", last_bar(drawn)), drawn
 
 
 # --- verified ---

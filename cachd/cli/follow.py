@@ -63,10 +63,10 @@ async def follow(
     while True:
         model = await client.model(name)
         status = status_of(model)
+        update(status)  # before is_done, which raises: the bar of a pull that failed says so
         if is_done(model):
             update(replace(status, done=status.total))
             return model
-        update(status)
         left = deadline - clock()
         if left <= 0:
             why = f" ({status.reason})" if status.reason else ""
@@ -76,12 +76,6 @@ async def follow(
                 hint="wait longer (--timeout); the pull continues",
             )
         await _pause(client, model, min(_POLL_SECONDS, left), clock)
-
-
-def _without_pull(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for the document of a pull when a model has none, such as one of an earlier daemon."""
-    size = model["ready"]["bytes"] if model["ready"] else 0
-    return {"state": model["state"], "bytes": {"done": size, "total": size}, "error": None}
 
 
 async def _pause(

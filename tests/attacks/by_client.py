@@ -277,6 +277,35 @@ def readable(socks: Sequence[socket.socket]) -> set[socket.socket]:
     return {by_number[number] for number, _ in polled.poll(0)}
 
 
+@attack("endless-streams")
+def streams_of_events_that_nobody_reads(target: Target) -> None:
+    """They take their part of the connections, however much happens, and leave the rest to others."""
+    said = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    most = max(4, most_connections(target) // 32)
+
+    def begun(sock: socket.socket) -> int:
+        sock.sendall(said)
+        return status(sock.recv(4096))
+
+    with descriptors(), ExitStack() as stack:
+        streams = [stack.enter_context(target.dial()) for _ in range(most)]
+        assert {begun(sock) for sock in streams} == {200}
+        for number in range(target.many(400)):
+            with target.dial() as sock:
+                assert begun(sock) == 503
+            target.pull(target.origin.url + "/absent", f"attack-told-{number}")
+        for _ in range(20):
+            for path in ("/v1/models/served/ready", "/v1/models/served", "/v1/events?follow=false"):
+                assert target.ask("GET", path).status == 200
+            assert target.ask("GET", "/v1/events", Accept="application/json").status == 200
+
+    def is_one_again() -> bool:
+        with target.dial() as sock:
+            return begun(sock) == 200
+
+    until(is_one_again)
+
+
 @attack("one-address")
 def requests_held_back_at_an_address_of_honest_pods(target: Target) -> None:
     """Pods keep connections open, and ask again: they are answered, and so is whoever comes new."""

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.attacks.target import Target, attack
+from tests.attacks.target import TOKEN, Target, attack
 from tests.attacks.test_root import GIVEN, OPENED, REPLACED, STRANGER, as_the_kubelet_does, listing
 from tests.ground.node import Node
 from tests.ground.program import run
 from tests.ground.site import until
 
 REFUSED_SECONDS = 30.0
+
+LISTENS = """
+import os, socket, sys
+user = int(sys.argv[1])
+if user != os.getuid():
+    os.setgid(user); os.setuid(user)
+listening = socket.socket()
+listening.bind(("127.0.0.1", 0)); listening.listen()
+print(listening.getsockname()[1], flush=True)
+print(listening.accept()[0].recv(65536).decode("latin-1"), flush=True)
+"""
 
 
 def refusal(node: Node, code: str) -> str:
@@ -147,3 +161,71 @@ def furnished_in_a_volume(target: Target, mode: int) -> Node:
         assert node.ready("small").status == 200
     assert [path.name for path in root.iterdir()] == ["cachd"]
     return node
+
+
+def planted(kept: Path) -> dict[str, Callable[[], Any]]:
+    """What another user may have put in the place of the last good configuration, by name."""
+    document, elsewhere = json.loads(kept.read_text()), kept.parents[2] / "elsewhere.json"
+    other = {**document, "keys": {**document["keys"], "own_directory": "true"}}
+    cases: dict[str, Callable[[], Any]] = {
+        "writable for others": lambda: kept.chmod(0o666),
+        "writable for the group": lambda: kept.chmod(0o660),
+        "no document": lambda: kept.write_text('{"keys": []'),
+        "of another root": lambda: kept.write_text(json.dumps(other)),
+        "a link": lambda: (kept.rename(elsewhere), kept.symlink_to(elsewhere)),
+        "a pipe": lambda: (kept.unlink(), os.mkfifo(kept, 0o600)),
+    }
+    if os.getuid() == 0:
+        cases["of another user"] = lambda: os.chown(kept, STRANGER, STRANGER)
+    return cases
+
+
+@attack("planted-configuration")
+def what_others_wrote_where_a_start_with_a_wrong_file_looks(target: Target) -> None:
+    node = furnished(target, "planted-root")
+    kept = node.root / ".cachd/last_good.json"
+    good = kept.read_bytes()
+    node.config.write_text("streams: many")
+    command = [*node.program, "serve", "--root", str(node.root), "--config", str(node.config)]
+    for case, plant in planted(kept).items():
+        plant()
+        ended = run(command, timeout=REFUSED_SECONDS)
+        said = " ".join(ended.stderr.split())
+        assert ended.returncode != 0, case
+        assert "last good configuration not used" in said, (case, said)
+        kept.unlink()
+        kept.write_bytes(good)
+        kept.chmod(0o600)
+    try:
+        node.start()
+        assert node.ready("small").status == 200, "what the daemon itself kept is used"
+    finally:
+        node.__exit__()
+
+
+def heard_from_an_operator(target: Target, user: int) -> str:
+    """What a process of this user hears at the daemon's port from `cachd ls` on the node."""
+    place = target.node.root.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENS, str(user)], stdout=subprocess.PIPE, text=True
+    ) as it:
+        try:
+            assert it.stdout is not None
+            options = {"root": str(place / "absent"), "listen": f"127.0.0.1:{int(it.stdout.readline())}"}
+            (place / "token").write_text(TOKEN)
+            (place / "taken.yaml").write_text(json.dumps({**options, "token_file": str(place / "token")}))
+            ours = {name: value for name, value in os.environ.items() if not name.startswith("CACHD_")}
+            env = {**ours, "CACHD_CONFIG": str(place / "taken.yaml")}
+            run([*target.node.program, "ls"], env=env, timeout=REFUSED_SECONDS)
+            return it.stdout.read()
+        finally:
+            it.kill()
+
+
+@attack("taken-port")
+def another_user_at_the_port_of_a_daemon_that_is_down(target: Target) -> None:
+    assert TOKEN in heard_from_an_operator(target, os.getuid()), "the port of one's own gets it"
+    for _ in range(target.many(20) if os.getuid() == 0 else 0):
+        heard = heard_from_an_operator(target, STRANGER)
+        assert heard.startswith("GET /v1/models")
+        assert TOKEN not in heard

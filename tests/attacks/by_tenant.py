@@ -303,6 +303,7 @@ def a_bucket_that_only_the_role_of_the_machine_reads(target: Target) -> None:
 
 # --- tokens ---
 
+NAMED_IN_BODY = (("POST", "/v1/models"), ("POST", "/v1/resolve"))  # what a token that may pull may ask
 MAY_WRITE = {"read": (), "lease": ("leases", "{lease}"), "pull": ("leases", "{lease}", "warm", "verify")}
 
 
@@ -326,7 +327,7 @@ def every_write_with_every_token_that_may_not(target: Target) -> None:
         refused(target.ask(method, called, {}), "unauthorized")
         refused(target.ask(method, called, {}, token="nobody's"), "unauthorized")
         for role, token in ROLE_TOKENS.items():
-            may_pull = role == "pull" and (method, path) == ("POST", "/v1/models")
+            may_pull = role == "pull" and (method, path) in NAMED_IN_BODY
             if not may_pull and path.rpartition("/")[2] not in MAY_WRITE[role]:
                 refused(target.ask(method, called, {}, token=token), "role_too_low")
     body = {"ref": target.origin.add("/low", b"low"), "name": "attack-low"}
@@ -342,16 +343,21 @@ def every_write_with_every_token_that_may_not(target: Target) -> None:
 @attack("foreign-namespace")
 def models_of_others_with_the_token_of_a_team(target: Target) -> None:
     for method, path in writes(target):
-        if path != "/v1/models" or method != "POST":
+        if (method, path) not in NAMED_IN_BODY:
             called = path.format(name="org--model", lease="0") + "?force=true"
             refused(target.ask(method, called, {}, token=TEAM_TOKEN), "outside_namespaces")
     evil = target.origin.add_model("evil", {"config.json": b'{"model_type": "evil"}'})
     own = "attack-team-x"
-    for body in (
-        {"ref": evil, "name": SERVED, "replace": True},
+    for asked in (
         {"ref": evil},
+        {"ref": evil, "name": SERVED},
         {"ref": "hf://org/model", "name": own},
         {"ref": "hf://Org/Model", "name": own},
+    ):
+        for method, path in NAMED_IN_BODY:
+            refused(target.ask(method, path, asked, token=TEAM_TOKEN), "outside_namespaces")
+    for body in (
+        {"ref": evil, "name": SERVED, "replace": True},
         {"ref": evil, "name": own, "hub_id": "org/model"},
         {"ref": evil, "name": own, "hub_id": "attack-teams/model"},
     ):
@@ -370,7 +376,8 @@ def the_lease_of_another_pod_by_what_is_shown_of_it(target: Target) -> None:
     path, body = f"/v1/models/{SERVED}/leases", {"seconds": 600, "holder": "pod/of-another"}
     lease = target.ask("POST", path, body, token=TOKEN).document["id"]
     try:
-        places = ("/v1/models", f"/v1/models/{SERVED}", "/v1/capacity", "/v1/evictions", "/metrics")
+        places = ["/v1/models", f"/v1/models/{SERVED}", "/v1/capacity", "/v1/evictions", "/metrics"]
+        places += [f"/v1/models/{SERVED}/files", "/v1/events?follow=false", "/"]
         shown = repr([target.ask("GET", place).document for place in places])
         files = [f for top in ("status", "ready") for f in (target.node.root / top).iterdir()]
         shown += "".join(file.read_text() for file in files) + target.node.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import shutil
@@ -151,6 +152,10 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         for directory in (path, *filter(Path.is_dir, path.rglob("*"))):
             directory.chmod(0o755)
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # the daemon has put a part of it back meanwhile
+            if error.errno != errno.ENOTEMPTY:
+                raise
     else:
         path.unlink()

@@ -162,7 +162,8 @@ def test_a_file_that_is_replaced_in_mid_pull_is_never_mixed_though_if_match_is_i
     file.with_name("new").replace(file)
     running.configure(**{**running.options, "limit_bytes_per_second": 0})
     assert running.ready("x", wait=PATIENCE_SECONDS).status == 200
-    assert (running.root / "models/x/x").read_bytes() == after
+    # All of the old file, if the server still had it open for the last request.
+    assert (running.root / "models/x/x").read_bytes() in (before, after)
 
 
 @pytest.mark.parametrize("head", ["200 OK", "405 Method Not Allowed"])

@@ -164,9 +164,7 @@ def test_more_streams_are_put_to_work_while_each_brings_more() -> None:
     def receive(_buffer: memoryview) -> None:
         while not grown.is_set():
             with moving:
-                now[0] += (
-                    0.01 / pool.at_work
-                )  # each stream brings as much by this clock, on any machine
+                now[0] += 0.01 / pool.at_work  # each stream brings as much by this clock, on any machine
             pool.received(1000)
 
     moving, now = threading.Lock(), [0.0]

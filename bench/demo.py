@@ -30,6 +30,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from cachd.cli.exits import exit_code
+from cachd.errors import Busy
 from cachd.kernel import durable
 from cachd.policy.parts import unkept_bytes
 from tests.ground import pod
@@ -43,7 +45,6 @@ BYTES_PER_SECOND = 8_000_000
 PROJECT = Path(__file__).parent.parent
 PLACE = PROJECT / ".demo"
 PORT = 8470
-CANNOT_LISTEN = 10  # an exit code of cachd
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 TAIL = 2000
@@ -70,13 +71,16 @@ class Daemon:
         assert self._process
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it and wait until it answers. Raises Failed with the end of its log."""
+    def start(self, port: int | None = None) -> None:
+        """Start it and wait until it answers. Raises Failed with the end of its log.
+
+        `port`: where it listens, unless somebody else does; default: `free_port`.
+        """
         words = ("serve", "--root", shown(self.root), "--config", shown(self.config))
         show_command("cachd", *words, "&")
-        self._listen_at(free_port(), words)
+        self._listen_at(free_port() if port is None else port, words)
         self._wait_until_it_listens()
-        if self._process and self._process.poll() == CANNOT_LISTEN:  # another has the port since
+        if self._process and self._process.poll() == exit_code(Busy("the port is taken")):
             self._listen_at(0, words)
             self._wait_until_it_listens()
         wait_for(self._answers, "the daemon to answer")

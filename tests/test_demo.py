@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from bench.demo import Daemon
 from tests.ground.site import until
 
 PROJECT = Path(__file__).parent.parent
@@ -85,3 +88,13 @@ def test_one_that_fails_says_why_and_ends_with_a_failure(copied: Path) -> None:
     assert running.returncode == 1
     assert errors.startswith("make demo failed: cachd serve ended with 1:\nnothing works")
     assert daemons(copied) == []
+
+
+def test_a_port_that_somebody_takes_meanwhile_is_given_up(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        try:
+            daemon.start(taken.getsockname()[1])
+            assert urlsplit(daemon.url).port != taken.getsockname()[1]
+        finally:
+            daemon.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -21,6 +22,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cachd import __version__, cli, config, errors
+from cachd.cli.commands import PANELS
 from cachd.cli.exits import EXIT_BY_ERROR, EXIT_CODES
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -239,6 +241,16 @@ def test_options_lists_every_option_of_the_daemon(ground: Ground) -> None:
 def test_version_prints_the_version(ground: Ground) -> None:
     for word in ("version", "--version"):
         assert ground.node.cli(word).stdout == f"{__version__}\n"
+
+
+def test_every_module_with_commands_is_listed_with_all_of_them() -> None:
+    told = {module: names for modules in PANELS.values() for module, names in modules.items()}
+    found = {}
+    for path in sorted(Path(cli.__file__).parent.glob("*.py")):
+        commands = getattr(importlib.import_module(f"cachd.cli.{path.stem}"), "commands", None)
+        if path.stem != "__init__" and isinstance(commands, typer.Typer):
+            found[path.stem] = set(typer.main.get_group(commands).commands)
+    assert {module: set(names) for module, names in told.items()} == found
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,7 +3,8 @@
 `serve`, `pull --direct`, `hold` and the commands with `--cache` work in this process. All others ask the
 daemon over its API. Results go to standard output, everything else to standard error.
 
-Most commands take less time than their libraries take to load. So each command imports what only it needs.
+Most commands take less time than their libraries take to load. So the module of a command is imported when
+the command runs (commands.py), and each command imports what only it needs.
 """
 
 from __future__ import annotations
@@ -16,44 +17,21 @@ from typing import Annotated
 import typer
 
 from cachd import __version__
-from cachd.cli import (
-    bundle,
-    check_config,
-    doctor,
-    events,
-    leases,
-    models,
-    pods,
-    pull,
-    resolve,
-    serve,
-    settings,
-    space,
-    watching,
-)
 from cachd.cli.ask import use_tls_files
+from cachd.cli.commands import Commands
 from cachd.cli.exits import EXIT_CODES
 from cachd.cli.failures import report, report_usage
 from cachd.errors import CachdError
 
 app = typer.Typer(
     name="cachd",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Node-local model cache: pull once, verify every byte, serve every pod.",
     epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
-PANELS = {
-    "Models": (pull, resolve, models, watching),
-    "Pods": (pods, leases),
-    "The node": (serve, events, space, settings, check_config, doctor, bundle),
-}
-for title, groups in PANELS.items():
-    for group in groups:
-        for command in group.commands.registered_commands:
-            command.rich_help_panel = title
-        app.add_typer(group.commands)
 
 
 def _print_version(is_wanted: bool) -> None:  # noqa: FBT001 typer calls it

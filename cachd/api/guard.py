@@ -24,6 +24,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LONGEST_HOST = 300  # a DNS name has at most 253 characters (RFC 1035, section 2.3.4); its port follows
 # uri-host [":" port] (RFC 9110, section 7.2); an IPv6 address stands in brackets (RFC 3986, section 3.2.2).
 _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\[\]:/?#@\\]+))(?::\d*)?", re.ASCII)
+_KNOWN_COUNTERS = 256  # one for each route and class of status
 _KNOWN_HOSTS = 256  # Host headers whose check is remembered, because probes repeat the same ones
 
 
@@ -38,7 +39,8 @@ class Guard:
     def __init__(
         self, app: ASGIApp, *, allowed_hosts: Collection[str], access: Access, audit: Audit, metrics: Metrics
     ) -> None:
-        self._app, self._access, self._audit, self._metrics = app, access, audit, metrics
+        self._app, self._access, self._audit = app, access, audit
+        self._counter = lru_cache(_KNOWN_COUNTERS)(metrics.requests.labels)
         self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
         self._names_us = lru_cache(_KNOWN_HOSTS)(lambda host: self._is_name(host) or _is_address(host))
 
@@ -58,16 +60,19 @@ class Guard:
 
         try:
             refusal = await self._refusal(scope, call)
-            body = b"" if refusal else await _read(receive)
-            if refusal or body is None:
-                await problem(refusal or _too_long())(scope, receive, watched)
+            if not refusal and _has_body(scope):
+                body = await _read(receive)
+                refusal = _too_long() if body is None else None
+                receive = _replayed(body or b"", receive)
+            if refusal:
+                await problem(refusal)(scope, receive, watched)
             else:
                 with _named(scope):
-                    await self._app(scope, _replayed(body, receive), watched)
+                    await self._app(scope, receive, watched)
         finally:
             route = scope.get("route")
             op = getattr(route, "name", "none")
-            self._metrics.requests.labels(op, f"{status // 100}xx").inc()
+            self._counter(op, f"{status // 100}xx").inc()
             if scope["method"] not in READS:
                 self._audit.record(scope, call, status)
 
@@ -135,6 +140,11 @@ def _is_address(value: str) -> bool:
         ip_address(_host(value) or "")
         return True
     return False
+
+
+def _has_body(scope: Scope) -> bool:
+    """Whether a request may have a body: only with one of two headers (RFC 9112, section 6.3)."""
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -25,7 +25,7 @@ from cachd.api.requests import Asked, AskedLease
 from cachd.api.schema import answers
 from cachd.api.waiting import until_settled, until_stopped
 from cachd.fields import Seconds
-from cachd.model import ModelSpec, check_name
+from cachd.model import ModelSpec, Snapshot, check_name
 from cachd.report.files import MAX_FILES_ON_A_PAGE, FilePage, file_page
 from cachd.report.models import MAX_ON_A_PAGE, Models
 from cachd.report.readiness import why_not_ready
@@ -99,7 +99,7 @@ async def ready(
     """
     check_name(name)
     await until_settled(request, name, models, lanes, seconds=wait)
-    return ready_now(name, models) or problem_of(why_not_ready(name, models))
+    return _ready_now(name, models) or problem_of(why_not_ready(name, models))
 
 
 @router.put("/{name}/pin", status_code=204)
@@ -240,13 +240,18 @@ async def delete(
     return answer(Deleted(name=name, freed_bytes=freed, configured=services.reclaim.keeps(name)))
 
 
-def ready_now(name: str, models: Models) -> JSONResponse | None:
+def ready_answer(snapshot: Snapshot) -> JSONResponse:
+    """The ready document of a model, as an answer."""
+    return JSONResponse(ready_document(snapshot))
+
+
+def _ready_now(name: str, models: Models) -> JSONResponse | None:
     """The ready document of a model, as an answer; None when the model is not ready."""
     snapshot = models.store.names.get(name)
     if snapshot is None:
         return None
     models.note_use(name)
-    return JSONResponse(ready_document(snapshot))
+    return ready_answer(snapshot)
 
 
 def _begin(services: Services, asked: Asked, spec: ModelSpec) -> tuple[bool, bytes]:

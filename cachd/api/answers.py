@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from fastapi.responses import Response
 from pydantic import JsonValue
 
 from cachd.model import Limits
+from cachd.report.define import report
 from cachd.report.values import (
     DamageReport,
     ErrorReport,
@@ -37,7 +37,7 @@ def answer(report: object, status: int = 200, headers: Mapping[str, str] | None 
 # --- models ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class LeaseReport(HeldLease):
     """A lease for the caller who took it. Whoever knows its id may renew and release it."""
 
@@ -50,21 +50,21 @@ class LeaseReport(HeldLease):
         return cls(id=lease.id, name=lease.name, holder=lease.holder, expires_at=iso(lease.expires_at))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class BegunVerification(VerificationReport):
     """A verification that was started or already runs."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class BegunWarming(WarmingReport):
     """A warming that was started or already runs."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class Deleted:
     """A deleted model. `configured`: the configuration lists it, so it will be pulled again."""
 
@@ -76,21 +76,21 @@ class Deleted:
 # --- the node ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class Alive:
     """The process answers."""
 
     status: Literal["alive"] = "alive"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class NodeReady:
     """The cache's file system is writable, and the required models are ready if that was asked."""
 
     status: Literal["ready"] = "ready"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class LimitsReport:
     """The download limits in bytes per second: of all sources together, and by kind of source."""
 
@@ -103,7 +103,7 @@ class LimitsReport:
         return cls(bytes_per_second=limits.bytes_per_second, sources=dict(limits.sources))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class OptionReport:
     """An option in force: its value, the kind of place that set it, and that place."""
 
@@ -113,7 +113,7 @@ class OptionReport:
     where: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class OptionsFile:
     """The configuration file on the disk, and why it is not in force.
 
@@ -129,7 +129,7 @@ class OptionsFile:
     error: ErrorReport | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class OptionsReport:
     """Every option in force, and the state of the configuration file."""
 
@@ -137,7 +137,7 @@ class OptionsReport:
     file: OptionsFile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class SourceEntry:
     """An entry of the option `sources`: its prefix, the columns it sets, and where each was set."""
 
@@ -146,14 +146,14 @@ class SourceEntry:
     where: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class SourceEntries:
     """Every entry of the option `sources`."""
 
     sources: Sequence[SourceEntry]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ColumnReport:
     """One setting for a ref, and the prefix of the entry that sets it; null if an option or default does."""
 
@@ -163,7 +163,7 @@ class ColumnReport:
     where: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class FilePatterns:
     """The patterns of files that may not and that may be pulled."""
 
@@ -171,7 +171,7 @@ class FilePatterns:
     allow: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class RefSettings:
     """Whether a ref may be pulled, and the settings that apply to it."""
 
@@ -186,7 +186,7 @@ class RefSettings:
 # --- upkeep ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class BlobBeingRead:
     """The blob that is being read again."""
 
@@ -194,14 +194,14 @@ class BlobBeingRead:
     bytes: JobBytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class DamagedModel(DamageReport):
     """A model that waits for its repair."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ScrubsReport:
     """The state of scrubbing. Without `bytes_per_second`, nothing is read again by itself."""
 
@@ -215,7 +215,7 @@ class ScrubsReport:
     damaged: Sequence[DamagedModel]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class SweptLeftover:
     """Something that neither a model nor a pull needs, and the bytes that its removal frees."""
 
@@ -225,7 +225,7 @@ class SweptLeftover:
     freed_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class SweepReport:
     """The leftovers that were removed, or would be in a dry run."""
 

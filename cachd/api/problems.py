@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from cachd import errors
 from cachd.findings import Finding, Place, key_of, sentence
+from cachd.report.define import report
 from cachd.report.outcomes import outcome_of
 from cachd.report.readiness import NotReady
 from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, adapter, as_json
@@ -27,7 +27,7 @@ _MAX_FAULTS = 20
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class Problem(ErrorReport):
     """A problem document (RFC 9457): the report of an error, with the HTTP status of the answer.
 

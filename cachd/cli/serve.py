@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import sys
-from types import ModuleType
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -25,33 +23,12 @@ def serve(
 ) -> None:
     """Run the daemon. `cachd options` lists every option for the file and the environment."""
     gc.disable()  # imports make no garbage, and collections would take a tenth of the start
-    _load_without_extras()
+    from cachd.api.load import load_libraries
+
+    load_libraries()
     from cachd.daemon import serve as daemon  # its libraries take longer to load than most commands to run
     from cachd.daemon.last_good import read_or_last_good
 
     gc.freeze()
     gc.enable()
     daemon.serve(read_or_last_good(root=root, listen=listen or None, config=config_file))
-
-
-def _load_without_extras() -> None:
-    """Load structlog and FastAPI without parts that cachd does not use. They take a quarter of the start.
-
-    structlog would load rich for tracebacks with variables, which may be secrets. FastAPI would load pydantic
-    1 to recognise its models. Both do without what cannot be imported. The models of FastAPI, which describe
-    an OpenAPI document, are built when somebody first asks for one.
-    """
-    rich = {name: module for name, module in sys.modules.items() if name == "rich"}
-    sys.modules["rich"] = sys.modules["pydantic.v1"] = cast("ModuleType", None)  # cannot be imported
-    try:
-        import structlog  # noqa: F401
-    finally:
-        del sys.modules["rich"]
-        sys.modules.update(rich)
-    from pydantic import BaseModel
-
-    BaseModel.model_config["defer_build"] = True
-    try:
-        import fastapi  # noqa: F401
-    finally:
-        del BaseModel.model_config["defer_build"]

@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 
 from cachd.errors import printable
+from cachd.report.define import report
 from cachd.report.values import LEFT_OUT, Count, Text, When
 from cachd.store.catalog import iso
 
@@ -57,7 +58,7 @@ class EventKind(StrEnum):
     config_last_good = "config_last_good"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class Event:
     """Something that happened on this node. `model` is null if it concerns no model. A field that does not
     apply is absent.
@@ -85,7 +86,7 @@ class Event:
     options: Annotated[Sequence[str] | None, LEFT_OUT] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class EventPage:
     """Events in the order of their ids.
 
@@ -98,14 +99,14 @@ class EventPage:
     gap: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class StreamGap:
     """The `gap` of a stream of events: those after the id `after` and before the next one may be missing."""
 
     after: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class StreamEnd:
     """The `end` of a stream of events: the client read too slowly, or listened for the longest time that is
     allowed, or the daemon stops."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cachd.errors import Unavailable
 from cachd.model import File, Manifest, ModelSpec
+from cachd.report.define import report
 from cachd.report.models import Models, unknown_model
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.report.space import EvictionPlan
@@ -18,7 +18,7 @@ from cachd.transfer.reclaim import Reclaim
 MAX_FILES_ON_A_PAGE = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class FileReport:
     """A file of a model: its path, its bytes, and whether they are on this node.
 
@@ -33,7 +33,7 @@ class FileReport:
     here: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class FilePage:
     """Files of one revision in the order of their paths. `next`, if present, is the value of `after` for the
     next page. `total`: how many files the model has."""
@@ -45,7 +45,7 @@ class FilePage:
     next: Text = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ResolveReport:
     """What a pull of a ref would do now. Nothing was pulled.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Literal
 
 from cachd.policy.eviction import Candidate
+from cachd.report.define import report
 from cachd.report.values import When
 from cachd.store.capacity import Capacity
 from cachd.store.catalog import iso
@@ -32,7 +33,7 @@ class EvictionReason(StrEnum):
     asked = "asked"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class SnapshotReport:
     """A snapshot on the disk: the names that lead to it, its bytes, its last use, and its protection."""
 
@@ -56,7 +57,7 @@ class SnapshotReport:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ViewsReport:
     """How many directories of the views are watched, how many are not, and why not."""
 
@@ -65,7 +66,7 @@ class ViewsReport:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class CapacityReport:
     """The file system, the space of the models, and every snapshot, the largest first."""
 
@@ -117,7 +118,7 @@ class CapacityReport:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PartialDownload:
     """The partial download of an ended pull, which would be removed."""
 
@@ -125,7 +126,7 @@ class PartialDownload:
     frees_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PlannedEviction(SnapshotReport):
     """A snapshot that would be evicted, the bytes of disk that this would free, and the reason."""
 
@@ -133,7 +134,7 @@ class PlannedEviction(SnapshotReport):
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class EvictionPlan:
     """What would be evicted, in order, for `need_bytes`, of which `short_bytes` are not available now."""
 
@@ -167,7 +168,7 @@ class EvictionPlan:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class EvictionReport:
     """A snapshot that was evicted, why, and the bytes of disk that this was expected to free and did free."""
 
@@ -193,14 +194,14 @@ class EvictionReport:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class EvictionHistory:
     """The evictions since the daemon started, the newest first."""
 
     evictions: Sequence[EvictionReport]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class EvictionsDone:
     """What was evicted, in order, to make `need_bytes` available."""
 

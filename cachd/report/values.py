@@ -7,13 +7,13 @@ The code that makes a report is checked by mypy, so nothing is validated when it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, WithJsonSchema
 
 from cachd.errors import CachdError
+from cachd.report.define import report
 from cachd.transfer.progress import State as PullState
 from cachd.transfer.waits import Reason
 from cachd.upkeep.jobs import JobState
@@ -32,7 +32,7 @@ Text = Annotated[str | None, LEFT_OUT]
 Count = Annotated[int | None, LEFT_OUT]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ErrorReport:
     """An error: its stable `code`, what happened, what to do about it, and the numbers of its class."""
 
@@ -90,7 +90,7 @@ class ModelState(StrEnum):
     refused = "refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PullBytes:
     """Bytes of a model: all, on this node, received by this pull, left behind by earlier pulls; and those of
     parts that another connection took over, because theirs was far slower."""
@@ -102,7 +102,7 @@ class PullBytes:
     hedged: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PullFiles:
     """Files of a model: all, and those that are complete."""
 
@@ -110,7 +110,7 @@ class PullFiles:
     done: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class WaitReport:
     """Why and until when a pull waits, and what its origin said."""
 
@@ -119,7 +119,7 @@ class WaitReport:
     detail: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class LeftOutReport:
     """Files of the source that patterns and weights left out, and the bytes that this saved.
 
@@ -131,7 +131,7 @@ class LeftOutReport:
     weights: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PullReport:
     """The progress of a pull, and its error if it failed. It begins when it gets a slot."""
 
@@ -158,7 +158,7 @@ class PullReport:
     error: ErrorReport | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class HubReport:
     """Where a model is in the Hub view: its folder, its commit, and the branch that leads to it.
 
@@ -171,7 +171,7 @@ class HubReport:
     renamed_to: Text = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ReadyReport:
     """A published snapshot, as its ready file says. Its paths are relative to the cache.
 
@@ -202,7 +202,7 @@ class ReadyReport:
     cachd: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class PreviousReport:
     """A snapshot to which a name can be rolled back."""
 
@@ -214,7 +214,7 @@ class PreviousReport:
     published_at: When
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class HeldLease:
     """A lease as every reader sees it: without its id, which allows to renew and to release it."""
 
@@ -222,7 +222,7 @@ class HeldLease:
     expires_at: When
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class DamageReport:
     """The damage that was found in a model, and when."""
 
@@ -230,7 +230,7 @@ class DamageReport:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class JobBytes:
     """Bytes of a job: all, those processed, and for a warming those that were read from the disk."""
 
@@ -239,7 +239,7 @@ class JobBytes:
     loaded: Count = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class DamagedFile:
     """A file that a verification found damaged; an empty path stands for the model itself."""
 
@@ -247,7 +247,7 @@ class DamagedFile:
     wrong: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class VerificationReport:
     """A requested verification of a model."""
 
@@ -259,7 +259,7 @@ class VerificationReport:
     ended_at: When | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class WarmingReport:
     """The loading of a model into the page cache."""
 
@@ -268,7 +268,7 @@ class WarmingReport:
     error: ErrorReport | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ModelReport:
     """One model: its state, revision, paths, leases and use, and the progress or error of its pull.
 
@@ -301,7 +301,7 @@ class ModelReport:
     warming: WarmingReport | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@report
 class ModelPage:
     """Models in the order of their names. `next`, if present, is the value of `after` for the next page."""
 

@@ -11,13 +11,30 @@ from cachd.store.ingest.part_lines import read_parts
 from cachd.store.proven import Proven
 
 FILE = File("a", 5, "https://h/a", Digest("sha256", "5" * 64), base="https://h/")
+OTHER = File("b", 5, "https://h/b", Digest("sha256", "6" * 64), base="https://h/")
 
 
 def test_a_proof_outlives_the_daemon(tmp_path: Path) -> None:
     Proven(tmp_path / "proven", lambda _: True).add(FILE)
     assert Proven(tmp_path / "proven", lambda _: True).has(FILE)
-    assert not Proven(tmp_path / "proven", lambda _: False).has(FILE), "its blob is gone"
-    assert not (tmp_path / "proven").exists()
+
+
+def test_the_lines_of_blobs_that_are_gone_are_dropped(tmp_path: Path) -> None:
+    place, here = tmp_path / "proven", {FILE.blob, OTHER.blob}
+    proven = Proven(place, here.__contains__)
+    proven.add(FILE)
+    proven.add(OTHER)
+    with place.open("a") as lines:
+        lines.write("torn\n")
+    here.remove(OTHER.blob)
+    proven = Proven(place, here.__contains__)
+    proven.drop_stale()
+    assert place.read_text().endswith(f" {FILE.blob}\n")
+    assert place.read_text().count("\n") == 1
+    assert not proven.has(OTHER), "its blob is gone"
+    here.clear()
+    proven.drop_stale()
+    assert not place.exists()
 
 
 def test_proofs_that_cannot_be_read_stay_for_the_next_start(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cachd.api.guard import Guard
 from cachd.api.lanes import Lanes
 from cachd.api.probe import Probe
 from cachd.kernel import threads
+from cachd.report.values import adapter
 
 _THREADS = 32
 ROUTERS = (
@@ -74,6 +75,7 @@ def _lifespan(audit: Audit, lanes: Lanes) -> Callable[[FastAPI], AbstractAsyncCo
     async def with_threads(_app: FastAPI) -> AsyncIterator[None]:
         """Give asyncio.to_thread enough threads that a few slow calls do not delay the others."""
         asyncio.get_running_loop().set_default_executor(blocking)
+        blocking.submit(adapter, problems.Problem)  # it takes some milliseconds, for which nobody should wait
         yield
         audit.close()
         lanes.close()

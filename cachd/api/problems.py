@@ -19,7 +19,7 @@ from cachd.findings import Finding, Place, key_of, sentence
 from cachd.report.define import report
 from cachd.report.outcomes import outcome_of
 from cachd.report.readiness import NotReady
-from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, adapter, as_json
+from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, as_json
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,6 @@ def _fields(request: Request) -> Collection[str]:
 
 def install(app: FastAPI) -> None:
     """Make the app answer every failure with a problem document."""
-    adapter(Problem)  # it takes some milliseconds, for which no request should wait
 
     @app.exception_handler(errors.CachdError)
     async def known(_request: Request, error: errors.CachdError) -> Response:

@@ -10,7 +10,7 @@ random samples of it (transfer/proof.py).
 
 A proof stays valid after its model is removed, but not after its blob is. Lines are not synced. If a power
 loss removes a line, the source must prove again, unless a manifest of this source has the blob
-(transfer/pull.py). The lines of removed blobs are dropped at the next start.
+(transfer/pull.py). The sweep drops the lines of removed blobs: a start must not wait for a look at each blob.
 """
 
 from __future__ import annotations
@@ -43,20 +43,15 @@ class Proven:
     """
 
     def __init__(self, path: Path, is_here: Callable[[Digest], bool], *, trusts_claims: bool = False) -> None:
-        self._path, self._trusts_claims = path, trusts_claims
+        self._path, self._is_here, self._trusts_claims = path, is_here, trusts_claims
         self._lock = threading.Lock()
         self._unfinished: dict[Digest, int] = {}  # how many proofs have begun, by blob
         self._notes = durable.Notes(path)
         self._pulls = 0  # running pulls, which may add proofs
-        self._proven: dict[Digest, set[str]] = {}  # sources by blob
-        lines = self._read()
-        if lines is None:
-            return
-        for line in lines:
-            if (parsed := _parsed(line)) and is_here(parsed[1]):
-                self._proven.setdefault(parsed[1], set()).add(parsed[0])
-        if sum(map(len, self._proven.values())) < len(lines) or not lines:
-            self._rewrite()  # drops stale lines, or the file if none is left
+        self._proven: dict[str, set[str]] = {}  # sources by blob
+        for line in self._read():
+            source, _, blob = line.partition(" ")
+            self._proven.setdefault(blob, set()).add(source)
 
     def has(self, file: File) -> bool:
         """Whether the file's source may use the blob without a further proof.
@@ -66,7 +61,7 @@ class Proven:
         """
         if file.is_private or file.base.startswith("hf://") or self._trusts_claims:
             return True
-        sources = self._proven.get(file.blob)
+        sources = self._proven.get(str(file.blob))
         return sources is not None and _source(file.base) in sources
 
     def begin_proof(self, file: File) -> bool:
@@ -85,7 +80,7 @@ class Proven:
             return
         source = _source(file.base)
         with self._lock:
-            self._proven.setdefault(file.blob, set()).add(source)
+            self._proven.setdefault(str(file.blob), set()).add(source)
             with suppress(OSError, Leased):  # a lost line is proven again
                 self._notes.append(f"{_line(source, file.blob)}\n")
             if not self._pulls:
@@ -109,21 +104,36 @@ class Proven:
     def forget(self, blob: Digest) -> None:
         """Forget all proofs of a blob that was removed."""
         with self._lock:
-            was_there = self._proven.pop(blob, None)
+            was_there = self._proven.pop(str(blob), None)
             if was_there and not self._proven:
                 self._rewrite()
 
-    def _read(self) -> list[str] | None:
-        """The lines of the file, none of them twice; None when it cannot be read, and then it stays."""
+    def drop_stale(self) -> None:
+        """Drop the lines of blobs that are not here."""
+        stale = [blob for blob in list(self._proven) if not self._is_there(blob)]
+        with self._lock:
+            for blob in stale:
+                if not self._is_there(blob):  # a pull may have brought it meanwhile
+                    self._proven.pop(blob, None)
+            if stale:
+                self._rewrite()
+
+    def _is_there(self, blob: str) -> bool:
+        with suppress(CachdError):  # a torn line
+            return self._is_here(Digest.parse(blob))
+        return False
+
+    def _read(self) -> list[str]:
+        """The lines of the file; none when it cannot be read, and then it stays for the next start."""
         try:
             with open(durable.open_file(self._path, os.O_RDONLY), "rb") as opened:
                 lines = deque(opened, _MAX_LINES)
-            return list(dict.fromkeys(line.decode("ascii", "replace").rstrip("\n") for line in lines))
+            return [line.decode("ascii", "replace").rstrip("\n") for line in lines]
         except FileNotFoundError:
             return []
         except (OSError, Leased) as error:
             log.warning("proofs of sources not read", reason=repr(error))
-            return None
+            return []
 
     def _rewrite(self) -> None:
         self._notes.close()  # the path gets a new file
@@ -135,7 +145,7 @@ class Proven:
                 durable.remove(self._path)
 
 
-def _line(source: str, blob: Digest) -> str:
+def _line(source: str, blob: object) -> str:
     return f"{source} {blob}"
 
 

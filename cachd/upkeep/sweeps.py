@@ -78,6 +78,7 @@ class Sweeps:
                 freed = remove(found)
                 self._metrics.swept_bytes.labels(found.kind).inc(freed)
                 swept.append((found, freed))
+            self._store.content.proven.drop_stale()
             return swept
 
     def _run(self) -> float:

@@ -56,6 +56,20 @@ def rollback(node: Node, name: str) -> Any:
     return node.ask("POST", f"/v1/models/{name}/rollback")
 
 
+def test_a_probe_tells_the_snapshot_of_the_moment(ground: Ground) -> None:
+    def probed() -> Any:
+        return ground.node.ask("GET", "/v1/models/probed/ready").document["revision"]
+
+    first = have(ground, 1, name="probed")[0]
+    assert probed() == first
+    second = have(ground, 2, name="probed")[0]
+    assert probed() == second
+    assert rollback(ground.node, "probed").status == 200
+    assert probed() == first
+    ground.node.ask("DELETE", "/v1/models/probed?force=true")
+    assert_problem(ground.node.ask("GET", "/v1/models/probed/ready"), 404, "no_such_model")
+
+
 def test_a_new_revision_costs_what_differs_and_a_rollback_nothing(ground: Ground) -> None:
     """Promised: A name moves to another snapshot in one step, and moves back without a byte from its
     source."""

@@ -29,6 +29,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.origin import Origin, Reply, Seen
 from tests.ground.scripted import Scripted, heard
+from tests.ground.weights import index
 
 Engines = Callable[..., Engine]
 SHA256 = "00ff" * 16
@@ -207,10 +208,6 @@ def test_an_unsafe_name_refuses_the_whole_model_of_a_hub_and_nothing_is_written(
 
 
 # --- what is incomplete or refused ---
-
-
-def index(*names: object) -> bytes:
-    return json.dumps({"weight_map": {f"layer.{n}": name for n, name in enumerate(names)}}).encode()
 
 
 @pytest.mark.parametrize(

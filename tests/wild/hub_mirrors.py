@@ -9,9 +9,9 @@ from typing import Any
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
 from tests.ground.origin import Fault, Flip, NoContentRange, Saying, Status
-from tests.ground.weights import lfs_pointer, safetensors
+from tests.ground.weights import index, lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
-from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, index, odd, served
+from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, odd, served
 
 READ = ("GET", "HEAD")
 

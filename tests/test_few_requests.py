@@ -166,7 +166,7 @@ def test_a_pause_is_of_one_origin_and_of_one_bucket() -> None:
         pauses.check(urlsplit(url), headers)
 
 
-def test_pauses_end_and_are_few() -> None:
+def test_pauses_end_and_their_number_is_bounded() -> None:
     now = [0.0]
     pauses = Pauses(lambda: now[0])
     for number in range(3000):

@@ -66,7 +66,7 @@ def test_one_object_is_pulled_and_a_missing_one_is_named(signed: Rclone, engine:
         refused(partial(running.pull, ref, name="missing"), "file_not_found")
 
 
-def test_a_missing_bucket_is_told_apart(signed: Rclone, engine: Engines) -> None:
+def test_a_missing_bucket_has_its_own_error(signed: Rclone, engine: Engines) -> None:
     running = engine(s3_endpoint_url=signed.url, retries=0)
     for ref in ("s3://nowhere/m/", "s3://nowhere/m", "s3://nowhere/"):
         refused(partial(running.pull, ref, name="missing"), "bucket_not_found")

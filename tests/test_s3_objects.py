@@ -311,7 +311,7 @@ def test_why_s3_refuses_an_object_is_told(
     assert "m/it" in error.detail
 
 
-def test_a_disabled_kms_key_is_told(bucket: Bucket, engine: Engines) -> None:
+def test_a_disabled_kms_key_has_its_own_error(bucket: Bucket, engine: Engines) -> None:
     path = bucket.put("m/it", WEIGHTS)
     bucket.fault(path, Refused(400, "KMS.DisabledException"), methods=["HEAD", "GET"])
     refused(lambda: engine(s3_endpoint_url=bucket.url, retries=0).pull("s3://models/m/it"), "kms_denied")

@@ -228,7 +228,7 @@ def test_an_index_that_names_a_shard_its_model_lacks_is_not_ready(
     assert left_out.files == 2
 
 
-def test_an_index_is_read_from_where_it_lies_and_what_a_wish_leaves_out_is_not_missing(
+def test_an_index_is_relative_to_its_folder_and_files_that_a_spec_excludes_are_not_missing(
     hub: Hub, engine: Engines
 ) -> None:
     shards = {"sub/a.safetensors": noise(1000), "sub/b.safetensors": noise(1000, 2)}

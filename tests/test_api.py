@@ -175,7 +175,7 @@ def test_a_model_in_mid_download_tells_how_far_it_is(ground: Ground) -> None:
     assert ground.node.ready("half.bin").status == 200
 
 
-def test_a_ready_model_tells_what_it_is(ground: Ground) -> None:
+def test_a_ready_model_shows_the_same_document_in_api_and_ready_file(ground: Ground) -> None:
     with ground.held("whole.bin"):
         pass
     waited = ground.node.ready("whole.bin")

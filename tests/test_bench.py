@@ -45,7 +45,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("question", ["cold", "models"])
-def test_a_question_keeps_every_run(quick: tuple[Path, str], question: str) -> None:
+def test_a_benchmark_keeps_every_run(quick: tuple[Path, str], question: str) -> None:
     found = json.loads((quick[0] / f"{question}.json").read_text())
     rows = [row for case in found["cases"] for row in case["rows"]]
     assert all(row["runs"] or row["note"] for row in rows)

@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
-def test_a_file_that_is_right_is_0(file: Path) -> None:
+def test_a_right_file_ends_with_exit_code_0(file: Path) -> None:
     file.write_text("streams: 4\nmodels:\n  - ref: hf://org/model\n")
     ended = checked(file)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{file}: ok\n", "")

@@ -186,7 +186,7 @@ def test_json_is_what_the_api_says(ground: Ground) -> None:
     assert MIB <= removed["freed_bytes"] < MIB + (64 << 10), "blocks of the disk"
 
 
-def test_name_is_the_name_alone(ground: Ground) -> None:
+def test_output_name_prints_only_the_names(ground: Ground) -> None:
     ref = ground.have("name.bin")
     listed = [model["name"] for model in ground.node.ask("GET", "/v1/models").document["models"]]
     assert ground.node.cli("ls", "-o", "name").stdout.splitlines() == listed
@@ -195,7 +195,7 @@ def test_name_is_the_name_alone(ground: Ground) -> None:
         assert ground.node.cli(*words, "-o", "name").stdout == "name.bin\n", words
 
 
-def test_show_tells_one_fact_a_line(ground: Ground) -> None:
+def test_show_prints_one_fact_a_line(ground: Ground) -> None:
     ref = ground.have("facts.bin")
     shown, _, files = ground.node.cli("show", "facts.bin").stdout.partition("\n\n")
     lines = shown.splitlines()
@@ -368,7 +368,9 @@ def test_a_failure_has_its_exit_code_and_is_told_on_standard_error(
         (("ls", "-o", "xml"), "xml"),
     ],
 )
-def test_a_wrong_command_line_is_2(ground: Ground, words: tuple[str, ...], told: str) -> None:
+def test_a_wrong_command_line_ends_with_exit_code_2(
+    ground: Ground, words: tuple[str, ...], told: str
+) -> None:
     ended = ground.node.cli(*words)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert told in ended.stderr
@@ -386,7 +388,7 @@ def test_authorities_that_cannot_be_read_are_refused_before_the_first_pull(
     assert origin.requests == []
 
 
-def test_no_space_is_7(origin: Origin, root: Path) -> None:
+def test_a_lack_of_space_ends_with_exit_code_7(origin: Origin, root: Path) -> None:
     ref = origin.add("/it.bin", noise(MIB))
     assert_failed(direct(ref, root, CACHD_RESERVE_FREE="100000TiB"), 7, "too_big")
 

@@ -425,5 +425,5 @@ def test_sizes_are_spelled_in_one_place() -> None:
     ("seconds", "text"),
     [(0.04, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.6, "1m00s"), (3600, "1h00m"), (90_000, "1d01h")],
 )
-def test_a_time_has_two_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_two_units(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

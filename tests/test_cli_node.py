@@ -119,7 +119,7 @@ def test_another_user_who_took_the_port_of_the_daemon_gets_no_token(tmp_path: Pa
     assert "canary" not in heard
 
 
-def test_a_listener_is_its_users() -> None:
+def test_the_users_who_listen_on_a_port_are_found() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         assert listening_users(listening.getsockname()[1]) == set()

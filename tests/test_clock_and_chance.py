@@ -94,7 +94,7 @@ def test_no_module_reads_a_clock_or_chance() -> None:
         "from random import choice\ndef f(some):\n    return choice(some)",
     ],
 )
-def test_a_direct_read_is_found(source: str) -> None:
+def test_a_direct_read_of_a_clock_or_of_chance_is_found(source: str) -> None:
     assert list(reads(source))
 
 

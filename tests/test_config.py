@@ -281,7 +281,7 @@ LISTED = [
 ]
 
 
-def test_models_are_wishes_with_what_goes_with_them(file: Path) -> None:
+def test_listed_models_are_model_specs_with_required_pin_and_priority(file: Path) -> None:
     models = load(config=written(file, models=LISTED)).models
     assert [model.spec for model in models] == [
         ModelSpec(Ref.parse("hf://org/model@main"), "org--model"),

@@ -244,7 +244,7 @@ def test_what_came_over_tls_before_the_end_counts_and_then_the_end_is_told(
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["tls", "tls in tls"])
-def test_a_tls_wire_that_broke_is_let_go_at_once(tmp_path: Path, nested: bool) -> None:
+def test_a_broken_tls_wire_is_freed_at_once(tmp_path: Path, nested: bool) -> None:
     gc.collect()
     gc.disable()
     try:

@@ -212,7 +212,7 @@ def patches(source: str) -> list[int]:
         "from unittest.mock import patch",
     ],
 )
-def test_a_patch_of_cachd_is_found(line: str) -> None:
+def test_a_test_that_patches_cachd_is_found(line: str) -> None:
     assert patches(line)
     assert not patches("import os; os.umask = None; from cachd.model import Ref; ref = Ref.parse('x')")
 

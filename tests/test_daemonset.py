@@ -446,7 +446,7 @@ def test_the_example_waits_until_the_model_is_ready_and_holds_it_until_it_is_tol
 # --- the image -------------------------------------------------------------------------------------------
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     linted = tool("hadolint", ROOT / "Dockerfile")
     assert linted.returncode == 0, linted.stdout
 

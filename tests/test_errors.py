@@ -5,7 +5,7 @@ from __future__ import annotations
 from cachd.errors import CachdError, TooBig
 
 
-def test_an_error_says_its_code_detail_mend_class_and_numbers() -> None:
+def test_an_error_has_its_code_detail_hint_class_and_numbers() -> None:
     error = TooBig("it is wrong", code="wrong", hint="do it right", need=5)
     assert str(error) == "it is wrong (do it right)"
     assert error.as_document() == {

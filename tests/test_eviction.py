@@ -101,7 +101,9 @@ def test_never_more_goes_than_is_needed_and_all_that_may_when_that_is_too_little
 
 @examples(20)
 @given(nodes(), needs, claims)
-def test_what_is_protected_never_goes(node: list[Candidate], need: int, claimed: set[Digest]) -> None:
+def test_a_protected_snapshot_is_never_evicted(
+    node: list[Candidate], need: int, claimed: set[Digest]
+) -> None:
     assert not [c for c in choose(node, need=need, now=NOW, claimed=claimed) if c.candidate.protected]
     assert not [c for c in expired(node, unused_seconds=0, now=NOW) if c.candidate.protected]
 
@@ -133,7 +135,7 @@ def test_each_choice_says_why_and_what_it_really_frees(
 
 @examples(12)
 @given(nodes(), needs)
-def test_what_frees_nothing_stays(node: list[Candidate], need: int) -> None:
+def test_a_snapshot_whose_eviction_frees_nothing_stays(node: list[Candidate], need: int) -> None:
     """However little it is worth: a snapshot all of whose blobs a protected one holds."""
     everything = {b: s for c in node for b, s in c.blobs.items()}
     keeper = Candidate("keeper", ("keeper",), everything, Use(NOW), 1.0, protected="pinned")
@@ -188,7 +190,7 @@ def test_two_snapshots_of_the_same_blobs_go_together_or_not_at_all() -> None:
     assert choose([pair[0], replace(pair[1], protected="pinned")], need=GB, now=NOW) == []
 
 
-def test_no_giant_goes_for_a_few_bytes() -> None:
+def test_a_huge_snapshot_is_not_evicted_for_a_few_bytes() -> None:
     node = [snapshot("giant", 700 * GB, age=2 * DAY), snapshot("small", GB, age=DAY)]
     assert names(choose(node, need=GB, now=NOW)) == ["small"]
 

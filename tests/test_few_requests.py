@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 import time
@@ -20,13 +19,14 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.pauses import Pauses, is_pause
 from tests.conftest import Engine, spec_of
 from tests.fetching import MIB, PATIENCE_SECONDS, http, refused
+from tests.ground.checksums import sha256sums
 from tests.ground.models import noise
 from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.ground.site import until
 
 Engines = Callable[..., Engine]
 FILES = {**{f"{number:02}.json": noise(3000, number) for number in range(20)}, "w.bin": noise(20 * MIB)}
-SUMS = "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in FILES.items()).encode()
+SUMS = sha256sums(FILES)
 
 
 def served(asked: Asked) -> bytes:
@@ -166,7 +166,7 @@ def test_a_pause_is_of_one_origin_and_of_one_bucket() -> None:
         pauses.check(urlsplit(url), headers)
 
 
-def test_pauses_end_and_are_few() -> None:
+def test_pauses_end_and_their_number_is_bounded() -> None:
     now = [0.0]
     pauses = Pauses(lambda: now[0])
     for number in range(3000):

@@ -202,7 +202,7 @@ def test_a_tree_that_continues_elsewhere_gets_no_token(hub: Hub, tmp_path: Path)
         assert not other.requests
 
 
-def test_a_tree_that_is_a_page_is_told(hub: Hub) -> None:
+def test_a_page_in_place_of_a_tree_is_refused(hub: Hub) -> None:
     hub.add("org/m", FILES)
     hub.lacks = {"blobs"}
     page = "/api/models/org/m/tree/"

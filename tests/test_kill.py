@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ground.checksums import sha256sums
 from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.node import Node
@@ -69,7 +69,7 @@ def test_whenever_it_is_killed_the_model_is_whole_or_absent_and_then_ready(
     shards = {f"model-{i}.safetensors": noise(12 * MIB, seed * 10 + i) for i in range(3)}
     for name, content in shards.items():
         origin.add(f"/model/{name}", content)
-    origin.add("/model/SHA256SUMS", checksums(shards))
+    origin.add("/model/SHA256SUMS", sha256sums(shards))
     running = node(streams=2, allow=[f"{origin.url}/"])
     chosen = random.Random(seed)
     hold = origin.hold(f"/model/model-{chosen.randrange(3)}.safetensors", after=chosen.randrange(4 * MIB))
@@ -164,7 +164,3 @@ def assert_whole_or_absent(root: Path, expected: dict[str, bytes]) -> None:
     if (root / "ready/model.json").exists():
         assert set(digests(root / "models/model")) == set(expected)
         assert all((root / "models/model" / p).read_bytes() == content for p, content in expected.items())
-
-
-def checksums(files: dict[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in files.items()).encode()

@@ -411,13 +411,13 @@ class TestOptions:
     def test_there_is_no_limit_by_default(self) -> None:
         assert load().limits == Limits()
 
-    def test_limits_stand_in_the_file(self, tmp_path: Path) -> None:
+    def test_limits_are_read_from_the_file(self, tmp_path: Path) -> None:
         file = tmp_path / "cachd.yaml"
         file.write_text("limit_bytes_per_second: 1.5GB/s\nsource_limits: {hf: 200MB, s3: 1000, file: 0}\n")
         assert load(config=file).limits == Limits(1_500_000_000, {"hf": 200_000_000, "s3": 1000})
 
     @pytest.mark.parametrize("value", ["hf=200MB, s3=1GiB/s", '{"hf": "200MB", "s3": 1073741824}'])
-    def test_limits_stand_in_the_environment(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    def test_limits_are_read_from_the_environment(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
         monkeypatch.setenv("CACHD_LIMIT_BYTES_PER_SECOND", "5 MB")
         monkeypatch.setenv("CACHD_SOURCE_LIMITS", value)
         assert load().limits == Limits(5_000_000, {"hf": 200_000_000, "s3": 1 << 30})

@@ -293,6 +293,6 @@ GARBAGE: list[object] = [
 
 
 @pytest.mark.parametrize("document", GARBAGE, ids=lambda d: json.dumps(d)[-70:])
-def test_garbage_is_no_manifest(document: dict[str, object]) -> None:
+def test_garbage_is_not_a_manifest(document: dict[str, object]) -> None:
     with pytest.raises((Invalid, KeyError, TypeError)):
         Manifest.from_document(document)

@@ -53,7 +53,7 @@ def test_a_model_of_modelscope_is_published_with_its_own_digests(
     assert snapshot.repo == "m"
 
 
-def test_its_weights_can_be_chosen(scripted: ModelScope, engine: Engines) -> None:
+def test_the_weights_of_a_modelscope_model_can_be_chosen(scripted: ModelScope, engine: Engines) -> None:
     scripted.add("org/m", FILES)
     snapshot = engine(ms_endpoint=scripted.url).pull("ms://org/m:Q8_0", name="m")
     assert (snapshot.files, snapshot.left_out and snapshot.left_out.bytes) == (3, 3000)

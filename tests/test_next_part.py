@@ -62,7 +62,9 @@ def test_who_failed_rests_while_another_serves(suppliers: Suppliers, joined: Joi
     assert suppliers.most_turns(failed, 10.0) is None
 
 
-def test_even_when_all_rest_each_waits(suppliers: Suppliers, joined: Joined) -> None:
+def test_a_supplier_that_failed_rests_even_if_all_others_rest_too(
+    suppliers: Suppliers, joined: Joined
+) -> None:
     both = joined("one.test"), joined("two.test")
     for each in both:
         suppliers.failed(each, 0.0, 10.0)

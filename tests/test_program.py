@@ -63,7 +63,7 @@ def test_it_is_a_child_that_ends_by_signals(
         assert node._end(number) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
 
 
-def test_what_would_differ_is_executed(tmp_path: Path) -> None:
+def test_a_program_whose_environment_differs_is_executed_and_not_forked(tmp_path: Path) -> None:
     for name in ("LD_PRELOAD", "HF_HOME", "PYTHONHASHSEED"):
         assert not server().can_start({**os.environ, name: "0"})
     mask = os.umask(0o077)

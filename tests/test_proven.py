@@ -14,7 +14,7 @@ FILE = File("a", 5, "https://h/a", Digest("sha256", "5" * 64), base="https://h/"
 OTHER = File("b", 5, "https://h/b", Digest("sha256", "6" * 64), base="https://h/")
 
 
-def test_a_proof_outlives_the_daemon(tmp_path: Path) -> None:
+def test_a_proof_survives_a_restart(tmp_path: Path) -> None:
     Proven(tmp_path / "proven", lambda _: True).add(FILE)
     assert Proven(tmp_path / "proven", lambda _: True).has(FILE)
 

@@ -294,7 +294,7 @@ def test_a_passing_fault_costs_a_retry_and_no_byte_of_the_model(
         assert b'cachd_origin_retries_total{reason="' in running.metrics.text()
 
 
-def test_a_connection_that_broke_is_let_go_at_once(origin: Origin, engine: Engines) -> None:
+def test_a_broken_connection_is_freed_at_once(origin: Origin, engine: Engines) -> None:
     """Its buffers and its descriptor do not wait for a collection, which a daemon at rest makes seldom."""
     content = noise(MIB)
     origin.add("/model.bin", content)

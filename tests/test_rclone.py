@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +11,7 @@ import pytest
 
 from tests.conftest import Engine
 from tests.fetching import KIB, MIB, PATIENCE_SECONDS, refused
+from tests.ground.checksums import sha256sums
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.raw import Asked, RawServer, ranged, reply
@@ -42,10 +42,6 @@ def signed(s3: Rclone, monkeypatch: pytest.MonkeyPatch) -> Rclone:
     return s3
 
 
-def sums_of(files: dict[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items()).encode()
-
-
 def pulled(running: Engine, ref: str, name: str = "it", **asked: object) -> dict[str, bytes]:
     """The files of the model that a pull of `ref` publishes, by path."""
     running.pull(ref, name=name, **asked)
@@ -70,7 +66,7 @@ def test_one_object_is_pulled_and_a_missing_one_is_named(signed: Rclone, engine:
         refused(partial(running.pull, ref, name="missing"), "file_not_found")
 
 
-def test_a_missing_bucket_is_told_apart(signed: Rclone, engine: Engines) -> None:
+def test_a_missing_bucket_has_its_own_error(signed: Rclone, engine: Engines) -> None:
     running = engine(s3_endpoint_url=signed.url, retries=0)
     for ref in ("s3://nowhere/m/", "s3://nowhere/m", "s3://nowhere/"):
         refused(partial(running.pull, ref, name="missing"), "bucket_not_found")
@@ -199,7 +195,7 @@ def test_a_server_without_keys_is_read_without(
 def test_an_entry_with_every_column_for_s3_and_checksums_beside_the_objects(
     s3: Rclone, engine: Engines, tmp_path: Path
 ) -> None:
-    for path, content in {**MODEL, "SHA256SUMS": sums_of(MODEL)}.items():
+    for path, content in {**MODEL, "SHA256SUMS": sha256sums(MODEL)}.items():
         s3.put(f"summed/m/{path}", content)
     (tmp_path / "keys").write_text(
         f"[node]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
@@ -226,11 +222,11 @@ def test_an_entry_with_every_column_for_s3_and_checksums_beside_the_objects(
 @pytest.fixture(scope="module", params=["http", "webdav"])
 def web(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rclone]:
     with Rclone(tmp_path_factory.mktemp("rclone") / "files", request.param) as started:
-        for path, content in {**MODEL, "SHA256SUMS": sums_of(MODEL)}.items():
+        for path, content in {**MODEL, "SHA256SUMS": sha256sums(MODEL)}.items():
             started.put(f"m/{path}", content)
         for name in ODD_NAMES:
             started.put(f"odd/{name}", name.encode())
-        started.put("odd/SHA256SUMS", sums_of({name: name.encode() for name in ODD_NAMES}))
+        started.put("odd/SHA256SUMS", sha256sums({name: name.encode() for name in ODD_NAMES}))
         yield started
 
 

@@ -138,7 +138,7 @@ def test_a_path_selects_exactly_what_it_names(typed: str, kept: list[str]) -> No
     assert [file.path for file in whole.select(spec.include, spec.exclude).files] == kept
 
 
-def test_a_file_in_the_ref_and_the_same_file_as_include_are_one_wish() -> None:
+def test_a_file_in_the_ref_and_the_same_file_as_include_are_equal_specs() -> None:
     assert ModelSpec.asked("org/model/a.gguf", "m") == ModelSpec.asked("hf://org/model", "m", ["a.gguf"])
 
 

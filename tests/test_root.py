@@ -59,7 +59,7 @@ def test_a_root_that_everybody_may_write_to_is_refused(root: Path) -> None:
     assert list(root.iterdir()) == []
 
 
-def test_a_root_of_another_user_is_refused_with_the_way_to_mend_it(root: Path) -> None:
+def test_a_root_of_another_user_is_refused_with_the_command_that_corrects_it(root: Path) -> None:
     with as_another_user() as place:
         (place / "root").mkdir(mode=0o555)
         (place / "root").chmod(0o555)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from cachd.sources.s3 import BucketSource
 from tests.conftest import Engine, spec_of
 from tests.fetching import KIB, MIB, PATIENCE_SECONDS, http, refused, resolve
 from tests.ground.bucket import Bucket, Refused
+from tests.ground.checksums import sha256sums
 from tests.ground.models import noise
 from tests.ground.origin import Origin, Saying, Status
 from tests.ground.raw import Asked, RawServer, ranged, reply
@@ -103,8 +103,7 @@ def test_a_web_server_that_lists_a_folder_as_an_empty_file_serves_the_model(
     origin: Origin, engine: Engines, root: Path
 ) -> None:
     files = {**MODEL, "onnx": b""}
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
-    for path, content in {**MODEL, "SHA256SUMS": sums.encode()}.items():
+    for path, content in {**MODEL, "SHA256SUMS": sha256sums(files)}.items():
         origin.add(f"/llama/{path}", content)
     assert pulled(engine(), root, f"{origin.url}/llama/") == MODEL
     assert not [seen for seen in origin.requests if seen.path == "/llama/onnx"]
@@ -312,7 +311,7 @@ def test_why_s3_refuses_an_object_is_told(
     assert "m/it" in error.detail
 
 
-def test_a_disabled_kms_key_is_told(bucket: Bucket, engine: Engines) -> None:
+def test_a_disabled_kms_key_has_its_own_error(bucket: Bucket, engine: Engines) -> None:
     path = bucket.put("m/it", WEIGHTS)
     bucket.fault(path, Refused(400, "KMS.DisabledException"), methods=["HEAD", "GET"])
     refused(lambda: engine(s3_endpoint_url=bucket.url, retries=0).pull("s3://models/m/it"), "kms_denied")

@@ -295,7 +295,7 @@ def test_a_scrub_finds_the_damage_by_itself(hub: Hub, node: Callable[..., Node])
 
 
 @pytest.mark.parametrize("what", ["view", "blob"])
-def test_a_look_sees_by_itself_what_an_operator_deleted(
+def test_the_periodic_check_finds_what_an_operator_deleted(
     origin: Origin, engine: Callable[..., Engine], root: Path, what: str
 ) -> None:
     """With no scrub at all."""

@@ -64,7 +64,9 @@ def after(count: int, seconds: float, cpu_seconds: float) -> ShortTasks:
         (0.03, 0.0003, 100),
     ],
 )
-def test_as_many_are_enough_as_wait(seconds: float, cpu_seconds: float, enough: int) -> None:
+def test_enough_tasks_run_to_use_the_cpu_while_others_wait(
+    seconds: float, cpu_seconds: float, enough: int
+) -> None:
     tasks = after(16, seconds, cpu_seconds)
     assert tasks.are_enough(enough, 0.0)
     assert not tasks.are_enough(enough - 1, 0.0)
@@ -76,7 +78,7 @@ def test_the_task_that_waited_least_for_the_interpreter_decides() -> None:
     assert tasks.are_enough(1, 0.0)
 
 
-def test_a_few_tasks_decide_nothing() -> None:
+def test_a_few_tasks_do_not_limit_the_threads() -> None:
     assert not after(15, 0.0003, 0.0003).are_enough(MANY, 0.0)
 
 

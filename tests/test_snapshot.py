@@ -21,7 +21,7 @@ patterns = st.lists(visible, max_size=3).map(tuple)
 
 
 @given(refs, st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,10}", fullmatch=True), patterns, patterns)
-def test_a_wish_survives_its_document(
+def test_a_model_spec_survives_its_document(
     ref: str, name: str, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> None:
     spec = ModelSpec(Ref.parse(ref), name, include, exclude)
@@ -42,13 +42,13 @@ def test_a_wish_survives_its_document(
     ],
     ids=json.dumps,
 )
-def test_garbage_is_no_wish(wrong: dict[str, object]) -> None:
+def test_garbage_is_not_a_model_spec(wrong: dict[str, object]) -> None:
     good = ModelSpec(Ref.parse("hf://org/model"), "model").as_document()
     with pytest.raises((Invalid, KeyError, TypeError)):
         ModelSpec.from_document({**good, **wrong})
 
 
-def test_a_wish_has_a_name_that_is_allowed() -> None:
+def test_a_model_spec_has_an_allowed_name() -> None:
     assert code_of(lambda: ModelSpec(Ref.parse("hf://org/model"), "a/b")) == "bad_name"
 
 
@@ -83,7 +83,7 @@ def test_a_name_with_two_dashes_is_one_word_in_the_hub_view_and_no_repository_of
         ("s3://bucket/prefix/", "main"),
     ],
 )
-def test_a_hub_client_asks_for_the_branch_the_wish_names(ref: str, revision: str | None) -> None:
+def test_a_hub_client_asks_for_the_branch_that_the_spec_names(ref: str, revision: str | None) -> None:
     snapshot = snapshot_of(ModelSpec(Ref.parse(ref), "mine"), manifest(file()), 1.0)
     assert snapshot.hub_revision == revision
 

@@ -11,15 +11,14 @@ from cachd.model import SCHEMES, Ref
 from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.aws import Keys
 from cachd.sources.buckets import Service
-from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.modelscope import ModelScopeSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.shared_volume import SharedVolumeSource
-from cachd.sources.trust import Authorities
 from cachd.sources.web import WebSource
 from tests.contract_source import FILES, LARGE, OTHER_BYTES, Served, SourceContract
+from tests.fetching import http
 from tests.ground.bucket import Bucket
 from tests.ground.hub import Hub
 from tests.ground.models import write_sha256sums
@@ -29,13 +28,9 @@ from tests.ground.s3 import S3Server
 from tests.test_hub_cache import COMMIT, add_snapshot
 
 
-def http(ca_file: Path | None = None) -> Http:
-    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(str(ca_file) if ca_file else None))
-
-
 def web(origin: Origin) -> Served:
     return Served(
-        WebSource(http(origin.ca_file)),
+        WebSource(http(ca_file=origin.ca_file)),
         ref=Ref.parse(origin.add_model("model", FILES)),
         absent=Ref.parse(f"{origin.url}/absent/"),
         change=lambda: origin.add_model("model", {**FILES, LARGE: OTHER_BYTES}),

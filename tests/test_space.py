@@ -151,7 +151,7 @@ def test_a_journal_that_finds_no_room_ends_the_pull_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize(("before", "after"), [("v1", "v2"), ("main", "main")])
-def test_a_publish_that_finds_no_room_leaves_memory_and_disk_of_one_mind(
+def test_a_publish_on_a_full_disk_leaves_memory_and_disk_consistent(
     small_disk: Callable[..., Path], before: str, after: str
 ) -> None:
     """Out of inodes at the first step that needs one, the second, the third... until it has enough."""
@@ -232,7 +232,7 @@ def test_a_full_disk_can_be_opened_after_a_start_that_was_cut_off(small_disk: Ca
         assert store.names.get("org--model")
 
 
-def test_a_full_disk_can_be_opened_though_a_branch_needs_mending(small_disk: Callable[..., Path]) -> None:
+def test_a_full_disk_can_be_opened_though_a_branch_needs_repair(small_disk: Callable[..., Path]) -> None:
     root = small_disk(8 * MIB)
     with DiskStore(root) as store:
         publish(store, SMALL)

@@ -111,7 +111,7 @@ def test_a_lease_outlives_a_killed_daemon_and_a_dead_holder_for_its_time_only(
     assert list((running.root / ".cachd/leases").iterdir()) == []
 
 
-def test_the_command_line_tells_capacity_and_makes_room(served: tuple[Node, Origin]) -> None:
+def test_the_command_line_shows_capacity_and_frees_space(served: tuple[Node, Origin]) -> None:
     """Last of those that share the daemon: it evicts."""
     running, _ = served
     text = running.cli("capacity").stdout

@@ -19,13 +19,13 @@ import pytest
 from cachd.errors import Cancelled
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket
+from tests.ground.checksums import sha256sums
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Hold, IgnoreRange, Origin, Server
 from tests.ground.program import CACHD, Program, run
 from tests.ground.site import until
-from tests.test_kill import checksums
 
 KIB, MIB = 1 << 10, 1 << 20
 PATIENCE_SECONDS = 60.0
@@ -65,7 +65,7 @@ def place(request: pytest.FixtureRequest, origin: Origin, hub: Hub) -> Iterator[
             files = {f"{number}.bin": noise(SIZE // 6, number) for number in range(6)}
             for name, content in files.items():
                 origin.add(f"/it/{name}", content)
-            origin.add("/it/SHA256SUMS", checksums(files))
+            origin.add("/it/SHA256SUMS", sha256sums(files))
             yield Place(origin, f"{origin.url}/it/", SIZE, {})
 
 

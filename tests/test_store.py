@@ -151,7 +151,7 @@ def test_what_a_cut_off_life_was_building_or_deleting_is_gone(
     assert_whole(root, "org--model", ONE, commit=A)
 
 
-def test_wishes_are_remembered_until_they_are_forgotten(
+def test_pending_pulls_are_remembered_until_they_are_forgotten(
     store: DiskStore, root: Path, next_life: Callable[[], DiskStore]
 ) -> None:
     pending = [

@@ -20,6 +20,7 @@ from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.models import noise
 from tests.ground.origin import Fault, Flip, Origin, Short, Stall, Status, Trickle, Zeroed
 from tests.ground.site import until
+from tests.ground.weights import weights_of
 
 KIB, MIB = 1 << 10, 1 << 20
 CONTENT = noise(8 * MIB)
@@ -55,10 +56,6 @@ def ended(pull: Pull, seconds: float = PROMPT_SECONDS) -> None:
     pull.done.result(seconds)
 
 
-def published(root: Path, name: str) -> bytes:
-    return (root / "models" / name / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("streams", [1, 4])
 def test_a_stranger_who_drips_a_file_of_a_healthy_origin_does_not_hold_it_up(
     started: Start, origin: Origin, root: Path, streams: int
@@ -68,7 +65,7 @@ def test_a_stranger_who_drips_a_file_of_a_healthy_origin_does_not_hold_it_up(
     evil = begin(running, origin, "evil")
     until(lambda: origin.bytes_sent(EVIL) > KIB)
     ended(begin(running, origin, "good"))
-    assert published(root, "good") == CONTENT
+    assert weights_of(root, "good") == CONTENT
     assert not (root / "models/evil").exists()
     assert origin.bytes_sent(GOOD) <= len(CONTENT) + PROOF_BYTES + MIB
     assert not evil.done.done(), "it must prove on its own that it has the file"
@@ -92,7 +89,7 @@ def test_a_bad_first_supplier_costs_the_next_little(
     until(lambda: good.progress.state == "downloading")
     hold.release()
     ended(good)
-    assert published(root, "good") == CONTENT
+    assert weights_of(root, "good") == CONTENT
     assert origin.bytes_sent(GOOD) <= len(CONTENT) + PROOF_BYTES + MIB
     if fault in (LIE, Status(403), Status(404)):
         with pytest.raises(CachdError):
@@ -116,7 +113,7 @@ def test_a_first_supplier_whose_pull_is_cancelled_leaves_its_bytes(
         first.done.result(PATIENCE_SECONDS)
     ended(second)
     hold.release()
-    assert published(root, "good") == CONTENT
+    assert weights_of(root, "good") == CONTENT
     assert origin.bytes_sent(GOOD) <= len(CONTENT) - 2 * MIB + PROOF_BYTES + MIB
 
 
@@ -134,7 +131,7 @@ def test_a_bad_supplier_that_joins_neither_slows_nor_spoils_a_healthy_one(
     until(lambda: evil.progress.state == "downloading" or evil.done.done())
     hold.release()
     ended(good)
-    assert published(root, "good") == content
+    assert weights_of(root, "good") == content
     assert origin.bytes_sent(GOOD) <= len(content) + PROOF_BYTES + 4 * IN_FLIGHT_BYTES
     assert not (root / "models/evil").exists()
 
@@ -145,7 +142,7 @@ def test_what_a_slow_supplier_sent_is_not_fetched_again(started: Start, origin: 
     evil = begin(running, origin, "evil")
     until(lambda: evil.progress.done >= 5 * MIB)
     ended(begin(running, origin, "good"))
-    assert published(root, "good") == CONTENT
+    assert weights_of(root, "good") == CONTENT
     assert origin.bytes_sent(GOOD) <= 3 * MIB + PROOF_BYTES + MIB
 
 
@@ -162,7 +159,7 @@ def test_the_parts_of_a_liar_are_the_only_ones_fetched_again(
     good = begin(running, origin, "good", content)
     ended(good)
     hold.release()
-    assert published(root, "good") == content
+    assert weights_of(root, "good") == content
     assert origin.bytes_sent(GOOD) <= len(content) + PROOF_BYTES + 2 * MIB
     with pytest.raises(Corrupt):
         evil.done.result(PATIENCE_SECONDS)
@@ -218,7 +215,7 @@ def test_a_download_that_is_paused_for_space_asks_its_origin_for_nothing(
     assert origin.bytes_sent(GOOD) - sent <= IN_FLIGHT_BYTES + MIB
     running.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)
     ended(pull)
-    assert published(root, "good") == content
+    assert weights_of(root, "good") == content
     assert origin.bytes_sent(GOOD) <= size + 2 * IN_FLIGHT_BYTES
 
 
@@ -274,13 +271,13 @@ def test_a_source_that_states_another_size_for_a_digest_does_not_hold_up_who_com
     if hold is not None:
         assert hold.reached.wait(PATIENCE_SECONDS)
     ended(begin(running, origin, "good", lie.content))
-    assert published(root, "good") == lie.content
+    assert weights_of(root, "good") == lie.content
     if hold is not None:
         assert not evil.done.done()
         hold.release()
     with pytest.raises(Corrupt):
         evil.done.result(PATIENCE_SECONDS)
-    assert published(root, "good") == lie.content
+    assert weights_of(root, "good") == lie.content
     assert not (root / "models/evil").exists()
 
 
@@ -297,7 +294,7 @@ def test_a_source_that_states_another_size_for_a_digest_does_no_harm_to_who_came
     assert not good.done.done()
     hold.release()
     ended(good)
-    assert published(root, "good") == lie.content
+    assert weights_of(root, "good") == lie.content
     assert origin.bytes_sent(GOOD) <= len(lie.content) + IN_FLIGHT_BYTES
 
 
@@ -319,7 +316,7 @@ def test_what_an_honest_source_sent_stays_when_a_liar_states_another_size(
     again = begin(running, origin, "good")
     ended(again)
     assert again.progress.now.resumed >= 2 * MIB
-    assert published(root, "good") == CONTENT
+    assert weights_of(root, "good") == CONTENT
 
 
 # --- which supplier takes a part: decided without a clock, a disk or a network ---

@@ -180,7 +180,9 @@ def test_no_plain_token_stays_in_memory(tmp_path: Path) -> None:
 
 
 @hypothesis.given(st.binary(max_size=200))
-def test_no_content_breaks_the_reading(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_content_of_a_token_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.mktemp("any") / "tokens"
     file.write_bytes(content)
     try:

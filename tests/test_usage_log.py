@@ -26,7 +26,7 @@ def test_a_model_asked_for_stays_and_one_that_is_only_read_by_the_clock_of_its_f
     assert small.names == ["b", "c", "d", "e"]
 
 
-def test_uses_outlive_the_daemon(disk: Disks, engine: Engines, origin: Origin) -> None:
+def test_the_usage_log_survives_a_restart(disk: Disks, engine: Engines, origin: Origin) -> None:
     root = disk(40 * MIB)
     from cachd.config import Config
     from cachd.daemon.parts import assembled

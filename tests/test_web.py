@@ -14,6 +14,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.probe import COUNTED_BYTES
 from cachd.sources.web import WebSource
 from tests.fetching import EITHER, HEX, SOON_SECONDS, http, read, refused, resolve
+from tests.ground.checksums import sha256sums
 from tests.ground.models import noise
 from tests.ground.origin import (
     ChangeETag,
@@ -32,8 +33,7 @@ def listed(origin: Origin, **files: bytes) -> str:
     """A directory with SHA256SUMS; its URL."""
     for name, content in files.items():
         origin.add(f"/model/{name}", content)
-    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()]
-    origin.add("/model/SHA256SUMS", "".join(lines).encode())
+    origin.add("/model/SHA256SUMS", sha256sums(files))
     return f"{origin.url}/model/"
 
 

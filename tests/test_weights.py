@@ -18,12 +18,9 @@ from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import Ground, assert_problem
 from tests.ground.values import code_of
+from tests.ground.weights import index
 
 Engines = Callable[..., Engine]
-
-
-def index(*names: str) -> bytes:
-    return json.dumps({"weight_map": {f"layer.{n}": name for n, name in enumerate(names)}}).encode()
 
 
 def numbered(name: str, of: int, *numbers: int) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ Form = Annotated[
     Field(
         max_length=100,
         description=f"the form of the weights to pull: all (default), {', '.join(FORMATS)}, or a quantisation"
-        " such as gguf:Q4_K_M; what is no weights is pulled with them",
+        " such as gguf:Q4_K_M; other files are always pulled, too",
     ),
 ]
 
@@ -36,7 +36,7 @@ class Asked(BaseModel):
 
     ref: str = Field(
         description="where the model comes from: org/model[@revision] or org/model/file on the Hugging Face"
-        " Hub, the same as a huggingface.co URL, s3://bucket/prefix/, https://host/file, https://host/dir/"
+        " Hub, also as a huggingface.co URL; s3://bucket/prefix/, https://host/file, https://host/dir/"
         " or file:///path"
     )
     name: str | None = Field(

@@ -22,8 +22,8 @@ router = APIRouter(prefix="/v1", tags=["models"])
 async def resolve(request: Request, asked: AskedResolve, services: AnyServices, lanes: AnyLanes) -> Response:
     """Ask the source of a ref for its files, and show what a pull would fetch and evict. Pulls nothing.
 
-    It answers with the error that a pull would end with when the source, the rules of this node or the
-    patterns refuse it. The source is no longer asked when the client hangs up or `seconds` are over. At most
+    If a pull would be refused by the source, by the rules of this node or for its patterns, the answer is the
+    error of that pull. cachd stops asking the source when the client hangs up or `seconds` are over. At most
     10,000 files are listed.
     """
     spec = asked.spec()

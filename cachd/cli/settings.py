@@ -72,8 +72,7 @@ def options(
     from cachd import config
 
     if effective:
-        there = server and ask(server, token_file, lambda client: client.get("/v1/options"))
-        in_force = there or _options_here(config_file)
+        in_force = _options_of(server, token_file) if server else _options_here(config_file)
         show(in_force, output, lambda: printed.show_options(in_force))
         return
     rows = list(config.table())
@@ -111,6 +110,11 @@ async def _limited(client: Client, rate: str | None, source: str | None) -> dict
     if source is None:
         return await client.set_limits({**limits, "bytes_per_second": limit})
     return await client.set_limits({**limits, "sources": {**limits["sources"], source: limit}})
+
+
+def _options_of(server: str, token_file: Path | None) -> dict[str, Any]:
+    """The options of a running daemon."""
+    return ask(server, token_file, lambda client: client.get("/v1/options"))
 
 
 def _options_here(config_file: Path | None) -> dict[str, Any]:

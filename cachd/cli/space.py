@@ -66,7 +66,9 @@ def sweep(
     ] = False,
     everything: Annotated[
         bool,
-        typer.Option("--everything", help="also remove what ended pulls left within keep_unfinished_seconds"),
+        typer.Option(
+            "--everything", help="also remove partial downloads younger than keep_unfinished_seconds"
+        ),
     ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,

@@ -1,4 +1,4 @@
-"""Builds the sources."""
+"""Builds the sources, and the parts that they consist of, from the options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cachd.sources.trust import Authorities
 
 
 def build_sources(config: Config) -> Sources:
-    """The sources that the options describe. Raises Invalid or Unavailable."""
+    """The sources that the options describe. Raises Invalid."""
     return Sources(
         build_http(config),
         config.allow,
@@ -33,7 +33,10 @@ def build_sources(config: Config) -> Sources:
 
 
 def build_http(config: Config) -> Callable[..., Http]:
-    """Makes a client for an address policy and the keyword `authorities`. Raises Invalid."""
+    """Returns a function that makes a client for an address policy and the keyword `authorities`.
+
+    All these clients share one record of the origins that want a pause. Raises Invalid.
+    """
     return partial(
         Http,
         timeouts=Timeouts(config.connect_seconds, config.stall_seconds),
@@ -54,12 +57,11 @@ def authorities_of(config: Config) -> dict[str, Authorities]:
 
 
 def build_table(config: Config) -> Table:
-    """The entries of `sources`, with the endpoints that other options set."""
-    endpoints = {
-        name: [own for own in (options.get("endpoint"),) if own]
-        + [f"https://{host}" for host in SCHEMES[name].hosts]
-        for name, options in _of_schemes(config).items()
-    }
+    """The entries of `sources`, and the URLs at which each scheme's files can also be requested."""
+    endpoints = {name: [f"https://{host}" for host in scheme.hosts] for name, scheme in SCHEMES.items()}
+    for name, options in _of_schemes(config).items():
+        if own := options.get("endpoint"):
+            endpoints[name].append(own)
     return Table(config.sources, refuse=config.refuse, endpoints=endpoints)
 
 

@@ -53,13 +53,13 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
     {
         Code.configuration: Meaning(
             "the options of flags, environment and file, as `cachd check-config` does",
-            "a variable `CACHD_…` is no option",
+            "a variable `CACHD_…` is not an option",
             "an option is wrong",
         ),
         Code.configuration_in_force: Meaning(
-            "whether the daemon uses the file as it is on the disk",
-            "only an admin's token may ask",
-            "the daemon did not take the file over",
+            "whether the options in force are those of the file on the disk",
+            "the token has no role `admin`, which this check needs",
+            "the file is wrong, so the daemon still uses the previous options",
         ),
         Code.restart_needed: Meaning(
             "options of the file that the daemon uses only after a restart", "there are some"
@@ -70,17 +70,17 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
             "it does not answer at the address that was given, or refuses the token, or cannot write",
         ),
         Code.user: Meaning(
-            "whether this command runs as the daemon's user; root takes on that user",
-            "it runs as another one, so the checks of root and secrets are left out",
+            "whether this command runs as the daemon's user; root switches to it",
+            "it runs as another user, so the checks of root and secrets are skipped",
         ),
         Code.root: Meaning(
-            "owner and mode of the root, of all above it, and of cachd's own files in it",
+            "owner and mode of the root, of the directories above it, and of cachd's own files in it",
             "pods of other users cannot read it",
             "it is missing, is not writable, or somebody else could change it",
         ),
         Code.file_system: Meaning(
             "the file system of the root",
-            "it is of a network, or a container's own layer",
+            "it is a network file system, or a container's own layer",
             "it is mounted read-only, or smaller than `disk_at_least`",
         ),
         Code.hard_links: Meaning(
@@ -88,7 +88,8 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
             wrong="they cannot, or a directory of the root is another mount",
         ),
         Code.leases: Meaning(
-            "whether the kernel reports which files are open", "it does not, so only pins and leases protect"
+            "whether the kernel reports which files are open",
+            "it does not: only pins and leases protect models",
         ),
         Code.inotify: Meaning(
             "whether the kernel can watch all directories of the views",
@@ -114,29 +115,29 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
             "it is too low for the option `streams`",
         ),
         Code.threads: Meaning(
-            "whether all threads of a daemon can be started", wrong="the kernel refuses one"
+            "whether all threads of a daemon can be started", wrong="the kernel refuses a thread"
         ),
         Code.ca_file: Meaning(
             "certificate authorities for sources: readable, PEM, not expired",
-            "one has expired, or expires within 30 days; or the system has none",
-            "the file cannot be used, or all in it have expired",
+            "one has expired, or expires within 30 days; or the system has no authorities",
+            "the file cannot be used, or all its certificates have expired",
         ),
         Code.certificate: Meaning(
             "the API's own certificate", "it expires within 14 days", "it cannot be used, or has expired"
         ),
         Code.proxy: Meaning(
-            "whether each proxy can be connected to",
-            "a variable names a proxy, and the option `proxy` is not set",
+            "whether each proxy accepts connections",
+            "a variable names a proxy, but the option `proxy` is not set",
             "it cannot be reached",
         ),
         Code.dns: Meaning(
             "names of endpoints and proxies",
-            "an endpoint that is only a default has no address",
+            "the name of an endpoint that is only a default has no address",
             "a name has no address",
         ),
         Code.endpoint: Meaning(
             "whether each endpoint answers: those of options, of `sources` and of `models`",
-            "one that is only a default does not, or one answers 5xx",
+            "an endpoint that is only a default does not answer, or one answers 5xx",
             "it does not answer in time, or is refused by certificate or policy",
         ),
         Code.clock: Meaning(
@@ -161,7 +162,7 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         Code.required_models: Meaning("whether every model marked `required` is ready", wrong="one is not"),
         Code.model: Meaning(
             "the newest pull of each model, also where no daemon runs",
-            "the pull failed, and an earlier snapshot is ready; or it is being tried again",
+            "the pull failed, but an earlier snapshot is ready; or cachd will try it again",
             "it failed and nothing is ready, or the model is damaged or refused",
         ),
     }

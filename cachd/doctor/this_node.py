@@ -1,4 +1,4 @@
-"""Decides what "here" is: whether a daemon's address is of this node, and which user the daemon is."""
+"""Decides whether a daemon's address is of this node, and lets this process become the daemon's user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def _can_bind(family: int, address: tuple[object, ...]) -> bool:
 
 
 def can_become(uid: int, gid: int) -> bool:
-    """Whether this process is root's, and that user may read Python and cachd, which load modules later."""
+    """Whether `become` leaves a process that works: it is root's now, and the user may read Python and cachd.
+
+    Some of their modules are imported only later.
+    """
     if os.geteuid() != 0 or uid == 0:
         return False
     os.setegid(gid)

@@ -93,18 +93,18 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
     ),
     _Measured(
         "cachd_config_last_reload_successful",
-        "1 if the configuration file was taken over when it was last read; 0 if it is wrong, and the options"
-        " before it stay in force",
+        "1 if the configuration file was valid when it was last read; 0 if it is wrong, and the previous"
+        " options stay in force",
         lambda now: now.is_config_loaded,
     ),
     _Measured(
         "cachd_config_last_reload_timestamp_seconds",
-        "Unix time at which the configuration that is in force was taken over",
+        "Unix time at which the configuration in force was loaded",
         lambda now: now.config_loaded_at,
     ),
     _Measured(
         "cachd_config_waiting_options",
-        "Changed options of the configuration file that wait for a restart",
+        "Number of changed options in the configuration file that need a restart",
         lambda now: now.waiting_options,
     ),
     _Measured(

@@ -94,7 +94,7 @@ class Metrics:
     )
     hedged_bytes = _counter(
         "cachd_hedged_bytes_total",
-        "Bytes of parts of files that another connection took over, because theirs was far slower",
+        "Bytes that another connection fetched because the first one was far slower",
     )
     refetched_bytes = _counter(
         "cachd_refetched_bytes_total",

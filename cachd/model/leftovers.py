@@ -1,7 +1,8 @@
-"""Tells the files of a model from what systems and tools leave beside them, by their paths.
+"""Recognises, by their paths, files beside a model that are not part of it: those of systems and tools.
 
-Left out is what no engine reads, and what harms those that take all files with a suffix (`._a.safetensors`).
-A file that only a download leaves before it has ended shows that the files beside it may not be complete.
+They are left out, because no engine reads them. Some would even make an engine fail that loads all files with
+a suffix (`._a.safetensors`). Files of an unfinished download or copy are not left out: they show that the
+model may be incomplete.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from pathlib import Path
 from cachd.errors import Invalid
 
 _NAMES = (
-    # git; what ModelScope writes down
+    # git; metadata of ModelScope
     r"\.git|\.msc|\.mdl|\.mv",
     # fsck; snapshots that NetApp, ZFS, btrfs and NAS devices show in directories; GlusterFS, Lustre
     r"lost\+found|\.snapshots?|~snapshot|\.zfs|#snapshot|@Recently-Snapshot|\.glusterfs|\.lustre",
     # files that an NFS, FUSE or SMB client deleted and still reads
     r"\.nfs[0-9a-f]{16,}|\.fuse_hidden[0-9a-f]+|\.smbdelete[0-9A-Za-z]+",
-    # macOS: the second fork of a file, where the file system has none, and the directories of a volume
+    # macOS: resource forks on file systems without them, and directories at the top of a volume
     r"\._[^/]*|\.DS_Store|__MACOSX|\.Spotlight-V100|\.Trashes|\.fseventsd|\.TemporaryItems|\.apdisk",
     # Windows, NAS devices and desktops
     r"Thumbs\.db|ehthumbs\.db|[Dd]esktop\.ini|\$RECYCLE\.BIN|System Volume Information",
@@ -41,9 +42,9 @@ def is_left_out(path: str) -> bool:
 
 
 def unfinished(path: str) -> str | None:
-    """The path that a download or a copy has not ended, if `path` is what it leaves until then; or None.
+    """The path of the incomplete file, if `path` belongs to an unfinished download or copy; else None.
 
-    aria2 writes into the file itself, and what is left to do into `FILE.aria2`.
+    aria2 writes into the file itself and keeps its state in `FILE.aria2`, so the path is then `FILE`.
     """
     if not any(_UNFINISHED.fullmatch(part) for part in path.split("/")):
         return None
@@ -55,10 +56,11 @@ def control_file(path: Path) -> Path:
     return path.with_name(path.name + _OF_ARIA2)
 
 
-def still_begun(shown: Path | str) -> Invalid:
-    """The error for what a download or a copy leaves until it has ended."""
+def not_ended(shown: Path | str) -> Invalid:
+    """The error for a file of an unfinished download or copy."""
     return Invalid(
-        f"{str(shown)!r:.300} is what a download or a copy leaves until it has ended",
+        f"{str(shown)!r:.300} belongs to a download or a copy that has not ended",
         code="incomplete_model",
-        hint="let it end and start it again if it has broken off; or remove it, or exclude it by a pattern",
+        hint="wait until it has ended, or start it again if it broke off; remove a leftover, or exclude it by"
+        " a pattern",
     )

@@ -1,7 +1,8 @@
 """Finds numbered sets of weights with a gap: `model-00001-of-00003.safetensors` without the other two.
 
 Two forms do not say how many files there are: `consolidated.00.pth`, of which there may be one, and
-`m.gguf-split-a`, of which there are two or more. There a gap is what is missing before the last one.
+`m.gguf-split-a`, of which there are two or more. For these, a file after the last one cannot be known to be
+missing.
 """
 
 from __future__ import annotations

@@ -51,16 +51,16 @@ _OF_OTHERS = Placeholder(
     "a pointer of git-xet or git-annex", "fetch the content in that repository, and copy the files again"
 )
 _LINK = Placeholder(
-    "a symbolic link in the form of a text",
-    "the file system keeps no links: mount it with them (mfsymlinks for SMB), or copy the files with"
+    "a symbolic link stored as text",
+    "the file system does not support links: mount it so that it does (mfsymlinks for SMB), or copy with"
     " `cp --dereference`",
 )
 _DOCUMENT = Placeholder(
     "a page or an error document", "open its address in a browser, and check what the server stores there"
 )
 _FRAMES = Placeholder(
-    "an upload in its frames (aws-chunked), not the file itself",
-    "the S3 server does not know how this client uploads: update it, or upload the file with another client",
+    "an upload stored with its chunk frames (aws-chunked), not the file itself",
+    "the S3 server does not support chunked uploads: update it, or upload the file with another client",
 )
 
 
@@ -75,9 +75,9 @@ def may_be_pointer(path: str, size: int) -> bool:
 
 
 def pointer(path: str, content: bytes) -> Placeholder | None:
-    """What the complete content of a file that may be a pointer is; None if it is none of these.
+    """The kind of pointer or link that the complete content of a file is; None if it is none.
 
-    A text may well begin as a pointer does, so it is one only if nothing else is in it.
+    A text file may quote a pointer, so it counts as one only if it has nothing else in it.
     """
     if not is_binary(path):
         return _OF_LFS if _ONLY_LFS.fullmatch(content) else None
@@ -88,12 +88,12 @@ def pointer(path: str, content: bytes) -> Placeholder | None:
 
 
 def page(begin: bytes) -> Placeholder | None:
-    """The same for the first bytes of a binary file of any size."""
+    """Whether a binary file begins as a page or an error document does; None if not."""
     return _DOCUMENT if _PAGE.match(begin) else None
 
 
 def frames(opened: BinaryIO) -> Placeholder | None:
-    """The same for a binary file of any size, read from its begin. Raises OSError."""
+    """Whether a binary file begins with the frames of an upload; None if not. Raises OSError."""
     first = _FRAME.match(opened.read(_LONGEST_FRAME_LINE))
     if first is None:
         return None

@@ -22,7 +22,7 @@ _LIMIT = Limit(tokens=20_000_000)  # twelve for each tensor
 _PIECE_BYTES = 64 << 10
 _ZIP, _END_OF_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 _LONGEST_END_BYTES = 22 + 65_535  # the end record of a ZIP archive, with its comment
-_WITH_HEADER, _ZEROS = (".safetensors", ".gguf"), 16  # bytes of a header of which one is not zero
+_WITH_HEADER, _ZEROS = (".safetensors", ".gguf"), 16  # a real header has a byte other than zero among so many
 _ZIPS = (".bin", ".pt", ".pth", ".ckpt", ".npz")
 
 
@@ -34,7 +34,7 @@ def shortage(path: str, size: int, opened: BinaryIO) -> str | None:
     name = path.lower()
     if name.endswith(_WITH_HEADER):
         if not any(opened.read(_ZEROS)):
-            return "its header is missing or has zeros alone"
+            return "its header is missing or has only zeros"
         opened.seek(0)
     if name.endswith(".safetensors"):
         needed = _of_safetensors(size, opened)

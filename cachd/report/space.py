@@ -68,7 +68,11 @@ class ViewsReport:
 
 @report
 class CapacityReport:
-    """The file system, the space of the models, and every snapshot, the largest first."""
+    """The file system, the space of the models, and every snapshot, the largest first.
+
+    The fields are those of `Capacity` (store/capacity.py). `over_bytes`: bytes taken or reserved beyond the
+    limit or the reserve.
+    """
 
     total_bytes: int
     free_bytes: int

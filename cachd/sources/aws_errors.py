@@ -1,4 +1,4 @@
-"""Turns the exceptions of botocore into those of cachd."""
+"""Turns the exceptions of botocore into those of cachd, with a code and a hint for each refusal of S3."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WRONG_KEYS = (
     "AuthFailure",
 )
 # What botocore raises for an answer that is not S3's, or for a malformed number in one.
-_NO_LISTING = (ResponseParserError, ValueError, TypeError, KeyError)
+_INVALID_ANSWER = (ResponseParserError, ValueError, TypeError, KeyError)
 _CONFIGURATION = (ProfileNotFound, InvalidConfigError, ConfigNotFound, PartialCredentialsError)
 _KMS = re.compile(r"\bkms\b", re.IGNORECASE)
 
@@ -49,9 +49,9 @@ def bucket_errors(shown: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _by_code(shown, error) from error
-    except (BotoCoreError, NoCredentialsError) as error:
+    except BotoCoreError as error:
         raise _of_client(shown, error) from error
-    except _NO_LISTING as error:
+    except _INVALID_ANSWER as error:
         raise Unavailable(
             f"{shown}: the answer is not a valid answer of S3", code="origin_protocol"
         ) from error
@@ -132,8 +132,7 @@ def _by_status(shown: str, code: str, status: int) -> CachdError:
         return Forbidden(
             f"{shown}: {code}",
             code="source_forbidden",
-            hint="it does not exist, or may not be read (s3:GetObject, s3:ListBucket) with the credentials"
-            " that are set, or without any;"
+            hint="it does not exist, or the credentials in use (or none) lack s3:GetObject or s3:ListBucket;"
             " if its owner lets the requester pay, set requester_pays: true in `sources`",
             origin_status=status,
         )

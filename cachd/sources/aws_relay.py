@@ -24,7 +24,7 @@ _EXPECTED = re.compile(rb"expecting '([a-z0-9-]{1,32})'")  # the message of serv
 _SIGNED_FOR = re.compile(r"Credential=[^/]*/[0-9]*/([^/]*)/")
 _BUSY = re.compile(rb"<Code>\s*(SlowDown|RequestLimitExceeded|Throttling|TooManyRequests)\s*</Code>")
 _EXPIRED = re.compile(rb"<Code>\s*(ExpiredToken|ExpiredTokenException|TokenRefreshRequired)\s*</Code>")
-# What servers answer that want the bucket in the host's name: Alibaba OSS, Tencent COS, Huawei OBS, TOS.
+# Answers of servers that require the bucket in the host's name: Alibaba OSS, Tencent COS, Huawei OBS, TOS.
 _WANTS_VIRTUAL = re.compile(
     rb"<Code>\s*(SecondLevelDomainForbidden|PathStyleDomainForbidden|VirtualHostDomainRequired"
     rb"|InvalidPathAccess)\s*</Code>"

@@ -76,7 +76,7 @@ class BucketListing:
             after = page.get("NextMarker") or (entries[-1].key if entries else "")
             if after <= query.get("Marker", ""):
                 raise Unavailable(
-                    f"{shown}: the listing says that it goes on after {after!r:.200}, and does not",
+                    f"{shown}: the listing says that more follows {after!r:.200}, but repeats its entries",
                     code="origin_protocol",
                 )
             operation = "list_objects"
@@ -85,7 +85,7 @@ class BucketListing:
         raise too_large(f"the listing of {shown}", _MAX_PAGES, unit="pages")
 
     def _page(self, operation: str, query: Mapping[str, str], cancel_token: CancelToken) -> Mapping[str, Any]:
-        """One page. Raises ValueError for a document that has nothing of a listing, such as HTML."""
+        """One page. Raises ValueError for a document that is not a listing, such as HTML."""
         page: Mapping[str, Any] = self._buckets.ask(
             query["Bucket"], cancel_token, lambda client: getattr(client, operation)(**query)
         )
@@ -95,7 +95,7 @@ class BucketListing:
 
 
 def _is_truncated(page: Mapping[str, Any], keys: int) -> bool:
-    """Whether a listing goes on after this page."""
+    """Whether more pages of the listing follow this one."""
     if "IsTruncated" in page:
         return bool(page["IsTruncated"])
     is_full = keys >= (page.get("MaxKeys") or _PAGE_KEYS)

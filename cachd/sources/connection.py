@@ -41,7 +41,8 @@ class Connection:
     """One connection to an origin. Its first request dials it; after use it returns to its thread's pool.
 
     An idle connection holds no reference to its pool, so it is freed, and its socket closed, with the pool
-    when the thread ends.
+    when the thread ends. Once it is dialled, `wire` is the socket, `addresses` are the checked addresses of
+    the host (see `Dialled`), and `proxy` is the proxy that it goes through, if any.
     """
 
     def __init__(

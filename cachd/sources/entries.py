@@ -75,7 +75,7 @@ class Entry(BaseModel):
     allow: FlagOrItems | None = Field(
         None,
         description="`true`: models from here may be pulled, even from a private host or over plain http;"
-        " a list of `org/`, `bucket/` or `host/`, if the prefix is a scheme alone: only these may be pulled;"
+        " if the prefix is only a scheme, a list of `org/`, `bucket/` or `host/`: only these may be pulled;"
         " a list of patterns: only files that match one",
     )
     refuse: FlagOrItems | None = Field(

@@ -155,8 +155,8 @@ def check_is_one_model(top: Path, check: Callable[[Path], Path]) -> None:
                 f"{top} is a cache of the Hub with {len(found)} repositories, not a model:"
                 f" {_listed([at + name for name in found])}",
                 code="several_models",
-                hint=f"pull one of them, such as file://{cache / found[0]}; it stands in the Hub view only if"
-                " the request gives its hub_id",
+                hint=f"pull one of them, such as file://{cache / found[0]}; it appears in its Hub folder only"
+                " if the request gives its hub_id",
             )
 
 

@@ -226,6 +226,6 @@ class Response:
         self._window_began, self._window_got = now, self._got
 
     def _check_end(self) -> None:
-        """Raises Unavailable when a body without a Content-Length goes on after the expected size."""
+        """Raises Unavailable when a body without a Content-Length continues after the expected size."""
         if self.stated_length is None and not self._is_long and self._receive(memoryview(bytearray(1))):
-            raise protocol_error(self._shown, f"the body goes on after the expected {self._size} bytes")
+            raise protocol_error(self._shown, f"the body continues after the expected {self._size} bytes")

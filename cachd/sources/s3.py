@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import MAX_FILES, Digest, Extent, File, Manifest, Ref, Unusable
 from cachd.model.bucket import bucket_and_key
-from cachd.model.leftovers import still_begun, unfinished
+from cachd.model.leftovers import not_ended, unfinished
 from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys
@@ -146,7 +146,7 @@ class BucketSource:
         if not files and not begun:
             raise _empty(ref.base)
         return _manifest_of(
-            ref, files, [Unusable(begun[path], still_begun(f"{ref.base}: {path}")) for path in sorted(begun)]
+            ref, files, [Unusable(begun[path], not_ended(f"{ref.base}: {path}")) for path in sorted(begun)]
         )
 
     def _only_file(
@@ -162,7 +162,7 @@ class BucketSource:
             )
         if not single.size:
             raise NotFound(
-                f"{ref.base} is an empty object, as tools leave for a folder, and there is none below it",
+                f"{ref.base} is an empty object that stands for a folder, and no object is below it",
                 code="file_not_found",
                 hint="check the prefix: the objects may be elsewhere, or not uploaded yet",
             )

@@ -65,7 +65,7 @@ class Sources:
         self._lock = threading.Lock()
         self.change(allow, table)
         endpoints = (columns.get("endpoint") for columns in options.values())
-        self._in_force.address_policy.also(filter(None, endpoints))
+        self._in_force.address_policy.also(filter(None, endpoints))  # raises Invalid for a malformed one
 
     @property
     def table(self) -> Table:

@@ -13,7 +13,7 @@ from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.foreign import too_large
 from cachd.model import Digest, File, Manifest, Unusable, check_path, quoted
-from cachd.model.leftovers import control_file, is_left_out, still_begun
+from cachd.model.leftovers import control_file, is_left_out, not_ended
 from cachd.sources import checksums
 from cachd.sources.hub_cache import HubCache, check_is_one_model
 from cachd.sources.hub_downloads import unfinished_in
@@ -58,7 +58,7 @@ class Listing:
             self._digests = {top.name: digest} if digest else {}
             real = self._check(top)
             if os.path.lexists(control := control_file(top)):
-                raise still_begun(control)
+                raise not_ended(control)
             self._add(Found(check_path(top.name), top, real, regular(top, os.lstat(real))))
             return
         if digest:

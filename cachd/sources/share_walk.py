@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.model import Entries, Unusable, check_path
-from cachd.model.leftovers import is_left_out, still_begun, unfinished
+from cachd.model.leftovers import is_left_out, not_ended, unfinished
 from cachd.sources import beneath
 
 _ATOMIC = "..data"  # the link of a kubelet's atomic writer, whose names all begin with '..'
@@ -99,7 +99,7 @@ class Walk:
         shown, path = f"{folder.shown}{name}", folder.path / name
         try:
             if begun := unfinished(name):
-                return Unusable(f"{folder.shown}{begun}", still_begun(path))
+                return Unusable(f"{folder.shown}{begun}", not_ended(path))
             check_path(name)  # first: a name that is not UTF-8 is in no URL that could be checked
             real = self._check(path) if is_link else folder.real / name
             status = os.lstat(real)

@@ -71,10 +71,10 @@ def check_shards(
 
 
 def check_weights(manifest: Manifest, content: ContentStore) -> None:
-    """Raises Invalid for a file that is not the weights of its name: a pointer, a page, a part of them.
+    """Raises Invalid for a file whose content is not what its name says: a pointer, a page, cut-off weights.
 
-    A digest of the source does not help: it may be that of the pointer, or of what an upload has left. A blob
-    on which a pod holds a lease is not opened: it was published before, and so it was checked.
+    A matching digest does not rule this out: it may be the digest of the pointer or of an incomplete upload.
+    A blob on which a pod holds a lease is not opened: it was published before, and checked then.
     """
     for file in manifest.files:
         if placeholders.is_binary(file.path) or placeholders.may_be_pointer(file.path, file.size):
@@ -95,9 +95,9 @@ def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
         raise Invalid(f"{shown}: it is {found.what}", code="incomplete_model", hint=found.hint)
     if missing:
         raise Invalid(
-            f"{shown}, but {missing}: a copy or an upload of it has broken off, or still goes on",
+            f"{shown}, but {missing}: a copy or an upload of it broke off, or has not ended",
             code="incomplete_model",
-            hint="copy or upload the file again; SHA256SUMS beside it, written last, tells a complete copy",
+            hint="copy or upload the file again; a SHA256SUMS that is written last shows that it is complete",
         )
 
 

@@ -18,8 +18,8 @@ _COMMITTERS = 4
 class Engine:
     """The streams, bandwidth limits, metrics, and hashing and committing threads of all downloads.
 
-    `retries`: how often a part may fail without progress. `listeners`: who hears of the events of
-    downloads, by the scheme of the source.
+    `retries`: how often a part may fail without progress. `listeners`: what the events of downloads are
+    reported to, by the scheme of the source. Raises Busy when the system refuses a thread.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ class Runner:
             self._note_begin(running)
             snapshot = pull(self._attempt_of(running))
         except NotYet as later:
-            if running.failed_resolves < _RESOLVE_RETRIES or self._is_advice(running, later.reason):
+            if running.failed_resolves < _RESOLVE_RETRIES or self._is_no_failure(running, later.reason):
                 return later.reason
             self._endings.end(running, State.failed, later.reason)
         except CachdError as error:
@@ -155,14 +155,14 @@ class Runner:
                 self._context.store.content.removal.free(manifest, [running.spec.name])
         self._endings.end(running, state, error)
 
-    def _is_advice(self, pull: Pull, error: Unavailable) -> bool:
-        """Whether the origin was not even asked, or takes no more requests while it serves other pulls."""
+    def _is_no_failure(self, pull: Pull, error: Unavailable) -> bool:
+        """Whether the error counts as none: the origin wants a pause, or is busy serving other pulls."""
         is_busy = error.origin_status in BUSY and self._context.downloads.are_served_by(pull.spec.ref.base)
         return is_busy or is_pause(error)
 
     def _retry_later(self, pull: Pull, error: Unavailable) -> None:
         """Queue a pull again, after a backoff, because its source is temporarily unavailable."""
-        pull.failed_resolves += not self._is_advice(pull, error)
+        pull.failed_resolves += not self._is_no_failure(pull, error)
         failures = max(pull.failed_resolves, 1)
         seconds = backoff.delay(failures, requested=error.retry_after, chance=self._chance())
         log.info(

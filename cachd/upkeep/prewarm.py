@@ -127,7 +127,7 @@ class _Tries:
                                       └──> succeeded, cancelled: over
 
     `are_over`: no more tries, because the model became ready once, or somebody cancelled or replaced it.
-    `replace`: the pull may take a name that is pinned or another model's; only until it is ready once.
+    `replace`: until the model is ready once, its pull may take a name that is pinned or another model's.
     """
 
     def __init__(self, chance: Callable[[], float], *, replace: bool) -> None:
@@ -138,12 +138,12 @@ class _Tries:
         self._pull: Pull | None = None
 
     def are_due(self) -> bool:
-        self._see_end()
+        self._note_end()
         self._ticks_to_wait = max(0, self._ticks_to_wait - 1)
         return self._pull is None and not self._ticks_to_wait
 
     def may_replace(self) -> bool:
-        self._see_end()
+        self._note_end()
         return self.replace
 
     def began(self, pull: Pull | None) -> None:
@@ -158,7 +158,7 @@ class _Tries:
         seconds = backoff.delay(self._failures, requested=None, chance=self._chance())
         self._ticks_to_wait = 1 + round(seconds / _TICK_SECONDS)
 
-    def _see_end(self) -> None:
+    def _note_end(self) -> None:
         if self._pull is None or not self._pull.done.done():
             return
         ended, self._pull = self._pull, None

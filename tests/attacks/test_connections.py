@@ -184,7 +184,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("attack", SLOW)
-def test_a_client_that_stops_in_mid_request_is_let_go(attack: str) -> None:
+def test_a_client_that_stops_in_mid_request_is_disconnected(attack: str) -> None:
     with served(Connections(bounds=SOON)) as (_, address), dialled(address) as sock:
         sock.sendall(SLOW[attack])
         told = end_of(sock).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -217,7 +217,7 @@ def test_the_first_piece_of_a_head_counts_to_its_size() -> None:
         assert status(end_of(sock)) == 431
 
 
-def test_a_client_that_asks_ever_more_before_it_is_answered_is_let_go() -> None:
+def test_a_client_that_asks_ever_more_before_it_is_answered_is_disconnected() -> None:
     with served(Connections(bounds=SOON)) as (app, address), dialled(address) as sock:
         send_all(sock, b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
         assert b"pipelined" in end_of(sock)
@@ -227,7 +227,7 @@ def test_a_client_that_asks_ever_more_before_it_is_answered_is_let_go() -> None:
 @pytest.mark.parametrize(
     "begin", [b"GET / HTTP/1.1\r\nx: ", b"POST / HTTP/1.1\r\nContent-Length: 99999\r\n\r\n"]
 )
-def test_a_client_that_drips_is_let_go_however_steadily(begin: bytes) -> None:
+def test_a_client_that_drips_is_disconnected_however_steadily(begin: bytes) -> None:
     with served(Connections(bounds=SOON)) as (_, address), dialled(address) as sock:
         began = time.monotonic()
         send_all(sock, begin)
@@ -240,7 +240,7 @@ def test_a_client_that_drips_is_let_go_however_steadily(begin: bytes) -> None:
         assert over
 
 
-def test_a_client_that_does_not_read_is_let_go() -> None:
+def test_a_client_that_does_not_read_is_disconnected() -> None:
     with served(Connections(bounds=SOON)) as (app, address), dialled(address) as sock:
         sock.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
         deadline = time.monotonic() + PATIENCE_SECONDS

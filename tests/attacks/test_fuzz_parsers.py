@@ -415,7 +415,7 @@ STATUS = {
 
 @fuzz(75)
 @given(spoiled(MANIFEST) | anything.map(json.dumps), spoiled(READY) | anything.map(json.dumps))
-def test_a_spoiled_manifest_wish_or_snapshot_is_one_or_unreadable(manifest: str, ready: str) -> None:
+def test_a_spoiled_manifest_spec_or_snapshot_is_parsed_or_unreadable(manifest: str, ready: str) -> None:
     with suppress(*UNREADABLE):
         Manifest.from_document(json.loads(manifest))
     for parse in (ModelSpec.from_document, snapshot_from):

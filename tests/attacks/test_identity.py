@@ -21,6 +21,7 @@ from tests.ground.origin import Origin, Status
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
 from tests.ground.stored import write
+from tests.ground.weights import weights_of
 from tests.test_pull import sign_in
 
 Engines = Callable[..., Engine]
@@ -179,10 +180,6 @@ _OTHER = (
 COLLIDING = bytes.fromhex(_BEGINNING + _ONE), bytes.fromhex(_BEGINNING + _OTHER)
 WEIGHTS = noise(3 * MIB)
 SMALL = noise(20_000, 3)
-
-
-def weights_of(root: Path, name: str) -> bytes:
-    return (root / "models" / name / "model.safetensors").read_bytes()
 
 
 def inode_of(root: Path, name: str) -> int:

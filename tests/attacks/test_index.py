@@ -39,7 +39,7 @@ def test_every_test_of_an_attack_is_in_the_index() -> None:
         "tests/attacks/test_connections.py::test_a_few_requests_sent_ahead_are_answered_in_order",
         "tests/attacks/test_connections.py::test_garbage_is_answered_with_a_problem_document",
         "tests/attacks/test_leases.py::test_a_lease_to_read_keeps_nobody_waiting",
-        "tests/attacks/test_leases.py::test_only_to_open_or_to_shorten_a_file_waits_for_a_lease",
+        "tests/attacks/test_leases.py::test_no_call_but_open_and_truncate_waits_for_a_lease",
         "tests/attacks/test_listeners.py::test_a_key_without_a_certificate_is_no_option",
         "tests/attacks/test_listeners.py::test_a_listener_that_is_not_understood_is_refused_by_its_name",
         "tests/attacks/test_listeners.py::test_a_pair_that_does_not_work_ends_the_start",

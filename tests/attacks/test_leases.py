@@ -121,7 +121,7 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", ["read", "write"])
 @pytest.mark.parametrize("do", HARMLESS.values(), ids=HARMLESS)
-def test_only_to_open_or_to_shorten_a_file_waits_for_a_lease(
+def test_no_call_but_open_and_truncate_waits_for_a_lease(
     tmp_path: Path, kind: str, do: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "file"
@@ -202,7 +202,7 @@ def test_a_lease_to_read_keeps_nobody_waiting(store: DiskStore) -> None:
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_a_look_at_files_under_leases_withdraws_nothing(store: DiskStore, root: Path, kind: str) -> None:
+def test_a_check_of_files_under_leases_withdraws_nothing(store: DiskStore, root: Path, kind: str) -> None:
     snapshot = publish(store, SMALL)
     with leased(kind, published(root)), prompt():
         assert store.check(snapshot.name, now=1.0) is None

@@ -367,7 +367,7 @@ def secured(connections: Connections, pem: Path) -> Iterator[tuple[App, tuple[st
         yield app, sock.getsockname()[:2]
 
 
-def test_a_handshake_that_does_not_end_is_let_go(tmp_path: Path) -> None:
+def test_a_handshake_that_does_not_end_is_disconnected(tmp_path: Path) -> None:
     pem = certified(tmp_path / "tls.pem")
     bounds = Bounds(handshake_seconds=0.5)
     hello = ssl.MemoryBIO()

@@ -110,7 +110,7 @@ def test_an_odd_authorization_header_opens_nothing_and_breaks_nothing(guarded: N
     assert sent(guarded, b"Host: localhost", b"Authorization: " + value) == b"unauthorized"
 
 
-def test_of_several_hosts_none_counts(guarded: Node) -> None:
+def test_a_request_with_several_hosts_is_refused(guarded: Node) -> None:
     """A name that was rebound must not pass beside an address."""
     good = f"Authorization: Bearer {CANARY}".encode()
     for hosts in ((b"Host: localhost", b"Host: evil.example"), (b"Host: evil.example", b"Host: localhost")):

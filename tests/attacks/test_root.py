@@ -108,7 +108,7 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize(("place", "mode"), OPENED.values(), ids=OPENED)
-def test_a_root_that_others_may_write_to_is_refused_with_the_command_that_mends_it(
+def test_a_root_that_others_may_write_to_is_refused_with_the_command_that_corrects_it(
     used: Path, place: str, mode: int
 ) -> None:
     """Promised: A root in which others could change what pods load is refused, and nothing in it is read."""

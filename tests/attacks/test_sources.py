@@ -17,6 +17,7 @@ import pytest
 from cachd.errors import CachdError, Forbidden
 from tests.conftest import Engine, spec_of
 from tests.ground.bucket import Bucket, Metadata, Sts
+from tests.ground.checksums import sha256sums
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
@@ -262,17 +263,13 @@ def test_headers_are_read_again_as_they_rotate(engine: Engines, origin: Origin, 
 SIGNED = f"Policy=eyJ~_-&Signature={CANARY}%2Bx&Key-Pair-Id=K2"
 
 
-def sums_of(files: dict[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(c).hexdigest()}  {path}\n" for path, c in files.items()).encode()
-
-
 def test_the_query_of_a_prefix_reaches_no_other_prefix_and_no_other_host(
     engine: Engines, origin: Origin, other: Origin, tmp_path: Path
 ) -> None:
     """Promised: A header, query or key of one prefix is sent for no other prefix, and to no other host."""
     (tmp_path / "query").write_text(f"?{SIGNED}\n")
     files = {"config.json": b"{}", "model.bin": noise(300 * KIB), "moved": b"x" * KIB}
-    for path, content in {**files, "SHA256SUMS": sums_of(files)}.items():
+    for path, content in {**files, "SHA256SUMS": sha256sums(files)}.items():
         origin.add(f"/m/{path}", content)
     origin.add("/mother/x", b"x")
     other.add("/away", files["moved"])

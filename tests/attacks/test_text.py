@@ -57,7 +57,7 @@ def test_a_long_text_of_an_origin_is_cut() -> None:
     assert len(printable("\x1b" * 10_000_000)) < 20_000
 
 
-def test_a_reason_phrase_with_terminal_commands_is_told_as_text(engine: Callable[..., Engine]) -> None:
+def test_a_reason_phrase_with_terminal_commands_is_shown_as_text(engine: Callable[..., Engine]) -> None:
     def script(connection: socket.socket, _: int) -> None:
         while heard(connection):
             connection.sendall(b"HTTP/1.1 404 \x1b[2J\x1b]0;owned\x07 gone\r\nContent-Length: 0\r\n\r\n")

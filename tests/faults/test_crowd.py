@@ -386,7 +386,7 @@ def test_a_root_is_refused_while_the_one_its_note_names_lives_though_no_lock_hol
 
 
 @pytest.mark.parametrize("word", range(4), ids=["another file", "another boot", "another space", "later"])
-def test_a_note_that_speaks_of_another_life_keeps_nobody_out(root: Path, word: int) -> None:
+def test_a_note_in_the_lock_file_of_a_process_that_ended_keeps_nobody_out(root: Path, word: int) -> None:
     """A pid is used again: after a boot, in another container, for a later process; and roots are copied."""
     with somebody() as pid:
         head, told = left_by(pid, root).splitlines()

@@ -29,6 +29,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import digests, noise
 from tests.ground.origin import Origin, Reply, Seen
 from tests.ground.scripted import Scripted, heard
+from tests.ground.weights import index
 
 Engines = Callable[..., Engine]
 SHA256 = "00ff" * 16
@@ -209,10 +210,6 @@ def test_an_unsafe_name_refuses_the_whole_model_of_a_hub_and_nothing_is_written(
 # --- what is incomplete or refused ---
 
 
-def index(*names: object) -> bytes:
-    return json.dumps({"weight_map": {f"layer.{n}": name for n, name in enumerate(names)}}).encode()
-
-
 @pytest.mark.parametrize(
     "name", ["model-00002.safetensors", "../other.bin", "/etc/passwd", "./model-00002.safetensors"]
 )
@@ -231,7 +228,7 @@ def test_an_index_that_names_a_shard_its_model_lacks_is_not_ready(
     assert left_out.files == 2
 
 
-def test_an_index_is_read_from_where_it_lies_and_what_a_wish_leaves_out_is_not_missing(
+def test_an_index_is_relative_to_its_folder_and_files_that_a_spec_excludes_are_not_missing(
     hub: Hub, engine: Engines
 ) -> None:
     shards = {"sub/a.safetensors": noise(1000), "sub/b.safetensors": noise(1000, 2)}

@@ -427,19 +427,9 @@ def test_a_stall_near_the_end_costs_only_the_rest(origin: Origin, root: Path, en
     assert origin.bytes_sent() == 4 * MIB
 
 
-@dataclass(frozen=True)
-class Sip(Fault):
-    """`at` more bytes every time: what an origin does that wants to hold a client for ever."""
-
-    at: int
-
-    def reply(self, seen: Seen, reply: Reply) -> Reply:
-        return reply.cut(self.at, Ending.CLOSE)
-
-
 def test_a_few_bytes_at_a_time_are_no_progress(origin: Origin, root: Path, engine: Engines) -> None:
     ref = origin.add("/it", noise(MIB))
-    origin.fault("/it", Sip(at=10))
+    origin.fault("/it", Short(at=10))
     assert code_of(lambda: engine(streams=1, retries=3).pull(ref)) == "ended_early"
     assert len(gets(origin, "/it")) == 4
     assert nothing_is_published(root)

@@ -13,21 +13,20 @@ from botocore.signers import RequestSigner
 
 from cachd.errors import CachdError, Forbidden, Unavailable
 from cachd.model import Extent, Ref
-from cachd.policy.address_policy import AddressPolicy
 from cachd.sources.buckets import Service
 from cachd.sources.cancel import CancelToken
-from cachd.sources.http import Http
 from cachd.sources.huggingface import HubSource
 from cachd.sources.s3 import BucketSource
 from cachd.sources.secrets import Secret
 from cachd.sources.source import Source
-from cachd.sources.trust import Authorities
 from tests.conftest import Engine, spec_of
+from tests.fetching import http
 from tests.ground.bucket import Bucket, Refused, Sts, Throttled
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Redirect, Server, Tls
+from tests.ground.proxied import refusal_of
 from tests.ground.scripted import Scripted
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -35,16 +34,6 @@ PATIENCE_SECONDS = 120.0
 EITHER = ("GET", "HEAD")
 Engines = Callable[..., Engine]
 Nodes = Callable[..., Node]
-
-
-def over(ca_file: Path | None = None) -> Http:
-    return Http(AddressPolicy(["127.0.0.0/8"]), authorities=Authorities(str(ca_file) if ca_file else None))
-
-
-def refusal_of(call: Callable[[], object]) -> CachdError:
-    with pytest.raises(CachdError) as refusal:
-        call()
-    return refusal.value
 
 
 # --- D1: certificates ---
@@ -59,7 +48,7 @@ WRONG = {
 def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls: Tls) -> None:
     with Origin(tls=tls) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url, CancelToken()))
+        error = refusal_of(lambda: http(ca_file=origin.ca_file).head(url, CancelToken()))
         assert (type(error), error.code) == (Forbidden, "tls_untrusted")
         assert origin.requests == []
 
@@ -67,7 +56,7 @@ def test_a_certificate_that_is_wrong_is_refused_even_of_a_trusted_authority(tls:
 def test_a_certificate_that_is_not_yet_valid_may_be_the_clocks_fault_and_is_asked_for_again() -> None:
     with Origin(tls=Tls(from_days=1, to_days=2)) as origin:
         url = origin.add("/x", noise(KIB))
-        error = refusal_of(lambda: over(origin.ca_file).head(url, CancelToken()))
+        error = refusal_of(lambda: http(ca_file=origin.ca_file).head(url, CancelToken()))
         assert (type(error), error.code) == (Unavailable, "clock_skewed")
         assert origin.requests == []
 
@@ -82,7 +71,7 @@ def test_an_origin_that_speaks_only_tls_of_old_is_refused(tmp_path: Path, newest
 
     with Scripted(speaks) as server:
         url = server.url.replace("http:", "https:")
-        error = refusal_of(lambda: over(tmp_path / "ca.pem").head(url, CancelToken()))
+        error = refusal_of(lambda: http(ca_file=tmp_path / "ca.pem").head(url, CancelToken()))
     assert (type(error), error.code) == (Forbidden, "tls_too_old")
 
 
@@ -98,7 +87,7 @@ def test_authorities_that_vanish_are_told_and_new_ones_are_taken_over(
         url = origin.add("/x", noise(KIB), headers={"Connection": "close"})
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        asking = over(ca_file)
+        asking = http(ca_file=ca_file)
         assert asking.head(url, CancelToken()).file_size == KIB
         ca_file.unlink()
         if content is not None:
@@ -119,7 +108,7 @@ def test_an_authority_that_is_no_longer_listed_is_no_longer_believed(tmp_path: P
         url = origin.add("/x", noise(KIB), headers={"Connection": "close"})
         ca_file = tmp_path / "ca.pem"
         ca_file.write_bytes(origin.ca_file.read_bytes())
-        asking = over(ca_file)
+        asking = http(ca_file=ca_file)
         asking.head(url, CancelToken())
         ca_file.write_bytes(other.ca_file.read_bytes())
         assert refusal_of(lambda: asking.head(url, CancelToken())).code == "tls_untrusted"
@@ -145,11 +134,11 @@ def test_the_same_authorities_are_believed_for_listings_and_for_bytes(
 
 
 def hub_source(hub: Server, ca_file: Path | None = None, token: Secret | None = None) -> Source:
-    return HubSource(over(ca_file), endpoint=hub.url, token=token or Secret(None))
+    return HubSource(http(ca_file=ca_file), endpoint=hub.url, token=token or Secret(None))
 
 
 def bucket_source(bucket: Server, ca_file: Path | None = None) -> Source:
-    return BucketSource(over(ca_file), Service(bucket.url, "us-east-1"))
+    return BucketSource(http(ca_file=ca_file), Service(bucket.url, "us-east-1"))
 
 
 # --- D3: a listing that redirects ---

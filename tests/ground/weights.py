@@ -7,8 +7,19 @@ import io
 import json
 import struct
 import zipfile
+from pathlib import Path
 
 from tests.ground.origin import noise
+
+
+def weights_of(root: Path, name: str) -> bytes:
+    """The weights of a published model of one safetensors file."""
+    return (root / "models" / name / "model.safetensors").read_bytes()
+
+
+def index(*shards: object) -> bytes:
+    """An index of shards, such as model.safetensors.index.json."""
+    return json.dumps({"weight_map": {f"layer.{n}": shard for n, shard in enumerate(shards)}}).encode()
 
 
 def safetensors(size: int = 3000) -> bytes:

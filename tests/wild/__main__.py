@@ -1,4 +1,4 @@
-"""Pulls from origins with odd behaviour: `python -m tests.wild [ROW...]`.
+"""Pulls from origins with odd behaviour: `python -m tests.wild [ROW...]`; `--list` only lists them.
 
 Starts every origin and one daemon, pulls from one origin after the other, and waits until each pull has
 ended. Prints a table of what was found. The exit status is 1 if something differs from the rows: a wrong
@@ -16,15 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.wild.field import ROWS, Verdict, among
+from tests.wild.origins import WILD
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.wild", description=__doc__.splitlines()[0])
     parser.add_argument("rows", metavar="ROW", nargs="*", help="rows of the TOML files; all by default")
+    parser.add_argument("--list", action="store_true", help="list every row, and pull nothing")
     parser.add_argument("--short", action="store_true", help="do not wait for the last retry")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    if asked.list:
+        listed = [f"{row}: {said['server']}: {said['oddity']}" for row, said in ROWS.items() if row in WILD]
+        print("\n".join(listed))
+        return 0
     rows = asked.rows or list(ROWS)
     console = Console(width=None if sys.stdout.isatty() else 150)
     with (

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
+from tests.ground.checksums import sha256sums
 from tests.ground.origin import noise
 from tests.ground.raw import Asked, RawServer, chunked, ranged, reply
 from tests.wild.field import Odd, World, wild
@@ -35,12 +36,11 @@ def one_file(
 
 def directory(said: Callable[[Asked, bytes], bytes], files: Mapping[str, bytes]) -> Iterator[Odd]:
     """An origin with SHA256SUMS, which says this for each file of it."""
-    lines = [f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items()]
 
     def answer(asked: Asked) -> bytes:
         path = asked.target.removeprefix("/m/")
         if path == "SHA256SUMS":
-            return ranged(asked, "".join(lines).encode())
+            return ranged(asked, sha256sums(files))
         return said(asked, files[path])
 
     with RawServer(answer) as origin:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 
+from tests.ground.checksums import sha256sums
 from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 from tests.wild.http import LARGE, SMALL, TAG, Said, one_file, plainly
@@ -16,13 +17,9 @@ FEW = {f"{number:02}.json": SMALL[number : number + 2000] for number in range(12
 MANY = {**FEW, "w.bin": LARGE}
 
 
-def sums(files: Mapping[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(said).hexdigest()}  {path}\n" for path, said in files.items()).encode()
-
-
 def serving(files: Mapping[str, bytes]) -> Said:
     """What a correct server says for a directory."""
-    held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sums(files)}
+    held = {**{f"/m/{path}": content for path, content in files.items()}, "/m/SHA256SUMS": sha256sums(files)}
     return lambda asked: ranged(asked, held[asked.target], TAG)
 
 
@@ -66,7 +63,7 @@ def sums_of_powershell(world: World) -> Iterator[Odd]:
 
     def said(asked: Asked) -> bytes:
         if asked.target == "/m/SHA256SUMS":
-            return reply(asked, body=sums(FEW).decode().replace("\n", "\r\n").encode("utf-16"))
+            return reply(asked, body=sha256sums(FEW).decode().replace("\n", "\r\n").encode("utf-16"))
         return correct(asked)
 
     with RawServer(said) as origin:

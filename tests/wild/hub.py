@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +11,12 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.modelscope import ModelScope
 from tests.ground.origin import Status
+from tests.ground.weights import index
 from tests.wild.field import Odd, World, wild
 
 CONFIG = {"config.json": b'{"model_type": "bert"}'}
 WEIGHTS = {"model.safetensors": noise(3000)}
 MODEL = {**CONFIG, **WEIGHTS}
-
-
-def index(*shards: str) -> bytes:
-    return json.dumps({"weight_map": {f"layer.{n}": shard for n, shard in enumerate(shards)}}).encode()
 
 
 def numbered(stem: str, suffix: str, of: int, *numbers: int) -> dict[str, bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
-from tests.ground.origin import Flip, NoContentRange, Saying, Status
-from tests.ground.weights import lfs_pointer, safetensors
+from tests.ground.origin import Fault, Flip, NoContentRange, Saying, Status
+from tests.ground.weights import index, lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
-from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, index, odd, served
+from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, odd, served
 
 READ = ("GET", "HEAD")
 
@@ -71,43 +72,28 @@ def mirror_serves_pointers(world: World) -> Iterator[Odd]:
         yield Odd(ref, {}, entries=entry(ref, hub))
 
 
-@wild("mirror-without-content-range")
-def mirror_without_content_range(world: World) -> Iterator[Odd]:
-    files = {**CONFIG, "model.safetensors": noise(5 << 20)}
-    with served(world, files) as (hub, ref):
-        hub.cdn.fault("*", NoContentRange())
-        yield Odd(ref, files, entries=entry(ref, hub))
+def storage(
+    row: str, fault: Fault, files: Mapping[str, bytes], wanted: Mapping[str, bytes], **when: Any
+) -> None:
+    """A row: the storage behind the Hub has this fault. `when`: as in `Origin.fault`."""
+
+    @wild(row)
+    def of_storage(world: World) -> Iterator[Odd]:
+        with served(world, files) as (hub, ref):
+            hub.cdn.fault("*", fault, **when)
+            yield Odd(ref, wanted, entries=entry(ref, hub))
 
 
-@wild("mirror-answers-with-a-page")
-def mirror_answers_with_a_page(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        page = Status(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Sign in</title>")
-        hub.cdn.fault("*", page, methods=READ)
-        yield Odd(ref, {}, entries=entry(ref, hub))
-
-
-@wild("mirror-has-other-bytes")
-def mirror_has_other_bytes(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        hub.cdn.fault("*", Flip(100))
-        yield Odd(ref, {}, entries=entry(ref, hub))
-
-
-@wild("lfs-object-is-gone")
-def lfs_object_is_gone(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        gone = Status(404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>")
-        hub.cdn.fault("*", gone, methods=READ)
-        yield Odd(ref, {}, entries=entry(ref, hub))
-
-
-@wild("cdn-error-with-200")
-def cdn_error_with_200(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        body = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>".ljust(len(*WEIGHTS.values()))
-        hub.cdn.fault("*", Status(200, {"Content-Type": "application/xml"}, body), times=1)
-        yield Odd(ref, MODEL, entries=entry(ref, hub))
+XML = {"Content-Type": "application/xml"}
+LARGE = {**CONFIG, "model.safetensors": noise(5 << 20)}
+storage("mirror-without-content-range", NoContentRange(), LARGE, LARGE)
+PAGE = Status(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+storage("mirror-answers-with-a-page", PAGE, MODEL, {}, methods=READ)
+storage("mirror-has-other-bytes", Flip(100), MODEL, {})
+GONE = Status(404, XML, b"<Error><Code>NoSuchKey</Code></Error>")
+storage("lfs-object-is-gone", GONE, MODEL, {}, methods=READ)
+AS_LONG = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>".ljust(len(*WEIGHTS.values()))
+storage("cdn-error-with-200", Status(200, XML, AS_LONG), MODEL, MODEL, times=1)
 
 
 @wild("disabled-repository")

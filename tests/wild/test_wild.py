@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from docs.render import ORIGINS, rendered
 from tests.faults.test_index import PROJECT, named_in
-from tests.wild import (
-    http,
-    http_headers,
-    http_pages,
-    http_reports,
-    hub,
-    hub_mirrors,
-    rclone,
-    s3,
-    s3_listings,
-    share,
-)
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
-
-MODULES = {
-    "http": (http, http_headers, http_pages, http_reports, rclone),
-    "hub": (hub, hub_mirrors),
-    "s3": (s3, s3_listings, rclone),
-    "share": (share,),
-}
+from tests.wild.origins import MODULES
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +34,25 @@ def test_every_row_has_an_origin_in_the_module_of_its_kind() -> None:
     assert len(ROWS) == sum(map(len, INDEX.values())), "a row is in two files"
     for kind, rows in INDEX.items():
         assert {WILD[row].__module__ for row in rows} <= {module.__name__ for module in MODULES[kind]}
+
+
+def test_the_command_line_lists_every_row_that_has_an_origin() -> None:
+    ended = on_the_command_line("--list")
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [*ROWS]
+
+
+def test_the_command_line_pulls_from_the_origins_that_it_is_given() -> None:
+    ended = on_the_command_line("--short", "head-says-empty")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "head-says-empty" in ended.stdout
+    assert ended.stdout.endswith("1 of 1 as they should be\n")
+
+
+def on_the_command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m tests.wild`, which imports what these tests have imported already."""
+    command = [sys.executable, "-m", "tests.wild", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from tests.ground.checksums import sha256sums
 from tests.ground.origin.certificates import Tls, certify
 from tests.ground.origin.content import WRITE_BYTES, Content, Disk, Memory
 from tests.ground.origin.faults import Fault
@@ -307,10 +308,7 @@ class Origin(Server):
 
     def add_model(self, name: str, files: Mapping[str, bytes]) -> str:
         """Hold a directory that publishes its files' sums; its URL, a ref that is called `name`."""
-        checksums = "".join(
-            f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items()
-        )
-        for path, content in {**files, "SHA256SUMS": checksums.encode()}.items():
+        for path, content in {**files, "SHA256SUMS": sha256sums(files)}.items():
             self.add(f"/{name}/{path}", content)
         return f"{self.url}/{name}/"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +188,43 @@ def test_a_download_of_another_revision_does_not_matter(place: Path) -> None:
     assert begun.name in error.detail
     (repository / "blobs" / name_of(new)).write_bytes(new)
     assert resolve(share(place), ref).revision == COMMIT  # left over: the blob is complete
+
+
+def begin_newer(repository: Path, files: dict[str, bytes], *, at: float) -> Path:
+    """A download of another revision goes on: these of its files are complete, one is not."""
+    begun = add_snapshot(repository, files, "c3" * 20, "main")
+    begun.mkdir(parents=True, exist_ok=True)
+    (repository / f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete").write_bytes(b"half")
+    os.utime(begun, (at, at))
+    return begun
+
+
+def test_a_download_of_a_newer_revision_does_not_matter_without_notes(place: Path) -> None:
+    """The newer snapshot lacks what is being downloaded, and the older one has it."""
+    repository = place / "hub/models--org--m"
+    changed = (repository / "snapshots" / COMMIT).stat().st_mtime
+    begun = begin_newer(repository, {"config.json": CONFIG}, at=changed + 1)
+    ref = f"file://{repository}@{COMMIT}"
+    assert resolve(share(place), ref).revision == COMMIT
+    refused(lambda: resolve(share(place), f"file://{repository}@main"), "incomplete_model")
+    os.utime(begun, (changed - 1, changed - 1))
+    refused(lambda: resolve(share(place), ref), "incomplete_model")  # it may have been left behind long ago
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        {"config.json": CONFIG, "more.json": b"{}"},  # is `more.json` missing in the older one, too?
+        {"model.safetensors": WEIGHTS, "sub/again.safetensors": WEIGHTS},  # it lacks no large file
+        FILES,
+    ],
+)
+def test_a_newer_revision_that_does_not_explain_a_download_leaves_it_unknown(
+    place: Path, newer: dict[str, bytes]
+) -> None:
+    repository = place / "hub/models--org--m"
+    begin_newer(repository, newer, at=(repository / "snapshots" / COMMIT).stat().st_mtime + 1)
+    refused(lambda: resolve(share(place), f"file://{repository}@{COMMIT}"), "incomplete_model")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"files": 7}', b'{"files": {"a": {}}}', b"[" * 9000])

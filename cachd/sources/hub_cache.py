@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.model import COMMIT, HUB_FOLDER, SHORTENED, Digest, Entries
 from cachd.sources import beneath
-from cachd.sources.hub_downloads import still, unfinished_of
+from cachd.sources.hub_downloads import explains, still, unfinished_of
 
 _MAX_SHOWN = 20
 _MAX_REF_BYTES = 1024
@@ -96,21 +96,41 @@ class HubCache:
         Its snapshot may then lack files. A download of another revision does not matter.
         """
         name = (*place.relative_to(self.directory).parts, "", "")[1]
-        here = self._paths(name) if name else frozenset()
-        unfinished = unfinished_of(name, here, self._names, self._content)
-        if unfinished is not None:
-            raise still(self.directory, unfinished)
+        blobs = self._blobs_of(name) if name else {}
+        unfinished = unfinished_of(name, blobs.keys(), self._names, self._content)
+        if unfinished and not (name and self._are_of_a_newer_one(name, blobs, unfinished)):
+            raise still(self.directory, unfinished[0])
 
-    def _paths(self, snapshot: str) -> frozenset[str]:
-        """The paths of the files in a snapshot. Links are not followed."""
+    def _are_of_a_newer_one(self, name: str, blobs: Mapping[str, str], unfinished: list[str]) -> bool:
+        """Whether a snapshot that changed later than this one explains all unfinished blobs.
+
+        The notes of huggingface_hub 2 say more: with those of this revision, they alone decide.
+        """
+        if f"{name}.json" in self._names("trees"):
+            return False
+        changed = self._changed(name)
+        return any(
+            other != name
+            and self._changed(other) > changed
+            and explains(self._blobs_of(other).keys(), blobs, unfinished)
+            for other in self._names("snapshots")
+        )
+
+    def _changed(self, snapshot: str) -> int:
+        """When a file was last added to a snapshot, in nanoseconds."""
+        return self._check(self.directory / "snapshots" / snapshot).stat().st_mtime_ns
+
+    def _blobs_of(self, snapshot: str) -> dict[str, str]:
+        """The paths of the files in a snapshot, and the name that each leads to. Links are not followed."""
         top = self._check(self.directory / "snapshots" / snapshot)
-        entries, found = Entries(str(top)), set[str]()
+        entries, found = Entries(str(top)), dict[str, str]()
         for at, _, names in os.walk(top):
             for name in names:
-                path = str((Path(at) / name).relative_to(top))
+                file = Path(at) / name
+                path = str(file.relative_to(top))
                 entries.add(path)
-                found.add(path)
-        return frozenset(found)
+                found[path] = file.readlink().name if file.is_symlink() else ""
+        return found
 
     def _ref(self, revision: str) -> str | None:
         """The commit that a branch or a tag names; None if there is none of this name."""

@@ -308,6 +308,15 @@ def hub_cache_other_revision(world: World) -> Iterator[Odd]:
     yield Odd(f"file://{repository}", FILES)
 
 
+@wild("hub-cache-newer-revision")
+def hub_cache_newer_revision(world: World) -> Iterator[Odd]:
+    repository = cached(world)
+    newer = add_snapshot(repository, {"config.json": FILES["config.json"]}, "c3" * 20, "main")
+    os.utime(newer, (2e9, 2e9))
+    laid(repository, {f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete": b"half"})
+    yield Odd(f"file://{repository}@{COMMIT}", FILES)
+
+
 @wild("hub-cache-own-revision")
 def hub_cache_own_revision(world: World) -> Iterator[Odd]:
     repository = cached(world)

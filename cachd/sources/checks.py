@@ -108,6 +108,8 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> Extent
             raise UnknownRange(url)
         first, last, total = stated or (-1, -1, -1)
         begins = max(0, extent.start - _MAX_BEFORE_BYTES) <= first <= extent.start <= last
+        if not begins and stated == (0, size - 1, size):  # the complete file, though with 206
+            raise NoRanges(url)
         if not begins or last >= size or total not in (size, None):
             wanted = f"bytes {extent.start}-{extent.stop - 1}/{size}"
             raise protocol_error(url, f"Content-Range is {header or 'none':.60}, not {wanted}")

@@ -11,6 +11,7 @@ from tests.faults.test_index import PROJECT, named_in
 from tests.wild import (
     http,
     http_headers,
+    http_lines,
     http_pages,
     http_reports,
     hub,
@@ -23,7 +24,7 @@ from tests.wild import (
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
 
 MODULES = {
-    "http": (http, http_headers, http_pages, http_reports, rclone),
+    "http": (http, http_headers, http_lines, http_pages, http_reports, rclone),
     "hub": (hub, hub_mirrors),
     "s3": (s3, s3_listings, rclone),
     "share": (share,),

@@ -15,6 +15,7 @@ from tests.wild import (
     http_pages,
     http_reports,
     hub,
+    hub_listings,
     hub_mirrors,
     rclone,
     s3,
@@ -25,7 +26,7 @@ from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
 
 MODULES = {
     "http": (http, http_headers, http_lines, http_pages, http_reports, rclone),
-    "hub": (hub, hub_mirrors),
+    "hub": (hub, hub_listings, hub_mirrors),
     "s3": (s3, s3_listings, rclone),
     "share": (share,),
 }

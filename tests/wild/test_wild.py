@@ -19,6 +19,7 @@ from tests.wild import (
     hub_mirrors,
     rclone,
     s3,
+    s3_gateways,
     s3_listings,
     share,
 )
@@ -27,7 +28,7 @@ from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
 MODULES = {
     "http": (http, http_headers, http_lines, http_pages, http_reports, rclone),
     "hub": (hub, hub_listings, hub_mirrors),
-    "s3": (s3, s3_listings, rclone),
+    "s3": (s3, s3_gateways, s3_listings, rclone),
     "share": (share,),
 }
 

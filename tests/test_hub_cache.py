@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
 from cachd.errors import Forbidden, NotFound
 from cachd.model import Digest, Ref
@@ -131,6 +132,35 @@ def test_a_name_of_another_repositorys_blob_states_nothing(place: Path) -> None:
     (place / f"hub/models--org--m/snapshots/{COMMIT}/x").symlink_to(f"../../../{other.name}/blobs/{blob}")
     files = resolve(share(place), f"file://{place}/hub/models--org--m").files
     assert [f.digest for f in files if f.path == "x"] == [None]
+
+
+def share_blob(hub: Path, repository: Path, content: bytes, xet_hash: str) -> None:
+    """Move a blob into the store of all repositories, as huggingface_hub 2 does."""
+    blob = str(repository / "blobs" / name_of(content))
+    assert publish_blob_to_shared_store(
+        blob_path=blob,
+        xet_hash=xet_hash,
+        cache_dir=str(hub),
+        expected_size=len(content),
+        replace_existing=False,
+    )
+    assert Path(blob).is_symlink()
+
+
+def test_a_blob_in_the_store_of_all_repositories_has_the_digest_that_its_own_repository_names(
+    place: Path, root: Path, engine: Callable[..., Engine]
+) -> None:
+    repository = place / "hub/models--org--m"
+    share_blob(place / "hub", repository, WEIGHTS, "e4" * 32)
+    files = resolve(share(place), f"file://{repository}").files
+    sha256 = Digest("sha256", hashlib.sha256(WEIGHTS).hexdigest())
+    assert [f.digest for f in files if f.path.endswith(".safetensors")] == [sha256, sha256]
+    running, stored = engine(allow=[f"file://{place}/"]), place / f"hub/blobs/e4/{'e4' * 32}"
+    stored.write_bytes(WEIGHTS[::-1])
+    refused(lambda: running.pull(f"file://{repository}", name="m"), "corrupt")
+    stored.write_bytes(WEIGHTS)
+    assert running.pull(f"file://{repository}", name="m").verified
+    assert {path: (root / "models/m" / path).read_bytes() for path in FILES} == FILES
 
 
 def test_each_blob_is_read_once_and_verified_and_no_hub_folder_is_taken(

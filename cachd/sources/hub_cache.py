@@ -4,6 +4,7 @@
         refs/main                       a branch: the commit that it names
         snapshots/<commit>/config.json -> ../../blobs/<digest>
         blobs/<digest>                  a file, named after the sha256 or git-sha1 of its content
+        blobs/<digest>                  or, in huggingface_hub 2: -> ../../blobs/<2 digits>/<hash of Xet>
         blobs/<digest>.<id>.incomplete  a download that has not ended
 
 A cache is not trusted: the digest in a blob's name is verified like any other that a source states.
@@ -83,12 +84,17 @@ class HubCache:
             )
         return Snapshot(self.directory / "snapshots" / named, named)
 
-    def digest(self, real: Path) -> Digest | None:
-        """The digest that the name of one of the repository's own blobs states; None for any other file."""
-        algorithm = _DIGESTS.get(len(real.name))
-        if real.parent != self._blobs or algorithm is None or not _HEX.fullmatch(real.name):
+    def digest(self, path: Path, real: Path) -> Digest | None:
+        """The digest that the name of one of the repository's own blobs states; None for any other file.
+
+        `path` is a file of a snapshot, and `real` the file without links. A blob may itself be a link to the
+        store of all repositories, where names are no digests.
+        """
+        blob = real if real.parent == self._blobs else _target(path)
+        algorithm = _DIGESTS.get(len(blob.name))
+        if blob.parent != self._blobs or algorithm is None or not _HEX.fullmatch(blob.name):
             return None
-        return Digest(algorithm, real.name)
+        return Digest(algorithm, blob.name)
 
     def check_complete(self, place: Path) -> None:
         """Raises Invalid while a download of the revision of which `place` is a part has not ended.
@@ -161,6 +167,14 @@ class HubCache:
             finally:
                 os.close(descriptor)
         return []
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, if its target is a link, too; `path` if it is no link."""
+    if not path.is_symlink():
+        return path
+    target = path.parent / path.readlink()
+    return Path(os.path.realpath(target.parent), target.name)
 
 
 def check_is_one_model(top: Path, check: Callable[[Path], Path]) -> None:

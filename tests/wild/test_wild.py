@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from docs.render import ORIGINS, rendered
 from tests.faults.test_index import PROJECT, named_in
-from tests.wild import (
-    http,
-    http_headers,
-    http_lines,
-    http_pages,
-    http_reports,
-    hub,
-    hub_listings,
-    hub_mirrors,
-    rclone,
-    s3,
-    s3_gateways,
-    s3_listings,
-    share,
-)
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
-
-MODULES = {
-    "http": (http, http_headers, http_lines, http_pages, http_reports, rclone),
-    "hub": (hub, hub_listings, hub_mirrors),
-    "s3": (s3, s3_gateways, s3_listings, rclone),
-    "share": (share,),
-}
+from tests.wild.modules import MODULES
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +27,13 @@ def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_right_model_is_ready_or_the_pull_is_refused_with_the_right_code(field: Field, row: str) -> None:
     verdict = field.tried(row)
     assert verdict.is_right, verdict.failure
+
+
+def test_the_command_that_the_page_names_tries_a_row() -> None:
+    command = [sys.executable, "-m", "tests.wild", "plain-directory"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1" in done.stdout
 
 
 def test_every_row_has_an_origin_in_the_module_of_its_kind() -> None:

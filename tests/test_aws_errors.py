@@ -29,6 +29,7 @@ ERRORS: dict[str, tuple[Exception, type[CachdError], str, int | None]] = {
     "denied": (answered(403, "AccessDenied"), Forbidden, "source_forbidden", 403),
     "no keys": (answered(401, "Unauthorized"), Forbidden, "source_unauthorized", 401),
     "no such key": (answered(404, "NoSuchKey"), NotFound, "file_not_found", 404),
+    "not to be got": (answered(405, "MethodNotAllowed"), NotFound, "file_not_found", 405),
     "slow down": (answered(503, "SlowDown"), Unavailable, "rate_limited", 503),
     "throttled": (answered(400, "Throttling"), Unavailable, "rate_limited", 400),
     "too many": (answered(429, "x"), Unavailable, "rate_limited", 429),

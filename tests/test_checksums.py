@@ -17,6 +17,7 @@ from tests.fetching import HEX, refused
         (f"{HEX.upper()}  ./a", ["a"]),
         (f"# made by hand\n\n{HEX}  é\n   \n", ["é"]),
         (f"SHA256 (a) = {HEX}\nSHA256(./dir/b (1)) = {HEX}\n", ["a", "dir/b (1)"]),
+        (f"SHA2-256(a)= {HEX}\n", ["a"]),
         ("", []),
     ],
 )
@@ -29,6 +30,17 @@ def test_sums_may_begin_with_the_mark_of_their_encoding(coding: str) -> None:
     mark = "\ufeff" if coding.endswith("e") else ""
     content = f"{mark}{HEX}  a\r\n{HEX} *é\r\n".encode(coding)
     assert [*checksums.parse(content, "SHA256SUMS")] == ["a", "é"]
+
+
+PGP = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{}-----BEGIN PGP SIGNATURE-----\n\niQ\n-----END"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_sums_that_pgp_signed_are_the_lines_between_header_and_signature(end: str) -> None:
+    signed = PGP.format(f"{HEX}  a\n{HEX}  b\n").replace("\n", end)
+    assert [*checksums.parse(signed.encode(), "SHA256SUMS")] == ["a", "b"]
+    wrong = PGP.format(f"{HEX}  a\nb\n").replace("\n", end)
+    assert "line 5" in refused(lambda: checksums.parse(wrong.encode(), "SHA256SUMS"), "bad_checksums").detail
 
 
 def test_sums_of_scripts_and_of_windows_are_read() -> None:

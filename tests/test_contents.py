@@ -181,6 +181,25 @@ BEGUN = {
     "._____temp/a.safetensors": "._____temp/a.safetensors",
     ".a.safetensors.x1Y2z3": ".a.safetensors.x1Y2z3",
     ".a.gguf.icloud": ".a.gguf.icloud",
+    "a.gguf.lftp-pget-status": "a.gguf",
+    "b/a.gguf.st": "b/a.gguf",
+}
+BEGUN |= {
+    path: path
+    for path in (
+        "a.safetensors.6eF5b5da",
+        "b/a.json.Ab012345",
+        "a.gguf.part.minio",
+        ".azDownload-0e7b3f6e-5c1d-4a77-9a80-3f2b1c0d9e8f-a.gguf",
+        ".syncthing.a.gguf.tmp",
+        "~syncthing~a.gguf.tmp",
+        f"sha256-{'0a' * 32}-partial",
+        f"sha256-{'0a' * 32}-partial-12",
+        ".rsync-partial/a.gguf",
+        "a.gguf.s3fetch_tmp",
+        "a.safetensors.tmp",
+        "a.onnx.temp",
+    )
 }
 
 
@@ -195,5 +214,11 @@ def test_what_is_left_out_and_what_is_not_complete_is_known_by_its_path() -> Non
         "a.partial.bin",
         ".a.safetensors.index.json",
         "part/a",
+        "a.bin.20260131",
+        "a.st",
+        "a.json.abcdef",
+        "x.deadbeef",
+        "tmp",
+        f"sha256-{'0a' * 32}",
     )
     assert not any(unfinished(path) for path in (*KEPT, *whole))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
 from cachd.errors import Forbidden, NotFound
 from cachd.model import Digest, Ref
@@ -132,6 +134,35 @@ def test_a_name_of_another_repositorys_blob_states_nothing(place: Path) -> None:
     assert [f.digest for f in files if f.path == "x"] == [None]
 
 
+def share_blob(hub: Path, repository: Path, content: bytes, xet_hash: str) -> None:
+    """Move a blob into the store of all repositories, as huggingface_hub 2 does."""
+    blob = str(repository / "blobs" / name_of(content))
+    assert publish_blob_to_shared_store(
+        blob_path=blob,
+        xet_hash=xet_hash,
+        cache_dir=str(hub),
+        expected_size=len(content),
+        replace_existing=False,
+    )
+    assert Path(blob).is_symlink()
+
+
+def test_a_blob_in_the_store_of_all_repositories_has_the_digest_that_its_own_repository_names(
+    place: Path, root: Path, engine: Callable[..., Engine]
+) -> None:
+    repository = place / "hub/models--org--m"
+    share_blob(place / "hub", repository, WEIGHTS, "e4" * 32)
+    files = resolve(share(place), f"file://{repository}").files
+    sha256 = Digest("sha256", hashlib.sha256(WEIGHTS).hexdigest())
+    assert [f.digest for f in files if f.path.endswith(".safetensors")] == [sha256, sha256]
+    running, stored = engine(allow=[f"file://{place}/"]), place / f"hub/blobs/e4/{'e4' * 32}"
+    stored.write_bytes(WEIGHTS[::-1])
+    refused(lambda: running.pull(f"file://{repository}", name="m"), "corrupt")
+    stored.write_bytes(WEIGHTS)
+    assert running.pull(f"file://{repository}", name="m").verified
+    assert {path: (root / "models/m" / path).read_bytes() for path in FILES} == FILES
+
+
 def test_each_blob_is_read_once_and_verified_and_no_hub_folder_is_taken(
     place: Path, root: Path, engine: Callable[..., Engine]
 ) -> None:
@@ -187,6 +218,43 @@ def test_a_download_of_another_revision_does_not_matter(place: Path) -> None:
     assert begun.name in error.detail
     (repository / "blobs" / name_of(new)).write_bytes(new)
     assert resolve(share(place), ref).revision == COMMIT  # left over: the blob is complete
+
+
+def begin_newer(repository: Path, files: dict[str, bytes], *, at: float) -> Path:
+    """A download of another revision goes on: these of its files are complete, one is not."""
+    begun = add_snapshot(repository, files, "c3" * 20, "main")
+    begun.mkdir(parents=True, exist_ok=True)
+    (repository / f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete").write_bytes(b"half")
+    os.utime(begun, (at, at))
+    return begun
+
+
+def test_a_download_of_a_newer_revision_does_not_matter_without_notes(place: Path) -> None:
+    """The newer snapshot lacks what is being downloaded, and the older one has it."""
+    repository = place / "hub/models--org--m"
+    changed = (repository / "snapshots" / COMMIT).stat().st_mtime
+    begun = begin_newer(repository, {"config.json": CONFIG}, at=changed + 1)
+    ref = f"file://{repository}@{COMMIT}"
+    assert resolve(share(place), ref).revision == COMMIT
+    refused(lambda: resolve(share(place), f"file://{repository}@main"), "incomplete_model")
+    os.utime(begun, (changed - 1, changed - 1))
+    refused(lambda: resolve(share(place), ref), "incomplete_model")  # it may have been left behind long ago
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        {"config.json": CONFIG, "more.json": b"{}"},  # is `more.json` missing in the older one, too?
+        {"model.safetensors": WEIGHTS, "sub/again.safetensors": WEIGHTS},  # it lacks no large file
+        FILES,
+    ],
+)
+def test_a_newer_revision_that_does_not_explain_a_download_leaves_it_unknown(
+    place: Path, newer: dict[str, bytes]
+) -> None:
+    repository = place / "hub/models--org--m"
+    begin_newer(repository, newer, at=(repository / "snapshots" / COMMIT).stat().st_mtime + 1)
+    refused(lambda: resolve(share(place), f"file://{repository}@{COMMIT}"), "incomplete_model")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"files": 7}', b'{"files": {"a": {}}}', b"[" * 9000])

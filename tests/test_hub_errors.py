@@ -16,6 +16,7 @@ Expected = tuple[type[CachdError], str]
 FILE = File("a", 2, f"hf://org/m@{'a' * 40}/a", None)
 UNAUTHORIZED, FORBIDDEN = (Forbidden, "source_unauthorized"), (Forbidden, "source_forbidden")
 GATED, NO_FILE = (Forbidden, "gated"), (NotFound, "file_not_found")
+NO_HUB = (NotFound, "repo_not_found")
 FAILED, LIMITED = (Unavailable, "origin_failed"), (Unavailable, "rate_limited")
 
 # The status, the Hub's X-Error-Code, and the error of a listing and of a file.
@@ -27,10 +28,12 @@ REFUSALS: list[tuple[int, str | None, Expected, Expected]] = [
     (403, "GatedRepo", GATED, GATED),
     (404, "RepoNotFound", (NotFound, "repo_not_found"), NO_FILE),
     (404, "RevisionNotFound", (NotFound, "revision_not_found"), NO_FILE),
-    (404, None, FAILED, NO_FILE),
-    (410, None, FAILED, NO_FILE),
+    (402, None, FORBIDDEN, FORBIDDEN),
+    (404, None, NO_HUB, NO_FILE),
+    (405, None, NO_HUB, NO_FILE),
+    (410, None, NO_HUB, NO_FILE),
     (429, None, LIMITED, LIMITED),
-    (451, None, FAILED, FORBIDDEN),
+    (451, None, FORBIDDEN, FORBIDDEN),
     (500, None, FAILED, FAILED),
     (503, None, FAILED, FAILED),
 ]

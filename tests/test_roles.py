@@ -199,6 +199,7 @@ def test_a_pull_of_the_hub_needs_its_folder_among_the_namespaces_too(node: Node)
     assert_problem(answer, 403, "outside_namespaces")
     assert "hf://Qwen/" in answer.document["hint"]
     assert pulled(node, "team-pull", "hf://team/m", name="team-q").status == 202
+    assert pulled(node, "team-pull", "hf://datasets/team/d", name="team-d").status == 202
     assert_problem(pulled(node, "team-pull", "hf://teams/m", name="team-r"), 403, "outside_namespaces")
 
 
@@ -344,5 +345,11 @@ def test_namespaces_cover_names_and_folders_of_the_hub() -> None:
     assert not hub.covers_repository("Qwen2/m")
     assert not hub.covers("Qwen--m")
     assert not hub.covers("hf://Qwen/m")
+    assert hub.covers_repository("datasets/Qwen/d"), "an organisation has repositories of every kind"
+    assert hub.covers_repository("kernels/Qwen/k")
+    assert not hub.covers_repository("datasets/Qwen2/d")
+    assert not hub.covers_repository("datasets/org/model-1"), "a model is no data set"
+    assert Namespaces.parse(["hf://datasets/"]).covers_repository("datasets/Qwen/d")
+    assert not Namespaces.parse(["hf://datasets/"]).covers_repository("Qwen/m")
     assert Namespaces().are_all
     assert not hub.are_all

@@ -27,11 +27,17 @@ _NAMES = (
 )
 _LEFT_OUT = re.compile("|".join(_NAMES), re.DOTALL)
 _OF_HF_DOWNLOAD = "/.cache/huggingface/"
-_OF_ARIA2 = ".aria2"
+# aria2, lftp and axel write into the file itself, and what is left to do into such a file beside it.
+_CONTROL = (".aria2", ".lftp-pget-status", ".st")
+_WEIGHTS = r"[^/]+\.(?:safetensors|gguf|bin|pt|pth|onnx|json)"
 _UNFINISHED = re.compile(
     r"[^/]+\.(?:aria2|part|partial|incomplete|crdownload|opdownload|download|downloading|filepart|icloud|!ut|!qB)"
-    r"|[^/]+_\.gstmp|\.~tmp~|\._____temp"
-    r"|\.[^/]+\.(?:safetensors|gguf|bin|pt|pth|onnx|json)\.[A-Za-z0-9]{6}",  # rsync
+    r"|[^/]+\.(?:lftp-pget-status|s3fetch_tmp|part\.minio)"
+    r"|[^/]+_\.gstmp|\.~tmp~|\._____temp|\.rsync-partial"
+    rf"|\.{_WEIGHTS}\.[A-Za-z0-9]{{6}}"  # rsync
+    rf"|{_WEIGHTS}\.(?:(?=\d*[A-Fa-f])[0-9A-Fa-f]{{8}}|st|tmp|temp)"  # s3transfer; axel; scripts
+    r"|\.azDownload-[0-9a-f-]{36}-[^/]+|(?:\.syncthing\.|~syncthing~)[^/]+\.tmp"
+    r"|sha256-[0-9a-f]{64}-partial(?:-\d+)?",  # Ollama
     re.DOTALL,
 )
 
@@ -44,16 +50,18 @@ def is_left_out(path: str) -> bool:
 def unfinished(path: str) -> str | None:
     """The path of the incomplete file, if `path` belongs to an unfinished download or copy; else None.
 
-    aria2 writes into the file itself and keeps its state in `FILE.aria2`, so the path is then `FILE`.
+    aria2, lftp and axel write into the file itself and keep their state in `FILE.aria2` or the like, so the
+    path is then `FILE`.
     """
     if not any(_UNFINISHED.fullmatch(part) for part in path.split("/")):
         return None
-    return path.removesuffix(_OF_ARIA2)
+    control = next((suffix for suffix in _CONTROL if path.endswith(suffix)), "")
+    return path.removesuffix(control)
 
 
-def control_file(path: Path) -> Path:
-    """The file that aria2 keeps beside a file until its download has ended."""
-    return path.with_name(path.name + _OF_ARIA2)
+def control_files(path: Path) -> list[Path]:
+    """The files that downloaders keep beside a file until its download has ended."""
+    return [path.with_name(path.name + suffix) for suffix in _CONTROL if unfinished(path.name + suffix)]
 
 
 def not_ended(shown: Path | str) -> Invalid:

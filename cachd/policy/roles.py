@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Self
 
 from cachd.errors import Forbidden
-from cachd.model import folder_of
+from cachd.model import folder_of, kind_and_repo
 
 _HUB = "hf://"
 _NAMES = re.compile(r"[A-Za-z0-9._*?-]{1,200}")
@@ -30,9 +30,10 @@ class Role(IntEnum):
 class Namespaces:
     """The models that a token may change, as patterns of names such as `team-a-*`.
 
-    To change a model, a token must also cover the model's folder in the Hub view. `hf://org/`, or a pattern
-    such as `hf://org/m*`, covers folders of Hub repositories. A pattern of names covers the folders of those
-    names, too: `Qwen--*` covers all folders of `hf://Qwen/`.
+    To change a model, a token must also cover the model's folder in the Hub view. `hf://org/` covers the
+    folders of an organisation's repositories of every kind; a pattern such as `hf://org/m*`, those that it
+    matches. A pattern of names covers the folders of those names, too: `Qwen--*` covers the folders of all
+    models of `hf://Qwen/`.
     """
 
     patterns: tuple[str, ...] = ("*",)
@@ -57,11 +58,19 @@ class Namespaces:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns if not pattern.startswith(_HUB))
 
     def covers_repository(self, repository: str) -> bool:
-        """Whether the token may change the folder of `org/model` in the Hub view."""
+        """Whether the token may change the folder of `org/model`, or `KIND/org/name`, in the Hub view."""
         if self.covers(repository.replace("/", "--")):
             return True
-        prefixes = (pattern.removeprefix(_HUB) for pattern in self.patterns if pattern.startswith(_HUB))
-        return any(fnmatchcase(repository, p + "*" if p.endswith("/") else p) for p in prefixes)
+        _, owned = kind_and_repo(repository)
+        patterns = [pattern.removeprefix(_HUB) for pattern in self.patterns if pattern.startswith(_HUB)]
+        return any(
+            fnmatchcase(repository, pattern)
+            or (
+                pattern.endswith("/")
+                and any(fnmatchcase(each, f"{pattern}*") for each in (repository, owned))
+            )
+            for pattern in patterns
+        )
 
     def __str__(self) -> str:
         return ", ".join(self.patterns)

@@ -25,6 +25,7 @@ from botocore.parsers import ResponseParserError
 
 from cachd.errors import CachdError, Changed, Forbidden, NotFound, Unavailable
 from cachd.model.bucket import bucket_and_key
+from cachd.sources.checks import ABSENT
 from cachd.sources.failures import said
 
 _THROTTLED = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests")
@@ -144,9 +145,12 @@ def _by_status(shown: str, code: str, status: int) -> CachdError:
             hint="check its name, and the endpoint of its entry of `sources`",
             origin_status=status,
         )
-    if status == 404:
+    if status in ABSENT:
         return NotFound(
-            f"{shown}: {code}", code="file_not_found", hint="check bucket and key", origin_status=status
+            f"{shown}: {code}",
+            code="file_not_found",
+            hint="check bucket and key, and whether an S3 server answers at the endpoint",
+            origin_status=status,
         )
     if status in (412, 416):
         return Changed(f"{shown}: the object has changed ({status})", origin_status=status)

@@ -4,6 +4,7 @@ IsTruncated, NextContinuationToken     ListObjectsV2, page by page
 IsTruncated without a (new) token      ListObjects, each page after the last key of the one before: older
 Ceph, Swift and OBS answer so, and mocks
 a page without IsTruncated             truncated if it has a token, or as many keys as a page may have
+CommonPrefixes, though no delimiter was sent     the server lists one folder at a time: Alluxio does
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.objects import Listed
 
 _MAX_PAGES = 1000
+_MAX_FOLDERS = 1000  # that a server lists one by one
+_LONGEST_KEY = 1024  # of an object of S3
 _PAGE_KEYS = 1000  # the most keys of a page, where it does not say so itself
 _OF_A_PAGE = ("Name", "Prefix", "IsTruncated", "MaxKeys", "KeyCount", "Contents")
 
@@ -41,7 +44,7 @@ class BucketListing:
         shown = f"s3://{bucket}/{folder}"
         found: dict[str, Listed] = {}
         entries = Entries(shown, self._max_files)
-        for each in self._pages(bucket, folder, shown, cancel_token):
+        for each in self._everything(bucket, folder, shown, cancel_token):
             path = each.key.removeprefix(folder)
             if not each.key.startswith(folder) or not path.strip("/"):
                 continue
@@ -56,8 +59,29 @@ class BucketListing:
         check_folders(shown, {path: sizes[path] for path in files})
         return {check_path(path): found[path] for path in files}
 
-    def _pages(self, bucket: str, folder: str, shown: str, cancel_token: CancelToken) -> Iterator[Listed]:
-        """Every object that the listing of a prefix names."""
+    def _everything(
+        self, bucket: str, folder: str, shown: str, cancel_token: CancelToken
+    ) -> Iterator[Listed]:
+        """Every object below a folder, also those of folders that are listed in place of their objects."""
+        waiting, known, asked = [folder], {folder}, 0
+        while waiting:
+            folders = set[str]()
+            for at in waiting:
+                for each in self._pages(bucket, at, folders, shown, cancel_token):
+                    yield each
+                    above = each.key.rstrip("/")
+                    while (above := above.rpartition("/")[0]) and f"{above}/" not in known:
+                        known.add(f"{above}/")
+            waiting = sorted(each for each in folders - known if each.startswith(folder))
+            known.update(waiting)
+            asked += len(waiting)
+            if asked > _MAX_FOLDERS or any(len(each) > _LONGEST_KEY for each in waiting):
+                raise too_large(f"the listing of {shown}", _MAX_FOLDERS, unit="folders")
+
+    def _pages(
+        self, bucket: str, folder: str, folders: set[str], shown: str, cancel_token: CancelToken
+    ) -> Iterator[Listed]:
+        """Every object that the listing of a prefix names. Adds to `folders` those that it names, too."""
         query: dict[str, str] = {"Bucket": bucket, "Prefix": folder, **self._buckets.payer}
         operation, before = "list_objects_v2", list[Listed]()
         for _ in range(_MAX_PAGES):
@@ -65,6 +89,9 @@ class BucketListing:
                 page = self._page(operation, query, cancel_token)
                 entries = list(map(Listed.of, page.get("Contents", ())))
                 cancel_token.count(len(entries))
+                named = [str(each["Prefix"]) for each in page.get("CommonPrefixes", ())]
+                cancel_token.count(len(named))
+                folders.update(named[: _MAX_FOLDERS + 1])
             is_new = entries != before or not entries
             yield from entries if is_new else ()
             if not _is_truncated(page, len(entries)):

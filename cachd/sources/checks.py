@@ -18,6 +18,9 @@ _CHARSETS = ("utf-8", "utf8", "ascii", "us-ascii", "iso-8859-1")
 _MAX_BEFORE_BYTES = 1 << 20  # of a block of a cache, before the bytes that were asked for
 _NO_CODINGS = ("identity", "aws-chunked", "none", "null", "undefined", "binary", "7bit", "8bit", *_CHARSETS)
 
+REFUSALS = (402, 403, 406, 451)  # 406 is what firewalls of web servers say to a client that they dislike
+ABSENT = (404, 405, 410)  # 405: what is there answers no GET, such as a folder of WebDAV
+
 
 class UnknownRange(NoRanges):
     """A 206 whose headers do not say which bytes of the file it holds."""
@@ -39,7 +42,7 @@ def check_status(response: Response, url: str) -> None:
             origin_status=status,
             hub_error=hub_says,
         )
-    if status in (403, 451):
+    if status in REFUSALS:
         raise Forbidden(
             reason,
             code="source_forbidden",
@@ -48,7 +51,7 @@ def check_status(response: Response, url: str) -> None:
             origin_status=status,
             hub_error=hub_says,
         )
-    if status in (404, 410):
+    if status in ABSENT:
         raise NotFound(reason, code="file_not_found", hint="check the name", origin_status=status)
     if status in (412, 416):
         raise Changed(f"{shown}: the file has changed ({status})", origin_status=status)
@@ -105,6 +108,8 @@ def announced(response: Response, url: str, size: int, extent: Extent) -> Extent
             raise UnknownRange(url)
         first, last, total = stated or (-1, -1, -1)
         begins = max(0, extent.start - _MAX_BEFORE_BYTES) <= first <= extent.start <= last
+        if not begins and stated == (0, size - 1, size):  # the complete file, though with 206
+            raise NoRanges(url)
         if not begins or last >= size or total not in (size, None):
             wanted = f"bytes {extent.start}-{extent.stop - 1}/{size}"
             raise protocol_error(url, f"Content-Range is {header or 'none':.60}, not {wanted}")

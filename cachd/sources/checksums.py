@@ -1,9 +1,11 @@
 """Parses SHA256SUMS files, as sha256sum of coreutils and of BSD write them, and others in their form.
 
-    HEX  path      HEX *path      HEX path      SHA256 (path) = HEX
+    HEX  path      HEX *path      HEX path      SHA256 (path) = HEX      SHA2-256(path)= HEX
 
 Coreutils begin a line with a backslash if its name has one, and double it in the name. On Windows it
 separates directories. The text is UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it for `>`.
+Of a text that PGP signed, only the lines between its header and its signature count. The signature is not
+checked.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ LONGEST_BYTES = 16 << 20
 _LATEST_SECONDS = 10.0
 _MAX_LINES = 2 * MAX_FILES  # some may be empty or comments
 _LINE = re.compile(r"([0-9a-fA-F]{64})(?: [ *]|[ \t](?=\S))(?:\./)?(.+)")
-_BSD_LINE = re.compile(r"SHA256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
+_SIGNED, _SIGNATURE = b"-----BEGIN PGP SIGNED MESSAGE-----", b"-----BEGIN PGP SIGNATURE-----"
+_BSD_LINE = re.compile(r"SHA(?:2-)?256 ?\((?:\./)?(.+)\) ?= ([0-9a-fA-F]{64})")
 
 
 def parse(content: bytes, shown: str) -> dict[str, Digest]:
     """The digest of each path. Raises Invalid, and names the line or path that is malformed or repeated."""
     checksums: dict[str, Digest] = {}
     entries = Entries(shown)
-    for number, written in enumerate(io.BytesIO(_as_utf8(content, shown)), start=1):
+    for number, written in enumerate(io.BytesIO(_unsigned(_as_utf8(content, shown))), start=1):
         if number > _MAX_LINES:
             raise too_large(shown, _MAX_LINES, unit="lines")
         line = _decoded(written, shown, number)
@@ -81,6 +84,14 @@ def _as_utf8(content: bytes, shown: str) -> bytes:
         except UnicodeError as error:
             raise Invalid(f"{shown} is not text: {error}", code="bad_checksums") from error
     return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _unsigned(content: bytes) -> bytes:
+    """The content without what PGP wrote around it (RFC 9580, 7). Empty lines stand for its header."""
+    if not content.startswith(_SIGNED):
+        return content
+    header, _, signed = content.replace(b"\r\n", b"\n").partition(b"\n\n")
+    return b"\n" * (header.count(b"\n") + 2) + signed.partition(_SIGNATURE)[0]
 
 
 def _decoded(line: bytes, shown: str, number: int) -> str:

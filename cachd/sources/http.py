@@ -46,6 +46,7 @@ from cachd.sources.validators import precondition
 MAX_REDIRECTS = 10
 _MAX_SIGNED_URLS = 10_000
 _DEFAULT_HEADERS = {"User-Agent": f"cachd/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
+_FIRST_BYTE = {"Range": "bytes=0-0"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _GONE, _MAX_MIRRORS = (404, 410), 3
 _MAYBE_EXPIRED = (400, 401, 403, 404, 410)  # what servers answer for an expired signed URL
@@ -136,16 +137,21 @@ class Http:
         with _checked(response, url):
             return response
 
-    def peek(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
-        """The headers of a URL by HEAD, whatever its status. A redirect is not followed."""
+    def peek(
+        self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS, method: str = "HEAD"
+    ) -> Response:
+        """The headers of a URL by HEAD, or by a GET of its first byte, whatever its status.
+
+        A redirect is not followed.
+        """
         parts = parsed(url)
         self._address_policy.check_url(parts)
-        request = Request("HEAD", _signed(parts, secrets), {**_DEFAULT_HEADERS, **secrets.headers})
-        return self._pool.send(request, cancel_token)
+        headers = {**_DEFAULT_HEADERS, **(_FIRST_BYTE if method == "GET" else {}), **secrets.headers}
+        return self._pool.send(Request(method, _signed(parts, secrets), headers), cancel_token)
 
     def first_byte(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response to a GET of a file's first byte, whatever its status."""
-        return self._follow("GET", url, {"Range": "bytes=0-0"}, secrets, cancel_token)[1]
+        return self._follow("GET", url, _FIRST_BYTE, secrets, cancel_token)[1]
 
     def get(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response for a URL, whatever its status."""

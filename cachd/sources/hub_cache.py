@@ -4,6 +4,7 @@
         refs/main                       a branch: the commit that it names
         snapshots/<commit>/config.json -> ../../blobs/<digest>
         blobs/<digest>                  a file, named after the sha256 or git-sha1 of its content
+        blobs/<digest>                  or, in huggingface_hub 2: -> ../../blobs/<2 digits>/<hash of Xet>
         blobs/<digest>.<id>.incomplete  a download that has not ended
 
 A cache is not trusted: the digest in a blob's name is verified like any other that a source states.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.model import COMMIT, HUB_FOLDER, SHORTENED, Digest, Entries
 from cachd.sources import beneath
-from cachd.sources.hub_downloads import still, unfinished_of
+from cachd.sources.hub_downloads import explains, still, unfinished_of
 
 _MAX_SHOWN = 20
 _MAX_REF_BYTES = 1024
@@ -83,12 +84,17 @@ class HubCache:
             )
         return Snapshot(self.directory / "snapshots" / named, named)
 
-    def digest(self, real: Path) -> Digest | None:
-        """The digest that the name of one of the repository's own blobs states; None for any other file."""
-        algorithm = _DIGESTS.get(len(real.name))
-        if real.parent != self._blobs or algorithm is None or not _HEX.fullmatch(real.name):
+    def digest(self, path: Path, real: Path) -> Digest | None:
+        """The digest that the name of one of the repository's own blobs states; None for any other file.
+
+        `path` is a file of a snapshot, and `real` the file without links. A blob may itself be a link to the
+        store of all repositories, where names are no digests.
+        """
+        blob = real if real.parent == self._blobs else _target(path)
+        algorithm = _DIGESTS.get(len(blob.name))
+        if blob.parent != self._blobs or algorithm is None or not _HEX.fullmatch(blob.name):
             return None
-        return Digest(algorithm, real.name)
+        return Digest(algorithm, blob.name)
 
     def check_complete(self, place: Path) -> None:
         """Raises Invalid while a download of the revision of which `place` is a part has not ended.
@@ -96,21 +102,41 @@ class HubCache:
         Its snapshot may then lack files. A download of another revision does not matter.
         """
         name = (*place.relative_to(self.directory).parts, "", "")[1]
-        here = self._paths(name) if name else frozenset()
-        unfinished = unfinished_of(name, here, self._names, self._content)
-        if unfinished is not None:
-            raise still(self.directory, unfinished)
+        blobs = self._blobs_of(name) if name else {}
+        unfinished = unfinished_of(name, blobs.keys(), self._names, self._content)
+        if unfinished and not (name and self._are_of_a_newer_one(name, blobs, unfinished)):
+            raise still(self.directory, unfinished[0])
 
-    def _paths(self, snapshot: str) -> frozenset[str]:
-        """The paths of the files in a snapshot. Links are not followed."""
+    def _are_of_a_newer_one(self, name: str, blobs: Mapping[str, str], unfinished: list[str]) -> bool:
+        """Whether a snapshot that changed later than this one explains all unfinished blobs.
+
+        The notes of huggingface_hub 2 say more: with those of this revision, they alone decide.
+        """
+        if f"{name}.json" in self._names("trees"):
+            return False
+        changed = self._changed(name)
+        return any(
+            other != name
+            and self._changed(other) > changed
+            and explains(self._blobs_of(other).keys(), blobs, unfinished)
+            for other in self._names("snapshots")
+        )
+
+    def _changed(self, snapshot: str) -> int:
+        """When a file was last added to a snapshot, in nanoseconds."""
+        return self._check(self.directory / "snapshots" / snapshot).stat().st_mtime_ns
+
+    def _blobs_of(self, snapshot: str) -> dict[str, str]:
+        """The paths of the files in a snapshot, and the name that each leads to. Links are not followed."""
         top = self._check(self.directory / "snapshots" / snapshot)
-        entries, found = Entries(str(top)), set[str]()
+        entries, found = Entries(str(top)), dict[str, str]()
         for at, _, names in os.walk(top):
             for name in names:
-                path = str((Path(at) / name).relative_to(top))
+                file = Path(at) / name
+                path = str(file.relative_to(top))
                 entries.add(path)
-                found.add(path)
-        return frozenset(found)
+                found[path] = file.readlink().name if file.is_symlink() else ""
+        return found
 
     def _ref(self, revision: str) -> str | None:
         """The commit that a branch or a tag names; None if there is none of this name."""
@@ -141,6 +167,14 @@ class HubCache:
             finally:
                 os.close(descriptor)
         return []
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, if its target is a link, too; `path` if it is no link."""
+    if not path.is_symlink():
+        return path
+    target = path.parent / path.readlink()
+    return Path(os.path.realpath(target.parent), target.name)
 
 
 def check_is_one_model(top: Path, check: Callable[[Path], Path]) -> None:

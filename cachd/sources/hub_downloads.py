@@ -14,7 +14,8 @@ A file without `.incomplete` in its name is complete: huggingface_hub renames it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,8 +33,8 @@ Names = Callable[[str], list[str]]  # the sorted names in a directory below the 
 Read = Callable[[str, int], bytes]  # a file below the repository, of so many bytes at most
 
 
-def unfinished_of(commit: str, here: frozenset[str], names: Names, read: Read) -> str | None:
-    """The name of a blob that is still being downloaded for a revision; None if there is none.
+def unfinished_of(commit: str, here: Set[str], names: Names, read: Read) -> list[str]:
+    """The names of blobs that are still being downloaded, and that may be for this revision.
 
     `here`: the paths of the files that the revision's snapshot has. Without the tree of the revision, the
     trees of others must show that a blob is for one of them: that each of its paths is in the snapshot, too.
@@ -46,18 +47,31 @@ def unfinished_of(commit: str, here: frozenset[str], names: Names, read: Read) -
         if name.endswith(_SUFFIX) and (digest := name.partition(".")[0]) not in complete
     }
     if not unfinished:
-        return None
+        return []
     own = _tree(f"trees/{commit}.json", read)
     others = [] if own is not None else [_tree(f"trees/{name}", read) for name in names("trees")]
-    for name, digest in unfinished.items():
+
+    def is_of_another(digest: str) -> bool:
         if own is not None:
-            is_of_another = not own.get(digest, frozenset()) - here
-        else:
-            paths = frozenset[str]().union(*(tree.get(digest, frozenset()) for tree in others if tree))
-            is_of_another = bool(paths) and paths <= here
-        if not is_of_another:
-            return name
-    return None
+            return not own.get(digest, frozenset()) - here
+        paths = frozenset[str]().union(*(tree.get(digest, frozenset()) for tree in others if tree))
+        return bool(paths) and paths <= here
+
+    return [name for name, digest in unfinished.items() if not is_of_another(digest)]
+
+
+def explains(newer: Set[str], blobs: Mapping[str, str], unfinished: Iterable[str]) -> bool:
+    """Whether a newer snapshot may be the one that these blobs are downloaded for.
+
+    `newer`: its paths. `blobs`: the paths of the older snapshot, and the name of the blob of each. The newer
+    one has no other paths, and lacks as many as are downloaded, of files of the same kind: a large file has
+    a name of 64 digits. huggingface_hub makes the directory of a snapshot before it downloads its files.
+    """
+    if not newer <= blobs.keys():
+        return False
+    lacking = Counter(len(blob) for path, blob in blobs.items() if path not in newer)
+    wanted = Counter(len(name.partition(".")[0]) for name in unfinished)
+    return wanted <= lacking
 
 
 def _tree(path: str, read: Read) -> Mapping[str, frozenset[str]] | None:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
+from cachd.sources.checks import ABSENT, REFUSALS
 from cachd.sources.failures import retry_after
 
 ARRIVED = "cachd_arrived"  # the extension of a response of huggingface_hub's client: the URL that answered
@@ -142,13 +143,20 @@ class Asking:
         """The error for a status that huggingface_hub has no class for."""
         if status == 401:
             return self.unauthorized()
-        if status == 403:
+        if status in REFUSALS:
             return Forbidden(
-                f"the token may not read {self.base}"
+                f"the token may not read {self.base} ({status})"
                 if self.has_token
-                else f"{self.base}: 403 without a token",
+                else f"{self.base}: {status} without a token",
                 code="source_forbidden",
                 hint="check the permissions of the token" if self.has_token else f"set a token: {_TOKENS}",
+                origin_status=status,
+            )
+        if status in ABSENT:
+            return NotFound(
+                f"{self.endpoint} has no {self.base}: it answered {status}",
+                code="repo_not_found",
+                hint="check the name, and whether a Hub or a mirror of it answers at this endpoint",
                 origin_status=status,
             )
         return Unavailable(

@@ -2,8 +2,9 @@
 
 siblings   the answer about the repository, with blobs=true: all that the Hub needs
 tree       /api/models/REPO/tree/COMMIT?recursive=true, page by page: for kernels, for mirrors that leave
-           out sizes or LFS digests, and for large repositories, of which `siblings` may not have all files
-HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree
+           out sizes or LFS digests, and for large repositories, of which `siblings` may not have all files.
+           Directories of which it lists no file are asked for one by one: some mirrors list no deeper
+HEAD       X-Linked-Size and X-Linked-ETag of each file: for mirrors that have no tree; or GET, if HEAD fails
 commits    /api/models/REPO/commits/main, page by page: which commits begin like a shortened one
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
@@ -26,6 +29,7 @@ from cachd.sources.connection import origin_of
 from cachd.sources.failures import bare
 from cachd.sources.http import Http
 from cachd.sources.http1 import number
+from cachd.sources.response import Response
 from cachd.sources.secrets import Secrets
 
 LISTING = Limit(24 << 20, tokens=20 * MAX_FILES)  # a file takes some 240 bytes and 17 tokens
@@ -35,6 +39,7 @@ _MAX_SIBLINGS = 1000  # beyond these, the Hub may leave files out of the answer 
 _OF_GIT = {".gitattributes", ".gitignore"}  # what an empty repository has
 _ASKED_AT_ONCE = 8
 _MAX_REDIRECTS = 5
+_NO_HEAD = (405, 501)
 # The Hub keeps larger files in LFS, and files with these suffixes by the default of its .gitattributes.
 _MAX_GIT_BYTES = 10 << 20
 _LFS = re.compile(r"\.(safetensors|bin|gguf|pt|pth|ckpt|onnx|h5|msgpack|parquet|arrow)$", re.I)
@@ -85,7 +90,8 @@ class HubListing:
 
     def files(self, siblings: Sequence[Sibling]) -> tuple[File, ...]:
         """The files. Raises Unavailable when the Hub or mirror says too little, and as `Http` does."""
-        known = {each.rfilename: _of_sibling(each) for each in siblings}
+        named = [each for each in siblings if not each.rfilename.endswith("/")]  # a folder
+        known = {each.rfilename: _of_sibling(each) for each in named}
         is_complete = 0 < len(known) <= _MAX_SIBLINGS
         if not is_complete or not all(entry.is_known for entry in known.values()):
             listed = self._tree()
@@ -120,21 +126,45 @@ class HubListing:
     def _tree(self) -> dict[str, _Entry]:
         """The files of the tree; none if the server has no tree."""
         kind, repo = kind_and_repo(self.ref.location)
-        url: str | None = f"{self.endpoint}/api/{kind}s/{repo}/tree/{self.commit}?recursive=true"
+        tree = f"{self.endpoint}/api/{kind}s/{repo}/tree/{self.commit}"
         found: dict[str, _Entry] = {}
-        count = Entries(self.ref.base)
-        for _ in range(_MAX_PAGES):
-            if url is None:
-                return found
+        directories, asked, count = set[str](), {""}, Entries(self.ref.base)
+        following = [""]
+        while following:
+            for each in chain.from_iterable(self._pages(tree, directory) for directory in following):
+                path = each["path"]
+                if path in found or path in directories:
+                    continue
+                count.add(path)
+                if each.get("type", "file") == "file":
+                    found[path] = _of_tree(each)
+                else:
+                    directories.add(path)
+            known = {str(above) for path in found for above in PurePosixPath(path).parents}
+            following = sorted(directories - known - asked)
+            asked.update(following)
+        return found
+
+    def _pages(self, tree: str, directory: str) -> Iterator[Mapping[str, Any]]:
+        """The entries of all pages of a directory of a tree; none if the server has no tree."""
+        at = f"{tree}/{quoted(directory)}" if directory else tree
+        url: str | None = f"{at}?recursive=true"
+        seen: set[str] = set()
+        while url is not None:
+            if url in seen:
+                raise _unfaithful(f"{bare(url)} goes on with a page that was there before")
+            if len(seen) == _MAX_PAGES:
+                raise Invalid(
+                    f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files"
+                )
+            seen.add(url)
             try:
                 page, url = self._page(url)
-            except NotFound:
-                return found
-            for each in page:
-                if each.get("type", "file") == "file":
-                    count.add(each["path"])
-                    found[each["path"]] = _of_tree(each)
-        raise Invalid(f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files")
+            except NotFound as error:
+                if directory or len(seen) > 1:
+                    raise _unfaithful(f"{bare(at)} is listed, and a page of it is not there") from error
+                return
+            yield from page
 
     def commits(self, beginning: str) -> list[str]:
         """The newest commits of main that begin so. Raises as `Http` does.
@@ -167,30 +197,22 @@ class HubListing:
             return entries, None
         after = urljoin(url, following[1])
         if origin_of(urlsplit(after)) != origin_of(urlsplit(self.endpoint)):
-            raise Unavailable(
-                f"{bare(url)} continues at another origin, {urlsplit(after).netloc:.80}",
-                code="origin_protocol",
-                hint="hf_endpoint is not a faithful mirror",
-            )
+            raise _unfaithful(f"{bare(url)} continues at another origin, {urlsplit(after).netloc:.80}")
         return entries, after
 
     def _ask(self, path: str, entry: _Entry) -> _Entry:
         """What the headers of a file say of it. A mirror may state no digest at all."""
-        url = f"{self.endpoint}/{self.ref.location}/resolve/{self.commit}/{quoted(path)}"
-        first = url
-        for _ in range(_MAX_REDIRECTS):
-            with self.http.peek(url, self.cancel_token, secrets=self.secrets) as response:
-                said, size = response.headers, response.file_size
-            location = said.get("Location") or ""
-            after = urljoin(url, location)
-            is_other = origin_of(urlsplit(after)) != origin_of(urlsplit(url))
-            if not location or said.get("X-Linked-ETag") or is_other:
-                break
-            url = after
-        if location and not said.get("X-Linked-Size"):
-            size = self.http.head(first, self.cancel_token, secrets=self.secrets).file_size
-        elif not location:
+        first = f"{self.endpoint}/{self.ref.location}/resolve/{self.commit}/{quoted(path)}"
+        url, response = self._peek(first, "HEAD")
+        said = response.headers
+        if not said.get("Location") and (response.status in _NO_HEAD or response.file_size is None):
+            url, response = self._peek(first, "GET")
+            said = response.headers
+        size = response.file_size
+        if not said.get("Location"):
             check_status(response, url)
+        elif not said.get("X-Linked-Size"):
+            size = self._size(first)
         # Only the Hub's ETag is a digest. That of another server may be one, too, of another kind.
         stated = said.get("X-Linked-ETag") or (said.get("X-Repo-Commit") and said.get("ETag")) or ""
         tag = stated.removeprefix("W/").strip('"')
@@ -201,6 +223,31 @@ class HubListing:
             tag if _SHA256.fullmatch(tag) else None,
             is_certain=True,
         )
+
+    def _peek(self, url: str, method: str) -> tuple[str, Response]:
+        """The answer that says what a file is, after redirects within its origin, and its URL."""
+        for _ in range(_MAX_REDIRECTS):
+            with self.http.peek(url, self.cancel_token, secrets=self.secrets, method=method) as response:
+                said = response.headers
+            after = urljoin(url, said.get("Location") or "")
+            is_other = origin_of(urlsplit(after)) != origin_of(urlsplit(url))
+            if not said.get("Location") or said.get("X-Linked-ETag") or is_other:
+                break
+            url = after
+        return url, response
+
+    def _size(self, url: str) -> int | None:
+        """The size of a file that is stored behind a redirect."""
+        size = self.http.head(url, self.cancel_token, secrets=self.secrets).file_size
+        if size is not None:
+            return size
+        with self.http.first_byte(url, self.cancel_token, secrets=self.secrets) as response:
+            check_status(response, url)
+            return response.file_size
+
+
+def _unfaithful(detail: str) -> Unavailable:
+    return Unavailable(detail, code="origin_protocol", hint="hf_endpoint is not a faithful mirror")
 
 
 def _of_sibling(sibling: Sibling) -> _Entry:
@@ -213,9 +260,14 @@ def _of_tree(entry: Mapping[str, Any]) -> _Entry:
     return _entry(entry["path"], entry.get("size"), entry.get("oid"), lfs.get("oid") or lfs.get("sha256"))
 
 
-def _entry(path: str, size: int | None, git: str | None, sha256: str | None) -> _Entry:
-    """What a listing says of a file. By its size and suffix, it may be in LFS or is certainly not."""
+def _entry(path: str, size: int | None, git: str | None, in_lfs: str | None) -> _Entry:
+    """What a listing says of a file. By its size and suffix, it may be in LFS or is certainly not.
+
+    Mirrors also write the sha256 in capitals, or as `sha256:HEX`.
+    """
     if type(size) is not int:
         size = None
-    is_certain = size is not None and size <= _MAX_GIT_BYTES and not _LFS.search(path)
+    stated = str(in_lfs or "").lower().removeprefix("sha256:")
+    sha256 = stated if _SHA256.fullmatch(stated) else None
+    is_certain = size is not None and size <= _MAX_GIT_BYTES and not in_lfs and not _LFS.search(path)
     return _Entry(size, git, sha256, is_certain)

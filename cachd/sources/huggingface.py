@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, set_client_factory
@@ -16,7 +17,7 @@ from cachd.foreign import check_json, load_json
 from cachd.model import SHORTENED, Extent, File, Manifest, Ref, is_hub_id, kind_and_repo, quoted
 from cachd.sources.access import Access
 from cachd.sources.cancel import CancelToken
-from cachd.sources.checks import check_encoding
+from cachd.sources.checks import ABSENT, check_encoding
 from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
 from cachd.sources.hub_errors import ARRIVED, Asking, hub_errors
@@ -67,10 +68,10 @@ class HubSource:
         api = HfApi(
             endpoint=self._endpoint, token=token or False, library_name="cachd", library_version=__version__
         )
-        kind, repo = kind_and_repo(ref.location)
+        _, repo = kind_and_repo(ref.location)
         asking = Asking(ref.base, ref.revision, self._endpoint, has_token=bool(token))
         with hub_errors(asking), _asks_over(self._http, cancel_token):
-            found = api.repo_info(repo, repo_type=kind, revision=ref.revision, files_metadata=True)
+            found = _described(api, ref)
             renamed_to = None
             if found.id != repo:  # the repository was renamed, and the Hub redirected the request
                 renamed_to = f"{ref.location.removesuffix(repo)}{found.id}"
@@ -157,6 +158,18 @@ def make(access: Access) -> HubSource:
         check=access.table.check,
         is_main=not access.has_own_endpoint,
     )
+
+
+def _described(api: HfApi, ref: Ref) -> Any:
+    """What the Hub says about a repository. A mirror may not know the query that asks for sizes."""
+    kind, repo = kind_and_repo(ref.location)
+    try:
+        return api.repo_info(repo, repo_type=kind, revision=ref.revision, files_metadata=True)
+    except HfHubHTTPError as error:
+        is_unexplained = not error.response.headers.get("X-Error-Code")
+        if error.response.status_code not in (400, *ABSENT) or not is_unexplained:
+            raise
+    return api.repo_info(repo, repo_type=kind, revision=ref.revision)
 
 
 def _check_commit(api: HfApi, ref: Ref, commit: str) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
+from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding, check_status
 from cachd.sources.connection import Origin, origin_of
@@ -84,7 +84,7 @@ class Probe:
         """The answer to HEAD; None if a GET may have another one."""
         try:
             return self._http.head(url, cancel_token, secrets=secrets)
-        except (Forbidden, NotFound, Unavailable) as error:
+        except (Forbidden, NotFound, Unavailable, Changed) as error:
             is_about_head = error.origin_status is not None or isinstance(error, Unavailable)
             if not is_about_head or error.origin_status in _NOT_ABOUT_HEAD:
                 raise

@@ -13,7 +13,7 @@ from cachd import files
 from cachd.errors import Forbidden, Invalid, NotFound
 from cachd.foreign import too_large
 from cachd.model import Digest, File, Manifest, Unusable, check_path, quoted
-from cachd.model.leftovers import control_file, is_left_out, not_ended
+from cachd.model.leftovers import control_files, is_left_out, not_ended
 from cachd.sources import checksums
 from cachd.sources.hub_cache import HubCache, check_is_one_model
 from cachd.sources.hub_downloads import unfinished_in
@@ -57,7 +57,7 @@ class Listing:
         if not top.is_dir():
             self._digests = {top.name: digest} if digest else {}
             real = self._check(top)
-            if os.path.lexists(control := control_file(top)):
+            for control in filter(os.path.lexists, control_files(top)):
                 raise not_ended(control)
             self._add(Found(check_path(top.name), top, real, regular(top, os.lstat(real))))
             return
@@ -95,7 +95,7 @@ class Listing:
         same = (status.st_dev, status.st_ino, mark) if is_linked else str(found.real)
         origin = self._origins.setdefault(same, f"file://{quoted(str(found.path))}")
         digest = self._digest(found.shown)
-        if self._cache is not None and (named := self._cache.digest(found.real)):
+        if self._cache is not None and (named := self._cache.digest(found.path, found.real)):
             origin, digest = f"file://{quoted(str(found.real))}", digest or named
         self._files.append(File(found.shown, status.st_size, origin, digest, mark))
 

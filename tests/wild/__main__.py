@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.wild.field import ROWS, Verdict, among
-from tests.wild.origins import WILD
+from tests.wild.field import READY, ROWS, WILD, Verdict, among
+from tests.wild.modules import MODULES
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
         print("\n".join(listed))
         return 0
     rows = asked.rows or list(ROWS)
+    assert MODULES  # importing them registered their rows
     console = Console(width=None if sys.stdout.isatty() else 150)
     with (
         tempfile.TemporaryDirectory(prefix="wild-") as place,
@@ -40,7 +41,12 @@ def main(arguments: list[str]) -> int:
         verdicts = [field.tried(row) for row in rows]
     console.print(table(verdicts))
     right = sum(verdict.is_right for verdict in verdicts)
-    console.print(f"{right} of {len(verdicts)} as they should be")
+    ready = sum(verdict.found == READY for verdict in verdicts)
+    longest = max(verdicts, key=lambda verdict: verdict.seconds)
+    console.print(
+        f"{right} of {len(verdicts)} as they should be: {ready} ready, {len(verdicts) - ready} refused;"
+        f" the longest took {longest.seconds:.1f} s ({longest.row})"
+    )
     return 0 if right == len(verdicts) else 1
 
 

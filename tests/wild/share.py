@@ -250,6 +250,30 @@ held(
 )
 
 
+held("aws-cli-goes-on", {**CONFIG, "model.safetensors.6eF5b5da": b"half"})
+held("minio-client-goes-on", {**CONFIG, "model.safetensors.part.minio": b"half"})
+held(
+    "azcopy-goes-on",
+    {**CONFIG, ".azDownload-0e7b3f6e-5c1d-4a77-9a80-3f2b1c0d9e8f-model.safetensors": b"half"},
+)
+held("syncthing-goes-on", {**CONFIG, ".syncthing.model.safetensors.tmp": b"half"})
+held("ollama-goes-on", {**CONFIG, f"blobs/sha256-{'0a' * 32}-partial-0": b"{}"})
+held("script-goes-on", {**CONFIG, "model.safetensors.tmp": b"half"})
+held("lftp-goes-on", {"model.gguf": gguf(), "model.gguf.lftp-pget-status": b"size=1"})
+
+
+@wild("axel-goes-on-beside-a-file")
+def axel_goes_on_beside_a_file(world: World) -> Iterator[Odd]:
+    laid(world.share, {"model.gguf": gguf(), "model.gguf.st": b"\1"})
+    yield Odd(f"file://{world.share}/model.gguf", {})
+
+
+@wild("date-after-the-suffix")
+def date_after_the_suffix(world: World) -> Iterator[Odd]:
+    files = {**CONFIG, "model.bin.20260131": noise(900)}
+    yield holding(world, files, files)
+
+
 @wild("aria2-goes-on-excluded")
 def aria2_goes_on_excluded(world: World) -> Iterator[Odd]:
     files = {**MODEL, "other.gguf": gguf(), "other.gguf.aria2": b"\0\1"}
@@ -308,12 +332,35 @@ def hub_cache_other_revision(world: World) -> Iterator[Odd]:
     yield Odd(f"file://{repository}", FILES)
 
 
+@wild("hub-cache-newer-revision")
+def hub_cache_newer_revision(world: World) -> Iterator[Odd]:
+    repository = cached(world)
+    newer = add_snapshot(repository, {"config.json": FILES["config.json"]}, "c3" * 20, "main")
+    os.utime(newer, (2e9, 2e9))
+    laid(repository, {f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete": b"half"})
+    yield Odd(f"file://{repository}@{COMMIT}", FILES)
+
+
 @wild("hub-cache-own-revision")
 def hub_cache_own_revision(world: World) -> Iterator[Odd]:
     repository = cached(world)
     tree(repository, COMMIT, {**FILES, "more.safetensors": noise(70_000)})
     laid(repository, {f"blobs/{name_of(noise(70_000))}.1a2b3c4d.incomplete": b"half"})
     yield Odd(f"file://{repository}", {})
+
+
+@wild("hub-cache-store-of-all")
+def hub_cache_store_of_all(world: World) -> Iterator[Odd]:
+    """As huggingface_hub 2 keeps what came by Xet."""
+    repository, xet = cached(world), "e4" * 32
+    blob = repository / "blobs" / name_of(FILES["model.safetensors"])
+    laid(
+        world.share,
+        {f"hub/blobs/e4/{xet}": FILES["model.safetensors"], "hub/.huggingface-shared-blobs": b"1"},
+    )
+    blob.unlink()
+    blob.symlink_to(f"../../blobs/e4/{xet}")
+    yield Odd(f"file://{repository}", FILES)
 
 
 @wild("hub-cache-left-over")

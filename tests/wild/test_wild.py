@@ -11,7 +11,7 @@ import pytest
 from docs.render import ORIGINS, rendered
 from tests.faults.test_index import PROJECT, named_in
 from tests.wild.field import INDEX, KINDS, READY, ROWS, WILD, Field, among
-from tests.wild.origins import MODULES
+from tests.wild.modules import MODULES
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,11 @@ def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_right_model_is_ready_or_the_pull_is_refused_with_the_right_code(field: Field, row: str) -> None:
     verdict = field.tried(row)
     assert verdict.is_right, verdict.failure
+
+
+def test_the_command_that_the_page_names_knows_every_row() -> None:
+    code = "import tests.wild.__main__; from tests.wild.field import ROWS, WILD; assert {*WILD} == {*ROWS}"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120, check=True)
 
 
 def test_every_row_has_an_origin_in_the_module_of_its_kind() -> None:

@@ -44,15 +44,8 @@ def list_models(
         for model in found:
             terminal.say(model["name"])
         return
-    show({"models": found}, output, lambda: show_list(found, output))
-
-
-def show_list(found: list[dict[str, Any]], output: Output) -> None:
-    """Print a table of models."""
-    if output is Output.wide:
-        terminal.show_table(printed.WIDE_HEADINGS, [printed.wide_row(model) for model in found])
-    else:
-        terminal.show_table(printed.HEADINGS, [printed.model_row(model) for model in found])
+    table = printed.table(found, is_wide=output is Output.wide)
+    show({"models": found}, output, lambda: terminal.show_table(*table))
 
 
 @commands.command("show", epilog="Example: cachd show org--model; cachd show org--model --files -o json")

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachd.terminal.amounts import age_text, duration_text, moment_of, rate_text, size_text
-from cachd.terminal.output import Cell, Row, say, show_table, warn
+from cachd.terminal.output import Cell, Row, say, show_facts, show_table, warn
 
 HEADINGS = ("NAME", "STATE", "SIZE", "PROGRESS", "RATE", "ETA", "USED BY", "REASON")
-WIDE_HEADINGS = (
-    *HEADINGS[:-1],
-    *("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH", "REASON"),
-)
+_WIDE = ("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH")
+WIDE_HEADINGS = (*HEADINGS[:-1], *_WIDE, HEADINGS[-1])
 FILE_HEADINGS = ("FILE", "SIZE", "HERE", "DIGEST")
 FEW_FILES = 20  # that are shown of a model when nobody asks for all
 _FAILURE = "red"
@@ -114,6 +112,13 @@ def wide_row(model: Mapping[str, Any]) -> Row:
     ]
 
 
+def table(models: Sequence[Mapping[str, Any]], *, is_wide: bool) -> tuple[Sequence[str], list[Row]]:
+    """The headings and the rows of a list of models."""
+    if is_wide:
+        return WIDE_HEADINGS, [wide_row(model) for model in models]
+    return HEADINGS, [model_row(model) for model in models]
+
+
 def line_of(model: Mapping[str, Any]) -> str:
     """One line about a model, for a log of changes."""
     status = status_of(model)
@@ -162,10 +167,7 @@ def file_or_directory(model: Mapping[str, Any]) -> str:
 
 def show_model(model: Mapping[str, Any], files: Sequence[Mapping[str, Any]], total: int) -> None:
     """Print one fact about a model on each line, then a table of its files, of which there are `total`."""
-    facts = _facts(model)
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        say(f"{key:<{width}}  {value}")
+    show_facts(_facts(model))
     if files:
         say("")
         show_files(files, total, name=model["name"])

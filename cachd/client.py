@@ -20,7 +20,7 @@ from cachd.errors import Invalid, Unavailable, Unreachable, error_of
 from cachd.files import content, reason
 from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
-from cachd.sources.trust import Authorities
+from cachd.sources.trust import Authorities, reason_of
 
 _UNIX = "unix:"
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
@@ -275,10 +275,8 @@ def _context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None
     try:
         context = Authorities(str(ca_file) if ca_file else None).context()
     except Unavailable as error:
-        cause = error.__cause__
-        why = reason(cause) if isinstance(cause, OSError) else error.detail
         raise Invalid(
-            f"{ca_file} cannot be used: {why}",
+            f"{ca_file} cannot be used: {reason_of(error)}",
             code="bad_ca_file",
             hint="give a PEM file of certificate authorities (--ca-file, CACHD_API_CA_FILE)",
         ) from error

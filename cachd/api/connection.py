@@ -29,6 +29,11 @@ _MAX_DROPPED_BYTES = 4 << 20
 _STEP_BYTES = 4 << 10  # passed to the parser in one call
 
 
+def body_too_long() -> TooBig:
+    """The error for a body that is longer than 1 MiB."""
+    return TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long")
+
+
 class Connection(HttpToolsProtocol):
     """One HTTP connection within `Bounds`. `since`: monotonic time when its stage began.
 
@@ -93,7 +98,7 @@ class Connection(HttpToolsProtocol):
         if self.stage is Stage.HEAD and self._received > self._bounds.head_bytes:
             self._refuse_head()
         elif self.stage is Stage.BODY and self._received > MAX_BODY_BYTES + _FRAMING_BYTES:
-            self._refuse(TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long"))
+            self._refuse(body_too_long())
         elif len(self.pipeline) > _MAX_PIPELINED:
             self._refuse(Busy("too many pipelined requests on one connection", code="pipelined"))
 

@@ -15,9 +15,9 @@ from structlog.contextvars import bound_contextvars
 
 from cachd.api.access import READS, Access, Call, Caller
 from cachd.api.audit import Audit
-from cachd.api.connection import MAX_BODY_BYTES
+from cachd.api.connection import MAX_BODY_BYTES, body_too_long
 from cachd.api.problems import problem
-from cachd.errors import CachdError, Forbidden, Invalid, TooBig
+from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -60,7 +60,7 @@ class Guard:
             refusal = await self._refusal(scope, call)
             body = b"" if refusal else await _read(receive)
             if refusal or body is None:
-                await problem(refusal or _too_long())(scope, receive, watched)
+                await problem(refusal or body_too_long())(scope, receive, watched)
             else:
                 with _named(scope):
                     await self._app(scope, _replayed(body, receive), watched)
@@ -98,7 +98,7 @@ class Guard:
         if not length.isdecimal():
             return Invalid("the Content-Length header is not a number", code="invalid_request")
         if int(length) > MAX_BODY_BYTES:
-            return _too_long()
+            return body_too_long()
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
@@ -161,7 +161,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
-
-
-def _too_long() -> TooBig:
-    return TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long")

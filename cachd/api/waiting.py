@@ -61,9 +61,7 @@ async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None],
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(
-                ended, Exception
-            ):  # a cancelled task is not an error: CancelledError is no Exception
+            if isinstance(ended, Exception):  # CancelledError is none
                 raise ended
 
 

@@ -64,7 +64,7 @@ class Connection(HttpToolsProtocol):
         self._unread_since: float | None = None
         self._unanswered: list[RequestResponseCycle] = []  # the running request and the pipelined ones
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Count the connection, or answer 503 and close it when no more fit."""
         super().connection_made(transport)
         self.peer = peer_of(transport.get_extra_info("socket"), transport.get_extra_info("peername"))

@@ -30,7 +30,7 @@ _SAYS = {
     r"found character '[@`]'": "a value cannot start with @ or `: quote it",
     r"but found another document": "a second document: only one is read",
     r"found unexpected end of stream": "the end of the file inside quotes",
-}  # fmt: skip
+}
 Key = tuple[str | int, ...]
 Value = object
 

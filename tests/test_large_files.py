@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import xxhash
 from awscrt import checksums
 
@@ -109,14 +108,6 @@ def check(large: Large, root: Path, server: Server, path: str) -> None:
     published = root / "models/large" / NAME
     large.check(published)
     assert published.stat().st_blocks * 512 < (len(large.missing) + 1) * PART, "it is not sparse any more"
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDSCRIPTED")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "said to nobody")
-    with Bucket() as started:
-        yield started
 
 
 def test_an_object_of_60_gb_is_resumed_at_offsets_of_eleven_digits_and_has_its_checksum(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
-from tests.ground.origin import Flip, NoContentRange, Saying, Status
+from tests.ground.origin import Flip, NoContentRange, Reply, Saying, Seen, Status
 from tests.ground.weights import lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
 from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, index, odd, served
@@ -79,12 +79,17 @@ def mirror_without_content_range(world: World) -> Iterator[Odd]:
         yield Odd(ref, files, entries=entry(ref, hub))
 
 
+def whose_cdn_answers(world: World, answer: Status) -> Iterator[Odd]:
+    """A mirror whose storage answers every request for a file so: nothing is published."""
+    with served(world, MODEL) as (hub, ref):
+        hub.cdn.fault("*", answer, methods=READ)
+        yield Odd(ref, {}, entries=entry(ref, hub))
+
+
 @wild("mirror-answers-with-a-page")
 def mirror_answers_with_a_page(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        page = Status(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Sign in</title>")
-        hub.cdn.fault("*", page, methods=READ)
-        yield Odd(ref, {}, entries=entry(ref, hub))
+    page = Status(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+    yield from whose_cdn_answers(world, page)
 
 
 @wild("mirror-has-other-bytes")
@@ -96,10 +101,8 @@ def mirror_has_other_bytes(world: World) -> Iterator[Odd]:
 
 @wild("lfs-object-is-gone")
 def lfs_object_is_gone(world: World) -> Iterator[Odd]:
-    with served(world, MODEL) as (hub, ref):
-        gone = Status(404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>")
-        hub.cdn.fault("*", gone, methods=READ)
-        yield Odd(ref, {}, entries=entry(ref, hub))
+    gone = Status(404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>")
+    yield from whose_cdn_answers(world, gone)
 
 
 @wild("cdn-error-with-200")
@@ -125,7 +128,7 @@ def branch_moves(world: World) -> Iterator[Odd]:
         name = ref.removeprefix("hf://")
 
         class Moves(Saying):
-            def reply(self, seen: object, reply: object) -> object:  # type: ignore[override]
+            def reply(self, seen: Seen, reply: Reply) -> Reply:
                 hub.add(name, {**CONFIG, "model.safetensors": noise(4000)})
                 return reply
 

@@ -96,13 +96,15 @@ class Client:
         """The ready document. The daemon waits up to `wait` seconds for the model to become ready."""
         return await self._call("GET", f"/v1/models/{check_name(name)}/ready", params={"wait": f"{wait:.3f}"})
 
-    async def pin(self, name: str) -> None:
-        """Pin a model: it is not evicted, and not deleted without force."""
+    async def pin(self, name: str) -> dict[str, Any]:
+        """Pin a model: it is not evicted, and not deleted without force. Returns its name and `pinned`."""
         await self._call("PUT", f"/v1/models/{check_name(name)}/pin")
+        return {"name": name, "pinned": True}
 
-    async def unpin(self, name: str) -> None:
-        """Undo `pin`. A model that is not pinned stays as it is."""
+    async def unpin(self, name: str) -> dict[str, Any]:
+        """Undo `pin`. A model that is not pinned stays as it is. Returns as `pin` does."""
         await self._call("DELETE", f"/v1/models/{check_name(name)}/pin")
+        return {"name": name, "pinned": False}
 
     async def delete(self, name: str, *, force: bool) -> dict[str, Any]:
         """Delete a model. `force`: even a pinned, used or configured one. Returns the bytes that it freed."""

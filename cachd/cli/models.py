@@ -90,12 +90,9 @@ def pin(
     names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
     """Pin models: they are not evicted, and `cachd rm` refuses to delete them without --force."""
-
-    async def pinned(client: Client, name: str) -> dict[str, Any]:
-        await client.pin(name)
-        return {"name": name, "pinned": True}
-
-    ask_each(server, token_file, names, pinned, output=output, text=_say_pinned)
+    ask_each(
+        server, token_file, names, lambda client, name: client.pin(name), output=output, text=_say_pinned
+    )
 
 
 @commands.command(epilog="Example: cachd unpin org--model")
@@ -103,12 +100,9 @@ def unpin(
     names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
     """Unpin models: they may be evicted and deleted again."""
-
-    async def unpinned(client: Client, name: str) -> dict[str, Any]:
-        await client.unpin(name)
-        return {"name": name, "pinned": False}
-
-    ask_each(server, token_file, names, unpinned, output=output, text=_say_pinned)
+    ask_each(
+        server, token_file, names, lambda client, name: client.unpin(name), output=output, text=_say_pinned
+    )
 
 
 def _say_pinned(document: Mapping[str, Any]) -> None:

@@ -55,11 +55,10 @@ def authorities_of(config: Config) -> dict[str, Authorities]:
 
 def build_table(config: Config) -> Table:
     """The entries of `sources`, with the endpoints that other options set."""
-    endpoints = {
-        name: [own for own in (options.get("endpoint"),) if own]
-        + [f"https://{host}" for host in SCHEMES[name].hosts]
-        for name, options in _of_schemes(config).items()
-    }
+    endpoints = {name: [f"https://{host}" for host in scheme.hosts] for name, scheme in SCHEMES.items()}
+    for name, options in _of_schemes(config).items():
+        if own := options.get("endpoint"):
+            endpoints[name].insert(0, own)
     return Table(config.sources, refuse=config.refuse, endpoints=endpoints)
 
 

@@ -192,33 +192,29 @@ def _computed(file: Mapping[str, Any]) -> str:
 def _facts(model: Mapping[str, Any]) -> dict[str, object]:
     """The facts about a model, in the order in which they are printed."""
     ready = model["ready"]
-    facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
-    if model["file"]:
-        facts["file"] = model["file"]
-    facts |= {"reason": reason} if (reason := reason_of(model)) else {}
+    facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path", "file")}
+    facts["reason"] = reason_of(model)
     facts["verified"] = yes(model["verified"] if ready else None)
-    if model["verified_by"]:
-        facts["verified_by"] = ", ".join(f"{by} ({files})" for by, files in model["verified_by"].items())
+    by = model["verified_by"] or {}
+    facts["verified_by"] = ", ".join(f"{algorithm} ({files})" for algorithm, files in by.items())
     facts |= {k: yes(model[k]) for k in ("pinned", "in_use")}
-    facts |= {"used by": used_by(model)}
+    facts["used by"] = used_by(model)
     if ready:
         facts["immutable_path"] = model["immutable_path"]
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
-        facts |= {
-            "size": size_text(ready["bytes"]),
-            "hub": f"{ready['hub']['repo']}@{ready['hub']['commit']}",
-        }
+        facts["size"] = size_text(ready["bytes"])
+        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit']}"
     for before in model["previous"][:1]:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:
         facts["resident"] = size_text(model["resident_bytes"])
-        facts |= {"left out": left_out} if (left_out := _left_out(ready)) else {}
+        facts["left out"] = _left_out(ready)
         facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
-        facts |= {"advice": ready["advice"]} if ready["advice"] else {}
+        facts["advice"] = ready["advice"]
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
-    if model["verified_at"]:
-        facts["verified_at"] = model["verified_at"]
-    return facts | (_facts_of_pull(model["pull"]) if model["pull"] else {})
+    facts["verified_at"] = model["verified_at"]
+    facts |= _facts_of_pull(model["pull"]) if model["pull"] else {}
+    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
 
 
 def _facts_of_pull(pull: Mapping[str, Any]) -> dict[str, object]:

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,19 @@ _LONGEST_PEM = 1 << 20
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """PEM files for an https:// daemon: the authorities to trust, and the certificate to present and its key.
+
+    With `certificate`, the daemon must present exactly this certificate, whoever issued it.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    certificate: Path | None = None
+
+
 class Client:
     """An HTTP session with one daemon. An async context manager.
 
@@ -43,15 +57,10 @@ class Client:
         server: str,
         token: str | None = None,
         *,
-        ca_file: Path | None = None,
-        cert_file: Path | None = None,
-        key_file: Path | None = None,
-        certificate: Path | None = None,
+        tls: ClientTls = ClientTls(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
-
-        With `certificate`, the daemon must present exactly this certificate, whoever issued it.
+        """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH.
 
         Raises Invalid for another `server`, or for files that cannot be used.
         """
@@ -61,7 +70,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(sock_connect=5),
-            connector=_connector(self._server, ca_file, cert_file, key_file, certificate),
+            connector=_connector(self._server, tls),
         )
 
     async def __aenter__(self) -> Self:
@@ -240,7 +249,9 @@ class Client:
 
 def _lease_path(name: str, lease: str) -> str:
     if not lease.isalnum():  # a path such as .. would be another call
-        raise Invalid(f"{lease!r:.80} is not the id of a lease", code="bad_lease")
+        raise Invalid(
+            f"{lease!r:.80} is not the id of a lease", code="bad_lease", hint="cachd lease prints the id"
+        )
     return f"/v1/models/{check_name(name)}/leases/{quote(lease)}"
 
 
@@ -254,39 +265,37 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return bytes(content)
 
 
-def _connector(
-    server: str,
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
-    certificate: Path | None,
-) -> aiohttp.BaseConnector:
+def _connector(server: str, tls: ClientTls) -> aiohttp.BaseConnector:
     if server.startswith(_UNIX):
         return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
     if not _is_http(server):
         raise _no_address(server)
     if not server.startswith("https://"):
         return aiohttp.TCPConnector()
-    if certificate:
-        return aiohttp.TCPConnector(ssl=_only(certificate))
-    return aiohttp.TCPConnector(ssl=_context(ca_file, cert_file, key_file))
+    if tls.certificate:
+        return aiohttp.TCPConnector(ssl=_only(tls.certificate))
+    return aiohttp.TCPConnector(ssl=_context(tls))
 
 
-def _context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+def _context(tls: ClientTls) -> ssl.SSLContext:
     """The TLS context for an https:// daemon. Raises Invalid."""
     try:
-        context = Authorities(str(ca_file) if ca_file else None).context()
+        context = Authorities(str(tls.ca_file) if tls.ca_file else None).context()
     except Unavailable as error:
         raise Invalid(
-            f"{ca_file} cannot be used: {reason_of(error)}",
+            f"{tls.ca_file} cannot be used: {reason_of(error)}",
             code="bad_ca_file",
             hint="give a PEM file of certificate authorities (--ca-file, CACHD_API_CA_FILE)",
         ) from error
-    if cert_file:
+    if tls.cert_file:
         try:
-            context.load_cert_chain(cert_file, key_file)
+            context.load_cert_chain(tls.cert_file, tls.key_file)
         except OSError as error:
-            raise Invalid(f"{cert_file} cannot be used: {reason(error)}", code="bad_certificate") from error
+            raise Invalid(
+                f"{tls.cert_file} cannot be used: {reason(error)}",
+                code="bad_certificate",
+                hint="give PEM files of a certificate and its key (--cert-file, --key-file)",
+            ) from error
     return context
 
 
@@ -318,5 +327,9 @@ def _only(certificate: Path) -> aiohttp.Fingerprint:
         der = ssl.PEM_cert_to_DER_cert(first[first.index(ssl.PEM_HEADER) :] + end)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it has no certificate"
-        raise Invalid(f"{certificate} cannot be used: {why}", code="bad_certificate") from error
+        raise Invalid(
+            f"{certificate} cannot be used: {why}",
+            code="bad_certificate",
+            hint="correct tls_cert_file of this node's daemon, or name the authorities with --ca-file",
+        ) from error
     return aiohttp.Fingerprint(hashlib.sha256(der).digest())

@@ -71,7 +71,12 @@ class Connection(HttpToolsProtocol):
         if self._handshake:
             self._counted.leave(self._handshake)
         if not self._counted.admit(self):
-            busy = Busy("too many connections are open", code="too_many_connections", retry_after=1.0)
+            busy = Busy(
+                "too many connections are open",
+                code="too_many_connections",
+                hint="close connections that are idle, or try again later",
+                retry_after=1.0,
+            )
             self._write(busy)
             self.transport.close()
 
@@ -100,7 +105,8 @@ class Connection(HttpToolsProtocol):
         elif self.stage is Stage.BODY and self._received > MAX_BODY_BYTES + _FRAMING_BYTES:
             self._refuse(body_too_long())
         elif len(self.pipeline) > _MAX_PIPELINED:
-            self._refuse(Busy("too many pipelined requests on one connection", code="pipelined"))
+            hint = "wait for an answer before the next request"
+            self._refuse(Busy("too many pipelined requests on one connection", code="pipelined", hint=hint))
 
     # --- callbacks of the parser ---
 

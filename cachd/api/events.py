@@ -123,7 +123,10 @@ class EventStream(Response):
                 await stream(scope, receive, send)
             else:
                 busy = Unavailable(
-                    "too many clients listen to events", code="busy", retry_after=RETRY_SECONDS
+                    "too many clients listen to events",
+                    code="busy",
+                    hint="try again later",
+                    retry_after=RETRY_SECONDS,
                 )
                 await problem(busy)(scope, receive, send)
 

@@ -93,7 +93,11 @@ class Guard:
             )
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
-            return Forbidden("requests from web pages of other sites are refused", code="foreign_origin")
+            return Forbidden(
+                "requests from web pages of other sites are refused",
+                code="foreign_origin",
+                hint="use the daemon's own page at /, or call the API from a program",
+            )
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return Invalid("the Content-Length header is not a number", code="invalid_request")

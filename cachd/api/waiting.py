@@ -37,7 +37,7 @@ async def until_stopped(pull: Pull, lanes: Lanes) -> None:
     """
     with lanes.waits.one() as may_wait:
         if not may_wait:
-            raise Busy("too many calls wait for pulls", retry_after=RETRY_SECONDS)
+            raise Busy("too many calls wait for pulls", hint="try again later", retry_after=RETRY_SECONDS)
         await lanes.waits.end_of(pull.done)
 
 

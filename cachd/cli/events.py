@@ -126,5 +126,9 @@ def _parsed(data: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Invalid(f"{data[:80]!r} is no event of cachd", code="bad_event")
+        raise Invalid(
+            f"{data[:80]!r} is no event of cachd",
+            code="bad_event",
+            hint="check the address: another program may answer there, or a proxy in between",
+        )
     return found

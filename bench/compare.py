@@ -22,12 +22,12 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.measure import KIB, MIB, PROJECT, Failed, random_file, serving, sink, warmed
+from tests.ground.meanwhile import meanwhile
 from tests.ground.node import Node
 
 PAIRS = 15
@@ -136,23 +136,15 @@ def ask(url: str) -> None:
     connection.close()
 
 
-@contextmanager
-def pulling(node: Node, url: str) -> Iterator[None]:
+def pulling(node: Node, url: str) -> AbstractContextManager[None]:
     """Pull the large file and delete it, again and again meanwhile."""
-    ended = threading.Event()
 
-    def again() -> None:
+    def again(ended: threading.Event) -> None:
         while not ended.is_set():
             node.ask("DELETE", "/v1/models/big?force=true")
             pull(node, url)
 
-    thread = threading.Thread(target=again)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(again)
 
 
 def start(node: Node, _: str) -> float:

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ from cachd.errors import Invalid, Unavailable, Unreachable, error_of
 from cachd.files import content, reason
 from cachd.foreign import Limit, load_json, too_large
 from cachd.model import check_name
-from cachd.sources.trust import Authorities
+from cachd.sources.trust import Authorities, reason_of
 
 _UNIX = "unix:"
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
@@ -29,6 +30,19 @@ _BUSY_SECONDS, _BUSY_PAUSE_SECONDS = 60.0, 1.0
 _SILENT_SECONDS = 60.0  # the daemon sends something every 15 seconds
 _LONGEST_PEM = 1 << 20
 _LONGEST = Limit(256 << 20, tokens=50_000_000)  # a model with very many files, or a page of models
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """PEM files for an https:// daemon: the authorities to trust, and the certificate to present and its key.
+
+    With `certificate`, the daemon must present exactly this certificate, whoever issued it.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    certificate: Path | None = None
 
 
 class Client:
@@ -43,15 +57,10 @@ class Client:
         server: str,
         token: str | None = None,
         *,
-        ca_file: Path | None = None,
-        cert_file: Path | None = None,
-        key_file: Path | None = None,
-        certificate: Path | None = None,
+        tls: ClientTls = ClientTls(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH. The files are PEM and serve https.
-
-        With `certificate`, the daemon must present exactly this certificate, whoever issued it.
+        """`server` is http://HOST:PORT, https://HOST:PORT or unix:/PATH.
 
         Raises Invalid for another `server`, or for files that cannot be used.
         """
@@ -61,7 +70,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(sock_connect=5),
-            connector=_connector(self._server, ca_file, cert_file, key_file, certificate),
+            connector=_connector(self._server, tls),
         )
 
     async def __aenter__(self) -> Self:
@@ -96,13 +105,15 @@ class Client:
         """The ready document. The daemon waits up to `wait` seconds for the model to become ready."""
         return await self._call("GET", f"/v1/models/{check_name(name)}/ready", params={"wait": f"{wait:.3f}"})
 
-    async def pin(self, name: str) -> None:
-        """Pin a model: it is not evicted, and not deleted without force."""
+    async def pin(self, name: str) -> dict[str, Any]:
+        """Pin a model: it is not evicted, and not deleted without force. Returns its name and `pinned`."""
         await self._call("PUT", f"/v1/models/{check_name(name)}/pin")
+        return {"name": name, "pinned": True}
 
-    async def unpin(self, name: str) -> None:
-        """Undo `pin`. A model that is not pinned stays as it is."""
+    async def unpin(self, name: str) -> dict[str, Any]:
+        """Undo `pin`. A model that is not pinned stays as it is. Returns as `pin` does."""
         await self._call("DELETE", f"/v1/models/{check_name(name)}/pin")
+        return {"name": name, "pinned": False}
 
     async def delete(self, name: str, *, force: bool) -> dict[str, Any]:
         """Delete a model. `force`: even a pinned, used or configured one. Returns the bytes that it freed."""
@@ -238,7 +249,9 @@ class Client:
 
 def _lease_path(name: str, lease: str) -> str:
     if not lease.isalnum():  # a path such as .. would be another call
-        raise Invalid(f"{lease!r:.80} is not the id of a lease", code="bad_lease")
+        raise Invalid(
+            f"{lease!r:.80} is not the id of a lease", code="bad_lease", hint="cachd lease prints the id"
+        )
     return f"/v1/models/{check_name(name)}/leases/{quote(lease)}"
 
 
@@ -252,41 +265,37 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return bytes(content)
 
 
-def _connector(
-    server: str,
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
-    certificate: Path | None,
-) -> aiohttp.BaseConnector:
+def _connector(server: str, tls: ClientTls) -> aiohttp.BaseConnector:
     if server.startswith(_UNIX):
         return aiohttp.UnixConnector(server.removeprefix(_UNIX).removeprefix("//"))
     if not _is_http(server):
         raise _no_address(server)
     if not server.startswith("https://"):
         return aiohttp.TCPConnector()
-    if certificate:
-        return aiohttp.TCPConnector(ssl=_only(certificate))
-    return aiohttp.TCPConnector(ssl=_context(ca_file, cert_file, key_file))
+    if tls.certificate:
+        return aiohttp.TCPConnector(ssl=_only(tls.certificate))
+    return aiohttp.TCPConnector(ssl=_context(tls))
 
 
-def _context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+def _context(tls: ClientTls) -> ssl.SSLContext:
     """The TLS context for an https:// daemon. Raises Invalid."""
     try:
-        context = Authorities(str(ca_file) if ca_file else None).context()
+        context = Authorities(str(tls.ca_file) if tls.ca_file else None).context()
     except Unavailable as error:
-        cause = error.__cause__
-        why = reason(cause) if isinstance(cause, OSError) else error.detail
         raise Invalid(
-            f"{ca_file} cannot be used: {why}",
+            f"{tls.ca_file} cannot be used: {reason_of(error)}",
             code="bad_ca_file",
             hint="give a PEM file of certificate authorities (--ca-file, CACHD_API_CA_FILE)",
         ) from error
-    if cert_file:
+    if tls.cert_file:
         try:
-            context.load_cert_chain(cert_file, key_file)
+            context.load_cert_chain(tls.cert_file, tls.key_file)
         except OSError as error:
-            raise Invalid(f"{cert_file} cannot be used: {reason(error)}", code="bad_certificate") from error
+            raise Invalid(
+                f"{tls.cert_file} cannot be used: {reason(error)}",
+                code="bad_certificate",
+                hint="give PEM files of a certificate and its key (--cert-file, --key-file)",
+            ) from error
     return context
 
 
@@ -318,5 +327,9 @@ def _only(certificate: Path) -> aiohttp.Fingerprint:
         der = ssl.PEM_cert_to_DER_cert(first[first.index(ssl.PEM_HEADER) :] + end)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it has no certificate"
-        raise Invalid(f"{certificate} cannot be used: {why}", code="bad_certificate") from error
+        raise Invalid(
+            f"{certificate} cannot be used: {why}",
+            code="bad_certificate",
+            hint="correct tls_cert_file of this node's daemon, or name the authorities with --ca-file",
+        ) from error
     return aiohttp.Fingerprint(hashlib.sha256(der).digest())

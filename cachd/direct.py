@@ -71,12 +71,7 @@ def pull_here(
         return as_document(daemon.models.describe(spec.name))
 
 
-def _wait(
-    running: Pull,
-    seconds: float,
-    update: Update,
-    waited: Callable[[], float],
-) -> None:
+def _wait(running: Pull, seconds: float, update: Update, waited: Callable[[], float]) -> None:
     """Show the progress until the pull has ended. Raises its error.
 
     Raises WaitTimeout when `waited()`, the seconds since the command began, exceeds `seconds`.
@@ -107,9 +102,9 @@ def _status(running: Pull) -> Status:
         progress.state,
         now.done,
         progress.total,
-        round(progress.rate),
-        progress.eta_seconds(now),
-        waits_text(waits.reason.value, waits.until, waits.detail) if waits else "",
+        rate=round(progress.rate),
+        eta_seconds=progress.eta_seconds(now),
+        reason=waits_text(waits.reason.value, waits.until, waits.detail) if waits else "",
     )
 
 

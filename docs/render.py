@@ -102,10 +102,10 @@ def _type(field: dict[str, Any]) -> str:
 
 def commands() -> str:
     """Each command of the command line with its help, its arguments and its options."""
-    app = typer.main.get_command(cli.app)
+    app = typer.main.get_group(cli.app)
     shared: dict[str, str] = {}
     parts = []
-    for name, command in sorted(app.commands.items()):  # type: ignore[attr-defined]
+    for name, command in sorted(app.commands.items()):
         arguments = [_argument(each) for each in command.params if not each.opts[0].startswith("-")]
         lines = [f"### {' '.join(['cachd', name, *arguments])}", " ".join(command.help.split()), ""]
         for each in command.params:

@@ -27,8 +27,9 @@ def texts(archive: Path | bytes) -> dict[str, str]:
     opened = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
     with opened, tarfile.open(fileobj=opened) as packed:
         return {
-            member.name.removeprefix("cachd-bundle/"): packed.extractfile(member).read().decode()  # type: ignore[union-attr]
+            member.name.removeprefix("cachd-bundle/"): content.read().decode()
             for member in packed.getmembers()
+            if (content := packed.extractfile(member))
         }
 
 

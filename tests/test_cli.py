@@ -33,7 +33,7 @@ from tests.ground.site import Ground
 MIB = 1 << 20
 PATIENCE_SECONDS = 120
 CODE = Path(cli.__file__).parent.parent
-COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(typer.main.get_group(cli.app).commands)
 Nodes = Callable[..., Node]
 Ended = subprocess.CompletedProcess[str]
 
@@ -269,8 +269,8 @@ def words_of(text: str) -> list[str]:
 def test_the_help_shows_every_word_of_an_argument_and_an_option(command: str) -> None:
     """rich takes a bracket for markup, and swallows it: hf://org/model[@rev]."""
     shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "3000", "TERM": "dumb"})
-    parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
-    for text in [(each.help or "").replace("\\[", "[") for each in parameters]:
+    parameters = typer.main.get_group(cli.app).commands[command].params
+    for text in [str(getattr(each, "help", None) or "").replace("\\[", "[") for each in parameters]:
         assert " ".join(words_of(text)) in " ".join(words_of(shown.output))
     if command in ("pull", "resolve"):
         assert "hf://org/model[@rev]" in shown.output

@@ -220,14 +220,15 @@ def broken_off(place: Path, sent: bytes, *, nested: bool = False) -> Iterator[Tl
 def pass_on(outer: ssl.SSLSocket, origin: socket.socket) -> None:
     """Bytes both ways until one of the two ends."""
     with selectors.DefaultSelector() as ready:
-        ready.register(outer, selectors.EVENT_READ, origin)
-        ready.register(origin, selectors.EVENT_READ, outer)
+        ready.register(outer, selectors.EVENT_READ, (outer, origin))
+        ready.register(origin, selectors.EVENT_READ, (origin, outer))
         while True:
             for key, _ in ready.select():
-                data = key.fileobj.recv(16 * KIB)  # type: ignore[union-attr]
+                sender, receiver = key.data
+                data = sender.recv(16 * KIB)
                 if not data:
                     return
-                key.data.sendall(data)
+                receiver.sendall(data)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["tls", "tls in tls"])

@@ -195,7 +195,8 @@ def patches(source: str) -> list[int]:
     found = [line for line, full, _ in names if full.startswith("unittest.mock")]
     for node in nodes:
         roots = [root_of(what) for what in changed(node)]
-        found += [node.lineno for root in roots if root in ours or root.startswith("cachd.")]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign | ast.Call):
+            found += [node.lineno for root in roots if root in ours or root.startswith("cachd.")]
     return found
 
 

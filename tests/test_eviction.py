@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,17 +40,15 @@ def blob(number: int) -> Digest:
     return Digest("sha256", f"{number:064x}")
 
 
-def snapshot(
-    name: str, size: int = 10 * GB, *, age: float = DAY, uses: float = 1, **more: object
-) -> Candidate:
+def snapshot(name: str, size: int = 10 * GB, *, age: float = DAY, uses: float = 1, **more: Any) -> Candidate:
     """A snapshot of one file, which nobody else has."""
-    given = {
+    given: dict[str, Any] = {
         "blobs": {blob(zlib.crc32(name.encode())): size},
         "use": Use(NOW - age, uses),
         "refetch_seconds": refetch_seconds(size, 1e9),
         **more,
     }
-    return Candidate(name, (name,), **given)  # type: ignore[arg-type]
+    return Candidate(name, (name,), **given)
 
 
 def names(choices: Iterable[Choice]) -> list[str]:
@@ -111,10 +111,10 @@ def test_a_protected_snapshot_is_never_evicted(
 @examples(20)
 @given(nodes(), needs, claims, st.randoms(use_true_random=False))
 def test_the_order_in_which_snapshots_are_told_changes_nothing(
-    node: list[Candidate], need: int, claimed: set[Digest], chance: object
+    node: list[Candidate], need: int, claimed: set[Digest], chance: random.Random
 ) -> None:
     before = names(choose(node, need=need, now=NOW, claimed=claimed))
-    chance.shuffle(node)  # type: ignore[attr-defined]
+    chance.shuffle(node)
     assert names(choose(node, need=need, now=NOW, claimed=claimed)) == before
 
 
@@ -155,8 +155,8 @@ def test_a_snapshot_whose_eviction_frees_nothing_stays(node: list[Candidate], ne
     ],
     ids=["last use", "uses", "cost", "priority", "replaced", "fresh", "uses outweigh a low priority"],
 )
-def test_of_two_equal_ones_goes_the_one_with(goes: dict[str, object], stays: dict[str, object]) -> None:
-    node = [snapshot("b", **goes), snapshot("a", **stays)]  # type: ignore[arg-type]
+def test_of_two_equal_ones_goes_the_one_with(goes: dict[str, Any], stays: dict[str, Any]) -> None:
+    node = [snapshot("b", **goes), snapshot("a", **stays)]
     assert names(choose(node, need=1, now=NOW)) == ["b"]
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -43,7 +44,8 @@ def test_an_origin_that_takes_one_at_once_is_pulled_from_one_at_once(
     root: Path, engine: Engines, limit: str, refusal: str
 ) -> None:
     running = engine(streams=8, retries=3)
-    with RawServer(served, **{limit: 1}, refusal=refusal) as origin:  # type: ignore[arg-type]
+    limits: dict[str, Any] = {limit: 1}
+    with RawServer(served, **limits, refusal=refusal) as origin:
         running.pull(f"{origin.url}/m/", name="first")
         running.pull(f"{origin.url}/m/", name="again", replace=True)
         running.pull(f"{origin.url}/m/w.bin", name="alone")

@@ -295,7 +295,7 @@ def test_a_stalled_body_stops_without_an_end(origin: Origin) -> None:
     origin.fault("/file", ground.Stall(at=1234))
     with asked(origin) as response:
         assert response.read(1234) == FILE[:1234]
-        connection = response.fp.raw._sock  # type: ignore[attr-defined]
+        connection = response.fp.raw._sock  # type: ignore[attr-defined]  # no public name leads to it
         connection.settimeout(0.05)
         with pytest.raises(TimeoutError):
             response.read(1)

@@ -402,7 +402,7 @@ from pathlib import Path
 from cachd.pod.mount import Mount
 mount, manifest = Mount(Path(sys.argv[1])), sys.argv[2]
 tree, held, violations = mount.layout.tree(manifest), 0, []
-while not select.select([sys.stdin], [], [], 0)[0]:
+while not select.select([sys.stdin], [], [], random.random() / 50)[0]:
     fd = mount.open_hold(manifest)
     if fd is None:
         continue
@@ -413,7 +413,6 @@ while not select.select([sys.stdin], [], [], 0)[0]:
             violations.append(held)
             break
     os.close(fd)
-    time.sleep(random.random() / 50)
 print(json.dumps({"held": held, "violations": violations}))
 """
 

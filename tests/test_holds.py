@@ -257,7 +257,10 @@ def test_a_held_snapshot_stays_whole_in_the_hub_view_when_others_of_its_commit_g
     assert not shown.exists()
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="other numbers of system calls")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"),
+    reason="the filter of system calls has the numbers of x86-64 and arm64",
+)
 def test_where_the_kernel_tells_no_use_a_hold_protects_nothing_and_that_is_said(root: Path) -> None:
     def life() -> list[str]:
         without_leases()

@@ -36,7 +36,7 @@ INSTEAD = {"cachestat": "mincore", "syscall_0x1c3": "mincore"}  # an older strac
 def unit() -> dict[str, str]:
     """The section [Service]; of a key that is repeated, the last value."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # as in the manual
     parser.read_string(UNIT.read_text())
     return dict(parser["Service"])
 

@@ -258,6 +258,10 @@ def test_a_model_without_digests_is_verified_by_the_hashes_of_its_parts(ground: 
     assert ground.origin.bytes_sent("/undigested") == PART
 
 
+def is_ready(ground: Ground, name: str) -> bool:
+    return ground.node.ready(name).status == 200
+
+
 def test_two_models_that_share_a_damaged_blob_are_both_withdrawn_and_both_come_back(ground: Ground) -> None:
     ground.hub.add("org/one", {"model.safetensors": CONTENT, "config.json": b'{"of": 1}'})
     ground.hub.add("org/two", {"model.safetensors": CONTENT, "config.json": b'{"of": 2}'})
@@ -270,7 +274,7 @@ def test_two_models_that_share_a_damaged_blob_are_both_withdrawn_and_both_come_b
     verify(ground, "one")
     assert ground.node.wait_for("readiness withdrawn", name="two")
     for name in ("one", "two"):
-        until(lambda: ground.node.ready(name).status == 200)  # noqa: B023  damaged until its repair has begun
+        until(functools.partial(is_ready, ground, name))  # it is damaged until its repair has begun
         assert (ground.node.root / f"models/{name}/model.safetensors").read_bytes() == CONTENT
     assert ground.hub.cdn.bytes_sent() == PART
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -94,39 +95,38 @@ def test_more_may_run_while_no_task_ends() -> None:
     assert not tasks.are_enough(MANY, tasks.seconds_left(0.0))
 
 
-def test_short_tasks_of_a_pull_run_one_after_the_other_and_one_that_waits_holds_up_no_other() -> None:
-    clock, hall, quota, ended = Clock(), Hall(), StreamQuota(), threading.Semaphore(0)
-    streams = Streams(4, first=4, clock=clock)
+@contextmanager
+def of_short_tasks(clock: Clock, quota: StreamQuota, hall: Hall) -> Iterator[Streams]:
+    """Four streams on which many short tasks of a pull ended; who is in the hall leaves it at the end."""
+    streams, ended = Streams(4, first=4, clock=clock), threading.Semaphore(0)
     try:
         streams.append(quota, *[lambda _: ended.release()] * MANY)
         for _ in range(MANY):
             assert ended.acquire(timeout=PATIENCE_SECONDS)
+        yield streams
+    finally:
+        hall.open.set()
+        streams.close()
+
+
+def test_short_tasks_of_a_pull_run_one_after_the_other_and_one_that_waits_holds_up_no_other() -> None:
+    clock, quota, hall = Clock(), StreamQuota(), Hall()
+    with of_short_tasks(clock, quota, hall) as streams:
         streams.append(quota, hall, hall, hall)
         assert hall.entered()
         assert not hall.reached.acquire(timeout=0.2), "one is enough"
         clock.now += 1.0  # the first one waits
         assert hall.entered()
         assert hall.entered()
-        hall.open.set()
-    finally:
-        hall.open.set()
-        streams.close()
 
 
 def test_another_pull_runs_beside_the_short_tasks_of_one() -> None:
-    clock, hall, quota, ended = Clock(), Hall(), StreamQuota(), threading.Semaphore(0)
-    streams = Streams(4, first=4, clock=clock)
-    try:
-        streams.append(quota, *[lambda _: ended.release()] * MANY)
-        for _ in range(MANY):
-            assert ended.acquire(timeout=PATIENCE_SECONDS)
+    quota, hall = StreamQuota(), Hall()
+    with of_short_tasks(Clock(), quota, hall) as streams:
         streams.append(quota, hall)
         assert hall.entered()
         streams.append(StreamQuota(), hall)
         assert hall.entered()
-    finally:
-        hall.open.set()
-        streams.close()
 
 
 def test_a_near_origin_is_asked_by_one_thread_and_one_that_makes_it_wait_by_more() -> None:
@@ -155,12 +155,12 @@ def test_a_near_origin_is_asked_by_one_thread_and_one_that_makes_it_wait_by_more
 def test_threads_that_are_too_many_end_with_the_last_answer_or_the_first_error() -> None:
     def fails(number: int) -> int:
         if number == MANY:
-            raise ValueError
+            raise ValueError("the first error")
         return number
 
     def asked(ask: Callable[[int], int]) -> list[int]:
         return ask_all(ask, range(2 * MANY), CancelToken(), clock=Clock())
 
     assert asked(lambda number: number) == list(range(2 * MANY))
-    with pytest.raises(ValueError):  # noqa: PT011 whatever was raised
+    with pytest.raises(ValueError, match="the first error"):
         asked(fails)

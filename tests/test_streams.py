@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cachd.kernel import threads
@@ -43,7 +43,7 @@ class Order:
         self.all = threading.Event()
         self._made = 0
 
-    def task(self, name: str):  # type: ignore[no-untyped-def]
+    def task(self, name: str) -> Callable[[memoryview], None]:
         self._made += 1
 
         def run(_buffer: memoryview) -> None:
@@ -119,7 +119,7 @@ def test_every_stream_has_a_page_aligned_buffer_of_its_own() -> None:
     """The first eight have a larger one: more are at work only where each gets little."""
     gates, seen = [Gate() for _ in range(10)], []
 
-    def look(gate: Gate):  # type: ignore[no-untyped-def]
+    def look(gate: Gate) -> Callable[[memoryview], None]:
         def run(buffer: memoryview) -> None:
             seen.append((id(buffer.obj), len(buffer)))
             gate(buffer)

@@ -18,7 +18,7 @@ from cachd.transfer.request import Pull
 from tests.attacks.test_identity import inode_of
 from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.models import noise
-from tests.ground.origin import Fault, Flip, Origin, Short, Stall, Status, Trickle, Zeroed
+from tests.ground.origin import Fault, Flip, Hold, Origin, Short, Stall, Status, Trickle, Zeroed
 from tests.ground.site import until
 from tests.ground.weights import weights_of
 
@@ -50,6 +50,15 @@ def begin(running: Engine, origin: Origin, name: str, content: bytes = CONTENT) 
     pull = running.pulls.start(spec_of(origin.add_model(name, {"model.safetensors": content})))
     assert pull is not None
     return pull
+
+
+def held_half_way(running: Engine, origin: Origin, name: str) -> tuple[Pull, Hold]:
+    """A pull that has two of its eight MiB, and what keeps the others back."""
+    hold = origin.hold(f"/{name}/model.safetensors", after=3 * MIB)
+    pull = begin(running, origin, name)
+    assert hold.reached.wait(PATIENCE_SECONDS)
+    until(lambda: pull.progress.done >= 2 * MIB)
+    return pull, hold
 
 
 def ended(pull: Pull, seconds: float = PROMPT_SECONDS) -> None:
@@ -102,10 +111,7 @@ def test_a_first_supplier_whose_pull_is_cancelled_leaves_its_bytes(
     started: Start, origin: Origin, root: Path
 ) -> None:
     running = started(streams=1)
-    hold = origin.hold(EVIL, after=3 * MIB)
-    first = begin(running, origin, "evil")
-    assert hold.reached.wait(PATIENCE_SECONDS)
-    until(lambda: first.progress.done >= 2 * MIB)
+    first, hold = held_half_way(running, origin, "evil")
     second = begin(running, origin, "good")
     until(lambda: second.progress.state == "downloading")
     running.pulls.cancel("evil")
@@ -210,7 +216,7 @@ def test_a_download_that_is_paused_for_space_asks_its_origin_for_nothing(
     hold.release()
     until(lambda: pull.progress.now.is_paused)
     asked, sent = len(origin.requests), origin.bytes_sent(GOOD)
-    time.sleep(3)  # six times as long as it waits before it looks for space again
+    time.sleep(3)  # no event says that nothing was asked: six pauses between two looks for space
     assert len(origin.requests) - asked <= 1
     assert origin.bytes_sent(GOOD) - sent <= IN_FLIGHT_BYTES + MIB
     running.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)
@@ -302,10 +308,7 @@ def test_what_an_honest_source_sent_stays_when_a_liar_states_another_size(
     started: Start, origin: Origin, root: Path
 ) -> None:
     running = started(streams=1)
-    hold = origin.hold(GOOD, after=3 * MIB)
-    first = begin(running, origin, "good")
-    assert hold.reached.wait(PATIENCE_SECONDS)
-    until(lambda: first.progress.done >= 2 * MIB)
+    first, hold = held_half_way(running, origin, "good")
     running.pulls.cancel("good")
     with pytest.raises(Cancelled):
         first.done.result(PATIENCE_SECONDS)

@@ -14,7 +14,13 @@ from cachd.model import Percentage, bytes_of, percentage_of, rate_of, seconds_of
 
 TB = 10**12
 HOUR, DAY = 3600.0, 86400.0
-READERS: list[Callable[[object], object]] = [bytes_of, rate_of, seconds_of, percentage_of, size_or_percent_of]
+READERS: list[Callable[[object], float | Percentage]] = [
+    bytes_of,
+    rate_of,
+    seconds_of,
+    percentage_of,
+    size_or_percent_of,
+]
 
 
 def refusal(reads: Callable[[object], object], value: object) -> str:
@@ -221,4 +227,4 @@ def test_any_text_is_read_in_bounds_or_refused(text: str) -> None:
             assert len(str(error)) < 200  # noqa: PT017 either is right
         else:
             number = found.percent if isinstance(found, Percentage) else found
-            assert 0 <= number < 1 << 63  # type: ignore[operator]
+            assert 0 <= number < 1 << 63

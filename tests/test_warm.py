@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from cachd.kernel.memory import space_for_pages
 from cachd.upkeep.warms import Warming, Warms
 from tests.conftest import Engine
 from tests.ground.hub import Hub
+from tests.ground.meanwhile import meanwhile
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
@@ -58,22 +59,14 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def touched(pages: mmap.mmap) -> Iterator[None]:
+def touched(pages: mmap.mmap) -> AbstractContextManager[None]:
     """Read a byte of each page ten times a second meanwhile."""
-    ended = threading.Event()
 
-    def touch() -> None:
+    def touch(ended: threading.Event) -> None:
         while not ended.wait(0.1):
             pages[:: mmap.PAGESIZE]
 
-    thread = threading.Thread(target=touch)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(touch)
 
 
 def have(ground: Ground, name: str) -> Path:

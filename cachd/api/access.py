@@ -24,6 +24,7 @@ from cachd.model import ModelSpec
 from cachd.policy.roles import Grant, Role
 
 READS = ("GET", "HEAD", "OPTIONS")
+PROBES = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")  # the paths of probes
 _EVERYBODY = Grant("anonymous", Role.admin)
 
 

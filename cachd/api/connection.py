@@ -29,6 +29,11 @@ _MAX_DROPPED_BYTES = 4 << 20
 _STEP_BYTES = 4 << 10  # passed to the parser in one call
 
 
+def body_too_long() -> TooBig:
+    """The error for a body that is longer than 1 MiB."""
+    return TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long")
+
+
 class Connection(HttpToolsProtocol):
     """One HTTP connection within `Bounds`. `since`: monotonic time when its stage began.
 
@@ -59,14 +64,19 @@ class Connection(HttpToolsProtocol):
         self._unread_since: float | None = None
         self._unanswered: list[RequestResponseCycle] = []  # the running request and the pipelined ones
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Count the connection, or answer 503 and close it when no more fit."""
         super().connection_made(transport)
         self.peer = peer_of(transport.get_extra_info("socket"), transport.get_extra_info("peername"))
         if self._handshake:
             self._counted.leave(self._handshake)
         if not self._counted.admit(self):
-            busy = Busy("too many connections are open", code="too_many_connections", retry_after=1.0)
+            busy = Busy(
+                "too many connections are open",
+                code="too_many_connections",
+                hint="close connections that are idle, or try again later",
+                retry_after=1.0,
+            )
             self._write(busy)
             self.transport.close()
 
@@ -93,9 +103,10 @@ class Connection(HttpToolsProtocol):
         if self.stage is Stage.HEAD and self._received > self._bounds.head_bytes:
             self._refuse_head()
         elif self.stage is Stage.BODY and self._received > MAX_BODY_BYTES + _FRAMING_BYTES:
-            self._refuse(TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long"))
+            self._refuse(body_too_long())
         elif len(self.pipeline) > _MAX_PIPELINED:
-            self._refuse(Busy("too many pipelined requests on one connection", code="pipelined"))
+            hint = "wait for an answer before the next request"
+            self._refuse(Busy("too many pipelined requests on one connection", code="pipelined", hint=hint))
 
     # --- callbacks of the parser ---
 

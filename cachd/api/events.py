@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -33,7 +33,7 @@ from cachd.api.problems import problem
 from cachd.api.schema import EVENT_STREAM, answers
 from cachd.errors import Unavailable
 from cachd.model import check_name
-from cachd.report.events import Event, EventLog, EventPage, StreamEnd, StreamGap
+from cachd.report.events import EndReason, Event, EventLog, EventPage, StreamEnd, StreamGap
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.report.values import as_json
 
@@ -41,8 +41,8 @@ router = APIRouter(tags=["events"])
 
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",
-}  # the latter: nginx shall not collect them
+    "X-Accel-Buffering": "no",  # nginx passes each event on at once
+}
 _MAX_ID = 1 << 53  # JavaScript's largest exact integer
 
 
@@ -123,7 +123,10 @@ class EventStream(Response):
                 await stream(scope, receive, send)
             else:
                 busy = Unavailable(
-                    "too many clients listen to events", code="busy", retry_after=RETRY_SECONDS
+                    "too many clients listen to events",
+                    code="busy",
+                    hint="try again later",
+                    retry_after=RETRY_SECONDS,
                 )
                 await problem(busy)(scope, receive, send)
 
@@ -140,13 +143,14 @@ class EventStream(Response):
                 for event in page.events:
                     yield _block(event.kind, event, str(event.id))
                 if log.is_closed or self._clock() >= ends_at:
-                    yield _end("stopping" if log.is_closed else "deadline")
+                    reason: EndReason = "stopping" if log.is_closed else "deadline"
+                    yield _block("end", StreamEnd(reason=reason))
                     return
                 if not await _within(happened, min(times.heartbeat_seconds, ends_at - self._clock())):
                     yield format_sse_event(id=str(page.last))
                 page = log.after(page.last, self._model)
                 if page.gap:
-                    yield _end("slow")
+                    yield _block("end", StreamEnd(reason="slow"))
                     return
 
 
@@ -169,10 +173,6 @@ def _is_stream(request: Request) -> bool:
     """Whether the client gets a stream, as its header Accept says."""
     accept = request.headers.get("accept", "")
     return EVENT_STREAM in accept or "application/json" not in accept
-
-
-def _end(reason: Any) -> bytes:
-    return _block("end", StreamEnd(reason=reason))
 
 
 def _block(kind: str, report: object, number: str | None = None) -> bytes:

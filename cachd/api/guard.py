@@ -15,9 +15,9 @@ from structlog.contextvars import bound_contextvars
 
 from cachd.api.access import READS, Access, Call, Caller
 from cachd.api.audit import Audit
-from cachd.api.connection import MAX_BODY_BYTES
+from cachd.api.connection import MAX_BODY_BYTES, body_too_long
 from cachd.api.problems import problem
-from cachd.errors import CachdError, Forbidden, Invalid, TooBig
+from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -62,7 +62,7 @@ class Guard:
             refusal = await self._refusal(scope, call)
             if not refusal and _has_body(scope):
                 body = await _read(receive)
-                refusal = _too_long() if body is None else None
+                refusal = body_too_long() if body is None else None
                 receive = _replayed(body or b"", receive)
             if refusal:
                 await problem(refusal)(scope, receive, watched)
@@ -98,12 +98,16 @@ class Guard:
             )
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
-            return Forbidden("requests from web pages of other sites are refused", code="foreign_origin")
+            return Forbidden(
+                "requests from web pages of other sites are refused",
+                code="foreign_origin",
+                hint="use the daemon's own page at /, or call the API from a program",
+            )
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return Invalid("the Content-Length header is not a number", code="invalid_request")
         if int(length) > MAX_BODY_BYTES:
-            return _too_long()
+            return body_too_long()
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
@@ -171,7 +175,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
-
-
-def _too_long() -> TooBig:
-    return TooBig(f"the body is longer than {MAX_BODY_BYTES} bytes", code="body_too_long")

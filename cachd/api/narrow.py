@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cachd.api.access import PROBES, READS
 from cachd.api.problems import problem
 from cachd.errors import Forbidden
 from cachd.model.listener import Serves
 
-_READS = ("GET", "HEAD", "OPTIONS")
-_PROBES = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
+_ANSWERS: Mapping[Serves, str] = {Serves.reads: "reads", Serves.probes: "/livez, /readyz and …/ready"}
 
 
 class Narrow:
@@ -39,11 +38,8 @@ class Narrow:
             await self._app(scope, receive, send)
 
 
-_ANSWERS: Mapping[Serves, str] = {Serves.reads: "reads", Serves.probes: "/livez, /readyz and …/ready"}
-
-
 def _is_served(scope: Scope, serves: Serves) -> bool:
     if serves is Serves.everything:
         return True
-    is_read = scope["method"] in _READS
-    return is_read and (serves is Serves.reads or _PROBES.fullmatch(scope["path"]) is not None)
+    is_read = scope["method"] in READS
+    return is_read and (serves is Serves.reads or PROBES.fullmatch(scope["path"]) is not None)

@@ -33,6 +33,7 @@ from cachd.report.values import as_json, from_document
 router = APIRouter(tags=["node"])
 
 _DISK_SECONDS = 3.0
+_HINT = "see the kernel's log on the node, and cachd doctor"
 
 
 @router.get("/v1/limits", responses=answers({200: LimitsReport}))
@@ -134,5 +135,7 @@ async def _disk_fault(services: Services, lanes: Lanes) -> CachdError | None:
             is_read_only = await lanes.probes.shared("disk", services.models.store.space.is_read_only)
     except TimeoutError:
         late = f"the cache's file system did not answer within {_DISK_SECONDS:g} s"
-        return Unavailable(late, code="disk_slow", retry_after=RETRY_SECONDS)
-    return DiskFailed("the cache's file system is read-only", code="read_only") if is_read_only else None
+        return Unavailable(late, code="disk_slow", hint=_HINT, retry_after=RETRY_SECONDS)
+    if is_read_only:
+        return DiskFailed("the cache's file system is read-only", code="read_only", hint=_HINT)
+    return None

@@ -134,4 +134,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("a request failed in a way it should not", path=request.url.path, exc_info=error)
-        return problem(errors.CachdError(f"{type(error).__name__}", hint="see the daemon's log"))
+        return problem(errors.CachdError(type(error).__name__, hint="see the daemon's log"))

@@ -8,7 +8,7 @@ when somebody first asks for the document.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from pydantic import TypeAdapter
@@ -72,13 +72,14 @@ def install(app: FastAPI) -> None:
                     call |= {"x-role": role.name, "security": [{"token": []}]}
         return document
 
-    # FastAPI's manual replaces the method in this way ("Extending OpenAPI").
-    app.openapi = complete  # type: ignore[method-assign]
+    app.openapi = complete  # type: ignore[method-assign]  # as in FastAPI's manual, "Extending OpenAPI"
 
 
 def _schemas() -> dict[str, Any]:
     """The schemas of all answers, by the name of the class."""
-    inputs = [(name, "serialization", adapter(kind)) for name, kind in _kinds.items()]
-    _, found = TypeAdapter.json_schemas(inputs, ref_template=_REF)  # type: ignore[arg-type]
+    mode: Literal["serialization"] = "serialization"
+    _, found = TypeAdapter.json_schemas(
+        [(name, mode, adapter(kind)) for name, kind in _kinds.items()], ref_template=_REF
+    )
     schemas: dict[str, Any] = found["$defs"]
     return schemas

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cachd.api.access import PROBES
+
 _AT_ONCE = 16  # each takes a few hundred microseconds
-_QUICK = re.compile(r"/livez|/readyz|/v1/models/[^/]+/ready")
 
 
 class Stagger:
@@ -19,7 +19,7 @@ class Stagger:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on when it is its turn."""
-        if scope["type"] == "http" and (scope["query_string"] or not _QUICK.fullmatch(scope["path"])):
+        if scope["type"] == "http" and (scope["query_string"] or not PROBES.fullmatch(scope["path"])):
             async with self._beginning:
                 await asyncio.sleep(0)
         await self._app(scope, receive, send)

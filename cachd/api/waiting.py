@@ -37,7 +37,7 @@ async def until_stopped(pull: Pull, lanes: Lanes) -> None:
     """
     with lanes.waits.one() as may_wait:
         if not may_wait:
-            raise Busy("too many calls wait for pulls", retry_after=RETRY_SECONDS)
+            raise Busy("too many calls wait for pulls", hint="try again later", retry_after=RETRY_SECONDS)
         await lanes.waits.end_of(pull.done)
 
 
@@ -61,9 +61,7 @@ async def _while_client_stays(request: Request, work: Coroutine[Any, Any, None],
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(
-                ended, Exception
-            ):  # a cancelled task is not an error: CancelledError is no Exception
+            if isinstance(ended, Exception):  # CancelledError is none
                 raise ended
 
 

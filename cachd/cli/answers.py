@@ -21,6 +21,16 @@ def show(document: Mapping[str, Any], output: Output, text: Callable[[], object]
         text()
 
 
+def show_next(document: Mapping[str, Any], output: Output, *, name: str, line: Callable[[], str]) -> None:
+    """Print one document of several that come one after the other: as JSON or YAML, its name or its line."""
+    if output is Output.json:
+        terminal.show_json_line(document)
+    elif output is Output.yaml:
+        terminal.show_yaml_part(document)
+    else:
+        terminal.say(name if output is Output.name else line())
+
+
 def note(output: Output, text: str) -> None:
     """Print a line for people on standard error. A script that asked for JSON, YAML or names gets none."""
     if output in (Output.text, Output.wide):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,14 +33,17 @@ def _seconds(value: str | float) -> float:
 DAY = 86400.0
 SERVER: str | None = None  # the daemon of this node
 
+
+def server_option(says: str) -> Any:
+    """The option --url, whose help is `says`."""
+    return typer.Option("--url", "--server", envvar=["CACHD_URL", "CACHD_SERVER"], help=says)
+
+
 Server = Annotated[
     str | None,
-    typer.Option(
-        "--url",
-        "--server",
-        envvar=["CACHD_URL", "CACHD_SERVER"],
-        help="address of the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH; default: the daemon"
-        " of this node, where CACHD_LISTEN or the file CACHD_CONFIG (/etc/cachd/config.yaml) says it listens",
+    server_option(
+        "address of the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH; default: the daemon of"
+        " this node, where CACHD_LISTEN or the file CACHD_CONFIG (/etc/cachd/config.yaml) says it listens"
     ),
 ]
 TokenFile = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cachd import files
 from cachd.cli.node import FoundDaemon, found_daemon
@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LONGEST_TOKEN_BYTES = 256 << 10
-
-
-class _TlsFiles(TypedDict, total=False):
-    ca_file: Path | None
-    cert_file: Path | None
-    key_file: Path | None
-
-
-_tls_files: _TlsFiles = {}
+_tls_files: dict[str, Path | None] = {}  # the fields of ClientTls that the command line sets
 
 
 def use_tls_files(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> None:
@@ -34,7 +26,7 @@ def use_tls_files(ca_file: Path | None, cert_file: Path | None, key_file: Path |
 
 def tls_variables() -> dict[str, Path | None]:
     """The environment variables with which another process of cachd uses the same files."""
-    return {f"CACHD_API_{key.upper()}": file for key, file in _tls_files.items() if isinstance(file, Path)}
+    return {f"CACHD_API_{key.upper()}": file for key, file in _tls_files.items()}
 
 
 def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
@@ -44,14 +36,14 @@ def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Aw
     """
     import asyncio  # it and aiohttp take longer to load than all else that a command needs
 
-    from cachd.client import Client
+    from cachd.client import Client, ClientTls
 
     found = FoundDaemon(server) if server else found_daemon()
     token = _token(token_file) or found.token
-    certificate = None if _tls_files.get("ca_file") else found.certificate
+    tls = ClientTls(**_tls_files, certificate=None if _tls_files.get("ca_file") else found.certificate)
 
     async def session() -> T:
-        async with Client(found.server, token, certificate=certificate, **_tls_files) as client:
+        async with Client(found.server, token, tls=tls) as client:
             return await call(client)
 
     return asyncio.run(session())
@@ -63,7 +55,9 @@ def _token(file: Path | None) -> str | None:
         token = _content(file) if file else os.environ.get("CACHD_TOKEN")
     except OSError as error:
         raise Invalid(
-            f"token file {file} cannot be read: {files.reason(error)}", code="bad_secret"
+            f"token file {file} cannot be read: {files.reason(error)}",
+            code="bad_secret",
+            hint="give a file that this user may read (--token-file, CACHD_TOKEN_FILE), or set CACHD_TOKEN",
         ) from error
     if token and not (token.isascii() and token.isprintable()):
         raise Invalid(

@@ -177,7 +177,11 @@ def _last_part(log: Path) -> str:
             while piece := opened.read(_PIECE_BYTES):
                 end = (end + piece)[-_LONGEST_LOG:]
     except OSError as error:
-        raise Invalid(f"{log} cannot be read: {reason(error)}", code="bad_file") from error
+        raise Invalid(
+            f"{log} cannot be read: {reason(error)}",
+            code="bad_file",
+            hint="name a file that can be read, or - for standard input",
+        ) from error
     return end.decode(errors="replace")
 
 

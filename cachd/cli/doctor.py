@@ -50,28 +50,25 @@ def doctor(
 
     configure_logs("error", "text")
     address = server or found_daemon().server
-    reported, absent = _reported(server, address, token_file, timeout)
-    node = Node(
-        _options_here(config_file, root, reported) if is_here(address) else None,
-        address,
-        is_named=server is not None,
-        reported=reported,
-        absent=absent,
-    )
+    answer = _answer(server, address, token_file, timeout)
+    examined = _options_here(config_file, root, answer) if is_here(address) else None
+    node = Node(examined, address, is_named=server is not None, answer=answer)
     findings = [finding.as_document() for finding in examine(node, timeout)]
     show({"findings": findings}, output, lambda: _say(findings))
     raise typer.Exit(1 if any(finding["state"] == "wrong" for finding in findings) else 0)
 
 
-def _options_here(config_file: Path | None, root: Path | None, reported: Reported | None) -> Examined:
+def _options_here(config_file: Path | None, root: Path | None, answer: Reported | Unreachable) -> Examined:
     """The options of this node, read as the daemon's user reads them.
 
     What neither flags nor the environment say about file and root, the daemon says, if it runs.
     """
     from cachd import config
     from cachd.doctor.root import owner_of
+    from cachd.doctor.running import Reported
     from cachd.doctor.this_node import become, can_become
 
+    reported = answer if isinstance(answer, Reported) else None
     named = reported.file.get("path") if reported else None
     if config_file is None and not os.environ.get("CACHD_CONFIG") and named and Path(str(named)).is_file():
         config_file = Path(str(named))
@@ -89,14 +86,14 @@ def _options_here(config_file: Path | None, root: Path | None, reported: Reporte
 # --- what the daemon says ---
 
 
-def _reported(
+def _answer(
     server: str | None, address: str, token_file: Path | None, seconds: float
-) -> tuple[Reported | None, CachdError | None]:
+) -> Reported | Unreachable:
     """What the daemon at `address` reports; else the error that says that none answers."""
     try:
-        return ask(server, token_file, lambda client: _asked_in_time(client, address, seconds)), None
+        return ask(server, token_file, lambda client: _asked_in_time(client, address, seconds))
     except Unreachable as error:
-        return None, error
+        return error
 
 
 async def _asked_in_time(client: Client, server: str, seconds: float) -> Reported:

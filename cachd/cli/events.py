@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachd import terminal
-from cachd.cli.answers import note, show
+from cachd.cli.answers import note, show, show_next
 from cachd.cli.arguments import SERVER, Form, Output, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.completion import complete_names
@@ -106,16 +106,13 @@ class Following:
                 self._print(_parsed(event.data))
 
     def _print(self, event: Mapping[str, Any]) -> None:
-        forms: dict[Output, Callable[[], None]] = {
-            Output.json: lambda: terminal.show_json_line(event),
-            Output.name: lambda: terminal.say(event.get("model") or "-"),
-            Output.yaml: lambda: terminal.show_yaml_part(event),
-        }
-        forms.get(self._output, lambda: terminal.say(event_line(event)))()
+        name = str(event.get("model") or "-")
+        show_next(event, self._output, name=name, line=lambda: event_line(event))
 
 
 def _params(name: str | None, after: int | None) -> dict[str, str]:
-    return {**({"model": name} if name else {}), **({"after": str(after)} if after is not None else {})}
+    given = {"model": name, "after": after}
+    return {key: str(value) for key, value in given.items() if value is not None}
 
 
 def _gap(after: int | None) -> str:
@@ -129,5 +126,9 @@ def _parsed(data: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Invalid(f"{data[:80]!r} is no event of cachd", code="bad_event")
+        raise Invalid(
+            f"{data[:80]!r} is no event of cachd",
+            code="bad_event",
+            hint="check the address: another program may answer there, or a proxy in between",
+        )
     return found

@@ -29,7 +29,7 @@ def report_usage(error: typer.TyperException) -> int:
         return report(Invalid(error.format_message(), code="usage", hint="see --help"))
     from typer.rich_utils import rich_format_error
 
-    rich_format_error(error)  # type: ignore[arg-type]
+    rich_format_error(error)  # type: ignore[arg-type]  # typer passes its own errors to it, too
     return error.exit_code
 
 

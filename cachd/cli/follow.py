@@ -31,7 +31,9 @@ class Pulled:
             return True
         if self._spec and _spec_of(pull) != self._spec:
             raise errors.Cancelled(
-                f"{model['name']}: a pull of {pull['ref']} replaced this one", code="replaced"
+                f"{model['name']}: a pull of {pull['ref']} replaced this one",
+                code="replaced",
+                hint=f"cachd watch {model['name']} follows that one; --name pulls under another name",
             )
         if pull["state"] in ("failed", "cancelled"):
             raise error_of(pull["error"])

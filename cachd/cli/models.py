@@ -44,15 +44,8 @@ def list_models(
         for model in found:
             terminal.say(model["name"])
         return
-    show({"models": found}, output, lambda: show_list(found, output))
-
-
-def show_list(found: list[dict[str, Any]], output: Output) -> None:
-    """Print a table of models."""
-    if output is Output.wide:
-        terminal.show_table(printed.WIDE_HEADINGS, [printed.wide_row(model) for model in found])
-    else:
-        terminal.show_table(printed.HEADINGS, [printed.model_row(model) for model in found])
+    table = printed.table(found, is_wide=output is Output.wide)
+    show({"models": found}, output, lambda: terminal.show_table(*table))
 
 
 @commands.command("show", epilog="Example: cachd show org--model; cachd show org--model --files -o json")
@@ -97,12 +90,9 @@ def pin(
     names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
     """Pin models: they are not evicted, and `cachd rm` refuses to delete them without --force."""
-
-    async def pinned(client: Client, name: str) -> dict[str, Any]:
-        await client.pin(name)
-        return {"name": name, "pinned": True}
-
-    ask_each(server, token_file, names, pinned, output=output, text=_say_pinned)
+    ask_each(
+        server, token_file, names, lambda client, name: client.pin(name), output=output, text=_say_pinned
+    )
 
 
 @commands.command(epilog="Example: cachd unpin org--model")
@@ -110,12 +100,9 @@ def unpin(
     names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
     """Unpin models: they may be evicted and deleted again."""
-
-    async def unpinned(client: Client, name: str) -> dict[str, Any]:
-        await client.unpin(name)
-        return {"name": name, "pinned": False}
-
-    ask_each(server, token_file, names, unpinned, output=output, text=_say_pinned)
+    ask_each(
+        server, token_file, names, lambda client, name: client.unpin(name), output=output, text=_say_pinned
+    )
 
 
 def _say_pinned(document: Mapping[str, Any]) -> None:

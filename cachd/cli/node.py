@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cachd.errors import CachdError
 from cachd.kernel.listening import listening_users
+
+if TYPE_CHECKING:
+    from cachd.model.listener import Listener
 
 DEFAULT = "http://127.0.0.1:8470"
 _CONFIG, _ROOT = Path("/etc/cachd/config.yaml"), Path("/var/lib/cachd")
@@ -79,17 +83,15 @@ def _server(listen: object, *, has_tls: bool) -> str | None:
     return min(filter(None, addresses), key=lambda address: address.startswith("https"), default=None)
 
 
-def _address(listener: object, *, has_tls: bool) -> str | None:
-    from cachd.model.listener import Listener, SocketFile
+def _address(listener: Listener, *, has_tls: bool) -> str | None:
+    from cachd.model.listener import SocketFile
 
-    assert isinstance(listener, Listener)
     if isinstance(listener.at, SocketFile):
         return str(listener.at) if os.access(listener.at.path, os.W_OK) else None
     host = _EVERY_ADDRESS.get(listener.at.host, listener.at.host)
+    host = f"[{host}]" if ":" in host else host
     scheme = "https" if has_tls and listener.may_speak_tls else "http"
-    return (
-        f"{scheme}://[{host}]:{listener.at.port}" if ":" in host else f"{scheme}://{host}:{listener.at.port}"
-    )
+    return f"{scheme}://{host}:{listener.at.port}"
 
 
 def _is_trusted(server: str, settings: Mapping[str, object]) -> bool:

@@ -64,7 +64,7 @@ def wait(
             models = ask(server, token_file, lambda client: _ready_in_time(client, names, timeout))
         except KeyboardInterrupt:
             note(output, f"the pull goes on. Watch it: cachd watch {' '.join(names)}")
-            raise typer.Exit(130) from None
+            raise
     else:
         models = _ready_in_mount(cache, names, timeout, unknown_timeout)
     print_each(models, output, lambda model: terminal.say(file_or_directory(model)))

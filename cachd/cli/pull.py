@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -85,33 +84,30 @@ def pull(  # over 40 lines: one for each option
     This is the model's directory; with --wait or --direct, and a model of one file, it is the file. Without
     either, the daemon pulls while other commands run: `cachd watch` shows how far it is.
     """
-    include = [*(include or []), *(files or [])]
-    patterns = {"include": include, "exclude": exclude or []}
-    spec = {"ref": ref, "name": name, **patterns, "weights": weights, "hub_id": hub_id}
-    asked = {**spec, "pin": pin, "priority": priority, "refresh": refresh, "replace": replace}
-    begun: dict[str, Any] = {}
+    include, exclude = [*(include or []), *(files or [])], exclude or []
+    asked: dict[str, object] = {"ref": ref, "name": name, "include": include, "exclude": exclude}
+    asked |= {"weights": weights, "hub_id": hub_id, "pin": pin, "priority": priority}
+    asked |= {"refresh": refresh, "replace": replace}
+    is_new = False
     if direct:
         from cachd import config
         from cachd.direct import pull_here
         from cachd.model import ModelSpec
 
+        spec = ModelSpec.asked(ref, name, include, exclude, hub_id=hub_id, weights=weights)
+        options = config.load(root=root, config=config_file, allow=allow)
         try:
-            document = pull_here(
-                ModelSpec.asked(ref, name, include, exclude or (), hub_id=hub_id, weights=weights),
-                config.load(root=root, config=config_file, allow=allow),
-                seconds=timeout,
-                refresh=refresh,
-                replace=replace,
-                pin=pin,
-            )
+            document = pull_here(spec, options, seconds=timeout, refresh=refresh, replace=replace, pin=pin)
         except KeyboardInterrupt:
             note(output, "interrupted; run it again: it resumes where it stopped")
-            raise typer.Exit(130) from None
+            raise
+        is_new = document["pull"] is not None
     elif wait:
-        document = _pull_until_ready(asked, timeout, server, token_file, output, begun)
+        begun, document = ask(server, token_file, lambda client: _until_ready(client, asked, timeout, output))
+        is_new = _is_running(begun)
     else:
-        begun = document = ask(server, token_file, lambda client: client.pull(asked))
-    _report(document, output, is_new=_is_running(begun) if begun else document["pull"] is not None)
+        document = ask(server, token_file, lambda client: client.pull(asked))
+    _report(document, output, is_new=is_new)
     path = file_or_directory(document) if wait or direct else document["path"]
     show(document, output, lambda: terminal.say(path))
 
@@ -132,27 +128,20 @@ def _is_running(document: Mapping[str, Any]) -> bool:
     return pull is not None and pull["ended_at"] is None
 
 
-def _pull_until_ready(
-    asked: Mapping[str, Any],
-    seconds: float,
-    server: str | None,
-    token_file: Path | None,
-    output: Output,
-    begun: dict[str, Any],
-) -> dict[str, Any]:
-    """The document of the model once it is ready. `begun` gets the daemon's first answer."""
+async def _until_ready(
+    client: Client, asked: Mapping[str, Any], seconds: float, output: Output
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's document when the pull was asked for, and once it is ready."""
+    import asyncio
 
-    async def until_ready(client: Client) -> dict[str, Any]:
-        from cachd.cli.follow import Pulled, follow
-        from cachd.terminal.progress import progress_bars
+    from cachd.cli.follow import Pulled, follow
+    from cachd.terminal.progress import progress_bars
 
-        begun.update(await client.pull(asked))
-        with progress_bars() as update:
-            return await follow(client, begun["name"], seconds, Pulled(begun), update)
-
+    begun = await client.pull(asked)
+    name = begun["name"]
     try:
-        return ask(server, token_file, until_ready)
-    except KeyboardInterrupt:
-        if name := begun.get("name"):
-            note(output, f"the pull goes on. Watch it: cachd watch {name}. End it: cachd cancel {name}")
-        raise typer.Exit(130) from None
+        with progress_bars() as update:
+            return begun, await follow(client, name, seconds, Pulled(begun), update)
+    except asyncio.CancelledError:  # by Ctrl-C
+        note(output, f"the pull goes on. Watch it: cachd watch {name}. End it: cachd cancel {name}")
+        raise

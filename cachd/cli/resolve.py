@@ -56,16 +56,16 @@ def resolve(
     Nothing is pulled. With --direct it needs neither a daemon nor a cache, and says nothing about what is on
     this node.
     """
-    include = [*(include or []), *(files or [])]
-    asked = {"ref": ref, "name": name, "include": include, "exclude": exclude or [], "weights": weights}
+    include, exclude = [*(include or []), *(files or [])], exclude or []
     if direct:
         from cachd import config
         from cachd.direct import resolve_here
         from cachd.model import ModelSpec
 
-        spec = ModelSpec.asked(ref, name, include, exclude or (), weights=weights)
+        spec = ModelSpec.asked(ref, name, include, exclude, weights=weights)
         options = config.load(root=root, config=config_file, allow=allow)
         document = resolve_here(spec, options, seconds=timeout)
     else:
+        asked = {"ref": ref, "name": name, "include": include, "exclude": exclude, "weights": weights}
         document = ask(server, token_file, lambda client: client.resolve({**asked, "seconds": timeout}))
     show(document, output, lambda: show_resolved(document))

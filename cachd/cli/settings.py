@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 
 from cachd import errors, terminal
 from cachd.cli.answers import show
-from cachd.cli.arguments import SERVER, ConfigFile, Form, Output, Server, TokenFile
+from cachd.cli.arguments import SERVER, ConfigFile, Form, Output, Server, TokenFile, server_option
 from cachd.cli.ask import ask
 from cachd.cli.exits import EXIT_BY_ERROR
 from cachd.terminal import settings as printed
@@ -51,15 +50,7 @@ def options(
         bool, typer.Option("--effective", help="show the values in force, and where each was set")
     ] = False,
     config_file: ConfigFile = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            "--server",
-            envvar=["CACHD_URL", "CACHD_SERVER"],
-            help="with --effective: show the values of this daemon",
-        ),
-    ] = None,
+    server: Annotated[str | None, server_option("with --effective: show the values of this daemon")] = None,
     token_file: TokenFile = None,
     output: Form = Output.text,
 ) -> None:
@@ -94,8 +85,8 @@ def sources(
 
     Exit code 5 if it may not. Without a ref, show every entry of `sources`.
     """
-    path = "/v1/sources" + (f"?{urlencode({'ref': ref})}" if ref else "")
-    found = ask(server, token_file, lambda client: client.get(path))
+    params = {"ref": ref} if ref else None
+    found = ask(server, token_file, lambda client: client.get("/v1/sources", params=params))
     show(found, output, lambda: printed.show_sources(found))
     if found.get("verdict") == "refused":
         raise typer.Exit(EXIT_BY_ERROR[errors.Forbidden])

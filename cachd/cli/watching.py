@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachd import terminal
-from cachd.cli.answers import note
+from cachd.cli.answers import note, show_next
 from cachd.cli.arguments import SERVER, Form, Output, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.completion import complete_names
 from cachd.cli.failures import report
 from cachd.errors import error_of
 from cachd.terminal import models as printed
-from cachd.terminal.output import Row, redrawn
+from cachd.terminal.output import redrawn
 from cachd.terminal.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def watch(
         ended = ask(server, token_file, lambda client: _until_settled(client, names or (), output))
     except KeyboardInterrupt:
         note(output, "the pulls go on; cachd cancel NAME ends one")
-        raise typer.Exit(130) from None
+        raise
     if not ended:
         note(output, "nothing is being pulled")
     failed = [error_of(model["pull"]["error"]) for model in ended if (model["pull"] or {}).get("error")]
@@ -63,7 +62,7 @@ async def watch_models(client: Client, output: Output) -> None:
     if sys.stdout.isatty() and output in (Output.text, Output.wide):
         with redrawn() as draw:
             while True:
-                draw(*_table(await client.models(), output))
+                draw(*printed.table(await client.models(), is_wide=output is Output.wide))
                 await asyncio.sleep(_POLL_SECONDS)
     lines = Lines(output)
     while True:
@@ -89,12 +88,6 @@ async def _until_settled(client: Client, names: Sequence[str], output: Output) -
             if all(map(is_settled, found)):
                 return found
             await asyncio.sleep(_POLL_SECONDS)
-
-
-def _table(models: Sequence[Model], output: Output) -> tuple[Sequence[str], Sequence[Row]]:
-    if output is Output.wide:
-        return printed.WIDE_HEADINGS, [printed.wide_row(model) for model in models]
-    return printed.HEADINGS, [printed.model_row(model) for model in models]
 
 
 def is_settled(model: Model) -> bool:
@@ -124,16 +117,10 @@ class Lines:
                 self._print({"name": name, "state": "deleted"})
 
     def _print(self, model: Model) -> None:
-        if self._output is Output.json:
-            terminal.show_json_line(model)
-        elif self._output is Output.yaml:
-            terminal.show_yaml_part(model)
-        elif self._output is Output.name:
-            terminal.say(model["name"])
-        elif "pull" not in model:
-            terminal.say(f"{model['name']}  {model['state']}")
-        else:
-            terminal.say(printed.line_of(model))
+        def line() -> str:
+            return printed.line_of(model) if "pull" in model else f"{model['name']}  {model['state']}"
+
+        show_next(model, self._output, name=model["name"], line=line)
 
 
 def _what_counts(model: Model) -> tuple[object, ...]:

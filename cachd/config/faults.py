@@ -9,14 +9,13 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from cachd import files
 from cachd.config.models import Model
 from cachd.config.options import Config
 from cachd.errors import Invalid, Unavailable
 from cachd.findings import Finding, key_of, sentence
 from cachd.settings.given import Given, Giver
 from cachd.sources.entries import Entry, doubled
-from cachd.sources.trust import Authorities
+from cachd.sources.trust import Authorities, reason_of
 
 MAX_FINDINGS = 50  # in one refusal
 _ENTRIES: Mapping[str, type[BaseModel]] = {"models": Model, "sources": Entry}
@@ -100,9 +99,6 @@ def _wrong_files(config: Config, given: Given) -> list[Finding]:
             else:
                 authorities.context()
         except Unavailable as error:
-            cause = error.__cause__
-            reason = files.reason(cause) if isinstance(cause, OSError) else error.detail
-            findings.append(
-                Finding(given.place((key,)), key, f"{path} cannot be used: {reason}: give a PEM file")
-            )
+            reason = f"{path} cannot be used: {reason_of(error)}: give a PEM file"
+            findings.append(Finding(given.place((key,)), key, reason))
     return findings

@@ -80,14 +80,12 @@ def load(**flags: object) -> Config:
 
 def read(**flags: object) -> Loaded:
     """The options in force, and where each was set. Raises Invalid with one line for each wrong option."""
-    flags = {name: value for name, value in flags.items() if value is not None}
     path = path_of_file(flags)
     return _parsed(flags, configfile.read(path) if path else None)
 
 
 def read_kept(kept: ConfigFile, last_good: LastGood, **flags: object) -> Loaded:
     """As `read`, but with the keys of an earlier configuration in place of those of the file."""
-    flags = {name: value for name, value in flags.items() if value is not None}
     return replace(_parsed(flags, kept), last_good=last_good)
 
 
@@ -106,7 +104,6 @@ class Examined:
 
 def examine(**flags: object) -> Examined:
     """What is wrong with the options. It raises nothing, and gives the options that are right."""
-    flags = {name: value for name, value in flags.items() if value is not None}
     path = path_of_file(flags)
     return _examined(flags, configfile.examine(path) if path else None)
 
@@ -126,6 +123,7 @@ def _parsed(flags: Mapping[str, object], file: ConfigFile | None) -> Loaded:
 
 
 def _examined(flags: Mapping[str, object], file: ConfigFile | None) -> Examined:
+    flags = {name: value for name, value in flags.items() if value is not None}
     found = given({name: field.metadata for name, field in Config.model_fields.items()}, flags, file)
     findings, more, config = list(file.findings) if file else [], 0, None
     values = found.values()

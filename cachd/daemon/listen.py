@@ -36,14 +36,23 @@ def allowed_hosts(config: Config) -> list[str]:
     return [*config.allowed_hosts, *hosts]
 
 
+def tls_files(config: Config) -> TlsFiles | None:
+    """The PEM files of the API's certificate; None without one."""
+    if config.tls_cert_file is None:
+        return None
+    return TlsFiles(
+        config.tls_cert_file, config.tls_key_file or config.tls_cert_file, config.tls_client_ca_file
+    )
+
+
 @contextmanager
 def certified(config: Config) -> Iterator[Certificate | None]:
     """The API's certificate, reloaded when its files change; None without one. Raises Invalid."""
-    if config.tls_cert_file is None:
+    paths = tls_files(config)
+    if paths is None:
         yield None
         return
-    key = config.tls_key_file or config.tls_cert_file
-    certificate = Certificate(TlsFiles(config.tls_cert_file, key, config.tls_client_ca_file))
+    certificate = Certificate(paths)
     certificate.start()
     try:
         yield certificate

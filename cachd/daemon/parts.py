@@ -63,7 +63,7 @@ class _Closes(Protocol):
 C = TypeVar("C", bound=_Closes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
     """The objects that run pulls, for the daemon and for `pull --direct`."""
 
@@ -117,21 +117,20 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
         warms = closing(Warms(store, metrics))
         refusals = closing(Refusals(store, pulls, lambda: sources.table))
         refusals.start()
-        models = Models(store, pulls, scrubs, warms)
         yield Daemon(
-            store,
-            metrics,
-            bandwidth,
-            reclaim,
-            pulls,
-            progress,
-            sweeps,
-            scrubs,
-            warms,
-            status,
-            sources,
-            refusals,
-            models,
+            store=store,
+            metrics=metrics,
+            bandwidth=bandwidth,
+            reclaim=reclaim,
+            pulls=pulls,
+            progress=progress,
+            sweeps=sweeps,
+            scrubs=scrubs,
+            warms=warms,
+            status=status,
+            sources=sources,
+            refusals=refusals,
+            models=Models(store, pulls, scrubs, warms),
         )
 
 

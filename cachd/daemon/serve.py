@@ -38,7 +38,6 @@ from cachd.daemon.store import unleased
 from cachd.kernel.notices import Notices
 from cachd.metrics import Scrape
 from cachd.report.events import EventLog
-from cachd.report.models import Models
 from cachd.settings.tokens import TokenFile
 from cachd.store.catalog import iso
 from cachd.upkeep.prewarm import Desired, Prewarm
@@ -61,9 +60,8 @@ def serve(loaded: Loaded) -> None:
         reload, notices = Reload(loaded, daemon), Notices(os.environ)
         signal.signal(signal.SIGHUP, lambda _number, _frame: _request(reload, notices))
         prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, lambda: _poll(reload, notices))
-        models = daemon.models
         tokens = _tokens(config)
-        daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
+        daemon.metrics.watch(lambda: _scrape(daemon, reload, tokens, certificate))
         services = api_services(
             daemon,
             events=events,
@@ -79,7 +77,7 @@ def serve(loaded: Loaded) -> None:
         )
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)
-        with _started(daemon, models, prewarm):
+        with _started(daemon, prewarm):
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
@@ -135,10 +133,10 @@ def _interrupt(daemon: Daemon, events: EventLog) -> None:
 
 
 @contextmanager
-def _started(daemon: Daemon, models: Models, prewarm: Prewarm) -> Iterator[None]:
+def _started(daemon: Daemon, prewarm: Prewarm) -> Iterator[None]:
     """Resume the pulls of an earlier process, and start the threads that work without a request."""
     unleased(daemon.store.layout.root, daemon.pulls.resume)
-    daemon.status.start(models)
+    daemon.status.start(daemon.models)
     prewarm.start()
     with closing(prewarm):
         daemon.progress.start()
@@ -172,12 +170,12 @@ def _tokens(config: Config) -> TokenFile | None:
 
 
 def _scrape(
-    daemon: Daemon, models: Models, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
+    daemon: Daemon, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
 ) -> Scrape:
     return Scrape(
         capacity=daemon.store.space.capacity(),
         views=daemon.store.watch.watched(),
-        leases=models.leases(),
+        leases=daemon.models.leases(),
         oldest_scrub=daemon.scrubs.oldest(),
         is_config_in_force=reload.is_in_force,
         is_config_loaded=reload.is_loaded,
@@ -186,7 +184,7 @@ def _scrape(
         are_tokens_in_force=tokens is None or tokens.are_in_force(),
         certificate_expires_at=certificate.expires_at if certificate else None,
         is_certificate_in_force=certificate.is_in_force if certificate else None,
-        models=models.counted(),
+        models=daemon.models.counted(),
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
     )

@@ -12,8 +12,10 @@ import structlog
 from cachd.config import Config
 from cachd.errors import Leased
 from cachd.kubelet import reserves
+from cachd.model import Percentage
 from cachd.store.disk_store import DiskStore
 from cachd.store.root import check_above, end_leases, own_directory
+from cachd.store.space import Space
 from cachd.store.store import Store
 
 log = structlog.get_logger(__name__)
@@ -58,23 +60,29 @@ def unleased(root: Path, read: Callable[[], T], *, clock: Callable[[], float] = 
 
 
 def set_bounds(store: Store, config: Config) -> None:
-    """Give the store its limit and its reserves.
+    """Give the store its limit and its reserves."""
+    threshold = bound(store.space, store.layout.root, config)
+    now = store.space.bounded()
+    if now.reserve_free < threshold.of(now.total):
+        log.warning(
+            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
+            reserve_free_bytes=now.reserve_free,
+            kubelet_bytes=threshold.of(now.total),
+        )
+    if not store.reports_open_files:
+        log.warning("the kernel cannot report open files here: only pins and leases protect models")
 
-    The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
+
+def bound(space: Space, root: Path, config: Config) -> Percentage:
+    """Give the space of a root its limit and its reserves. Returns the kubelet's threshold there.
+
+    The reserve `auto` is this threshold and a margin on a disk shared with the node, else 0.
     """
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
-    auto = reserves(store.layout.root, config.kubelet_config, store.space.bounded().total)
-    store.space.change(
+    auto = reserves(root, config.kubelet_config, space.bounded().total)
+    space.change(
         limit=config.limit_bytes,
         reserve_free=auto.free if reserve_free == "auto" else reserve_free,
         reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
     )
-    now = store.space.bounded()
-    if now.reserve_free < auto.threshold.of(now.total):
-        log.warning(
-            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
-            reserve_free_bytes=now.reserve_free,
-            kubelet_bytes=auto.threshold.of(now.total),
-        )
-    if not store.reports_open_files:
-        log.warning("the kernel cannot report open files here: only pins and leases protect models")
+    return auto.threshold

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from cachd.config import Config, Loaded
 from cachd.model import SCHEMES, Ref
+from cachd.sources.entries import Entry
 
 _AWS = "https://s3.amazonaws.com"
 
@@ -65,12 +66,11 @@ def _all(loaded: Loaded) -> Iterator[Endpoint]:
                 yield Endpoint(_origin(ref.base), scheme, is_named=True, model_url=ref.base)
 
 
-def _own(entries: Iterable[object], scheme: str) -> Iterator[Endpoint]:
+def _own(entries: Iterable[Entry], scheme: str) -> Iterator[Endpoint]:
     """The endpoints of the entries of a scheme."""
     for entry in entries:
-        endpoint = getattr(entry, "endpoint", None)
-        if endpoint and entry.prefix.scheme == scheme:  # type: ignore[attr-defined]
-            yield Endpoint(endpoint, scheme, is_named=True)
+        if entry.endpoint and entry.prefix.scheme == scheme:
+            yield Endpoint(entry.endpoint, scheme, is_named=True)
 
 
 def _is_named(loaded: Loaded, scheme: str, option: str) -> bool:

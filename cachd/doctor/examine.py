@@ -14,7 +14,7 @@ from cachd.doctor.endpoints import endpoints_of
 from cachd.doctor.finding import Finding, State, of_error
 from cachd.doctor.options import check_options
 from cachd.doctor.running import Reported
-from cachd.errors import CachdError
+from cachd.errors import CachdError, Unreachable
 from cachd.store.layout import Layout
 from cachd.store.root_lock import holder
 
@@ -26,15 +26,14 @@ class Node:
     """What is examined.
 
     `examined`: this node's options; None if the daemon is on another node, and then only what it reports is
-    examined. `reported`: what the daemon answered; without it, `absent` is the reason why there is no answer
-    at `server`. `is_named`: the user gave that address.
+    examined. `answer`: what the daemon at `server` answered, or why there is no answer. `is_named`: the user
+    gave that address.
     """
 
     examined: Examined | None
     server: str
     is_named: bool
-    reported: Reported | None = None
-    absent: CachdError | None = None
+    answer: Reported | Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,10 @@ def _longest(node: Node, seconds: float) -> float:
 
 def _of_daemon(node: Node) -> Iterator[Check]:
     """The checks of what a daemon reports, or of its absence."""
-    reported, absent = node.reported, node.absent
-    if reported is None:
-        assert absent is not None
+    reported = node.answer
+    if isinstance(reported, Unreachable):
         held = _holder(node.examined.loaded.config) if node.examined else ""
-        absence = partial(running.check_absent, absent, node.server, held, is_named=node.is_named)
+        absence = partial(running.check_absent, reported, node.server, held, is_named=node.is_named)
         yield Check(Code.daemon, absence)
         return
     yield Check(Code.daemon, partial(running.check_daemon, reported))
@@ -99,7 +97,7 @@ def _of_node(node: Node, seconds: float) -> Iterator[Check]:
     if node.examined is None:
         return
     loaded, config = node.examined.loaded, node.examined.loaded.config
-    is_running = node.reported is not None and node.reported.capacity is not None
+    is_running = isinstance(node.answer, Reported) and node.answer.capacity is not None
     yield Check(Code.configuration, partial(check_options, node.examined))
     yield Check(Code.user, partial(root.check_user, config))
     if root.is_owner(config):

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cachd.api.tls import TlsFiles, expiry
+from cachd.api.tls import expiry
 from cachd.config import Config, Loaded
+from cachd.daemon.listen import tls_files
 from cachd.daemon.sources import authorities_of, build_http, build_table, proxies_of
 from cachd.doctor.at_once import NO_ANSWER, at_once
 from cachd.doctor.codes import Code
@@ -164,10 +165,8 @@ def _proxy(proxy: Proxy, seconds: float) -> Finding:
         dial(places, seconds, CancelToken()).close()
     except (CachdError, OSError) as error:
         why = error.detail if isinstance(error, CachdError) else error.strerror or str(error)
-        what, hint = (
-            f"the proxy {shown} cannot be reached: {why}",
-            "check the option proxy, and the proxy itself",
-        )
+        what = f"the proxy {shown} cannot be reached: {why}"
+        hint = "check the option proxy, and the proxy itself"
         return Finding(Code.proxy, State.wrong, what, hint, subject=shown, error="proxy_unreachable")
     return ok(Code.proxy, f"the proxy {shown} can be connected to", subject=shown)
 
@@ -229,14 +228,14 @@ def _has_directory_of_authorities() -> bool:
 
 def check_certificate(config: Config, *, now: Callable[[], float] = time.time) -> Iterator[Finding]:
     """Whether the API's own certificate can be used, and for how long."""
-    if config.tls_cert_file is None:
+    paths = tls_files(config)
+    if paths is None:
         return
-    key = config.tls_key_file or config.tls_cert_file
-    ends = expiry(TlsFiles(config.tls_cert_file, key, config.tls_client_ca_file))
-    what = f"{config.tls_cert_file} expires at {said(ends)}"
+    ends = expiry(paths)
+    what = f"{paths.certificate} expires at {said(ends)}"
     hint = "renew it, and write the new one over it: the daemon reloads it"
     if ends <= now():
-        yield Finding(Code.certificate, State.wrong, f"{config.tls_cert_file} expired at {said(ends)}", hint)
+        yield Finding(Code.certificate, State.wrong, f"{paths.certificate} expired at {said(ends)}", hint)
     elif ends - now() < _SOON_FOR_API_SECONDS:
         yield Finding(Code.certificate, State.warning, what, hint)
     else:

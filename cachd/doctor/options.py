@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from cachd import findings
-from cachd.api.tls import TlsFiles, expiry
+from cachd.api.tls import expiry
 from cachd.config import Config, Examined, Loaded
-from cachd.daemon.listen import check_listen
+from cachd.daemon.listen import check_listen, tls_files
 from cachd.daemon.sources import build_sources
 from cachd.doctor.codes import Code
 from cachd.doctor.finding import Finding, State, ok
@@ -68,9 +68,8 @@ def check_may_pull(sources: Sources, ref: Ref) -> None:
 
 
 def _check_certificate(config: Config) -> None:
-    if config.tls_cert_file:
-        key = config.tls_key_file or config.tls_cert_file
-        expiry(TlsFiles(config.tls_cert_file, key, config.tls_client_ca_file))
+    if paths := tls_files(config):
+        expiry(paths)
 
 
 def _build_sources(config: Config) -> None:

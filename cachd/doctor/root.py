@@ -99,11 +99,12 @@ def check_file_system(config: Config) -> Iterator[Finding]:
     try:
         check_disk(place, at_least=config.disk_at_least)
         found = os.statvfs(place)
-    except (CachdError, OSError) as error:
-        wrong = error if isinstance(error, CachdError) else None
-        what = wrong.detail if wrong else f"{place}: {error}"
-        hint = wrong.hint if wrong else "check the disk and its mount"
-        yield Finding(Code.file_system, State.wrong, what, hint, error=wrong.code if wrong else "disk_failed")
+    except CachdError as error:
+        yield of_error(Code.file_system, error)
+        return
+    except OSError as error:
+        hint = "check the disk and its mount"
+        yield Finding(Code.file_system, State.wrong, f"{place}: {error}", hint, error="disk_failed")
         return
     size = decimal(found.f_blocks * found.f_frsize)
     if found.f_flag & os.ST_RDONLY:
@@ -187,9 +188,8 @@ def check_inotify(config: Config) -> Iterator[Finding]:
     yield ok(Code.inotify, f"{watched} directories can be watched, of {inotify.most_watches()} for each user")
 
 
-def too_few_watches(what: str, setting: str = "") -> Finding:
+def too_few_watches(what: str, setting: str) -> Finding:
     """The finding where the kernel does not watch all directories. `setting` of fs.inotify is too low."""
-    setting = setting or ("max_user_instances" if "max_user_instances" in what else "max_user_watches")
     much = 1024 if setting == "max_user_instances" else 1 << 20
     hint = f"sysctl -w fs.inotify.{setting}={much}; deleted and opened files are seen only after minutes"
     return Finding(Code.inotify, State.warning, what, hint)

@@ -102,7 +102,8 @@ def check_capacity(capacity: Document) -> Iterator[Finding]:
     views = capacity["views"]
     if views["unwatched"]:
         what = f"the kernel does not watch {views['unwatched']} directories of the views: {views['reason']}"
-        yield too_few_watches(what)
+        is_instances = "max_user_instances" in str(views["reason"])
+        yield too_few_watches(what, "max_user_instances" if is_instances else "max_user_watches")
     else:
         yield ok(Code.inotify, "the kernel watches all directories of the views")
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from cachd.config import Config
+from cachd.daemon.store import bound
 from cachd.doctor.codes import Code
 from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.doctor.root import place_of
@@ -23,12 +24,7 @@ _FREE_SPACE = "free space: cachd evict, cachd sweep --everything, or a larger di
 def check_space(config: Config) -> Iterator[Finding]:
     """The figures of the disk, for when no daemon reports them."""
     space = Space(place_of(config))
-    auto = reserves(place_of(config), config.kubelet_config, space.bounded().total)
-    space.change(
-        limit=config.limit_bytes,
-        reserve_free=auto.free if config.reserve_free == "auto" else config.reserve_free,
-        reserve_inodes=auto.inodes if config.reserve_inodes == "auto" else config.reserve_inodes,
-    )
+    bound(space, place_of(config), config)
     now = space.capacity()
     figures = {
         "free_bytes": now.free,

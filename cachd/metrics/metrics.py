@@ -160,7 +160,7 @@ class Metrics:
     )
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         self.registry = CollectorRegistry()
         for attribute, declared in _declared().items():
             setattr(self, attribute, declared.create(self.registry))

@@ -117,8 +117,9 @@ def _text(value: object) -> str:
     """A text or a number as text; empty for any other value, and for a text that is too long."""
     if isinstance(value, str) and len(value) <= _LONGEST_TEXT:
         return value.strip()
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and abs(value) <= _MOST else ""  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    return str(value) if abs(value) <= _MOST else ""
 
 
 def _factor(prefix: str | None) -> int:

@@ -68,7 +68,7 @@ class Holder:
         self._report(f"{self._name}: snapshot {self.snapshot} is held; {self.link} points to it")
         os.set_inheritable(fd, True)  # noqa: FBT003 takes no keyword
         try:
-            os.execvp(command[0], command)  # noqa: S606
+            os.execvp(command[0], command)  # noqa: S606 the command that the pod was given
         except OSError as error:
             raise refused(error, Path(command[0])) from error
 

@@ -27,6 +27,7 @@ from cachd.store.catalog import iso
 
 MAX_EVENTS = 1000
 _LONGEST_TEXT, _MAX_ITEMS = 1000, 100
+EndReason = Literal["slow", "deadline", "stopping"]
 
 
 class EventKind(StrEnum):
@@ -111,7 +112,7 @@ class StreamEnd:
     """The `end` of a stream of events: the client read too slowly, or listened for the longest time that is
     allowed, or the daemon stops."""
 
-    reason: Literal["slow", "deadline", "stopping"]
+    reason: EndReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ HEARD: Mapping[str, _Heard] = {
     "pull asked": _heard("pull_asked", "who", "ref"),
     "pull began": _heard("pull_began", "who", "ref"),
     "pull ended": _heard(
-        *("pull_{state}", "who", "ref", "code", "detail", "size_bytes", "fetched_bytes", "seconds")
+        "pull_{state}", "who", "ref", "code", "detail", "size_bytes", "fetched_bytes", "seconds"
     ),
     "pull not resumed": _heard("pull_failed", "code", detail="reason"),
     "evicted": _heard("evicted", "who", "manifest", "reason", "freed_bytes", names="names", detail="why"),

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from cachd.errors import Unavailable
 from cachd.model import File, Manifest, ModelSpec
 from cachd.report.define import report
-from cachd.report.models import Models, unknown_model
+from cachd.report.models import Models, left_out_report, unknown_model
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.report.space import EvictionPlan
-from cachd.report.values import LeftOutReport, Text, from_document
+from cachd.report.values import LeftOutReport, Text
 from cachd.store.store import Store
 from cachd.transfer.reclaim import Reclaim
 
@@ -114,7 +114,6 @@ def _resolved(
 ) -> ResolveReport:
     missing = store.content.missing(manifest) if store else []
     fetched = sum(file.size for file in missing) if store else manifest.size
-    left_out = manifest.left_out
     return ResolveReport(
         ref=str(spec.ref),
         name=spec.name,
@@ -126,7 +125,7 @@ def _resolved(
         files=[_file(file, store) for file in manifest.files[:MAX_FILES_ON_A_PAGE]],
         verified=manifest.has_all_digests,
         verified_by=dict(manifest.verified_by),
-        left_out=from_document(LeftOutReport, left_out.as_document()) if left_out else None,
+        left_out=left_out_report(manifest),
         advice=manifest.advice,
         evicts=evicts,
         space=space,

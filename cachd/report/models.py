@@ -256,7 +256,7 @@ def pull_report(pull: Pull) -> PullReport:
         eta_seconds=progress.eta_seconds(now),
         verified=_verified(pull),
         verified_by=_verified_by(pull),
-        left_out=_left_out(manifest),
+        left_out=left_out_report(manifest) if manifest else None,
         error=error_report(pull.error),
     )
 
@@ -289,11 +289,10 @@ def _damage(damage: Quarantine | None) -> DamageReport | None:
     return DamageReport(since=iso(damage.since), reason=damage.reason) if damage else None
 
 
-def _left_out(manifest: Manifest | None) -> LeftOutReport | None:
-    """What the spec leaves out; None until the ref is resolved, or when it leaves out nothing."""
-    if manifest is None or manifest.left_out is None:
-        return None
-    return from_document(LeftOutReport, manifest.left_out.as_document())
+def left_out_report(manifest: Manifest) -> LeftOutReport | None:
+    """What the spec leaves out; None when it leaves out nothing."""
+    left_out = manifest.left_out
+    return from_document(LeftOutReport, left_out.as_document()) if left_out else None
 
 
 def _verified(pull: Pull) -> bool | None:

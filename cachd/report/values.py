@@ -132,8 +132,8 @@ class LeftOutReport:
 
 
 @report
-class PullReport:
-    """The progress of a pull, and its error if it failed. It begins when it gets a slot."""
+class SpecReport:
+    """What was asked for: a ref, the name that leads to it, and the files that it selects."""
 
     ref: str
     name: str
@@ -141,6 +141,12 @@ class PullReport:
     exclude: Sequence[str]
     hub_id: Text = None
     weights: Text = None
+
+
+@report
+class PullReport(SpecReport):
+    """The progress of a pull, and its error if it failed. It begins when it gets a slot."""
+
     state: PullState
     paused: bool
     waits: WaitReport | None
@@ -172,19 +178,13 @@ class HubReport:
 
 
 @report
-class ReadyReport:
+class ReadyReport(SpecReport):
     """A published snapshot, as its ready file says. Its paths are relative to the cache.
 
     `warnings`: what is odd about the model. `advice`: how to pull less of a source that has the same weights
     in several forms.
     """
 
-    ref: str
-    name: str
-    include: Sequence[str]
-    exclude: Sequence[str]
-    hub_id: Text = None
-    weights: Text = None
     revision: str
     manifest: str
     bytes: int

@@ -7,7 +7,7 @@ string to its own type, as for an environment variable.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -30,7 +30,7 @@ _SAYS = {
     r"found character '[@`]'": "a value cannot start with @ or `: quote it",
     r"but found another document": "a second document: only one is read",
     r"found unexpected end of stream": "the end of the file inside quotes",
-}  # fmt: skip
+}
 Key = tuple[str | int, ...]
 Value = object
 
@@ -57,49 +57,64 @@ def read(path: Path) -> ConfigFile:
     Raises Invalid when the file cannot be read, is too long or too deep, is not UTF-8, or is not a YAML
     mapping. All other errors, such as a key that is set twice, go into `findings`.
     """
+    try:
+        return _read(path)
+    except _Unusable as error:
+        raise Invalid(str(error.finding), code="bad_config", hint=error.hint) from error
+
+
+def examine(path: Path) -> ConfigFile:
+    """As `read`, but what `read` raises is a finding, too, and the file then has no keys."""
+    try:
+        return _read(path)
+    except _Unusable as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        finding = replace(error.finding, reason=f"{error.finding.reason}{hint}")
+        return ConfigFile(str(path), findings=[finding])
+
+
+def parse(text: str) -> Value:
+    """The value of a YAML text, such as `[a, b]` or `{a: b}` in a variable. Raises Invalid."""
+    found = ConfigFile("")
+    try:
+        node = _composed(found.name, text)
+        value = _Reading(found).value(node, ()) if node else None
+    except _Unusable as error:
+        raise Invalid(str(error.finding), code="bad_config") from error
+    if found.findings:
+        raise Invalid(str(found.findings[0]), code="bad_config")
+    return value
+
+
+class _Unusable(Exception):
+    """No key of a file can be used: `finding` says why, `hint` what to do about it."""
+
+    def __init__(self, file: str, line: int, reason: str, *, hint: str = "") -> None:
+        super().__init__(reason)
+        self.finding, self.hint = Finding(Place(file, line), "", reason), hint
+
+
+def _read(path: Path) -> ConfigFile:
+    """As `read`. Raises _Unusable in place of Invalid."""
     found = ConfigFile(str(path), _content(path))
     node = _composed(found.name, _decoded(found))
     if node is None:
         return found
     if not isinstance(node, yaml.MappingNode):
-        raise _refused(found.name, node.start_mark.line + 1, "has no keys", hint="write 'key: value' lines")
+        line = node.start_mark.line + 1
+        raise _Unusable(found.name, line, "has no keys", hint="write 'key: value' lines")
     keys = _Reading(found).value(node, ())
     assert isinstance(keys, dict)
     found.keys = {key: value for key, value in keys.items() if value is not None}
     return found
 
 
-def examine(path: Path) -> ConfigFile:
-    """As `read`, but what `read` raises is a finding, too, and the file then has no keys."""
-    try:
-        return read(path)
-    except Invalid as error:
-        place = re.match(r"(?::([0-9]+))?: ", error.detail.removeprefix(str(path)))
-        reason = error.detail.removeprefix(str(path))[place.end() if place else 0 :]
-        line = int(place[1]) if place and place[1] else 0
-        hinted = f"{reason} ({error.hint})" if error.hint else reason
-        return ConfigFile(str(path), findings=[Finding(Place(str(path), line), "", hinted)])
-
-
-def parse(text: str) -> Value:
-    """The value of a YAML text, such as `[a, b]` or `{a: b}` in a variable. Raises Invalid."""
-    found = ConfigFile("")
-    node = _composed(found.name, text)
-    value = _Reading(found).value(node, ()) if node else None
-    if found.findings:
-        raise Invalid(str(found.findings[0]), code="bad_config")
-    return value
-
-
 def _content(path: Path) -> bytes:
     try:
         return files.content(path, at_most=LONGEST_BYTES)
     except OSError as error:
-        raise Invalid(
-            f"{path}: the configuration file cannot be read: {files.reason(error)}",
-            code="bad_config",
-            hint="check the path and its mode",
-        ) from error
+        reason = f"the configuration file cannot be read: {files.reason(error)}"
+        raise _Unusable(str(path), 0, reason, hint="check the path and its mode") from error
 
 
 def _decoded(file: ConfigFile) -> str:
@@ -107,7 +122,7 @@ def _decoded(file: ConfigFile) -> str:
         return file.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = file.content.count(b"\n", 0, error.start) + 1
-        raise _refused(file.name, line, "not UTF-8", hint="save the file as UTF-8") from None
+        raise _Unusable(file.name, line, "not UTF-8", hint="save the file as UTF-8") from None
 
 
 def _composed(file: str, text: str) -> yaml.Node | None:
@@ -115,24 +130,20 @@ def _composed(file: str, text: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _refused(file, line, "a control character") from None
+        raise _Unusable(file, line, "a control character") from None
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or ""
         reason = next((says for form, says in _SAYS.items() if re.match(form, problem)), None)
         reason = reason or "not YAML: " + re.sub(r"'[^'<>]{2,}'", "this", problem)
-        raise _refused(file, mark.line + 1 if mark else 0, reason) from None
+        raise _Unusable(file, mark.line + 1 if mark else 0, reason) from None
     except RecursionError:
-        raise _refused(file, 0, f"nested deeper than {_DEEPEST} levels") from None
-
-
-def _refused(file: str, line: int, reason: str, *, hint: str = "") -> Invalid:
-    return Invalid(str(Finding(Place(file, line), "", reason)), code="bad_config", hint=hint)
+        raise _Unusable(file, 0, f"nested deeper than {_DEEPEST} levels") from None
 
 
 class _Reading:
     """Turns YAML nodes into values of a ConfigFile.
 
-    Raises Invalid above 100,000 values or 20 levels. Other errors go into the file's findings.
+    Raises _Unusable above 100,000 values or 20 levels. Other errors go into the file's findings.
     """
 
     def __init__(self, into: ConfigFile) -> None:
@@ -145,7 +156,7 @@ class _Reading:
         self._values += 1
         if len(key) > _DEEPEST or self._values > _MAX_VALUES:
             bound = f"nested deeper than {_DEEPEST} levels" if len(key) > _DEEPEST else "too many values"
-            raise _refused(self._into.name, line, bound)
+            raise _Unusable(self._into.name, line, bound)
         if node.tag not in _PLAIN_TAGS:
             self._wrong(line, key, "a value that starts with ! is a tag: quote the value")
         if isinstance(node, yaml.MappingNode):

@@ -23,9 +23,7 @@ def own_token(path: Path) -> str | None:
     except OSError:
         return None
     readable = {name: content for name, content in found.items() if isinstance(content, bytes)}
-    return max(
-        (each for content in readable.values() for each in _ranked(content)), default=(0, False, None)
-    )[2]
+    return _best(each for content in readable.values() for each in _ranked(content))
 
 
 def token_in(content: bytes) -> str | None:
@@ -34,8 +32,7 @@ def token_in(content: bytes) -> str | None:
 
 
 def _best(ranked: Iterable[tuple[int, bool, str]]) -> str | None:
-    found = sorted(ranked)
-    return found[-1][2] if found else None
+    return max(ranked, default=(0, False, None))[2]
 
 
 def _ranked(content: bytes) -> Iterator[tuple[int, bool, str]]:

@@ -145,7 +145,7 @@ def contents(path: Path) -> dict[str, bytes | OSError]:
         return {"": _content(path)}
     version = path / "..data"  # the kubelet updates a mounted Secret by one rename of this link
     place = Path(os.path.realpath(version)) if version.is_symlink() else path
-    names = sorted(name for name in os.listdir(place) if not name.startswith("."))  # noqa: PTH208
+    names = sorted(file.name for file in place.iterdir() if not file.name.startswith("."))
     if len(names) > MAX_TOKENS:
         raise OSError(f"more than {MAX_TOKENS} files")
     found = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
@@ -44,44 +44,31 @@ def listens(value: object) -> object:
     return [str(value)] if isinstance(value, int) else _several(value)
 
 
-def _listen(value: str) -> str:
-    try:
-        Listener.parse(value)
-    except Invalid as error:
-        raise ValueError(error.detail) from error
-    return value
+def _text_for(parse: Callable[[str], object]) -> AfterValidator:
+    """Accepts the texts that `parse` reads, and keeps them as they are."""
 
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except Invalid as error:
+            raise ValueError(str(error)) from error
+        return text
 
-def _reachable(entry: str) -> str:
-    try:
-        AddressPolicy([entry])
-    except Invalid as error:
-        raise ValueError(str(error)) from error
-    return entry
+    return AfterValidator(check)
 
 
 def _size_or_percent_or_auto(value: object) -> int | Percentage | Literal["auto"]:
     return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else size_or_percent_of(value)
 
 
-def _proxy(value: str) -> str:
-    if value != ENVIRONMENT and Proxy.parse(value).credentials is not None:
+def _check_proxy(url: str) -> None:
+    if url != ENVIRONMENT and Proxy.parse(url).credentials is not None:
         raise ValueError("contains a password: write user:password to proxy_credentials_file instead")
-    return value
 
 
-def _refusal(item: str) -> str:
+def _check_refusal(item: str) -> None:
     if item.startswith("sha256:"):
-        try:
-            Digest.parse(item)
-        except Invalid as error:
-            raise ValueError(str(error)) from error
-    return item
-
-
-def _exemption(entry: str) -> str:
-    Exemption.parse(entry)
-    return entry
+        Digest.parse(item)
 
 
 SizeOrPercent = Annotated[int | Percentage, PlainValidator(size_or_percent_of)]
@@ -90,12 +77,12 @@ Percent = Annotated[Percentage, PlainValidator(percentage_of)]
 Rates = Annotated[dict[SchemeName, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]
-Reachable = Annotated[tuple[Annotated[str, AfterValidator(_reachable)], ...], Several]
-Refusals = Annotated[tuple[Annotated[str, AfterValidator(_refusal)], ...], Several]
-Exemptions = Annotated[tuple[Annotated[str, AfterValidator(_exemption)], ...], Several]
-ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+Reachable = Annotated[tuple[Annotated[str, _text_for(lambda entry: AddressPolicy([entry]))], ...], Several]
+Refusals = Annotated[tuple[Annotated[str, _text_for(_check_refusal)], ...], Several]
+Exemptions = Annotated[tuple[Annotated[str, _text_for(Exemption.parse)], ...], Several]
+ProxyUrl = Annotated[str, _text_for(_check_proxy)]
 Listens = Annotated[
-    tuple[Annotated[str, AfterValidator(_listen)], ...],
+    tuple[Annotated[str, _text_for(Listener.parse)], ...],
     BeforeValidator(listens),
     Field(min_length=1, max_length=16),
 ]

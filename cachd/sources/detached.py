@@ -47,7 +47,7 @@ class DetachedThread:
             self._is_waited_for = False
         if error is not None:
             raise error
-        return answer  # type: ignore[return-value] # the result of `what`
+        return answer  # type: ignore[return-value]  # the queue holds what `what` returned
 
     def abort(self) -> None:
         """Make a `call` that waits in another thread raise TimeoutError at once."""

@@ -39,7 +39,8 @@ def dial(
         while waiting or pending.get_map():
             if waiting:
                 try:
-                    pending.register(_start(waiting.pop(0), tried, cancel_token), selectors.EVENT_WRITE)
+                    started = _start(waiting.pop(0), tried, cancel_token)
+                    pending.register(started, selectors.EVENT_WRITE, started)
                 except OSError as error:
                     refusal = error
                     continue
@@ -48,7 +49,7 @@ def dial(
                 raise TimeoutError(f"no address answered within {connect_seconds:g} s")
             for key, _ in pending.select(min(left, AHEAD_SECONDS) if waiting else left):
                 cancel_token.check()  # a cancel makes the pending sockets writable, too
-                answered: socket.socket = key.fileobj  # type: ignore[assignment] # see `register`
+                answered: socket.socket = key.data
                 pending.unregister(answered)
                 code = answered.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:

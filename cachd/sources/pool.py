@@ -148,5 +148,5 @@ class _Kept(dict[Origin, Connection]):
     """The idle connections of one thread, by origin."""
 
     __slots__ = ("__weakref__",)
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a dict has none, and a weak set needs one
     __eq__ = object.__eq__

@@ -56,6 +56,11 @@ class Authorities:
         ).withhold(file=str(self.file))
 
 
+def reason_of(error: Unavailable) -> str:
+    """Why a file of authorities cannot be used, for whoever chose that file."""
+    return files.reason(error.__cause__) if isinstance(error.__cause__, OSError) else error.detail
+
+
 def _strict(file: str | None) -> ssl.SSLContext:
     """A context that demands TLS 1.2 (RFC 8996) and takes an end without close_notify for a failure.
 

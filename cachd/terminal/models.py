@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachd.terminal.amounts import age_text, duration_text, moment_of, rate_text, size_text
-from cachd.terminal.output import Cell, Row, say, show_table, warn
+from cachd.terminal.output import Cell, Row, say, show_facts, show_table, warn
 
 HEADINGS = ("NAME", "STATE", "SIZE", "PROGRESS", "RATE", "ETA", "USED BY", "REASON")
-WIDE_HEADINGS = (
-    *HEADINGS[:-1],
-    *("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH", "REASON"),
-)
+_WIDE = ("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH")
+WIDE_HEADINGS = (*HEADINGS[:-1], *_WIDE, HEADINGS[-1])
 FILE_HEADINGS = ("FILE", "SIZE", "HERE", "DIGEST")
 FEW_FILES = 20  # that are shown of a model when nobody asks for all
 _FAILURE = "red"
@@ -114,6 +112,13 @@ def wide_row(model: Mapping[str, Any]) -> Row:
     ]
 
 
+def table(models: Sequence[Mapping[str, Any]], *, is_wide: bool) -> tuple[Sequence[str], list[Row]]:
+    """The headings and the rows of a list of models."""
+    if is_wide:
+        return WIDE_HEADINGS, [wide_row(model) for model in models]
+    return HEADINGS, [model_row(model) for model in models]
+
+
 def line_of(model: Mapping[str, Any]) -> str:
     """One line about a model, for a log of changes."""
     status = status_of(model)
@@ -162,10 +167,7 @@ def file_or_directory(model: Mapping[str, Any]) -> str:
 
 def show_model(model: Mapping[str, Any], files: Sequence[Mapping[str, Any]], total: int) -> None:
     """Print one fact about a model on each line, then a table of its files, of which there are `total`."""
-    facts = _facts(model)
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        say(f"{key:<{width}}  {value}")
+    show_facts(_facts(model))
     if files:
         say("")
         show_files(files, total, name=model["name"])
@@ -190,33 +192,29 @@ def _computed(file: Mapping[str, Any]) -> str:
 def _facts(model: Mapping[str, Any]) -> dict[str, object]:
     """The facts about a model, in the order in which they are printed."""
     ready = model["ready"]
-    facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path")}
-    if model["file"]:
-        facts["file"] = model["file"]
-    facts |= {"reason": reason} if (reason := reason_of(model)) else {}
+    facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path", "file")}
+    facts["reason"] = reason_of(model)
     facts["verified"] = yes(model["verified"] if ready else None)
-    if model["verified_by"]:
-        facts["verified_by"] = ", ".join(f"{by} ({files})" for by, files in model["verified_by"].items())
+    by = model["verified_by"] or {}
+    facts["verified_by"] = ", ".join(f"{algorithm} ({files})" for algorithm, files in by.items())
     facts |= {k: yes(model[k]) for k in ("pinned", "in_use")}
-    facts |= {"used by": used_by(model)}
+    facts["used by"] = used_by(model)
     if ready:
         facts["immutable_path"] = model["immutable_path"]
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
-        facts |= {
-            "size": size_text(ready["bytes"]),
-            "hub": f"{ready['hub']['repo']}@{ready['hub']['commit']}",
-        }
+        facts["size"] = size_text(ready["bytes"])
+        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit']}"
     for before in model["previous"][:1]:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:
         facts["resident"] = size_text(model["resident_bytes"])
-        facts |= {"left out": left_out} if (left_out := _left_out(ready)) else {}
+        facts["left out"] = _left_out(ready)
         facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
-        facts |= {"advice": ready["advice"]} if ready["advice"] else {}
+        facts["advice"] = ready["advice"]
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
-    if model["verified_at"]:
-        facts["verified_at"] = model["verified_at"]
-    return facts | (_facts_of_pull(model["pull"]) if model["pull"] else {})
+    facts["verified_at"] = model["verified_at"]
+    facts |= _facts_of_pull(model["pull"]) if model["pull"] else {}
+    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
 
 
 def _facts_of_pull(pull: Mapping[str, Any]) -> dict[str, object]:

@@ -89,6 +89,13 @@ def show_yaml_part(document: Mapping[str, Any]) -> None:
     show_yaml(document)
 
 
+def show_facts(facts: Mapping[str, object]) -> None:
+    """Print each fact on a line of its own, after its name."""
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        say(f"{name:<{width}}  {fact}")
+
+
 def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:
     """Print a table as kubectl does: no borders, upper-case headings, one row for each thing.
 

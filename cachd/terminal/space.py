@@ -7,7 +7,7 @@ from typing import Any
 
 from cachd.terminal.amounts import age_text, size_text
 from cachd.terminal.models import count_text, digests_text, show_files
-from cachd.terminal.output import say, show_table, warn
+from cachd.terminal.output import say, show_facts, show_table, warn
 
 
 def show_capacity(now: Mapping[str, Any]) -> None:
@@ -15,21 +15,19 @@ def show_capacity(now: Mapping[str, Any]) -> None:
     figures = {k.removesuffix("_bytes"): size_text(v) for k, v in now.items() if k.endswith("_bytes") and v}
     figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them reserved"
     figures["in use"] = f"reported by {now['in_use_reported_by']}"
-    width = max(map(len, figures))
-    for key, value in figures.items():
-        say(f"{key:<{width}}  {value}")
+    show_facts(figures)
     show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
 
 
 def show_evictions(document: Mapping[str, Any]) -> None:
     """Print NAME FREES WHY of each eviction, done or planned, in order; then the protected snapshots."""
     rows = [
-        (*_snapshot_row(s)[:1], size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
+        (_names(s), size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
         for s in document["evictions"]
     ]
     show_table(("NAME", "FREES", "WHY"), rows)
     if document.get("protected"):
-        show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
+        show_table(("PROTECTED", "BY"), [(_names(s), s["protected_by"]) for s in document["protected"]])
     if document.get("dry_run"):
         enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"
         short, frees = size_text(document["short_bytes"]), size_text(document["frees_bytes"])
@@ -39,11 +37,15 @@ def show_evictions(document: Mapping[str, Any]) -> None:
 def _snapshot_row(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells NAME SIZE LAST-USED PROTECTED for one snapshot's document."""
     return (
-        ",".join(snapshot["names"]) or snapshot["manifest"],
-        size_text(snapshot.get("bytes", 0)),
-        f"{age_text(snapshot['last_used'])} ago" if snapshot.get("last_used") else "-",
-        snapshot.get("protected_by") or "-",
+        _names(snapshot),
+        size_text(snapshot["bytes"]),
+        f"{age_text(snapshot['last_used'])} ago" if snapshot["last_used"] else "-",
+        snapshot["protected_by"] or "-",
     )
+
+
+def _names(snapshot: Mapping[str, Any]) -> str:
+    return ",".join(snapshot["names"]) or str(snapshot["manifest"])
 
 
 def show_resolved(document: Mapping[str, Any]) -> None:
@@ -63,9 +65,7 @@ def show_resolved(document: Mapping[str, Any]) -> None:
     facts["here"] = size_text(document["here_bytes"])
     facts["to fetch"] = size_text(document["fetch_bytes"])
     say("")
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        say(f"{key:<{width}}  {value}")
+    show_facts(facts)
     if document["advice"]:
         warn(f"advice: {document['advice']}")
     if document["space"]:

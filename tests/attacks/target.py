@@ -29,6 +29,7 @@ from tests.ground.hub import Hub
 from tests.ground.models import noise, write_sha256sums
 from tests.ground.node import Answer, Node
 from tests.ground.origin import Origin
+from tests.ground.rows import Rows
 from tests.ground.site import until
 
 MIB = 1 << 20
@@ -52,18 +53,8 @@ TOKENS = [
 ]
 SERVED = "served"
 Attack = Callable[["Target"], None]
-ATTACKS: dict[str, Attack] = {}
-
-
-def attack(row: str) -> Callable[[Attack], Attack]:
-    """Register what attacks as this row of index.toml says."""
-
-    def register(tried: Attack) -> Attack:
-        assert row not in ATTACKS, row
-        ATTACKS[row] = tried
-        return tried
-
-    return register
+ATTACKS = Rows[Attack]()
+attack = ATTACKS.row  # registers what attacks as this row of index.toml says
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +122,11 @@ class Target:
 
     def delete(self, name: str) -> Answer:
         return self.ask("DELETE", f"/v1/models/{name}?force=true", token=TOKEN)
+
+    def outcome(self, ref: str, name: str) -> Answer:
+        """The refusal of a pull, or what `/ready` says once it ended."""
+        answer = self.pull(ref, name)
+        return self.ended(name) if answer.status == 202 else answer
 
     def ended(self, name: str) -> Answer:
         """What `/ready` says once the pull ended."""
@@ -217,7 +213,8 @@ class Target:
             assert asking.stdin
             assert asking.stdout.readline() == "asking\n"
             yield found
-            time.sleep(max(0.0, LEAST_SECONDS - (time.monotonic() - began)) if self.judges_time else 0)
+            if self.judges_time:  # enough answers for a 99th percentile
+                time.sleep(max(0.0, LEAST_SECONDS - (time.monotonic() - began)))
             asking.stdin.close()
             took = json.loads(asking.stdout.read())
         words = {word: _percentile(seconds) for word, (seconds, _) in took.items()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -61,7 +62,7 @@ def served(connections: Connections) -> Iterator[tuple[App, tuple[str, int]]]:
     """A server with these bounds over `App`; its address."""
     app = App()
     http = partial(Connection, connections=connections)
-    config = uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]  # any callable will do
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as sock, running(server, app, sockets=[sock]):
         yield app, sock.getsockname()[:2]
@@ -377,7 +378,7 @@ def test_the_daemon_itself_is_bounded_so(node: Nodes) -> None:
         assert running.ask("GET", "/livez").status == 200
 
 
-def test_a_write_without_the_token_is_refused_before_its_body_is_read(node: Nodes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_write_without_the_token_is_refused_before_its_body_is_read(node: Nodes, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the token")
     running = node(token_file=str(tmp_path / "token"))
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))

@@ -10,9 +10,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -276,7 +277,7 @@ def test_a_wait_past_its_bound_is_refused(ground: Ground) -> None:
         assert answer.status == 422, wait
 
 
-def test_waits_of_clients_that_hung_up_are_forgotten(tmp_path, origin: Origin) -> None:  # type: ignore[no-untyped-def]
+def test_waits_of_clients_that_hung_up_are_forgotten(tmp_path: Path, origin: Origin) -> None:
     """Sixteen connections, eight waits: each wait is given up, and the last one waits all the same."""
     with Node(tmp_path / "node", before=("prlimit", "--nofile=64")) as node:
         hold = origin.hold("/held.bin", after=1000)
@@ -297,7 +298,7 @@ def not_at_once(node: Node, pod: ThreadPoolExecutor, name: str = "held.bin") -> 
     return time.monotonic() - began >= 1
 
 
-def test_pods_that_wait_leave_connections_for_probes(tmp_path, origin: Origin) -> None:  # type: ignore[no-untyped-def]
+def test_pods_that_wait_leave_connections_for_probes(tmp_path: Path, origin: Origin) -> None:
     """All from one address, as pods behind SNAT are: half of the connections wait, others are answered."""
     with Node(tmp_path / "node", before=("prlimit", "--nofile=128")) as node, ExitStack() as stack:
         hold = origin.hold("/held.bin", after=1000)
@@ -314,20 +315,25 @@ def test_pods_that_wait_leave_connections_for_probes(tmp_path, origin: Origin) -
         assert [status(end_of(sock)) for sock in pods[:16]] == [200] * 16
 
 
-async def test_all_who_wait_for_one_pull_leave_one_callback_at_it() -> None:
-    from concurrent.futures import Future
+class CountingFuture(Future[None]):
+    """Counts the callbacks that it gets."""
 
-    waits, done = Waits(8), Future[None]()
-    added: list[object] = []
-    real = done.add_done_callback
-    done.add_done_callback = lambda call: (added.append(call), real(call))[1]  # type: ignore[method-assign,assignment]
+    added = 0
+
+    def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
+        self.added += 1
+        super().add_done_callback(fn)
+
+
+async def test_all_who_wait_for_one_pull_leave_one_callback_at_it() -> None:
+    waits, done = Waits(8), CountingFuture()
     for _ in range(100):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
                 await waits.end_of(done)
     last = asyncio.create_task(waits.end_of(done))
     await asyncio.sleep(0)
-    assert len(added) == 1
+    assert done.added == 1
     done.set_result(None)
     await last
 

@@ -67,15 +67,20 @@ def read_by(source: SharedVolumeSource, file: File) -> bytes:
     return bytes(got)
 
 
+def read_while_swapped(place: Path, at: str, outside: str) -> set[bytes]:
+    """What is read of model/x while `at` and a link to `outside` take turns."""
+    link = place / "link"
+    link.symlink_to(place.parent / outside)
+    secret = mark_of(place.parent / "secret/x")
+    file = File("x", len(SECRET), f"file://{place}/model/x", None, secret)
+    source = share(place)
+    with swapped(place / at, link, place / "kept"):
+        return {read_by(source, file) for _ in range(TRIES)}
+
+
 def test_a_file_that_is_swapped_for_a_link_out_of_the_share_is_never_read_through_it(place: Path) -> None:
     """The link's target has the inode's size and time that were listed, so that no other check helps."""
-    at, link, kept = place / "model/x", place / "link", place / "kept"
-    link.symlink_to(place.parent / "secret/x")
-    file = File("x", len(SECRET), f"file://{at}", None, mark_of(place.parent / "secret/x"))
-    source = share(place)
-    with swapped(at, link, kept):
-        got = {read_by(source, file) for _ in range(TRIES)}
-    assert SECRET not in got
+    assert SECRET not in read_while_swapped(place, "model/x", "secret/x")
 
 
 def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_through_it(
@@ -83,13 +88,7 @@ def test_a_directory_that_is_swapped_for_a_link_out_of_the_share_is_never_read_t
 ) -> None:
     """Promised: A file of a shared volume is read by the path that was checked, whatever a writer swaps
     meanwhile."""
-    at, link, kept = place / "model", place / "link", place / "kept"
-    link.symlink_to(place.parent / "secret")
-    file = File("x", len(SECRET), f"file://{at}/x", None, mark_of(place.parent / "secret/x"))
-    source = share(place)
-    with swapped(at, link, kept):
-        got = {read_by(source, file) for _ in range(TRIES)}
-    assert SECRET not in got
+    assert SECRET not in read_while_swapped(place, "model", "secret")
 
 
 def test_checksums_that_are_a_link_out_of_the_share_are_not_read(place: Path) -> None:

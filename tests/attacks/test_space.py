@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError, NoSpace, NotFound
+from cachd.transfer.request import Pull
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
-from tests.ground.origin import Origin
+from tests.ground.origin import Hold, Origin
 from tests.ground.origin.faults import Status
 from tests.ground.site import until
 
@@ -37,7 +38,7 @@ class Full:
     def names(self) -> str:
         return "".join(sorted(s.name for s in self.store.names.all() if len(s.name) == 1))
 
-    def begin(self, name: str, size: int, *, after: int):  # type: ignore[no-untyped-def]
+    def begin(self, name: str, size: int, *, after: int) -> tuple[Pull, Hold]:
         """Pull a model of `size` bytes, of which `after` come until the hold is released."""
         ref = self.origin.add_model(name, {"f": noise(size, seed=sum(name.encode()))})
         hold = self.origin.hold(f"/{name}/f", after=after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,11 +274,11 @@ def test_an_empty_file_is_published_with_the_digest_of_nothing(
 
 
 def test_trailers_without_end_are_the_origins_failure() -> None:
-    def script(connection: object, _: int) -> None:
-        heard(connection)  # type: ignore[arg-type]
-        connection.sendall(CHUNKED + b"2\r\nok\r\n0\r\n")  # type: ignore[attr-defined]
+    def script(connection: socket.socket, _: int) -> None:
+        heard(connection)
+        connection.sendall(CHUNKED + b"2\r\nok\r\n0\r\n")
         while True:
-            connection.sendall(b"X: x\r\n" * 1000)  # type: ignore[attr-defined]
+            connection.sendall(b"X: x\r\n" * 1000)
 
     ended: list[object] = []
 

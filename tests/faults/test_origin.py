@@ -584,7 +584,7 @@ def test_a_server_of_http_1_0_without_ranges_is_read_by_one_stream(
 
 
 class QuietFiles(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 http.server names it so
         pass
 
 

@@ -131,7 +131,7 @@ class Day:
                 done = getattr(self, f"_{action}")()
             self.counts[action if done is not False else f"{action}, refused"] += 1
             self._note_evictions()
-            time.sleep(self.chance.uniform(0, 0.02))
+            time.sleep(self.chance.uniform(0, 0.02))  # so the next thing meets any state of a pull
 
     def _ready(self) -> Model | None:
         ready = [m for m in self.models if self._is_ready(m)]

@@ -60,7 +60,7 @@ def dying_after(calls: int, work: Callable[[], object]) -> Callable[[], object]:
         created = deadly(opened)
         for name in CHANGING:
             setattr(os, name, deadly(getattr(os, name)))
-        os.open = lambda path, flags, *rest, **by: (  # type: ignore[assignment]
+        os.open = lambda path, flags, *rest, **by: (  # type: ignore[assignment]  # as `open` is called
             (created if flags & os.O_CREAT else opened)(path, flags, *rest, **by)
         )
         return work()

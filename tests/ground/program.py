@@ -121,7 +121,7 @@ class Program(subprocess.Popen[str]):
             self.pid = server().started(asked, theirs)
             self._child_created = True
         finally:
-            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]  # as `Popen` does it
 
 
 def run(command: Sequence[object], *, timeout: float, **how: Any) -> subprocess.CompletedProcess[str]:

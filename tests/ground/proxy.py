@@ -136,8 +136,8 @@ class Listener:
             thread.join()
         self._listening.close()
 
-    def _begin(self, target: object, *args: object) -> None:
-        self._threads.append(threading.Thread(target=target, args=args))  # type: ignore[arg-type]
+    def _begin(self, target: Callable[..., None], *args: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=args))
         self._threads[-1].start()
 
     def _accept(self) -> None:
@@ -171,16 +171,17 @@ class Listener:
     def _pass(self, client: socket.socket, origin: socket.socket) -> None:
         passed = 0
         with selectors.DefaultSelector() as ready:
-            ready.register(client, selectors.EVENT_READ, origin)
-            ready.register(origin, selectors.EVENT_READ, client)
+            ready.register(client, selectors.EVENT_READ, (client, origin))
+            ready.register(origin, selectors.EVENT_READ, (origin, client))
             while True:
                 for key, _ in ready.select():
-                    data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                    sender, receiver = key.data
+                    data = sender.recv(1 << 16)
                     if not data:
                         return
                     self.passed += data
-                    key.data.sendall(data)
-                    passed += len(data) if key.fileobj is origin else 0
+                    receiver.sendall(data)
+                    passed += len(data) if sender is origin else 0
                 if self.cut_after is not None and passed >= self.cut_after:
                     self.cut_after = None
                     return

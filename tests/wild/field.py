@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ground.node import Node
+from tests.ground.rows import Rows
 from tests.ground.s3 import S3Server
 
 KINDS = ("http", "hub", "s3", "share")
@@ -78,18 +79,8 @@ class World:
 
 
 Row = Callable[[World], Iterator[Odd]]
-WILD: dict[str, Row] = {}
-
-
-def wild(row: str) -> Callable[[Row], Row]:
-    """Register what behaves as this row says."""
-
-    def register(starts: Row) -> Row:
-        assert row not in WILD, row
-        WILD[row] = starts
-        return starts
-
-    return register
+WILD = Rows[Row]()
+wild = WILD.row  # registers what behaves as this row says
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,16 +108,9 @@ def redirect_wants_a_cookie(world: World) -> Iterator[Odd]:
     yield from one_file(said)
 
 
-@wild("signed-url-expires")
-def signed_url_expires(world: World) -> Iterator[Odd]:
+def behind_signed_urls(store: Said) -> Iterator[Odd]:
+    """A file whose URL redirects to another signed URL of the store each time."""
     signed = itertools.count()
-    left = {"": 0}
-
-    def store(asked: Asked) -> bytes:
-        key = asked.target.partition("=")[2]
-        left[key] = left.get(key, 2) - 1
-        return ranged(asked, LARGE, TAG) if left[key] >= 0 else reply(asked, "403 Forbidden", body=b"expired")
-
     with RawServer(store, host="127.0.0.2") as other:
         yield from one_file(
             lambda asked: reply(asked, "302 Found", f"Location: {other.url}/x?signature={next(signed)}"),
@@ -125,9 +118,20 @@ def signed_url_expires(world: World) -> Iterator[Odd]:
         )
 
 
+@wild("signed-url-expires")
+def signed_url_expires(world: World) -> Iterator[Odd]:
+    left = {"": 0}
+
+    def store(asked: Asked) -> bytes:
+        key = asked.target.partition("=")[2]
+        left[key] = left.get(key, 2) - 1
+        return ranged(asked, LARGE, TAG) if left[key] >= 0 else reply(asked, "403 Forbidden", body=b"expired")
+
+    yield from behind_signed_urls(store)
+
+
 @wild("signed-url-leads-to-a-page")
 def signed_url_leads_to_a_page(world: World) -> Iterator[Odd]:
-    signed = itertools.count()
     used: set[str] = set()
 
     def store(asked: Asked) -> bytes:
@@ -137,11 +141,7 @@ def signed_url_leads_to_a_page(world: World) -> Iterator[Odd]:
             used.add(asked.target)
         return ranged(asked, LARGE, TAG)
 
-    with RawServer(store, host="127.0.0.2") as other:
-        yield from one_file(
-            lambda asked: reply(asked, "302 Found", f"Location: {other.url}/x?signature={next(signed)}"),
-            LARGE,
-        )
+    yield from behind_signed_urls(store)
 
 
 # --- limits ---

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.ground.hub import EVERY_METHOD
 from tests.ground.models import noise
-from tests.ground.origin import Fault, Flip, NoContentRange, Saying, Status
+from tests.ground.origin import Fault, Flip, NoContentRange, Reply, Saying, Seen, Status
 from tests.ground.weights import index, lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
 from tests.wild.hub import CONFIG, MODEL, WEIGHTS, entry, odd, served
@@ -111,7 +111,7 @@ def branch_moves(world: World) -> Iterator[Odd]:
         name = ref.removeprefix("hf://")
 
         class Moves(Saying):
-            def reply(self, seen: object, reply: object) -> object:  # type: ignore[override]
+            def reply(self, seen: Seen, reply: Reply) -> Reply:
                 hub.add(name, {**CONFIG, "model.safetensors": noise(4000)})
                 return reply
 

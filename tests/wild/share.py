@@ -107,7 +107,7 @@ def hub_cache_elsewhere(world: World) -> Iterator[Odd]:
     repository = cached(world)
     link = repository / "snapshots" / COMMIT / "config.json"
     link.unlink()
-    link.symlink_to(f"/home/user/.cache/huggingface/hub/models--org--m/blobs/{name_of(FILES['config.json'])}")
+    link.symlink_to(f"/elsewhere/hub/models--org--m/blobs/{name_of(FILES['config.json'])}")
     yield Odd(f"file://{repository}", {})
 
 

@@ -265,8 +265,8 @@ class Server:
             await asyncio.Event().wait()
         if ending is Ending.RESET:
             connection = transport.get_extra_info("socket")
-            # a reset throws away what is still on its way, and no event tells when that has arrived
-            while _unacknowledged(connection):  # noqa: ASYNC110
+            # a reset throws away what is still on its way
+            while _unacknowledged(connection):  # noqa: ASYNC110 no event tells when that has arrived
                 await asyncio.sleep(0.001)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()

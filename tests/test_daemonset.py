@@ -29,7 +29,7 @@ from tests.ground.stored import publish
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "daemonset"
-EXAMPLE = BASE / "examples" / "vllm.yaml"
+EXAMPLE = BASE / "examples/vllm/vllm.yaml"
 CONFIG_MAP = BASE / "configmap.yaml"
 CACHE = "/var/lib/cachd"
 Object = dict[str, Any]
@@ -148,7 +148,7 @@ def test_the_kustomization_takes_in_every_file_of_the_base() -> None:
 
 
 def test_yamllint_finds_nothing_but_long_lines_of_comments() -> None:
-    rules = "{extends: relaxed, ignore: [templates/], rules: {line-length: {max: 110}}}"
+    rules = "{extends: relaxed, ignore: [templates/], rules: {line-length: {max: 130}}}"
     linted = tool("yamllint", "--strict", "-d", rules, BASE)
     assert linted.returncode == 0, linted.stdout
 

@@ -35,17 +35,17 @@ TOKEN = secrets.token_hex(32)
 OWN_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus Operator
 
 
-def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([helm_binary() or "helm", *arguments], capture_output=True, text=True)
+def helm(*arguments: str | Path, given: str = "{}") -> subprocess.CompletedProcess[str]:
+    """Run helm; `--values -` reads what is given."""
+    return subprocess.run([helm_binary() or "helm", *arguments], input=given, capture_output=True, text=True)
 
 
 @functools.cache
 def _rendered(values: str, version: str, settings: str) -> str:
-    file = ["--values", CI / values] if values else []
+    file: list[str | Path] = ["--values", CI / values] if values else []
     known = ["--kube-version", version] if version != NEWEST else []
-    ended = helm(
-        *("template", "cachd", chart.CHART, "--namespace", "cachd"), *file, *known, *("--set-json", settings)
-    )
+    common = ("template", "cachd", chart.CHART, "--namespace", "cachd")
+    ended = helm(*common, *file, *known, "--values", "-", given=settings)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -105,6 +105,13 @@ def test_the_chart_carries_the_alerts_and_the_dashboard_that_there_are() -> None
         copy = chart.CHART / "files" / name
         assert copy.exists() == source.exists(), "run: make manifests"
         assert not source.exists() or copy.read_text() == source.read_text(), "run: make manifests"
+
+
+def test_the_same_values_render_the_same() -> None:
+    """The order of a map is chance in a template: whoever takes one of several pools must sort them."""
+    pools = {name: {"nodeSelector": {"pool": name}} for name in "abcdefgh"}
+    common = ("template", "cachd", chart.CHART, "--values", "-")
+    assert len({helm(*common, given=json.dumps({"pools": pools})).stdout for _ in range(4)}) == 1
 
 
 def test_the_notes_name_three_commands_of_this_release() -> None:
@@ -215,7 +222,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_wrong_value_is_refused_and_the_message_says_where(settings: Object, message: str) -> None:
-    ended = helm("template", "cachd", chart.CHART, "--set-json", json.dumps(settings))
+    ended = helm("template", "cachd", chart.CHART, "--values", "-", given=json.dumps(settings))
     assert ended.returncode != 0
     assert re.search(message, ended.stderr), ended.stderr
 
@@ -314,7 +321,11 @@ def test_an_admission_policy_is_left_out_where_the_cluster_has_none() -> None:
 
 
 def test_the_admission_policy_is_about_this_release(tmp_path: Path) -> None:
-    settings = {"admissionPolicy": {"enabled": True}, "uid": 1234, "cache": {"hostPath": "/mnt/models"}}
+    settings: Object = {
+        "admissionPolicy": {"enabled": True},
+        "uid": 1234,
+        "cache": {"hostPath": "/mnt/models"},
+    }
     policy = only("ValidatingAdmissionPolicy", objects(**settings))
     told = {each["name"]: each["expression"] for each in policy["spec"]["variables"]}
     assert (told["daemonUid"], told["root"], told["ownNamespace"]) == ("1234", "'/mnt/models/'", "'cachd'")
@@ -339,7 +350,7 @@ def test_each_namespace_gets_a_read_only_volume_of_its_own() -> None:
 
 def test_monitors_scrape_the_port_that_the_daemon_has() -> None:
     for values, port in (("all-values.yaml", "http"), ("tls-values.yaml", "probes")):
-        on = {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}}
+        on: Object = {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}}
         found = objects(values, **on)
         daemon_set = only("DaemonSet", found)
         (container,) = pod(daemon_set)["containers"]
@@ -411,12 +422,20 @@ def test_a_new_pod_with_a_wrong_configuration_does_not_start_and_an_old_one_does
     assert check_config("streams: many", tmp_path) == 0, "the daemon then has its last good configuration"
 
 
+def test_the_check_sees_the_variables_of_the_daemon() -> None:
+    variables = [{"name": "CACHD_STREAMS", "value": "8"}]
+    daemon = pod(only("DaemonSet", objects(env=variables)))
+    assert daemon["initContainers"][1]["env"] == variables
+    assert daemon["containers"][0]["env"][-1:] == variables
+
+
 def prewarm(node: Node, models: list[Object], place: Path) -> subprocess.CompletedProcess[str]:
     """Run what the Job runs, for one daemon."""
     (place / "models.json").write_text(json.dumps(models))
     (place / "token").write_text(TOKEN)
     address, _, port = node.url.removeprefix("http://").partition(":")
-    command = [sys.executable, chart.CHART / "files/prewarm.py", address, port, place / "models.json"]
+    script, file = str(chart.CHART / "files/prewarm.py"), str(place / "models.json")
+    command = [sys.executable, script, address, port, file]
     env = {**os.environ, "CACHD_TOKEN_FILE": str(place / "token"), "TIMEOUT_SECONDS": "100"}
     return subprocess.run(command, env=env, capture_output=True, text=True)
 

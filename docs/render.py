@@ -22,6 +22,7 @@ from cachd.doctor import codes
 from cachd.metrics import table as metrics_table
 from cachd.policy.roles import Role
 from cachd.sources import entries
+from docs import chart
 from tests import refs
 from tests.ground.codes import ENDS_NO_PULL, final_codes
 
@@ -34,7 +35,8 @@ PLOT = PROJECT / "bench/cold.svg"
 ATTACKS = PROJECT / "tests/attacks/index.toml"
 ORIGINS = DOCS / "origins.md"
 WILD = PROJECT / "tests/wild"
-PAGES = (README, SECURITY, BENCH, *sorted(DOCS.glob("*.md")))
+CHART = PROJECT / "daemonset/chart/README.md"
+PAGES = (README, SECURITY, BENCH, CHART, *sorted(DOCS.glob("*.md")))
 
 SHARED = ("server", "token_file", "output")
 ATTACKERS = {
@@ -54,10 +56,11 @@ WILD_KINDS = {
 
 
 def renew() -> None:
-    """Write every page and the plot as they should be now."""
+    """Write every page, the plot and the schema of the chart as they should be now."""
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
     PLOT.write_text(plot())
+    chart.SCHEMA.write_text(chart.schema())
 
 
 def rendered(text: str) -> str:
@@ -275,6 +278,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "results": every_result,
     "attacks": attacks,
     "origins": origins,
+    "values": chart.values_table,
 }
 
 

@@ -42,7 +42,7 @@ PROJECT = Path(__file__).parent.parent
 WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
 LEAST_KILLED = 0.95
 ABOUT_PROJECT = re.compile(  # these tests read the project's files; a bug does not concern them
-    r"test_(bench|contributing|daemonset|demo|ground|ground_parts|index|install)\.py$"
+    r"test_(bench|chart|contributing|daemonset|demo|examples|ground|ground_parts|index|install)\.py$"
     r"|test_(layers|lock|mutate|readme|runs|security|words)\.py$"
 )
 MAX_FILES = 25  # of tests, considered for a module

@@ -29,11 +29,13 @@ from tests.ground.stored import publish
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "daemonset"
-EXAMPLE = BASE / "examples" / "vllm.yaml"
+EXAMPLE = BASE / "examples/vllm/vllm.yaml"
+CONFIG_MAP = BASE / "configmap.yaml"
 CACHE = "/var/lib/cachd"
 Object = dict[str, Any]
 
-OLDEST = "1.30"
+OLDEST = "1.26"
+NATIVE_SIDECARS = "1.29"  # in their strict schema
 NEWEST = "newest"  # that kubernetes_validate knows
 
 
@@ -127,7 +129,7 @@ def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("document", [*OBJECTS.values(), DEPLOYMENT], ids=lambda document: document["kind"])
+@pytest.mark.parametrize("document", OBJECTS.values(), ids=lambda document: document["kind"])
 def test_every_object_passes_the_strict_schema(document: Object, version: str) -> None:
     validate(document, version)
 
@@ -146,7 +148,7 @@ def test_the_kustomization_takes_in_every_file_of_the_base() -> None:
 
 
 def test_yamllint_finds_nothing_but_long_lines_of_comments() -> None:
-    rules = "{extends: relaxed, rules: {line-length: {max: 110}}}"
+    rules = "{extends: relaxed, ignore: [templates/], rules: {line-length: {max: 130}}}"
     linted = tool("yamllint", "--strict", "-d", rules, BASE)
     assert linted.returncode == 0, linted.stdout
 
@@ -177,7 +179,8 @@ def test_the_daemon_runs_without_root_and_without_rights() -> None:
 
 
 def test_the_one_container_that_is_root_may_chown_the_root_directory_and_nothing_else() -> None:
-    (chown,) = DAEMON_POD["initContainers"]
+    chown, *others = DAEMON_POD["initContainers"]
+    assert not any("securityContext" in each and "runAsUser" in each["securityContext"] for each in others)
     assert chown["command"] == ["chown", "65532:65532", CACHE]
     assert chown["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
     assert chown["securityContext"]["readOnlyRootFilesystem"] is True
@@ -231,10 +234,7 @@ def test_the_example_of_tokens_is_what_the_daemon_reads(tmp_path: Path) -> None:
     (secret,) = documents((BASE / "examples" / "tokens.yaml").read_text())
     (volume,) = [volume["secret"] for volume in DAEMON_POD["volumes"] if volume["name"] == "tokens"]
     assert volume == {"secretName": secret["metadata"]["name"], "optional": True, "defaultMode": 0o440}
-    assert (
-        f"# token_file: {mounts(DAEMON)['tokens']['mountPath']}"
-        in OBJECTS["ConfigMap"]["data"]["config.yaml"]
-    )
+    assert f"# token_file: {mounts(DAEMON)['tokens']['mountPath']}" in CONFIG_MAP.read_text()
     for name, content in secret["stringData"].items():
         (tmp_path / name).write_text(content)
     tokens = TokenFile(tmp_path)
@@ -359,10 +359,8 @@ def test_the_config_map_holds_only_options_the_daemon_knows() -> None:
 def test_the_options_shown_as_comments_are_known_too() -> None:
     from cachd.config import Config
 
-    text = OBJECTS["ConfigMap"]["data"]["config.yaml"]
-    shown = re.findall(r"^# ([a-z0-9_]+):", text, re.MULTILINE)
-    assert shown
-    assert set(shown) <= Config.model_fields.keys()
+    shown = re.findall(r"^  # ([a-z0-9_]+):", CONFIG_MAP.read_text(), re.MULTILINE)
+    assert {"disk_at_least", "sources"} <= set(shown) <= Config.model_fields.keys()
 
 
 # --- a pod that uses the cache ---------------------------------------------------------------------------

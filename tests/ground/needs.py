@@ -27,6 +27,8 @@ from typing import NoReturn
 import pytest
 
 from tests.ground import pod
+from tests.ground.helm import INSTALL as INSTALL_HELM
+from tests.ground.helm import helm_binary
 
 needs = pytest.mark.needs
 
@@ -251,6 +253,10 @@ def _system_python_lacking() -> str:
     return "it has no venv, or is older than 3.11" if tried.returncode else ""
 
 
+def _helm_lacking() -> str:
+    return "" if helm_binary() else f"it is absent: {INSTALL_HELM} puts it beside this Python"
+
+
 def _tried_by_the_test() -> str:
     return ""
 
@@ -266,6 +272,7 @@ NEEDS = {
     "fish": Need("a shell that people have", lambda: _program_lacking("fish"), "fish"),
     "busybox": Need("the shell of small images", lambda: _program_lacking("busybox"), "busybox"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
+    "helm": Need("the chart, rendered", _helm_lacking),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),
     "/dev/fuse": Need("a mount that hangs", _dev_fuse_lacking, in_namespace=True),
     "fuse": Need("disks that fail and forget", _fuse_lacking, "fuse3", in_namespace=True),

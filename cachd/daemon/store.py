@@ -10,33 +10,45 @@ from typing import TypeVar
 import structlog
 
 from cachd.config import Config
-from cachd.errors import Leased
+from cachd.errors import CachdError, InUse, Leased
 from cachd.kubelet import reserves
 from cachd.store.disk_store import DiskStore
+from cachd.store.layout import Layout
 from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.store import Store
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+UntilFree = Callable[[CachdError, Path], None]
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
 
 
-def open_store(config: Config) -> DiskStore:
-    """The store in the root, which is locked until the store's exit. Raises CachdError."""
+def open_store(config: Config, until_free: UntilFree | None = None) -> DiskStore:
+    """The store in the root, which is locked until the store's exit. Raises CachdError.
+
+    `until_free` waits while another process holds the lock; without it, that is InUse.
+    """
     if config.own_directory:
         root = own_directory(config.root)
     else:
         check_above(root := config.root)
-    return unleased(
+    while True:
+        try:
+            return unleased(root, lambda: _opened(root, config))
+        except InUse as error:
+            if until_free is None or error.code != "root_locked":
+                raise
+            until_free(error, Layout(root).lock)
+
+
+def _opened(root: Path, config: Config) -> DiskStore:
+    return DiskStore(
         root,
-        lambda: DiskStore(
-            root,
-            disk_at_least=config.disk_at_least,
-            keep_previous=config.keep_previous,
-            keep_opened_seconds=config.keep_opened_seconds,
-            trust_claimed_digests=config.trust_claimed_digests,
-        ),
+        disk_at_least=config.disk_at_least,
+        keep_previous=config.keep_previous,
+        keep_opened_seconds=config.keep_opened_seconds,
+        trust_claimed_digests=config.trust_claimed_digests,
     )
 
 

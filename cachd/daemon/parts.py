@@ -31,7 +31,7 @@ import structlog
 
 from cachd.config import Config
 from cachd.daemon.sources import build_sources
-from cachd.daemon.store import UntilFree, open_store, set_bounds
+from cachd.daemon.store import Bounds, UntilFree, open_store
 from cachd.metrics import Metrics
 from cachd.report.models import Models
 from cachd.report.progress_log import ProgressLog
@@ -80,6 +80,7 @@ class Daemon:
     sources: Sources
     refusals: Refusals
     models: Models
+    bounds: Bounds
 
 
 @contextmanager
@@ -105,7 +106,10 @@ def assembled(  # over 40 lines: one for each object, in order
             return part
 
         store = stack.enter_context(open_store(config, until_free))
-        set_bounds(store, config)
+        bounds = Bounds(store)
+        bounds.set(config)
+        if not store.reports_open_files:
+            log.warning("the kernel cannot report open files here: only pins and leases protect models")
         status = closing(StatusFiles(store.layout, store.changes))
         reclaim = closing(_reclaim(config, store, metrics))
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
@@ -135,6 +139,7 @@ def assembled(  # over 40 lines: one for each object, in order
             sources,
             refusals,
             models,
+            bounds,
         )
 
 

@@ -137,6 +137,7 @@ def api_services(
         required=required,
         options=options,
         sources=sources,
+        kubelet=daemon.bounds.report,
     )
 
 
@@ -206,6 +207,7 @@ def _scrape(
         models=models.counted(),
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
+        kubelet=daemon.bounds.kubelet_ratio(),
     )
 
 

@@ -11,7 +11,8 @@ import structlog
 
 from cachd.config import Config
 from cachd.errors import CachdError, InUse, Leased
-from cachd.kubelet import reserves
+from cachd.kubelet import Thresholds, reserves
+from cachd.report.space import KubeletReport
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
 from cachd.store.root import check_above, end_leases, own_directory
@@ -69,24 +70,51 @@ def unleased(root: Path, read: Callable[[], T], *, clock: Callable[[], float] = 
         time.sleep(_LEASED_AGAIN_SECONDS)
 
 
-def set_bounds(store: Store, config: Config) -> None:
-    """Give the store its limit and its reserves.
+class Bounds:
+    """Gives a store its limit and its reserves, at the start and at each reload.
 
     The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
     """
-    reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
-    auto = reserves(store.layout.root, config.kubelet_config, store.space.bounded().total)
-    store.space.change(
-        limit=config.limit_bytes,
-        reserve_free=auto.free if reserve_free == "auto" else reserve_free,
-        reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
-    )
-    now = store.space.bounded()
-    if now.reserve_free < auto.threshold.of(now.total):
-        log.warning(
-            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
-            reserve_free_bytes=now.reserve_free,
-            kubelet_bytes=auto.threshold.of(now.total),
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.kubelet: Thresholds | None = None  # in force; None on a disk that the node does not use
+
+    def set(self, config: Config) -> None:
+        """Apply the options. It may ask the kubelet first."""
+        store, reserve_free, reserve_inodes = self._store, config.reserve_free, config.reserve_inodes
+        auto = reserves(store.layout.root, config, store.space.bounded().total)
+        self.kubelet = auto.thresholds
+        store.space.change(
+            limit=config.limit_bytes,
+            reserve_free=auto.free if reserve_free == "auto" else reserve_free,
+            reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
         )
-    if not store.reports_open_files:
-        log.warning("the kernel cannot report open files here: only pins and leases protect models")
+        now = store.space.bounded()
+        if now.reserve_free < auto.kubelet_bytes(now.total):
+            log.warning(
+                "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
+                reserve_free_bytes=now.reserve_free,
+                kubelet_bytes=auto.kubelet_bytes(now.total),
+            )
+        if self.kubelet and self.kubelet.reason:
+            log.warning(
+                "the kubelet's thresholds come from elsewhere than was set",
+                come_from=self.kubelet.come_from.value,
+                reason=self.kubelet.reason,
+            )
+
+    def kubelet_ratio(self) -> dict[str, float]:
+        """The kubelet's threshold of free bytes, by where it comes from; empty if it does not matter."""
+        now = self.kubelet
+        return {now.come_from.value: now.available.percent / 100} if now else {}
+
+    def report(self) -> KubeletReport | None:
+        """The kubelet's thresholds, for GET /v1/capacity."""
+        now = self.kubelet
+        return now and KubeletReport(
+            available_percent=now.available.percent,
+            inodes_percent=now.inodes.percent,
+            thresholds_from=now.come_from.value,
+            reason=now.reason or None,
+        )

@@ -21,7 +21,8 @@ class Scrape:
 
     `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
     without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
-    `resident`: bytes in the page cache, by model.
+    `resident`: bytes in the page cache, by model. `kubelet`: its threshold of free bytes as a ratio, by where
+    it comes from.
     """
 
     capacity: Capacity
@@ -38,6 +39,7 @@ class Scrape:
     models: Mapping[str, int]
     limits: Mapping[str, int]
     resident: Mapping[str, int]
+    kubelet: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,13 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "Bandwidth limits in force, by source or prefix; the source `all` is the limit of all together",
         "source",
         lambda now: now.limits,
+    ),
+    _MeasuredBy(
+        "cachd_kubelet_threshold_ratio",
+        "Ratio of free bytes below which the kubelet deletes images or evicts pods; `from` says how cachd"
+        " knows it",
+        "from",
+        lambda now: now.kubelet,
     ),
     _MeasuredBy(
         "cachd_model_resident_bytes",

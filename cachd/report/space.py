@@ -66,8 +66,24 @@ class ViewsReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KubeletReport:
+    """Below which percentages of free bytes and inodes the kubelet deletes images or evicts pods.
+
+    `thresholds_from`: how cachd knows. `reason`: why not from a place that the options name.
+    """
+
+    available_percent: float
+    inodes_percent: float
+    thresholds_from: Literal["option", "kubelet", "file", "defaults"]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityReport:
-    """The file system, the space of the models, and every snapshot, the largest first."""
+    """The file system, the space of the models, and every snapshot, the largest first.
+
+    `kubelet` is null on a disk that the node does not use.
+    """
 
     total_bytes: int
     free_bytes: int
@@ -86,11 +102,18 @@ class CapacityReport:
     reserve_inodes: int
     in_use_reported_by: InUseReportedBy
     views: ViewsReport
+    kubelet: KubeletReport | None
     snapshots: Sequence[SnapshotReport]
 
     @classmethod
     def of(
-        cls, now: Capacity, candidates: Iterable[Candidate], views: Watched, by: InUseReportedBy
+        cls,
+        now: Capacity,
+        candidates: Iterable[Candidate],
+        views: Watched,
+        *,
+        by: InUseReportedBy,
+        kubelet: KubeletReport | None,
     ) -> CapacityReport:
         """The report of the space now."""
         return cls(
@@ -113,6 +136,7 @@ class CapacityReport:
             views=ViewsReport(
                 watched=views.directories, unwatched=views.unwatched, reason=views.reason or None
             ),
+            kubelet=kubelet,
             snapshots=[SnapshotReport.of(c) for c in sorted(candidates, key=lambda c: (-c.size, c.manifest))],
         )
 

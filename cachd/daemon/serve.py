@@ -81,7 +81,7 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
         prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, lambda: _poll(reload, notices))
         models = daemon.models
         tokens = _tokens(config)
-        daemon.metrics.watch(lambda: _scrape(daemon, models, reload, tokens, certificate))
+        daemon.metrics.watch(lambda: _scrape(daemon, prewarm, reload, tokens, certificate))
         services = api_services(
             daemon,
             events=events,
@@ -190,8 +190,13 @@ def _tokens(config: Config) -> TokenFile | None:
 
 
 def _scrape(
-    daemon: Daemon, models: Models, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
+    daemon: Daemon,
+    prewarm: Prewarm,
+    reload: Reload,
+    tokens: TokenFile | None,
+    certificate: Certificate | None,
 ) -> Scrape:
+    models, names = daemon.models, daemon.store.names
     return Scrape(
         capacity=daemon.store.space.capacity(),
         views=daemon.store.watch.watched(),
@@ -208,6 +213,7 @@ def _scrape(
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
         kubelet=daemon.bounds.kubelet_ratio(),
+        required_absent=sum(not names.get(name) for name in prewarm.required()),
     )
 
 

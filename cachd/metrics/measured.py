@@ -22,7 +22,7 @@ class Scrape:
     `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
     without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
     `resident`: bytes in the page cache, by model. `kubelet`: its threshold of free bytes as a ratio, by where
-    it comes from.
+    it comes from. `required_absent`: how many required models are not ready.
     """
 
     capacity: Capacity
@@ -40,6 +40,7 @@ class Scrape:
     limits: Mapping[str, int]
     resident: Mapping[str, int]
     kubelet: Mapping[str, float]
+    required_absent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,16 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         lambda now: now.capacity.usage.held,
     ),
     _Measured("cachd_leases", "Leases that have not expired", lambda now: now.leases),
+    _Measured(
+        "cachd_required_models_not_ready",
+        "Models that the configuration marks `required` and that are not ready",
+        lambda now: now.required_absent,
+    ),
+    _Measured(
+        "cachd_reserve_free_bytes",
+        "Bytes of the cache's file system that cachd keeps free (reserve_free)",
+        lambda now: now.capacity.reserve_free,
+    ),
     _Measured(
         "cachd_reserved_bytes",
         "Bytes reserved for running pulls and not yet written",

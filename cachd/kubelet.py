@@ -41,7 +41,7 @@ class KubeletOptions(Protocol):
     """The options that say where the thresholds may come from."""
 
     @property
-    def kubelet_thresholds(self) -> Mapping[str, SizeOrPercent]:
+    def kubelet_thresholds(self) -> Mapping[Any, SizeOrPercent]:
         """Thresholds by signal; empty: ask elsewhere."""
 
     @property

@@ -26,7 +26,7 @@ from cachd.kernel import threads
 from cachd.kernel.notices import Notices
 
 _GRACEFUL_SECONDS = 5
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +52,6 @@ class _Server(uvicorn.Server):
         self._listeners, self._certificate, self._counted = listeners, certificate, Connections()
         self._tasks: list[asyncio.Task[None]] = []
         self._interrupt, self._must_stop = interrupt, threading.Event()
-        self.got_signal = False
         threads.start([threading.Thread(target=self._interrupt_at_stop, name="stop", daemon=True)])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 ours are in self._listeners
@@ -93,7 +92,7 @@ class _Server(uvicorn.Server):
 
     def stop(self, _sig: int = 0, _frame: FrameType | None = None) -> None:
         """Handle a stop signal before the server runs, and after."""
-        self.should_exit = self.got_signal = True
+        self.should_exit = True
         if not self._must_stop.is_set():
             self._notices.stopping()
             threads.end_in_time()
@@ -132,32 +131,26 @@ def stoppable(
     process before its cleanup.
     """
     server = _Server(_options(app), listeners, certificate, interrupt, notices)
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, server.stop)
     return partial(_run, server, listeners)
 
 
 def serve_until(
     free: Future[None], app: ASGIApp, listeners: Sequence[Opened], certificate: Certificate | None
-) -> bool:
-    """Serve until `free` is done, or until SIGTERM or SIGINT. Returns whether a signal came.
+) -> None:
+    """Serve until `free` is done, or until SIGTERM or SIGINT, which the handlers of before then get, too.
 
-    The sockets stay open: connections wait in them for whoever serves next. Without a signal, the handlers
-    are then what they were before.
+    The sockets stay open: connections wait in them for whoever serves next.
     """
     copies = [Opened(each.listener, each.sock.dup()) for each in listeners]
     server = _Server(_options(app), copies, certificate, lambda: None, Notices({}))
-    before = [(number, signal.signal(number, server.stop)) for number in _SIGNALS]
     free.add_done_callback(lambda _: server.leave())
     try:
         _run(server, copies)
     finally:
         for each in copies:
             each.sock.close()
-    if not server.got_signal:
-        for number, handler in before:
-            signal.signal(number, handler)
-    return server.got_signal
 
 
 def _options(app: ASGIApp) -> uvicorn.Config:

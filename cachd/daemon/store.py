@@ -112,7 +112,9 @@ class Bounds:
     def report(self) -> KubeletReport | None:
         """The kubelet's thresholds, for GET /v1/capacity."""
         now = self.kubelet
-        return now and KubeletReport(
+        if now is None:
+            return None
+        return KubeletReport(
             available_percent=now.available.percent,
             inodes_percent=now.inodes.percent,
             thresholds_from=now.come_from.value,

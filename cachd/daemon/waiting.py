@@ -12,16 +12,17 @@ An address on which the first daemon listens (hostNetwork) is bound when that da
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
 from cachd.api.listeners import Opened, Sockets
-from cachd.api.server import serve_until
+from cachd.api.server import STOP_SIGNALS, serve_until
 from cachd.api.standby import standby
 from cachd.config import Config
 from cachd.daemon.listen import certified
@@ -55,18 +56,16 @@ class Waiting:
         Raises StoppedWaiting at SIGTERM and SIGINT, and CachdError if this daemon cannot listen.
         """
         self._patience_seconds = _CLOSING_SECONDS
-        told = _Told(refusal)
-        told.log()
-        free: Future[None] = Future()
-        threads.start([threading.Thread(target=_wait, args=(free, lock), name="root lock", daemon=True)])
-        with certified(self._config) as certificate, closing(Periodic("waiting", told.tick)) as ticks:
-            ticks.start()
-            listeners = self._sockets.open_free()
-            for each in listeners:
-                log.info("answering probes", **each.place())
-            if serve_until(free, standby(refusal), listeners, certificate):
-                raise StoppedWaiting
-        free.result()
+        free, told = Future[None](), _Told(refusal)
+        with _stoppable(free), certified(self._config) as certificate:
+            told.log()
+            threads.start([threading.Thread(target=_wait, args=(free, lock), name="root lock", daemon=True)])
+            with closing(Periodic("waiting", told.tick)) as ticks:
+                ticks.start()
+                listeners = self._sockets.open_free()
+                for each in listeners:
+                    log.info("answering probes", **each.place())
+                serve_until(free, standby(refusal), listeners, certificate)
         log.info("the root is free", root=str(self._config.root))
 
     @contextmanager
@@ -93,10 +92,32 @@ class _Told:
         return _TICK_SECONDS
 
 
+@contextmanager
+def _stoppable(free: Future[None]) -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the wait for `free`: then the exit raises StoppedWaiting.
+
+    Otherwise it raises what `free` failed with, if it did, and the handlers are what they were before.
+    """
+    before = [(n, signal.signal(n, lambda *_: _end(free, StoppedWaiting()))) for n in STOP_SIGNALS]
+    yield
+    free.result()
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 def _wait(free: Future[None], lock: Path) -> None:
     try:
         wait_until_free(lock)
     except (CachdError, OSError) as error:
-        free.set_exception(error)
+        _end(free, error)
     else:
-        free.set_result(None)
+        _end(free)
+
+
+def _end(free: Future[None], error: Exception | None = None) -> None:
+    """End the wait. Only the first end counts."""
+    with suppress(InvalidStateError):
+        if error:
+            free.set_exception(error)
+        else:
+            free.set_result(None)

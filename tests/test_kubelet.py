@@ -232,8 +232,9 @@ def test_a_kubelet_that_drips_is_waited_for_no_longer_than_the_deadline(tmp_path
     with kubelet(pem, drip) as one:
         began = time.monotonic()
         try:
-            with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
+            with pytest.raises(Unavailable, match=r"no answer within 0\.5 s") as refusal:
                 configuration(Kubelet(one.url, token, pem), seconds=0.5)
+            assert refusal.value.code == "no_kubelet"
             assert time.monotonic() - began < PATIENCE_SECONDS
         finally:
             enough.set()

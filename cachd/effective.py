@@ -121,6 +121,8 @@ def _plain(value: object) -> object:
     """The value as JSON, without passwords."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, Model):
         return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Path | Percentage):

@@ -160,7 +160,8 @@ def test_a_daemon_open_to_the_network_wants_a_token_or_the_word_of_its_operator(
 
 
 def test_a_root_has_one_daemon(ground: Ground) -> None:
-    second = ground.node.cli("serve", "--root", str(ground.node.root), "--listen", "127.0.0.1:0")
+    root = str(ground.node.root)
+    second = ground.node.cli("serve", "--no-wait", "--root", root, "--listen", "127.0.0.1:0")
     assert second.returncode == 9
     assert "code: root_locked" in second.stderr
     assert f"pid {ground.node.pid}" in second.stderr

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.ground.program import CACHD, run
 
@@ -131,3 +133,61 @@ def test_no_secret_of_a_file_is_shown(file: Path) -> None:
     assert ended.returncode == 1
     assert len(ended.stdout.splitlines()) == 2
     assert "canary" not in ended.stdout + ended.stderr
+
+
+CONFIGMAP = Path(__file__).parent.parent / "daemonset/configmap.yaml"
+ELSEWHERE = """
+tls_cert_file: /etc/cachd/tls/tls.crt
+tls_key_file: /etc/cachd/tls/tls.key
+ca_file: /etc/corp/ca.pem
+s3_ca_file: /etc/corp/s3.pem
+hf_token_file: /etc/cachd/secrets/hf-token
+proxy: http://proxy.corp:3128
+proxy_credentials_file: /etc/cachd/secrets/proxy-credentials
+"""
+
+
+@pytest.fixture
+def configmap(tmp_path: Path) -> Path:
+    """The shipped ConfigMap as the kubelet mounts it, read-only. Nothing else that it names is here."""
+    mounted = tmp_path / "etc-cachd"
+    (mounted / "..data-1").mkdir(parents=True)
+    (mounted / "..data").symlink_to("..data-1")
+    file = mounted / "config.yaml"
+    file.symlink_to("..data/config.yaml")
+    content = yaml.safe_load(CONFIGMAP.read_text())["data"]["config.yaml"]
+    (mounted / "..data-1/config.yaml").write_text(content)
+    return file
+
+
+def confined(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Check it as the init container does: no home, no root of the cache, an environment of its own."""
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "CACHD_CONFIG": str(file)}
+    return run([*CACHD, "check-config", *words], env=env, timeout=PATIENCE_SECONDS)
+
+
+def test_an_init_container_checks_the_configmap_without_root_token_or_secret(configmap: Path) -> None:
+    root = Path(yaml.safe_load(configmap.read_text())["root"])
+    was_there = root.exists()
+    ended = confined(configmap)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{configmap}: ok\n", "")
+    assert root.exists() == was_there, "it makes no root"
+
+
+def test_an_init_container_ends_with_1_and_says_what_is_wrong_with_the_configmap(configmap: Path) -> None:
+    configmap.write_text(configmap.read_text().replace("models:", "modles:"))
+    ended = confined(configmap, "--no-files")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert re.fullmatch(rf"{configmap}:\d+: modles: .*did you mean models\?.*\n", ended.stdout)
+
+
+def test_certificates_that_are_not_mounted_are_not_asked_for_without_files(configmap: Path) -> None:
+    configmap.write_text(configmap.read_text() + ELSEWHERE)
+    strict = confined(configmap)
+    assert strict.returncode == 1
+    assert [line.split(": ")[1] for line in strict.stdout.splitlines()] == [
+        "tls_cert_file",
+        "ca_file",
+        "s3_ca_file",
+    ]
+    assert confined(configmap, "--no-files").returncode == 0

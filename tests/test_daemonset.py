@@ -36,6 +36,7 @@ Object = dict[str, Any]
 
 OLDEST = "1.26"
 NATIVE_SIDECARS = "1.29"  # in their strict schema
+ADMISSION_POLICIES = "1.30"
 NEWEST = "newest"  # that kubernetes_validate knows
 
 
@@ -132,6 +133,14 @@ def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("document", OBJECTS.values(), ids=lambda document: document["kind"])
 def test_every_object_passes_the_strict_schema(document: Object, version: str) -> None:
     validate(document, version)
+
+
+def test_the_page_about_kubernetes_names_the_versions_that_the_schemas_prove() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    stated = re.findall(r"^\| (1\.\d+) \| ", page, re.MULTILINE)
+    assert stated[:3] == [OLDEST, NATIVE_SIDECARS, ADMISSION_POLICIES]
+    with pytest.raises(kubernetes().ValidationError):
+        validate(DEPLOYMENT, "1.27")  # it has no native sidecar yet
 
 
 def test_the_schema_refuses_a_field_that_does_not_exist() -> None:

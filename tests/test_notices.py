@@ -68,6 +68,11 @@ def test_systemd_hears_when_the_api_answers_when_options_are_loaded_and_when_a_s
     assert systemd.heard() == {"STOPPING": "1"}
 
 
+def test_systemd_is_asked_for_more_time_while_a_daemon_waits_for_its_root(systemd: Listener) -> None:
+    Notices({"NOTIFY_SOCKET": systemd.address}).waiting("for pid 7", for_seconds=60)
+    assert systemd.heard() == {"STATUS": "for pid 7", "EXTEND_TIMEOUT_USEC": "60000000"}
+
+
 def test_a_configuration_that_is_refused_ends_the_reload_too(node: Nodes, systemd: Listener) -> None:
     running = node(env={"NOTIFY_SOCKET": systemd.address})
     systemd.hears("READY")

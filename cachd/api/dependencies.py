@@ -12,6 +12,7 @@ from cachd.api.lanes import Lanes
 from cachd.metrics import Metrics
 from cachd.report.events import EventLog
 from cachd.report.models import Models
+from cachd.report.space import KubeletReport
 from cachd.report.status import StatusFiles
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.reclaim import Reclaim
@@ -24,7 +25,8 @@ class Services:
     """The objects of the daemon that the routes call.
 
     `required` returns the names of the models that /readyz?set=required checks. `options` returns the
-    document of /v1/options. `sources` returns the document of /v1/sources, for one ref or for None.
+    document of /v1/options. `sources` returns the document of /v1/sources, for one ref or for None. `kubelet`
+    returns the kubelet's thresholds.
     """
 
     models: Models
@@ -38,6 +40,7 @@ class Services:
     required: Callable[[], Collection[str]]
     options: Callable[[], dict[str, object]]
     sources: Callable[[str | None], dict[str, object]]
+    kubelet: Callable[[], KubeletReport | None]
 
 
 async def services_of(request: Request) -> Services:

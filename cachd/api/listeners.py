@@ -8,16 +8,19 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from cachd import files
 from cachd.errors import CachdError, Forbidden, InUse, Invalid
 from cachd.model.listener import Address, Listener, SocketFile
 
 BACKLOG = 1024
+_TAKEN_AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,46 @@ class Opened:
         return {"host": host, "port": port}
 
 
-@contextmanager
-def opened(listeners: Iterable[Listener]) -> Iterator[list[Opened]]:
-    """Yields the open sockets in the given order. Raises InUse, Forbidden or Invalid, with none left open."""
-    with ExitStack() as stack:
-        yield [Opened(each, stack.enter_context(_opened(each.at))) for each in listeners]
+class Sockets:
+    """The sockets of all listeners. Its exit closes them."""
+
+    def __init__(self, listeners: Iterable[Listener], clock: Callable[[], float] = time.monotonic) -> None:
+        self._listeners, self._clock = list(listeners), clock
+        self._open: dict[int, Opened] = {}  # by the number of the listener
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def open_free(self) -> list[Opened]:
+        """Open the sockets whose address nobody else uses now. Raises Forbidden or Invalid."""
+        for number in range(len(self._listeners)):
+            with suppress(InUse):
+                self._get(number)
+        return list(self._open.values())
+
+    def open_all(self, *, patience_seconds: float = 0.0) -> list[Opened]:
+        """All sockets in the given order. An address that is in use is tried again for `patience_seconds`.
+
+        Raises InUse, Forbidden or Invalid.
+        """
+        deadline = self._clock() + patience_seconds
+        while True:
+            try:
+                return [self._get(number) for number in range(len(self._listeners))]
+            except InUse:
+                if self._clock() > deadline:
+                    raise
+            time.sleep(_TAKEN_AGAIN_SECONDS)
+
+    def _get(self, number: int) -> Opened:
+        if number not in self._open:
+            listener = self._listeners[number]
+            self._open[number] = Opened(listener, self._stack.enter_context(_opened(listener.at)))
+        return self._open[number]
 
 
 @contextmanager

@@ -112,9 +112,12 @@ async def pin(name: str, models: AnyModels) -> Response:
 
 @router.delete("/{name}/pin", status_code=204)
 async def unpin(name: str, models: AnyModels) -> Response:
-    """Unpin a model, so that it may be evicted or deleted again."""
+    """Unpin a model, so that it may be evicted or deleted again.
+
+    409 `pinned_by_configuration` while the configuration pins it. Nothing changes then.
+    """
     models.check_known(name)
-    await asyncio.to_thread(models.store.pins.remove, name)
+    await asyncio.to_thread(models.store.pins.unpin, name)
     return Response(status_code=204)
 
 

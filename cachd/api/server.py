@@ -8,11 +8,12 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from cachd.api.admission import Connections, Counted
 from cachd.api.connection import Connection
@@ -25,6 +26,7 @@ from cachd.kernel import threads
 from cachd.kernel.notices import Notices
 
 _GRACEFUL_SECONDS = 5
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +98,11 @@ class _Server(uvicorn.Server):
             threads.end_in_time()
             self._must_stop.set()
 
+    def leave(self) -> None:
+        """Have the server end without a signal. Any thread may call it."""
+        self._must_stop.set()
+        self.should_exit = True
+
     async def _report_alive(self, every_seconds: float) -> None:
         while True:
             self._notices.alive()
@@ -107,7 +114,7 @@ class _Server(uvicorn.Server):
 
 
 def stoppable(
-    app: FastAPI,
+    app: ASGIApp,
     listeners: Sequence[Opened],
     *,
     certificate: Certificate | None,
@@ -123,7 +130,32 @@ def stoppable(
     After its shutdown, uvicorn raises the signal again. The handlers set here keep that from ending the
     process before its cleanup.
     """
-    options = uvicorn.Config(
+    server = _Server(_options(app), listeners, certificate, interrupt, notices)
+    for number in STOP_SIGNALS:
+        signal.signal(number, server.stop)
+    return partial(_run, server, listeners)
+
+
+def serve_until(
+    free: Future[None], app: ASGIApp, listeners: Sequence[Opened], certificate: Certificate | None
+) -> None:
+    """Serve until `free` is done, or until SIGTERM or SIGINT, which the handlers of before then get, too.
+
+    The sockets stay open: connections wait in them for whoever serves next.
+    """
+    copies = [Opened(each.listener, each.sock.dup()) for each in listeners]
+    server = _Server(_options(app), copies, certificate, lambda: None, Notices({}))
+    free.add_done_callback(lambda _: server.leave())
+    try:
+        _run(server, copies)
+    finally:
+        for each in copies:
+            each.sock.close()
+
+
+def _options(app: ASGIApp) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every malformed request
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -133,16 +165,11 @@ def stoppable(
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
         reset_contextvars=True,  # or a pipelined request would begin with the caller of the one before
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every malformed request
-    server = _Server(options, listeners, certificate, interrupt, notices)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.stop)
 
-    def serve() -> None:
-        try:
-            server.run(sockets=[each.sock for each in listeners])
-        except RuntimeError:  # asyncio found no thread to join its pool, after the last answer
-            if not server.should_exit:
-                raise
 
-    return serve
+def _run(server: _Server, listeners: Sequence[Opened]) -> None:
+    try:
+        server.run(sockets=[each.sock for each in listeners])
+    except RuntimeError:  # asyncio found no thread to join its pool, after the last answer
+        if not server.should_exit:
+            raise

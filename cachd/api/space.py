@@ -67,7 +67,8 @@ def _capacity(services: Services) -> bytes:
     store = services.models.store
     by = InUseReportedBy.kernel if store.reports_open_files else InUseReportedBy.protections
     candidates, views = services.reclaim.candidates(), store.watch.watched()
-    return as_json(CapacityReport.of(store.space.capacity(), candidates, views, by))
+    now, kubelet = store.space.capacity(), services.kubelet()
+    return as_json(CapacityReport.of(now, candidates, views, by=by, kubelet=kubelet))
 
 
 def _history(reclaim: Reclaim) -> bytes:

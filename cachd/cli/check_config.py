@@ -14,29 +14,46 @@ from cachd.cli.arguments import Form, Output
 commands = typer.Typer()
 
 File = Annotated[
-    Path, typer.Argument(readable=False, help="YAML file with options, as `cachd serve --config` takes it")
+    Path,
+    typer.Argument(
+        readable=False,
+        envvar="CACHD_CONFIG",
+        help="YAML file with options, as `cachd serve --config` takes it",
+    ),
 ]
 
 
 @commands.command("check-config", epilog="Example: cachd check-config /etc/cachd/config.yaml")
-def check_config(file: File, output: Form = Output.text) -> None:
+def check_config(
+    file: File,
+    *,
+    files: Annotated[
+        bool,
+        typer.Option(
+            "--files/--no-files",
+            help="read the certificates that options name, too; --no-files: where they are not mounted",
+        ),
+    ] = True,
+    output: Form = Output.text,
+) -> None:
     """Check a configuration file, together with the CACHD_… variables that are set here.
 
     Prints everything that is wrong at once, each with its file, line and key. Exit code 1 if anything is
-    wrong, else 0. It asks no daemon, no network and no cache, so an init container can run it.
+    wrong, else 0. It asks no daemon, no network and no cache, and reads no secret. So an init container can
+    run it with the ConfigMap alone.
     """
-    document = _document(file)
+    document = _document(file, files=files)
     show(document, output, lambda: _say(document))
     raise typer.Exit(0 if document["ok"] else 1)
 
 
-def _document(file: Path) -> dict[str, Any]:
+def _document(file: Path, *, files: bool) -> dict[str, Any]:
     from cachd import config  # its libraries take longer to load than most commands to run
-    from cachd.doctor.options import wrong_options
+    from cachd.doctor.options import CERTIFICATE_FILES, wrong_options
     from cachd.settings.given import unknown_variables
 
     examined = config.examine(config=file)
-    wrong = wrong_options(examined)
+    wrong = [each for each in wrong_options(examined) if files or each.key not in CERTIFICATE_FILES]
     return {
         "file": str(file),
         "ok": not wrong,

@@ -20,6 +20,14 @@ def serve(
         typer.Option(help="address of the API: HOST:PORT or unix:/PATH; repeatable; default: CACHD_LISTEN"),
     ] = None,
     config_file: ConfigFile = None,
+    *,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait",
+            help="while another daemon has the root: wait until it ends, or end with exit code 9",
+        ),
+    ] = True,
 ) -> None:
     """Run the daemon. `cachd options` lists every option for the file and the environment."""
     gc.disable()  # imports make no garbage, and collections would take a tenth of the start
@@ -31,4 +39,4 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    daemon.serve(read_or_last_good(root=root, listen=listen or None, config=config_file))
+    daemon.serve(read_or_last_good(root=root, listen=listen or None, config=config_file), waits=wait)

@@ -9,7 +9,9 @@ from cachd.config.group import RELOADED, Group
 from cachd.fields import AbsolutePath, Seconds
 from cachd.model import Percentage
 from cachd.policy.eviction import OPENED_SECONDS
-from cachd.settings.types import Percent, SizeOrPercent, SizeOrPercentOrAuto
+from cachd.settings.types import KubeletUrl, Percent, SizeOrPercent, SizeOrPercentOrAuto, Thresholds
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class SpaceOptions(Group):
@@ -33,7 +35,24 @@ class SpaceOptions(Group):
     kubelet_config: AbsolutePath = Field(
         Path("/var/lib/kubelet/config.yaml"),
         description="the kubelet's configuration file, from which auto takes its thresholds; where it cannot"
-        " be read, the kubelet's defaults apply",
+        " be read, as in a pod, the kubelet's defaults apply",
+    )
+    kubelet_thresholds: Annotated[Thresholds, RELOADED] = Field(
+        {},
+        description="the kubelet's eviction thresholds, such as nodefs.available: 10%, in place of"
+        " kubelet_config; imagefs.available also stands for 100 - imageGCHighThresholdPercent",
+    )
+    kubelet_url: KubeletUrl | None = Field(
+        None,
+        description="where to ask the kubelet for its thresholds, such as https://10.0.0.7:10250, at each"
+        " start and reload; takes the permission to get nodes/configz (Kubernetes 1.33 and later)",
+    )
+    kubelet_token_file: AbsolutePath = Field(
+        _SERVICE_ACCOUNT / "token", description="the token of a service account to show the kubelet"
+    )
+    kubelet_ca_file: AbsolutePath = Field(
+        _SERVICE_ACCOUNT / "ca.crt",
+        description="PEM file of the authority that signed the kubelet's serving certificate",
     )
     evict: bool = Field(
         default=True,

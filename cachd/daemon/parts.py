@@ -31,7 +31,7 @@ import structlog
 
 from cachd.config import Config
 from cachd.daemon.sources import build_sources
-from cachd.daemon.store import open_store, set_bounds
+from cachd.daemon.store import Bounds, UntilFree, open_store
 from cachd.metrics import Metrics
 from cachd.report.models import Models
 from cachd.report.progress_log import ProgressLog
@@ -80,14 +80,18 @@ class Daemon:
     sources: Sources
     refusals: Refusals
     models: Models
+    bounds: Bounds
 
 
 @contextmanager
-def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for each object, in order
+def assembled(  # over 40 lines: one for each object, in order
+    config: Config, until_free: UntilFree | None = None
+) -> Iterator[Daemon]:
     """Open the root and build the objects. The exit stops their threads and releases the root.
 
     The daemon starts progress, sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets
-    the highest limit of open files and the umask 022; the exit does not undo that.
+    the highest limit of open files and the umask 022; the exit does not undo that. `until_free`: as for
+    `open_store`.
 
     Raises CachdError when the root or an option cannot be used.
     """
@@ -101,8 +105,11 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
             stack.callback(part.close)
             return part
 
-        store = stack.enter_context(open_store(config))
-        set_bounds(store, config)
+        store = stack.enter_context(open_store(config, until_free))
+        bounds = Bounds(store)
+        bounds.set(config)
+        if not store.reports_open_files:
+            log.warning("the kernel cannot report open files here: only pins and leases protect models")
         status = closing(StatusFiles(store.layout, store.changes))
         reclaim = closing(_reclaim(config, store, metrics))
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
@@ -131,6 +138,7 @@ def assembled(config: Config) -> Iterator[Daemon]:  # over 40 lines: one for eac
             sources=sources,
             refusals=refusals,
             models=Models(store, pulls, scrubs, warms),
+            bounds=bounds,
         )
 
 

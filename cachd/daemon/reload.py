@@ -13,7 +13,6 @@ from cachd.config import RELOADED_KEYS, Loaded
 from cachd.daemon.last_good import keep
 from cachd.daemon.parts import Daemon
 from cachd.daemon.sources import build_table
-from cachd.daemon.store import set_bounds
 from cachd.effective import effective, entries, holding
 from cachd.errors import CachdError
 from cachd.model import Typed
@@ -84,7 +83,7 @@ class Reload:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)
         changed = after.differs_from(self._in_force)
         daemon = self._daemon
-        set_bounds(daemon.store, after.config)
+        daemon.bounds.set(after.config)
         table = build_table(after.config)
         daemon.sources.change(after.config.allow, table)
         daemon.refusals.check_soon()

@@ -2,7 +2,8 @@
 
 It starts from top to bottom, and stops from bottom to top:
 
-    objects      the root is locked, the threads of pulls wait for work (parts.py)
+    objects      the root is locked, the threads of pulls wait for work (parts.py); while another daemon
+                 has the root, this one waits (waiting.py)
     certificate  it is loaded, and is watched from now on
     sockets      they are bound: clients can connect and wait
     signals      from here on, SIGTERM and SIGINT lead to a clean stop
@@ -18,7 +19,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -26,7 +27,7 @@ import structlog
 from cachd import __version__
 from cachd.api.app import create_app
 from cachd.api.dependencies import Services
-from cachd.api.listeners import Opened, opened
+from cachd.api.listeners import Opened, Sockets
 from cachd.api.server import stoppable
 from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
@@ -35,6 +36,7 @@ from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.store import unleased
+from cachd.daemon.waiting import StoppedWaiting, Waiting
 from cachd.kernel.notices import Notices
 from cachd.metrics import Scrape
 from cachd.report.events import EventLog
@@ -49,19 +51,35 @@ _COLLECT_AFTER = 10_000
 _ENDINGS_SECONDS = 2.0  # of the five that a stop gives to answers that are under way
 
 
-def serve(loaded: Loaded) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start."""
+def serve(loaded: Loaded, *, waits: bool = True) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises CachdError when it cannot start.
+
+    While another daemon has the root: if it `waits`, wait until that one ends; else raise InUse.
+    """
+    with suppress(StoppedWaiting):
+        _serve(loaded, waits=waits)
+    log.info("stopped")
+
+
+def _serve(loaded: Loaded, *, waits: bool) -> None:
     config = loaded.config
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the options are loaded
     events = EventLog()
     configure_logs(config.log_level, config.log_format, events)
     check_listen(config)
-    with assembled(config) as daemon, certified(config) as certificate, opened(config.listeners) as listeners:
+    sockets = Sockets(config.listeners)
+    waiting = Waiting(config, sockets)
+    with (
+        sockets,  # a wait opens them before the objects are built; else they are the last to be opened
+        assembled(config, waiting.until_free if waits else None) as daemon,
+        certified(config) as certificate,
+        waiting.listening() as listeners,
+    ):
         reload, notices = Reload(loaded, daemon), Notices(os.environ)
         signal.signal(signal.SIGHUP, lambda _number, _frame: _request(reload, notices))
         prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, lambda: _poll(reload, notices))
         tokens = _tokens(config)
-        daemon.metrics.watch(lambda: _scrape(daemon, reload, tokens, certificate))
+        daemon.metrics.watch(lambda: _scrape(daemon, prewarm, reload, tokens, certificate))
         services = api_services(
             daemon,
             events=events,
@@ -81,7 +99,6 @@ def serve(loaded: Loaded) -> None:
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
-    log.info("stopped")
 
 
 def _request(reload: Reload, notices: Notices) -> None:
@@ -118,6 +135,7 @@ def api_services(
         required=required,
         options=options,
         sources=sources,
+        kubelet=daemon.bounds.report,
     )
 
 
@@ -170,8 +188,13 @@ def _tokens(config: Config) -> TokenFile | None:
 
 
 def _scrape(
-    daemon: Daemon, reload: Reload, tokens: TokenFile | None, certificate: Certificate | None
+    daemon: Daemon,
+    prewarm: Prewarm,
+    reload: Reload,
+    tokens: TokenFile | None,
+    certificate: Certificate | None,
 ) -> Scrape:
+    names = daemon.store.names
     return Scrape(
         capacity=daemon.store.space.capacity(),
         views=daemon.store.watch.watched(),
@@ -187,6 +210,8 @@ def _scrape(
         models=daemon.models.counted(),
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
+        kubelet=daemon.bounds.kubelet_ratio(),
+        required_absent=sum(not names.get(name) for name in prewarm.required()),
     )
 
 

@@ -10,10 +10,11 @@ from typing import TypeVar
 import structlog
 
 from cachd.config import Config
-from cachd.errors import Leased
-from cachd.kubelet import reserves
-from cachd.model import Percentage
+from cachd.errors import CachdError, InUse, Leased
+from cachd.kubelet import Reserves, Thresholds, reserves
+from cachd.report.space import KubeletReport
 from cachd.store.disk_store import DiskStore
+from cachd.store.layout import Layout
 from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.space import Space
 from cachd.store.store import Store
@@ -21,24 +22,35 @@ from cachd.store.store import Store
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+UntilFree = Callable[[CachdError, Path], None]
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
 
 
-def open_store(config: Config) -> DiskStore:
-    """The store in the root, which is locked until the store's exit. Raises CachdError."""
+def open_store(config: Config, until_free: UntilFree | None = None) -> DiskStore:
+    """The store in the root, which is locked until the store's exit. Raises CachdError.
+
+    `until_free` waits while another process holds the lock; without it, that is InUse.
+    """
     if config.own_directory:
         root = own_directory(config.root)
     else:
         check_above(root := config.root)
-    return unleased(
+    while True:
+        try:
+            return unleased(root, lambda: _opened(root, config))
+        except InUse as error:
+            if until_free is None or error.code != "root_locked":
+                raise
+            until_free(error, Layout(root).lock)
+
+
+def _opened(root: Path, config: Config) -> DiskStore:
+    return DiskStore(
         root,
-        lambda: DiskStore(
-            root,
-            disk_at_least=config.disk_at_least,
-            keep_previous=config.keep_previous,
-            keep_opened_seconds=config.keep_opened_seconds,
-            trust_claimed_digests=config.trust_claimed_digests,
-        ),
+        disk_at_least=config.disk_at_least,
+        keep_previous=config.keep_previous,
+        keep_opened_seconds=config.keep_opened_seconds,
+        trust_claimed_digests=config.trust_claimed_digests,
     )
 
 
@@ -59,30 +71,59 @@ def unleased(root: Path, read: Callable[[], T], *, clock: Callable[[], float] = 
         time.sleep(_LEASED_AGAIN_SECONDS)
 
 
-def set_bounds(store: Store, config: Config) -> None:
-    """Give the store its limit and its reserves."""
-    threshold = bound(store.space, store.layout.root, config)
-    now = store.space.bounded()
-    if now.reserve_free < threshold.of(now.total):
-        log.warning(
-            "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
-            reserve_free_bytes=now.reserve_free,
-            kubelet_bytes=threshold.of(now.total),
-        )
-    if not store.reports_open_files:
-        log.warning("the kernel cannot report open files here: only pins and leases protect models")
+def bound(space: Space, root: Path, config: Config) -> Reserves:
+    """Give the space of a root its limit and its reserves. Returns the reserves of `auto`.
 
-
-def bound(space: Space, root: Path, config: Config) -> Percentage:
-    """Give the space of a root its limit and its reserves. Returns the kubelet's threshold there.
-
-    The reserve `auto` is this threshold and a margin on a disk shared with the node, else 0.
+    The reserve `auto` is the kubelet's threshold and a margin on a disk shared with the node, else 0.
     """
     reserve_free, reserve_inodes = config.reserve_free, config.reserve_inodes
-    auto = reserves(root, config.kubelet_config, space.bounded().total)
+    auto = reserves(root, config, space.bounded().total)
     space.change(
         limit=config.limit_bytes,
         reserve_free=auto.free if reserve_free == "auto" else reserve_free,
         reserve_inodes=auto.inodes if reserve_inodes == "auto" else reserve_inodes,
     )
-    return auto.threshold
+    return auto
+
+
+class Bounds:
+    """Gives a store its limit and its reserves, at the start and at each reload."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.kubelet: Thresholds | None = None  # in force; None on a disk that the node does not use
+
+    def set(self, config: Config) -> None:
+        """Apply the options. It may ask the kubelet first."""
+        auto = bound(self._store.space, self._store.layout.root, config)
+        self.kubelet = auto.thresholds
+        now = self._store.space.bounded()
+        if now.reserve_free < auto.kubelet_bytes(now.total):
+            log.warning(
+                "reserve_free is below the kubelet's threshold: it will delete images and evict pods",
+                reserve_free_bytes=now.reserve_free,
+                kubelet_bytes=auto.kubelet_bytes(now.total),
+            )
+        if self.kubelet and self.kubelet.reason:
+            log.warning(
+                "the kubelet's thresholds come from elsewhere than was set",
+                come_from=self.kubelet.come_from.value,
+                reason=self.kubelet.reason,
+            )
+
+    def kubelet_ratio(self) -> dict[str, float]:
+        """The kubelet's threshold of free bytes, by where it comes from; empty if it does not matter."""
+        now = self.kubelet
+        return {now.come_from.value: now.available.percent / 100} if now else {}
+
+    def report(self) -> KubeletReport | None:
+        """The kubelet's thresholds, for GET /v1/capacity."""
+        now = self.kubelet
+        if now is None:
+            return None
+        return KubeletReport(
+            available_percent=now.available.percent,
+            inodes_percent=now.inodes.percent,
+            thresholds_from=now.come_from.value,
+            reason=now.reason or None,
+        )

@@ -76,6 +76,9 @@ def _build_sources(config: Config) -> None:
     build_sources(config)
 
 
+# Options whose files the checks read: their findings are about the files, as any text is a path.
+CERTIFICATE_FILES = frozenset(("ca_file", "s3_ca_file", "tls_cert_file"))
+
 # What the start checks beside the values of options, by the option that an error concerns.
 _AT_START: dict[str, Callable[[Config], None]] = {
     "listen": check_listen,

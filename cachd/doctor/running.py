@@ -12,7 +12,7 @@ from cachd.doctor.codes import Code
 from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.doctor.root import leases_work, no_leases, too_few_watches
 from cachd.doctor.space import space_findings
-from cachd.errors import CachdError, error_of
+from cachd.errors import CachdError, Forbidden, error_of
 from cachd.pod.mount import MAX_BYTES
 from cachd.store.layout import Layout
 
@@ -61,9 +61,11 @@ def check_daemon(reported: Reported) -> Iterator[Finding]:
     server = reported.server
     if reported.refused:
         hint = "give a token that may read: --token-file, CACHD_TOKEN_FILE or CACHD_TOKEN"
-        yield of_error(Code.daemon, reported.refused, subject=server, hint=hint)
+        is_denied = isinstance(reported.refused, Forbidden)
+        yield of_error(Code.daemon, reported.refused, subject=server, hint=hint if is_denied else "")
     for path in ("/livez", "/readyz"):
-        if error := reported.probes.get(path):
+        error = reported.probes.get(path)
+        if error and not (reported.refused and error.code == reported.refused.code):
             yield of_error(Code.daemon, error, subject=server, hint=error.hint or "see the log of the daemon")
     if not (reported.refused or reported.probes.keys() & {"/livez", "/readyz"}):
         yield ok(Code.daemon, f"the daemon at {server} answers, and its disk is writable", subject=server)

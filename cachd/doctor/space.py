@@ -10,13 +10,17 @@ from rich.filesize import decimal
 from cachd.config import Config
 from cachd.daemon.store import bound
 from cachd.doctor.codes import Code
-from cachd.doctor.finding import Finding, State, of_error, ok
+from cachd.doctor.finding import Finding, State, ok
 from cachd.doctor.root import place_of
-from cachd.errors import CachdError, Invalid
-from cachd.kubelet import is_used_by_node, reserves
-from cachd.settings.file import read
+from cachd.kubelet import ThresholdsFrom, is_used_by_node, reserves
 from cachd.store.space import Space
 
+_KNOWN = {
+    ThresholdsFrom.option: "kubelet_thresholds",
+    ThresholdsFrom.kubelet: "it said so",
+    ThresholdsFrom.file: "its configuration",
+    ThresholdsFrom.defaults: "its defaults",
+}
 _LITTLE_FREE = 0.05  # of the disk
 _FREE_SPACE = "free space: cachd evict, cachd sweep --everything, or a larger disk"
 
@@ -69,23 +73,21 @@ def check_kubelet(config: Config) -> Iterator[Finding]:
     if not is_used_by_node(place):
         yield ok(Code.kubelet, "the disk is cachd's own: the kubelet's thresholds do not matter")
         return
-    if config.kubelet_config.exists():
-        try:
-            read(config.kubelet_config)
-        except Invalid as error:
-            hint = "set kubelet_config to the kubelet's configuration file, and let the daemon read it"
-            yield of_error(Code.kubelet, error, state=State.warning, hint=hint)
-    try:
-        auto = reserves(place, config.kubelet_config, total)
-    except CachdError as error:
-        yield of_error(Code.kubelet, error, state=State.warning)
+    auto = reserves(place, config, total)
+    known = auto.thresholds
+    if known is None:
         return
     kept = auto.free if config.reserve_free == "auto" else config.reserve_free
     reserve = kept if isinstance(kept, int) else kept.of(total)
-    known = "its configuration" if config.kubelet_config.exists() else "its defaults"
-    what = f"the kubelet acts below {auto.threshold} ({known}), reserve_free keeps {decimal(reserve)} free"
-    if reserve >= auto.threshold.of(total):
+    what = (
+        f"the kubelet acts below {known.available} ({_KNOWN[known.come_from]}),"
+        f" reserve_free keeps {decimal(reserve)} free"
+    )
+    if reserve < auto.kubelet_bytes(total):
+        hint = "set reserve_free: auto: below its threshold, the kubelet deletes images and evicts pods"
+        yield Finding(Code.kubelet, State.warning, what, hint)
+    elif known.reason:
+        hint = "set kubelet_thresholds to the kubelet's evictionHard, or correct what fails"
+        yield Finding(Code.kubelet, State.warning, f"{what}; {known.reason}", hint)
+    else:
         yield ok(Code.kubelet, what)
-        return
-    hint = "set reserve_free: auto: below its threshold, the kubelet deletes images and evicts pods"
-    yield Finding(Code.kubelet, State.warning, what, hint)

@@ -42,6 +42,10 @@ class Notices:
         except OSError as error:
             log.warning("service manager not notified", address=self._address, reason=str(error))
 
+    def waiting(self, reason: str, *, for_seconds: float) -> None:
+        """The process is not ready yet, and will not be for a while: it may take `for_seconds` longer."""
+        self._notify(f"STATUS={reason}\nEXTEND_TIMEOUT_USEC={int(for_seconds * 1e6)}")
+
     def reloading(self) -> None:
         """The configuration is being loaded again."""
         self._is_reloading = True

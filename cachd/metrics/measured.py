@@ -21,7 +21,8 @@ class Scrape:
 
     `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
     without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
-    `resident`: bytes in the page cache, by model.
+    `resident`: bytes in the page cache, by model. `kubelet`: its threshold of free bytes as a ratio, by where
+    it comes from. `required_absent`: how many required models are not ready.
     """
 
     capacity: Capacity
@@ -38,6 +39,8 @@ class Scrape:
     models: Mapping[str, int]
     limits: Mapping[str, int]
     resident: Mapping[str, int]
+    kubelet: Mapping[str, float]
+    required_absent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,16 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
     ),
     _Measured("cachd_leases", "Leases that have not expired", lambda now: now.leases),
     _Measured(
+        "cachd_required_models_not_ready",
+        "Models that the configuration marks `required` and that are not ready",
+        lambda now: now.required_absent,
+    ),
+    _Measured(
+        "cachd_reserve_free_bytes",
+        "Bytes of the cache's file system that cachd keeps free (reserve_free)",
+        lambda now: now.capacity.reserve_free,
+    ),
+    _Measured(
         "cachd_reserved_bytes",
         "Bytes reserved for running pulls and not yet written",
         lambda now: now.capacity.reserved,
@@ -172,6 +185,13 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "Bandwidth limits in force, by source or prefix; the source `all` is the limit of all together",
         "source",
         lambda now: now.limits,
+    ),
+    _MeasuredBy(
+        "cachd_kubelet_threshold_ratio",
+        "Ratio of free bytes below which the kubelet deletes images or evicts pods; `from` says how cachd"
+        " knows it",
+        "from",
+        lambda now: now.kubelet,
     ),
     _MeasuredBy(
         "cachd_model_resident_bytes",

@@ -137,6 +137,10 @@ class Metrics:
         "cachd_disk_failures_total",
         "Pulls that failed because of an error of the node's disk, other than lack of space",
     )
+    no_space = _counter(
+        "cachd_no_space_total",
+        "Pulls that failed because all evictions that are allowed would not make enough space",
+    )
     evictions = _counter(
         "cachd_evictions_total",
         "Snapshots evicted, by reason: for a pull, under disk pressure, unused, or on request",

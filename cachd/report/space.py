@@ -67,11 +67,23 @@ class ViewsReport:
 
 
 @report
+class KubeletReport:
+    """Below which percentages of free bytes and inodes the kubelet deletes images or evicts pods.
+
+    `thresholds_from`: how cachd knows. `reason`: why not from a place that the options name.
+    """
+
+    available_percent: float
+    inodes_percent: float
+    thresholds_from: Literal["option", "kubelet", "file", "defaults"]
+    reason: str | None
+
+
+@report
 class CapacityReport:
     """The file system, the space of the models, and every snapshot, the largest first.
 
-    The fields are those of `Capacity` (store/capacity.py). `over_bytes`: bytes taken or reserved beyond the
-    limit or the reserve.
+    `kubelet` is null on a disk that the node does not use.
     """
 
     total_bytes: int
@@ -91,11 +103,18 @@ class CapacityReport:
     reserve_inodes: int
     in_use_reported_by: InUseReportedBy
     views: ViewsReport
+    kubelet: KubeletReport | None
     snapshots: Sequence[SnapshotReport]
 
     @classmethod
     def of(
-        cls, now: Capacity, candidates: Iterable[Candidate], views: Watched, by: InUseReportedBy
+        cls,
+        now: Capacity,
+        candidates: Iterable[Candidate],
+        views: Watched,
+        *,
+        by: InUseReportedBy,
+        kubelet: KubeletReport | None,
     ) -> CapacityReport:
         """The report of the space now."""
         return cls(
@@ -118,6 +137,7 @@ class CapacityReport:
             views=ViewsReport(
                 watched=views.directories, unwatched=views.unwatched, reason=views.reason or None
             ),
+            kubelet=kubelet,
             snapshots=[SnapshotReport.of(c) for c in sorted(candidates, key=lambda c: (-c.size, c.manifest))],
         )
 

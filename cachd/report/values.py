@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, WithJsonSchema
 
 from cachd.errors import CachdError
 from cachd.report.define import report
+from cachd.store.pins import PinnedBy
 from cachd.transfer.progress import State as PullState
 from cachd.transfer.waits import Reason
 from cachd.upkeep.jobs import JobState
@@ -274,7 +275,7 @@ class ModelReport:
 
     `path` is absolute. `file` is the path of the only file, if the model has just one. `final`: waiting is
     pointless, because the pull failed and would fail again. `verified` and `verified_by` are about the
-    published files, so they are null until there are some.
+    published files, so they are null until there are some. `pinned_by`: who pinned it; empty if nobody did.
     """
 
     name: str
@@ -287,6 +288,7 @@ class ModelReport:
     verified: bool | None
     verified_by: Mapping[str, int] | None
     pinned: bool
+    pinned_by: Sequence[PinnedBy]
     leases: Sequence[HeldLease]
     in_use: bool
     last_used: When | None

@@ -16,6 +16,8 @@ from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 from cachd.settings.file import parse
 
+_KUBELET = re.compile(r"https://[0-9A-Za-z.:\[\]_-]{1,260}:[0-9]{1,5}/?")
+
 
 def _several(value: object) -> object:
     """A list or mapping from one text: YAML such as `[a, b]` or `{a: 1}`, or words with commas as `a, b`."""
@@ -71,9 +73,25 @@ def _check_refusal(item: str) -> None:
         Digest.parse(item)
 
 
+def _kubelet_url(value: str) -> str:
+    if not _KUBELET.fullmatch(value):
+        raise ValueError("write https://HOST:PORT, such as https://10.0.0.7:10250")
+    return value
+
+
 SizeOrPercent = Annotated[int | Percentage, PlainValidator(size_or_percent_of)]
 SizeOrPercentOrAuto = Annotated[int | Percentage | Literal["auto"], PlainValidator(_size_or_percent_or_auto)]
 Percent = Annotated[Percentage, PlainValidator(percentage_of)]
+Signal = Literal[
+    "nodefs.available",
+    "nodefs.inodesFree",
+    "imagefs.available",
+    "imagefs.inodesFree",
+    "containerfs.available",
+    "containerfs.inodesFree",
+]
+Thresholds = Annotated[dict[Signal, SizeOrPercent], BeforeValidator(_pairs)]
+KubeletUrl = Annotated[str, AfterValidator(_kubelet_url)]
 Rates = Annotated[dict[SchemeName, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]

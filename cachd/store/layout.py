@@ -17,7 +17,8 @@ status/<name>.json                the state of a model, for pods that have only 
     manifests/<id>.json
     pending/<name>.json           a pull to resume after a restart
     pending/<name>.began          how many daemon processes in a row began it and died
-    pins/<name>
+    pins/<name>                   somebody pinned the name through the API
+    config_pins/<name>            the configuration pins the name
     previous/<name>.json          the snapshots that the name led to before
     rollbacks/<name>.json         a rollback that has begun; a restart completes it
     quarantined/<name>.json       a snapshot that was ready until damage was found, and waits for its repair
@@ -45,6 +46,7 @@ PRIVATE = (
     ".cachd/manifests",
     ".cachd/pending",
     ".cachd/pins",
+    ".cachd/config_pins",
     ".cachd/previous",
     ".cachd/rollbacks",
     ".cachd/quarantined",
@@ -221,12 +223,25 @@ class Layout:
         return self.pending / f"{name}.began"
 
     def pin(self, name: str) -> Path:
-        """The file that exists while the name is pinned."""
+        """The file that exists while the API's pin of the name does."""
         return Path(self.pin_at(name))
 
     def pin_at(self, name: str) -> str:
         """`pin` as text."""
         return f"{self.root}/.cachd/pins/{name}"
+
+    @property
+    def config_pins(self) -> Path:
+        """The directory of the pins of the configuration."""
+        return self.root / ".cachd/config_pins"
+
+    def config_pin(self, name: str) -> Path:
+        """The file that exists while the configuration pins the name."""
+        return Path(self.config_pin_at(name))
+
+    def config_pin_at(self, name: str) -> str:
+        """`config_pin` as text."""
+        return f"{self.root}/.cachd/config_pins/{name}"
 
     def previous_file(self, name: str) -> Path:
         """The history of a name."""

@@ -1,39 +1,88 @@
-"""Keeps the pins: names that operators protect from removal."""
+"""Keeps the pins: names that operators protect from removal, through the API or in the configuration."""
 
 from __future__ import annotations
 
 import os
+from enum import StrEnum
+from pathlib import Path
 
 import structlog
 
+from cachd.errors import InUse
 from cachd.kernel import durable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
 
+class PinnedBy(StrEnum):
+    """Who pinned a name. `api`: a request or a command did; `configuration`: the list of models does."""
+
+    api = "api"
+    configuration = "configuration"
+
+
 class Pins:
-    """The pinned names of one root: one empty file per name. A name need not be ready to be pinned."""
+    """The pins of one root: one empty file for each name and who pinned it. A name need not be ready.
+
+    A name is pinned while anybody pins it.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, by: PinnedBy = PinnedBy.api) -> None:
         """Protect the name until it is unpinned or forcibly removed. Raises NoSpace, DiskFailed."""
-        is_new = not self.has(name)
-        with durable.disk_errors(self._layout.pin(name)):
-            durable.write_file(self._layout.pin(name), b"")
+        path = self._path(name, by)
+        is_new = not path.exists()
+        with durable.disk_errors(path):
+            durable.write_file(path, b"")
         if is_new:
-            log.info("pinned", name=name)
+            log.info("pinned", name=name, by=by.value)
+
+    def unpin(self, name: str) -> None:
+        """Remove the pin of the API; a name that is not pinned is fine.
+
+        Raises InUse if the configuration pins the name, too: it would stay pinned. Raises DiskFailed.
+        """
+        if PinnedBy.configuration in self.by(name):
+            raise InUse(
+                f"the configuration pins {name}",
+                code="pinned_by_configuration",
+                hint=f"set `pin: false` for {name} in `models` of the configuration file, or remove it there",
+            )
+        self.release(name, PinnedBy.api)
+
+    def release(self, name: str, by: PinnedBy) -> None:
+        """Remove one pin of a name; the other one stays. Raises DiskFailed."""
+        path = self._path(name, by)
+        was_pinned = path.exists()
+        with durable.disk_errors(path):
+            durable.remove(path)
+        if was_pinned:
+            log.info("unpinned", name=name, by=by.value)
 
     def remove(self, name: str) -> None:
-        """End the protection; a name that is not pinned is fine. Raises DiskFailed."""
-        was_pinned = self.has(name)
-        with durable.disk_errors(self._layout.pin(name)):
-            durable.remove(self._layout.pin(name))
-        if was_pinned:
-            log.info("unpinned", name=name)
+        """Remove all pins of a name that is being removed. Raises DiskFailed."""
+        for by in PinnedBy:
+            self.release(name, by)
 
     def has(self, name: str) -> bool:
-        """Whether the name is pinned."""
-        return os.path.exists(self._layout.pin_at(name))
+        """Whether anybody pins the name."""
+        return bool(self.by(name))
+
+    def by(self, name: str) -> list[PinnedBy]:
+        """Who pins the name; empty if nobody does."""
+        at = {
+            PinnedBy.api: self._layout.pin_at(name),
+            PinnedBy.configuration: self._layout.config_pin_at(name),
+        }
+        return [by for by, path in at.items() if os.path.exists(path)]
+
+    def configured(self) -> list[str]:
+        """The names that the configuration pinned. Raises DiskFailed."""
+        with durable.disk_errors(self._layout.config_pins):
+            return [name for name in os.listdir(self._layout.config_pins) if not name.startswith(".")]
+
+    def _path(self, name: str, by: PinnedBy) -> Path:
+        return self._layout.config_pin(name) if by is PinnedBy.configuration else self._layout.pin(name)

@@ -13,7 +13,7 @@ from cachd.policy.eviction import OPENED_SECONDS, opened_lately
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.leases import Leases
-from cachd.store.pins import Pins
+from cachd.store.pins import PinnedBy, Pins
 from cachd.store.watch import Watch
 
 
@@ -116,8 +116,11 @@ class Protection:
 
     def _check_kept(self, name: str) -> None:
         """Raises InUse if the name is pinned or leased."""
-        if self._pins.has(name):
-            raise InUse(f"{name} is pinned", code="pinned", hint=f"run cachd unpin {name}, or use force")
+        if by := self._pins.by(name):
+            first = (
+                "unpin it in the configuration" if PinnedBy.configuration in by else f"run cachd unpin {name}"
+            )
+            raise InUse(f"{name} is pinned", code="pinned", hint=f"{first}, or use force")
         if held := self._leases.of(name, self._clock()):
             raise InUse(
                 f"{name} is leased by {held[-1].holder or 'an unnamed holder'} (leases: {len(held)})",

@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -20,6 +22,7 @@ from cachd.kernel import durable
 log = structlog.get_logger(__name__)
 
 _LONGEST_NOTE_BYTES = 300
+_NOTE_AGAIN_SECONDS = 0.2
 
 
 def take_lock(path: Path) -> int:
@@ -37,11 +40,13 @@ def take_lock(path: Path) -> int:
         refused = error
     holder, _, note = os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")
     is_taken = isinstance(refused, BlockingIOError)
-    inode = str(os.fstat(fd).st_ino)  # it differs if the note was copied here with another root
+    status = os.fstat(fd)
+    inode = str(status.st_ino)  # it differs if the note was copied here with another root
+    since = datetime.fromtimestamp(status.st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if is_taken or _is_of_other_process(note.strip(), inode):
         os.close(fd)
         raise InUse(
-            f"another cachd ({holder or 'unknown'}) uses {path.parent.parent}",
+            f"another cachd ({holder or 'unknown'}, since {since}) uses {path.parent.parent}",
             code="root_locked",
             hint="send the request to it (cachd pull without --direct), or stop it",
         ) from refused
@@ -53,6 +58,24 @@ def take_lock(path: Path) -> int:
         own = f"{os.getpid()} {inode} {_identity_of(os.getpid())}"
         durable.overwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n{own}\n".encode())
     return fd
+
+
+def wait_until_free(path: Path) -> None:
+    """Return as soon as no other process holds the root. The kernel wakes this thread; nothing is polled.
+
+    Only where the file system has no locks, the note is read again and again. Raises OSError, CachdError.
+    """
+    with durable.disk_errors(path):
+        fd = durable.open_file(path, os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:  # no locks here
+            time.sleep(_NOTE_AGAIN_SECONDS)
+    finally:
+        os.close(fd)
+    while holder(path):
+        time.sleep(_NOTE_AGAIN_SECONDS)
 
 
 def holder(path: Path) -> str:

@@ -102,7 +102,7 @@ def wide_row(model: Mapping[str, Any]) -> Row:
         *_first_cells(model),
         str(files or "-"),
         yes(model["verified"] if ready else None),
-        yes(model["pinned"]),
+        pinned_text(model),
         str(len(ready["warnings"]) or "-") if ready else "-",
         revision[:12] if revision else "-",
         age_text(ready["published_at"]) if ready else "-",
@@ -160,6 +160,12 @@ def used_by(model: Mapping[str, Any]) -> str:
     return ", ".join(found) or "-"
 
 
+def pinned_text(model: Mapping[str, Any]) -> str:
+    """Whether a model is pinned, and who pinned it."""
+    by = ", ".join(model.get("pinned_by") or ())
+    return f"by {by}" if by else yes(model["pinned"])
+
+
 def file_or_directory(model: Mapping[str, Any]) -> str:
     """The path to give to an engine: the model's only file, else its directory."""
     return str(model["file"] or model["path"])
@@ -195,10 +201,10 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
     facts: dict[str, object] = {k: model[k] for k in ("name", "state", "ref", "path", "file")}
     facts["reason"] = reason_of(model)
     facts["verified"] = yes(model["verified"] if ready else None)
-    by = model["verified_by"] or {}
-    facts["verified_by"] = ", ".join(f"{algorithm} ({files})" for algorithm, files in by.items())
-    facts |= {k: yes(model[k]) for k in ("pinned", "in_use")}
-    facts["used by"] = used_by(model)
+    if model["verified_by"]:
+        facts["verified_by"] = ", ".join(f"{by} ({files})" for by, files in model["verified_by"].items())
+    facts |= {"pinned": pinned_text(model), "in_use": yes(model["in_use"])}
+    facts |= {"used by": used_by(model)}
     if ready:
         facts["immutable_path"] = model["immutable_path"]
         facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}

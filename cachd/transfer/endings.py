@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from cachd.errors import CachdError, DiskFailed, Unavailable
+from cachd.errors import CachdError, DiskFailed, NoSpace, TooBig, Unavailable
 from cachd.metrics import Metrics, size_class
 from cachd.store.permit import replaced
 from cachd.store.store import Store
@@ -80,6 +80,8 @@ class Endings:
         self._metrics.pull_seconds.labels(ended_as, size_class(progress.total)).observe(seconds)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
+        if isinstance(outcome, NoSpace | TooBig):
+            self._metrics.no_space.inc()
         error = outcome if isinstance(outcome, CachdError) else None
         log.info(
             "pull ended",

@@ -3,6 +3,9 @@
 The list is applied at the start and whenever its file changes. A model that is new in the list, or whose ref
 or patterns changed, takes its name even if the name is pinned or belongs to another model. Between such
 changes, a model that somebody forcibly removed, or replaced through the API, is left alone.
+
+A model that the list pins stays pinned while the list says so. The pin is on the disk (store/pins.py), so it
+also ends if the list changed while no daemon ran. A pin through the API stays.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from cachd.errors import CachdError, DaemonDied
 from cachd.kernel.periodic import Periodic
 from cachd.model import ModelSpec, Snapshot
 from cachd.policy import backoff
+from cachd.store.pins import PinnedBy
 from cachd.store.store import Store
 from cachd.transfer.progress import State
 from cachd.transfer.pulls import Pulls
@@ -80,6 +84,7 @@ class Prewarm:
             self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
         with bound_contextvars(who="cachd:configuration"):
+            self._unpin()
             for each in list(self._desired.values()):
                 tries = self._tried[each.spec.name]
                 if tries.are_due():
@@ -116,8 +121,18 @@ class Prewarm:
             self._warms.warm(ready.name)
 
     def _pin(self, desired: Desired) -> None:
-        if desired.pin and not self._store.pins.has(desired.spec.name):
-            self._store.pins.add(desired.spec.name)
+        name, pins = desired.spec.name, self._store.pins
+        if desired.pin and PinnedBy.configuration not in pins.by(name):
+            pins.add(name, PinnedBy.configuration)
+
+    def _unpin(self) -> None:
+        """End the pins that the list no longer asks for. One that cannot be removed is tried again."""
+        pinned = {name for name, desired in self._desired.items() if desired.pin}
+        try:
+            for name in set(self._store.pins.configured()) - pinned:
+                self._store.pins.release(name, PinnedBy.configuration)
+        except CachdError as error:
+            log.warning("models no longer listed are still pinned", reason=error.detail)
 
 
 class _Tries:

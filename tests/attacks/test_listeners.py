@@ -12,7 +12,7 @@ import stat
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import uvicorn
 from cachd.api.admission import Bounds, Connections, Counted
 from cachd.api.connection import Connection
 from cachd.api.handshake import accept
-from cachd.api.listeners import opened
+from cachd.api.listeners import Opened, Sockets
 from cachd.api.tls import Certificate, TlsFiles
 from cachd.client import Client
 from cachd.config import load
@@ -50,6 +50,12 @@ def trusting(authority: Path, shown: Path | None = None) -> ssl.SSLContext:
     if shown:
         context.load_cert_chain(shown)
     return context
+
+
+@contextmanager
+def opened(told: Iterable[Listener]) -> Iterator[list[Opened]]:
+    with Sockets(told) as sockets:
+        yield sockets.open_all()
 
 
 def listening(node: Node, number: int) -> tuple[str, int]:

@@ -376,7 +376,7 @@ def test_a_root_is_refused_while_the_one_its_note_names_lives_though_no_lock_hol
         assert refusal.value.code == "root_locked"
         assert f"pid {pid} on" in refusal.value.detail
         assert note(root) == left
-        serve = [*CACHD, "serve", "--root", root, "--listen", "127.0.0.1:0"]
+        serve = [*CACHD, "serve", "--no-wait", "--root", root, "--listen", "127.0.0.1:0"]
         refused = run(serve, timeout=PATIENCE_SECONDS)
         assert refused.returncode == 9
         assert "code: root_locked" in refused.stderr

@@ -180,8 +180,8 @@ def recovered(root: Path, origins: Origins) -> list[str]:
 
 LISTED: dict[str, tuple[Plan, ...]] = {
     "pinned, not asked for": (
-        Plan("killed before", 0, point=r"rename \.cachd/pins/\.m\.new \.cachd/pins/m"),
-        Plan("killed after", 0, point=r"rename \.cachd/pins/\.m\.new \.cachd/pins/m"),
+        Plan("killed before", 0, point=r"rename \.cachd/config_pins/\.m\.new \.cachd/config_pins/m"),
+        Plan("killed after", 0, point=r"rename \.cachd/config_pins/\.m\.new \.cachd/config_pins/m"),
     ),
     "asked for, not begun": (
         Plan("killed before", 0, point=r"rename \.cachd/pending/\.m\.json\.new "),
@@ -220,7 +220,7 @@ def test_killed_while_a_changed_configuration_is_taken_over_the_next_life_does_w
 ) -> None:
     """The list has another ref under the same name: the name moves to it, though it is pinned."""
     assert in_child(lambda: listed(root, origins, "a")).told == []
-    (root / ".cachd/pins/m").unlink()
+    (root / ".cachd/config_pins/m").unlink()
     assert in_child(lambda: listed(root, origins, "b", plan)).killed, "it never came to that point"
     assert visible(root, known) == []
     assert in_child(lambda: listed(root, origins, "b")).told == []

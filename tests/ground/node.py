@@ -95,8 +95,8 @@ class Node:
         beside.write_text(yaml.safe_dump(options))
         beside.replace(self.config)
 
-    def start(self) -> None:
-        """Start the daemon and wait until it listens."""
+    def start(self, *, until: str = "listening") -> None:
+        """Start the daemon and wait until it listens, or logs another event with its address."""
         command = [
             *self._before,
             *(*self.program, "serve"),
@@ -108,8 +108,8 @@ class Node:
             self.log.clear()
         self._reader = threading.Thread(target=self._read, args=(self._process,))
         self._reader.start()
-        found = self.wait_for("listening")
-        self._address = (found["host"], found["port"])
+        found = self.wait_for(until)
+        self._address = (found.get("host", ""), found.get("port", 0))
 
     def kill(self) -> None:
         """kill -9."""

@@ -130,7 +130,7 @@ def assert_nothing_left(root: Path) -> None:
     for directory in ("models/.trees", "models/.holds", "hub", "ready"):
         assert names_below(root / directory) == set(), directory
     assert names_below(root / "models") == {".trees", ".holds"}
-    for directory in ("ingest", "manifests", "staging", "trash", "pending", "pins"):
+    for directory in ("ingest", "manifests", "staging", "trash", "pending", "pins", "config_pins"):
         assert names_below(root / ".cachd" / directory) == set(), directory
     assert blobs_of(root) == set()
 

@@ -16,8 +16,9 @@ from cachd.cli.completion import complete_names
 from cachd.cli.failures import report
 from cachd.errors import error_of
 from cachd.terminal import models as printed
-from cachd.terminal.output import Row, redrawn
+from cachd.terminal.output import redrawn
 from cachd.terminal.progress import progress_bars
+from cachd.terminal.table import Row
 
 if TYPE_CHECKING:
     from cachd.client import Client

@@ -18,6 +18,7 @@ def show_capacity(now: Mapping[str, Any]) -> None:
     width = max(map(len, figures))
     for key, value in figures.items():
         say(f"{key:<{width}}  {value}")
+    say("")
     show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
 
 
@@ -27,8 +28,11 @@ def show_evictions(document: Mapping[str, Any]) -> None:
         (*_snapshot_row(s)[:1], size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
         for s in document["evictions"]
     ]
-    show_table(("NAME", "FREES", "WHY"), rows)
+    if rows or not document.get("protected"):
+        show_table(("NAME", "FREES", "WHY"), rows)
     if document.get("protected"):
+        if rows:
+            say("")
         show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
     if document.get("dry_run"):
         enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"

@@ -37,7 +37,7 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 docs: $(READY)            ## renews the parts of the pages that come from code or from measurements
 	$(BIN)/python -m docs.render
 
-pictures: $(READY)        ## the pictures of the web pages; needs Chromium
+pictures: $(READY)        ## the pictures of the pages: screens of a terminal and the status page; needs tmux and Chromium
 	$(BIN)/python -m docs.pictures
 
 bench: $(BENCH)           ## the benchmarks, against other clients: under 30 minutes; results in bench/results

@@ -40,7 +40,7 @@ docs: $(READY)            ## renews the parts of the pages that come from code o
 manifests: $(READY)       ## renews what follows from the Helm chart: the manifests for kustomize, and the chart's schema
 	$(BIN)/python -m docs.chart
 
-pictures: $(READY)        ## the pictures of the web pages; needs Chromium
+pictures: $(READY)        ## the pictures of the pages: screens of a terminal and the status page; needs tmux and Chromium
 	$(BIN)/python -m docs.pictures
 
 bench: $(BENCH)           ## the benchmarks, against other clients: under 30 minutes; results in bench/results

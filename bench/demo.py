@@ -3,8 +3,7 @@
 Everything runs on this machine: a Hub server with a CDN behind it stands in for the internet, at the pace
 of a fair one. The commands are those a user types; what is printed was measured in this run.
 
-    KEEP=1          leave the daemon running, and say what to try next
-    DEMO_SVG=FILE   draw the output, too
+    KEEP=1   leave the daemon running, and say what to try next
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 TAIL = 2000
 
-console = Console(highlight=False, record=True, width=int(os.environ.get("COLUMNS", "120")))
+console = Console(highlight=False, width=int(os.environ.get("COLUMNS", "120")))
 
 
 class Failed(Exception):
@@ -182,9 +181,6 @@ def demonstrate(*, keep: bool) -> None:
         except BaseException:
             daemon.close()
             raise
-    if picture := os.environ.get("DEMO_SVG"):
-        svg = console.export_svg(title="make demo")
-        Path(picture).write_text(re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL))  # no web fonts
 
 
 def pull_and_kill(daemon: Daemon) -> None:

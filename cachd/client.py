@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import ssl
 import time
@@ -242,9 +243,17 @@ class Client:
             yield
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
-                f"no cachd answers at {self._server}: {error or type(error).__name__}",
+                f"no cachd answers at {self._server}: {_why(error)}",
                 hint="start the daemon (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a connection, without the words of the libraries where the system has its own."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
+    if isinstance(cause, ConnectionError | FileNotFoundError | PermissionError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(error) or type(error).__name__
 
 
 def _lease_path(name: str, lease: str) -> str:

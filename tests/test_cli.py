@@ -46,7 +46,7 @@ def test_pull_returns_at_once_and_prints_where_the_model_will_be(ground: Ground)
     hold = ground.origin.hold("/soon.bin", after=MIB)
     ended = ground.node.cli("pull", ref, "--name", "soon.bin")
     assert (ended.returncode, ended.stdout) == (0, f"{ground.node.root}/models/soon.bin\n")
-    assert "soon.bin is being pulled. Watch it: cachd watch soon.bin." in ended.stderr
+    assert "soon.bin is being pulled\n  watch it: cachd watch soon.bin\n" in ended.stderr
     assert not (ground.node.root / "models/soon.bin").exists()
     hold.release()
     assert ground.node.ready("soon.bin").status == 200
@@ -112,7 +112,7 @@ def test_an_interrupted_wait_is_130_and_the_pull_goes_on(ground: Ground) -> None
         waiting.send_signal(signal.SIGINT)
         stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert (waiting.returncode, stdout) == (130, "")
-    assert "the pull goes on. Watch it: cachd watch interrupted.bin." in stderr
+    assert "the pull goes on\n  watch it: cachd watch interrupted.bin\n" in stderr
     assert "Traceback" not in stderr
     hold.release()
     assert ground.node.ready("interrupted.bin").status == 200
@@ -149,7 +149,7 @@ def test_a_terminal_is_drawn_a_progress_bar(ground: Ground) -> None:
         started(ground.node, "wait", "bar.bin", stderr=slave, **terminal) as waiting,
     ):
         os.close(slave)
-        drawn = read_until(master, b"6.3 MB")
+        drawn = read_until(master, b"/6.3 MB")
         hold.release()
         stdout, _ = waiting.communicate(timeout=PATIENCE_SECONDS)
     os.close(master)

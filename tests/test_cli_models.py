@@ -282,9 +282,9 @@ def test_watch_draws_a_bar_for_each_pull_on_a_terminal_up_to_its_end(ground: Gro
     master, slave = pty.openpty()
     with ground.held("bar.bin") as hold, started(ground.node, "watch", "bar.bin", stderr=slave):
         os.close(slave)
-        until_shown(master, b"of 6.3 MB")
+        until_shown(master, b"/6.3 MB")
         hold.release()
-        until_shown(master, b"6.3 MB of 6.3 MB")
+        until_shown(master, b"6.3/6.3 MB")
     os.close(master)
 
 
@@ -303,7 +303,7 @@ with progress_bars() as update:
         drawing.wait(PATIENCE_SECONDS)
     os.close(master)
     assert b"the-name-of-a-model waiting" in shown
-    assert b"1.0 MB of 9.0 MB" in shown
+    assert b"1.0/9.0 MB" in shown
     assert b"the end" not in shown
 
 

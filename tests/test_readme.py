@@ -216,23 +216,6 @@ def test_a_picture_is_small_and_readable_in_dark_mode(picture: Path) -> None:
     assert picture.stat().st_size < 6000
 
 
-def test_the_pictures_of_the_status_page_are_there_and_small() -> None:
-    shown = re.findall(r'(?:src|srcset)="(docs/[\w-]+\.png)"', README)
-    assert shown == ["docs/status-dark.png", "docs/status-light.png"]
-    for name in shown:
-        picture = (PROJECT / name).read_bytes()
-        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-        assert len(picture) < 150_000, "run: make pictures"
-
-
-def test_the_picture_is_the_demonstration() -> None:
-    """Its words are those that the script prints."""
-    picture = (PROJECT / "bench/demo.svg").read_text()
-    script = (PROJECT / "bench/demo.py").read_text()
-    for word in re.findall(r'say\(\s*"(\w+)"', script):
-        assert word in picture
-
-
 @needs("git")
 def test_nothing_in_the_project_needs_what_lies_outside_it() -> None:
     listed = subprocess.run(LIST_FILES, cwd=PROJECT, capture_output=True, text=True, check=True)

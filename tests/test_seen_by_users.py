@@ -10,6 +10,7 @@ import pty
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def on_terminal(*words: object, **env: str) -> tuple[int, str, str]:
 
 # --- bars ---
 
-ALL_OF_3_MIB = r" +━+ +3\.1 MB of 3\.1 MB *$"
+ALL_OF_3_MIB = r" +━+ +3\.1/3\.1 MB *$"
 
 
 def last_bar(drawn: str) -> str:
@@ -96,14 +97,16 @@ def test_a_bar_of_a_pull_that_fails_says_so(ground: Ground) -> None:
     words = ("pull", f"{ground.origin.url}/absent.bin", "--name", "absent.bin", "--wait")
     status, _, drawn = on_terminal(*words, CACHD_SERVER=ground.node.url)
     assert status == 3
-    assert re.search(r"absent\.bin failed .*404 Not Found", last_bar(drawn)), drawn
+    assert re.search(r"absent\.bin failed ", last_bar(drawn)), drawn
+    assert re.search(r"^error: .*404 Not Found", drawn, re.MULTILINE)
 
 
 def test_a_bar_of_a_direct_pull_that_fails_says_so(origin: Origin, root: Path) -> None:
     words = ("pull", "--direct", f"{origin.url}/absent.bin", "--name", "absent.bin", "--root", root)
     status, _, drawn = on_terminal(*words, "--allow", "127.0.0.0/8", CACHD_RESERVE_FREE="0")
     assert status == 3
-    assert re.search(r"absent\.bin failed .*404 Not Found", last_bar(drawn)), drawn
+    assert re.search(r"absent\.bin failed ", last_bar(drawn)), drawn
+    assert re.search(r"^error: .*404 Not Found", drawn, re.MULTILINE)
 
 
 # --- verified ---
@@ -265,3 +268,28 @@ def test_a_proxy_that_wants_credentials_is_told_apart_from_one_that_refuses_them
             said.append(ended.stderr)
     assert "none are set: set proxy_credentials_file" in said[0]
     assert "hint: check proxy_credentials_file" in said[1]
+
+
+# --- words ---
+
+
+def test_who_reaches_no_daemon_reads_the_system_s_words() -> None:
+    ended = run([*CACHD, "ls", "--server", "http://127.0.0.1:1"], timeout=PATIENCE_SECONDS)
+    assert ended.stderr.splitlines()[0] == "error: no cachd answers at http://127.0.0.1:1: Connection refused"
+
+
+def test_the_usage_names_the_command_that_people_type() -> None:
+    ended = run([*CACHD, "pul"], timeout=PATIENCE_SECONDS, env={**os.environ, "COLUMNS": "100"})
+    assert ended.stderr.startswith("Usage: cachd [OPTIONS]")
+
+
+def test_a_log_for_people_has_no_empty_values() -> None:
+    script = """
+import structlog
+from cachd.daemon.logs import configure_logs
+configure_logs("info", "text")
+structlog.get_logger().info("pull ended", code="", waits=None, withheld={}, resumed_bytes=0, state="ready")
+"""
+    ended = run([sys.executable, "-c", script], timeout=PATIENCE_SECONDS)
+    words = re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr).split()
+    assert [word for word in words if "=" in word] == ["resumed_bytes=0", "state=ready"]

@@ -76,7 +76,7 @@ def main() -> None:
     """Run the command line. An error becomes lines on standard error, or JSON, and an exit code."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # the search takes 20 ms
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name="cachd"))
     except CachdError as error:
         sys.exit(report(error))
     except typer.TyperException as error:

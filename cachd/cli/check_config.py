@@ -74,7 +74,7 @@ def _document(file: Path, *, files: bool) -> dict[str, Any]:
 def _say(document: dict[str, Any]) -> None:
     """Print a line for each finding, as compilers do: FILE:LINE: KEY: REASON."""
     for each in document["findings"]:
-        terminal.say(": ".join(part for part in (each["where"], each["key"], each["reason"]) if part))
+        terminal.say_indented(": ".join(filter(None, (each["where"], each["key"], each["reason"]))))
     if document["more"]:
         terminal.say(f"and {document['more']} more")
     for sentence in document["warnings"]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _COLORS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+_STATE_WIDTH = max(map(len, _COLORS))
 _ALL_ANSWERS = 6  # so many times the timeout of one: a node may have very many models
 _PROBES = ("/livez", "/readyz", "/readyz?set=required")
 
@@ -152,10 +153,10 @@ def _say(findings: Sequence[Mapping[str, Any]]) -> None:
     width = max((len(finding["code"]) for finding in findings), default=0)
     for finding in findings:
         state = finding["state"]
-        console.print(f"{state:<7}", style=_COLORS[state], end="")  # in colour on a terminal
-        terminal.say(f"  {finding['code']:<{width}}  {finding['what']}")
+        console.print(f"{state:<{_STATE_WIDTH}}", style=_COLORS[state], end="")  # in colour on a terminal
+        terminal.say_beside(f"  {finding['code']:<{width}}  ", finding["what"], at=_STATE_WIDTH)
         if state != "ok" and finding.get("hint"):
-            terminal.say(f"{'':<{width + 9}}  hint: {finding['hint']}")
+            terminal.say_beside(" " * (_STATE_WIDTH + 4 + width), f"hint: {finding['hint']}")
     counted = Counter(finding["state"] for finding in findings)
     warnings = "1 warning" if counted["warning"] == 1 else f"{counted['warning']} warnings"
     terminal.say(f"{counted['wrong']} wrong, {warnings}, {counted['ok']} ok")

@@ -15,7 +15,7 @@ from cachd.cli.ask import ask
 from cachd.cli.completion import complete_names
 from cachd.errors import Invalid, Unavailable, Unreachable
 from cachd.model import check_name
-from cachd.terminal.events import HEADINGS, event_line, event_row
+from cachd.terminal.events import HEADINGS, WIDE_HEADINGS, event_line, event_row, wide_row
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -37,7 +37,10 @@ def events(
         bool, typer.Option("--follow", "-f", help="go on, and show what happens until Ctrl-C")
     ] = False,
     after: Annotated[
-        int | None, typer.Option(min=0, help="only events after this id; default: all that are kept")
+        int | None,
+        typer.Option(
+            min=0, help="only events after this id, which -o wide shows; default: all that are kept"
+        ),
     ] = None,
     server: Server = SERVER,
     token_file: TokenFile = None,
@@ -62,8 +65,9 @@ def events(
         for each in page["events"]:
             terminal.say(each["model"] or "-")
         return
-    rows = [event_row(each) for each in page["events"]]
-    show(page, output, lambda: terminal.show_table(HEADINGS, rows))
+    is_wide = output is Output.wide
+    rows = [wide_row(each) if is_wide else event_row(each) for each in page["events"]]
+    show(page, output, lambda: terminal.show_table(WIDE_HEADINGS if is_wide else HEADINGS, rows))
 
 
 class Following:

@@ -63,7 +63,7 @@ def wait(
         try:
             models = ask(server, token_file, lambda client: _ready_in_time(client, names, timeout))
         except KeyboardInterrupt:
-            note(output, f"the pull goes on. Watch it: cachd watch {' '.join(names)}")
+            note(output, f"the pull goes on\n  watch it: cachd watch {' '.join(names)}")
             raise
     else:
         models = _ready_in_mount(cache, names, timeout, unknown_timeout)

@@ -118,9 +118,14 @@ def _report(document: Mapping[str, Any], output: Output, *, is_new: bool) -> Non
     if ready := document["ready"]:
         warn_of(ready)
     if _is_running(document):
-        note(output, f"{name} is being pulled. Watch it: cachd watch {name}. End it: cachd cancel {name}")
+        note(output, f"{name} is being pulled{_next_commands(name)}")
     elif ready:
         note(output, pulled_text(document) if is_new else here_text(document))
+
+
+def _next_commands(name: str) -> str:
+    """What a person may do about a pull that runs, each command on a line from which it can be copied."""
+    return f"\n  watch it: cachd watch {name}\n  end it:   cachd cancel {name}"
 
 
 def _is_running(document: Mapping[str, Any]) -> bool:
@@ -143,5 +148,5 @@ async def _until_ready(
         with progress_bars() as update:
             return begun, await follow(client, name, seconds, Pulled(begun), update)
     except asyncio.CancelledError:  # by Ctrl-C
-        note(output, f"the pull goes on. Watch it: cachd watch {name}. End it: cachd cancel {name}")
+        note(output, f"the pull goes on{_next_commands(name)}")
         raise

@@ -25,6 +25,8 @@ def configure_logs(level: str, form: str, events: EventLog | None = None) -> Non
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    if as_text:
+        shared.append(_without_empty_values)
     heard: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars]
     if events:
         heard += [events, _Level(least)]
@@ -42,6 +44,13 @@ def configure_logs(level: str, form: str, events: EventLog | None = None) -> Non
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[libraries], force=True)
+
+
+def _without_empty_values(
+    _logger: object, _method: str, entry: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A processor for people: a value such as `code=` or `waits=None` tells them nothing."""
+    return {key: value for key, value in entry.items() if value is not None and value not in ("", {}, [])}
 
 
 class _Level:

@@ -87,7 +87,7 @@ def check_endpoints(
             hint = "see the log of that server, or of the proxy in front of it"
             yield Finding(Code.endpoint, State.warning, what, hint, subject=endpoint.url)
         else:
-            what = f"{endpoint.url} answers ({each.status}) after {each.seconds:.2f} s"
+            what = f"{endpoint.url} answers ({each.status}) in {each.seconds:.2f}s"
             yield ok(Code.endpoint, what, subject=endpoint.url)
 
 
@@ -139,7 +139,7 @@ def check_names(config: Config, endpoints: Sequence[Endpoint], seconds: float) -
             hint = "check the name, /etc/resolv.conf and the name server; behind a proxy, set proxy"
             yield of_error(Code.dns, each, subject=host, state=state, hint=hint)
         else:
-            yield ok(Code.dns, f"{host} has {each} addresses", subject=host)
+            yield ok(Code.dns, f"{host} has {each} address{'es' if each != 1 else ''}", subject=host)
 
 
 def _addresses(names: Names, host: str, port: int) -> int:

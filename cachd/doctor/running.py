@@ -133,7 +133,7 @@ def _model(model: Document) -> Finding | None:
     failed = (model.get("pull") or {}).get("error") or model.get("error")
     if isinstance(failed, dict) and state != "evicted":
         error = error_of(failed)
-        what = f"{name} is {state}: {error.detail}"
+        what = f"{name} {'has' if state == 'failed' else 'is'} {state}: {error.detail}"
         hint = error.hint or f"cachd show {name} has the details; cachd pull tries again"
         kind = State.wrong if state in _BAD else State.warning
         return Finding(Code.model, kind, what, hint, subject=name, error=error.code)

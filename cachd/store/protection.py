@@ -120,17 +120,17 @@ class Protection:
             first = (
                 "unpin it in the configuration" if PinnedBy.configuration in by else f"run cachd unpin {name}"
             )
-            raise InUse(f"{name} is pinned", code="pinned", hint=f"{first}, or use force")
+            raise InUse(f"{name} is pinned", code="pinned", hint=f"{first}, or use --force")
         if held := self._leases.of(name, self._clock()):
             raise InUse(
                 f"{name} is leased by {held[-1].holder or 'an unnamed holder'} (leases: {len(held)})",
                 code="leased",
-                hint="wait until the leases are released or expire, or use force",
+                hint="wait until the leases are released or expire, or use --force",
             )
 
 
 def _in_use(what: str, by: InUseBy) -> InUse:
     return InUse(
         f"{what} is {by}",
-        hint="stop the pods that use it, or use force: files that they have open stay readable",
+        hint="stop the pods that use it, or use --force: files that they have open stay readable",
     )

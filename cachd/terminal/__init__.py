@@ -1,8 +1,9 @@
 """Formats the answers of the command line for people."""
 
 from cachd.terminal.output import (
-    Cell,
     say,
+    say_beside,
+    say_indented,
     show_error,
     show_json,
     show_json_line,
@@ -13,11 +14,14 @@ from cachd.terminal.output import (
     warn_json,
 )
 from cachd.terminal.settings import not_in_force
+from cachd.terminal.table import Cell
 
 __all__ = [
     "Cell",
     "not_in_force",
     "say",
+    "say_beside",
+    "say_indented",
     "show_error",
     "show_json",
     "show_json_line",

@@ -8,12 +8,22 @@ from datetime import datetime
 
 from rich.filesize import decimal
 
+_SIZE_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 def size_text(size_bytes: float) -> str:
     """A size in decimal units, which `cachd` also reads as an argument."""
     return decimal(int(size_bytes))
+
+
+def progress_text(done_bytes: int, total_bytes: int) -> str:
+    """How much of a size is done, in its unit: 10.7/63.0 MB."""
+    total = size_text(total_bytes)
+    figure, unit = total.split(" ")
+    unit_bytes = 1000 ** _SIZE_UNITS.index(unit)
+    digits = len(figure.partition(".")[2])
+    return f"{done_bytes / unit_bytes:.{digits}f}/{total}"
 
 
 def rate_text(bytes_per_second: float) -> str:
@@ -45,3 +55,12 @@ def age_text(since: str, now: Callable[[], float] = time.time) -> str:
 def moment_of(text: str) -> float:
     """The Unix time of a moment in ISO 8601."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def moment_text(text: str) -> str:
+    """A moment in ISO 8601, in this machine's time zone, to the second; `-` if it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return "-"
+    return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")

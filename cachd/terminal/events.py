@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
-from cachd.terminal.amounts import duration_text, size_text
-from cachd.terminal.output import Cell, Row
+from cachd.terminal.amounts import duration_text, moment_text, size_text
+from cachd.terminal.table import Cell, Row
 
-HEADINGS = ("ID", "TIME", "KIND", "MODEL", "WHO", "DETAIL")
+HEADINGS = ("TIME", "KIND", "MODEL", "WHO", "DETAIL")
+WIDE_HEADINGS = ("ID", *HEADINGS)
 _BAD = ("pull_failed", "damaged", "quarantined", "refused", "config_refused", "config_last_good")
 
 
@@ -17,8 +17,7 @@ def event_row(event: Mapping[str, Any]) -> Row:
     """The cells of HEADINGS."""
     kind = str(event.get("kind"))
     return [
-        str(event.get("id")),
-        _time(event),
+        moment_text(str(event.get("time"))),
         Cell(kind, "red") if kind in _BAD else kind,
         str(event.get("model") or "-"),
         str(event.get("who") or "-"),
@@ -26,19 +25,22 @@ def event_row(event: Mapping[str, Any]) -> Row:
     ]
 
 
+def wide_row(event: Mapping[str, Any]) -> Row:
+    """The cells of WIDE_HEADINGS."""
+    return [str(event.get("id")), *event_row(event)]
+
+
 def event_line(event: Mapping[str, Any]) -> str:
     """One line about an event."""
     who = f"({event['who']})" if event.get("who") else ""
-    parts = (_time(event), str(event.get("kind")), str(event.get("model") or ""), _detail(event), who)
+    parts = (
+        moment_text(str(event.get("time"))),
+        str(event.get("kind")),
+        str(event.get("model") or ""),
+        _detail(event),
+        who,
+    )
     return "  ".join(filter(None, parts))
-
-
-def _time(event: Mapping[str, Any]) -> str:
-    """The time of an event in this machine's time zone, to the second."""
-    try:
-        return datetime.fromisoformat(str(event.get("time"))).astimezone().isoformat(" ", "seconds")
-    except ValueError:
-        return "-"
 
 
 def _detail(event: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachd.terminal.amounts import age_text, duration_text, moment_of, rate_text, size_text
-from cachd.terminal.output import Cell, Row, say, show_facts, show_table, warn
+from cachd.terminal.amounts import age_text, duration_text, moment_of, moment_text, rate_text, size_text
+from cachd.terminal.output import say, show_facts, show_table, warn
+from cachd.terminal.table import Cell, Row
 
 HEADINGS = ("NAME", "STATE", "SIZE", "PROGRESS", "RATE", "ETA", "USED BY", "REASON")
 _WIDE = ("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH")
@@ -207,9 +208,10 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
     facts |= {"used by": used_by(model)}
     if ready:
         facts["immutable_path"] = model["immutable_path"]
-        facts |= {k: ready[k] for k in ("revision", "manifest", "files", "published_at")}
+        facts |= {k: ready[k] for k in ("revision", "manifest", "files")}
+        facts["published_at"] = moment_text(ready["published_at"])
         facts["size"] = size_text(ready["bytes"])
-        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit']}"
+        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit'][:12]}"
     for before in model["previous"][:1]:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:
@@ -218,7 +220,8 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
         facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
         facts["advice"] = ready["advice"]
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
-    facts["verified_at"] = model["verified_at"]
+    if model["verified_at"]:
+        facts["verified_at"] = moment_text(model["verified_at"])
     facts |= _facts_of_pull(model["pull"]) if model["pull"] else {}
     return {name: fact for name, fact in facts.items() if fact not in (None, "")}
 
@@ -257,7 +260,7 @@ def _left_out(ready: Mapping[str, Any]) -> str:
 
 
 def pulled_text(model: Mapping[str, Any]) -> str:
-    """One sentence about the pull of a model that is ready: its bytes, its seconds and its rate."""
+    """About the pull of a model that is ready: its bytes, seconds and rate, then what was verified."""
     ready, pull = model["ready"], model["pull"]
     if not (pull and pull["began_at"] and pull["ended_at"]):
         return here_text(model)
@@ -265,12 +268,12 @@ def pulled_text(model: Mapping[str, Any]) -> str:
     fetched = pull["bytes"]["fetched"] or 0
     rate = f" ({rate_text(fetched / seconds)})" if fetched and seconds > 0 else ""
     received = "" if fetched == ready["bytes"] else f", of which {size_text(fetched)} were fetched"
-    return f"{_size(model)}{received}, in {duration_text(seconds)}{rate}; {verified_text(ready)}"
+    return f"{_size(model)}{received}, in {duration_text(seconds)}{rate}\n  {verified_text(ready)}"
 
 
 def here_text(model: Mapping[str, Any]) -> str:
-    """One sentence about a model that was ready before somebody asked for it."""
-    return f"{_size(model)}, here already; {verified_text(model['ready'])}"
+    """About a model that was ready before somebody asked for it: its size, then what was verified."""
+    return f"{_size(model)}, here already\n  {verified_text(model['ready'])}"
 
 
 def _size(model: Mapping[str, Any]) -> str:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cachd.errors import CachdError, printable
+from cachd.terminal.table import Line, Row, lines_of, text_of, wrapped
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-# Consoles, tables and bars are imported where they are used: a command that prints one path needs none.
-_PADDING, _LEAST_WIDTH = 2, 24  # columns: between cells, and of the last cell
-
-
-class Cell(NamedTuple):
-    """A cell of a table that is shown in a style on a terminal."""
-
-    text: str
-    style: str
-
-
-Row = Sequence[str | Cell]
+# Consoles and bars are imported where they are used: a command that prints one path needs none.
+INTERRUPTED = "^C"  # the terminal writes it behind what is redrawn; at its edge, it would begin a new line
+_INDENT = "  "
 
 
 def show_error(error: CachdError) -> None:
@@ -41,18 +33,43 @@ def show_error(error: CachdError) -> None:
 
 def warn(line: str, style: str | None = None) -> None:
     """Print lines on standard error. On a terminal they have the style."""
-    text = _escaped(line)
-    if not sys.stderr.isatty():
+    text, width = _escaped(line), _width_of(sys.stderr)
+    if width is None:
         print(text, file=sys.stderr)
         return
     from rich.console import Console
 
-    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    lines = [part for each in text.split("\n") for part in _fitting(each, width)]
+    Console(stderr=True).print("\n".join(lines), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: object) -> None:
     """Print lines that may hold text of strangers. Control characters in them are escaped."""
     print(_escaped(str(text)), flush=True)
+
+
+def say_beside(label: str, text: object, *, at: int = 0) -> None:
+    """Print a label and what belongs to it. On a terminal, a long text goes on below its own beginning.
+
+    `at`: how much stands on the line already.
+    """
+    indent, width = " " * (at + len(label)), _width_of(sys.stdout)
+    plain = _escaped(str(text))
+    first, *rest = [indent + plain] if width is None else wrapped(plain, width, indent, indent)
+    say("\n".join([label + first.removeprefix(indent), *rest]))
+
+
+def say_indented(text: str) -> None:
+    """Print a line. On a terminal, what does not fit goes on below, indented."""
+    width, plain = _width_of(sys.stdout), _escaped(text)
+    say(plain if width is None else "\n".join(_fitting(plain, width)))
+
+
+def _fitting(line: str, width: int) -> list[str]:
+    """A line for people as lines that fit into a terminal; those that follow the first are indented more."""
+    text = line.lstrip(" ")
+    indent = " " * (len(line) - len(text))
+    return wrapped(text, width, indent, indent + _INDENT)
 
 
 def _escaped(text: str) -> str:
@@ -93,54 +110,19 @@ def show_facts(facts: Mapping[str, object]) -> None:
     """Print each fact on a line of its own, after its name."""
     width = max(map(len, facts))
     for name, fact in facts.items():
-        say(f"{name:<{width}}  {fact}")
+        say_beside(f"{name:<{width}}  ", fact)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print a table as kubectl does: no borders, upper-case headings, one row for each thing.
-
-    Only the last column may be broken into several lines, and only on a terminal.
-    """
+    """Print a table as kubectl does. On a terminal, its lines are not longer than the terminal is wide."""
+    width = _width_of(sys.stdout)
+    lines = lines_of(headings, rows, width)
+    if width is None:
+        say("\n".join(text_of(line).rstrip() for line in lines))
+        return
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
-    _fit(console, headings, rows)
-    table = table_of(headings, rows)
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def table_of(headings: Sequence[str], rows: Sequence[Row]) -> Table:
-    """The table that `show_table` prints."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="", pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=number < len(headings) - 1, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(str(text)), style=style) for text, style in map(_styled, row)))
-    return table
-
-
-def _fit(console: Console, headings: Sequence[str], rows: Sequence[Row]) -> None:
-    """Make a console as wide as the table needs: in a pipe for all columns, on a terminal for all but one."""
-    from rich.cells import cell_len
-
-    texts = [headings, *([_styled(cell)[0] for cell in row] for row in rows)]
-    widths = [max(cell_len(printable(text)) for text in column) for column in zip(*texts, strict=True)]
-    if console.is_terminal:
-        widths[-1] = min(widths[-1], _LEAST_WIDTH)
-    needed = sum(widths) + _PADDING * len(widths)
-    console.width = max(console.width, needed) if console.is_terminal else needed
-
-
-def _styled(cell: str | Cell) -> tuple[str, str]:
-    return cell if isinstance(cell, Cell) else (cell, "")
+    Console(highlight=False, markup=False).print(_styled(lines), soft_wrap=True)
 
 
 @contextmanager
@@ -151,4 +133,22 @@ def redrawn() -> Iterator[Callable[[Sequence[str], Sequence[Row]], None]]:
 
     console = Console(highlight=False, markup=False)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        yield lambda headings, rows: live.update(table_of(headings, rows), refresh=True)
+
+        def draw(headings: Sequence[str], rows: Sequence[Row]) -> None:
+            lines = lines_of(headings, rows, console.width - len(INTERRUPTED))
+            live.update(_styled(lines), refresh=True)
+
+        yield draw
+
+
+def _styled(lines: Sequence[Line]) -> Text:
+    from rich.text import Text
+
+    return Text("\n", no_wrap=True, overflow="ignore").join(
+        Text.assemble(*((cell.text, cell.style) for cell in line)) for line in lines
+    )
+
+
+def _width_of(stream: TextIO) -> int | None:
+    """How many columns the terminal has that shows a stream; None if none does."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None

@@ -16,6 +16,7 @@ def show_capacity(now: Mapping[str, Any]) -> None:
     figures["inodes"] = f"{now['free_inodes']} free, {now['reserve_inodes']} of them reserved"
     figures["in use"] = f"reported by {now['in_use_reported_by']}"
     show_facts(figures)
+    say("")
     show_table(("NAME", "SIZE", "LAST-USED", "PROTECTED"), [_snapshot_row(s) for s in now["snapshots"]])
 
 
@@ -25,8 +26,11 @@ def show_evictions(document: Mapping[str, Any]) -> None:
         (_names(s), size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
         for s in document["evictions"]
     ]
-    show_table(("NAME", "FREES", "WHY"), rows)
+    if rows or not document.get("protected"):
+        show_table(("NAME", "FREES", "WHY"), rows)
     if document.get("protected"):
+        if rows:
+            say("")
         show_table(("PROTECTED", "BY"), [(_names(s), s["protected_by"]) for s in document["protected"]])
     if document.get("dry_run"):
         enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"

@@ -271,6 +271,7 @@ NEEDS = {
     "zsh": Need("a shell that people have", lambda: _program_lacking("zsh"), "zsh"),
     "fish": Need("a shell that people have", lambda: _program_lacking("fish"), "fish"),
     "busybox": Need("the shell of small images", lambda: _program_lacking("busybox"), "busybox"),
+    "tmux": Need("a terminal that a test reads", lambda: _program_lacking("tmux"), "tmux"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
     "helm": Need("the chart, rendered", _helm_lacking),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),

@@ -6,10 +6,10 @@ export const MAX_ROWS = 200;
 const MOVING = new Set(["queued", "resolving", "waiting", "downloading", "publishing"]);
 const WRONG = new Set(["failed", "damaged", "refused", "cancelled"]);
 const WAITS = {
-  slot: "waits for another pull to end",
-  origin: "waits for its origin",
-  slow: "its origin hardly answers",
-  space: "waits for disk space",
+  slot: "other pulls run, and it waits for its turn",
+  origin: "its source failed, and is asked again",
+  slow: "its source hardly sends",
+  space: "another process took the disk space that it waits for",
 };
 
 export const isMoving = (model) => Boolean(model.pull && MOVING.has(model.pull.state));

@@ -17,7 +17,6 @@ from cachd.errors import error_of
 from cachd.terminal import models as printed
 from cachd.terminal.output import redrawn
 from cachd.terminal.progress import progress_bars
-from cachd.terminal.table import Row
 
 if TYPE_CHECKING:
     from cachd.client import Client

@@ -21,7 +21,7 @@ _STEP_BYTES = 64 << 10
 def fetch_small(download: Download, supplier: Supplier, buffer: memoryview) -> None:
     """Fetch the complete file and commit it.
 
-    If the transfer breaks off or yields to another pull, the file goes on as a part of an ingest. Raises what
+    If the transfer breaks off or yields to another pull, the rest of the file is fetched as a part of an ingest. Raises what
     makes the supplier, or the download, fail.
     """
     size = download.file.size

@@ -109,7 +109,7 @@ class ContentStore(Blobs):
             ingest.discard()
             self.damaged.forget(
                 file.blob
-            )  # parts copied from it may be wrong, too: fetch the complete file again
+            )  # parts copied from it may be wrong, too: the next ingest reuses none
             raise corrupt(file, got)
         sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
         if not self.has(file):

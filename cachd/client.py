@@ -195,7 +195,7 @@ class Client:
     async def lines(
         self, path: str, *, params: Mapping[str, str], headers: Mapping[str, str]
     ) -> AsyncIterator[str]:
-        """Yields the lines of an answer that goes on, without their ends.
+        """Yields the lines of an answer that does not end by itself, without their line ends.
 
         Raises Unreachable when the connection breaks.
         """

@@ -38,7 +38,7 @@ SMALL = Limit()
 
 def too_large(shown: str, at_most: int, arrived: int | None = None, *, unit: str = "bytes") -> Invalid:
     """The error for a document of more than `at_most` units; `arrived` is its real number, where known."""
-    has = f"has {arrived} {unit}" if arrived is not None else f"goes on after {at_most} {unit}"
+    has = f"has {arrived} {unit}" if arrived is not None else f"has more than {at_most} {unit}"
     return Invalid(
         f"{shown} {has}; the limit is {at_most} {unit}",
         code="document_too_large",

@@ -15,10 +15,10 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.huggingface import HubSource
 from cachd.sources.secrets import Secret
 from tests.conftest import PATIENCE_SECONDS, Engine
+from tests.fetching import http
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.origin import Fault, Reply, Seen, Status
-from tests.test_source_contract import http
 
 Engines = Callable[..., Engine]
 

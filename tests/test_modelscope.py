@@ -13,10 +13,10 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.modelscope import ModelScopeSource
 from cachd.sources.secrets import Secret
 from tests.conftest import PATIENCE_SECONDS, Engine
+from tests.fetching import http
 from tests.ground.models import noise
 from tests.ground.modelscope import ModelScope
 from tests.ground.origin import Status
-from tests.test_source_contract import http
 
 Engines = Callable[..., Engine]
 

@@ -85,7 +85,7 @@ async def events(
     if model is not None:
         check_name(model)
     begin = after if last_event_id is None else last_event_id
-    is_head = getattr(request.state, "is_head", False)  # its answer has no body that could go on
+    is_head = getattr(request.state, "is_head", False)  # its answer has no body
     if (_is_stream(request) if follow is None else follow) and not is_head:
         return EventStream(services.events, lanes, model=model, after=begin)
     page = await lanes.reads.shared(
@@ -95,7 +95,7 @@ async def events(
 
 
 class EventStream(Response):
-    """An answer that goes on until the client disconnects, or the daemon ends it.
+    """An answer that lasts until the client disconnects, or the daemon ends it.
 
     Only so many clients may listen at once; another one gets a problem document. A client needs no memory of
     its own: what it has not read is in the event log, until newer events take its place.

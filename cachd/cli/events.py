@@ -34,7 +34,7 @@ def events(
     ] = None,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="go on, and show what happens until Ctrl-C")
+        bool, typer.Option("--follow", "-f", help="keep watching: show new events until Ctrl-C")
     ] = False,
     after: Annotated[
         int | None,

@@ -27,7 +27,7 @@ commands = typer.Typer()
 def list_models(
     *,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="go on, and show what changes until Ctrl-C")
+        bool, typer.Option("--watch", "-w", help="keep watching: show changes until Ctrl-C")
     ] = False,
     server: Server = SERVER,
     token_file: TokenFile = None,

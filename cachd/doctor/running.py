@@ -90,7 +90,7 @@ def check_in_force(reported: Reported) -> Iterator[Finding]:
         yield ok(Code.configuration_in_force, "the daemon uses the configuration file as it is")
     if waiting := file.get("waiting_for_restart"):
         what = f"these options take effect when the daemon restarts: {', '.join(map(str, waiting))}"
-        hint = "restart the daemon; pods keep reading meanwhile, and pulls go on afterwards"
+        hint = "restart the daemon; pods keep reading meanwhile, and pulls resume afterwards"
         yield Finding(Code.restart_needed, State.warning, what, hint)
 
 

@@ -33,7 +33,7 @@ EndReason = Literal["slow", "deadline", "stopping"]
 class EventKind(StrEnum):
     """What happened.
 
-    `pull_interrupted`: the daemon stops, and its next start goes on with the pull. `quarantined`: damage was
+    `pull_interrupted`: the daemon stops, and its next start resumes the pull. `quarantined`: damage was
     found, and the model is not ready until it is repaired. `refused`: the operator refuses a digest of the
     model. `config_last_good`: the daemon started with the last good configuration, as its file is wrong.
     """

@@ -169,7 +169,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     else:
         return None  # it was removed after `state` was read; the removal marks the name again
     if models.pulls.are_stopping and state not in _ENDED:
-        state = ModelState.queued  # the next start of the daemon goes on with it
+        state = ModelState.queued  # the next start of the daemon resumes it
     failure = models.failure(name) if state in _FAILED else None
     is_downloading = state is ModelState.downloading
     eta = about["eta_seconds"] if is_downloading else None

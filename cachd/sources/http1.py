@@ -219,7 +219,7 @@ def _parse(head: bytes, callbacks: _Callbacks) -> tuple[int, str]:
 def _in_plain_lines(head: bytes) -> bytes:
     """A head whose lines end with CRLF and are not folded, as httptools demands.
 
-    A line may end with a bare line feed (RFC 9112, 2.2), and a header may go on in the next line (5.2).
+    A line may end with a bare line feed (RFC 9112, 2.2), and a header may continue in the next line (5.2).
     """
     first, _, rest = head.partition(b"\n")
     return _LINE_END.sub(b"\r\n", first + b"\n" + _FOLD.sub(b" ", rest))

@@ -1,4 +1,4 @@
-"""The scrub log: when each blob was last verified, so that a restart does not begin the scrub anew."""
+"""The scrub log: when each blob was last verified, so that a restart continues the scrub."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Endings:
     def end(self, pull: Pull, state: State, outcome: Outcome) -> None:
         """End a pull as ready, failed or cancelled. The outcome is its snapshot or its error.
 
-        A pull that is cancelled because the daemon stops ends as queued: the next start goes on with it.
+        A pull that is cancelled because the daemon stops ends as queued: the next start resumes it.
         """
         name = pull.spec.name
         if state is State.cancelled and pull.permit.is_revoked:
@@ -115,5 +115,5 @@ def _interrupted(pull: Pull) -> Unavailable:
     return Unavailable(
         f"{pull.spec.name}: interrupted by a stop at {progress.done} of {progress.total} bytes",
         code="interrupted",
-        hint="the next start of the daemon goes on with the pull, and so does cachd pull --direct",
+        hint="the next start of the daemon, or cachd pull --direct, resumes the pull",
     )

@@ -83,7 +83,7 @@ class Progress:
         self.state, self._waits = State.resolving, replace(waits, until=None) if waits else None
 
     def pause_resolve(self, waits: Waits) -> None:
-        """The resolve goes on, but the pull waits: for a slow source, or for its slot."""
+        """The resolve continues, but the pull waits: for a slow source, or for its slot."""
         self.state, self._waits = State.resolving, waits
 
     def await_retry(self, waits: Waits) -> None:

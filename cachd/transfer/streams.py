@@ -121,7 +121,7 @@ class Asking(CancelToken):
         return self._is_slow
 
     def take(self) -> None:
-        """Abort the request. Its thread gives the stream up, and goes on with this work later."""
+        """Abort the request. Its thread gives the stream to another quota, and continues this work later."""
         self.is_taken = True
         self.cancel()
 

@@ -75,7 +75,7 @@ class Prewarm:
         self._thread.start(after=self._tick())
 
     def close(self) -> None:
-        """Join the thread. The pulls go on."""
+        """Join the thread. The pulls continue."""
         self._thread.close()
 
     def _tick(self) -> float:

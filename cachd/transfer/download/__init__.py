@@ -18,8 +18,8 @@
 
 Every pull that asks for a file brings a supplier: its source, and the file as that source lists it. The size
 and the digest come from the manifest and are equal for all; the bytes may come from any supplier. A part that
-breaks off goes on where it stopped, with whichever supplier may take it next.
+breaks off is resumed where it stopped, by whichever supplier may take it next.
 
 Retries happen only here. After more than `retries` failures of one supplier without 64 KiB of progress
-between them, the supplier fails, and its pull with it. The download goes on while it has another supplier.
+between them, the supplier fails, and its pull with it. The download continues if it has another supplier.
 """

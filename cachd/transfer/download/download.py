@@ -108,7 +108,7 @@ class Download:
     # --- on a stream ---
 
     def turn(self, supplier: Supplier, buffer: memoryview) -> None:
-        """Let a supplier's stream begin the download, fetch the next part, or go on with the proof."""
+        """Let a supplier's stream begin the download, fetch the next part, or continue the proof."""
         with self.inside(supplier) as inside:
             if not inside:
                 return

@@ -65,7 +65,7 @@ class Part:
         return self._failures[supplier]
 
     def rest_for(self, supplier: Supplier) -> Part:
-        """The part for `supplier` to go on with: its rest, if the bytes so far came from another one."""
+        """The part that `supplier` continues: its rest, if the bytes so far came from another one."""
         if self.sender is None or self.sender.origin == supplier.origin or self.reached == self.extent.start:
             return self
         rest = Part(self.rest)

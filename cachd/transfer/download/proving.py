@@ -41,7 +41,7 @@ class Proving:
     def run(self, buffer: memoryview) -> None:
         """Go on with the proof. Raises Corrupt if the source lacks the blob, or what it failed with.
 
-        After a temporary failure, or when the stream must yield, it goes on in a later turn.
+        After a temporary failure, or when the stream must yield, a later turn continues the proof.
         """
         try:
             if self._proof.samples and self._agree(buffer):

@@ -100,7 +100,7 @@ class Schedule:
             self._engine.streams.submit_later(each.quota, each.turn_later, seconds)
 
     def call_others(self, supplier: Supplier) -> None:
-        """As `call`, for a stream that goes on with `supplier` itself, and so needs no turn."""
+        """As `call`, for a stream that continues with `supplier` itself, which needs no turn."""
         with self.lock:
             supplier.running += 1
         self.call()

@@ -21,8 +21,8 @@ _STEP_BYTES = 64 << 10
 def fetch_small(download: Download, supplier: Supplier, buffer: memoryview) -> None:
     """Fetch the complete file and commit it.
 
-    If the transfer breaks off or yields to another pull, the file goes on as a part of an ingest. Raises what
-    makes the supplier, or the download, fail.
+    If the transfer breaks off or yields to another pull, the rest of the file is fetched as a part of an
+    ingest. Raises what makes the supplier, or the download, fail.
     """
     size = download.file.size
     if download.tally.is_waiting_for_space and not download.blocks.has_space_again(size):

@@ -10,6 +10,7 @@ is one without and one with a slow connection, of other bytes, by one daemon. do
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import statistics
 import tempfile
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="pairs of pulls; medians are shown")
     parser.add_argument("--streams", default="8,16,32", help="numbers of connections")
     asked = parser.parse_args()
+    logging.getLogger("aiohttp.server").disabled = True  # it reports each connection that is given up
     shown = Table("connections", "rate of each", "without, s", "with one slow, s", "times", "bytes twice")
     for streams in map(int, asked.streams.split(",")):
         shown.add_row(*measured(streams, asked.pairs))

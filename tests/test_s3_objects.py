@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from cachd.model.folders import folder_markers
-from cachd.sources.buckets import Service
+from cachd.sources.aws import Keys
+from cachd.sources.bucket_listing import BucketListing
+from cachd.sources.buckets import Buckets, Service
+from cachd.sources.cancel import CancelToken
 from cachd.sources.s3 import BucketSource
 from tests.conftest import Engine, spec_of
 from tests.fetching import KIB, MIB, PATIENCE_SECONDS, http, refused, resolve
@@ -174,6 +177,14 @@ def test_a_listing_of_many_pages_is_read_to_its_end(bucket: Bucket, engine: Engi
     files = {f"{number:03} +é/x": str(number).encode() for number in range(50)}
     hold(bucket, files)
     assert pulled(engine(s3_endpoint_url=bucket.url), root, "s3://models/m/llama/") == files
+
+
+def test_ten_thousand_objects_are_listed_in_ten_pages(bucket: Bucket) -> None:
+    hold(bucket, {f"{number % 7}/{number:05}": b"x" for number in range(10_000)})
+    listing = BucketListing(Buckets(http(), Service(bucket.url), Keys()))
+    listed = listing.read("models", "m/llama/", CancelToken())
+    assert len(listed) == 10_000
+    assert len(bucket.requests) == 10
 
 
 def test_one_object_needs_no_permission_to_list_and_its_siblings_are_not_listed(

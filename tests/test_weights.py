@@ -399,12 +399,14 @@ def test_a_model_of_one_quantisation_is_one_file(
     assert engine(hf_endpoint=hub.url).pull("hf://org/m", name="m", weights="gguf:Q8_0").file == file
 
 
-def test_show_advises_to_choose_where_a_source_has_its_weights_twice(ground: Ground) -> None:
+def test_show_and_resolve_advise_to_choose_where_a_source_has_its_weights_twice(ground: Ground) -> None:
     ground.hub.add("org/twice", {"model.safetensors": noise(400), "pytorch_model.bin": noise(500)})
     ground.node.pull("hf://org/twice")
     advice = ground.node.ready("org--twice").document["advice"]
     assert "in 2 forms: bin, safetensors" in advice
     assert advice in ground.node.cli("show", "org--twice").stdout
+    assert ground.node.ask("POST", "/v1/resolve", {"ref": "org/twice"}).document["advice"] == advice
+    assert "in 2 forms: bin, safetensors" in ground.node.cli("resolve", "org/twice").stderr
     ground.node.pull("hf://org/twice", name="once", weights="safetensors")
     assert ground.node.ready("once").document["advice"] is None
 

@@ -143,6 +143,8 @@ class HubListing:
             known = {str(above) for path in found for above in PurePosixPath(path).parents}
             following = sorted(directories - known - asked)
             asked.update(following)
+            if len(asked) > _MAX_PAGES:
+                raise self._too_many()
         return found
 
     def _pages(self, tree: str, directory: str) -> Iterator[Mapping[str, Any]]:
@@ -154,9 +156,7 @@ class HubListing:
             if url in seen:
                 raise _unfaithful(f"{bare(url)} goes on with a page that was there before")
             if len(seen) == _MAX_PAGES:
-                raise Invalid(
-                    f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files"
-                )
+                raise self._too_many()
             seen.add(url)
             try:
                 page, url = self._page(url)
@@ -165,6 +165,9 @@ class HubListing:
                     raise _unfaithful(f"{bare(at)} is listed, and a page of it is not there") from error
                 return
             yield from page
+
+    def _too_many(self) -> Invalid:
+        return Invalid(f"{self.ref.base} has a tree of more than {_MAX_PAGES} pages", code="too_many_files")
 
     def commits(self, beginning: str) -> list[str]:
         """The newest commits of main that begin so. Raises as `Http` does.

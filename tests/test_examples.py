@@ -236,8 +236,8 @@ def test_the_prewarm_job_makes_the_model_ready_on_every_node_that_the_service_na
             assert ended.returncode == 0, ended.stderr
             assert (tmp_path / "node/ready/qwen-next.json").exists()
             for wrong in ({"NODES": "absent.invalid"}, {"REF": "hf://Qwen/absent", "NAME": "absent"}):
-                ended = subprocess.run(["sh", "-ec", script], env=environment | wrong, capture_output=True)
-                assert ended.returncode != 0, wrong
+                failed = subprocess.run(["sh", "-ec", script], env=environment | wrong, capture_output=True)
+                assert failed.returncode != 0, wrong
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,9 @@ def test_the_prewarm_job_makes_the_model_ready_on_every_node_that_the_service_na
             ended = subprocess.run(["sh", "-ec", script], env=environment, capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr
             assert (tmp_path / "node/ready/qwen-next.json").exists()
-            nobody = environment | {"NODES": "absent.invalid"}
-            assert subprocess.run(["sh", "-ec", script], env=nobody, capture_output=True).returncode != 0
+            for wrong in ({"NODES": "absent.invalid"}, {"REF": "hf://Qwen/absent", "NAME": "absent"}):
+                failed = subprocess.run(["sh", "-ec", script], env=environment | wrong, capture_output=True)
+                assert failed.returncode != 0, wrong
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import ssl
 import time
@@ -231,9 +232,17 @@ class Client:
             yield
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
-                f"no cachd answers at {self._server}: {error or type(error).__name__}",
+                f"no cachd answers at {self._server}: {_reason(error)}",
                 hint="start the daemon (cachd serve), or give its address with --url or CACHD_URL",
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection failed. aiohttp speaks of TLS also where there is none."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number = error.os_error.errno
+        return os.strerror(number) if number and number > 0 else reason(error.os_error)
+    return str(error) or type(error).__name__
 
 
 def _lease_path(name: str, lease: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ def doctor(
     from cachd.doctor.this_node import is_here
 
     configure_logs("error", "text")
-    address = server or found_daemon().server
-    reported, absent = _reported(server, address, token_file, timeout)
+    address = server or found_daemon(config_file).server
+    reported, absent = _reported(server, address, token_file, timeout, config_file)
     node = Node(
         _options_here(config_file, root, reported) if is_here(address) else None,
         address,
@@ -90,11 +91,12 @@ def _options_here(config_file: Path | None, root: Path | None, reported: Reporte
 
 
 def _reported(
-    server: str | None, address: str, token_file: Path | None, seconds: float
+    server: str | None, address: str, token_file: Path | None, seconds: float, config_file: Path | None
 ) -> tuple[Reported | None, CachdError | None]:
     """What the daemon at `address` reports; else the error that says that none answers."""
     try:
-        return ask(server, token_file, lambda client: _asked_in_time(client, address, seconds)), None
+        call = partial(_asked_in_time, server=address, seconds=seconds)
+        return ask(server, token_file, call, config_file=config_file), None
     except Unreachable as error:
         return None, error
 

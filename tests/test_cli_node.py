@@ -179,3 +179,32 @@ def test_a_broken_configuration_keeps_nobody_from_asking(tmp_path: Path, content
     ended = here(config, "ls", "--url", "http://127.0.0.1:1")
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (6, "  code: daemon_unreachable")
     assert "Traceback" not in here(config, "ls").stderr
+
+
+def test_a_file_that_is_not_yaml_keeps_nobody_from_the_daemon(node: Nodes) -> None:
+    running = node(listen=f"127.0.0.1:{free_port()}")
+    with running.config.open("a") as file:
+        file.write("models: [\n")
+    assert here(running.config, "ls").returncode == 0
+    running.config.write_text(f"listen: [\nroot: {running.root}\n")
+    assert here(running.config, "ls").returncode == 0, "the last good configuration says where it listens"
+
+
+def test_an_address_that_a_broken_file_hides_is_said_to_be_uncertain(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"listen: 127.0.0.1:{free_port()}\nmodels: [\n")
+    ended = here(config, "ls")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (6, "  code: daemon_unreachable")
+    assert f"{config}:3: not YAML" in ended.stderr
+    assert "correct the file" in ended.stderr
+    absent = here(tmp_path / "absent.yaml", "ls", CACHD_LISTEN=f"127.0.0.1:{free_port()}")
+    assert f"{tmp_path}/absent.yaml: the configuration file cannot be read" in absent.stderr
+
+
+def test_who_does_not_answer_is_said_in_plain_words(tmp_path: Path) -> None:
+    port = free_port()
+    for address in (f"http://127.0.0.1:{port}", f"unix:{tmp_path}/s"):
+        ended = here(tmp_path / "absent.yaml", "ls", "--url", address)
+        said = ended.stderr.splitlines()[0]
+        reason = "No such file or directory" if address.startswith("unix") else "Connection refused"
+        assert said == f"error: no cachd answers at {address}: {reason}"

@@ -235,6 +235,25 @@ def test_a_running_daemon_says_where_its_root_and_its_file_are(node: Nodes, hub:
     assert found.state(Code.hard_links) == found.state(Code.inotify) == found.state(Code.leases) == "ok"
 
 
+def test_a_daemon_is_where_the_named_file_says_even_if_that_file_is_not_yaml(
+    node: Nodes, machine: Machine
+) -> None:
+    running = node(hf_endpoint=machine.hub.url, listen=f"127.0.0.1:{closed_port()}")
+    found = machine.examined(root=str(running.root), listen=running.options["listen"])
+    assert found.state(Code.daemon) == "ok"
+    assert found.of(Code.daemon)["subject"] == running.url
+    for file in (f"root: {running.root}\nmodels: [\n", f"listen: {running.options['listen']}\nmodels: [\n"):
+        machine.file.write_text(file)
+        command = [*CACHD, "doctor", "--config", str(machine.file), *PATIENT]
+        broken = Examined(run(command, env={**os.environ, **machine.env}, timeout=PATIENCE_SECONDS))
+        assert broken.wrong == {Code.configuration}, broken.stdout
+        assert str(running.root) in broken.of(Code.root)["what"]
+    assert running.stop() == 0
+    machine.file.write_text(f"root: {running.root}\nmodels: [\n")
+    stopped = Examined(run(command, env={**os.environ, **machine.env}, timeout=PATIENCE_SECONDS))
+    assert stopped.wrong == {Code.configuration}, stopped.stdout
+
+
 def test_a_daemon_that_refuses_the_token_is_wrong(node: Nodes, tmp_path: Path, hub: Hub) -> None:
     (tmp_path / "tokens").write_text("canary-admin")
     running = node(hf_endpoint=hub.url, token_file=str(tmp_path / "tokens"), anonymous_reads=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
-from tests.ground.program import CACHD, run
+from tests.ground.program import CACHD, Program, run
 from tests.ground.site import assert_problem
 
 PATIENCE_SECONDS = 120.0
@@ -192,3 +193,28 @@ def test_it_is_found_in_a_directory_of_the_daemons_own_and_by_the_root_that_the_
     running.start()
     assert running.wait_for("listening")["root"] == str(running.root / "cachd")
     assert file_of(running)["last_good"]
+
+
+def first_line(config: Path, event: str) -> str:
+    """The line of the log in which an event is, of a daemon that is started with a file alone, and killed."""
+    command, env = [*CACHD, "serve", "--config", config], {**os.environ, "CACHD_LOG_FORMAT": "json"}
+    with Program(command, env=env, stderr=subprocess.PIPE) as started:
+        try:
+            assert started.stderr is not None
+            return next((line for line in started.stderr if event in line), "")
+        finally:
+            started.kill()
+
+
+def test_a_file_that_is_not_yaml_still_names_the_root_of_the_last_good_configuration(tmp_path: Path) -> None:
+    root, config = tmp_path / "root", tmp_path / "config.yaml"
+    root.mkdir(mode=0o755)
+    config.write_text(f"root: {root}\nlisten: 127.0.0.1:0\n")
+    assert first_line(config, "desired models read")
+    with config.open("a") as file:
+        file.write("models: [\n")
+    assert first_line(config, "last good configuration in force")
+    config.write_text("models: [\n")
+    ended = run([*CACHD, "serve", "--config", str(config)], timeout=PATIENCE_SECONDS)
+    assert ended.returncode == 2
+    assert "name the root of the cache: --root" in ended.stderr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cachd import files
 from cachd.cli.node import FoundDaemon, found_daemon
-from cachd.errors import Invalid
+from cachd.errors import Invalid, Unreachable
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -29,16 +29,22 @@ def tls_variables() -> dict[str, Path | None]:
     return {f"CACHD_API_{key.upper()}": file for key, file in _tls_files.items()}
 
 
-def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Awaitable[T]]) -> T:
+def ask(
+    server: str | None,
+    token_file: Path | None,
+    call: Callable[[Client], Awaitable[T]],
+    *,
+    config_file: Path | None = None,
+) -> T:
     """What `call` returns, given a client of the daemon. Raises CachdError.
 
-    Without a `server`, it is the daemon of this node.
+    Without a `server`, it is the daemon of this node: that of `config_file`, or else of CACHD_CONFIG.
     """
     import asyncio  # it and aiohttp take longer to load than all else that a command needs
 
     from cachd.client import Client, ClientTls
 
-    found = FoundDaemon(server) if server else found_daemon()
+    found = FoundDaemon(server) if server else found_daemon(config_file)
     token = _token(token_file) or found.token
     tls = ClientTls(**_tls_files, certificate=None if _tls_files.get("ca_file") else found.certificate)
 
@@ -46,7 +52,20 @@ def ask(server: str | None, token_file: Path | None, call: Callable[[Client], Aw
         async with Client(found.server, token, tls=tls) as client:
             return await call(client)
 
-    return asyncio.run(session())
+    try:
+        return asyncio.run(session())
+    except Unreachable as error:
+        if found.fault:
+            raise _perhaps_elsewhere(error, found.fault) from error
+        raise
+
+
+def _perhaps_elsewhere(error: Unreachable, fault: str) -> Unreachable:
+    """The error where the address of the daemon was not found, because of a fault in its file."""
+    return Unreachable(
+        f"{error.detail}; the configuration file, which says where it listens, is wrong: {fault}",
+        hint="correct the file, or give the address of the daemon with --url or CACHD_URL",
+    )
 
 
 def _token(file: Path | None) -> str | None:

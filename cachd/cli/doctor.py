@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.node import found_daemon
-from cachd.errors import CachdError, Forbidden, Unreachable
+from cachd.errors import CachdError, Forbidden, Unauthorized, Unreachable
+from cachd.model.units import count_text
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -50,8 +52,8 @@ def doctor(
     from cachd.doctor.this_node import is_here
 
     configure_logs("error", "text")
-    address = server or found_daemon().server
-    answer = _answer(server, address, token_file, timeout)
+    address = server or found_daemon(config_file).server
+    answer = _answer(server, address, token_file, timeout, config_file)
     examined = _options_here(config_file, root, answer) if is_here(address) else None
     node = Node(examined, address, is_named=server is not None, answer=answer)
     findings = [finding.as_document() for finding in examine(node, timeout)]
@@ -88,11 +90,12 @@ def _options_here(config_file: Path | None, root: Path | None, answer: Reported 
 
 
 def _answer(
-    server: str | None, address: str, token_file: Path | None, seconds: float
+    server: str | None, address: str, token_file: Path | None, seconds: float, config_file: Path | None
 ) -> Reported | Unreachable:
     """What the daemon at `address` reports; else the error that says that none answers."""
     try:
-        return ask(server, token_file, lambda client: _asked_in_time(client, address, seconds))
+        call = partial(_asked_in_time, server=address, seconds=seconds)
+        return ask(server, token_file, call, config_file=config_file)
     except Unreachable as error:
         return error
 
@@ -126,6 +129,10 @@ async def _asked(client: Client, server: str) -> Reported:
         return Reported(server, probes=probes, refused=error)
     try:
         options = await client.get("/v1/options")
+    except Unauthorized as error:
+        # Without a token, a node that lets everybody read answers all of the above.
+        refused = error if client.has_token else None
+        return Reported(server, capacity, None, models, probes, refused)
     except Forbidden:
         return Reported(server, capacity, None, models, probes)
     return Reported(server, capacity, options, models, probes)
@@ -158,5 +165,5 @@ def _say(findings: Sequence[Mapping[str, Any]]) -> None:
         if state != "ok" and finding.get("hint"):
             terminal.say_beside(" " * (_STATE_WIDTH + 4 + width), f"hint: {finding['hint']}")
     counted = Counter(finding["state"] for finding in findings)
-    warnings = "1 warning" if counted["warning"] == 1 else f"{counted['warning']} warnings"
+    warnings = count_text(counted["warning"], "warning")
     terminal.say(f"{counted['wrong']} wrong, {warnings}, {counted['ok']} ok")

@@ -67,7 +67,8 @@ def events(
         return
     is_wide = output is Output.wide
     rows = [wide_row(each) if is_wide else event_row(each) for each in page["events"]]
-    show(page, output, lambda: terminal.show_table(WIDE_HEADINGS if is_wide else HEADINGS, rows))
+    headings = WIDE_HEADINGS if is_wide else HEADINGS
+    show(page, output, lambda: terminal.show_table(headings, rows, none="no event"))
 
 
 class Following:

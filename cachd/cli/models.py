@@ -44,8 +44,9 @@ def list_models(
         for model in found:
             terminal.say(model["name"])
         return
-    table = printed.table(found, is_wide=output is Output.wide)
-    show({"models": found}, output, lambda: terminal.show_table(*table))
+    headings, rows = printed.table(found, is_wide=output is Output.wide)
+    none = "no model is here yet; cachd pull REF pulls one"
+    show({"models": found}, output, lambda: terminal.show_table(headings, rows, none=none))
 
 
 @commands.command("show", epilog="Example: cachd show org--model; cachd show org--model --files -o json")
@@ -202,7 +203,9 @@ def warm(
 
     def text(warming: Mapping[str, Any]) -> None:
         loaded, total = warming["bytes"]["loaded"], warming["bytes"]["total"]
-        terminal.say(f"{warming['name']} {warming['state']}: {size_text(loaded)} of {size_text(total)} read")
+        read = f"{size_text(loaded)} of them were read from the disk" if loaded else "they were there already"
+        state = "in memory" if warming["state"] == "warm" else warming["state"]
+        terminal.say(f"{warming['name']}: {size_text(total)} {state}; {read}")
 
     ask_each(server, token_file, names, _warmed, output=output, text=text)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cachd import files
 from cachd.errors import CachdError
 from cachd.kernel.listening import listening_users
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT = "http://127.0.0.1:8470"
 _CONFIG, _ROOT = Path("/etc/cachd/config.yaml"), Path("/var/lib/cachd")
 _KEYS = ("listen", "root", "token_file", "tls_cert_file")
+_LONGEST_KEPT = 2 << 20
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 these are looked up, not bound
 
 
@@ -31,42 +33,64 @@ class FoundDaemon:
     """Where the daemon of this node answers.
 
     `token`: one that it accepts, None if none was found. `certificate`: the PEM file of its certificate, for
-    an https:// address.
+    an https:// address. `fault`: what is wrong with its configuration file, so that the address may be
+    another; empty if nothing is.
     """
 
     server: str = DEFAULT
     token: str | None = None
     certificate: Path | None = None
+    fault: str = ""
 
 
-def found_daemon() -> FoundDaemon:
-    """The daemon of this node, by the environment and the configuration file; else the default address."""
-    settings = _settings()
+def found_daemon(config_file: Path | None = None) -> FoundDaemon:
+    """The daemon of this node, by the environment and the configuration file; else the default address.
+
+    While the file is not YAML, by the last good configuration, which such a daemon uses.
+    """
+    settings, fault = _settings(config_file)
     if not settings:
-        return FoundDaemon()
+        return FoundDaemon(fault=fault)
     certificate = _path(settings.get("tls_cert_file"))
     server = _server(settings.get("listen"), has_tls=certificate is not None) or DEFAULT
     is_tls = server.startswith("https")
     file = _path(settings.get("token_file"))
     token = _token(file) if file and (is_tls or _is_trusted(server, settings)) else None
-    return FoundDaemon(server, token, certificate if is_tls else None)
+    return FoundDaemon(server, token, certificate if is_tls else None, fault)
 
 
-def _settings() -> Mapping[str, object]:
-    """The unparsed options of the daemon that say how to reach it, as far as they are set and readable."""
-    named = os.environ.get("CACHD_CONFIG", "").strip()
+def _settings(config_file: Path | None) -> tuple[Mapping[str, object], str]:
+    """The unparsed options of the daemon that say how to reach it, as far as they are set and readable.
+
+    And what is wrong with its file; empty if nothing is.
+    """
+    named = str(config_file or os.environ.get("CACHD_CONFIG", "")).strip()
     file = Path(named) if named else _CONFIG
-    has_file = os.access(file, os.R_OK)
+    has_file = bool(named) or os.access(file, os.R_OK)
     if not has_file and not any(os.environ.get(f"CACHD_{key.upper()}") for key in _KEYS):
-        return {}
+        return {}, ""
     from cachd.settings import file as configfile  # YAML takes longer to load than most commands to run
     from cachd.settings.given import given
 
-    read = None
-    with suppress(CachdError):  # the daemon says what is wrong with its file
-        read = configfile.read(file) if has_file else None
+    read = configfile.examine(file) if has_file else None
+    fault = str(read.findings[0]) if read and read.findings else ""
+    if read and fault:
+        read.keys |= _last_good(read.keys)
     found = given(dict.fromkeys(_KEYS, ()), {}, read).values()
-    return {key: found[key] for key in _KEYS if key in found}
+    return {key: found[key] for key in _KEYS if key in found}, fault
+
+
+def _last_good(keys: Mapping[str, object]) -> dict[str, object]:
+    """What the daemon kept of its last good configuration; empty if this user may not read it."""
+    from cachd.store.layout import Layout
+    from cachd.store.root import own_place
+
+    root = _path(os.environ.get("CACHD_ROOT")) or _path(keys.get("root")) or _ROOT
+    for place in (root, own_place(root)):
+        with suppress(*files.UNREADABLE, TypeError, KeyError):
+            kept = dict(files.document(Layout(place).last_good, at_most=_LONGEST_KEPT)["keys"])
+            return {key: kept[key] for key in _KEYS if key in kept}
+    return {}
 
 
 def _server(listen: object, *, has_tls: bool) -> str | None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachd import errors, terminal
+from cachd import terminal
 from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Form, Output, Server, TokenFile, server_option
 from cachd.cli.ask import ask
 from cachd.cli.exits import EXIT_BY_ERROR
+from cachd.errors import Forbidden, Invalid
 from cachd.terminal import settings as printed
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sources(
     found = ask(server, token_file, lambda client: client.get("/v1/sources", params=params))
     show(found, output, lambda: printed.show_sources(found))
     if found.get("verdict") == "refused":
-        raise typer.Exit(EXIT_BY_ERROR[errors.Forbidden])
+        raise typer.Exit(EXIT_BY_ERROR[Forbidden])
 
 
 async def _limited(client: Client, rate: str | None, source: str | None) -> dict[str, Any]:
@@ -116,4 +117,9 @@ def _options_here(config_file: Path | None) -> dict[str, Any]:
 
     for unknown in unknown_variables(config.Config.model_fields):
         terminal.warn(unknown)
-    return {"options": [option.as_document() for option in effective(config.read(config=config_file))]}
+    try:
+        read = config.read(config=config_file)
+    except Invalid as error:
+        error.hint = f"{error.hint}; with --url ADDRESS, see what a running daemon uses"
+        raise
+    return {"options": [option.as_document() for option in effective(read)]}

@@ -33,8 +33,7 @@ from cachd.daemon.logs import configure_logs
 from cachd.daemon.store import unleased
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.kernel import durable
-from cachd.settings.file import LONGEST_BYTES, ConfigFile
-from cachd.settings.file import read as read_file
+from cachd.settings.file import LONGEST_BYTES, ConfigFile, examine
 from cachd.settings.given import Given, Giver, ours, variable_of
 from cachd.store.layout import Layout
 from cachd.store.root import check_above, check_root, own_directory, own_place
@@ -57,6 +56,8 @@ def read_or_last_good(**flags: object) -> Loaded:
         for root in _roots(flags):
             if found := _last_good(root, fault, flags):
                 return found
+        if len(list(_roots(flags))) == 1 and not _outside_root(flags):
+            _hint_root(fault)
         raise
     return loaded
 
@@ -134,15 +135,27 @@ def _kept(path: Path) -> bytes:
 
 def _roots(flags: Mapping[str, object]) -> Iterator[Path]:
     """Where the root may be: as flags and variables say, else as the wrong file says, or the default."""
-    if outside := flags.get("root") or ours().get(variable_of("root")):
-        yield Path(str(outside))
+    if outside := _outside_root(flags):
+        yield Path(outside)
         return
     if path := path_of_file(flags):
-        with suppress(Invalid):
-            root = read_file(path).keys.get("root")
-            if isinstance(root, str):
-                yield Path(root)
+        root = examine(path).keys.get("root")  # of a file that is not YAML, too
+        if isinstance(root, str):
+            yield Path(root)
     yield Config.model_fields["root"].default
+
+
+def _outside_root(flags: Mapping[str, object]) -> str:
+    """The root that a flag or a variable names; empty if none does."""
+    return str(flags.get("root") or ours().get(variable_of("root")) or "")
+
+
+def _hint_root(fault: CachdError) -> None:
+    """Say how a start finds the configuration that it used last, when nothing names the root."""
+    if fault.code != "bad_config":
+        return
+    hint = "to start with the last good configuration, name the root of the cache: --root or CACHD_ROOT"
+    fault.hint = f"{fault.hint}; {hint}" if fault.hint else hint
 
 
 def _wrong_content(flags: Mapping[str, object]) -> bytes:

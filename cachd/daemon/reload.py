@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.config import RELOADED_KEYS, Loaded
+from cachd.config import RELOADED_KEYS, Loaded, examine
 from cachd.daemon.last_good import keep
 from cachd.daemon.parts import Daemon
 from cachd.daemon.sources import build_table
@@ -77,7 +77,8 @@ class Reload:
 
     def _refuse(self, error: CachdError) -> None:
         self._refusal = error
-        log.error("configuration file not taken over", code=error.code, reason=error.detail)
+        keys = list(dict.fromkeys(each.key for each in examine(**self._in_force.flags).findings if each.key))
+        log.error("configuration file not taken over", code=error.code, reason=error.detail, options=keys)
 
     def _apply(self, now: Loaded) -> None:
         before, after = self._in_force.config.limits, self._in_force.updated(now, RELOADED_KEYS)

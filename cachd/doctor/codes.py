@@ -66,7 +66,7 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         ),
         Code.daemon: Meaning(
             "whether the daemon answers, and can write to its disk",
-            "no daemon answers at the default address, and none holds the root",
+            "no daemon answers at the default address or that of the file, and none holds the root",
             "it does not answer at the address that was given, or refuses the token, or cannot write",
         ),
         Code.user: Meaning(

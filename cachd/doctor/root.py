@@ -19,6 +19,7 @@ from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.errors import CachdError
 from cachd.kernel import inotify
 from cachd.kernel.leases import reports_open_files
+from cachd.model import count_text
 from cachd.store.layout import PUBLIC, Layout
 from cachd.store.opening import check_disk
 from cachd.store.root import check_above, check_root, own_place
@@ -182,10 +183,13 @@ def check_inotify(config: Config) -> Iterator[Finding]:
             queue.close()
     except OSError as error:
         setting = "max_user_watches" if watched else "max_user_instances"
-        what = f"only {watched} of {len(wanted)} directories can be watched: {files.reason(error)}"
+        every = count_text(len(wanted), "directory", "directories")
+        what = f"of {every} of the views, only {watched} can be watched: {files.reason(error)}"
         yield too_few_watches(what, setting)
         return
-    yield ok(Code.inotify, f"{watched} directories can be watched, of {inotify.most_watches()} for each user")
+    every = count_text(watched, "directory", "directories")
+    what = f"the kernel can watch all of the views: {every}, and up to {inotify.most_watches()} for a user"
+    yield ok(Code.inotify, what)
 
 
 def too_few_watches(what: str, setting: str) -> Finding:

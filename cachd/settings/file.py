@@ -7,7 +7,9 @@ string to its own type, as for an environment variable.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -19,6 +21,9 @@ from cachd.findings import Finding, Place, key_of
 LONGEST_BYTES = 1 << 20
 _DEEPEST = 20
 _MAX_VALUES = 100_000  # an anchored value counts at every use
+# They say where the daemon is, and are found even in a file that is not YAML.
+PLACE_KEYS = ("root", "own_directory", "listen", "token_file", "tls_cert_file")
+_BLOCK = re.compile(r"[A-Za-z_]+:")  # begins the lines of one key of the file
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 # Beginnings of PyYAML's messages -> cachd's. PyYAML's own may quote a part of a secret.
@@ -64,13 +69,33 @@ def read(path: Path) -> ConfigFile:
 
 
 def examine(path: Path) -> ConfigFile:
-    """As `read`, but what `read` raises is a finding, too, and the file then has no keys."""
+    """As `read`, but what `read` raises is a finding, too, and of the keys only PLACE_KEYS are then read."""
     try:
         return _read(path)
     except _Unusable as error:
         hint = f" ({error.hint})" if error.hint else ""
         finding = replace(error.finding, reason=f"{error.finding.reason}{hint}")
-        return ConfigFile(str(path), findings=[finding])
+    found = ConfigFile(str(path), findings=[finding])
+    with suppress(_Unusable):
+        found.content = _content(path)
+    found.keys = _places(found)
+    return found
+
+
+def _places(file: ConfigFile) -> dict[str, Value]:
+    """The PLACE_KEYS of a file that is not YAML: those whose own lines are."""
+    lines = file.content.decode("utf-8-sig", errors="replace").splitlines(keepends=True)
+    starts = [number for number, line in enumerate(lines) if _BLOCK.match(line)]
+    found: dict[str, Value] = {}
+    for start, end in pairwise([*starts, len(lines)]):
+        if lines[start].partition(":")[0] not in PLACE_KEYS:
+            continue
+        with suppress(_Unusable):
+            node = _composed("", "\n" * start + "".join(lines[start:end]))  # so that line numbers are right
+            if isinstance(node, yaml.MappingNode):
+                keys = _Reading(file).value(node, ())
+                found = keys | found if isinstance(keys, dict) else found
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def parse(text: str) -> Value:

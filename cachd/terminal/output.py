@@ -113,8 +113,14 @@ def show_facts(facts: Mapping[str, object]) -> None:
         say_beside(f"{name:<{width}}  ", fact)
 
 
-def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print a table as kubectl does. On a terminal, its lines are not longer than the terminal is wide."""
+def show_table(headings: Sequence[str], rows: Sequence[Row], *, none: str = "") -> None:
+    """Print a table as kubectl does. On a terminal, its lines are not longer than the terminal is wide.
+
+    `none`: what standard error says in place of the headings if there is no row.
+    """
+    if none and not rows:
+        warn(none)
+        return
     width = _width_of(sys.stdout)
     lines = lines_of(headings, rows, width)
     if width is None:

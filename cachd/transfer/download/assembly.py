@@ -174,7 +174,7 @@ class Assembly:
             self.broke_off(supplier, turn.part, error)
 
     def broke_off(self, supplier: Supplier, part: Part, error: Unavailable | Cancelled) -> None:
-        """Decide when an unfinished part is retried; the caller queues it. Raises `error` if none is left."""
+        """Decide when an unfinished part is retried. The caller queues it. Raises `error` if none is left."""
         if supplier.is_stopped:
             return
         if isinstance(error, GaveWay):

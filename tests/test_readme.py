@@ -30,6 +30,7 @@ from tests.test_contributing import absent_links
 PROJECT = Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (render.README, *sorted(render.DOCS.glob("*.md")))}
 README = PAGES["README.md"]
+OF_A_CLUSTER = ("kubernetes.md", "runbook.md")  # tests/test_cluster_pages.py checks what these tell to run
 MAKEFILE = (PROJECT / "Makefile").read_text()
 REPO = "Qwen/Qwen2.5-0.5B-Instruct"
 MODEL = {"config.json": b"{}", "model.safetensors": noise(6 << 20), "pytorch_model.bin": noise(1 << 20, 2)}
@@ -68,7 +69,10 @@ RUN_ELSEWHERE = {
 def commands() -> list[str]:
     """Every command of a block, on any page, and those that the README's troubleshooting says to run."""
     blocks = [
-        block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+        block
+        for name, page in PAGES.items()
+        if name not in OF_A_CLUSTER
+        for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
     ]
     found = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines() if line.strip()]
     return list(dict.fromkeys([*found, *troubleshooting()]))
@@ -188,7 +192,8 @@ def test_every_call_of_the_api_is_listed_and_no_other(served: tuple[Hub, Node]) 
 def test_the_yaml_of_the_pages_is_yaml_and_its_models_are_models(tmp_path: Path) -> None:
     blocks = [
         yaml.safe_load(text)
-        for page in PAGES.values()
+        for name, page in PAGES.items()
+        if name not in OF_A_CLUSTER
         for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     ]
     (pod,) = (each for each in blocks if "containers" in each)

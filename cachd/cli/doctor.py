@@ -16,7 +16,8 @@ from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.node import found_daemon
-from cachd.errors import CachdError, Forbidden, Unreachable
+from cachd.errors import CachdError, Forbidden, Unauthorized, Unreachable
+from cachd.model.units import count_text
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -130,6 +131,10 @@ async def _asked(client: Client, server: str) -> Reported:
         return Reported(server, probes=probes, refused=error)
     try:
         options = await client.get("/v1/options")
+    except Unauthorized as error:
+        # Without a token, a node that lets everybody read answers all of the above.
+        refused = error if client.has_token else None
+        return Reported(server, capacity, None, models, probes, refused)
     except Forbidden:
         return Reported(server, capacity, None, models, probes)
     return Reported(server, capacity, options, models, probes)
@@ -162,5 +167,5 @@ def _say(findings: Sequence[Mapping[str, Any]]) -> None:
         if state != "ok" and finding.get("hint"):
             terminal.say(f"{'':<{width + 9}}  hint: {finding['hint']}")
     counted = Counter(finding["state"] for finding in findings)
-    warnings = "1 warning" if counted["warning"] == 1 else f"{counted['warning']} warnings"
+    warnings = count_text(counted["warning"], "warning")
     terminal.say(f"{counted['wrong']} wrong, {warnings}, {counted['ok']} ok")

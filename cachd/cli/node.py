@@ -109,6 +109,8 @@ def _address(listener: object, *, has_tls: bool) -> str | None:
     assert isinstance(listener, Listener)
     if isinstance(listener.at, SocketFile):
         return str(listener.at) if os.access(listener.at.path, os.W_OK) else None
+    if not listener.at.port:
+        return None  # the kernel chose the port
     host = _EVERY_ADDRESS.get(listener.at.host, listener.at.host)
     scheme = "https" if has_tls and listener.may_speak_tls else "http"
     return (

@@ -19,6 +19,7 @@ class Code(StrEnum):
     root = "root"
     file_system = "file_system"
     hard_links = "hard_links"
+    foreign_files = "foreign_files"
     leases = "leases"
     inotify = "inotify"
     space = "space"
@@ -66,7 +67,7 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         ),
         Code.daemon: Meaning(
             "whether the daemon answers, and can write to its disk",
-            "no daemon answers at the default address, and none holds the root",
+            "no daemon answers at the default address or that of the file, and none holds the root",
             "it does not answer at the address that was given, or refuses the token, or cannot write",
         ),
         Code.user: Meaning(
@@ -86,6 +87,10 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         Code.hard_links: Meaning(
             "whether files can be linked and moved between the directories of the root",
             wrong="they cannot, or a directory of the root is another mount",
+        ),
+        Code.foreign_files: Meaning(
+            "whether `models`, `ready` and `status` of the root have only what cachd made",
+            "somebody else put something there, which takes space that cachd never frees",
         ),
         Code.leases: Meaning(
             "whether the kernel reports which files are open", "it does not, so only pins and leases protect"

@@ -21,6 +21,7 @@ from cachd.doctor.codes import Code
 from cachd.doctor.endpoints import Endpoint
 from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.errors import CachdError, Unavailable
+from cachd.model import count_text
 from cachd.policy.address_policy import Anywhere
 from cachd.policy.proxy import Proxy
 from cachd.settings.given import Giver
@@ -138,7 +139,7 @@ def check_names(config: Config, endpoints: Sequence[Endpoint], seconds: float) -
             hint = "check the name, /etc/resolv.conf and the name server; behind a proxy, set proxy"
             yield of_error(Code.dns, each, subject=host, state=state, hint=hint)
         else:
-            yield ok(Code.dns, f"{host} has {each} addresses", subject=host)
+            yield ok(Code.dns, f"{host} has {count_text(each, 'address', 'addresses')}", subject=host)
 
 
 def _addresses(names: Names, host: str, port: int) -> int:

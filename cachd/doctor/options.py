@@ -13,7 +13,7 @@ from cachd.daemon.sources import build_sources
 from cachd.doctor.codes import Code
 from cachd.doctor.finding import Finding, State, ok
 from cachd.errors import CachdError
-from cachd.model import SCHEMES, Ref
+from cachd.model import SCHEMES, Ref, count_text
 from cachd.settings.given import unknown_variables
 from cachd.sources.schemes import Sources
 
@@ -26,13 +26,16 @@ def check_options(examined: Examined) -> Iterator[Finding]:
     for each in wrong:
         yield Finding(Code.configuration, State.wrong, str(each), _HINT, subject=each.key)
     if examined.more:
-        yield Finding(Code.configuration, State.wrong, f"and {examined.more} more options are wrong", _HINT)
+        yield Finding(
+            Code.configuration, State.wrong, f"and {count_text(examined.more, 'more fault')}", _HINT
+        )
     for sentence in unknown_variables(Config.model_fields):
         yield Finding(Code.configuration, State.warning, sentence, "unset it, or correct its name")
     if not (wrong or examined.more):
         config = examined.loaded.config
         where = f"in {config.config} and the environment" if config.config else "in the environment"
-        yield ok(Code.configuration, f"the options {where} are right: {len(config.models)} models")
+        models = count_text(len(config.models), "model")
+        yield ok(Code.configuration, f"the options {where} are right: {models}")
 
 
 def wrong_options(examined: Examined) -> list[findings.Finding]:

@@ -19,11 +19,13 @@ from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.errors import CachdError
 from cachd.kernel import inotify
 from cachd.kernel.leases import reports_open_files
+from cachd.model import count_text
 from cachd.store.layout import PUBLIC, Layout
 from cachd.store.opening import check_disk
 from cachd.store.root import check_above, check_root, own_place
 
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "9p", "beegfs", "gpfs")
+_SHOWN = 5  # entries of the views that cachd did not make
 _WATCHED = inotify.DELETE | inotify.MOVED_FROM
 
 
@@ -143,6 +145,27 @@ def check_hard_links(config: Config) -> Iterator[Finding]:
     yield ok(Code.hard_links, "files can be linked and moved between the directories of the root")
 
 
+def check_foreign_files(config: Config) -> Iterator[Finding]:
+    """Whether the views have only what cachd made: links to snapshots, and documents of names."""
+    layout = Layout(place_of(config))
+    links = [path for path in _entries(layout.models) if not path.is_symlink()]
+    documents = [path for view in (layout.ready, layout.status) for path in _entries(view)]
+    found = [*links, *(path for path in documents if path.suffix != ".json")]
+    if not found:
+        yield ok(Code.foreign_files, "the views have only what cachd made")
+        return
+    shown = ", ".join(str(path.relative_to(layout.root)) for path in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    what = f"{layout.root} has {count_text(len(found), 'entry', 'entries')} that cachd did not make: {shown}"
+    hint = "move them elsewhere: cachd neither serves nor removes them"
+    yield Finding(Code.foreign_files, State.warning, what + more, hint)
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What is in a directory of the views, without cachd's own names, which begin with a dot."""
+    return sorted(path for path in directory.glob("*") if not path.name.startswith("."))
+
+
 def check_leases(config: Config) -> Iterator[Finding]:
     """Whether the kernel reports which files are open."""
     try:
@@ -181,10 +204,13 @@ def check_inotify(config: Config) -> Iterator[Finding]:
             queue.close()
     except OSError as error:
         setting = "max_user_watches" if watched else "max_user_instances"
-        what = f"only {watched} of {len(wanted)} directories can be watched: {files.reason(error)}"
+        every = count_text(len(wanted), "directory", "directories")
+        what = f"of {every} of the views, only {watched} can be watched: {files.reason(error)}"
         yield too_few_watches(what, setting)
         return
-    yield ok(Code.inotify, f"{watched} directories can be watched, of {inotify.most_watches()} for each user")
+    every = count_text(watched, "directory", "directories")
+    what = f"the kernel can watch all of the views: {every}, and up to {inotify.most_watches()} for a user"
+    yield ok(Code.inotify, what)
 
 
 def too_few_watches(what: str, setting: str = "") -> Finding:

@@ -13,6 +13,7 @@ from cachd.doctor.finding import Finding, State, of_error, ok
 from cachd.doctor.root import leases_work, no_leases, too_few_watches
 from cachd.doctor.space import space_findings
 from cachd.errors import CachdError, error_of
+from cachd.model import count_text
 from cachd.pod.mount import MAX_BYTES
 from cachd.store.layout import Layout
 
@@ -81,7 +82,7 @@ def check_in_force(reported: Reported) -> Iterator[Finding]:
         what = f"the configuration file on disk is not in force: {error.get('detail')}"
         if file.get("last_good"):
             what += f"; the daemon started with the last good one, of {file.get('loaded_at')}"
-        hint = f"{error.get('hint') or 'correct the file'}; the daemon reads it again when it changes"
+        hint = f"{error.get('hint') or 'correct the file'}; the daemon reads the file again when it changes"
         code = str(error.get("code", ""))
         yield Finding(Code.configuration_in_force, State.wrong, what, hint, error=code)
     else:
@@ -101,7 +102,8 @@ def check_capacity(capacity: Document) -> Iterator[Finding]:
         yield no_leases("see the finding about the file system")
     views = capacity["views"]
     if views["unwatched"]:
-        what = f"the kernel does not watch {views['unwatched']} directories of the views: {views['reason']}"
+        unwatched = count_text(views["unwatched"], "directory", "directories")
+        what = f"the kernel does not watch {unwatched} of the views: {views['reason']}"
         yield too_few_watches(what)
     else:
         yield ok(Code.inotify, "the kernel watches all directories of the views")
@@ -121,7 +123,7 @@ def check_models(models: Sequence[Document]) -> Iterator[Finding]:
     bad = [finding for model in models if (finding := _model(model))]
     yield from bad
     if not bad:
-        yield ok(Code.model, f"none of {len(models)} models has failed")
+        yield ok(Code.model, f"{count_text(len(models), 'model')}, and none has failed")
 
 
 def _model(model: Document) -> Finding | None:
@@ -132,6 +134,8 @@ def _model(model: Document) -> Finding | None:
         error = error_of(failed)
         what = f"{name} is {state}: {error.detail}"
         hint = error.hint or f"cachd show {name} has the details; cachd pull tries again"
+        if state in _BAD:
+            hint += f"; if nobody needs the model, cachd rm {name}"
         kind = State.wrong if state in _BAD else State.warning
         return Finding(Code.model, kind, what, hint, subject=name, error=error.code)
     if state in _BAD:

@@ -14,7 +14,15 @@ from cachd.model.scheme import SCHEMES, Scheme, SchemeName
 from cachd.model.selection import LeftOut, Unusable, matches
 from cachd.model.snapshot import ModelSpec, Snapshot, commit_of, snapshot_of
 from cachd.model.typed import Typed
-from cachd.model.units import bytes_of, percentage_of, rate_of, seconds_of, shown, size_or_percent_of
+from cachd.model.units import (
+    bytes_of,
+    count_text,
+    percentage_of,
+    rate_of,
+    seconds_of,
+    shown,
+    size_or_percent_of,
+)
 from cachd.model.weights import ALL, FORMATS
 
 __all__ = [
@@ -51,6 +59,7 @@ __all__ = [
     "check_name",
     "check_path",
     "commit_of",
+    "count_text",
     "folder_of",
     "has_invisible",
     "is_hub_id",

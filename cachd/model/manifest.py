@@ -16,6 +16,7 @@ from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
 from cachd.model.selection import LeftOut, Unusable, matches
+from cachd.model.units import count_text
 from cachd.model.weights import choices, gguf_models
 
 MAX_FILES = 100_000
@@ -240,7 +241,8 @@ class Manifest:
         )
         if not kept:
             raise Invalid(
-                f"include and exclude select none of the {len(self.files)} files of {self.base}",
+                f"include and exclude select no file of {self.base},"
+                f" which has {count_text(len(self.files), 'file')}",
                 code="nothing_selected",
                 hint="change the patterns: they match complete paths, '*' matches '/', 'dir/' all below it",
             )

@@ -113,6 +113,11 @@ def shown(value: object) -> str:
     return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else "it"
 
 
+def count_text(number: int, thing: str, things: str = "") -> str:
+    """A number of things. `things`: the plural if it is not `thing` with an s."""
+    return f"{number} {thing}" if number == 1 else f"{number} {things or f'{thing}s'}"
+
+
 def _text(value: object) -> str:
     """A text or a number as text; empty for any other value, and for a text that is too long."""
     if isinstance(value, str) and len(value) <= _LONGEST_TEXT:

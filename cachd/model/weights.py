@@ -21,6 +21,7 @@ from posixpath import dirname
 
 from cachd.errors import Invalid
 from cachd.model.name import shown
+from cachd.model.units import count_text
 
 ALL = "all"
 FORMATS = ("safetensors", "bin", "gguf", "onnx", "openvino", "coreml", "tflite", "flax", "tf", "original")
@@ -132,7 +133,7 @@ def _no_such(asked: Weights, paths: Sequence[str]) -> Invalid:
     has = f"it has {listed}" if there else "it has no weights in a form that cachd knows"
     is_revision = f"; if {asked.variant} is a revision, write @{asked.variant}" if asked.variant else ""
     return Invalid(
-        f"the source has no weights {asked} among {len(paths)} files",
+        f"the source has no weights {asked} among {count_text(len(paths), 'file')}",
         code="no_such_weights",
         hint=has + is_revision,
     )

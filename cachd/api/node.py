@@ -27,6 +27,7 @@ from cachd.api.requests import AskedLimits
 from cachd.api.schema import answers
 from cachd.errors import CachdError, DiskFailed, Unavailable
 from cachd.metrics import CONTENT_TYPE
+from cachd.model import count_text
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.report.values import as_json, from_document
 
@@ -101,7 +102,8 @@ async def readyz(
     required = services.required() if wanted else ()
     absent = sorted(name for name in required if not services.models.store.names.get(name))
     if absent:
-        detail = f"{len(absent)} required models are not ready: {', '.join(absent[:20])}"
+        models = count_text(len(absent), "required model is", "required models are")
+        detail = f"{models} not ready: {', '.join(absent[:20])}"
         error = Unavailable(detail, code="not_ready", retry_after=RETRY_SECONDS)
         return problem(error, models=absent)
     return answer(NodeReady())

@@ -24,6 +24,7 @@ from cachd.report.values import LEFT_OUT, ErrorReport, ModelState, as_json
 log = structlog.get_logger(__name__)
 
 _MAX_FAULTS = 20
+_CALLS = "GET /openapi.json lists all calls; /docs shows them in a browser"
 _CHALLENGE = 'Bearer realm="cachd"'  # RFC 6750, section 3
 
 
@@ -101,6 +102,12 @@ def _fields(request: Request) -> Collection[str]:
     return getattr(body.field_info.annotation, "model_fields", ()) if body else ()
 
 
+def _is_json(request: Request) -> bool:
+    """Whether the request says that its body is JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 def install(app: FastAPI) -> None:
     """Make the app answer every failure with a problem document."""
 
@@ -112,12 +119,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
-        known = _fields(request)
-        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MAX_FAULTS])
+        known, faults = _fields(request), error.errors()[:_MAX_FAULTS]
+        wrong = "; ".join(_wrong(fault, known) for fault in faults)
+        if known and not _is_json(request) and any(fault["loc"] == ("body",) for fault in faults):
+            wrong = "the body was not read as JSON: send the header Content-Type: application/json"
         invalid = errors.Invalid(
             f"the request is wrong: {wrong}"[:2000],
             code="invalid_request",
-            hint="/docs describes the parameters of every call",
+            hint="GET /openapi.json describes the parameters of every call; /docs shows them in a browser",
         )
         return problem(invalid, status=422)
 
@@ -125,7 +134,7 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> Response:
         code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "refused")
         refusal = errors.Invalid(
-            f"{request.method} {request.url.path}: {error.detail}", code=code, hint="/docs lists all calls"
+            f"{request.method} {request.url.path}: {error.detail}", code=code, hint=_CALLS
         )
         answer = problem(refusal, status=error.status_code)
         answer.headers.update(error.headers or {})  # Allow, which a 405 must have (RFC 9110, section 15.5.6)

@@ -24,6 +24,7 @@ from cachd.cli.arguments import SERVER, Output, Server, TokenFile
 from cachd.cli.ask import ask, tls_variables
 from cachd.errors import CachdError, Invalid, Unreachable
 from cachd.files import reason
+from cachd.model.units import count_text
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -98,7 +99,7 @@ def bundle(
             code="bad_file",
             hint="name a file that can be written, or - for standard output",
         ) from error
-    note(Output.text, f"{', '.join(texts)}: read them before you publish them")
+    note(Output.text, f"it has {count_text(len(texts), 'file')}: read them before you publish it")
     terminal.say(target)
 
 

@@ -61,6 +61,7 @@ class _Imported(Mapping[str, Any]):
             group = typer.main.get_group(import_module(f"cachd.cli.{module}").commands)
             for command in group.commands.values():
                 cast("TyperCommand", command).rich_help_panel = panel
+                _name_arguments(command)
             self._commands |= group.commands
         return self._commands[name]
 
@@ -69,3 +70,10 @@ class _Imported(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len({*self._places, *self._commands})
+
+
+def _name_arguments(command: Any) -> None:
+    """Call the arguments of a command in its help and its errors as the documentation does: NAME."""
+    for each in command.params:
+        if each.param_type_name == "argument":
+            each.metavar = (each.name.removesuffix("s") if each.nargs == -1 else each.name).upper()

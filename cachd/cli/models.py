@@ -49,10 +49,12 @@ def list_models(
 
 def show_list(found: list[dict[str, Any]], output: Output) -> None:
     """Print a table of models."""
-    if output is Output.wide:
-        terminal.show_table(printed.WIDE_HEADINGS, [printed.wide_row(model) for model in found])
-    else:
-        terminal.show_table(printed.HEADINGS, [printed.model_row(model) for model in found])
+    is_wide = output is Output.wide
+    headings, row = (
+        (printed.WIDE_HEADINGS, printed.wide_row) if is_wide else (printed.HEADINGS, printed.model_row)
+    )
+    none = "no model is here yet; cachd pull REF pulls one"
+    terminal.show_table(headings, [row(model) for model in found], none=none)
 
 
 @commands.command("show", epilog="Example: cachd show org--model; cachd show org--model --files -o json")
@@ -215,7 +217,9 @@ def warm(
 
     def text(warming: Mapping[str, Any]) -> None:
         loaded, total = warming["bytes"]["loaded"], warming["bytes"]["total"]
-        terminal.say(f"{warming['name']} {warming['state']}: {size_text(loaded)} of {size_text(total)} read")
+        read = f"{size_text(loaded)} of them were read from the disk" if loaded else "they were there already"
+        state = "in memory" if warming["state"] == "warm" else warming["state"]
+        terminal.say(f"{warming['name']}: {size_text(total)} {state}; {read}")
 
     ask_each(server, token_file, names, _warmed, output=output, text=text)
 

@@ -73,7 +73,11 @@ def options(
 
     if effective:
         there = server and ask(server, token_file, lambda client: client.get("/v1/options"))
-        in_force = there or _options_here(config_file)
+        try:
+            in_force = there or _options_here(config_file)
+        except errors.Invalid as error:
+            error.hint = f"{error.hint}; with --url ADDRESS, see what a running daemon uses"
+            raise
         show(in_force, output, lambda: printed.show_options(in_force))
         return
     rows = list(config.table())

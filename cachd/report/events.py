@@ -32,8 +32,9 @@ _LONGEST_TEXT, _MAX_ITEMS = 1000, 100
 class EventKind(StrEnum):
     """What happened.
 
-    `pull_interrupted`: the daemon stops, and its next start goes on with the pull. `quarantined`: damage was
-    found, and the model is not ready until it is repaired. `refused`: the operator refuses a digest of the
+    `pull_interrupted`: the daemon stops, and its next start goes on with the pull. `damaged`: a file on the
+    disk was found wrong or missing. `quarantined`: so a model that has the file is not ready until it is
+    repaired. `refused`: the operator refuses a digest of the
     model. `config_last_good`: the daemon started with the last good configuration, as its file is wrong.
     """
 
@@ -148,7 +149,7 @@ HEARD: Mapping[str, _Heard] = {
     "rolled back": _heard("rolled_back", "who", "manifest"),
     # The reason stays in the log: it may quote paths and addresses, which only the operator may know.
     "configuration file taken over": _heard("config_in_force", "options"),
-    "configuration file not taken over": _heard("config_refused", "code"),
+    "configuration file not taken over": _heard("config_refused", "code", "options"),
     "options of the file wait for a restart": _heard("config_waiting", "options"),
     "last good configuration in force": _heard("config_last_good", "code"),
 }

@@ -21,6 +21,7 @@ from typing import ClassVar
 from cachd.errors import Leased, NotFound
 from cachd.kernel.leases import is_open
 from cachd.model import Snapshot
+from cachd.store.protection import InUseBy
 from cachd.store.store import Store
 from cachd.upkeep.scrubs import Scrubs
 from cachd.upkeep.warms import Warms
@@ -31,16 +32,21 @@ _MAX_REMEMBERED = 20_000  # answers; the oldest are forgotten first
 
 @dataclass(frozen=True, slots=True)
 class FileUse:
-    """Whether files of a snapshot are open, its bytes in memory, and its oldest verification (Unix time)."""
+    """Who uses a snapshot, its bytes in memory, and its oldest verification (Unix time)."""
 
-    is_open: bool
+    by: InUseBy | None
     resident_bytes: int
     verified_at: float | None
 
     NONE: ClassVar[FileUse]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether files of the snapshot are open."""
+        return self.by is not None
 
-FileUse.NONE = FileUse(is_open=False, resident_bytes=0, verified_at=None)
+
+FileUse.NONE = FileUse(by=None, resident_bytes=0, verified_at=None)
 
 
 class FileUseCache:
@@ -68,9 +74,9 @@ class FileUseCache:
         try:
             manifest = self._store.manifests.of(snapshot)
         except (NotFound, Leased):  # removed, or another process holds a kernel lease on its manifest
-            return FileUse(is_open=True, resident_bytes=0, verified_at=None)
+            return FileUse(by=InUseBy.PROCESS, resident_bytes=0, verified_at=None)
         found = FileUse(
-            is_open=self._store.protection.is_in_use(manifest),
+            by=self._store.protection.in_use_by(manifest),
             resident_bytes=self._warms.resident_of(manifest),
             verified_at=self._scrubs.verified_at(snapshot, manifest),
         )
@@ -89,7 +95,7 @@ class FileUseCache:
         if known is None or not self._still_holds(snapshot.manifest, *known, now):
             return self.ask(snapshot, now)
         if not known[1].is_open and is_open([self._store.layout.hold_at(snapshot.manifest)]):
-            return replace(known[1], is_open=True)
+            return replace(known[1], by=InUseBy.POD)
         return known[1]
 
     def _still_holds(self, manifest: str, asked_at: float, answer: FileUse, now: float) -> bool:

@@ -180,7 +180,7 @@ class Models:
         return known
 
     def _report(self, name: str, known: _Known, file_use: FileUse, leases: Iterable[Lease]) -> ModelReport:
-        # One value of 22 fields: splitting it would only move fields away from their names.
+        # One value of 23 fields: splitting it would only move fields away from their names.
         snapshot, pull, layout = known.snapshot, known.pull, self.store.layout
         state = self.state(name)
         if state is None:  # it was removed a moment ago
@@ -201,6 +201,7 @@ class Models:
             pinned=self.store.pins.has(name),
             leases=[held_lease(lease) for lease in leases],
             in_use=file_use.is_open,
+            in_use_by=file_use.by,
             last_used=iso(use.last) if use else None,
             last_opened=iso(opened_at) if opened_at else None,
             ready=ready_report(snapshot) if snapshot else None,
@@ -221,7 +222,7 @@ def unknown_model(name: str) -> NotFound:
     return NotFound(
         f"no model is named {name!r:.120}",
         code="no_such_model",
-        hint="pull it with POST /v1/models (cachd pull REF)",
+        hint="cachd ls lists the models (GET /v1/models); cachd pull REF pulls one (POST /v1/models)",
     )
 
 

@@ -274,7 +274,8 @@ class ModelReport:
 
     `path` is absolute. `file` is the path of the only file, if the model has just one. `final`: waiting is
     pointless, because the pull failed and would fail again. `verified` and `verified_by` are about the
-    published files, so they are null until there are some.
+    published files, so they are null until there are some. `in_use_by`: a pod that holds the model, or a
+    process that has a file of it open; in words, as /v1/capacity says it.
     """
 
     name: str
@@ -289,6 +290,7 @@ class ModelReport:
     pinned: bool
     leases: Sequence[HeldLease]
     in_use: bool
+    in_use_by: str | None
     last_used: When | None
     last_opened: When | None
     ready: ReadyReport | None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachd.errors import Forbidden, Invalid
-from cachd.model import Digest, File, Manifest, matches
+from cachd.model import Digest, File, Manifest, count_text, matches
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.prefixes import Prefix, Prefixes
 from cachd.policy.verdicts import Rule, Verdicts
@@ -78,7 +78,8 @@ class Table:
         found = [file.path for file in self._refused_files(manifest)]
         if found:
             raise Forbidden(
-                f"{manifest.base} has {len(found)} files that this node refuses: {', '.join(found[:5])}",
+                f"{manifest.base} has {count_text(len(found), 'file')} that this node refuses:"
+                f" {', '.join(found[:5])}",
                 code="file_refused",
                 hint=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
             )

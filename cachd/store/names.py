@@ -82,7 +82,7 @@ class Names:
             raise NotFound(
                 f"no model named {name!r:.120} is ready",
                 code="no_such_model",
-                hint="cachd ls lists the models",
+                hint="cachd ls lists the models (GET /v1/models)",
             )
         return found
 
@@ -199,7 +199,8 @@ class Names:
 
 def no_such_model(name: str) -> NotFound:
     """The error for a name that is neither ready, nor quarantined, nor being pulled."""
-    return NotFound(f"no model is named {name!r}", code="no_such_model", hint="cachd ls lists the models")
+    hint = "cachd ls lists the models (GET /v1/models)"
+    return NotFound(f"no model is named {name!r}", code="no_such_model", hint=hint)
 
 
 def exclude_each_other(branch: str | None, other: str | None) -> bool:

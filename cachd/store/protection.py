@@ -16,6 +16,8 @@ from cachd.store.leases import Leases
 from cachd.store.pins import Pins
 from cachd.store.watch import Watch
 
+_FORCE = "force it (--force, force=true)"
+
 
 class InUseBy(StrEnum):
     """Who uses a snapshot now, in words for people."""
@@ -117,17 +119,18 @@ class Protection:
     def _check_kept(self, name: str) -> None:
         """Raises InUse if the name is pinned or leased."""
         if self._pins.has(name):
-            raise InUse(f"{name} is pinned", code="pinned", hint=f"run cachd unpin {name}, or use force")
+            hint = f"unpin it (cachd unpin {name}), or {_FORCE}"
+            raise InUse(f"{name} is pinned", code="pinned", hint=hint)
         if held := self._leases.of(name, self._clock()):
             raise InUse(
                 f"{name} is leased by {held[-1].holder or 'an unnamed holder'} (leases: {len(held)})",
                 code="leased",
-                hint="wait until the leases are released or expire, or use force",
+                hint=f"wait until the leases are released or expire, or {_FORCE}",
             )
 
 
 def _in_use(what: str, by: InUseBy) -> InUse:
     return InUse(
         f"{what} is {by}",
-        hint="stop the pods that use it, or use force: files that they have open stay readable",
+        hint=f"stop what uses it, or {_FORCE}: files that are open stay readable",
     )

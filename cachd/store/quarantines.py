@@ -138,7 +138,9 @@ class Quarantines:
             if is_other and inode:
                 inodes[file.blob] = inode
             reasons.append(f"{place} is {'another file' if is_other else 'gone'}")
-        return f"{len(reasons)} wrong files; the first: {reasons[0]}" if reasons else None
+        if len(reasons) < 2:
+            return reasons[0] if reasons else None
+        return f"{len(reasons)} wrong files; the first: {reasons[0]}"
 
     def _wrong_name(self, snapshot: Snapshot, manifest: Manifest) -> str | None:
         """How the link of the name or its ready file differ from what `publish` left; None if they do not."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import structlog
 
 from cachd.errors import CachdError, DiskFailed, Leased, NotFound
-from cachd.model import Snapshot
+from cachd.model import Snapshot, count_text
 from cachd.store.history import Rollback
 from cachd.store.index import Index
 from cachd.store.publish import Publisher
@@ -93,7 +93,8 @@ class Rollbacks:
         with self._content.claim(manifest):
             if missing := self._content.missing(manifest):
                 raise DiskFailed(
-                    f"{to.name}: {len(missing)} files of revision {to.revision} are no longer here",
+                    f"{to.name}: {count_text(len(missing), 'file')} of revision {to.revision} cannot be"
+                    " found here",
                     code="previous_incomplete",
                     hint="pull that revision: cachd then fetches the missing files",
                 )

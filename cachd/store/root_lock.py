@@ -43,7 +43,7 @@ def take_lock(path: Path) -> int:
         raise InUse(
             f"another cachd ({holder or 'unknown'}) uses {path.parent.parent}",
             code="root_locked",
-            hint="send the request to it (cachd pull without --direct), or stop it",
+            hint="stop that process, or use another root (--root); a daemon pulls without --direct",
         ) from refused
     if refused:
         log.warning(

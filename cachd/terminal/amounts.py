@@ -13,7 +13,7 @@ _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 
 def size_text(size_bytes: float) -> str:
     """A size in decimal units, which `cachd` also reads as an argument."""
-    return decimal(int(size_bytes))
+    return decimal(int(size_bytes)) if size_bytes >= 0 else f"-{decimal(-int(size_bytes))}"
 
 
 def rate_text(bytes_per_second: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cachd.model.units import count_text
 from cachd.terminal.amounts import age_text, duration_text, moment_of, rate_text, size_text
 from cachd.terminal.output import Cell, Row, say, show_table, warn
 
@@ -18,6 +19,9 @@ WIDE_HEADINGS = (
 FILE_HEADINGS = ("FILE", "SIZE", "HERE", "DIGEST")
 FEW_FILES = 20  # that are shown of a model when nobody asks for all
 _FAILURE = "red"
+# Of an error: facts that are sizes, and those that `show` has already said in other lines.
+_SIZES = ("need", "usable", "free", "short", "size")
+_SAID = ("code", "detail", "bytes_done", "bytes_total")
 _JOBS = {"verification": "verifying", "warming": "warming"}
 _WAITS = {
     "slot": "other pulls run, and it waits for its turn",
@@ -86,7 +90,7 @@ def waits_text(
 ) -> str:
     """Why and how long (until a Unix time) a pull waits."""
     left = until - now() if until else 0.0
-    again = f" in {duration_text(left)}" if left > 0 else ""
+    again = f" in {duration_text(left)}" if left >= 0.05 else ""
     return f"{_WAITS.get(reason, reason)}{again}{f': {detail}' if detail else ''}"
 
 
@@ -149,10 +153,11 @@ def _job(model: Mapping[str, Any]) -> str:
 
 
 def used_by(model: Mapping[str, Any]) -> str:
-    """Who uses or keeps a model: open files, the holders of leases, a pin."""
+    """Who uses or keeps a model: a pod, a process, the holders of leases, a pin."""
     holders = [lease["holder"] or "a lease" for lease in model["leases"]]
-    found = (["open files"] if model["in_use"] else []) + holders + (["a pin"] if model["pinned"] else [])
-    return ", ".join(found) or "-"
+    user = [model["in_use_by"] or "open files"] if model["in_use"] else []
+    pin = ["a pin"] if model["pinned"] else []
+    return ", ".join([*user, *holders, *pin]) or "-"
 
 
 def file_or_directory(model: Mapping[str, Any]) -> str:
@@ -180,7 +185,7 @@ def show_files(files: Sequence[Mapping[str, Any]], total: int, *, name: str = ""
     show_table(FILE_HEADINGS, rows)
     if total > len(files):
         more = f"; cachd show {name} --files shows all" if name else ""
-        say(f"and {total - len(files)} more files{more}")
+        say(f"and {count_text(total - len(files), 'more file')}{more}")
 
 
 def _computed(file: Mapping[str, Any]) -> str:
@@ -216,10 +221,11 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
     if model["verified_at"]:
         facts["verified_at"] = model["verified_at"]
-    return facts | (_facts_of_pull(model["pull"]) if model["pull"] else {})
+    return facts | (_facts_of_pull(model) if model["pull"] else {})
 
 
-def _facts_of_pull(pull: Mapping[str, Any]) -> dict[str, object]:
+def _facts_of_pull(model: Mapping[str, Any]) -> dict[str, object]:
+    pull = model["pull"]
     count = pull["bytes"]
     facts: dict[str, object] = {
         "pull": f"{pull['state']}: {size_text(count['done'])} of {size_text(count['total'])},"
@@ -230,8 +236,30 @@ def _facts_of_pull(pull: Mapping[str, Any]) -> dict[str, object]:
         ends = f", ends in {duration_text(eta)}" if eta is not None else ""
         facts["rate"] = f"{rate_text(pull['rate_bytes_per_second'])} in the last seconds{ends}"
     if pull["error"]:
-        facts |= {f"error {k}": v for k, v in pull["error"].items()}
+        facts["asked again"] = _asked_again(model)
+        facts |= {
+            f"error {k.removesuffix('_bytes')}": _fact_text(k, v)
+            for k, v in pull["error"].items()
+            if k not in _SAID
+        }
     return facts
+
+
+def _asked_again(model: Mapping[str, Any], now: Callable[[], float] = time.time) -> str:
+    """Whether a pull that failed is tried again, by whom and when."""
+    pull = model["pull"]
+    if retry_at := pull.get("retry_at"):
+        return f"by cachd itself, in {duration_text(max(moment_of(retry_at) - now(), 1.0))}"
+    if model["final"]:
+        return "no, it is final: the same pull would fail again until its cause is gone"
+    return f"not by itself: cachd pull {pull['ref']} tries again"
+
+
+def _fact_text(key: str, value: object) -> str:
+    """A fact of an error for people."""
+    if key in _SIZES and isinstance(value, int):
+        return size_text(value)
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def warn_of(ready: Mapping[str, Any]) -> None:
@@ -249,7 +277,7 @@ def _left_out(ready: Mapping[str, Any]) -> str:
     if not (gone := ready["left_out"]):
         return ""
     forms = f" ({', '.join(gone['weights'])})" if gone["weights"] else ""
-    return f"{gone['files']} files, {size_text(gone['bytes'])}{forms}"
+    return f"{count_text(gone['files'], 'file')}, {size_text(gone['bytes'])}{forms}"
 
 
 def pulled_text(model: Mapping[str, Any]) -> str:
@@ -286,11 +314,6 @@ def digests_text(verified_by: Mapping[str, int]) -> tuple[int, str]:
     """How many files have a digest, and how many have one of each algorithm, in words."""
     by = {algorithm: files for algorithm, files in verified_by.items() if algorithm != "none"}
     return sum(by.values()), ", ".join(f"{algorithm}: {files}" for algorithm, files in by.items())
-
-
-def count_text(number: int, thing: str) -> str:
-    """A number of things."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def show_verification(name: str, verification: Mapping[str, Any]) -> None:

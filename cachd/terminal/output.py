@@ -89,11 +89,15 @@ def show_yaml_part(document: Mapping[str, Any]) -> None:
     show_yaml(document)
 
 
-def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:
+def show_table(headings: Sequence[str], rows: Sequence[Row], *, none: str = "") -> None:
     """Print a table as kubectl does: no borders, upper-case headings, one row for each thing.
 
-    Only the last column may be broken into several lines, and only on a terminal.
+    Only the last column may be broken into several lines, and only on a terminal. `none`: what standard error
+    says in place of the headings if there is no row.
     """
+    if none and not rows:
+        warn(none)
+        return
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)

@@ -27,9 +27,12 @@ def show_options(document: Mapping[str, Any]) -> None:
 def show_sources(document: Mapping[str, Any]) -> None:
     """Print the settings that apply to a ref, or every entry of `sources`."""
     if "sources" in document:
-        show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]))
+        none = "the option sources has no entry; cachd sources REF shows what holds for a ref"
+        show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]), none=none)
         return
-    say(f"{document['ref']} is {document['verdict']}")
+    is_allowed = document["verdict"] == "allowed"
+    why = "no entry of sources refuses it, and a public address over https needs no entry of allow"
+    say(f"{document['ref']} is {document['verdict']}{f': {why}' if is_allowed else ''}")
     if document["error"]:
         say(document["error"]["detail"])
     rows = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cachd.model.units import count_text
 from cachd.terminal.amounts import age_text, size_text
-from cachd.terminal.models import count_text, digests_text, show_files
+from cachd.terminal.models import digests_text, show_files
 from cachd.terminal.output import say, show_table, warn
 
 
@@ -27,8 +28,10 @@ def show_evictions(document: Mapping[str, Any]) -> None:
         (*_snapshot_row(s)[:1], size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
         for s in document["evictions"]
     ]
-    show_table(("NAME", "FREES", "WHY"), rows)
-    if document.get("protected"):
+    protected = document.get("protected")
+    if rows or not protected:
+        show_table(("NAME", "FREES", "WHY"), rows, none="nothing was evicted")
+    if protected:
         show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
     if document.get("dry_run"):
         enough = "enough" if document["enough"] else "not enough, so nothing would be evicted"
@@ -59,7 +62,7 @@ def show_resolved(document: Mapping[str, Any]) -> None:
     }
     if document["left_out"]:
         gone = document["left_out"]
-        facts["left out"] = f"{gone['files']} files, {size_text(gone['bytes'])}"
+        facts["left out"] = f"{count_text(gone['files'], 'file')}, {size_text(gone['bytes'])}"
     facts["here"] = size_text(document["here_bytes"])
     facts["to fetch"] = size_text(document["fetch_bytes"])
     say("")

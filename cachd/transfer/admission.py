@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cachd.errors import Busy, InUse, NotFound
-from cachd.model import ModelSpec
+from cachd.model import ModelSpec, count_text
 from cachd.store.names import no_such_model
 from cachd.store.permit import name_taken
 from cachd.store.store import Store
@@ -77,7 +77,7 @@ class Admission:
             raise Busy("the daemon is stopping", code="stopping", retry_after=_RETRY_SECONDS)
         if len(self._running) >= self._most:
             raise Busy(
-                f"{waiting} pulls are waiting, and at most {self._queued} may wait",
+                f"{count_text(waiting, 'pull is', 'pulls are')} waiting, and at most {self._queued} may wait",
                 code="queue_full",
                 hint="ask again later, or raise queued_pulls",
                 retry_after=_RETRY_SECONDS,
@@ -103,7 +103,7 @@ class Admission:
             raise InUse(
                 f"the configuration lists {name}: it would come back at the next start or change of the file",
                 code="configured",
-                hint="remove it from the file, or force (--force, force=true)",
+                hint="remove it from the file, or force it (--force, force=true)",
             )
         if not force:
             self._store.protection.check_unused(name)

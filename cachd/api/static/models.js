@@ -117,7 +117,7 @@ const unverified = (model) => (model.verified === false ? " (not verified)" : ""
 const percent = (part, all) => (all && part ? ` (${Math.floor((100 * part) / all)} %)` : "");
 
 function users(model) {
-  const found = model.in_use ? ["open files"] : [];
+  const found = model.in_use ? [model.in_use_by ?? "open files"] : [];
   for (const { holder, expires_at } of model.leases) found.push(`${holder || "a lease"} until ${clock(expires_at)}`);
   if (found.length) return found.join(", ");
   return model.last_opened ? `nobody since ${clock(model.last_opened)}` : "nobody";

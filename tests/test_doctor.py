@@ -260,6 +260,12 @@ def test_a_daemon_that_refuses_the_token_is_wrong(node: Nodes, tmp_path: Path, h
     found = Examined(running.cli("doctor", *PATIENT))
     assert found.of(Code.daemon)["error"] == "unauthorized"
     assert "--token-file" in found.of(Code.daemon)["hint"]
+    running.configure(**{**running.options, "anonymous_reads": True})
+    running.stop()
+    running.start()
+    assert Examined(running.cli("doctor", *PATIENT)).state(Code.daemon) == "ok"
+    wrong = Examined(running.cli("doctor", *PATIENT, CACHD_TOKEN="canary-wrong"))
+    assert (wrong.status, wrong.of(Code.daemon)["error"]) == (1, "unauthorized")
     given = Examined(running.cli("doctor", *PATIENT, CACHD_TOKEN="canary-admin"))
     assert (given.status, given.state(Code.daemon)) == (0, "ok")
     assert given.state(Code.configuration_in_force) == "ok"
@@ -390,6 +396,19 @@ def test_a_directory_of_the_root_that_is_a_mount_of_its_own_is_wrong(machine: Ma
         subprocess.run(["umount", machine.root / "models"], check=True)
     assert found.wrong == {Code.hard_links}
     assert "models in" in found.of(Code.hard_links)["what"]
+
+
+def test_what_somebody_else_put_into_a_view_is_a_warning(machine: Machine) -> None:
+    for name in ("models", "ready", "status"):
+        (machine.root / name).mkdir()
+    (machine.root / "models/qwen").symlink_to(".trees/1")
+    (machine.root / "models/.trees").mkdir()
+    (machine.root / "ready/qwen.json").touch()
+    assert machine.examined().state(Code.foreign_files) == "ok"
+    (machine.root / "models/junk").touch()
+    found = machine.examined().of(Code.foreign_files)
+    assert found["state"] == "warning"
+    assert "1 entry that cachd did not make: models/junk" in found["what"]
 
 
 def test_a_disk_without_space_or_inodes_is_found(machine: Machine, small_disk: Callable[..., Path]) -> None:

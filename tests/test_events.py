@@ -182,12 +182,16 @@ def test_the_configuration_is_told_without_what_only_an_admin_may_read(origin: O
     running.wait_for("configuration file not taken over")
     (refused,) = [each for each in page(running)["events"] if each["kind"] == "config_refused"]
     assert (refused["model"], refused["code"]) == (None, "bad_option")
+    assert refused["options"] == ["streams"]
     assert "canary" not in json.dumps(refused)
     assert str(running.config) not in json.dumps(refused)
     running.configure(**{**running.options, "streams": 7})
     running.wait_for("options of the file wait for a restart")
     (waiting,) = [each for each in page(running)["events"] if each["kind"] == "config_waiting"]
     assert waiting["options"] == ["streams"]
+    running.configure(**{**running.options, "canary": 7})
+    running.wait_for("configuration file not taken over", options=[])
+    assert "canary" not in json.dumps(page(running))
 
 
 def logged() -> dict[str, set[str]]:

@@ -50,7 +50,12 @@ INSTALLING = [
     "install -d -o 65532 -g 65532 -m 0755 /var/lib/cachd",
     CONTAINER,
 ]
-AS_A_TOOL = ["pipx install .", "uv tool install ."]
+AS_A_TOOL = [
+    "pipx install .",
+    "uv tool install .",
+    "install -d -m 0755 ~/cachd",
+    "~/.local/bin/cachd serve --root ~/cachd",
+]
 SECRET = 'kubectl -n cachd create secret generic cachd --from-literal=token="$(openssl rand -hex 32)"'
 # Commands that another part of the checks runs; each names it.
 RUN_ELSEWHERE = {

@@ -112,6 +112,8 @@ def _address(listener: Listener, *, has_tls: bool) -> str | None:
 
     if isinstance(listener.at, SocketFile):
         return str(listener.at) if os.access(listener.at.path, os.W_OK) else None
+    if not listener.at.port:
+        return None  # the kernel chose the port
     host = _EVERY_ADDRESS.get(listener.at.host, listener.at.host)
     host = f"[{host}]" if ":" in host else host
     scheme = "https" if has_tls and listener.may_speak_tls else "http"

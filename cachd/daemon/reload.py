@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from cachd import files
-from cachd.config import RELOADED_KEYS, Loaded, examine
+from cachd.config import RELOADED_KEYS, Config, Loaded, examine
 from cachd.daemon.last_good import keep
 from cachd.daemon.parts import Daemon
 from cachd.daemon.sources import build_table
@@ -77,7 +78,9 @@ class Reload:
 
     def _refuse(self, error: CachdError) -> None:
         self._refusal = error
-        keys = list(dict.fromkeys(each.key for each in examine(**self._in_force.flags).findings if each.key))
+        # Events show the keys, and a key that is no option may be anything, even a secret.
+        found = (re.split(r"[.\[]", each.key)[0] for each in examine(**self._in_force.flags).findings)
+        keys = [key for key in dict.fromkeys(found) if key in Config.model_fields]
         log.error("configuration file not taken over", code=error.code, reason=error.detail, options=keys)
 
     def _apply(self, now: Loaded) -> None:

@@ -56,11 +56,11 @@ class Waiting:
         Raises StoppedWaiting at SIGTERM and SIGINT, and CachdError if this daemon cannot listen.
         """
         self._patience_seconds = _CLOSING_SECONDS
-        free, told = Future[None](), _Told(refusal)
+        free, notes = Future[None](), _Told(refusal)
         with _stoppable(free), certified(self._config) as certificate:
-            told.log()
+            notes.log()
             threads.start([threading.Thread(target=_wait, args=(free, lock), name="root lock", daemon=True)])
-            with closing(Periodic("waiting", told.tick)) as ticks:
+            with closing(Periodic("waiting", notes.tick)) as ticks:
                 ticks.start()
                 listeners = self._sockets.open_free()
                 for each in listeners:

@@ -19,6 +19,7 @@ class Code(StrEnum):
     root = "root"
     file_system = "file_system"
     hard_links = "hard_links"
+    foreign_files = "foreign_files"
     leases = "leases"
     inotify = "inotify"
     space = "space"
@@ -86,6 +87,10 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         Code.hard_links: Meaning(
             "whether files can be linked and moved between the directories of the root",
             wrong="they cannot, or a directory of the root is another mount",
+        ),
+        Code.foreign_files: Meaning(
+            "whether `models`, `ready` and `status` of the root have only what cachd made",
+            "somebody else put something there, which takes space that cachd never frees",
         ),
         Code.leases: Meaning(
             "whether the kernel reports which files are open",

@@ -125,6 +125,7 @@ def _of_root(config: Config, *, is_running: bool) -> Iterator[Check]:
         return
     yield Check(Code.file_system, partial(root.check_file_system, config))
     yield Check(Code.hard_links, partial(root.check_hard_links, config))
+    yield Check(Code.foreign_files, partial(root.check_foreign_files, config))
     yield Check(Code.kubelet, partial(space.check_kubelet, config))
     if not is_running:
         yield Check(Code.leases, partial(root.check_leases, config))

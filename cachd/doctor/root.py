@@ -25,6 +25,7 @@ from cachd.store.opening import check_disk
 from cachd.store.root import check_above, check_root, own_place
 
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "9p", "beegfs", "gpfs")
+_SHOWN = 5  # entries of the views that cachd did not make
 _WATCHED = inotify.DELETE | inotify.MOVED_FROM
 
 
@@ -143,6 +144,27 @@ def check_hard_links(config: Config) -> Iterator[Finding]:
         yield Finding(Code.hard_links, State.wrong, what, hint, error="no_hard_links")
         return
     yield ok(Code.hard_links, "files can be linked and moved between the directories of the root")
+
+
+def check_foreign_files(config: Config) -> Iterator[Finding]:
+    """Whether the views have only what cachd made: links to snapshots, and documents of names."""
+    layout = Layout(place_of(config))
+    links = [path for path in _entries(layout.models) if not path.is_symlink()]
+    documents = [path for view in (layout.ready, layout.status) for path in _entries(view)]
+    found = [*links, *(path for path in documents if path.suffix != ".json")]
+    if not found:
+        yield ok(Code.foreign_files, "the views have only what cachd made")
+        return
+    shown = ", ".join(str(path.relative_to(layout.root)) for path in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    what = f"{layout.root} has {count_text(len(found), 'entry', 'entries')} that cachd did not make: {shown}"
+    hint = "move them elsewhere: cachd neither serves nor removes them"
+    yield Finding(Code.foreign_files, State.warning, what + more, hint)
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What is in a directory of the views, without cachd's own names, which begin with a dot."""
+    return sorted(path for path in directory.glob("*") if not path.name.startswith("."))
 
 
 def check_leases(config: Config) -> Iterator[Finding]:

@@ -51,6 +51,9 @@ def _detail(event: Mapping[str, Any]) -> str:
         counts.append(f"in {duration_text(event['seconds'])}")
     texts = [str(event[key]) for key in ("ref", "file", "reason", "detail", "code") if event.get(key)]
     options = ", ".join(map(str, event.get("options") or ()))
-    if event.get("kind") == "config_in_force" and not options:
+    kind = event.get("kind")
+    if kind == "config_in_force" and not options:
         options = "no option changed"
+    if kind in ("config_refused", "config_last_good"):
+        options = f"{options}; cachd doctor says why" if options else "cachd doctor says why"
     return "; ".join(filter(None, [", ".join(counts), *texts, options]))

@@ -14,7 +14,7 @@ from cachd.transfer.request import Pull
 from cachd.upkeep.retries import Retries
 from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.models import noise
-from tests.ground.origin import Origin, Status
+from tests.ground.origin import Origin, Short, Status
 from tests.ground.pause import paused_before
 from tests.ground.site import MIB, Ground, until
 
@@ -112,11 +112,8 @@ def test_a_failed_pull_is_shown_as_it_was_after_a_restart_until_somebody_removes
 ) -> None:
     ground = alone()
     ref = ground.add("big.bin")
-    hold = ground.origin.hold("/big.bin", after=3 * MIB)
+    ground.origin.fault("/big.bin", Short(at=2 * MIB), methods=("GET",), times=None)
     ground.node.pull(ref)
-    hold.reached.wait(PATIENCE_SECONDS)
-    ground.origin.fault("/big.bin", Status(503), methods=("GET",), times=None)
-    hold.drop() if hasattr(hold, "drop") else hold.release()
     ground.node.pull(f"{ground.origin.url}/nothing.bin")
     ground.node.wait_for("pull ended", name="big.bin", state="failed")
     ground.node.wait_for("pull ended", name="nothing.bin", state="failed")

@@ -90,6 +90,12 @@ class _Answer(JSONResponse):
         await super().__call__(scope, receive, send)
 
 
+_HINT = "GET /openapi.json describes the parameters of every call; a browser shows them at /docs"
+_JSON_HINT = (
+    "send JSON with the header Content-Type: application/json (curl: -H 'Content-Type: application/json')"
+)
+
+
 def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
     """One validation error as a sentence that names the field and its fault."""
     return str(Finding(Place(""), key_of(fault["loc"][1:]) or "body", sentence(fault, known)))
@@ -112,13 +118,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
-        known = _fields(request)
-        wrong = "; ".join(_wrong(fault, known) for fault in error.errors()[:_MAX_FAULTS])
-        invalid = errors.Invalid(
-            f"the request is wrong: {wrong}"[:2000],
-            code="invalid_request",
-            hint="/docs describes the parameters of every call",
-        )
+        known, faults = _fields(request), error.errors()[:_MAX_FAULTS]
+        wrong, hint = "; ".join(_wrong(fault, known) for fault in faults), _HINT
+        kind = request.headers.get("content-type", "")
+        if "json" not in kind and any(tuple(fault["loc"]) == ("body",) for fault in faults):
+            wrong, hint = f"its Content-Type is {kind[:80]!r}, not application/json", _JSON_HINT
+        invalid = errors.Invalid(f"the request is wrong: {wrong}"[:2000], code="invalid_request", hint=hint)
         return problem(invalid, status=422)
 
     @app.exception_handler(HTTPException)

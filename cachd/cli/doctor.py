@@ -15,7 +15,7 @@ from cachd.cli.answers import show
 from cachd.cli.arguments import SERVER, ConfigFile, Deadline, Form, Output, Root, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.cli.node import found_daemon
-from cachd.errors import CachdError, Forbidden, Unreachable
+from cachd.errors import CachdError, Forbidden, Unauthorized, Unreachable
 
 if TYPE_CHECKING:
     from cachd.client import Client
@@ -128,7 +128,9 @@ async def _asked(client: Client, server: str) -> Reported:
         return Reported(server, probes=probes, refused=error)
     try:
         options = await client.get("/v1/options")
-    except Forbidden:
+    except Forbidden as error:
+        if isinstance(error, Unauthorized) and client.has_token:  # it may read without a token
+            return Reported(server, probes=probes, refused=error)
         return Reported(server, capacity, None, models, probes)
     return Reported(server, capacity, options, models, probes)
 

@@ -63,7 +63,7 @@ def events(
             terminal.say(each["model"] or "-")
         return
     rows = [event_row(each) for each in page["events"]]
-    show(page, output, lambda: terminal.show_table(HEADINGS, rows))
+    show(page, output, lambda: terminal.show_table_or("there are no events", HEADINGS, rows))
 
 
 class Following:

@@ -215,7 +215,10 @@ def warm(
 
     def text(warming: Mapping[str, Any]) -> None:
         loaded, total = warming["bytes"]["loaded"], warming["bytes"]["total"]
-        terminal.say(f"{warming['name']} {warming['state']}: {size_text(loaded)} of {size_text(total)} read")
+        terminal.say(
+            f"{warming['name']} {warming['state']}: all {size_text(total)} are in memory;"
+            f" {size_text(loaded)} were read from the disk"
+        )
 
     ask_each(server, token_file, names, _warmed, output=output, text=text)
 

@@ -121,4 +121,11 @@ def _options_here(config_file: Path | None) -> dict[str, Any]:
 
     for unknown in unknown_variables(config.Config.model_fields):
         terminal.warn(unknown)
-    return {"options": [option.as_document() for option in effective(config.read(config=config_file))]}
+    try:
+        loaded = config.read(config=config_file)
+    except errors.Invalid as error:
+        more = "cachd options --effective --url URL shows what a running daemon uses"
+        raise errors.Invalid(
+            error.detail, code=error.code, hint=f"{error.hint}; {more}" if error.hint else more
+        ) from error
+    return {"options": [option.as_document() for option in effective(loaded)]}

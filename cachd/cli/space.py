@@ -76,4 +76,5 @@ def sweep(
     asked = {"dry_run": dry_run, "everything": everything}
     document = ask(server, token_file, lambda client: client.sweep(asked))
     rows = [(each["kind"], each["name"], size_text(each["freed_bytes"])) for each in document["swept"]]
-    show(document, output, lambda: terminal.show_table(("KIND", "NAME", "FREED"), rows))
+    headings = ("KIND", "NAME", "FREED")
+    show(document, output, lambda: terminal.show_table_or("there is nothing to remove", headings, rows))

@@ -378,7 +378,7 @@ def _too_few_bytes(size: int, short: int, now: Capacity) -> NoSpace:
         hint=f"{_HINT}, or raise limit_bytes" if now.is_limited else f"{_DISK_HINT}, or lower reserve_free",
         short=short,
         need=size,
-        free=now.available,
+        free=max(now.available, 0),
     )
 
 
@@ -389,5 +389,5 @@ def _too_few_inodes(size: int, inodes: int, short: int, now: Capacity) -> NoSpac
         hint=f"{_DISK_HINT}, or lower reserve_inodes",
         short_inodes=short,
         need=size,
-        free=now.available,
+        free=max(now.available, 0),
     )

@@ -10,6 +10,11 @@ from cachd.terminal.amounts import duration_text, size_text
 from cachd.terminal.output import Cell, Row
 
 HEADINGS = ("ID", "TIME", "KIND", "MODEL", "WHO", "DETAIL")
+_MORE = {
+    "config_refused": "cachd doctor says what is wrong",
+    "config_last_good": "cachd doctor says what is wrong with the file",
+    "config_in_force": "no option changed",
+}
 _BAD = ("pull_failed", "damaged", "quarantined", "refused", "config_refused", "config_last_good")
 
 
@@ -53,4 +58,5 @@ def _detail(event: Mapping[str, Any]) -> str:
     elif event.get("revision"):
         texts.append(f"revision {event['revision']}")
     options = ", ".join(map(str, event.get("options") or ()))
-    return "; ".join(filter(None, [", ".join(counts), *texts, options]))
+    more = _MORE.get(str(event.get("kind")), "") if not options else ""
+    return "; ".join(filter(None, [", ".join(counts), *texts, options, more]))

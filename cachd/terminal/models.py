@@ -16,6 +16,8 @@ WIDE_HEADINGS = (
     *("FILES", "VERIFIED", "PINNED", "WARNINGS", "REVISION", "AGE", "REF", "PATH", "REASON"),
 )
 FILE_HEADINGS = ("FILE", "SIZE", "HERE", "DIGEST")
+_SAID = ("detail", "bytes_done", "bytes_total")  # facts of an error that other lines say
+_BYTES = ("need", "free", "short", "usable", "size")  # those that are bytes
 FEW_FILES = 20  # that are shown of a model when nobody asks for all
 _FAILURE = "red"
 _JOBS = {"verification": "verifying", "warming": "warming"}
@@ -164,9 +166,11 @@ def _job(model: Mapping[str, Any]) -> str:
 
 
 def used_by(model: Mapping[str, Any]) -> str:
-    """Who uses or keeps a model: open files, the holders of leases, a pin."""
+    """Who uses or keeps a model: a pod that holds it or a process with a file open, leases, a pin."""
     holders = [lease["holder"] or "a lease" for lease in model["leases"]]
-    found = (["open files"] if model["in_use"] else []) + holders + (["a pin"] if model["pinned"] else [])
+    found = (
+        (["a pod or process"] if model["in_use"] else []) + holders + (["a pin"] if model["pinned"] else [])
+    )
     return ", ".join(found) or "-"
 
 
@@ -245,8 +249,15 @@ def _facts_of_pull(pull: Mapping[str, Any]) -> dict[str, object]:
         ends = f", ends in {duration_text(eta)}" if eta is not None else ""
         facts["rate"] = f"{rate_text(pull['rate_bytes_per_second'])} in the last seconds{ends}"
     if pull["error"]:
-        facts |= {f"error {k}": v for k, v in pull["error"].items()}
+        facts |= {f"error {k}": _fact(k, v) for k, v in pull["error"].items() if k not in _SAID}
     return facts
+
+
+def _fact(key: str, value: object) -> object:
+    """A fact of an error, for people."""
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    return size_text(value) if key in _BYTES and isinstance(value, int) else value
 
 
 def warn_of(ready: Mapping[str, Any]) -> None:

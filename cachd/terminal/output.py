@@ -107,6 +107,14 @@ def show_table(headings: Sequence[str], rows: Sequence[Row]) -> None:
     say("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def show_table_or(nothing: str, headings: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print a table; without rows, say on standard error that there is nothing."""
+    if rows:
+        show_table(headings, rows)
+    else:
+        warn(nothing)
+
+
 def table_of(headings: Sequence[str], rows: Sequence[Row]) -> Table:
     """The table that `show_table` prints."""
     from rich.table import Table

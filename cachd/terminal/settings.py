@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cachd.terminal.amounts import rate_text
-from cachd.terminal.output import say, show_table, warn
+from cachd.terminal.output import say, show_table, show_table_or, warn
 
 
 def show_options(document: Mapping[str, Any]) -> None:
@@ -27,16 +27,22 @@ def show_options(document: Mapping[str, Any]) -> None:
 def show_sources(document: Mapping[str, Any]) -> None:
     """Print the settings that apply to a ref, or every entry of `sources`."""
     if "sources" in document:
-        show_table(("PREFIX", "COLUMN", "FROM"), _entries(document["sources"]))
+        rows = _entries(document["sources"])
+        show_table_or("the option sources has no entries", ("PREFIX", "COLUMN", "FROM"), rows)
         return
     say(f"{document['ref']} is {document['verdict']}")
     if document["error"]:
         say(document["error"]["detail"])
-    rows = [
-        (each["column"], _plain(each["value"]), each["prefix"] or "", each["where"])
-        for each in document["columns"]
-    ]
+    columns = [each for each in document["columns"] if _concerns(each, document["ref"])]
+    rows = [(each["column"], _plain(each["value"]), each["prefix"] or "", each["where"]) for each in columns]
     show_table(("COLUMN", "VALUE", "PREFIX", "FROM"), rows)
+
+
+def _concerns(column: Mapping[str, Any], ref: str) -> bool:
+    """Whether a column applies to a ref: prefixes of the option `allow` that do not cover it say nothing."""
+    if column["column"] != "allow" or column["prefix"] or not isinstance(column["value"], list):
+        return True
+    return any(ref.startswith(str(prefix)) for prefix in column["value"])
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

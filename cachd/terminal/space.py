@@ -7,7 +7,7 @@ from typing import Any
 
 from cachd.terminal.amounts import age_text, size_text
 from cachd.terminal.models import count_text, digests_text, show_files
-from cachd.terminal.output import say, show_table, warn
+from cachd.terminal.output import say, show_table, show_table_or, warn
 
 
 def show_capacity(now: Mapping[str, Any]) -> None:
@@ -27,7 +27,8 @@ def show_evictions(document: Mapping[str, Any]) -> None:
         (*_snapshot_row(s)[:1], size_text(s.get("freed_bytes", s.get("frees_bytes", 0))), s["why"])
         for s in document["evictions"]
     ]
-    show_table(("NAME", "FREES", "WHY"), rows)
+    if rows or "enough" not in document:
+        show_table_or("nothing was evicted", ("NAME", "FREES", "WHY"), rows)
     if document.get("protected"):
         show_table(("PROTECTED", "BY"), [_snapshot_row(s)[::3] for s in document["protected"]])
     if document.get("dry_run"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cachd.errors import Busy, InUse, NotFound
 from cachd.model import ModelSpec
 from cachd.store.names import no_such_model
-from cachd.store.permit import name_taken
+from cachd.store.permit import name_taken, pinned
 from cachd.store.store import Store
 from cachd.transfer.newest import NewestPulls
 from cachd.transfer.request import Pull
@@ -57,9 +57,10 @@ class Admission:
             owner = newest.spec
         if owner is not None and not owner.is_of_same_model(spec):
             raise name_taken(spec, owner)
-        is_here = store.names.get(name) is not None
-        if owner is not None and is_pinned and (owner != spec or (refresh and is_here)):
+        if owner is not None and is_pinned and owner != spec:
             raise name_taken(spec, owner, "is pinned at")
+        if is_pinned and refresh and (here := store.names.get(name)):
+            raise pinned(spec, here.revision)
 
     def is_ready(self, spec: ModelSpec) -> bool:
         """Whether the name leads to a snapshot that was published for the spec."""

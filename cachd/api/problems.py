@@ -101,6 +101,11 @@ def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
     return str(Finding(Place(""), key_of(fault["loc"][1:]) or "body", sentence(fault, known)))
 
 
+def _is_unread_body(fault: Mapping[str, Any]) -> bool:
+    """Whether there is a body, and it was not read as JSON."""
+    return tuple(fault["loc"]) == ("body",) and fault["type"] != "missing"
+
+
 def _fields(request: Request) -> Collection[str]:
     """The names of the fields that the body of this call may have."""
     body = getattr(request.scope.get("route"), "body_field", None)
@@ -121,7 +126,7 @@ def install(app: FastAPI) -> None:
         known, faults = _fields(request), error.errors()[:_MAX_FAULTS]
         wrong, hint = "; ".join(_wrong(fault, known) for fault in faults), _HINT
         kind = request.headers.get("content-type", "")
-        if "json" not in kind and any(tuple(fault["loc"]) == ("body",) for fault in faults):
+        if "json" not in kind and any(_is_unread_body(fault) for fault in faults):
             wrong, hint = f"its Content-Type is {kind[:80]!r}, not application/json", _JSON_HINT
         invalid = errors.Invalid(f"the request is wrong: {wrong}"[:2000], code="invalid_request", hint=hint)
         return problem(invalid, status=422)

@@ -27,8 +27,8 @@ def show_options(document: Mapping[str, Any]) -> None:
 def show_sources(document: Mapping[str, Any]) -> None:
     """Print the settings that apply to a ref, or every entry of `sources`."""
     if "sources" in document:
-        rows = _entries(document["sources"])
-        show_table_or("the option sources has no entries", ("PREFIX", "COLUMN", "FROM"), rows)
+        entries = _entries(document["sources"])
+        show_table_or("the option sources has no entries", ("PREFIX", "COLUMN", "FROM"), entries)
         return
     say(f"{document['ref']} is {document['verdict']}")
     if document["error"]:

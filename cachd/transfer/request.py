@@ -47,7 +47,8 @@ class Pull:
         self.began: float | None = None  # monotonic clock
         self.began_at: float | None = None  # seconds since the epoch, as ended_at
         self.ended_at: float | None = None
-        self.failed_resolves, self.retries = 0, after.retries + 1 if after else 0
+        self.failed_resolves = 0
+        self.retries: int = after.retries + 1 if after else 0
         self.retry_at: float | None = None
         self._refusal: CachdError | None = None
 
@@ -85,9 +86,10 @@ class Pull:
     @property
     def may_be_retried(self) -> bool:
         """Whether it failed for a reason that may pass without anybody's help."""
+        if self.progress.state is not State.failed or self.error is None:
+            return False
         # A source that changed twice during one pull is likely to do so again.
-        has_failed = self.progress.state is State.failed and self.error is not None
-        return has_failed and self.error.retryable and not isinstance(self.error, Changed)
+        return self.error.retryable and not isinstance(self.error, Changed)
 
     def cancelled(self) -> Cancelled:
         """The error of a pull that was cancelled while it had no slot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -173,6 +174,19 @@ def test_a_repair_puts_back_the_same_revision_while_the_source_has_its_bytes(
     after = repaired(on)
     assert (after.revision, after.manifest) == (before.revision, before.manifest)
     assert (on.store.layout.model("m") / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_repair_follows_a_file_that_only_has_another_etag(
+    engine: Callable[..., Engine], origin: Origin
+) -> None:
+    on = engine()
+    ref = f"{origin.add('/model.bin', CONTENT)}#sha256={hashlib.sha256(CONTENT).hexdigest()}"
+    before = on.pull(ref, name="m")
+    on.store.pins.add("m")
+    origin.fault("/model.bin", ChangeETag("another-machine"), methods=("GET", "HEAD"), times=None)
+    damage(on, "model.bin")
+    after = repaired(on)
+    assert (after.revision, after.manifest) == (before.revision, before.manifest)
 
 
 def test_a_repair_that_must_take_a_new_revision_says_both(

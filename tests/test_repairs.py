@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import structlog
@@ -219,3 +221,19 @@ def test_a_repair_moves_no_pinned_model_to_a_new_revision(
         listed.done.result(PATIENCE_SECONDS)
     on.store.pins.remove("m")
     assert repaired(on).revision != before.revision
+
+
+def test_a_repair_from_a_share_takes_files_that_were_copied_anew(
+    engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    place = tmp_path / "share"
+    place.mkdir()
+    (place / "a.bin").write_bytes(CONTENT)
+    (place / "SHA256SUMS").write_text(f"{hashlib.sha256(CONTENT).hexdigest()}  a.bin\n")
+    on = engine(allow=[f"file://{place}/"])
+    before = on.pull(f"file://{place}/", name="m")
+    on.store.pins.add("m")
+    os.utime(place / "a.bin", (1e9, 1e9))
+    damage(on, "a.bin")
+    after = repaired(on)
+    assert (after.revision, after.manifest) == (before.revision, before.manifest)

@@ -68,6 +68,7 @@ class Client:
         self._server, self._clock = server.rstrip("/"), clock
         self.has_token = bool(token)
         self._base = "http://localhost" if server.startswith(_UNIX) else self._server
+        self.has_token = token is not None
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
             headers=headers,

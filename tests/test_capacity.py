@@ -221,9 +221,10 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
         running.wait_for("evicted", reason="pressure")
     until(lambda: len(ready_names(running)) == 2)
     assert "kept" in ready_names(running)
+    running.configure(**{**running.options, "limit_bytes": "9MiB"})
+    until(lambda: len(ready_names(running)) == 1)
     running.configure(**{**running.options, "limit_bytes": "4MiB"})
     told = running.wait_for("too little space can be freed: the other models are protected")
-    until(lambda: len(ready_names(running)) == 1)
     capacity = running.ask("GET", "/v1/capacity").document
     (kept,) = (snapshot["bytes"] for snapshot in capacity["snapshots"])
     assert told["held_by"] == [f"kept ({kept} bytes, pinned as kept)"]
@@ -231,6 +232,31 @@ def test_a_limit_lowered_at_run_time_lets_go_what_may_and_keeps_what_is_pinned(
     assert capacity["over_bytes"] == capacity["used_bytes"] - 4 * MIB > 0
     doctor = running.cli("doctor")
     assert (doctor.returncode, "over limit_bytes or reserve_free" in doctor.stdout) == (1, True)
+
+
+def test_a_limit_that_no_eviction_can_reach_evicts_nothing(engine: Engines, origin: Origin) -> None:
+    store = Small(engine(), origin)
+    store.pull("kept", 8 * MIB)
+    store.engine.store.pins.add("kept")
+    store.pull("small", MIB)
+    store.age("small", 3600)
+    space, watch = store.engine.store.space, store.engine.reclaim.watch
+    space.change(reserve_free=0, limit=4 * MIB, reserve_inodes=0)
+    watch.relieve()
+    assert store.names == ["kept", "small"]
+    space.change(reserve_free=0, limit=17 * MIB // 2, reserve_inodes=0)
+    watch.relieve()
+    assert store.names == ["kept"]
+
+
+def test_a_refusal_for_the_limit_speaks_of_the_limit(engine: Engines, origin: Origin) -> None:
+    store = Small(engine(limit_bytes="12MiB"), origin)
+    store.pull("kept", 8 * MIB)
+    store.engine.store.pins.add("kept")
+    with pytest.raises(NoSpace) as refused:
+        store.pull("more", 6 * MIB)
+    assert "raise limit_bytes" in refused.value.hint
+    assert "other files" not in str(refused.value)
 
 
 def test_a_pull_pauses_while_another_process_has_its_room_and_goes_on_when_it_is_back(

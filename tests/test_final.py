@@ -347,6 +347,32 @@ def test_a_damaged_model_is_told_as_such_until_it_is_repaired(alone: Alone) -> N
     once(ground.node, "hurt.bin", lambda t: t["state"] == "ready")
 
 
+def test_a_model_is_damaged_wherever_it_is_shown_until_its_repair_is_published(alone: Alone) -> None:
+    ground = alone(scrub_bytes_per_second=0)
+    ground.have("hurt.bin", 6 * MIB)
+    hold = ground.origin.hold("/hurt.bin", after=0)
+    flip(next((ground.node.root / "models/.trees").glob("*/hurt.bin")), at=1000)
+    ground.node.ask("POST", "/v1/models/hurt.bin/verify")
+    try:
+        assert hold.reached.wait(PATIENCE_SECONDS)
+        once(ground.node, "hurt.bin", lambda t: t["state"] == "damaged" and 0 < t["bytes"]["done"] < 6 * MIB)
+        shown = ground.show("hurt.bin")
+        assert (shown["state"], shown["pull"]["state"]) == ("damaged", "downloading")
+        ready = ground.node.ready("hurt.bin", wait=0)
+        assert (ready.document["code"], ready.document["state"]) == ("damaged", "damaged")
+        assert "its repair is downloading" in ready.document["detail"]
+        listed = ground.node.cli("ls").stdout
+        assert "damaged, downloading" in listed
+        assert shown["damage"]["reason"] in listed
+        verified = ground.node.cli("verify", "hurt.bin")
+        assert verified.returncode == 8, verified
+        assert "cachd wait hurt.bin waits for the repair" in verified.stderr
+        assert "hurt.bin is damaged" in ground.node.cli("doctor").stdout
+    finally:
+        hold.release()
+    once(ground.node, "hurt.bin", lambda t: t["state"] == "ready")
+
+
 def test_a_start_corrects_what_a_kill_left(alone: Alone) -> None:
     ground = alone()
     ground.have("ready.bin")
@@ -364,7 +390,7 @@ def test_a_start_corrects_what_a_kill_left(alone: Alone) -> None:
         hold = ground.hub.cdn.hold("/none", after=0)
         ground.node.start()
         hold.release()
-        until(lambda: sorted(os.listdir(directory)) == ["cut.bin.json", "ready.bin.json"])
+        until(lambda: sorted(os.listdir(directory)) == ["cut.bin.json", "failed.json", "ready.bin.json"])
         until(lambda: '"ready"' in (directory / "ready.bin.json").read_text())
         assert told(ground.node, "ready.bin")["state"] == "ready"
         assert told(ground.node, "cut.bin")["state"] in ("queued", "resolving", "downloading")

@@ -91,9 +91,20 @@ class _Answer(JSONResponse):
         await super().__call__(scope, receive, send)
 
 
+_HINT = "GET /openapi.json describes the parameters of every call; a browser shows them at /docs"
+_JSON_HINT = (
+    "send JSON with the header Content-Type: application/json (curl: -H 'Content-Type: application/json')"
+)
+
+
 def _wrong(fault: Mapping[str, Any], known: Collection[str]) -> str:
     """One validation error as a sentence that names the field and its fault."""
     return str(Finding(Place(""), key_of(fault["loc"][1:]) or "body", sentence(fault, known)))
+
+
+def _is_unread_body(fault: Mapping[str, Any]) -> bool:
+    """Whether there is a body, and it was not read as JSON."""
+    return tuple(fault["loc"]) == ("body",) and fault["type"] != "missing"
 
 
 def _fields(request: Request) -> Collection[str]:

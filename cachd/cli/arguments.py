@@ -72,7 +72,8 @@ UnknownTimeout = Annotated[
     typer.Option(
         parser=_seconds,
         metavar="TIME",
-        help="longest time to wait while no daemon of this node knows the model; default: --timeout",
+        help="with --cache: longest time to wait while no daemon of this node knows the model; default:"
+        " --timeout. Without --cache, an unknown model ends the wait at once",
     ),
 ]
 Deadline = Annotated[

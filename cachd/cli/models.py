@@ -176,7 +176,7 @@ def rollback(
 def verify(
     names: Names, server: Server = SERVER, token_file: TokenFile = None, output: Form = Output.text
 ) -> None:
-    """Re-read and verify every byte of models. Exit code 8 if a file is damaged.
+    """Re-read and verify every byte of models. Exit code 8 if a file is damaged, or is being repaired.
 
     A damaged model is no longer ready, and the daemon repairs it at once: `cachd wait` waits for that.
     """
@@ -211,10 +211,17 @@ def warm(
 
 
 async def _verified(client: Client, name: str) -> dict[str, Any]:
-    """The document of the verification once it has ended."""
+    """The document of the verification once it has ended. Raises Corrupt while the model is repaired."""
     from cachd.cli.follow import until_ended
 
-    return {"name": name, **await until_ended(client, name, "verification", await client.verify(name))}
+    try:
+        begun = await client.verify(name)
+    except CachdError as error:
+        if error.code != "damaged":
+            raise
+        hint = f"cachd wait {name} waits for the repair, and cachd show {name} says how far it is"
+        raise Corrupt(error.detail, code=error.code, hint=hint) from None
+    return {"name": name, **await until_ended(client, name, "verification", begun)}
 
 
 async def _warmed(client: Client, name: str) -> dict[str, Any]:

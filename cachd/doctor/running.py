@@ -136,7 +136,7 @@ def _model(model: Document) -> Finding | None:
     if isinstance(failed, dict) and state != "evicted":
         error = error_of(failed)
         what = f"{name} {'has' if state == 'failed' else 'is'} {state}: {error.detail}"
-        hint = error.hint or f"cachd show {name} has the details; cachd pull tries again"
+        hint = error.hint or f"cachd show {name} has the details; {_again(model)}"
         if state in _BAD:
             hint += f"; if nobody needs the model, cachd rm {name}"
         kind = State.wrong if state in _BAD else State.warning
@@ -147,6 +147,14 @@ def _model(model: Document) -> Finding | None:
         hint = f"cachd wait {name} waits for the repair; cachd pull starts one"
         return Finding(Code.model, State.wrong, what, hint, subject=name, error=state)
     return None
+
+
+def _again(model: Document) -> str:
+    """When the daemon itself starts the failed pull of a model again, or how to ask for it."""
+    pull = model.get("pull") or model
+    if at := pull.get("retry_at"):
+        return f"the daemon asks its source again at {at}"
+    return f"cachd pull {pull.get('ref') or 'REF'} asks its source again"
 
 
 def left_behind(root: Path) -> list[Document]:

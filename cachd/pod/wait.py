@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cachd.pod.mount import Mount
 
 _CHECK_SECONDS = 0.25  # between two checks whether a model is ready
 _REPORT_SECONDS = 10.0  # between two lines of progress
+_STALE_SECONDS = 30.0
+_UNDER_WAY = ("resolving", "downloading", "publishing")
 Report = Callable[[str], None]
 
 
@@ -32,10 +35,11 @@ class Patience:
         unknown_seconds: float,
         report: Report,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._mount, self._name, self._report = mount, check_name(name), report
         self._seconds, self._unknown_seconds = seconds, min(unknown_seconds, seconds)
-        self._clock = clock
+        self._clock, self._now = clock, now
         self._began, self._said = clock(), ("", -_REPORT_SECONDS)
 
     def pause(self, why: str = "") -> None:
@@ -56,7 +60,7 @@ class Patience:
                 hint="list the model in the configuration (models:), or pull it; check that this directory is"
                 " the root of the cache",
             )
-        state = why or _state(status)
+        state = why or _state(status, self._now())
         if waited >= self._seconds:
             raise WaitTimeout(
                 f"{self._name} is not ready after {waited:.0f} s: {state}", hint="wait longer (--timeout)"
@@ -79,12 +83,28 @@ def wait_until_ready(mount: Mount, name: str, patience: Patience) -> Path:
     return mount.layout.model(name)
 
 
-def _state(status: Mapping[str, Any]) -> str:
-    """The state and progress of a model, for people."""
+def _state(status: Mapping[str, Any], now: float) -> str:
+    """The state and progress of a model, for people. `now`: seconds since the epoch."""
     text = str(status.get("state", "not known on this node yet"))
     size, failed = status.get("bytes"), status.get("error")
     if isinstance(size, dict) and size.get("total"):
         text += f", {size.get('done')} of {size['total']} bytes"
     if isinstance(failed, dict):
         text += f" ({failed.get('detail')})"
-    return text[:1000]
+    waits = status.get("waits")
+    if isinstance(waits, dict) and waits.get("reason"):
+        text += f", waits ({waits['reason']}{f': {d}' if (d := waits.get('detail')) else ''})"
+    return text[:1000] + _age(status, now)
+
+
+def _age(status: Mapping[str, Any], now: float) -> str:
+    """How old the status of a pull under way is, once it is old enough for doubts whether a daemon runs."""
+    if status.get("state") not in _UNDER_WAY:
+        return ""
+    try:
+        age = now - datetime.fromisoformat(str(status.get("updated_at"))).timestamp()
+    except ValueError:
+        return ""
+    if age < _STALE_SECONDS:
+        return ""
+    return f"; nothing has changed for {age:.0f} s: check that cachd runs on this node"

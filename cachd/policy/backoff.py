@@ -5,6 +5,7 @@ from __future__ import annotations
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 LONGEST_REQUESTED_SECONDS = 600.0
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 600.0
 
 
 def delay(failures: int, *, requested: float | None, chance: float) -> float:
@@ -17,3 +18,9 @@ def delay(failures: int, *, requested: float | None, chance: float) -> float:
     ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
     jittered = ceiling * (0.5 + chance / 2)
     return jittered if requested is None else min(requested, LONGEST_REQUESTED_SECONDS) + jittered * chance
+
+
+def before_retry(retries: int, *, chance: float) -> float:
+    """Seconds between the end of a failed pull and its next one, the `retries`th (from 1) in a row."""
+    longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(retries - 1, 16))
+    return longest * (0.5 + chance / 2)

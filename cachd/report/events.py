@@ -66,8 +66,10 @@ class Event:
     apply is absent.
 
     `who`: the name of the token that asked for it, `anonymous`, or a part of cachd: `cachd:configuration`
-    (the model is listed), `cachd:repair`, `cachd:restart`, `cachd:direct`. `reason`: why a snapshot was
-    evicted, as in the label of cachd_evictions_total. `options`: keys of the configuration file.
+    (the model is listed), `cachd:repair`, `cachd:restart`, `cachd:retry` (an earlier pull failed),
+    `cachd:direct`. `revision`: that of the snapshot. `before`: the damaged revision, if a repair had to take
+    another one because the source changed. `reason`: why a snapshot was evicted, as in the label of
+    cachd_evictions_total. `options`: keys of the configuration file.
     """
 
     id: int
@@ -77,6 +79,8 @@ class Event:
     who: Text = None
     ref: Text = None
     manifest: Text = None
+    revision: Text = None
+    before: Text = None
     file: Text = None
     reason: Text = None
     code: Text = None
@@ -136,13 +140,23 @@ HEARD: Mapping[str, _Heard] = {
     "pull asked": _heard("pull_asked", "who", "ref"),
     "pull began": _heard("pull_began", "who", "ref"),
     "pull ended": _heard(
-        "pull_{state}", "who", "ref", "code", "detail", "size_bytes", "fetched_bytes", "seconds"
+        *(
+            "pull_{state}",
+            "who",
+            "ref",
+            "revision",
+            "code",
+            "detail",
+            "size_bytes",
+            "fetched_bytes",
+            "seconds",
+        )
     ),
     "pull not resumed": _heard("pull_failed", "code", detail="reason"),
     "evicted": _heard("evicted", "who", "manifest", "reason", "freed_bytes", names="names", detail="why"),
     "blob damaged": _heard("damaged", names="models", file="path", detail="wrong"),
-    "readiness withdrawn": _heard("quarantined", "manifest", "file", detail="reason"),
-    "repaired": _heard("repaired", "manifest"),
+    "readiness withdrawn": _heard("quarantined", "manifest", "revision", "file", detail="reason"),
+    "repaired": _heard("repaired", "manifest", "revision", "before"),
     "model refused": _heard("refused", "manifest", detail="reason"),
     "pinned": _heard("pinned", "who"),
     "unpinned": _heard("unpinned", "who"),

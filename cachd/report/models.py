@@ -84,11 +84,11 @@ class Models:
         return sorted(self._names())
 
     def state(self, name: str) -> ModelState | None:
-        """The state of a model; None when the name is unknown."""
+        """The state of a model; None when the name is unknown. Damaged: until its repair is published."""
         pull = self.pulls.get(name)
         if self.store.names.get(name):
             return ModelState.ready
-        if self.store.names.quarantine_of(name) and (pull is None or pull.done.done()):
+        if self.store.names.quarantine_of(name):
             return ModelState.damaged
         if pull and pull.error and pull.error.code == "refused_digest":
             return ModelState.refused
@@ -260,6 +260,7 @@ def pull_report(pull: Pull) -> PullReport:
         verified_by=_verified_by(pull),
         left_out=left_out_report(manifest) if manifest else None,
         error=error_report(pull.error),
+        retry_at=iso(pull.retry_at) if pull.retry_at else None,
     )
 
 

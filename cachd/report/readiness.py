@@ -8,6 +8,7 @@ from cachd.errors import CachdError, Unavailable
 from cachd.report.models import Models, unknown_model
 from cachd.report.values import ErrorReport, ModelState, error_report
 from cachd.transfer.progress import Progress
+from cachd.transfer.request import Pull
 
 RETRY_SECONDS = 5.0
 _LONGEST_RETRY_SECONDS = 60.0
@@ -38,7 +39,7 @@ def why_not_ready(name: str, models: Models) -> NotReady:
         detail = f"{name} is not ready ({state}): {failure.detail}"
         return NotReady(replace(failure, detail=detail), state, is_final=True, failure=failed)
     if damage and state is ModelState.damaged:
-        detail = f"{name} is damaged ({damage.reason}) and waits to be repaired"
+        detail = f"{name} is damaged ({damage.reason}){_repair(pull)}"
         waits = Unavailable(detail, code="damaged", retry_after=RETRY_SECONDS)
         return NotReady(waits, state, failure=failed)
     if pull is None:
@@ -52,6 +53,15 @@ def why_not_ready(name: str, models: Models) -> NotReady:
         )
         return NotReady(error, state, failure=failed)
     return _on_its_way(name, pull.progress)
+
+
+def _repair(pull: Pull | None) -> str:
+    """How far the repair of a damaged model is, for people."""
+    if pull is None or pull.done.done():
+        failed = f"; its last repair failed: {pull.error.detail}" if pull and pull.error else ""
+        return f" and waits to be repaired{failed}"
+    progress = pull.progress
+    return f", and its repair is {progress.state}: {progress.done} of {progress.total} bytes are here"
 
 
 def _on_its_way(name: str, progress: Progress) -> NotReady:

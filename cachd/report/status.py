@@ -30,7 +30,7 @@ from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits")
+_PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits", "retry_at")
 _ASKED_KEYS = ("hub_id", "weights")  # left out where the spec does not set them, as in the ready file
 _FAILED = (ModelState.damaged, ModelState.failed, ModelState.cancelled, ModelState.refused)
 _ENDED = (ModelState.ready, ModelState.damaged, ModelState.failed, ModelState.refused)
@@ -171,7 +171,7 @@ def status_document(name: str, models: Models, *, before: str) -> dict[str, Any]
     if models.pulls.are_stopping and state not in _ENDED:
         state = ModelState.queued  # the next start of the daemon resumes it
     failure = models.failure(name) if state in _FAILED else None
-    is_downloading = state is ModelState.downloading
+    is_downloading = about.get("state", state) == ModelState.downloading
     eta = about["eta_seconds"] if is_downloading else None
     return {
         "name": name,
@@ -198,6 +198,7 @@ def _about(snapshot: Snapshot) -> dict[str, Any]:
         "files": {"total": snapshot.files, "done": snapshot.files},
         "paused": False,
         "waits": None,
+        "retry_at": None,
         "rate_bytes_per_second": 0,
         "eta_seconds": None,
     }

@@ -75,7 +75,7 @@ def error_report(error: CachdError | None) -> ErrorReport | None:
 class ModelState(StrEnum):
     """The state of a model: that of its pull, or one of its snapshot.
 
-    `damaged`: the model was ready until damage was found, and no repair of it is running. `refused`: the
+    `damaged`: the model was ready until damage was found; its `pull` is the repair. `refused`: the
     operator refuses the digest of one of its files.
     """
 
@@ -146,7 +146,10 @@ class SpecReport:
 
 @report
 class PullReport(SpecReport):
-    """The progress of a pull, and its error if it failed. It begins when it gets a slot."""
+    """The progress of a pull, and its error if it failed. It begins when it gets a slot.
+
+    `retry_at`: when the daemon itself starts a pull that failed again; null if it does not.
+    """
 
     state: PullState
     paused: bool
@@ -163,6 +166,7 @@ class PullReport(SpecReport):
     verified_by: Mapping[str, int] | None
     left_out: LeftOutReport | None
     error: ErrorReport | None
+    retry_at: When | None
 
 
 @report

@@ -49,6 +49,7 @@ class Names:
             raise Unavailable(
                 f"{host} cannot be resolved: {error.strerror or error}",
                 code="dns_failed",
+                hint="check the host's name and this node's name servers (cachd doctor)",
             ) from error
 
 

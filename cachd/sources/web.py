@@ -122,7 +122,8 @@ class WebSource:
             raise NotFound(
                 f"{base} has no {checksums.NAME}",
                 code="no_checksums",
-                hint=f"publish one there (sha256sum * > {checksums.NAME}), or ask for one file",
+                hint=f"check the address; if it is right, publish one there (sha256sum * > {checksums.NAME}),"
+                " or ask for one file",
             ) from error
         if listing.lstrip()[:1] == b"<":
             raise _page(url, "a page")

@@ -62,6 +62,11 @@ class Capacity:
         return free if self.limit is None else min(free, self.limit - self.usage.total)
 
     @property
+    def is_limited(self) -> bool:
+        """Whether `limit` bounds what can be taken more than the file system does."""
+        return self.limit is not None and self.limit - self.usage.total < self.free - self.reserve_free
+
+    @property
     def available_inodes(self) -> int | None:
         """Inodes that may be taken; None where the file system makes inodes as needed."""
         return self.free_inodes - self.reserve_inodes if self.inodes else None

@@ -17,6 +17,7 @@ status/<name>.json                the state of a model, for pods that have only 
     manifests/<id>.json
     pending/<name>.json           a pull to resume after a restart
     pending/<name>.began          how many daemon processes in a row began it and died
+    pending/<name>.failed         a pull that failed or was cancelled, to show after a restart
     pins/<name>                   somebody pinned the name through the API
     config_pins/<name>            the configuration pins the name
     previous/<name>.json          the snapshots that the name led to before
@@ -217,6 +218,10 @@ class Layout:
     def pending_file(self, name: str) -> Path:
         """The record of a pull to resume under this name."""
         return self.pending / f"{name}.json"
+
+    def failed(self, name: str) -> Path:
+        """How the newest pull of a name ended, if it failed or was cancelled."""
+        return self.pending / f"{name}.failed"
 
     def began(self, name: str) -> Path:
         """The count of daemon processes that died during the pull of this name."""

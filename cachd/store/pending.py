@@ -1,15 +1,17 @@
-"""Records the pulls that have not ended, so that the next start resumes them.
+"""Records the pulls that have not ended, so that the next start resumes them, and those that failed.
 
 pending/<name>.json    the spec, with `replace` and `pins` as in Permit
 pending/<name>.began   how many daemon processes in a row began the pull and died; absent for none
+pending/<name>.failed  the spec of a pull that failed or was cancelled, and how it ended
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -36,6 +38,19 @@ class PendingPull:
     began: int
 
 
+@dataclass(frozen=True, slots=True)
+class FailedPull:
+    """A pull that failed or was cancelled, to show after a restart.
+
+    `ended`: how it ended, as a JSON document.
+    """
+
+    spec: ModelSpec
+    replace: bool
+    pins: bool
+    ended: Mapping[str, Any]
+
+
 class PendingPulls:
     """The pending pulls of one root, by name. Every method raises NoSpace or DiskFailed."""
 
@@ -48,13 +63,35 @@ class PendingPulls:
         document = {**spec.as_document(), "replace": replace, "pins": pins}
         with durable.disk_errors(path):
             durable.remove(self._layout.began(spec.name))
+            durable.remove(self._layout.failed(spec.name))
             durable.write_file(path, json.dumps(document).encode())
 
     def forget(self, name: str) -> None:
         """Delete the record of a pull that has ended, if there is one, so that no restart resumes it."""
         with durable.disk_errors(self._layout.pending_file(name)):
+            durable.remove(self._layout.failed(name))
             durable.remove(self._layout.began(name))
             durable.remove(self._layout.pending_file(name))
+
+    def fail(self, failed: FailedPull) -> None:
+        """Like `forget`, and record how the pull ended, until `remember` or `forget`."""
+        name = failed.spec.name
+        document = {
+            **failed.spec.as_document(),
+            "replace": failed.replace,
+            "pins": failed.pins,
+            "ended": dict(failed.ended),
+        }
+        with durable.disk_errors(self._layout.pending_file(name)):
+            try:
+                durable.write_file(self._layout.failed(name), json.dumps(document).encode())
+            finally:
+                durable.remove(self._layout.began(name))
+                durable.remove(self._layout.pending_file(name))
+
+    def failed(self) -> list[FailedPull]:
+        """The pulls that `fail` recorded, the oldest first. Removes unreadable records."""
+        return sorted(self._read_failed(), key=lambda each: str(each.ended.get("ended_at")))
 
     def all(self) -> list[PendingPull]:
         """The pulls to resume. Removes unreadable records."""
@@ -85,6 +122,18 @@ class PendingPulls:
             except UNREADABLE as error:
                 catalog.check_passing(error, path)
                 log.warning("unreadable pending pull removed", file=path.name, reason=repr(error))
+                path.unlink(missing_ok=True)
+
+    def _read_failed(self) -> Iterator[FailedPull]:
+        for path in self._layout.pending.glob("[!.]*.failed"):
+            try:
+                document = durable.read_document(path)
+                spec, ended = ModelSpec.from_document(document), dict(document["ended"])
+                replace, pins = bool(document["replace"]), bool(document["pins"])
+                yield FailedPull(spec, replace=replace, pins=pins, ended=ended)
+            except UNREADABLE as error:
+                catalog.check_passing(error, path)
+                log.warning("unreadable failed pull removed", file=path.name, reason=repr(error))
                 path.unlink(missing_ok=True)
 
 

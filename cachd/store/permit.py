@@ -41,13 +41,23 @@ class Permit:
             if owner is not None and not self.replace and not owner.is_of_same_model(asked):
                 raise name_taken(asked, owner)
             if owner is not None and is_pinned_elsewhere and not (self.replace or self.pins):
-                raise name_taken(asked, owner, "is pinned at")
+                raise pinned(asked) if owner == asked else name_taken(asked, owner, "is pinned at")
             self._is_used = True
 
 
 def replaced(asked: ModelSpec) -> Cancelled:
     """The error of a pull that another pull under the same name replaced."""
     return Cancelled(f"{asked.name}: the pull of {asked} was replaced by another", code="replaced")
+
+
+def pinned(asked: ModelSpec, revision: str = "") -> InUse:
+    """The refusal to move a pinned name to another revision of the same ref. `revision`: the pinned one."""
+    at = f" at revision {revision}" if revision else ""
+    return InUse(
+        f"{asked.name} is pinned{at}, and {asked} may lead to another one by now",
+        code="name_taken",
+        hint=f"cachd unpin {asked.name}, then ask again; or move the pin, too: --replace (replace: true)",
+    )
 
 
 def name_taken(asked: ModelSpec, owner: ModelSpec, why: str = "is") -> InUse:

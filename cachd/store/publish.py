@@ -74,7 +74,7 @@ class Publisher:
     ) -> Snapshot:
         snapshot, name = self._views.with_address(self._after_others(snapshot)), snapshot.name
         self._names.check_hub_folder(snapshot.spec)
-        is_repair = self._names.quarantine_of(name) is not None
+        damaged = self._names.quarantine_of(name)
         self._content.sync(f.blob for f in manifest.files)
         self._manifests.record(manifest, snapshot.hub_folder)
         self._views.show(snapshot, manifest)
@@ -91,8 +91,9 @@ class Publisher:
             for folder in {snapshot.hub_folder} | ({replaced.hub_folder} if replaced else set()):
                 self._views.repair_branches(folder)
         log.info("published", name=name, manifest=manifest.id, size_bytes=manifest.size)
-        if is_repair:
-            log.info("repaired", name=name, manifest=manifest.id)
+        if damaged:
+            before = damaged.snapshot.revision if damaged.snapshot.manifest != manifest.id else None
+            log.info("repaired", name=name, manifest=manifest.id, revision=manifest.revision, before=before)
         return snapshot
 
     def _declare(self, snapshot: Snapshot) -> None:

@@ -118,7 +118,8 @@ class Quarantines:
         self._names.undeclared(name)
         self._views.repair_branches(snapshot.hub_folder)
         durable.remove(self._layout.model(name))
-        log.warning("readiness withdrawn", name=name, manifest=snapshot.manifest, reason=reason)
+        about = {"manifest": snapshot.manifest, "revision": snapshot.revision}
+        log.warning("readiness withdrawn", name=name, **about, reason=reason)
 
     def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str | None:
         """How the views differ from what `publish` left; None if they do not.

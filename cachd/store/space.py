@@ -352,10 +352,8 @@ def bytes_beside(files: Mapping[Digest, int]) -> int:
     return MODEL_BYTES + sum(files.values()) + len(files) * ENTRIES_BYTES if files else 0
 
 
-_HINT = (
-    "delete a model (cachd rm NAME), unpin one, stop the pods that use one (cachd capacity shows which),"
-    " delete other files on this disk"
-)
+_HINT = "delete a model (cachd rm NAME), unpin one, stop the pods that use one (cachd capacity shows which)"
+_DISK_HINT = f"{_HINT}, delete other files on this disk"
 
 
 def _too_big(total: int, now: Capacity) -> TooBig:
@@ -377,10 +375,10 @@ def _too_few_bytes(size: int, short: int, now: Capacity) -> NoSpace:
         f"{size} bytes are needed and {max(now.available, 0)} are available"
         f" ({now.free} free on the file system, {now.reserved} reserved for other pulls,"
         f" {now.reserve_free} kept free{limited})",
-        hint=f"{_HINT}, or lower reserve_free",
+        hint=f"{_HINT}, or raise limit_bytes" if now.is_limited else f"{_DISK_HINT}, or lower reserve_free",
         short=short,
         need=size,
-        free=now.available,
+        free=max(now.available, 0),
     )
 
 
@@ -388,8 +386,8 @@ def _too_few_inodes(size: int, inodes: int, short: int, now: Capacity) -> NoSpac
     return NoSpace(
         f"{inodes} inodes are needed and {now.available_inodes} are free"
         f" ({now.free_inodes} on the file system, {now.reserve_inodes} kept free)",
-        hint=f"{_HINT}, or lower reserve_inodes",
+        hint=f"{_DISK_HINT}, or lower reserve_inodes",
         short_inodes=short,
         need=size,
-        free=now.available,
+        free=max(now.available, 0),
     )

@@ -50,6 +50,10 @@ def _detail(event: Mapping[str, Any]) -> str:
     if event.get("seconds"):
         counts.append(f"in {duration_text(event['seconds'])}")
     texts = [str(event[key]) for key in ("ref", "file", "reason", "detail", "code") if event.get(key)]
+    if event.get("before"):
+        texts.append(f"revision {event['before']} is replaced by {event.get('revision')}")
+    elif event.get("revision"):
+        texts.append(f"revision {event['revision']}")
     options = ", ".join(map(str, event.get("options") or ()))
     kind = event.get("kind")
     if kind == "config_in_force" and not options:

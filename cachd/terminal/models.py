@@ -59,9 +59,10 @@ def status_of(model: Mapping[str, Any], now: Callable[[], float] = time.time) ->
         done, total = pull["bytes"]["done"], pull["bytes"]["total"]
     else:
         done = total = ready["bytes"] if ready else 0
+    is_apart = ready or model["state"] == "damaged"
     return Status(
         name=model["name"],
-        state=model["state"] if not (ready and is_moving) else f"ready, {pull['state']}",
+        state=f"{model['state']}, {pull['state']}" if is_moving and is_apart else model["state"],
         done=done,
         total=total,
         rate=pull["rate_bytes_per_second"] if is_moving else 0,
@@ -71,8 +72,14 @@ def status_of(model: Mapping[str, Any], now: Callable[[], float] = time.time) ->
 
 
 def reason_of(model: Mapping[str, Any], now: Callable[[], float] = time.time) -> str:
-    """Why a model failed, or why its pull waits; empty while all is well."""
-    pull, damage = model["pull"], model["damage"]
+    """Why a model is damaged, why it failed, or why its pull waits; empty while all is well."""
+    damage, of_pull = model["damage"], _reason_of_pull(model, now)
+    return "; its repair: ".join(filter(None, (damage["reason"], of_pull))) if damage else of_pull
+
+
+def _reason_of_pull(model: Mapping[str, Any], now: Callable[[], float]) -> str:
+    """Why the newest pull of a model waits or failed; empty if it does neither."""
+    pull = model["pull"]
     if pull and pull["waits"]:
         waits = pull["waits"]
         until = moment_of(waits["until"]) if waits["until"] else None
@@ -80,8 +87,16 @@ def reason_of(model: Mapping[str, Any], now: Callable[[], float] = time.time) ->
     if pull and pull["error"]:
         error = pull["error"]
         before = "the newest pull failed: " if model["ready"] else ""
-        return f"{before}{error['detail']} ({error['code']})"
-    return str(damage["reason"]) if damage else ""
+        return f"{before}{error['detail']} ({error['code']}){_again(model, now)}"
+    return ""
+
+
+def _again(model: Mapping[str, Any], now: Callable[[], float]) -> str:
+    """When the daemon itself starts a pull that failed again, or how to ask for it; empty if that is vain."""
+    retry_at = model["pull"]["retry_at"]
+    if retry_at:
+        return f"; asked again in {duration_text(max(moment_of(retry_at) - now(), 1.0))}"
+    return "" if model["final"] else f"; to ask again: cachd pull {model['pull']['ref']}"
 
 
 def waits_text(

@@ -35,11 +35,16 @@ def show_sources(document: Mapping[str, Any]) -> None:
     say(f"{document['ref']} is {document['verdict']}{f': {why}' if is_allowed else ''}")
     if document["error"]:
         say(document["error"]["detail"])
-    rows = [
-        (each["column"], _plain(each["value"]), each["prefix"] or "", each["where"])
-        for each in document["columns"]
-    ]
+    columns = [each for each in document["columns"] if _concerns(each, document["ref"])]
+    rows = [(each["column"], _plain(each["value"]), each["prefix"] or "", each["where"]) for each in columns]
     show_table(("COLUMN", "VALUE", "PREFIX", "FROM"), rows)
+
+
+def _concerns(column: Mapping[str, Any], ref: str) -> bool:
+    """Whether a column applies to a ref: prefixes of the option `allow` that do not cover it say nothing."""
+    if column["column"] != "allow" or column["prefix"] or not isinstance(column["value"], list):
+        return True
+    return any(ref.startswith(str(prefix)) for prefix in column["value"])
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

@@ -28,7 +28,7 @@ def show_evictions(document: Mapping[str, Any]) -> None:
         for s in document["evictions"]
     ]
     protected = document.get("protected")
-    if rows or not protected:
+    if rows or "enough" not in document:
         show_table(("NAME", "FREES", "WHY"), rows, none="nothing was evicted")
     if protected:
         if rows:

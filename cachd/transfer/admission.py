@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cachd.errors import Busy, InUse, NotFound
 from cachd.model import ModelSpec, count_text
 from cachd.store.names import no_such_model
-from cachd.store.permit import name_taken
+from cachd.store.permit import name_taken, pinned
 from cachd.store.store import Store
 from cachd.transfer.newest import NewestPulls
 from cachd.transfer.request import Pull
@@ -57,19 +57,29 @@ class Admission:
             owner = newest.spec
         if owner is not None and not owner.is_of_same_model(spec):
             raise name_taken(spec, owner)
-        is_here = store.names.get(name) is not None
-        if owner is not None and is_pinned and (owner != spec or (refresh and is_here)):
+        if owner is not None and is_pinned and owner != spec:
             raise name_taken(spec, owner, "is pinned at")
+        if is_pinned and refresh and (here := store.names.get(name)):
+            raise pinned(spec, here.revision)
 
     def is_ready(self, spec: ModelSpec) -> bool:
         """Whether the name leads to a snapshot that was published for the spec."""
         ready = self._store.names.get(spec.name)
         return ready is not None and ready.spec == spec
 
-    def may_repair(self, spec: ModelSpec) -> bool:
-        """Whether the spec still waits for its repair, and nobody is deleting its name or rolling it back."""
-        found = self._store.names.quarantine_of(spec.name)
-        return found is not None and found.snapshot.spec == spec and self._running.may_repair(spec.name)
+    def may_begin(self, spec: ModelSpec, *, repairs: bool, retried: Pull | None) -> bool:
+        """Whether a pull that cachd begins by itself is still wanted; True for any other pull.
+
+        `repairs`: the spec must still wait for its repair. `retried`: this failed pull must still be the
+        newest of its name. Nobody may be deleting the name or rolling it back.
+        """
+        name = spec.name
+        if repairs:
+            found = self._store.names.quarantine_of(name)
+            is_wanted = found is not None and found.snapshot.spec == spec
+        else:
+            is_wanted = retried is None or self._newest.of(name) is retried
+        return is_wanted and ((not repairs and retried is None) or self._running.may_repair(name))
 
     def check_queue(self, waiting: int) -> None:
         """Raises Busy when the daemon is stopping or the queue, of `waiting` pulls, is full."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -51,10 +51,10 @@ class Endings:
             state, outcome = State.queued, _interrupted(pull)
         self._running.remove(pull)
         self._store.content.owners.expect_no_more(name)
-        self._delete_pending(name, state)
         pull.ended_at = self._now()
+        self._settle_pending(pull, state, outcome)
         pull.end(state, outcome)
-        self._newest.count_ended(pull)
+        self._forget(self._newest.count_ended(pull))
         self._record(pull, state, outcome)  # whoever hears of the end finds the pull ended
         self._store.changes.mark(name)
         pull.wake(outcome)
@@ -89,6 +89,7 @@ class Endings:
             ref=str(spec.ref),
             who=pull.asked_by,
             state=ended_as,
+            revision=progress.manifest.revision if progress.manifest else None,
             seconds=round(seconds, 2),
             size_bytes=progress.total,
             fetched_bytes=now.fetched,
@@ -102,11 +103,33 @@ class Endings:
             self._store.usage_log, spec, outcome, fetched=now.fetched, seconds=seconds, now=self._now()
         )
 
-    def _delete_pending(self, name: str, state: State) -> None:
+    def show_earlier(self) -> None:
+        """Show the pulls that failed before this daemon started."""
+        for failed in self._pending.failed():
+            if self._newest.of(failed.spec.name) is None:
+                self.show(failed)
+
+    def show(self, failed: Pull) -> None:
+        """Show a pull that has failed."""
+        self._newest.add(failed)
+        self._forget(self._newest.count_ended(failed))
+        self._store.changes.mark(failed.spec.name)
+
+    def _settle_pending(self, pull: Pull, state: State, outcome: Outcome) -> None:
+        """Keep on disk what the next start has to know of a pull that ends."""
+        name = pull.spec.name
         with suppress(CachdError):
             if self._running.is_closed and state in (State.queued, State.cancelled):
                 self._pending.note_clean_stop(name)
+            elif isinstance(outcome, CachdError) and self._newest.of(name) is pull:
+                self._pending.fail(pull, state, outcome)
             else:
+                self._pending.delete(name)
+
+    def _forget(self, names: Sequence[str]) -> None:
+        """Delete the records of failed pulls that are no longer shown."""
+        for name in names:
+            with suppress(CachdError):
                 self._pending.delete(name)
 
 

@@ -63,17 +63,19 @@ class NewestPulls:
             if self._by_name.get(pull.spec.name) is pull:
                 self.drop(pull.spec.name)
 
-    def count_ended(self, ended: Pull) -> None:
-        """Count a pull that has ended, and forget the oldest ones over the bounds."""
-        name = ended.spec.name
+    def count_ended(self, ended: Pull) -> list[str]:
+        """Count a pull that has ended, and forget the oldest ones over the bounds. Returns their names."""
+        name, forgotten = ended.spec.name, list[str]()
         with self._lock:
             if self._by_name.get(name) is not ended:
-                return
+                return forgotten
             self._ended_bytes[name] = self._ended_bytes.pop(name, 0) or _memory_of(ended)
             while self._are_too_many():
                 oldest = next(iter(self._ended_bytes))
                 self.drop(oldest)
                 self._store.changes.mark(oldest)
+                forgotten.append(oldest)
+        return forgotten
 
     def _is_undone(self, ended: Pull) -> bool:
         """Whether the snapshot of a successful pull was deleted, evicted or quarantined."""

@@ -76,6 +76,7 @@ class Progress:
         self._downloads: dict[Digest, Tally] = {}
         self._samples: deque[tuple[float, int]] = deque()
         self._final: Figures | None = None
+        self._total = 0  # of a pull without a manifest
 
     def begin_resolve(self) -> None:
         """The source is asked for the manifest. In a retry, the error of the attempt before stays known."""
@@ -106,7 +107,13 @@ class Progress:
         self._final, self._files = self.now, Counter()
         self._downloads = {}
         self._samples.clear()
+        self._total = self.total
+        self._waits = self._waits if state is State.queued else None
         self.state = state
+
+    def restore(self, done: int, total: int) -> None:
+        """Show how far a pull was that ended before this process began."""
+        self._final, self._total = Figures(done, 0, 0, 0, is_paused=False), total
 
     def watch(self, download: Tally) -> None:
         """Count a download. It replaces an earlier one of the same blob, which failed."""
@@ -122,7 +129,7 @@ class Progress:
     @property
     def total(self) -> int:
         """Bytes of the model; 0 before it is resolved."""
-        return self.manifest.size if self.manifest else 0
+        return self.manifest.size if self.manifest else self._total
 
     @property
     def now(self) -> Figures:

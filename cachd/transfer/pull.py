@@ -34,18 +34,50 @@ def pull(attempt: Attempt) -> Snapshot:
     """Make a model ready. After a CachdError or NotYet, nothing new is published.
 
     A quarantined model gets the same files back: its ref is resolved again only if the source has changed.
+    Raises Changed when the source has other files by now, and the name is pinned at those that it had.
     """
-    resolved = attempt.context.store.to_repair(attempt.spec) or _resolve(attempt)
+    damaged = attempt.context.store.to_repair(attempt.spec)
+    resolved = damaged or _resolve(attempt)
     try:
         return _make_ready(resolved, attempt)
     except Changed as error:
         log.info("the source changed: resolving again", name=attempt.spec.name, reason=error.detail)
         resolved = _resolve(attempt)
+        if damaged:
+            resolved = _same_revision(damaged, resolved, attempt) or _new_revision(damaged, resolved, attempt)
     except DiskFailed as error:
         if error.errno != errno.EIO:
             raise
         log.warning("disk error: trying the pull once more", name=attempt.spec.name, reason=error.detail)
     return _make_ready(resolved, attempt)
+
+
+def _same_revision(damaged: Manifest, now: Manifest, attempt: Attempt) -> Manifest | None:
+    """The damaged manifest with the places and validators that its missing files have at the source now.
+
+    None if the source no longer states the same digest of each of them.
+    """
+    offered, found = {f.path: f for f in now.files}, {f.path: f for f in damaged.files}
+    for lost in attempt.context.store.content.missing(damaged):
+        for path in [f.path for f in damaged.files if f.blob == lost.blob]:
+            same = offered.get(path)
+            if same is None or same.digest is None or (same.size, same.stated) != (lost.size, lost.stated):
+                return None
+            found[path] = replace(found[path], origin=same.origin, validator=same.validator)
+    return replace(damaged, files=tuple(found.values()))
+
+
+def _new_revision(damaged: Manifest, now: Manifest, attempt: Attempt) -> Manifest:
+    """The manifest that the source has now, for a repair that cannot bring back the damaged one."""
+    name = attempt.spec.name
+    if attempt.context.store.pins.has(name):
+        raise Changed(
+            f"{name} is pinned at revision {damaged.revision}, and its source no longer has the bytes of a"
+            f" damaged file: it has revision {now.revision}",
+            hint=f"cachd unpin {name} lets the repair take the new revision",
+        )
+    log.warning("repair takes a new revision", name=name, before=damaged.revision, revision=now.revision)
+    return now
 
 
 def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:

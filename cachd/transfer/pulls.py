@@ -66,17 +66,17 @@ class Pulls:
         replace: bool = False,
         pins: bool = False,
         repairs: bool = False,
+        retried: Pull | None = None,
     ) -> Pull | None:
         """Start or join the pull of a spec; None when it is ready already. Waits for neither pull nor source.
 
         `refresh` resolves the ref again even if the spec is ready. `replace` allows the pull to take a name
-        that is pinned or belongs to another model, and stops a running pull of another spec under that name.
-        `pins`: the caller pins the name to the result. `repairs`: also None unless the spec waits for its
-        repair, and nobody deletes its name or rolls it back. Raises InUse when the name may not move,
-        Unavailable when too many pulls wait, NoSpace or DiskFailed when the spec cannot be written to disk.
+        that is pinned or another model's, and stops a running pull of another spec under that name. `pins`:
+        the caller pins the name. `repairs`, `retried`: None also if `Admission.may_begin` refuses. Raises
+        InUse when the name may not move, Unavailable when too many pulls wait, NoSpace or DiskFailed.
         """
         with self._running.changing:
-            if repairs and not self._admission.may_repair(spec):
+            if not self._admission.may_begin(spec, repairs=repairs, retried=retried):
                 return None
             running = self._running.of(spec.name)
             if running is not None and running.spec == spec:
@@ -89,7 +89,7 @@ class Pulls:
                 self._count_hit(spec.name)
                 return None
             self._admission.check_queue(self._runner.waiting)
-            wanted = Pull(spec, priority=priority, replace=replace, pins=pins)
+            wanted = Pull(spec, priority=priority, replace=replace, pins=pins, after=retried)
             started = self._put_in_place(wanted, running, is_ready=is_ready)
         if running is not None:
             log.info("pull replaced", name=spec.name, ref=str(running.spec.ref))
@@ -113,7 +113,8 @@ class Pulls:
     def resume(self) -> None:
         """Resume the pulls that were unfinished when the daemon last ended.
 
-        One in a crash loop stays on disk, and is shown as failed until somebody asks for it or deletes it.
+        One in a crash loop stays on disk, and is shown as failed until somebody asks for it or deletes it. So
+        are those that failed before.
         """
         for found in self._pending.all():
             if error := crash_loop(found):
@@ -124,6 +125,7 @@ class Pulls:
             with bound_contextvars(who="cachd:restart"), self._running.changing:
                 resumed = self._admit(Pull(found.spec, replace=found.replace, pins=found.pins))
             self._runner.start(resumed)
+        self._endings.show_earlier()
         self._endings.sweep()
 
     # --- what is known ---
@@ -214,12 +216,9 @@ class Pulls:
 
     def show_as_failed(self, spec: ModelSpec, error: CachdError) -> None:
         """Show a model as a failed pull with this error, unless its name is being pulled."""
-        failed = Pull.failed(spec, error)
         with self._running.changing:
             if self._running.of(spec.name) is None:
-                self._newest.add(failed)
-                self._newest.count_ended(failed)
-        self._store.changes.mark(spec.name)
+                self._endings.show(Pull.failed(spec, error))
 
     def interrupt(self) -> None:
         """Cancel every pull without waiting. The next start of the daemon resumes them."""
@@ -244,6 +243,8 @@ class Pulls:
         newest = self._newest.of(name)
         if newest is not None and newest.error is not None:
             self._newest.drop(name)  # a later pull of another spec failed: that failure no longer matters
+            with suppress(CachdError):
+                self._pending.delete(name)
 
     def _put_in_place(self, asked: Pull, running: Pull | None, *, is_ready: bool) -> Pull | None:
         """Register a pull in place of the running one of its name, which is cancelled.

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from structlog.contextvars import get_contextvars
 
-from cachd.errors import CachdError, Cancelled
+from cachd.errors import CachdError, Cancelled, Changed
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.store.permit import Permit
 from cachd.transfer.progress import Progress, State
@@ -22,11 +22,18 @@ class Pull:
 
     `done` resolves to the snapshot, or raises the CachdError. `error` is that error, once the pull has failed
     or was cancelled. `asked_by` is the `who` of the log where the pull is made: the name of a caller's token,
-    or `cachd:` and a part of cachd.
+    or `cachd:` and a part of cachd. `after`: the failed pull that it retries; `retries` counts them in a row.
+    `retry_at`: when the daemon asks again for a pull that failed (Unix time); None if it does not.
     """
 
     def __init__(
-        self, spec: ModelSpec, *, priority: int = 0, replace: bool = False, pins: bool = False
+        self,
+        spec: ModelSpec,
+        *,
+        priority: int = 0,
+        replace: bool = False,
+        pins: bool = False,
+        after: Pull | None = None,
     ) -> None:
         self.spec = spec
         self.permit = Permit(replace=replace, pins=pins)
@@ -41,6 +48,8 @@ class Pull:
         self.began_at: float | None = None  # seconds since the epoch, as ended_at
         self.ended_at: float | None = None
         self.failed_resolves = 0
+        self.retries: int = after.retries + 1 if after else 0
+        self.retry_at: float | None = None
         self._refusal: CachdError | None = None
 
     @classmethod
@@ -73,6 +82,14 @@ class Pull:
         if self._refusal is not None:
             return State.failed, self._refusal
         return State.cancelled if self.is_cancelled else State.failed, error
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether it failed for a reason that may pass without anybody's help."""
+        if self.progress.state is not State.failed or self.error is None:
+            return False
+        # A source that changed twice during one pull is likely to do so again.
+        return self.error.retryable and not isinstance(self.error, Changed)
 
     def cancelled(self) -> Cancelled:
         """The error of a pull that was cancelled while it had no slot."""

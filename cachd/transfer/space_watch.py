@@ -82,8 +82,12 @@ class SpaceWatch:
                 self._evictor.evict(self._planner.plan_unused(self._rules.unused_seconds), "unused")
 
     def relieve(self) -> None:
-        """Under pressure, evict what is not protected, down to the low watermark."""
-        over = self._over(self._store.space.bounded())
+        """Under pressure, evict what is not protected, down to the low watermark.
+
+        If only `limit_bytes` is exceeded, and would be still, nothing is evicted: that would help nobody.
+        """
+        found = self._store.space.bounded()
+        over = self._over(found)
         if over <= 0:
             self._warned_short = False
             return
@@ -92,8 +96,9 @@ class SpaceWatch:
         with self._planner.lock:
             before = self._store.space.bounded().free
             plan = self._planner.plan_ignoring_pulls(over)
-            self._evictor.drop_partials(plan.partials)
-            self._evictor.evict(plan.choices, "pressure")
+            if not self._is_vain(plan, found):
+                self._evictor.drop_partials(plan.partials)
+                self._evictor.evict(plan.choices, "pressure")
             after = self._store.space.bounded().free
         self._report(plan, freed=after - before)
 
@@ -123,12 +128,22 @@ class SpaceWatch:
 
         Bytes that have not arrived do not count: a source may claim any size.
         """
-        space = max(now.total - now.reserve_free, 0)
-        taken, high, low = space - (now.free - now.reserve_free), self._rules.high, self._rules.low
-        over = [self._store.space.waited_for(), bytes_over(taken, space, high=high, low=low)]
+        over = [self._store.space.waited_for(), self._disk_over(now)]
         if now.limit is not None:
-            over.append(bytes_over(now.usage.total, now.limit, high=high, low=low))
+            over.append(bytes_over(now.usage.total, now.limit, high=self._rules.high, low=self._rules.low))
         return max(over)
+
+    def _disk_over(self, now: Capacity) -> int:
+        """Bytes to free for the file system's sake, whatever `limit_bytes` is."""
+        space = max(now.total - now.reserve_free, 0)
+        taken = space - (now.free - now.reserve_free)
+        return bytes_over(taken, space, high=self._rules.high, low=self._rules.low)
+
+    def _is_vain(self, plan: Plan, now: Capacity) -> bool:
+        """Whether models exceed `limit_bytes` even after the plan, and nothing else needs its bytes."""
+        if now.limit is None or self._disk_over(now) > 0:
+            return False
+        return now.usage.total - plan.frees > now.limit
 
     def _report(self, plan: Plan, *, freed: int) -> None:
         """Warn when too little could be freed, or came free."""

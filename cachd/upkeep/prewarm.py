@@ -11,6 +11,7 @@ also ends if the list changed while no daemon ran. A pin through the API stays.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from cachd.store.store import Store
 from cachd.transfer.progress import State
 from cachd.transfer.pulls import Pulls
 from cachd.transfer.request import Pull
+from cachd.upkeep.retries import Retries
 from cachd.upkeep.warms import Warms
 
 log = structlog.get_logger(__name__)
@@ -45,7 +47,7 @@ class Desired:
 
 
 class Prewarm:
-    """A thread that keeps every desired model ready.
+    """A thread that keeps every desired model ready, and asks again for other pulls that failed.
 
     `read_list` returns the desired models; None if they are unchanged.
     """
@@ -58,9 +60,11 @@ class Prewarm:
         read_list: Callable[[], Iterable[Desired] | None],
         *,
         chance: Callable[[], float] = random.random,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._pulls, self._store, self._warms = pulls, store, warms
-        self._read_list, self._chance = read_list, chance
+        self._read_list, self._chance, self._now = read_list, chance, now
+        self._retries = Retries(store, pulls, self._is_tried, chance=chance, now=now)
         self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
         self._tried: dict[str, _Tries] = {}
@@ -89,14 +93,19 @@ class Prewarm:
                 tries = self._tried[each.spec.name]
                 if tries.are_due():
                     self._ensure_ready(each, tries)
+        self._retries.tick()
         return _TICK_SECONDS
+
+    def _is_tried(self, name: str) -> bool:
+        """Whether this thread itself tries the pull of a name again."""
+        return name in self._tried and not self._tried[name].are_over
 
     def _apply(self, desired: dict[str, Desired]) -> None:
         before, tried = self._desired, self._tried
         self._tried = {}
         for name, each in desired.items():
             is_new = name not in before or before[name].spec != each.spec
-            self._tried[name] = _Tries(self._chance, replace=is_new or tried[name].may_replace())
+            self._tried[name] = _Tries(self._chance, self._now, replace=is_new or tried[name].may_replace())
         self._desired = desired
 
     def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
@@ -145,8 +154,8 @@ class _Tries:
     `replace`: until the model is ready once, its pull may take a name that is pinned or another model's.
     """
 
-    def __init__(self, chance: Callable[[], float], *, replace: bool) -> None:
-        self._chance = chance
+    def __init__(self, chance: Callable[[], float], now: Callable[[], float], *, replace: bool) -> None:
+        self._chance, self._now = chance, now
         self.replace, self.are_over = replace, False
         self._failures = 0
         self._ticks_to_wait = 0
@@ -183,3 +192,4 @@ class _Tries:
             self.replace, self.are_over = False, True
         else:
             self.failed(ended.error)
+            ended.retry_at = None if self.are_over else self._now() + self._ticks_to_wait * _TICK_SECONDS

@@ -84,6 +84,8 @@ class Repairs:
                 self._repair(name)
                 seconds = backoff.delay(attempts + 1, requested=None, chance=self._chance())
                 self._tries[name] = (attempts + 1, self._clock() + seconds)
+            elif running is not None:
+                running.retry_at = self._now() + due - self._clock()
 
     def _repair(self, name: str) -> None:
         """Start a pull of the files that the quarantined model lacks. A delete that comes first wins."""

@@ -67,8 +67,9 @@ class Verifications:
     def start(self, name: str) -> Verification:
         """Start or join the verification of a ready model. Raises NotFound; Unavailable during a repair."""
         names = self._store.names
-        if names.get(name) is None and names.has(name):
-            raise Unavailable(f"{name} is damaged and being repaired", code="damaged", retry_after=5.0)
+        if names.get(name) is None and (damage := names.quarantine_of(name)):
+            detail = f"{name} is damaged ({damage.reason}) and is being repaired"
+            raise Unavailable(detail, code="damaged", retry_after=5.0)
         snapshot = names.ready(name)
         return self._jobs.start(Verification(name, snapshot.size), self._verify)
 

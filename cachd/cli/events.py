@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,11 +64,13 @@ def events(
     if output is Output.name:
         for each in page["events"]:
             terminal.say(each["model"] or "-")
-        return
-    is_wide = output is Output.wide
-    rows = [wide_row(each) if is_wide else event_row(each) for each in page["events"]]
-    headings = WIDE_HEADINGS if is_wide else HEADINGS
-    show(page, output, lambda: terminal.show_table(headings, rows, none="no event"))
+    else:
+        show(page, output, lambda: _show_events(page["events"], is_wide=output is Output.wide))
+
+
+def _show_events(found: Sequence[Mapping[str, Any]], *, is_wide: bool) -> None:
+    rows = [wide_row(each) if is_wide else event_row(each) for each in found]
+    terminal.show_table(WIDE_HEADINGS if is_wide else HEADINGS, rows, none="no event")
 
 
 class Following:

@@ -56,7 +56,7 @@ class Waiting:
         Raises StoppedWaiting at SIGTERM and SIGINT, and CachdError if this daemon cannot listen.
         """
         self._patience_seconds = _CLOSING_SECONDS
-        free, notes = Future[None](), _Told(refusal)
+        free, notes = Future[None](), _Notes(refusal)
         with _stoppable(free), certified(self._config) as certificate:
             notes.log()
             threads.start([threading.Thread(target=_wait, args=(free, lock), name="root lock", daemon=True)])
@@ -75,7 +75,7 @@ class Waiting:
             yield self._sockets.open_all(patience_seconds=self._patience_seconds)
 
 
-class _Told:
+class _Notes:
     """Says in the log, and to the service manager, that the daemon waits."""
 
     def __init__(self, refusal: CachdError) -> None:

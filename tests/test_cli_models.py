@@ -51,7 +51,7 @@ def started(node: Node, *words: str, **how: object) -> Iterator[subprocess.Popen
             process.kill()
 
 
-def comes(process: subprocess.Popen[str], beginning: str) -> bool:
+def comes(process: subprocess.Popen[str], beginning: str | tuple[str, ...]) -> bool:
     """Whether the process prints a line that begins so."""
     assert process.stdout is not None
     return any(line.startswith(beginning) for line in iter(process.stdout.readline, ""))
@@ -155,7 +155,7 @@ def test_ls_has_a_wide_form_and_a_yaml_form(ground: Ground) -> None:
 def test_ls_watch_prints_each_change_until_ctrl_c(ground: Ground) -> None:
     with started(ground.node, "ls", "-w") as watching:
         with ground.held("watched.bin"):
-            assert comes(watching, "watched.bin  downloading")
+            assert comes(watching, ("watched.bin  downloading", "watched.bin  waiting"))
         assert comes(watching, "watched.bin  ready")
         ground.node.ask("DELETE", "/v1/models/watched.bin")
         assert comes(watching, "watched.bin  deleted")

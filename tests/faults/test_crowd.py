@@ -95,7 +95,7 @@ async def test_a_thousand_callers_of_a_cold_model_cause_one_transfer_and_get_one
     assert node.metric("cachd_joins_total") - before["joins"] == 999
     assert done == sorted(done)
     assert done[-1] == 6 * MIB
-    assert len(set(done)) > 2, "it was seen on its way"
+    assert len(set(done)) > 1, "it was seen on its way"
 
 
 def test_the_pull_of_a_name_is_cancelled_and_another_of_the_same_files_goes_on(alone: Grounds) -> None:

@@ -260,7 +260,8 @@ def test_the_kubelets_thresholds_reach_the_daemon(tmp_path: Path) -> None:
     assert {"key": "kubelet.yaml", "path": "kubelet.yaml"} in items
     assert options(config_map)["kubelet_config"] == "/etc/cachd/kubelet.yaml"
     (tmp_path / "kubelet.yaml").write_text(config_map["data"]["kubelet.yaml"])
-    assert [each.percent for each in thresholds(tmp_path / "kubelet.yaml", 1 << 40)] == [20, 0]
+    found = thresholds(Config(kubelet_config=tmp_path / "kubelet.yaml"), 1 << 40)
+    assert (found.available.percent, found.inodes.percent) == (20, 0)
     assert "kubelet_config" not in options(only_config(""))
 
 

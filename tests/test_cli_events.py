@@ -55,9 +55,9 @@ def test_events_shows_what_happened_to_a_model_and_who_asked(ground: Ground) -> 
         (kind, "seen.bin", "anonymous") for kind in ("pull_asked", "pull_began", "pull_ready")
     ]
     assert rows[-1][-1].startswith("1.0 MB in all, 1.0 MB fetched, in ")
-    headings, row, *_ = ground.node.cli("events", "seen.bin", "-o", "wide").stdout.splitlines()
+    above, row, *_ = ground.node.cli("events", "seen.bin", "-o", "wide").stdout.splitlines()
     first = row.split()[0]
-    assert headings.startswith("ID ")
+    assert above.startswith("ID ")
     page = json.loads(ground.node.cli("events", "-o", "json").stdout)
     assert page == ground.node.ask("GET", "/v1/events?follow=false").document
     later = json.loads(ground.node.cli("events", "--after", first, "-o", "json").stdout)

@@ -17,7 +17,6 @@ from tests.attacks.test_identity import (
     inode_of,
     read_again,
     sha256_digest,
-    weights_of,
     written_before,
 )
 from tests.conftest import PATIENCE_SECONDS, Engine
@@ -27,6 +26,7 @@ from tests.ground.node import Node
 from tests.ground.origin import IgnoreRange, Origin
 from tests.ground.s3 import S3Server
 from tests.ground.site import until
+from tests.ground.weights import weights_of
 from tests.test_pull import sign_in
 
 Engines = Callable[..., Engine]

@@ -90,14 +90,14 @@ class Reserves:
         return self.thresholds.available.of(total_bytes) if self.thresholds else 0
 
 
-def reserves(root: Path, options: KubeletOptions, total_bytes: int) -> Reserves:
+def reserves(root: Path, config: KubeletOptions, total_bytes: int) -> Reserves:
     """What to keep free of the root's disk of `total_bytes`: nothing if the node does not use that disk.
 
     It may ask the kubelet, which takes at most three seconds.
     """
     if not is_used_by_node(root):
         return Reserves(free=Percentage(0), inodes=Percentage(0))
-    found = thresholds(options, total_bytes)
+    found = thresholds(config, total_bytes)
     return Reserves(with_margin(found.available), with_margin(found.inodes), found)
 
 
@@ -112,31 +112,31 @@ def with_margin(*thresholds: Percentage) -> Percentage:
     return Percentage(min(max(each.percent for each in thresholds) + _MARGIN_PERCENT, 100.0))
 
 
-def thresholds(options: KubeletOptions, total_bytes: int) -> Thresholds:
+def thresholds(config: KubeletOptions, total_bytes: int) -> Thresholds:
     """The thresholds in force. `total_bytes`: the size of the disk, for thresholds given in bytes."""
-    if options.kubelet_thresholds:
-        stated = _largest(options.kubelet_thresholds.items(), total_bytes)
+    if config.kubelet_thresholds:
+        stated = _largest(config.kubelet_thresholds.items(), total_bytes)
         return Thresholds(stated["available"], stated["inodesFree"], ThresholdsFrom.option)
     reasons = []
-    if options.kubelet_url:
+    if config.kubelet_url:
         try:
-            return _of(_asked(options), total_bytes, ThresholdsFrom.kubelet)
+            return _of(_asked(config), total_bytes, ThresholdsFrom.kubelet)
         except CachdError as error:
             reasons.append(error.detail)
     try:
-        keys, come_from = read(options.kubelet_config).keys, ThresholdsFrom.file
+        keys, come_from = read(config.kubelet_config).keys, ThresholdsFrom.file
     except Invalid as error:
         keys, come_from = {}, ThresholdsFrom.defaults
-        if options.kubelet_config.exists():
+        if config.kubelet_config.exists():
             reasons.append(error.detail)
     return _of(keys, total_bytes, come_from, reason="; ".join(reasons))
 
 
-def _asked(options: KubeletOptions) -> Mapping[str, Any]:
+def _asked(config: KubeletOptions) -> Mapping[str, Any]:
     from cachd.configz import Kubelet, configuration  # a start without kubelet_url needs no HTTP client
 
-    assert options.kubelet_url is not None
-    return configuration(Kubelet(options.kubelet_url, options.kubelet_token_file, options.kubelet_ca_file))
+    assert config.kubelet_url is not None
+    return configuration(Kubelet(config.kubelet_url, config.kubelet_token_file, config.kubelet_ca_file))
 
 
 def _of(

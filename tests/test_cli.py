@@ -56,8 +56,8 @@ def test_pull_wait_prints_the_path_last_and_draws_nothing_in_a_pipe(ground: Grou
     ended = ground.node.cli("pull", ground.add("now.bin"), "--name", "now.bin", "--wait")
     assert ended.returncode == 0, ended.stderr
     assert re.fullmatch(
-        r"now\.bin: 6\.3 MB in 1 file, in \S+ \([\d.]+ [kMG]?B/s\);"
-        r" no file is verified, because the source states no digest\n",
+        r"now\.bin: 6\.3 MB in 1 file, in \S+ \([\d.]+ [kMG]?B/s\)\n"
+        r"  no file is verified, because the source states no digest\n",
         ended.stderr,
     )
     path = Path(ended.stdout.splitlines()[-1])

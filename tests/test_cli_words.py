@@ -160,7 +160,7 @@ def test_wrong_options_say_where_those_in_force_are(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon_is_told_what_it_can_do(ground: Ground) -> None:
-    command = [*CACHD, "serve", "--root", str(ground.node.root), "--listen", "127.0.0.1:0"]
+    command = [*CACHD, "serve", "--no-wait", "--root", str(ground.node.root), "--listen", "127.0.0.1:0"]
     ended = run(command, timeout=PATIENCE_SECONDS)
     assert ended.returncode == 9
     assert "hint: stop that process, or use another root (--root)" in ended.stderr
@@ -172,7 +172,11 @@ def test_a_reload_that_changes_nothing_and_one_that_is_refused_have_a_detail(nod
     running.wait_for("configuration file not taken over")
     running.configure(**{key: value for key, value in running.options.items() if key != "limit_bytes"})
     running.wait_for("configuration file taken over")
-    rows = {line.split()[3]: line for line in running.cli("events").stdout.splitlines() if "config" in line}
+    rows = {
+        line.split()[3]: line
+        for line in running.cli("events", "-o", "wide").stdout.splitlines()
+        if "config" in line
+    }
     assert "bad_option; limit_bytes; cachd doctor says why" in rows["config_refused"]
     assert rows["config_in_force"].endswith("no option changed")
 

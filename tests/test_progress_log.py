@@ -66,11 +66,12 @@ def test_a_direct_pull_without_a_terminal_logs_its_beginning_and_its_end(origin:
     origin.add("/it", noise(MIB))
     command, how = direct(origin, root)
     ended = run(command, timeout=PATIENCE_SECONDS, **how)
-    *lines, last = ended.stderr.splitlines()
+    *lines, last, verified = ended.stderr.splitlines()
     log = {each["event"]: each for each in map(json.loads, lines)}
     assert log["pull began"]["who"] == "cachd:direct"
     assert log["pull ended"]["state"] == "ready"
-    assert last.startswith("it: 1.0 MB in 1 file, in "), "the last line is for people"
+    assert last.startswith("it: 1.0 MB in 1 file, in "), "the last two lines are for people"
+    assert verified == "  no file is verified, because the source states no digest"
     assert ended.stdout == f"{root}/models/it/it\n"
 
 

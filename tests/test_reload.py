@@ -13,6 +13,7 @@ from cachd.config import RELOADED_KEYS, read
 from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.errors import Forbidden
+from cachd.kubelet import ThresholdsFrom
 from cachd.model import Limits, Percentage, Ref
 from cachd.sources.cancel import CancelToken
 from tests.conftest import PATIENCE_SECONDS, spec_of
@@ -73,6 +74,10 @@ TAKEN: dict[str, tuple[str, Callable[[Running], bool]]] = {
     "limit_bytes": ("limit_bytes: 5GB", lambda running: bounds(running)[0] == 5 * 10**9),
     "reserve_free": ("reserve_free: 6MB", lambda running: bounds(running)[1] == 6 * 10**6),
     "reserve_inodes": ("reserve_inodes: 7", lambda running: bounds(running)[2] == 7),
+    "kubelet_thresholds": (
+        "kubelet_thresholds: {{nodefs.available: 20%}}",
+        lambda running: ThresholdsFrom.option in running.parts.bounds.kubelet_ratio(),
+    ),
     "limit_bytes_per_second": (
         "limit_bytes_per_second: 8MB",
         lambda running: running.parts.bandwidth.limits == Limits(8_000_000),
@@ -88,7 +93,10 @@ def test_the_table_above_has_every_option_that_is_reloaded() -> None:
     assert TAKEN.keys() == RELOADED_KEYS
 
 
-@pytest.mark.parametrize("key", [key for key in TAKEN if key != "refuse"])
+ELSEWHERE = ("refuse", "kubelet_thresholds")  # tested below, and in test_kubelet.py
+
+
+@pytest.mark.parametrize("key", [key for key in TAKEN if key not in ELSEWHERE])
 def test_a_reloaded_option_is_in_force_after_the_poll_and_a_wrong_one_is_not(
     running: Running, key: str
 ) -> None:

@@ -126,7 +126,7 @@ def test_one_flipped_bit_costs_one_part_and_disturbs_no_reader(ground: Ground) -
         assert told["state"] == "damaged"
         assert [each["path"] for each in told["damaged"]] == ["flipped"]
         assert hold.reached.wait(PATIENCE_SECONDS)
-        assert_problem(ground.node.ready("flipped", wait=0), 503, "not_ready")
+        assert_problem(ground.node.ready("flipped", wait=0), 503, "damaged")
         assert not (ground.node.root / "ready/flipped.json").exists()
         assert not shown.exists()
         assert not blob.exists()

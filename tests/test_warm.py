@@ -156,7 +156,10 @@ def test_the_command_warms_and_tells_what_it_read(ground: Ground) -> None:
     shown = have(ground, "commanded")
     chill(shown)
     ended = ground.node.cli("warm", "commanded")
-    assert (ended.returncode, ended.stdout) == (0, "commanded warm: 25.2 MB of 25.2 MB read\n")
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "commanded: 25.2 MB in memory; 25.2 MB of them were read from the disk\n",
+    )
     with held(shown):
         told = json.loads(ground.node.cli("warm", "commanded", "-o", "json").stdout)
     assert (told["state"], told["bytes"]["loaded"]) == ("warm", 0)

@@ -49,9 +49,12 @@ class Proven:
         self._notes = durable.Notes(path)
         self._pulls = 0  # running pulls, which may add proofs
         self._proven: dict[str, set[str]] = {}  # sources by blob
-        for line in self._read():
+        lines = self._read()
+        for line in lines or ():
             source, _, blob = line.partition(" ")
             self._proven.setdefault(blob, set()).add(source)
+        if lines == []:
+            self._rewrite()  # removes a file without lines
 
     def has(self, file: File) -> bool:
         """Whether the file's source may use the blob without a further proof.
@@ -123,8 +126,8 @@ class Proven:
             return self._is_here(Digest.parse(blob))
         return False
 
-    def _read(self) -> list[str]:
-        """The lines of the file; none when it cannot be read, and then it stays for the next start."""
+    def _read(self) -> list[str] | None:
+        """The lines of the file; None when it cannot be read, and then it stays for the next start."""
         try:
             with open(durable.open_file(self._path, os.O_RDONLY), "rb") as opened:
                 lines = deque(opened, _MAX_LINES)
@@ -133,7 +136,7 @@ class Proven:
             return []
         except (OSError, Leased) as error:
             log.warning("proofs of sources not read", reason=repr(error))
-            return []
+            return None
 
     def _rewrite(self) -> None:
         self._notes.close()  # the path gets a new file

@@ -118,8 +118,13 @@ class Quarantines:
         self._names.undeclared(name)
         self._views.repair_branches(snapshot.hub_folder)
         durable.remove(self._layout.model(name))
-        about = {"manifest": snapshot.manifest, "revision": snapshot.revision}
-        log.warning("readiness withdrawn", name=name, **about, reason=reason)
+        log.warning(
+            "readiness withdrawn",
+            name=name,
+            manifest=snapshot.manifest,
+            revision=snapshot.revision,
+            reason=reason,
+        )
 
     def _wrong(self, snapshot: Snapshot, inodes: dict[Digest, int]) -> str | None:
         """How the views differ from what `publish` left; None if they do not.

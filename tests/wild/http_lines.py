@@ -167,7 +167,7 @@ def firewall_of_applications(world: World) -> Iterator[Odd]:
 # --- checksums files ---
 
 
-summed("sums-of-another-place", lambda digest, path: f"{digest}  /home/runner/work/{path}\n")
+summed("sums-of-another-place", lambda digest, path: f"{digest}  /home/runner/build/{path}\n")
 summed("sums-of-digests-alone", lambda digest, path: f"{digest}\n")
 summed("sums-of-openssl", lambda digest, path: f"SHA2-256({path})= {digest}\n")
 summed("sums-with-a-mark", lambda digest, path: f"\ufeff{digest}  {path}\n", {"w.bin": SMALL})

@@ -51,7 +51,7 @@ def test_the_command_line_pulls_from_the_origins_that_it_is_given() -> None:
     ended = on_the_command_line("--short", "head-says-empty")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "head-says-empty" in ended.stdout
-    assert ended.stdout.endswith("1 of 1 as they should be\n")
+    assert "1 of 1 as they should be: 1 ready, 0 refused;" in ended.stdout
 
 
 def on_the_command_line(*arguments: str) -> subprocess.CompletedProcess[str]:

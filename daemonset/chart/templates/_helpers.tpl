@@ -111,7 +111,7 @@ cachd.dev/pool: {{ . }}
 {{/* What the daemon reads at its start alone. The keys that are left out are reloaded while it runs. */}}
 {{- define "cachd.restartKeys" -}}
 {{- $config := include "cachd.config" . | fromYaml -}}
-{{ omit $config "models" "allow" "refuse" "sources" "limit_bytes" "limit_bytes_per_second" "source_limits" "reserve_free" "reserve_inodes" | toYaml }}
+{{ omit $config "models" "allow" "refuse" "sources" "limit_bytes" "limit_bytes_per_second" "source_limits" "reserve_free" "reserve_inodes" "kubelet_thresholds" | toYaml }}
 {{ .root.Values.kubelet | toYaml }}
 {{- end }}
 

@@ -267,7 +267,7 @@ class Machine(RuleBasedStateMachine):
         expected = self.model.names[name]
         known = expected.state != "unknown"
         assert self.node.ask("DELETE", f"/v1/models/{name}/pin").status == (204 if known else 404)
-        expected.pinned &= not known  # one whose pull failed before a restart keeps its pin, unseen
+        expected.pinned &= not known
 
     @rule(name=st.sampled_from(NAMES))
     def read(self, name: str) -> None:
@@ -284,7 +284,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(["stop", "kill", "kill", "kill"]))
     def restart(self, how: str) -> None:
-        """The daemon ends, in order or not, and starts again: pulls go on, failures are forgotten."""
+        """The daemon ends, in order or not, and starts again: pulls go on, failures are shown still."""
         if how == "stop":
             assert self.node.stop() == 0
             assert "Traceback" not in self.node.output
@@ -295,7 +295,6 @@ class Machine(RuleBasedStateMachine):
         self.node.start()
         self.model.counted.clear()
         for name, expected in self.model.names.items():
-            self.model.forget_failure(name)
             if expected.running:
                 self.model.counted["misses"] += 1
                 assert self.holds[expected.running.model].reached.wait(PATIENCE_SECONDS), name

@@ -53,10 +53,11 @@ def read_or_last_good(**flags: object) -> Loaded:
         check_listen(loaded.config)
     except (Invalid, Forbidden) as fault:
         configure_logs("warning", "auto")
-        for root in _roots(flags):
+        roots = list(_roots(flags))
+        for root in roots:
             if found := _last_good(root, fault, flags):
                 return found
-        if len(list(_roots(flags))) == 1 and not _outside_root(flags):
+        if len(roots) == 1 and not _outside_root(flags):
             _hint_root(fault)
         raise
     return loaded

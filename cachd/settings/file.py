@@ -62,24 +62,26 @@ def read(path: Path) -> ConfigFile:
     Raises Invalid when the file cannot be read, is too long or too deep, is not UTF-8, or is not a YAML
     mapping. All other errors, such as a key that is set twice, go into `findings`.
     """
+    found = ConfigFile(str(path))
     try:
-        return _read(path)
+        _read_into(found)
     except _Unusable as error:
         raise Invalid(str(error.finding), code="bad_config", hint=error.hint) from error
+    return found
 
 
 def examine(path: Path) -> ConfigFile:
     """As `read`, but what `read` raises is a finding, too, and of the keys only PLACE_KEYS are then read."""
+    found = ConfigFile(str(path))
     try:
-        return _read(path)
+        _read_into(found)
+        return found
     except _Unusable as error:
         hint = f" ({error.hint})" if error.hint else ""
         finding = replace(error.finding, reason=f"{error.finding.reason}{hint}")
-    found = ConfigFile(str(path), findings=[finding])
-    with suppress(_Unusable):
-        found.content = _content(path)
-    found.keys = _places(found)
-    return found
+    unusable = ConfigFile(found.name, found.content, findings=[finding])
+    unusable.keys = _places(unusable)
+    return unusable
 
 
 def _places(file: ConfigFile) -> dict[str, Value]:
@@ -119,27 +121,26 @@ class _Unusable(Exception):
         self.finding, self.hint = Finding(Place(file, line), "", reason), hint
 
 
-def _read(path: Path) -> ConfigFile:
-    """As `read`. Raises _Unusable in place of Invalid."""
-    found = ConfigFile(str(path), _content(path))
-    node = _composed(found.name, _decoded(found))
+def _read_into(file: ConfigFile) -> None:
+    """Read the content, the keys and their lines. Raises _Unusable."""
+    file.content = _content(file.name)
+    node = _composed(file.name, _decoded(file))
     if node is None:
-        return found
+        return
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
-        raise _Unusable(found.name, line, "has no keys", hint="write 'key: value' lines")
-    keys = _Reading(found).value(node, ())
+        raise _Unusable(file.name, line, "has no keys", hint="write 'key: value' lines")
+    keys = _Reading(file).value(node, ())
     assert isinstance(keys, dict)
-    found.keys = {key: value for key, value in keys.items() if value is not None}
-    return found
+    file.keys = {key: value for key, value in keys.items() if value is not None}
 
 
-def _content(path: Path) -> bytes:
+def _content(name: str) -> bytes:
     try:
-        return files.content(path, at_most=LONGEST_BYTES)
+        return files.content(Path(name), at_most=LONGEST_BYTES)
     except OSError as error:
         reason = f"the configuration file cannot be read: {files.reason(error)}"
-        raise _Unusable(str(path), 0, reason, hint="check the path and its mode") from error
+        raise _Unusable(name, 0, reason, hint="check the path and its mode") from error
 
 
 def _decoded(file: ConfigFile) -> str:

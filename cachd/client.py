@@ -66,9 +66,8 @@ class Client:
         Raises Invalid for another `server`, or for files that cannot be used.
         """
         self._server, self._clock = server.rstrip("/"), clock
-        self.has_token = bool(token)
         self._base = "http://localhost" if server.startswith(_UNIX) else self._server
-        self.has_token = token is not None
+        self.has_token = bool(token)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = aiohttp.ClientSession(
             headers=headers,

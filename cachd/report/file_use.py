@@ -5,9 +5,9 @@ would make a listing slow. A listing recalls an answer as long as it probably ho
 
     hold file    asked each time: one file for each model
     not open     until somebody opens a file of the snapshot (store/watch.py reports it), but at most a
-                 minute, or 30 ms for each remembered snapshot if that is longer. So the CPU
-                 time of listings does not grow with the number of models. Two seconds where the kernel
-                 does not report every open
+                 minute, or 30 ms for each remembered snapshot if that is longer. So the CPU time of
+                 listings does not grow with the number of models. Two seconds where the kernel does not
+                 report every open
     open         two seconds
 
 The choice of what to evict never uses these answers: it asks the kernel about every file.

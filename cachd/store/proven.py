@@ -155,13 +155,3 @@ def _line(source: str, blob: object) -> str:
 @lru_cache(maxsize=64)
 def _source(base: str) -> str:
     return hashlib.sha256(base.encode()).hexdigest()
-
-
-def _parsed(line: str) -> tuple[str, Digest] | None:
-    """The (source, blob) of a line; None when the line is torn."""
-    source, _, blob = line.partition(" ")
-    if len(source) != hashlib.sha256().digest_size * 2:
-        return None
-    with suppress(CachdError):
-        return source, Digest.parse(blob)
-    return None

@@ -107,9 +107,7 @@ class ContentStore(Blobs):
         if not ingest.agrees:
             got = ingest.digest()
             ingest.discard()
-            self.damaged.forget(
-                file.blob
-            )  # parts copied from it may be wrong, too: the next ingest reuses none
+            self.damaged.forget(file.blob)  # parts copied from it may be wrong: the next ingest reuses none
             raise corrupt(file, got)
         sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
         if not self.has(file):

@@ -8,10 +8,10 @@ pending/<name>.failed  the spec of a pull that failed or was cancelled, and how 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -23,6 +23,8 @@ from cachd.store import catalog
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,11 @@ class PendingPulls:
 
     def failed(self) -> list[FailedPull]:
         """The pulls that `fail` recorded, the oldest first. Removes unreadable records."""
-        return sorted(self._read_failed(), key=lambda each: str(each.ended.get("ended_at")))
+        return sorted(self._read("failed", _failed), key=lambda each: str(each.ended.get("ended_at")))
 
     def all(self) -> list[PendingPull]:
         """The pulls to resume. Removes unreadable records."""
-        return list(self._read())
+        return self._read("json", self._pending)
 
     def begins(self, name: str) -> None:
         """Count one more daemon process that began this pull. Called before the pull does anything."""
@@ -108,33 +110,35 @@ class PendingPulls:
         with durable.disk_errors(self._layout.began(name)):
             durable.remove(self._layout.began(name))
 
-    def _read(self) -> Iterator[PendingPull]:
-        for path in sorted(self._layout.pending.glob("[!.]*.json")):
+    def _pending(self, document: Mapping[str, Any]) -> PendingPull:
+        spec = ModelSpec.from_document(document)
+        return PendingPull(
+            spec,
+            replace=bool(document.get("replace", True)),  # older versions wrote none and allowed it
+            pins=bool(document.get("pins", False)),
+            began=_read_began(self._layout.began(spec.name)),
+        )
+
+    def _read(self, suffix: str, made: Callable[[Mapping[str, Any]], T]) -> list[T]:
+        """What is `made` of each readable record; the others are removed."""
+        found = []
+        for path in sorted(self._layout.pending.glob(f"[!.]*.{suffix}")):
             try:
-                document = durable.read_document(path)
-                spec = ModelSpec.from_document(document)
-                yield PendingPull(
-                    spec,
-                    replace=bool(document.get("replace", True)),  # older versions wrote none and allowed it
-                    pins=bool(document.get("pins", False)),
-                    began=_read_began(self._layout.began(spec.name)),
-                )
+                found.append(made(durable.read_document(path)))
             except UNREADABLE as error:
                 catalog.check_passing(error, path)
                 log.warning("unreadable pending pull removed", file=path.name, reason=repr(error))
                 path.unlink(missing_ok=True)
+        return found
 
-    def _read_failed(self) -> Iterator[FailedPull]:
-        for path in self._layout.pending.glob("[!.]*.failed"):
-            try:
-                document = durable.read_document(path)
-                spec, ended = ModelSpec.from_document(document), dict(document["ended"])
-                replace, pins = bool(document["replace"]), bool(document["pins"])
-                yield FailedPull(spec, replace=replace, pins=pins, ended=ended)
-            except UNREADABLE as error:
-                catalog.check_passing(error, path)
-                log.warning("unreadable failed pull removed", file=path.name, reason=repr(error))
-                path.unlink(missing_ok=True)
+
+def _failed(document: Mapping[str, Any]) -> FailedPull:
+    return FailedPull(
+        ModelSpec.from_document(document),
+        replace=bool(document["replace"]),
+        pins=bool(document["pins"]),
+        ended=dict(document["ended"]),
+    )
 
 
 def _read_began(path: Path) -> int:

@@ -77,9 +77,11 @@ class Admission:
         if repairs:
             found = self._store.names.quarantine_of(name)
             is_wanted = found is not None and found.snapshot.spec == spec
+        elif retried is not None:
+            is_wanted = self._newest.of(name) is retried
         else:
-            is_wanted = retried is None or self._newest.of(name) is retried
-        return is_wanted and ((not repairs and retried is None) or self._running.may_repair(name))
+            return True
+        return is_wanted and self._running.may_repair(name)
 
     def check_queue(self, waiting: int) -> None:
         """Raises Busy when the daemon is stopping or the queue, of `waiting` pulls, is full."""

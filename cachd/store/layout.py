@@ -227,12 +227,8 @@ class Layout:
         """The count of daemon processes that died during the pull of this name."""
         return self.pending / f"{name}.began"
 
-    def pin(self, name: str) -> Path:
-        """The file that exists while the API's pin of the name does."""
-        return Path(self.pin_at(name))
-
     def pin_at(self, name: str) -> str:
-        """`pin` as text."""
+        """The path of the file that exists while the API's pin of the name does."""
         return f"{self.root}/.cachd/pins/{name}"
 
     @property
@@ -240,12 +236,8 @@ class Layout:
         """The directory of the pins of the configuration."""
         return self.root / ".cachd/config_pins"
 
-    def config_pin(self, name: str) -> Path:
-        """The file that exists while the configuration pins the name."""
-        return Path(self.config_pin_at(name))
-
     def config_pin_at(self, name: str) -> str:
-        """`config_pin` as text."""
+        """The path of the file that exists while the configuration pins the name."""
         return f"{self.root}/.cachd/config_pins/{name}"
 
     def previous_file(self, name: str) -> Path:

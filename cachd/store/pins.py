@@ -33,7 +33,7 @@ class Pins:
 
     def add(self, name: str, by: PinnedBy = PinnedBy.api) -> None:
         """Protect the name until it is unpinned or forcibly removed. Raises NoSpace, DiskFailed."""
-        path = self._path(name, by)
+        path = Path(self._at(name, by))
         is_new = not path.exists()
         with durable.disk_errors(path):
             durable.write_file(path, b"")
@@ -55,7 +55,7 @@ class Pins:
 
     def release(self, name: str, by: PinnedBy) -> None:
         """Remove one pin of a name; the other one stays. Raises DiskFailed."""
-        path = self._path(name, by)
+        path = Path(self._at(name, by))
         was_pinned = path.exists()
         with durable.disk_errors(path):
             durable.remove(path)
@@ -73,16 +73,13 @@ class Pins:
 
     def by(self, name: str) -> list[PinnedBy]:
         """Who pins the name; empty if nobody does."""
-        at = {
-            PinnedBy.api: self._layout.pin_at(name),
-            PinnedBy.configuration: self._layout.config_pin_at(name),
-        }
-        return [by for by, path in at.items() if os.path.exists(path)]
+        return [by for by in PinnedBy if os.path.exists(self._at(name, by))]
 
     def configured(self) -> list[str]:
         """The names that the configuration pinned. Raises DiskFailed."""
         with durable.disk_errors(self._layout.config_pins):
             return [name for name in os.listdir(self._layout.config_pins) if not name.startswith(".")]
 
-    def _path(self, name: str, by: PinnedBy) -> Path:
-        return self._layout.config_pin(name) if by is PinnedBy.configuration else self._layout.pin(name)
+    def _at(self, name: str, by: PinnedBy) -> str:
+        layout = self._layout
+        return layout.config_pin_at(name) if by is PinnedBy.configuration else layout.pin_at(name)

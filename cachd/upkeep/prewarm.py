@@ -67,6 +67,7 @@ class Prewarm:
         self._retries = Retries(store, pulls, self._is_tried, chance=chance, now=now)
         self._warmed: dict[str, str] = {}  # the manifest last warmed, by name: each is warmed once
         self._desired: dict[str, Desired] = {}
+        self._may_pin_too_many = False  # the list was read, and pins that it no longer asks for may be left
         self._tried: dict[str, _Tries] = {}
         self._thread = Periodic("prewarm", self._tick)
 
@@ -88,7 +89,8 @@ class Prewarm:
             self._apply({d.spec.name: d for d in desired})
             log.info("desired models read", count=len(self._desired))
         with bound_contextvars(who="cachd:configuration"):
-            self._unpin()
+            if self._may_pin_too_many:
+                self._unpin()
             for each in list(self._desired.values()):
                 tries = self._tried[each.spec.name]
                 if tries.are_due():
@@ -106,7 +108,7 @@ class Prewarm:
         for name, each in desired.items():
             is_new = name not in before or before[name].spec != each.spec
             self._tried[name] = _Tries(self._chance, self._now, replace=is_new or tried[name].may_replace())
-        self._desired = desired
+        self._desired, self._may_pin_too_many = desired, True
 
     def _ensure_ready(self, desired: Desired, tries: _Tries) -> None:
         spec, store = desired.spec, self._store
@@ -140,6 +142,7 @@ class Prewarm:
         try:
             for name in set(self._store.pins.configured()) - pinned:
                 self._store.pins.release(name, PinnedBy.configuration)
+            self._may_pin_too_many = False
         except CachdError as error:
             log.warning("models no longer listed are still pinned", reason=error.detail)
 

@@ -93,10 +93,15 @@ def _reason_of_pull(model: Mapping[str, Any], now: Callable[[], float]) -> str:
 
 def _again(model: Mapping[str, Any], now: Callable[[], float]) -> str:
     """When the daemon itself starts a pull that failed again, or how to ask for it; empty if that is vain."""
-    retry_at = model["pull"]["retry_at"]
-    if retry_at:
-        return f"; asked again in {duration_text(max(moment_of(retry_at) - now(), 1.0))}"
+    if again := _retry_in(model["pull"], now):
+        return f"; asked again in {again}"
     return "" if model["final"] else f"; to ask again: cachd pull {model['pull']['ref']}"
+
+
+def _retry_in(pull: Mapping[str, Any], now: Callable[[], float]) -> str:
+    """How long until the daemon itself starts a failed pull again; empty if it does not."""
+    retry_at = pull["retry_at"]
+    return duration_text(max(moment_of(retry_at) - now(), 1.0)) if retry_at else ""
 
 
 def waits_text(
@@ -270,8 +275,8 @@ def _facts_of_pull(model: Mapping[str, Any]) -> dict[str, object]:
 def _asked_again(model: Mapping[str, Any], now: Callable[[], float] = time.time) -> str:
     """Whether a pull that failed is tried again, by whom and when."""
     pull = model["pull"]
-    if retry_at := pull.get("retry_at"):
-        return f"by cachd itself, in {duration_text(max(moment_of(retry_at) - now(), 1.0))}"
+    if again := _retry_in(pull, now):
+        return f"by cachd itself, in {again}"
     if model["final"]:
         return "no, it is final: the same pull would fail again until its cause is gone"
     return f"not by itself: cachd pull {pull['ref']} tries again"

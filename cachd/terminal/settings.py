@@ -44,7 +44,11 @@ def _concerns(column: Mapping[str, Any], ref: str) -> bool:
     """Whether a column applies to a ref: prefixes of the option `allow` that do not cover it say nothing."""
     if column["column"] != "allow" or column["prefix"] or not isinstance(column["value"], list):
         return True
-    return any(ref.startswith(str(prefix)) for prefix in column["value"])
+    from urllib.parse import urlsplit
+
+    from cachd.policy.address_policy import AddressPolicy  # it takes longer to load than most commands to run
+
+    return AddressPolicy(map(str, column["value"])).covers(urlsplit(ref))
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

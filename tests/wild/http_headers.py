@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.ground.origin import noise
 from tests.ground.raw import Asked, chunked, ranged, reply
@@ -148,16 +148,23 @@ def range_cut_short(world: World) -> Iterator[Odd]:
     yield from one_file(said, LARGE)
 
 
+def in_frames(
+    asked: Asked,
+    content: bytes,
+    framed: Callable[[bytes], bytes],
+    coding: bytes = b"Transfer-Encoding: chunked",
+) -> bytes:
+    """What a correct server answers, but with a body in frames in place of Content-Length."""
+    head, _, body = ranged(asked, content, TAG).partition(b"\r\n\r\n")
+    if not body:
+        return head + b"\r\n\r\n"
+    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
+    return b"\r\n".join([*lines, coding]) + b"\r\n\r\n" + framed(body)
+
+
 @wild("range-in-chunks")
 def range_in_chunks(world: World) -> Iterator[Odd]:
-    def said(asked: Asked) -> bytes:
-        head, _, body = ranged(asked, LARGE, TAG).partition(b"\r\n\r\n")
-        if not body:
-            return head + b"\r\n\r\n"
-        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
-        return b"\r\n".join([*lines, b"Transfer-Encoding: chunked"]) + b"\r\n\r\n" + chunked(body)
-
-    yield from one_file(said, LARGE)
+    yield from one_file(lambda asked: in_frames(asked, LARGE, chunked), LARGE)
 
 
 @wild("bytes-after-the-end")

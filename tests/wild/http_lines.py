@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 from tests.wild.http import LARGE, SMALL, TAG, directory, one_file
+from tests.wild.http_headers import in_frames
 from tests.wild.http_pages import FEW, serving
 from tests.wild.http_reports import parts, summed
 
@@ -47,15 +48,10 @@ def length_as_a_list(world: World) -> Iterator[Odd]:
 
 @wild("chunks-with-trailers")
 def chunks_with_trailers(world: World) -> Iterator[Odd]:
-    def said(asked: Asked) -> bytes:
-        head, _, body = ranged(asked, SMALL, TAG).partition(b"\r\n\r\n")
-        if not body:
-            return head + b"\r\n\r\n"
-        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
-        chunk = b"%X ; x=y\r\n%b\r\n0000\r\nX-Checksum: 1\r\n\r\n" % (len(body), body)
-        return b"\r\n".join([*lines, b"transfer-encoding: Chunked"]) + b"\r\n\r\n" + chunk
+    def framed(body: bytes) -> bytes:
+        return b"%X ; x=y\r\n%b\r\n0000\r\nX-Checksum: 1\r\n\r\n" % (len(body), body)
 
-    yield from one_file(said)
+    yield from one_file(lambda asked: in_frames(asked, SMALL, framed, b"transfer-encoding: Chunked"))
 
 
 # --- ranges ---
@@ -167,9 +163,14 @@ def firewall_of_applications(world: World) -> Iterator[Odd]:
 # --- checksums files ---
 
 
-summed("sums-of-another-place", lambda digest, path: f"{digest}  /home/runner/build/{path}\n")
+summed("sums-of-another-place", lambda digest, path: f"{digest}  /builds/7/{path}\n")
 summed("sums-of-digests-alone", lambda digest, path: f"{digest}\n")
 summed("sums-of-openssl", lambda digest, path: f"SHA2-256({path})= {digest}\n")
+summed(
+    "sums-of-encoded-names",
+    lambda digest, path: f"{digest}  {quote(path)}\n",
+    {"config.json": b"{}", "a b+c.bin": SMALL},
+)
 summed("sums-with-a-mark", lambda digest, path: f"\ufeff{digest}  {path}\n", {"w.bin": SMALL})
 
 
@@ -185,18 +186,3 @@ def sums_signed(world: World) -> Iterator[Odd]:
 
     with RawServer(said) as origin:
         yield Odd(f"{origin.url}/m/", FEW)
-
-
-@wild("sums-of-encoded-names")
-def sums_of_encoded_names(world: World) -> Iterator[Odd]:
-    files = {"config.json": b"{}", "a b+c.bin": SMALL}
-    lines = "".join(f"{hashlib.sha256(held).hexdigest()}  {quote(path)}\n" for path, held in files.items())
-
-    def said(asked: Asked) -> bytes:
-        path = unquote(asked.target).removeprefix("/m/")
-        if path == "SHA256SUMS":
-            return reply(asked, body=lines.encode())
-        return ranged(asked, files[path], TAG) if path in files else reply(asked, "404 Not Found")
-
-    with RawServer(said) as origin:
-        yield Odd(f"{origin.url}/m/", {})

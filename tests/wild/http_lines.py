@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from urllib.parse import quote
 
+from tests.ground.checksums import sha256sums
 from tests.ground.raw import Asked, RawServer, ranged, reply
 from tests.wild.field import Odd, World, wild
 from tests.wild.http import LARGE, SMALL, TAG, directory, one_file
@@ -176,7 +176,7 @@ summed("sums-with-a-mark", lambda digest, path: f"\ufeff{digest}  {path}\n", {"w
 
 @wild("sums-signed")
 def sums_signed(world: World) -> Iterator[Odd]:
-    lines = "".join(f"{hashlib.sha256(held).hexdigest()}  {path}\n" for path, held in FEW.items())
+    lines = sha256sums(FEW).decode()
     signature = "-----BEGIN PGP SIGNATURE-----\n\niQIzBAEBCAAdFiEE\n=abcd\n-----END PGP SIGNATURE-----\n"
     text = f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{lines}{signature}"
     correct = serving(FEW)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
+from tests.ground.checksums import sha256sums
 from tests.ground.raw import Asked, RawServer, chunked, ranged, reply
 from tests.ground.weights import gguf, lfs_pointer, safetensors
 from tests.wild.field import Odd, World, wild
@@ -90,8 +91,7 @@ def early_hints(world: World) -> Iterator[Odd]:
 @wild("closes-without-saying-so")
 def closes_without_saying_so(world: World) -> Iterator[Odd]:
     files = {f"{number}.bin": SMALL[number:] for number in range(4)}
-    lines = "".join(f"{hashlib.sha256(held).hexdigest()}  {path}\n" for path, held in files.items())
-    held, seen = {**files, "SHA256SUMS": lines.encode()}, set[int]()
+    held, seen = {**files, "SHA256SUMS": sha256sums(files)}, set[int]()
 
     def answer(asked: Asked) -> bytes:
         if asked.connection in seen:

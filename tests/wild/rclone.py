@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
+from tests.ground.checksums import sha256sums
 from tests.ground.models import noise
 from tests.ground.rclone import Kind, Rclone
 from tests.wild.field import Odd, World, wild
@@ -36,8 +36,7 @@ def rclone_webdav(world: World) -> Iterator[Odd]:
 def directory(world: World, kind: Kind) -> Iterator[Odd]:
     """A directory with SHA256SUMS."""
     files = {**MODEL, **ODD}
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items())
     with Rclone(world.share / "served", kind) as server:
-        for path, content in {**files, "SHA256SUMS": sums.encode()}.items():
+        for path, content in {**files, "SHA256SUMS": sha256sums(files)}.items():
             server.put(f"m/{path}", content)
         yield Odd(f"{server.url}/m/", files)

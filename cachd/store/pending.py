@@ -91,6 +91,11 @@ class PendingPulls:
                 durable.remove(self._layout.began(name))
                 durable.remove(self._layout.pending_file(name))
 
+    def forget_failure(self, name: str) -> None:
+        """Delete the record that `fail` made, if there is one. A pull to resume stays recorded."""
+        with durable.disk_errors(self._layout.pending_file(name)):
+            durable.remove(self._layout.failed(name))
+
     def failed(self) -> list[FailedPull]:
         """The pulls that `fail` recorded, the oldest first. Removes unreadable records."""
         return sorted(self._read("failed", _failed), key=lambda each: str(each.ended.get("ended_at")))

@@ -130,7 +130,7 @@ class Endings:
         """Delete the records of failed pulls that are no longer shown."""
         for name in names:
             with suppress(CachdError):
-                self._pending.delete(name)
+                self._pending.delete_failure(name)
 
 
 def _interrupted(pull: Pull) -> Unavailable:

@@ -66,6 +66,12 @@ class PendingSpecs:
             if self._running.of(name) is None:
                 self._store.pending.forget(name)
 
+    def delete_failure(self, name: str) -> None:
+        """Delete what is recorded of a failed pull, unless a pull of its name runs. Raises DiskFailed."""
+        with self._lock:
+            if self._running.of(name) is None:
+                self._store.pending.forget_failure(name)
+
 
 def crash_loop(found: PendingPull) -> CachdError | None:
     """The error of a pull during which the daemon died too often to resume it; None if it may be resumed."""

@@ -79,12 +79,20 @@ def hub() -> Iterator[Hub]:
 
 
 class Machine:
-    """A node without a daemon: a root, a configuration file, and a Hub that answers."""
+    """A node without a daemon: a root, a configuration file, and a Hub that answers.
+
+    It does not name the default address, where another test may have a daemon just now.
+    """
 
     def __init__(self, place: Path, hub: Hub) -> None:
         self.root, self.file, self.hub = place / "root", place / "config.yaml", hub
         self.root.mkdir(mode=0o755)
-        self.options: dict[str, Any] = {"root": str(self.root), "hf_endpoint": hub.url, "reserve_free": 0}
+        self.options: dict[str, Any] = {
+            "root": str(self.root),
+            "hf_endpoint": hub.url,
+            "reserve_free": 0,
+            "listen": f"127.0.0.1:{closed_port()}",
+        }
         self.env = {"HOME": str(place), "AWS_EC2_METADATA_DISABLED": "true"}
 
     def examined(self, *words: str, **options: Any) -> Examined:

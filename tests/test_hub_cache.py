@@ -156,6 +156,7 @@ def test_a_blob_in_the_store_of_all_repositories_has_the_digest_that_its_own_rep
     sha256 = Digest("sha256", hashlib.sha256(WEIGHTS).hexdigest())
     assert [f.digest for f in files if f.path.endswith(".safetensors")] == [sha256, sha256]
     running, stored = engine(allow=[f"file://{place}/"]), place / f"hub/blobs/e4/{'e4' * 32}"
+    stored.chmod(0o644)  # huggingface_hub makes it read-only
     stored.write_bytes(WEIGHTS[::-1])
     refused(lambda: running.pull(f"file://{repository}", name="m"), "corrupt")
     stored.write_bytes(WEIGHTS)

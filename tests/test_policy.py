@@ -18,7 +18,7 @@ from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.addresses import Address, destination, is_public
 from cachd.policy.backoff import FIRST_SECONDS, LONGEST_REQUESTED_SECONDS, LONGEST_SECONDS, delay
 from cachd.policy.concurrency import Concurrency
-from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_bytes, split
+from cachd.policy.parts import MAX_PART_BYTES, MIN_PART_BYTES, Received, part_bytes, split, unkept_bytes
 from tests.ground.chance import examples
 
 MIB = 1 << 20
@@ -97,6 +97,19 @@ def test_a_part_has_whole_mebibytes_within_the_limits(size: int, streams: int) -
     assert length % MIB == 0
     if MIN_PART_BYTES < length < MAX_PART_BYTES:
         assert -(-size // length) <= 4 * streams < -(-size // (length - MIB))
+
+
+@pytest.mark.parametrize("streams", [1, 4, 23, 24, 25, 64, 170, 256])
+def test_what_all_streams_have_not_recorded_is_64_mib_at_most(streams: int) -> None:
+    """Promised: kill -9 costs at most 2 MiB a connection, and 64 MiB in all.
+
+    Also just after a step upwards, while the earlier streams still have what they were allowed before.
+    """
+    concurrency = Concurrency(streams, most=1000)
+    more = concurrency.measured(1e6) - streams
+    assert more > 0
+    assert unkept_bytes(streams) <= 2 << 20
+    assert streams * unkept_bytes(streams) + more * unkept_bytes(streams + more) <= 64 << 20
 
 
 def test_a_file_resumed_with_as_many_streams_has_the_same_parts() -> None:

@@ -99,6 +99,11 @@ def kept(root: Path) -> int:
     return total
 
 
+def lines(root: Path) -> int:
+    """How often any ingest of a root has recorded bytes."""
+    return sum(path.read_text().count("\n") for path in (root / ".cachd/ingest").glob("*/received"))
+
+
 @dataclass(slots=True)
 class Held:
     """A daemon of whose pull each stream waits in the middle of a part, with every byte that was sent."""
@@ -137,14 +142,12 @@ def held(node: Nodes) -> Iterator[Callable[..., Held]]:
 
 
 @pytest.mark.parametrize("streams", [FIRST_STREAMS, 32, 256])
-def test_a_kill_costs_a_stream_2_mib_and_all_of_many_64_mib(
-    place: Place, held: Callable[..., Held], streams: int
-) -> None:
+def test_a_kill_costs_a_stream_2_mib(place: Place, held: Callable[..., Held], streams: int) -> None:
     """Promised: kill -9 costs at most 2 MiB a connection, and 64 MiB in all."""
-    of_one = min(2 * MIB, 64 * MIB // streams)
-    bound = FIRST_STREAMS * of_one
+    bound = FIRST_STREAMS * 2 * MIB  # of more that are allowed, no more are at work
     running = held(place, streams=streams)
     until(lambda: kept(running.node.root) >= sent(place.server) - bound)
+    assert lines(running.node.root) <= sent(place.server) / MIB, "a record costs as much as a read"
     running.node.kill()
     assert running.sent_twice() <= bound
 

@@ -92,12 +92,20 @@ def _options_here(config_file: Path | None, root: Path | None, answer: Reported 
 def _answer(
     server: str | None, address: str, token_file: Path | None, seconds: float, config_file: Path | None
 ) -> Reported | Unreachable:
-    """What the daemon at `address` reports; else the error that says that none answers."""
+    """What the daemon at `address` reports; else the error that says that none answers.
+
+    A daemon that was found by its configuration counts as unreachable if a file that this names, such as a
+    certificate, cannot be used: other checks say what is wrong with the file.
+    """
     try:
         call = partial(_asked_in_time, server=address, seconds=seconds)
         return ask(server, token_file, call, config_file=config_file)
     except Unreachable as error:
         return error
+    except CachdError as error:
+        if server is not None or token_file is not None:
+            raise
+        return Unreachable(error.detail, hint=error.hint)
 
 
 async def _asked_in_time(client: Client, server: str, seconds: float) -> Reported:

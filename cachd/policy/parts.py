@@ -10,7 +10,7 @@ from cachd.model import Extent, File
 MIN_PART_BYTES = 4 << 20
 MAX_PART_BYTES = 32 << 20
 SMALL_BYTES = 256 << 10  # must fit into a stream's buffer
-UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 64 << 20, 2 << 20
+UNKEPT_BYTES, UNKEPT_OF_A_STREAM_BYTES = 47 << 20, 2 << 20
 
 
 def is_small(file: File) -> bool:
@@ -72,7 +72,7 @@ def part_bytes(size: int, streams: int) -> int:
 def unkept_bytes(streams: int) -> int:
     """Bytes that each of so many streams may receive before it records them: `kill -9` loses at most these.
 
-    At most 2 MiB, and 64 MiB for all streams together.
+    At most 2 MiB, and 47 MiB for all streams together: 64 MiB just after their number was raised by half.
     """
     return min(UNKEPT_BYTES // streams, UNKEPT_OF_A_STREAM_BYTES)
 

@@ -66,7 +66,9 @@ def check_status(response: Response, url: str) -> None:
 
 def check_encoding(response: Response, url: str) -> None:
     """Raises Unavailable for an encoded body (RFC 9110, 8.4): a digest is of the file's own bytes."""
-    stated = response.headers.get("Content-Encoding") or ""
+    stated = response.headers.get("Content-Encoding")
+    if not stated:
+        return
     codings = [each for each in re.split(r"[\s,]+", stated.lower()) if each and each not in _NO_CODINGS]
     if codings:
         raise Unavailable(

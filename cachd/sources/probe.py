@@ -57,7 +57,7 @@ class Probe:
 
     def doubts(self, url: str) -> bool:
         """Whether this origin is asked by GET."""
-        return origin_of(urlsplit(url)) in self._doubted
+        return bool(self._doubted) and origin_of(urlsplit(url)) in self._doubted
 
     def ask(
         self, url: str, cancel_token: CancelToken, secrets: Secrets, *, may_be_empty: bool = False

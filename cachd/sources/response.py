@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Self
 from urllib.parse import SplitResult
 
@@ -31,8 +32,8 @@ def content_range(header: str | None) -> tuple[int, int, int | None] | None:
     Servers also write it as `bytes=0-9/10`, or with other spaces: the numbers decide. Numbers that contradict
     each other say nothing (RFC 9110, 14.4).
     """
-    found = _CONTENT_RANGE.fullmatch(header or "")
-    if not found:
+    found = _CONTENT_RANGE.fullmatch(header) if header else None
+    if found is None:
         return None
     first, last = int(found[1]), int(found[2])
     total = None if found[3] == "*" else int(found[3])
@@ -111,7 +112,7 @@ class Response:
             return stated[2] if stated else None
         return number(self.stated_length)
 
-    @property
+    @cached_property
     def validator(self) -> str | None:
         """The file's ETag, else its date, else None: see `validators.validator`."""
         return validators.validator(self.headers)

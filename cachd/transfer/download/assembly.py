@@ -54,11 +54,15 @@ class Assembly:
         self.following = Following(ingest, download, download.engine)
         self.vouchers = Vouchers()
         self.parts = Parts()
-        self.unkept_bytes = unkept_bytes(download.engine.streams.most)
         self._download, self._schedule, self._tally = download, download.schedule, download.tally
         self._clock = clock
         self._is_committing = False
         self._rounds = 0  # of repairs
+
+    @property
+    def unkept_bytes(self) -> int:
+        """Bytes that a stream may receive before it records them."""
+        return unkept_bytes(self.engine.streams.at_work)
 
     @classmethod
     def begun(cls, download: Download, supplier: Supplier) -> Self:

@@ -81,18 +81,21 @@ class Turn:
     def _receive(self, body: Body, part: Part, *, hashes: bool) -> None:
         """Receive until the part is complete. `hashes`: this stream also hashes the file."""
         began, ingest, supplier = self._clock(), self._ingest, self._supplier
-        most = min(self._assembly.unkept_bytes, len(self._buffer))
         try:
             while not (part.reached == part.extent.stop or supplier.is_stopped):
                 is_long = self._clock() - began > YIELD_AFTER_SECONDS
                 if (is_long or self._streams.is_one_too_many) and self._yields():
                     break
+                most = self._assembly.unkept_bytes - (part.reached - part.kept)
+                if most <= 0:  # more streams are at work than when these bytes came
+                    keep(self._assembly, part)
+                    continue
                 view = supplier.read(body, self._buffer[: min(most, part.extent.stop - part.reached)])
                 self._assembly.blocks.allocate(ingest, part, len(view))
                 write(self._assembly, part, view)
                 if hashes:
                     ingest.take(view)
-                if part.reached - part.kept > self._assembly.unkept_bytes - most:
+                if len(view) > most - len(view):  # less is left than was received
                     keep(self._assembly, part)
                 self._assembly.following.go_on()
         except (CachdError, NoSpaceNow):

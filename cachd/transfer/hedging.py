@@ -76,7 +76,7 @@ class Hedging:
             if len(brought) == count:
                 count, total = count - 1, total - min(brought)
             self._usual = max(total / elapsed / count, self._usual / 2)  # at the end, requests end early
-            self._quota.read_bytes = max(int(self._usual / _READS_A_SECOND), _MIN_READ_BYTES)
+            self._quota.set_pace(max(int(self._usual / _READS_A_SECOND), _MIN_READ_BYTES))
         self._at, self._sent, self._before = now, sent, received
 
     def _pace(self, asking: Asking, now: float) -> float:

@@ -30,7 +30,7 @@ _FIRST_COUNTS = (4, 16)  # bounds of the number of streams to begin with
 _FAST = 8  # streams with the larger buffer; when more than these work, each of them receives little
 
 Task = Callable[[memoryview], None]
-READ_BYTES = 256 << 10  # received at once, until the pace of the pull's requests is known
+FIRST_READ_BYTES, QUICK_SECONDS = 256 << 10, 1 / 16
 SLOW_SECONDS, SLOW_BYTES_PER_SECOND = 5.0, 64 << 10
 
 
@@ -40,7 +40,8 @@ class StreamQuota:
     `tasks`: those that wait, in order. `running`: how many run. `files`: the pull's unfinished downloads.
     `to_begin`: how many more it is about to begin; only the pull's thread changes it. `short`: how many tasks
     are enough while they are short. `server`: where its bytes come from, once that is known. `read_bytes`:
-    the most that a stream receives at once, so that a slow request is noticed.
+    the most that a stream receives at once, so that a slow request is noticed. `has_pace`: it follows from
+    the measured pace of the pull's requests.
     """
 
     def __init__(self, priority: int = 0) -> None:
@@ -50,7 +51,16 @@ class StreamQuota:
         self.short = ShortTasks()
         self.files = self.to_begin = 0
         self.server: Origin | None = None
-        self.read_bytes = READ_BYTES
+        self.read_bytes, self.has_pace = FIRST_READ_BYTES, False
+
+    def set_pace(self, read_bytes: int) -> None:
+        """Set `read_bytes` from the measured pace of the pull's requests."""
+        self.read_bytes, self.has_pace = read_bytes, True
+
+    def note_read(self, count: int, seconds: float) -> None:
+        """Let streams receive more at once after a full and quick read, until the pace is measured."""
+        if seconds < QUICK_SECONDS and count == self.read_bytes < BUFFER_BYTES and not self.has_pace:
+            self.read_bytes = 2 * count
 
     def may_run(self, now: float) -> bool:
         """Whether one more of its tasks may run: its origin takes a request, and another thread is of use."""

@@ -147,11 +147,13 @@ class Supplier:
 
     def read(self, body: Body, view: memoryview) -> memoryview:
         """Wait for the bandwidth limits, then receive the next bytes. Returns what they fill of `view`."""
-        bandwidth = self._engine.bandwidth
+        bandwidth, clock = self._engine.bandwidth, self._engine.clock
         wanted = min(len(view), self.quota.read_bytes)
         allowed = bandwidth.allow(self._scheme, wanted, self.cancel_token, prefix=self._prefix)
         self._engine.streams.waits_for(allowed)
+        began = clock()
         count = body.readinto(view[:allowed])
+        self.quota.note_read(count, clock() - began)
         self.sent += count
         self.download.tally.add(count)
         self.listener.received(count)

@@ -22,7 +22,7 @@ _THREADS_BESIDE_STREAMS = 64  # of pulls, hashing, the API and upkeep
 def check_open_files(config: Config, pid: int | None) -> Iterator[Finding]:
     """The limit of open files of the daemon's process, if `pid` is known; else that of this one."""
     limit, whose = _open_files(pid)
-    needed = 2 * config.streams + _FILES_BESIDE_STREAMS
+    needed = 3 * config.streams + _FILES_BESIDE_STREAMS
     hint = f"ulimit -n {_PLENTY_OF_FILES}; LimitNOFILE={_PLENTY_OF_FILES} in the unit of systemd"
     if limit < needed:
         what = f"{whose} may open {limit} files, and streams: {config.streams} needs {needed}"

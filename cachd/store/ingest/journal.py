@@ -60,6 +60,7 @@ class Journal:
         self._directory, self._file, self._data, self._about = directory, file, data, about
         self._received, self._path = directory / "received", directory / "journal"
         self._lock = threading.Lock()
+        self._notes = durable.Notes(self._received)
         self._unsynced: dict[PartHash, str] = {}  # lines that the journal lacks
         self._is_due = self._is_syncing = False  # a part has finished; a thread syncs
         self._is_broken = False
@@ -67,6 +68,7 @@ class Journal:
 
     def begin(self) -> None:
         """Remove the lines of an earlier run, because they are about other bytes."""
+        self._notes.close()
         for path in (self._received, self._path):
             durable.remove(path)
         self._about.begin()
@@ -86,7 +88,7 @@ class Journal:
     def end_torn_line(self) -> None:
         """End a line that a crash has cut off, so that it does not spoil the next one."""
         if self._received.exists():
-            durable.append_note(self._received, "\n")
+            self._notes.append("\n")
 
     def keep(self, part: Extent, hashed: PartHash) -> None:
         """Let a part's bytes, which are written, survive a crash of the daemon.
@@ -94,8 +96,8 @@ class Journal:
         When this is not possible now, it does nothing: the next `keep` of the part tries again.
         """
         line = self.add_unsynced(part, hashed)
-        with suppress(Unavailable, NoSpace), durable.disk_errors(self._directory):
-            durable.append_note(self._received, line)
+        with suppress(Unavailable, NoSpace), durable.disk_errors(self._directory), self._lock:
+            self._notes.append(line)
 
     def add_unsynced(self, part: Extent, hashed: PartHash) -> str:
         """Let the next `sync` include a part. Returns its line."""
@@ -163,7 +165,8 @@ class Journal:
             durable.write_file(self._path, lines.encode(), mode=0o600)
 
     def close(self) -> None:
-        """Close the file; it stays on the disk. The next `sync` opens it again."""
+        """Close the files; they stay on the disk. The next `keep` and the next `sync` open them again."""
+        self._notes.close()
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

@@ -95,7 +95,7 @@ class Turn:
                 write(self._assembly, part, view)
                 if hashes:
                     ingest.take(view)
-                if len(view) > most - len(view):  # less is left than was received
+                if len(view) > most - len(view) and not part.is_complete:  # less is left than was received
                     keep(self._assembly, part)
                 self._assembly.following.go_on()
         except (CachdError, NoSpaceNow):

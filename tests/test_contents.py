@@ -109,6 +109,13 @@ def test_weights_that_end_too_early_are_known_wherever_they_end(
     assert shortage(path, content[:least]) is None
 
 
+def test_weights_without_a_tensor_need_their_header_alone() -> None:
+    header = b'{"__metadata__": {"format": "pt"}}'
+    content = struct.pack("<Q", len(header)) + header
+    assert shortage("a.safetensors", content) is None
+    assert shortage("a.safetensors", content[:-1])
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "gguf", "pt", "bin", "npz", "onnx"])
 def test_what_is_in_another_form_is_left_to_the_engine(suffix: str) -> None:
     for content in (

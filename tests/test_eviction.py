@@ -131,6 +131,8 @@ def test_each_choice_says_why_and_what_it_really_frees(
         assert choice.frees == freed(node, gone, claimed) - before
         assert ("replaced" in choice.why) == (choice.candidate.use is None)
         assert choice.candidate.use is None or " ago" in choice.why
+        has_priority = bool(choice.candidate.use and choice.candidate.priority)
+        assert (f", priority {choice.candidate.priority}" in choice.why) == has_priority
 
 
 @examples(12)

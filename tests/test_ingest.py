@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import xxhash
@@ -22,6 +23,8 @@ from cachd.errors import (
 from cachd.model import Extent, File
 from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import Ingest
+from cachd.transfer.download import turn
+from cachd.transfer.download.part import Part
 from tests.ground.models import noise
 from tests.ground.stored import (
     CONTENT,
@@ -63,6 +66,24 @@ def test_parts_come_in_any_order_and_the_digest_follows_the_prefix(
         assert ingest.is_received
         assert ingest.is_hashed
         assert ingest.digest() == FILE.digest
+
+
+class _Noting(Ingest):
+    """Notes whether an extent had its part hash when its bytes were counted as received."""
+
+    def received(self, extent: Extent) -> None:
+        self.noted = [*getattr(self, "noted", []), extent in self.parts]
+        super().received(extent)
+
+
+def test_a_part_has_its_hash_before_its_last_byte_counts_as_received(tmp_path: Path) -> None:
+    """Once all bytes are received, another thread may complete a digest that is joined from part hashes."""
+    with closing(_Noting(tmp_path / "it", File("it", 200, "http://host/it"))) as ingest:
+        part, content = Part(Extent(0, 200)), memoryview(noise(200))
+        part.hash = ingest.part_hash()
+        for begin in (0, 100):
+            turn.write(SimpleNamespace(ingest=ingest), part, content[begin : begin + 100])  # type: ignore[arg-type]
+        assert ingest.noted == [False, True]
 
 
 def test_a_digest_is_not_to_be_had_before_the_whole_is_hashed(store: DiskStore) -> None:

@@ -247,7 +247,8 @@ for part in (Extent(0, 100), Extent(100, 200)):
     hashed.update(content)
     ingest.write(part.start, content)
     try:
-        ingest.finish(part, hashed)
+        ingest.keep(part, hashed)
+        ingest.finish(part)
     except DiskFailed:
         print("refused")
 """

@@ -43,7 +43,8 @@ def write(ingest: Ingest, content: bytes, *parts: Extent) -> None:
         ingest.received(part)
         hashed = ingest.part_hash()
         hashed.update(memoryview(piece))
-        ingest.finish(part, hashed)
+        ingest.keep(part, hashed)
+        ingest.finish(part)
 
 
 def commit(store: Store, file: File, content: bytes) -> None:

@@ -159,7 +159,7 @@ class Ingest:
             self._received.add(extent)
 
     def part_hash(self) -> PartHash:
-        """A new part hash: the caller feeds it the part's bytes in order, then passes it to `finish`."""
+        """A new part hash: the caller feeds it the part's bytes in order, then passes it to `keep`."""
         return self._parts.new()
 
     def keep(self, part: Extent, hashed: PartHash) -> None:
@@ -170,12 +170,11 @@ class Ingest:
         self._parts.record(part, hashed)
         self._journal.keep(part, hashed)
 
-    def finish(self, part: Extent, hashed: PartHash) -> None:
-        """Let a complete part, and what was kept of other parts, survive a crash of the node.
+    def finish(self, part: Extent) -> None:
+        """Let a complete part that was kept, and what was kept of other parts, survive a crash of the node.
 
         A failed sync is final: this and every later call raise DiskFailed.
         """
-        self.keep(part, hashed)
         if part.size < self.file.size:  # a file of one part is synced by its commit
             self._journal.sync()
 

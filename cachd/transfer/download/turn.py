@@ -95,7 +95,7 @@ class Turn:
                 write(self._assembly, part, view)
                 if hashes:
                     ingest.take(view)
-                if len(view) > most - len(view) and not part.is_complete:  # less is left than was received
+                if len(view) > most - len(view):  # less is left than was received
                     keep(self._assembly, part)
                 self._assembly.following.go_on()
         except (CachdError, NoSpaceNow):
@@ -103,7 +103,7 @@ class Turn:
             raise
         if part.is_complete and not supplier.is_stopped:
             assert part.hash
-            ingest.finish(part.extent, part.hash)
+            ingest.finish(part.extent)
             self._assembly.vouchers.note(part.extent, part.hash.hexdigest, supplier.origin)
         else:  # no sync: a cancelled download must not wait for the disk
             keep(self._assembly, part)
@@ -117,11 +117,17 @@ class Turn:
 
 
 def write(assembly: Assembly, part: Part, view: memoryview) -> None:
-    """Write and hash the next bytes of a part. Raises what an ingest raises."""
+    """Write and hash the next bytes of a part. Raises what an ingest raises.
+
+    A complete part is noted before its bytes count as received: as soon as all bytes do, another thread may
+    complete the digest, for which it needs the hashes of all parts.
+    """
     assert part.hash
     assembly.ingest.write(part.reached, view)
     part.hash.update(view)
     part.reached += len(view)
+    if part.is_complete:
+        keep(assembly, part)
     assembly.ingest.received(Extent(part.extent.start, part.reached))
 
 

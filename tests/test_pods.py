@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,6 +88,44 @@ def test_an_offline_client_misses_nothing_of_a_filtered_pull(hub: Hub, root: Pat
     hub.add("org/two", files | {"pytorch_model.bin": noise(MIB)})
     engine(hf_endpoint=hub.url).pull("hf://org/two", exclude=("*.bin",))
     assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "org/two"})) == read_model(str(minilm()))
+
+
+OLDER_CLIENT = """
+import os
+from pathlib import Path
+hub, folder = Path(os.environ["HF_HUB_CACHE"]), os.environ["FOLDER"]
+os.makedirs(hub / folder / "blobs", exist_ok=True)
+(hub / ".locks" / folder).mkdir(parents=True, exist_ok=True)
+"""
+
+
+@pytest.mark.parametrize("uid", [0, 12345])
+@pytest.mark.parametrize("folder", ["models--org--small", "models--new--small"])
+def test_the_directories_that_older_clients_make_are_there(
+    hub: Hub, root: Path, engine: Engines, folder: str, uid: int
+) -> None:
+    """huggingface_hub 0.23 and 0.36 make these before they use a file that they find."""
+    hub.add("org/small", {"config.json": b"{}"})
+    hub.rename("org/small", "new/small")
+    engine(hf_endpoint=hub.url).pull("hf://org/small")
+    ended = run_in_pod(root, OLDER_CLIENT, env={"FOLDER": folder}, uid=uid)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_directories_for_older_clients_go_with_the_last_snapshot_and_are_repaired_before(
+    hub: Hub, root: Path, engine: Engines
+) -> None:
+    hub.add("org/small", {"config.json": b"{}"})
+    running = engine(hf_endpoint=hub.url)
+    running.pull("hf://org/small", name="m")
+    places = [root / "hub/models--org--small/blobs", root / "hub/.locks/models--org--small"]
+    for place in places:
+        place.rmdir()
+    running.store.check("m", now=0.0)  # as after an upgrade from a version that made none
+    assert all(place.is_dir() for place in places)
+    running.store.withdraw("m")
+    assert os.listdir(root / "hub/.locks") == []
+    assert set(os.listdir(root / "hub")) <= {".locks", "CACHEDIR.TAG"}
 
 
 def test_a_pod_cannot_enter_the_private_part(hub: Hub, root: Path, engine: Engines) -> None:

@@ -5,6 +5,8 @@ The Hub view has the layout of huggingface_hub's cache (its docs: "Understand ca
     refs/<revision>         the commit, without a newline
     snapshots/<commit>/     the files, as regular files: huggingface_hub's own layout without symbolic links
     trees/<commit>.json     the list of the files, by which an offline client notices a missing one
+
+hub_places.py makes what clients look for beside these.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from cachd.errors import Leased
 from cachd.kernel import durable
 from cachd.kernel.content_time import time_of
 from cachd.model import Digest, File, Manifest
+from cachd.store import hub_places
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 
@@ -147,6 +150,7 @@ class HubView(_View):
         durable.sync_directory(target.parent)
         (repo / "trees").mkdir(exist_ok=True)
         durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
+        hub_places.make_empty(self._layout.hub, folder)
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
@@ -158,6 +162,7 @@ class HubView(_View):
         staged = self._layout.staging / f"{alias}.link"
         durable.remove(staged)
         durable.make_link(staged, folder)
+        hub_places.make_locks(self._layout.hub, alias)
         durable.move(staged, link)
         durable.sync_directory(self._layout.hub)
 
@@ -171,7 +176,9 @@ class HubView(_View):
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
     def repair(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Restore the modes of a folder, and the list of a commit's files if it lacks some of `files`."""
+        """Restore the modes and empty directories of a folder, and the list of a commit's files if it lacks
+        some of `files`.
+        """
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
             durable.keep_mode(str(directory), self._directory_mode)
@@ -180,6 +187,18 @@ class HubView(_View):
             durable.make_directories(listing.parent)
             durable.write_file(listing, _tree_document(files))
             log.warning("Hub list of files restored", folder=folder, commit=commit)
+        self._repair_places(folder)
+
+    def _repair_places(self, folder: str) -> None:
+        """Restore what clients look for beside the files. A folder of an older version has none of it."""
+        if self._is_alias(folder):
+            return
+        try:
+            hub_places.make_empty(self._layout.hub, folder)
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("disk full: directories for clients not restored", folder=folder)
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Make these branches and tags name these commits, and remove all others of the folder."""
@@ -229,9 +248,11 @@ class HubView(_View):
         durable.remove_tree(trash)
         if not any((repo / "snapshots").glob("*")):
             durable.remove_tree(repo)
+            hub_places.remove_locks(self._layout.hub, folder)
             for alias in self._layout.hub.iterdir():
                 if alias.is_symlink() and os.readlink(alias) == folder:
                     durable.remove(alias)
+                    hub_places.remove_locks(self._layout.hub, alias.name)
 
     def _is_alias(self, folder: str) -> bool:
         return os.path.islink(f"{self._layout.hub}/{folder}")

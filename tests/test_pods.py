@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cachd.model.optional import OPTIONAL
 from tests.conftest import Engine
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model
 from tests.ground.needs import needs, require
-from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, read_model, run_in_pod
+from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, pod, read_model, run_in_pod
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
@@ -126,6 +127,36 @@ def test_the_directories_for_older_clients_go_with_the_last_snapshot_and_are_rep
     running.store.withdraw("m")
     assert os.listdir(root / "hub/.locks") == []
     assert set(os.listdir(root / "hub")) <= {".locks", "CACHEDIR.TAG"}
+
+
+KNOWN_TO_BE_ABSENT = """
+import json, os, sys
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+seen = {path: try_to_load_from_cache("org/part", path) for path in sys.stdin.read().split()}
+print(json.dumps({path: "absent" if found is _CACHED_NO_EXIST else found for path, found in seen.items()}))
+"""
+
+
+def test_a_client_with_a_network_learns_from_the_view_which_optional_files_there_are_not(
+    hub: Hub, root: Path, engine: Engines
+) -> None:
+    """Else it asks for each six times when nothing answers: a start took minutes."""
+    there = {
+        "config.json": b"{}",
+        "vocab.txt": b"w",
+        "merges.txt": b"",
+        "1_Pooling/other.json": b"{}",
+    }
+    hub.add("org/part", there)
+    engine(hf_endpoint=hub.url).pull("hf://org/part", exclude=("merges.txt",))
+    with pod(root, KNOWN_TO_BE_ABSENT, env={"HF_HUB_OFFLINE": "0"}, network=False) as client:
+        output, errors = client.communicate("\n".join([*OPTIONAL, "other.txt"]), timeout=60)
+    assert client.returncode == 0, errors
+    found = json.loads(output)
+    absent = {path for path, state in found.items() if state == "absent"}
+    assert absent == set(OPTIONAL) - set(there)
+    assert {"tokenizer.json", "generation_config.json", "1_Pooling/config.json"} < absent
+    assert found["merges.txt"] is None, "a file that was left out is not absent"
 
 
 def test_a_pod_cannot_enter_the_private_part(hub: Hub, root: Path, engine: Engines) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -136,8 +136,11 @@ class HubView(_View):
     new name replaces it by a folder.
     """
 
-    def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`."""
+    def build(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
+        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`.
+
+        `absent`: paths of files that the commit is known not to have.
+        """
         repo = self._layout.hub / folder
         if repo.is_symlink():
             durable.remove(repo)
@@ -150,7 +153,7 @@ class HubView(_View):
         durable.sync_directory(target.parent)
         (repo / "trees").mkdir(exist_ok=True)
         durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
-        hub_places.make_empty(self._layout.hub, folder)
+        self._make_places(folder, commit, absent)
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
@@ -175,9 +178,9 @@ class HubView(_View):
         """The paths of a commit that are not links to their blobs; True where another file is there."""
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
-    def repair(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Restore the modes and empty directories of a folder, and the list of a commit's files if it lacks
-        some of `files`.
+    def repair(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
+        """Restore the modes of a folder, the list of a commit's files if it lacks some of `files`, and what
+        clients look for beside the files. A folder of an older version has nothing of the latter.
         """
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
@@ -187,18 +190,18 @@ class HubView(_View):
             durable.make_directories(listing.parent)
             durable.write_file(listing, _tree_document(files))
             log.warning("Hub list of files restored", folder=folder, commit=commit)
-        self._repair_places(folder)
-
-    def _repair_places(self, folder: str) -> None:
-        """Restore what clients look for beside the files. A folder of an older version has none of it."""
-        if self._is_alias(folder):
-            return
         try:
-            hub_places.make_empty(self._layout.hub, folder)
+            self._make_places(folder, commit, absent)
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
-            log.warning("disk full: directories for clients not restored", folder=folder)
+            log.warning("disk full: what clients look for beside the files not restored", folder=folder)
+
+    def _make_places(self, folder: str, commit: str, absent: Collection[str]) -> None:
+        hub_places.make_empty(self._layout.hub, folder)
+        hub_places.mark_absent(
+            self._layout.hub / folder, commit, absent, beside=self._layout.staging / "link"
+        )
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Make these branches and tags name these commits, and remove all others of the folder."""
@@ -240,6 +243,7 @@ class HubView(_View):
                     durable.remove(target / path)
             return
         durable.remove(listing)
+        hub_places.remove_marks(repo, commit)
         trash = self._layout.trash / f"{folder}@{commit}"
         durable.remove_tree(trash)
         with suppress(FileNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cachd.model.optional import OPTIONAL
 from tests.conftest import Engine
 from tests.ground.hub import Hub
 from tests.ground.models import digests, minilm, noise, safetensors_model
 from tests.ground.needs import needs, require
-from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, read_model, run_in_pod
+from tests.ground.pod import LOAD_DIRECTORY, LOAD_HUB, pod, read_model, run_in_pod
 
 Engines = Callable[..., Engine]
 MIB = 1 << 20
@@ -87,6 +89,74 @@ def test_an_offline_client_misses_nothing_of_a_filtered_pull(hub: Hub, root: Pat
     hub.add("org/two", files | {"pytorch_model.bin": noise(MIB)})
     engine(hf_endpoint=hub.url).pull("hf://org/two", exclude=("*.bin",))
     assert loaded(run_in_pod(root, LOAD_HUB, env={"REPO": "org/two"})) == read_model(str(minilm()))
+
+
+OLDER_CLIENT = """
+import os
+from pathlib import Path
+hub, folder = Path(os.environ["HF_HUB_CACHE"]), os.environ["FOLDER"]
+os.makedirs(hub / folder / "blobs", exist_ok=True)
+(hub / ".locks" / folder).mkdir(parents=True, exist_ok=True)
+"""
+
+
+@pytest.mark.parametrize("uid", [0, 12345])
+@pytest.mark.parametrize("folder", ["models--org--small", "models--new--small"])
+def test_the_directories_that_older_clients_make_are_there(
+    hub: Hub, root: Path, engine: Engines, folder: str, uid: int
+) -> None:
+    """huggingface_hub 0.23 and 0.36 make these before they use a file that they find."""
+    hub.add("org/small", {"config.json": b"{}"})
+    hub.rename("org/small", "new/small")
+    engine(hf_endpoint=hub.url).pull("hf://org/small")
+    ended = run_in_pod(root, OLDER_CLIENT, env={"FOLDER": folder}, uid=uid)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_directories_for_older_clients_go_with_the_last_snapshot_and_are_repaired_before(
+    hub: Hub, root: Path, engine: Engines
+) -> None:
+    hub.add("org/small", {"config.json": b"{}"})
+    running = engine(hf_endpoint=hub.url)
+    running.pull("hf://org/small", name="m")
+    places = [root / "hub/models--org--small/blobs", root / "hub/.locks/models--org--small"]
+    for place in places:
+        place.rmdir()
+    running.store.check("m", now=0.0)  # as after an upgrade from a version that made none
+    assert all(place.is_dir() for place in places)
+    running.store.withdraw("m")
+    assert os.listdir(root / "hub/.locks") == []
+    assert set(os.listdir(root / "hub")) <= {".locks", "CACHEDIR.TAG"}
+
+
+KNOWN_TO_BE_ABSENT = """
+import json, os, sys
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+seen = {path: try_to_load_from_cache("org/part", path) for path in sys.stdin.read().split()}
+print(json.dumps({path: "absent" if found is _CACHED_NO_EXIST else found for path, found in seen.items()}))
+"""
+
+
+def test_a_client_with_a_network_learns_from_the_view_which_optional_files_there_are_not(
+    hub: Hub, root: Path, engine: Engines
+) -> None:
+    """Else it asks for each six times when nothing answers: a start took minutes."""
+    there = {
+        "config.json": b"{}",
+        "vocab.txt": b"w",
+        "merges.txt": b"",
+        "1_Pooling/other.json": b"{}",
+    }
+    hub.add("org/part", there)
+    engine(hf_endpoint=hub.url).pull("hf://org/part", exclude=("merges.txt",))
+    with pod(root, KNOWN_TO_BE_ABSENT, env={"HF_HUB_OFFLINE": "0"}, network=False) as client:
+        output, errors = client.communicate("\n".join([*OPTIONAL, "other.txt"]), timeout=60)
+    assert client.returncode == 0, errors
+    found = json.loads(output)
+    absent = {path for path, state in found.items() if state == "absent"}
+    assert absent == set(OPTIONAL) - set(there)
+    assert {"tokenizer.json", "generation_config.json", "1_Pooling/config.json"} < absent
+    assert found["merges.txt"] is None, "a file that was left out is not absent"
 
 
 def test_a_pod_cannot_enter_the_private_part(hub: Hub, root: Path, engine: Engines) -> None:

@@ -15,6 +15,7 @@ from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
+from cachd.model.optional import OPTIONAL, absent
 from cachd.model.selection import LeftOut, Unusable, matches
 from cachd.model.units import count_text
 from cachd.model.weights import choices, gguf_models
@@ -147,7 +148,7 @@ class Manifest:
     source that were not selected; None if all were. `warnings`: what is odd about the model, for people.
     `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: entries
     of the source that cannot be files; `select` raises their error unless the patterns leave them out. They
-    are not recorded.
+    are not recorded. `lacks`: what `absent` is if files of the source may have been left out; else None.
     """
 
     base: str
@@ -157,6 +158,7 @@ class Manifest:
     warnings: tuple[str, ...] = field(default=(), compare=False)
     renamed_to: str | None = field(default=None, compare=False)
     unusable: tuple[Unusable, ...] = field(default=(), compare=False)
+    lacks: tuple[str, ...] | None = field(default=None, compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -255,12 +257,26 @@ class Manifest:
 
     def without(self, source: Manifest) -> Manifest:
         """The same manifest. Its `left_out` counts the files of `source` that it lacks."""
-        if len(source.files) == len(self.files):
+        is_complete = len(source.files) == len(self.files)
+        if is_complete and not source.unusable:
             return self
+        lacks = absent({f.path for f in source.files}, [each.path for each in source.unusable])
+        if is_complete:
+            return replace(self, lacks=lacks)
         kept = {f.path for f in self.files}
         gone = [f.path for f in source.files if f.path not in kept]
         left_out = LeftOut(len(gone), source.size - self.size, tuple(choices(gone)[:_MAX_FORMS]))
-        return replace(self, left_out=left_out)
+        return replace(self, left_out=left_out, lacks=lacks)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The well-known optional files that the complete revision does not have; none if that is not known.
+
+        It is not known of a manifest that an older version of cachd recorded with `left_out`.
+        """
+        if self.lacks is not None:
+            return self.lacks
+        return () if self.left_out else absent({f.path for f in self.files})
 
     @property
     def advice(self) -> str | None:
@@ -294,6 +310,7 @@ class Manifest:
             "revision": self.revision,
             "files": files,
             **({"left_out": self.left_out.as_document()} if self.left_out else {}),
+            **({"absent": list(self.lacks)} if self.lacks is not None else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
         }
@@ -313,6 +330,7 @@ class Manifest:
         left_out: Any = document.get("left_out")
         warnings: Any = document.get("warnings", [])
         renamed_to = document.get("renamed_to")
+        lacks: Any = document.get("absent")
         return cls(
             base,
             str(document["revision"]),
@@ -320,6 +338,7 @@ class Manifest:
             LeftOut.from_document(left_out),
             tuple(str(warning) for warning in warnings),
             str(renamed_to) if renamed_to else None,
+            lacks=None if lacks is None else tuple(each for each in OPTIONAL if each in lacks),
         )
 
 

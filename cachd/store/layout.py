@@ -5,6 +5,8 @@ models/<name>@<revision>          an address: a link to the same snapshot for as
 models/.trees/<id>/...            hard links to blobs, files 0444, directories 0555
 models/.holds/<id>                empty, 0444; a pod that keeps it open holds the snapshot
 hub/models--org--name/...         the Hub view: refs/, snapshots/<commit>/..., trees/<commit>.json
+hub/models--org--name/blobs/      empty, and .no_exist/<commit>/...: hub_places.py
+hub/.locks/models--org--name/     empty; older clients make it if it is missing
 ready/<name>.json                 written last, removed first: the model is ready while it exists
 status/<name>.json                the state of a model, for pods that have only the mount
 .cachd/                           private, 0700
@@ -39,7 +41,7 @@ from pathlib import Path
 
 from cachd.model import Digest
 
-PUBLIC = ("models", "models/.trees", "models/.holds", "hub", "ready", "status")
+PUBLIC = ("models", "models/.trees", "models/.holds", "hub", "hub/.locks", "ready", "status")
 PRIVATE = (
     ".cachd",
     ".cachd/blobs",

@@ -52,8 +52,8 @@ class PodViews:
         """Make everything that leads to the files of a snapshot, but its branch and its name."""
         self._holds.make(manifest.id)
         self._plain.build(manifest)
-        shown = self._shown(snapshot.hub_folder, snapshot.commit) | {f.path: f for f in manifest.files}
-        self._hub.build(snapshot.hub_folder, snapshot.commit, shown)
+        folder, commit = snapshot.hub_folder, snapshot.commit
+        self._hub.build(folder, commit, *_shown([*self._sharing(folder, commit), manifest]))
         if snapshot.hub_alias:
             self._hub.alias(snapshot.hub_alias, snapshot.hub_folder)
         self._addresses.make(snapshot)
@@ -91,7 +91,7 @@ class PodViews:
         durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
         folder, commit = snapshot.hub_folder, snapshot.commit
         self.repair_branches(folder)
-        self._hub.repair(folder, commit, self._shown(folder, commit))
+        self._hub.repair(folder, commit, *_shown(self._sharing(folder, commit)))
 
     def repair_hold(self, snapshot: Snapshot) -> None:
         """Restore the hold file and the address of a ready snapshot if somebody deleted them."""
@@ -145,7 +145,9 @@ class PodViews:
             return None
         commit = commit_of(gone)
         for folder in self._manifests.shown_in(manifest):
-            left = self._shown(folder, commit) | self._shown_unnamed(folder, commit, but=manifest)
+            left = _shown(self._sharing(folder, commit))[0] | self._shown_unnamed(
+                folder, commit, but=manifest
+            )
             self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
             self.repair_branches(folder)
         self._addresses.remove(manifest, gone.revision)
@@ -176,10 +178,10 @@ class PodViews:
 
     # --- private ---
 
-    def _shown(self, folder: str, commit: str) -> dict[str, File]:
-        """The files that ready snapshots show in the directory of one commit in the Hub view, by path."""
+    def _sharing(self, folder: str, commit: str) -> list[Manifest]:
+        """The manifests of the ready snapshots that share the directory of one commit in the Hub view."""
         sharing = {s.manifest for s in self._names.in_hub_folder(folder) if s.commit == commit}
-        return {f.path: f for manifest in sharing for f in self._manifests.read(manifest).files}
+        return [self._manifests.read(manifest) for manifest in sharing]
 
     def _shown_unnamed(self, folder: str, commit: str, *, but: str) -> dict[str, File]:
         """The files that snapshots without a name show in the same directory, but for the manifest `but`.
@@ -194,6 +196,19 @@ class PodViews:
                     manifest = self._manifests.read(each)
                     found |= {f.path: f for f in manifest.files if commit_of(manifest) == commit}
         return found
+
+
+def _shown(sharing: Iterable[Manifest]) -> tuple[dict[str, File], set[str]]:
+    """What the directory of one commit shows: its files by path, and the files that the commit lacks.
+
+    The last of `sharing` wins. A file that patterns left out is in neither, unless another snapshot has it.
+    """
+    files: dict[str, File] = {}
+    absent: set[str] = set()
+    for manifest in sharing:
+        files |= {f.path: f for f in manifest.files}
+        absent |= set(manifest.absent)
+    return files, absent - files.keys()
 
 
 def _branches(named: Iterable[Snapshot]) -> dict[str, str]:

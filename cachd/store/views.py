@@ -5,6 +5,8 @@ The Hub view has the layout of huggingface_hub's cache (its docs: "Understand ca
     refs/<revision>         the commit, without a newline
     snapshots/<commit>/     the files, as regular files: huggingface_hub's own layout without symbolic links
     trees/<commit>.json     the list of the files, by which an offline client notices a missing one
+
+hub_places.py makes what clients look for beside these.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from cachd.errors import Leased
 from cachd.kernel import durable
 from cachd.kernel.content_time import time_of
 from cachd.model import Digest, File, Manifest
+from cachd.store import hub_places
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
 
@@ -133,8 +136,11 @@ class HubView(_View):
     new name replaces it by a folder.
     """
 
-    def build(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`."""
+    def build(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
+        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`.
+
+        `absent`: paths of files that the commit is known not to have.
+        """
         repo = self._layout.hub / folder
         if repo.is_symlink():
             durable.remove(repo)
@@ -147,6 +153,7 @@ class HubView(_View):
         durable.sync_directory(target.parent)
         (repo / "trees").mkdir(exist_ok=True)
         durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
+        self._make_places(folder, commit, absent)
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
@@ -158,6 +165,7 @@ class HubView(_View):
         staged = self._layout.staging / f"{alias}.link"
         durable.remove(staged)
         durable.make_link(staged, folder)
+        hub_places.make_locks(self._layout.hub, alias)
         durable.move(staged, link)
         durable.sync_directory(self._layout.hub)
 
@@ -170,8 +178,10 @@ class HubView(_View):
         """The paths of a commit that are not links to their blobs; True where another file is there."""
         return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
 
-    def repair(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
-        """Restore the modes of a folder, and the list of a commit's files if it lacks some of `files`."""
+    def repair(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
+        """Restore the modes of a folder, the list of a commit's files if it lacks some of `files`, and what
+        clients look for beside the files. A folder of an older version has nothing of the latter.
+        """
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
             durable.keep_mode(str(directory), self._directory_mode)
@@ -180,6 +190,18 @@ class HubView(_View):
             durable.make_directories(listing.parent)
             durable.write_file(listing, _tree_document(files))
             log.warning("Hub list of files restored", folder=folder, commit=commit)
+        try:
+            self._make_places(folder, commit, absent)
+        except OSError as error:
+            if error.errno not in durable.FULL:
+                raise
+            log.warning("disk full: what clients look for beside the files not restored", folder=folder)
+
+    def _make_places(self, folder: str, commit: str, absent: Collection[str]) -> None:
+        hub_places.make_empty(self._layout.hub, folder)
+        hub_places.mark_absent(
+            self._layout.hub / folder, commit, absent, beside=self._layout.staging / "link"
+        )
 
     def point(self, folder: str, branches: Mapping[str, str]) -> None:
         """Make these branches and tags name these commits, and remove all others of the folder."""
@@ -221,6 +243,7 @@ class HubView(_View):
                     durable.remove(target / path)
             return
         durable.remove(listing)
+        hub_places.remove_marks(repo, commit)
         trash = self._layout.trash / f"{folder}@{commit}"
         durable.remove_tree(trash)
         with suppress(FileNotFoundError):
@@ -229,9 +252,11 @@ class HubView(_View):
         durable.remove_tree(trash)
         if not any((repo / "snapshots").glob("*")):
             durable.remove_tree(repo)
+            hub_places.remove_locks(self._layout.hub, folder)
             for alias in self._layout.hub.iterdir():
                 if alias.is_symlink() and os.readlink(alias) == folder:
                     durable.remove(alias)
+                    hub_places.remove_locks(self._layout.hub, alias.name)
 
     def _is_alias(self, folder: str) -> bool:
         return os.path.islink(f"{self._layout.hub}/{folder}")

@@ -64,13 +64,18 @@ def pod(
     env: Mapping[str, str] | None = None,
     subpath: str | None = None,
     uid: int = OTHER_UID,
+    python: str = sys.executable,
+    network: bool = True,
 ) -> Iterator[subprocess.Popen[str]]:
     """A Python `script` running in a pod that mounts `root`, or `root/subpath`, read-only.
 
-    `env` is added to the pod's own few variables; "$CACHE" in a value becomes the mount point. Standard
-    input, output and error are pipes. The pod is killed and reaped at the end. Raises PodRefused.
+    `env` is added to the pod's own few variables; "$CACHE" in a value becomes the mount point. `python`: its
+    interpreter, of a virtual environment that was made by this one. Without `network` it has none at all.
+    Standard input, output and error are pipes. The pod is killed and reaped at the end. Raises PodRefused.
     """
-    with _started(way(uid), root / (subpath or ""), script, env or {}, uid) as process:
+    with _started(
+        way(uid), root / (subpath or ""), (python, script), env or {}, uid, network=network
+    ) as process:
         yield process
 
 
@@ -81,13 +86,15 @@ def run_in_pod(
     env: Mapping[str, str] | None = None,
     subpath: str | None = None,
     uid: int = OTHER_UID,
+    python: str = sys.executable,
+    network: bool = True,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run `script` in a `pod` to its end, whatever its status.
 
     Raises PodRefused, subprocess.TimeoutExpired; `timeout` is in seconds.
     """
-    with pod(root, script, env=env, subpath=subpath, uid=uid) as process:
+    with pod(root, script, env=env, subpath=subpath, uid=uid, python=python, network=network) as process:
         return _finished(process, timeout)
 
 
@@ -120,7 +127,7 @@ def way(uid: int = OTHER_UID) -> Way:
 def _tried(chosen: Way, uid: int) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as empty:
         Path(empty).chmod(0o755)
-        with _started(chosen, Path(empty), TRIAL, {}, uid) as process:
+        with _started(chosen, Path(empty), (sys.executable, TRIAL), {}, uid) as process:
             return _finished(process, timeout=60)
 
 
@@ -131,14 +138,21 @@ def _finished(process: subprocess.Popen[str], timeout: float) -> subprocess.Comp
 
 @contextlib.contextmanager
 def _started(
-    chosen: Way, source: Path, script: str, env: Mapping[str, str], uid: int
+    chosen: Way,
+    source: Path,
+    command: tuple[str, str],
+    env: Mapping[str, str],
+    uid: int,
+    *,
+    network: bool = True,
 ) -> Iterator[subprocess.Popen[str]]:
+    """`command`: the interpreter and the script."""
     with tempfile.TemporaryDirectory(prefix="pod-", dir=_enterable_directory()) as place:
         cache, scratch = f"{place}/cache", f"{place}/scratch"
-        entrance = ["unshare", "-Urm"] if chosen is Way.USER_NAMESPACE else ["unshare", "-m"]
+        flags = ["-m", *(["-n"] if not network else []), *(["-Ur"] if chosen is Way.USER_NAMESPACE else [])]
         entry = _entry(chosen, source.resolve(), Path(place), uid)
         process = subprocess.Popen(
-            [*entrance, "sh", "-euc", entry, sys.executable, script],
+            ["unshare", *flags, "sh", "-euc", entry, *command],
             cwd="/",
             env=_environment(cache, scratch) | {name: env[name].replace("$CACHE", cache) for name in env},
             stdin=subprocess.PIPE,

@@ -21,7 +21,7 @@ from tests.kube.models import supply
 from tests.kube.namespaces import INSIDE, own_mounts, run_inside
 from tests.kube.plane import Plane
 from tests.kube.processes import Processes
-from tests.kube.worker import Worker
+from tests.kube.worker import Worker, make_networks
 
 assert all((serving, changes, nodes))  # importing them registered their cases
 
@@ -63,6 +63,7 @@ def inside(place: Path, names: list[str], log: Path) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     images = image.archives(tell)
     own_mounts()
+    make_networks()
     verdicts: list[Verdict] = []
     with Processes(place) as processes, log.open("w") as file:
         begun = time.monotonic()

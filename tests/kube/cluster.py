@@ -27,7 +27,11 @@ NAMESPACE = "cachd"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = "app.kubernetes.io/name=cachd"
 # What the manifests have that Kubernetes 1.20 lacks, and what stands there instead.
-NEWER = {"internalTrafficPolicy: Local": "", 'kubeVersion: ">=1.26.0-0"': 'kubeVersion: ">=1.20.0-0"'}
+NEWER = {
+    "internalTrafficPolicy: Local": "",
+    "maxSurge: 0": "",
+    'kubeVersion: ">=1.26.0-0"': 'kubeVersion: ">=1.20.0-0"',
+}
 
 
 class NodeCdn(Cdn):
@@ -187,6 +191,7 @@ class Cluster:
         """Remove every pod, the release and what is in the cache."""
         self.tried("kubectl delete deployment,daemonset,job,pod --all --grace-period=1 --wait=false")
         self.tried("helm uninstall cachd --namespace cachd --ignore-not-found")
+        self.tried("kubectl -n cachd delete daemonset,pod --all --grace-period=1")
         self.tried("kubectl delete namespace cachd --ignore-not-found --timeout=300s")
         until(lambda: not self.get("pods", "-A")["items"], "every pod is gone")
         for each in CACHE.iterdir():

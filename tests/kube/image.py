@@ -141,7 +141,9 @@ def _buildah(place: Path, *words: str) -> str:
         "CONTAINERS_STORAGE_CONF": str(place / "storage.conf"),
         "CONTAINERS_CONF": str(place / "containers.conf"),
     }
-    ended = subprocess.run(["buildah", *words], env={**os.environ, **here}, capture_output=True, text=True)
+    own_mounts = ("unshare", "--mount")  # its storage leaves one
+    command = [*own_mounts, "buildah", *words]
+    ended = subprocess.run(command, env={**os.environ, **here}, capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"buildah {words[0]} failed: {ended.stderr[-2000:]}{ended.stdout[-2000:]}")
     return ended.stdout.strip()

@@ -80,6 +80,7 @@ def run_inside(arguments: list[str]) -> int:
     try:
         status = subprocess.run([*unshare, *program, *arguments], cwd=PROJECT).returncode
     finally:
+        _keep_logs(place)
         _tidy(before)
         left = machine().left_since(before, place)
         shutil.rmtree(place, ignore_errors=True)
@@ -99,6 +100,13 @@ def own_mounts() -> None:
             (layers / layer).mkdir(parents=True)
         own = f"lowerdir={directory},upperdir={layers}/upper,workdir={layers}/work"
         run("mount", "-t", "overlay", "overlay", "-o", own, directory)
+
+
+def _keep_logs(place: Path) -> None:
+    """Beside the log of the cases: those of the node's programs."""
+    (CACHE / "logs").mkdir(exist_ok=True)
+    for log in place.glob("*.log"):
+        shutil.copy(log, CACHE / "logs")
 
 
 def _tidy(before: Machine) -> None:

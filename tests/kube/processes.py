@@ -1,9 +1,8 @@
-"""The programs of the ground while they run: each with a log, ended in the reverse order of their start."""
+"""The programs of the ground while they run: each with a log, and killed in the end."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 PATIENCE_SECONDS = 300.0
-STOP_SECONDS = 20.0
 T = TypeVar("T")
 
 
@@ -42,7 +40,9 @@ class Processes:
 
     def kill(self, name: str) -> None:
         """As a power cut does."""
-        self._end(name, signal.SIGKILL)
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
 
     def check(self) -> None:
         """Raises RuntimeError, with the end of its log, if a program ended by itself."""
@@ -51,21 +51,12 @@ class Processes:
                 last = self.log(name).read_text(errors="replace")[-1500:]
                 raise RuntimeError(f"{name} ended with {process.returncode}:\n{last}")
 
-    def _end(self, name: str, by: signal.Signals) -> None:
-        process = self.running.pop(name)
-        process.send_signal(by)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.running)):
-            self._end(name, signal.SIGTERM)
+            self.kill(name)
 
 
 def run(*words: str | os.PathLike[str], given: str | None = None) -> str:

@@ -31,7 +31,6 @@ class Worker:
     def __init__(self, place: Path, kubeconfig: Path, processes: Processes, images: Sequence[Path]) -> None:
         self.disk = place / "disk"
         self._place, self._kubeconfig, self._processes, self._images = place, kubeconfig, processes, images
-        self._make_networks()
         self._make_disk()
         self._write_files()
         self.start()
@@ -100,12 +99,6 @@ class Worker:
         except RuntimeError:
             return False
 
-    def _make_networks(self) -> None:
-        run("ip", "link", "set", "lo", "up")
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "addr", "add", f"{ADDRESS}/32", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-
     def _make_disk(self) -> None:
         """A disk that fills as a node's does: the kubelet's directory is on it, and the cache."""
         image = self._place / "disk.img"
@@ -124,6 +117,14 @@ class Worker:
         (self._place / "cni/10-pods.conflist").write_text(json.dumps(network(self._place)))
         (self._place / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(self._place)))
         (self._place / "kube-proxy.yaml").write_text(yaml.safe_dump(proxy_config(self._kubeconfig)))
+
+
+def make_networks() -> None:
+    """The loopback, and an address of the node that pods reach."""
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "addr", "add", f"{ADDRESS}/32", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
 
 
 def containerd_config(place: Path) -> str:

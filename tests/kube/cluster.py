@@ -231,3 +231,8 @@ def page(name: str, section: str) -> list[str]:
     """The blocks of shell in a section of a page, as they stand."""
     text = (PROJECT / name).read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     return re.findall(r"```sh(?:ell)?\n(.*?)```", text, re.DOTALL)
+
+
+def blocks_of_readme() -> list[str]:
+    """The blocks of shell of daemonset/README.md."""
+    return re.findall(r"```sh(?:ell)?\n(.*?)```", (PROJECT / "daemonset/README.md").read_text(), re.DOTALL)

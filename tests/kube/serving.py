@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from tests.kube.cases import case
-from tests.kube.cluster import Cluster, Object, is_ready
+from tests.kube.cluster import Cluster, Object, blocks_of_readme, is_ready
 from tests.kube.models import BIG, CONSUMERS, QWEN, consumer, size_bytes
 from tests.kube.processes import until
-from tests.kube.worker import ADDRESS, CACHE
+from tests.kube.worker import CACHE
 
 ALLOWED_TWICE_BYTES = 1 << 20  # bytes on their way when a daemon ends: of one read for each stream
 RATE_BYTES = 2 << 20
@@ -21,8 +21,6 @@ RATE_BYTES = 2 << 20
 
 @case("helm install: the pods wait for the Secret, then the daemon is Ready and pulls its models")
 def chart(cluster: Cluster) -> str:
-    values = cluster.values([QWEN])
-    (cluster.project / "values.yaml").write_text(yaml.safe_dump(values))
     begun = time.monotonic()
     cluster.install([QWEN])
     pod = cluster.ready()
@@ -35,9 +33,8 @@ def chart(cluster: Cluster) -> str:
 @case("kubectl apply -k: the manifests as they stand give a Ready daemon")
 def kustomize(cluster: Cluster) -> str:
     configure(cluster.project / "daemonset/configmap.yaml", **cluster.origin())
-    cluster.sh("kubectl apply -k daemonset")
-    cluster.secret()
-    cluster.sh("kubectl -n cachd rollout status daemonset/cachd --timeout=300s")
+    (block,) = [block for block in blocks_of_readme() if "apply -k daemonset\n" in block]
+    cluster.sh(block)
     pod = cluster.ready()
     cluster.model_ready("qwen-instruct")
     return f"Ready {running_to_ready(pod):.0f} s after Running"
@@ -120,24 +117,6 @@ def reboot(cluster: Cluster) -> str:
         cluster.model_ready("qwen-instruct")
         assert cluster.hub.fetched() == []
     return f"both Ready {seconds:.0f} s after the node's start"
-
-
-@case("a hostPort at status.hostIP answers, and refuses at once without a daemon; the Service leads to it")
-def addresses(cluster: Cluster) -> str:
-    ask = "curl -sS -o /dev/null -w '%{http_code}' --connect-timeout 2 --max-time 10"
-    with cluster.installed([QWEN], hostPort={"enabled": True}):
-        service = cluster.get("service", "cachd", "-n", "cachd")["spec"]["clusterIP"]
-        for host in (ADDRESS, service):
-            answered = until(
-                lambda host=host: cluster.tried(f"{ask} http://{host}:8470/livez").stdout, "a way"
-            )
-            assert answered == "200", f"{host}: {answered}"
-        cluster.uninstall()
-        begun = time.monotonic()
-        refused = cluster.tried(f"{ask} http://{ADDRESS}:8470/livez")
-        seconds = time.monotonic() - begun
-        assert refused.returncode == 7, f"curl ended with {refused.returncode}"  # refused, not timed out (28)
-    return f"refused after {1000 * seconds:.0f} ms; internalTrafficPolicy is not of 1.20: not tried"
 
 
 def configure(file: Path, **options: object) -> None:

@@ -72,6 +72,8 @@ class Hold:
 class Server:
     """A loopback server in a thread of its own; leaving its context stops and joins all of it."""
 
+    host = "127.0.0.1"
+
     def __init__(self, *, tls: bool | Tls = False) -> None:
         self.rate: float | None = None  # body bytes per second and connection; None is unlimited
         self.ca_file: Path | None = None  # with tls: a PEM of the authority behind its certificate
@@ -141,9 +143,9 @@ class Server:
 
     def __enter__(self) -> Self:
         context = self._context = self._certified(self._tls) if self._tls else None
-        listening = self._resources.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+        listening = self._resources.enter_context(socket.create_server((self.host, 0), backlog=1024))
         scheme = "https" if context else "http"
-        self.url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+        self.url = f"{scheme}://{self.host}:{listening.getsockname()[1]}"
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
         running = self._run(listening, context, started)
         self._thread = threading.Thread(target=asyncio.run, args=(running,), name=self.url)

@@ -1,4 +1,4 @@
-"""Makes daemonset/monitoring/dashboard.json, the Grafana dashboard, from docs/panels.py: `make manifests`."""
+"""Makes the Grafana dashboard, daemonset/monitoring/dashboard.json, of docs/panels.py: `make manifests`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.panels import ROWS, Panel
+from docs.panel import Panel, Row
+from docs.panels import ROWS
 
 DASHBOARD = Path(__file__).parent.parent / "daemonset/monitoring/dashboard.json"
 SCHEMA_VERSION = 38  # that of Grafana 10.0; newer ones migrate it
@@ -88,23 +89,30 @@ def _labels(name: str, label: str, query: str) -> dict[str, Any]:
     }
 
 
+def placed(row: Row) -> Iterator[tuple[Panel, int, int]]:
+    """Each panel of a row, with its left and its top cell: from left to right, then from top to bottom."""
+    left = top = height = 0
+    for panel in row.panels:
+        if left + panel.width > GRID_WIDTH:
+            top, left, height = top + height, 0, 0
+        yield panel, left, top
+        left, height = left + panel.width, max(height, panel.height)
+
+
 def _panels() -> Iterator[dict[str, Any]]:
-    """Each row and its panels, from left to right, then from top to bottom."""
-    number, top = 0, 0
+    """The heading and the panels of each row."""
+    number = top = 0
     for row in ROWS:
         number += 1
         place = {"h": 1, "w": GRID_WIDTH, "x": 0, "y": top}
         heading = {"id": number, "title": row.title, "gridPos": place}
         yield {"type": "row", "collapsed": False, "panels": [], **heading}
-        top, left, height = top + 1, 0, 0
-        for panel in row.panels:
-            if left + panel.width > GRID_WIDTH:
-                top, left, height = top + height, 0, 0
+        begin = top = top + 1
+        for panel, left, below in placed(row):
             number += 1
-            place = {"h": panel.height, "w": panel.width, "x": left, "y": top}
+            place = {"h": panel.height, "w": panel.width, "x": left, "y": begin + below}
             yield {"id": number, "gridPos": place, **_drawn(panel)}
-            left, height = left + panel.width, max(height, panel.height)
-        top += height
+            top = max(top, begin + below + panel.height)
 
 
 def _drawn(panel: Panel) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import yaml
 
 from cachd.metrics import table
 from docs.dashboard import DASHBOARD, GRID_WIDTH, dashboard, described
-from docs.panels import ROWS, Panel
+from docs.panel import Panel
+from docs.panels import ROWS
 from tests.ground.needs import needs, require
 from tests.ground.prometheus import JOB, RULES, Prometheus, QueryRefused
 from tests.ground.watched import GPU_1, watched
@@ -53,7 +54,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """It has scraped a daemon before, while and after that did all that panels show."""
     require("prometheus")
     with ExitStack() as stack:
-        yield stack.enter_context(watched(tmp_path_factory.mktemp("watched")))
+        yield stack.enter_context(watched(tmp_path_factory.mktemp("watched"), GPU_1)).prometheus
 
 
 def test_the_file_is_what_the_script_makes() -> None:
@@ -107,8 +108,7 @@ WITHOUT_PANEL = {"CachdDiskFailing"}
 @pytest.mark.parametrize("title", DRAWN)
 def test_prometheus_answers_every_query_of_a_panel_with_data(prometheus: Prometheus, title: str) -> None:
     for query in asked(DRAWN[title]):
-        series = prometheus.query(query)
-        figures = [float(each["value"][1]) for each in series]
+        figures = [float(value) for each in prometheus.over_all(query) for _, value in each["values"]]
         assert any(math.isfinite(figure) for figure in figures), f"no data: {query}"
 
 

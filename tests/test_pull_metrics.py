@@ -137,19 +137,20 @@ def test_a_wait_ends_with_the_result_of_the_pull(alone: Callable[..., Ground]) -
 def test_bytes_time_and_failures_are_counted_by_origin(alone: Callable[..., Ground]) -> None:
     ground = alone(retries=2)
     node, origin = ground.node, ground.origin
+    host = origin.url.partition("://")[2]
     ground.have("counted.bin", MIB)
-    assert node.metric("cachd_origin_download_bytes_total", origin=origin.url) == MIB
-    assert node.metric("cachd_origin_receive_seconds_total", origin=origin.url) > 0
-    assert node.metric("cachd_origin_answer_seconds_count", origin=origin.url) >= 1
-    assert node.metric("cachd_origin_answer_seconds_sum", origin=origin.url) > 0
-    assert node.metric("cachd_origin_failures_total", origin=origin.url) == 0
+    assert node.metric("cachd_origin_download_bytes_total", origin=host) == MIB
+    assert node.metric("cachd_origin_receive_seconds_total", origin=host) > 0
+    assert node.metric("cachd_origin_answer_seconds_count", origin=host) >= 1
+    assert node.metric("cachd_origin_answer_seconds_sum", origin=host) > 0
+    assert node.metric("cachd_origin_failures_total", origin=host) == 0
     origin.fault("/none.bin", Status(404))
     node.pull(f"{origin.url}/none.bin")
     assert node.ready("none.bin").status == 404
-    assert node.metric("cachd_origin_failures_total", origin=origin.url, code_class="4xx") == 1
+    assert node.metric("cachd_origin_failures_total", origin=host, code_class="4xx") == 1
     origin.fault("/torn.bin", Reset(at=MIB // 2), times=1, when=lambda asked: asked.method == "GET")
     ground.have("torn.bin", MIB)
-    assert node.metric("cachd_origin_failures_total", origin=origin.url, code_class="broken") == 1
+    assert node.metric("cachd_origin_failures_total", origin=host, code_class="broken") == 1
 
 
 def test_an_origin_is_what_a_ref_shows_and_not_who_serves_it(ground: Ground) -> None:
@@ -176,7 +177,7 @@ def test_so_many_origins_have_series_and_the_others_share_one() -> None:
         meters.of(ref).received(1, 0.5)
     found = series(metrics, "cachd_origin_download_bytes_total")
     assert len(found) == MAX_ORIGINS + 1
-    assert found['{origin="https://host-0.example"}'] == 2
+    assert found['{origin="host-0.example"}'] == 2
     assert found['{origin="other"}'] == 10
     assert series(metrics, "cachd_download_bytes_total") == {'{source="https"}': 2 * (MAX_ORIGINS + 5)}
 

@@ -10,7 +10,7 @@ from cachd.metrics import MAX_ORIGINS, OTHER_ORIGINS, Metrics
 from cachd.model import Ref
 from cachd.transfer.origins import origin_name
 
-_WITH_HOSTS = ("http", "https", "s3")  # the schemes whose refs begin with a web server or a bucket
+_WEB = ("http", "https")
 
 
 class Listener(Protocol):
@@ -113,7 +113,7 @@ class Meters:
 
     def of(self, ref: Ref) -> Listener:
         """The meter of the ref's origin."""
-        origin = origin_name(ref.base) if ref.scheme in _WITH_HOSTS else ref.scheme
+        origin = _origin(ref)
         with self._lock:
             if origin in self._own:
                 return self._own[origin]
@@ -122,6 +122,13 @@ class Meters:
             if ref.scheme not in self._others:
                 self._others[ref.scheme] = Meter(self._metrics, ref.scheme, OTHER_ORIGINS)
             return self._others[ref.scheme]
+
+
+def _origin(ref: Ref) -> str:
+    """The value of the label: host and port of a web server, `s3://bucket`, else the scheme."""
+    if ref.scheme in _WEB:
+        return origin_name(ref.base).partition("://")[2]
+    return origin_name(ref.base) if ref.scheme == "s3" else ref.scheme
 
 
 def _code_class(error: CachdError) -> str:

@@ -36,6 +36,7 @@ class Prometheus:
         self._place, self._nodes = place, nodes
         (self._port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
+        self.began = time.time()
 
     def __enter__(self) -> Self:
         self._place.mkdir()
@@ -87,9 +88,10 @@ class Prometheus:
         found: list[Any] = self._ask("query", query=query)["result"]
         return found
 
-    def query_range(self, query: str, *, start: float, end: float, step: float) -> list[Any]:
-        """The series of a query between two Unix times. Raises QueryRefused."""
-        found: list[Any] = self._ask("query_range", query=query, start=start, end=end, step=step)["result"]
+    def over_all(self, query: str) -> list[Any]:
+        """The series of a query at each second since the start. Raises QueryRefused."""
+        answer = self._ask("query_range", query=query, start=self.began, end=time.time(), step=1)
+        found: list[Any] = answer["result"]
         return found
 
     def rules(self) -> Iterable[Mapping[str, Any]]:

@@ -37,7 +37,7 @@ run: $(READY)             ## the daemon for use, in ./.cache, on 127.0.0.1:8470
 docs: $(READY)            ## renews the parts of the pages that come from code or from measurements
 	$(BIN)/python -m docs.render
 
-manifests: $(READY)       ## renews what follows from the Helm chart: the manifests for kustomize, and the chart's schema
+manifests: $(READY)       ## renews what follows from the Helm chart: the manifests for kustomize, the chart's schema and dashboard
 	$(BIN)/python -m docs.chart
 
 pictures: $(READY)        ## the pictures of the pages: screens of a terminal and the status page; needs tmux and Chromium

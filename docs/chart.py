@@ -2,6 +2,7 @@
 
 - values.schema.json: models and options follow from the code, the help from values.yaml
 - daemonset/*.yaml and admission: the manifests for kustomize, rendered by helm from ci/kustomize-values.yaml
+- daemonset/monitoring/dashboard.json, which docs/dashboard.py makes
 - chart/files: alerts and dashboard, copied from daemonset/monitoring
 - chart/README.md: the table of values, which docs/render.py puts there
 """
@@ -23,6 +24,7 @@ from pydantic.fields import FieldInfo
 from cachd.config import Config, Model
 from cachd.policy.prefixes import Prefix
 from cachd.sources.entries import Entry
+from docs.dashboard import DASHBOARD, dashboard
 from tests.ground.helm import helm_binary
 
 DAEMONSET = Path(__file__).parent.parent / "daemonset"
@@ -30,7 +32,7 @@ CHART = DAEMONSET / "chart"
 VALUES, SCHEMA = CHART / "values.yaml", CHART / "values.schema.json"
 BASE_VALUES = CHART / "ci/kustomize-values.yaml"
 MONITORING = DAEMONSET / "monitoring"
-COPIED = {"rules.yaml": MONITORING / "rules.yaml", "dashboard.json": MONITORING / "dashboard.json"}
+COPIED = {"rules.yaml": MONITORING / "rules.yaml", "dashboard.json": DASHBOARD}
 BASE = {
     name: DAEMONSET / name
     for name in ("namespace.yaml", "serviceaccount.yaml", "configmap.yaml", "daemonset.yaml", "service.yaml")
@@ -193,6 +195,7 @@ def manifests() -> dict[Path, str]:
 def renew() -> None:
     """Write every file that follows from the chart."""
     SCHEMA.write_text(schema())
+    DASHBOARD.write_text(dashboard())
     for name, source in COPIED.items():
         if source.exists():
             (CHART / "files" / name).write_text(source.read_text())

@@ -107,6 +107,13 @@ def test_the_chart_carries_the_alerts_and_the_dashboard_that_there_are() -> None
         assert not source.exists() or copy.read_text() == source.read_text(), "run: make manifests"
 
 
+def test_a_config_map_has_the_dashboard_as_it_is() -> None:
+    found = objects(monitoring={"dashboard": {"enabled": True}})
+    (document,) = (each for each in found if each["metadata"]["name"] == "cachd-dashboard")
+    assert document["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert document["data"] == {"cachd.json": chart.COPIED["dashboard.json"].read_text()}
+
+
 def test_the_same_values_render_the_same() -> None:
     """The order of a map is chance in a template: whoever takes one of several pools must sort them."""
     pools = {name: {"nodeSelector": {"pool": name}} for name in "abcdefgh"}

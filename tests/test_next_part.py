@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from cachd.metrics import Metrics
-from cachd.model import Digest, Extent, File, Limits
+from cachd.model import Digest, Extent, File, Limits, Ref
 from cachd.store.disk_store import DiskStore
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.download.outcomes import Outcomes
@@ -39,7 +39,9 @@ def joined(store: DiskStore, suppliers: Suppliers) -> Iterator[Joined]:
         reservation = stack.enter_context(store.space.reserve(9, total=9))
 
         def join(host: str) -> Supplier:
-            supply = Supply(ShelfSource(), "https", StreamQuota(), reservation, Outcomes())
+            supply = Supply(
+                ShelfSource(), Ref.parse("https://host/file"), StreamQuota(), reservation, Outcomes()
+            )
             file = File("model.bin", 9, f"https://{host}/model.bin", SHA256)
             suppliers.append(Supplier(file, supply, engine))
             return suppliers[-1]

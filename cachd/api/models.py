@@ -98,6 +98,8 @@ async def ready(
     error (400, 403, 404, 413, 500, 502) and `final` is true.
     """
     check_name(name)
+    if models.store.names.get(name) is None:
+        models.pulls.awaited(name)
     await until_settled(request, name, models, lanes, seconds=wait)
     return _ready_now(name, models) or problem_of(why_not_ready(name, models))
 

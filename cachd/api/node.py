@@ -26,7 +26,6 @@ from cachd.api.problems import problem
 from cachd.api.requests import AskedLimits
 from cachd.api.schema import answers
 from cachd.errors import CachdError, DiskFailed, Unavailable
-from cachd.metrics import CONTENT_TYPE
 from cachd.model import count_text
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.report.values import as_json, from_document
@@ -111,10 +110,11 @@ async def readyz(
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(services: AnyServices, lanes: AnyLanes) -> Response:
-    """The metrics of the daemon in the Prometheus text format."""
-    text = await lanes.scrapes.shared("metrics", services.metrics.text)
-    return Response(text, media_type=CONTENT_TYPE)
+async def metrics(request: Request, services: AnyServices, lanes: AnyLanes) -> Response:
+    """The metrics of the daemon in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
+    content_type, encode = services.metrics.exposition(request.headers.get("Accept", ""))
+    text = await lanes.scrapes.shared(("metrics", content_type), encode)
+    return Response(text, headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
 @router.get("/openapi.json", include_in_schema=False)

@@ -44,7 +44,7 @@ async def until_stopped(pull: Pull, lanes: Lanes) -> None:
 async def _settled(name: str, models: Models, lanes: Lanes) -> None:
     """Return when a model is ready, or when neither a pull nor a repair is about to make it ready."""
     while not models.store.names.get(name):
-        if running := models.pulls.running_for(name):
+        if running := models.pulls.awaited(name):
             await lanes.waits.end_of(running.done)
         elif models.store.names.quarantine_of(name) and not models.is_final(name):
             await asyncio.sleep(_POLL_SECONDS)  # the daemon has not started its repair yet

@@ -9,7 +9,7 @@ They are built from top to bottom and closed from bottom to top. Whatever uses a
     status       store                      writes the last state of each model
     reclaim      store                      ends the thread that evicts
     engine       bandwidth                  ends the threads that receive and hash
-    resolves                                ends the threads that ask sources
+    resolves     engine                     ends the threads that ask sources
     pulls        store, reclaim, engine, …  stops the running pulls, which resume at the next start
     progress     pulls                      ends the thread that logs how far pulls are
     sweeps       store, pulls               ends the thread that removes leftovers
@@ -32,7 +32,9 @@ import structlog
 from cachd.config import Config
 from cachd.daemon.sources import build_sources
 from cachd.daemon.store import Bounds, UntilFree, open_store
+from cachd.errors import CachdError
 from cachd.metrics import Metrics
+from cachd.model import Ref
 from cachd.report.models import Models
 from cachd.report.progress_log import ProgressLog
 from cachd.report.status import StatusFiles
@@ -114,7 +116,7 @@ def assembled(  # over 40 lines: one for each object, in order
         reclaim = closing(_reclaim(config, store, metrics))
         bandwidth = Bandwidth(config.limits, metrics, sources.table.limits())
         engine = closing(_engine(config, bandwidth, metrics))
-        resolves = closing(Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds))
+        resolves = closing(_resolves(config, engine))
         downloads = Downloads(store.content, engine)
         context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
         pulls = closing(_pulls(config, context, sources, metrics))
@@ -157,6 +159,13 @@ def _reclaim(config: Config, store: Store, metrics: Metrics) -> Reclaim:
 def _engine(config: Config, bandwidth: Bandwidth, metrics: Metrics) -> Engine:
     streams = Streams(config.streams, changed=metrics.streams.set)
     return Engine(streams, bandwidth, metrics, retries=config.retries)
+
+
+def _resolves(config: Config, engine: Engine) -> Resolves:
+    def failed(ref: Ref, error: CachdError) -> None:
+        engine.listeners.of(ref).unresolved(error)
+
+    return Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds, failed=failed)
 
 
 def _pulls(config: Config, context: PullContext, sources: Sources, metrics: Metrics) -> Pulls:

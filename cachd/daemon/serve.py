@@ -194,7 +194,7 @@ def _scrape(
     tokens: TokenFile | None,
     certificate: Certificate | None,
 ) -> Scrape:
-    names = daemon.store.names
+    names, underway = daemon.store.names, daemon.models.underway()
     return Scrape(
         capacity=daemon.store.space.capacity(),
         views=daemon.store.watch.watched(),
@@ -210,6 +210,9 @@ def _scrape(
         models=daemon.models.counted(),
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
+        sizes=daemon.models.sizes(),
+        done={name: done for name, (done, _) in underway.items()},
+        eta={name: eta for name, (_, eta) in underway.items() if eta is not None},
         kubelet=daemon.bounds.kubelet_ratio(),
         required_absent=sum(not names.get(name) for name in prewarm.required()),
     )

@@ -1,14 +1,15 @@
 """Defines every metric of the daemon: its name, help and labels."""
 
-from cachd.metrics.labels import EVICTION_REASONS, MODEL_STATES, size_class
+from cachd.metrics.labels import EVICTION_REASONS, MAX_ORIGINS, MODEL_STATES, OTHER_ORIGINS, size_class
 from cachd.metrics.measured import MAX_MODELS, Scrape
-from cachd.metrics.metrics import CONTENT_TYPE, Metrics, table
+from cachd.metrics.metrics import Metrics, table
 
 __all__ = [
-    "CONTENT_TYPE",
     "EVICTION_REASONS",
     "MAX_MODELS",
+    "MAX_ORIGINS",
     "MODEL_STATES",
+    "OTHER_ORIGINS",
     "Metrics",
     "Scrape",
     "size_class",

@@ -19,6 +19,8 @@ MODEL_STATES = (
 CALLERS = ("anonymous", *Role.__members__)
 VERDICTS = ("accepted", "refused", "failed")
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
+MAX_ORIGINS = 20  # origins with series of their own; the others share those of OTHER_ORIGINS
+OTHER_ORIGINS = "other"
 SEEN: tuple[str, ...] = ()  # the values are those of the caller: a series begins with its first event
 _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
 

@@ -21,8 +21,10 @@ class Scrape:
 
     `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
     without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
-    `resident`: bytes in the page cache, by model. `kubelet`: its threshold of free bytes as a ratio, by where
-    it comes from. `required_absent`: how many required models are not ready.
+    `resident`: bytes in the page cache, by model; `sizes`: all its bytes. `done`, `eta`: the ratio of bytes
+    that are here and the seconds that are left, by the model of a running pull; absent while unknown.
+    `kubelet`: its threshold of free bytes as a ratio, by where it comes from. `required_absent`: how many
+    required models are not ready.
     """
 
     capacity: Capacity
@@ -39,6 +41,9 @@ class Scrape:
     models: Mapping[str, int]
     limits: Mapping[str, int]
     resident: Mapping[str, int]
+    sizes: Mapping[str, int]
+    done: Mapping[str, float]
+    eta: Mapping[str, float]
     kubelet: Mapping[str, float]
     required_absent: int
 
@@ -192,6 +197,25 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         " knows it",
         "from",
         lambda now: now.kubelet,
+    ),
+    _MeasuredBy(
+        "cachd_model_size_bytes",
+        "Bytes of a ready model on disk; a file that models share counts for each of them",
+        "model",
+        lambda now: now.sizes,
+    ),
+    _MeasuredBy(
+        "cachd_pull_done_ratio",
+        "Bytes of a model that are here, as a ratio of all, while it is being pulled",
+        "model",
+        lambda now: now.done,
+    ),
+    _MeasuredBy(
+        "cachd_pull_eta_seconds",
+        "Seconds until the last byte of a model that is being pulled, at the rate of the last ten seconds;"
+        " absent while no byte arrives",
+        "model",
+        lambda now: now.eta,
     ),
     _MeasuredBy(
         "cachd_model_resident_bytes",

@@ -11,19 +11,19 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Summary,
     disable_created_metrics,
-    generate_latest,
 )
+from prometheus_client.exposition import choose_encoder
 
 from cachd import __version__
 from cachd.metrics.labels import CALLERS, EVICTION_REASONS, SEEN, VERDICTS
 from cachd.metrics.measured import MEASURED, AtScrape, Scrape
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The buckets of the kubelet's kubelet_image_pull_duration_seconds: from one second to an hour.
 _PULL_SECONDS = (1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600)
 
-M = TypeVar("M", bound=Counter | Gauge | Histogram)
+M = TypeVar("M", bound=Counter | Gauge | Histogram | Summary)
 
 
 class _Declared(Generic[M]):
@@ -84,9 +84,19 @@ class Metrics:
         role=CALLERS,
         verdict=VERDICTS,
     )
+    ready_wait_seconds = _seconds(
+        "cachd_ready_wait_seconds",
+        "Seconds from the first question whether a model is ready, asked during a pull, to the end of the"
+        " pull, by result",
+        result=("ready", "failed", "cancelled", "interrupted"),
+    )
     hits = _counter("cachd_hits_total", "Requests for a model that was already ready")
     misses = _counter("cachd_misses_total", "Requests that started a pull")
     joins = _counter("cachd_joins_total", "Requests that joined a running pull")
+    saved_bytes = _counter(
+        "cachd_saved_bytes_total",
+        "Bytes of models that requests found ready (hits), or that the pull they joined made ready (joins)",
+    )
     download_bytes = _counter("cachd_download_bytes_total", "Bytes received from sources", source=SEEN)
     resumed_bytes = _counter(
         "cachd_resumed_bytes_total",
@@ -111,6 +121,30 @@ class Metrics:
         "cachd_origin_retries_total",
         "Requests for parts of files that were repeated after a failure",
         reason=SEEN,
+    )
+    origin_bytes = _counter(
+        "cachd_origin_download_bytes_total",
+        "Bytes received, by the origin in the ref: a web server, a bucket or a scheme. The first 20 have"
+        " series of their own",
+        origin=SEEN,
+    )
+    origin_receive_seconds = _counter(
+        "cachd_origin_receive_seconds_total",
+        "Seconds that streams spent receiving, by origin, summed over all streams",
+        origin=SEEN,
+    )
+    origin_answer_seconds = _Declared(
+        Summary,
+        "cachd_origin_answer_seconds",
+        "Seconds from a request for bytes of a file to the head of its answer, by origin",
+        {"origin": SEEN},
+    )
+    origin_failures = _counter(
+        "cachd_origin_failures_total",
+        "Resolves and requests for bytes of files that failed, by origin and class of the HTTP status;"
+        " `broken` without one",
+        origin=SEEN,
+        code_class=SEEN,
     )
     limited_seconds = _counter(
         "cachd_limited_seconds_total",
@@ -176,7 +210,14 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""
-        return generate_latest(self.registry)
+        _, encode = self.exposition("")
+        return encode()
+
+    def exposition(self, accept: str) -> tuple[str, Callable[[], bytes]]:
+        """The format that an Accept header asks for, OpenMetrics or the Prometheus text format: its content
+        type, and a function that returns all metrics in it."""
+        encode, content_type = choose_encoder(accept)
+        return content_type, lambda: encode(self.registry)
 
 
 def _declared() -> dict[str, _Declared[Any]]:

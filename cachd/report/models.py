@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cachd.errors import CachdError, NotFound
+from cachd.metrics import MAX_MODELS
 from cachd.model import ALL, Manifest, ModelSpec, Snapshot, check_name
 from cachd.report.file_use import FileUse, FileUseCache
 from cachd.report.outcomes import outcome_of
@@ -107,6 +108,22 @@ class Models:
     def counted(self) -> Mapping[str, int]:
         """The number of models in each state."""
         return Counter(state for name in self._names() if (state := self.state(name)))
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each ready model, by name; of at most MAX_MODELS models, the newest."""
+        return {s.name: s.size for s in self.store.names.newest(MAX_MODELS)}
+
+    def underway(self) -> Mapping[str, tuple[float, float | None]]:
+        """The ratio of bytes that are here, and the seconds that are left or None, of each resolved pull.
+
+        Of at most MAX_MODELS pulls, those with a slot first.
+        """
+        found = {}
+        for pull in list(dict.fromkeys([*self.pulls.at_work(), *self.pulls.running()]))[:MAX_MODELS]:
+            progress, now = pull.progress, pull.progress.now
+            if progress.total:
+                found[pull.spec.name] = now.done / progress.total, progress.eta_seconds(now)
+        return found
 
     def leases(self) -> int:
         """The number of leases that have not expired."""

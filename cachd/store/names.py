@@ -16,6 +16,7 @@ The disk is the truth: a method that changes memory is called right after the co
 
 from __future__ import annotations
 
+import heapq
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,10 @@ class Names:
     def all(self) -> list[Snapshot]:
         """The snapshots of all ready names, sorted by name."""
         return self._ready.all()
+
+    def newest(self, count: int) -> list[Snapshot]:
+        """The snapshots of the `count` ready names that were published last."""
+        return heapq.nlargest(count, self._ready.all(), key=lambda snapshot: snapshot.published_at)
 
     def after(self, name: str, count: int) -> list[str]:
         """The first `count` ready names that sort after `name`."""

@@ -78,6 +78,11 @@ class Endings:
         seconds = self._clock() - pull.began if pull.began is not None else 0.0
         ended_as = "interrupted" if state is State.queued else state
         self._metrics.pull_seconds.labels(ended_as, size_class(progress.total)).observe(seconds)
+        if pull.awaited_since is not None:
+            waited = self._clock() - pull.awaited_since
+            self._metrics.ready_wait_seconds.labels(ended_as).observe(waited)
+        if state is State.ready:
+            self._metrics.saved_bytes.inc(pull.joins * progress.total)
         if isinstance(outcome, DiskFailed):
             self._metrics.disk_failures.inc()
         if isinstance(outcome, NoSpace | TooBig):

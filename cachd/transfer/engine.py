@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.transfer.bandwidth import Bandwidth
-from cachd.transfer.events import Listener, Meters
+from cachd.transfer.events import Meters
 from cachd.transfer.streams import BUFFER_BYTES, Streams
 
 _COMMITTERS = 4
@@ -19,7 +19,7 @@ class Engine:
     """The streams, bandwidth limits, metrics, and hashing and committing threads of all downloads.
 
     `retries`: how often a part may fail without progress. `listeners`: what the events of downloads are
-    reported to, by the scheme of the source. Raises Busy when the system refuses a thread.
+    reported to, by origin. Raises Busy when the system refuses a thread.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.streams, self.bandwidth, self.retries, self.clock = streams, bandwidth, retries, clock
-        self.listeners: Mapping[str, Listener] = Meters(metrics)
+        self.listeners = Meters(metrics)
         # Hashing is on the critical path of a pull, so its threads are not niced as the streams are. Hashing
         # releases the GIL, so more threads than cores would take the cores that API requests need.
         self.hashers = threads.pool(threads.CORES, "hash")

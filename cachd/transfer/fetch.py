@@ -59,7 +59,7 @@ class _Fetches:
 
     def __init__(self, attempt: Attempt, reservation: Reservation) -> None:
         self.joined: list[Supplier] = []
-        self._supply = Supply(attempt.source, attempt.spec.ref.scheme, attempt.quota, reservation, Outcomes())
+        self._supply = Supply(attempt.source, attempt.spec.ref, attempt.quota, reservation, Outcomes())
         self._hedging = Hedging(attempt.quota)
         self._progress, self._downloads = attempt.progress, attempt.context.downloads
         self._table = attempt.context.table()

@@ -81,6 +81,7 @@ class Pulls:
             running = self._running.of(spec.name)
             if running is not None and running.spec == spec:
                 self._metrics.joins.inc()
+                running.joins += 1
                 running.permit.pins |= pins
                 return running
             self._admission.check_name(spec, refresh=refresh, replace=replace)
@@ -150,6 +151,13 @@ class Pulls:
     def running_for(self, name: str) -> Pull | None:
         """The unfinished pull of a name, if any."""
         return self._newest.unfinished(name)
+
+    def awaited(self, name: str) -> Pull | None:
+        """The unfinished pull of a name, if any; notes that somebody waits for it."""
+        running = self.running_for(name)
+        if running is not None and running.awaited_since is None:
+            running.awaited_since = self._context.clock()
+        return running
 
     def at_work(self) -> list[Pull]:
         """The pulls that have a thread: those with a slot, and those that lent theirs."""
@@ -239,6 +247,8 @@ class Pulls:
     def _count_hit(self, name: str) -> None:
         """Count a request whose spec is ready."""
         self._metrics.hits.inc()
+        if snapshot := self._store.names.get(name):
+            self._metrics.saved_bytes.inc(snapshot.size)
         self._store.usage_log.used(name, self._context.now())
         newest = self._newest.of(name)
         if newest is not None and newest.error is not None:

@@ -23,7 +23,9 @@ class Pull:
     `done` resolves to the snapshot, or raises the CachdError. `error` is that error, once the pull has failed
     or was cancelled. `asked_by` is the `who` of the log where the pull is made: the name of a caller's token,
     or `cachd:` and a part of cachd. `after`: the failed pull that it retries; `retries` counts them in a row.
-    `retry_at`: when the daemon asks again for a pull that failed (Unix time); None if it does not.
+    `retry_at`: when the daemon asks again for a pull that failed (Unix time); None if it does not. `joins`:
+    how many requests have joined it. `awaited_since`: when somebody first asked whether its model is ready
+    (monotonic); None if nobody has.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Pull:
         self.failed_resolves = 0
         self.retries: int = after.retries + 1 if after else 0
         self.retry_at: float | None = None
+        self.joins = 0
+        self.awaited_since: float | None = None
         self._refusal: CachdError | None = None
 
     @classmethod

@@ -44,13 +44,20 @@ class Resolves:
     """Resolves refs; a thread watches the running ones. Safe from any thread.
 
     `seconds`: the time that all resolves of one pull may take together; callers pass what is left of it.
-    `stall_seconds`: the time that an origin may take for one answer.
+    `stall_seconds`: the time that an origin may take for one answer. `failed` is called with each ref that
+    could not be resolved.
     """
 
     def __init__(
-        self, seconds: float, *, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        seconds: float,
+        *,
+        stall_seconds: float,
+        failed: Callable[[Ref, CachdError], None] = lambda _ref, _error: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds, self._stall_seconds, self._clock = seconds, stall_seconds, clock
+        self._failed = failed
         self._changed = threading.Condition()
         self._running: set[_Running] = set()
         self._closed = False
@@ -82,9 +89,9 @@ class Resolves:
                 manifest = source.resolve(ref, running.cancel_token)
         except CachdError as error:
             cancel_token.check()
-            if running.why_ended:
-                raise _too_slow(ref, running.why_ended) from error
-            raise
+            failure = _too_slow(ref, running.why_ended) if running.why_ended else error
+            self._failed(ref, failure)
+            raise failure from (error if failure is not error else error.__cause__)
         cancel_token.check()
         return manifest
 

@@ -89,9 +89,8 @@ class Warms:
     def resident(self) -> Mapping[str, int]:
         """Bytes in memory of each ready model, by name; of at most MAX_MODELS models, the newest."""
         counted: dict[Digest, int] = {}
-        newest = sorted(self._store.names.all(), key=lambda s: -s.published_at)[:MAX_MODELS]
         found = {}
-        for snapshot in newest:
+        for snapshot in self._store.names.newest(MAX_MODELS):
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
                 manifest = self._store.manifests.of(snapshot)
                 found[snapshot.name] = self.resident_of(manifest, counted)

@@ -292,6 +292,7 @@ NEEDS = {
         "systemd's own check of a service", lambda: _program_lacking("systemd-analyze"), "systemd"
     ),
     "promtool": Need("Prometheus's own check of rules", lambda: _program_lacking("promtool"), "prometheus"),
+    "prometheus": Need("a real Prometheus", lambda: _program_lacking("prometheus"), "prometheus"),
     "cgroup": Need("a memory limit, cgroup version 1", _tried_by_the_test),
     "users": Need("pods that run as another user", _users_lacking),
     "pods": Need("pods with a mount of their own", _pods_lacking, "util-linux"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cachd.errors import CachdError, Cancelled, Unavailable
 from cachd.kernel import threads
-from cachd.model import Extent, File
+from cachd.model import Extent, File, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.source import Body, Source
 from cachd.store.space import Reservation
@@ -39,12 +39,12 @@ class Busy(Unavailable):
 class Supply:
     """What one pull brings to the downloads of all its files.
 
-    `source` sends the bytes; `scheme` is that of its refs, for limits and metrics. `quota`: the pull's work
-    for the streams. `reservation`: its disk space. `outcomes` counts how its downloads end.
+    `source` sends the bytes of `ref`, which is for limits and metrics. `quota`: the pull's work for the
+    streams. `reservation`: its disk space. `outcomes` counts how its downloads end.
     """
 
     source: Source
-    scheme: str
+    ref: Ref
     quota: StreamQuota
     reservation: Reservation
     outcomes: Outcomes
@@ -70,7 +70,7 @@ class Supplier:
         self.cancel_token = CancelToken()
         self.download: Download  # set when it joins one
         self.proving: Proving | None = None
-        self.listener = engine.listeners[supply.scheme]
+        self.listener = engine.listeners.of(supply.ref)
         self.is_stopped = False
         self.has_ranges = True
         self.is_benched = self.was_measured = False
@@ -82,7 +82,7 @@ class Supplier:
         self.turns: dict[Asking, Part] = {}
         self._server = engine.streams.origins.of(file.origin)
         self.quota.server = self.quota.server or self._server
-        self._engine, self._scheme, self._prefix = engine, supply.scheme, prefix
+        self._engine, self._scheme, self._prefix = engine, supply.ref.scheme, prefix
         self._mark = 0.0, 0  # when `pace` was last measured, and the bytes sent until then
 
     def turn(self, buffer: memoryview) -> None:
@@ -118,6 +118,7 @@ class Supplier:
         Raises GaveWay when the stream or the part is taken, and what `Source.open` raises.
         """
         patience = SLOW_SECONDS if self.has_ranges else NO_RANGES_SLOW_SECONDS
+        is_answered = False
         with (
             self._engine.streams.asking(self.quota, patience) as asking,
             self.cancel_token.reaches(asking),
@@ -125,15 +126,19 @@ class Supplier:
             self.turns[asking] = part
             try:
                 with self._ask(extent, asking) as body, self._server.serving(), asking.reaches(body):
+                    is_answered = True
                     yield body
             except (Unavailable, Cancelled) as error:
                 if asking.is_taken and not self.is_stopped:
                     raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
+                if is_answered and isinstance(error, Unavailable):
+                    self.listener.broke(error)
                 raise
             finally:
                 del self.turns[asking]
 
     def _ask(self, extent: Extent, cancel_token: CancelToken) -> Body:
+        began = self._engine.clock()
         try:
             with threads.given(self.file.path):
                 opened = self.source.open(self.file, extent, cancel_token)
@@ -142,7 +147,7 @@ class Supplier:
             if self._server.refused(error):
                 raise Busy(error.detail, code=error.code, origin_status=error.origin_status) from error
             raise
-        self.listener.answered()
+        self.listener.answered(self._engine.clock() - began)
         return opened
 
     def read(self, body: Body, view: memoryview) -> memoryview:
@@ -153,10 +158,11 @@ class Supplier:
         self._engine.streams.waits_for(allowed)
         began = clock()
         count = body.readinto(view[:allowed])
-        self.quota.note_read(count, clock() - began)
+        seconds = clock() - began
+        self.quota.note_read(count, seconds)
         self.sent += count
         self.download.tally.add(count)
-        self.listener.received(count)
+        self.listener.received(count, seconds)
         self._engine.streams.received(count)
         return view[:count]
 

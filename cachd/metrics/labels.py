@@ -19,6 +19,8 @@ MODEL_STATES = (
 CALLERS = ("anonymous", *Role.__members__)
 VERDICTS = ("accepted", "refused", "failed")
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
+SIGNALS = ("labels", "condition", "taint", "event")
+SIGNAL_FAILURES = ("unreachable", "forbidden", "conflict", "limited", "refused")
 SEEN: tuple[str, ...] = ()  # the values are those of the caller: a series begins with its first event
 _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
 

@@ -23,6 +23,7 @@ class Scrape:
     without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
     `resident`: bytes in the page cache, by model. `kubelet`: its threshold of free bytes as a ratio, by where
     it comes from. `required_absent`: how many required models are not ready.
+    `are_signals_written`: None while no signal of the node is on.
     """
 
     capacity: Capacity
@@ -41,6 +42,7 @@ class Scrape:
     resident: Mapping[str, int]
     kubelet: Mapping[str, float]
     required_absent: int
+    are_signals_written: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,12 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "cachd_required_models_not_ready",
         "Models that the configuration marks `required` and that are not ready",
         lambda now: now.required_absent,
+    ),
+    _Measured(
+        "cachd_node_signals_written",
+        "1 while the node's labels, condition and taint in Kubernetes say what is true; 0 while a write of"
+        " them waits or fails; absent while they are off",
+        lambda now: now.are_signals_written,
     ),
     _Measured(
         "cachd_reserve_free_bytes",

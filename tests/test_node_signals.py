@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+from hypothesis import given, strategies
+from structlog.testing import capture_logs
 
 from cachd.cluster.api_server import ApiServer, Place
-from cachd.cluster.pace import Pace
+from cachd.cluster.labels import label_of, labels
+from cachd.cluster.pace import Bucket, Pace
 from cachd.cluster.signals import NodeSignals, Seen, Switches, Watched
 from cachd.metrics import Metrics
 from cachd.report.events import EventLog
 from cachd.report.values import ModelState
 from tests.ground.kube_api import Call, Handler, KubeApi
+from tests.ground.origin.certificates import certify
 from tests.ground.site import until
 
+LETTERS = "aZ09._-"  # what names of models are made of
 # No wait of its own: what is slow here is the test machine.
 QUICK = Pace(look=0.01, settle=0.0, each=0.01, burst=1000, check=3600.0, chance=lambda: 0.0)
 TAINT = "cachd.dev/models-not-ready"
 
 
+class Server(Protocol):
+    """Where an API server answers, with the credentials for it, and the name of a node that it has."""
+
+    url: str
+    pem: Path
+    token_file: Path
+    name: str
+
+
 class Told:
     """The signals of one node, and the models that they are made from, which a test changes."""
 
-    def __init__(self, api: KubeApi, pace: Pace = QUICK, seconds: float = 30.0, **switches: Any) -> None:
+    def __init__(self, api: Server, pace: Pace = QUICK, seconds: float = 30.0, **switches: Any) -> None:
         self.states: dict[str, ModelState] = {}
         self.required: set[str] = set()
         self.is_configuration_right = True
@@ -231,3 +246,325 @@ def test_a_taint_that_moved_in_the_list_meanwhile_is_removed_at_the_next_try(
     told = tell(taint=TAINT)
     until(lambda: api.taints == ["node.kubernetes.io/unreachable"])
     assert told.value("cachd_node_signal_failures_total", reason="conflict") == 1
+
+
+# --- the bounds of labels ---
+
+
+def test_a_name_that_is_no_label_becomes_a_stable_one_with_a_hash() -> None:
+    assert label_of("qwen") == "models.cachd.dev/qwen"
+    long, dotted = "a" * 70, "qwen."
+    assert label_of(long) == f"models.cachd.dev/{'a' * 50}-6bd5e5034855"
+    assert label_of(dotted).startswith("models.cachd.dev/qwen-")
+    assert label_of(long) != label_of("a" * 71)
+
+
+@given(strategies.text(LETTERS, min_size=1, max_size=96).filter(lambda name: name[0].isalnum()))
+def test_every_name_of_a_model_becomes_a_valid_label(name: str) -> None:
+    found = label_of(name).removeprefix("models.cachd.dev/")
+    assert re.fullmatch(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", found), "as Kubernetes checks it"
+    assert len(found) <= 63
+
+
+def test_of_many_models_required_and_ready_ones_are_shown() -> None:
+    states = {f"m{number:02}": ModelState.downloading for number in range(20)}
+    states |= {"x": ModelState.ready, "y": ModelState.failed, "z": ModelState.queued}
+    found = labels(states, {"z"}, at_most=4, before={})
+    prefix = "models.cachd.dev/"
+    assert found == {
+        f"{prefix}m00": "updating",
+        f"{prefix}m01": "updating",
+        f"{prefix}x": "ready",
+        f"{prefix}z": "updating",
+    }
+
+
+def test_of_two_models_with_one_label_the_worse_state_is_shown() -> None:
+    long = "a" * 70
+    same = label_of(long).removeprefix("models.cachd.dev/")
+    states = {long: ModelState.failed, same: ModelState.ready}
+    assert labels(states, set(), at_most=9, before={}) == {label_of(long): "failed"}
+
+
+# --- a server that is away, slow or wrong ---
+
+
+def say(status: int, document: Any, **headers: str) -> Callable[[Handler, Call], bool]:
+    def answer(handler: Handler, _: Call) -> bool:
+        handler.say(status, document, **headers)
+        return True
+
+    return answer
+
+
+FAILURES: dict[str, tuple[int, Any, str, str]] = {
+    "401": (401, {"message": "Unauthorized"}, "forbidden", "it answered 401: Unauthorized"),
+    "403": (403, {"message": "cannot get nodes"}, "forbidden", "it answered 403: cannot get nodes"),
+    "404": (404, {"message": "nodes not found"}, "refused", "it answered 404"),
+    "429": (429, b"slow down", "limited", "it answered 429"),
+    "500": (500, b"<html>" * 100_000, "refused", "it answered 500"),
+    "a redirection": (302, b"", "refused", "it answered 302"),
+    "no JSON": (200, b"no JSON", "unreachable", "ValueError"),
+    "another kind": (200, {"kind": "Status"}, "unreachable", "is no Node"),
+    "labels that are a list": (
+        200,
+        {"metadata": {"uid": "u", "labels": ["a"]}, "spec": {}, "status": {}},
+        "unreachable",
+        "is no Node",
+    ),
+    "too deep": (200, b"[" * 1000, "unreachable", "nested deeper"),
+    "too long": (200, b'{"a": "' + b"x" * (5 << 20) + b'"}', "unreachable", "the limit is"),
+}
+
+
+@pytest.mark.parametrize(("status", "document", "reason", "detail"), FAILURES.values(), ids=FAILURES)
+def test_an_answer_that_is_none_is_counted_and_logged(
+    api: KubeApi, tell: Tells, status: int, document: Any, reason: str, detail: str
+) -> None:
+    api.answer = say(status, document)
+    with capture_logs() as logs:
+        told = tell(labels=True)
+        until(lambda: told.value("cachd_node_signal_failures_total", reason=reason))
+        (logged,) = until(lambda: [each for each in logs if each["event"] == "node signals not written"])
+    assert detail in logged["reason"]
+    assert not told.signals.are_written
+
+
+def test_after_a_failure_the_latest_state_is_written(api: KubeApi, tell: Tells) -> None:
+    api.answer = say(503, b"")
+    told = tell(labels=True)
+    told.set(qwen="downloading")
+    until(lambda: told.value("cachd_node_signal_failures_total", reason="refused") >= 1)
+    assert not told.signals.are_written
+    told.set(qwen="ready")
+    before = len(api.writes)
+    api.answer = None
+    until(lambda: told.signals.are_written)
+    assert [call.body["metadata"]["labels"] for call in api.writes[before:]] == [
+        {"models.cachd.dev/qwen": "ready"}
+    ]
+
+
+def test_a_write_that_is_refused_keeps_no_other_from_being_made(api: KubeApi, tell: Tells) -> None:
+    api.answer = lambda handler, call: (
+        call.kind == "application/apply-patch+yaml" and say(403, {"message": "no"})(handler, call)
+    )
+    told = tell(labels=True, condition=True)
+    told.set(qwen="ready")
+    until(lambda: api.condition)
+    assert api.labels == {}
+
+
+def test_a_server_that_says_nothing_is_left_after_the_deadline(api: KubeApi, tell: Tells) -> None:
+    enough = threading.Event()
+    api.answer = lambda *_: enough.wait(120)
+    try:
+        told = tell(labels=True, seconds=0.2)
+        until(lambda: told.value("cachd_node_signal_failures_total", reason="unreachable"))
+    finally:
+        enough.set()
+
+
+def test_a_server_that_drips_is_left_after_the_deadline(api: KubeApi, tell: Tells) -> None:
+    enough = threading.Event()
+
+    def drip(handler: Handler, _: Call) -> bool:
+        with suppress(OSError):
+            while not enough.wait(0.02):
+                handler.wfile.write(b"x")  # a status line without an end
+        return True
+
+    api.answer = drip
+    try:
+        told = tell(labels=True, seconds=0.3)
+        until(lambda: told.value("cachd_node_signal_failures_total", reason="unreachable"))
+    finally:
+        enough.set()
+
+
+def test_a_stop_does_not_wait_for_a_server_that_says_nothing(api: KubeApi, tell: Tells) -> None:
+    enough, asked = threading.Event(), threading.Event()
+    api.answer = lambda *_: (asked.set(), enough.wait(120))[1]
+    try:
+        told = tell(labels=True, seconds=120.0)
+        assert asked.wait(120)
+        told.signals.close()
+        assert not enough.is_set(), "the server still waits"
+    finally:
+        enough.set()
+
+
+def test_a_server_that_is_away_is_asked_again(tmp_path: Path) -> None:
+    with KubeApi(tmp_path) as api:
+        pass
+    told = Told(api, labels=True)
+    told.signals.start()
+    try:
+        until(lambda: told.value("cachd_node_signal_failures_total", reason="unreachable") >= 2)
+    finally:
+        told.signals.close()
+
+
+def test_a_server_of_another_authority_is_not_shown_the_token(api: KubeApi, tell: Tells) -> None:
+    other = api.pem.with_name("other.pem")
+    certify(other)
+    api.pem = other
+    told = tell(labels=True)
+    until(lambda: told.value("cachd_node_signal_failures_total", reason="unreachable"))
+    assert api.calls == []
+
+
+def test_a_token_that_was_replaced_is_used_for_the_next_call(api: KubeApi, tell: Tells) -> None:
+    told = tell(labels=True)
+    until(lambda: told.signals.are_written)
+    api.tokens = {"second"}
+    api.token_file.write_text("second\n")
+    told.set(qwen="ready")
+    until(lambda: api.labels == {"qwen": "ready"})
+    assert {call.token for call in api.writes} == {"second"}
+
+
+def test_a_token_that_cannot_be_read_is_no_secret_in_the_log(api: KubeApi, tell: Tells) -> None:
+    api.token_file.write_text("se\ncret")
+    with capture_logs() as logs:
+        told = tell(labels=True)
+        until(lambda: told.value("cachd_node_signal_failures_total", reason="unreachable"))
+    assert "cret" not in str(logs)
+    assert api.calls == []
+
+
+def test_a_burst_of_changes_is_written_once_per_minute_in_the_end(api: KubeApi, tell: Tells) -> None:
+    told = tell(labels=True, pace=Pace(look=0.01, settle=0.0, each=3600.0, burst=3, check=3600.0))
+    until(lambda: told.signals.are_written)
+    for number in range(3):
+        told.set(**{f"m{number}": "ready"})
+        until(lambda number=number: api.labels == {f"m{number}": "ready"})
+    told.set(last="ready")
+    until(lambda: not told.signals.are_written)
+    assert len(api.writes) == 3
+    assert api.labels == {"m2": "ready"}
+
+
+def test_a_bucket_permits_a_burst_and_then_one_write_at_a_time() -> None:
+    bucket = Bucket(60.0, 3, 0.0)
+    taken = []
+    for now in range(600):
+        if bucket.has(now):
+            bucket.take(now)
+            taken.append(now)
+    assert taken[:4] == [0, 1, 2, 60]
+    assert len(taken) == 3 + 9
+
+
+# --- events ---
+
+
+EVENTS: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
+    "pulled": (
+        "pull ended",
+        {"state": "ready", "size_bytes": 5000, "fetched_bytes": 4000, "seconds": 12.3},
+        "Normal",
+        "ModelPulled",
+        "qwen is ready: 5000 bytes, of which 4000 were fetched in 12 s",
+    ),
+    "failed": (
+        "pull ended",
+        {"state": "failed", "code": "no_space", "detail": "s3://secret at 10.0.0.7"},
+        "Warning",
+        "ModelPullFailed",
+        "the pull of qwen failed: no_space; cachd show qwen has the reason",
+    ),
+    "evicted": (
+        "evicted",
+        {"names": ["qwen"], "reason": "pressure", "freed_bytes": 7},
+        "Normal",
+        "ModelEvicted",
+        "qwen was evicted (pressure), which freed 7 bytes",
+    ),
+    "corrupt": (
+        "blob damaged",
+        {"models": ["qwen"], "path": "a", "wrong": "b"},
+        "Warning",
+        "ModelCorrupt",
+        "a file of qwen is damaged on the disk",
+    ),
+    "quarantined": (
+        "readiness withdrawn",
+        {"file": "a", "reason": "b"},
+        "Warning",
+        "ModelQuarantined",
+        "qwen is not ready until it is repaired",
+    ),
+    "repaired": ("repaired", {}, "Normal", "ModelRepaired", "qwen is repaired, and ready again"),
+    "refused": (
+        "model refused",
+        {"reason": "b"},
+        "Warning",
+        "ModelRefused",
+        "qwen has a digest that the operator refuses",
+    ),
+}
+
+
+@pytest.mark.parametrize(("event", "fields", "kind", "reason", "message"), EVENTS.values(), ids=EVENTS)
+def test_what_happens_to_a_model_is_an_event_of_the_node(
+    api: KubeApi, tell: Tells, event: str, fields: dict[str, Any], kind: str, reason: str, message: str
+) -> None:
+    told = tell(events=True)
+    told.log(event, **{"name": "qwen", "ref": "s3://secret/10.0.0.7", "who": "team-a", **fields})
+    until(lambda: api.events)
+    ((name, found),) = api.events.items()
+    assert name.startswith("gpu-7.")
+    assert (found["type"], found["reason"], found["message"]) == (kind, reason, message)
+    assert found["involvedObject"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-7", "uid": "uid-1"}
+    assert found["firstTimestamp"] == found["lastTimestamp"]
+    assert not {"secret", "10.0.0.7", "team-a"} & set(re.split(r"[^\w.-]", str(found)))
+    until(lambda: told.value("cachd_node_signal_writes_total", signal="event") == 1)
+
+
+def test_events_without_the_switch_are_not_written(api: KubeApi, tell: Tells) -> None:
+    told = tell(labels=True)
+    told.log("repaired", name="qwen")
+    told.set(qwen="ready")
+    until(lambda: api.labels)
+    assert api.events == {}
+
+
+def test_an_event_that_happens_again_is_counted_and_one_that_is_gone_begins_anew(
+    api: KubeApi, tell: Tells
+) -> None:
+    told = tell(events=True)
+    told.log("repaired", name="qwen")
+    until(lambda: api.events)
+    told.log("repaired", name="qwen")
+    until(lambda: [each["count"] for each in api.events.values()] == [2])
+    api.events.clear()
+    told.log("repaired", name="qwen")
+    until(lambda: [each["count"] for each in api.events.values()] == [1])
+
+
+def test_many_events_are_bounded_in_memory_and_in_writes(api: KubeApi, tell: Tells) -> None:
+    told = tell(events=True, pace=Pace(look=0.01, settle=0.0, each=3600.0, burst=2))
+    for number in range(300):
+        told.log("repaired", name=f"m{number}")
+    until(lambda: len(api.events) == 4)
+    waiting = told.signals._node_events._waiting
+    assert len(waiting) <= 50
+    assert next(reversed(waiting)) == ("ModelRepaired", "m299"), "the newest are kept"
+
+
+def test_an_event_whose_answer_was_lost_is_not_written_twice(api: KubeApi, tell: Tells) -> None:
+    def lost(handler: Handler, call: Call) -> bool:
+        if call.method != "POST":
+            return False
+        api.do(call)
+        api.answer = None
+        handler.close_connection = True
+        return True
+
+    api.answer = lost
+    told = tell(events=True)
+    told.log("repaired", name="qwen")
+    until(lambda: told.value("cachd_node_signal_writes_total", signal="event") == 1)
+    assert [each["count"] for each in api.events.values()] == [1]
+    assert told.value("cachd_node_signal_failures_total", reason="unreachable") == 1

@@ -13,14 +13,19 @@ import pytest
 from hypothesis import given, strategies
 from structlog.testing import capture_logs
 
+from cachd import config
 from cachd.cluster.api_server import ApiServer, Place
 from cachd.cluster.labels import label_of, labels
 from cachd.cluster.pace import Bucket, Pace
 from cachd.cluster.signals import NodeSignals, Seen, Switches, Watched
+from cachd.daemon.signals import place
 from cachd.metrics import Metrics
 from cachd.report.events import EventLog
 from cachd.report.values import ModelState
 from tests.ground.kube_api import Call, Handler, KubeApi
+from tests.ground.models import noise
+from tests.ground.node import Node
+from tests.ground.origin import Origin
 from tests.ground.origin.certificates import certify
 from tests.ground.site import until
 
@@ -246,6 +251,78 @@ def test_a_taint_that_moved_in_the_list_meanwhile_is_removed_at_the_next_try(
     told = tell(taint=TAINT)
     until(lambda: api.taints == ["node.kubernetes.io/unreachable"])
     assert told.value("cachd_node_signal_failures_total", reason="conflict") == 1
+
+
+# --- the daemon ---
+
+
+def test_a_daemon_tells_kubernetes_what_its_options_say(
+    api: KubeApi, node: Callable[..., Node], origin: Origin
+) -> None:
+    assert api.node is not None
+    api.node["spec"]["taints"] = [{"key": TAINT, "effect": "NoSchedule"}]
+    model = {"ref": origin.add("/it.bin", noise(1000)), "name": "it", "required": True}
+    on = {"node_labels": True, "node_condition": True, "node_events": True, "startup_taint": TAINT}
+    named = {key: value for key, value in api.options.items() if key != "node_name"}
+    running = node(models=[model], env={"NODE_NAME": api.name}, **on, **named)
+    until(lambda: api.labels.get("it") == "ready")
+    until(lambda: api.condition.get("status") == "True")
+    until(lambda: api.taints == [])
+    until(lambda: any(each["reason"] == "ModelPulled" for each in api.events.values()))
+    until(lambda: running.metric("cachd_node_signals_written") == 1)
+    assert running.stop() == 0
+    assert api.labels == {"it": "ready"}, "the model is still there"
+
+
+def test_a_daemon_without_signals_asks_nobody(api: KubeApi, node: Callable[..., Node]) -> None:
+    running = node(env={"NODE_NAME": api.name}, **api.options)
+    assert "cachd_node_signals_written" not in running.ask("GET", "/metrics").document.decode()
+    running.stop()
+    assert api.calls == []
+
+
+SIGNALS: tuple[dict[str, Any], ...] = (
+    {"node_labels": True},
+    {"node_condition": True},
+    {"node_events": True},
+    {"startup_taint": TAINT},
+)
+
+
+@pytest.mark.parametrize("on", SIGNALS, ids=str)
+def test_a_signal_needs_the_name_of_the_node(on: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = config.examine(**on).findings
+    assert f"{next(iter(on))} needs the name of this node: set it, or the variable NODE_NAME" in str(found)
+    monkeypatch.setenv("NODE_NAME", "gpu-7")
+    assert config.load(**on).node_name == "gpu-7"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"startup_taint": f"{TAINT}:NoSchedule", "node_name": "a"},
+        {"startup_taint": "a/b/c", "node_name": "a"},
+        {"node_name": "../nodes/b"},
+        {"max_node_labels": 0},
+        {"max_node_labels": 1000},
+        {"kubernetes_url": "http://10.0.0.1:443"},
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused(wrong: dict[str, Any]) -> None:
+    (found,) = config.examine(**wrong).findings
+    assert str(found).startswith(next(iter(wrong))) or next(iter(wrong)) in str(found)
+
+
+def test_the_address_is_the_one_that_kubernetes_tells_its_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert place(config.load()).address == ("kubernetes.default.svc", 443)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert place(config.load()).address == ("10.0.0.1", 6443)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    assert place(config.load()).address == ("fd00::1", 6443)
+    assert place(config.load(kubernetes_url="https://[::1]:1")).address == ("::1", 1)
 
 
 # --- the bounds of labels ---

@@ -25,6 +25,7 @@ from cachd.sources.detached import DetachedThreads
 from cachd.sources.trust import Authorities
 
 CODE = "no_kubernetes"
+_JSON = "application/json"
 _LONGEST_TOKEN_BYTES = 64 << 10
 _LONGEST_REFUSAL_BYTES, _LONGEST_REASON = 64 << 10, 300
 _MAX_ABANDONED = 2
@@ -54,6 +55,17 @@ class Place:
         return host.strip("[]"), int(port)
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call. `is_read`: its answer is wanted, and not only whether it succeeded."""
+
+    method: str
+    path: str
+    kind: str = ""
+    body: object = None
+    is_read: bool = False
+
+
 class ApiServer:
     """Calls to one API server, by one thread at a time. Any thread may `close` it.
 
@@ -72,15 +84,19 @@ class ApiServer:
 
     def get(self, path: str) -> Any:
         """The JSON document at `path`."""
-        return self._call("GET", path)
+        return self._call(_Request("GET", path, is_read=True))
 
     def patch(self, path: str, kind: Patch, body: object) -> None:
         """Patch the object at `path`."""
-        self._call("PATCH", path, kind, body)
+        self._call(_Request("PATCH", path, kind, body))
 
     def create(self, path: str, body: Mapping[str, object]) -> None:
         """Create an object in the collection `path`."""
-        self._call("POST", path, "application/json", body)
+        self._call(_Request("POST", path, _JSON, body))
+
+    def ask(self, path: str, body: Mapping[str, object]) -> Any:
+        """The JSON document that answers a request which creates nothing, such as a review."""
+        return self._call(_Request("POST", path, _JSON, body, is_read=True))
 
     def close(self) -> None:
         """End the call that runs, and refuse all that follow."""
@@ -88,35 +104,35 @@ class ApiServer:
             self._is_closed = True
             self._abort()
 
-    def _call(self, method: str, path: str, kind: str = "", body: object = None) -> Any:
+    def _call(self, request: _Request) -> Any:
         try:
             with self._threads.one(self._seconds) as thread:
                 with self._lock:
                     if self._is_closed:
                         raise TimeoutError("the daemon stops")
                     self._abort = thread.abort
-                return thread.call(self._ask, method, path, kind, body)
+                return thread.call(self._send, request)
         except TimeoutError as error:
             if self._connection is not None and self._connection.sock is not None:
                 with suppress(OSError):
                     self._connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the abandoned thread
             raise self._unavailable(files.reason(error)) from None
 
-    def _ask(self, method: str, path: str, kind: str, body: object) -> Any:
+    def _send(self, request: _Request) -> Any:
         try:
             token = files.content(self.place.token_file, at_most=_LONGEST_TOKEN_BYTES).decode("ascii").strip()
             headers = {
                 "Authorization": f"Bearer {token}",
                 "Accept": "application/json",
                 "User-Agent": f"cachd/{__version__}",
-            } | ({"Content-Type": kind} if kind else {})
+            } | ({"Content-Type": request.kind} if request.kind else {})
             context = self._authorities.context()
             connection = HTTPSConnection(*self.place.address, timeout=self._seconds, context=context)
             self._connection = connection
             with closing(connection):
-                content = None if body is None else json.dumps(body).encode()
-                connection.request(method, path, content, headers)
-                return self._answer(connection.getresponse(), is_read=method == "GET")
+                content = None if request.body is None else json.dumps(request.body).encode()
+                connection.request(request.method, request.path, content, headers)
+                return self._answer(connection.getresponse(), is_read=request.is_read)
         except TimeoutError:
             raise TimeoutError(f"no answer within {self._seconds:g} s") from None
         except CachdError as error:

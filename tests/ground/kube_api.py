@@ -86,6 +86,7 @@ class KubeApi:
         self.answer: Callable[[Handler, Call], bool] | None = None
         self.changed = threading.Condition()
         self.tokens = {TOKEN}
+        self.forbidden: set[str] = set()  # resources that a review says may not be changed
         self.token_file = place / "token"
         self.token_file.write_text(f"{TOKEN}\n")
         self.node: Object | None = {
@@ -110,6 +111,16 @@ class KubeApi:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    @property
+    def options(self) -> Object:
+        """Those with which a daemon finds this server and its node."""
+        return {
+            "node_name": self.name,
+            "kubernetes_url": self.url,
+            "kubernetes_token_file": str(self.token_file),
+            "kubernetes_ca_file": str(self.pem),
+        }
 
     @property
     def writes(self) -> list[Call]:
@@ -141,6 +152,10 @@ class KubeApi:
             return 401, {"kind": "Status", "message": "Unauthorized"}
         if split.path.startswith("/api/v1/namespaces/default/events"):
             return self._event(call, split.path.removeprefix("/api/v1/namespaces/default/events").strip("/"))
+        if split.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            asked = call.body["spec"]["resourceAttributes"]
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            return 201, {"status": {"allowed": resource not in self.forbidden}}
         if self.node is None or not split.path.startswith(f"/api/v1/nodes/{self.name}"):
             return 404, {"kind": "Status", "message": "not found"}
         if call.method == "GET":

@@ -42,6 +42,7 @@ BASE = {
 CHART_SETS = {
     *("root", "config", "models", "listen", "kubelet_config"),
     *("tls_cert_file", "tls_key_file", "tls_client_ca_file"),
+    *("node_labels", "node_condition", "node_events", "startup_taint", "node_name"),
 }
 PREWARM_LACKS = {"required", "warm"}  # fields of an entry of `models` that a call of the API has not
 HELP = "# -- "

@@ -163,6 +163,8 @@ def test_without_options_nothing_is_open_on_the_node_and_no_pod_has_rights() -> 
         each["kind"] for each in found if each["kind"] in ("PersistentVolume", "Role", "ClusterRole")
     ] == []
     daemon = pod(only("DaemonSet", found))
+    assert daemon["automountServiceAccountToken"] is False
+    assert "serviceAccountToken" not in json.dumps(daemon["volumes"])
     assert all("hostPort" not in port for each in daemon["containers"] for port in each["ports"])
     assert [v["hostPath"] for v in daemon["volumes"] if "hostPath" in v] == [
         {"path": "/var/lib/cachd", "type": "DirectoryOrCreate"}
@@ -220,6 +222,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"prewarm": {"models": [{"ref": "a/b", "required": True}]}},
         "'required' not allowed",
     ),
+    "a taint with its effect": (
+        {"nodeSignals": {"startupTaint": "a/b:NoSchedule"}},
+        "/nodeSignals/startupTaint",
+    ),
+    "rights for every pod of the namespace": (
+        {"nodeSignals": {"labels": True}, "serviceAccount": {"create": False}},
+        "a service account of the daemon's own",
+    ),
     "prewarm over TLS": (
         {"prewarm": {"models": [{"ref": "a/b"}]}, "tls": {"secretName": "x"}},
         "a certificate of tls.secretName has no name",
@@ -242,7 +252,7 @@ def test_the_daemon_takes_the_configuration_of_every_pool(values: str) -> None:
     config_maps = [each for each in objects(values) if "config.yaml" in each.get("data", {})]
     assert config_maps
     for config_map in config_maps:
-        Config.model_validate(options(config_map))
+        Config.model_validate({**options(config_map), "node_name": "gpu-7"})
 
 
 def test_options_of_the_values_arrive_as_they_were_written() -> None:
@@ -385,6 +395,54 @@ def test_the_socket_of_the_node_is_the_daemon_users() -> None:
     assert {"name": "api", "mountPath": "/run/cachd"} in chown["volumeMounts"]
     assert {"name": "api", "mountPath": "/run/cachd"} in container["volumeMounts"]
     assert daemon["securityContext"]["supplementalGroups"] == [3000]
+
+
+SIGNALS: dict[str, tuple[Object, Object]] = {
+    "labels": ({"labels": True}, {"nodes": ["get", "patch"]}),
+    "condition": ({"condition": True}, {"nodes": ["get"], "nodes/status": ["patch"]}),
+    "events": ({"events": True}, {"nodes": ["get"], "events": ["create", "patch"]}),
+    "taint": ({"startupTaint": "a/b"}, {"nodes": ["get", "patch"]}),
+}
+
+
+@pytest.mark.parametrize(("signals", "rights"), SIGNALS.values(), ids=SIGNALS)
+def test_a_signal_brings_the_rights_that_it_needs_and_no_more(signals: Object, rights: Object) -> None:
+    found = objects(nodeSignals=signals)
+    roles = [each for each in found if each["kind"] in ("Role", "ClusterRole")]
+    assert all(rule["apiGroups"] == [""] for role in roles for rule in role["rules"])
+    granted = {name: rule["verbs"] for role in roles for rule in role["rules"] for name in rule["resources"]}
+    assert granted == rights
+    for binding in (each for each in found if each["kind"].endswith("RoleBinding") or "roleRef" in each):
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "cachd", "namespace": "cachd"}]
+        assert binding["roleRef"]["name"] in {role["metadata"]["name"] for role in roles}
+
+
+def test_the_token_is_where_the_daemon_reads_it_and_in_its_container_alone() -> None:
+    daemon = pod(only("DaemonSet", objects(nodeSignals={"condition": True})))
+    assert daemon["automountServiceAccountToken"] is False
+    (volume,) = [each for each in daemon["volumes"] if each["name"] == "kubernetes"]
+    files = {
+        Path("/var/run/secrets/kubernetes.io/serviceaccount", path)
+        for each in volume["projected"]["sources"]
+        for path in ([each["serviceAccountToken"]["path"]] if "serviceAccountToken" in each else ["ca.crt"])
+    }
+    config = Config.model_validate({})
+    assert files == {config.kubernetes_token_file, config.kubernetes_ca_file}
+    mounts = {
+        each["name"]: "kubernetes" in {mount["name"] for mount in each["volumeMounts"]}
+        for each in (*daemon["containers"], *daemon["initContainers"])
+    }
+    assert mounts == {"cachd": True, "check-config": False, "own-the-root": False}
+    for each in (daemon["containers"][0], daemon["initContainers"][1]):
+        (name,) = [variable for variable in each["env"] if variable["name"] == "NODE_NAME"]
+        assert name["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+
+
+def test_the_daemon_runs_on_nodes_with_the_startup_taint() -> None:
+    key = "cachd.dev/models-not-ready"
+    found = objects(nodeSignals={"startupTaint": key})
+    assert {"key": key, "operator": "Exists"} in pod(only("DaemonSet", found))["tolerations"]
+    assert options(only_config("", nodeSignals={"startupTaint": key}))["startup_taint"] == key
 
 
 def test_critical_pods_come_with_the_quota_that_admits_them() -> None:

@@ -30,6 +30,7 @@ from cachd.errors import CachdError
 from cachd.kubelet import is_used_by_node
 from tests.ground.clock import Clock
 from tests.ground.hub import Hub
+from tests.ground.kube_api import KubeApi
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin, Status
@@ -705,6 +706,22 @@ def test_a_model_that_failed_says_why_with_a_daemon_and_without(
     stopped = Examined(run([*CACHD, *words], env={**os.environ}, timeout=PATIENCE_SECONDS))
     assert stopped.wrong == {Code.model}
     assert stopped.of(Code.model)["error"] == "file_not_found"
+
+
+def test_a_right_that_the_service_account_lacks_is_wrong(machine: Machine, tmp_path: Path) -> None:
+    on = {"node_labels": True, "node_condition": True, "node_events": True}
+    with KubeApi(tmp_path) as api:
+        well = machine.examined(**on, **api.options)
+        assert well.state(Code.kubernetes) == "ok", well.stdout
+        assert "gpu-7" in well.of(Code.kubernetes)["what"]
+        api.forbidden = {"nodes/status"}
+        sick = machine.examined(**on, **api.options)
+        assert sick.wrong == {Code.kubernetes}
+        found = sick.of(Code.kubernetes, "node_condition")
+        assert found["what"] == "the service account may not patch nodes/status"
+        api.tokens = set()
+        assert machine.examined(**on, **api.options).of(Code.kubernetes)["error"] == "no_kubernetes"
+    assert machine.examined().status == 0, "nobody is asked while the options are off"
 
 
 def test_a_required_model_that_is_not_ready_is_wrong(origin: Origin, hub: Hub, node: Nodes) -> None:

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from cachd.config.api import ApiOptions
+from cachd.config.cluster import ClusterOptions
 from cachd.config.group import Reloaded
 from cachd.config.logs import LogsOptions
 from cachd.config.models import ModelsOptions
@@ -21,6 +22,7 @@ from cachd.settings.given import Also, variable_of
 
 class Config(  # the documentation shows the groups from the last one to the first, as pydantic orders them
     LogsOptions,
+    ClusterOptions,
     UpkeepOptions,
     SpaceOptions,
     TransferOptions,

@@ -8,7 +8,7 @@ It starts from top to bottom, and stops from bottom to top:
     sockets      they are bound: clients can connect and wait
     signals      from here on, SIGTERM and SIGINT lead to a clean stop
     pulls        the pulls that an earlier process left behind resume
-    status, prewarm, progress, sweeps, scrubs, reclaim    their threads start
+    status, prewarm, progress, sweeps, scrubs, reclaim, signals    their threads start
     API          it answers, until one of these signals
 """
 
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -35,6 +36,7 @@ from cachd.daemon.listen import allowed_hosts, certified, check_listen
 from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
+from cachd.daemon.signals import node_signals, running
 from cachd.daemon.store import unleased
 from cachd.daemon.waiting import StoppedWaiting, Waiting
 from cachd.kernel.notices import Notices
@@ -43,6 +45,9 @@ from cachd.report.events import EventLog
 from cachd.settings.tokens import TokenFile
 from cachd.store.catalog import iso
 from cachd.upkeep.prewarm import Desired, Prewarm
+
+if TYPE_CHECKING:  # it is imported only if it is on
+    from cachd.cluster.signals import NodeSignals
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +84,8 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
         signal.signal(signal.SIGHUP, lambda _number, _frame: _request(reload, notices))
         prewarm = Prewarm(daemon.pulls, daemon.store, daemon.warms, lambda: _poll(reload, notices))
         tokens = _tokens(config)
-        daemon.metrics.watch(lambda: _scrape(daemon, prewarm, reload, tokens, certificate))
+        signals = node_signals(config, daemon, prewarm, reload, events)
+        daemon.metrics.watch(lambda: _scrape(daemon, prewarm, reload, tokens, certificate, signals))
         services = api_services(
             daemon,
             events=events,
@@ -95,7 +101,7 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
         )
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)
-        with _started(daemon, prewarm):
+        with _started(daemon, prewarm), running(signals):
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
@@ -193,6 +199,7 @@ def _scrape(
     reload: Reload,
     tokens: TokenFile | None,
     certificate: Certificate | None,
+    signals: NodeSignals | None,
 ) -> Scrape:
     names, underway = daemon.store.names, daemon.models.underway()
     return Scrape(
@@ -215,6 +222,7 @@ def _scrape(
         eta={name: eta for name, (_, eta) in underway.items() if eta is not None},
         kubelet=daemon.bounds.kubelet_ratio(),
         required_absent=sum(not names.get(name) for name in prewarm.required()),
+        are_signals_written=signals.are_written if signals else None,
     )
 
 

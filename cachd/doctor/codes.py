@@ -37,6 +37,7 @@ class Code(StrEnum):
     api_tokens = "api_tokens"
     hub_token = "hub_token"  # noqa: S105 the name of a check
     s3_credentials = "s3_credentials"
+    kubernetes = "kubernetes"
     required_models = "required_models"
     model = "model"
 
@@ -163,6 +164,11 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
             "where credentials for S3 come from, and whether S3 accepts them",
             "there are none, or S3 does not answer",
             "S3 refuses them, or they cannot be read",
+        ),
+        Code.kubernetes: Meaning(
+            "whether the Kubernetes API has this node, and allows what `node_labels`, `node_condition`,"
+            " `node_events` and `startup_taint` need",
+            wrong="it does not answer, or has no such node, or refuses one of the writes",
         ),
         Code.required_models: Meaning("whether every model marked `required` is ready", wrong="one is not"),
         Code.model: Meaning(

@@ -105,6 +105,8 @@ def _of_node(node: Node, seconds: float) -> Iterator[Check]:
         yield Check(Code.secret_file, partial(credentials.check_secret_files, config))
         yield Check(Code.api_tokens, partial(credentials.check_api_tokens, config))
         yield Check(Code.hub_token, partial(credentials.check_hub_tokens, loaded, seconds))
+        if config.tells_kubernetes:
+            yield Check(Code.kubernetes, partial(_kubernetes, config, seconds))
         yield Check(Code.s3_credentials, partial(credentials.check_s3_credentials, loaded, seconds))
     yield Check(Code.open_files, partial(limits.check_open_files, config, _pid(config)))
     if not is_running:
@@ -115,6 +117,12 @@ def _of_node(node: Node, seconds: float) -> Iterator[Check]:
     endpoints = endpoints_of(loaded)
     yield Check(Code.dns, partial(network.check_names, config, endpoints, seconds))
     yield Check(Code.endpoint, partial(_answered, node.examined, seconds))
+
+
+def _kubernetes(config: Config, seconds: float) -> Iterable[Finding]:
+    from cachd.doctor.kubernetes import check_kubernetes  # nobody else needs its code
+
+    return check_kubernetes(config, seconds)
 
 
 def _of_root(config: Config, *, is_running: bool) -> Iterator[Check]:

@@ -21,6 +21,8 @@ VERDICTS = ("accepted", "refused", "failed")
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 MAX_ORIGINS = 20  # origins with series of their own; the others share those of OTHER_ORIGINS
 OTHER_ORIGINS = "other"
+SIGNALS = ("labels", "condition", "taint", "event")
+SIGNAL_FAILURES = ("unreachable", "forbidden", "conflict", "limited", "refused")
 SEEN: tuple[str, ...] = ()  # the values are those of the caller: a series begins with its first event
 _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
 

@@ -24,7 +24,7 @@ class Scrape:
     `resident`: bytes in the page cache, by model; `sizes`: all its bytes. `done`, `eta`: the ratio of bytes
     that are here and the seconds that are left, by the model of a running pull; absent while unknown.
     `kubelet`: its threshold of free bytes as a ratio, by where it comes from. `required_absent`: how many
-    required models are not ready.
+    required models are not ready. `are_signals_written`: None while no signal of the node is on.
     """
 
     capacity: Capacity
@@ -46,6 +46,7 @@ class Scrape:
     eta: Mapping[str, float]
     kubelet: Mapping[str, float]
     required_absent: int
+    are_signals_written: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,12 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "cachd_required_models_not_ready",
         "Models that the configuration marks `required` and that are not ready",
         lambda now: now.required_absent,
+    ),
+    _Measured(
+        "cachd_node_signals_written",
+        "1 while the node's labels, condition and taint in Kubernetes say what is true; 0 while a write of"
+        " them waits or fails; absent while they are off",
+        lambda now: now.are_signals_written,
     ),
     _Measured(
         "cachd_reserve_free_bytes",

@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from cachd import __version__
-from cachd.metrics.labels import CALLERS, EVICTION_REASONS, SEEN, VERDICTS
+from cachd.metrics.labels import CALLERS, EVICTION_REASONS, SEEN, SIGNAL_FAILURES, SIGNALS, VERDICTS
 from cachd.metrics.measured import MEASURED, AtScrape, Scrape
 
 # The buckets of the kubelet's kubelet_image_pull_duration_seconds: from one second to an hour.
@@ -195,6 +195,17 @@ class Metrics:
     pull_queue_length = _gauge("cachd_pull_queue_length", "Pulls that wait for a slot")
     last_pull = _gauge(
         "cachd_last_successful_pull_timestamp_seconds", "Unix time of the last successful pull"
+    )
+
+    signal_writes = _counter(
+        "cachd_node_signal_writes_total",
+        "Writes of this node's labels, condition, taint and events that the Kubernetes API accepted",
+        signal=SIGNALS,
+    )
+    signal_failures = _counter(
+        "cachd_node_signal_failures_total",
+        "Tries to write this node's signals that failed, by reason",
+        reason=SIGNAL_FAILURES,
     )
 
     def __init__(self) -> None:

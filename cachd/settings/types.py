@@ -18,6 +18,11 @@ from cachd.settings.file import parse
 
 _KUBELET = re.compile(r"https://[0-9A-Za-z.:\[\]_-]{1,260}:[0-9]{1,5}/?")
 
+_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_TAINT_KEY = re.compile(
+    r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+)
+
 
 def _several(value: object) -> object:
     """A list or mapping from one text: YAML such as `[a, b]` or `{a: 1}`, or words with commas as `a, b`."""
@@ -79,6 +84,18 @@ def _kubelet_url(value: str) -> str:
     return value
 
 
+def _node_name(value: str) -> str:
+    if not _NODE_NAME.fullmatch(value):
+        raise ValueError("write the name of a node: lower-case letters, digits, '-' and '.'")
+    return value
+
+
+def _taint_key(value: str) -> str:
+    if not _TAINT_KEY.fullmatch(value):
+        raise ValueError("write the key of a taint, such as cachd.dev/models-not-ready, without an effect")
+    return value
+
+
 SizeOrPercent = Annotated[int | Percentage, PlainValidator(size_or_percent_of)]
 SizeOrPercentOrAuto = Annotated[int | Percentage | Literal["auto"], PlainValidator(_size_or_percent_or_auto)]
 Percent = Annotated[Percentage, PlainValidator(percentage_of)]
@@ -92,6 +109,8 @@ Signal = Literal[
 ]
 Thresholds = Annotated[dict[Signal, SizeOrPercent], BeforeValidator(_pairs)]
 KubeletUrl = Annotated[str, AfterValidator(_kubelet_url)]
+NodeName = Annotated[str, AfterValidator(_node_name)]
+TaintKey = Annotated[str, AfterValidator(_taint_key)]
 Rates = Annotated[dict[SchemeName, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
 Strings = Annotated[tuple[str, ...], Several]

@@ -26,7 +26,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.ground import pod
+from tests.ground import kube, pod
 from tests.ground.helm import INSTALL as INSTALL_HELM
 from tests.ground.helm import helm_binary
 
@@ -257,6 +257,11 @@ def _helm_lacking() -> str:
     return "" if helm_binary() else f"it is absent: {INSTALL_HELM} puts it beside this Python"
 
 
+def _kube_lacking() -> str:
+    absent = [name for name in kube.PROGRAMS if kube.program(name) is None]
+    return f"{' and '.join(absent)} not found on PATH or in ${kube.VARIABLE}" if absent else ""
+
+
 def _tried_by_the_test() -> str:
     return ""
 
@@ -274,6 +279,7 @@ NEEDS = {
     "tmux": Need("a terminal that a test reads", lambda: _program_lacking("tmux"), "tmux"),
     "git": Need("the list of the project's files", _git_lacking, "git"),
     "helm": Need("the chart, rendered", _helm_lacking),
+    "kube-apiserver": Need("a real API server of Kubernetes", _kube_lacking),
     "mount": Need("small disks in memory", _mount_lacking, in_namespace=True),
     "/dev/fuse": Need("a mount that hangs", _dev_fuse_lacking, in_namespace=True),
     "fuse": Need("disks that fail and forget", _fuse_lacking, "fuse3", in_namespace=True),

@@ -45,6 +45,19 @@ app.kubernetes.io/part-of: cachd
 {{ .Values.serviceAccount.name | default (.Values.serviceAccount.create | ternary (include "cachd.fullname" .) "default") }}
 {{- end }}
 
+{{/* Whether any signal of the nodes is on: "yes" or nothing. */}}
+{{- define "cachd.nodeSignals" -}}
+{{- with .Values.nodeSignals }}{{ if or .labels .condition .events .startupTaint }}yes{{ end }}{{ end }}
+{{- end }}
+
+{{/* The name of the node, which the daemon tells Kubernetes about. */}}
+{{- define "cachd.nodeName" -}}
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- end }}
+
 {{/* Whether the cluster has a kind or a field: (list . "1.30") gives "yes" or nothing. */}}
 {{- define "cachd.since" -}}
 {{- if semverCompare (printf ">=%s.0-0" (index . 1)) (index . 0).Capabilities.KubeVersion.Version }}yes{{ end }}
@@ -100,6 +113,13 @@ cachd.dev/pool: {{ . }}
 {{- $_ := set $own "listen" (eq (len $listen) 1 | ternary (first $listen) $listen) -}}
 {{- if $values.kubelet -}}
 {{- $_ := set $own "kubelet_config" "/etc/cachd/kubelet.yaml" -}}
+{{- end -}}
+{{- with $values.nodeSignals -}}
+{{- range $key, $value := dict "node_labels" .labels "node_condition" .condition "node_events" .events "startup_taint" .startupTaint -}}
+{{- if $value -}}
+{{- $_ := set $own $key $value -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $given := mergeOverwrite (dict) (deepCopy $values.config) (deepCopy (.settings.config | default (dict))) -}}
 {{- $hosts = concat $hosts ($given.allowed_hosts | default (list)) -}}

@@ -83,12 +83,9 @@ def check_weights(manifest: Manifest, content: ContentStore) -> None:
 
 
 def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
-    begin = opened.read(placeholders.LONGEST_BYTES)
-    found = placeholders.pointer(file.path, begin) if len(begin) == file.size else None
+    found = placeholders.found(file.path, file.size, opened)
     missing = None
     if placeholders.is_binary(file.path):
-        opened.seek(0)
-        found = found or placeholders.page(begin) or placeholders.frames(opened)
         opened.seek(0)
         missing = weight_lengths.shortage(file.path, file.size, opened)
     if found:

@@ -19,6 +19,7 @@ PANELS = {
         "resolve": ("resolve",),
         "models": ("ls", "show", "pin", "unpin", "rm", "cancel", "rollback", "verify", "warm"),
         "watching": ("watch",),
+        "preflight": ("preflight",),
     },
     "Pods": {"pods": ("wait", "path", "hold"), "leases": ("lease",)},
     "The node": {

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, WithJsonSchema
 
 from cachd.errors import CachdError
+from cachd.model.finding import Finding, Level
 from cachd.report.define import report
 from cachd.store.pins import PinnedBy
 from cachd.transfer.progress import State as PullState
@@ -180,6 +181,23 @@ class HubReport:
     commit: str
     revision: str | None
     renamed_to: Text = None
+
+
+@report
+class FindingReport:
+    """A finding of a preflight: the code of the check, its level, the file, the numbers, and a hint."""
+
+    code: str
+    level: Level
+    detail: str
+    file: Text = None
+    hint: Text = None
+    numbers: Annotated[Mapping[str, int] | None, LEFT_OUT] = None
+
+
+def finding_report(finding: Finding) -> FindingReport:
+    """The report of a finding."""
+    return from_document(FindingReport, finding.as_document())
 
 
 @report

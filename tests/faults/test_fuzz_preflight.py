@@ -1,4 +1,4 @@
-"""Generated nonsense in the files that a preflight reads: it ends in findings, in time and in little memory."""
+"""Generated nonsense in the files that a preflight reads: it ends in findings, soon and in little memory."""
 
 from __future__ import annotations
 

@@ -60,3 +60,8 @@ class Finding:
             str(document.get("hint", "")),
             tuple((str(name), int(number)) for name, number in numbers.items()),
         )
+
+
+def findings_of(document: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """The member `preflight` of a document that cachd wrote; older versions wrote none. Raises as above."""
+    return tuple(Finding.from_document(each) for each in document.get("preflight", ()))

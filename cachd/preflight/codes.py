@@ -27,6 +27,18 @@ class Code(StrEnum):
     not_examined = "not_examined"
 
 
+class Mode(StrEnum):
+    """What a pull does with the findings of its preflight.
+
+    `warn`: keeps those that are not ok with the snapshot. `strict`: also fails if one is `refused`. `off`:
+    makes no preflight.
+    """
+
+    warn = "warn"
+    strict = "strict"
+    off = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """What a check examines, and when its finding is a warning or refused; empty: never."""

@@ -14,7 +14,7 @@ from cachd.model.weights import chosen, format_of, gguf_models
 from cachd.preflight.codes import Code
 from cachd.preflight.contents import Contents, Examined
 from cachd.preflight.layout import ADAPTER, CONFIG, MODULES, PIPELINE, Layout, layout_of
-from cachd.preflight.weights import Weights, weights_of
+from cachd.preflight.weights import Weights, check_contents, weights_of
 
 _SET = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)", re.A)
 _GIB = 1 << 30
@@ -46,8 +46,9 @@ class Preflight:
 
     @property
     def notable(self) -> tuple[Finding, ...]:
-        """The findings that are not ok."""
-        return tuple(each for each in self.findings if each.level is not Level.ok)
+        """The findings that are not ok, the refused ones first."""
+        warnings = tuple(each for each in self.findings if each.level is Level.warning)
+        return self.refused + warnings
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -58,6 +59,16 @@ class Preflight:
 def examine(contents: Contents) -> Preflight:
     """Examine a model. Raises OSError, DiskFailed or Unavailable when its files cannot be read."""
     model = Examined(contents)
+    check_contents(model)
+    return _examined(model)
+
+
+def examine_checked(contents: Contents) -> Preflight:
+    """As `examine`, for a model whose files are known to be no pointers, pages or frames."""
+    return _examined(Examined(contents))
+
+
+def _examined(model: Examined) -> Preflight:
     weights = weights_of(model)
     layout = layout_of(model, weights)
     loaders = _loaders(model, weights, layout)

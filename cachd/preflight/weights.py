@@ -50,7 +50,6 @@ def weights_of(model: Examined) -> Weights:
     found = Weights()
     for path in model.paths:
         lower = path.lower()
-        _check_content(model, path)
         if lower.endswith(".safetensors"):
             found.safetensors.append(path)
             _examine_safetensors(model, path, found)
@@ -67,6 +66,12 @@ def weights_of(model: Examined) -> Weights:
 
 
 # --- one file ---
+
+
+def check_contents(model: Examined) -> None:
+    """Look for pointers, pages and frames in the place of files."""
+    for path in model.paths:
+        _check_content(model, path)
 
 
 def _check_content(model: Examined, path: str) -> None:

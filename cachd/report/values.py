@@ -204,8 +204,8 @@ def finding_report(finding: Finding) -> FindingReport:
 class ReadyReport(SpecReport):
     """A published snapshot, as its ready file says. Its paths are relative to the cache.
 
-    `warnings`: what is odd about the model. `advice`: how to pull less of a source that has the same weights
-    in several forms.
+    `warnings`: what is odd about the model. `preflight`: what engines would find wrong with it. `advice`: how
+    to pull less of a source that has the same weights in several forms.
     """
 
     revision: str
@@ -216,6 +216,7 @@ class ReadyReport(SpecReport):
     verified_by: Mapping[str, int]
     left_out: LeftOutReport | None
     warnings: Sequence[str]
+    preflight: Sequence[FindingReport]
     advice: str | None
     published_at: When
     path: str

@@ -21,7 +21,7 @@ PANELS = {
         "watching": ("watch",),
         "preflight": ("preflight",),
     },
-    "Pods": {"pods": ("wait", "path", "hold"), "leases": ("lease",)},
+    "Pods": {"pods": ("wait", "path", "hold"), "env": ("env",), "leases": ("lease",)},
     "The node": {
         "serve": ("serve",),
         "events": ("events",),

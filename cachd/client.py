@@ -137,6 +137,10 @@ class Client:
             found += page["files"]
         return found, page["total"]
 
+    async def preflight(self, name: str) -> dict[str, Any]:
+        """Whether engines would load a ready model without a network."""
+        return await self._call("GET", f"/v1/models/{check_name(name)}/preflight")
+
     async def resolve(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What a pull would fetch and evict. Nothing is pulled."""
         return await self._call("POST", "/v1/resolve", json=asked)

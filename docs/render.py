@@ -21,6 +21,7 @@ from cachd.api.app import ROUTERS
 from cachd.doctor import codes
 from cachd.metrics import table as metrics_table
 from cachd.policy.roles import Role
+from cachd.preflight import codes as preflight_codes
 from cachd.sources import entries
 from docs import chart
 from tests import refs
@@ -239,6 +240,15 @@ def checks() -> str:
     return "\n".join(["| Code | Checks | Warning | Wrong |", "|---|---|---|---|", *rows])
 
 
+def preflight() -> str:
+    """The checks of a preflight: what each examines, and when its finding is a warning or refused."""
+    rows = [
+        f"| `{code}` | {of} | {warning} | {refused} |"
+        for code, of, warning, refused in preflight_codes.table()
+    ]
+    return "\n".join(["| Code | Checks | Warning | Refused |", "|---|---|---|---|", *rows])
+
+
 def _test(name: str) -> str:
     return f"`{name.removeprefix('tests/')}`"
 
@@ -271,6 +281,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "final": final,
     "doctor": checks,
+    "preflight": preflight,
     "options": options,
     "sources": sources,
     "metrics": metrics,

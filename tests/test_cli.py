@@ -319,7 +319,7 @@ def test_a_shell_can_complete_commands(ground: Ground) -> None:
         pytest.skip("cachd is not installed as a program beside this Python")
     asked = {"_CACHD_COMPLETE": "complete_bash", "COMP_WORDS": "cachd p", "COMP_CWORD": "1"}
     ended = subprocess.run([program], env={**os.environ, **asked}, capture_output=True, text=True)
-    assert sorted(ended.stdout.split()) == ["path", "pin", "pull"]
+    assert sorted(ended.stdout.split()) == ["path", "pin", "preflight", "pull"]
     if shutil.which("bash"):
         script = f"'{program}' --show-completion; true"
         shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)

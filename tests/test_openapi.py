@@ -139,6 +139,9 @@ def models_of_all_states(described: Described) -> None:
     ask("DELETE", "/v1/models/ended/pull", expect=404)
     ask("GET", "/v1/models/blue/files?limit=1", expect=200)
     ask("GET", "/v1/models/nobody/files", expect=404)
+    examined = ask("GET", "/v1/models/blue/preflight", expect=200)
+    assert examined.document["findings"]
+    ask("GET", "/v1/models/nobody/preflight", expect=404)
     resolved = ask("POST", "/v1/resolve", {"ref": "hf://org/blue@v1", "include": ["*.json"]}, expect=200)
     assert resolved.document["left_out"] is not None
     ask("POST", "/v1/resolve", {"ref": "hf://org/nothing"}, expect=403)

@@ -42,6 +42,7 @@ NEEDS = {
     ("POST", "/v1/resolve"): "pull",
     ("POST", "/v1/models/{name}/warm"): "pull",
     ("POST", "/v1/models/{name}/verify"): "pull",
+    ("GET", "/v1/models/{name}/preflight"): "pull",
     ("DELETE", "/v1/models/{name}/pull"): "admin",
     ("PUT", "/v1/models/{name}/pin"): "admin",
     ("DELETE", "/v1/models/{name}/pin"): "admin",

@@ -76,6 +76,7 @@ RULES: Mapping[str, Rule] = {
     "resolve": Rule(Role.pull, Concerns.body),
     "warm": Rule(Role.pull, Concerns.name),
     "verify": Rule(Role.pull, Concerns.name),
+    "preflight": Rule(Role.pull, Concerns.name),  # the answer quotes configurations, and takes time to make
     "cancel": Rule(Role.admin, Concerns.name),  # as `replace`, the other way to end a pull of somebody else
     "pin": Rule(Role.admin, Concerns.name),
     "unpin": Rule(Role.admin, Concerns.name),

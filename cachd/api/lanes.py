@@ -17,6 +17,7 @@ from cachd.errors import Busy, CachdError
 from cachd.kernel import threads
 
 _RETRY_SECONDS = 2.0
+_PREFLIGHTS = 4  # that run or wait: one of a hostile model takes seconds
 _LEAVING = 8  # waiters answered in one iteration of the event loop when a pull ends
 T = TypeVar("T")
 
@@ -164,8 +165,10 @@ class Lanes:
         self.scrapes = Lane("scrape", 1, callers=callers)
         self.resolves = Lane("resolve", 4, callers=callers)
         self.changes = Lane("change", 4, callers=callers, patience_seconds=60.0)
+        self.preflights = Lane("preflight", 1, callers=_PREFLIGHTS, patience_seconds=60.0)
 
     def close(self) -> None:
         """Close every lane."""
-        for lane in (self.probes, self.reads, self.scrapes, self.resolves, self.changes):
+        of_reads = (self.probes, self.reads, self.scrapes, self.preflights)
+        for lane in (*of_reads, self.resolves, self.changes):
             lane.close()

@@ -28,6 +28,7 @@ from cachd.fields import Seconds
 from cachd.model import ModelSpec, Snapshot, check_name
 from cachd.report.files import MAX_FILES_ON_A_PAGE, FilePage, file_page
 from cachd.report.models import MAX_ON_A_PAGE, Models
+from cachd.report.preflight import PreflightReport, preflight_report
 from cachd.report.readiness import why_not_ready
 from cachd.report.values import ModelPage, ModelReport, ReadyReport, as_json, from_document
 from cachd.store.catalog import ready_document
@@ -159,6 +160,19 @@ async def list_files(
         ("files", name, after, limit), lambda: as_json(file_page(models, name, after=after, limit=limit))
     )
     return json_answer(await page)
+
+
+@router.get("/{name}/preflight", responses=answers({200: PreflightReport}))
+async def preflight(name: str, models: AnyModels, lanes: AnyLanes) -> Response:
+    """Examine whether engines would load a ready model without a network, and which engines take its layout.
+
+    Only headers of weights and small JSON files are read; nothing of the model is run. Each finding has a
+    code, a level (`ok`, `warning`, `refused`), the file, the numbers and a hint. 503 while the model is not
+    ready.
+    """
+    check_name(name)
+    report = lanes.preflights.shared(("preflight", name), lambda: as_json(preflight_report(models, name)))
+    return json_answer(await report)
 
 
 @router.post("/{name}/rollback", responses=answers({200: ModelReport}))

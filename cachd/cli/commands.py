@@ -19,8 +19,9 @@ PANELS = {
         "resolve": ("resolve",),
         "models": ("ls", "show", "pin", "unpin", "rm", "cancel", "rollback", "verify", "warm"),
         "watching": ("watch",),
+        "preflight": ("preflight",),
     },
-    "Pods": {"pods": ("wait", "path", "hold"), "leases": ("lease",)},
+    "Pods": {"pods": ("wait", "path", "hold"), "env": ("env",), "leases": ("lease",)},
     "The node": {
         "serve": ("serve",),
         "events": ("events",),

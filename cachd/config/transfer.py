@@ -7,6 +7,7 @@ from pydantic import Field
 from cachd.config.group import RELOADED, Group
 from cachd.fields import Rate, Seconds
 from cachd.model import Limits
+from cachd.preflight.codes import Mode
 from cachd.settings.types import Rates
 
 
@@ -48,6 +49,12 @@ class TransferOptions(Group):
         le=86400,
         description="fail a pull whose source takes longer than this to list the model's files, or answers"
         " fewer than 30 requests in a minute",
+    )
+
+    preflight: Mode = Field(
+        Mode.warn,
+        description="examine models before they are published: warn keeps the findings and shows them; strict"
+        " also fails the pull of a model that an engine would refuse; off examines none; see Preflight",
     )
 
     @property

@@ -118,7 +118,7 @@ def assembled(  # over 40 lines: one for each object, in order
         engine = closing(_engine(config, bandwidth, metrics))
         resolves = closing(_resolves(config, engine))
         downloads = Downloads(store.content, engine)
-        context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table)
+        context = PullContext(store, reclaim, downloads, resolves, lambda: sources.table, config.preflight)
         pulls = closing(_pulls(config, context, sources, metrics))
         progress = closing(ProgressLog(pulls))
         sweeps = closing(_sweeps(config, store, pulls, metrics))

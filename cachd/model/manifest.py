@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from cachd.errors import Invalid
 from cachd.model.digest import STRENGTHS, Digest
+from cachd.model.finding import Finding, findings_of
 from cachd.model.folders import check_folders
 from cachd.model.name import check_path
 from cachd.model.optional import OPTIONAL, absent
@@ -146,6 +147,7 @@ class Manifest:
     is the bytes of all files; equal content counts once. `verified_by` says how many files each algorithm
     verifies, the weakest first; `none` counts files without a digest. `left_out`: counts the files of the
     source that were not selected; None if all were. `warnings`: what is odd about the model, for people.
+    `findings`: what a preflight found wrong with it.
     `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: entries
     of the source that cannot be files; `select` raises their error unless the patterns leave them out. They
     are not recorded. `lacks`: what `absent` is if files of the source may have been left out; else None.
@@ -157,6 +159,7 @@ class Manifest:
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
     renamed_to: str | None = field(default=None, compare=False)
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
     unusable: tuple[Unusable, ...] = field(default=(), compare=False)
     lacks: tuple[str, ...] | None = field(default=None, compare=False)
     id: str = field(init=False)
@@ -313,6 +316,7 @@ class Manifest:
             **({"absent": list(self.lacks)} if self.lacks is not None else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
+            **({"preflight": [each.as_document() for each in self.findings]} if self.findings else {}),
         }
 
     @classmethod
@@ -338,6 +342,7 @@ class Manifest:
             LeftOut.from_document(left_out),
             tuple(str(warning) for warning in warnings),
             str(renamed_to) if renamed_to else None,
+            findings_of(document),
             lacks=None if lacks is None else tuple(each for each in OPTIONAL if each in lacks),
         )
 

@@ -11,6 +11,7 @@ from typing import Self
 
 from cachd.errors import Invalid
 from cachd.model.default_name import default_name
+from cachd.model.finding import Finding
 from cachd.model.hub import check_hub_id, folder_of
 from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path, check_patterns
@@ -172,8 +173,8 @@ class Snapshot:
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
     a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
     manifest's `single_file`, or its `single_gguf` if GGUF was asked for. `verified_by`, `left_out`,
-    `warnings`, `advice` and `renamed_to` are the manifest's own. `address` is a link below models/ that leads
-    to this snapshot and never to another.
+    `warnings`, `findings`, `advice` and `renamed_to` are the manifest's own. `address` is a link below
+    models/ that leads to this snapshot and never to another.
     """
 
     spec: ModelSpec
@@ -190,6 +191,7 @@ class Snapshot:
     verified_by: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     left_out: LeftOut | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
     advice: str | None = field(default=None, compare=False)
     renamed_to: str | None = field(default=None, compare=False)
 
@@ -254,6 +256,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         verified_by=manifest.verified_by,
         left_out=manifest.left_out,
         warnings=manifest.warnings,
+        findings=manifest.findings,
         advice=manifest.advice,
         renamed_to=manifest.renamed_to,
         published_at=published_at,

@@ -102,6 +102,11 @@ def choices(paths: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def format_of(path: str) -> str:
+    """The format of a file's weights: one of FORMATS, or `training`; empty if it has none."""
+    return _kind(path).format
+
+
 def gguf_models(paths: Iterable[str]) -> list[str]:
     """The GGUF files among these but for projectors, sorted."""
     kinds = ((path, _kind(path)) for path in paths if path.lower().endswith(".gguf"))

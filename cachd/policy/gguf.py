@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from typing import BinaryIO
 
 _HEAD = struct.Struct("<4sIQQ")
@@ -22,6 +23,54 @@ _ALIGNMENT, _DEFAULT_ALIGNMENT = b"general.alignment", 32
 _MAX_ITEMS = 4_000_000  # pairs, tensors and elements of arrays; the largest vocabularies have 300,000 entries
 _MAX_DIMENSIONS = 16
 _LONGEST_ALIGNMENT = 1 << 20
+_U16 = struct.Struct("<H")
+_ARCHITECTURE, _SPLIT, _SPLITS = b"general.architecture", b"split.no", b"split.count"
+_KINDS = {_ARCHITECTURE: _STRING, _SPLIT: 2, _SPLITS: 2}  # keys whose values are kept, and their types
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a GGUF says.
+
+    `least_size`: as the function. `data_begin`: where the tensors begin. `split`: the number of this file,
+    from 0, and how many there are; None if it says neither. `items`: how many pairs, tensors and elements
+    were read.
+    """
+
+    least_size: int
+    data_begin: int
+    tensors: int
+    architecture: str
+    split: tuple[int, int] | None
+    items: int
+
+
+def header(opened: BinaryIO, most_items: int) -> Header:
+    """The header of a GGUF. Raises ValueError with the reason, and OSError.
+
+    Raises OverflowError if it has more than `most_items` items.
+    """
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(0)
+    found = _Header(opened, size, min(most_items, _MAX_ITEMS))
+    try:
+        least_size = found.least_size()
+    except _EndedError as error:
+        raise ValueError(f"it ends within its header, after {size} bytes") from error
+    except _MalformedError as error:
+        raise ValueError("its header is malformed") from error
+    except _TooManyError as error:
+        raise OverflowError from error
+    split = (found.kept.get(_SPLIT), found.kept.get(_SPLITS))
+    name = found.kept.get(_ARCHITECTURE, b"")
+    return Header(
+        least_size,
+        found.data_begin,
+        found.tensors,
+        name.decode(errors="replace") if isinstance(name, bytes) else "",
+        (split[0], split[1]) if isinstance(split[0], int) and isinstance(split[1], int) else None,
+        found.items,
+    )
 
 
 def least_size(opened: BinaryIO) -> int | None:
@@ -35,7 +84,7 @@ def least_size(opened: BinaryIO) -> int | None:
         return _Header(opened, size).least_size()
     except _EndedError:
         return size + 1
-    except _MalformedError:
+    except (_MalformedError, _TooManyError):
         return None
 
 
@@ -47,10 +96,16 @@ class _MalformedError(Exception):
     """It is no GGUF."""
 
 
+class _TooManyError(Exception):
+    """It has more items than are read."""
+
+
 class _Header:
-    def __init__(self, opened: BinaryIO, size: int) -> None:
-        self._opened, self._size = opened, size
-        self._items, self._alignment = 0, _DEFAULT_ALIGNMENT
+    def __init__(self, opened: BinaryIO, size: int, most_items: int = _MAX_ITEMS) -> None:
+        self._opened, self._size, self._most_items = opened, size, most_items
+        self._alignment = _DEFAULT_ALIGNMENT
+        self.items = self.tensors = self.data_begin = 0
+        self.kept: dict[bytes, int | bytes] = {}
 
     def least_size(self) -> int:
         first = self._opened.read(_HEAD.size)
@@ -67,6 +122,7 @@ class _Header:
         self._count(tensors)
         offsets = [self._tensor() for _ in range(tensors)]
         begin = -(-self._opened.tell() // self._alignment) * self._alignment
+        self.tensors, self.data_begin = tensors, min(begin, self._size)
         return begin + max(offsets) + 1 if offsets else self._opened.tell()
 
     def _pair(self) -> None:
@@ -75,6 +131,8 @@ class _Header:
             self._alignment = self._number(_U32)
             if not 0 < self._alignment <= _LONGEST_ALIGNMENT:
                 raise _MalformedError
+        elif _KINDS.get(key) == kind:
+            self.kept[key] = self._string() if kind == _STRING else self._number(_U16)
         else:
             self._skip_values(kind, 1)
 
@@ -109,9 +167,9 @@ class _Header:
         return int(form.unpack(self._read(form.size))[0])
 
     def _count(self, items: int) -> None:
-        self._items += items
-        if self._items > _MAX_ITEMS:
-            raise _MalformedError
+        self.items += items
+        if self.items > self._most_items:
+            raise _TooManyError
 
     def _skip(self, count: int) -> None:
         if self._opened.tell() + count > self._size:

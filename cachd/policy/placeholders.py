@@ -64,6 +64,16 @@ _FRAMES = Placeholder(
 )
 
 
+def found(path: str, size: int, opened: BinaryIO) -> Placeholder | None:
+    """What a file of `size` bytes is instead of weights; None if nothing shows that. Raises OSError."""
+    begin = opened.read(LONGEST_BYTES)
+    instead = pointer(path, begin) if len(begin) == size else None
+    if instead or not is_binary(path):
+        return instead
+    opened.seek(0)
+    return page(begin) or frames(opened)
+
+
 def is_binary(path: str) -> bool:
     """Whether a file is weights or another binary file, by its name."""
     return bool(_BINARY.fullmatch(path))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, WithJsonSchema
 
 from cachd.errors import CachdError
+from cachd.model.finding import Finding, Level
 from cachd.report.define import report
 from cachd.store.pins import PinnedBy
 from cachd.transfer.progress import State as PullState
@@ -183,11 +184,28 @@ class HubReport:
 
 
 @report
+class FindingReport:
+    """A finding of a preflight: the code of the check, its level, the file, the numbers, and a hint."""
+
+    code: str
+    level: Level
+    detail: str
+    file: Text = None
+    hint: Text = None
+    numbers: Annotated[Mapping[str, int] | None, LEFT_OUT] = None
+
+
+def finding_report(finding: Finding) -> FindingReport:
+    """The report of a finding."""
+    return from_document(FindingReport, finding.as_document())
+
+
+@report
 class ReadyReport(SpecReport):
     """A published snapshot, as its ready file says. Its paths are relative to the cache.
 
-    `warnings`: what is odd about the model. `advice`: how to pull less of a source that has the same weights
-    in several forms.
+    `warnings`: what is odd about the model. `preflight`: what engines would find wrong with it. `advice`: how
+    to pull less of a source that has the same weights in several forms.
     """
 
     revision: str
@@ -198,6 +216,7 @@ class ReadyReport(SpecReport):
     verified_by: Mapping[str, int]
     left_out: LeftOutReport | None
     warnings: Sequence[str]
+    preflight: Sequence[FindingReport]
     advice: str | None
     published_at: When
     path: str

@@ -20,6 +20,7 @@ from cachd.errors import DiskFailed, Leased
 from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.model import STRENGTHS, UNVERIFIED, Digest, LeftOut, Manifest, ModelSpec, Snapshot
+from cachd.model.finding import findings_of
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,7 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
         "verified_by": dict(snapshot.verified_by),
         "left_out": snapshot.left_out.as_document() if snapshot.left_out else None,
         "warnings": list(snapshot.warnings),
+        "preflight": [each.as_document() for each in snapshot.findings],
         "advice": snapshot.advice,
         "published_at": iso(snapshot.published_at),
         "path": f"models/{snapshot.name}",
@@ -201,6 +203,7 @@ def snapshot_from(document: Mapping[str, Any]) -> Snapshot:
         verified_by=tuple((str(by), int(files)) for by, files in document.get("verified_by", {}).items()),
         left_out=LeftOut.from_document(document.get("left_out")),
         warnings=tuple(str(warning) for warning in document.get("warnings", ())),
+        findings=findings_of(document),
         advice=str(document["advice"]) if document.get("advice") else None,
         renamed_to=str(renamed) if (renamed := document["hub"].get("renamed_to")) else None,
         published_at=datetime.fromisoformat(document["published_at"]).timestamp(),

@@ -10,6 +10,7 @@ from typing import Any
 from cachd.model.units import count_text
 from cachd.terminal.amounts import age_text, duration_text, moment_of, moment_text, rate_text, size_text
 from cachd.terminal.output import say, show_facts, show_table, warn
+from cachd.terminal.preflight import finding_text
 from cachd.terminal.table import Cell, Row
 
 HEADINGS = ("NAME", "STATE", "SIZE", "PROGRESS", "RATE", "ETA", "USED BY", "REASON")
@@ -128,13 +129,18 @@ def wide_row(model: Mapping[str, Any]) -> Row:
         str(files or "-"),
         yes(model["verified"] if ready else None),
         pinned_text(model),
-        str(len(ready["warnings"]) or "-") if ready else "-",
+        _warnings(ready),
         revision[:12] if revision else "-",
         age_text(ready["published_at"]) if ready else "-",
         model["ref"],
         file_or_directory(model),
         Cell(reason_of(model), _FAILURE),
     ]
+
+
+def _warnings(ready: Mapping[str, Any] | None) -> str:
+    """How many warnings a model has, those of its preflight included."""
+    return str(len(ready["warnings"]) + len(ready.get("preflight", ())) or "-") if ready else "-"
 
 
 def table(models: Sequence[Mapping[str, Any]], *, is_wide: bool) -> tuple[Sequence[str], list[Row]]:
@@ -243,6 +249,8 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
         facts["resident"] = size_text(model["resident_bytes"])
         facts["left out"] = _left_out(ready)
         facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
+        for number, each in enumerate(ready.get("preflight", ()), 1):
+            facts["preflight" if number < 2 else f"preflight {number}"] = finding_text(each)
         facts["advice"] = ready["advice"]
     facts |= {f"damage {k}": v for k, v in (model["damage"] or {}).items()}
     if model["verified_at"]:
@@ -293,6 +301,8 @@ def warn_of(ready: Mapping[str, Any]) -> None:
     """Print on standard error what a user of a model that is ready may want to know."""
     for warning in ready["warnings"]:
         warn(f"warning: {warning}", style="yellow")
+    for finding in ready.get("preflight", ()):
+        warn(f"preflight: {finding_text(finding)}", style="yellow")
     if left_out := _left_out(ready):
         warn(f"left out: {left_out}")
     if ready["advice"]:

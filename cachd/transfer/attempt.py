@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cachd.errors import Unavailable
 from cachd.model import ModelSpec
+from cachd.preflight.codes import Mode
 from cachd.sources.source import Source
 from cachd.sources.table import Table
 from cachd.store.permit import Permit
@@ -23,6 +24,7 @@ from cachd.transfer.streams import StreamQuota
 @dataclass(frozen=True, slots=True)
 class PullContext:
     """What all pulls share. `table` returns the operator's current rules and bandwidth limits.
+    `preflight`: what becomes of a model that an engine would refuse.
 
     `clock`: seconds that only go forward. `now`: seconds since the epoch.
     """
@@ -32,6 +34,7 @@ class PullContext:
     downloads: Downloads
     resolves: Resolves
     table: Callable[[], Table] = Table
+    preflight: Mode = Mode.warn
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
 

@@ -8,12 +8,17 @@ from typing import BinaryIO
 
 from cachd.errors import Invalid, Leased
 from cachd.model import File, Manifest, ModelSpec, matches
+from cachd.model.finding import Finding
 from cachd.policy import numbered, placeholders, shards, weight_lengths
+from cachd.preflight.codes import Mode
+from cachd.preflight.contents import StoredContents
+from cachd.preflight.examine import examine_checked
 from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.content import ContentStore
 
 _MAX_NAMED = 5  # missing files that an error names
+_MAX_FINDINGS = 40  # that are kept with a snapshot
 _MAX_SOUGHT = 1000  # of one set, so many missing files are compared with the patterns
 
 
@@ -83,12 +88,9 @@ def check_weights(manifest: Manifest, content: ContentStore) -> None:
 
 
 def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
-    begin = opened.read(placeholders.LONGEST_BYTES)
-    found = placeholders.pointer(file.path, begin) if len(begin) == file.size else None
+    found = placeholders.found(file.path, file.size, opened)
     missing = None
     if placeholders.is_binary(file.path):
-        opened.seek(0)
-        found = found or placeholders.page(begin) or placeholders.frames(opened)
         opened.seek(0)
         missing = weight_lengths.shortage(file.path, file.size, opened)
     if found:
@@ -99,6 +101,25 @@ def _check_weights(file: File, shown: str, opened: BinaryIO) -> None:
             code="incomplete_model",
             hint="copy or upload the file again; a SHA256SUMS that is written last shows that it is complete",
         )
+
+
+def check_preflight(manifest: Manifest, content: ContentStore, mode: Mode) -> tuple[Finding, ...]:
+    """What an engine would find wrong with a model, to be kept with its snapshot.
+
+    Raises Invalid when an engine would refuse the model and `mode` is strict.
+    """
+    if mode is Mode.off:
+        return ()
+    found = examine_checked(StoredContents(manifest, content))
+    if mode is Mode.strict and found.refused:
+        shown = "; ".join(f"{each.file or each.code}: {each.detail}" for each in found.refused[:_MAX_NAMED])
+        more = f"; and {len(found.refused) - _MAX_NAMED} more" if len(found.refused) > _MAX_NAMED else ""
+        raise Invalid(
+            f"an engine would refuse {manifest.base}: {shown}{more}",
+            code="preflight_refused",
+            hint="report it to the owner of the model; with preflight: warn, it is pulled all the same",
+        )
+    return found.notable[:_MAX_FINDINGS]
 
 
 def check_contents(

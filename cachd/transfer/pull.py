@@ -20,7 +20,7 @@ from cachd.model import File, Manifest, Snapshot
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer.attempt import Attempt, NotYet
-from cachd.transfer.checks import check_contents, check_numbers, check_shards, check_weights
+from cachd.transfer.checks import check_contents, check_numbers, check_preflight, check_shards, check_weights
 from cachd.transfer.fetch import fetch
 from cachd.transfer.resolves import TOO_SLOW
 from cachd.transfer.waits import Reason, Waits
@@ -92,8 +92,9 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
         _fetch_needed(manifest, attempt, reservation)
         if not is_repair:
             warnings = check_shards(manifest, resolved, spec, store.content)
-            manifest = replace(manifest, warnings=warnings)
             check_weights(manifest, store.content)
+            findings = check_preflight(manifest, store.content, attempt.context.preflight)
+            manifest = replace(manifest, warnings=warnings, findings=findings)
         check_contents(manifest, attempt.context.table(), store.content, attempt.progress.cancel_token)
         attempt.context.reclaim.settle(reservation)
         attempt.progress.begin_publish()

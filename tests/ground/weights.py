@@ -32,8 +32,10 @@ def safetensors(size: int = 3000) -> bytes:
     return struct.pack("<Q", len(text)) + text + noise(size)
 
 
-def gguf(*, tensors: int = 3, tensor_bytes: int = 1024, alignment: int = 64) -> bytes:
-    """A GGUF of version 3 with pairs of several types."""
+def gguf(
+    *, tensors: int = 3, tensor_bytes: int = 1024, alignment: int = 64, split: tuple[int, int] | None = None
+) -> bytes:
+    """A GGUF of version 3 with pairs of several types. `split`: its number, from 0, and their count."""
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text)) + text.encode()
@@ -45,6 +47,8 @@ def gguf(*, tensors: int = 3, tensor_bytes: int = 1024, alignment: int = 64) -> 
         string("tokens") + struct.pack("<IIQ", 9, 8, 2) + string("[UNK]") + string("a"),
         string("scores") + struct.pack("<IIQ", 9, 6, 2) + struct.pack("<ff", 0.5, 1.5),
     ]
+    for key, value in zip(("split.no", "split.count"), split or (), strict=bool(split)):
+        pairs.append(string(key) + struct.pack("<IH", 2, value))
     infos = [
         string(f"layer.{n}") + struct.pack("<IQIQ", 1, tensor_bytes // 4, 0, n * tensor_bytes)
         for n in range(tensors)

@@ -1,0 +1,114 @@
+"""`cachd env`: what it prints for each engine is what the tested examples of pods do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+
+from cachd.pod.recipe import ENGINES, EngineName, Recipe
+from tests.ground.site import Ground
+from tests.ground.weights import gguf, safetensors
+from tests.test_daemonset import NATIVE_SIDECARS, NEWEST, documents, validate
+from tests.test_examples import EXAMPLES, pods
+from tests.test_preflight import TEXT
+
+OF_EXAMPLES = {
+    EngineName.vllm: ("vllm/vllm.yaml", Recipe(EngineName.vllm, "qwen-instruct")),
+    EngineName.sglang: ("sglang/sglang.yaml", Recipe(EngineName.sglang, "qwen-instruct")),
+    EngineName.tgi: ("tgi/tgi.yaml", Recipe(EngineName.tgi, "qwen-instruct")),
+    EngineName.llama_cpp: (
+        "llama-cpp/llama-cpp.yaml",
+        Recipe(EngineName.llama_cpp, "qwen-gguf", "qwen2.5-0.5b-instruct-q4_k_m.gguf"),
+    ),
+}
+
+
+@pytest.mark.parametrize("version", [NATIVE_SIDECARS, NEWEST])
+@pytest.mark.parametrize("engine", EngineName)
+def test_the_pod_of_each_engine_passes_the_strict_schema(engine: EngineName, version: str) -> None:
+    for name in ("qwen-instruct", "Org--Model_1.5", "A" * 96, "0"):
+        validate(Recipe(engine, name).pod(), version)
+
+
+@pytest.mark.parametrize("engine", OF_EXAMPLES)
+def test_the_pod_of_each_engine_is_that_of_its_example(engine: EngineName) -> None:
+    file, recipe = OF_EXAMPLES[engine]
+    (example,) = [pod for each in documents((EXAMPLES / file).read_text()) for pod in pods(each)]
+    made: Any = recipe.pod()["spec"]
+    (ours,), (theirs,) = made["containers"], example["containers"]
+    for key in ("name", "image", "command", "args", "env", "ports", "volumeMounts", "securityContext"):
+        assert ours[key] == theirs[key], key
+    assert made["volumes"] == example["volumes"]
+    assert made.get("tolerations") == example.get("tolerations")
+    for ours, theirs in zip(made["initContainers"], example["initContainers"], strict=True):
+        times = {"args", "startupProbe"}  # some examples wait for less long
+        assert {k: v for k, v in ours.items() if k not in times} == {
+            k: v for k, v in theirs.items() if k not in times
+        }
+        assert ours["args"][:4] == theirs["args"][:4]
+
+
+def test_every_engine_but_the_library_has_an_example() -> None:
+    assert set(OF_EXAMPLES) == set(EngineName) - {EngineName.transformers}
+    assert set(ENGINES) == set(EngineName)
+
+
+def test_env_prints_variables_that_a_shell_reads_and_how_to_run(ground: Ground) -> None:
+    ground.hub.add("org/text", dict(TEXT))
+    ground.node.pull("hf://org/text")
+    ground.node.ready("org--text")
+    ended = ground.node.cli("env", "org--text")
+    assert ended.returncode == 0, ended.stderr
+    *variables, last = ended.stdout.splitlines()
+    assert last == "# run: vllm serve /model/org--text --served-model-name org--text --port 8000"
+    found = dict(shlex.split(line)[0].split("=", 1) for line in variables)
+    assert found["HF_HUB_CACHE"] == "/cache/hub"
+    assert found["HF_HUB_OFFLINE"] == "1"
+    document = json.loads(ground.node.cli("env", "org--text", "-o", "json").stdout)
+    assert document["env"] == found
+    pod = yaml.safe_load(ground.node.cli("env", "org--text", "-o", "pod", "--cache", "/c").stdout)
+    assert pod == Recipe(EngineName.vllm, "org--text", cache="/c").pod()
+    own = ground.node.cli("env", "org--text", "--for", "transformers").stdout.splitlines()
+    assert "MODEL=/model/org--text" in own
+    unfit = ground.node.cli("env", "org--text", "--for", "llama.cpp")
+    assert (unfit.returncode, "llama.cpp takes only GGUF" in unfit.stderr) == (2, True)
+
+
+def test_env_names_the_file_for_llama_cpp_and_asks_where_there_is_a_choice(ground: Ground) -> None:
+    halves = {f"m-Q4_0-0000{n + 1}-of-00002.gguf": gguf(split=(n, 2)) for n in range(2)}
+    ground.hub.add("org/one", {**halves, "mmproj-F16.gguf": gguf()})
+    ground.hub.add("org/two", {**halves, "m-Q8_0.gguf": gguf()})
+    for name in ("one", "two"):
+        ground.node.pull(f"hf://org/{name}")
+        ground.node.ready(f"org--{name}")
+    one = json.loads(ground.node.cli("env", "org--one", "-o", "json").stdout)
+    assert one["path"] == "/model/org--one/m-Q4_0-00001-of-00002.gguf"
+    two = ground.node.cli("env", "org--two")
+    assert two.returncode == 2
+    assert "--file: m-Q4_0-00001-of-00002.gguf, m-Q8_0.gguf" in two.stderr
+    chosen = ground.node.cli("env", "org--two", "--file", "m-Q8_0.gguf").stdout
+    assert "--model /model/org--two/m-Q8_0.gguf" in chosen
+
+
+def test_env_warns_of_what_an_engine_would_refuse_and_of_a_layout_that_fits_none(ground: Ground) -> None:
+    ground.hub.add("org/odd", {"x.safetensors": safetensors(100) + b"more"})
+    ground.node.pull("hf://org/odd")
+    ground.node.ready("org--odd")
+    unknown = ground.node.cli("env", "org--odd")
+    assert unknown.returncode == 2
+    assert "name one with --for: vllm" in unknown.stderr
+    ended = ground.node.cli("env", "org--odd", "--for", "vllm")
+    assert ended.returncode == 0
+    assert "warning: x.safetensors: its tensors take 100 bytes" in ended.stderr
+    assert "fits no known engine, not vllm" in ended.stderr
+    assert ground.node.cli("env", "nobody").returncode == 3
+
+
+def test_a_model_of_mistral_alone_is_started_in_its_own_form() -> None:
+    args = Recipe(EngineName.vllm, "m", is_mistral=True).args
+    assert args[-2:] == ["--load-format", "mistral"]
+    assert "mistral" not in Recipe(EngineName.sglang, "m", is_mistral=True).args

@@ -1,4 +1,4 @@
-# make demo | test | check | run | docs | manifests | pictures | bench | attacks | wild | test-kube | torture | mutate | dist | lock | base      Needs Python 3.11+; all else is set up in .venv.
+# make demo | test | check | run | docs | manifests | pictures | bench | attacks | wild | conformance | test-kube | torture | mutate | dist | lock | base      Needs Python 3.11+; all else is set up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test check run docs manifests pictures bench attacks wild test-kube torture mutate dist lock base format clean
+.PHONY: demo test check run docs manifests pictures bench attacks wild conformance test-kube torture mutate dist lock base format clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO)             ## pull a real model, kill the daemon half-way, resume, load it as a pod; KEEP=1 leaves it running
@@ -54,6 +54,9 @@ wild: $(READY)            ## pulls from every odd origin of docs/origins.md; end
 
 test-kube: $(READY)       ## the chart and the manifests on a real node of Kubernetes, which is built once; CASES=, needs root and Debian
 	$(BIN)/python -m tests.kube $(CASES)
+
+conformance: $(READY)     ## loads models by real clients from a read-only mount, and prints the table of docs/engines.md; CLIENTS=transformers
+	$(BIN)/python -m tests.conformance $(CLIENTS)
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed
 	$(BIN)/python -m tests.faults.torture $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

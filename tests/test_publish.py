@@ -56,7 +56,7 @@ def test_a_published_model_is_in_both_views_and_its_ready_file_says_what_it_is(
     assert told["bytes"] == sum({len(c): len(c) for c in ONE.values()}.values())
     assert (told["files"], told["verified"]) == (5, True)
     assert told["published_at"] == "2023-11-14T22:13:20+00:00"
-    assert told["hub"] == {"repo": "org/model", "commit": A, "revision": "main"}
+    assert told["hub"] == {"repo": "org/model", "commit": A, "revision": "main", "refs": ["main"]}
     assert (root / told["path"]).is_dir()
     assert store.names.get("org--model") == snapshot
 
@@ -252,9 +252,11 @@ def test_a_branch_moves_back_when_the_newest_snapshot_of_it_goes(store: DiskStor
     assert_whole(root, "tagged", SMALL, commit=C)
 
 
-def test_a_commit_asked_for_by_its_number_has_no_branch(store: DiskStore, root: Path) -> None:
+def test_main_names_a_commit_asked_for_by_its_number_if_nothing_else_is_main(
+    store: DiskStore, root: Path
+) -> None:
     publish(store, SMALL, f"hf://org/model@{A}", revision=A)
-    assert refs_of(root) == {}
+    assert refs_of(root) == {"main": A}
     assert_whole(root, "org--model", SMALL, commit=A)
 
 

@@ -173,7 +173,8 @@ class Snapshot:
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
     a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
     manifest's `single_file`, or its `single_gguf` if GGUF was asked for. `verified_by`, `left_out`,
-    `warnings`, `findings`, `advice` and `renamed_to` are the manifest's own. `address` is a link below
+    `warnings`, `findings`, `advice` and `renamed_to` are the manifest's own. `is_main`: the spec names a
+    commit, and `main` of the Hub view named that commit when it was published. `address` is a link below
     models/ that leads to this snapshot and never to another.
     """
 
@@ -194,6 +195,7 @@ class Snapshot:
     findings: tuple[Finding, ...] = field(default=(), compare=False)
     advice: str | None = field(default=None, compare=False)
     renamed_to: str | None = field(default=None, compare=False)
+    is_main: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be the name of a directory or a link of the cache."""
@@ -242,6 +244,11 @@ class Snapshot:
     def hub_revision(self) -> str | None:
         """The branch or tag that a Hub client would ask for; None when the spec names a commit."""
         return self.spec.hub_revision
+
+    @property
+    def hub_refs(self) -> list[str]:
+        """The branches and tags of the Hub view that named its commit when it was published."""
+        return [self.hub_revision] if self.hub_revision else ["main"] if self.is_main else []
 
 
 def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Snapshot:

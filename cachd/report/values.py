@@ -174,12 +174,15 @@ class PullReport(SpecReport):
 class HubReport:
     """Where a model is in the Hub view: its folder, its commit, and the branch that leads to it.
 
-    `renamed_to`: the new name of a renamed repository, which leads to the same folder.
+    `refs`: the branches and tags of the Hub view that named the commit when the model was published. A model
+    that was pulled by its commit has `main`, if nothing was pulled from `main`. `renamed_to`: the new name of
+    a renamed repository, which leads to the same folder.
     """
 
     repo: str
     commit: str
     revision: str | None
+    refs: Sequence[str]
     renamed_to: Text = None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -48,6 +49,12 @@ class PodViews:
         """The snapshot with the first of its possible addresses that is free."""
         return self._addresses.chosen(snapshot)
 
+    def with_main(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot, with `is_main` as it will be when the snapshot is published."""
+        is_main = snapshot.hub_revision is None
+        is_main = is_main and self._next_branches(snapshot).get("main") == snapshot.commit
+        return replace(snapshot, is_main=is_main)
+
     def show(self, snapshot: Snapshot, manifest: Manifest) -> None:
         """Make everything that leads to the files of a snapshot, but its branch and its name."""
         self._holds.make(manifest.id)
@@ -60,12 +67,11 @@ class PodViews:
 
     def point(self, snapshot: Snapshot) -> None:
         """Make its branch in the Hub view name its commit. Remove a branch that cannot exist beside it."""
+        next_branches = self._next_branches(snapshot)
         branches = _branches(self._names.in_hub_folder(snapshot.hub_folder))
-        for branch in [b for b in branches if exclude_each_other(b, snapshot.hub_revision)]:
-            del branches[branch]  # this name's old branch: `Names.check_hub_folder` refuses any other
-        if snapshot.hub_revision:
-            branches[snapshot.hub_revision] = snapshot.commit
-        self._hub.point(snapshot.hub_folder, branches)
+        for branch in [b for b in branches for other in next_branches if exclude_each_other(b, other)]:
+            branches.pop(branch, None)  # this name's old branch: `Names.check_hub_folder` refuses any other
+        self._hub.point(snapshot.hub_folder, branches | next_branches)
 
     def repair_branches(self, folder: str) -> None:
         """Make the branches of a folder of the Hub view name exactly its ready snapshots.
@@ -76,7 +82,7 @@ class PodViews:
 
     def _repair_branches(self, folder: str, named: Iterable[Snapshot]) -> None:
         try:
-            self._hub.point(folder, _branches(named))
+            self._hub.point(folder, _with_main(named, self._hub.main(folder)))
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise
@@ -178,6 +184,12 @@ class PodViews:
 
     # --- private ---
 
+    def _next_branches(self, snapshot: Snapshot) -> dict[str, str]:
+        """The branches of its folder once this snapshot is ready under its name."""
+        named = self._names.in_hub_folder(snapshot.hub_folder)
+        after = [*(s for s in named if s.name != snapshot.name), snapshot]
+        return _with_main(after, self._hub.main(snapshot.hub_folder))
+
     def _sharing(self, folder: str, commit: str) -> list[Manifest]:
         """The manifests of the ready snapshots that share the directory of one commit in the Hub view."""
         sharing = {s.manifest for s in self._names.in_hub_folder(folder) if s.commit == commit}
@@ -215,3 +227,18 @@ def _branches(named: Iterable[Snapshot]) -> dict[str, str]:
     """The branches and tags of the ready snapshots of one folder: each names the commit published last."""
     newest_last = sorted(named, key=lambda s: s.published_at)
     return {s.hub_revision: s.commit for s in newest_last if s.hub_revision}
+
+
+def _with_main(named: Iterable[Snapshot], main: str | None) -> dict[str, str]:
+    """As `_branches`, with a branch `main` for clients that ask for no revision.
+
+    If nothing was pulled from `main`, it names a snapshot that was pulled by its commit: the one that it
+    names now (`main`), as long as that is ready, or else the one published last.
+    """
+    named = list(named)
+    branches = _branches(named)
+    pinned = [s for s in named if s.hub_revision is None]
+    if not pinned or "main" in branches or any(exclude_each_other(b, "main") for b in branches):
+        return branches
+    newest = max(pinned, key=lambda s: s.published_at).commit
+    return branches | {"main": main if main in {s.commit for s in pinned} else newest}

@@ -73,6 +73,7 @@ class Publisher:
         rolled_back_from: ModelSpec | None,
     ) -> Snapshot:
         snapshot, name = self._views.with_address(self._after_others(snapshot)), snapshot.name
+        snapshot = self._views.with_main(snapshot)
         self._names.check_hub_folder(snapshot.spec)
         damaged = self._names.quarantine_of(name)
         self._content.sync(f.blob for f in manifest.files)

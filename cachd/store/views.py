@@ -225,6 +225,12 @@ class HubView(_View):
                         durable.remove(ref)  # better no branch than one with an old commit
                     raise
 
+    def main(self, folder: str) -> str | None:
+        """The commit that the branch `main` names; None if there is none or it cannot be read now."""
+        with suppress(OSError, ValueError, Leased):
+            return durable.read_file(f"{self._layout.hub}/{folder}/refs/main", at_most=100).decode()
+        return None
+
     def narrow(self, folder: str, commit: str, gone: Iterable[str], left: Mapping[str, File]) -> None:
         """Remove the paths in `gone` but not in `left` from a commit; all of it if `left` is empty."""
         if self._is_alias(folder):

@@ -242,7 +242,8 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
         facts |= {k: ready[k] for k in ("revision", "manifest", "files")}
         facts["published_at"] = moment_text(ready["published_at"])
         facts["size"] = size_text(ready["bytes"])
-        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit'][:12]}"
+        refs = f" ({', '.join(ready['hub']['refs'])})" if ready["hub"]["refs"] else ""
+        facts["hub"] = f"{ready['hub']['repo']}@{ready['hub']['commit'][:12]}{refs}"
     for before in model["previous"][:1]:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:

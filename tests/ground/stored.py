@@ -128,8 +128,9 @@ def assert_whole(root: Path, name: str, files: Files, *, commit: str, repo: str 
 
 def assert_nothing_left(root: Path) -> None:
     """No model, no blob, nothing half-made."""
-    for directory in ("models/.trees", "models/.holds", "hub", "ready"):
+    for directory in ("models/.trees", "models/.holds", "hub/.locks", "ready"):
         assert names_below(root / directory) == set(), directory
+    assert names_below(root / "hub") == {".locks"}
     assert names_below(root / "models") == {".trees", ".holds"}
     for directory in ("ingest", "manifests", "staging", "trash", "pending", "pins", "config_pins"):
         assert names_below(root / ".cachd" / directory) == set(), directory
@@ -223,7 +224,11 @@ def assert_only(root: Path, named: Mapping[str, Snapshot], *files: Files) -> Non
     assert names_below(root / ".cachd/manifests") == {f"{m}.json" for m in snapshots}
     assert names_below(hub(root) / "snapshots") == commits
     assert names_below(hub(root) / "trees") == {f"{c}.json" for c in commits}
-    assert refs_of(root) == {str(s.hub_revision): s.commit for s in named.values() if s.hub_revision}
+    assert names_below(hub(root) / ".no_exist") <= commits
+    branches = {str(s.hub_revision): s.commit for s in named.values() if s.hub_revision}
+    main = {} if "main" in branches else {"main": refs_of(root).get("main")}  # of a name of a commit
+    assert refs_of(root).items() <= (branches | main).items()
+    assert branches.items() <= refs_of(root).items()
     assert blobs_of(root) == hexes(*files)
     for directory in ("staging", "trash"):
         assert names_below(root / ".cachd" / directory) == set()

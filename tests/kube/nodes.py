@@ -22,7 +22,7 @@ def second_daemon(cluster: Cluster) -> str:
     first = cluster.installed([QWEN])
     cluster.model_ready("qwen-instruct")
     cluster.hub.forget_all()
-    cluster.apply(another(cluster), namespace="cachd")
+    cluster.apply(*another(cluster), namespace="cachd")
     name = until(lambda: running(cluster, "app=another"), "the second daemon runs")["metadata"]["name"]
     script = (
         "import urllib.request as u, urllib.error as e\n"
@@ -42,8 +42,8 @@ def second_daemon(cluster: Cluster) -> str:
     return "no restart"
 
 
-def another(cluster: Cluster) -> Object:
-    """A second daemon with the same root: the DaemonSet under another name. It has a ConfigMap of its own."""
+def another(cluster: Cluster) -> tuple[Object, Object]:
+    """A second daemon with the same root: the DaemonSet under another name, and a ConfigMap of its own."""
     owner = cluster.get("daemonset", "cachd", "-n", "cachd")
     template = copy.deepcopy(owner["spec"]["template"])
     template["metadata"] = {"labels": {"app": "another"}}
@@ -51,13 +51,13 @@ def another(cluster: Cluster) -> Object:
     template["spec"].pop("serviceAccount", None)
     config_map = cluster.get("configmap", "cachd", "-n", "cachd")
     named = {"name": "another", "namespace": "cachd"}
-    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": config_map["data"]})
+    own = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": config_map["data"]}
     for volume in template["spec"]["volumes"]:
         for source in volume.get("projected", {}).get("sources", []):
             if "configMap" in source:
                 source["configMap"]["name"] = "another"
     spec = {"selector": {"matchLabels": {"app": "another"}}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": named, "spec": spec}
+    return own, {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": named, "spec": spec}
 
 
 def running(cluster: Cluster, selector: str) -> Object | None:

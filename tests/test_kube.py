@@ -20,9 +20,10 @@ from rich.console import Console
 from tests.kube import __main__ as kube
 from tests.kube import changes, models, programs
 from tests.kube.cases import CASES, Verdict, table
-from tests.kube.cluster import NEWER, adapt, page
+from tests.kube.cluster import NEWER, adapt, blocks_of_readme, page
 from tests.kube.image import digest
 from tests.kube.namespaces import SETTINGS, Machine
+from tests.kube.pages import asking
 from tests.kube.processes import Processes, until
 from tests.kube.serving import configure, running_to_ready
 from tests.test_examples import WRAPPERS
@@ -84,6 +85,14 @@ def test_the_commands_of_the_page_are_the_ones_that_the_cases_run() -> None:
     assert changes.APPLY == "kubectl -n cachd apply -f configmap.yaml"
     assert changes.ANNOTATE.startswith("kubectl -n cachd annotate pods ")
     assert len(page("docs/kubernetes.md", "Is a model ready?")) == 2
+    assert len(page("docs/kubernetes.md", "Two daemons on one node")) == 1
+    assert sum("kubectl apply -k daemonset\n" in block for block in blocks_of_readme()) == 1
+
+
+def test_the_pod_that_asks_has_the_environment_of_the_page_and_no_rights() -> None:
+    (container,) = asking()["spec"]["containers"]
+    assert {each["name"] for each in container["env"]} == {"NODE_IP", "CACHD_URL"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_a_row_says_what_held_or_why_it_did_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,17 +111,14 @@ def test_the_cases_are_listed_without_a_node(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_machine_that_lacks_something_says_so_in_one_line() -> None:
-    command = [sys.executable, "-m", "tests.kube"]
+    script = "from tests.kube.programs import lacking, unbuilt; print(unbuilt()); print(lacking())"
     bare = {**os.environ, "PATH": "/nowhere", "CACHD_KUBE": "/nowhere"}
-    before = subprocess.run(
-        [*command, "--built"], cwd=programs.PROJECT, env=bare, capture_output=True, text=True
-    )
-    assert before.returncode == 2, before.stderr
-    assert before.stdout.endswith("kube-proxy; make test-kube builds them\n")
+    command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=programs.PROJECT, env=bare, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    (line,) = ended.stdout.splitlines()
-    assert re.match("the cases of Kubernetes were not run: it needs (root|Debian): ", line)
+    assert ended.returncode == 0, ended.stderr
+    unbuilt, lacking = ended.stdout.splitlines()
+    assert unbuilt.startswith("not in /nowhere: kube-apiserver, ")
+    assert re.match("it needs (root|Debian): ", lacking)
 
 
 @pytest.mark.parametrize(

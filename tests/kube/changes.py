@@ -33,43 +33,43 @@ def change(cluster: Cluster, models: list[Object] | None = None, text: str | Non
 
 @case("a changed ConfigMap arrives within seconds with the annotation of the page, and within 70 s without")
 def config_changes(cluster: Cluster) -> str:
-    with cluster.installed([QWEN]):
-        cluster.model_ready("qwen-instruct")
-        begun = time.monotonic()
-        change(cluster, [QWEN, OTHER])
-        cluster.sh(ANNOTATE)
-        until((CACHE / "status/other.json").exists, "the daemon has read the list")
-        annotated = time.monotonic() - begun
-        cluster.model_ready("other")
-        begun = time.monotonic()
-        change(cluster, [QWEN, OTHER, {**OTHER, "name": "third"}])
-        until((CACHE / "status/third.json").exists, "the daemon has read the list")
-        plain = time.monotonic() - begun
-        cluster.model_ready("third")
-        assert cluster.restarts() == 0
+    cluster.installed([QWEN])
+    cluster.model_ready("qwen-instruct")
+    begun = time.monotonic()
+    change(cluster, [QWEN, OTHER])
+    cluster.sh(ANNOTATE)
+    until((CACHE / "status/other.json").exists, "the daemon has read the list")
+    annotated = time.monotonic() - begun
+    cluster.model_ready("other")
+    begun = time.monotonic()
+    change(cluster, [QWEN, OTHER, {**OTHER, "name": "third"}])
+    until((CACHE / "status/third.json").exists, "the daemon has read the list")
+    plain = time.monotonic() - begun
+    cluster.model_ready("third")
+    assert cluster.restarts() == 0
     assert annotated < 15, f"with the annotation it took {annotated:.1f} s"
     return f"{annotated:.1f} s with the annotation, {plain:.0f} s without"
 
 
 @case("a wrong configuration: the daemon goes on with what it has, says so, and its next start does, too")
 def wrong_config(cluster: Cluster) -> str:
-    with cluster.installed([QWEN]) as pod:
-        cluster.model_ready("qwen-instruct")
-        change(cluster, text="streams: many\n")
-        cluster.sh(ANNOTATE)
-        until(lambda: is_refused(cluster), "the metric says that the file was refused")
-        assert cluster.ready()["metadata"]["uid"] == pod["metadata"]["uid"]
-        doctor = cluster.cachd("doctor")
-        assert "streams" in doctor.stdout + doctor.stderr, "the doctor names the option"
-        cluster.worker.kill_in(container_of(pod))
-        until(lambda: cluster.restarts() == 1, "the kubelet restarts the container")
-        cluster.ready()
-        assert is_here("qwen-instruct")
-        assert is_refused(cluster)
-        cluster.worker.power_cut()  # its init containers run again, and check the wrong file
-        cluster.worker.start()
-        until(lambda: cluster.restarts() > 1 and cluster.ready(), "the daemon is Ready after a reboot")
-        assert is_here("qwen-instruct")
+    pod = cluster.installed([QWEN])
+    cluster.model_ready("qwen-instruct")
+    change(cluster, text="streams: many\n")
+    cluster.sh(ANNOTATE)
+    until(lambda: is_refused(cluster), "the metric says that the file was refused")
+    assert cluster.ready()["metadata"]["uid"] == pod["metadata"]["uid"]
+    doctor = cluster.cachd("doctor")
+    assert "streams" in doctor.stdout + doctor.stderr, "the doctor names the option"
+    cluster.worker.kill_in(container_of(pod))
+    until(lambda: cluster.restarts() == 1, "the kubelet restarts the container")
+    cluster.ready()
+    assert is_here("qwen-instruct")
+    assert is_refused(cluster)
+    cluster.worker.power_cut()  # its init containers run again, and check the wrong file
+    cluster.worker.start()
+    until(lambda: cluster.restarts() > 1 and cluster.ready(), "the daemon is Ready after a reboot")
+    assert is_here("qwen-instruct")
     return "live, after kill -9 and after a reboot"
 
 
@@ -81,16 +81,16 @@ def is_refused(cluster: Cluster) -> bool:
 
 @case("a model that leaves the list stays, but is no longer pinned")
 def unlisted(cluster: Cluster) -> str:
-    with cluster.installed([QWEN, {**OTHER, "pin": True}]):
-        cluster.model_ready("other")
-        assert is_pinned(cluster, "other")
-        change(cluster, [QWEN])
-        cluster.sh(ANNOTATE)
-        until(lambda: not is_pinned(cluster, "other"), "it is unpinned")
-        assert is_here("other")
-        removed = cluster.cachd("rm other")
-        assert removed.returncode == 0, removed.stderr
-        until(lambda: not is_here("other"), "it is removed")
+    cluster.installed([QWEN, {**OTHER, "pin": True}])
+    cluster.model_ready("other")
+    assert is_pinned(cluster, "other")
+    change(cluster, [QWEN])
+    cluster.sh(ANNOTATE)
+    until(lambda: not is_pinned(cluster, "other"), "it is unpinned")
+    assert is_here("other")
+    removed = cluster.cachd("rm other")
+    assert removed.returncode == 0, removed.stderr
+    until(lambda: not is_here("other"), "it is removed")
     return ""
 
 

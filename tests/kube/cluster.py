@@ -7,8 +7,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,22 +176,16 @@ class Cluster:
         self.sh("kubectl -n cachd delete secret cachd --ignore-not-found")
         self.gone()
 
-    @contextmanager
-    def installed(self, models: list[Object], **values: Any) -> Iterator[Object]:
-        """A release whose daemon is Ready: its pod. Nothing of it is left, on the node neither."""
+    def installed(self, models: list[Object], **values: Any) -> Object:
+        """The pod of a new release, whose daemon is Ready."""
         self.hub.forget_all()
-        try:
-            self.install(models, **values)
-            yield self.ready()
-        finally:
-            self.clear()
+        self.install(models, **values)
+        return self.ready()
 
     def clear(self) -> None:
-        """Remove every pod, the release and what is in the cache."""
-        self.tried("kubectl delete deployment,daemonset,job,pod --all --grace-period=1 --wait=false")
-        self.tried("helm uninstall cachd --namespace cachd --ignore-not-found")
-        self.tried("kubectl -n cachd delete daemonset,pod --all --grace-period=1")
-        self.tried("kubectl delete namespace cachd --ignore-not-found --timeout=300s")
+        """Remove every pod, all that a release or a manifest has made, and what is in the cache."""
+        for namespace in ("default", NAMESPACE):
+            self.tried(f"kubectl -n {namespace} delete {MADE} --all --grace-period=1 --wait=false")
         until(lambda: not self.get("pods", "-A")["items"], "every pod is gone")
         for each in CACHE.iterdir():
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
@@ -208,6 +201,8 @@ class Cluster:
         return sum(each["restartCount"] for each in pod["status"]["containerStatuses"])
 
 
+# What installs and cases make; the Secrets of helm are its releases.
+MADE = "deployment,daemonset,job,pod,service,configmap,secret,serviceaccount,networkpolicy"
 # Helm 4 applies on the server, which in 1.20 refuses fields that it does not know.
 OLD_API = "--server-side=false"
 

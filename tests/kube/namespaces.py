@@ -76,7 +76,8 @@ def run_inside(arguments: list[str]) -> int:
     before = machine()
     place = Path(tempfile.mkdtemp(prefix="ground-", dir=CACHE))
     unshare = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
-    program = (sys.executable, "-m", "tests.kube", INSIDE, str(place))
+    init = ("sh", "-c", '"$@"; exit $?', "init")  # a shell reaps what the node's programs leave to it
+    program = (*init, sys.executable, "-m", "tests.kube", INSIDE, str(place))
     try:
         status = subprocess.run([*unshare, *program, *arguments], cwd=PROJECT).returncode
     finally:

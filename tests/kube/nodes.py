@@ -19,31 +19,31 @@ CRITICAL = "system-node-critical"
 
 @case("two daemons on one root: the second waits, unready and not restarted, and takes over")
 def second_daemon(cluster: Cluster) -> str:
-    with cluster.installed([QWEN]) as first:
-        cluster.model_ready("qwen-instruct")
-        cluster.hub.forget_all()
-        cluster.apply(another(cluster), namespace="cachd")
-        name = until(lambda: running(cluster, "app=another"), "the second daemon runs")["metadata"]["name"]
-        script = (
-            "import urllib.request as u, urllib.error as e\n"
-            "try: print(u.urlopen('http://127.0.0.1:8470/readyz').read().decode())\n"
-            "except e.HTTPError as error: print(error.read().decode())"
-        )
-        ask = f'kubectl -n cachd exec {name} -- python3 -c "{script}"'
-        told = until(lambda: cluster.tried(ask).stdout, "it answers")
-        assert "root_locked" in told, told
-        assert first["metadata"]["name"] in told, told
-        (waits,) = cluster.pods("app=another")
-        assert not is_ready(waits)
-        cluster.sh("helm uninstall cachd --namespace cachd")
-        taken = cluster.ready("app=another")
-        assert restarts_of(taken) == 0
-        assert cluster.hub.fetched() == []
+    first = cluster.installed([QWEN])
+    cluster.model_ready("qwen-instruct")
+    cluster.hub.forget_all()
+    cluster.apply(*another(cluster), namespace="cachd")
+    name = until(lambda: running(cluster, "app=another"), "the second daemon runs")["metadata"]["name"]
+    script = (
+        "import urllib.request as u, urllib.error as e\n"
+        "try: print(u.urlopen('http://127.0.0.1:8470/readyz').read().decode())\n"
+        "except e.HTTPError as error: print(error.read().decode())"
+    )
+    ask = f'kubectl -n cachd exec {name} -- python3 -c "{script}"'
+    told = until(lambda: cluster.tried(ask).stdout, "it answers")
+    assert "root_locked" in told, told
+    assert first["metadata"]["name"] in told, told
+    (waits,) = cluster.pods("app=another")
+    assert not is_ready(waits)
+    cluster.sh("helm uninstall cachd --namespace cachd")
+    taken = cluster.ready("app=another")
+    assert restarts_of(taken) == 0
+    assert cluster.hub.fetched() == []
     return "no restart"
 
 
-def another(cluster: Cluster) -> Object:
-    """A second daemon with the same root: the DaemonSet under another name. It has a ConfigMap of its own."""
+def another(cluster: Cluster) -> tuple[Object, Object]:
+    """A second daemon with the same root: the DaemonSet under another name, and a ConfigMap of its own."""
     owner = cluster.get("daemonset", "cachd", "-n", "cachd")
     template = copy.deepcopy(owner["spec"]["template"])
     template["metadata"] = {"labels": {"app": "another"}}
@@ -51,13 +51,13 @@ def another(cluster: Cluster) -> Object:
     template["spec"].pop("serviceAccount", None)
     config_map = cluster.get("configmap", "cachd", "-n", "cachd")
     named = {"name": "another", "namespace": "cachd"}
-    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": config_map["data"]})
+    own = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": config_map["data"]}
     for volume in template["spec"]["volumes"]:
         for source in volume.get("projected", {}).get("sources", []):
             if "configMap" in source:
                 source["configMap"]["name"] = "another"
     spec = {"selector": {"matchLabels": {"app": "another"}}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": named, "spec": spec}
+    return own, {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": named, "spec": spec}
 
 
 def running(cluster: Cluster, selector: str) -> Object | None:
@@ -71,42 +71,42 @@ def running(cluster: Cluster, selector: str) -> Object | None:
 
 @case("an uninstall leaves the cache, and the next install adopts it: nothing is fetched")
 def uninstall(cluster: Cluster) -> str:
-    with cluster.installed([QWEN]):
-        before = cluster.model_ready("qwen-instruct")
-        cluster.uninstall()
-        cluster.sh("kubectl delete namespace cachd --timeout=300s")
-        assert (CACHE / "ready/qwen-instruct.json").exists()
-        cluster.hub.forget_all()
-        cluster.install([QWEN])
-        cluster.ready()
-        until(lambda: cluster.cachd("wait qwen-instruct --timeout 60s").returncode == 0, "it is ready")
-        after = cluster.model_ready("qwen-instruct")
-        assert before["revision"] == after["revision"]
-        assert cluster.hub.fetched() == []
+    cluster.installed([QWEN])
+    before = cluster.model_ready("qwen-instruct")
+    cluster.uninstall()
+    cluster.sh("kubectl delete namespace cachd --timeout=300s")
+    assert (CACHE / "ready/qwen-instruct.json").exists()
+    cluster.hub.forget_all()
+    cluster.install([QWEN])
+    cluster.ready()
+    until(lambda: cluster.cachd("wait qwen-instruct --timeout 60s").returncode == 0, "it is ready")
+    after = cluster.model_ready("qwen-instruct")
+    assert before["revision"] == after["revision"]
+    assert cluster.hub.fetched() == []
     return f"revision {before['revision'][:12]}"
 
 
 @case("DiskPressure: without a priority class the daemon is evicted and refused until the disk has space")
 def pressure(cluster: Cluster) -> str:
-    with cluster.installed([QWEN]) as pod:
-        cluster.model_ready("qwen-instruct")
-        with full_disk(cluster):
-            until(lambda: is_refused(cluster, pod), "the kubelet evicts the daemon")
-            assert (CACHE / "ready/qwen-instruct.json").exists()
-        cluster.ready(but=pod["metadata"]["uid"])
+    pod = cluster.installed([QWEN])
+    cluster.model_ready("qwen-instruct")
+    with full_disk(cluster):
+        until(lambda: is_refused(cluster, pod), "the kubelet evicts the daemon")
+        assert (CACHE / "ready/qwen-instruct.json").exists()
+    cluster.ready(but=pod["metadata"]["uid"])
     return "evicted; Ready again when the disk had space"
 
 
 @case("DiskPressure: with system-node-critical the daemon stays, and a new one is admitted")
 def pressure_critical(cluster: Cluster) -> str:
-    with cluster.installed([QWEN], priorityClassName=CRITICAL) as pod:
-        cluster.model_ready("qwen-instruct")
-        with full_disk(cluster):
-            assert cluster.ready()["metadata"]["uid"] == pod["metadata"]["uid"]
-            cluster.sh("kubectl -n cachd delete pod -l app.kubernetes.io/name=cachd")
-            admitted = cluster.ready(but=pod["metadata"]["uid"])
-            assert has_pressure(cluster)
-            assert restarts_of(admitted) == 0
+    pod = cluster.installed([QWEN], priorityClassName=CRITICAL)
+    cluster.model_ready("qwen-instruct")
+    with full_disk(cluster):
+        assert cluster.ready()["metadata"]["uid"] == pod["metadata"]["uid"]
+        cluster.sh("kubectl -n cachd delete pod -l app.kubernetes.io/name=cachd")
+        admitted = cluster.ready(but=pod["metadata"]["uid"])
+        assert has_pressure(cluster)
+        assert restarts_of(admitted) == 0
     return "neither evicted nor refused"
 
 
@@ -145,15 +145,15 @@ def is_refused(cluster: Cluster, pod: Object) -> bool:
 @case("a NetworkPolicy of the chart is admitted, and selects the daemons, their port and who may connect")
 def network_policy(cluster: Cluster) -> str:
     allowed = {"namespaceSelector": {"matchLabels": {"team": "inference"}}}
-    with cluster.installed([QWEN], networkPolicy={"enabled": True, "from": [allowed]}) as pod:
-        spec = cluster.get("networkpolicy", "cachd", "-n", "cachd")["spec"]
-        wanted = spec["podSelector"]["matchLabels"].items()
-        assert wanted <= pod["metadata"]["labels"].items()
-        selector = ",".join(f"{key}={value}" for key, value in wanted)
-        assert [each["metadata"]["uid"] for each in cluster.pods(selector)] == [pod["metadata"]["uid"]]
-        (rule,) = spec["ingress"]
-        (daemon,) = pod["spec"]["containers"]
-        ports = {each["name"] for each in daemon["ports"]}
-        assert {each["port"] for each in rule["ports"]} <= ports
-        assert allowed in rule["from"]
+    pod = cluster.installed([QWEN], networkPolicy={"enabled": True, "from": [allowed]})
+    spec = cluster.get("networkpolicy", "cachd", "-n", "cachd")["spec"]
+    wanted = spec["podSelector"]["matchLabels"].items()
+    assert wanted <= pod["metadata"]["labels"].items()
+    selector = ",".join(f"{key}={value}" for key, value in wanted)
+    assert [each["metadata"]["uid"] for each in cluster.pods(selector)] == [pod["metadata"]["uid"]]
+    (rule,) = spec["ingress"]
+    (daemon,) = pod["spec"]["containers"]
+    ports = {each["name"] for each in daemon["ports"]}
+    assert {each["port"] for each in rule["ports"]} <= ports
+    assert allowed in rule["from"]
     return "not enforced here: the node's network plugin has no policies"

@@ -45,37 +45,37 @@ def asking() -> Object:
 @case("the commands of the pages, and those that the chart's notes name, run as they stand")
 def commands(cluster: Cluster) -> str:
     named = {**QWEN, "name": "qwen"}
-    with cluster.installed([named], hostPort={"enabled": True}, service={"enabled": False}):
-        cluster.model_ready("qwen")
-        blocks = page(PAGE, "Is a model ready?") + page(PAGE, "Two daemons on one node")
-        blocks += [block for block in blocks_of_readme() if "for pod in" in block or "annotate" in block]
-        notes = cluster.sh("helm -n cachd get notes cachd")
-        blocks += re.findall(r"^  (kubectl -n cachd (?:rollout|exec) .*)", notes, re.MULTILINE)
-        blocks += ["helm -n cachd test cachd"]
-        for block in blocks:
-            cluster.sh(block)
+    cluster.installed([named], hostPort={"enabled": True}, service={"enabled": False})
+    cluster.model_ready("qwen")
+    blocks = page(PAGE, "Is a model ready?") + page(PAGE, "Two daemons on one node")
+    blocks += [block for block in blocks_of_readme() if "for pod in" in block or "annotate" in block]
+    notes = cluster.sh("helm -n cachd get notes cachd")
+    blocks += re.findall(r"^  (kubectl -n cachd (?:rollout|exec) .*)", notes, re.MULTILINE)
+    blocks += ["helm -n cachd test cachd"]
+    for block in blocks:
+        cluster.sh(block)
     return f"{len(blocks)} blocks"
 
 
 @case("a hostPort at status.hostIP answers, and refuses at once without a daemon; so does the Service")
 def addresses(cluster: Cluster) -> str:
-    with cluster.installed([QWEN], hostPort={"enabled": True}):
-        service = cluster.get("service", "cachd", "-n", "cachd")["spec"]["clusterIP"]
-        for host in (ADDRESS, service):
-            until(lambda host=host: status(cluster, host) == (0, "200"), f"{host} answers")
-        cluster.apply(asking())
-        until(lambda: phase(cluster) in ("Succeeded", "Failed"), "the pod that asks has ended")
-        assert phase(cluster) == "Succeeded", cluster.sh("kubectl logs asks")
-        nowhere = '{"spec":{"template":{"spec":{"nodeSelector":{"nowhere":"true"}}}}}'
-        cluster.sh(f"kubectl -n cachd patch daemonset cachd -p '{nowhere}'")
-        cluster.gone()
-        seconds = []
-        for host in (ADDRESS, service):
-            begun = time.monotonic()
-            until(lambda host=host: status(cluster, host)[0] == REFUSED, f"{host} refuses")
-            begun = time.monotonic()
-            assert status(cluster, host)[0] == REFUSED
-            seconds.append(time.monotonic() - begun)
+    cluster.installed([QWEN], hostPort={"enabled": True})
+    service = cluster.get("service", "cachd", "-n", "cachd")["spec"]["clusterIP"]
+    for host in (ADDRESS, service):
+        until(lambda host=host: status(cluster, host) == (0, "200"), f"{host} answers")
+    cluster.apply(asking())
+    until(lambda: phase(cluster) in ("Succeeded", "Failed"), "the pod that asks has ended")
+    assert phase(cluster) == "Succeeded", cluster.sh("kubectl logs asks")
+    nowhere = '{"spec":{"template":{"spec":{"nodeSelector":{"nowhere":"true"}}}}}'
+    cluster.sh(f"kubectl -n cachd patch daemonset cachd -p '{nowhere}'")
+    cluster.gone()
+    seconds = []
+    for host in (ADDRESS, service):
+        begun = time.monotonic()
+        until(lambda host=host: status(cluster, host)[0] == REFUSED, f"{host} refuses")
+        begun = time.monotonic()
+        assert status(cluster, host)[0] == REFUSED
+        seconds.append(time.monotonic() - begun)
     return (
         f"refused after {1000 * max(seconds):.0f} ms; 1.20 has no internalTrafficPolicy, so no drop was seen"
     )

@@ -65,6 +65,9 @@ def series_of(panel: Panel, prometheus: Prometheus) -> list[Series]:
 def _busy(grounds: dict[str, Ground]) -> None:
     """Let each daemon pull for `SECONDS`, and leave a pull of each unfinished."""
     until = time.monotonic() + SECONDS
+    hub = next(iter(grounds.values())).hub
+    for number, repo in enumerate(MODELS):
+        hub.add(repo, {"config.json": b"{}", "model.safetensors": noise((3 + 2 * number) * MIB, number)})
     workers = [
         threading.Thread(target=_pull, args=(ground, number, until))
         for number, ground in enumerate(grounds.values())
@@ -77,23 +80,21 @@ def _busy(grounds: dict[str, Ground]) -> None:
 
 def _pull(ground: Ground, number: int, until: float) -> None:
     """Pull models one after another, at a rate of the node's own, and ask for each of them twice."""
-    node = ground.node
+    node, turn = ground.node, 0
     node.ask("PUT", "/v1/limits", {"bytes_per_second": (3 - number) * MIB})
-    turn = 0
+    for name in ("slow.bin", "held.bin"):
+        node.ask("DELETE", f"/v1/models/{name}?force=true")
     while time.monotonic() < until:
         repo = MODELS[turn % len(MODELS)]
-        if turn < len(MODELS):
-            ground.hub.add(repo, {"config.json": b"{}", "model.safetensors": noise((turn + 4) * MIB, turn)})
         name = repo.replace("/", "--")
+        node.ask("DELETE", f"/v1/models/{name}?force=true")  # its bytes are fetched again
         for _ in range(2):
             node.pull(f"hf://{repo}")
-        node.ready(name)
+        assert node.ready(name).status == 200
         node.pull(f"hf://{repo}")
-        if turn + 1 < 2 * len(MODELS):
-            node.ask("DELETE", f"/v1/models/{name}?force=true")
         turn += 1
-    node.pull(ground.add("whisper.bin", 12 * MIB))
-    node.ready("whisper.bin", wait=3)
+    node.pull(ground.add("whisper.bin", 14 * MIB))
+    node.ready("whisper.bin", wait=4)
 
 
 if __name__ == "__main__":

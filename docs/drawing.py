@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +13,7 @@ from docs.dashboard import GRID_WIDTH, placed
 from docs.panel import GREEN, RED, YELLOW, Panel, Row
 
 CELL_WIDTH, CELL_HEIGHT = 46, 30  # pixels of a cell of the grid
-_GAP, _LEFT, _TOP, _LINE = 6, 62, 30, 15
+_GAP, _LEFT, _TOP, _LINE = 6, 72, 30, 15
 _MOST_LINES = 5
 _COLOURS = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0")
 _NAMED = {GREEN: "#56a64b", YELLOW: "#e0b400", RED: "#e02f44"}
@@ -101,9 +102,10 @@ def _panel(panel: Panel, box: Box, series: Sequence[Series]) -> str:
 def _graph(panel: Panel, box: Box, series: Sequence[Series]) -> Iterable[str]:
     """Lines, each with its last value in the legend; those that are highest come first."""
     series = sorted(series, key=lambda each: -max(value for _, value in each.points))
+    lines = _stacked(series) if panel.is_stacked else [each.points for each in series]
     named = min(len(series), _MOST_LINES)
     height = box.height - _TOP - 8 - _LINE * named
-    highest = max(value for each in series for _, value in each.points) or 1.0
+    highest = max(value for line in lines for _, value in line) or 1.0
     base = box.y + _TOP + height
     for part in (0.0, 0.5, 1.0):
         y = base - height * part
@@ -111,8 +113,8 @@ def _graph(panel: Panel, box: Box, series: Sequence[Series]) -> Iterable[str]:
         tick = shown(highest * part, panel.unit)
         yield _text(box.x + _LEFT - 5, y + 4, tick, 'class="faint" text-anchor="end"')
     across = (box.width - _LEFT - 8) / box.seconds
-    for number, each in reversed(list(enumerate(series))):
-        points = [(box.x + _LEFT + at * across, base - height * value / highest) for at, value in each.points]
+    for number, (each, line) in reversed(list(enumerate(zip(series, lines, strict=True)))):
+        points = [(box.x + _LEFT + at * across, base - height * value / highest) for at, value in line]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         colour = _COLOURS[number % len(_COLOURS)]
         yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
@@ -121,6 +123,17 @@ def _graph(panel: Panel, box: Box, series: Sequence[Series]) -> Iterable[str]:
             yield f'<rect x="{box.x + 8}" y="{y - 5:.1f}" width="10" height="3" fill="{colour}"/>'
             yield _text(box.x + 24, y, each.legend, "")
             yield _text(box.x + box.width - 8, y, shown(each.last, panel.unit), 'text-anchor="end"')
+
+
+def _stacked(series: Sequence[Series]) -> list[Sequence[tuple[float, float]]]:
+    """The lines of series that lie on top of each other."""
+    below = defaultdict[float, float](float)
+    lines: list[Sequence[tuple[float, float]]] = []
+    for each in series:
+        for at, value in each.points:
+            below[at] += value
+        lines.append([(at, below[at]) for at, _ in each.points])
+    return lines
 
 
 def _bars(panel: Panel, box: Box, series: Sequence[Series]) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Draws the dashboard of docs/monitoring.md: `python -m docs.dashboard_pictures`, about two minutes.
 
-Two daemons pull for a minute and a half while a Prometheus scrapes them each second. The pictures are drawn
+Two daemons pull for a minute while a Prometheus scrapes them every two seconds. The pictures are drawn
 from the dashboard's own queries, by docs/drawing.py: no Grafana is needed. They differ from run to run.
 """
 
@@ -22,7 +22,7 @@ from tests.ground.site import MIB, Ground
 from tests.ground.watched import GPU_1, GPU_2, watched
 
 PICTURES = Path(__file__).parent / "dashboard-pictures"
-SECONDS = 60.0
+SECONDS = 45.0
 MODELS = ("Qwen/Qwen2.5-7B-Instruct", "BAAI/bge-m3", "mistralai/Mistral-7B-Instruct-v0.3")
 VALUES = {"$job": JOB, "$node": ".+", "$__rate_interval": "8s", "$__range": "3m"}
 
@@ -32,11 +32,15 @@ def renew() -> None:
     if reason := lacking("prometheus"):
         raise SystemExit(f"{reason}: apt-get install {NEEDS['prometheus'].debian}")
     PICTURES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, watched(Path(place), GPU_1, GPU_2) as found:
+    with tempfile.TemporaryDirectory() as place, watched(Path(place), GPU_1, GPU_2, every="2s") as found:
         _busy(found.grounds)
-        seconds = time.time() - found.prometheus.began
+        ended = time.time()
         for row in ROWS:
-            picture = drawn(row, lambda panel: series_of(panel, found.prometheus), seconds=seconds)
+            picture = drawn(
+                row,
+                lambda panel: series_of(panel, found.prometheus, ended),
+                seconds=ended - found.prometheus.began,
+            )
             picture_of(row).write_text(picture)
 
 
@@ -45,17 +49,17 @@ def picture_of(row: Row) -> Path:
     return PICTURES / f"{row.title.lower().replace(' ', '-')}.svg"
 
 
-def series_of(panel: Panel, prometheus: Prometheus) -> list[Series]:
-    """What a panel shows: all the time of a graph, else the last values."""
+def series_of(panel: Panel, prometheus: Prometheus, ended: float) -> list[Series]:
+    """What a panel shows at the Unix time `ended`: all the time before for a graph, else the values then."""
     found = []
     for legend, query in panel.queries.items():
         asked = selected(query)
         for name, value in VALUES.items():
             asked = asked.replace(name, value)
         if panel.kind == "timeseries":
-            answers = [(each["metric"], each["values"]) for each in prometheus.over_all(asked)]
+            answers = [(each["metric"], each["values"]) for each in prometheus.over_all(asked, until=ended)]
         else:
-            answers = [(each["metric"], [each["value"]]) for each in prometheus.query(asked)]
+            answers = [(each["metric"], [each["value"]]) for each in prometheus.query(asked, at=ended)]
         for labels, values in answers:
             if points := finite(values, prometheus.began):
                 found.append(Series(legend_of(legend, labels), labels, points))

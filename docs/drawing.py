@@ -14,7 +14,7 @@ from docs.panel import GREEN, RED, YELLOW, Panel, Row
 
 CELL_WIDTH, CELL_HEIGHT = 46, 30  # pixels of a cell of the grid
 _GAP, _LEFT, _TOP, _LINE = 6, 72, 30, 15
-_MOST_LINES = 5
+_MOST_LINES, _GAP_SECONDS = 5, 5.0
 _COLOURS = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0")
 _NAMED = {GREEN: "#56a64b", YELLOW: "#e0b400", RED: "#e02f44"}
 _STYLE = (
@@ -114,10 +114,13 @@ def _graph(panel: Panel, box: Box, series: Sequence[Series]) -> Iterable[str]:
         yield _text(box.x + _LEFT - 5, y + 4, tick, 'class="faint" text-anchor="end"')
     across = (box.width - _LEFT - 8) / box.seconds
     for number, (each, line) in reversed(list(enumerate(zip(series, lines, strict=True)))):
-        points = [(box.x + _LEFT + at * across, base - height * value / highest) for at, value in line]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        path, before = "", -math.inf
+        for at, value in line:
+            x, y = box.x + _LEFT + at * across, base - height * value / highest
+            path += f"{'M' if at - before > _GAP_SECONDS else 'L'}{x:.1f} {y:.1f}"
+            before = at
         colour = _COLOURS[number % len(_COLOURS)]
-        yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        yield f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
         if number < named:
             y = base + _LINE * (number + 1)
             yield f'<rect x="{box.x + 8}" y="{y - 5:.1f}" width="10" height="3" fill="{colour}"/>'

@@ -55,7 +55,7 @@ def test_a_panel_of_each_kind_is_drawn_within_its_frame(kind: Kind) -> None:
         assert 0 <= float(element.attrib["x"]) <= width
         assert 0 <= float(element.attrib["y"]) <= height
     for points in re.findall(r'd="M([^"H]+)"', picture):
-        for x, y in (map(float, point.split()) for point in points.split("L")):
+        for x, y in (map(float, point.split()) for point in re.split("[LM]", points)):
             assert 0 <= x <= width
             assert 0 <= y <= height
     assert ("CachdAway" if kind == "table" else "1 MB/s") in words(picture)

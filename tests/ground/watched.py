@@ -29,7 +29,7 @@ class Watched:
 
 
 @contextmanager
-def watched(place: Path, *instances: str) -> Iterator[Watched]:
+def watched(place: Path, *instances: str, every: str = "1s") -> Iterator[Watched]:
     """Daemons that were scraped before, while and after they did everything. Takes ten seconds and more."""
     certify(place / "tls.pem")
     with Origin() as origin, Hub() as hub, ExitStack() as stack:
@@ -48,7 +48,7 @@ def watched(place: Path, *instances: str) -> Iterator[Watched]:
             ground.have("kept.bin")
             ground.node.stop()
             ground.node.start()  # a start looks at all blobs: from then on, their verification has an age
-        prometheus = stack.enter_context(Prometheus(place / "prometheus", nodes))
+        prometheus = stack.enter_context(Prometheus(place / "prometheus", nodes, every=every))
         prometheus.wait_for_scrapes(1)
         for ground in grounds.values():
             with ground.held("held.bin"):
@@ -63,7 +63,7 @@ def _everything(ground: Ground, prometheus: Prometheus) -> None:
     assert node.ready("held.bin", wait=0).status == 503
     node.pull(f"{origin.url}/kept.bin")
     node.ask("PUT", "/v1/limits", {"bytes_per_second": MIB})
-    node.pull(ground.add("slow.bin", 10 * MIB))
+    node.pull(ground.add("slow.bin", 24 * MIB))
     until(lambda: node.metric("cachd_pull_eta_seconds", model="slow.bin"))
     prometheus.wait_for_scrapes(1)
     node.ask("PUT", "/v1/limits", PLENTY)

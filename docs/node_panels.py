@@ -123,7 +123,6 @@ TRUST = Row(
             "timeseries",
             "decbytes",
             {"{{instance}} {{reason}}": increase("cachd_refetched_bytes_total", "instance", "reason")},
-            maybe_empty="no file was damaged since the daemon started",
         ),
         Panel(
             "Scrubbing",
@@ -133,8 +132,8 @@ TRUST = Row(
             {"{{instance}}": rate("cachd_scrub_bytes_total", "instance")},
         ),
         per_node(
-            "Age of the oldest verification",
-            "Since the file that was verified least recently was verified.",
+            "Oldest verification",
+            "How long ago the file was verified that was verified least recently.",
             "s",
             "time() - (cachd_scrub_oldest_timestamp_seconds > 0)",
             ((0, GREEN), (28 * _DAY, YELLOW)),
@@ -190,7 +189,7 @@ DAEMON = Row(
             "CachdConfigRefused",
         ),
         per_node(
-            "Options that wait for a restart",
+            "Options waiting",
             "Changed options that only a restart puts in force.",
             "short",
             "cachd_config_waiting_options",
@@ -218,7 +217,7 @@ DAEMON = Row(
             maybe_empty="the API has no certificate",
         ),
         per_node(
-            "Since the last successful pull",
+            "Last successful pull",
             "How long ago the daemon last made a model ready.",
             "s",
             "time() - (cachd_last_successful_pull_timestamp_seconds > 0)",

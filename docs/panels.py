@@ -166,8 +166,9 @@ PULLS = Row(
             {"{{instance}} {{source}}": rate("cachd_limited_seconds_total", "instance", "source")},
         ),
         Panel(
-            "Bytes that were not fetched twice",
-            "Bytes that a resumed download found on disk, and bytes that a faster connection took over.",
+            "Resumed and hedged",
+            "Bytes that a resumed download found on disk, and bytes that another connection took over from"
+            " a far slower one.",
             "timeseries",
             "Bps",
             {

@@ -82,6 +82,8 @@ def test_what_can_be_told_apart_has_its_series_from_the_start(alone: Callable[..
         assert samples[f'cachd_models{{state="{state}"}}'] == 0
     for role, verdict in itertools.product(CALLERS, VERDICTS):
         assert samples[f'cachd_writes_total{{role="{role}",verdict="{verdict}"}}'] == 0
+    for reason in ("disk", "source"):
+        assert samples[f'cachd_refetched_bytes_total{{reason="{reason}"}}'] == 0
     for stage in ("pull", "scrub"):
         assert samples[f'cachd_verify_failures_total{{stage="{stage}"}}'] == 0
 

@@ -185,12 +185,13 @@ def test_so_many_origins_have_series_and_the_others_share_one() -> None:
 def test_a_ref_that_is_forbidden_is_no_failure_of_its_origin() -> None:
     metrics = Metrics()
     meter = Meters(metrics).of(hosts(1)[0])
-    meter.unresolved(Forbidden("the address is private"))
-    assert series(metrics, "cachd_origin_failures_total") == {}
-    meter.unresolved(Forbidden("401", origin_status=401))
-    meter.unresolved(Unavailable("no route to host"))
+    meter.failed(Forbidden("the address is private"))
+    assert not any(series(metrics, "cachd_origin_failures_total").values())
+    meter.failed(Forbidden("401", origin_status=401))
+    meter.failed(Unavailable("no route to host"))
     found = series(metrics, "cachd_origin_failures_total")
-    assert {re.findall(r'code_class="(\w+)"', labels)[0] for labels in found} == {"4xx", "broken"}
+    failed = [labels for labels, count in found.items() if count]
+    assert {re.findall(r'code_class="(\w+)"', labels)[0] for labels in failed} == {"4xx", "broken"}
 
 
 # --- formats ---

@@ -163,7 +163,7 @@ def _engine(config: Config, bandwidth: Bandwidth, metrics: Metrics) -> Engine:
 
 def _resolves(config: Config, engine: Engine) -> Resolves:
     def failed(ref: Ref, error: CachdError) -> None:
-        engine.listeners.of(ref).unresolved(error)
+        engine.listeners.of(ref).failed(error)
 
     return Resolves(config.resolve_seconds, stall_seconds=config.stall_seconds, failed=failed)
 

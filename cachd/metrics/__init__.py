@@ -1,10 +1,18 @@
 """Defines every metric of the daemon: its name, help and labels."""
 
-from cachd.metrics.labels import EVICTION_REASONS, MAX_ORIGINS, MODEL_STATES, OTHER_ORIGINS, size_class
+from cachd.metrics.labels import (
+    CODE_CLASSES,
+    EVICTION_REASONS,
+    MAX_ORIGINS,
+    MODEL_STATES,
+    OTHER_ORIGINS,
+    size_class,
+)
 from cachd.metrics.measured import MAX_MODELS, Scrape
 from cachd.metrics.metrics import Metrics, table
 
 __all__ = [
+    "CODE_CLASSES",
     "EVICTION_REASONS",
     "MAX_MODELS",
     "MAX_ORIGINS",

@@ -19,6 +19,7 @@ MODEL_STATES = (
 CALLERS = ("anonymous", *Role.__members__)
 VERDICTS = ("accepted", "refused", "failed")
 EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
+CODE_CLASSES = ("4xx", "5xx", "broken")  # of failures; an origin may answer others
 MAX_ORIGINS = 20  # origins with series of their own; the others share those of OTHER_ORIGINS
 OTHER_ORIGINS = "other"
 SIGNALS = ("labels", "condition", "taint", "event")

@@ -109,7 +109,7 @@ class Metrics:
     refetched_bytes = _counter(
         "cachd_refetched_bytes_total",
         "Bytes fetched again because a file did not match its digest",
-        reason=SEEN,
+        reason=("disk", "source"),
     )
     origin_requests = _counter(
         "cachd_origin_requests_total",

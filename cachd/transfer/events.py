@@ -6,7 +6,7 @@ import threading
 from typing import Protocol
 
 from cachd.errors import CachdError, Unavailable
-from cachd.metrics import MAX_ORIGINS, OTHER_ORIGINS, Metrics
+from cachd.metrics import CODE_CLASSES, MAX_ORIGINS, OTHER_ORIGINS, Metrics
 from cachd.model import Ref
 from cachd.transfer.origins import origin_name
 
@@ -28,11 +28,8 @@ class Listener(Protocol):
     def refused(self, error: CachdError) -> None:
         """A request for bytes of a file failed."""
 
-    def broke(self, error: CachdError) -> None:
-        """An answer ended before its last byte, or with wrong ones."""
-
-    def unresolved(self, error: CachdError) -> None:
-        """The source could not resolve a ref."""
+    def failed(self, error: CachdError) -> None:
+        """The source could not resolve a ref, or an answer of it broke off."""
 
     def retried(self, error: CachdError) -> None:
         """A request that failed will be repeated."""
@@ -58,6 +55,8 @@ class Meter:
         self._receive_seconds = metrics.origin_receive_seconds.labels(origin).inc
         self._answers = metrics.origin_requests.labels(scheme, "2xx").inc
         self._answer_seconds = metrics.origin_answer_seconds.labels(origin).observe
+        for code_class in CODE_CLASSES:  # a rate over a series that begins with its first event misses it
+            metrics.origin_failures.labels(origin, code_class)
         self.resumed = metrics.resumed_bytes.inc
         self.hedged = metrics.hedged_bytes.inc
 
@@ -75,16 +74,12 @@ class Meter:
     def refused(self, error: CachdError) -> None:
         """See `Listener`."""
         self._metrics.origin_requests.labels(self._scheme, _code_class(error)).inc()
-        self._failed(error)
+        self.failed(error)
 
-    def broke(self, error: CachdError) -> None:
-        """See `Listener`."""
-        self._failed(error)
-
-    def unresolved(self, error: CachdError) -> None:
-        """See `Listener`. Not counted unless the origin caused it: the ref may be forbidden."""
+    def failed(self, error: CachdError) -> None:
+        """See `Listener`. A cancelled request and a ref that is forbidden are no failures of the origin."""
         if isinstance(error, Unavailable) or error.origin_status is not None:
-            self._failed(error)
+            self._metrics.origin_failures.labels(self._origin, _code_class(error)).inc()
 
     def retried(self, error: CachdError) -> None:
         """See `Listener`."""
@@ -94,9 +89,6 @@ class Meter:
         """See `Listener`."""
         self._metrics.verify_failures.labels("pull").inc()
         self._metrics.refetched_bytes.labels(reason).inc(count)
-
-    def _failed(self, error: CachdError) -> None:
-        self._metrics.origin_failures.labels(self._origin, _code_class(error)).inc()
 
 
 class Meters:

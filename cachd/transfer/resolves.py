@@ -89,9 +89,12 @@ class Resolves:
                 manifest = source.resolve(ref, running.cancel_token)
         except CachdError as error:
             cancel_token.check()
-            failure = _too_slow(ref, running.why_ended) if running.why_ended else error
-            self._failed(ref, failure)
-            raise failure from (error if failure is not error else error.__cause__)
+            if running.why_ended:
+                too_slow = _too_slow(ref, running.why_ended)
+                self._failed(ref, too_slow)
+                raise too_slow from error
+            self._failed(ref, error)
+            raise
         cancel_token.check()
         return manifest
 

@@ -29,11 +29,11 @@ class QueryRefused(Exception):
 
 
 class Prometheus:
-    """A Prometheus of its own, which scrapes each second. A context manager: its exit ends the process."""
+    """A Prometheus of its own, which scrapes as often as `every` says. A context manager."""
 
-    def __init__(self, place: Path, nodes: Mapping[str, Node]) -> None:
+    def __init__(self, place: Path, nodes: Mapping[str, Node], *, every: str = "1s") -> None:
         """`place`: an absent directory for its data; `nodes`: by the name that `instance` shows."""
-        self._place, self._nodes = place, nodes
+        self._place, self._nodes, self._every = place, nodes, every
         (self._port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
         self.began = time.time()
@@ -61,14 +61,15 @@ class Prometheus:
             {"targets": [node.url.removeprefix("http://")], "labels": {"instance": name}}
             for name, node in self._nodes.items()
         ]
+        paces = ("scrape_interval", "scrape_timeout", "evaluation_interval")
         return {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "global": dict.fromkeys(paces, self._every),
             "rule_files": [str(RULES)],
             "scrape_configs": [{"job_name": JOB, "static_configs": targets}],
         }
 
     def wait_for_scrapes(self, count: int) -> None:
-        """Return when every node was scraped `count` more times. The first scrape takes five seconds."""
+        """Return when every node answered `count` more scrapes. The first scrape takes five seconds."""
         before = self._scrapes()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not all(self._scrapes().get(name, 0) >= before.get(name, 0) + count for name in self._nodes):
@@ -78,19 +79,20 @@ class Prometheus:
 
     def _scrapes(self) -> dict[str, float]:
         try:
-            found = self.query(f'sum by (instance) (count_over_time(up{{job="{JOB}"}}[1h]))')
+            found = self.query(f'sum by (instance) (sum_over_time(up{{job="{JOB}"}}[1h]))')
         except (OSError, http.client.HTTPException, QueryRefused):  # it has only been started
             return {}
         return {each["metric"]["instance"]: float(each["value"][1]) for each in found}
 
-    def query(self, query: str) -> list[Any]:
-        """The series of an instant query. Raises QueryRefused."""
-        found: list[Any] = self._ask("query", query=query)["result"]
+    def query(self, query: str, *, at: float | None = None) -> list[Any]:
+        """The series of an instant query, now or at a Unix time. Raises QueryRefused."""
+        found: list[Any] = self._ask("query", query=query, time=at or time.time())["result"]
         return found
 
-    def over_all(self, query: str) -> list[Any]:
-        """The series of a query at each second since the start. Raises QueryRefused."""
-        answer = self._ask("query_range", query=query, start=self.began, end=time.time(), step=1)
+    def over_all(self, query: str, *, until: float | None = None) -> list[Any]:
+        """The series of a query at each second from the start to a Unix time, or now. Raises QueryRefused."""
+        ended = until or time.time()
+        answer = self._ask("query_range", query=query, start=self.began, end=ended, step=1)
         found: list[Any] = answer["result"]
         return found
 

@@ -17,7 +17,7 @@ from tests.ground.prometheus import Prometheus
 from tests.ground.site import MIB, Ground, until
 
 GPU_1, GPU_2 = "gpu-1", "gpu-2"
-NO_LIMIT = {"bytes_per_second": 1024 * MIB}
+PLENTY = {"bytes_per_second": 32 * MIB}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Watched:
 
 
 @contextmanager
-def watched(place: Path, *instances: str) -> Iterator[Watched]:
+def watched(place: Path, *instances: str, every: str = "1s") -> Iterator[Watched]:
     """Daemons that were scraped before, while and after they did everything. Takes ten seconds and more."""
     certify(place / "tls.pem")
     with Origin() as origin, Hub() as hub, ExitStack() as stack:
@@ -37,8 +37,8 @@ def watched(place: Path, *instances: str) -> Iterator[Watched]:
             "listen": ["127.0.0.1:0 plain", "127.0.0.1:0"],
             "tls_cert_file": str(place / "tls.pem"),
             "retries": 3,
-            "limit_bytes": "32MiB",
-            "limit_bytes_per_second": "1GiB",
+            "limit_bytes": "36MiB",
+            "limit_bytes_per_second": "32MiB",
             "evict": False,
             "hf_endpoint": hub.url,
         }
@@ -48,7 +48,7 @@ def watched(place: Path, *instances: str) -> Iterator[Watched]:
             ground.have("kept.bin")
             ground.node.stop()
             ground.node.start()  # a start looks at all blobs: from then on, their verification has an age
-        prometheus = stack.enter_context(Prometheus(place / "prometheus", nodes))
+        prometheus = stack.enter_context(Prometheus(place / "prometheus", nodes, every=every))
         prometheus.wait_for_scrapes(1)
         for ground in grounds.values():
             with ground.held("held.bin"):
@@ -63,10 +63,10 @@ def _everything(ground: Ground, prometheus: Prometheus) -> None:
     assert node.ready("held.bin", wait=0).status == 503
     node.pull(f"{origin.url}/kept.bin")
     node.ask("PUT", "/v1/limits", {"bytes_per_second": MIB})
-    node.pull(ground.add("slow.bin", 10 * MIB))
+    node.pull(ground.add("slow.bin", 24 * MIB))
     until(lambda: node.metric("cachd_pull_eta_seconds", model="slow.bin"))
     prometheus.wait_for_scrapes(1)
-    node.ask("PUT", "/v1/limits", NO_LIMIT)
+    node.ask("PUT", "/v1/limits", PLENTY)
     assert node.ready("slow.bin").status == 200
     content = noise(MIB, seed=50)
     origin.fault("/wrong.bin", Flip(5), times=1)
@@ -77,7 +77,7 @@ def _everything(ground: Ground, prometheus: Prometheus) -> None:
     origin.fault("/none.bin", Status(404))
     node.pull(f"{origin.url}/none.bin", name="none")
     assert node.ready("none").status == 404
-    node.pull(origin.add("/large.bin", noise(33 * MIB)))
+    node.pull(origin.add("/large.bin", noise(37 * MIB)))
     assert node.ready("large.bin").status == 413
     node.ask("POST", "/v1/models/kept.bin/leases", {"seconds": 600})
     node.ask("POST", "/v1/models/kept.bin/verify")

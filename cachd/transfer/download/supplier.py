@@ -132,7 +132,7 @@ class Supplier:
                 if asking.is_taken and not self.is_stopped:
                     raise GaveWay(f"{self.file.path}: its stream was taken for another pull") from error
                 if is_answered and isinstance(error, Unavailable):
-                    self.listener.broke(error)
+                    self.listener.failed(error)
                 raise
             finally:
                 del self.turns[asking]

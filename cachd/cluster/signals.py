@@ -131,7 +131,8 @@ class NodeSignals:
                     self._write(wanted, now)
                 self._write_events(now)
             except CachdError as error:
-                self._failed(error)
+                if not self._thread.is_stopping:  # a stop ends the call that runs
+                    self._failed(error)
         return self._pace.interval
 
     def _wanted(self) -> Wanted:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from docs import chart
 from tests.test_daemonset import DAEMON_POD, NEWEST, validate
 from tests.test_readme import OF_A_CLUSTER, PAGES
 
@@ -57,8 +58,9 @@ def test_what_the_page_adds_to_the_daemons_pod_passes_the_strict_schema() -> Non
             ]
         else:
             parts |= document
-    assert parts.keys() == {"initContainers", "env"}
+    assert parts.keys() == {"initContainers", "env", "affinity", "nodeSignals"}
     (daemon,) = DAEMON_POD["containers"]
-    pod = {**DAEMON_POD, "initContainers": parts["initContainers"]}
+    pod = {**DAEMON_POD, "initContainers": parts["initContainers"], "affinity": parts["affinity"]}
+    assert parts["nodeSignals"].keys() <= yaml.safe_load(chart.VALUES.read_text())["nodeSignals"].keys()
     pod["containers"] = [{**daemon, "env": [*daemon["env"], *parts["env"]]}]
     validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "cachd"}, "spec": pod}, NEWEST)

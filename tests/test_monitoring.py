@@ -98,6 +98,10 @@ FIRING: dict[str, tuple[Series, Series]] = {
         {"cachd_tls_certificate_expiry_timestamp_seconds": f"{2 * WEEK}x120"},
     ),
     "CachdTokensRefused": ({"cachd_tokens_in_force": "0x120"}, {"cachd_tokens_in_force": "1x120"}),
+    "CachdNodeSignalsOutdated": (
+        {"cachd_node_signals_written": "0x120"},
+        {"cachd_node_signals_written": "1x120"},
+    ),
 }
 
 

@@ -31,7 +31,7 @@ from tests.ground.site import until
 
 LETTERS = "aZ09._-"  # what names of models are made of
 # No wait of its own: what is slow here is the test machine.
-QUICK = Pace(look=0.01, settle=0.0, each=0.01, burst=1000, check=3600.0, chance=lambda: 0.0)
+QUICK = Pace(interval=0.01, settle=0.0, each=0.01, burst=1000, check=3600.0, chance=lambda: 0.0)
 TAINT = "cachd.dev/models-not-ready"
 
 
@@ -56,12 +56,12 @@ class Told:
         self.signals = NodeSignals(
             Switches(api.name, **{"max_labels": 50, **switches}),
             ApiServer(place, seconds=seconds),
-            Watched(self.look, self.events),
+            Watched(self.current, self.events),
             self.metrics,
             pace=pace,
         )
 
-    def look(self) -> Seen:
+    def current(self) -> Seen:
         return Seen(dict(self.states), frozenset(self.required), self.is_configuration_right)
 
     def set(self, **states: str) -> None:
@@ -152,15 +152,15 @@ def test_what_did_not_change_is_not_written_again(api: KubeApi, tell: Tells) -> 
     until(lambda: told.signals.are_written)
     before = len(api.calls)
     looked = threading.Semaphore(0)
-    look = told.look
-    told.signals._watched = Watched(lambda: (looked.release(), look())[1], told.events)
+    current = told.current
+    told.signals._watched = Watched(lambda: (looked.release(), current())[1], told.events)
     for _ in range(20):
         assert looked.acquire(timeout=60)
     assert len(api.calls) == before
 
 
 def test_what_somebody_else_changed_is_corrected_at_the_next_check(api: KubeApi, tell: Tells) -> None:
-    told = tell(labels=True, pace=Pace(look=0.01, settle=0, each=0.01, burst=1000, check=0.05))
+    told = tell(labels=True, pace=Pace(interval=0.01, settle=0, each=0.01, burst=1000, check=0.05))
     told.set(qwen="ready")
     until(lambda: api.labels == {"qwen": "ready"})
     assert api.node is not None
@@ -511,7 +511,7 @@ def test_a_token_that_cannot_be_read_is_no_secret_in_the_log(api: KubeApi, tell:
 
 
 def test_a_burst_of_changes_is_written_once_per_minute_in_the_end(api: KubeApi, tell: Tells) -> None:
-    told = tell(labels=True, pace=Pace(look=0.01, settle=0.0, each=3600.0, burst=3, check=3600.0))
+    told = tell(labels=True, pace=Pace(interval=0.01, settle=0.0, each=3600.0, burst=3, check=3600.0))
     until(lambda: told.signals.are_written)
     for number in range(3):
         told.set(**{f"m{number}": "ready"})
@@ -621,7 +621,7 @@ def test_an_event_that_happens_again_is_counted_and_one_that_is_gone_begins_anew
 
 
 def test_many_events_are_bounded_in_memory_and_in_writes(api: KubeApi, tell: Tells) -> None:
-    told = tell(events=True, pace=Pace(look=0.01, settle=0.0, each=3600.0, burst=2))
+    told = tell(events=True, pace=Pace(interval=0.01, settle=0.0, each=3600.0, burst=2))
     for number in range(300):
         told.log("repaired", name=f"m{number}")
     until(lambda: len(api.events) == 4)

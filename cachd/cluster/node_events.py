@@ -31,16 +31,16 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """How an event of cachd is told: the reason of the Event, its type, and the message."""
+class _Text:
+    """How an event of cachd is written: the reason of the Event, its type, and the message."""
 
     reason: str
     kind: Kind
     message: Callable[[Event], str]
 
 
-_TOLD = {
-    EventKind.pull_ready: _Told(
+_TEXTS = {
+    EventKind.pull_ready: _Text(
         "ModelPulled",
         Kind.Normal,
         lambda event: (
@@ -48,7 +48,7 @@ _TOLD = {
             f" fetched in {event.seconds or 0:.0f} s"
         ),
     ),
-    EventKind.pull_failed: _Told(
+    EventKind.pull_failed: _Text(
         "ModelPullFailed",
         Kind.Warning,
         lambda event: (
@@ -56,27 +56,27 @@ _TOLD = {
             f" cachd show {event.model} has the reason"
         ),
     ),
-    EventKind.evicted: _Told(
+    EventKind.evicted: _Text(
         "ModelEvicted",
         Kind.Normal,
         lambda event: (
             f"{event.model} was evicted ({event.reason}), which freed {event.freed_bytes or 0} bytes"
         ),
     ),
-    EventKind.damaged: _Told(
+    EventKind.damaged: _Text(
         "ModelCorrupt", Kind.Warning, lambda event: f"a file of {event.model} is damaged on the disk"
     ),
-    EventKind.quarantined: _Told(
+    EventKind.quarantined: _Text(
         "ModelQuarantined", Kind.Warning, lambda event: f"{event.model} is not ready until it is repaired"
     ),
-    EventKind.repaired: _Told(
+    EventKind.repaired: _Text(
         "ModelRepaired", Kind.Normal, lambda event: f"{event.model} is repaired, and ready again"
     ),
-    EventKind.refused: _Told(
+    EventKind.refused: _Text(
         "ModelRefused", Kind.Warning, lambda event: f"{event.model} has a digest that the operator refuses"
     ),
 }
-REASONS = {kind.value: told.reason for kind, told in _TOLD.items()}
+REASONS = {kind.value: text.reason for kind, text in _TEXTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +132,10 @@ class NodeEvents:
 
     def note(self, event: Event, now: float) -> None:
         """Let what happened wait to be written, if it is one of those that are."""
-        told = _TOLD.get(event.kind)
-        if told is None or event.model is None:
+        text = _TEXTS.get(event.kind)
+        if text is None or event.model is None:
             return
-        new = Series(told.reason, told.kind, event.model, told.message(event), now, now)
+        new = Series(text.reason, text.kind, event.model, text.message(event), now, now)
         before = self._waiting.pop(new.key, None) or self._written.get(new.key)
         if before and now - before.last <= self._series_seconds:
             new = replace(before, message=new.message, last=now, count=before.count + 1)

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often cachd looks, writes and checks again; all in seconds.
+    """How often cachd compares, writes and checks again; all in seconds.
 
-    `look`: between two looks at the models. `settle`: a change is written within this time, at random, so
-    that many nodes do not write at once. `each`: one write per this time in the long run, after `burst`
-    writes at once. `check`: what the API server has is read again after this time; a third of it is random.
-    `series`: the same event within this time of the last one is counted and makes no new object. `chance` is
-    uniform in [0, 1).
+    `interval`: between two comparisons of the models with what was written. `settle`: a change is written
+    within this time, at random, so that many nodes do not write at once. `each`: one write per this time in
+    the long run, after `burst` writes at once. `check`: what the API server has is read again after this
+    time; a third of it is random. `series`: the same event within this time of the last one is counted and
+    makes no new object. `chance` is uniform in [0, 1).
     """
 
-    look: float = 2.0
+    interval: float = 2.0
     settle: float = 5.0
     each: float = 60.0
     burst: int = 5

@@ -1,7 +1,7 @@
 """Keeps this node's object in Kubernetes up to date with its models.
 
-One thread looks at the models every few seconds. If something changed, or a check is due, it reads the node's
-object and writes what differs:
+One thread reads the states of the models every few seconds. If something changed, or a check is due, it reads
+the node's object and writes what differs:
 
     up to date ──(models changed, check due)──> due ──(settled, permitted)──> read ──> written ──> up to date
                                                  ^                              │         │
@@ -63,9 +63,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the signals are made from: `look` returns what is true now."""
+    """What the signals are made from: `current` returns what is true now."""
 
-    look: Callable[[], Seen]
+    current: Callable[[], Seen]
     events: EventLog
 
 
@@ -104,7 +104,7 @@ class NodeSignals:
 
     @property
     def are_written(self) -> bool:
-        """Whether the node's object said what is true at the last look, and the last call succeeded."""
+        """Whether the node's object said what is true at the last comparison, and the last call succeeded."""
         return self._due_at is None and self._written is not None and not self._failures
 
     def start(self) -> None:
@@ -131,11 +131,12 @@ class NodeSignals:
                     self._write(wanted, now)
                 self._write_events(now)
             except CachdError as error:
-                self._failed(error)
-        return self._pace.look
+                if not self._thread.is_stopping:  # a stop ends the call that runs
+                    self._failed(error)
+        return self._pace.interval
 
     def _wanted(self) -> Wanted:
-        switches, seen = self._switches, self._watched.look()
+        switches, seen = self._switches, self._watched.current()
         if switches.labels:
             most = switches.max_labels
             self._labels = labels(seen.states, seen.required, at_most=most, before=self._labels)

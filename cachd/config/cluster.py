@@ -65,6 +65,6 @@ class ClusterOptions(Group):
         return name
 
     @property
-    def tells_kubernetes(self) -> bool:
+    def informs_kubernetes(self) -> bool:
         """Whether any signal of the node is on."""
         return any(getattr(self, key) for key in _SIGNALS)

@@ -26,7 +26,7 @@ def node_signals(
     config: Config, daemon: Daemon, prewarm: Prewarm, reload: Reload, events: EventLog
 ) -> NodeSignals | None:
     """What writes the node's labels, condition, events and taint; None while all of them are off."""
-    if not config.tells_kubernetes:
+    if not config.informs_kubernetes:
         return None
     from cachd.cluster.api_server import ApiServer
     from cachd.cluster.signals import NodeSignals, Seen, Switches, Watched
@@ -34,7 +34,7 @@ def node_signals(
     assert config.node_name is not None
     models = daemon.models
 
-    def look() -> Seen:
+    def current() -> Seen:
         states = {name: state for name in models.names() if (state := models.state(name)) is not None}
         return Seen(states, frozenset(prewarm.required()), is_configuration_right=reload.is_loaded)
 
@@ -46,7 +46,7 @@ def node_signals(
         events=config.node_events,
         taint=config.startup_taint,
     )
-    return NodeSignals(switches, ApiServer(place(config)), Watched(look, events), daemon.metrics)
+    return NodeSignals(switches, ApiServer(place(config)), Watched(current, events), daemon.metrics)
 
 
 def running(signals: NodeSignals | None) -> AbstractContextManager[object]:
@@ -63,5 +63,5 @@ def place(config: Config) -> Place:
 
     host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    told = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}" if host else _BY_NAME
-    return Place(config.kubernetes_url or told, config.kubernetes_token_file, config.kubernetes_ca_file)
+    given = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}" if host else _BY_NAME
+    return Place(config.kubernetes_url or given, config.kubernetes_token_file, config.kubernetes_ca_file)

@@ -105,7 +105,7 @@ def _of_node(node: Node, seconds: float) -> Iterator[Check]:
         yield Check(Code.secret_file, partial(credentials.check_secret_files, config))
         yield Check(Code.api_tokens, partial(credentials.check_api_tokens, config))
         yield Check(Code.hub_token, partial(credentials.check_hub_tokens, loaded, seconds))
-        if config.tells_kubernetes:
+        if config.informs_kubernetes:
             yield Check(Code.kubernetes, partial(_kubernetes, config, seconds))
         yield Check(Code.s3_credentials, partial(credentials.check_s3_credentials, loaded, seconds))
     yield Check(Code.open_files, partial(limits.check_open_files, config, _pid(config)))

@@ -19,7 +19,7 @@ _HINT = "grant it, as the chart's nodeSignals does, or turn the option off"
 def check_kubernetes(config: Config, seconds: float) -> Iterator[Finding]:
     """Whether the API server answers, has this node, and allows every write. Raises Unavailable."""
     node = config.node_name
-    if not config.tells_kubernetes or node is None:
+    if not config.informs_kubernetes or node is None:
         return
     server = ApiServer(place(config), seconds=seconds)
     server.get(f"/api/v1/nodes/{quote(node, safe='')}")

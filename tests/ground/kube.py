@@ -27,7 +27,7 @@ from tests.ground.s3 import free_ports
 Object = dict[str, Any]
 VARIABLE, USUAL = "KUBE_PROGRAMS", "/opt/cachd-test-kube"
 PROGRAMS = ("kube-apiserver", "etcd")
-START_SECONDS = 120.0
+START_SECONDS = 400.0
 _POLL_SECONDS = 0.05
 _LONGEST_LOG = 2000
 
@@ -43,11 +43,14 @@ class KubeNotStarted(RuntimeError):
 
 
 class Kube:
-    """The API server in `directory`, running inside `with`. `pem` has the authority of its certificate."""
+    """The API server in `directory`, running inside `with`. `pem` has the authority of its certificate.
+
+    `admin_token` may do everything.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.pem = directory, directory / "server.pem"
-        self._admin = secrets.token_hex(16)
+        self.admin_token = secrets.token_hex(16)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
 
@@ -69,7 +72,7 @@ class Kube:
     def ask(self, method: str, path: str, body: object = None, *, kind: str = "application/json") -> Any:
         """What the API answers the administrator. Raises urllib.error.HTTPError."""
         content = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {self._admin}", "Content-Type": kind}
+        headers = {"Authorization": f"Bearer {self.admin_token}", "Content-Type": kind}
         request = urllib.request.Request(self.url + path, content, headers, method=method)
         with urllib.request.urlopen(request, context=self._context, timeout=START_SECONDS) as answer:
             return json.loads(answer.read())
@@ -106,7 +109,7 @@ class Kube:
         self._context = ssl.create_default_context(cafile=str(self.pem))
         client, peer, port = free_ports(3)
         self.url, etcd = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{client}"
-        (self.directory / "tokens.csv").write_text(f"{self._admin},admin,admin,system:masters\n")
+        (self.directory / "tokens.csv").write_text(f"{self.admin_token},admin,admin,system:masters\n")
         _write_key(self.directory / "accounts.pem")
         self._run(
             "etcd",
@@ -139,10 +142,10 @@ class Kube:
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
-            for process, name in zip(self._processes, ("etcd", "kube-apiserver"), strict=True):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log = (self.directory / f"{name}.log").read_text(errors="replace")
-                    raise KubeNotStarted(f"{name}: {log[-_LONGEST_LOG:]}")
+            if any(each.poll() is not None for each in self._processes) or time.monotonic() > deadline:
+                logs = (self.directory / f"{name}.log" for name in PROGRAMS)
+                ends = [log.read_text(errors="replace")[-_LONGEST_LOG:] for log in logs]
+                raise KubeNotStarted("\n".join(ends))
             time.sleep(_POLL_SECONDS)
 
     def _is_ready(self) -> bool:

@@ -26,7 +26,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.terminal.amounts import duration_text, size_text
 from cachd.terminal.models import Status, waits_text
 from cachd.terminal.progress import Update, progress_bars
-from cachd.transfer.checks import check_numbers
+from cachd.transfer.checks import check_numbers, selected
 from cachd.transfer.request import Pull
 from cachd.transfer.resolves import Resolves
 
@@ -119,10 +119,9 @@ def resolve_here(spec: ModelSpec, options: Config, *, seconds: float) -> dict[st
     with closing(resolves), _ending_in_time():
         source = sources.of(spec.ref)
         manifest = resolves.resolve(source, spec.ref, CancelToken(), seconds=seconds)
-        selected = spec.select(manifest)
-        sources.table.check_files(selected)
-        check_numbers(selected, manifest, spec)
-        return as_document(resolve_report_without_cache(spec, selected))
+        chosen = selected(manifest, spec, sources.table)
+        check_numbers(chosen, manifest, spec)
+        return as_document(resolve_report_without_cache(spec, chosen))
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def test_env_names_the_file_for_llama_cpp_and_asks_where_there_is_a_choice(groun
     one = json.loads(ground.node.cli("env", "org--one", "-o", "json").stdout)
     assert one["path"] == "/model/org--one/m-Q4_0-00001-of-00002.gguf"
     two = ground.node.cli("env", "org--two")
-    assert two.returncode == 2
+    assert (two.returncode, "code: no_such_file" in two.stderr) == (2, True)
     assert "--file: m-Q4_0-00001-of-00002.gguf, m-Q8_0.gguf" in two.stderr
     chosen = ground.node.cli("env", "org--two", "--file", "m-Q8_0.gguf").stdout
     assert "--model /model/org--two/m-Q8_0.gguf" in chosen
@@ -101,6 +101,7 @@ def test_env_warns_of_what_an_engine_would_refuse_and_of_a_layout_that_fits_none
     unknown = ground.node.cli("env", "org--odd")
     assert unknown.returncode == 2
     assert "name one with --for: vllm" in unknown.stderr
+    assert "code: no_engine" in unknown.stderr
     ended = ground.node.cli("env", "org--odd", "--for", "vllm")
     assert ended.returncode == 0
     assert "warning: x.safetensors: its tensors take 100 bytes" in ended.stderr

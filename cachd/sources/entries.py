@@ -59,6 +59,7 @@ def _flag(value: object) -> object:
 
 
 Addressing = Literal["auto", "path", "virtual"]
+Formats = Literal["all", "safe"]
 FlagOrItems = Annotated[bool | tuple[str, ...], BeforeValidator(_flag_or_items)]
 
 
@@ -105,6 +106,11 @@ class Entry(BaseModel):
         None,
         description="a file with one line of `name=value&…`, such as a signature, added to the URLs below"
         " this prefix alone; re-read at every use",
+    )
+    formats: Formats | None = Field(
+        None,
+        description="`safe`: a model whose weights are only Python pickles is refused, and pickles with"
+        " safetensors beside them are left out; `all`: every format may be pulled",
     )
     limit: Rate | None = Field(
         None, description="most bytes a second from here, in addition to the other limits"

@@ -15,6 +15,7 @@ from cachd.errors import Forbidden, Invalid
 from cachd.model import Digest, File, Manifest, count_text, matches
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.prefixes import Prefix, Prefixes
+from cachd.policy.safe_formats import unsafe
 from cachd.policy.verdicts import Rule, Verdicts
 from cachd.sources.entries import SHA256, Entry, is_beneath, is_pattern, schemes_of
 from cachd.sources.headers import HeadersFile
@@ -84,6 +85,28 @@ class Table:
                 hint=f"leave them out with exclude; cachd sources {manifest.base} shows what is refused",
             )
         self.check_digests(manifest)
+
+    def only_safe(self, manifest: Manifest) -> Manifest:
+        """The manifest without the pickles that no engine needs, where an entry says `formats: safe`.
+
+        Raises Forbidden when it has other pickles.
+        """
+        held = self.held(manifest.base).get("formats")
+        if held is None or held.value != "safe":
+            return manifest
+        found = unsafe([file.path for file in manifest.files])
+        spare = set(found.spare)
+        kept = [file for file in manifest.files if file.path not in spare]
+        if found.needed or not kept:
+            named = found.needed or found.spare
+            raise Forbidden(
+                f"{manifest.base} has {count_text(len(named), 'file')} that can run code when loaded:"
+                f" {', '.join(f'{path!r:.120}' for path in named[:5])}",
+                code="unsafe_format",
+                hint=f"look for the model as safetensors, or leave the files out with exclude; the entry"
+                f" {held.by.text} of sources says formats: safe",
+            )
+        return manifest.only(kept)
 
     def _refused_files(self, manifest: Manifest) -> Iterator[File]:
         is_split = self._prefixes.are_below(manifest.base)  # then each file is judged by its own origin

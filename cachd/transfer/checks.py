@@ -22,6 +22,16 @@ _MAX_FINDINGS = 40  # that are kept with a snapshot
 _MAX_SOUGHT = 1000  # of one set, so many missing files are compared with the patterns
 
 
+def selected(resolved: Manifest, spec: ModelSpec, table: Table) -> Manifest:
+    """The files that a pull makes ready: those that the spec selects, without what the table leaves out.
+
+    Raises Invalid, and Forbidden for a file that the operator refuses.
+    """
+    manifest = table.only_safe(spec.select(resolved)).without(resolved)
+    table.check_files(manifest)
+    return manifest
+
+
 def check_numbers(manifest: Manifest, source: Manifest, spec: ModelSpec) -> None:
     """Raises Invalid when a numbered set of weights has a gap that the spec's patterns do not leave out.
 

@@ -6,7 +6,7 @@ from cachd.model import Manifest, ModelSpec
 from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
 from cachd.transfer.attempt import PullContext
-from cachd.transfer.checks import check_numbers
+from cachd.transfer.checks import check_numbers, selected
 
 _ANSWER_SECONDS = 60.0
 
@@ -29,10 +29,9 @@ class Previews:
         source = self._sources.of(spec.ref)
         with self._stopping.reaches(token):
             manifest = self._context.resolves.resolve(source, spec.ref, token, seconds=seconds)
-        selected = self._context.store.manifests.as_kept(spec.select(manifest))
-        self._context.table().check_files(selected)
-        check_numbers(selected, manifest, spec)
-        return selected
+        chosen = selected(manifest, spec, self._context.table())
+        check_numbers(chosen, manifest, spec)
+        return self._context.store.manifests.as_kept(chosen)
 
     def interrupt(self) -> None:
         """End every running resolve. Later ones raise Cancelled."""

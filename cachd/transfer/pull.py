@@ -20,7 +20,14 @@ from cachd.model import File, Manifest, Snapshot
 from cachd.store.space import Reservation
 from cachd.store.store import Store
 from cachd.transfer.attempt import Attempt, NotYet
-from cachd.transfer.checks import check_contents, check_numbers, check_preflight, check_shards, check_weights
+from cachd.transfer.checks import (
+    check_contents,
+    check_numbers,
+    check_preflight,
+    check_shards,
+    check_weights,
+    selected,
+)
 from cachd.transfer.fetch import fetch
 from cachd.transfer.resolves import TOO_SLOW
 from cachd.transfer.waits import Reason, Waits
@@ -83,8 +90,7 @@ def _new_revision(damaged: Manifest, now: Manifest, attempt: Attempt) -> Manifes
 def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
     """Fetch what is missing, and publish. `resolved` has all files of the source; the spec selects."""
     spec, store = attempt.spec, attempt.context.store
-    manifest = store.manifests.as_kept(spec.select(resolved))
-    attempt.context.table().check_files(manifest)
+    manifest = store.manifests.as_kept(selected(resolved, spec, attempt.context.table()))
     is_repair = store.to_repair(spec) is not None
     if not is_repair:  # the first pull made this check, and the files that the spec excluded are unknown
         check_numbers(manifest, resolved, spec)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kube.processes import run
+from tests.kube.processes import run, until
 from tests.kube.programs import CACHE, PROJECT
 from tests.kube.worker import CGROUPS
 
@@ -83,6 +83,8 @@ def run_inside(arguments: list[str]) -> int:
     finally:
         _keep_logs(place)
         _tidy(before)
+        with suppress(TimeoutError):  # the kernel takes a moment to free the disk
+            until(lambda: not machine().left_since(before, place), "nothing is left", seconds=30)
         left = machine().left_since(before, place)
         shutil.rmtree(place, ignore_errors=True)
     for each in left:

@@ -24,7 +24,7 @@ from tests.ground.report import FAILED, PASSED, SKIPPED, Tally, ending, read
 
 PROJECT = Path(__file__).parent.parent
 NO_TESTS, BROKEN_OFF = 5, 2  # of pytest's statuses
-WORKERS_PER_CORE = 1.5  # tests wait for each other's half of a conversation, too
+WORKERS_PER_CORE = 2  # tests wait for each other's half of a conversation, too
 
 
 @dataclass

@@ -68,10 +68,10 @@ def table(cells: list[Cell], versions: dict[str, str], not_tried: list[str]) -> 
 
 
 def _shown(cells: list[Cell]) -> str:
-    """One cell of the table: the slowest user's seconds, or the fault and whose it is."""
+    """One cell of the table: whether it works for each user, or the fault and whose it is."""
     failed = [cell for cell in cells if cell.failure]
     if not failed:
-        return f"{max(cell.seconds for cell in cells):.0f} s" if cells else "not tried"
+        return "works" if cells else "not tried"
     own = (failed[0].client.faults or {}).get((failed[0].view, failed[0].network))
     users = "" if len(failed) == len(USERS) else f" as {failed[0].user}"
     return own or f"**fails{users}**: {failed[0].failure[:160]}"

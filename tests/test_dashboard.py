@@ -100,8 +100,9 @@ def test_every_alert_has_a_panel() -> None:
     assert {panel.alert for panel in PANELS.values() if panel.alert} == set(ALERTS) - WITHOUT_PANEL
 
 
-# One panel shows both reasons of the disk, under the alert that is more frequent.
-WITHOUT_PANEL = {"CachdDiskFailing"}
+# One panel shows both reasons of the disk, under the alert that is more frequent. The signals of a node are
+# off by default; the list of alerts shows this one.
+WITHOUT_PANEL = {"CachdDiskFailing", "CachdNodeSignalsOutdated"}
 
 
 @needs("prometheus")
@@ -109,7 +110,8 @@ WITHOUT_PANEL = {"CachdDiskFailing"}
 def test_prometheus_answers_every_query_of_a_panel_with_data(prometheus: Prometheus, title: str) -> None:
     for query in asked(DRAWN[title]):
         figures = [float(value) for each in prometheus.over_all(query) for _, value in each["values"]]
-        assert any(math.isfinite(figure) for figure in figures), f"no data: {query}"
+        has_data = any(math.isfinite(figure) for figure in figures)
+        assert has_data or DRAWN[title].maybe_empty, f"no data: {query}"
 
 
 @needs("prometheus")

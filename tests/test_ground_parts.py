@@ -394,4 +394,4 @@ def test_a_machine_that_permits_no_pods_is_told_apart(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
     with pytest.raises(pod.PodRefused, match="no mount namespace is permitted here"):
-        pod.way(12345)
+        pod.way.__wrapped__(12345)  # what an earlier test has found is kept

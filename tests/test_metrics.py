@@ -26,7 +26,7 @@ from tests.ground.site import MIB, Ground, mapped, names, until
 PROJECT = Path(__file__).parent.parent
 TABLE = (PROJECT / "docs/metrics.md").read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
 LISTED = set(re.findall(r"^\| `(cachd_\w+)` \|", TABLE, flags=re.MULTILINE))
-OF_TLS = {name for name in LISTED if name.startswith("cachd_tls_")}
+OF_OPTIONS = {name for name in LISTED if name.startswith(("cachd_tls_", "cachd_node_signals_"))}
 # Metrics that test_every_metric_moves leaves as they are, each with the module that tests it. The first two
 # never change.
 ELSEWHERE = {
@@ -40,6 +40,9 @@ ELSEWHERE = {
     "cachd_hedged_bytes_total": "tests/test_hedging.py",
     "cachd_kubelet_threshold_ratio": "tests/test_kubelet.py",
     "cachd_no_space_total": "tests/test_monitoring.py",
+    "cachd_node_signal_failures_total": "tests/test_node_signals.py",
+    "cachd_node_signal_writes_total": "tests/test_node_signals.py",
+    "cachd_node_signals_written": "tests/test_node_signals.py",
     "cachd_required_models_not_ready": "tests/test_monitoring.py",
     "cachd_pull_eta_seconds": "tests/test_pull_metrics.py",
     "cachd_reserve_free_bytes": "tests/test_monitoring.py",
@@ -69,7 +72,7 @@ def family(sample: str) -> str:
 
 def test_every_metric_of_the_page_is_exposed_and_no_other(ground: Ground) -> None:
     text = ground.node.ask("GET", "/metrics").document.decode()
-    assert set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE)) == LISTED - OF_TLS
+    assert set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE)) == LISTED - OF_OPTIONS
     assert {family(sample) for sample in scraped(ground.node)} <= LISTED
 
 

@@ -339,7 +339,6 @@ WRONG: dict[str, tuple[Files, Code, Level, str]] = {
         WARNING,
         "no base",
     ),
-    "nothing to load": ({"README.md": b"x"}, Code.loaders, WARNING, "no known engine"),
     "more headers than are read": (
         {f"{n}.safetensors": safetensors(1) for n in range(10_100)},
         Code.not_examined,
@@ -387,7 +386,12 @@ def test_numbers_that_python_writes_into_a_config_are_read(number: bytes) -> Non
 
 def test_weights_that_are_no_pickles_are_not_called_so() -> None:
     """whisper.cpp and CTranslate2 have formats of their own in a `.bin`."""
-    assert examined({"config.json": b"{}", "model.bin": b"lmgg" + bytes(99)}).notable[0].code == Code.loaders
+    assert examined({"config.json": b"{}", "model.bin": b"lmgg" + bytes(99)}).notable == ()
+
+
+def test_a_layout_that_no_known_engine_takes_is_no_fault() -> None:
+    found = examined({"README.md": b"x"})
+    assert (found.loaders, found.notable) == ((), ())
 
 
 def test_many_findings_of_a_kind_are_counted() -> None:

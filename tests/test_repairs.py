@@ -70,7 +70,7 @@ def test_a_delete_ends_the_repair_that_began_before_it(engine: Callable[..., Eng
     hold = origin.hold("/model.bin", after=0)
     repairs_of(on).retry()
     assert hold.reached.wait(PATIENCE_SECONDS)
-    repair = on.pulls.running_for("m")
+    repair = on.pulls.awaited("m")
     assert repair is not None
     on.pulls.delete("m")
     hold.release()

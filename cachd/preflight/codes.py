@@ -53,7 +53,6 @@ MEANINGS: Mapping[Code, Meaning] = MappingProxyType(
         Code.loaders: Meaning(
             "which engines and libraries take this layout: vllm, sglang, tgi, transformers, diffusers,"
             " sentence-transformers, llama.cpp, onnxruntime, peft",
-            "none is known to",
         ),
         Code.memory: Meaning("how many bytes the tensors take; a GPU needs more than that"),
         Code.config: Meaning(

@@ -75,8 +75,8 @@ def _examined(model: Examined) -> Preflight:
     if loaders:
         model.found(Code.loaders, Level.ok, f"its layout fits {', '.join(loaders)}")
     else:
-        hint = "if an engine of your own reads it, this is no problem"
-        model.found(Code.loaders, Level.warning, "no known engine takes its layout", hint=hint)
+        hint = "an engine of your own may read it"
+        model.found(Code.loaders, Level.ok, "no known engine takes its layout", hint=hint)
     by_type, tensors, size = _loaded(model, weights, layout)
     if size:
         gib = f"{size / _GIB:.1f} GiB" if size >= _GIB // 10 else f"{size} bytes"

@@ -56,6 +56,10 @@ def mark_absent(repo: Path, commit: str, paths: Collection[str], *, beside: Path
         first = first or mark
     if there != set(paths) and top.is_dir():
         durable.sync_directory(top)
+    for directory in (top.parent, *(at for at, _, _ in os.walk(top))):
+        durable.keep_mode(str(directory), 0o755)
+    if first is not None:
+        durable.keep_mode(str(first), durable.SEALED)
 
 
 def remove_marks(repo: Path, commit: str) -> None:

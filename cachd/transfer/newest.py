@@ -34,6 +34,13 @@ class NewestPulls:
         found = self._by_name.get(name)
         return None if found is None or found.done.done() else found
 
+    def awaited(self, name: str, now: float) -> Pull | None:
+        """Like `unfinished`, and notes that somebody waits for it. `now`: monotonic seconds."""
+        found = self.unfinished(name)
+        if found is not None and found.awaited_since is None:
+            found.awaited_since = now
+        return found
+
     def shown(self, name: str) -> Pull | None:
         """Like `of`, but None if the pull was successful and its snapshot is no longer ready."""
         found = self._by_name.get(name)

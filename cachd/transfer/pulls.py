@@ -81,8 +81,7 @@ class Pulls:
             running = self._running.of(spec.name)
             if running is not None and running.spec == spec:
                 self._metrics.joins.inc()
-                running.joins += 1
-                running.permit.pins |= pins
+                running.note_join(pins=pins)
                 return running
             self._admission.check_name(spec, refresh=refresh, replace=replace)
             is_ready = not refresh and self._admission.is_ready(spec)
@@ -129,8 +128,6 @@ class Pulls:
         self._endings.show_earlier()
         self._endings.sweep()
 
-    # --- what is known ---
-
     @property
     def are_stopping(self) -> bool:
         """Whether the daemon is stopping its pulls; the next start resumes them."""
@@ -148,16 +145,9 @@ class Pulls:
         """The pulls that have not ended."""
         return self._running.all()
 
-    def running_for(self, name: str) -> Pull | None:
-        """The unfinished pull of a name, if any."""
-        return self._newest.unfinished(name)
-
     def awaited(self, name: str) -> Pull | None:
         """The unfinished pull of a name, if any; notes that somebody waits for it."""
-        running = self.running_for(name)
-        if running is not None and running.awaited_since is None:
-            running.awaited_since = self._context.clock()
-        return running
+        return self._newest.awaited(name, self._context.clock())
 
     def at_work(self) -> list[Pull]:
         """The pulls that have a thread: those with a slot, and those that lent theirs."""

@@ -56,6 +56,11 @@ class Pull:
         self.awaited_since: float | None = None
         self._refusal: CachdError | None = None
 
+    def note_join(self, *, pins: bool) -> None:
+        """Note that another request has joined it. `pins`: that caller pins the name."""
+        self.joins += 1
+        self.permit.pins |= pins
+
     @classmethod
     def failed(cls, spec: ModelSpec, error: CachdError) -> Pull:
         """A pull that has ended with this error."""

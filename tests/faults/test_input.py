@@ -44,6 +44,7 @@ CALLS = [
     ("GET", "/v1/models/{name}"),
     ("DELETE", "/v1/models/{name}"),
     ("GET", "/v1/models/{name}/files"),
+    ("GET", "/v1/models/{name}/preflight"),
     ("GET", "/v1/models/{name}/ready"),
     ("DELETE", "/v1/models/{name}/pull"),
     ("PUT", "/v1/models/{name}/pin"),

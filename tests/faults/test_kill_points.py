@@ -202,7 +202,7 @@ def listed(root: Path, origins: Origins, model: str, injected: Plan | None = Non
         parts.pulls.resume()
         prewarm = Prewarm(parts.pulls, parts.store, parts.warms, lambda: next(desired, None))
         prewarm.start()
-        if running := parts.pulls.running_for("m"):
+        if running := parts.pulls.awaited("m"):
             running.done.result(PATIENCE_SECONDS)
         prewarm.close()
         if injection:

@@ -73,7 +73,12 @@ def test_a_model_has_one_series_while_it_is_ready_and_a_scrape_ends_while_pulls_
     for number in range(30):
         assert ground.node.ready(f"{number}.bin").status == 200
     named = {line for seen in (*scraped, series(ground)) for line in seen if re.search(r"[0-9]\.bin", line)}
-    assert named == {f'cachd_model_resident_bytes{{model="{number}.bin"}}' for number in range(30)}
+    of_models = ("cachd_model_resident_bytes", "cachd_model_size_bytes")
+    of_pulls = ("cachd_pull_done_ratio", "cachd_pull_eta_seconds")
+    expected = {(name, f"{number}.bin") for name in of_models for number in range(30)}
+    found = {tuple(re.findall(r'^(\w+){model="([^"]+)"}', line)[0]) for line in named}
+    assert found >= expected
+    assert {name for name, _ in found - expected} <= set(of_pulls), "while a pull runs"
     new = series(ground) - before - named
     assert len(new) < 30, new
     assert ground.node.ask("DELETE", "/v1/models/7.bin").status == 200

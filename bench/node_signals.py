@@ -27,12 +27,13 @@ from pathlib import Path
 import structlog
 
 from bench import report
-from cachd.cluster.api_server import ApiServer, Place
+from cachd.cluster.api_server import ApiServer
 from cachd.cluster.pace import Pace
 from cachd.cluster.signals import NodeSignals, Seen, Switches, Watched
 from cachd.metrics import Metrics
 from cachd.report.events import EventLog
 from cachd.report.values import ModelState
+from cachd.sources.kubernetes_place import Place
 from tests.ground.kube import Kube
 
 STEP_SECONDS = 5.0

@@ -8,40 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cachd import files
 from cachd.errors import CachdError, Unavailable
 from cachd.foreign import Limit, load_json
 from cachd.sources.detached import DetachedThread
+from cachd.sources.kubernetes_place import Place
 from cachd.sources.trust import Authorities
 
 _SECONDS = 3.0
 _LIMIT = Limit(size_bytes=1 << 20, tokens=20_000, depth=20)
-_LONGEST_TOKEN_BYTES = 64 << 10
 _HINT = (
     "set kubelet_thresholds, or allow the service account to get nodes/configz (Kubernetes 1.33 and later)"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Kubelet:
-    """Where the kubelet answers, `https://NODE:PORT`; the token to show it, and who signs its certificate."""
-
-    url: str
-    token_file: Path
-    ca_file: Path
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Its host and port. An IPv6 address may stand without brackets, as `status.hostIP` has it."""
-        host, _, port = self.url.removeprefix("https://").rstrip("/").rpartition(":")
-        return host.strip("[]"), int(port)
-
-
-def configuration(kubelet: Kubelet, *, seconds: float = _SECONDS) -> Mapping[str, Any]:
+def configuration(kubelet: Place, *, seconds: float = _SECONDS) -> Mapping[str, Any]:
     """The KubeletConfiguration in force. Raises Unavailable, at the latest after `seconds`."""
     try:
         with DetachedThread(seconds) as thread:
@@ -50,15 +33,15 @@ def configuration(kubelet: Kubelet, *, seconds: float = _SECONDS) -> Mapping[str
         raise _unavailable(kubelet, f"no answer within {seconds:g} s") from None
 
 
-def _configuration(kubelet: Kubelet, seconds: float) -> Mapping[str, Any]:
+def _configuration(kubelet: Place, seconds: float) -> Mapping[str, Any]:
     from http.client import HTTPException, HTTPSConnection
 
     try:
-        token = files.content(kubelet.token_file, at_most=_LONGEST_TOKEN_BYTES).decode("ascii").strip()
+        headers = kubelet.authorization()
         context = Authorities(str(kubelet.ca_file)).context()
-        connection = HTTPSConnection(*kubelet.place, timeout=seconds, context=context)
+        connection = HTTPSConnection(*kubelet.address, timeout=seconds, context=context)
         with closing(connection):
-            connection.request("GET", "/configz", headers={"Authorization": f"Bearer {token}"})
+            connection.request("GET", "/configz", headers=headers)
             answer = connection.getresponse()
             content = answer.read(_LIMIT.size_bytes + 1)
         if answer.status != 200:
@@ -72,5 +55,5 @@ def _configuration(kubelet: Kubelet, seconds: float) -> Mapping[str, Any]:
         raise _unavailable(kubelet, error.detail) from error
 
 
-def _unavailable(kubelet: Kubelet, reason: str) -> Unavailable:
+def _unavailable(kubelet: Place, reason: str) -> Unavailable:
     return Unavailable(f"the kubelet at {kubelet.url}: {reason}"[:500], code="no_kubelet", hint=_HINT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from cachd.errors import Invalid
 
@@ -60,6 +60,13 @@ def check_json(content: bytes, shown: str, limit: Limit = SMALL) -> None:
     pieces = (bytes(view[at : at + _PIECE_BYTES]) for at in range(0, len(view), _PIECE_BYTES))
     for _ in walk_json(pieces, shown, limit):
         pass
+
+
+def pieces_of(opened: BinaryIO, length: int) -> Iterator[bytes]:
+    """Yields the next `length` bytes of a file in small pieces; fewer if the file ends before."""
+    while length and (piece := opened.read(min(length, _PIECE_BYTES))):
+        length -= len(piece)
+        yield piece
 
 
 def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iterator[list[Event]]:

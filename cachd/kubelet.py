@@ -133,10 +133,11 @@ def thresholds(config: KubeletOptions, total_bytes: int) -> Thresholds:
 
 
 def _asked(config: KubeletOptions) -> Mapping[str, Any]:
-    from cachd.configz import Kubelet, configuration  # a start without kubelet_url needs no HTTP client
+    from cachd.configz import configuration  # a start without kubelet_url needs no HTTP client
+    from cachd.sources.kubernetes_place import Place
 
     assert config.kubelet_url is not None
-    return configuration(Kubelet(config.kubelet_url, config.kubelet_token_file, config.kubelet_ca_file))
+    return configuration(Place(config.kubelet_url, config.kubelet_token_file, config.kubelet_ca_file))
 
 
 def _of(

@@ -17,10 +17,11 @@ import pytest
 
 from cachd import config
 from cachd.config import Config
-from cachd.configz import Kubelet, configuration
+from cachd.configz import configuration
 from cachd.errors import Unavailable
 from cachd.kubelet import is_used_by_node, thresholds, with_margin
 from cachd.model import Percentage
+from cachd.sources.kubernetes_place import Place
 from tests.ground.node import Node
 from tests.ground.origin.certificates import certify
 from tests.ground.small import MIB, Disks, Engines
@@ -233,7 +234,7 @@ def test_a_kubelet_that_drips_is_waited_for_no_longer_than_the_deadline(tmp_path
         began = time.monotonic()
         try:
             with pytest.raises(Unavailable, match=r"no answer within 0\.5 s") as refusal:
-                configuration(Kubelet(one.url, token, pem), seconds=0.5)
+                configuration(Place(one.url, token, pem), seconds=0.5)
             assert refusal.value.code == "no_kubelet"
             assert time.monotonic() - began < PATIENCE_SECONDS
         finally:
@@ -249,7 +250,7 @@ def test_a_kubelet_that_drips_is_waited_for_no_longer_than_the_deadline(tmp_path
     ],
 )
 def test_the_address_of_a_node_may_be_of_either_family(url: str, place: tuple[str, int], token: Path) -> None:
-    assert Kubelet(url, token, token).place == place
+    assert Place(url, token, token).address == place
 
 
 def test_only_https_and_no_path_is_an_address_of_a_kubelet() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, strategies
 from structlog.testing import capture_logs
 
 from cachd import config
-from cachd.cluster.api_server import ApiServer, Place
+from cachd.cluster.api_server import ApiServer
 from cachd.cluster.labels import label_of, labels
 from cachd.cluster.pace import Bucket, Pace
 from cachd.cluster.signals import NodeSignals, Seen, Switches, Watched
@@ -22,6 +22,7 @@ from cachd.daemon.signals import place
 from cachd.metrics import Metrics
 from cachd.report.events import EventLog
 from cachd.report.values import ModelState
+from cachd.sources.kubernetes_place import Place
 from tests.ground.kube_api import Call, Handler, KubeApi
 from tests.ground.models import noise
 from tests.ground.node import Node

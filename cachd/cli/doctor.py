@@ -92,10 +92,10 @@ def _options_here(config_file: Path | None, root: Path | None, answer: Reported 
 def _answer(
     server: str | None, address: str, token_file: Path | None, seconds: float, config_file: Path | None
 ) -> Reported | Unreachable:
-    """What the daemon at `address` reports; else the error that says that none answers.
+    """What the daemon at `address` reports, or the error of a daemon that does not answer.
 
-    A daemon that was found by its configuration counts as unreachable if a file that this names, such as a
-    certificate, cannot be used: other checks say what is wrong with the file.
+    The address may come from this node's configuration. If a file of that configuration, such as the
+    certificate, cannot be used, the daemon counts as unreachable. Other checks report the file.
     """
     try:
         call = partial(_asked_in_time, server=address, seconds=seconds)

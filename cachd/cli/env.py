@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from cachd.client import Client
 
 commands = typer.Typer()
-_SET = re.compile(r"-\d{5}-of-(\d{5}\.gguf)$", re.A)
 _MAX_LISTED = 20
 _MISTRAL = "params.json"
 
@@ -112,7 +110,7 @@ def _engine_of(name: str, found: Mapping[str, Any] | None) -> EngineName:
 
 
 def _warnings(engine: EngineName, found: Mapping[str, Any] | None) -> Iterable[str]:
-    """What people should know before they use the recipe."""
+    """The warnings about a model and the engine that was chosen for it."""
     if found is None:
         return
     if engine not in found["loaders"]:
@@ -126,11 +124,11 @@ def _warnings(engine: EngineName, found: Mapping[str, Any] | None) -> Iterable[s
 
 def _gguf(name: str, paths: Iterable[str], file: str | None) -> str:
     """The GGUF file to load: the first of a split one. Raises Invalid when there is none, or a choice."""
-    from cachd.model.weights import gguf_models
+    from cachd.model.weights import gguf_models, gguf_set
 
     firsts: dict[str, str] = {}
     for path in gguf_models(paths):
-        firsts.setdefault(_SET.sub(r"\1", path), path)
+        firsts.setdefault(gguf_set(path), path)
     there = sorted(firsts.values())
     if file in there:
         return str(file)

@@ -1,8 +1,7 @@
 """Makes single calls to the Kubernetes API as the service account of this pod.
 
-The token is read again for each call, because the kubelet replaces its file about once an hour. The
-authorities are read again when their file changes. No call takes longer than its deadline, and no answer is
-read beyond a limit.
+The token is read for each call, and the authorities again when their file changes. Each call has a deadline,
+and each answer a limit.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
 from typing import Any
 
 from cachd import __version__, files
 from cachd.errors import CachdError, Unavailable, printable
 from cachd.foreign import SMALL, load_json
 from cachd.sources.detached import DetachedThreads
+from cachd.sources.kubernetes_place import Place
 from cachd.sources.trust import Authorities
 
 CODE = "no_kubernetes"
 _JSON = "application/json"
-_LONGEST_TOKEN_BYTES = 64 << 10
 _LONGEST_REFUSAL_BYTES, _LONGEST_REASON = 64 << 10, 300
 _MAX_ABANDONED = 2
 _HINT = "check that the API server answers, and the rights of the service account: docs/kubernetes.md"
@@ -41,23 +39,8 @@ class Patch(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the API server answers, `https://HOST:PORT`; the token to show it; who signs its certificate."""
-
-    url: str
-    token_file: Path
-    ca_file: Path
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Its host and port. An IPv6 address may stand without brackets."""
-        host, _, port = self.url.removeprefix("https://").rstrip("/").rpartition(":")
-        return host.strip("[]"), int(port)
-
-
-@dataclass(frozen=True, slots=True)
 class _Request:
-    """One call. `is_read`: its answer is wanted, and not only whether it succeeded."""
+    """One call. `is_read`: the caller needs the body of the answer."""
 
     method: str
     path: str
@@ -120,10 +103,9 @@ class ApiServer:
 
     def _send(self, request: _Request) -> Any:
         try:
-            token = files.content(self.place.token_file, at_most=_LONGEST_TOKEN_BYTES).decode("ascii").strip()
             headers = {
-                "Authorization": f"Bearer {token}",
-                "Accept": "application/json",
+                **self.place.authorization(),
+                "Accept": _JSON,
                 "User-Agent": f"cachd/{__version__}",
             } | ({"Content-Type": request.kind} if request.kind else {})
             context = self._authorities.context()

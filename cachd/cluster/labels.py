@@ -1,4 +1,4 @@
-"""Decides which labels of the node say which models it has."""
+"""Decides which labels the node gets for its models."""
 
 from __future__ import annotations
 

@@ -1,28 +1,19 @@
-"""Decides what to write to this node's object in Kubernetes: compares what is wanted with what is there."""
+"""Compares this node's object in Kubernetes with the wanted one, and makes the patches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from cachd.cluster.api_server import Patch
 from cachd.cluster.labels import PREFIX
+from cachd.metrics import Signal
 
 FIELD_MANAGER = "cachd"
 CONDITION = "CachdRequiredModelsReady"
 _LABELS = "f:metadata", "f:labels"
 _SHOWN = 5  # names of models in a message
-
-
-class Signal(StrEnum):
-    """What cachd writes; the label `signal` of the metric."""
-
-    labels = "labels"
-    condition = "condition"
-    taint = "taint"
-    event = "event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +27,9 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the node's object should say. None: cachd leaves that part alone.
+    """The labels and the condition that the node should have, and the key of the taint to remove.
 
-    `taint`: the key of the taint to remove.
+    cachd does not change a part that is None.
     """
 
     labels: Mapping[str, str] | None = None
@@ -92,7 +83,7 @@ class Observed:
 
 
 def writes(observed: Observed, wanted: Wanted, now: str) -> Iterator[Write]:
-    """The patches that make the node's object say what is wanted; none if it does. `now` is RFC 3339."""
+    """Yields the patches from the observed object to the wanted one. `now`: an RFC 3339 time."""
     manager = f"?fieldManager={FIELD_MANAGER}"
     if wanted.labels is not None and not _has_labels(observed, wanted.labels):
         # With the uid, the server refuses to make a node that is gone.

@@ -1,4 +1,4 @@
-"""Makes Events on this node's object of what happens to its models.
+"""Makes a Kubernetes Event on this node's object when a model is pulled, evicted, damaged or repaired.
 
     happened ──note──> waiting ──next, written──> written
                           ^                          │
@@ -94,7 +94,7 @@ class Series:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is the same in a series."""
+        """Events with the same key belong to one series."""
         return self.reason, self.model
 
     def name_for(self, node: str) -> str:
@@ -118,7 +118,7 @@ class Series:
         } | self.as_counted()
 
     def as_counted(self) -> dict[str, object]:
-        """What changes of the Event when it happens again."""
+        """The fields of the Event that change with each repetition."""
         return {"message": self.message, "count": self.count, "lastTimestamp": iso(int(self.last))}
 
 
@@ -131,7 +131,7 @@ class NodeEvents:
         self._written: dict[tuple[str, str], Series] = {}
 
     def note(self, event: Event, now: float) -> None:
-        """Let what happened wait to be written, if it is one of those that are."""
+        """Queue an event to be written. Events of other kinds are ignored."""
         text = _TEXTS.get(event.kind)
         if text is None or event.model is None:
             return

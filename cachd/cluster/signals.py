@@ -22,12 +22,12 @@ import structlog
 
 from cachd.cluster.api_server import CODE, ApiServer, Patch
 from cachd.cluster.labels import labels
-from cachd.cluster.node import Observed, Signal, Wanted, condition, writes
+from cachd.cluster.node import Observed, Wanted, condition, writes
 from cachd.cluster.node_events import NAMESPACE, NodeEvents, Series
 from cachd.cluster.pace import Bucket, Pace
 from cachd.errors import CachdError, Unavailable
 from cachd.kernel.periodic import Periodic
-from cachd.metrics import Metrics
+from cachd.metrics import Metrics, Signal
 from cachd.policy import backoff
 from cachd.report.events import EventLog
 from cachd.report.values import ModelState
@@ -53,8 +53,10 @@ class Switches:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The models of this node: their states and the required ones by name; whether the configuration is
-    the one of its file."""
+    """The models of this node: the state of each, and the names of the required ones.
+
+    `is_configuration_right`: whether the configuration file was valid when it was last read.
+    """
 
     states: Mapping[str, ModelState]
     required: frozenset[str]
@@ -63,7 +65,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the signals are made from: `current` returns what is true now."""
+    """The sources of the signals. `current` returns the present states of the models."""
 
     current: Callable[[], Seen]
     events: EventLog
@@ -104,7 +106,7 @@ class NodeSignals:
 
     @property
     def are_written(self) -> bool:
-        """Whether the node's object said what is true at the last comparison, and the last call succeeded."""
+        """Whether the last comparison found nothing left to write, and the last call succeeded."""
         return self._due_at is None and self._written is not None and not self._failures
 
     def start(self) -> None:
@@ -112,7 +114,7 @@ class NodeSignals:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, and a call that it makes. What the node's object says stays there."""
+        """End the thread and the call that it makes. The node's object stays as it is."""
         self._thread.stop()
         self._server.close()
         self._thread.close()

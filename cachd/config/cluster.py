@@ -1,4 +1,4 @@
-"""Options of what cachd tells Kubernetes about this node."""
+"""Options of the signals about this node that cachd writes to Kubernetes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ _SIGNALS = ("node_labels", "node_condition", "node_events", "startup_taint")
 
 
 class ClusterOptions(Group):
-    """What cachd tells the Kubernetes scheduler and autoscalers; without these it never asks that API."""
+    """Signals for the Kubernetes scheduler and autoscalers. cachd uses that API only if one of them is on."""
 
     node_labels: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""Builds what tells Kubernetes about this node, if an option turns it on.
+"""Builds the thread that writes this node's signals to Kubernetes, if an option turns one on.
 
 Its code is imported only then: a daemon without it neither asks the Kubernetes API nor pays for it.
 """
@@ -16,8 +16,8 @@ from cachd.report.events import EventLog
 from cachd.upkeep.prewarm import Prewarm
 
 if TYPE_CHECKING:
-    from cachd.cluster.api_server import Place
     from cachd.cluster.signals import NodeSignals
+    from cachd.sources.kubernetes_place import Place
 
 _BY_NAME = "https://kubernetes.default.svc:443"
 
@@ -25,7 +25,7 @@ _BY_NAME = "https://kubernetes.default.svc:443"
 def node_signals(
     config: Config, daemon: Daemon, prewarm: Prewarm, reload: Reload, events: EventLog
 ) -> NodeSignals | None:
-    """What writes the node's labels, condition, events and taint; None while all of them are off."""
+    """The thread that writes the node's labels, condition, events and taint. None if all are off."""
     if not config.informs_kubernetes:
         return None
     from cachd.cluster.api_server import ApiServer
@@ -58,8 +58,8 @@ def running(signals: NodeSignals | None) -> AbstractContextManager[object]:
 
 
 def place(config: Config) -> Place:
-    """Where the Kubernetes API answers: the option, else what Kubernetes tells every container."""
-    from cachd.cluster.api_server import Place
+    """The address of the Kubernetes API: the option, or the variables that Kubernetes sets in a container."""
+    from cachd.sources.kubernetes_place import Place
 
     host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")

@@ -1,4 +1,4 @@
-"""Checks whether the daemon may tell Kubernetes what the options say."""
+"""Checks whether the service account has the rights that the signals of the options need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_kubernetes(config: Config, seconds: float) -> Iterator[Finding]:
 
 
 def _rights(config: Config, node: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """What each option that is on needs besides reading the node."""
+    """The rights that the enabled options need, besides that to read the node."""
     patch = {"verb": "patch", "resource": "nodes", "name": node}
     if config.node_labels:
         yield "node_labels", patch

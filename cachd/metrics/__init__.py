@@ -6,6 +6,7 @@ from cachd.metrics.labels import (
     MAX_ORIGINS,
     MODEL_STATES,
     OTHER_ORIGINS,
+    Signal,
     size_class,
 )
 from cachd.metrics.measured import MAX_MODELS, Scrape
@@ -20,6 +21,7 @@ __all__ = [
     "OTHER_ORIGINS",
     "Metrics",
     "Scrape",
+    "Signal",
     "size_class",
     "table",
 ]

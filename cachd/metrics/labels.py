@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from cachd.policy.roles import Role
 
 MODEL_STATES = (
@@ -22,10 +24,18 @@ EVICTION_REASONS = ("pull", "pressure", "unused", "asked")
 CODE_CLASSES = ("4xx", "5xx", "broken")  # of failures; an origin may answer others
 MAX_ORIGINS = 20  # origins with series of their own; the others share those of OTHER_ORIGINS
 OTHER_ORIGINS = "other"
-SIGNALS = ("labels", "condition", "taint", "event")
 SIGNAL_FAILURES = ("unreachable", "forbidden", "conflict", "limited", "refused")
 SEEN: tuple[str, ...] = ()  # the values are those of the caller: a series begins with its first event
 _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("inf"), ">100GB"))
+
+
+class Signal(StrEnum):
+    """What cachd writes into Kubernetes about its node."""
+
+    labels = "labels"
+    condition = "condition"
+    taint = "taint"
+    event = "event"
 
 
 def size_class(size: int) -> str:

@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from cachd import __version__
-from cachd.metrics.labels import CALLERS, EVICTION_REASONS, SEEN, SIGNAL_FAILURES, SIGNALS, VERDICTS
+from cachd.metrics.labels import CALLERS, EVICTION_REASONS, SEEN, SIGNAL_FAILURES, VERDICTS, Signal
 from cachd.metrics.measured import MEASURED, AtScrape, Scrape
 
 # The buckets of the kubelet's kubelet_image_pull_duration_seconds: from one second to an hour.
@@ -200,7 +200,7 @@ class Metrics:
     signal_writes = _counter(
         "cachd_node_signal_writes_total",
         "Writes of this node's labels, condition, taint and events that the Kubernetes API accepted",
-        signal=SIGNALS,
+        signal=tuple(Signal),
     )
     signal_failures = _counter(
         "cachd_node_signal_failures_total",
@@ -225,8 +225,10 @@ class Metrics:
         return encode()
 
     def exposition(self, accept: str) -> tuple[str, Callable[[], bytes]]:
-        """The format that an Accept header asks for, OpenMetrics or the Prometheus text format: its content
-        type, and a function that returns all metrics in it."""
+        """The content type that an Accept header asks for, and a function that returns all metrics in it.
+
+        The formats are OpenMetrics and the Prometheus text format.
+        """
         encode, content_type = choose_encoder(accept)
         return content_type, lambda: encode(self.registry)
 

@@ -41,7 +41,7 @@ def absent(paths: Collection[str], unusable: Iterable[str] = ()) -> tuple[str, .
     `unusable`: entries that are there but cannot be files; one that ends with '/' may contain any file. No
     path of the answer is a directory of the model, or lies below one of its files.
     """
-    taken = {*paths, *(each for each in unusable)}
+    taken = {*paths, *unusable}
     above = {path[:at] for path in taken for at, letter in enumerate(path) if letter == "/"}
     return tuple(
         each for each in OPTIONAL if each not in taken | above and not any(p in taken for p in _parents(each))

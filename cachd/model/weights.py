@@ -33,6 +33,7 @@ _TAG = (
 )
 _IS_TAG = re.compile(_TAG, re.I | re.A)
 _TAGS = re.compile(rf"(?:^|[-._])({_TAG})(?=[-._]|$)", re.I | re.A)
+_GGUF_NUMBER = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$", re.A)
 _SPLIT = re.compile(r"[-.]\d+-of-\d+$|[-.]part\d+of\d+$", re.A)
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|int8|int4|8bit|4bit|non_ema|ema)(?=[-.]|$)", re.I)
 _ONNX_VARIANT = re.compile(
@@ -105,6 +106,11 @@ def choices(paths: Iterable[str]) -> list[str]:
 def format_of(path: str) -> str:
     """The format of a file's weights: one of FORMATS, or `training`; empty if it has none."""
     return _kind(path).format
+
+
+def gguf_set(path: str) -> str:
+    """The path of a split GGUF without its own number, which its whole set shares; any other path itself."""
+    return _GGUF_NUMBER.sub(r"\1", path)
 
 
 def gguf_models(paths: Iterable[str]) -> list[str]:

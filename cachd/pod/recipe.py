@@ -30,7 +30,7 @@ _MISTRAL = tuple(
 
 
 class EngineName(StrEnum):
-    """The engines whose forms are known."""
+    """The engines for which there is a recipe."""
 
     vllm = "vllm"
     sglang = "sglang"
@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables: nothing is asked of the Hub, and what is written goes to an emptyDir."""
+        """The variables. With them the engine asks the Hub for nothing, and writes only into an emptyDir."""
         of = ENGINES[self.engine]
         return {
             of.hub_cache: f"{self.cache}/hub",
@@ -127,7 +127,7 @@ class Recipe:
 
     @property
     def command(self) -> list[str]:
-        """The program, with what comes before its arguments; none if it is your own."""
+        """The program and its first words; empty if the image has a program of its own."""
         return self._filled(ENGINES[self.engine].command)
 
     @property

@@ -97,7 +97,7 @@ class _MalformedError(Exception):
 
 
 class _TooManyError(Exception):
-    """It has more items than are read."""
+    """The header has more items than the caller allows."""
 
 
 class _Header:

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from cachd.errors import Invalid
-from cachd.foreign import Limit, walk_json
+from cachd.foreign import Limit, pieces_of, walk_json
 from cachd.policy import gguf
 
 _LONGEST_HEADER_BYTES = 100_000_000  # what the safetensors library takes
 _LIMIT = Limit(tokens=20_000_000)  # twelve for each tensor
-_PIECE_BYTES = 64 << 10
 _ZIP, _END_OF_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 _LONGEST_END_BYTES = 22 + 65_535  # the end record of a ZIP archive, with its comment
 _WITH_HEADER, _ZEROS = (".safetensors", ".gguf"), 16  # a real header has a byte other than zero among so many
@@ -68,7 +67,7 @@ def _of_safetensors(size: int, opened: BinaryIO) -> int | None:
 def _stops(opened: BinaryIO, length: int) -> Iterator[int]:
     """Yields the end of each tensor. Raises ValueError or Invalid."""
     depth, key, number = 0, "", 0
-    for events in walk_json(_pieces(opened, length), "the header", _LIMIT):
+    for events in walk_json(pieces_of(opened, length), "the header", _LIMIT):
         for event, value in events:
             if event in ("start_map", "start_array"):
                 depth, number = depth + 1, 0
@@ -80,12 +79,6 @@ def _stops(opened: BinaryIO, length: int) -> Iterator[int]:
                 number += 1
                 if number == 2:
                     yield int(value)
-
-
-def _pieces(opened: BinaryIO, length: int) -> Iterator[bytes]:
-    while length and (piece := opened.read(min(length, _PIECE_BYTES))):
-        length -= len(piece)
-        yield piece
 
 
 def _is_complete_zip(size: int, opened: BinaryIO) -> bool:

@@ -1,4 +1,4 @@
-"""Names every check of a preflight by a stable code, and says what its findings mean."""
+"""Defines the code of each check of a preflight, and the meaning of its findings."""
 
 from __future__ import annotations
 

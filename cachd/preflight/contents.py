@@ -1,4 +1,4 @@
-"""Gives a preflight the files of a model, within a budget."""
+"""Opens the files of a model for a preflight, within a budget of files, bytes and tokens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Examines a model: what would be found wrong with it by an engine, and which engines take it."""
+"""Examines a model: what an engine would find wrong with it, and which engines take it."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from posixpath import basename, dirname
 
 from cachd.errors import Invalid
 from cachd.model.finding import Finding, Level
-from cachd.model.weights import chosen, format_of, gguf_models
+from cachd.model.weights import chosen, format_of, gguf_models, gguf_set
 from cachd.preflight.codes import Code
 from cachd.preflight.contents import Contents, Examined
 from cachd.preflight.layout import ADAPTER, CONFIG, MODULES, PIPELINE, Layout, layout_of
 from cachd.preflight.weights import Weights, check_contents, weights_of
 
-_SET = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)", re.A)
 _GIB = 1 << 30
 
 
@@ -72,11 +70,8 @@ def _examined(model: Examined) -> Preflight:
     weights = weights_of(model)
     layout = layout_of(model, weights)
     loaders = _loaders(model, weights, layout)
-    if loaders:
-        model.found(Code.loaders, Level.ok, f"its layout fits {', '.join(loaders)}")
-    else:
-        hint = "an engine of your own may read it"
-        model.found(Code.loaders, Level.ok, "no known engine takes its layout", hint=hint)
+    fits = f"its layout fits {', '.join(loaders)}" if loaders else "no known engine takes its layout"
+    model.found(Code.loaders, Level.ok, fits)
     by_type, tensors, size = _loaded(model, weights, layout)
     if size:
         gib = f"{size / _GIB:.1f} GiB" if size >= _GIB // 10 else f"{size} bytes"
@@ -99,8 +94,10 @@ def _examined(model: Examined) -> Preflight:
 
 
 def _loaders(model: Examined, weights: Weights, layout: Layout) -> tuple[str, ...]:
-    """The engines and libraries that take the layout of a model. Whether they know its architecture is up to
-    their version."""
+    """The engines and libraries that take the layout of a model.
+
+    Whether one of them knows the architecture depends on its version.
+    """
     has, found = layout.has, []
     is_torch = [path for path in (*weights.safetensors, *weights.pickles) if not dirname(path)]
     if ADAPTER in has:
@@ -141,7 +138,7 @@ def _loaded(model: Examined, weights: Weights, layout: Layout) -> tuple[dict[str
         return dict(by_type), sum(weights.tensors[path] for path in plain), by_type.total()
     sets: Counter[str] = Counter()
     for path in gguf_models(weights.gguf):
-        sets[_SET.sub("", path)] += weights.gguf[path]
+        sets[gguf_set(path)] += weights.gguf[path]
     if sets:
         return {}, 0, min(sets.values())
     size = sum(model.contents.sizes[path] for path in weights.pickles)

@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cachd.errors import Invalid
-from cachd.foreign import Limit, walk_json
+from cachd.foreign import Limit, pieces_of, walk_json
 
 LONGEST_BYTES = 100_000_000  # what the safetensors library takes
-_PIECE_BYTES = 64 << 10
 _MAX_DIMENSIONS, _LARGEST = 64, 1 << 63
 _DEPTH = 8
 _METADATA = "__metadata__"
@@ -66,7 +65,7 @@ def read(opened: BinaryIO, size: int, length: int, most_tokens: int) -> Tensors:
     """
     reader, limit = _Reader(), Limit(tokens=most_tokens, depth=_DEPTH)
     try:
-        for events in walk_json(_pieces(opened, length), "its header", limit):
+        for events in walk_json(pieces_of(opened, length), "its header", limit):
             reader.tokens += len(events)
             for event, value in events:
                 reader.take(event, value)
@@ -151,9 +150,3 @@ class _Reader:
 
     def _bad(self, what: str) -> BadHeaderError:
         return BadHeaderError(f"its tensor {self._tensor!r:.120} {what}")
-
-
-def _pieces(opened: BinaryIO, length: int) -> Iterator[bytes]:
-    while length and (piece := opened.read(min(length, _PIECE_BYTES))):
-        length -= len(piece)
-        yield piece

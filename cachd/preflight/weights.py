@@ -69,7 +69,7 @@ def weights_of(model: Examined) -> Weights:
 
 
 def check_contents(model: Examined) -> None:
-    """Look for pointers, pages and frames in the place of files."""
+    """Find files whose content is a pointer, a web page or the frames of an upload."""
     for path in model.paths:
         _check_content(model, path)
 

@@ -44,16 +44,15 @@ def mark_absent(repo: Path, commit: str, paths: Collection[str], *, beside: Path
     there = set(_marks(top))
     for path in there.difference(paths):
         durable.remove(top / path)
-    first: Path | None = None
-    for path in [*sorted(there.intersection(paths)), *sorted(set(paths) - there)]:
+    first = next((top / path for path in there.intersection(paths)), None)
+    for path in sorted(set(paths) - there):
         mark = top / path
-        if first is not None and path not in there:
-            durable.make_directories(mark.parent)
-            durable.link(first, mark, beside=beside)
-        elif path not in there:
-            durable.make_directories(mark.parent)
+        durable.make_directories(mark.parent)
+        if first is None:
             durable.write_file(mark, b"", mode=durable.SEALED)
-        first = first or mark
+            first = mark
+        else:
+            durable.link(first, mark, beside=beside)
     if there != set(paths) and top.is_dir():
         durable.sync_directory(top)
     for directory in (top.parent, *(at for at, _, _ in os.walk(top))):

@@ -110,7 +110,10 @@ class Publisher:
                 durable.remove(staged)
             raise
         try:
+            self._names.check()
             # point of no return
+            if layout.is_shared:
+                self._hide(name)
             durable.remove(layout.ready_file(name))
             durable.move(link, layout.model(name))
             durable.sync_directory(layout.models)
@@ -121,6 +124,12 @@ class Publisher:
             if not layout.ready_file(name).exists():
                 self._names.undeclared(name)  # memory follows the disk, which pods see
             raise
+
+    def _hide(self, name: str) -> None:
+        """Move a ready file to staging. Raises OSError if another process has taken this one's staging."""
+        ready = self._layout.ready_file(name)
+        if ready.exists():
+            durable.move(ready, self._layout.staging / f"{name}.hidden")
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot, published later than all others of its Hub folder even if the clock was set back.

@@ -161,6 +161,7 @@ class Withdrawals:
                 durable.move(ready, hidden)
         durable.sync_directory(self._layout.ready)
         try:
+            self._names.check()
             if check and manifest:
                 check(named, manifest)
                 if not self._names.has_others(named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 from cachd.errors import InUse
@@ -44,11 +44,10 @@ class Protection:
         watch: Watch,
         keep_opened_seconds: float = OPENED_SECONDS,
         use_is_unknown: bool = False,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._content, self._names, self._manifests = index.content, index.names, index.manifests
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
-        self._keep_opened_seconds, self._clock = keep_opened_seconds, clock
+        self._keep_opened_seconds, self._clock = keep_opened_seconds, time.time
         self.use_is_unknown = use_is_unknown
 
     def in_use_by(self, manifest: Manifest) -> InUseBy | None:

@@ -200,9 +200,12 @@ def test_a_writer_that_stood_still_in_a_commit_makes_no_blob_of_another_ones_dow
     first = taken(shared)
     with closing_term(first), DiskStore(shared, term=first) as store:
         stopped(first)
-        with paused_before(durable.move, lambda: commit(store, file, content)) as committing:
-            with writing(shared) as second, closing(second.content.begin(file)) as ingest:
-                ingest.write(0, memoryview(b"half of it"))
+        with (
+            paused_before(durable.move, lambda: commit(store, file, content)) as committing,
+            writing(shared) as second,
+            closing(second.content.begin(file)) as ingest,
+        ):
+            ingest.write(0, memoryview(b"half of it"))
         assert isinstance(committing.exception(), CachdError)
         assert not store.content.has(file)
 
@@ -212,11 +215,15 @@ def test_a_writer_that_stood_still_in_a_withdrawal_leaves_the_model_ready(shared
     with closing_term(first), DiskStore(shared, term=first) as store:
         publish(store, FILES)
         stopped(first)
-        within = Withdrawals._remove_names
-        withdraw = lambda: store.withdraw("org--model", force=True)  # noqa: E731
-        with paused_before(durable.move, withdraw, within=within) as removing:
-            with writing(shared) as second:
-                publish(second, FILES, now=2.0)
+
+        def withdraw() -> int:
+            return store.withdraw("org--model", force=True)
+
+        with (
+            paused_before(durable.move, withdraw, within=Withdrawals._remove_names) as removing,
+            writing(shared) as second,
+        ):
+            publish(second, FILES, now=2.0)
         assert isinstance(removing.exception(), CachdError)
         assert_whole(shared, "org--model", FILES, commit=A)
 

@@ -96,7 +96,7 @@ def take_inodes(disk: Path, *, leave: int) -> Path:
 
 
 class FuseDisk:
-    """`fuse_disk` over the directory `backing` (`place/backing`), mounted at `place/fuse` while inside `with`.
+    """`fuse_disk` over a directory, by default `place/backing`, mounted at `place/fuse` while inside `with`.
 
     Several over one directory do not know each other's locks. Skips the test where there can be none, with
     the reason.

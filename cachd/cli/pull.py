@@ -50,11 +50,26 @@ Replace = Annotated[
     bool, typer.Option("--replace", help="take over the name even if it is another model's, or pinned")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="wait until the model is ready, and show its progress")]
+Shared = Annotated[
+    bool | None,
+    typer.Option(
+        "--shared/--not-shared",
+        help="with --direct: whether other nodes use this root, too (RWX); default: as the file system says",
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="with --direct, on a shared volume: evict and delete models, though other nodes may use them",
+    ),
+]
 Direct = Annotated[bool, typer.Option("--direct", help="pull in this process, without a daemon")]
 
 
 @commands.command(
-    epilog="Example: cachd pull org/model@main --wait; cachd pull org/model config.json '*.safetensors'"
+    epilog="Example: cachd pull org/model@main --wait; cachd pull org/model config.json '*.safetensors';"
+    " cachd pull org/model --direct --shared --root /mnt/models"
 )
 def pull(  # over 40 lines: one for each option
     ref: Ref,
@@ -72,6 +87,8 @@ def pull(  # over 40 lines: one for each option
     wait: Wait = False,
     timeout: Timeout = DAY,
     direct: Direct = False,
+    shared: Shared = None,
+    force: Force = False,
     root: Root = None,
     config_file: ConfigFile = None,
     allow: Allow = None,
@@ -95,9 +112,10 @@ def pull(  # over 40 lines: one for each option
         from cachd.model import ModelSpec
 
         spec = ModelSpec.asked(ref, name, include, exclude, hub_id=hub_id, weights=weights)
-        options = config.load(root=root, config=config_file, allow=allow)
+        options = config.load(root=root, config=config_file, allow=allow, shared=shared)
+        how = {"refresh": refresh, "replace": replace, "pin": pin, "force": force}
         try:
-            document = pull_here(spec, options, seconds=timeout, refresh=refresh, replace=replace, pin=pin)
+            document = pull_here(spec, options, seconds=timeout, **how)
         except KeyboardInterrupt:
             note(output, "interrupted; run it again: it resumes where it stopped")
             raise

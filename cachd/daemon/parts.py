@@ -31,7 +31,7 @@ import structlog
 
 from cachd.config import Config
 from cachd.daemon.sources import build_sources
-from cachd.daemon.store import Bounds, UntilFree, open_store
+from cachd.daemon.store import ALONE, Bounds, Sharing, UntilFree, open_store
 from cachd.errors import CachdError
 from cachd.metrics import Metrics
 from cachd.model import Ref
@@ -87,13 +87,13 @@ class Daemon:
 
 @contextmanager
 def assembled(  # over 40 lines: one for each object, in order
-    config: Config, until_free: UntilFree | None = None
+    config: Config, until_free: UntilFree | None = None, sharing: Sharing = ALONE
 ) -> Iterator[Daemon]:
     """Open the root and build the objects. The exit stops their threads and releases the root.
 
     The daemon starts progress, sweeps, scrubs and reclaim itself. This process loses its core dumps, and gets
-    the highest limit of open files and the umask 022; the exit does not undo that. `until_free`: as for
-    `open_store`.
+    the highest limit of open files and the umask 022; the exit does not undo that. `until_free`,
+    `sharing`: as for `open_store`.
 
     Raises CachdError when the root or an option cannot be used.
     """
@@ -107,7 +107,7 @@ def assembled(  # over 40 lines: one for each object, in order
             stack.callback(part.close)
             return part
 
-        store = stack.enter_context(open_store(config, until_free))
+        store = stack.enter_context(open_store(config, until_free, sharing))
         bounds = Bounds(store)
         bounds.set(config)
         if not store.reports_open_files:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,10 +13,13 @@ import structlog
 
 from cachd.config import Config
 from cachd.errors import CachdError, InUse, Leased
+from cachd.kernel import durable
+from cachd.kernel.file_systems import shared_file_system
 from cachd.kubelet import Reserves, Thresholds, reserves
 from cachd.report.space import KubeletReport
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
+from cachd.store.nodes import Term
 from cachd.store.root import check_above, end_leases, own_directory
 from cachd.store.space import Space
 from cachd.store.store import Store
@@ -26,31 +31,71 @@ UntilFree = Callable[[CachdError, Path], None]
 _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break-time, by default 45 s
 
 
-def open_store(config: Config, until_free: UntilFree | None = None) -> DiskStore:
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a root on a shared volume is used.
+
+    `term`: the right to write there; without it, this process uses the root alone. `force`: evict and delete
+    models although other nodes may use them.
+    """
+
+    term: Term | None = None
+    force: bool = False
+
+
+ALONE = Sharing()
+
+
+def place_of(config: Config) -> Path:
+    """The root that the options name, which exists, and which nobody else may replace. Raises CachdError."""
+    if config.own_directory:
+        return own_directory(config.root)
+    check_above(config.root)
+    return config.root
+
+
+def shared_volume(config: Config, root: Path, *, counts_fuse: bool) -> str:
+    """Why other nodes may use the root, too: the option or the file system; empty if they do not.
+
+    `counts_fuse`: whether a file system in user space counts as shared. Raises CachdError.
+    """
+    if config.shared is not None:
+        return "the option shared" if config.shared else ""
+    found = None
+    with durable.disk_errors(root), suppress(FileNotFoundError, NotADirectoryError):  # DiskStore refuses it
+        found = shared_file_system(root)
+    return found.name if found and (found.is_certain or counts_fuse) else ""
+
+
+def open_store(config: Config, until_free: UntilFree | None = None, sharing: Sharing = ALONE) -> DiskStore:
     """The store in the root, which is locked until the store's exit. Raises CachdError.
 
     `until_free` waits while another process holds the lock; without it, that is InUse.
     """
-    if config.own_directory:
-        root = own_directory(config.root)
-    else:
-        check_above(root := config.root)
+    root = place_of(config)
+    volume = shared_volume(config, root, counts_fuse=sharing.term is not None)
+    if volume and not sharing.force:
+        log.warning(
+            "shared volume: nothing is evicted or deleted without force", root=str(root), shared_by=volume
+        )
     while True:
         try:
-            return unleased(root, lambda: _opened(root, config))
+            return unleased(root, lambda: _opened(root, config, sharing, is_shared=bool(volume)))
         except InUse as error:
             if until_free is None or error.code != "root_locked":
                 raise
             until_free(error, Layout(root).lock)
 
 
-def _opened(root: Path, config: Config) -> DiskStore:
+def _opened(root: Path, config: Config, sharing: Sharing, *, is_shared: bool) -> DiskStore:
     return DiskStore(
         root,
         disk_at_least=config.disk_at_least,
         keep_previous=config.keep_previous,
         keep_opened_seconds=config.keep_opened_seconds,
         trust_claimed_digests=config.trust_claimed_digests,
+        term=sharing.term,
+        use_is_unknown=is_shared and not sharing.force,
     )
 
 

@@ -32,7 +32,10 @@ from cachd.report.values import (
     from_document,
 )
 from cachd.store.catalog import Quarantine, iso, ready_document
+from cachd.store.layout import Layout
 from cachd.store.leases import Lease
+from cachd.store.pins import Pins
+from cachd.store.protection import InUseBy
 from cachd.store.store import Store
 from cachd.transfer.progress import State as PullState
 from cachd.transfer.pulls import Pulls
@@ -233,6 +236,40 @@ class Models:
             resident_bytes=file_use.resident_bytes,
             warming=from_document(WarmingReport, warming.as_document()) if warming else None,
         )
+
+
+def report_without_store(layout: Layout, snapshot: Snapshot) -> ModelReport:
+    """The report of a ready model for a process that does not hold the root. It reads only the pins.
+
+    On a shared volume nobody can tell whether the model is in use, so it says that it is.
+    """
+    pinned_by = Pins(layout).by(snapshot.name)
+    return ModelReport(
+        name=snapshot.name,
+        state=ModelState.ready,
+        final=False,
+        ref=str(snapshot.spec.ref),
+        path=str(layout.model(snapshot.name)),
+        file=str(layout.model(snapshot.name) / snapshot.file) if snapshot.file else None,
+        immutable_path=str(layout.address(snapshot.address)),
+        verified=snapshot.verified,
+        verified_by=dict(snapshot.verified_by),
+        pinned=bool(pinned_by),
+        pinned_by=pinned_by,
+        leases=[],
+        in_use=True,
+        in_use_by=InUseBy.ANYBODY,
+        last_used=None,
+        last_opened=None,
+        ready=ready_report(snapshot),
+        pull=None,
+        previous=[],
+        damage=None,
+        verified_at=None,
+        verification=None,
+        resident_bytes=0,
+        warming=None,
+    )
 
 
 def unknown_model(name: str) -> NotFound:

@@ -80,32 +80,47 @@ def ready_document(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
+def ready_snapshot(layout: Layout, name: str) -> Snapshot | None:
+    """The snapshot that a name leads to, if its files are as its ready file says. Changes nothing.
+
+    For a process that does not hold the root.
+    """
+    try:
+        return _intact(layout, layout.ready_file(name))
+    except UNREADABLE:
+        return None
+
+
 def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
     """The ready snapshots by name: those whose link, tree and manifest are as their ready file says.
 
     Removes every other ready file, before the daemon does anything else.
     """
     found = {}
-    models, manifests = str(layout.models), str(layout.manifests)  # as text: faster for thousands of names
     for path in sorted(layout.ready.glob("[!.]*.json")):
         try:
-            snapshot = _read_ready(path)
-            if os.readlink(f"{models}/{snapshot.name}") == f".trees/{snapshot.manifest}":
-                listed = durable.read_document(f"{manifests}/{snapshot.manifest}.json")["files"]
-                if not snapshot.verified_by:  # ready files of older versions have none
-                    snapshot = replace(snapshot, verified_by=_verified_by(listed))
-                _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
-                if snapshot.file and snapshot.file not in {file["path"] for file in listed}:
-                    raise ValueError(f"{snapshot.file:.120} is not in its manifest")
-                found[snapshot.name] = snapshot
-                continue
-            reason = "models/NAME is not a link to its snapshot"
+            snapshot = _intact(layout, path)
+            found[snapshot.name] = snapshot
         except UNREADABLE as error:
             check_passing(error, path)
-            reason = repr(error)
-        log.warning("readiness withdrawn", file=path.name, reason=reason)
-        path.unlink(missing_ok=True)
+            log.warning("readiness withdrawn", file=path.name, reason=repr(error))
+            path.unlink(missing_ok=True)
     return found
+
+
+def _intact(layout: Layout, ready: Path) -> Snapshot:
+    """The snapshot of a ready file. Raises one of UNREADABLE if link, tree or manifest are not as it says."""
+    snapshot = _read_ready(ready)
+    models, manifests = str(layout.models), str(layout.manifests)  # as text: faster for thousands of names
+    if os.readlink(f"{models}/{snapshot.name}") != f".trees/{snapshot.manifest}":
+        raise ValueError("models/NAME is not a link to its snapshot")
+    listed = durable.read_document(f"{manifests}/{snapshot.manifest}.json")["files"]
+    if not snapshot.verified_by:  # ready files of older versions have none
+        snapshot = replace(snapshot, verified_by=_verified_by(listed))
+    _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
+    if snapshot.file and snapshot.file not in {file["path"] for file in listed}:
+        raise ValueError(f"{snapshot.file:.120} is not in its manifest")
+    return snapshot
 
 
 def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:

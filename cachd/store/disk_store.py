@@ -21,6 +21,7 @@ from cachd.store.layout import Layout
 from cachd.store.leases import Leases
 from cachd.store.manifests import Manifests
 from cachd.store.names import Names
+from cachd.store.nodes import Term, end_dead_writer
 from cachd.store.opening import check_disk, check_format, prepare
 from cachd.store.overhead import beside_file
 from cachd.store.pending import PendingPulls
@@ -31,7 +32,7 @@ from cachd.store.publish import Publisher
 from cachd.store.quarantines import Quarantines
 from cachd.store.rollbacks import Rollbacks
 from cachd.store.root import check_root, make_directories
-from cachd.store.root_lock import take_lock
+from cachd.store.root_lock import take_lock, take_shared_lock
 from cachd.store.space import Reservation, Space, bytes_beside
 from cachd.store.sweep import Sweep
 from cachd.store.usage_log import UsageLog
@@ -41,6 +42,9 @@ from cachd.store.withdrawals import Withdrawals
 
 class DiskStore:
     """The store (store.py) of one root. It holds the root's lock until `close`.
+
+    `term`: the right to write to a shared volume; without it, this process uses the root alone.
+    `use_is_unknown`: other nodes may use the models, so all of them count as in use.
 
     Opening it cleans up after a crash. Its space has no bounds until `Space.change`. Raises Invalid,
     Forbidden, InUse, NoSpace, Leased, Unavailable or DiskFailed if the root cannot be used.
@@ -54,17 +58,27 @@ class DiskStore:
         keep_previous: int = 0,
         keep_opened_seconds: float = OPENED_SECONDS,
         trust_claimed_digests: bool = False,
+        term: Term | None = None,
+        use_is_unknown: bool = False,
     ) -> None:
-        self.layout = Layout(root)
+        self.layout, self._term, self._use_is_unknown = Layout(root), term, use_is_unknown
+        if term:
+            self.layout = Layout(root, term.work)
         check_root(root)
         check_disk(root, at_least=disk_at_least)
         with durable.disk_errors(root):
             check_format(self.layout)
         make_directories(root)
-        self._lock = take_lock(self.layout.lock)
+        self._lock = (take_shared_lock if term else take_lock)(self.layout.lock)
         try:
+            if term is None:
+                end_dead_writer(root)
             prepare(self.layout)
-            self.content = ContentStore(self.layout, trusts_claims=trust_claimed_digests)
+            self.content = ContentStore(
+                self.layout,
+                trusts_claims=trust_claimed_digests,
+                check=term.check_if_late if term else lambda: None,
+            )
             with durable.disk_errors(root):
                 self.content.trash.empty_all()
                 self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
@@ -81,7 +95,8 @@ class DiskStore:
         self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
         self.watch = watch = Watch(layout, self.usage_log)
         self.changes = Changes()
-        self.names = names = Names(layout, self.changes)
+        check = self._term.check if self._term else lambda: None
+        self.names = names = Names(layout, self.changes, check=check)
         self.manifests = manifests = Manifests(layout, content, names)
         self.history = history = Histories(layout, keep_previous)
         self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)
@@ -93,6 +108,7 @@ class DiskStore:
             holds=holds,
             watch=watch,
             keep_opened_seconds=keep_opened_seconds,
+            use_is_unknown=self._use_is_unknown,
         )
         self._views = views = PodViews(index, holds)
         publisher = Publisher(index, views, watch=watch, pins=self.pins)
@@ -122,8 +138,9 @@ class DiskStore:
     def close(self) -> None:
         """Stop watching, and release the root's lock."""
         self.watch.close()
-        with suppress(OSError):
-            durable.overwrite(self._lock, b"")
+        if self._term is None:
+            with suppress(OSError):
+                durable.overwrite(self._lock, b"")
         os.close(self._lock)
 
     @contextmanager

@@ -32,6 +32,8 @@ status/<name>.json                the state of a model, for pods that have only 
     usage.json                    uses and priorities of names, download rates of sources
     staging/                      views being built, small blobs being written
     trash/                        trees and blobs being deleted
+    nodes/                        on a shared volume: who may write now (nodes.py)
+    nodes/<number>.work/          ingest/, staging/ and trash/ of the process with that fencing number
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ from pathlib import Path
 from cachd.model import Digest
 
 PUBLIC = ("models", "models/.trees", "models/.holds", "hub", "hub/.locks", "ready", "status")
+PRIVATE_DIRECTORY = ".cachd"
 PRIVATE = (
-    ".cachd",
+    PRIVATE_DIRECTORY,
     ".cachd/blobs",
     ".cachd/ingest",
     ".cachd/manifests",
@@ -57,6 +60,7 @@ PRIVATE = (
     ".cachd/leases",
     ".cachd/staging",
     ".cachd/trash",
+    ".cachd/nodes",
 )
 
 # What the first versions called these entries of .cachd. opening.py renames them.
@@ -70,9 +74,19 @@ EARLIER_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths of one root."""
+    """The paths of one root.
+
+    `work`: the directory of ingest/, staging/ and trash/, relative to the root. A process that writes to a
+    shared volume has one of its own.
+    """
 
     root: Path
+    work: str = PRIVATE_DIRECTORY
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may write to the root after this process."""
+        return self.work != PRIVATE_DIRECTORY
 
     @property
     def format(self) -> Path:
@@ -97,7 +111,7 @@ class Layout:
     @property
     def ingests(self) -> Path:
         """The directory of partial downloads."""
-        return self.root / ".cachd/ingest"
+        return self.root / self.work / "ingest"
 
     @property
     def damaged_blobs(self) -> Path:
@@ -112,12 +126,17 @@ class Layout:
     @property
     def staging(self) -> Path:
         """The directory of what is being built; emptied at each start."""
-        return self.root / ".cachd/staging"
+        return self.root / self.work / "staging"
 
     @property
     def trash(self) -> Path:
         """The directory of what is being deleted; emptied at each start."""
-        return self.root / ".cachd/trash"
+        return self.root / self.work / "trash"
+
+    @property
+    def nodes(self) -> Path:
+        """The directory in which processes agree who may write to a shared volume."""
+        return self.root / ".cachd/nodes"
 
     @property
     def pending(self) -> Path:
@@ -191,11 +210,11 @@ class Layout:
 
     def staged_blob_at(self, digest: Digest) -> str:
         """Where a small blob is written before it gets its name; text."""
-        return f"{self.root}/.cachd/staging/{digest.algorithm}-{digest.hex}"
+        return f"{self.root}/{self.work}/staging/{digest.algorithm}-{digest.hex}"
 
     def ingest_at(self, digest: Digest, size: int) -> str:
         """`ingest` as text."""
-        return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}-{size}"
+        return f"{self.root}/{self.work}/ingest/{digest.algorithm}-{digest.hex}-{size}"
 
     def damaged(self, digest: Digest) -> Path:
         """Where the damaged copy of a blob waits for its repair."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cachd.errors import InUse, NotFound
@@ -35,10 +35,15 @@ _MAX_EVICTED = 1000  # evicted names to remember; the oldest is forgotten first
 
 
 class Names:
-    """The names of one root. Any thread may read; whoever changes one holds `changing`."""
+    """The names of one root. Any thread may read; whoever changes one holds `changing`.
 
-    def __init__(self, layout: Layout, changes: Changes) -> None:
-        self._layout, self._changes = layout, changes
+    `check`: raises InUse if this process may no longer write to the root.
+    """
+
+    def __init__(
+        self, layout: Layout, changes: Changes, *, check: Callable[[], object] = lambda: None
+    ) -> None:
+        self._layout, self._changes, self.check = layout, changes, check
         self._lock = threading.Lock()
         ready = catalog.read_snapshots(layout)
         self._ready = ReadyNames(ready.values())
@@ -49,9 +54,11 @@ class Names:
     def changing(self) -> Iterator[None]:
         """Let one publish, withdrawal or quarantine happen at a time. Readers never wait for it.
 
-        Inside, errors of the disk become NoSpace, DiskFailed or Unavailable.
+        Inside, errors of the disk become NoSpace, DiskFailed or Unavailable. Raises InUse if this process may
+        no longer write to the root.
         """
         with self._lock, durable.disk_errors(self._layout.root):
+            self.check()
             yield
 
     # --- reading ---

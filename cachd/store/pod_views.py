@@ -77,7 +77,9 @@ class PodViews:
         """Make the branches of a folder of the Hub view name exactly its ready snapshots.
 
         Does nothing on a full disk: the store must open there too, because only then can it free space.
+        Raises InUse if this process may no longer write to the root.
         """
+        self._names.check()
         self._repair_branches(folder, self._names.in_hub_folder(folder))
 
     def _repair_branches(self, folder: str, named: Iterable[Snapshot]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 from cachd.errors import InUse
@@ -23,11 +23,16 @@ class InUseBy(StrEnum):
     """Who uses a snapshot now, in words for people."""
 
     POD = "held by a pod"
+    ANYBODY = "on a shared volume, where nobody can tell whether another node uses it"
     PROCESS = "open in a process on this node"
 
 
 class Protection:
-    """What protects the snapshots of one root from removal. Any thread may ask."""
+    """What protects the snapshots of one root from removal. Any thread may ask.
+
+    `use_is_unknown`: the root is on a shared volume. This kernel does not know what other nodes use, so every
+    snapshot counts as in use.
+    """
 
     def __init__(
         self,
@@ -38,11 +43,12 @@ class Protection:
         holds: Holds,
         watch: Watch,
         keep_opened_seconds: float = OPENED_SECONDS,
-        clock: Callable[[], float] = time.time,
+        use_is_unknown: bool = False,
     ) -> None:
         self._content, self._names, self._manifests = index.content, index.names, index.manifests
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
-        self._keep_opened_seconds, self._clock = keep_opened_seconds, clock
+        self._keep_opened_seconds, self._clock = keep_opened_seconds, time.time
+        self.use_is_unknown = use_is_unknown
 
     def in_use_by(self, manifest: Manifest) -> InUseBy | None:
         """Who uses a snapshot now; None if nobody does."""
@@ -50,7 +56,9 @@ class Protection:
             if self._holds.is_held(manifest.id):
                 return InUseBy.POD
             is_read = is_open([self._content.at(f.blob) for f in manifest.files])
-        return InUseBy.PROCESS if is_read else None
+        if is_read:
+            return InUseBy.PROCESS
+        return InUseBy.ANYBODY if self.use_is_unknown else None
 
     def is_in_use(self, manifest: Manifest) -> bool:
         """Whether a pod holds the snapshot, or a process on this node has one of its files open or mapped."""
@@ -131,6 +139,12 @@ class Protection:
 
 
 def _in_use(what: str, by: InUseBy) -> InUse:
+    if by is InUseBy.ANYBODY:
+        return InUse(
+            f"{what} is {by}",
+            code="shared_volume",
+            hint=f"stop what uses it on all nodes, then {_FORCE}; a volume of this node alone: shared: false",
+        )
     return InUse(
         f"{what} is {by}",
         hint=f"stop what uses it, or {_FORCE}: files that are open stay readable",

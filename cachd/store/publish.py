@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -110,8 +111,9 @@ class Publisher:
                 durable.remove(staged)
             raise
         try:
+            self._names.check()
             # point of no return
-            durable.remove(layout.ready_file(name))
+            (self._hide if layout.is_shared else durable.remove)(layout.ready_file(name))
             durable.move(link, layout.model(name))
             durable.sync_directory(layout.models)
             durable.move(ready, layout.ready_file(name))
@@ -121,6 +123,12 @@ class Publisher:
             if not layout.ready_file(name).exists():
                 self._names.undeclared(name)  # memory follows the disk, which pods see
             raise
+
+    def _hide(self, ready: Path) -> None:
+        """Remove a ready file, durably. Raises OSError if another process has taken this one's staging."""
+        if ready.exists():
+            durable.move(ready, self._layout.staging / f"{ready.name}.hidden")
+            durable.sync_directory(ready.parent)
 
     def _after_others(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot, published later than all others of its Hub folder even if the clock was set back.

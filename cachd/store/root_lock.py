@@ -60,6 +60,29 @@ def take_lock(path: Path) -> int:
     return fd
 
 
+def take_shared_lock(path: Path) -> int:
+    """Lock the root against processes that use it alone. Returns the descriptor that has the lock.
+
+    Processes that agree through files (nodes.py) may have this lock at the same time. Raises InUse if a
+    process uses the root alone, as far as the file system has locks.
+    """
+    with durable.disk_errors(path):
+        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        by = os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")[0]
+        os.close(fd)
+        raise InUse(
+            f"another cachd ({by or 'unknown'}) uses {path.parent.parent} alone",
+            code="root_locked",
+            hint="stop that process, or use another root (--root); a daemon pulls without --direct",
+        ) from error
+    except OSError as error:
+        log.debug("the file system does not support locks", root=str(path.parent.parent), reason=str(error))
+    return fd
+
+
 def wait_until_free(path: Path) -> None:
     """Return as soon as no other process holds the root. The kernel wakes this thread; nothing is polled.
 

@@ -161,6 +161,7 @@ class Withdrawals:
                 durable.move(ready, hidden)
         durable.sync_directory(self._layout.ready)
         try:
+            self._names.check()
             if check and manifest:
                 check(named, manifest)
                 if not self._names.has_others(named):
@@ -178,6 +179,7 @@ class Withdrawals:
 
     def _remove_name(self, snapshot: Snapshot, *, is_eviction: bool) -> None:
         """Remove all that belongs to a name whose ready file is gone."""
+        self._names.check()
         name = snapshot.name
         if is_eviction:
             self._names.note_eviction(name)

@@ -152,7 +152,12 @@ class Planner:
         return choose(candidates, need=need, now=self._clock(), claimed=self._store.content.claims.blobs())
 
     def _partials(self, short: int, others: Collection[Victims]) -> list[Leftover]:
-        """Partial downloads of ended pulls that free `short` bytes, or all of them; the oldest first."""
+        """Partial downloads of ended pulls that free `short` bytes, or all of them; the oldest first.
+
+        None on a shared volume: another node may wait to resume them.
+        """
+        if self._store.protection.use_is_unknown:
+            return []
         taken = {found.name for victims in others for found in victims.plan.partials}
         found, freed = list[Leftover](), 0
         for each in self._store.sweep.partial_downloads() if short > 0 else ():

@@ -96,13 +96,14 @@ def take_inodes(disk: Path, *, leave: int) -> Path:
 
 
 class FuseDisk:
-    """`fuse_disk` over the directory `place/backing`, mounted at `place/fuse` while inside `with`.
+    """`fuse_disk` over a directory, by default `place/backing`, mounted at `place/fuse` while inside `with`.
 
-    Skips the test where there can be none, with the reason.
+    Several over one directory do not know each other's locks. Skips the test where there can be none, with
+    the reason.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.backing, self.path = place / "backing", place / "fuse"
+    def __init__(self, place: Path, *, backing: Path | None = None) -> None:
+        self.backing, self.path = backing or place / "backing", place / "fuse"
         self._rules_file, self._log = place / "rules.json", place / "log"
         self._rules: list[dict[str, Any]] = []
         self._stack = contextlib.ExitStack()
@@ -110,7 +111,7 @@ class FuseDisk:
     def __enter__(self) -> Self:
         require("mount", "fuse")
         for directory in (self.backing, self.path):
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             directory.chmod(0o755)
         self._log.touch()
         self._write_rules()

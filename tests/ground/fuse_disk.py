@@ -88,7 +88,13 @@ class Disk(mfusepy.Operations):
         os.write(self._log, pickle.dumps(record))
 
     def _number(self, path: str) -> int:
-        return self._numbers[os.lstat(self._at(path)).st_ino]
+        return self._number_of(os.lstat(self._at(path)))
+
+    def _number_of(self, status: os.stat_result) -> int:
+        """The number of a file; a new one for a file that another mount of the same directory made."""
+        if status.st_ino not in self._numbers:
+            self._numbers[status.st_ino] = next(self._next)
+        return self._numbers[status.st_ino]
 
     def _new(self, path: str) -> int:
         """Number what was just made: its inode may be one that was there before."""
@@ -163,7 +169,7 @@ class Disk(mfusepy.Operations):
         self._meet("write", path)
         with self._lock:
             written = os.pwrite(fh, data, offset)
-            self._record("write", self._numbers[os.fstat(fh).st_ino], offset, bytes(data[:written]))
+            self._record("write", self._number_of(os.fstat(fh)), offset, bytes(data[:written]))
         return written
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> None:
@@ -176,7 +182,7 @@ class Disk(mfusepy.Operations):
         self._meet("fallocate", path)
         with self._lock:
             os.posix_fallocate(fh, offset, size)
-            self._record("truncate", self._numbers[os.fstat(fh).st_ino], os.fstat(fh).st_size)
+            self._record("truncate", self._number_of(os.fstat(fh)), os.fstat(fh).st_size)
 
     def chmod(self, path: str, mode: int) -> None:
         self._meet("chmod", path)
@@ -187,7 +193,7 @@ class Disk(mfusepy.Operations):
     def fsync(self, path: str, datasync: int, fh: int) -> None:
         self._meet("fsync", path)
         with self._lock:
-            self._record("sync", self._numbers[os.fstat(fh).st_ino])
+            self._record("sync", self._number_of(os.fstat(fh)))
 
     def fsyncdir(self, path: str, datasync: int, fh: int) -> None:
         self._meet("fsyncdir", path)

@@ -29,11 +29,14 @@ class ContentStore(Blobs):
     """The blobs of one cache root, and the ingests (partial downloads) that become blobs.
 
     `claims`, `owners`: which pulls need a blob or may resume its ingest. `damaged`: blobs with wrong bytes.
-    `removal`, `trash`: remove what nobody needs.
+    `removal`, `trash`: remove what nobody needs. `check`: raises InUse if this process may no longer write.
     """
 
-    def __init__(self, layout: Layout, *, trusts_claims: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, *, trusts_claims: bool = False, check: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(layout, trusts_claims=trusts_claims)
+        self._check = check
         self._log = log.bind()  # once, because each small file would bind it
         self.claims = Claims()
         self.owners = Owners(self.claims)
@@ -110,6 +113,7 @@ class ContentStore(Blobs):
             self.damaged.forget(file.blob)  # parts copied from it may be wrong: the next ingest reuses none
             raise corrupt(file, got)
         sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
+        self._check()
         if not self.has(file):
             self._move_in(ingest)
             self.hashes.note(file.blob, sha256)
@@ -161,6 +165,7 @@ class ContentStore(Blobs):
         sha256 = None if file.is_named_by_content else digest_of(NO_SHA256, content)
         if file.sha256 not in (None, sha256):
             raise corrupt(file, sha256, file.sha256)
+        self._check()
         if not self.has(file):
             self._put_in(file, content)
             self.hashes.note(file.blob, sha256)

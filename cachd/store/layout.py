@@ -30,6 +30,7 @@ status/<name>.json                the state of a model, for pods that have only 
     proven                        which source has proven to have which blob
     leases/<id>.json              who has leased which name, and until when
     usage.json                    uses and priorities of names, download rates of sources
+    streamed/<algorithm>-<hex>-<size>    readers got bytes of it before it was verified: ingest/offer.py
     staging/                      views being built, small blobs being written
     trash/                        trees and blobs being deleted
 """
@@ -55,6 +56,7 @@ PRIVATE = (
     ".cachd/quarantined",
     ".cachd/damaged",
     ".cachd/leases",
+    ".cachd/streamed",
     ".cachd/staging",
     ".cachd/trash",
 )
@@ -196,6 +198,10 @@ class Layout:
     def ingest_at(self, digest: Digest, size: int) -> str:
         """`ingest` as text."""
         return f"{self.root}/.cachd/ingest/{digest.algorithm}-{digest.hex}-{size}"
+
+    def streamed(self, digest: Digest, size: int) -> Path:
+        """Remembers which attempt at a blob readers got bytes of before it was verified."""
+        return self.root / f".cachd/streamed/{digest.algorithm}-{digest.hex}-{size}"
 
     def damaged(self, digest: Digest) -> Path:
         """Where the damaged copy of a blob waits for its repair."""

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from cachd.config.api import ApiOptions
 from cachd.config.cluster import ClusterOptions
 from cachd.config.group import Reloaded
+from cachd.config.hub import HubOptions
 from cachd.config.logs import LogsOptions
 from cachd.config.models import ModelsOptions
 from cachd.config.network import NetworkOptions
@@ -29,6 +30,7 @@ class Config(  # the documentation shows the groups from the last one to the fir
     NetworkOptions,
     SourcesOptions,
     ModelsOptions,
+    HubOptions,
     ApiOptions,
     RootOptions,
 ):

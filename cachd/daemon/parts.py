@@ -74,6 +74,7 @@ class Daemon:
     bandwidth: Bandwidth
     reclaim: Reclaim
     pulls: Pulls
+    downloads: Downloads
     progress: ProgressLog
     sweeps: Sweeps
     scrubs: Scrubs
@@ -132,6 +133,7 @@ def assembled(  # over 40 lines: one for each object, in order
             bandwidth=bandwidth,
             reclaim=reclaim,
             pulls=pulls,
+            downloads=downloads,
             progress=progress,
             sweeps=sweeps,
             scrubs=scrubs,

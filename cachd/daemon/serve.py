@@ -9,6 +9,7 @@ It starts from top to bottom, and stops from bottom to top:
     signals      from here on, SIGTERM and SIGINT lead to a clean stop
     pulls        the pulls that an earlier process left behind resume
     status, prewarm, progress, sweeps, scrubs, reclaim, signals    their threads start
+    Hub endpoint its threads start, if it is on (hub_endpoint.py)
     API          it answers, until one of these signals
 """
 
@@ -32,6 +33,7 @@ from cachd.api.listeners import Opened, Sockets
 from cachd.api.server import stoppable
 from cachd.api.tls import Certificate
 from cachd.config import Config, Loaded
+from cachd.daemon.hub_endpoint import hub_endpoint
 from cachd.daemon.listen import allowed_hosts, certified, check_listen
 from cachd.daemon.logs import configure_logs
 from cachd.daemon.parts import Daemon, assembled
@@ -101,7 +103,7 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
         )
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)
-        with _started(daemon, prewarm), running(signals):
+        with _started(daemon, prewarm), running(signals), hub_endpoint(config, daemon):
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()

@@ -5,6 +5,7 @@ Repositories of another kind have it first: `datasets/org/name`, `kernels/org/na
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import unquote
 
@@ -125,3 +126,9 @@ def kind_and_repo(location: str) -> tuple[str, str]:
     """The kind of a repository in the singular, and its id without the kind: `dataset` and `org/name`."""
     first, _, rest = location.partition("/")
     return (first.removesuffix("s"), rest) if first in KINDS else ("model", location)
+
+
+def lfs_pointer_id(sha256: str, size: int) -> str:
+    """The git blob id of the LFS pointer file of this content (git-lfs spec, "The Pointer")."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from cachd.errors import Invalid
 from cachd.fields import Rate
 from cachd.model import Digest, Percentage, SchemeName, percentage_of, size_or_percent_of
-from cachd.model.listener import Listener
+from cachd.model.listener import Address, Listener
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import ENVIRONMENT, Exemption, Proxy
 from cachd.settings.file import parse
@@ -49,6 +50,25 @@ def listens(value: object) -> object:
     if isinstance(value, str) and re.match(r"\s*\[[0-9A-Fa-f:.]+\]:", value):
         return [each.strip() for each in value.split(",")]
     return [str(value)] if isinstance(value, int) else _several(value)
+
+
+def _hub_listen(text: str) -> str:
+    """An address of the Hub endpoint. `:8471` stands for all IPv4 addresses of the node."""
+    full = f"0.0.0.0{text}" if text.startswith(":") else text  # noqa: S104 - as the operator asks
+    try:
+        listener = Listener.parse(full)
+    except Invalid as error:
+        raise ValueError("write HOST:PORT, such as 10.0.0.7:8471 or [::]:8471, or :PORT") from error
+    if not isinstance(listener.at, Address) or full != str(listener.at):
+        raise ValueError("write HOST:PORT, such as 10.0.0.7:8471 or [::]:8471, or :PORT")
+    return full
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise ValueError("write an address or a network, such as 10.244.0.0/16") from error
 
 
 def _text_for(parse: Callable[[str], object]) -> AfterValidator:
@@ -113,6 +133,8 @@ NodeName = Annotated[str, AfterValidator(_node_name)]
 TaintKey = Annotated[str, AfterValidator(_taint_key)]
 Rates = Annotated[dict[SchemeName, Rate], BeforeValidator(_pairs)]
 Several = BeforeValidator(_several)
+HubListens = Annotated[tuple[Annotated[str, AfterValidator(_hub_listen)], ...], BeforeValidator(listens)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Several]
 Strings = Annotated[tuple[str, ...], Several]
 Reachable = Annotated[tuple[Annotated[str, _text_for(lambda entry: AddressPolicy([entry]))], ...], Several]
 Refusals = Annotated[tuple[Annotated[str, _text_for(_check_refusal)], ...], Several]

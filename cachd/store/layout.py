@@ -30,6 +30,7 @@ status/<name>.json                the state of a model, for pods that have only 
     proven                        which source has proven to have which blob
     leases/<id>.json              who has leased which name, and until when
     usage.json                    uses and priorities of names, download rates of sources
+    streamed/<algorithm>-<hex>-<size>    readers got bytes of it before it was verified: ingest/offer.py
     staging/                      views being built, small blobs being written
     trash/                        trees and blobs being deleted
     nodes/                        on a shared volume: who may write now (nodes.py)
@@ -58,6 +59,7 @@ PRIVATE = (
     ".cachd/quarantined",
     ".cachd/damaged",
     ".cachd/leases",
+    ".cachd/streamed",
     ".cachd/staging",
     ".cachd/trash",
     ".cachd/nodes",
@@ -215,6 +217,10 @@ class Layout:
     def ingest_at(self, digest: Digest, size: int) -> str:
         """`ingest` as text."""
         return f"{self.root}/{self.work}/ingest/{digest.algorithm}-{digest.hex}-{size}"
+
+    def streamed(self, digest: Digest, size: int) -> Path:
+        """Remembers which attempt at a blob readers got bytes of before it was verified."""
+        return self.root / f".cachd/streamed/{digest.algorithm}-{digest.hex}-{size}"
 
     def damaged(self, digest: Digest) -> Path:
         """Where the damaged copy of a blob waits for its repair."""

@@ -23,7 +23,8 @@ import structlog
 from cachd.errors import Leased
 from cachd.kernel import durable
 from cachd.kernel.content_time import time_of
-from cachd.model import Digest, File, Manifest
+from cachd.model import File, Manifest
+from cachd.model.hub import lfs_pointer_id
 from cachd.store import hub_places
 from cachd.store.content import ContentStore
 from cachd.store.layout import Layout
@@ -328,13 +329,7 @@ def _tree_entry(file: File) -> dict[str, object]:
         return {"size": file.size, "blob_id": digest.hex}
     return {
         "size": file.size,
-        "blob_id": _lfs_pointer_id(digest, file.size),
+        "blob_id": lfs_pointer_id(digest.hex, file.size),
         "lfs_sha256": digest.hex,
         "lfs_size": file.size,
     }
-
-
-def _lfs_pointer_id(digest: Digest, size: int) -> str:
-    """The git blob id of the LFS pointer file of this content (git-lfs spec, "The Pointer")."""
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest.hex}\nsize {size}\n".encode()
-    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()

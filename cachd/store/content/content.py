@@ -14,6 +14,7 @@ from cachd.model import Digest, File, Manifest
 from cachd.store.content.blobs import Blobs, blocks_of
 from cachd.store.content.claims import Claims
 from cachd.store.content.damaged import DamagedBlobs
+from cachd.store.content.offers import Offers
 from cachd.store.content.owners import Owners
 from cachd.store.content.removal import Removal
 from cachd.store.content.trash import Trash
@@ -29,7 +30,8 @@ class ContentStore(Blobs):
     """The blobs of one cache root, and the ingests (partial downloads) that become blobs.
 
     `claims`, `owners`: which pulls need a blob or may resume its ingest. `damaged`: blobs with wrong bytes.
-    `removal`, `trash`: remove what nobody needs. `check`: raises InUse if this process may no longer write.
+    `removal`, `trash`: remove what nobody needs. `offers`: synced bytes for readers who do not wait.
+    `check`: raises InUse if this process may no longer write.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ContentStore(Blobs):
         self.owners = Owners(self.claims)
         self.damaged = DamagedBlobs(self)
         self.trash = Trash(layout)
+        self.offers = Offers(layout)
         self.removal = Removal(self, self.claims, self.owners, self.damaged, self.trash)
 
     @contextmanager
@@ -81,7 +84,7 @@ class ContentStore(Blobs):
         If a damaged copy of the blob is kept, its intact parts are copied into the ingest. `check` is called
         while existing bytes are read back; it may raise Cancelled. Raises NoSpace, DiskFailed or Unavailable.
         """
-        ingest = Ingest(self.layout.ingest(file.blob, file.size), file, check)
+        ingest = Ingest(self.layout.ingest(file.blob, file.size), file, check, self.offers.of(file))
         self.owners.add(ingest.directory, self.claims.names(file.blob))
         damaged = self.damaged.path(file.blob)
         if self.damaged.has(file.blob) and durable.is_regular(damaged):
@@ -114,11 +117,13 @@ class ContentStore(Blobs):
             raise corrupt(file, got)
         sha256 = None if file.is_named_by_content else self._sha256_of(ingest)
         self._check()
+        ingest.offer.verify()
         if not self.has(file):
             self._move_in(ingest)
             self.hashes.note(file.blob, sha256)
         if ingest.is_of_one_source:
             self.proven.add(file)
+        ingest.offer.tell()
         with suppress(Unavailable):  # no free descriptor to list the directory: an empty one does no harm
             ingest.discard()
         self.damaged.forget(file.blob)
@@ -170,6 +175,7 @@ class ContentStore(Blobs):
             self._put_in(file, content)
             self.hashes.note(file.blob, sha256)
         self.proven.add(file)
+        self.offers.tell(file)
 
     def _put_in(self, file: File, content: memoryview) -> None:
         target, staged = self.at(file.blob), self.layout.staged_blob_at(file.blob)

@@ -5,9 +5,11 @@ ingest/<algorithm>-<hex>-<size>/
     about.json   for which blob, and from which source            about.py
     received     the parts that survive a crash of the daemon     journal.py
     journal      the parts that survive a crash of the node       journal.py
+    attempt      the number of the attempt that readers get       offer.py
     owners       the names whose pulls need the blob              content/owners.py
 """
 
 from cachd.store.ingest.ingest import Ingest
+from cachd.store.ingest.offer import HELD_BYTES, Offer
 
-__all__ = ["Ingest"]
+__all__ = ["HELD_BYTES", "Ingest", "Offer"]

@@ -16,7 +16,14 @@ from cachd.store.ingest.about import About
 from cachd.store.ingest.data_file import DataFile
 from cachd.store.ingest.file_digest import READ_BYTES, FileDigest
 from cachd.store.ingest.journal import Journal
+from cachd.store.ingest.offer import Offer
 from cachd.store.ingest.recovery import Recovered
+
+Check = Callable[[], None]
+
+
+def _no() -> None:
+    """The check of an ingest that nobody cancels."""
 
 
 class Ingest:
@@ -39,18 +46,18 @@ class Ingest:
     DiskFailed when the disk fails otherwise.
     """
 
-    def __init__(self, directory: Path, file: File, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, directory: Path, file: File, check: Check = _no, offer: Offer | None = None) -> None:
         """Begin or resume. `check` is called while existing bytes are read back. When it raises Cancelled,
-        the existing bytes stay for the next resume."""
-        self.file = file
-        self.directory = directory
+        the existing bytes stay for the next resume. Readers get synced bytes through `offer`."""
+        self.file, self.directory = file, directory
         self._lock = threading.Lock()
         self._received = Received()
+        self.offer = offer or Offer(file.size, directory, directory / "streamed")
         with durable.disk_errors(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             self._about = About(directory, file)
             self._data = DataFile(directory, check)
-            self._journal = Journal(directory, file, self._data, self._about)
+            self._journal = Journal(directory, file, self._data, self._about, self.offer.add)
             self._digest = FileDigest(file, self._data)
             self._parts = self._digest.parts
             try:
@@ -70,11 +77,14 @@ class Ingest:
     def _resume(self) -> None:
         if not self._about.resume():
             self._journal.begin()
+            self.offer.open([], is_complete=False)
             return
-        buffer = memoryview(bytearray(READ_BYTES))
-        recorded = self._journal.recorded()
-        self._count_recovered(recovery.resumed(recorded, self._data, self._parts, buffer))
+        recorded = list(self._journal.recorded())
+        found = list(recovery.resumed(recorded, self._data, self._parts, memoryview(bytearray(READ_BYTES))))
+        self._count_recovered(found)
         self._journal.end_torn_line()
+        is_complete = recovery.has_all_synced(recorded, found)
+        self.offer.open([each.part for each in found if each.is_synced], is_complete=is_complete)
 
     def salvage(self, damaged: Path) -> None:
         """Copy missing parts from a damaged blob: those that still have their recorded hash."""
@@ -230,8 +240,9 @@ class Ingest:
     def forget(self, parts: frozenset[Extent]) -> None:
         """Mark these parts as missing, so that they are fetched again. Only the other parts stay received.
 
-        No other thread may use the ingest meanwhile.
+        No other thread may use the ingest meanwhile. Readers of the offer get no more bytes.
         """
+        self.offer.withdraw()  # first: readers have wrong bytes, and a crash must not let them go on
         self._parts.forget(parts)
         with self._lock:
             self._received = Received()
@@ -239,6 +250,7 @@ class Ingest:
                 self._received.add(part)
         self._digest.begin()
         self._journal.rewrite(self._parts.lines())
+        self.offer.add(self._parts.extents())
 
     # --- the end ---
 
@@ -254,11 +266,13 @@ class Ingest:
 
     def close(self) -> None:
         """Close the ingest; its files stay for the next begin. Closing twice is fine."""
+        self.offer.close()
         self._data.close()
         self._journal.close()
 
     def discard(self) -> None:
         """Close the ingest and delete its directory."""
         self.close()
+        self.offer.withdraw()
         with durable.disk_errors(self.directory):
             durable.remove_tree(self.directory)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +56,21 @@ class Journal:
     OSError and Leased instead.
     """
 
-    def __init__(self, directory: Path, file: File, data: DataFile, about: About) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        file: File,
+        data: DataFile,
+        about: About,
+        synced: Callable[[Sequence[Extent]], None] = lambda _parts: None,
+    ) -> None:
+        """`synced` is called with the parts that a sync has made durable."""
         self._directory, self._file, self._data, self._about = directory, file, data, about
         self._received, self._path = directory / "received", directory / "journal"
         self._lock = threading.Lock()
         self._notes = durable.Notes(self._received)
-        self._unsynced: dict[PartHash, str] = {}  # lines that the journal lacks
+        self._unsynced: dict[PartHash, tuple[str, Extent]] = {}  # lines that the journal lacks
+        self._synced = synced
         self._is_due = self._is_syncing = False  # a part has finished; a thread syncs
         self._is_broken = False
         self._fd: int | None = None
@@ -103,7 +112,7 @@ class Journal:
         """Let the next `sync` include a part. Returns its line."""
         line = line_of(part, hashed)
         with self._lock:
-            self._unsynced[hashed] = line
+            self._unsynced[hashed] = line, part
         return line
 
     def sync(self) -> None:
@@ -119,11 +128,12 @@ class Journal:
                 return
             self._is_syncing = True
         try:
-            while lines := self._take_unsynced():
+            while unsynced := self._take_unsynced():
                 self._data.sync()  # first: the journal must not list bytes that a crash can lose
                 with durable.disk_errors(self._directory):
-                    durable.append(self._opened(), "".join(lines))
-                log.debug("part made durable", path=self._file.path, parts=len(lines))
+                    durable.append(self._opened(), "".join([line for line, _ in unsynced]))
+                log.debug("part made durable", path=self._file.path, parts=len(unsynced))
+                self._synced([part for _, part in unsynced])
         except Unavailable:  # no free descriptor for the journal: these parts only survive in `received`
             with self._lock:
                 self._is_syncing = False
@@ -132,16 +142,16 @@ class Journal:
                 self._is_syncing, self._is_broken = False, True
             raise
 
-    def _take_unsynced(self) -> list[str]:
-        """The lines of all that was kept since the last sync; none if no `sync` was called since."""
+    def _take_unsynced(self) -> list[tuple[str, Extent]]:
+        """The lines and parts of all that was kept since the last sync; none without a `sync` since then."""
         with self._lock:
             self._is_syncing, self._is_due = self._is_due, False
             if not self._is_syncing:
                 return []
-            lines, self._unsynced = self._unsynced, {}
-            if not lines:
+            unsynced, self._unsynced = self._unsynced, {}
+            if not unsynced:
                 self._is_syncing = False
-            return list(lines.values())
+            return list(unsynced.values())
 
     def _opened(self) -> int:
         if self._fd is None:

@@ -51,6 +51,14 @@ def resumed(
             yield Recovered(part, hashed, is_synced=False)
 
 
+def has_all_synced(recorded: Iterable[Recorded], found: Iterable[Recovered]) -> bool:
+    """Whether all bytes that the journal promised were recovered."""
+    reached = {each.part.start: each.part.stop for each in found}
+    return all(
+        each.synced_stop == each.start or reached.get(each.start, 0) >= each.synced_stop for each in recorded
+    )
+
+
 def _longest_intact(
     recorded: Recorded, data: DataFile, parts: PartHashes, buffer: memoryview
 ) -> tuple[Extent, PartHash] | None:

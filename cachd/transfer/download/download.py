@@ -95,6 +95,14 @@ class Download:
         path, received, size = self.file.path, self.tally.received, self.file.size
         return Cancelled(f"{path}: cancelled after {received} of {size} bytes")
 
+    def hasten(self) -> None:
+        """If it has not begun, let it begin before the other files of its pulls."""
+        with self.schedule.lock:
+            waits = self.schedule.stage is Stage.waiting and not self.tally.is_over
+            suppliers = list(self.schedule.suppliers) if waits else []
+        for each in suppliers:
+            self.schedule.submit(each)
+
     def watch(self, now: float) -> None:
         """Move parts away from a supplier that is much slower than another one. To be called regularly."""
         schedule = self.schedule

@@ -1,0 +1,35 @@
+"""Builds and runs the Hub endpoint, if an option says where it listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import structlog
+
+from cachd.api.listeners import Sockets
+from cachd.config import Config
+from cachd.daemon.parts import Daemon
+from cachd.serve.callers import Callers
+from cachd.serve.hub import HubApi
+from cachd.serve.repositories import Repositories
+from cachd.serve.server import HubServer
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
+    """Run the endpoint of the options. Raises InUse, Forbidden or Invalid when it cannot listen there."""
+    if not config.hub_listen:
+        yield
+        return
+    repositories = Repositories(daemon.models, daemon.sources)
+    api = HubApi(daemon.models, repositories, Callers(config.hub_allow), daemon.downloads.hasten)
+    with Sockets(config.hub_listeners) as sockets:
+        opened = sockets.open_all()
+        with closing(HubServer([each.sock for each in opened], api.answer)) as server:
+            server.start()
+            for each in opened:
+                log.info("hub endpoint listening", **each.place())
+            yield

@@ -1,0 +1,184 @@
+"""Answers the calls of the Hub's API: what a revision has, and its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlencode, urlsplit
+
+from cachd.errors import CachdError
+from cachd.kernel import durable
+from cachd.model import Extent, File, quoted
+from cachd.report.models import Models
+from cachd.serve import listings
+from cachd.serve.answer import (
+    Answer,
+    Body,
+    document,
+    no_entry,
+    refusal,
+    refused,
+)
+from cachd.serve.call import Call, Kind, address_of, call_of, paths_of, query_of
+from cachd.serve.callers import Callers
+from cachd.serve.content import ArrivingBody, ReadyBody, is_here
+from cachd.serve.exchange import Request
+from cachd.serve.repositories import Repositories, Revision
+from cachd.store.ingest import HELD_BYTES
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})|bytes=-([0-9]{1,18})")
+
+
+class HubApi:
+    """The calls of the endpoint. `hasten`: fetches a file of a running pull before the others."""
+
+    def __init__(
+        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], None]
+    ) -> None:
+        self._models, self._store = models, models.store
+        self._repositories, self._callers, self._hasten = repositories, callers, hasten
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request."""
+        if not self._callers.may_connect(request.peer):
+            return refusal(403, f"{request.peer} is not in hub_allow of this node's cachd")
+        call = call_of(request)
+        if call is None:
+            return refusal(404, "cachd does not serve this address of the Hub's API")
+        try:
+            self._callers.check(call.repo, request.headers.get("authorization"))
+            return self._answer(call, request)
+        except CachdError as error:
+            if error.code == "file_not_found":
+                return no_entry(call.path, call.revision)
+            return refused(error, call.repo)
+
+    def _answer(self, call: Call, request: Request) -> Answer:
+        if call.kind is Kind.refs:
+            return self._refs(call)
+        found = self._repositories.revision(call.repo, call.revision)
+        match call.kind:
+            case Kind.info:
+                blobs = query_of(request).get("blobs", "").lower() in ("true", "1")
+                return document(listings.info(call.repo, found.manifest, blobs=blobs))
+            case Kind.tree:
+                return _tree(call, found, request)
+            case Kind.paths_info:
+                return document(listings.some(found.manifest, paths_of(request)))
+        return self._file(call, found, request)
+
+    def _refs(self, call: Call) -> Answer:
+        branches = self._repositories.branches(call.repo)
+        if not branches:
+            found = self._repositories.revision(call.repo, "main")
+            branches = {"main": found.commit}
+        shown = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+            for name, commit in branches.items()
+        ]
+        return document({"branches": shown, "tags": [], "converts": [], "pullRequests": []})
+
+    # --- files ---
+
+    def _file(self, call: Call, found: Revision, request: Request) -> Answer:
+        file = found.file(call.path)
+        if file is None and not found.lacks(call.path):
+            found = self._repositories.with_file(found, call.path)
+            file = found.file(call.path)
+        if file is None:
+            return no_entry(call.path, found.commit)
+        with durable.disk_errors(self._store.layout.root):
+            headers = _headers(found, file)
+            if found.snapshot is not None or is_here(self._store.content, file):
+                return self._ready(call, found, file, request, headers)
+            return self._arriving(call, found, file, request, headers)
+
+    def _ready(
+        self, call: Call, found: Revision, file: File, request: Request, headers: dict[str, str]
+    ) -> Answer:
+        """The answer for a file whose verified bytes are here."""
+        offer = self._store.content.offers.of(file)
+        if call.attempt is not None and not offer.is_right(call.attempt):
+            return _gone(file, call.attempt)
+        asked = request.headers.get("range", "")
+        if call.attempt is None and asked.endswith("-") and offer.has_wrong_readers:
+            asked = ""  # whoever resumes may have bytes that were never verified: he gets the complete file
+        if found.snapshot is None:
+            path = self._store.content.path(file.blob)
+        else:
+            path = self._store.layout.tree(found.snapshot.manifest) / file.path
+            self._models.note_use(found.snapshot.name)
+        return _ranged(file, asked, headers, lambda extent: ReadyBody(path, extent, self._store.content))
+
+    def _arriving(
+        self, call: Call, found: Revision, file: File, request: Request, headers: dict[str, str]
+    ) -> Answer:
+        """The answer for a file that is being pulled: a redirect, or the bytes of an attempt."""
+        pull, attempt = found.pull, call.attempt
+        assert pull is not None
+        number = self._store.content.offers.of(file).next_attempt
+        if attempt is None and file.size > HELD_BYTES:
+            address = address_of(call, found.commit, number, quoted(file.path))
+            return Answer(307, {**headers, "Location": address})
+        if attempt is not None and attempt != number:
+            return _gone(file, attempt)
+
+        def body(extent: Extent) -> ArrivingBody:
+            return ArrivingBody(file, extent, pull, self._store.content, self._hasten, attempt)
+
+        return _ranged(file, request.headers.get("range", ""), headers, body)
+
+
+def _tree(call: Call, found: Revision, request: Request) -> Answer:
+    """A page of a tree, with a link to the next one."""
+    query = query_of(request)
+    entries = listings.tree(
+        found.manifest, call.path, recursive=query.get("recursive", "").lower() in ("true", "1")
+    )
+    if entries is None:
+        return no_entry(call.path, found.commit)
+    start, limit = _number(query.get("cursor"), 0), _number(query.get("limit"), listings.PAGE)
+    stop = start + max(1, min(limit, listings.PAGE))
+    if stop >= len(entries):
+        return document(entries[start:])
+    host = request.headers.get("host", "")
+    base = f"http://{host}" if _HOST.fullmatch(host) else ""
+    following = urlencode({**query, "cursor": stop})
+    path = urlsplit(request.target).path
+    return document(entries[start:stop], Link=f'<{base}{path}?{following}>; rel="next"')
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 10 else default
+
+
+def _headers(found: Revision, file: File) -> dict[str, str]:
+    etag = f'"{listings.etag_of(file)}"'
+    return {
+        "X-Repo-Commit": found.commit,
+        "ETag": etag,
+        "X-Linked-Etag": etag,
+        "X-Linked-Size": str(file.size),
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+    }
+
+
+def _ranged(file: File, asked: str, headers: dict[str, str], body: Callable[[Extent], Body]) -> Answer:
+    """The answer with the range that was asked for. A range of another form is ignored (RFC 9110, 14.2)."""
+    found = _RANGE.fullmatch(asked.strip())
+    if not found:
+        return Answer(200, headers, body(Extent(0, file.size)))
+    if found[3]:
+        start, stop = max(0, file.size - int(found[3])), file.size
+    else:
+        start, stop = int(found[1]), min(int(found[2]) + 1 if found[2] else file.size, file.size)
+    if start >= stop:
+        return refusal(416, f"{file.path} has {file.size} bytes", None, Content_Range=f"bytes */{file.size}")
+    ranged = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{file.size}"}
+    return Answer(206, ranged, body(Extent(start, stop)))
+
+
+def _gone(file: File, attempt: int) -> Answer:
+    return refusal(410, f"{file.path}: the bytes of attempt {attempt} were wrong; ask for the file again")

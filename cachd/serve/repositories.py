@@ -1,0 +1,206 @@
+"""Finds the revision of a repository that a client asks for: among the ready models, or in a pull.
+
+A revision that is not here is pulled like any other model: by the same lists, within the same limits, and
+verified. Clients see its files as soon as the source has listed them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from dataclasses import dataclass
+from glob import escape
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from cachd.errors import CachdError, NotFound, Unavailable
+from cachd.model import COMMIT, File, Manifest, ModelSpec, Ref, Snapshot, commit_of, folder_of, is_hub_id
+from cachd.model.name import LONGEST_NAME
+from cachd.report.models import Models
+from cachd.report.outcomes import outcome_of
+from cachd.sources.schemes import Sources
+from cachd.transfer.request import Pull
+
+log = structlog.get_logger(__name__)
+
+_LISTED_SECONDS = 60.0  # how long a client waits until the source has listed the files
+_STEP_SECONDS = 0.05
+_FINAL_SECONDS, _BRIEF_SECONDS = 60.0, 5.0  # how long a failure is the answer without another pull
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A revision and its files. `snapshot`: where they are ready; None while `pull` fetches them."""
+
+    repo: str
+    manifest: Manifest
+    snapshot: Snapshot | None = None
+    pull: Pull | None = None
+
+    @property
+    def commit(self) -> str:
+        """Its 40 hex digits."""
+        return commit_of(self.manifest)
+
+    def file(self, path: str) -> File | None:
+        """The file with this path."""
+        return next((file for file in self.manifest.files if file.path == path), None)
+
+    def lacks(self, path: str) -> bool:
+        """Whether the revision certainly has no such file. Its listing may be a selection."""
+        return self.manifest.left_out is None or path in self.manifest.absent
+
+
+class Repositories:
+    """The repositories of this node, and those that it may pull. Safe from any thread."""
+
+    def __init__(
+        self,
+        models: Models,
+        sources: Sources,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._models, self._store, self._pulls = models, models.store, models.pulls
+        self._sources, self._clock, self._now = sources, clock, now
+
+    def revision(self, repo: str, revision: str) -> Revision:
+        """A revision, pulled if it is not here. Waits until its files are listed.
+
+        Raises NotFound for a repository that is unknown or may not be pulled, and any error of a pull.
+        """
+        if not is_hub_id(repo):
+            raise NotFound(f"no repository is named {repo:.200}", code="repo_not_found")
+        return self.cached(repo, revision) or self._listed(repo, revision, self._pull(repo, revision))
+
+    def with_file(self, found: Revision, path: str) -> Revision:
+        """The same commit with a file that the model on this node leaves out: only this file is pulled.
+
+        Raises NotFound if there is no such file.
+        """
+        snapshot = found.snapshot
+        if snapshot is None or snapshot.spec.ref.scheme != "hf":
+            raise NotFound(f"{found.repo} has no file {path:.200}", code="file_not_found")
+        for each in self._snapshots(found.repo):
+            if each.commit == found.commit:
+                manifest = self._store.manifests.of(each)
+                if any(file.path == path for file in manifest.files):
+                    return Revision(found.repo, manifest, each)
+        spec = ModelSpec.asked(f"hf://{found.repo}@{found.commit}", include=[escape(path)])
+        try:
+            pull = self._started(spec)
+            manifest = self._manifest(pull)
+            return Revision(found.repo, manifest, self._store.names.get(pull.spec.name), pull)
+        except CachdError as error:
+            if error.code == "nothing_selected":
+                raise NotFound(f"{found.repo} has no file {path:.200}", code="file_not_found") from error
+            raise
+
+    # --- what is here ---
+
+    def cached(self, repo: str, revision: str) -> Revision | None:
+        """A revision of which a model on this node is ready; complete models come first."""
+        found = [
+            Revision(repo, self._store.manifests.of(each), each)
+            for each in self._snapshots(repo)
+            if revision == each.commit or revision in _names_of(each)
+        ]
+        return min(found, key=lambda each: each.manifest.left_out is not None, default=None)
+
+    def branches(self, repo: str) -> dict[str, str]:
+        """The commits of the branches and tags of a repository that are here, by their names."""
+        return {name: each.commit for each in self._snapshots(repo) for name in sorted(_names_of(each))}
+
+    def _snapshots(self, repo: str) -> Iterator[Snapshot]:
+        """The ready models of a repository."""
+        for each in self._store.names.in_hub_folder(folder_of(repo)):
+            if each.repo == repo and not self._is_refused(each):
+                yield each
+
+    def _is_refused(self, snapshot: Snapshot) -> bool:
+        try:
+            self._sources.table.check(snapshot.spec.ref.base)
+        except CachdError:
+            return True
+        return False
+
+    # --- what is pulled ---
+
+    def _pull(self, repo: str, revision: str) -> Pull:
+        """The pull that brings a revision: a running one, else a new one."""
+        ref = Ref.parse(f"hf://{repo}")
+        for pull in self._pulls.running():
+            if pull.spec.ref.base == ref.base and not pull.spec.is_selective:
+                if (pull.spec.ref.revision or "main") == revision:
+                    return pull
+                # A client knows the commit from the listing of a branch, so this may be that branch's pull.
+                if COMMIT.fullmatch(revision) and self._has_commit(pull, revision):
+                    return pull
+        self._sources.table.check(ref.base)
+        spec = ModelSpec.asked(f"hf://{repo}" if revision == "main" else f"hf://{repo}@{revision}")
+        return self._started(spec)
+
+    def _has_commit(self, pull: Pull, commit: str) -> bool:
+        try:
+            return commit_of(self._manifest(pull)) == commit
+        except CachdError:
+            return False
+
+    def _started(self, spec: ModelSpec) -> Pull:
+        """Start or join the pull of a spec. Its failure stays the answer for a while."""
+        spec = self._under_free_name(spec)
+        if (before := self._pulls.get(spec.name)) and before.spec == spec and before.error is not None:
+            is_final = outcome_of(before.error).is_final
+            until = (before.ended_at or 0.0) + (_FINAL_SECONDS if is_final else _BRIEF_SECONDS)
+            if self._now() < until:
+                raise before.error
+        with bound_contextvars(who="cachd:hub"):
+            pull = self._pulls.start(spec)
+        if pull is None:  # it has just become ready
+            raise Unavailable(f"{spec.name} became ready meanwhile", retry_after=1.0)
+        log.info("pull for a client of the Hub endpoint", name=spec.name, ref=str(spec.ref))
+        return pull
+
+    def _under_free_name(self, spec: ModelSpec) -> ModelSpec:
+        """The spec under its default name or, if another model has that, with digits of a hash behind it."""
+        owner = self._store.names.owner(spec.name)
+        running = self._pulls.get(spec.name)
+        if running is not None and not running.done.done():
+            owner = running.spec
+        if owner is None or owner == spec:
+            return spec
+        digits = hashlib.sha256(str(spec).encode()).hexdigest()[:8]
+        name = f"{spec.name[: LONGEST_NAME - len(digits) - 1]}-{digits}"
+        return ModelSpec(spec.ref, name, spec.include, spec.exclude, spec.hub_id, spec.weights)
+
+    def _listed(self, repo: str, revision: str, pull: Pull) -> Revision:
+        manifest = self._manifest(pull)
+        return self.cached(repo, revision) or Revision(repo, manifest, pull=pull)
+
+    def _manifest(self, pull: Pull) -> Manifest:
+        """The files of a pull, once its source has listed them. Raises the error of a failed pull."""
+        deadline = self._clock() + _LISTED_SECONDS
+        while (manifest := pull.progress.manifest) is None:
+            if wait([pull.done], timeout=_STEP_SECONDS).done:
+                manifest = self._store.manifests.of(pull.done.result())
+                break
+            if self._clock() > deadline:
+                raise Unavailable(
+                    f"{pull.spec.ref}: its source has not listed the files within {_LISTED_SECONDS:g} s",
+                    code="not_resolved",
+                    hint="ask again",
+                    retry_after=5.0,
+                )
+        if pull.error is not None:
+            raise pull.error
+        return manifest
+
+
+def _names_of(snapshot: Snapshot) -> set[str]:
+    """The branches and tags that lead to a snapshot."""
+    names = {snapshot.spec.hub_revision, "main" if snapshot.is_main else None}
+    return {name for name in names if name}

@@ -1,0 +1,229 @@
+"""The Hub endpoint pulls what is not here: its clients read along, and none ends with unverified bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ground.hub import Hub
+from tests.ground.hub_client import Reader, client_env, endpoint_node, get, hf
+from tests.ground.models import noise
+from tests.ground.node import PATIENCE_SECONDS, Node
+from tests.ground.origin import Flip, Late, Seen
+from tests.ground.s3 import free_ports
+
+SIZE = 24 << 20
+LARGE = "model.safetensors"
+FILES = {"config.json": b'{"a": 1}', LARGE: noise(SIZE), "sub/tokenizer.json": noise(500, 2)}
+PLACE = f"/org/model/resolve/main/{LARGE}"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as started:
+        yield started
+
+
+@pytest.fixture
+def node(hub: Hub, tmp_path: Path) -> Iterator[Node]:
+    hub.add("org/model", FILES)
+    with endpoint_node(tmp_path / "root", hub, stall_seconds=2) as started:
+        yield started
+
+
+def withhold(hub: Hub, start: int) -> None:
+    """Let no byte of the large file arrive from `start` on, until the faults are cleared."""
+
+    def is_late(seen: Seen) -> bool:
+        return int(seen.headers.get("range", "bytes=0-")[6:].split("-")[0]) >= start
+
+    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=is_late)
+
+
+def address(node: Node) -> str:
+    """The address of the attempt at the large file that runs now."""
+    redirect = get(node, PLACE, "HEAD")
+    assert redirect.status == 307
+    assert redirect.headers["x-linked-size"] == str(SIZE)
+    assert redirect.headers["x-linked-etag"] == f'"{hashlib.sha256(FILES[LARGE]).hexdigest()}"'
+    return redirect.headers["location"]
+
+
+def test_hf_download_pulls_a_model_that_is_not_here(hub: Hub, node: Node, tmp_path: Path) -> None:
+    ended = hf(node, tmp_path / "home", "download", "org/model", "--local-dir", str(tmp_path / "got"))
+    assert ended.returncode == 0, ended.stderr
+    assert {path: (tmp_path / "got" / path).read_bytes() for path in FILES} == FILES
+    assert node.ready("org--model").status == 200
+    assert hub.cdn.bytes_sent() == SIZE
+
+
+def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -> None:
+    withhold(hub, 12 << 20)
+    with Reader(node, address(node)) as reader:
+        assert reader.status == 200
+        first = reader.read(4 << 20)
+        assert first == FILES[LARGE][: 4 << 20]
+        assert node.ask("GET", "/v1/models/org--model").document["state"] == "downloading"
+        hub.cdn.clear()
+        assert first + reader.read() == FILES[LARGE]
+
+
+def test_the_end_of_a_file_waits_for_its_digest(hub: Hub, node: Node) -> None:
+    """All bytes but one part have arrived; that part is at the start, and the client has none before it."""
+    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=lambda s: "bytes=0-" in s.headers["range"])
+    place = address(node)
+    with Reader(node, place, Range=f"bytes={SIZE - 100}-") as reader:
+        assert reader.status == 206
+        got: list[bytes] = []
+        reading = threading.Thread(target=lambda: got.append(reader.read()))
+        reading.start()
+        for _ in range(3):  # all other parts are durable
+            node.wait_for("part made durable")
+        assert not got
+        hub.cdn.clear()
+        reading.join(PATIENCE_SECONDS)
+        assert got == [FILES[LARGE][-100:]]
+
+
+def test_two_clients_at_once_cost_the_bytes_of_one(hub: Hub, node: Node, tmp_path: Path) -> None:
+    got: dict[int, bytes] = {}
+
+    def read(number: int) -> None:
+        got[number] = get(node, get(node, PLACE).headers["location"]).body
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+    for each in readers:
+        each.start()
+    for each in readers:
+        each.join(PATIENCE_SECONDS)
+    assert got == {0: FILES[LARGE], 1: FILES[LARGE]}
+    assert hub.cdn.bytes_sent() == SIZE
+
+
+def test_a_small_file_does_not_wait_for_the_large_ones(hub: Hub, node: Node) -> None:
+    withhold(hub, 0)
+    assert get(node, "/org/model/resolve/main/config.json").body == FILES["config.json"]
+    assert node.ask("GET", "/v1/models/org--model").document["state"] == "downloading"
+
+
+def test_a_client_resumes_after_its_connection_was_cut(hub: Hub, node: Node) -> None:
+    withhold(hub, 12 << 20)
+    place = address(node)
+    with Reader(node, place) as reader:
+        first = reader.read(1 << 20)
+    with Reader(node, place, Range=f"bytes={1 << 20}-") as reader:
+        hub.cdn.clear()
+        assert first + reader.read() == FILES[LARGE]
+    assert hub.cdn.bytes_sent() == SIZE
+
+
+# --- wrong bytes ---
+
+LAST_BYTE = Flip(SIZE - 1)
+
+
+def test_a_client_never_gets_all_bytes_of_a_file_that_is_wrong(hub: Hub, node: Node) -> None:
+    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Flip(10))
+    place = address(node)
+    with Reader(node, place) as reader, pytest.raises(http.client.IncompleteRead):
+        reader.read()
+    assert get(node, place, Range="bytes=1000-").status == 410
+    assert node.ready("org--model").status == 502
+
+
+def test_hf_download_fails_when_the_bytes_are_wrong(hub: Hub, node: Node, tmp_path: Path) -> None:
+    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Flip(10))
+    ended = hf(node, tmp_path / "home", "download", "org/model", LARGE)
+    assert ended.returncode != 0
+    files = (path for path in (tmp_path / "home").rglob("*") if path.is_file())
+    assert not [path for path in files if path.stat().st_size == SIZE]
+    assert not list((tmp_path / "home").rglob(LARGE))
+
+
+def test_the_address_of_wrong_bytes_stays_gone_when_right_ones_have_arrived(hub: Hub, node: Node) -> None:
+    wrong = hub.cdn_path("org/model", LARGE)
+    hub.cdn.fault(wrong, Flip(10), when=lambda seen: "bytes=0-" in seen.headers["range"], times=1)
+    first = address(node)
+    with Reader(node, first) as reader, pytest.raises(http.client.IncompleteRead):
+        reader.read()
+    assert node.ready("org--model").status == 200
+    for _ in range(2):  # before and after a restart of the daemon
+        assert get(node, first, Range="bytes=1000-").status == 410
+        assert get(node, PLACE).body == FILES[LARGE]
+        # A client that kept its part of the wrong bytes asks only for the rest, and must not get it.
+        resumed = get(node, PLACE, Range="bytes=1000-")
+        assert (resumed.status, resumed.body) == (200, FILES[LARGE])
+        assert get(node, PLACE, Range="bytes=1000-1999").body == FILES[LARGE][1000:2000]
+        node.stop()
+        node.start()
+
+
+# --- restarts ---
+
+DOWNLOAD = """
+from huggingface_hub import hf_hub_download
+print(hf_hub_download("org/model", "model.safetensors"))
+"""
+
+
+@pytest.fixture
+def fixed(hub: Hub, tmp_path: Path) -> Iterator[Node]:
+    """A node whose endpoint has the same port after a restart."""
+    hub.add("org/model", FILES)
+    (port,) = free_ports(1)
+    with endpoint_node(tmp_path / "root", hub, stall_seconds=2, hub_listen=f"127.0.0.1:{port}") as node:
+        yield node
+
+
+def test_a_client_goes_on_after_the_daemon_was_killed(hub: Hub, fixed: Node) -> None:
+    withhold(hub, 12 << 20)
+    place = address(fixed)
+    with Reader(fixed, place) as reader:
+        first = reader.read(2 << 20)
+        fixed.kill()
+    fixed.start()
+    with Reader(fixed, place, Range=f"bytes={2 << 20}-") as reader:
+        assert reader.status == 206
+        hub.cdn.clear()
+        assert first + reader.read() == FILES[LARGE]
+
+
+def test_wrong_bytes_of_a_killed_daemon_are_not_completed_by_the_next_one(hub: Hub, fixed: Node) -> None:
+    wrong = hub.cdn_path("org/model", LARGE)
+    hub.cdn.fault(wrong, Flip(10), when=lambda seen: "bytes=0-" in seen.headers["range"])
+    withhold(hub, 12 << 20)
+    place = address(fixed)
+    with Reader(fixed, place) as reader:
+        first = reader.read(1 << 20)
+        assert first != FILES[LARGE][: 1 << 20]
+        fixed.kill()
+    hub.cdn.clear()
+    fixed.start()
+    with Reader(fixed, place, Range=f"bytes={1 << 20}-") as reader:
+        if reader.status == 206:
+            with pytest.raises(http.client.IncompleteRead):
+                reader.read()
+        else:
+            assert reader.status == 410
+    assert fixed.ready("org--model").status == 200
+    assert get(fixed, place, Range=f"bytes={1 << 20}-").status == 410
+
+
+def test_huggingface_hub_survives_a_restart_of_the_daemon(hub: Hub, fixed: Node, tmp_path: Path) -> None:
+    withhold(hub, 12 << 20)
+    env = client_env(fixed, tmp_path / "home")
+    with subprocess.Popen([sys.executable, "-c", DOWNLOAD], env=env, stdout=subprocess.PIPE, text=True) as it:
+        fixed.wait_for("part made durable")
+        fixed.kill()
+        fixed.start()
+        hub.cdn.clear()
+        out, _ = it.communicate(timeout=PATIENCE_SECONDS)
+    assert it.returncode == 0
+    assert Path(out.strip()).read_bytes() == FILES[LARGE]

@@ -10,6 +10,7 @@ from cachd.errors import InUse
 from cachd.kernel.leases import is_open
 from cachd.model import Manifest, Snapshot
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
+from cachd.store.copies import Copies
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.leases import Leases
@@ -32,6 +33,7 @@ class Protection:
     def __init__(
         self,
         index: Index,
+        copies: Copies,
         *,
         pins: Pins,
         leases: Leases,
@@ -41,6 +43,7 @@ class Protection:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._content, self._names, self._manifests = index.content, index.names, index.manifests
+        self._copies = copies
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
         self._keep_opened_seconds, self._clock = keep_opened_seconds, clock
 
@@ -50,6 +53,7 @@ class Protection:
             if self._holds.is_held(manifest.id):
                 return InUseBy.POD
             is_read = is_open([self._content.at(f.blob) for f in manifest.files])
+            is_read = is_read or self._copies.is_open(manifest.id)
         return InUseBy.PROCESS if is_read else None
 
     def is_in_use(self, manifest: Manifest) -> bool:

@@ -133,7 +133,7 @@ def schema() -> str:
 
 def _object(fields: dict[str, FieldInfo], left_out: set[str]) -> dict[str, Any]:
     """A mapping that has these fields and no others."""
-    taken = {name: field for name, field in fields.items() if name not in left_out}
+    taken = {field.alias or name: field for name, field in fields.items() if name not in left_out}
     return {
         "type": "object",
         "additionalProperties": False,
@@ -162,6 +162,8 @@ def _option(field: FieldInfo) -> dict[str, Any]:
         bounds = {names[type(m)]: getattr(m, type(m).__name__.lower()) for m in field.metadata}
         return {"type": "integer", **bounds, **help_text}
     text = str(kind)
+    if "tuple[str, ...]" in text and "Optional" in text:
+        return {"type": "array", "items": {"type": "string", "minLength": 1}, **help_text}
     if "bool" in text:
         return {"type": ["boolean", "string", *(["array"] if "tuple" in text else [])], **help_text}
     if kind is Prefix or "str" in text or "Path" in text or ("Literal" in text and "int" not in text):

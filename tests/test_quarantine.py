@@ -333,7 +333,7 @@ def test_a_branch_that_cannot_be_moved_is_taken_away_rather_than_left_at_what_go
         assert refs_of(root) == {"main": B}
         filler = fill(root)
         with pytest.raises(OSError, match="No space left"):
-            HubView(store.layout, store.content).point(older.hub_folder, {"main": A})
+            HubView(store.layout, store.content, store.copies).point(older.hub_folder, {"main": A})
         assert refs_of(root) == {}, "no branch is better than one that names a commit that may go"
         filler.unlink()
         store.withdraw("newer")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cachd.errors import Forbidden
+from cachd.errors import Forbidden, Invalid
+from cachd.model import ModelSpec
 from cachd.policy.safe_formats import unsafe
 from cachd.report.outcomes import outcome_of
 from tests.conftest import Engine
@@ -76,3 +77,33 @@ def test_other_formats_and_other_sources_are_pulled_as_ever(hub: Hub, engine: En
     opened = engine(hf_endpoint=hub.url, sources=entries)
     for ref in ("hf://org/gguf", "hf://trusted/old", "hf://org/trusted"):
         assert opened.pull(ref).files == 1
+
+
+def test_a_request_for_safe_formats_is_as_strict_as_an_entry_of_sources(hub: Hub, engine: Engines) -> None:
+    hub.add("org/both", BOTH)
+    hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": torch_archive()})
+    opened = engine(hf_endpoint=hub.url)
+    ready = opened.pull("hf://org/both", formats="safe")
+    assert [file.path for file in opened.store.manifests.of(ready).files] == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert ready.spec.formats == "safe"
+    sent = hub.cdn.bytes_sent()
+    with pytest.raises(Forbidden, match=r"pytorch_model\.bin") as refusal:
+        opened.pull("hf://org/old", formats="safe")
+    assert (refusal.value.code, hub.cdn.bytes_sent()) == ("unsafe_format", sent)
+    assert "the request says formats: safe" in str(refusal.value.hint)
+
+
+def test_no_request_weakens_an_entry_of_sources(hub: Hub, engine: Engines) -> None:
+    hub.add("org/old", {"pytorch_model.bin": torch_archive()})
+    opened = engine(hf_endpoint=hub.url, sources=SAFE)
+    with pytest.raises(Forbidden):
+        opened.pull("hf://org/old", formats="all")
+
+
+def test_only_safe_and_all_are_formats() -> None:
+    with pytest.raises(Invalid) as refusal:
+        ModelSpec.asked("hf://org/model", formats="pickle")
+    assert refusal.value.code == "bad_formats"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,23 @@ Form = Annotated[
 ]
 
 
+Formats = Annotated[
+    Literal["all", "safe"] | None,
+    Field(
+        description="safe: leave out Python pickles that have safetensors beside them, and refuse the model"
+        " if it needs others; default: as the entry of `sources` says, which no request can weaken"
+    ),
+]
+Copied = Annotated[
+    list[str] | None,
+    Field(
+        max_length=1000,
+        description="patterns of the files that the views show as copies, not as hard links; default:"
+        " external data of ONNX, which onnx.load refuses otherwise; empty: none",
+    ),
+]
+
+
 class Asked(BaseModel):
     """The body of POST /v1/models."""
 
@@ -46,6 +63,8 @@ class Asked(BaseModel):
     include: Include = []
     exclude: Exclude = []
     weights: Form = None
+    formats: Formats = None
+    copied: Copied = Field(None, alias="copy")
     hub_id: str | None = Field(
         None,
         description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
@@ -74,7 +93,14 @@ class Asked(BaseModel):
     def spec(self) -> ModelSpec:
         """The spec of the requested model. Raises Invalid."""
         return ModelSpec.asked(
-            self.ref, self.name, self.include, self.exclude, hub_id=self.hub_id, weights=self.weights
+            self.ref,
+            self.name,
+            self.include,
+            self.exclude,
+            hub_id=self.hub_id,
+            weights=self.weights,
+            copy=self.copied,
+            formats=self.formats,
         )
 
 
@@ -90,11 +116,14 @@ class AskedResolve(BaseModel):
     include: Include = []
     exclude: Exclude = []
     weights: Form = None
+    formats: Formats = None
     seconds: Seconds = Field(60.0, gt=0, le=600, description="how long the source may take")
 
     def spec(self) -> ModelSpec:
         """The spec of the model. Raises Invalid."""
-        return ModelSpec.asked(self.ref, self.name, self.include, self.exclude, weights=self.weights)
+        return ModelSpec.asked(
+            self.ref, self.name, self.include, self.exclude, weights=self.weights, formats=self.formats
+        )
 
 
 class AskedLease(BaseModel):

@@ -112,6 +112,12 @@ Weights = Annotated[
         help="form of the weights to pull: all, safetensors, bin, gguf, gguf:Q4_K_M, onnx, …; default: all"
     ),
 ]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        help="safe: leave out Python pickles that have safetensors beside them, and refuse other pickles"
+    ),
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(help="with --direct: private network or URL prefix that sources may reach; repeatable"),

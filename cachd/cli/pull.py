@@ -17,6 +17,7 @@ from cachd.cli.arguments import (
     Exclude,
     Files,
     Form,
+    Formats,
     Include,
     Output,
     Ref,
@@ -38,6 +39,14 @@ commands = typer.Typer()
 HubId = Annotated[
     str | None,
     typer.Option(help="Hub repository org/model under which a mirror of it appears in the Hub view"),
+]
+Copied = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy",
+        help="pattern of files that the views show as copies, not as hard links; repeatable; default:"
+        " external data of ONNX",
+    ),
 ]
 Pin = Annotated[
     bool, typer.Option("--pin", help="pin the model: it is never evicted, and `cachd rm` needs --force")
@@ -79,6 +88,8 @@ def pull(  # over 40 lines: one for each option
     include: Include = None,
     exclude: Exclude = None,
     weights: Weights = None,
+    formats: Formats = None,
+    copy: Copied = None,
     hub_id: HubId = None,
     pin: Pin = False,
     priority: Priority = 0,
@@ -104,14 +115,16 @@ def pull(  # over 40 lines: one for each option
     include, exclude = [*(include or []), *(files or [])], exclude or []
     asked: dict[str, object] = {"ref": ref, "name": name, "include": include, "exclude": exclude}
     asked |= {"weights": weights, "hub_id": hub_id, "pin": pin, "priority": priority}
-    asked |= {"refresh": refresh, "replace": replace}
+    asked |= {"refresh": refresh, "replace": replace, "formats": formats, "copy": copy}
     is_new = False
     if direct:
         from cachd import config
         from cachd.direct import pull_here
         from cachd.model import ModelSpec
 
-        spec = ModelSpec.asked(ref, name, include, exclude, hub_id=hub_id, weights=weights)
+        spec = ModelSpec.asked(
+            ref, name, include, exclude, hub_id=hub_id, weights=weights, copy=copy, formats=formats
+        )
         options = config.load(root=root, config=config_file, allow=allow, shared=shared)
         how = {"refresh": refresh, "replace": replace, "pin": pin, "force": force}
         try:

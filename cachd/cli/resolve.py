@@ -14,6 +14,7 @@ from cachd.cli.arguments import (
     Exclude,
     Files,
     Form,
+    Formats,
     Include,
     Output,
     Ref,
@@ -42,6 +43,7 @@ def resolve(
     include: Include = None,
     exclude: Exclude = None,
     weights: Weights = None,
+    formats: Formats = None,
     timeout: Timeout = _SECONDS,
     direct: Annotated[bool, typer.Option("--direct", help="ask the source from this process")] = False,
     root: Root = None,
@@ -62,10 +64,11 @@ def resolve(
         from cachd.direct import resolve_here
         from cachd.model import ModelSpec
 
-        spec = ModelSpec.asked(ref, name, include, exclude, weights=weights)
+        spec = ModelSpec.asked(ref, name, include, exclude, weights=weights, formats=formats)
         options = config.load(root=root, config=config_file, allow=allow)
         document = resolve_here(spec, options, seconds=timeout)
     else:
-        asked = {"ref": ref, "name": name, "include": include, "exclude": exclude, "weights": weights}
+        asked = {"ref": ref, "name": name, "include": include, "exclude": exclude}
+        asked |= {"weights": weights, "formats": formats}
         document = ask(server, token_file, lambda client: client.resolve({**asked, "seconds": timeout}))
     show(document, output, lambda: show_resolved(document))

@@ -47,7 +47,7 @@ def _finding(fault: Mapping[str, Any], given: Given) -> Finding:
     """The finding for one error of pydantic's."""
     loc = fault["loc"]
     entry = _ENTRIES.get(str(loc[0])) if len(loc) > 2 else None
-    fields = (entry or Config).model_fields
+    fields = {field.alias or name: field for name, field in (entry or Config).model_fields.items()}
     field = fields.get(str(loc[2 if entry else 0]))
     reason = sentence(fault, fields, _wanted(field) if field else "")
     return Finding(given.place(loc), key_of(loc), reason)

@@ -1,7 +1,7 @@
 """Options of the models that the daemon pulls at start."""
 
 import functools
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +28,15 @@ class Model(BaseModel):
     weights: str | None = Field(
         None, description="the form of the weights to pull, such as safetensors or gguf:Q4_K_M; default: all"
     )
+    formats: Literal["all", "safe"] | None = Field(
+        None, description="`safe`: refuse the model if its weights are only Python pickles; see sources"
+    )
+    copy_: Strings | None = Field(
+        None,
+        alias="copy",
+        description="patterns of the files that the views show as copies, not as hard links; default:"
+        " external data of ONNX",
+    )
     hub_id: str | None = Field(
         None, description="the Hub repository org/model under which a mirror of it appears in the Hub view"
     )
@@ -53,6 +62,8 @@ class Model(BaseModel):
             self.exclude,
             hub_id=self.hub_id,
             weights=self.weights,
+            copy=self.copy_,
+            formats=self.formats,
         )
 
 

@@ -151,6 +151,7 @@ class Manifest:
     `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: entries
     of the source that cannot be files; `select` raises their error unless the patterns leave them out. They
     are not recorded. `lacks`: what `absent` is if files of the source may have been left out; else None.
+    `copied`: the paths that the views show as copies, not as links.
     """
 
     base: str
@@ -162,6 +163,7 @@ class Manifest:
     findings: tuple[Finding, ...] = field(default=(), compare=False)
     unusable: tuple[Unusable, ...] = field(default=(), compare=False)
     lacks: tuple[str, ...] | None = field(default=None, compare=False)
+    copied: tuple[str, ...] = field(default=(), compare=False)
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -314,6 +316,7 @@ class Manifest:
             "files": files,
             **({"left_out": self.left_out.as_document()} if self.left_out else {}),
             **({"absent": list(self.lacks)} if self.lacks is not None else {}),
+            **({"copied": list(self.copied)} if self.copied else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
             **({"preflight": [each.as_document() for each in self.findings]} if self.findings else {}),
@@ -335,6 +338,7 @@ class Manifest:
         warnings: Any = document.get("warnings", [])
         renamed_to = document.get("renamed_to")
         lacks: Any = document.get("absent")
+        copied: Any = document.get("copied", [])
         return cls(
             base,
             str(document["revision"]),
@@ -343,6 +347,7 @@ class Manifest:
             tuple(str(warning) for warning in warnings),
             str(renamed_to) if renamed_to else None,
             findings_of(document),
+            copied=tuple(_text(path) for path in copied),
             lacks=None if lacks is None else tuple(each for each in OPTIONAL if each in lacks),
         )
 

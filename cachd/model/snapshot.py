@@ -21,6 +21,8 @@ from cachd.model.typed import Typed
 from cachd.model.weights import ALL, Weights, chosen
 
 _ID_DIGITS = 8  # hex digits of a manifest's id in an address
+SAFE = "safe"
+SAFETY = ("all", SAFE)  # values of `formats`
 _HEX = re.compile(r"[0-9a-f]{32,64}")
 
 
@@ -30,6 +32,8 @@ class ModelSpec:
 
     `weights`: the form of the weights, such as `gguf:Q4_K_M`; it selects among the files that the patterns
     select. `hub_id`: the Hub repository `org/model` under which a mirror elsewhere appears in the Hub view.
+    `copy`: patterns of the files that the views show as copies (policy/copies.py); None: chosen by name.
+    `formats`: `safe` leaves pickles out, or refuses the model; None: as the source's entry says.
     """
 
     ref: Ref
@@ -38,13 +42,20 @@ class ModelSpec:
     exclude: tuple[str, ...] = ()
     hub_id: str | None = None
     weights: str = ALL
+    copy: tuple[str, ...] | None = None
+    formats: str | None = None
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be stored, listed or shown."""
         check_name(self.name)
         check_patterns(self.include, "include")
         check_patterns(self.exclude, "exclude")
+        check_patterns(self.copy or (), "copy")
         object.__setattr__(self, "weights", str(Weights.parse(self.weights)))
+        if self.formats not in (None, *SAFETY):
+            raise Invalid(
+                f"formats is {self.formats[:80]!a}", code="bad_formats", hint=f"use {' or '.join(SAFETY)}"
+            )
         if self.hub_id is None:
             return
         if self.ref.scheme == "hf":
@@ -65,6 +76,8 @@ class ModelSpec:
         *,
         hub_id: str | None = None,
         weights: str | None = None,
+        copy: Sequence[str] | None = None,
+        formats: str | None = None,
     ) -> Self:
         """The spec of a user's request; without a `name` it has the default name. Raises Invalid."""
         typed = Typed.parse(ref)
@@ -84,7 +97,8 @@ class ModelSpec:
         include = [escape(typed.path)] if typed.path else include
         if name is None:
             name = default_name(typed.ref, include, exclude, form)
-        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id, form)
+        copied = None if copy is None else tuple(copy)
+        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id, form, copied, formats)
 
     def is_of_same_model(self, other: ModelSpec) -> bool:
         """Whether both select the same files of one model, at any revision."""
@@ -92,12 +106,13 @@ class ModelSpec:
 
     @property
     def _model(self) -> tuple[object, ...]:
-        return self.ref.base, {*self.include}, {*self.exclude}, self.hub_id, self.weights.lower()
+        selected = self.ref.base, {*self.include}, {*self.exclude}, self.weights.lower(), self.formats == SAFE
+        return *selected, self.hub_id
 
     @property
     def is_selective(self) -> bool:
         """Whether it may leave out files of its source."""
-        return bool(self.include or self.exclude) or self.weights != ALL
+        return bool(self.include or self.exclude) or self.weights != ALL or self.formats == SAFE
 
     def select(self, manifest: Manifest) -> Manifest:
         """The manifest of the files that this spec selects; `left_out` counts the others. Raises Invalid."""
@@ -125,10 +140,13 @@ class ModelSpec:
         """The ref, with the patterns, the weights and the hub_id in parentheses."""
         hub_id = (self.hub_id,) if self.hub_id else ()
         weights = (self.weights,) if self.weights != ALL else ()
+        formats = (self.formats,) if self.formats else ()
         patterns = (
             ("include", self.include),
             ("exclude", self.exclude),
             ("weights", weights),
+            ("formats", formats),
+            ("copy", self.copy or ()),
             ("hub_id", hub_id),
         )
         details = ", ".join(f"{word} {' '.join(values)}" for word, values in patterns if values)
@@ -143,13 +161,15 @@ class ModelSpec:
             "exclude": list(self.exclude),
             **({"hub_id": self.hub_id} if self.hub_id else {}),
             **({"weights": self.weights} if self.weights != ALL else {}),
+            **({"copy": list(self.copy)} if self.copy is not None else {}),
+            **({"formats": self.formats} if self.formats else {}),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
         """Read the result of `as_document`. Raises Invalid, KeyError or TypeError for anything else."""
         ref, name = Ref.parse(str(document["ref"])), str(document["name"])
-        hub_id = document.get("hub_id")
+        hub_id, copy, formats = (document.get(key) for key in ("hub_id", "copy", "formats"))
         return cls(
             ref,
             name,
@@ -157,12 +177,14 @@ class ModelSpec:
             _patterns(document["exclude"]),
             None if hub_id is None else str(hub_id),
             str(document.get("weights", ALL)),
+            None if copy is None else _patterns(copy),
+            None if formats is None else str(formats),
         )
 
 
 def _patterns(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-        raise Invalid("include and exclude must be lists of patterns", code="invalid")
+        raise Invalid("include, exclude and copy must be lists of patterns", code="invalid")
     return tuple(value)
 
 

@@ -297,6 +297,8 @@ def pull_report(pull: Pull) -> PullReport:
         exclude=spec.exclude,
         hub_id=spec.hub_id or None,
         weights=spec.weights if spec.weights != ALL else None,
+        formats=spec.formats,
+        copy=spec.copy,
         state=PullState(progress.state),
         paused=now.is_paused,
         waits=_waits(progress.waits(now)),

@@ -143,6 +143,8 @@ class SpecReport:
     exclude: Sequence[str]
     hub_id: Text = None
     weights: Text = None
+    formats: Text = None
+    copy: Annotated[Sequence[str] | None, LEFT_OUT] = None
 
 
 @report

@@ -86,13 +86,14 @@ class Table:
             )
         self.check_digests(manifest)
 
-    def only_safe(self, manifest: Manifest) -> Manifest:
+    def only_safe(self, manifest: Manifest, *, asked: bool) -> Manifest:
         """The manifest without the pickles that no engine needs, where an entry says `formats: safe`.
 
-        Raises Forbidden when it has other pickles.
+        `asked`: the request says so, too. Raises Forbidden when the model has other pickles.
         """
         held = self.held(manifest.base).get("formats")
-        if held is None or held.value != "safe":
+        is_held = held is not None and held.value == "safe"
+        if not (asked or is_held):
             return manifest
         found = unsafe([file.path for file in manifest.files])
         spare = set(found.spare)
@@ -103,8 +104,9 @@ class Table:
                 f"{manifest.base} has {count_text(len(named), 'file')} that can run code when loaded:"
                 f" {', '.join(f'{path!r:.120}' for path in named[:5])}",
                 code="unsafe_format",
-                hint=f"look for the model as safetensors, or leave the files out with exclude; the entry"
-                f" {held.by.text} of sources says formats: safe",
+                hint="look for the model as safetensors, or leave the files out with exclude; "
+                + (f"the entry {held.by.text} of sources says" if held and is_held else "the request says")
+                + " formats: safe",
             )
         return manifest.only(kept)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Usage:
     """Bytes of disk in cachd's files.
 
-    `blobs`: verified blobs. `ingests`: partial downloads, damaged blobs and staged files. `held`: deleted
-    files that a process may still have open.
+    `blobs`: verified blobs, and their copies in the views. `ingests`: partial downloads, damaged blobs and
+    staged files. `held`: deleted files that a process may still have open.
     """
 
     blobs: int

@@ -14,6 +14,7 @@ from cachd.model import Digest, File, Manifest
 from cachd.policy.eviction import OPENED_SECONDS
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
+from cachd.store.copies import Copies
 from cachd.store.history import Histories
 from cachd.store.holds import Holds
 from cachd.store.index import Index
@@ -83,7 +84,7 @@ class DiskStore:
                 self.content.trash.empty_all()
                 self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
                 self._settle()
-            self.space = Space(root)
+            self.space = Space(root, copies=self.copies.places)
             self.reports_open_files = reports_open_files(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)
@@ -94,6 +95,7 @@ class DiskStore:
         layout, content = self.layout, self.content
         self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
         self.watch = watch = Watch(layout, self.usage_log)
+        self.copies = copies = Copies(layout, content, watch.own_opens)
         self.changes = Changes()
         check = self._term.check if self._term else lambda: None
         self.names = names = Names(layout, self.changes, check=check)
@@ -103,6 +105,7 @@ class DiskStore:
         index = Index(layout, content, names, manifests, history)
         self.protection = protection = Protection(
             index,
+            copies,
             pins=self.pins,
             leases=self.leases,
             holds=holds,
@@ -110,7 +113,7 @@ class DiskStore:
             keep_opened_seconds=keep_opened_seconds,
             use_is_unknown=self._use_is_unknown,
         )
-        self._views = views = PodViews(index, holds)
+        self._views = views = PodViews(index, holds, copies)
         publisher = Publisher(index, views, watch=watch, pins=self.pins)
         self._rollbacks = Rollbacks(index, publisher)
         self._quarantines = Quarantines(index, views)
@@ -121,6 +124,7 @@ class DiskStore:
         self.evict, self.drop = withdrawals.evict, withdrawals.drop
         self.sweep_snapshots = withdrawals.sweep_snapshots
         self.check, self.quarantine = self._quarantines.check, self._quarantines.quarantine
+        self.quarantine_copy = self._quarantines.quarantine_copy
         self.to_repair = self._quarantines.to_repair
 
     def _settle(self) -> None:
@@ -145,7 +149,7 @@ class DiskStore:
 
     @contextmanager
     def reserve(self, manifest: Manifest, *, owed: int = 0, owed_inodes: int = 0) -> Iterator[Reservation]:
-        """Reserve space for the missing blobs of a manifest, and let nobody remove the others meanwhile.
+        """Reserve space for the missing blobs and copies of a manifest; nobody removes its blobs meanwhile.
 
         `owed`, `owed_inodes`: bytes and inodes that need not be free yet, because evictions will free them.
         Raises TooBig or NoSpace.
@@ -153,8 +157,8 @@ class DiskStore:
         with self.content.claim(manifest):
             missing = self.content.missing(manifest)
             with self.space.reserve(
-                self._lacking(missing),
-                total=manifest.size,
+                self._lacking(missing) + self.copies.lacking(manifest),
+                total=manifest.size + self.copies.all_of(manifest),
                 files=self._beside(missing),
                 owed=owed,
                 owed_inodes=owed_inodes,
@@ -164,7 +168,8 @@ class DiskStore:
     def need(self, manifest: Manifest) -> int:
         """Bytes that must be available before a pull of the manifest can begin."""
         missing = self.content.missing(manifest)
-        return self._lacking(missing) + bytes_beside(self._beside(missing))
+        content = self._lacking(missing) + self.copies.lacking(manifest)
+        return content + bytes_beside(self._beside(missing))
 
     def watch_all(self) -> dict[Digest, File]:
         """Watch the views of every recorded snapshot and no other. Returns one file for each of its blobs."""

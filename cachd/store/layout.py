@@ -26,6 +26,7 @@ status/<name>.json                the state of a model, for pods that have only 
     rollbacks/<name>.json         a rollback that has begun; a restart completes it
     quarantined/<name>.json       a snapshot that was ready until damage was found, and waits for its repair
     damaged/<algorithm>-<hex>     blobs with wrong bytes; a repair reuses their good parts
+    copies/<id>/                  which files of a snapshot the views show as copies; links to their blobs
     scrub_log.json                when each blob was last verified
     proven                        which source has proven to have which blob
     leases/<id>.json              who has leased which name, and until when
@@ -58,6 +59,7 @@ PRIVATE = (
     ".cachd/rollbacks",
     ".cachd/quarantined",
     ".cachd/damaged",
+    ".cachd/copies",
     ".cachd/leases",
     ".cachd/streamed",
     ".cachd/staging",
@@ -237,6 +239,19 @@ class Layout:
     def ingests_of(self, digest: Digest) -> list[Path]:
         """The directories of all partial downloads of a blob."""
         return list(self.ingests.glob(f"{digest.algorithm}-{digest.hex}-*"))
+
+    @property
+    def copies(self) -> Path:
+        """The directory of what is known about the copies in the views."""
+        return self.root / ".cachd/copies"
+
+    def copies_of(self, manifest: str) -> Path:
+        """The directory of what is known about the copies of one snapshot."""
+        return self.root / f".cachd/copies/{manifest}"
+
+    def commit(self, folder: str, commit: str) -> Path:
+        """The directory of a commit in a folder of the Hub view."""
+        return self.root / f"hub/{folder}/snapshots/{commit}"
 
     def manifest(self, manifest: str) -> Path:
         """The recorded manifest with this id."""

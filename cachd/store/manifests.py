@@ -131,6 +131,16 @@ class Manifests:
                     if manifest.base == base:
                         yield manifest
 
+    def with_copied(self, manifest: Manifest) -> Manifest:
+        """The manifest, with the copies that the same snapshot has under another name.
+
+        These stay as long as the snapshot does.
+        """
+        with suppress(FileNotFoundError, DiskFailed, Leased):
+            copied = {*manifest.copied, *self.read(manifest.id).copied}
+            return replace(manifest, copied=tuple(sorted(copied)))
+        return manifest
+
     # --- writing; the caller holds `Names.changing`, except for `record_hashes` ---
 
     def record(self, manifest: Manifest, *folders: str) -> None:

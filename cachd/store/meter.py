@@ -6,7 +6,7 @@ It never adds up sizes that sources state.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +23,14 @@ class Meter:
     """The figures of one root, as Capacity.
 
     `allocating`: bytes of the grants that have not ended. `granted`: bytes granted since used space was
-    counted. Both are changed by Space, under its lock. `reserved`, `backed`: as in Capacity. Each measurement
-    raises DiskFailed or Unavailable.
+    counted. Both are changed by Space, under its lock. `copies`: the copies of blobs in the views.
+    `reserved`, `backed`: as in Capacity. Each measurement raises DiskFailed or Unavailable.
     """
 
-    def __init__(self, layout: Layout, clock: Callable[[], float]) -> None:
-        self._layout, self._clock = layout, clock
+    def __init__(
+        self, layout: Layout, clock: Callable[[], float], copies: Callable[[], Iterable[str]]
+    ) -> None:
+        self._layout, self._clock, self._copies = layout, clock, copies
         self.allocating = self.granted = 0
         self._counted_at = 0.0
         self._counted: tuple[tuple[int, int], Usage] | None = None
@@ -91,13 +93,25 @@ class Meter:
             layout = self._layout
             beside = (layout.ingests, layout.damaged_blobs, layout.staging)
             with durable.disk_errors(layout.root):
-                blobs = _allocated(layout.blobs, seen)
+                blobs = _allocated(layout.blobs, seen) + _blocks(self._copies(), seen)
                 ingests = sum(_allocated(at, seen) for at in beside)
                 self._counted = mark, Usage(blobs, ingests, _allocated(layout.trash, seen))
         return self._counted[1]
 
 
 _UNCOUNTED = Usage(0, 0, 0)
+
+
+def _blocks(paths: Iterable[str], seen: set[int]) -> int:
+    """Bytes of disk of these files. Each inode counts once; vanished files do not count."""
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(path)
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_blocks * 512
+    return total
 
 
 def _allocated(directory: Path | str, seen: set[int]) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -21,11 +22,12 @@ from cachd.errors import DiskFailed
 from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, Snapshot, commit_of
 from cachd.store.addresses import MARK, Addresses
+from cachd.store.copies import Copies
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.layout import PUBLIC
 from cachd.store.names import exclude_each_other
-from cachd.store.views import HubView, PlainView
+from cachd.store.views import HubView, PlainView, Shown
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +38,11 @@ class PodViews:
     Every method may raise OSError.
     """
 
-    def __init__(self, index: Index, holds: Holds) -> None:
-        self._layout, self._content = index.layout, index.content
+    def __init__(self, index: Index, holds: Holds, copies: Copies) -> None:
+        self._layout, self._copies = index.layout, copies
         self._names, self._manifests, self._holds = index.names, index.manifests, holds
-        self._plain = PlainView(index.layout, index.content)
-        self._hub = HubView(index.layout, index.content)
+        self._plain = PlainView(index.layout, index.content, copies)
+        self._hub = HubView(index.layout, index.content, copies)
         self._addresses = Addresses(index.layout)
 
     # --- building ---
@@ -57,10 +59,11 @@ class PodViews:
 
     def show(self, snapshot: Snapshot, manifest: Manifest) -> None:
         """Make everything that leads to the files of a snapshot, but its branch and its name."""
-        self._holds.make(manifest.id)
-        self._plain.build(manifest)
         folder, commit = snapshot.hub_folder, snapshot.commit
-        self._hub.build(folder, commit, *_shown([*self._sharing(folder, commit), manifest]))
+        self._holds.make(manifest.id)
+        self._copies.record(manifest, folder)
+        self._plain.build(manifest)
+        self._hub.build(folder, commit, _shown([*self._sharing(folder, commit), manifest]))
         if snapshot.hub_alias:
             self._hub.alias(snapshot.hub_alias, snapshot.hub_folder)
         self._addresses.make(snapshot)
@@ -99,7 +102,7 @@ class PodViews:
         durable.keep_mode(str(self._layout.ready_file(snapshot.name)), 0o644)
         folder, commit = snapshot.hub_folder, snapshot.commit
         self.repair_branches(folder)
-        self._hub.repair(folder, commit, *_shown(self._sharing(folder, commit)))
+        self._hub.repair(folder, commit, _shown(self._sharing(folder, commit)))
 
     def repair_hold(self, snapshot: Snapshot) -> None:
         """Restore the hold file and the address of a ready snapshot if somebody deleted them."""
@@ -116,7 +119,7 @@ class PodViews:
         files = {f.path: f for f in manifest.files}
         places = {
             f"models/{snapshot.name}": self._plain.wrong(manifest),
-            f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, snapshot.commit, files),
+            f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, manifest),
         }
         return [
             (f"{place}/{path}", files[path], is_other)
@@ -130,6 +133,7 @@ class PodViews:
         """Remove the links to a damaged blob from the views of these snapshots. `show` brings them back."""
         for each, manifest in using:
             paths = [f.path for f in manifest.files if f.blob == blob]
+            self._copies.forget_blob(each, blob)
             self._plain.hide(each, paths)
             for folder in self._manifests.shown_in(each):
                 self._hub.hide(folder, commit_of(manifest), paths)
@@ -137,6 +141,17 @@ class PodViews:
     def close_addresses(self, manifest: str, revision: str) -> None:
         """Let no address lead to a snapshot any more. Whoever has its files open keeps them."""
         self._addresses.remove(manifest, revision)
+
+    def discard_copies(self, manifest: str) -> dict[Path, int]:
+        """Before `remove`: move the copies of a snapshot to the trash, which is quick for any size.
+
+        Another snapshot of the same commit that shows such a file gets a link to its blob. Returns the paths
+        now in the trash, each with its bytes.
+        """
+        if self._copies.of(manifest):
+            with suppress(FileNotFoundError, DiskFailed):
+                self._link_what_others_show(self._manifests.read(manifest))
+        return self._copies.discard(manifest)
 
     def remove(self, manifest: str) -> Manifest | None:
         """Remove everything that shows a snapshot without a name. Returns its manifest.
@@ -153,9 +168,8 @@ class PodViews:
             return None
         commit = commit_of(gone)
         for folder in self._manifests.shown_in(manifest):
-            left = _shown(self._sharing(folder, commit))[0] | self._shown_unnamed(
-                folder, commit, but=manifest
-            )
+            shown = _shown(self._sharing(folder, commit))
+            left = {**shown.files, **self._shown_unnamed(folder, commit, but=manifest)}
             self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
             self.repair_branches(folder)
         self._addresses.remove(manifest, gone.revision)
@@ -174,6 +188,7 @@ class PodViews:
                 durable.remove(link)
         recorded = set(self._manifests.ids())
         self._holds.settle(recorded)
+        self._copies.settle(recorded)
         self._addresses.settle([*kept, *self._names.all_known()], recorded)
         folders: dict[str, list[Snapshot]] = {
             folder: [] for each in self._manifests.unnamed() for folder in self._manifests.shown_in(each)
@@ -185,6 +200,15 @@ class PodViews:
             self._repair_branches(folder, named)
 
     # --- private ---
+
+    def _link_what_others_show(self, gone: Manifest) -> None:
+        """Replace copies of a snapshot that goes by links where another snapshot shows the file."""
+        commit = commit_of(gone)
+        for folder in self._manifests.shown_in(gone.id):
+            shown = _shown(self._sharing(folder, commit))
+            left = {**shown.files, **self._shown_unnamed(folder, commit, but=gone.id)}
+            linked = {p: left[p] for p in gone.copied if p in left and p not in shown.copied}
+            self._hub.link(folder, commit, linked)
 
     def _next_branches(self, snapshot: Snapshot) -> dict[str, str]:
         """The branches of its folder once this snapshot is ready under its name."""
@@ -212,17 +236,19 @@ class PodViews:
         return found
 
 
-def _shown(sharing: Iterable[Manifest]) -> tuple[dict[str, File], set[str]]:
-    """What the directory of one commit shows: its files by path, and the files that the commit lacks.
+def _shown(sharing: Iterable[Manifest]) -> Shown:
+    """What the directory of one commit shows.
 
     The last of `sharing` wins. A file that patterns left out is in neither, unless another snapshot has it.
     """
     files: dict[str, File] = {}
     absent: set[str] = set()
+    copied: set[str] = set()
     for manifest in sharing:
         files |= {f.path: f for f in manifest.files}
         absent |= set(manifest.absent)
-    return files, absent - files.keys()
+        copied |= set(manifest.copied)
+    return Shown(files, copied, absent - files.keys())
 
 
 def _branches(named: Iterable[Snapshot]) -> dict[str, str]:

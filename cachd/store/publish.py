@@ -1,7 +1,7 @@
 """Publishes snapshots in such an order that a ready file never promises a missing file.
 
-    blobs durable -> manifest -> hold file -> plain tree -> Hub files -> address -> Hub branch -> history
-        -> next ready file and next link staged
+    blobs durable -> manifest -> hold file -> list of copies -> plain tree -> Hub files -> address
+        -> Hub branch -> history -> next ready file and next link staged
         -> [point of no return] old ready file removed -> name swapped -> new ready file in place
 
 A failure before that point leaves the name as it was. A kill after it leaves the name without a ready file:
@@ -78,6 +78,7 @@ class Publisher:
         self._names.check_hub_folder(snapshot.spec)
         damaged = self._names.quarantine_of(name)
         self._content.sync(f.blob for f in manifest.files)
+        manifest = self._manifests.with_copied(manifest)
         self._manifests.record(manifest, snapshot.hub_folder)
         self._views.show(snapshot, manifest)
         try:

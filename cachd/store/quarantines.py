@@ -75,6 +75,24 @@ class Quarantines:
             self._views.hide(file.blob, using)
         return names
 
+    def quarantine_copy(self, file: File, wrong: str, *, now: float) -> list[str]:
+        """Quarantine every name that shows copies of an intact blob of which one is damaged.
+
+        Removes all copies of the blob from the views; the repair makes new ones. Returns the names.
+        """
+        with self._names.changing():
+            using = [
+                (each, m)
+                for each, m in self._manifests.readable()
+                if any(f.blob == file.blob and f.path in m.copied for f in m.files)
+            ]
+            manifests = {each for each, _ in using}
+            names = [s.name for s in self._names.all() if s.manifest in manifests]
+            for name in names:
+                self._quarantine(name, f"a copy of {file.path}: {wrong}", {}, now)
+            self._views.hide(file.blob, using)
+        return names
+
     def check(self, name: str, *, now: float) -> str | None:
         """Check that pods find the files of a ready name in both views; quarantine the name if they do not.
 
@@ -141,7 +159,7 @@ class Quarantines:
         reasons = []
         for place, file, is_other in self._views.wrong(snapshot, manifest):
             inode = self._content.inode(file.blob)
-            if is_other and inode:
+            if is_other and inode and file.path not in manifest.copied:  # a copy says nothing of the blob
                 inodes[file.blob] = inode
             reasons.append(f"{place} is {'another file' if is_other else 'gone'}")
         if len(reasons) < 2:

@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from cachd.errors import DiskFailed
@@ -42,16 +43,24 @@ def quick_check(blob: Path, file: File) -> str | None:
 
 
 def verify_blob(
-    blob: Path, file: File, reads: Reads, took: Callable[[int], None], *, beside: Hasher | None = None
+    blob: Path,
+    file: File,
+    reads: Reads,
+    took: Callable[[int], None],
+    *,
+    beside: Hasher | None = None,
+    parts: Path | None = None,
+    opening: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> str | None:
-    """Check a blob by reading it completely. Returns what is wrong; None when nothing is.
+    """Check a blob, or a copy of it, by reading it completely. Returns what is wrong; None when nothing is.
 
     `took` is called with the number of bytes of each read; it may wait or raise. `beside` is fed the bytes,
-    too, if the file has a digest. Raises Replaced, Leased, Unavailable or DiskFailed.
+    too, if the file has a digest. `parts`: the part hashes, if they are not beside the blob. `opening`: the
+    context of each open. Raises Replaced, Leased, Unavailable or DiskFailed.
     """
     if wrong := quick_check(blob, file):
         return wrong
-    reading = _Reading(blob, reads)
+    reading = _Reading(blob, reads, parts or parts_of(blob), opening)
     try:
         return (
             _wrong_digest(reading, file, file.digest, took, beside)
@@ -85,7 +94,7 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
     Raises DiskFailed if they do not cover the blob: then nobody can say whether it is intact.
     """
     unchecked = file.size
-    for part, expected in read_parts(parts_of(reading.path), file.size):
+    for part, expected in read_parts(reading.parts, file.size):
         unchecked -= part.size
         hashed = PartHash(None)
         for view in reading.extent(part, took):
@@ -103,8 +112,10 @@ def _wrong_part(reading: _Reading, file: File, took: Callable[[int], None]) -> s
 class _Reading:
     """One blob, which is opened for each read and closed after it."""
 
-    def __init__(self, blob: Path, reads: Reads) -> None:
-        self.path, self._reads = blob, reads
+    def __init__(
+        self, blob: Path, reads: Reads, parts: Path, opening: Callable[[], AbstractContextManager[object]]
+    ) -> None:
+        self.path, self.parts, self._reads, self._opening = blob, parts, reads, opening
         self._buffer = mmap.mmap(-1, READ_BYTES)  # aligned to a page, as O_DIRECT requires (man 2 open)
         self._direct = os.O_DIRECT
         self._inode: int | None = None
@@ -129,14 +140,14 @@ class _Reading:
     def _read(self, offset: int) -> int:
         with self._reads.reading():
             try:
-                fd = durable.open_file(self.path, os.O_RDONLY | self._direct)
+                fd = self._opened(self._direct)
             except FileNotFoundError as error:
                 raise Replaced from error
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
                 self._direct = 0
-                fd = durable.open_file(self.path, os.O_RDONLY)
+                fd = self._opened(0)
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):
@@ -145,6 +156,10 @@ class _Reading:
                 return os.preadv(fd, [self._buffer], offset) if self._direct else self._read_kept(fd, offset)
             finally:
                 os.close(fd)
+
+    def _opened(self, flags: int) -> int:
+        with self._opening():
+            return durable.open_file(self.path, os.O_RDONLY | flags)
 
     def _read_kept(self, fd: int, offset: int) -> int:
         """Read through the page cache. Drop the pages after it if none of them was in memory before."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -141,7 +141,7 @@ class Space:
     """The space of the cache's file system, and the reservations of it. Safe from any thread.
 
     `limit`: the most that models may take, None for no limit. `reserve_free`, `reserve_inodes`: what must
-    stay free. Each is a number of bytes (inodes) or a Percentage of the file system.
+    stay free. Each is a number of bytes (inodes) or a Percentage of the file system. `copies`: as in Meter.
     """
 
     def __init__(
@@ -151,11 +151,12 @@ class Space:
         reserve_free: SizeOrPercent = 0,
         limit: SizeOrPercent | None = None,
         reserve_inodes: SizeOrPercent = 0,
+        copies: Callable[[], Iterable[str]] = lambda: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout, self._clock = Layout(root), clock
         self._lock = threading.Lock()
-        self._meter = Meter(self._layout, clock)
+        self._meter = Meter(self._layout, clock, copies)
         self._reservations: set[Reservation] = set()
         self._plenty, self._plenty_until = 0, 0.0  # bytes that grants may take unmeasured, until then
         self.change(reserve_free=reserve_free, limit=limit, reserve_inodes=reserve_inodes)

@@ -9,6 +9,7 @@ from typing import Protocol
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store.changes import Changes
 from cachd.store.content import ContentStore
+from cachd.store.copies import Copies
 from cachd.store.history import Histories
 from cachd.store.layout import Layout
 from cachd.store.leases import Leases
@@ -29,7 +30,8 @@ class Store(Protocol):
 
         absent ------publish------> ready         publish, rollback: ready stays ready, at another snapshot
         ready -------withdraw, evict, withdraw_refused------> absent
-        ready -------quarantine, check------> quarantined -------publish, rollback------> ready
+        ready -------quarantine, quarantine_copy, check------> quarantined
+        quarantined -------publish, rollback------> ready
         quarantined -------withdraw, withdraw_refused------> absent
 
     The methods below change what pods see, durably and one at a time. Any thread may call any of them.
@@ -46,6 +48,7 @@ class Store(Protocol):
     protection: Protection  # who uses a snapshot now
     pending: PendingPulls  # what to resume after a restart
     content: ContentStore  # the blobs
+    copies: Copies  # the files of the views that are copies of their blobs
     space: Space
     sweep: Sweep
     usage_log: UsageLog
@@ -90,6 +93,9 @@ class Store(Protocol):
 
     def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
         """Make every name that uses a damaged blob wait for its repair; these names. Replaced."""
+
+    def quarantine_copy(self, file: File, wrong: str, *, now: float) -> list[str]:
+        """Make every name that shows damaged copies of a file's blob wait for its repair; these names."""
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
         """The files that a quarantined spec had; None if it is not quarantined."""

@@ -1,5 +1,7 @@
 """Shows each snapshot in two views, a plain directory and a Hub cache, both made of hard links to blobs.
 
+A file that a client refuses to read through one of several links is a copy instead: copies.py.
+
 The Hub view has the layout of huggingface_hub's cache (its docs: "Understand caching"):
 
     refs/<revision>         the commit, without a newline
@@ -16,6 +18,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -23,23 +26,36 @@ import structlog
 from cachd.errors import Leased
 from cachd.kernel import durable
 from cachd.kernel.content_time import time_of
-from cachd.model import File, Manifest
+from cachd.model import File, Manifest, commit_of
 from cachd.model.hub import lfs_pointer_id
 from cachd.store import hub_places
 from cachd.store.content import ContentStore
+from cachd.store.copies import Copies
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the directory of one commit shows in the Hub view, for all snapshots of the commit.
+
+    `files`: by path. `copied`: the paths that are copies. `absent`: what the commit is known not to have.
+    """
+
+    files: Mapping[str, File]
+    copied: Collection[str]
+    absent: Collection[str]
+
+
 class _View:
     _directory_mode = 0o755
 
-    def __init__(self, layout: Layout, content: ContentStore) -> None:
-        self._layout, self._content = layout, content
+    def __init__(self, layout: Layout, content: ContentStore, copies: Copies) -> None:
+        self._layout, self._content, self._copies = layout, content, copies
 
-    def _link(self, files: Mapping[str, File], target: Path) -> None:
-        """Link every file below `target`, then sync the directories, the deepest first.
+    def _link(self, files: Mapping[str, File], copied: Collection[str], target: Path) -> None:
+        """Link or copy every file below `target`, then sync the directories, the deepest first.
 
         The time of each directory is derived from the name of `target`, which identifies the content.
         """
@@ -48,19 +64,22 @@ class _View:
             (target / folder).mkdir(parents=True, exist_ok=True)
         beside = self._layout.staging / "link"
         for path, file in files.items():
-            durable.link(self._content.at(file.blob), f"{target}/{path}", beside=beside)
+            if path in copied:
+                self._copies.place(file, f"{target}/{path}")
+            else:
+                durable.link(self._content.at(file.blob), f"{target}/{path}", beside=beside)
         modified = time_of(hashlib.sha256(target.name.encode()).hexdigest())
         for directory in _directories(target):
             directory.chmod(0o755)
             durable.set_time(directory, modified)
             durable.sync_directory(directory)
 
-    def _stage(self, files: Mapping[str, File], target: Path) -> None:
+    def _stage(self, files: Mapping[str, File], copied: Collection[str], target: Path) -> None:
         """Build `target` in staging and rename it into place. A failure leaves nothing behind."""
         staged = self._layout.staging / target.name
         durable.remove_tree(staged)
         try:
-            self._link(files, staged)
+            self._link(files, copied, staged)
             durable.move(staged, target)
         except BaseException:
             durable.remove_tree(staged)
@@ -69,15 +88,14 @@ class _View:
     def _hide(self, target: Path, paths: Iterable[str]) -> None:
         """Remove files from a directory, and keep the directory."""
         for path in paths:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                place = target / path
-                mode = place.parent.stat().st_mode
-                place.parent.chmod(0o755)
+            place = target / path
+            with suppress(FileNotFoundError, NotADirectoryError), durable.writable(place.parent):
                 durable.remove(place)
-                place.parent.chmod(mode)
 
-    def _wrong(self, files: Mapping[str, File], target: Path) -> dict[str, bool]:
-        """The paths below `target` that are not links to their blobs; True where another file is there.
+    def _wrong(self, files: Mapping[str, File], copied: Collection[str], target: Path) -> dict[str, bool]:
+        """The paths below `target` that have not their blob's content; True where another file is there.
+
+        A link to the blob has it, and an intact copy. A path in `copied` must be a copy.
 
         Restores the modes of files and directories that somebody changed.
         """
@@ -86,7 +104,10 @@ class _View:
         wrong = [
             path
             for path, file in files.items()
-            if not _is_link_to(self._content.at(file.blob), f"{target}/{path}")
+            if not (
+                (path not in copied and _is_link_to(self._content.at(file.blob), f"{target}/{path}"))
+                or self._copies.is_intact(file, f"{target}/{path}")
+            )
         ]
         return {path: os.path.lexists(target / path) for path in wrong}
 
@@ -99,13 +120,14 @@ class PlainView(_View):
     def build(self, manifest: Manifest) -> None:
         """Show the manifest's files durably. The caller lets names point at them only after this."""
         tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
+        copied = set(manifest.copied)
         if tree.exists():
-            if self._wrong(files, tree):
+            if self._wrong(files, copied, tree):
                 for directory in _directories(tree):
                     directory.chmod(0o755)
-                self._link(files, tree)  # a blob was replaced by a repair
+                self._link(files, copied, tree)  # a blob was replaced by a repair, or a link by a copy
         else:
-            self._stage(files, tree)
+            self._stage(files, copied, tree)
         for directory in _directories(tree):
             directory.chmod(self._directory_mode)
         durable.sync_directory(tree.parent)
@@ -115,8 +137,9 @@ class PlainView(_View):
         self._hide(self._layout.tree(manifest), paths)
 
     def wrong(self, manifest: Manifest) -> dict[str, bool]:
-        """The paths of the tree that are not links to their blobs; True where another file is there."""
-        return self._wrong({f.path: f for f in manifest.files}, self._layout.tree(manifest.id))
+        """The paths of the tree that are wrong; True where another file is there."""
+        files = {f.path: f for f in manifest.files}
+        return self._wrong(files, set(manifest.copied), self._layout.tree(manifest.id))
 
     def remove(self, manifest: str) -> None:
         """Rename the tree to the trash, then delete it. Processes keep the files that they have open."""
@@ -137,24 +160,21 @@ class HubView(_View):
     new name replaces it by a folder.
     """
 
-    def build(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
-        """Show `files`, those of all snapshots of this commit, durably. Branches are set by `point`.
-
-        `absent`: paths of files that the commit is known not to have.
-        """
+    def build(self, folder: str, commit: str, shown: Shown) -> None:
+        """Show the files of all snapshots of this commit durably. Branches are set by `point`."""
         repo = self._layout.hub / folder
         if repo.is_symlink():
             durable.remove(repo)
         (repo / "snapshots").mkdir(parents=True, exist_ok=True)
-        target = repo / "snapshots" / commit
+        target = self._layout.commit(folder, commit)
         if target.exists():
-            self._link(files, target)
+            self._link(shown.files, shown.copied, target)
         else:
-            self._stage(files, target)
+            self._stage(shown.files, shown.copied, target)
         durable.sync_directory(target.parent)
         (repo / "trees").mkdir(exist_ok=True)
-        durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(files))
-        self._make_places(folder, commit, absent)
+        durable.write_file(repo / "trees" / f"{commit}.json", _tree_document(shown.files))
+        self._make_places(folder, commit, shown.absent)
         durable.sync_directory(repo)
         durable.sync_directory(self._layout.hub)
 
@@ -173,26 +193,32 @@ class HubView(_View):
     def hide(self, folder: str, commit: str, paths: Iterable[str]) -> None:
         """Remove damaged files from a commit's directory. The next `build` brings them back."""
         if not self._is_alias(folder):
-            self._hide(self._layout.hub / folder / "snapshots" / commit, paths)
+            self._hide(self._layout.commit(folder, commit), paths)
 
-    def wrong(self, folder: str, commit: str, files: Mapping[str, File]) -> dict[str, bool]:
-        """The paths of a commit that are not links to their blobs; True where another file is there."""
-        return self._wrong(files, self._layout.hub / folder / "snapshots" / commit)
+    def wrong(self, folder: str, manifest: Manifest) -> dict[str, bool]:
+        """The paths of a snapshot that are wrong in its commit; True where another file is there."""
+        files = {f.path: f for f in manifest.files}
+        return self._wrong(files, set(manifest.copied), self._layout.commit(folder, commit_of(manifest)))
 
-    def repair(self, folder: str, commit: str, files: Mapping[str, File], absent: Collection[str]) -> None:
-        """Restore the modes of a folder, the list of a commit's files if it lacks some of `files`, and what
-        clients look for beside the files. A folder of an older version has nothing of the latter.
+    def link(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
+        """Replace the copies of these files by links, because only a snapshot that goes needs copies."""
+        if files and not self._is_alias(folder):
+            self._link(files, (), self._layout.commit(folder, commit))
+
+    def repair(self, folder: str, commit: str, shown: Shown) -> None:
+        """Restore the modes of a folder, the list of a commit's files if it lacks some, and what clients look
+        for beside the files. A folder of an older version has nothing of the latter.
         """
         repo = self._layout.hub / folder
         for directory in (repo, repo / "snapshots", repo / "trees", *_directories(repo / "refs")):
             durable.keep_mode(str(directory), self._directory_mode)
         listing = repo / "trees" / f"{commit}.json"
-        if not _lists(listing, files):
+        if not _lists(listing, shown.files):
             durable.make_directories(listing.parent)
-            durable.write_file(listing, _tree_document(files))
+            durable.write_file(listing, _tree_document(shown.files))
             log.warning("Hub list of files restored", folder=folder, commit=commit)
         try:
-            self._make_places(folder, commit, absent)
+            self._make_places(folder, commit, shown.absent)
         except OSError as error:
             if error.errno not in durable.FULL:
                 raise

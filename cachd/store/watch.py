@@ -20,7 +20,7 @@ import errno
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from cachd.errors import CachdError
@@ -86,14 +86,17 @@ class ViewChanges:
         )
 
     def files_written(self, manifests: Iterable[tuple[str, Manifest]]) -> list[File]:
-        """The files of `manifests`, each given with its id, that somebody wrote into: one for each blob."""
+        """The files of `manifests`, each given with its id, that somebody wrote into: one for each blob.
+
+        A write into a copy changes no blob; a check of the model notices it.
+        """
         if not self.written and not self.blobs:
             return []
         found = {
             f.blob: f
             for each, manifest in manifests
             for f in manifest.files
-            if f.blob in self.blobs or (each, f.path) in self.written
+            if f.blob in self.blobs or ((each, f.path) in self.written and f.path not in manifest.copied)
         }
         return list(found.values())
 
@@ -199,6 +202,7 @@ class Watch:
         self._unwatched: set[str] = set()
         self._reason = ""
         self._lost_opens = False
+        self._opened: set[str] = set()  # manifests that somebody opened since `note_opens`
 
     def start(self) -> None:
         """Begin to watch, as far as the kernel allows. Another call retries what the kernel refused."""
@@ -264,15 +268,24 @@ class Watch:
 
     def note_opens(self, now: float) -> None:
         """Record in the usage log which snapshots somebody opened since the last call, as opened at `now`."""
-        opened: set[str] = set()
         with self._lock:
-            for directory, event in self._opens.read() if self._opens else ():
-                if directory is None:
-                    self._lost_opens = True
-                elif not event.mask & inotify.IS_DIRECTORY:  # listing a directory is no use of a model
-                    opened |= directory.manifests
+            self._read_opens()
+            opened, self._opened = self._opened, set()
         for manifest in opened:
             self._usage_log.opened(manifest, now)
+
+    @contextmanager
+    def own_opens(self, paths: Collection[str]) -> Iterator[None]:
+        """Inside, opens of these files are cachd's own, and no use of a model.
+
+        The caller opens them and reads nothing. Opens by others at the same moment are not noticed.
+        """
+        with self._lock:
+            self._read_opens()
+            try:
+                yield
+            finally:
+                self._read_opens(but=paths)
 
     def opened_at(self, manifest: str, now: float) -> float | None:
         """When somebody last opened a file of a snapshot, opens of this moment included; None if unknown."""
@@ -289,6 +302,15 @@ class Watch:
         return self._opens is not None and not self._unwatched
 
     # --- private; the caller holds the lock ---
+
+    def _read_opens(self, but: Collection[str] = ()) -> None:
+        for directory, event in self._opens.read() if self._opens else ():
+            if directory is None:
+                self._lost_opens = True
+            elif event.mask & inotify.IS_DIRECTORY:  # listing a directory is no use of a model
+                continue
+            elif f"{directory.path}/{event.name}" not in but:
+                self._opened |= directory.manifests
 
     def _add_all(self, directories: Iterable[_Directory]) -> None:
         for directory in directories:

@@ -2,7 +2,7 @@
 
     ready files hidden -> checked once more -> hold file taken
         -> [point of no return] names removed, each with its quarantine, pin, leases and Hub branch
-        -> views removed -> blobs in the trash -> manifest removed -> trash emptied
+        -> views removed, copies and blobs in the trash -> manifest removed -> trash emptied
 
 A failure before that point puts the ready files back. After a kill past it, a recorded manifest without a
 name is left; `sweep_snapshots` removes it once nothing needs it.
@@ -226,8 +226,9 @@ class Withdrawals:
         if manifest in self._names.manifests():
             return {}
         self._watch.leave(manifest)
+        trashed = self._views.discard_copies(manifest)
         gone = self._views.remove(manifest)
-        trashed = self._content.removal.discard(gone, names) if gone else {}
+        trashed |= self._content.removal.discard(gone, names) if gone else {}
         self._manifests.remove(manifest)
         return trashed
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import BinaryIO
 
 from cachd.errors import Invalid, Leased
 from cachd.model import File, Manifest, ModelSpec, matches
 from cachd.model.finding import Finding
+from cachd.model.snapshot import SAFE
 from cachd.policy import numbered, placeholders, shards, weight_lengths
+from cachd.policy.copies import copied
 from cachd.preflight.codes import Mode
 from cachd.preflight.contents import StoredContents
 from cachd.preflight.examine import examine_checked
@@ -25,11 +28,13 @@ _MAX_SOUGHT = 1000  # of one set, so many missing files are compared with the pa
 def selected(resolved: Manifest, spec: ModelSpec, table: Table) -> Manifest:
     """The files that a pull makes ready: those that the spec selects, without what the table leaves out.
 
+    `copied` of the manifest says which of them the views show as copies.
+
     Raises Invalid, and Forbidden for a file that the operator refuses.
     """
-    manifest = table.only_safe(spec.select(resolved)).without(resolved)
+    manifest = table.only_safe(spec.select(resolved), asked=spec.formats == SAFE).without(resolved)
     table.check_files(manifest)
-    return manifest
+    return replace(manifest, copied=copied([f.path for f in manifest.files], spec.copy))
 
 
 def check_numbers(manifest: Manifest, source: Manifest, spec: ModelSpec) -> None:

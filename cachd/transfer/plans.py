@@ -192,7 +192,7 @@ class Planner:
         return Candidate(
             manifest=manifest.id,
             names=tuple(s.name for s in named),
-            blobs=self._store.content.sizes(manifest),
+            blobs=self._sizes(manifest),
             use=Use.combined([usage_log.of(s.name) or Use(s.published_at) for s in named]),
             refetch_seconds=refetch_seconds(
                 manifest.size,
@@ -205,6 +205,11 @@ class Planner:
             protected=protected,
             opened_at=usage_log.opened_at(manifest.id),
         )
+
+    def _sizes(self, manifest: Manifest) -> dict[Digest, int]:
+        """Bytes of disk of each blob. The copies in the views count as a blob of this snapshot alone."""
+        sizes, copies = self._store.content.sizes(manifest), self._store.copies.taken(manifest.id)
+        return sizes | ({Digest("origin", manifest.id * 2): copies} if copies else {})
 
     def _protection(self, manifest: Manifest, named: Sequence[Snapshot], claimed: Collection[Digest]) -> str:
         """Why a snapshot may not be evicted; empty when it may."""

@@ -3,6 +3,7 @@
     resolve   ref -> manifest: one pinned revision; each file with its size, digest and validator
     reserve   space for the missing bytes, before the first is fetched; other models may be evicted for it
     fetch     each missing blob: parts -> ingest -> digest -> commit
+    copy      files that clients refuse to read through one of several hard links
     publish   views, then the name, then the ready file
 
 If the daemon dies in any of these steps, the next pull of the same ref resumes from what is on disk.
@@ -30,6 +31,7 @@ from cachd.transfer.checks import (
 )
 from cachd.transfer.fetch import fetch
 from cachd.transfer.resolves import TOO_SLOW
+from cachd.transfer.view_copies import staged_copies
 from cachd.transfer.waits import Reason, Waits
 
 log = structlog.get_logger(__name__)
@@ -102,10 +104,11 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
             findings = check_preflight(manifest, store.content, attempt.context.preflight)
             manifest = replace(manifest, warnings=warnings, findings=findings)
         check_contents(manifest, attempt.context.table(), store.content, attempt.progress.cancel_token)
-        attempt.context.reclaim.settle(reservation)
-        attempt.progress.begin_publish()
-        # point of no return
-        snapshot = store.publish(spec, manifest, now=attempt.context.now(), permit=attempt.permit)
+        with staged_copies(manifest, attempt, reservation):
+            attempt.context.reclaim.settle(reservation)
+            attempt.progress.begin_publish()
+            # point of no return
+            snapshot = store.publish(spec, manifest, now=attempt.context.now(), permit=attempt.permit)
     _withdraw_if_refused(manifest, attempt)
     return snapshot
 

@@ -26,7 +26,7 @@ class BlobChecks:
         self._scrub_log, self._metrics = scrub_log, metrics
 
     def check(self, file: File, took: Callable[[int], None]) -> str | None:
-        """Read a blob and compare its digest; start a repair if it is damaged.
+        """Read a blob and its copies, and compare their digests; start a repair if one is damaged.
 
         `took` is called with the bytes of each read, and may raise Cancelled. Returns what is wrong; None
         when nothing is. Also raises Leased, Unavailable or DiskFailed.
@@ -48,9 +48,19 @@ class BlobChecks:
         except Replaced:
             return None
         if not wrong:
-            self._scrub_log.verified(file.blob)
-            return None
+            wrong = self._wrong_copy(file, counted)
+            if not wrong:
+                self._scrub_log.verified(file.blob)
+            return wrong
         return wrong if self._repairs.repair_blob(file, wrong, inode) else None
+
+    def _wrong_copy(self, file: File, took: Callable[[int], None]) -> str | None:
+        """Read all copies of an intact blob. Starts a repair if one is damaged, and returns what is wrong."""
+        for place in self._store.copies.of_blob(file.blob):
+            if wrong := self._store.copies.wrong(file, place, took):
+                self._repairs.repair_copy(file, wrong)
+                return f"a copy of it in a view: {wrong}"
+        return None
 
     def record_hashes(self) -> None:
         """Write the sha256 that `check` computed of blobs with a weaker digest into their manifests."""

@@ -68,6 +68,14 @@ class Repairs:
             self._repair(name)
         return True
 
+    def repair_copy(self, file: File, wrong: str) -> None:
+        """Quarantine the models that show copies of an intact blob of which one is damaged; repair them."""
+        names = self._store.quarantine_copy(file, wrong, now=self._now())
+        self._metrics.verify_failures.labels("scrub").inc()
+        log.error("copy damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
+        for name in names:
+            self._repair(name)
+
     def retry(self) -> None:
         """Start the repair of each quarantined model that no pull repairs, each after a backoff.
 

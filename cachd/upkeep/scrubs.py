@@ -142,7 +142,7 @@ class Scrubs:
 
     def _count_and_rest(self, file: File, limiter: RateLimiter, count: int) -> None:
         done = self._reading[1] if self._reading and self._reading[0] is file else 0
-        self._reading = (file, done + count)
+        self._reading = (file, min(done + count, file.size))  # its copies are read, too
         self._thread.rest(limiter.reserve(count, self._clock()))
 
 

@@ -36,7 +36,7 @@ class Verification(Job):
     def took(self, count: int) -> None:
         """Count bytes as read."""
         with self._lock:
-            self.done += count
+            self.done = min(self.done + count, self.total)  # copies in the views are read, too
 
     def found(self, path: str, wrong: str) -> None:
         """Note what is wrong with a file; the path is empty for the model as a whole."""

@@ -103,11 +103,6 @@ LIGHT = (
     Client("huggingface_hub", ("huggingface_hub",), TENSORS, _SNAPSHOT),
     Client("safetensors", ("safetensors", "huggingface_hub", "numpy"), TENSORS, _SAFETENSORS),
 )
-_OF_ONNX = {
-    (view, network): "its own fault: it refuses external data that has several hard links; copy the model"
-    for view in (PLAIN, HUB)
-    for network in (OFFLINE, NO_NETWORK, ONLINE)
-}
 _TORCH = ("transformers", "torch", "numpy")
 ALL = (
     Client(
@@ -122,6 +117,6 @@ ALL = (
     Client("transformers", _TORCH, EMBEDDINGS, _TRANSFORMERS),
     Client("sentence-transformers", ("sentence-transformers", *_TORCH), EMBEDDINGS, _SENTENCE_TRANSFORMERS),
     Client("peft", ("peft", *_TORCH), ADAPTER, _PEFT),
-    Client("onnx", ("onnx", "huggingface_hub"), ONNX, _ONNX, faults=_OF_ONNX),
+    Client("onnx", ("onnx", "huggingface_hub"), ONNX, _ONNX),
 )
 NOT_TRIED = ("vLLM", "SGLang", "TGI", "TEI", "llama.cpp", "diffusers", "TensorRT-LLM", "Triton")

@@ -1,0 +1,303 @@
+"""Keeps the files of the views that are copies of their blobs, because a client refuses several hard links.
+
+    .cachd/copies/<manifest>/places.json        each copy in the views: its path below the root, and its blob
+    .cachd/copies/<manifest>/<algorithm>-<hex>  a hard link to the blob, which the snapshot needs as before
+
+A copy is made in staging, synced, verified by its digest and then renamed into the view. A pull makes its
+copies before it publishes and pays for them; only what is missing after a crash is made during a publish.
+
+    absent --stage--> staged --place--> in a view --discard--> in the trash
+
+On a file system with reflinks (ioctl FICLONE), a copy shares the disk blocks of its blob and takes none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import structlog
+
+from cachd.errors import CachdError, Corrupt
+from cachd.kernel import durable
+from cachd.kernel.leases import is_open
+from cachd.model import Digest, File, Manifest, commit_of
+from cachd.store.content import ContentStore
+from cachd.store.content.blobs import blocks_of
+from cachd.store.ingest.part_lines import parts_of
+from cachd.store.layout import Layout
+from cachd.store.scrub import Replaced, verify_blob
+
+log = structlog.get_logger(__name__)
+
+_VIEWS = 2  # each has a copy of its own
+_STEP_BYTES = 8 << 20
+_NO_PLACES: Mapping[str, Digest] = {}
+# Called with the bytes that come next: inside its context, they may get disk blocks.
+Pay = Callable[[int], AbstractContextManager[object]]
+
+
+class Copies:
+    """The copies of one root. Any thread may ask; whoever changes the views holds `Names.changing`.
+
+    Methods may raise OSError, or NoSpace, DiskFailed, Leased and Unavailable. `own_opens`: the context in
+    which an open of these paths does not count as a use (`Watch.own_opens`).
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        content: ContentStore,
+        own_opens: Callable[[Collection[str]], AbstractContextManager[object]],
+    ) -> None:
+        self._layout, self._content, self._own_opens = layout, content, own_opens
+        self._lock = threading.Lock()
+        self._staged: dict[Digest, list[str]] = defaultdict(list)
+        self._count = 0
+        self._places: dict[str, Mapping[str, Digest]] = dict(self._read())
+        self.shares_blocks = durable.can_clone(layout.staging / "clone")
+
+    # --- asking ---
+
+    def places(self) -> list[str]:
+        """The paths of all copies that take disk blocks of their own."""
+        if self.shares_blocks:
+            return []
+        return [place for places in list(self._places.values()) for place in places]
+
+    def of(self, manifest: str) -> Mapping[str, Digest]:
+        """The paths of the copies of a snapshot, each with its blob. They need not be there."""
+        return self._places.get(manifest, _NO_PLACES)
+
+    def of_blob(self, blob: Digest) -> list[str]:
+        """The paths of all copies of a blob."""
+        found = {p for places in list(self._places.values()) for p, each in places.items() if each == blob}
+        return sorted(found)
+
+    def lacking(self, manifest: Manifest) -> int:
+        """Bytes of disk that the copies of a manifest still need. Both views count."""
+        if self.shares_blocks or not manifest.copied:
+            return 0
+        tops = self._tops(manifest)
+        unknown = max(_VIEWS - len(tops), 0)
+        return sum(f.size * (unknown + self._count_missing(f, tops)) for f in _copied(manifest))
+
+    def all_of(self, manifest: Manifest) -> int:
+        """Bytes of disk that all copies of a manifest take, if there are none yet."""
+        return 0 if self.shares_blocks else sum(f.size for f in _copied(manifest)) * _VIEWS
+
+    def taken(self, manifest: str) -> int:
+        """Bytes of disk that the copies of a snapshot take now."""
+        return 0 if self.shares_blocks else sum(map(blocks_of, self.of(manifest)))
+
+    def is_intact(self, file: File, place: str) -> bool:
+        """Whether a copy is in place, without reading it. Restores its mode.
+
+        The time of a copy is that of its blob, and any write changes it.
+        """
+        try:
+            status, blob = os.lstat(place), os.lstat(self._content.at(file.blob))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        is_copy = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size == file.size
+        if not is_copy or status.st_mtime_ns != blob.st_mtime_ns:
+            return False
+        durable.keep_mode(place, durable.SEALED, status)
+        return True
+
+    def is_open(self, manifest: str) -> bool:
+        """Whether a process has a copy of the snapshot open. The caller has paused cachd's own reads."""
+        places = self.of(manifest)
+        if not places:
+            return False
+        with self._own_opens(places):
+            return is_open(places)
+
+    def wrong(self, file: File, place: str, took: Callable[[int], None]) -> str | None:
+        """Read a copy completely. Returns what is wrong; None if nothing is, or if it is no longer there."""
+        try:
+            return self._verified(file, Path(place), took, lambda: self._own_opens([place]))
+        except Replaced:
+            return None
+
+    # --- making ---
+
+    @contextmanager
+    def staged(self, manifest: Manifest, folder: str, pay: Pay) -> Iterator[None]:
+        """Make the copies that a publish needs to show a manifest in this folder of the Hub view, too.
+
+        Those that it does not take are removed. `pay` may raise Cancelled or NoSpace. Raises Corrupt if a
+        blob turns out to be damaged.
+        """
+        made: list[str] = []
+        tops = _shown_in(self._layout, manifest, folder)
+        try:
+            for file in _copied(manifest):
+                for _ in range(self._count_missing(file, tops)):
+                    made.append(self._make(file, pay))
+                    with self._lock:
+                        self._staged[file.blob].append(made[-1])
+            yield
+        finally:
+            with self._lock:
+                for blob, paths in list(self._staged.items()):
+                    self._staged[blob] = [path for path in paths if path not in made]
+                    if not self._staged[blob]:
+                        del self._staged[blob]
+            for path in made:
+                durable.unlink(path)
+
+    def place(self, file: File, path: str) -> None:
+        """Put a copy of a file's blob at a path of a view, unless an intact one is there."""
+        if self.is_intact(file, path):
+            return
+        with self._lock:
+            staged = self._staged[file.blob].pop() if self._staged.get(file.blob) else None
+        durable.move(staged or self._make(file, lambda _: nullcontext()), path)
+
+    # --- which snapshot has which ---
+
+    def record(self, manifest: Manifest, folder: str) -> None:
+        """Record the copies of a snapshot durably, before the first is placed.
+
+        It is shown in this folder of the Hub view, in the plain view, and where it was shown before.
+        """
+        if not manifest.copied:
+            return
+        directory, files = self._layout.copies_of(manifest.id), _copied(manifest)
+        durable.make_directories(directory)
+        for blob in {file.blob for file in files}:
+            link = directory / _name(blob)
+            durable.link(self._content.at(blob), link, beside=self._layout.staging / "link")
+        tops = sorted({*_shown_in(self._layout, manifest, folder), *self._tops(manifest)})
+        places = {f"{top}/{file.path}": file.blob for top in tops for file in files}
+        root = f"{self._layout.root}/"
+        document = {place.removeprefix(root): str(blob) for place, blob in places.items()}
+        durable.write_file(directory / "places.json", json.dumps(document).encode())
+        self._places[manifest.id] = places
+
+    def forget_blob(self, manifest: str, blob: Digest) -> None:
+        """Remove the snapshot's link to a damaged blob. The next `record` links to the repaired one."""
+        if manifest in self._places:
+            durable.remove(self._layout.copies_of(manifest) / _name(blob))
+
+    def discard(self, manifest: str) -> dict[Path, int]:
+        """Move the copies of a snapshot to the trash, but those that another snapshot shows, too.
+
+        Returns the paths now in the trash, each with its bytes.
+        """
+        trashed: dict[Path, int] = {}
+        others = {place for each, places in self._places.items() if each != manifest for place in places}
+        for place, blob in self.of(manifest).items():
+            if place in others or not _is_single(place):
+                continue
+            size, trash = blocks_of(place), self._content.trash.new_path(blob)
+            with durable.writable(Path(place).parent):
+                durable.take_away(Path(place), trash)
+            trashed[trash] = 0 if self.shares_blocks else size
+        durable.remove_tree(self._layout.copies_of(manifest))
+        self._places.pop(manifest, None)
+        return trashed
+
+    def settle(self, recorded: Collection[str]) -> None:
+        """At start, remove what belongs to snapshots that are not recorded any more."""
+        for each in os.listdir(self._layout.copies):
+            if each not in recorded:
+                durable.remove_tree(self._layout.copies_of(each))
+                self._places.pop(each, None)
+
+    # --- private ---
+
+    def _read(self) -> Iterator[tuple[str, Mapping[str, Digest]]]:
+        for each in os.listdir(self._layout.copies):
+            try:
+                found = durable.read_document(self._layout.copies_of(each) / "places.json")
+                root = self._layout.root
+                yield each, {f"{root}/{place}": Digest.parse(str(blob)) for place, blob in found.items()}
+            except FileNotFoundError:  # a crash came before the first copy
+                continue
+            except (CachdError, OSError, ValueError, AttributeError, RecursionError) as error:
+                log.warning("list of copies unreadable", manifest=each, reason=repr(error))
+
+    def _tops(self, manifest: Manifest) -> set[str]:
+        """The directories in which the copies of a snapshot were recorded."""
+        places, files = self.of(manifest.id), _copied(manifest)
+        return {p[: -len(f.path) - 1] for f in files[:1] for p in places if p.endswith(f"/{f.path}")}
+
+    def _count_missing(self, file: File, tops: Iterable[str]) -> int:
+        return sum(not self.is_intact(file, f"{top}/{file.path}") for top in tops)
+
+    def _make(self, file: File, pay: Pay) -> str:
+        """Make a durable, verified copy in staging. Returns its path."""
+        with self._lock:
+            self._count += 1
+            path = f"{self._layout.staging}/copy-{self._count}"
+        blob = self._content.path(file.blob)
+        try:
+            with durable.disk_errors(path), self._content.reads.reading():
+                is_clone = self.shares_blocks and durable.clone(blob, path)
+            if not is_clone:
+                self._fill(file, path, pay)
+                wrong = self._verified(file, Path(path), lambda _: None, nullcontext)
+                if wrong:
+                    raise Corrupt(
+                        f"{file.path}: the copy for the views differs from its blob: {wrong}",
+                        hint="the next scrub examines the blob; look at the node's kernel log",
+                    )
+        except BaseException:
+            durable.unlink(path)
+            raise
+        return path
+
+    def _fill(self, file: File, path: str, pay: Pay) -> None:
+        """Copy the bytes of a blob to a new file, and make it durable with the blob's mode and time."""
+        with durable.disk_errors(path), durable.new_file(path) as fd:
+            start = 0
+            while start < file.size:
+                count = min(_STEP_BYTES, file.size - start)
+                with pay(count):
+                    durable.preallocate(fd, start, count)
+                with self._content.reads.reading(), self._content.opened(file) as opened:
+                    opened.seek(start)
+                    durable.write_at(fd, memoryview(opened.read(count)), start)
+                start += count
+            durable.seal(fd, int(os.lstat(self._content.at(file.blob)).st_mtime))
+
+    def _verified(
+        self,
+        file: File,
+        path: Path,
+        took: Callable[[int], None],
+        opening: Callable[[], AbstractContextManager[object]],
+    ) -> str | None:
+        parts = parts_of(self._content.path(file.blob))
+        return verify_blob(path, file, self._content.reads, took, parts=parts, opening=opening)
+
+
+def _copied(manifest: Manifest) -> list[File]:
+    paths = set(manifest.copied)
+    return [file for file in manifest.files if file.path in paths]
+
+
+def _name(blob: Digest) -> str:
+    return f"{blob.algorithm}-{blob.hex}"
+
+
+def _shown_in(layout: Layout, manifest: Manifest, folder: str) -> list[str]:
+    """The directories of a manifest in both views."""
+    return [str(layout.tree(manifest.id)), str(layout.commit(folder, commit_of(manifest)))]
+
+
+def _is_single(place: str) -> bool:
+    """Whether a place is a regular file with one link."""
+    try:
+        status = os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

@@ -20,11 +20,13 @@ from cachd.api.access import RULES
 from cachd.api.app import ROUTERS
 from cachd.doctor import codes
 from cachd.metrics import table as metrics_table
+from cachd.pod.recipe import EngineName, Recipe
 from cachd.policy.roles import Role
 from cachd.preflight import codes as preflight_codes
 from cachd.sources import entries
 from docs import chart
 from tests import refs
+from tests.conformance import kept
 from tests.ground.codes import ENDS_NO_PULL, final_codes
 
 PROJECT = Path(__file__).parent.parent
@@ -268,6 +270,22 @@ def plot() -> str:
     return cold.plot(results.kept()["cold"])
 
 
+def recipes() -> str:
+    """How `cachd env` starts each engine."""
+    lines = ["| `--for` | Variables | Command |", "|---|---|---|"]
+    for engine in EngineName:
+        recipe = Recipe(engine, "NAME", "FILE.gguf" if engine is EngineName.llama_cpp else "")
+        variables = " ".join(_code(f"{key}={value}") for key, value in recipe.env.items())
+        command = " ".join([*recipe.command, *recipe.args])
+        lines.append(f"| {engine} | {variables} | {_code(command) or f'loads `{recipe.path}`'} |")
+    return "\n".join(lines)
+
+
+def conformance() -> str:
+    """Which clients loaded a model, by view and network."""
+    return kept.table()
+
+
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
@@ -289,6 +307,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "results": every_result,
     "attacks": attacks,
     "origins": origins,
+    "recipes": recipes,
+    "conformance": conformance,
     "values": chart.values_table,
 }
 

@@ -2,42 +2,82 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conformance.clients import ALL, HUB, LIGHT, NO_NETWORK, NOT_TRIED, OFFLINE, PLAIN, TENSORS, Client
-from tests.conformance.made import model
-from tests.conformance.table import Field, field
+from cachd.pod.recipe import EngineName
+from tests.conformance.clients import ALL, HUB, LIGHT, NO_NETWORK, OFFLINE, ONLINE, PLAIN, TENSORS, Client
+from tests.conformance.environments import ENVIRONMENTS
+from tests.conformance.kept import read, undocumented
+from tests.conformance.made import MAKERS, model
+from tests.conformance.trials import PROGRAMS, Field, field
 from tests.ground.needs import needs
+from tests.ground.pod import run_in_pod
+from tests.ground.site import Ground
+from tests.ground.weights import gguf
+from tests.test_preflight import TEXT
 
-PAGE = Path(__file__).parent.parent / "docs/engines.md"
-pytestmark = needs("pods")
+CHEAP = [
+    (PLAIN, OFFLINE, "random uid"),
+    (HUB, OFFLINE, "root"),
+    (HUB, NO_NETWORK, "random uid"),
+    (HUB, ONLINE, "random uid"),
+]
+PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    made = tmp_path_factory.mktemp("made")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     root = tmp_path_factory.mktemp("root")
     root.chmod(0o755)
-    with field(root, {TENSORS: model(TENSORS, made / "model", "python")}) as opened:
+    with field(root, {TENSORS: model(TENSORS, tmp_path_factory.mktemp("made") / "model")}) as opened:
         yield opened
 
 
-@pytest.mark.parametrize(
-    ("view", "network", "user"),
-    [(PLAIN, OFFLINE, "random uid"), (HUB, OFFLINE, "root"), (HUB, NO_NETWORK, "random uid")],
-)
+@needs("pods")
+@pytest.mark.parametrize(("view", "network", "user"), CHEAP)
 @pytest.mark.parametrize("client", LIGHT, ids=[client.name for client in LIGHT])
 def test_a_client_loads_a_model_that_it_has_never_seen(
-    ground: Field, client: Client, view: str, network: str, user: str
+    models: Field, client: Client, view: str, network: str, user: str
 ) -> None:
-    assert ground.tried(client, sys.executable, view, network, user).failure == ""
+    if view in client.views:
+        assert models.tried(client, sys.executable, view, network, user).failure == ""
 
 
-def test_the_page_names_every_client() -> None:
-    page = PAGE.read_text()
-    assert [c.name for c in ALL if f"| {c.name} |" not in page] == []
-    assert [name for name in NOT_TRIED if name not in page] == []
+@needs("pods")
+@pytest.mark.parametrize("engine", sorted({client.engine for client in ALL}))
+def test_a_row_runs_with_exactly_what_cachd_env_prints(
+    ground: Ground, models: Field, engine: EngineName
+) -> None:
+    client = next(client for client in ALL if client.engine == engine)
+    ground.hub.add(client.model, {client.file: gguf()} if client.file else dict(TEXT))
+    ground.node.pull(f"hf://{client.model}")
+    ground.node.ready(client.model.replace("/", "--"))
+    ran = models.environment(client, PLAIN, OFFLINE)
+    seen = json.loads(run_in_pod(models.root, PRINT, env=ran, network=False).stdout)
+    places = ["--cache", seen["CACHE"], "--link", f"{seen['CACHE']}/models", "--scratch", seen["TMPDIR"]]
+    words = ["env", client.model.replace("/", "--"), "--for", engine, "-o", "json", *places]
+    printed = json.loads(ground.node.cli(*words).stdout)
+    assert {name: seen.get(name) for name in printed["env"]} == printed["env"]
+    started = [*printed["command"], *printed["args"]]
+    ours = shlex.split(seen.get("RUN", ""))
+    assert [seen["PORT"] if word == str(printed["port"]) else word for word in started] == ours[
+        : len(started)
+    ]
+
+
+def test_every_client_has_its_program_its_packages_and_its_model() -> None:
+    for client in ALL:
+        assert (PROGRAMS / f"{client.program}.py").read_text().startswith('"""'), client.name
+        assert client.environment in ENVIRONMENTS, client.name
+        assert {client.model, *client.needs} <= {*MAKERS, TENSORS}, client.name
+
+
+def test_the_kept_table_has_every_client_and_nothing_that_is_not_explained() -> None:
+    kept = read()
+    assert [client.name for client in ALL if client.name not in kept] == []
+    assert [line for client in ALL for line in undocumented(client, kept[client.name].cells)] == []

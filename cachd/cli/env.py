@@ -43,6 +43,7 @@ def env(
     ] = None,
     cache: Annotated[str, typer.Option(help="where the pod mounts the cache")] = "/cache",
     link: Annotated[str, typer.Option(help="where `cachd hold` makes the link to the model")] = "/model",
+    scratch: Annotated[str, typer.Option(help="where the pod mounts a directory to write to")] = "/scratch",
     server: Server = SERVER,
     token_file: TokenFile = None,
     output: Annotated[
@@ -53,9 +54,8 @@ def env(
 
     The pod waits for the model and holds it. Its memory, its GPUs and its images are examples: change them.
     """
-    recipe = ask(
-        server, token_file, lambda client: _recipe(client, name, engine, file, cache=cache, link=link)
-    )
+    places = {"cache": cache.rstrip("/"), "link": link.rstrip("/"), "scratch": scratch.rstrip("/")}
+    recipe = ask(server, token_file, lambda client: _recipe(client, name, engine, file, places))
     if output is EnvForm.json:
         terminal.show_json(recipe.as_document())
     elif output is EnvForm.pod:
@@ -68,9 +68,12 @@ def env(
 
 
 async def _recipe(
-    client: Client, name: str, engine: EngineName | None, file: str | None, *, cache: str, link: str
+    client: Client, name: str, engine: EngineName | None, file: str | None, places: Mapping[str, str]
 ) -> Recipe:
-    """Raises NotFound or Unavailable for a model that is not ready, Invalid if no engine or file is clear."""
+    """The recipe with its directories at `places`: cache, link and scratch.
+
+    Raises NotFound or Unavailable for a model that is not ready, Invalid if no engine or file is clear.
+    """
     await client.ready(name, wait=0)
     found = await _preflight(client, name)
     chosen = engine or _engine_of(name, found)
@@ -82,8 +85,7 @@ async def _recipe(
         name,
         _gguf(name, paths, file) if chosen is EngineName.llama_cpp else "",
         is_mistral=_MISTRAL in paths and "config.json" not in paths,
-        cache=cache.rstrip("/"),
-        link=link.rstrip("/"),
+        **places,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from cachd import __version__
 
-_SCRATCH = "/scratch"
 _WAIT_SECONDS = 3600
 _LONGEST_POD_NAME = 52
 _NO_RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -21,7 +20,7 @@ _OF_CACHD = {
     "securityContext": {**_NO_RIGHTS, "readOnlyRootFilesystem": True},
     "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "96Mi"}},
 }
-_KERNELS = {"TRITON_CACHE_DIR": f"{_SCRATCH}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH}/inductor"}
+_KERNELS = {"TRITON_CACHE_DIR": "{scratch}/triton", "TORCHINDUCTOR_CACHE_DIR": "{scratch}/inductor"}
 _MISTRAL = tuple(
     word
     for option in ("tokenizer-mode", "config-format", "load-format")
@@ -41,7 +40,11 @@ class EngineName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How an engine is started. In `command` and `args`, {path} is the model and {name} its name."""
+    """How an engine is started.
+
+    In `command` and `args`, {path} is the model and {name} its name; in `env`, {scratch} is a directory to
+    write to.
+    """
 
     image: str
     command: tuple[str, ...] = ()
@@ -61,14 +64,14 @@ ENGINES: Mapping[EngineName, Engine] = {
         ("--served-model-name", "{name}", "--port", "8000"),
         8000,
         "vllm",
-        {"VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm"},
+        {"VLLM_CACHE_ROOT": "{scratch}/vllm"},
     ),
     EngineName.sglang: Engine(
         "lmsysorg/sglang:v0.5.5",
         ("python3", "-m", "sglang.launch_server"),
         ("--model-path", "{path}", "--served-model-name", "{name}", "--host", "0.0.0.0", "--port", "30000"),  # noqa: S104 in a pod
         30000,
-        env={**_KERNELS, "SGLANG_CACHE_DIR": f"{_SCRATCH}/sglang"},
+        env={**_KERNELS, "SGLANG_CACHE_DIR": "{scratch}/sglang"},
     ),
     EngineName.tgi: Engine(
         "ghcr.io/huggingface/text-generation-inference:3.3.6",
@@ -96,7 +99,7 @@ class Recipe:
 
     `name`: of the model. `file`: the path in the model that the engine takes; empty: the model's directory.
     `is_mistral`: the model has only the form of Mistral. `cache`, `link`: where the pod mounts the cache, and
-    where `cachd hold` makes the link.
+    where `cachd hold` makes the link. `scratch`: where it has a directory to write to.
     """
 
     engine: EngineName
@@ -105,6 +108,7 @@ class Recipe:
     is_mistral: bool = False
     cache: str = "/cache"
     link: str = "/model"
+    scratch: str = "/scratch"
 
     @property
     def path(self) -> str:
@@ -118,10 +122,10 @@ class Recipe:
         return {
             of.hub_cache: f"{self.cache}/hub",
             "HF_HUB_OFFLINE": "1",
-            "HOME": _SCRATCH,
+            "HOME": self.scratch,
             "USER": of.user,
-            "HF_HOME": f"{_SCRATCH}/huggingface",
-            **(of.env or {}),
+            "HF_HOME": f"{self.scratch}/huggingface",
+            **{key: value.replace("{scratch}", self.scratch) for key, value in (of.env or {}).items()},
             **({"MODEL": self.path} if not of.command else {}),
         }
 
@@ -219,7 +223,7 @@ class Recipe:
             "volumeMounts": [
                 self._cache(),
                 {"name": "model", "mountPath": self.link, "readOnly": True},
-                {"name": "scratch", "mountPath": _SCRATCH},
+                {"name": "scratch", "mountPath": self.scratch},
                 {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 a volume of the pod
             ],
         }

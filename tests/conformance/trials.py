@@ -1,0 +1,117 @@
+"""Tries clients on both views, with and without a network, as root and as another user."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachd.config import Config
+from cachd.daemon.parts import assembled
+from cachd.model import ModelSpec
+from cachd.pod.recipe import ENGINES, Recipe
+from tests.conformance.clients import HUB, NETWORKS, OFFLINE, ONLINE, PLAIN, Client
+from tests.conformance.kept import USERS, Cell
+from tests.ground.hub import Hub
+from tests.ground.pod import run_in_pod
+
+PROGRAMS = Path(__file__).parent / "programs"
+_PATIENCE_SECONDS = 600
+_LONGEST_FAILURE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A root with models, and the Hub that they came from."""
+
+    root: Path
+    hub: Hub
+
+    def tried(self, client: Client, python: str, view: str, network: str, user: str) -> Cell:
+        """Load the client's model in a pod. Raises PodRefused."""
+        began = time.monotonic()
+        try:
+            ended = run_in_pod(
+                self.root,
+                (PROGRAMS / f"{client.program}.py").read_text(),
+                env=self.environment(client, view, network),
+                uid=USERS[user],
+                python=python,
+                network=network == ONLINE,
+                timeout=_PATIENCE_SECONDS,
+            )
+            last = ended.stderr.strip().splitlines()[-1:] or [f"status {ended.returncode}"]
+            failure = last[0][-_LONGEST_FAILURE:] if ended.returncode else ""
+        except subprocess.TimeoutExpired:
+            failure = f"not ended after {_PATIENCE_SECONDS} s"
+        return Cell(view, network, user, round(time.monotonic() - began, 1), failure)
+
+    def environment(self, client: Client, view: str, network: str) -> dict[str, str]:
+        """The variables of a trial: those of `cachd env`, and what the program needs to know.
+
+        Only an offline trial has HF_HUB_OFFLINE. Without a network, the Hub cannot be reached.
+        """
+        printed = recipe(client)
+        env = {**printed.env, **client.more}
+        if network != OFFLINE:
+            env["HF_HUB_OFFLINE"] = "0"
+        return env | {
+            "MODEL": f"{printed.link}/{printed.name}" if view == PLAIN else client.model,
+            "NETWORK": network,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+            **_command(client, printed, view),
+        }
+
+    def cells(
+        self, client: Client, python: str = sys.executable, *, networks: Sequence[str] = NETWORKS
+    ) -> Iterator[Cell]:
+        """Try one client everywhere."""
+        for view, network, user in itertools.product(client.views, networks, USERS):
+            yield self.tried(client, python, view, network, user)
+
+
+def recipe(client: Client) -> Recipe:
+    """What `cachd env` prints for the client's model. "$CACHE" and "$SCRATCH" are directories of the pod."""
+    name = client.model.replace("/", "--")
+    return Recipe(client.engine, name, client.file, cache="$CACHE", link="$CACHE/models", scratch="$SCRATCH")
+
+
+def _command(client: Client, printed: Recipe, view: str) -> Mapping[str, str]:
+    """The command of an engine that is a server, with a port that is free."""
+    port = ENGINES[client.engine].port
+    if port is None:
+        return {}
+    words = [*printed.command, *printed.args, *client.more_words]
+    if view == HUB:
+        at = words.index(printed.path)
+        first = at - 1 if words[at - 1] == "--model" else at
+        words[first : at + 1] = client.hub_words or (client.model,)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = str(probe.getsockname()[1])
+    run = shlex.join(free if word == str(port) else word for word in words)
+    return {"RUN": run, "PORT": free, "ASK": client.more.get("ASK", printed.name)}
+
+
+@contextmanager
+def field(root: Path, models: Mapping[str, Mapping[str, bytes | Path]]) -> Iterator[Field]:
+    """A root into which an engine has pulled these models, by repository, from a Hub that is still there."""
+    with Hub() as hub:
+        with assembled(
+            Config(root=root, hf_endpoint=hub.url, allow=("127.0.0.0/8",), reserve_free=0)
+        ) as engine:
+            for repo, files in models.items():
+                hub.add(repo, dict(files))
+                running = engine.pulls.start(ModelSpec.asked(f"hf://{repo}"))
+                assert running is not None
+                running.done.result(_PATIENCE_SECONDS)
+        yield Field(root, hub)

@@ -21,9 +21,9 @@ from tests.kube import __main__ as kube
 from tests.kube import changes, models, programs
 from tests.kube.cases import CASES, Verdict, table
 from tests.kube.cluster import NEWER, adapt, blocks_of_readme, page
-from tests.kube.image import digest
+from tests.kube.image import ENGINE, digest
 from tests.kube.namespaces import SETTINGS, Machine
-from tests.kube.pages import asking
+from tests.kube.pages import asking, blocks_of_page
 from tests.kube.processes import Processes, until
 from tests.kube.serving import configure, running_to_ready
 from tests.test_examples import WRAPPERS
@@ -93,6 +93,41 @@ def test_the_pod_that_asks_has_the_environment_of_the_page_and_no_rights() -> No
     (container,) = asking()["spec"]["containers"]
     assert {each["name"] for each in container["env"]} == {"NODE_IP", "CACHD_URL"}
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_case_of_the_page_does_something_for_each_of_its_blocks() -> None:
+    blocks = blocks_of_page()
+    assert {language for language, _ in blocks} == {"sh", "yaml"}
+    described = [yaml.safe_load(text).keys() for language, text in blocks if language == "yaml"]
+    for part in ("initContainers", "env", "nodeSignals", "affinity", "kind"):
+        assert sum(part in keys for keys in described) == 1, part
+    assert len(described) == 5
+    assert sum("kubectl label nodes" in text for _, text in blocks) == 1
+
+
+def test_the_readme_installs_with_one_line_after_the_image_and_one_secret() -> None:
+    (block,) = [block for block in blocks_of_readme() if "helm install" in block]
+    build, install, secret = block.splitlines()
+    assert build.startswith("docker build -t registry.example.com/cachd:")
+    assert "--set image.repository=registry.example.com/cachd" in install
+    assert secret.startswith("kubectl -n cachd create secret generic cachd ")
+
+
+def test_the_pods_of_the_page_of_pods_hold_by_its_own_words() -> None:
+    pod = models.plain_consumer("qwen")["spec"]["template"]["spec"]
+    containers = [*pod["initContainers"], *pod["containers"]]
+    assert {each["image"] for each in containers} == {ENGINE}, "no container has cachd"
+    text = (programs.PROJECT / "docs/pods.md").read_text()
+    assert all(each["command"][-1] in text for each in containers)
+    assert all({"name": "MODEL", "value": "qwen"} in each["env"] for each in containers)
+    (holds,) = models.held_by_cachd("qwen")["spec"]["containers"]
+    assert f"cachd {' '.join(holds['args'][:5])}" in re.sub(r"\s+", " ", text)
+
+
+def test_the_pod_of_the_claim_has_the_one_that_the_chart_makes() -> None:
+    pod = models.consumer(models.RESTRICTED)["spec"]["template"]["spec"]
+    (cache,) = [each for each in pod["volumes"] if each["name"] == "cache"]
+    assert cache["persistentVolumeClaim"] == {"claimName": "cachd", "readOnly": True}
 
 
 def test_a_row_says_what_held_or_why_it_did_not(capsys: pytest.CaptureFixture[str]) -> None:

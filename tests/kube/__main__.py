@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.kube import changes, image, nodes, pages, programs, serving
+from tests.kube import changes, image, nodes, pages, programs, serving, signals
 from tests.kube.cases import CASES, Verdict, table, tried
 from tests.kube.cluster import Cluster, NodeHub
 from tests.kube.models import supply
@@ -23,7 +23,7 @@ from tests.kube.plane import Plane
 from tests.kube.processes import Processes
 from tests.kube.worker import Worker, make_networks
 
-assert all((serving, changes, nodes, pages))  # importing them registered their cases
+assert all((serving, changes, nodes, signals, pages))  # importing them registered their cases
 
 
 def main(arguments: list[str]) -> int:

@@ -21,6 +21,12 @@ APPLY, ANNOTATE = (
 
 def change(cluster: Cluster, models: list[Object] | None = None, text: str | None = None) -> None:
     """Apply a ConfigMap as the page does; the daemons read it when the kubelet brings it."""
+    write_config_map(cluster, models, text)
+    cluster.sh(APPLY)
+
+
+def write_config_map(cluster: Cluster, models: list[Object] | None = None, text: str | None = None) -> None:
+    """Write the `configmap.yaml` that the page applies: the live one with other models, or another text."""
     live = cluster.get("configmap", "cachd", "-n", "cachd")
     options = yaml.safe_load(live["data"]["config.yaml"])
     kept = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cachd", "namespace": "cachd"}}
@@ -28,7 +34,6 @@ def change(cluster: Cluster, models: list[Object] | None = None, text: str | Non
     (cluster.project / "configmap.yaml").write_text(
         yaml.safe_dump({**kept, "data": {"config.yaml": written}})
     )
-    cluster.sh(APPLY)
 
 
 @case("a changed ConfigMap arrives within seconds with the annotation of the page, and within 70 s without")

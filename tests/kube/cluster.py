@@ -134,6 +134,17 @@ class Cluster:
             f"the pods of {selector} are gone",
         )
 
+    def succeeded(self, name: str, namespace: str = "default") -> None:
+        """Wait until a pod has ended. Raises RuntimeError with its log if it failed."""
+
+        def phase() -> str:
+            found = str(self.get("pod", name, "-n", namespace)["status"]["phase"])
+            return found if found in ("Succeeded", "Failed") else ""
+
+        if until(phase, f"the pod {name} has ended") == "Failed":
+            logs = self.tried(f"kubectl -n {namespace} logs {name} --all-containers --prefix")
+            raise RuntimeError(f"the pod {name} failed: {logs.stdout}{logs.stderr}")
+
     def model_ready(self, name: str) -> Object:
         """What the ready file of a model says, once it is there."""
         file = CACHE / "ready" / f"{name}.json"
@@ -184,8 +195,10 @@ class Cluster:
 
     def clear(self) -> None:
         """Remove every pod, all that a release or a manifest has made, and what is in the cache."""
+        made = f"{MADE} -l '{NOT_KUBERNETES}'"
         for namespace in ("default", NAMESPACE):
-            self.tried(f"kubectl -n {namespace} delete {MADE} --all --grace-period=1 --wait=false")
+            self.tried(f"kubectl -n {namespace} delete {made} --grace-period=1 --wait=false")
+        self.tried(f"kubectl delete {OF_CLUSTER} -l {DAEMONS} --wait=false")
         until(lambda: not self.get("pods", "-A")["items"], "every pod is gone")
         for each in CACHE.iterdir():
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
@@ -202,7 +215,9 @@ class Cluster:
 
 
 # What installs and cases make; the Secrets of helm are its releases.
-MADE = "deployment,daemonset,job,pod,service,configmap,secret,serviceaccount,networkpolicy"
+MADE = "deployment,daemonset,job,pod,service,configmap,secret,serviceaccount,networkpolicy,role,rolebinding"
+NOT_KUBERNETES = "component!=apiserver"  # the Service by which pods reach the API server stays
+OF_CLUSTER = "clusterrole,clusterrolebinding,persistentvolume"
 # Helm 4 applies on the server, which in 1.20 refuses fields that it does not know.
 OLD_API = "--server-side=false"
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import yaml
 
 from tests.kube.cases import case
 from tests.kube.cluster import DAEMONS, Cluster, Object, is_ready
-from tests.kube.models import QWEN
+from tests.kube.models import QWEN, RESTRICTED, consumer
 from tests.kube.processes import until
-from tests.kube.serving import restarts_of
+from tests.kube.serving import loaded, restarts_of
 from tests.kube.worker import CACHE, NODE
 
 CRITICAL = "system-node-critical"
+FOREIGN_GROUP = 2000
 
 
 @case("two daemons on one root: the second waits, unready and not restarted, and takes over")
@@ -140,6 +143,35 @@ def is_refused(cluster: Cluster, pod: Object) -> bool:
     gone = [each for each in pods if each["metadata"]["name"] == named]
     evicted = not gone or gone[0]["status"].get("reason") == "Evicted"
     return evicted and not any(each["status"]["phase"] == "Running" for each in pods)
+
+
+@case("a namespace without hostPath has the cache by a claim: read-only, and no file gets a pod's fsGroup")
+def claims(cluster: Cluster) -> str:
+    space, *_ = yaml.safe_load_all(RESTRICTED.read_text())
+    namespace = space["metadata"]["name"]
+    cluster.apply(space)
+    try:
+        cluster.installed([QWEN], consumers={"namespaces": [namespace]})
+        cluster.model_ready("qwen-instruct")
+        deployment = consumer(RESTRICTED)
+        deployment["spec"]["template"]["spec"]["securityContext"]["fsGroup"] = FOREIGN_GROUP
+        cluster.apply(deployment, namespace=namespace)
+        said = loaded(cluster, namespace)
+        assert said["create"] == "Read-only file system", said
+        assert foreign_files() == []
+    finally:
+        cluster.sh(f"kubectl delete namespace {namespace} --timeout=300s")
+    return f"{said['tensors']} tensors; no file has the group of the pod"
+
+
+def foreign_files() -> list[str]:
+    """What in the cache has the group of the pod's fsGroup."""
+    found = []
+    for path in (CACHE, *CACHE.rglob("*")):
+        with suppress(FileNotFoundError):  # the daemon works meanwhile
+            if path.lstat().st_gid == FOREIGN_GROUP:
+                found.append(str(path))
+    return found
 
 
 @case("a NetworkPolicy of the chart is admitted, and selects the daemons, their port and who may connect")

@@ -1,4 +1,8 @@
-"""The control plane: etcd, API server, controller manager and scheduler, on the loopback of the namespace."""
+"""The control plane: etcd, API server, controller manager and scheduler.
+
+Its programs talk over the loopback of the namespace. Pods reach the API server at the node's own address, to
+which the Service `kubernetes` leads.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import yaml
 
 from tests.kube.processes import Processes, run, until
 from tests.kube.programs import found
+from tests.kube.worker import ADDRESS
 
 API, ETCD, PEERS, MANAGER, SCHEDULER = 6443, 2379, 2380, 10257, 10259
 SERVICES = "10.96.0.0/24"
@@ -25,8 +30,7 @@ class Plane:
         self._place, self._processes = place, processes
         self._write_files()
         self._start_etcd()
-        self._start_api()
-        until(self.answers, "the API server is ready")
+        self.start_api()
         self._start_controllers()
 
     def answers(self) -> bool:
@@ -70,20 +74,28 @@ class Plane:
             *("--initial-cluster", f"here={peers}"),
         )
 
-    def _start_api(self) -> None:
-        """Its admission of ServiceAccounts needs a token of each pod's account, which nothing here uses."""
+    def start_api(self) -> None:
+        """Start the API server, and wait until it is ready.
+
+        Its admission of ServiceAccounts is off: it gives each pod a token, and no pod here needs that one.
+        """
         self._processes.start(
             "kube-apiserver",
             found("kube-apiserver") or "",
             *(f"--etcd-servers=http://127.0.0.1:{ETCD}", f"--service-cluster-ip-range={SERVICES}"),
-            *("--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={API}"),
+            *("--bind-address=0.0.0.0", f"--advertise-address={ADDRESS}", f"--secure-port={API}"),
             *("--insecure-port=0", f"--cert-dir={self._place}/certificates"),
             *("--service-account-key-file=sa.pub", "--service-account-signing-key-file=sa.key"),
             *("--service-account-issuer=https://kubernetes.default.svc", "--token-auth-file=tokens.csv"),
             *("--authorization-mode=RBAC", "--allow-privileged=true"),
-            *("--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"),
+            *("--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=master-count"),
             "--kubelet-preferred-address-types=InternalIP",
         )
+        until(self.answers, "the API server is ready")
+
+    def stop_api(self) -> None:
+        """Kill the API server; all else goes on."""
+        self._processes.kill("kube-apiserver")
 
     def _start_controllers(self) -> None:
         own = self.kubeconfig
@@ -94,6 +106,7 @@ class Plane:
             found("kube-controller-manager") or "",
             *(*common, f"--secure-port={MANAGER}", "--bind-address=127.0.0.1"),
             *("--service-account-private-key-file=sa.key", f"--cert-dir={self._place}/manager"),
+            f"--root-ca-file={self._place}/certificates/apiserver.crt",  # what pods get as kube-root-ca.crt
         )
         self._processes.start(
             "kube-scheduler",

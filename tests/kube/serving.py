@@ -47,8 +47,7 @@ def consumers(cluster: Cluster) -> str:
     cluster.installed([QWEN])
     until(lambda: not is_ready_anywhere(cluster), "the consumer waits")
     cluster.hub.cdn.rate = None
-    cluster.ready(CONSUMERS, "default")
-    said = json.loads(cluster.sh("kubectl logs deployment/vllm -c vllm").splitlines()[-1])
+    said = loaded(cluster)
     assert said["create"] == "Read-only file system", said
     assert said["append"] in ("Read-only file system", "Permission denied"), said  # its mode comes first
     removed = cluster.cachd("rm qwen-instruct")
@@ -56,6 +55,14 @@ def consumers(cluster: Cluster) -> str:
     cluster.sh("kubectl delete deployment vllm")
     cluster.gone(CONSUMERS, "default")
     return f"{said['tensors']} tensors, {said['bytes'] >> 20} MiB; create: {said['create']}"
+
+
+def loaded(cluster: Cluster, namespace: str = "default") -> Object:
+    """What the engine says of the model that it loaded, once its pod is Ready."""
+    cluster.ready(CONSUMERS, namespace)
+    logs = cluster.sh(f"kubectl -n {namespace} logs deployment/vllm -c vllm")
+    said: Object = json.loads(logs.splitlines()[-1])
+    return said
 
 
 def is_ready_anywhere(cluster: Cluster) -> bool:

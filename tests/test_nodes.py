@@ -21,8 +21,9 @@ from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest
 from cachd.store.publish import Publisher
 from cachd.store.root import make_directories
 from cachd.store.withdrawals import Withdrawals
+from tests.ground.models import noise
 from tests.ground.pause import paused_before
-from tests.ground.stored import KIB, A, assert_whole, commit, file_of, keep, noise, publish, write
+from tests.ground.stored import KIB, A, assert_whole, commit, file_of, keep, publish, write
 
 FILES = {"model.bin": noise(100 * KIB), "config.json": b"{}"}
 OTHERS = {"model.bin": noise(100 * KIB, 2), "config.json": b"[]"}
@@ -94,9 +95,6 @@ def test_a_writer_is_dead_when_its_beat_did_not_change_while_it_was_observed(sha
     clock = Clock()
     nodes = Nodes(shared, clock=clock)
     with closing_term(taken(shared)) as term:
-        (shared / f".cachd/nodes/{term.number}.beat").rename(shared / "beat")  # its own beats go nowhere
-        (shared / f".cachd/nodes/{term.number}.beat").mkdir()
-        os.rmdir(shared / f".cachd/nodes/{term.number}.beat")
         stopped(term)
         assert observed(nodes, clock, DEAD_SECONDS - 1)
         assert not observed(nodes, clock, 2)

@@ -24,7 +24,6 @@ from cachd.daemon.store import ALONE, Sharing, place_of, shared_volume
 from cachd.daemon.turns import Waited, take_turn
 from cachd.errors import CachdError, WaitTimeout
 from cachd.kernel import threads
-from cachd.kernel.threads import process_seconds
 from cachd.model import ModelSpec, Snapshot
 from cachd.report.files import resolve_report_without_cache
 from cachd.report.models import report_without_store
@@ -60,16 +59,16 @@ def pull_here(
     On a shared volume, one process at a time pulls. If another one pulls this model, that is waited for.
 
     `refresh`, `replace`: as in `Pulls.start`. `force`: on a shared volume, models may be evicted and deleted
-    though other nodes may use them. `seconds`: the longest time to wait, from the start of the process.
-    Raises the error that the pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too). The next
-    pull resumes an interrupted one.
+    though other nodes may use them. `seconds`: the longest time to wait; it begins anew when this process was
+    fenced. Raises the error that the pull failed with, WaitTimeout, or KeyboardInterrupt (at SIGTERM, too).
+    The next pull resumes an interrupted one.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     usual = "warning" if sys.stderr.isatty() else "info"  # a terminal shows a progress bar
     configure_logs(
         options.log_level if "log_level" in options.model_fields_set else usual, options.log_format
     )
-    asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin)
+    asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin, began=time.monotonic())
     with bound_contextvars(who="cachd:direct"), progress_bars() as update:
         root = place_of(options)
         if not (volume := shared_volume(options, root, counts_fuse=True)):
@@ -86,17 +85,18 @@ def pull_here(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What the command asks for. `seconds`: how long the process may run."""
+    """What the command asks for. `seconds`: how long it may take since `began` (monotonic)."""
 
     spec: ModelSpec = field(kw_only=False)
     seconds: float = field(kw_only=False)
     refresh: bool
     replace: bool
     pin: bool
+    began: float
 
     def check_time(self, done: int, total: int) -> None:
-        """Raises WaitTimeout when the process has run for `seconds`, however often it started again."""
-        if process_seconds() > self.seconds:
+        """Raises WaitTimeout when `seconds` have passed."""
+        if time.monotonic() - self.began > self.seconds:
             raise WaitTimeout(
                 f"{self.spec.name}: {size_text(done)} of {size_text(total)} are here"
                 f" after {duration_text(self.seconds)}",

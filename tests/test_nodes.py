@@ -21,8 +21,9 @@ from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest
 from cachd.store.publish import Publisher
 from cachd.store.root import make_directories
 from cachd.store.withdrawals import Withdrawals
+from tests.ground.models import noise
 from tests.ground.pause import paused_before
-from tests.ground.stored import KIB, A, assert_whole, commit, file_of, keep, noise, publish, write
+from tests.ground.stored import KIB, A, B, assert_whole, commit, file_of, keep, publish, write
 
 FILES = {"model.bin": noise(100 * KIB), "config.json": b"{}"}
 OTHERS = {"model.bin": noise(100 * KIB, 2), "config.json": b"[]"}
@@ -94,9 +95,6 @@ def test_a_writer_is_dead_when_its_beat_did_not_change_while_it_was_observed(sha
     clock = Clock()
     nodes = Nodes(shared, clock=clock)
     with closing_term(taken(shared)) as term:
-        (shared / f".cachd/nodes/{term.number}.beat").rename(shared / "beat")  # its own beats go nowhere
-        (shared / f".cachd/nodes/{term.number}.beat").mkdir()
-        os.rmdir(shared / f".cachd/nodes/{term.number}.beat")
         stopped(term)
         assert observed(nodes, clock, DEAD_SECONDS - 1)
         assert not observed(nodes, clock, 2)
@@ -187,11 +185,11 @@ def test_a_writer_that_stood_still_in_a_publish_cannot_undo_what_the_next_one_pu
         stopped(first)
         with paused_before(step, lambda: publish(store, FILES, now=3.0), within=within) as publishing:
             with writing(shared) as second:
-                publish(second, OTHERS, now=2.0)
+                publish(second, OTHERS, revision=B, now=2.0)
             before = state(shared)
         assert isinstance(publishing.exception(), CachdError)
         assert state(shared) == before
-        assert_whole(shared, "org--model", OTHERS, commit=A)
+        assert_whole(shared, "org--model", OTHERS, commit=B)
 
 
 def test_a_writer_that_stood_still_in_a_commit_makes_no_blob_of_another_ones_download(shared: Path) -> None:
@@ -224,7 +222,9 @@ def test_a_writer_that_stood_still_in_a_withdrawal_leaves_the_model_ready(shared
             writing(shared) as second,
         ):
             publish(second, FILES, now=2.0)
+            second.pins.add("org--model")
         assert isinstance(removing.exception(), CachdError)
+        assert store.pins.has("org--model")
         assert_whole(shared, "org--model", FILES, commit=A)
 
 

@@ -1,6 +1,6 @@
-"""Pulls without a daemon by many pods at once, into one shared volume: processes that are killed or stand still.
+"""Pulls without a daemon by many pods at once into one shared volume; some are killed, or stand still.
 
-Each mount of the volume stands for a node. Two FUSE mounts of one directory know nothing of each other's locks.
+Each mount of the volume stands for a node. Two FUSE mounts of one directory do not know each other's locks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Pod:
         for line in self.process.stderr:
             with self.logged:
                 self.output += line
-                if line.startswith("{"):
+                if line.startswith('{"'):  # and no error, which has several lines
                     self.log.append(json.loads(line))
                 self.logged.notify_all()
         with self.logged:
@@ -124,7 +124,7 @@ class Cluster:
         return pods
 
     def stall(self, start: int) -> threading.Event:
-        """Let each response about bytes of a.bin from `start` on stop after a MiB. Set when one is asked for."""
+        """Let each response about a.bin from `start` on stop after a MiB. Set when one is asked for."""
         asked = threading.Event()
 
         def is_beyond(seen: Seen) -> bool:
@@ -137,7 +137,7 @@ class Cluster:
         return asked
 
     def check(self, *, fetched_twice: int = 0) -> None:
-        """The model is ready, each byte right, and the origin served no byte more than once, but for these."""
+        """The model is ready, each byte right, and the origin served nothing twice but for so many bytes."""
         root = self.mounts[0]
         assert {n: (root / "models/it" / n).read_bytes() for n in FILES} == FILES
         sent = sum(self.origin.bytes_sent(f"/it/{name}") for name in FILES)
@@ -372,7 +372,7 @@ def test_a_model_that_is_ready_is_the_answer_while_another_one_is_pulled(bound: 
 
 def test_a_pull_evicts_nothing_on_a_shared_volume_unless_it_is_forced(bound: Cluster) -> None:
     assert bound.pod().ended()[0] == 0
-    limit = {**yaml.safe_load(bound.options.read_text()), "limit": SIZE + 2 * MIB}
+    limit = {**yaml.safe_load(bound.options.read_text()), "limit_bytes": SIZE + 2 * MIB}
     bound.options.write_text(yaml.safe_dump(limit))
     other = bound.origin.add("/other", noise(20 * MIB))
     refused = bound.pod("--name", "other", ref=other)
@@ -385,6 +385,8 @@ def test_a_pull_evicts_nothing_on_a_shared_volume_unless_it_is_forced(bound: Clu
 
 
 def test_a_replaced_snapshot_stays_on_a_shared_volume(bound: Cluster) -> None:
+    options = {**yaml.safe_load(bound.options.read_text()), "keep_previous": 0}
+    bound.options.write_text(yaml.safe_dump(options))
     assert bound.pod().ended()[0] == 0
     bound.origin.add_model("it", {**FILES, "config.json": b"{}"})
     assert bound.pod("--refresh").ended()[0] == 0

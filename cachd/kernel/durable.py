@@ -399,6 +399,14 @@ def take_away(path: Path, trash: Path) -> None:
             os.unlink(path)
 
 
+def link_new(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`. Of several processes, only one succeeds, without any lock.
+
+    It is not durable. Raises FileExistsError if another process was faster, OSError.
+    """
+    os.link(source, target, follow_symlinks=False)
+
+
 def link(source: Path | str, target: Path | str, *, beside: Path) -> None:
     """Make `target` a hard link to the file `source`, replacing another file there. Raises OSError.
 

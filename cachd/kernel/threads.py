@@ -10,11 +10,9 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from cachd.errors import Busy
 
@@ -101,9 +99,3 @@ def end_in_time() -> None:
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(STOP_SECONDS)
-
-
-def process_seconds() -> float:
-    """How long this process has run, even if it has executed another program meanwhile (man 2 execve)."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # man 5 proc: starttime
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

@@ -118,7 +118,7 @@ class Nodes:
         durable.write_note(staged, json.dumps(about).encode())
         try:
             with suppress(FileExistsError):
-                os.link(staged, target)
+                durable.link_new(staged, target)
         finally:
             durable.unlink(str(staged))
         # Over NFS, a link may be made though its answer was lost: the content says who made it.

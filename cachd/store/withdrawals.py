@@ -179,7 +179,6 @@ class Withdrawals:
 
     def _remove_name(self, snapshot: Snapshot, *, is_eviction: bool) -> None:
         """Remove all that belongs to a name whose ready file is gone."""
-        self._names.check()
         name = snapshot.name
         if is_eviction:
             self._names.note_eviction(name)

@@ -41,6 +41,7 @@ BASE = {
 # Options that follow from other values of the chart.
 CHART_SETS = {
     *("root", "config", "models", "listen", "kubelet_config"),
+    *("hub_listen", "hub_allow", "hub_share"),
     *("tls_cert_file", "tls_key_file", "tls_client_ca_file"),
     *("node_labels", "node_condition", "node_events", "startup_taint", "node_name"),
 }

@@ -461,6 +461,21 @@ def test_the_network_policy_admits_the_named_peers_and_the_release_alone() -> No
     assert policy["policyTypes"] == ["Ingress"]
 
 
+def test_the_hub_endpoint_is_a_port_of_the_node_for_the_named_networks() -> None:
+    found = objects("all-values.yaml")
+    (port,) = (
+        each for each in pod(only("DaemonSet", found))["containers"][0]["ports"] if each["name"] == "hub"
+    )
+    configured = options(
+        next(each for each in found if each["kind"] == "ConfigMap" and "config.yaml" in each["data"])
+    )
+    assert configured["hub_listen"].endswith(f":{port['containerPort']}")
+    assert port["hostPort"] == 8471
+    assert configured["hub_allow"] == ["10.244.0.0/16"]
+    assert {"port": "hub"} in only("NetworkPolicy", found)["spec"]["ingress"][0]["ports"]
+    assert not [key for key in options(only("ConfigMap", objects())) if key.startswith("hub_")]
+
+
 def test_a_prewarm_job_has_another_name_after_each_change() -> None:
     def name(ref: str) -> str:
         found = objects(prewarm={"job": True, "models": [{"ref": ref}]})

@@ -130,6 +130,7 @@ LAST_BYTE = Flip(SIZE - 1)
 
 
 def test_a_client_never_gets_all_bytes_of_a_file_that_is_wrong(hub: Hub, node: Node) -> None:
+    """Promised: A client of the Hub endpoint never ends with a file that was not verified."""
     hub.cdn.fault(hub.cdn_path("org/model", LARGE), Flip(10))
     place = address(node)
     with Reader(node, place) as reader, pytest.raises(http.client.IncompleteRead):
@@ -148,6 +149,7 @@ def test_hf_download_fails_when_the_bytes_are_wrong(hub: Hub, node: Node, tmp_pa
 
 
 def test_the_address_of_wrong_bytes_stays_gone_when_right_ones_have_arrived(hub: Hub, node: Node) -> None:
+    """Promised: A client of the Hub endpoint never ends with a file that was not verified."""
     wrong = hub.cdn_path("org/model", LARGE)
     hub.cdn.fault(wrong, Flip(10), when=lambda seen: "bytes=0-" in seen.headers["range"], times=1)
     first = address(node)

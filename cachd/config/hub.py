@@ -1,5 +1,7 @@
 """Options of the Hub endpoint."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from cachd.config.group import Group
@@ -19,6 +21,12 @@ class HubOptions(Group):
         (),
         description="networks whose clients the Hub endpoint answers, such as the pod network: 10.244.0.0/16;"
         " the node's own addresses are always allowed",
+    )
+
+    hub_share: Literal["node", "token"] = Field(
+        "node",
+        description="which of these clients may read a model: node, all of them; token, those whose token the"
+        " Hub accepts for it; without an answer of the Hub, nobody",
     )
 
     @property

@@ -10,7 +10,7 @@ import structlog
 from cachd.api.listeners import Sockets
 from cachd.config import Config
 from cachd.daemon.parts import Daemon
-from cachd.serve.callers import Callers
+from cachd.serve.callers import Callers, Tokens
 from cachd.serve.hub import HubApi
 from cachd.serve.repositories import Repositories
 from cachd.serve.server import HubServer
@@ -25,7 +25,9 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
         yield
         return
     repositories = Repositories(daemon.models, daemon.sources)
-    api = HubApi(daemon.models, repositories, Callers(config.hub_allow), daemon.downloads.hasten)
+    tokens = Tokens(daemon.pulls.previews) if config.hub_share == "token" else None
+    callers = Callers(config.hub_allow, tokens)
+    api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
     with Sockets(config.hub_listeners) as sockets:
         opened = sockets.open_all()
         with closing(HubServer([each.sock for each in opened], api.answer)) as server:

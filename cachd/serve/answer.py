@@ -31,10 +31,10 @@ class Body(Protocol):
         """The number of bytes."""
 
     def send(self, sink: Sink) -> None:
-        """Send all bytes. Raises CutOff if they must not be completed."""
+        """Send all bytes. Raises Aborted if they must not be completed."""
 
 
-class CutOff(Exception):
+class Aborted(Exception):
     """The rest of a body cannot be sent. The connection must be closed, so that the client notices."""
 
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import socket
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound
+from cachd.model import Ref
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_ALLOWED_SECONDS, _REFUSED_SECONDS = 300.0, 30.0
+_MAX_KEPT = 10_000
+_CHECK_SECONDS = 30.0
+
+
+class Upstream(Protocol):
+    """Asks the Hub whether a token may read a repository."""
+
+    def check_caller(self, ref: Ref, token: str | None, *, seconds: float) -> None:
+        """Raises NotFound, Forbidden or Invalid if it may not, Unavailable if the Hub does not answer."""
 
 
 class Callers:
-    """The clients that the endpoint answers: this node itself, and the networks of `hub_allow`."""
+    """The clients that the endpoint answers: this node itself, and the networks of `hub_allow`.
 
-    def __init__(self, networks: Iterable[str]) -> None:
+    `tokens`: checks the token of each caller; without it (None), all these clients may read everything.
+    """
+
+    def __init__(self, networks: Iterable[str], tokens: Tokens | None = None) -> None:
         """Raises ValueError for a text that is no network."""
         self._networks: list[Network] = [ipaddress.ip_network(each) for each in networks]
+        self._tokens = tokens
 
     def may_connect(self, peer: str) -> bool:
         """Whether a client with this address may ask at all."""
@@ -26,7 +49,72 @@ class Callers:
         return _is_own(address)
 
     def check(self, repo: str, authorization: str | None) -> None:
-        """Raises NotFound if this caller may not know of a repository."""
+        """Raises NotFound if this caller may not know of a repository, Unavailable if the Hub cannot say."""
+        if self._tokens is not None:
+            kind, _, token = (authorization or "").partition(" ")
+            self._tokens.check(repo, token.strip() if kind.lower() == "bearer" else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the Hub said about a token and a repository; `refusal` is None if the token may read it."""
+
+    refusal: CachdError | None
+    until: float
+
+
+class Tokens:
+    """What the Hub says about tokens of callers, remembered for a while. Safe from any thread.
+
+    Callers with the same question share one request. No token is kept, only its hash.
+    """
+
+    def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
+        self._upstream, self._clock = upstream, clock
+        self._lock = threading.Lock()
+        self._said: dict[tuple[bytes, str], _Said] = {}  # the oldest first
+        self._asking: dict[tuple[bytes, str], Future[_Said]] = {}
+
+    def check(self, repo: str, token: str | None) -> None:
+        """Raises NotFound if the token may not read the repository, and what prevents the Hub's answer."""
+        key = hashlib.sha256(f"{token or ''}".encode()).digest(), repo
+        with self._lock:
+            said = self._said.get(key)
+            if said is not None and said.until <= self._clock():
+                said = None
+            is_first = said is None and key not in self._asking
+            answer = self._asking.setdefault(key, Future()) if said is None else None
+        if answer is not None:
+            if is_first:
+                self._ask(key, token, answer)
+            said = answer.result(timeout=2 * _CHECK_SECONDS)
+        if said is not None and said.refusal is not None:
+            raise NotFound(f"{repo} is not found, or the token may not read it", code="repo_not_found")
+
+    def _ask(self, key: tuple[bytes, str], token: str | None, answer: Future[_Said]) -> None:
+        """Ask the Hub, and give all who wait its answer or the error."""
+        said: _Said | None = None
+        try:
+            said = self._asked(key[1], token)
+            answer.set_result(said)
+        except CachdError as error:
+            answer.set_exception(error)
+        finally:
+            with self._lock:
+                del self._asking[key]
+                if said is not None:
+                    self._said.pop(key, None)
+                    self._said[key] = said
+                while len(self._said) > _MAX_KEPT:
+                    del self._said[next(iter(self._said))]
+
+    def _asked(self, repo: str, token: str | None) -> _Said:
+        """The Hub's answer. Raises Unavailable, and what else prevents it."""
+        try:
+            self._upstream.check_caller(Ref.parse(f"hf://{repo}"), token, seconds=_CHECK_SECONDS)
+        except (NotFound, Forbidden, Invalid) as error:
+            return _Said(error, self._clock() + _REFUSED_SECONDS)
+        return _Said(None, self._clock() + _ALLOWED_SECONDS)
 
 
 def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cachd.errors import CachdError
 from cachd.kernel import durable
 from cachd.model import Extent, File
-from cachd.serve.answer import CutOff, Sink
+from cachd.serve.answer import Aborted, Sink
 from cachd.store.content import ContentStore
 from cachd.store.ingest import Offer
 from cachd.transfer.request import Pull
@@ -48,9 +48,9 @@ class ReadyBody:
             with _opened(self.path, self.content) as fd:
                 sink.send_file(fd, self.extent.start, self.extent.size)
         except CachdError as error:
-            raise CutOff(str(error)) from error
+            raise Aborted(str(error)) from error
         except FileNotFoundError as error:
-            raise CutOff(f"{self.path.name} was removed meanwhile") from error
+            raise Aborted(f"{self.path.name} was removed meanwhile") from error
 
 
 @contextmanager
@@ -100,17 +100,17 @@ class ArrivingBody:
             changes = offer.wait(changes, _LOOK_SECONDS)
 
     def _send_some(self, sink: Sink, offer: Offer, at: int) -> int:
-        """Send what may be sent now from `at` on. Returns the number of bytes. Raises CutOff."""
+        """Send what may be sent now from `at` on. Returns the number of bytes. Raises Aborted."""
         if is_here(self.content, self.file):
             if self.attempt is not None and not offer.is_right(self.attempt):
-                raise CutOff(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
+                raise Aborted(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
             return self._send_from(sink, self.content.path(self.file.blob), Extent(at, self.extent.stop))
         if self.attempt is None or self.extent.stop < self.file.size:
             return 0
         if (claimed := offer.claim()) is None:
             return 0
         if claimed != self.attempt:
-            raise CutOff(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
+            raise Aborted(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
         stop = offer.until(claimed, at)
         if stop is None or stop <= at:
             return 0
@@ -123,15 +123,15 @@ class ArrivingBody:
         except FileNotFoundError:  # the ingest became the blob meanwhile
             return 0
         except CachdError as error:
-            raise CutOff(str(error)) from error
+            raise Aborted(str(error)) from error
         return extent.size
 
     def _check_pull(self, at: int, waited: float) -> None:
-        """Raises CutOff when the pull brings no more bytes."""
+        """Raises Aborted when the pull brings no more bytes."""
         if self.pull.error is not None and not is_here(self.content, self.file):
-            raise CutOff(f"{self.file.path}: {self.pull.error}")
+            raise Aborted(f"{self.file.path}: {self.pull.error}")
         if waited > _STALL_SECONDS:
-            raise CutOff(f"{self.file.path}: no byte arrived after byte {at} for {waited:.0f} s")
+            raise Aborted(f"{self.file.path}: no byte arrived after byte {at} for {waited:.0f} s")
 
 
 def is_here(content: ContentStore, file: File) -> bool:

@@ -14,12 +14,13 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import h11
 
-from cachd.serve.answer import Answer, Body, CutOff, refusal
+from cachd.serve.answer import Aborted, Answer, Body, refusal
 
 MAX_BODY_BYTES = 1 << 20
 _HEAD_BYTES, _HEAD_SECONDS = 32 << 10, 10.0
@@ -35,14 +36,13 @@ class Left(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `headers` have names in lower case. `peer` and `local`: addresses of both ends."""
+    """One request. `headers` have names in lower case. `peer`: the address of the client."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
     peer: str
-    local: str
 
 
 class Exchange:
@@ -58,7 +58,26 @@ class Exchange:
         self._sock, self._is_stopping, self._clock = sock, is_stopping, clock
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         self._is_head = False
-        self.peer, self.local = sock.getpeername()[0], sock.getsockname()[0]
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.peer = sock.getpeername()[0]
+
+    def fileno(self) -> int:
+        """The descriptor of the connection."""
+        return self._sock.fileno()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes of another request have been received already."""
+        return bool(self._http.trailing_data[0])
+
+    def hang_up(self) -> None:
+        """End the connection. Any thread may call it; the one that answers a request then raises Left."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection. No other thread may use it."""
+        self._sock.close()
 
     def request(self) -> Request | None:
         """The next request; None when the client wants no more. Raises Left."""
@@ -80,7 +99,7 @@ class Exchange:
             return None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         method, target = head.method.decode("latin-1"), head.target.decode("latin-1")
-        return Request(method, target, headers, bytes(body), self.peer, self.local)
+        return Request(method, target, headers, bytes(body), self.peer)
 
     def _event(self, deadline: float) -> object:
         """The next event of the client's side. Raises Left."""
@@ -118,7 +137,7 @@ class Exchange:
         self._http.send_with_data_passthrough(h11.Data(data=range(size)))  # type: ignore[arg-type]
         try:
             body.send(self)
-        except CutOff as error:
+        except Aborted as error:
             raise Left(str(error)) from error
 
     def refuse(self, answer: Answer) -> None:

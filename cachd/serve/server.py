@@ -1,7 +1,10 @@
-"""Serves the Hub endpoint: one thread accepts connections, and a fixed number of threads answer them.
+"""Serves the Hub endpoint: one thread watches the connections, and a fixed number of threads answer requests.
 
-A thread answers one connection at a time, because it waits for the disk and for pulls and sends files by
-sendfile(2). A client that keeps its connection open between requests loses it as soon as another one waits.
+A thread answers one request at a time, because it waits for the disk and for pulls and sends files by
+sendfile(2). A connection without a request costs no thread.
+
+    accepted --> idle --it sends something--> queued --> answered by a thread --> idle, or closed
+                 idle --10 s, or the place is needed--> closed
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import queue
 import select
 import socket
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -23,15 +27,17 @@ from cachd.serve.exchange import Exchange, Left, Request
 log = structlog.get_logger(__name__)
 
 THREADS = 64
-_MOST_WAITING = 256
-_IDLE_SECONDS, _TURN_SECONDS = 10.0, 0.2
+MAX_CONNECTIONS = 1024
+_IDLE_SECONDS, _STEP_SECONDS = 10.0, 1.0
+_NO_DESCRIPTOR_SECONDS = 0.2
 
 
 class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
 
     `start` starts the threads, `close` ends them and all connections. The caller closes the sockets after
-    that. One peer may have three quarters of the threads.
+    that. One peer may have three quarters of the threads. Only the thread that watches changes the
+    connections; the others hand theirs back through `_answered`.
     """
 
     def __init__(
@@ -40,19 +46,26 @@ class HubServer:
         answer: Callable[[Request], Answer],
         *,
         count: int = THREADS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sockets, self._answer = list(sockets), answer
-        self._waiting: queue.Queue[socket.socket | None] = queue.Queue(_MOST_WAITING)
+        self._answer, self._clock = answer, clock
+        self._listening = {sock.fileno(): sock for sock in sockets}
+        self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
+        self._answered: deque[tuple[Exchange, bool]] = deque()
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._peers: Counter[str] = Counter()
+        self._poll = select.poll()
+        self._idle: dict[int, tuple[Exchange, float]] = {}  # by descriptor, the idlest first
+        self._busy: set[Exchange] = set()
+        self._deferred: list[Exchange] = []  # their peers have enough threads
+        self._peers: Counter[str] = Counter()  # busy connections of each
         self._most_of_peer = max(1, count * 3 // 4)
-        names = [(f"hub-{number}", self._work) for number in range(count)]
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for name, target in [("hub-accept", self._accept), *names]
+            threading.Thread(target=self._watch, name="hub-watch", daemon=True),
+            *(
+                threading.Thread(target=self._work, name=f"hub-{number}", daemon=True)
+                for number in range(count)
+            ),
         ]
 
     def start(self) -> None:
@@ -62,95 +75,131 @@ class HubServer:
     def close(self) -> None:
         """End all connections and threads."""
         self._stopping.set()
-        self._wake.send(b"x")
-        with self._lock:
-            for sock in self._open:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+        self._tell()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        while not self._waiting.empty():
-            if left := self._waiting.get_nowait():
-                left.close()
         self._wake.close()
         self._woken.close()
 
-    # --- the thread that accepts ---
+    # --- the thread that watches ---
 
-    def _accept(self) -> None:
-        poll, by_number = select.poll(), {sock.fileno(): sock for sock in self._sockets}
-        for sock in (*self._sockets, self._woken):
-            sock.setblocking(False)  # noqa: FBT003 - the interface of sockets
-            poll.register(sock, select.POLLIN)
+    def _watch(self) -> None:
+        self._woken.setblocking(False)  # noqa: FBT003 - the interface of sockets
+        self._poll.register(self._woken, select.POLLIN)
+        for sock in self._listening.values():
+            sock.setblocking(False)  # noqa: FBT003
+            self._poll.register(sock, select.POLLIN)
         while not self._stopping.is_set():
-            for number, _ in poll.poll():
-                if number in by_number:
-                    self._take(by_number[number])
-        for _ in self._threads:
-            with suppress(queue.Full):
-                self._waiting.put_nowait(None)
+            for number, _ in self._poll.poll(_STEP_SECONDS * 1000):
+                if number in self._listening:
+                    self._accept(self._listening[number])
+                elif number in self._idle:
+                    self._hand_out(self._without_watch(number))
+                else:
+                    self._woken.recv(4096)
+            self._take_back()
+            self._close_idle()
+        self._end_all()
 
-    def _take(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> None:
+        if len(self._idle) + len(self._busy) + len(self._deferred) >= MAX_CONNECTIONS:
+            if not self._idle:
+                self._stopping.wait(_NO_DESCRIPTOR_SECONDS)  # the client waits in the queue of the kernel
+                return
+            self._without_watch(next(iter(self._idle))).close()
         try:
-            sock, peer = listening.accept()
+            sock, _ = listening.accept()
+        except BlockingIOError:
+            return
         except OSError:  # the client left, or no descriptor is free
-            self._stopping.wait(_TURN_SECONDS)
+            self._stopping.wait(_NO_DESCRIPTOR_SECONDS)
             return
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                if self._peers[peer[0]] < self._most_of_peer:
-                    self._waiting.put_nowait(sock)
-                    return
-        except (OSError, queue.Full):
-            pass
-        sock.close()
+            self._watch_idle(Exchange(sock, self._stopping.is_set))
+        except OSError:
+            sock.close()
+
+    def _watch_idle(self, exchange: Exchange) -> None:
+        self._idle[exchange.fileno()] = exchange, self._clock()
+        self._poll.register(exchange.fileno(), select.POLLIN)
+
+    def _without_watch(self, number: int) -> Exchange:
+        self._poll.unregister(number)
+        return self._idle.pop(number)[0]
+
+    def _hand_out(self, exchange: Exchange) -> None:
+        if self._peers[exchange.peer] >= self._most_of_peer:
+            self._deferred.append(exchange)
+            return
+        self._peers[exchange.peer] += 1
+        self._busy.add(exchange)
+        self._queue.put(exchange)
+
+    def _take_back(self) -> None:
+        """Take the connections back whose requests are answered."""
+        if not self._answered:
+            return
+        while self._answered:
+            exchange, goes_on = self._answered.popleft()
+            self._busy.discard(exchange)
+            self._peers[exchange.peer] -= 1
+            if goes_on:
+                self._watch_idle(exchange)
+            else:
+                exchange.close()
+        self._peers += Counter()  # drops those at zero
+        deferred, self._deferred = self._deferred, []
+        for exchange in deferred:
+            self._hand_out(exchange)
+
+    def _close_idle(self) -> None:
+        before = self._clock() - _IDLE_SECONDS
+        while self._idle and (number := next(iter(self._idle))) and self._idle[number][1] < before:
+            self._without_watch(number).close()
+
+    def _end_all(self) -> None:
+        """Close the connections without a thread, and have the threads close theirs."""
+        for exchange in (*self._deferred, *(each for each, _ in self._idle.values())):
+            exchange.close()
+        for exchange in self._busy:
+            exchange.hang_up()
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _tell(self) -> None:
+        """Wake the thread that watches."""
+        with suppress(BlockingIOError):
+            self._wake.send(b"x")
 
     # --- the threads that answer ---
 
     def _work(self) -> None:
-        while not self._stopping.is_set():
-            with suppress(queue.Empty):
-                sock = self._waiting.get(timeout=_IDLE_SECONDS)
-                if sock is not None:
-                    self._serve(sock)
+        while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
+            goes_on = False
+            try:
+                goes_on = self._serve(exchange)
+            except OSError as error:
+                log.debug("a client of the Hub endpoint left", reason=str(error))
+            finally:
+                if self._stopping.is_set():
+                    exchange.close()
+                else:
+                    self._answered.append((exchange, goes_on))
+                    self._tell()
+        if exchange is not None:
+            exchange.close()
 
-    def _serve(self, sock: socket.socket) -> None:
-        """Answer the requests of one connection, then close it."""
-        peer = ""
-        try:
-            with sock:
-                exchange = Exchange(sock, self._stopping.is_set)
-                peer = exchange.peer
-                with self._lock:
-                    self._open.add(sock)
-                    self._peers[peer] += 1
-                while (request := exchange.request()) and exchange.answer(self._answered(request)):
-                    if not self._has_request(sock):
-                        break
-        except OSError as error:
-            log.debug("a client of the Hub endpoint left", reason=str(error))
-        finally:
-            with self._lock:
-                self._open.discard(sock)
-                if peer:
-                    self._peers[peer] -= 1
-                    self._peers += Counter()  # drops those at zero
-
-    def _has_request(self, sock: socket.socket) -> bool:
-        """Wait until the client sends something: for 10 s, or until another client needs the thread."""
-        poll, waited = select.poll(), 0.0
-        poll.register(sock, select.POLLIN)
-        while not self._stopping.is_set():
-            if poll.poll(round(_TURN_SECONDS * 1000)):
-                return True
-            waited += _TURN_SECONDS
-            if waited >= _IDLE_SECONDS or not self._waiting.empty():
+    def _serve(self, exchange: Exchange) -> bool:
+        """Answer the requests that have arrived. Returns whether the client may send another one."""
+        while request := exchange.request():
+            if not exchange.answer(self._answer_to(request)):
                 return False
+            if not exchange.has_more:
+                return True
         return False
 
-    def _answered(self, request: Request) -> Answer:
+    def _answer_to(self, request: Request) -> Answer:
         try:
             return self._answer(request)
         except Left:

@@ -153,6 +153,11 @@ class Http:
         """The response to a GET of a file's first byte, whatever its status."""
         return self._follow("GET", url, _FIRST_BYTE, secrets, cancel_token)[1]
 
+    def touch(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> None:
+        """Request a file's first byte and drop it. Uses no signed URL that another request was given."""
+        with _checked(self.first_byte(url, cancel_token, secrets=secrets), url):
+            pass
+
     def get(self, url: str, cancel_token: CancelToken, *, secrets: Secrets = _NO_SECRETS) -> Response:
         """The response for a URL, whatever its status."""
         return self._follow("GET", url, {}, secrets, cancel_token)[1]

@@ -20,10 +20,11 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import ABSENT, check_encoding
 from cachd.sources.failures import bare
 from cachd.sources.http import Http, Target
+from cachd.sources.hub_caller import HubCaller
 from cachd.sources.hub_errors import ARRIVED, Asking, hub_errors
 from cachd.sources.hub_listing import LISTING, HubListing
 from cachd.sources.response import Response
-from cachd.sources.secrets import HubToken, Secret, Secrets
+from cachd.sources.secrets import GivenSecret, HubToken, Secret, Secrets
 
 # Telemetry sends requests to huggingface.co, whatever the configured endpoint, and waits for the answers.
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -123,9 +124,7 @@ class HubSource:
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Response:
         """See `Source.open`."""
-        repo, _, rest = file.origin.removeprefix("hf://").partition("@")
-        commit, _, path = rest.partition("/")
-        url = f"{self._endpoint}/{repo}/resolve/{commit}/{quoted(path)}"
+        url, repo, commit = self._place(file)
         token = self._token.read()
         try:
             return self._http.open(Target(url, file.size, _secrets(token)), extent, cancel_token)
@@ -142,9 +141,28 @@ class HubSource:
                 raise
             raise refused from error
 
+    def _place(self, file: File) -> tuple[str, str, str]:
+        """The URL of a file, its repository and its commit."""
+        repo, _, rest = file.origin.removeprefix("hf://").partition("@")
+        commit, _, path = rest.partition("/")
+        return f"{self._endpoint}/{repo}/resolve/{commit}/{quoted(path)}", repo, commit
+
+    def touch(self, file: File, cancel_token: CancelToken) -> None:
+        """Request the first byte of a file with the token, whoever was redirected before.
+
+        Raises NotFound, Forbidden, Changed, Invalid, Unavailable or Cancelled.
+        """
+        self._http.touch(self._place(file)[0], cancel_token, secrets=_secrets(self._token.read()))
+
     def anew(self) -> None:
         """See `Source.anew`."""
         self._http.anew()
+
+    def for_caller(self, token: str | None) -> HubCaller:
+        """See `ForCallers.for_caller`."""
+        secret, check = GivenSecret(token or ""), self._check
+        own = HubSource(self._http, endpoint=self._endpoint, token=secret, check=check, is_main=self._is_main)
+        return HubCaller(own)
 
 
 def make(access: Access) -> HubSource:

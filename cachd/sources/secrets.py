@@ -68,6 +68,17 @@ class Secret:
         return os.environ.get(self._variable, "").strip() if self._variable is not None else ""
 
 
+class GivenSecret(Secret):
+    """A secret that a caller sent. It is in no file, and lasts as long as this object."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(None)
+        self._given = text
+
+    def _text(self) -> str:
+        return self._given
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a token is: in a variable, in a file (that `variable` names, if set), or nowhere."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from cachd.model import Extent, File, Manifest, Ref
 from cachd.sources.cancel import CancelToken
@@ -37,6 +37,18 @@ class Source(Protocol):
 
     def anew(self) -> None:
         """Forget signed URLs and drop idle connections: after wrong bytes, the next ones come another way."""
+        ...
+
+
+@runtime_checkable
+class ForCallers(Protocol):
+    """A source that can say whether the owner of another token may read from it."""
+
+    def for_caller(self, token: str | None) -> Source:
+        """The source as the owner of this token sees it, or as somebody without a token.
+
+        Its `resolve` raises NotFound or Forbidden also if that person may list files but not download them.
+        """
         ...
 
 

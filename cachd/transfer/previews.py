@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cachd.model import Manifest, ModelSpec
+from cachd.errors import NotFound
+from cachd.model import Manifest, ModelSpec, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
+from cachd.sources.source import ForCallers
 from cachd.transfer.attempt import PullContext
 from cachd.transfer.checks import check_numbers, selected
 
@@ -32,6 +34,17 @@ class Previews:
         chosen = selected(manifest, spec, self._context.table())
         check_numbers(chosen, manifest, spec)
         return self._context.store.manifests.as_kept(chosen)
+
+    def check_caller(self, ref: Ref, token: str | None, *, seconds: float = _ANSWER_SECONDS) -> None:
+        """Ask the source whether the owner of a token may read a ref, for at most `seconds`.
+
+        Raises NotFound, Forbidden or Invalid if not, and any error that prevents the answer.
+        """
+        source, cancel_token = self._sources.of(ref), CancelToken()
+        if not isinstance(source, ForCallers):
+            raise NotFound(f"the source of {ref} knows no tokens of callers", code="repo_not_found")
+        with self._stopping.reaches(cancel_token):
+            self._context.resolves.resolve(source.for_caller(token), ref, cancel_token, seconds=seconds)
 
     def interrupt(self) -> None:
         """End every running resolve. Later ones raise Cancelled."""

@@ -29,7 +29,7 @@ from cachd.policy.parts import Received
 
 HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest is right: a part, at least
 MAX_RECORDS = 10_000
-_MOST_BYTES = 64
+_MAX_BYTES = 64
 _VERIFIED = "verified"
 
 
@@ -176,7 +176,7 @@ class Offer:
 
 def _text(path: Path) -> str:
     try:
-        return durable.read_file(path, at_most=_MOST_BYTES).decode("ascii", "replace").strip()
+        return durable.read_file(path, at_most=_MAX_BYTES).decode("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError, files.TooLong):
         return ""
 

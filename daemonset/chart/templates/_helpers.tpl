@@ -111,6 +111,11 @@ cachd.dev/pool: {{ . }}
 {{- $listen = append $listen (printf "unix:/run/cachd/cachd.sock group=%d" (int $values.unixSocket.group)) -}}
 {{- end -}}
 {{- $_ := set $own "listen" (eq (len $listen) 1 | ternary (first $listen) $listen) -}}
+{{- with $values.hubEndpoint -}}
+{{- if .enabled -}}
+{{- $_ := merge $own (dict "hub_listen" (printf "%s:8472" $values.bindAddress) "hub_allow" .allow "hub_share" .share) -}}
+{{- end -}}
+{{- end -}}
 {{- if $values.kubelet -}}
 {{- $_ := set $own "kubelet_config" "/etc/cachd/kubelet.yaml" -}}
 {{- end -}}

@@ -1,0 +1,157 @@
+"""Whom the Hub endpoint answers, and within which bounds."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from cachd.serve.callers import Callers
+from tests.ground.hub import Hub
+from tests.ground.hub_client import endpoint_node, endpoint_of, get, hf
+from tests.ground.models import noise
+from tests.ground.node import PATIENCE_SECONDS, Node
+
+FILES = {"config.json": b"{}", "model.safetensors": noise(5000)}
+FILE = "/org/model/resolve/main/config.json"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as started:
+        yield started
+
+
+def test_this_node_and_the_networks_of_the_option_are_answered() -> None:
+    callers = Callers(["10.244.0.0/16", "fd00::/64"])
+    assert callers.may_connect("127.0.0.1")
+    assert callers.may_connect("::1")
+    assert callers.may_connect("10.244.3.4")
+    assert callers.may_connect("::ffff:10.244.3.4")
+    assert callers.may_connect("fd00::7%eth0")
+    assert not callers.may_connect("10.245.0.1")
+    assert not callers.may_connect("192.0.2.7")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("192.0.2.7", 9))  # sends nothing, and shows which address this node would send from
+        assert callers.may_connect(sock.getsockname()[0])
+
+
+# --- tokens ---
+
+
+@pytest.fixture
+def shared(hub: Hub, tmp_path: Path) -> Iterator[Node]:
+    """A node with a private model and a gated one, of which each caller sees what its own token may read."""
+    hub.add("org/model", FILES, private=True)
+    hub.add("org/gated", FILES, gated=True)
+    hub.add("org/open", FILES)
+    (tmp_path / "token").write_text(hub.token)
+    options = {"hub_share": "token", "hf_token_file": str(tmp_path / "token")}
+    with endpoint_node(tmp_path / "root", hub, **options) as node:
+        for repo in ("model", "gated", "open"):
+            node.pull(f"hf://org/{repo}")
+            assert node.ready(f"org--{repo}").status == 200
+        yield node
+
+
+def test_a_caller_gets_what_its_own_token_may_read(hub: Hub, shared: Node, tmp_path: Path) -> None:
+    right, wrong = f"Bearer {hub.token}", "Bearer hf_of_somebody_else"
+    for repo in ("model", "gated"):
+        file = f"/org/{repo}/resolve/main/config.json"
+        assert get(shared, file, Authorization=right).body == FILES["config.json"]
+        for refused in ({}, {"Authorization": wrong}, {"Authorization": "Basic eDp5"}):
+            got = get(shared, file, "GET", None, **refused)
+            assert (got.status, got.headers["x-error-code"]) == (404, "RepoNotFound")
+    assert get(shared, "/org/open/resolve/main/config.json").status == 200
+    told = hf(shared, tmp_path / "a", "download", "org/model", "--token", hub.token)
+    assert told.returncode == 0, told.stderr
+    assert hf(shared, tmp_path / "b", "download", "org/model").returncode != 0
+
+
+def test_the_answer_of_the_hub_is_remembered_and_without_one_nobody_is_served(hub: Hub, shared: Node) -> None:
+    right = {"Authorization": f"Bearer {hub.token}"}
+    assert get(shared, FILE, "GET", None, **right).status == 200
+    asked = len(hub.requests)
+    assert {get(shared, FILE, "GET", None, **right).status for _ in range(20)} == {200}
+    assert len(hub.requests) == asked
+    hub.stop()
+    assert get(shared, FILE, "GET", None, **right).status == 200  # the answer that is remembered
+    assert get(shared, "/org/gated/resolve/main/config.json", "GET", None, **right).status == 503
+    assert get(shared, "/org/open/resolve/main/config.json").status == 503
+
+
+def test_no_token_of_a_caller_is_written_anywhere(hub: Hub, shared: Node) -> None:
+    for token in (hub.token, "hf_of_somebody_else"):
+        get(shared, FILE, Authorization=f"Bearer {token}")
+        assert token not in shared.output
+        files = [path for path in shared.root.rglob("*") if path.is_file()]
+        assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+# --- bounds ---
+
+
+@pytest.fixture
+def node(hub: Hub, tmp_path: Path) -> Iterator[Node]:
+    hub.add("org/model", FILES)
+    with endpoint_node(tmp_path / "root", hub) as started:
+        yield started
+
+
+def said(node: Node, sent: bytes) -> bytes:
+    """What the endpoint answers to these bytes before it closes the connection."""
+    place = urlsplit(endpoint_of(node))
+    with socket.create_connection((place.hostname or "", place.port or 0), PATIENCE_SECONDS) as sock:
+        got = b""
+        try:
+            sock.sendall(sent)
+            while piece := sock.recv(1 << 16):
+                got += piece
+        except ConnectionError:
+            pass
+        return got
+
+
+def test_a_head_and_a_body_are_bounded(node: Node) -> None:
+    assert said(node, b"GET / HTTP/1.1\r\nX: " + b"x" * (40 << 10)).startswith(b"HTTP/1.1 431 ")
+    long = b"POST /api/models/org/model/paths-info/main HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    body = b"x" * ((1 << 20) + 1)
+    assert said(node, long % len(body) + body).startswith(b"HTTP/1.1 413 ")
+    assert said(node, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert get(node, FILE).status == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b"[" * 100_000),
+        ("application/json", b'{"paths": 7}'),
+        ("application/json", b"{"),
+        ("application/x-www-form-urlencoded", b"paths=x&" * 20_000),
+        ("application/x-www-form-urlencoded", b"\xff\xfe"),
+    ],
+)
+def test_an_odd_list_of_paths_is_refused(node: Node, kind: str, body: bytes) -> None:
+    got = get(node, "/api/models/org/model/paths-info/main", "POST", body, Content_Type=kind)
+    assert got.status in (400, 404)
+    assert get(node, FILE).status == 200
+
+
+def test_connections_that_say_nothing_do_not_keep_others_from_an_answer(node: Node) -> None:
+    place = urlsplit(endpoint_of(node))
+    at = place.hostname or "", place.port or 0
+    idle = [socket.create_connection(at, PATIENCE_SECONDS) for _ in range(200)]
+    try:
+        assert get(node, FILE).status == 200
+    finally:
+        for each in idle:
+            each.close()
+
+
+def test_the_endpoint_is_off_unless_an_option_says_where(hub: Hub, tmp_path: Path) -> None:
+    with endpoint_node(tmp_path / "root", hub, hub_listen=[]) as node:
+        node.stop()
+        assert "hub endpoint" not in node.output

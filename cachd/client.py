@@ -141,6 +141,10 @@ class Client:
         """Whether engines would load a ready model without a network."""
         return await self._call("GET", f"/v1/models/{check_name(name)}/preflight")
 
+    async def preflight_ref(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What engines would find in a model that is not here. `asked`: as for `resolve`."""
+        return await self._call("POST", "/v1/preflight", json=asked)
+
     async def resolve(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What a pull would fetch and evict. Nothing is pulled."""
         return await self._call("POST", "/v1/resolve", json=asked)

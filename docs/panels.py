@@ -54,6 +54,13 @@ FLEET = Row(
             {"{{state}}": "sum by (state) (cachd_models)"},
             is_stacked=True,
         ),
+        stat(
+            "Models that engines refuse",
+            "Ready models in which the preflight found what an engine would refuse; `cachd ls` names them.",
+            "short",
+            'sum(cachd_preflight_models{level="refused"})',
+            NONE_IS_GOOD,
+        ),
         Panel(
             "Throughput of all nodes",
             "Bytes received from sources, by kind of source.",

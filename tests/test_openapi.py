@@ -145,6 +145,9 @@ def models_of_all_states(described: Described) -> None:
     resolved = ask("POST", "/v1/resolve", {"ref": "hf://org/blue@v1", "include": ["*.json"]}, expect=200)
     assert resolved.document["left_out"] is not None
     ask("POST", "/v1/resolve", {"ref": "hf://org/nothing"}, expect=403)
+    examined = ask("POST", "/v1/preflight", {"ref": "hf://org/blue@v1"}, expect=200)
+    assert examined.document["findings"]
+    ask("POST", "/v1/preflight", {"ref": "hf://org/nothing"}, expect=403)
     ask("POST", "/v1/resolve", {}, expect=422)
     ask("GET", "/v1/models/nobody/ready", expect=404)
     ask("POST", "/v1/models", {"ref": "ftp://x/y"}, expect=400)

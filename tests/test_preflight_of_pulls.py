@@ -91,6 +91,13 @@ def test_findings_are_shown_wherever_a_model_is(ground: Ground) -> None:
     headings, *rows = ground.node.cli("ls", "-o", "wide").stdout.splitlines()
     (row,) = [each for each in rows if each.startswith("org--bad")]
     assert row[headings.index("WARNINGS") :].startswith("1 ")
+    (row,) = [each for each in ground.node.cli("ls").stdout.splitlines() if each.startswith("org--bad")]
+    assert "preflight: refused: model.safetensors: its tensors take 100 bytes" in row
+    assert ground.node.metric("cachd_preflight_models", level="refused") == 1
+    assert ground.node.metric("cachd_preflight_models", level="warning") == 0
+    events = ground.node.ask("GET", "/v1/events?model=org--bad", headers={"Accept": "application/json"})
+    (event,) = [each for each in events.document["events"] if each["kind"] == "preflight_found"]
+    assert (event["reason"], event["code"], event["file"]) == ("refused", "safetensors", "model.safetensors")
     (shown,) = ground.show("org--bad")["ready"]["preflight"]
     assert (shown["code"], shown["level"]) == ("safetensors", "refused")
     assert ground.node.ready("org--bad").document["preflight"] == [shown]

@@ -40,6 +40,7 @@ NEEDS = {
     ("DELETE", "/v1/models/{name}/leases/{lease}"): "lease",
     ("POST", "/v1/models"): "pull",
     ("POST", "/v1/resolve"): "pull",
+    ("POST", "/v1/preflight"): "pull",
     ("POST", "/v1/models/{name}/warm"): "pull",
     ("POST", "/v1/models/{name}/verify"): "pull",
     ("GET", "/v1/models/{name}/preflight"): "pull",
@@ -63,6 +64,7 @@ WRITES = [call for call in NEEDS if call[0] != "GET"]
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/models"): {"ref": "https://10.0.0.1/it", "name": "any"},
     ("POST", "/v1/resolve"): {"ref": "hf://org/model", "name": "any", "seconds": 1},
+    ("POST", "/v1/preflight"): {"ref": "hf://org/model", "name": "any", "seconds": 1},
     ("POST", "/v1/models/{name}/leases"): {"seconds": 1},
     ("PUT", "/v1/models/{name}/leases/{lease}"): {"seconds": 1},
     ("PUT", "/v1/limits"): {},

@@ -21,6 +21,7 @@ from tests.ground.node import Node
 from tests.ground.origin import Status
 from tests.ground.scripted import Scripted, heard
 from tests.ground.site import MIB, PATIENCE_SECONDS, Ground
+from tests.ground.weights import safetensors
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -134,6 +135,15 @@ def test_a_failure_shows_its_reason_and_hint_and_is_pulled_again(ground: Ground,
         button(page, "Pull again", "lost").click()
         expect(state(page, "lost")).to_have_text("ready")
         expect(row(page, "lost").get_by_text(error["detail"])).to_be_hidden()
+
+
+def test_what_a_preflight_found_is_shown_as_text(ground: Ground, visitor: Visit) -> None:
+    ground.hub.add("org/cut", {"config.json": b"{}", "model.safetensors": safetensors(100) + b"more"})
+    ground.node.pull("hf://org/cut", name="cut")
+    ground.node.ready("cut")
+    with visitor(ground.node.url) as page:
+        finding = "refused: model.safetensors: its tensors take 100 bytes, and 104 follow the header"
+        expect(row(page, "cut").get_by_text(finding)).to_be_visible()
 
 
 def test_a_rollback_and_a_delete_are_done_when_they_are_confirmed(ground: Ground, visitor: Visit) -> None:

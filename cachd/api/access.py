@@ -74,6 +74,7 @@ RULES: Mapping[str, Rule] = {
     "release_lease": Rule(Role.lease, Concerns.name),
     "pull": Rule(Role.pull, Concerns.body, {"pin": Role.admin, "replace": Role.admin, "hub_id": Role.admin}),
     "resolve": Rule(Role.pull, Concerns.body),
+    "preflight_ref": Rule(Role.pull, Concerns.body),
     "warm": Rule(Role.pull, Concerns.name),
     "verify": Rule(Role.pull, Concerns.name),
     "preflight": Rule(Role.pull, Concerns.name),  # the answer quotes configurations, and takes time to make

@@ -217,6 +217,7 @@ def _scrape(
         certificate_expires_at=certificate.expires_at if certificate else None,
         is_certificate_in_force=certificate.is_in_force if certificate else None,
         models=daemon.models.counted(),
+        preflights=daemon.models.counted_by_finding(),
         limits=daemon.bandwidth.rates(),
         resident=daemon.warms.resident(),
         sizes=daemon.models.sizes(),

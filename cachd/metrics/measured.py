@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cachd.metrics.labels import MODEL_STATES
+from cachd.model.finding import Level
 from cachd.store.capacity import Capacity
 from cachd.store.watch import Watched
 
@@ -20,7 +21,8 @@ class Scrape:
     """What the daemon measures for one scrape.
 
     `oldest_scrub`: Unix time of the oldest verification of any published blob. `certificate_*` are None
-    without a certificate. `models`: how many, by state. `limits`: bandwidth limits, by source or prefix.
+    without a certificate. `models`: how many, by state. `preflights`: how many ready models, by the level of
+    their worst finding. `limits`: bandwidth limits, by source or prefix.
     `resident`: bytes in the page cache, by model; `sizes`: all its bytes. `done`, `eta`: the ratio of bytes
     that are here and the seconds that are left, by the model of a running pull; absent while unknown.
     `kubelet`: its threshold of free bytes as a ratio, by where it comes from. `required_absent`: how many
@@ -39,6 +41,7 @@ class Scrape:
     certificate_expires_at: float | None
     is_certificate_in_force: bool | None
     models: Mapping[str, int]
+    preflights: Mapping[str, int]
     limits: Mapping[str, int]
     resident: Mapping[str, int]
     sizes: Mapping[str, int]
@@ -191,6 +194,13 @@ MEASURED: tuple[_Measured | _MeasuredBy, ...] = (
         "Models by state",
         "state",
         lambda now: {state: now.models.get(state, 0) for state in MODEL_STATES},
+    ),
+    _MeasuredBy(
+        "cachd_preflight_models",
+        "Ready models by the level of the worst finding of their preflight; an engine would refuse, or load"
+        " wrongly, those at `refused`",
+        "level",
+        lambda now: {level.value: now.preflights.get(level.value, 0) for level in Level},
     ),
     _MeasuredBy(
         "cachd_limit_bytes_per_second",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -60,6 +60,11 @@ class Finding:
             str(document.get("hint", "")),
             tuple((str(name), int(number)) for name, number in numbers.items()),
         )
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """The level of the worst finding; ok without any."""
+    return max((each.level for each in findings), key=list(Level).index, default=Level.ok)
 
 
 def findings_of(document: Mapping[str, Any]) -> tuple[Finding, ...]:

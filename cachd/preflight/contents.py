@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, Protocol
 
-from cachd.errors import CachdError, Leased
+from cachd.errors import Invalid, Leased
 from cachd.foreign import Limit, load_json
 from cachd.model import File, Manifest
 from cachd.model.finding import Finding, Level
@@ -84,6 +84,9 @@ class Examined:
                 yield opened
         except Leased as error:
             raise UnreadError from error
+        except UnreadError:
+            self._unread.append(path)
+            raise
 
     def unread(self, path: str) -> None:
         """Note that a file was not examined in full."""
@@ -104,7 +107,7 @@ class Examined:
             return None
         except ValueError as error:
             raise NotADocumentError("it is not JSON") from error
-        except CachdError as error:
+        except Invalid as error:
             raise NotADocumentError(error.detail) from error
 
     def mapping(self, path: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posixpath import basename, dirname
 
 from cachd.errors import Invalid
-from cachd.model.finding import Finding, Level
+from cachd.model.finding import Finding, Level, worst
 from cachd.model.weights import chosen, format_of, gguf_models, gguf_set
 from cachd.preflight.codes import Code
 from cachd.preflight.contents import Contents, Examined
@@ -40,7 +40,7 @@ class Preflight:
     @property
     def level(self) -> Level:
         """The level of the worst finding."""
-        return max((each.level for each in self.findings), key=list(Level).index, default=Level.ok)
+        return worst(self.findings)
 
     @property
     def notable(self) -> tuple[Finding, ...]:

@@ -33,10 +33,11 @@ EndReason = Literal["slow", "deadline", "stopping"]
 class EventKind(StrEnum):
     """What happened.
 
-    `pull_interrupted`: the daemon stops, and its next start resumes the pull. `damaged`: a file on the disk
-    was found wrong or missing. `quarantined`: a model that has this file, and is not ready until it is
-    repaired. `refused`: the operator refuses a digest of the
-    model. `config_last_good`: the daemon started with the last good configuration, as its file is wrong.
+    `pull_interrupted`: the daemon stops, and its next start resumes the pull. `preflight_found`: what engines
+    would find wrong with a model that is ready now. `damaged`: a file on the disk was found wrong or missing.
+    `quarantined`: a model that has this file, and is not ready until it is repaired. `refused`: the operator
+    refuses a digest of the model. `config_last_good`: the daemon started with the last good configuration, as
+    its file is wrong.
     """
 
     pull_asked = "pull_asked"
@@ -45,6 +46,7 @@ class EventKind(StrEnum):
     pull_failed = "pull_failed"
     pull_cancelled = "pull_cancelled"
     pull_interrupted = "pull_interrupted"
+    preflight_found = "preflight_found"
     evicted = "evicted"
     damaged = "damaged"
     quarantined = "quarantined"
@@ -68,7 +70,8 @@ class Event:
     `who`: the name of the token that asked for it, `anonymous`, or a part of cachd: `cachd:configuration`
     (the model is listed), `cachd:repair`, `cachd:restart`, `cachd:retry` (an earlier pull failed),
     `cachd:direct`. `revision`: that of the snapshot. `before`: the damaged revision, if a repair had to take
-    another one because the source changed. `reason`: why a snapshot was evicted, as in the label of
+    another one because the source changed. Of `preflight_found`, `code`, `file` and `detail` are those of the
+    worst finding, and `reason` is its level. `reason`: why a snapshot was evicted, as in the label of
     cachd_evictions_total. `options`: keys of the configuration file.
     """
 
@@ -153,6 +156,7 @@ HEARD: Mapping[str, _Heard] = {
         )
     ),
     "pull not resumed": _heard("pull_failed", "code", detail="reason"),
+    "preflight found": _heard("preflight_found", "revision", "code", "file", "detail", reason="level"),
     "evicted": _heard("evicted", "who", "manifest", "reason", "freed_bytes", names="names", detail="why"),
     "blob damaged": _heard("damaged", names="models", file="path", detail="wrong"),
     "readiness withdrawn": _heard("quarantined", "manifest", "revision", "file", detail="reason"),

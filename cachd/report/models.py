@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cachd.errors import CachdError, NotFound
 from cachd.metrics import MAX_MODELS
 from cachd.model import ALL, Manifest, ModelSpec, Snapshot, check_name
+from cachd.model.finding import worst
 from cachd.report.file_use import FileUse, FileUseCache
 from cachd.report.outcomes import outcome_of
 from cachd.report.values import (
@@ -111,6 +112,10 @@ class Models:
     def counted(self) -> Mapping[str, int]:
         """The number of models in each state."""
         return Counter(state for name in self._names() if (state := self.state(name)))
+
+    def counted_by_finding(self) -> Mapping[str, int]:
+        """The number of ready models at each level of the worst finding of their preflight."""
+        return Counter(worst(snapshot.findings).value for snapshot in self.store.names.all())
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes of each ready model, by name; of at most MAX_MODELS models, the newest."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cachd.errors import Unavailable
 from cachd.kernel import durable
-from cachd.model import Manifest, Snapshot
+from cachd.model import Manifest, ModelSpec
 from cachd.model.finding import Level
 from cachd.preflight.contents import StoredContents
 from cachd.preflight.examine import Preflight, examine
@@ -58,13 +58,14 @@ def preflight_report(models: Models, name: str) -> PreflightReport:
     manifest = models.store.manifests.of(snapshot)
     with durable.disk_errors(models.store.layout.blobs):
         found = examine(StoredContents(manifest, models.store.content))
-    return _report(snapshot, manifest, found)
+    return preflight_of(snapshot.spec, manifest, found)
 
 
-def _report(snapshot: Snapshot, manifest: Manifest, found: Preflight) -> PreflightReport:
+def preflight_of(spec: ModelSpec, manifest: Manifest, found: Preflight) -> PreflightReport:
+    """The report of what a preflight found in the files that a spec selects."""
     return PreflightReport(
-        name=snapshot.name,
-        ref=str(snapshot.spec.ref),
+        name=spec.name,
+        ref=str(spec.ref),
         revision=manifest.revision,
         level=found.level,
         loaders=found.loaders,

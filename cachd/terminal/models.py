@@ -116,7 +116,7 @@ def waits_text(
 
 def model_row(model: Mapping[str, Any]) -> Row:
     """The cells of HEADINGS."""
-    return [*_first_cells(model), Cell(reason_of(model), _FAILURE)]
+    return [*_first_cells(model), Cell(_reason_in_row(model), _FAILURE)]
 
 
 def wide_row(model: Mapping[str, Any]) -> Row:
@@ -134,8 +134,15 @@ def wide_row(model: Mapping[str, Any]) -> Row:
         age_text(ready["published_at"]) if ready else "-",
         model["ref"],
         file_or_directory(model),
-        Cell(reason_of(model), _FAILURE),
+        Cell(_reason_in_row(model), _FAILURE),
     ]
+
+
+def _reason_in_row(model: Mapping[str, Any]) -> str:
+    """As `reason_of`; of a model with which all is well, the first finding for which an engine refuses it."""
+    findings = (model["ready"] or {}).get("preflight", ())
+    refused = (f"preflight: {finding_text(each)}" for each in findings if each["level"] == "refused")
+    return reason_of(model) or next(refused, "")
 
 
 def _warnings(ready: Mapping[str, Any] | None) -> str:

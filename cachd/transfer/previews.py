@@ -1,9 +1,11 @@
-"""Says which files a pull would make ready, without pulling."""
+"""Says which files a pull would make ready, and what engines would find in them, without pulling."""
 
 from __future__ import annotations
 
 from cachd.errors import NotFound
 from cachd.model import Manifest, ModelSpec, Ref
+from cachd.preflight.examine import Preflight, examine
+from cachd.preflight.remote import SourceContents
 from cachd.sources.cancel import CancelToken
 from cachd.sources.schemes import Sources
 from cachd.sources.source import ForCallers
@@ -27,11 +29,7 @@ class Previews:
 
         Raises CachdError, also for files that a pull would refuse.
         """
-        token = cancel_token or CancelToken()
-        source = self._sources.of(spec.ref)
-        with self._stopping.reaches(token):
-            manifest = self._context.resolves.resolve(source, spec.ref, token, seconds=seconds)
-        chosen = selected(manifest, spec, self._context.table())
+        manifest, chosen = self._chosen(spec, cancel_token or CancelToken(), seconds)
         check_numbers(chosen, manifest, spec)
         return self._context.store.manifests.as_kept(chosen)
 
@@ -45,6 +43,30 @@ class Previews:
             raise NotFound(f"the source of {ref} knows no tokens of callers", code="repo_not_found")
         with self._stopping.reaches(cancel_token):
             self._context.resolves.resolve(source.for_caller(token), ref, cancel_token, seconds=seconds)
+
+    def preflight(
+        self, spec: ModelSpec, cancel_token: CancelToken | None = None, *, seconds: float = _ANSWER_SECONDS
+    ) -> tuple[Manifest, Preflight]:
+        """Ask the source for the spec's manifest, and for headers of its files: what an engine would find.
+
+        After `seconds` no more headers are asked for: the findings say which files were not examined. Raises
+        as `resolve`, but a missing shard is a finding.
+        """
+        token, until = cancel_token or CancelToken(), self._context.clock() + seconds
+        _, chosen = self._chosen(spec, token, seconds)
+        source = self._sources.of(spec.ref)
+        contents = SourceContents(chosen, source, token, until=until, clock=self._context.clock)
+        with self._stopping.reaches(token):
+            return chosen, examine(contents)
+
+    def _chosen(
+        self, spec: ModelSpec, cancel_token: CancelToken, seconds: float
+    ) -> tuple[Manifest, Manifest]:
+        """All files of the source, and those that a pull would make ready."""
+        source = self._sources.of(spec.ref)
+        with self._stopping.reaches(cancel_token):
+            manifest = self._context.resolves.resolve(source, spec.ref, cancel_token, seconds=seconds)
+        return manifest, selected(manifest, spec, self._context.table())
 
     def interrupt(self) -> None:
         """End every running resolve. Later ones raise Cancelled."""

@@ -110,7 +110,23 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
             # point of no return
             snapshot = store.publish(spec, manifest, now=attempt.context.now(), permit=attempt.permit)
     _withdraw_if_refused(manifest, attempt)
+    if not is_repair:
+        _log_findings(snapshot)
     return snapshot
+
+
+def _log_findings(snapshot: Snapshot) -> None:
+    for first in snapshot.findings[:1]:  # the worst one
+        log.warning(
+            "preflight found",
+            name=snapshot.name,
+            revision=snapshot.revision,
+            level=first.level.value,
+            code=first.code,
+            file=first.file,
+            detail=first.detail,
+            findings=len(snapshot.findings),
+        )
 
 
 def _resolve(attempt: Attempt) -> Manifest:

@@ -3,6 +3,7 @@
 import { bytes, byId, clock, duration, setText } from "/assets/text.js";
 
 export const MAX_ROWS = 200;
+const MAX_FINDINGS = 5; // of one model
 const MOVING = new Set(["queued", "resolving", "waiting", "downloading", "publishing"]);
 const WRONG = new Set(["failed", "damaged", "refused", "cancelled"]);
 const WAITS = {
@@ -109,6 +110,7 @@ function fill(at, model) {
   setText(at.resident, ready ? `${bytes(model.resident_bytes)}${percent(model.resident_bytes, ready.bytes)}` : "–");
   setText(at.users, users(model));
   fillProgress(at, model);
+  fillFindings(at, model);
   fillFailure(at, model);
   fillActions(at, model);
 }
@@ -147,6 +149,19 @@ function fillProgress(at, model) {
 function waits({ reason, until, detail }) {
   const end = until ? ` until ${clock(until)}` : "";
   return `${WAITS[reason] ?? reason}${end}${detail ? `: ${detail}` : ""}`;
+}
+
+// What engines would find wrong with a ready model. The first ones say enough; `cachd show` has all.
+function fillFindings(at, model) {
+  const found = model.ready?.preflight ?? [];
+  at.findings.hidden = found.length === 0;
+  const texts = found.slice(0, MAX_FINDINGS).map(
+    ({ level, file, detail, code, hint }) => `${level}: ${file ? `${file}: ` : ""}${detail} (${code})${hint ? `. ${hint}` : ""}`,
+  );
+  if (found.length > MAX_FINDINGS) texts.push(`${found.length - MAX_FINDINGS} more findings`);
+  while (at.findings.children.length > texts.length) at.findings.lastElementChild.remove();
+  while (at.findings.children.length < texts.length) at.findings.append(document.createElement("li"));
+  texts.forEach((text, index) => setText(at.findings.children[index], text));
 }
 
 function fillFailure(at, model) {

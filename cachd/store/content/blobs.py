@@ -139,3 +139,13 @@ def blocks_of(path: Path | str) -> int:
         return os.lstat(path).st_blocks * 512
     except FileNotFoundError:
         return 0
+
+
+def freed_by(path: Path) -> int:
+    """Bytes of disk that removing a file or directory frees. Files with other hard links do not count."""
+    total = 0
+    for at in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
+        with suppress(FileNotFoundError):
+            status = os.lstat(at)
+            total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+    return total

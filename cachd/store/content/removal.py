@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cachd.kernel import durable
 from cachd.model import Digest, Manifest
-from cachd.store.content.blobs import Blobs, blocks_of
+from cachd.store.content.blobs import Blobs, blocks_of, freed_by
 from cachd.store.content.claims import Claims
 from cachd.store.content.damaged import DamagedBlobs
 from cachd.store.content.owners import Owners
@@ -96,7 +96,7 @@ class Removal:
             has_no_owner = self._owners.remove(directory, names)
             if blob in claimed or not has_no_owner:
                 return
-            size = blocks_of(directory / "data")
+            size = freed_by(directory)
             path = self._blobs.path(blob)
             if not path.exists():
                 durable.remove(parts_of(path))  # left by a commit that a crash interrupted

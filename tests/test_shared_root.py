@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cachd.kernel.file_systems import shared_file_system
+from cachd.store.nodes import DEAD_SECONDS
 from tests.conftest import PATIENCE_SECONDS
 from tests.ground.disks import FuseDisk, unmount
 from tests.ground.models import noise
@@ -93,6 +95,7 @@ class Cluster:
     def __init__(self, origin: Origin, mounts: Sequence[Path], options: Path) -> None:
         self.origin, self.mounts, self.options = origin, mounts, options
         self.ref = origin.add_model("it", FILES)
+        self.disks: list[FuseDisk] = []
         self._stack = ExitStack()
         self._count = 0
 
@@ -152,7 +155,7 @@ class Cluster:
         process.kill()
 
 
-def bind_mounts(place: Path, stack: ExitStack) -> list[Path]:
+def bind_mounts(place: Path, stack: ExitStack) -> tuple[list[Path], list[FuseDisk]]:
     require("mount")
     (place / "volume").mkdir()
     mounts = [place / "node-1", place / "node-2"]
@@ -160,19 +163,22 @@ def bind_mounts(place: Path, stack: ExitStack) -> list[Path]:
         mount.mkdir()
         subprocess.run(["mount", "--bind", place / "volume", mount], check=True)
         stack.callback(unmount, mount)
-    return mounts
+    return mounts, []
 
 
-def fuse_mounts(place: Path, stack: ExitStack) -> list[Path]:
+def fuse_mounts(place: Path, stack: ExitStack) -> tuple[list[Path], list[FuseDisk]]:
     (place / "volume").mkdir()
     disks = []
     for name in ("node-1", "node-2"):
         (place / name).mkdir()
         disks.append(stack.enter_context(FuseDisk(place / name, backing=place / "volume")))
-    return [disk.path for disk in disks]
+    return [disk.path for disk in disks], disks
 
 
-VOLUMES: dict[str, Callable[[Path, ExitStack], list[Path]]] = {"bind": bind_mounts, "fuse": fuse_mounts}
+VOLUMES: dict[str, Callable[[Path, ExitStack], tuple[list[Path], list[FuseDisk]]]] = {
+    "bind": bind_mounts,
+    "fuse": fuse_mounts,
+}
 
 
 @contextmanager
@@ -182,7 +188,9 @@ def made(kind: str, place: Path, origin: Origin) -> Iterator[Cluster]:
         options["shared"] = True
     (place / "options.yaml").write_text(yaml.safe_dump(options))
     with ExitStack() as stack:
-        cluster = Cluster(origin, VOLUMES[kind](place, stack), place / "options.yaml")
+        mounts, disks = VOLUMES[kind](place, stack)
+        cluster = Cluster(origin, mounts, place / "options.yaml")
+        cluster.disks = disks
         stack.callback(cluster.close)
         yield cluster
 
@@ -198,6 +206,13 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, origin: Origin) -> I
 def bound(tmp_path: Path, origin: Origin) -> Iterator[Cluster]:
     """Nodes that share a volume by bind mounts."""
     with made("bind", tmp_path, origin) as found:
+        yield found
+
+
+@pytest.fixture
+def fused(tmp_path: Path, origin: Origin) -> Iterator[Cluster]:
+    """Nodes that share a volume by FUSE mounts without common locks."""
+    with made("fuse", tmp_path, origin) as found:
         yield found
 
 
@@ -248,6 +263,39 @@ def test_three_fetchers_that_are_killed_one_after_the_other_lose_only_what_was_i
     bound.origin.clear()
     assert [pod.ended()[0] for pod in pods] == [0]
     bound.check(fetched_twice=3 * IN_FLIGHT)
+
+
+@pytest.mark.parametrize("match", ["/models/*", "/ready/*"])
+def test_when_the_fetcher_is_killed_while_it_publishes_the_model_is_ready_for_all(
+    fused: Cluster, match: str
+) -> None:
+    """The file system carries out the last step of the dead process later, as a file server does."""
+    fused.disks[0].fail("rename_to", match=match, delay=2 * DEAD_SECONDS, times=1)
+    killed = fused.fetcher()
+    waiting = fused.waiters(2)
+    for pod in waiting:
+        pod.wait_for("another process pulls", state="publishing")
+    killed.signal(signal.SIGKILL)
+    assert [pod.ended()[0] for pod in waiting] == [0, 0]
+    killed.ended()
+    assert fused.pod("--refresh").ended()[0] == 0
+    fused.check()
+
+
+def test_a_file_system_in_user_space_counts_as_shared_and_the_log_says_so(fused: Cluster) -> None:
+    pod = fused.pod()
+    assert pod.ended()[0] == 0
+    assert pod.wait_for("shared volume: one process at a time pulls")["shared_by"] == "FUSE"
+    alone = fused.pod("--not-shared", "--refresh")
+    assert alone.ended()[0] == 0
+    assert not alone.has("shared volume: one process at a time pulls")
+
+
+def test_a_local_file_system_does_not_count_as_shared(root: Path) -> None:
+    assert shared_file_system(root) is None
+    assert shared_file_system(Path("/proc")) is None
+    with pytest.raises(FileNotFoundError):
+        shared_file_system(root / "absent")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)

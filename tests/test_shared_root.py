@@ -265,7 +265,7 @@ def test_three_fetchers_that_are_killed_one_after_the_other_lose_only_what_was_i
     bound.check(fetched_twice=3 * IN_FLIGHT)
 
 
-@pytest.mark.parametrize("match", ["/models/*", "/ready/*"])
+@pytest.mark.parametrize("match", ["/models/.trees/*", "/models/it", "/ready/it.json"])
 def test_when_the_fetcher_is_killed_while_it_publishes_the_model_is_ready_for_all(
     fused: Cluster, match: str
 ) -> None:

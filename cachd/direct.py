@@ -73,7 +73,8 @@ def pull_here(
         root = place_of(options)
         if not (volume := shared_volume(options, root, counts_fuse=True)):
             return _pull(asked, options, ALONE, update)
-        log.info("shared volume: one process at a time pulls", root=str(root), shared_by=volume)
+        say = log.info if options.shared else log.warning  # found by the file system: nobody asked for it
+        say("shared volume: one process at a time pulls", root=str(root), shared_by=volume)
         shown = _Shown(asked, update)
         turn = take_turn(
             root, spec, accepts_ready=not (refresh or pin), waits=shown.show, fenced=_start_again

@@ -144,6 +144,14 @@ def test_numbers_only_grow_and_few_of_them_are_kept(shared: Path) -> None:
     assert kept == set(range(10, 30))
 
 
+def test_a_writer_whose_number_somebody_deleted_writes_no_more(shared: Path) -> None:
+    with closing_term(taken(shared)) as term:
+        (shared / ".cachd/nodes/1.writer").unlink()
+        with pytest.raises(InUse) as refusal:
+            term.check()
+        assert refusal.value.code == "fenced"
+
+
 # --- what a fenced writer can still do ---
 
 
@@ -178,7 +186,10 @@ def test_a_writer_that_was_replaced_is_stopped_before_it_changes_anything(shared
 def test_a_writer_that_stood_still_in_a_publish_cannot_undo_what_the_next_one_published(
     shared: Path, step: Callable[..., Any], within: Callable[..., Any]
 ) -> None:
-    """It has passed every check, and wakes up at the very step that would harm."""
+    """Promised: A pod that stood still while another one took over its pull changes nothing that pods see.
+
+    It has passed every check, and wakes up at the very step that would harm.
+    """
     first = taken(shared)
     with closing_term(first), DiskStore(shared, term=first) as store:
         publish(store, FILES)

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cachd.kernel.file_systems import shared_file_system
+from cachd.store.nodes import DEAD_SECONDS
 from tests.conftest import PATIENCE_SECONDS
 from tests.ground.disks import FuseDisk, unmount
 from tests.ground.models import noise
@@ -93,6 +95,7 @@ class Cluster:
     def __init__(self, origin: Origin, mounts: Sequence[Path], options: Path) -> None:
         self.origin, self.mounts, self.options = origin, mounts, options
         self.ref = origin.add_model("it", FILES)
+        self.disks: list[FuseDisk] = []
         self._stack = ExitStack()
         self._count = 0
 
@@ -152,7 +155,7 @@ class Cluster:
         process.kill()
 
 
-def bind_mounts(place: Path, stack: ExitStack) -> list[Path]:
+def bind_mounts(place: Path, stack: ExitStack) -> tuple[list[Path], list[FuseDisk]]:
     require("mount")
     (place / "volume").mkdir()
     mounts = [place / "node-1", place / "node-2"]
@@ -160,19 +163,22 @@ def bind_mounts(place: Path, stack: ExitStack) -> list[Path]:
         mount.mkdir()
         subprocess.run(["mount", "--bind", place / "volume", mount], check=True)
         stack.callback(unmount, mount)
-    return mounts
+    return mounts, []
 
 
-def fuse_mounts(place: Path, stack: ExitStack) -> list[Path]:
+def fuse_mounts(place: Path, stack: ExitStack) -> tuple[list[Path], list[FuseDisk]]:
     (place / "volume").mkdir()
     disks = []
     for name in ("node-1", "node-2"):
         (place / name).mkdir()
         disks.append(stack.enter_context(FuseDisk(place / name, backing=place / "volume")))
-    return [disk.path for disk in disks]
+    return [disk.path for disk in disks], disks
 
 
-VOLUMES: dict[str, Callable[[Path, ExitStack], list[Path]]] = {"bind": bind_mounts, "fuse": fuse_mounts}
+VOLUMES: dict[str, Callable[[Path, ExitStack], tuple[list[Path], list[FuseDisk]]]] = {
+    "bind": bind_mounts,
+    "fuse": fuse_mounts,
+}
 
 
 @contextmanager
@@ -182,7 +188,9 @@ def made(kind: str, place: Path, origin: Origin) -> Iterator[Cluster]:
         options["shared"] = True
     (place / "options.yaml").write_text(yaml.safe_dump(options))
     with ExitStack() as stack:
-        cluster = Cluster(origin, VOLUMES[kind](place, stack), place / "options.yaml")
+        mounts, disks = VOLUMES[kind](place, stack)
+        cluster = Cluster(origin, mounts, place / "options.yaml")
+        cluster.disks = disks
         stack.callback(cluster.close)
         yield cluster
 
@@ -201,7 +209,16 @@ def bound(tmp_path: Path, origin: Origin) -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture
+def fused(tmp_path: Path, origin: Origin) -> Iterator[Cluster]:
+    """Nodes that share a volume by FUSE mounts without common locks."""
+    with made("fuse", tmp_path, origin) as found:
+        yield found
+
+
 def test_ten_pods_that_pull_at_once_fetch_a_model_once(cluster: Cluster) -> None:
+    """Promised: Of pods that pull a model into one shared volume at once, one fetches it, and the others get
+    it."""
     hold = cluster.origin.hold("/it/a.bin", after=MIB)
     pods = [cluster.pod() for _ in range(10)]
     assert hold.reached.wait(PATIENCE_SECONDS)
@@ -222,6 +239,8 @@ def test_ten_pods_that_pull_at_once_fetch_a_model_once(cluster: Cluster) -> None
 
 @pytest.mark.parametrize("after", [0, 8 * MIB, 20 * MIB])
 def test_when_the_fetcher_is_killed_another_one_goes_on_within_seconds(cluster: Cluster, after: int) -> None:
+    """Promised: If the pod that fetches for a shared volume dies, another one goes on within seconds, and
+    fetches again only what was in flight."""
     reached = cluster.stall(after)
     killed = cluster.fetcher()
     waiting = cluster.waiters(3)
@@ -250,6 +269,42 @@ def test_three_fetchers_that_are_killed_one_after_the_other_lose_only_what_was_i
     bound.check(fetched_twice=3 * IN_FLIGHT)
 
 
+@pytest.mark.parametrize("match", ["/models/.trees/*", "/models/it", "/ready/it.json"])
+def test_when_the_fetcher_is_killed_while_it_publishes_the_model_is_ready_for_all(
+    fused: Cluster, match: str
+) -> None:
+    """The file system carries out the last step of the dead process later, as a file server does.
+
+    Until then, its directory is locked in the kernel of that node: the other pod is on another one.
+    """
+    fused.disks[0].fail("rename_to", match=match, delay=2 * DEAD_SECONDS, times=1)
+    killed = fused.fetcher()
+    (waiting,) = fused.waiters(1)
+    waiting.wait_for("another process pulls", state="publishing")
+    killed.signal(signal.SIGKILL)
+    assert waiting.ended()[0] == 0
+    assert waiting.has("taking the shared volume")
+    killed.ended()
+    assert fused.pod("--refresh").ended()[0] == 0
+    fused.check()
+
+
+def test_a_file_system_in_user_space_counts_as_shared_and_the_log_says_so(fused: Cluster) -> None:
+    pod = fused.pod()
+    assert pod.ended()[0] == 0
+    assert pod.wait_for("shared volume: one process at a time pulls")["shared_by"] == "FUSE"
+    alone = fused.pod("--not-shared", "--refresh")
+    assert alone.ended()[0] == 0
+    assert not alone.has("shared volume: one process at a time pulls")
+
+
+def test_a_local_file_system_does_not_count_as_shared(root: Path) -> None:
+    assert shared_file_system(root) is None
+    assert shared_file_system(Path("/proc")) is None
+    with pytest.raises(FileNotFoundError):
+        shared_file_system(root / "absent")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_waiter_that_ends_disturbs_nobody(bound: Cluster, number: signal.Signals) -> None:
     hold = bound.origin.hold("/it/a.bin", after=MIB)
@@ -275,6 +330,7 @@ def test_a_fetcher_that_is_interrupted_is_followed_without_delay(bound: Cluster)
 
 
 def test_a_fetcher_that_stood_still_finds_itself_fenced_and_harms_nothing(cluster: Cluster) -> None:
+    """Promised: A pod that stood still while another one took over its pull changes nothing that pods see."""
     reached = cluster.stall(8 * MIB)
     fetcher = cluster.fetcher(start=subprocess.Popen)
     waiting = cluster.waiters(2)

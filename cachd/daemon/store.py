@@ -75,9 +75,7 @@ def open_store(config: Config, until_free: UntilFree | None = None, sharing: Sha
     root = place_of(config)
     volume = shared_volume(config, root, counts_fuse=sharing.term is not None)
     if volume and not sharing.force:
-        log.warning(
-            "shared volume: nothing is evicted or deleted without force", root=str(root), shared_by=volume
-        )
+        log.info("shared volume: nothing is evicted or deleted without force", shared_by=volume)
     while True:
         try:
             return unleased(root, lambda: _opened(root, config, sharing, is_shared=bool(volume)))

@@ -84,7 +84,7 @@ class DiskStore:
                 self.content.trash.empty_all()
                 self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
                 self._settle()
-            self.space = Space(root, copies=self.copies.places)
+            self.space = Space(root, self.layout.work, copies=self.copies.places)
             self.reports_open_files = reports_open_files(self.layout.staging / "lease")
         except BaseException:
             os.close(self._lock)

@@ -163,9 +163,10 @@ class Term:
         self.check()
 
     def check(self) -> None:
-        """Raises InUse (`fenced`), after a call of `fenced`, if another process has a higher number."""
-        newest = newest_number(self._layout)
-        if newest <= self.number:
+        """Raises InUse (`fenced`), after a call of `fenced`, unless this process has the highest number."""
+        with durable.disk_errors(self._layout.nodes):
+            newest = newest_number(self._layout)
+        if newest == self.number:
             return
         log.warning("another process took over", number=self.number, newest=newest)
         self._fenced()

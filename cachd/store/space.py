@@ -22,7 +22,7 @@ from cachd.errors import NoSpace, TooBig
 from cachd.kernel import durable
 from cachd.model import Digest, SizeOrPercent
 from cachd.store.capacity import Capacity
-from cachd.store.layout import Layout
+from cachd.store.layout import PRIVATE_DIRECTORY, Layout
 from cachd.store.meter import Meter
 from cachd.store.overhead import ENTRIES_BYTES, MODEL_BYTES
 
@@ -141,12 +141,14 @@ class Space:
     """The space of the cache's file system, and the reservations of it. Safe from any thread.
 
     `limit`: the most that models may take, None for no limit. `reserve_free`, `reserve_inodes`: what must
-    stay free. Each is a number of bytes (inodes) or a Percentage of the file system. `copies`: as in Meter.
+    stay free. Each is a number of bytes (inodes) or a Percentage of the file system. `work`: as in `Layout`.
+    `copies`: as in Meter.
     """
 
     def __init__(
         self,
         root: Path,
+        work: str = PRIVATE_DIRECTORY,
         *,
         reserve_free: SizeOrPercent = 0,
         limit: SizeOrPercent | None = None,
@@ -154,7 +156,7 @@ class Space:
         copies: Callable[[], Iterable[str]] = lambda: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._layout, self._clock = Layout(root), clock
+        self._layout, self._clock = Layout(root, work), clock
         self._lock = threading.Lock()
         self._meter = Meter(self._layout, clock, copies)
         self._reservations: set[Reservation] = set()

@@ -69,14 +69,15 @@ def _opened(path: Path, content: ContentStore) -> Iterator[int]:
 class ArrivingBody:
     """An extent of a file that `pull` fetches. `attempt`: whose bytes the client has, if it has some.
 
-    `hasten`: called when the file is needed. Without an attempt, nothing is sent before the file is verified.
+    Without an attempt, nothing is sent before the file is verified. `hasten`: fetches the file before the
+    others of its pull; False if its download has not begun.
     """
 
     file: File
     extent: Extent
     pull: Pull
     content: ContentStore
-    hasten: Callable[[File], None]
+    hasten: Callable[[File], bool]
     attempt: int | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -88,8 +89,7 @@ class ArrivingBody:
     def send(self, sink: Sink) -> None:
         """See `Body`."""
         offer = self.content.offers.of(self.file)
-        at, since, changes = self.extent.start, self.clock(), -1
-        self.hasten(self.file)
+        at, since, changes, is_hastened = self.extent.start, self.clock(), -1, False
         while at < self.extent.stop:
             sink.check()
             sent = self._send_some(sink, offer, at)
@@ -97,6 +97,7 @@ class ArrivingBody:
                 at, since = at + sent, self.clock()
                 continue
             self._check_pull(at, self.clock() - since)
+            is_hastened = is_hastened or self.hasten(self.file)
             changes = offer.wait(changes, _LOOK_SECONDS)
 
     def _send_some(self, sink: Sink, offer: Offer, at: int) -> int:

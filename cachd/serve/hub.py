@@ -34,7 +34,7 @@ class HubApi:
     """The calls of the endpoint. `hasten`: fetches a file of a running pull before the others."""
 
     def __init__(
-        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], None]
+        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], bool]
     ) -> None:
         self._models, self._store = models, models.store
         self._repositories, self._callers, self._hasten = repositories, callers, hasten
@@ -117,6 +117,7 @@ class HubApi:
         """The answer for a file that is being pulled: a redirect, or the bytes of an attempt."""
         pull, attempt = found.pull, call.attempt
         assert pull is not None
+        self._hasten(file)
         number = self._store.content.offers.of(file).next_attempt
         if attempt is None and file.size > HELD_BYTES:
             address = address_of(call, found.commit, number, quoted(file.path))

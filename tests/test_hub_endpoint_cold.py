@@ -75,6 +75,17 @@ def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -
         assert first + reader.read() == FILES[LARGE]
 
 
+def test_a_client_of_a_slow_origin_gets_bytes_before_a_part_is_complete(hub: Hub, node: Node) -> None:
+    withhold(hub, 0)
+    held = hub.cdn.hold(hub.cdn_path("org/model", LARGE), (4 << 20) - 1)
+    with Reader(node, address(node)) as reader:
+        hub.cdn.clear()
+        first = reader.read(1000)
+        assert first == FILES[LARGE][:1000]
+        held.release()
+        assert first + reader.read() == FILES[LARGE]
+
+
 def test_the_end_of_a_file_waits_for_its_digest(hub: Hub, node: Node) -> None:
     """All bytes but one part have arrived; that part is at the start, and the client has none before it."""
     hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=lambda s: "bytes=0-" in s.headers["range"])

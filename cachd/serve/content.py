@@ -89,6 +89,10 @@ class ArrivingBody:
     def send(self, sink: Sink) -> None:
         """See `Body`."""
         offer = self.content.offers.of(self.file)
+        with offer.reading():
+            self._send_all(sink, offer)
+
+    def _send_all(self, sink: Sink, offer: Offer) -> None:
         at, since, changes, is_hastened = self.extent.start, self.clock(), -1, False
         while at < self.extent.stop:
             sink.check()

@@ -18,8 +18,9 @@ verified. If a record is left, an earlier attempt was never verified, and somebo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cachd import files
@@ -30,6 +31,7 @@ from cachd.policy.parts import Received
 HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest is right: a part, at least
 MAX_RECORDS = 10_000
 _MAX_BYTES = 64
+_SYNC_SECONDS = 1.0
 _VERIFIED = "verified"
 
 
@@ -40,13 +42,18 @@ class Offer:
     An ingest opens the offer, adds to it and ends it; readers claim, wait and read.
     """
 
-    def __init__(self, size: int, directory: Path, record: Path) -> None:
+    def __init__(
+        self, size: int, directory: Path, record: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.size, self._directory, self._record = size, directory, record
         self._changed = threading.Condition()
         self._received = Received()
         self._is_open = self._is_verified = False
         self._attempt: int | None = None
         self._changes = 0
+        self._readers = 0
+        self._synced_at = -_SYNC_SECONDS
 
     @property
     def data(self) -> Path:
@@ -75,6 +82,17 @@ class Offer:
             for part in parts:
                 self._received.add(part)
             self._tell()
+
+    def wants_sync(self) -> bool:
+        """Whether the caller shall sync what was kept, as somebody reads along; true once a second at most."""
+        if not self._readers:
+            return False
+        with self._changed:
+            now = self._clock()
+            if now - self._synced_at < _SYNC_SECONDS:
+                return False
+            self._synced_at = now
+            return True
 
     def withdraw(self) -> None:
         """Offer nothing: some bytes were wrong, or are about to be removed. Raises DiskFailed or NoSpace."""
@@ -125,6 +143,17 @@ class Offer:
         if last is None:
             return current or 1
         return last if current == last else last + 1
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, somebody reads along: bytes are synced about every second, also within a part."""
+        with self._changed:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
 
     def claim(self) -> int | None:
         """The attempt whose bytes are offered now, recorded durably. None if no byte may be read yet.

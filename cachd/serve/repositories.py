@@ -28,7 +28,7 @@ from cachd.transfer.request import Pull
 log = structlog.get_logger(__name__)
 
 _LISTED_SECONDS = 60.0  # how long a client waits until the source has listed the files
-_STEP_SECONDS = 0.05
+_STEP_SECONDS, _LONGEST_STEP_SECONDS = 0.002, 0.05
 _MAX_READ = 8
 _FINAL_SECONDS, _BRIEF_SECONDS = 60.0, 5.0  # how long a failure is the answer without another pull
 
@@ -199,11 +199,12 @@ class Repositories:
 
     def _manifest(self, pull: Pull) -> Manifest:
         """The files of a pull, once its source has listed them. Raises the error of a failed pull."""
-        deadline = self._clock() + _LISTED_SECONDS
+        deadline, step = self._clock() + _LISTED_SECONDS, _STEP_SECONDS
         while (manifest := pull.progress.manifest) is None:
-            if wait([pull.done], timeout=_STEP_SECONDS).done:
+            if wait([pull.done], timeout=step).done:
                 manifest = self._store.manifests.of(pull.done.result())
                 break
+            step = min(2 * step, _LONGEST_STEP_SECONDS)
             if self._clock() > deadline:
                 raise Unavailable(
                     f"{pull.spec.ref}: its source has not listed the files within {_LISTED_SECONDS:g} s",

@@ -84,7 +84,7 @@ class Offer:
             self._tell()
 
     def wants_sync(self) -> bool:
-        """Whether the caller shall sync what was kept, as somebody reads along; true once a second at most."""
+        """Whether the caller shall sync what was kept, as somebody reads along; once a second at most."""
         if not self._readers:
             return False
         with self._changed:

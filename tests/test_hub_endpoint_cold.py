@@ -75,14 +75,16 @@ def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -
         assert first + reader.read() == FILES[LARGE]
 
 
-def test_a_client_of_a_slow_origin_gets_bytes_before_a_part_is_complete(hub: Hub, node: Node) -> None:
-    withhold(hub, 0)
-    held = hub.cdn.hold(hub.cdn_path("org/model", LARGE), (4 << 20) - 1)
-    with Reader(node, address(node)) as reader:
-        hub.cdn.clear()
+def test_a_client_of_a_slow_origin_gets_bytes_before_a_part_is_complete(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/model", FILES)
+    large = hub.cdn_path("org/model", LARGE)
+    before, within = hub.cdn.hold(large, 0), hub.cdn.hold(large, (4 << 20) - 1)
+    started = endpoint_node(tmp_path / "root", hub, stall_seconds=600)
+    with started as node, Reader(node, address(node)) as reader:
+        before.release()
         first = reader.read(1000)
         assert first == FILES[LARGE][:1000]
-        held.release()
+        within.release()
         assert first + reader.read() == FILES[LARGE]
 
 

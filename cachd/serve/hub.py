@@ -118,7 +118,8 @@ class HubApi:
         pull, attempt = found.pull, call.attempt
         assert pull is not None
         self._hasten(file)
-        number = self._store.content.offers.of(file).next_attempt
+        offer = self._store.content.offers.of(file)
+        number = offer.next_attempt
         if attempt is None and file.size > HELD_BYTES:
             address = address_of(call, found.commit, number, quoted(file.path))
             return Answer(307, {**headers, "Location": address})
@@ -126,7 +127,8 @@ class HubApi:
             return _gone(file, attempt)
 
         def body(extent: Extent) -> ArrivingBody:
-            return ArrivingBody(file, extent, pull, self._store.content, self._hasten, attempt)
+            offer.follow(extent.start)  # before the client hears of it
+            return ArrivingBody(file, extent, offer, pull, self._store.content, self._hasten, attempt)
 
         return _ranged(file, request.headers.get("range", ""), headers, body)
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cachd import files
@@ -31,7 +31,7 @@ from cachd.policy.parts import Received
 HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest is right: a part, at least
 MAX_RECORDS = 10_000
 _MAX_BYTES = 64
-_SYNC_SECONDS = 1.0
+_SYNC_SECONDS, _FOLLOWED_SECONDS = 0.25, 60.0
 _VERIFIED = "verified"
 
 
@@ -52,7 +52,8 @@ class Offer:
         self._is_open = self._is_verified = False
         self._attempt: int | None = None
         self._changes = 0
-        self._readers = 0
+        self._awaited = 0  # where the reader that asked last waits
+        self._followed_until = -_FOLLOWED_SECONDS
         self._synced_at = -_SYNC_SECONDS
 
     @property
@@ -83,12 +84,12 @@ class Offer:
                 self._received.add(part)
             self._tell()
 
-    def wants_sync(self) -> bool:
-        """Whether the caller shall sync what was kept, as somebody reads along; once a second at most."""
-        if not self._readers:
+    def wants_sync(self, kept: Extent) -> bool:
+        """Whether a reader waits for kept bytes, which the caller shall sync; four times a second at most."""
+        now = self._clock()
+        if now > self._followed_until or not kept.start <= self._awaited < kept.stop:
             return False
         with self._changed:
-            now = self._clock()
             if now - self._synced_at < _SYNC_SECONDS:
                 return False
             self._synced_at = now
@@ -144,16 +145,9 @@ class Offer:
             return current or 1
         return last if current == last else last + 1
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Inside, somebody reads along: bytes are synced about every second, also within a part."""
-        with self._changed:
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers -= 1
+    def follow(self, at: int) -> None:
+        """Have the bytes from `at` on synced soon, also within a part, because a reader waits for them."""
+        self._awaited, self._followed_until = at, self._clock() + _FOLLOWED_SECONDS
 
     def claim(self) -> int | None:
         """The attempt whose bytes are offered now, recorded durably. None if no byte may be read yet.

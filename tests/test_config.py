@@ -122,6 +122,9 @@ WRONG: dict[str, list[object]] = {
     "stall_seconds": [0, -1, 3601, "soon", float("nan"), float("inf")],
     "connect_seconds": [0, 601],
     "listen": [8470, "8470", ":8470", "host", "host:", "host:port", "host:70000", "host:-1", ""],
+    "hub_listen": [8471, "host", ":", ":70000", "unix:/run/hub.sock", "127.0.0.1:8471 plain"],
+    "hub_allow": ["10.244.0.1/16", "pods", "10.244.0.0/33", 5],
+    "hub_share": ["everybody", 5],
     "reserve_free": [-1, "-1", "10XB", "GiB", "1,5G", "ten", [], 1.5, "101%", "-1%", "half", True],
     "limit_bytes": [-1, "10XB", [], 1.5, "101%", "auto"],
     "reserve_inodes": ["x%", -1],
@@ -153,6 +156,13 @@ def test_room_on_the_disk_is_bytes_or_a_share_of_it(file: Path) -> None:
     assert load(config=written(file, reserve_free="12.5 %")).reserve_free == Percentage(12.5)
     assert (load().reserve_free, load().reserve_inodes) == ("auto", "auto")
     assert load(low_watermark="90%").low_watermark == Percentage(90)
+
+
+def test_the_hub_endpoint_listens_on_a_port_of_all_addresses_if_none_is_named() -> None:
+    assert load().hub_listen == ()
+    assert load(hub_listen=":8471").hub_listen == ("0.0.0.0:8471",)
+    assert load(hub_listen="[::]:8471").hub_listen == ("[::]:8471",)
+    assert load(hub_allow="10.244.0.0/16, fd00::7").hub_allow == ("10.244.0.0/16", "fd00::7/128")
 
 
 @pytest.mark.parametrize("value", ["5i", "5iB", "5 iB", "9" * 400])

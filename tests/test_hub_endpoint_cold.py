@@ -75,6 +75,19 @@ def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -
         assert first + reader.read() == FILES[LARGE]
 
 
+def test_a_client_of_a_slow_origin_gets_bytes_before_a_part_is_complete(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/model", FILES)
+    large = hub.cdn_path("org/model", LARGE)
+    before, within = hub.cdn.hold(large, 0), hub.cdn.hold(large, (4 << 20) - 1)
+    started = endpoint_node(tmp_path / "root", hub, stall_seconds=600)
+    with started as node, Reader(node, address(node)) as reader:
+        before.release()
+        first = reader.read(1000)
+        assert first == FILES[LARGE][:1000]
+        within.release()
+        assert first + reader.read() == FILES[LARGE]
+
+
 def test_the_end_of_a_file_waits_for_its_digest(hub: Hub, node: Node) -> None:
     """All bytes but one part have arrived; that part is at the start, and the client has none before it."""
     hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=lambda s: "bytes=0-" in s.headers["range"])
@@ -107,10 +120,19 @@ def test_two_clients_at_once_cost_the_bytes_of_one(hub: Hub, node: Node, tmp_pat
     assert hub.cdn.bytes_sent() == SIZE
 
 
-def test_a_small_file_does_not_wait_for_the_large_ones(hub: Hub, node: Node) -> None:
-    withhold(hub, 0)
-    assert get(node, "/org/model/resolve/main/config.json").body == FILES["config.json"]
-    assert node.ask("GET", "/v1/models/org--model").document["state"] == "downloading"
+def test_a_file_that_a_client_waits_for_is_fetched_before_the_others(hub: Hub, tmp_path: Path) -> None:
+    shards = {f"{number}.safetensors": noise((20 - number) << 19, number) for number in range(6)}
+    hub.add("org/shards", {**shards, "config.json": b"{}"})
+    first = hub.cdn.hold(hub.cdn_path("org/shards", "0.safetensors"), 1 << 20)
+    with endpoint_node(tmp_path / "root", hub, streams=1) as node:
+        node.pull("hf://org/shards")
+        assert first.reached.wait(PATIENCE_SECONDS)
+        with Reader(node, "/org/shards/resolve/main/config.json") as reader:
+            first.release()
+            assert reader.read() == b"{}"
+        assert node.ready("org--shards").status == 200
+    asked = [seen.path.rpartition("/")[2] for seen in hub.requests]
+    assert asked.index("config.json") < asked.index("5.safetensors")
 
 
 def test_a_client_resumes_after_its_connection_was_cut(hub: Hub, node: Node) -> None:

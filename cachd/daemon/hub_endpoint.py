@@ -17,6 +17,8 @@ from cachd.serve.server import HubServer
 
 log = structlog.get_logger(__name__)
 
+_TAKEN_SECONDS = 10.0  # how long a daemon that just ended may still have the address
+
 
 @contextmanager
 def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
@@ -29,7 +31,7 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     callers = Callers(config.hub_allow, tokens)
     api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
     with Sockets(config.hub_listeners) as sockets:
-        opened = sockets.open_all()
+        opened = sockets.open_all(patience_seconds=_TAKEN_SECONDS)
         with closing(HubServer([each.sock for each in opened], api.answer)) as server:
             server.start()
             for each in opened:

@@ -69,14 +69,16 @@ def _opened(path: Path, content: ContentStore) -> Iterator[int]:
 class ArrivingBody:
     """An extent of a file that `pull` fetches. `attempt`: whose bytes the client has, if it has some.
 
-    `hasten`: called when the file is needed. Without an attempt, nothing is sent before the file is verified.
+    Without an attempt, nothing is sent before the file is verified. `hasten`: fetches the file before the
+    others of its pull; False if its download has not begun.
     """
 
     file: File
     extent: Extent
+    offer: Offer
     pull: Pull
     content: ContentStore
-    hasten: Callable[[File], None]
+    hasten: Callable[[File], bool]
     attempt: int | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -87,34 +89,34 @@ class ArrivingBody:
 
     def send(self, sink: Sink) -> None:
         """See `Body`."""
-        offer = self.content.offers.of(self.file)
-        at, since, changes = self.extent.start, self.clock(), -1
-        self.hasten(self.file)
+        at, since, changes, is_hastened = self.extent.start, self.clock(), -1, False
         while at < self.extent.stop:
             sink.check()
-            sent = self._send_some(sink, offer, at)
+            self.offer.follow(at)
+            sent = self._send_some(sink, at)
             if sent:
                 at, since = at + sent, self.clock()
                 continue
             self._check_pull(at, self.clock() - since)
-            changes = offer.wait(changes, _LOOK_SECONDS)
+            is_hastened = is_hastened or self.hasten(self.file)
+            changes = self.offer.wait(changes, _LOOK_SECONDS)
 
-    def _send_some(self, sink: Sink, offer: Offer, at: int) -> int:
+    def _send_some(self, sink: Sink, at: int) -> int:
         """Send what may be sent now from `at` on. Returns the number of bytes. Raises Aborted."""
         if is_here(self.content, self.file):
-            if self.attempt is not None and not offer.is_right(self.attempt):
+            if self.attempt is not None and not self.offer.is_right(self.attempt):
                 raise Aborted(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
             return self._send_from(sink, self.content.path(self.file.blob), Extent(at, self.extent.stop))
         if self.attempt is None or self.extent.stop < self.file.size:
             return 0
-        if (claimed := offer.claim()) is None:
+        if (claimed := self.offer.claim()) is None:
             return 0
         if claimed != self.attempt:
             raise Aborted(f"{self.file.path}: the bytes of attempt {self.attempt} were wrong")
-        stop = offer.until(claimed, at)
+        stop = self.offer.until(claimed, at)
         if stop is None or stop <= at:
             return 0
-        return self._send_from(sink, offer.data, Extent(at, stop))
+        return self._send_from(sink, self.offer.data, Extent(at, stop))
 
     def _send_from(self, sink: Sink, path: Path, extent: Extent) -> int:
         try:

@@ -34,7 +34,7 @@ class HubApi:
     """The calls of the endpoint. `hasten`: fetches a file of a running pull before the others."""
 
     def __init__(
-        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], None]
+        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], bool]
     ) -> None:
         self._models, self._store = models, models.store
         self._repositories, self._callers, self._hasten = repositories, callers, hasten
@@ -117,7 +117,9 @@ class HubApi:
         """The answer for a file that is being pulled: a redirect, or the bytes of an attempt."""
         pull, attempt = found.pull, call.attempt
         assert pull is not None
-        number = self._store.content.offers.of(file).next_attempt
+        self._hasten(file)
+        offer = self._store.content.offers.of(file)
+        number = offer.next_attempt
         if attempt is None and file.size > HELD_BYTES:
             address = address_of(call, found.commit, number, quoted(file.path))
             return Answer(307, {**headers, "Location": address})
@@ -125,7 +127,8 @@ class HubApi:
             return _gone(file, attempt)
 
         def body(extent: Extent) -> ArrivingBody:
-            return ArrivingBody(file, extent, pull, self._store.content, self._hasten, attempt)
+            offer.follow(extent.start)  # before the client hears of it
+            return ArrivingBody(file, extent, offer, pull, self._store.content, self._hasten, attempt)
 
         return _ranged(file, request.headers.get("range", ""), headers, body)
 

@@ -7,6 +7,7 @@ verified. Clients see its files as soon as the source has listed them.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -27,7 +28,8 @@ from cachd.transfer.request import Pull
 log = structlog.get_logger(__name__)
 
 _LISTED_SECONDS = 60.0  # how long a client waits until the source has listed the files
-_STEP_SECONDS = 0.05
+_STEP_SECONDS, _LONGEST_STEP_SECONDS = 0.002, 0.05
+_MAX_READ = 8
 _FINAL_SECONDS, _BRIEF_SECONDS = 60.0, 5.0  # how long a failure is the answer without another pull
 
 
@@ -67,6 +69,8 @@ class Repositories:
     ) -> None:
         self._models, self._store, self._pulls = models, models.store, models.pulls
         self._sources, self._clock, self._now = sources, clock, now
+        self._lock = threading.Lock()
+        self._read: dict[str, tuple[float, Manifest]] = {}  # by id; the one that was used last stands last
 
     def revision(self, repo: str, revision: str) -> Revision:
         """A revision, pulled if it is not here. Waits until its files are listed.
@@ -87,7 +91,7 @@ class Repositories:
             raise NotFound(f"{found.repo} has no file {path:.200}", code="file_not_found")
         for each in self._snapshots(found.repo):
             if each.commit == found.commit:
-                manifest = self._store.manifests.of(each)
+                manifest = self._files(each)
                 if any(file.path == path for file in manifest.files):
                     return Revision(found.repo, manifest, each)
         spec = ModelSpec.asked(f"hf://{found.repo}@{found.commit}", include=[escape(path)])
@@ -105,7 +109,7 @@ class Repositories:
     def cached(self, repo: str, revision: str) -> Revision | None:
         """A revision of which a model on this node is ready; complete models come first."""
         found = [
-            Revision(repo, self._store.manifests.of(each), each)
+            Revision(repo, self._files(each), each)
             for each in self._snapshots(repo)
             if revision == each.commit or revision in _names_of(each)
         ]
@@ -120,6 +124,18 @@ class Repositories:
         for each in self._store.names.in_hub_folder(folder_of(repo)):
             if each.repo == repo and not self._is_refused(each):
                 yield each
+
+    def _files(self, snapshot: Snapshot) -> Manifest:
+        """The files of a snapshot. Those of a few are kept in memory, because clients ask for each file."""
+        with self._lock:
+            published_at, manifest = self._read.pop(snapshot.manifest, (0.0, None))
+        if manifest is None or published_at != snapshot.published_at:
+            manifest = self._store.manifests.of(snapshot)
+        with self._lock:
+            self._read[snapshot.manifest] = snapshot.published_at, manifest
+            while len(self._read) > _MAX_READ:
+                del self._read[next(iter(self._read))]
+        return manifest
 
     def _is_refused(self, snapshot: Snapshot) -> bool:
         try:
@@ -183,11 +199,12 @@ class Repositories:
 
     def _manifest(self, pull: Pull) -> Manifest:
         """The files of a pull, once its source has listed them. Raises the error of a failed pull."""
-        deadline = self._clock() + _LISTED_SECONDS
+        deadline, step = self._clock() + _LISTED_SECONDS, _STEP_SECONDS
         while (manifest := pull.progress.manifest) is None:
-            if wait([pull.done], timeout=_STEP_SECONDS).done:
+            if wait([pull.done], timeout=step).done:
                 manifest = self._store.manifests.of(pull.done.result())
                 break
+            step = min(2 * step, _LONGEST_STEP_SECONDS)
             if self._clock() > deadline:
                 raise Unavailable(
                     f"{pull.spec.ref}: its source has not listed the files within {_LISTED_SECONDS:g} s",

@@ -62,12 +62,16 @@ class Downloads:
         """Whether the origin of this ref or file answers a request of any download now."""
         return self._engine.streams.origins.of(location).is_serving
 
-    def hasten(self, file: File) -> None:
-        """Begin the file's download before the others of its pulls, because somebody waits for this file."""
+    def hasten(self, file: File) -> bool:
+        """Begin the file's download before the others of its pulls, because somebody waits for this file.
+
+        Returns False if there is no such download yet.
+        """
         with self._lock:
             running = self._running.get(_key(file))
         if running is not None:
             running.hasten()
+        return running is not None
 
     def claim(self, quota: StreamQuota) -> None:
         """Take streams from slow sources, for a pull that waits, and parts that another supplier can send.

@@ -18,7 +18,8 @@ verified. If a record is left, an earlier attempt was never verified, and somebo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from cachd.policy.parts import Received
 HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest is right: a part, at least
 MAX_RECORDS = 10_000
 _MAX_BYTES = 64
+_SYNC_SECONDS, _FOLLOWED_SECONDS = 0.25, 60.0
 _VERIFIED = "verified"
 
 
@@ -40,13 +42,19 @@ class Offer:
     An ingest opens the offer, adds to it and ends it; readers claim, wait and read.
     """
 
-    def __init__(self, size: int, directory: Path, record: Path) -> None:
+    def __init__(
+        self, size: int, directory: Path, record: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.size, self._directory, self._record = size, directory, record
         self._changed = threading.Condition()
         self._received = Received()
         self._is_open = self._is_verified = False
         self._attempt: int | None = None
         self._changes = 0
+        self._awaited = 0  # where the reader that asked last waits
+        self._followed_until = -_FOLLOWED_SECONDS
+        self._synced_at = -_SYNC_SECONDS
 
     @property
     def data(self) -> Path:
@@ -75,6 +83,17 @@ class Offer:
             for part in parts:
                 self._received.add(part)
             self._tell()
+
+    def wants_sync(self, kept: Extent) -> bool:
+        """Whether a reader waits for kept bytes, which the caller shall sync; four times a second at most."""
+        now = self._clock()
+        if now > self._followed_until or not kept.start <= self._awaited < kept.stop:
+            return False
+        with self._changed:
+            if now - self._synced_at < _SYNC_SECONDS:
+                return False
+            self._synced_at = now
+            return True
 
     def withdraw(self) -> None:
         """Offer nothing: some bytes were wrong, or are about to be removed. Raises DiskFailed or NoSpace."""
@@ -125,6 +144,10 @@ class Offer:
         if last is None:
             return current or 1
         return last if current == last else last + 1
+
+    def follow(self, at: int) -> None:
+        """Have the bytes from `at` on synced soon, also within a part, because a reader waits for them."""
+        self._awaited, self._followed_until = at, self._clock() + _FOLLOWED_SECONDS
 
     def claim(self) -> int | None:
         """The attempt whose bytes are offered now, recorded durably. None if no byte may be read yet.

@@ -97,6 +97,9 @@ class Turn:
                     ingest.take(view)
                 if len(view) > most - len(view):  # less is left than was received
                     keep(self._assembly, part)
+                    kept = Extent(part.extent.start, part.reached)
+                    if not part.is_complete and ingest.offer.wants_sync(kept):
+                        ingest.finish(kept)
                 self._assembly.following.go_on()
         except (CachdError, NoSpaceNow):
             keep(self._assembly, part)

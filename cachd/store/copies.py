@@ -26,6 +26,7 @@ import structlog
 
 from cachd.errors import CachdError, Corrupt
 from cachd.kernel import durable
+from cachd.kernel.clones import can_clone, clone
 from cachd.kernel.leases import is_open
 from cachd.model import Digest, File, Manifest, commit_of
 from cachd.store.content import ContentStore
@@ -61,7 +62,7 @@ class Copies:
         self._staged: dict[Digest, list[str]] = defaultdict(list)
         self._count = 0
         self._places: dict[str, Mapping[str, Digest]] = dict(self._read())
-        self.shares_blocks = durable.can_clone(layout.staging / "clone")
+        self.shares_blocks = can_clone(layout.staging / "clone")
 
     # --- asking ---
 
@@ -198,7 +199,7 @@ class Copies:
             if place in others or not _is_single(place):
                 continue
             size, trash = blocks_of(place), self._content.trash.new_path(blob)
-            with durable.writable(Path(place).parent):
+            with writable(Path(place).parent):
                 durable.take_away(Path(place), trash)
             trashed[trash] = 0 if self.shares_blocks else size
         durable.remove_tree(self._layout.copies_of(manifest))
@@ -241,7 +242,7 @@ class Copies:
         blob = self._content.path(file.blob)
         try:
             with durable.disk_errors(path), self._content.reads.reading():
-                is_clone = self.shares_blocks and durable.clone(blob, path)
+                is_clone = self.shares_blocks and clone(blob, path)
             if not is_clone:
                 self._fill(file, path, pay)
                 wrong = self._verified(file, Path(path), lambda _: None, nullcontext)
@@ -301,3 +302,14 @@ def _is_single(place: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+@contextmanager
+def writable(directory: Path) -> Iterator[None]:
+    """Inside, names in a read-only directory can be changed by its owner. Raises OSError."""
+    mode = stat.S_IMODE(os.stat(directory).st_mode)
+    os.chmod(directory, mode | 0o200)
+    try:
+        yield
+    finally:
+        os.chmod(directory, mode)

@@ -313,6 +313,18 @@ def test_the_same_snapshot_under_another_name_keeps_its_copies(store: DiskStore,
         assert store.check(name, now=2.0) is None
 
 
+def test_a_model_that_was_published_with_links_gets_copies_when_they_are_asked_for(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(copy=False))
+    assert {place.stat().st_nlink > 1 for place in places(root)} == {True}
+    manifest = with_copies()
+    assert store.copies.lacking(manifest) == 2 * len(FILES[DATA])
+    publish(store, manifest)
+    assert_shown(root)
+    assert store.copies.lacking(manifest) == 0
+
+
 def test_a_rollback_shows_copies_again(root: Path) -> None:
     newer = FILES | {DATA: noise(300_000, 8)}
     with DiskStore(root, keep_previous=1) as store:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cachd.config import Model
-from cachd.errors import InUse, TooBig
+from cachd.errors import InUse, NoSpace, TooBig
+from cachd.kernel.calls import resident_bytes
 from cachd.kernel.content_time import content_time
+from cachd.metrics import Metrics
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
 from cachd.store.store import Store
+from cachd.upkeep.warms import Warms
 from tests.conftest import Engine
-from tests.ground.disks import MIB, loop
+from tests.ground.disks import MIB, fill, loop
 from tests.ground.hub import Hub
 from tests.ground.kill import base_as_another_user, killed_at_every_step
 from tests.ground.models import digests, noise
@@ -354,3 +357,38 @@ def test_a_configured_model_says_what_to_copy() -> None:
     model = Model.model_validate({"ref": "hf://org/model", "copy": ["*.onnx*"], "formats": "safe"})
     assert (model.spec.copy, model.spec.formats) == (("*.onnx*",), "safe")
     assert Model.model_validate({"ref": "hf://org/model", "copy": []}).spec.copy == ()
+
+
+def test_warming_loads_the_copy_that_pods_read_and_is_no_use(pulled: Engine) -> None:
+    store = pulled.store
+    snapshot = store.names.ready("m")
+    place = places(store.layout.root, commit=snapshot.commit)[0]
+    with place.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if resident_bytes(opened.fileno(), 0, 300_000):
+            pytest.skip("this file system keeps pages")
+    store.watch_all()
+    with closing(Warms(store, Metrics())) as warms:
+        warming = warms.warm("m")
+        assert warming.ended.wait(30)
+        assert (warming.state, warming.done) == ("warm", snapshot.size)
+        assert warms.resident_of(store.manifests.of(snapshot)) == snapshot.size
+    with place.open("rb") as opened:
+        store.watch.note_opens(1.0)
+        assert resident_bytes(opened.fileno(), 0, 300_000) == 300_000
+    assert store.watch.opened_at(snapshot.manifest, 9.0) == 1.0, "the test opened it, and nobody else"
+
+
+def test_a_disk_that_fills_during_a_copy_fails_the_pull_and_leaves_nothing(
+    small_disk: Callable[..., Path],
+) -> None:
+    root = small_disk(6 * MIB)
+    files = FILES | {DATA: noise(2 * MIB)}
+    with DiskStore(root) as store:
+        keep(store, files)
+        filler = fill(root, leave=MIB)
+        with pytest.raises(NoSpace):
+            publish(store, with_copies(files), files=files)
+        assert names_below(root / ".cachd/staging") == set()
+        assert not (root / "ready/m.json").exists()
+        filler.unlink()

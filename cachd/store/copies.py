@@ -97,6 +97,19 @@ class Copies:
         """Bytes of disk that the copies of a snapshot take now."""
         return 0 if self.shares_blocks else sum(map(blocks_of, self.of(manifest)))
 
+    def read_by_pods(self, manifest: Manifest) -> dict[str, int]:
+        """The files whose pages pods use, with their sizes: blobs, and copies of the plain view."""
+        tree, copied = self._layout.tree(manifest.id), set(manifest.copied)
+        return {
+            f"{tree}/{f.path}" if f.path in copied else self._content.at(f.blob): f.size
+            for f in manifest.files
+        }
+
+    def opening(self, path: str) -> AbstractContextManager[object]:
+        """The context in which cachd opens a file of `read_by_pods`, so that this is no use of a model."""
+        is_copy = path.startswith(f"{self._layout.trees}/")  # nobody hears of an open of a blob
+        return self._own_opens([path]) if is_copy else nullcontext()
+
     def is_intact(self, file: File, place: str) -> bool:
         """Whether a copy is in place, without reading it. Restores its mode.
 

@@ -296,6 +296,19 @@ def test_snapshots_of_one_commit_may_differ_in_their_copies(store: DiskStore, ro
     assert store.space.capacity().usage.blobs == 4096 * -(-len(FILES[DATA]) // 4096)
 
 
+def test_a_copy_that_two_snapshots_of_a_commit_share_stays_for_the_second(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(), name="m")
+    less = {DATA: FILES[DATA]}
+    publish(store, with_copies(less), name="second", files=less)
+    store.withdraw("m")
+    assert store.check("second", now=2.0) is None
+    assert (hub(root) / "snapshots" / A / DATA).stat().st_nlink == 1
+    store.withdraw("second")
+    assert store.space.capacity().usage.total == 0
+
+
 def test_a_blob_stays_while_only_copies_of_it_are_shown(store: DiskStore, root: Path) -> None:
     publish(store, with_copies(), name="m")
     other = {DATA: FILES[DATA]}

@@ -399,7 +399,7 @@ def test_a_disk_that_fills_during_a_copy_fails_the_pull_and_leaves_nothing(
     files = FILES | {DATA: noise(2 * MIB)}
     with DiskStore(root) as store:
         keep(store, files)
-        filler = fill(root, leave=MIB)
+        filler = fill(root, leave=3 * MIB)  # enough for one copy of two
         with pytest.raises(NoSpace):
             publish(store, with_copies(files), files=files)
         assert names_below(root / ".cachd/staging") == set()

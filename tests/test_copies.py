@@ -110,6 +110,8 @@ def test_a_pull_of_a_model_with_external_data_copies_it_and_pays_for_both_copies
     now = on.store.space.capacity()
     assert now.usage.blobs >= 3 * 4 * MIB, "the blob and a copy in each view"
     assert now.reserved == 0
+    (candidate,) = on.reclaim.candidates()
+    assert candidate.size >= 3 * 4 * MIB, "an eviction frees all three"
     assert on.store.evict(snapshot.manifest) >= 3 * 4 * MIB
     assert on.store.space.capacity().usage.total == 0
 

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from cachd.pod.recipe import ENGINES, EngineName, Recipe
+from tests.ground.needs import needs
+from tests.ground.pod import run_in_pod
 from tests.ground.site import Ground
 from tests.ground.weights import gguf, safetensors
 from tests.test_daemonset import NATIVE_SIDECARS, NEWEST, documents, validate
@@ -113,3 +115,37 @@ def test_a_model_of_mistral_alone_is_started_in_its_own_form() -> None:
     args = Recipe(EngineName.vllm, "m", is_mistral=True).args
     assert args[-2:] == ["--load-format", "mistral"]
     assert "mistral" not in Recipe(EngineName.sglang, "m", is_mistral=True).args
+
+
+LOADS = """
+import os, pathlib
+scratch = os.environ["TMPDIR"]
+for key, value in os.environ.items():
+    os.environ[key] = value.replace("/scratch", scratch)
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from safetensors import safe_open
+model = snapshot_download("org/text")
+assert model.startswith(os.environ["CACHE"]), model
+with safe_open(hf_hub_download("org/text", "model.safetensors"), framework="numpy") as opened:
+    assert set(opened.keys()) == {"w", "b"}
+modules = pathlib.Path(os.environ.get("HF_MODULES_CACHE", os.path.join(constants.HF_HOME, "modules")))
+for place in (pathlib.Path.home(), modules, pathlib.Path(constants.HF_TOKEN_PATH).parent):
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "written").write_text("by the engine, or by the code of a model")
+"""
+
+
+@needs("pods")
+@pytest.mark.parametrize("engine", [EngineName.vllm, EngineName.sglang, EngineName.transformers])
+def test_with_the_printed_variables_a_client_without_home_or_network_loads_and_writes(
+    ground: Ground, engine: EngineName
+) -> None:
+    ground.hub.add("org/text", dict(TEXT))
+    ground.node.pull("hf://org/text")
+    ground.node.ready("org--text")
+    told = json.loads(ground.node.cli("env", "org--text", "--for", engine, "-o", "json").stdout)["env"]
+    env = {key: value.replace("/cache", "$CACHE") for key, value in told.items()}
+    ended = run_in_pod(ground.node.root, LOADS, env=env, uid=12345, network=False)
+    assert ended.returncode == 0, ended.stderr
+    bare = {key: "/nonexistent" for key in env if key in ("HOME", "HF_HOME")}
+    assert run_in_pod(ground.node.root, LOADS, env=bare, uid=12345, network=False).returncode != 0

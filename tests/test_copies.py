@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cachd.config import Model
-from cachd.errors import InUse, TooBig
+from cachd.errors import InUse, NoSpace, TooBig
+from cachd.kernel.calls import resident_bytes
 from cachd.kernel.content_time import content_time
+from cachd.metrics import Metrics
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
 from cachd.store.store import Store
+from cachd.upkeep.warms import Warms
 from tests.conftest import Engine
-from tests.ground.disks import MIB, loop
+from tests.ground.disks import MIB, fill, loop
 from tests.ground.hub import Hub
 from tests.ground.kill import base_as_another_user, killed_at_every_step
 from tests.ground.models import digests, noise
@@ -107,6 +110,8 @@ def test_a_pull_of_a_model_with_external_data_copies_it_and_pays_for_both_copies
     now = on.store.space.capacity()
     assert now.usage.blobs >= 3 * 4 * MIB, "the blob and a copy in each view"
     assert now.reserved == 0
+    (candidate,) = on.reclaim.candidates()
+    assert candidate.size >= 3 * 4 * MIB, "an eviction frees all three"
     assert on.store.evict(snapshot.manifest) >= 3 * 4 * MIB
     assert on.store.space.capacity().usage.total == 0
 
@@ -293,6 +298,19 @@ def test_snapshots_of_one_commit_may_differ_in_their_copies(store: DiskStore, ro
     assert store.space.capacity().usage.blobs == 4096 * -(-len(FILES[DATA]) // 4096)
 
 
+def test_a_copy_that_two_snapshots_of_a_commit_share_stays_for_the_second(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(), name="m")
+    less = {DATA: FILES[DATA]}
+    publish(store, with_copies(less), name="second", files=less)
+    store.withdraw("m")
+    assert store.check("second", now=2.0) is None
+    assert (hub(root) / "snapshots" / A / DATA).stat().st_nlink == 1
+    store.withdraw("second")
+    assert store.space.capacity().usage.total == 0
+
+
 def test_a_blob_stays_while_only_copies_of_it_are_shown(store: DiskStore, root: Path) -> None:
     publish(store, with_copies(), name="m")
     other = {DATA: FILES[DATA]}
@@ -311,6 +329,18 @@ def test_the_same_snapshot_under_another_name_keeps_its_copies(store: DiskStore,
     for name in ("m", "second"):
         assert_shown(root, name=name)
         assert store.check(name, now=2.0) is None
+
+
+def test_a_model_that_was_published_with_links_gets_copies_when_they_are_asked_for(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(copy=False))
+    assert {place.stat().st_nlink > 1 for place in places(root)} == {True}
+    manifest = with_copies()
+    assert store.copies.lacking(manifest) == 2 * len(FILES[DATA])
+    publish(store, manifest)
+    assert_shown(root)
+    assert store.copies.lacking(manifest) == 0
 
 
 def test_a_rollback_shows_copies_again(root: Path) -> None:
@@ -342,3 +372,38 @@ def test_a_configured_model_says_what_to_copy() -> None:
     model = Model.model_validate({"ref": "hf://org/model", "copy": ["*.onnx*"], "formats": "safe"})
     assert (model.spec.copy, model.spec.formats) == (("*.onnx*",), "safe")
     assert Model.model_validate({"ref": "hf://org/model", "copy": []}).spec.copy == ()
+
+
+def test_warming_loads_the_copy_that_pods_read_and_is_no_use(pulled: Engine) -> None:
+    store = pulled.store
+    snapshot = store.names.ready("m")
+    place = places(store.layout.root, commit=snapshot.commit)[0]
+    with place.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if resident_bytes(opened.fileno(), 0, 300_000):
+            pytest.skip("this file system keeps pages")
+    store.watch_all()
+    with closing(Warms(store, Metrics())) as warms:
+        warming = warms.warm("m")
+        assert warming.ended.wait(30)
+        assert (warming.state, warming.done) == ("warm", snapshot.size)
+        assert warms.resident_of(store.manifests.of(snapshot)) == snapshot.size
+    with place.open("rb") as opened:
+        store.watch.note_opens(1.0)
+        assert resident_bytes(opened.fileno(), 0, 300_000) == 300_000
+    assert store.watch.opened_at(snapshot.manifest, 9.0) == 1.0, "the test opened it, and nobody else"
+
+
+def test_a_disk_that_fills_during_a_copy_fails_the_pull_and_leaves_nothing(
+    small_disk: Callable[..., Path],
+) -> None:
+    root = small_disk(6 * MIB)
+    files = FILES | {DATA: noise(2 * MIB)}
+    with DiskStore(root) as store:
+        keep(store, files)
+        filler = fill(root, leave=3 * MIB)  # enough for one copy of two
+        with pytest.raises(NoSpace):
+            publish(store, with_copies(files), files=files)
+        assert names_below(root / ".cachd/staging") == set()
+        assert not (root / "ready/m.json").exists()
+        filler.unlink()

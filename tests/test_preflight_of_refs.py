@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
-from cachd.errors import Cancelled
 from cachd.model import Ref
 from cachd.model.finding import Level
 from cachd.preflight import remote
@@ -18,8 +17,8 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.web import WebSource
 from tests.fetching import http
 from tests.ground.contents import examined
-from tests.ground.origin import IgnoreRange, Origin
-from tests.ground.site import Ground, assert_problem
+from tests.ground.origin import IgnoreRange, Late, Origin
+from tests.ground.site import Ground, assert_problem, timed
 from tests.ground.weights import gguf, index, lfs_pointer, safetensors, torch_archive
 from tests.test_preflight import PIPELINE, TEXT
 
@@ -27,13 +26,11 @@ MIB = 1 << 20
 Files = Mapping[str, bytes]
 
 
-def at_source(
-    origin: Origin, files: Files, *, clock: Callable[[], float] = lambda: 0.0, until: float = 60.0
-) -> tuple[Preflight, SourceContents]:
+def at_source(origin: Origin, files: Files) -> tuple[Preflight, SourceContents]:
     """What a preflight finds by ranged reads of an origin that has these files."""
     source, token = WebSource(http(ca_file=origin.ca_file)), CancelToken()
     manifest = source.resolve(Ref.parse(origin.add_model("model", files)), token)
-    contents = SourceContents(manifest, source, token, until=until, clock=clock)
+    contents = SourceContents(manifest, source, token)
     origin.forget()
     return examine(contents), contents
 
@@ -81,11 +78,14 @@ def test_a_header_that_is_longer_than_the_budget_is_not_read_to_its_end(origin: 
     assert Code.not_examined in [each.code for each in found.findings]
 
 
-def test_nothing_is_asked_for_once_the_time_is_over(origin: Origin) -> None:
-    times = iter(range(1000))
-    found, contents = at_source(origin, PIPELINE, clock=lambda: float(next(times)), until=3.0)
-    assert contents.requests < 3
-    assert Code.not_examined in [each.code for each in found.findings]
+def test_an_origin_that_never_answers_a_read_ends_with_the_time_of_the_caller(ground: Ground) -> None:
+    ref = ground.origin.add_model("silent", TEXT)
+    ground.origin.fault("/silent/model.safetensors", Late(), methods=("GET",))
+    asked = {"ref": ref, "seconds": 2}
+    answer, seconds = timed(lambda: ground.node.ask("POST", "/v1/preflight", asked))
+    assert answer.status == 200
+    assert Code.not_examined in [each["code"] for each in answer.document["findings"]]
+    assert seconds < 40, "long before the origin answers"
 
 
 def test_an_origin_that_sends_only_complete_files_is_asked_for_small_ones(origin: Origin) -> None:
@@ -98,12 +98,14 @@ def test_an_origin_that_sends_only_complete_files_is_asked_for_small_ones(origin
     assert "big.safetensors" in unread.detail
 
 
-def test_a_caller_that_hangs_up_ends_the_reads(origin: Origin) -> None:
+def test_nothing_is_asked_for_after_a_cancel(origin: Origin) -> None:
     source, token = WebSource(http(ca_file=origin.ca_file)), CancelToken()
     manifest = source.resolve(Ref.parse(origin.add_model("model", TEXT)), token)
+    origin.forget()
     token.cancel()
-    with pytest.raises(Cancelled):
-        examine(SourceContents(manifest, source, token, until=60.0, clock=lambda: 0.0))
+    found = examine(SourceContents(manifest, source, token))
+    assert [each.code for each in found.notable] == [Code.not_examined]
+    assert origin.requests == []
 
 
 def test_the_command_examines_a_ref_and_pulls_nothing(ground: Ground) -> None:

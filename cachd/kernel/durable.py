@@ -7,7 +7,6 @@ is durable once its directory is synced. A failed sync is final: the bytes it co
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -26,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = 0o444  # the mode of published bytes
-_FICLONE = 0x40049409  # the kernel's include/uapi/linux/fs.h; Python names it from 3.12 on
 _LEASE_BREAK_SECONDS = 45.0  # the default of the sysctl fs.lease-break-time
 SCARCE = (errno.EMFILE, errno.ENFILE)  # no free descriptor: temporary, and no fault of the disk
 
@@ -271,51 +269,6 @@ def new_file(path: Path | str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def clone(source: Path | str, target: Path | str) -> bool:
-    """Make `target` a sealed, durable file that shares the disk blocks of `source`, with its time.
-
-    Returns False, and leaves nothing, where the file system cannot do this (man 2 ioctl_ficlone). Raises
-    Leased, OSError.
-    """
-    fd = open_file(source, os.O_RDONLY)
-    try:
-        with new_file(target) as new:
-            fcntl.ioctl(new, _FICLONE, fd)
-            seal(new, int(os.fstat(fd).st_mtime))
-    except OSError:
-        os.unlink(target)
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def can_clone(probe: Path) -> bool:
-    """Whether the file system of the unused path `probe` can share the blocks of two files."""
-    source, target = f"{probe}.source", f"{probe}.target"
-    try:
-        with new_file(source) as fd:
-            write_at(fd, memoryview(bytes(4096)), 0)
-        return clone(source, target)
-    except OSError:
-        return False
-    finally:
-        for path in (source, target):
-            with suppress(OSError):
-                os.unlink(path)
-
-
-@contextmanager
-def writable(directory: Path) -> Iterator[None]:
-    """Inside, names in a read-only directory can be changed by its owner. Raises OSError."""
-    mode = stat.S_IMODE(os.stat(directory).st_mode)
-    os.chmod(directory, mode | 0o200)
-    try:
-        yield
-    finally:
-        os.chmod(directory, mode)
 
 
 def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:

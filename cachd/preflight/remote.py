@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
+from cachd.errors import CachdError
 from cachd.model import Extent, File, Manifest
 from cachd.preflight.contents import UnreadError
 from cachd.sources.cancel import CancelToken
@@ -22,22 +22,13 @@ _COMPLETE_BYTES = 2 << 20  # up to so many, a file is read completely where the 
 class SourceContents:
     """The files of a manifest at their source. The bytes are not verified: only a pull does that.
 
-    `until`: on `clock`, when the last request may begin. What the budget does not cover counts as unread.
+    What the budget does not cover counts as unread, and all that follows once `cancel_token` is cancelled.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        source: Source,
-        cancel_token: CancelToken,
-        *,
-        until: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, manifest: Manifest, source: Source, cancel_token: CancelToken) -> None:
         self.sizes: Mapping[str, int] = {file.path: file.size for file in manifest.files}
         self._files: Mapping[str, File] = {file.path: file for file in manifest.files}
         self._source, self._cancel_token = source, cancel_token
-        self._until, self._clock = until, clock
         self.requests, self.bytes = 0, 0
         self._heads: dict[str, bytes] = {}
 
@@ -54,18 +45,26 @@ class SourceContents:
             return head[start:]
         extent = Extent(start, min(start + size, file.size))
         try:
-            found = self._receive(file, extent)
-        except NoRanges:
-            if file.size > _COMPLETE_BYTES:
-                raise UnreadError from None
-            found = self._receive(file, Extent(0, file.size))[extent.start : extent.stop]
+            found = self._received(file, extent)
+        except CachdError as error:
+            if self._cancel_token.is_cancelled:
+                raise UnreadError from error
+            raise
         if start == 0:
             self._heads[file.path] = found
         return found
 
+    def _received(self, file: File, extent: Extent) -> bytes:
+        try:
+            return self._receive(file, extent)
+        except NoRanges:
+            if file.size > _COMPLETE_BYTES:
+                raise UnreadError from None
+            return self._receive(file, Extent(0, file.size))[extent.start : extent.stop]
+
     def _receive(self, file: File, extent: Extent) -> bytes:
         is_spent = self.requests >= MAX_REQUESTS or self.bytes + extent.size > MAX_BYTES
-        if is_spent or self._clock() >= self._until:
+        if is_spent or self._cancel_token.is_cancelled:
             raise UnreadError
         self.requests += 1
         self.bytes += extent.size
@@ -77,8 +76,7 @@ class SourceContents:
         ):
             while received < len(view) and (count := body.readinto(view[received:])):
                 received += count
-                if self._clock() >= self._until:
-                    raise UnreadError
+                self._cancel_token.count()
         return bytes(content[:received])
 
 

@@ -26,6 +26,7 @@ import structlog
 
 from cachd.errors import CachdError, Corrupt
 from cachd.kernel import durable
+from cachd.kernel.clones import can_clone, clone
 from cachd.kernel.leases import is_open
 from cachd.model import Digest, File, Manifest, commit_of
 from cachd.store.content import ContentStore
@@ -61,7 +62,7 @@ class Copies:
         self._staged: dict[Digest, list[str]] = defaultdict(list)
         self._count = 0
         self._places: dict[str, Mapping[str, Digest]] = dict(self._read())
-        self.shares_blocks = durable.can_clone(layout.staging / "clone")
+        self.shares_blocks = can_clone(layout.staging / "clone")
 
     # --- asking ---
 
@@ -95,6 +96,19 @@ class Copies:
     def taken(self, manifest: str) -> int:
         """Bytes of disk that the copies of a snapshot take now."""
         return 0 if self.shares_blocks else sum(map(blocks_of, self.of(manifest)))
+
+    def read_by_pods(self, manifest: Manifest) -> dict[str, int]:
+        """The files whose pages pods use, with their sizes: blobs, and copies of the plain view."""
+        tree, copied = self._layout.tree(manifest.id), set(manifest.copied)
+        return {
+            f"{tree}/{f.path}" if f.path in copied else self._content.at(f.blob): f.size
+            for f in manifest.files
+        }
+
+    def opening(self, path: str) -> AbstractContextManager[object]:
+        """The context in which cachd opens a file of `read_by_pods`, so that this is no use of a model."""
+        is_copy = path.startswith(f"{self._layout.trees}/")  # nobody hears of an open of a blob
+        return self._own_opens([path]) if is_copy else nullcontext()
 
     def is_intact(self, file: File, place: str) -> bool:
         """Whether a copy is in place, without reading it. Restores its mode.
@@ -198,7 +212,7 @@ class Copies:
             if place in others or not _is_single(place):
                 continue
             size, trash = blocks_of(place), self._content.trash.new_path(blob)
-            with durable.writable(Path(place).parent):
+            with writable(Path(place).parent):
                 durable.take_away(Path(place), trash)
             trashed[trash] = 0 if self.shares_blocks else size
         durable.remove_tree(self._layout.copies_of(manifest))
@@ -241,7 +255,7 @@ class Copies:
         blob = self._content.path(file.blob)
         try:
             with durable.disk_errors(path), self._content.reads.reading():
-                is_clone = self.shares_blocks and durable.clone(blob, path)
+                is_clone = self.shares_blocks and clone(blob, path)
             if not is_clone:
                 self._fill(file, path, pay)
                 wrong = self._verified(file, Path(path), lambda _: None, nullcontext)
@@ -301,3 +315,14 @@ def _is_single(place: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+@contextmanager
+def writable(directory: Path) -> Iterator[None]:
+    """Inside, names in a read-only directory can be changed by its owner. Raises OSError."""
+    mode = stat.S_IMODE(os.stat(directory).st_mode)
+    os.chmod(directory, mode | 0o200)
+    try:
+        yield
+    finally:
+        os.chmod(directory, mode)

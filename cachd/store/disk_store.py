@@ -102,10 +102,9 @@ class DiskStore:
         self.manifests = manifests = Manifests(layout, content, names)
         self.history = history = Histories(layout, keep_previous)
         self.pins, self.leases, holds = Pins(layout), Leases(layout), Holds(layout)
-        index = Index(layout, content, names, manifests, history)
+        index = Index(layout, content, names, manifests, history, copies)
         self.protection = protection = Protection(
             index,
-            copies,
             pins=self.pins,
             leases=self.leases,
             holds=holds,
@@ -113,7 +112,7 @@ class DiskStore:
             keep_opened_seconds=keep_opened_seconds,
             use_is_unknown=self._use_is_unknown,
         )
-        self._views = views = PodViews(index, holds, copies)
+        self._views = views = PodViews(index, holds)
         publisher = Publisher(index, views, watch=watch, pins=self.pins)
         self._rollbacks = Rollbacks(index, publisher)
         self._quarantines = Quarantines(index, views)

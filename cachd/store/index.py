@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachd.store.content import ContentStore
+from cachd.store.copies import Copies
 from cachd.store.history import Histories
 from cachd.store.layout import Layout
 from cachd.store.manifests import Manifests
@@ -20,3 +21,4 @@ class Index:
     names: Names
     manifests: Manifests
     history: Histories
+    copies: Copies

@@ -22,7 +22,6 @@ from cachd.errors import DiskFailed
 from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, Snapshot, commit_of
 from cachd.store.addresses import MARK, Addresses
-from cachd.store.copies import Copies
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.layout import PUBLIC
@@ -38,11 +37,11 @@ class PodViews:
     Every method may raise OSError.
     """
 
-    def __init__(self, index: Index, holds: Holds, copies: Copies) -> None:
-        self._layout, self._copies = index.layout, copies
+    def __init__(self, index: Index, holds: Holds) -> None:
+        self._layout, self._copies = index.layout, index.copies
         self._names, self._manifests, self._holds = index.names, index.manifests, holds
-        self._plain = PlainView(index.layout, index.content, copies)
-        self._hub = HubView(index.layout, index.content, copies)
+        self._plain = PlainView(index.layout, index.content, index.copies)
+        self._hub = HubView(index.layout, index.content, index.copies)
         self._addresses = Addresses(index.layout)
 
     # --- building ---
@@ -208,7 +207,7 @@ class PodViews:
             shown = _shown(self._sharing(folder, commit))
             left = {**shown.files, **self._shown_unnamed(folder, commit, but=gone.id)}
             linked = {p: left[p] for p in gone.copied if p in left and p not in shown.copied}
-            self._hub.link(folder, commit, linked)
+            self._hub.show_links(folder, commit, linked)
 
     def _next_branches(self, snapshot: Snapshot) -> dict[str, str]:
         """The branches of its folder once this snapshot is ready under its name."""

@@ -10,7 +10,6 @@ from cachd.errors import InUse
 from cachd.kernel.leases import is_open
 from cachd.model import Manifest, Snapshot
 from cachd.policy.eviction import OPENED_SECONDS, opened_lately
-from cachd.store.copies import Copies
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.leases import Leases
@@ -38,7 +37,6 @@ class Protection:
     def __init__(
         self,
         index: Index,
-        copies: Copies,
         *,
         pins: Pins,
         leases: Leases,
@@ -48,7 +46,7 @@ class Protection:
         use_is_unknown: bool = False,
     ) -> None:
         self._content, self._names, self._manifests = index.content, index.names, index.manifests
-        self._copies = copies
+        self._copies = index.copies
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
         self._keep_opened_seconds, self._clock = keep_opened_seconds, time.time
         self.use_is_unknown = use_is_unknown

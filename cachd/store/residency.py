@@ -1,9 +1,10 @@
-"""The pages of a blob in memory: counts and loads them."""
+"""The pages of a blob, or of its copy in a view, in memory: counts and loads them."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from cachd.errors import Leased
@@ -12,13 +13,18 @@ from cachd.kernel.calls import resident_bytes
 from cachd.model import Extent
 from cachd.store.reads import Reads
 
+Opening = Callable[[], AbstractContextManager[object]]
 STEP_BYTES = 8 << 20  # the kernel reads no more ahead for one request, however large
 
 
-def resident(blob: Path | str, reads: Reads) -> int:
-    """Bytes of a blob that are in memory; 0 when the blob is gone or the kernel does not say."""
+def resident(blob: Path | str, reads: Reads, opening: Opening = nullcontext) -> int:
+    """Bytes of a blob that are in memory; 0 when the blob is gone or the kernel does not say.
+
+    `opening`: the context of the open.
+    """
     with suppress(OSError, Leased), reads.reading():
-        fd = durable.open_file(blob, os.O_RDONLY)
+        with opening():
+            fd = durable.open_file(blob, os.O_RDONLY)
         try:
             return resident_bytes(fd, 0, os.fstat(fd).st_size)
         finally:
@@ -26,14 +32,15 @@ def resident(blob: Path | str, reads: Reads) -> int:
     return 0
 
 
-def load(blob: Path, extent: Extent, reads: Reads) -> int:
+def load(blob: Path | str, extent: Extent, reads: Reads, opening: Opening = nullcontext) -> int:
     """Load an extent of a blob into the page cache, and wait for it. Returns the bytes that were not there.
 
     Raises DiskFailed, Leased or Unavailable. The kernel's readahead loads the pages without copying them to
     this process; pages that it leaves out are read.
     """
     with durable.disk_errors(blob), reads.reading():
-        fd = durable.open_file(blob, os.O_RDONLY)
+        with opening():
+            fd = durable.open_file(blob, os.O_RDONLY)
         try:
             missing = extent.size - resident_bytes(fd, extent.start, extent.stop)
             if missing:

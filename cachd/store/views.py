@@ -30,7 +30,7 @@ from cachd.model import File, Manifest, commit_of
 from cachd.model.hub import lfs_pointer_id
 from cachd.store import hub_places
 from cachd.store.content import ContentStore
-from cachd.store.copies import Copies
+from cachd.store.copies import Copies, writable
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ class _View:
         """Remove files from a directory, and keep the directory."""
         for path in paths:
             place = target / path
-            with suppress(FileNotFoundError, NotADirectoryError), durable.writable(place.parent):
+            with suppress(FileNotFoundError, NotADirectoryError), writable(place.parent):
                 durable.remove(place)
 
     def _wrong(self, files: Mapping[str, File], copied: Collection[str], target: Path) -> dict[str, bool]:
@@ -200,7 +200,7 @@ class HubView(_View):
         files = {f.path: f for f in manifest.files}
         return self._wrong(files, set(manifest.copied), self._layout.commit(folder, commit_of(manifest)))
 
-    def link(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
+    def show_links(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
         """Replace the copies of these files by links, because only a snapshot that goes needs copies."""
         if files and not self._is_alias(folder):
             self._link(files, (), self._layout.commit(folder, commit))

@@ -52,12 +52,13 @@ class Previews:
         After `seconds` no more headers are asked for: the findings say which files were not examined. Raises
         as `resolve`, but a missing shard is a finding.
         """
-        token, until = cancel_token or CancelToken(), self._context.clock() + seconds
+        token, began = cancel_token or CancelToken(), self._context.clock()
         _, chosen = self._chosen(spec, token, seconds)
-        source = self._sources.of(spec.ref)
-        contents = SourceContents(chosen, source, token, until=until, clock=self._context.clock)
-        with self._stopping.reaches(token):
-            return chosen, examine(contents)
+        left, source = seconds - (self._context.clock() - began), self._sources.of(spec.ref)
+        with self._stopping.reaches(token), self._context.resolves.ending(token, seconds=left) as ending:
+            found = examine(SourceContents(chosen, source, ending))
+        token.check()
+        return chosen, found
 
     def _chosen(
         self, spec: ModelSpec, cancel_token: CancelToken, seconds: float

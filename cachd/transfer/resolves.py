@@ -98,6 +98,18 @@ class Resolves:
         cancel_token.check()
         return manifest
 
+    @contextmanager
+    def ending(self, cancel_token: CancelToken, *, seconds: float) -> Iterator[CancelToken]:
+        """A context with a token that is cancelled with `cancel_token`, or when the source is too slow.
+
+        That is after `seconds`, or `stall_seconds` after the token last counted an answer.
+        """
+        now = self._clock()
+        patience = Patience(seconds, stall_seconds=self._stall_seconds, now=now)
+        running = _Running(patience, lambda: None, now)
+        with self._watched(running), cancel_token.reaches(running.cancel_token):
+            yield running.cancel_token
+
     def close(self) -> None:
         """Join the watching thread. The callers of `resolve` must have cancelled their tokens before."""
         with self._changed:

@@ -15,7 +15,7 @@ from cachd.errors import CachdError, Cancelled, NoSpace
 from cachd.kernel import threads
 from cachd.kernel.memory import space_for_pages
 from cachd.metrics import MAX_MODELS, Metrics
-from cachd.model import Digest, Extent, Manifest, Snapshot
+from cachd.model import Extent, Manifest, Snapshot
 from cachd.policy.parts import split
 from cachd.store.residency import STEP_BYTES, load, resident
 from cachd.store.store import Store
@@ -88,7 +88,7 @@ class Warms:
 
     def resident(self) -> Mapping[str, int]:
         """Bytes in memory of each ready model, by name; of at most MAX_MODELS models, the newest."""
-        counted: dict[Digest, int] = {}
+        counted: dict[str, int] = {}
         found = {}
         for snapshot in self._store.names.newest(MAX_MODELS):
             with suppress(CachdError):  # withdrawn meanwhile, or unreadable
@@ -96,13 +96,14 @@ class Warms:
                 found[snapshot.name] = self.resident_of(manifest, counted)
         return found
 
-    def resident_of(self, manifest: Manifest, counted: dict[Digest, int] | None = None) -> int:
-        """Bytes in memory of one model. `counted`: bytes of blobs counted before; new ones are added."""
+    def resident_of(self, manifest: Manifest, counted: dict[str, int] | None = None) -> int:
+        """Bytes in memory of one model. `counted`: bytes of files counted before; new ones are added."""
         counted = {} if counted is None else counted
-        blobs = {f.blob for f in manifest.files}
-        for blob in blobs - counted.keys():
-            counted[blob] = resident(self._store.content.at(blob), self._store.content.reads)
-        return sum(counted[blob] for blob in blobs)
+        paths = self._store.copies.read_by_pods(manifest).keys()
+        for path in paths - counted.keys():
+            opening = partial(self._store.copies.opening, path)
+            counted[path] = resident(path, self._store.content.reads, opening)
+        return sum(counted[path] for path in paths)
 
     def _warm(self, snapshot: Snapshot, running: Warming) -> None:
         began = self._clock()
@@ -123,7 +124,7 @@ class Warms:
 
     def _check_space(self, snapshot: Snapshot) -> None:
         """Raises NoSpace when the missing bytes of the model do not fit into memory."""
-        counted: dict[Digest, int] = {}
+        counted: dict[str, int] = {}
         here = self.resident_of(self._store.manifests.of(snapshot), counted)
         missing = snapshot.size - here
         if not missing:
@@ -144,14 +145,15 @@ class Warms:
             )
 
     def _load(self, snapshot: Snapshot, running: Warming) -> None:
-        files = {f.blob: f for f in self._store.manifests.of(snapshot).files}.values()
-        steps = [(f.blob, step) for f in files for step in split(Extent(0, f.size), STEP_BYTES)]
+        files = self._store.copies.read_by_pods(self._store.manifests.of(snapshot))
+        steps = [(path, step) for path, size in files.items() for step in split(Extent(0, size), STEP_BYTES)]
 
-        def take(step: tuple[Digest, Extent]) -> None:
+        def take(step: tuple[str, Extent]) -> None:
             if self._stop.is_set():
                 raise Cancelled("the daemon stops")
-            blob, extent = step
-            loaded = load(self._store.content.path(blob), extent, self._store.content.reads)
+            path, extent = step
+            opening = partial(self._store.copies.opening, path)
+            loaded = load(path, extent, self._store.content.reads, opening)
             running.took(extent.size, loaded)
             self._metrics.warmed_bytes.inc(loaded)
 

@@ -8,6 +8,7 @@ import json
 import random
 import select
 import socket
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -114,6 +115,36 @@ def an_index_of_64_mib_of_nested_brackets(target: Target) -> None:
     files = {"model.safetensors.index.json": b"[" * size, "config.json": b"{}"}
     target.pull(target.origin.add_model("nested", files), "attack-nested")
     assert target.ended("attack-nested").status != 503
+
+
+@attack("costly-headers")
+def headers_of_weights_that_take_long_to_read(target: Target) -> None:
+    """The preflight of each pull reads them; so does the preflight of a ref, from the source."""
+    size = target.many(64 * MIB)
+    tensor = b'"%d": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},'
+    text = b"{" + b"".join(tensor % n for n in range(size // len(tensor)))
+    files = {
+        "nested.safetensors": size.to_bytes(8, "little") + b"[" * size,
+        "many.safetensors": len(text).to_bytes(8, "little") + text,
+        "items.gguf": b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60) + bytes(size // 10),
+        "model.onnx": b"graph",
+        "x" * 200 + ".onnx_data": b"data",
+    }
+    ref = target.origin.add_model("headers", files)
+    answer = target.ask("POST", "/v1/preflight", {"ref": ref, "seconds": 20}, token=TOKEN)
+    assert (answer.status, answer.document["level"]) == (200, "refused")
+    target.pull(ref, "attack-headers")
+    assert target.ended("attack-headers").status != 503
+
+
+@attack("slow-headers")
+def an_origin_that_never_ends_the_header_of_a_preflight(target: Target) -> None:
+    ref = target.origin.add_model(
+        "dripping", {"model.safetensors": bytes([200] * 2 + [0] * 6) + b" " * 51400}
+    )
+    target.origin.fault("/dripping/model.safetensors", Late(), methods=("GET",))
+    answer = target.ask("POST", "/v1/preflight", {"ref": ref, "seconds": 2}, token=TOKEN)
+    assert "not_examined" in [each["code"] for each in answer.document["findings"]]
 
 
 @dataclass(frozen=True)

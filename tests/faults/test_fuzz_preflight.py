@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import struct
 import tracemalloc
 from datetime import timedelta
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachd.model.finding import Finding, Level
+from cachd.policy.copies import copied
 from cachd.preflight.codes import Code
 from cachd.preflight.examine import Preflight
 from tests.faults.test_fuzz import cut_up, spoiled
@@ -159,3 +161,22 @@ def test_a_model_of_very_many_tensors_is_examined_up_to_a_limit() -> None:
     endless = b'{"w":{"shape":[' + b"[]," * 2_100_000
     found = looked_at({"m.safetensors": struct.pack("<Q", len(endless)) + endless})
     assert [each.code for each in found.notable if each.level is Level.warning][-1] == Code.not_examined
+
+
+ONNX_NAMES = st.lists(
+    st.text("aA.onx_dt/0\u0130\n", max_size=40)
+    | st.sampled_from(["m.onnx", "a/m.ONNX", "m.onnx_data", "weights.pb"]),
+    max_size=30,
+    unique=True,
+)
+
+
+@examples(150, slowest=SLOWEST)
+@given(names=ONNX_NAMES, length=st.sampled_from([0, 1, 4000]))
+def test_any_names_are_judged_soon_whether_to_copy_them(names: list[str], length: int) -> None:
+    """A file is copied only if it is listed, and a graph lies beside it."""
+    listed = [*names, "m.onnx" + "_data" * length, "m.onnx.data" + "1" * length]
+    chosen = copied(listed, None)
+    assert set(chosen) <= set(listed)
+    folders = {posixpath.dirname(name) for name in listed if name.lower().endswith(".onnx")}
+    assert {posixpath.dirname(name) for name in chosen} <= folders

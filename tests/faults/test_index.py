@@ -12,8 +12,8 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent.parent
 INDEX = Path(__file__).parent / "index"
-# Input, manifests, origins, trust, disks, kill points, clocks, crowds, evictions, Kubernetes: 142 rows.
-ROWS = {"A": 17, "B": 14, "C": 25, "D": 11, "E": 16, "F": 17, "G": 5, "H": 11, "I": 10, "J": 18}
+# Input, manifests, origins, trust, disks, kill points, clocks, crowds, evictions, Kubernetes: 145 rows.
+ROWS = {"A": 17, "B": 14, "C": 25, "D": 11, "E": 17, "F": 17, "G": 5, "H": 11, "I": 10, "J": 18}
 
 
 @cache

@@ -27,6 +27,12 @@ CHEAP = [
     (HUB, NO_NETWORK, "random uid"),
     (HUB, ONLINE, "random uid"),
 ]
+CONNECT = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname(), timeout=60)
+"""
+CONNECT_OUTSIDE = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
 PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
@@ -46,6 +52,12 @@ def test_a_client_loads_a_model_that_it_has_never_seen(
 ) -> None:
     if view in client.views:
         assert models.tried(client, sys.executable, view, network, user).failure == ""
+
+
+@needs("pods", "ip")
+def test_a_pod_without_a_network_has_a_loopback_for_its_own_server(models: Field) -> None:
+    assert run_in_pod(models.root, CONNECT, network=False).stderr == ""
+    assert "unreachable" in run_in_pod(models.root, CONNECT_OUTSIDE, network=False).stderr
 
 
 @needs("pods")

@@ -29,22 +29,21 @@ def main(arguments: list[str]) -> int:
     asked = _asked(arguments)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     clients = [client for client in ALL if _is_asked(client, asked.words)]
-    repos = {repo for client in clients for repo in (client.model, *client.needs)}
-    groups = {client.environment for client in clients} | {MAKERS[repo][1] for repo in repos - {TENSORS}}
+    groups = {name for client in clients for name in _environments(client)}
     installed = {name: environments.installed(name, asked.environments) for name in sorted(groups)}
     pythons = {name: python for name, python in installed.items() if python}
+    there = [client for client in clients if _environments(client) <= pythons.keys()]
+    repos = {repo for client in there for repo in (client.model, *client.needs)}
     with tempfile.TemporaryDirectory(prefix="conformance-") as root:
         Path(root).chmod(0o755)
         models = {repo: _made(repo, asked.environments / "models", pythons) for repo in sorted(repos)}
+        surprises: list[str] = []
         with field(Path(root), models) as ground:
-            there = [client for client in clients if client.environment in pythons]
-            surprises = [
-                line
-                for place in itertools.product(asked.users, asked.networks, VIEWS)
-                for client in there
-                if place[2] in client.views
-                for line in _tried(ground, client, pythons[client.environment], *place)
-            ]
+            for user, network, view in itertools.product(asked.users, asked.networks, asked.views):
+                for client in there:
+                    if view in client.views:
+                        python = pythons[client.environment]
+                        surprises += _tried(ground, client, python, user, network, view)
     render.renew()
     missing = [client.name for client in clients if client not in there]
     print("\n".join([*surprises, *(f"{name}: not installed" for name in missing)]) or "as documented")
@@ -56,6 +55,7 @@ def _asked(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("words", metavar="WORD", nargs="*", help="only clients whose name has one of these")
     parser.add_argument("--environments", type=Path, default=environments.place(), help="where they are")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="all by default")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS, help="all by default")
     parser.add_argument("--users", nargs="+", choices=USERS, default=[*USERS], help="all by default")
     asked = parser.parse_args(arguments)
     if not any(_is_asked(client, asked.words) for client in ALL):
@@ -65,6 +65,12 @@ def _asked(arguments: list[str]) -> argparse.Namespace:
 
 def _is_asked(client: Client, words: Sequence[str]) -> bool:
     return not words or any(word.lower() in client.name.lower() for word in words)
+
+
+def _environments(client: Client) -> set[str]:
+    """Those of the client and of the libraries that make its models."""
+    repos = {client.model, *client.needs} - {TENSORS}
+    return {client.environment, *(MAKERS[repo][1] for repo in repos)}
 
 
 def _made(repo: str, place: Path, pythons: Mapping[str, str]) -> dict[str, bytes | Path]:

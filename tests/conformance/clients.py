@@ -113,7 +113,14 @@ _OLD_HUBS = (
     ),
 )
 _OF_TORCH = (
-    Client("transformers 5", "torch", "transformers", TEXT, "transformers_text"),
+    Client(
+        "transformers 5",
+        "torch",
+        "transformers",
+        TEXT,
+        "transformers_text",
+        faults=_in((HUB,), (NO_NETWORK,), LISTS_TEMPLATES),
+    ),
     Client(
         "transformers 5, `trust_remote_code`", "torch", "transformers", OWN_CODE, "transformers_remote_code"
     ),

@@ -115,7 +115,8 @@ def _shown(client: Client, result: Result | None, place: tuple[str, str], notes:
     fault = client.faults.get(place)
     usual = max((cell.waited for cell in result.cells if cell.network == OFFLINE), default=0) if result else 0
     more = max(cell.waited for cell in cells) - usual  # the rest is for the network
-    text = "works" + (f", waits {more:.0f} s" if more > _LONG_SECONDS else "")
+    alone = f" as {cells[0].user}" if len(cells) < len(USERS) else ""
+    text = f"works{alone}" + (f", waits {more:.0f} s" if more > _LONG_SECONDS else "")
     if failed:
         users = "" if len(failed) == len(USERS) else f" as {failed[0].user}"
         text = f"fails{users}" if fault else f"**fails{users}**: {failed[0].failure}"

@@ -302,5 +302,6 @@ NEEDS = {
     "cgroup": Need("a memory limit, cgroup version 1", _tried_by_the_test),
     "users": Need("pods that run as another user", _users_lacking),
     "pods": Need("pods with a mount of their own", _pods_lacking, "util-linux"),
+    "ip": Need("a loopback in a pod without a network", lambda: _program_lacking("ip"), "iproute2"),
     "networks": Need("a network of a test's own", _networks_lacking, "util-linux"),
 }

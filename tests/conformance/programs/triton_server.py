@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytriton
@@ -73,7 +74,7 @@ words = [
 packages = os.path.dirname(place)
 env = {
     **os.environ,
-    "PYTHONPATH": packages,
+    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",  # whose packages the backend finds
     "LD_LIBRARY_PATH": os.path.join(packages, "nvidia_pytriton.libs"),
 }
 with open(os.path.join(scratch, "log"), "w+") as log:
@@ -85,9 +86,10 @@ with open(os.path.join(scratch, "log"), "w+") as log:
                 assert asked(port) == [2, 4]
                 break
             except OSError as error:
-                if started.poll() is not None or time.monotonic() > deadline:
+                answer = error.read() if isinstance(error, urllib.error.HTTPError) else ""
+                if answer or started.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    sys.exit(f"{error}; {' '.join(log.read().splitlines()[-3:])}")
+                    sys.exit(f"{error} {answer}; {' '.join(log.read().splitlines()[-3:])}")
                 time.sleep(0.2)
     finally:
         os.killpg(started.pid, signal.SIGKILL)

@@ -61,6 +61,14 @@ def document(path: str | Path, *, at_most: int = STATE_BYTES) -> Any:
     return json.loads(content(path, at_most=at_most))
 
 
+def is_regular(path: Path) -> bool:
+    """Whether `path` is a regular file. A symbolic link is not followed, and is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def check_regular(status: os.stat_result) -> None:
     """Raises OSError for a directory, a pipe or a device."""
     if not stat.S_ISREG(status.st_mode):

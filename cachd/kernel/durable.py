@@ -395,11 +395,3 @@ def remove_tree(path: Path) -> None:
                 with suppress(FileNotFoundError):
                     os.unlink(entry.path)
         os.rmdir(path)
-
-
-def is_regular(path: Path) -> bool:
-    """Whether `path` is a regular file. A symbolic link is not followed, and is none."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False

@@ -77,12 +77,8 @@ EARLIER_NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The paths of one root.
-
-    `work`: the directory of ingest/, staging/ and trash/, relative to the root. A process that writes to a
-    shared volume has one of its own.
-    """
+class _WorkLayout:
+    """The paths at which only the process that writes to a root works. Files are renamed from there."""
 
     root: Path
     work: str = PRIVATE_DIRECTORY
@@ -91,6 +87,50 @@ class Layout:
     def is_shared(self) -> bool:
         """Whether other nodes may write to the root after this process."""
         return self.work != PRIVATE_DIRECTORY
+
+    @property
+    def ingests(self) -> Path:
+        """The directory of partial downloads."""
+        return self.root / self.work / "ingest"
+
+    @property
+    def staging(self) -> Path:
+        """The directory of what is being built; emptied at each start."""
+        return self.root / self.work / "staging"
+
+    @property
+    def trash(self) -> Path:
+        """The directory of what is being deleted; emptied at each start."""
+        return self.root / self.work / "trash"
+
+    def ingest(self, digest: Digest, size: int) -> Path:
+        """The directory of the partial download of a blob, which a source says to have this size.
+
+        Another source may state another size for the same digest. One of the two lies, and may do no harm to
+        what the other one sends.
+        """
+        return Path(self.ingest_at(digest, size))
+
+    def ingests_of(self, digest: Digest) -> list[Path]:
+        """The directories of all partial downloads of a blob."""
+        return list(self.ingests.glob(f"{digest.algorithm}-{digest.hex}-*"))
+
+    def ingest_at(self, digest: Digest, size: int) -> str:
+        """`ingest` as text."""
+        return f"{self.root}/{self.work}/ingest/{digest.algorithm}-{digest.hex}-{size}"
+
+    def staged_blob_at(self, digest: Digest) -> str:
+        """Where a small blob is written before it gets its name; text."""
+        return f"{self.root}/{self.work}/staging/{digest.algorithm}-{digest.hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(_WorkLayout):
+    """The paths of one root.
+
+    `work`: the directory of ingest/, staging/ and trash/, relative to the root. A process that writes to a
+    shared volume has one of its own.
+    """
 
     @property
     def format(self) -> Path:
@@ -113,11 +153,6 @@ class Layout:
         return self.root / ".cachd/blobs"
 
     @property
-    def ingests(self) -> Path:
-        """The directory of partial downloads."""
-        return self.root / self.work / "ingest"
-
-    @property
     def damaged_blobs(self) -> Path:
         """The directory of blobs with wrong bytes."""
         return self.root / ".cachd/damaged"
@@ -126,16 +161,6 @@ class Layout:
     def manifests(self) -> Path:
         """The directory of recorded manifests."""
         return self.root / ".cachd/manifests"
-
-    @property
-    def staging(self) -> Path:
-        """The directory of what is being built; emptied at each start."""
-        return self.root / self.work / "staging"
-
-    @property
-    def trash(self) -> Path:
-        """The directory of what is being deleted; emptied at each start."""
-        return self.root / self.work / "trash"
 
     @property
     def nodes(self) -> Path:
@@ -212,14 +237,6 @@ class Layout:
         """`blob` as text."""
         return f"{self.root}/.cachd/blobs/{digest.algorithm}/{digest.hex}"
 
-    def staged_blob_at(self, digest: Digest) -> str:
-        """Where a small blob is written before it gets its name; text."""
-        return f"{self.root}/{self.work}/staging/{digest.algorithm}-{digest.hex}"
-
-    def ingest_at(self, digest: Digest, size: int) -> str:
-        """`ingest` as text."""
-        return f"{self.root}/{self.work}/ingest/{digest.algorithm}-{digest.hex}-{size}"
-
     def streamed(self, digest: Digest, size: int) -> Path:
         """Remembers which attempt at a blob readers got bytes of before it was verified."""
         return self.root / f".cachd/streamed/{digest.algorithm}-{digest.hex}-{size}"
@@ -227,18 +244,6 @@ class Layout:
     def damaged(self, digest: Digest) -> Path:
         """Where the damaged copy of a blob waits for its repair."""
         return self.damaged_blobs / f"{digest.algorithm}-{digest.hex}"
-
-    def ingest(self, digest: Digest, size: int) -> Path:
-        """The directory of the partial download of a blob, which a source says to have this size.
-
-        Another source may state another size for the same digest. One of the two lies, and may do no harm to
-        what the other one sends.
-        """
-        return Path(self.ingest_at(digest, size))
-
-    def ingests_of(self, digest: Digest) -> list[Path]:
-        """The directories of all partial downloads of a blob."""
-        return list(self.ingests.glob(f"{digest.algorithm}-{digest.hex}-*"))
 
     @property
     def copies(self) -> Path:

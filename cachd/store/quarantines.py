@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import structlog
 
+from cachd import files
 from cachd.errors import CachdError, DiskFailed, Leased
 from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
@@ -172,7 +173,7 @@ class Quarantines:
         link = layout.model(name)
         if not (link.is_symlink() and str(link.readlink()) == f".trees/{manifest.id}"):
             return f"models/{name} is not a link to its snapshot"
-        if not durable.is_regular(layout.ready_file(name)):
+        if not files.is_regular(layout.ready_file(name)):
             return f"ready/{name}.json is gone"
         with suppress(Leased):  # unreadable for now; the next check reads it
             if not catalog.is_ready_file_of(layout.ready_file(name), snapshot):

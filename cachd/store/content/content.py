@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from cachd import files
 from cachd.errors import Leased, Unavailable
 from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest
@@ -87,7 +88,7 @@ class ContentStore(Blobs):
         ingest = Ingest(self.layout.ingest(file.blob, file.size), file, check, self.offers.of(file))
         self.owners.add(ingest.directory, self.claims.names(file.blob))
         damaged = self.damaged.path(file.blob)
-        if self.damaged.has(file.blob) and durable.is_regular(damaged):
+        if self.damaged.has(file.blob) and files.is_regular(damaged):
             try:
                 with durable.disk_errors(damaged), suppress(FileNotFoundError):  # not needed any more
                     ingest.salvage(damaged)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from cachd import files
 from cachd.kernel import durable
 from cachd.kernel.leases import is_open
 from cachd.model import Digest
@@ -37,7 +38,7 @@ class Trash:
             with durable.disk_errors(path):
                 if path.is_dir() and not path.is_symlink():
                     durable.remove_tree(path)
-                elif durable.is_regular(path) and is_open([path]):
+                elif files.is_regular(path) and is_open([path]):
                     log.info("deleted file still open", file=path.name, held_bytes=size)
                     continue
                 else:

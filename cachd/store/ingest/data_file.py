@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from cachd import files
 from cachd.errors import DiskFailed
 from cachd.kernel import durable
 from cachd.kernel.content_time import content_time
@@ -30,7 +31,7 @@ class DataFile:
     def __init__(self, directory: Path, check: Callable[[], None]) -> None:
         self._directory, self._check = directory, check
         self.path = directory / "data"
-        if durable.is_regular(self.path):
+        if files.is_regular(self.path):
             os.chmod(self.path, 0o600)  # read-only if the daemon crashed between seal and rename
         self._fd = durable.open_file(self.path, os.O_RDWR | os.O_CREAT)
 

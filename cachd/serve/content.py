@@ -22,7 +22,7 @@ from cachd.store.content import ContentStore
 from cachd.store.ingest import Offer
 from cachd.transfer.request import Pull
 
-_LOOK_SECONDS = 0.5  # how often the state of the pull, of the client and of the daemon is looked at
+_CHECK_SECONDS = 0.5  # how often the pull, the client and the daemon are checked
 _STALL_SECONDS = 3600.0  # without a new byte
 
 
@@ -99,7 +99,7 @@ class ArrivingBody:
                 continue
             self._check_pull(at, self.clock() - since)
             is_hastened = is_hastened or self.hasten(self.file)
-            changes = self.offer.wait(changes, _LOOK_SECONDS)
+            changes = self.offer.wait(changes, _CHECK_SECONDS)
 
     def _send_some(self, sink: Sink, at: int) -> int:
         """Send what may be sent now from `at` on. Returns the number of bytes. Raises Aborted."""

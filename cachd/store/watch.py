@@ -3,7 +3,8 @@
     change   somebody deleted, moved, replaced, wrote or chmod-ed something. An event only says where, and
              cachd's own changes cause events, too. So upkeep/presence.py checks the snapshots there
     open     somebody opened a file of a snapshot, through any mount, so the snapshot is in use. cachd itself
-             opens blobs only by their paths below .cachd/blobs, and never a file in a view
+             opens blobs only by their paths below .cachd/blobs. Only for a client of the Hub endpoint, which
+             uses the snapshot, it opens a file in a view
 
 Each kind has its own inotify queue. A pod can flood the queue of opens, but it cannot change anything
 through its read-only mount.

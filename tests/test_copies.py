@@ -343,6 +343,23 @@ def test_a_model_that_was_published_with_links_gets_copies_when_they_are_asked_f
     assert store.copies.lacking(manifest) == 0
 
 
+def test_copies_of_one_name_in_several_folders_are_known_apart(
+    next_life: Callable[[], DiskStore], root: Path
+) -> None:
+    files = {
+        "m.onnx_data": noise(5000, 1),
+        "x/m.onnx_data": noise(5000, 2),
+        "x/x/m.onnx_data": noise(5000, 1),
+    }
+    manifest = replace(manifest_of(files), copied=tuple(files))
+    for _ in range(3):
+        store = next_life()
+        publish(store, manifest, files=files)
+        assert store.copies.lacking(manifest) == 0
+        assert len(store.copies.of(manifest.id)) == 6
+        assert digests(root / "models/m") == shown(files)
+
+
 def test_a_rollback_shows_copies_again(root: Path) -> None:
     newer = FILES | {DATA: noise(300_000, 8)}
     with DiskStore(root, keep_previous=1) as store:

@@ -1,6 +1,6 @@
 """Keeps the files of the views that are copies of their blobs, because a client refuses several hard links.
 
-    .cachd/copies/<manifest>/places.json        each copy in the views: its path below the root, and its blob
+    .cachd/copies/<manifest>/places.json        the directories that show the snapshot, and the copies there
     .cachd/copies/<manifest>/<algorithm>-<hex>  a hard link to the blob, which the snapshot needs as before
 
 A copy is made in staging, synced, verified by its digest and then renamed into the view. A pull makes its
@@ -25,6 +25,7 @@ from pathlib import Path
 import structlog
 
 from cachd.errors import CachdError, Corrupt
+from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.kernel.clones import can_clone, clone
 from cachd.kernel.leases import is_open
@@ -61,7 +62,9 @@ class Copies:
         self._lock = threading.Lock()
         self._staged: dict[Digest, list[str]] = defaultdict(list)
         self._count = 0
-        self._places: dict[str, Mapping[str, Digest]] = dict(self._read())
+        self._tops: dict[str, list[str]] = {}
+        self._places: dict[str, Mapping[str, Digest]] = {}
+        self._read()
         self.shares_blocks = can_clone(layout.staging / "clone")
 
     # --- asking ---
@@ -85,7 +88,7 @@ class Copies:
         """Bytes of disk that the copies of a manifest still need. Both views count."""
         if self.shares_blocks or not manifest.copied:
             return 0
-        tops = self._tops(manifest)
+        tops = self._tops.get(manifest.id, [])
         unknown = max(_VIEWS - len(tops), 0)
         return sum(f.size * (unknown + self._count_missing(f, tops)) for f in _copied(manifest))
 
@@ -189,12 +192,11 @@ class Copies:
         for blob in {file.blob for file in files}:
             link = directory / _name(blob)
             durable.link(self._content.at(blob), link, beside=self._layout.staging / "link")
-        tops = sorted({*_shown_in(self._layout, manifest, folder), *self._tops(manifest)})
-        places = {f"{top}/{file.path}": file.blob for top in tops for file in files}
-        root = f"{self._layout.root}/"
-        document = {place.removeprefix(root): str(blob) for place, blob in places.items()}
+        tops = sorted({*_shown_in(self._layout, manifest, folder), *self._tops.get(manifest.id, [])})
+        shown = [top.removeprefix(f"{self._layout.root}/") for top in tops]
+        document = {"shown": shown, "files": {file.path: str(file.blob) for file in files}}
         durable.write_file(directory / "places.json", json.dumps(document).encode())
-        self._places[manifest.id] = places
+        self._know(manifest.id, tops, {file.path: file.blob for file in files})
 
     def forget_blob(self, manifest: str, blob: Digest) -> None:
         """Remove the snapshot's link to a damaged blob. The next `record` links to the repaired one."""
@@ -216,7 +218,7 @@ class Copies:
                 durable.take_away(Path(place), trash)
             trashed[trash] = 0 if self.shares_blocks else size
         durable.remove_tree(self._layout.copies_of(manifest))
-        self._places.pop(manifest, None)
+        self._forget(manifest)
         return trashed
 
     def settle(self, recorded: Collection[str]) -> None:
@@ -224,25 +226,28 @@ class Copies:
         for each in os.listdir(self._layout.copies):
             if each not in recorded:
                 durable.remove_tree(self._layout.copies_of(each))
-                self._places.pop(each, None)
+                self._forget(each)
 
     # --- private ---
 
-    def _read(self) -> Iterator[tuple[str, Mapping[str, Digest]]]:
+    def _read(self) -> None:
         for each in os.listdir(self._layout.copies):
             try:
                 found = durable.read_document(self._layout.copies_of(each) / "places.json")
-                root = self._layout.root
-                yield each, {f"{root}/{place}": Digest.parse(str(blob)) for place, blob in found.items()}
+                blobs = {path: Digest.parse(str(blob)) for path, blob in found["files"].items()}
+                self._know(each, [f"{self._layout.root}/{top}" for top in found["shown"]], blobs)
             except FileNotFoundError:  # a crash came before the first copy
                 continue
-            except (CachdError, OSError, ValueError, AttributeError, RecursionError) as error:
+            except (CachdError, *UNREADABLE) as error:
                 log.warning("list of copies unreadable", manifest=each, reason=repr(error))
 
-    def _tops(self, manifest: Manifest) -> set[str]:
-        """The directories in which the copies of a snapshot were recorded."""
-        places, files = self.of(manifest.id), _copied(manifest)
-        return {p[: -len(f.path) - 1] for f in files[:1] for p in places if p.endswith(f"/{f.path}")}
+    def _know(self, manifest: str, tops: list[str], blobs: Mapping[str, Digest]) -> None:
+        self._tops[manifest] = tops
+        self._places[manifest] = {f"{top}/{path}": blob for top in tops for path, blob in blobs.items()}
+
+    def _forget(self, manifest: str) -> None:
+        self._tops.pop(manifest, None)
+        self._places.pop(manifest, None)
 
     def _count_missing(self, file: File, tops: Iterable[str]) -> int:
         return sum(not self.is_intact(file, f"{top}/{file.path}") for top in tops)
@@ -257,7 +262,7 @@ class Copies:
             with durable.disk_errors(path), self._content.reads.reading():
                 is_clone = self.shares_blocks and clone(blob, path)
             if not is_clone:
-                self._fill(file, path, pay)
+                _fill(self._content, file, path, pay)
                 wrong = self._verified(file, Path(path), lambda _: None, nullcontext)
                 if wrong:
                     raise Corrupt(
@@ -269,20 +274,6 @@ class Copies:
             raise
         return path
 
-    def _fill(self, file: File, path: str, pay: Pay) -> None:
-        """Copy the bytes of a blob to a new file, and make it durable with the blob's mode and time."""
-        with durable.disk_errors(path), durable.new_file(path) as fd:
-            start = 0
-            while start < file.size:
-                count = min(_STEP_BYTES, file.size - start)
-                with pay(count):
-                    durable.preallocate(fd, start, count)
-                with self._content.reads.reading(), self._content.opened(file) as opened:
-                    opened.seek(start)
-                    durable.write_at(fd, memoryview(opened.read(count)), start)
-                start += count
-            durable.seal(fd, int(os.lstat(self._content.at(file.blob)).st_mtime))
-
     def _verified(
         self,
         file: File,
@@ -292,6 +283,21 @@ class Copies:
     ) -> str | None:
         parts = parts_of(self._content.path(file.blob))
         return verify_blob(path, file, self._content.reads, took, parts=parts, opening=opening)
+
+
+def _fill(content: ContentStore, file: File, path: str, pay: Pay) -> None:
+    """Copy the bytes of a blob to a new file, and make it durable with the blob's mode and time."""
+    with durable.disk_errors(path), durable.new_file(path) as fd:
+        start = 0
+        while start < file.size:
+            count = min(_STEP_BYTES, file.size - start)
+            with pay(count):
+                durable.preallocate(fd, start, count)
+            with content.reads.reading(), content.opened(file) as opened:
+                opened.seek(start)
+                durable.write_at(fd, memoryview(opened.read(count)), start)
+            start += count
+        durable.seal(fd, int(os.lstat(content.at(file.blob)).st_mtime))
 
 
 def _copied(manifest: Manifest) -> list[File]:

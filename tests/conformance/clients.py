@@ -77,7 +77,7 @@ LISTS_TEMPLATES = Fault(
     fails=False,
 )
 ASKS_FOR_WEIGHTS = Fault(
-    "asks the Hub whether an adapter has weights (`file_exists`), and fails without an answer; set HF_HUB_OFFLINE=1",
+    "asks the Hub whether an adapter has weights, and fails without an answer; set HF_HUB_OFFLINE=1",
     "https://github.com/huggingface/peft/issues/1452",
 )
 COMPARES_BASES = Fault(

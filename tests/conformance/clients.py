@@ -59,7 +59,7 @@ def _in(views: tuple[str, ...], networks: tuple[str, ...], fault: Fault) -> dict
 
 
 WRITES_REFS = Fault(
-    "`snapshot_download` writes `refs/main` again, which is read-only",
+    "`snapshot_download` writes `refs/main` again, which is read-only; set HF_HUB_OFFLINE=1",
     "https://github.com/huggingface/huggingface_hub/issues/2797",
 )
 WARNS_OF_TAG = Fault(
@@ -75,6 +75,10 @@ LISTS_TEMPLATES = Fault(
     "asks again and again for the list of chat templates",
     "https://github.com/huggingface/transformers/issues/39873",
     fails=False,
+)
+ASKS_FOR_WEIGHTS = Fault(
+    "asks the Hub whether an adapter has weights, and fails without an answer; set HF_HUB_OFFLINE=1",
+    "https://github.com/huggingface/peft/issues/1452",
 )
 COMPARES_BASES = Fault(
     "compares the base model that the adapter names with the path of the model, so the adapter is not found",
@@ -126,7 +130,15 @@ _OF_TORCH = (
     ),
     Client("sentence-transformers", "torch", "sentence-transformers", EMBEDDINGS, "sentence_transformers"),
     Client("diffusers", "torch", "diffusers", PIPELINE, "diffusers_pipeline"),
-    Client("peft", "torch", "peft", ADAPTER, "peft_adapter", needs=(TEXT,)),
+    Client(
+        "peft",
+        "torch",
+        "peft",
+        ADAPTER,
+        "peft_adapter",
+        needs=(TEXT,),
+        faults=_in((HUB,), (NO_NETWORK,), ASKS_FOR_WEIGHTS),
+    ),
 )
 _OF_ONNX = (
     Client(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conformance.clients import ALL, NETWORKS, NOT_TRIED, OFFLINE, VIEWS, Client, Fault
+from tests.conformance.clients import ALL, HUB, NETWORKS, NO_NETWORK, NOT_TRIED, OFFLINE, VIEWS, Client, Fault
 
 FILE = Path(__file__).parent.parent.parent / "docs/conformance.json"
 USERS = {"random uid": 12345, "root": 0}
@@ -87,7 +87,9 @@ def undocumented(client: Client, cells: Iterable[Cell]) -> Iterator[str]:
 
 def table() -> str:
     """The results in Markdown: a row for each client, a column for each view and network, and notes."""
-    known, notes = read(), list(dict.fromkeys(f for c in ALL for f in c.faults.values()))
+    known = read()
+    tried = [(c, (cell.view, cell.network)) for c in ALL if c.name in known for cell in known[c.name].cells]
+    notes = list(dict.fromkeys(c.faults[place] for c, place in tried if place in c.faults))
     columns = [(view, network) for view in VIEWS for network in NETWORKS]
     lines = [
         "| Client | Version | " + " | ".join(f"{view}, {network}" for view, network in columns) + " |",
@@ -100,8 +102,8 @@ def table() -> str:
     days = sorted(result.day for result in known.values()) or ["never"]
     shown = [f"{number}. {note.text} ([report]({note.issue}))" for number, note in enumerate(notes, 1)]
     missing = "; ".join(f"{name}: {reason}" for name, reason in NOT_TRIED.items())
-    tried = f"Tried from {days[0]} to {days[-1]}." if days[0] != days[-1] else f"Tried on {days[0]}."
-    return "\n".join([*lines, "", *shown, "", f"{tried} Not tried: {missing}."])
+    when = f"Tried from {days[0]} to {days[-1]}." if days[0] != days[-1] else f"Tried on {days[0]}."
+    return "\n".join([*lines, "", *shown, "", f"{when} Not tried: {missing}."])
 
 
 def _shown(client: Client, result: Result | None, place: tuple[str, str], notes: list[Fault]) -> str:
@@ -115,8 +117,9 @@ def _shown(client: Client, result: Result | None, place: tuple[str, str], notes:
     fault = client.faults.get(place)
     usual = max((cell.waited for cell in result.cells if cell.network == OFFLINE), default=0) if result else 0
     more = max(cell.waited for cell in cells) - usual  # the rest is for the network
+    is_long = place == (HUB, NO_NETWORK) and more > _LONG_SECONDS
     alone = f" as {cells[0].user}" if len(cells) < len(USERS) else ""
-    text = f"works{alone}" + (f", waits {more:.0f} s" if more > _LONG_SECONDS else "")
+    text = f"works{alone}" + (f", waits {more:.0f} s" if is_long else "")
     if failed:
         users = "" if len(failed) == len(USERS) else f" as {failed[0].user}"
         text = f"fails{users}" if fault else f"**fails{users}**: {failed[0].failure}"

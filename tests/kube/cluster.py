@@ -134,6 +134,10 @@ class Cluster:
             f"the pods of {selector} are gone",
         )
 
+    def node_ready(self) -> None:
+        """Wait until the kubelet has registered the node, and it is Ready."""
+        until(lambda: any(map(is_ready, self.get("nodes")["items"])), "the node is Ready")
+
     def succeeded(self, name: str, namespace: str = "default") -> None:
         """Wait until a pod has ended. Raises RuntimeError with its log if it failed."""
 

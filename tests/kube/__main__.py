@@ -77,6 +77,8 @@ def inside(place: Path, names: list[str], log: Path) -> int:
         with NodeHub() as hub:
             supply(hub, place / "models")
             cluster = Cluster(place, plane, worker, hub, write)
+            cluster.node_ready()
+            tell(f"the node is Ready after {time.monotonic() - begun:.1f} s")
             for name in names:
                 tell(name)
                 verdicts.append(tried(CASES[name], cluster))

@@ -100,10 +100,22 @@ class Cluster:
         return ended
 
     def get(self, *words: str) -> Any:
-        """What `kubectl get WORDS -o json` gives."""
+        """What `kubectl get WORDS -o json` gives. Raises LookupError if the object is not there.
+
+        It asks again while the API server gives no answer in time, as on a busy machine.
+        """
         command = ["kubectl", "--kubeconfig", str(self.plane.kubeconfig), "get", *words, "-o", "json"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True)
-        return json.loads(ended.stdout)
+
+        def answer() -> Any:
+            ended = subprocess.run(command, capture_output=True, text=True)
+            if "(NotFound)" in ended.stderr:
+                raise LookupError(ended.stderr)
+            if ended.returncode:
+                self.log(f"kubectl get {' '.join(words)}: {ended.stderr}")
+                return None
+            return json.loads(ended.stdout)
+
+        return until(answer, f"the API server answers: get {' '.join(words)}")
 
     def pods(self, selector: str = DAEMONS, namespace: str = NAMESPACE) -> list[Object]:
         """Those that are not being deleted."""
@@ -133,6 +145,10 @@ class Cluster:
             lambda: not self.get("pods", "-n", namespace, "-l", selector)["items"],
             f"the pods of {selector} are gone",
         )
+
+    def node_ready(self) -> None:
+        """Wait until the kubelet has registered the node, and it is Ready."""
+        until(lambda: any(map(is_ready, self.get("nodes")["items"])), "the node is Ready")
 
     def succeeded(self, name: str, namespace: str = "default") -> None:
         """Wait until a pod has ended. Raises RuntimeError with its log if it failed."""

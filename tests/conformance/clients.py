@@ -67,10 +67,6 @@ WARNS_OF_TAG = Fault(
     "https://github.com/huggingface/huggingface_hub/pull/4036",
     fails=False,
 )
-HARD_LINKS = Fault(
-    "refuses external data that has more than one hard link",
-    "https://github.com/onnx/onnx/pull/7717",
-)
 LISTS_TEMPLATES = Fault(
     "asks again and again for the list of chat templates",
     "https://github.com/huggingface/transformers/issues/39873",
@@ -147,7 +143,6 @@ _OF_ONNX = (
         "onnx",
         ONNX,
         "onnx_check",
-        faults=_in(VIEWS, NETWORKS, HARD_LINKS),
     ),
     Client("ONNX Runtime", "onnx", "onnxruntime", ONNX, "onnx_runtime"),
 )

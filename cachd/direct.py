@@ -68,7 +68,7 @@ def pull_here(
     configure_logs(
         options.log_level if "log_level" in options.model_fields_set else usual, options.log_format
     )
-    asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin, began=time.monotonic())
+    asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin)
     with bound_contextvars(who="cachd:direct"), progress_bars() as update:
         root = place_of(options)
         if not (volume := shared_volume(options, root, counts_fuse=True)):
@@ -86,18 +86,19 @@ def pull_here(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What the command asks for. `seconds`: how long it may take since `began` (monotonic)."""
+    """What the command asks for. `seconds`: how long it may take from now on."""
 
     spec: ModelSpec = field(kw_only=False)
     seconds: float = field(kw_only=False)
     refresh: bool
     replace: bool
     pin: bool
-    began: float
+    clock: Callable[[], float] = time.monotonic
+    began: float = field(default_factory=time.monotonic)
 
     def check_time(self, done: int, total: int) -> None:
         """Raises WaitTimeout when `seconds` have passed."""
-        if time.monotonic() - self.began > self.seconds:
+        if self.clock() - self.began > self.seconds:
             raise WaitTimeout(
                 f"{self.spec.name}: {size_text(done)} of {size_text(total)} are here"
                 f" after {duration_text(self.seconds)}",
@@ -161,7 +162,7 @@ class _Shown:
         is_same = waited.writer.name == spec.name
         state = waited.state if is_same else "waiting"
         self._update(Status(spec.name, state, waited.done, waited.total, waited.rate, reason=by))
-        now = Seen(time.monotonic(), f"{waited.writer.number} {state}", None, waited.done, waited.total)
+        now = Seen(self._asked.clock(), f"{waited.writer.number} {state}", None, waited.done, waited.total)
         if self._logged is None or (now.at >= self._logged.at + 1 and now.deserves_a_line(self._logged)):
             self._logged = now
             log.info(

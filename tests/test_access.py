@@ -204,6 +204,8 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
         "include",
         "exclude",
         "weights",
+        "copy",
+        "formats",
         "hub_id",
         "pin",
         "priority",

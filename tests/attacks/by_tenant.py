@@ -302,7 +302,8 @@ def a_bucket_that_only_the_role_of_the_machine_reads(target: Target) -> None:
 
 # --- tokens ---
 
-NAMED_IN_BODY = (("POST", "/v1/models"), ("POST", "/v1/resolve"))  # what a token that may pull may ask
+# What a token that may pull may ask.
+NAMED_IN_BODY = (("POST", "/v1/models"), ("POST", "/v1/resolve"), ("POST", "/v1/preflight"))
 MAY_WRITE = {"read": (), "lease": ("leases", "{lease}"), "pull": ("leases", "{lease}", "warm", "verify")}
 
 
